@@ -26,7 +26,7 @@ from agents.channel import BatchChannel, register
 from agents.keeper import Identity, Keeper
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
-from agents.partitions import Environment, Shared
+from agents.partitions import Environment, WorkerResources
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
@@ -36,7 +36,7 @@ from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
-from pipeline.kafka.cluster import Identities, group_protocol, topic_identities
+from pipeline.kafka.cluster import ClusterIdentities, group_protocol, topic_identities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.transactions import Stopped, end_unfinished
@@ -107,9 +107,9 @@ class FraudApp(faust.App):  # type: ignore[misc]
             sentence = explained(exc)
             # The text of an error of the program may hold what is in a record.
             where = "" if sentence is not None else "\n" + "".join(traceback.format_tb(exc.__traceback__))
-            told = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
-            log.critical("agent %s cannot go on: %s%s", agent.name, told, where)
-            # That is told. Faust would tell it again for every service that ends with the agent.
+            reasons = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
+            log.critical("agent %s cannot go on: %s%s", agent.name, reasons, where)
+            # That is logged. Faust would log it again for every service that ends with the agent.
             silence_faust()
         await self.crash(exc)
 
@@ -135,7 +135,7 @@ class WorkerContext:
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
         self._published_rates: PublishedRates
-        self._identities: Identities
+        self._identities: ClusterIdentities
         self._group_protocol: GroupProtocol = "consumer"
         self._undecided: UndecidedWatch
         self._places: dict[str, Path] = {}
@@ -152,7 +152,7 @@ class WorkerContext:
             settings = self._settings
             Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
-            self._rates = fitting(rates_content, settings)  # an unfit table is told here, not by an agent that fails
+            self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
                 place = self._stack.enter_context(
                     StatePlace(settings.data_dir, settings.topic(settings.instance), name)
@@ -206,7 +206,7 @@ class WorkerContext:
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
-        shared = Shared(self._rates, self._published_rates, self._models)
+        shared = WorkerResources(self._rates, self._published_rates, self._models)
         partitions: Partitions = resolve_name(spec.partitions).create(self._environment(spec, quarantines), shared)
         return partitions
 
@@ -303,7 +303,7 @@ class WorkerContext:
 
 
 def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
-    """What the agent's state is a function of: its inputs, and the order of several."""
+    """Return the topics that rebuild the agent's state: its inputs, and the order of several."""
     return (*spec.reads, PROGRESS) if has_order(spec.reads) else spec.reads
 
 

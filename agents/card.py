@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import Result
@@ -35,23 +35,23 @@ class CardPartitions(KernelPartitions[CardPartition]):
         compile_kernels(_options(settings, rates))
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's card agent."""
         cls.prepare(environment.settings, shared.rates)
         return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn also by which rate tables others have judged."""
+        """Learn also the rate tables that others have used."""
         super().assigning(waiting)
         self._rates.refresh(waiting)
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
         """The card kernel of one partition."""
         del partition
         return CardPartition(self._options, place.storage, place.store, loaded)
 
     def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let committed records enter the state as they were judged."""
+        """Let committed records enter the state as they were processed."""
         options = None
         if isinstance(rules, CardRules):
             options = self._options.under(rules, self._rates.table(rules.rates_version, rules.rates_digest))

@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 LAG_INTERVAL_S: Final = 1.0
 STATUS_INTERVAL_S: Final = 60.0
-"""Time between two log lines that tell what an agent did."""
+"""Time between two log lines that report what an agent did."""
 DEAD_LETTERS_INTERVAL_S: Final = 60.0
-"""Time for which dead letters of one code are not told again; the line after it has their number."""
+"""Time for which dead letters of one code are not logged again; the line after it has their number."""
 
 
 class Counts:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import STORE, Environment, KernelPartitions, Place, Shared, by_partition
+from agents.partitions import STORE, Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
@@ -26,13 +26,13 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         self._segments: dict[int, FileSegments] = {}
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's feedback agent."""
         del shared
         settings = environment.settings
         return cls(environment, feedback_options(settings, settings.topic_prefix))
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> FeedbackPartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""
         self._segments[partition] = segments = FileSegments(place.directory / "segments", place.directory / STORE)
         return FeedbackPartition(self._options, place.store, loaded, segments)
@@ -49,7 +49,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         return entries + segments.rows(), size_bytes + segments.size_bytes()
 
     def fold_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let committed records enter the state as they were judged; nothing is written."""
+        """Let committed records enter the state as they were processed; nothing is written."""
         state.process(records, None, self._options.under(rules) if isinstance(rules, FeedbackRules) else None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:

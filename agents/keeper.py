@@ -28,11 +28,11 @@ DUTY: Final = 10
 
 
 class Identity(NamedTuple):
-    """What a snapshot must share with whoever loads it."""
+    """The identity that a snapshot must share with whoever loads it."""
 
     cluster_id: str
     topic_ids: Mapping[str, str]
-    """Of the topics that its state is folded from, by name without prefix."""
+    """Ids of the topics that its state is replayed from, by name without prefix."""
     partition_count: int
     kernel: str
 
@@ -55,7 +55,7 @@ class Keeper:
         self._left: list[Future[float | None]] = []
         """Being written, of partitions that are held no more."""
         self._incomplete: set[int] = set()
-        """What changed in these was dumped, and not saved."""
+        """Partitions whose changes were dumped, and not saved."""
         self._due_s: dict[int, float] = {}
         self._saved: dict[int, dict[str, int]] = {}
         self._writers: dict[int, SnapshotWriter] = {}
@@ -178,7 +178,7 @@ class Keeper:
             self._due_s[number] = time.monotonic() + max(self._settings.snapshot_interval_s, DUTY * seconds)
 
     def _failed(self, number: int, error: SnapshotError) -> None:
-        """Told and counted, from either thread: a snapshot only shortens a fold, and the next is tried in its time."""
+        """Log and count it, from either thread: a snapshot only shortens a replay; the next is tried in its time."""
         log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
         self._metrics.snapshot_failed(self._agent)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import Environment, Shared
+from agents.partitions import Environment, WorkerResources
 from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.results import Result
 from pipeline.kafka.handler import Stateless
@@ -26,7 +26,7 @@ class LabelPartitions(Stateless):
         """Load nothing."""
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's label agent."""
         del shared
         return cls(environment, label_options(environment.settings))

@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Final, Self
 
 from agents.online import OnlineModels
-from agents.partitions import Environment, Shared
+from agents.partitions import Environment, WorkerResources
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
 from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
 from pipeline.models.active import ModelSubscriber
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
 from schemas.messages import Rules
@@ -24,7 +24,7 @@ NewLearner = Callable[[RiverModel | None], RiverLearner]
 """Returns a learner that goes on from a published model, or an untrained one."""
 KeepState = Callable[[RiverModel], None]
 """Puts where every worker finds it what a version's record only names."""
-ReportFigures = Callable[[Mapping[str, Figures]], None]
+ReportFigures = Callable[[Mapping[str, ScoreMeasures]], None]
 """Shows how well each model did before it learned; without figures, nothing any more."""
 FIGURES_INTERVAL_S: Final = 10.0
 
@@ -56,7 +56,7 @@ class LearnPartitions:
         """Load nothing."""
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the learner of a worker's learn agent."""
         online, models = OnlineModels(environment.settings), shared.models(environment.agent)
         interval_s = environment.settings.river_publish_interval_s
@@ -71,7 +71,7 @@ class LearnPartitions:
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored:
-        """Start from the published version: the fold is of the committed examples that it does not have."""
+        """Start from the published version: the replay is of the committed examples that it does not have."""
         del partition, logs, waiting
         self._held = None
         self._started_s = time.monotonic()
@@ -88,13 +88,13 @@ class LearnPartitions:
         held.settle()
 
     def restored(self, partition: int, records: int) -> None:
-        """Tell how the restore went."""
+        """Report how the restore went."""
         self._environment.metrics.state_restored(
             LEARN.name, partition, source="log", seconds=time.monotonic() - self._started_s, records=records
         )
 
     def digest(self, partition: int) -> str:
-        """Return the digest of the learner's settled state."""
+        """Return the digest of the learner's committed state."""
         del partition
         return self._of().digest()
 
@@ -129,7 +129,7 @@ class LearnPartitions:
         return self._models.frozen
 
     def due(self) -> bool:
-        """Whether a version waits to be published, and long enough after the last one."""
+        """True if a version waits to be published, and long enough after the last one."""
         return (
             self._held is not None
             and self._held.unpublished

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.1
 TURN_S: Final = 1.0
-"""How long batches follow each other without the event loop, whose every hand-over costs as much as a small batch."""
+"""Time for which batches follow each other without the event loop: each hand-over costs as much as a small batch."""
 
 
 class Partitions(PartitionHandler, Protocol):
@@ -41,13 +41,13 @@ class Partitions(PartitionHandler, Protocol):
         """Work on a batch of any of the partitions held."""
 
     def due(self) -> bool:
-        """Whether ``process`` has something to write without new records."""
+        """True if ``process`` has something to write without new records."""
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
-        """Keep the settled state of partitions whose turn it is, or of all ``at_end``."""
+        """Save the committed state of partitions whose turn it is, or of all ``at_end``."""
 
     def digest(self, partition: int) -> str:
-        """The digest of the settled state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
+        """The digest of the committed state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
 
     def close(self) -> None:
         """Release what the state holds."""
@@ -221,7 +221,7 @@ class AgentLoop:
 
 
 class _Process:
-    """One record through the agent's core call."""
+    """The agent's core call, applied to one record."""
 
     def __init__(self, partitions: Partitions, batch: Batch) -> None:
         self._partitions, self._numbers = partitions, batch.partitions

@@ -1,4 +1,4 @@
-"""The partitions of one agent: made from a snapshot or from nothing, folded, settled, taken back, and kept again."""
+"""The partitions of one agent: made from a snapshot or from nothing, replayed, committed, rolled back, and saved."""
 
 import logging
 import shutil
@@ -38,8 +38,8 @@ CHECK_INTERVAL_S: Final = 1.0
 """Seconds between looks whether the files of the state are still there."""
 
 
-class Place(NamedTuple):
-    """Where one partition's state is kept while it is held."""
+class StateLocation(NamedTuple):
+    """The location of one partition's state while it is held."""
 
     storage: Storage
     store: Store
@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Environment:
-    """What the partitions of an agent need of their worker."""
+    """The parts of a worker that an agent's partitions need."""
 
     agent: str
     settings: Settings
@@ -62,11 +62,11 @@ class Environment:
     health: Health
 
 
-class Shared(NamedTuple):
+class WorkerResources(NamedTuple):
     """Resources that the agents of a worker share."""
 
     rates: RateTable
-    """The table that transactions are judged by."""
+    """The rate table."""
     published_rates: PublishedRates
     models: Callable[[str], ModelSubscriber]
     """Makes the subscriber of an agent, given its name."""
@@ -85,7 +85,7 @@ class KernelPartitions(ABC, Generic[P]):
     uses_store = True
     uses_storage = True
     rules: Rules | None = None
-    """By what batches are judged, where settings decide anything about them."""
+    """The processing config of batches, where settings decide anything about them."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -105,16 +105,16 @@ class KernelPartitions(ABC, Generic[P]):
 
         Args:
             settings: The worker's settings.
-            rates: The table that transactions are judged by.
+            rates: The rate table.
         """
 
     @abstractmethod
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> P:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> P:
         """The kernel of one partition."""
 
     @abstractmethod
     def fold_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let one batch of committed records enter ``state``, judged by ``rules``; nothing is written."""
+        """Let one batch of committed records enter ``state``, processed under ``rules``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what was quarantined, by whoever held the partitions before."""
@@ -140,7 +140,7 @@ class KernelPartitions(ABC, Generic[P]):
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
             found = environment.keeper.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.keeper.begin(partition, found)
-        place = Place(self._storage(directory), self._store(directory, found), directory)
+        place = StateLocation(self._storage(directory), self._store(directory, found), directory)
         if isinstance(place.store, RocksStore):
             self._stores[partition] = place.store
         self._held[partition] = self.new(partition, place, found.state if found is not None else None)
@@ -159,7 +159,7 @@ class KernelPartitions(ABC, Generic[P]):
             state.settle()
 
     def restored(self, partition: int, records: int) -> None:
-        """Tell how the restore went."""
+        """Report how the restore went."""
         restoring = self._restoring.pop(partition)
         seconds = time.monotonic() - restoring.started_s
         environment = self._environment
@@ -191,7 +191,7 @@ class KernelPartitions(ABC, Generic[P]):
         self._environment.metrics.forget_state(self._environment.agent, partition)
 
     def digest(self, partition: int) -> str:
-        """Return the digest of the settled state of a partition that is held."""
+        """Return the digest of the committed state of a partition that is held."""
         return self._held[partition].digest()
 
     def settle(self, partitions: Collection[int]) -> None:

@@ -1,4 +1,4 @@
-"""What each role may do on a secured cluster, from the declarations of agents and topics.
+"""The permissions of each role on a secured cluster, from the declarations of agents and topics.
 
 A role is a person or program that gets a principal of its own. Reading and writing a topic imply describing it.
 """
@@ -21,7 +21,7 @@ LABELLER: Final = "labeller"
 REVIEWER: Final = "analyst"
 """Source of the labels that people give by `fraud-pipeline label`."""
 REPROCESSED: Final = "reprocess-"
-"""How the names of topics begin that an operator may reprocess into, and the transactional ids of that."""
+"""Prefix of the topics that an operator may reprocess into, and of that program's transactional ids."""
 
 
 class Grant(NamedTuple):
@@ -48,9 +48,9 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
 
 
 _READS: Final = Grant(GROUP, READER_GROUP, (DESCRIBE,))
-"""What a reader without a group needs."""
+"""The grant that a reader without a group needs."""
 _JOINS: Final = Grant(CLUSTER, "kafka-cluster", (DESCRIBE_CONFIGS,))
-"""What the member of a group needs: by which protocol brokers let groups be joined."""
+"""The grant that the member of a group needs: it asks for the protocol by which brokers let groups be joined."""
 
 
 def _grant(settings: Settings, name: str, *operations: str, resource: str = TOPIC, prefixed: bool = False) -> Grant:
@@ -73,7 +73,7 @@ def _analyst(settings: Settings) -> list[Grant]:
     """Follow alerts, find a transaction's card, and label it."""
     labelled = settings.label_sources.speaking_for(REVIEWER)
     return [
-        # What was quarantined, readers skip by `control`; whether the clock is simulated, the topic's settings tell.
+        # What was quarantined, readers skip by `control`; whether the clock is simulated, the topic's settings show.
         *(_grant(settings, topic.name, READ) for topic in (ALERTS, DECISIONS, CONTROL)),
         _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
         *(_grant(settings, name, WRITE) for name in labelled),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
 
-from agents.partitions import Environment, KernelPartitions, Place, Shared, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
@@ -15,7 +15,7 @@ from schemas.records import Record
 
 
 class ScorePartitions(KernelPartitions[ScorePartition]):
-    """The state of every partition that this worker holds, and the models in force."""
+    """The state of every partition that this worker holds, and the active models."""
 
     uses_store = False
 
@@ -32,7 +32,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         self._accept_other_kernel = accept_other_kernel
 
     @classmethod
-    def create(cls, environment: Environment, shared: Shared) -> Self:
+    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's score agent."""
         settings = environment.settings
         models = shared.models(environment.agent)
@@ -40,7 +40,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
         return cls(environment, decider, models, accept_other_kernel=settings.accept_other_kernel)
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> ScorePartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""
         del partition
         return ScorePartition(place.storage, loaded, accept_other_kernel=self._accept_other_kernel)

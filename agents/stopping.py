@@ -1,4 +1,4 @@
-"""How a worker ends: the first signal finishes, the second one, or time, ends it at once. Nothing is lost by either."""
+"""Ends a worker: the first signal finishes, the second one, or time, ends it at once. Nothing is lost by either."""
 
 import faulthandler
 import logging
@@ -15,7 +15,7 @@ import faust
 log = logging.getLogger(__name__)
 
 FAUST_LOG: Final = logging.getLogger("faust.pipeline")
-"""What Faust says of our app and worker."""
+"""Faust's logger of our app and worker."""
 EXIT_LATE: Final = 1
 EXIT_DEAD_THREAD: Final = 1
 
@@ -30,7 +30,7 @@ def end_with_any_thread() -> None:
 
 
 def silence_faust() -> None:
-    """Log no more of what Faust says: it tells an error once for every service that ends with it."""
+    """Log no more of what Faust says: it logs an error once for every service that ends with it."""
     for name in ("faust", "mode"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
@@ -52,7 +52,7 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
     """Faust's worker, with an end that is sure to come.
 
     What is not committed is read again by whoever holds the partition next, so that no end loses anything; a snapshot
-    that was not written only makes a fold longer. Once all is closed the process ends without the interpreter's own
+    that was not written only makes a replay longer. Once all is closed the process ends without the interpreter's own
     end, which waits for threads, and for what native clients do when they are dropped.
     """
 
@@ -70,7 +70,7 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
         try:
             super().execute_from_commandline()
         except SystemExit as end:
-            # Of an error Faust has told; whatever else leaves it goes the common way, to be seen.
+            # Faust has logged an error; whatever else leaves it goes the common way, to be seen.
             _end(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise AssertionError("Faust's worker ends by SystemExit")
 
@@ -97,7 +97,7 @@ def _thread_died(death: threading.ExceptHookArgs) -> NoReturn:
 
 
 def _leave_late() -> NoReturn:
-    # Where each thread waits: without it nobody could tell afterwards what held the worker up.
+    # Where each thread waits: without it nobody could see afterwards what held the worker up.
     # Faust puts the log in the place of `sys.stderr`.
     faulthandler.dump_traceback(2)
     _leave(EXIT_LATE, "the worker did not end in time and ends now; above is where its threads stood")

@@ -1,4 +1,4 @@
-"""Where a transaction goes: the whole pipeline on one page. Start reading here.
+"""The way of a transaction: the whole pipeline on one page. Start reading here.
 
     producers -> transactions --> [card] --> profiled --> [score] --> decisions, alerts
                                     ^                        |
@@ -39,7 +39,7 @@ from schemas.topics import (
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent: what it reads (co-partitioned, folded in this order), what it calls, what it writes."""
+    """An agent: what it reads (co-partitioned, replayed in this order), what it calls, what it writes."""
 
     name: str
     reads: tuple[Topic, ...]
@@ -52,9 +52,9 @@ class AgentSpec:
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
     pressing: bool = True
-    """Whether an alert waits for it; the others work in fewer and larger batches."""
+    """True if an alert waits for this agent; the others work in fewer and larger batches."""
     snapshots: bool = True
-    """Whether snapshots are taken of its state."""
+    """True if snapshots are taken of its state."""
 
     @property
     def producers(self) -> int:

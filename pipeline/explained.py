@@ -15,7 +15,7 @@ from pipeline.settings import PREFIX, Settings
 
 _OURS: Final = frozenset({"agents", "pipeline", "schemas"})
 _OURS_BEGIN: Final = "Value error, "
-"""What pydantic puts before the sentence of a check of ours."""
+"""The text that pydantic puts before the sentence of a check of ours."""
 _FAILED_REQUESTS: Final[tuple[type[BaseException], ...]] = (FailedRequest,)
 _ADVICE: Final = {
     errno.ENOSPC: "free space there, or choose another directory with FRAUD_PIPELINE_DATA_DIR",

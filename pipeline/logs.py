@@ -10,7 +10,7 @@ from pipeline.terminal import printable_json, printable_lines
 
 TEXT_FORMAT: Final = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 _LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}
-"""Of Faust's own start and stop an operator needs to see what goes wrong."""
+"""Levels of libraries: of Faust's own start and stop an operator needs to see what goes wrong."""
 
 
 class TextFormatter(logging.Formatter):
@@ -22,7 +22,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, process, thread, message, and a traceback if any."""
+    """Formats one JSON object a line: time (RFC 3339, UTC), level, logger, process, thread, message, any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""

@@ -2,7 +2,7 @@
 
     <registry>/<name>/<version>/payload.json    the version itself; its SHA-256 begins with <version>
     <registry>/<name>/<version>/metadata.json   how it came about
-    <registry>/<name>/active                    the version in force
+    <registry>/<name>/active                    the active version
     <registry>/files/<file>                     states of River classifiers that are not numbers
 
 Every write goes to a temporary place beside its target and is renamed onto it, so that readers and other writers see
@@ -44,8 +44,8 @@ class RegistryError(ModelError):
     """The registry has no such version, or one that was changed; the text says what to do."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a version without reading it."""
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The metadata of a version, readable without its payload."""
 
     name: str
     version: str
@@ -59,20 +59,29 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registry:
-    """A registry below ``path``, which is made when something is first registered."""
+    """Versions of models and policies below ``path``, which is made when something is first registered."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def register(self, name: str, payload: bytes, details: dict[str, Any] | None = None) -> str:
-        """Write a version and return its name; one of the same content stays as it is."""
+        """Write a version and return its name; one of the same content stays as it is.
+
+        Args:
+            name: What it is a version of: `LIGHTGBM` or `POLICY`.
+            payload: Content, which sets the version's name.
+            details: Features, periods, metrics and settings, for the metadata.
+
+        Returns:
+            The version: 12 hexadecimal digits.
+        """
         version = version_of(payload)
         home = self._home(name)
         target = home / version
         if target.is_dir():
             self.load(name, version)
             return version
-        entry = Entry(
+        entry = RegistryEntry(
             name=name,
             version=version,
             digest=payload_digest(payload),
@@ -96,11 +105,19 @@ class Registry:
         _sync(home)
         return version
 
-    def entry(self, name: str, version: str) -> Entry:
-        """What is known of a version; raises `RegistryError` when there is none."""
+    def entry(self, name: str, version: str) -> RegistryEntry:
+        """Return the metadata of a version.
+
+        Args:
+            name: What it is a version of.
+            version: 12 hexadecimal digits.
+
+        Raises:
+            RegistryError: There is no such version, or its metadata are damaged.
+        """
         path = self._directory(name, version) / "metadata.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry)
+            return msgspec.json.decode(path.read_bytes(), type=RegistryEntry)
         except FileNotFoundError:
             known = ", ".join(entry.version for entry in self.entries(name)) or "none"
             raise RegistryError(f"the registry {self.path} has no {name} version {version}; it has {known}") from None
@@ -108,7 +125,15 @@ class Registry:
             raise RegistryError(f"{path} is damaged ({error}); restore it or register the version again") from error
 
     def load(self, name: str, version: str) -> bytes:
-        """A version's payload, its digest verified; raises `RegistryError` when it was changed."""
+        """Return the payload of a version, its digest verified.
+
+        Args:
+            name: What it is a version of.
+            version: 12 hexadecimal digits.
+
+        Raises:
+            RegistryError: There is no such version, or its payload was changed.
+        """
         entry = self.entry(name, version)
         path = self._directory(name, version) / "payload.json"
         try:
@@ -124,15 +149,15 @@ class Registry:
         return payload
 
     def load_lightgbm(self, version: str) -> LightGBMModel:
-        """A LightGBM version, checked against this program's kernel."""
+        """Load the LightGBM model ``version``, checked against this program's kernel."""
         return LightGBMModel.from_payload(self.load(LIGHTGBM, version))
 
     def load_policy(self, version: str) -> Policy:
-        """A policy."""
+        """Load the policy ``version``."""
         return Policy.from_payload(self.load(POLICY, version))
 
-    def entries(self, name: str) -> list[Entry]:
-        """All versions, the oldest first."""
+    def entries(self, name: str) -> list[RegistryEntry]:
+        """Return the metadata of all versions of ``name``, the oldest first."""
         home = self._home(name)
         if not home.is_dir():
             return []
@@ -140,12 +165,12 @@ class Registry:
         return sorted((self.entry(name, version) for version in versions), key=lambda entry: entry.created)
 
     def latest(self, name: str) -> str | None:
-        """The version registered last, or None."""
+        """Return the version of ``name`` that was registered last, or None."""
         entries = self.entries(name)
         return entries[-1].version if entries else None
 
     def active(self, name: str) -> str | None:
-        """The version in force, or None while there is none."""
+        """Return the active version of ``name``, or None while there is none."""
         pointer = self._home(name) / "active"
         try:
             return pointer.read_text(encoding="utf-8").strip()
@@ -153,18 +178,31 @@ class Registry:
             return None
 
     def activate(self, name: str, version: str) -> None:
-        """Put a version in force; it is read and verified first."""
+        """Activate ``version`` of ``name``; it is read and verified first. Raises `RegistryError`."""
         self.load(name, version)
         _replace(self._home(name) / "active", f"{version}\n".encode())
 
     def save_file(self, name: str, content: bytes) -> None:
-        """Keep a state that is not numbers; the same name with the same content may be saved again."""
+        """Save a state that is not numbers; the same name with the same content may be saved again.
+
+        Args:
+            name: Name of the file.
+            content: Its bytes.
+        """
         path = self._file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)
 
     def read_file(self, name: str, digest: str) -> bytes:
-        """A file whose SHA-256 is ``digest``; raises `RegistryError` when it is another one or missing."""
+        """Return the content of a file.
+
+        Args:
+            name: Name of the file.
+            digest: SHA-256 of the content, hexadecimal.
+
+        Raises:
+            RegistryError: The file has another digest, or is missing.
+        """
         path = self._file(name)
         try:
             content = path.read_bytes()

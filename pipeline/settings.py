@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     delivery: Literal["exactly_once", "at_least_once"] = Field(
         default="exactly_once",
         description="Delivery guarantee of outputs against input offsets. Under at_least_once a crash may repeat "
-        "outputs, and state that is folded again may then differ from the one that decided.",
+        "outputs, and state that is replayed may then differ from the one that decided.",
     )
     batch_max_records: int = Field(
         default=2_000, ge=1, description="Most rows that one batch holds: records, or rows of blocks."
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
         "count.",
     )
     shutdown_timeout_s: float = Field(
-        default=8.0, gt=0, description="A worker that is told to stop ends after at most this long."
+        default=8.0, gt=0, description="A worker that is asked to stop ends after at most this long."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that the metrics endpoint binds to.")
     metrics_port: int = Field(
@@ -360,7 +360,7 @@ class Settings(BaseSettings):
     @property
     def topics(self) -> tuple[Topic, ...]:
         """All topics of the pipeline."""
-        return tuple(one for topic in TOPICS for one in (self.topics_of_labels if topic is LABELS else (topic,)))
+        return tuple(each for topic in TOPICS for each in (self.topics_of_labels if topic is LABELS else (topic,)))
 
     @property
     def inputs(self) -> frozenset[str]:

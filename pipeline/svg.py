@@ -31,7 +31,7 @@ BAR, BAR_GAP = 22, 10
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; ``text`` stands at its end."""
+    """A bar of a chart; ``text`` stands at its end."""
 
     label: str
     value: float
@@ -39,23 +39,23 @@ class Bar:
     ours: bool = False
     """Shown in another colour."""
     number: int | None = None
-    """Which colour, whatever ``ours`` says."""
+    """Index of the colour, whatever ``ours`` says."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """A line of a chart."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     markers: bool = True
-    """Whether each point is marked; too much where they are many."""
+    """True if each point is marked; too much where they are many."""
     number: int | None = None
-    """Which colour, dash and marker; by default those of its place."""
+    """Index of colour, dash and marker; by default the line's position."""
 
 
 def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
-    """Horizontal bars from 0 on, in the order given; ``alt`` tells those who do not see them what they show."""
+    """Horizontal bars from 0 on, in the order given; ``alt`` describes to those who do not see them what they show."""
     left = 20 + _width_of(max((row.label for row in rows), key=len))
     room = WIDTH - left - RIGHT - _width_of(max((row.text for row in rows), key=len)) - 8
     largest = max(row.value for row in rows) or 1.0
@@ -86,7 +86,7 @@ def stacked(title: str, unit: str, rows: Sequence[tuple[str, Sequence[tuple[str,
         x = float(left)
         for number, (_, value) in enumerate(split):
             width = room * value / largest
-            # The background between two parts tells them apart where their colours do not.
+            # The background between two parts separates them where their colours do not.
             parts.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{_colour(number)}" '
                 f'stroke="{BACKGROUND}"/>'
@@ -113,15 +113,15 @@ def lines(
     """Lines over two axes; a linear vertical axis begins at 0 and ends at ``y_most`` or behind the largest value.
 
     ``x_ticks`` stand along the horizontal axis, by default every x that a point has, written by ``x_text``; ``alt``
-    tells those who do not see the lines what they show.
+    describes to those who do not see the lines what they show.
     """
-    xs = sorted({x for one in series for x, _ in one.points})
-    ys = [y for one in series for _, y in one.points]
+    xs = sorted({x for line in series for x, _ in line.points})
+    ys = [y for line in series for _, y in line.points]
     ticks = xs if x_ticks is None else sorted(x_ticks)
     x_axis = _Axis(min(*xs, *ticks), max(*xs, *ticks), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    numbers = [place if one.number is None else one.number for place, one in enumerate(series)]
-    names, marked = [one.name for one in series], [one.markers for one in series]
+    numbers = [place if line.number is None else line.number for place, line in enumerate(series)]
+    names, marked = [line.name for line in series], [line.markers for line in series]
     top = _legend(parts, names, 50.0, marked=marked, numbers=numbers) + 34
     bottom = top + LINES_HEIGHT
     most = max(ys) if y_most is None else y_most
@@ -136,17 +136,17 @@ def lines(
         _text((LEFT + WIDTH - RIGHT) / 2, bottom + 40, x_name, anchor="middle", size=SMALL, colour=QUIET_INK),
         _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
     ]
-    for number, one in zip(numbers, series, strict=True):
-        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in one.points]
+    for number, sery in zip(numbers, series, strict=True):
+        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in sery.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
-        if one.markers:
+        if sery.markers:
             parts += [_marker(number, x, y) for x, y in placed]
     return _svg(title, bottom + BOTTOM, parts, alt)
 
 
 def nothing(title: str, reason: str) -> str:
-    """Where there are no figures, and why."""
+    """Draw the reason why there are no figures."""
     return _svg(title, 110, [_text(20, 74, reason, colour=QUIET_INK)])
 
 
@@ -161,7 +161,7 @@ def contrast(one: str, other: str) -> float:
 
 
 class _Axis:
-    """From values to places."""
+    """The mapping from values to coordinates."""
 
     def __init__(
         self, least: float, most: float, begin: float, end: float, *, log: bool, rounded: bool = False
@@ -177,7 +177,7 @@ class _Axis:
         self._least, self._most, self._begin, self._end = least, most, begin, end
 
     def at(self, value: float) -> float:
-        """Where ``value`` lies."""
+        """Return the coordinate of ``value``."""
         scale: Callable[[float], float] = math.log10 if self._log else float
         share = (scale(value) - scale(self._least)) / (scale(self._most) - scale(self._least))
         return self._begin + share * (self._end - self._begin)
@@ -198,7 +198,7 @@ class _Axis:
 
 
 def _step(span: float) -> float:
-    """Of about five round ticks."""
+    """Return a round step that gives about five ticks."""
     power = 10.0 ** math.floor(math.log10(span / 5)) if span > 0 else 1.0
     return next(step * power for step in (1, 2, 5, 10) if span / (step * power) <= 6)
 
@@ -221,7 +221,7 @@ def _legend(
 ) -> float:
     """Names with their colours, over as many lines as it takes; returns the last one's height.
 
-    Of lines with ``marked``, which tells those that have markers; otherwise of areas. ``numbers`` are their colours.
+    Of lines with ``marked``, which are those that have markers; otherwise of areas. ``numbers`` are their colours.
     """
     x = 20.0
     for place, name in enumerate(names):

@@ -171,11 +171,14 @@ class Tokeniser:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
-        """Return the tokeniser of the settings; raises `KeyFileError`."""
+        """Return the tokeniser of ``settings``; raises `KeyFileError`."""
         return cls(TokenKeys.of(settings), settings.token_names)
 
     def message(self, value: bytes | None) -> tuple[str, bytes]:
         """Return the token of a message's ``card_id``, which is the key of its record, and its JSON with tokens.
+
+        Args:
+            value: JSON of the message, in UTF-8; None for a record without a value.
 
         Raises:
             NotTokenised: It is no JSON object with texts in these fields.
@@ -184,12 +187,24 @@ class Tokeniser:
         return self.replaced(value or b"", self._keys.keys(names.values()), names)
 
     def token(self, field: str, value: str) -> str:
-        """Return the token of a value."""
+        """Return the token of a value.
+
+        Args:
+            field: Name of the field: equal values of two fields have different tokens.
+            value: Value to replace.
+        """
         name = (field, value)
         return _token(name, self._keys.keys([name])[name])
 
     def names(self, value: bytes | None) -> dict[str, Name]:
-        """Return the values to replace in a message, by field; raises `NotTokenised`."""
+        """Return the values to replace in a message, by field.
+
+        Args:
+            value: JSON of the message, in UTF-8; None for a record without a value.
+
+        Raises:
+            NotTokenised: It is no JSON object with texts in these fields.
+        """
         if value is None:
             raise NotTokenised("null_value", "The record has no value.")
         if len(value) > MAX_VALUE_BYTES:
@@ -210,7 +225,13 @@ class Tokeniser:
         return names
 
     def replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:
-        """Return what `message` returns, with keys that were looked up for many messages at once."""
+        """Return token and JSON like `message`, with keys that were looked up for many messages at once.
+
+        Args:
+            value: JSON of the message, in UTF-8.
+            keys: Keys by field and value, as `TokenKeys.keys` returns them.
+            names: Values of this message by field, as `names` returns them.
+        """
         tokens = {field: _token(name, keys[name]) for field, name in names.items()}
         fields = _FIELDS.decode(value)
         for field, token in tokens.items():
@@ -218,7 +239,14 @@ class Tokeniser:
         return tokens[CARD_ID], msgspec.json.encode(fields)
 
     def many(self, values: Sequence[bytes | None]) -> list[tuple[str, bytes] | NotTokenised]:
-        """Return what `message` returns for each value, or why it cannot be tokenised."""
+        """Tokenise many messages with one look-up of their keys.
+
+        Args:
+            values: JSON of each message, in UTF-8; None for a record without a value.
+
+        Returns:
+            For each message token and JSON like `message`, or the error that `message` would raise.
+        """
         asked: list[dict[str, Name] | NotTokenised] = []
         for value in values:
             try:

@@ -50,7 +50,7 @@ _MAX_DECIMALS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 WEEKDAY_OF_EPOCH: Final = 3
-"""Of 1 January 1970, a Thursday, where Monday is 0."""
+"""Weekday of 1 January 1970: a Thursday, where Monday is 0."""
 EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 """Times that are accepted lie from `EARLIEST_US` on and before it."""
@@ -72,7 +72,7 @@ _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
-    """What the kernel needs of a transaction that passed every check."""
+    """The fields that the kernel needs of a transaction that passed every check."""
 
     transaction_id: str
     card_id: str
@@ -84,7 +84,7 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     amount_base_minor: int
     """Whole minor units of the rate table's base currency."""
     counts: bool
-    """Whether it enters windows."""
+    """True if the transaction enters windows."""
     hour: float
     """Hours since midnight, with fraction: of ``local_time`` where that is given, else of the event time in UTC."""
     weekday: float

@@ -26,7 +26,7 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What all messages share. Frozen values form no cycles, so that the garbage collector need not look at them."""
+    """The base of all messages. Frozen values form no cycles, so that the garbage collector need not look at them."""
 
     schema_version: int = 1
 
@@ -54,7 +54,7 @@ class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Label(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """What somebody says a transaction was, on ``labels`` (key: ``card_id``); a correction is a new label."""
+    """A source's report on a transaction, on ``labels`` (key: ``card_id``); a correction is a new label."""
 
     transaction_id: Identifier
     card_id: Identifier
@@ -107,7 +107,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     """Minor units of the base currency, converted with the rate table that ``rates_version`` names."""
     rates_version: str
     counts: bool
-    """Whether the transaction enters windows (purchases and cash do)."""
+    """True if the transaction enters windows (purchases and cash do)."""
     card_features: bytes
     """Values of ``pipeline.features.catalogue.CARD_FEATURES`` (transaction features first), in that order.
 
@@ -122,7 +122,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     transaction: msgspec.Raw
     """The producer's own bytes."""
     read: RecordPosition | None = None
-    """Where the card agent read the record, where that is not ``source``: on ``rerouted``."""
+    """Position at which the card agent read the record, where that is not ``source``: on ``rerouted``."""
     outlier: bool = False
     """True if the amount is an outlier for the card."""
 
@@ -156,7 +156,7 @@ class ModelScores(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What scored a transaction; enough to score it again."""
+    """The versions that scored a transaction; enough to score it again."""
 
     lightgbm: str
     river: str
@@ -166,7 +166,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Decision(Message, frozen=True, kw_only=True):
-    """What the pipeline decided about one transaction, on ``decisions`` (key: ``card_id``)."""
+    """The pipeline's decision about one transaction, on ``decisions`` (key: ``card_id``)."""
 
     transaction_id: str
     card_id: str
@@ -219,7 +219,7 @@ class DecisionFeatures(Message, frozen=True, kw_only=True):
     score: float
     logit: float
     river_logit: float | None = None
-    """As in `Decision`."""
+    """See `Decision`."""
     features: dict[str, float | None]
     versions: Versions
     source: RecordPosition
@@ -228,7 +228,7 @@ class DecisionFeatures(Message, frozen=True, kw_only=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One reason for an alert."""
+    """A reason for an alert."""
 
     code: str
     """Stable; analysts' systems may count by it."""
@@ -242,7 +242,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Alert(Message, frozen=True, kw_only=True):
-    """What an analyst must see, on ``alerts`` (key: ``card_id``)."""
+    """A case for the analysts, on ``alerts`` (key: ``card_id``)."""
 
     alert_id: str
     """Derived from card and transaction, so that a repeat is recognisable."""
@@ -270,7 +270,7 @@ class Alert(Message, frozen=True, kw_only=True):
 
 
 class Example(Message, frozen=True, kw_only=True):
-    """A lesson: the features as served, with what they turned out to be; on ``examples``."""
+    """An example: the features as served, with what they turned out to be; on ``examples``."""
 
     transaction_id: str
     card_id: str
@@ -284,7 +284,7 @@ class Example(Message, frozen=True, kw_only=True):
     weight: float
     """Inverse of the probability with which an example of this label is kept."""
     revision: int
-    """0 for the first lesson of a transaction; a correction counts up."""
+    """0 for the first example of a transaction; a correction counts up."""
     online_weight: float | None = None
     """Weight with which the online model learns the label; absent in records of earlier releases: ``weight``."""
     former: str | None = None
@@ -296,7 +296,7 @@ class Example(Message, frozen=True, kw_only=True):
     features: dict[str, float | None]
     logit: float
     river_logit: float | None = None
-    """As in `Decision`."""
+    """See `Decision`."""
     score: float
     versions: Versions
     log: LogPosition
@@ -320,7 +320,7 @@ class ModelVersion(Message, frozen=True, kw_only=True):
 
 
 class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
-    """By what the card agent judged a batch."""
+    """The card agent's processing config of a batch."""
 
     rates_version: str
     rates_digest: str
@@ -333,7 +333,7 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
 class FeedbackRules(
     msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback", omit_defaults=True
 ):
-    """By what the feedback agent judged a batch."""
+    """The feedback agent's processing config of a batch."""
 
     label_horizon_us: int
     maturity_us: int
@@ -346,10 +346,10 @@ Rules = CardRules | FeedbackRules
 
 
 class Progress(Message, frozen=True, kw_only=True):
-    """What one batch of an agent read of one partition number, on ``progress`` (key: the agent's name).
+    """The input ranges of one batch of an agent, on ``progress`` (key: the agent's name), for one partition number.
 
-    Committed with the batch. An agent that reads several topics folds them again in the order that these records tell,
-    and by the rules that they name.
+    Committed with the batch. An agent that reads several topics replays them in the order that these records give,
+    with the processing config that they name.
     """
 
     agent: str
@@ -358,7 +358,7 @@ class Progress(Message, frozen=True, kw_only=True):
     ends: dict[str, Offset]
     """Topic to the offset behind the last record read."""
     rules: Rules | None = None
-    """What the settings said at the time; absent in records of earlier releases."""
+    """The processing config active at the time; absent in records of earlier releases."""
     quarantined: list[RecordPosition] = []
     """Records of the batch that were quarantined: they did not enter the state, and a restore skips them too."""
 
@@ -381,13 +381,13 @@ class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quar
 
 
 class VersionReference(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One version on ``models``."""
+    """A reference to one version on ``models``."""
 
     name: str
-    """As in `ModelVersion`."""
+    """See `ModelVersion`."""
     version: str
     digest: str
-    """As in `ModelVersion`."""
+    """See `ModelVersion`."""
     offset: Offset
     """Offset of its content on ``models``, or an earlier one from which reading finds it."""
 

@@ -40,7 +40,7 @@ class InexactAmount(ValueError):
 
 
 class CurrencyRate(msgspec.Struct, frozen=True, kw_only=True):
-    """One currency of a table.
+    """A currency of a rate table.
 
     ``numerator / denominator`` is the number of *minor* base units that one *minor* unit is worth, in lowest terms.
     """

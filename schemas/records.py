@@ -23,7 +23,7 @@ class Output(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     headers: Headers = ()
     partition: int | None = None
-    """Where the record must go; None: where its key belongs."""
+    """The partition to write to; None: the one that the key belongs to."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):

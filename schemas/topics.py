@@ -36,7 +36,7 @@ class Topic:
 
     @property
     def holds_blocks(self) -> bool:
-        """Whether each record holds many rows (`pipeline.engine.blocks`)."""
+        """True if each record holds many rows (`pipeline.engine.blocks`)."""
         return self.value == BLOCKS
 
 
@@ -99,7 +99,7 @@ ACCEPTED_LABELS: Final = Topic(
 )
 """Labels that were checked, in their card's partition, with the time from which they count."""
 PROGRESS: Final = Topic("progress", "agent", Progress, "card and feedback agents", "cards")
-"""What each batch of an agent with several input topics read: the order in which a fold reads them again."""
+"""The input ranges of each batch of an agent with several input topics: the order in which a replay reads them."""
 
 TOPICS: Final = (
     TRANSACTIONS,

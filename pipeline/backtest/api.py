@@ -31,7 +31,7 @@ _AVAILABLE_LABELS: Final = LabelPolicy()
 
 
 class Backtest:
-    """What models would have decided about a history.
+    """Decide a history again with given models.
 
     ::
 
@@ -98,7 +98,7 @@ class Backtest:
             bootstrap=bootstrap or settings.kafka_bootstrap_servers,
         )
         self.comparison: LiveComparison | None = None
-        """What came of comparing with live decisions, once `run` is through."""
+        """Comparison with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
         """Trainings before the range, by the names of their variants, once `run` is through."""
         self._grown: dict[str, VariantTraining] = {}
@@ -108,10 +108,14 @@ class Backtest:
     def run(
         self, progress: Callable[[BacktestProgress], None] | None = None, stopped: Callable[[], bool] = lambda: False
     ) -> BacktestResult:
-        """Replay the range; ``progress`` is told of every chunk, and once ``stopped`` says so, the result is partial.
+        """Replay the range, and return the decisions of every variant.
 
         Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.clients.TopicError`,
         `pipeline.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
+
+        Args:
+            progress: Called after each chunk with the progress of the run.
+            stopped: Called after each chunk; once it returns True, the run ends and the result is partial.
         """
         collected: dict[str, Collected] = {}
 
@@ -129,9 +133,16 @@ class Backtest:
         progress: Callable[[BacktestProgress], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> RunSummary:
-        """As `run`, but keeps nothing: ``take`` is given the decisions of the range, chunk by chunk.
+        """Run, but keep nothing: pass on the decisions of the range, chunk by chunk.
 
-        With the name of what decided: of a candidate, or `pipeline.backtest.runner.recorded_pass.AS_RECORDED`.
+        Args:
+            take: Called with each chunk's decisions and the name of what decided: of a candidate, or
+                `pipeline.backtest.runner.recorded_pass.AS_RECORDED`.
+            progress: Called after each chunk with the progress of the run.
+            stopped: Called after each chunk; once it returns True, the run ends.
+
+        Returns:
+            The run's counts and warnings; `RunSummary.partial` if it was stopped. Raises what `run` raises.
         """
         return summary_of(self._conduct(take, progress, stopped).statistics)
 

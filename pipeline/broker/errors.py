@@ -1,4 +1,4 @@
-"""What can go wrong with the embedded broker."""
+"""The errors of the embedded broker."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ INSTALL: Final = (
     "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
     "cluster"
 )
-"""What to do where a part of the embedded broker is missing."""
+"""The advice given where a part of the embedded broker is missing."""
 
 
 class BrokerError(RuntimeError):

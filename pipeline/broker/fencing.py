@@ -1,4 +1,4 @@
-"""What a node needs after a crash before it may start again: the end of its old session.
+"""The end of a crashed node's old session, which it must await before it may start again.
 
 A node that was killed still counts as alive until its session times out, and leads its partitions as soon as it is up:
 alone, so that nobody serves, but its coordinators load and end transactions. When the session ends they lose leadership
@@ -28,7 +28,7 @@ POLL_S: Final = 0.02
 
 
 def crashed(log_dir: Path) -> bool:
-    """Whether the node whose data lie in ``log_dir`` was not stopped cleanly."""
+    """Return True if the node whose data lie in ``log_dir`` was not stopped cleanly."""
     return any(_metadata(log_dir)) and not (log_dir / ".kafka_cleanshutdown").exists()
 
 

@@ -31,7 +31,7 @@ DOWNLOADS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Jar:
-    """One pinned jar."""
+    """A pinned jar."""
 
     group: str
     artifact: str

@@ -45,7 +45,7 @@ def serving(data_dir: Path) -> str | None:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on ``port``."""
+    """Return True if a server could listen on ``port``."""
     with socket.socket() as probe:
         # As the broker binds: a port whose connections still linger in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,7 +68,7 @@ def free_port(unlike: int | None = None) -> int:
 
 
 def connects(address: str) -> bool:
-    """Whether a server listens at ``host:port``."""
+    """Return True if a server listens at ``host:port``."""
     host, port = address.rsplit(":", 1)
     try:
         with socket.create_connection((host, int(port)), timeout=1):

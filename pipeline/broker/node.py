@@ -50,7 +50,7 @@ RELEASE_S: Final = 2.0
 
 
 class EmbeddedBroker:
-    """One Kafka node on this machine, with its data in ``data_dir``.
+    """A Kafka node on this machine, with its data in ``data_dir``.
 
     ``start`` and ``stop`` may be called again and again: data, cluster id and, unless another program took it, the
     port stay. Not safe for several threads.
@@ -63,7 +63,7 @@ class EmbeddedBroker:
         """
         self.data_dir = data_dir.absolute()
         self.log_path = self.data_dir / "broker.log"
-        """What the broker said since its last start."""
+        """The broker's log since its last start."""
         self._log_dir = self.data_dir / "log"
         self._ports_path = self.data_dir / "ports.json"
         self._wanted_port = port

@@ -1,4 +1,4 @@
-"""A JVM under guard: it ends when told to, and never outlives this process."""
+"""A JVM under guard: it ends when asked to, and never outlives this process."""
 
 import logging
 import subprocess

@@ -53,7 +53,7 @@ def provide_broker(settings: Settings) -> Iterator[ProvidedBroker]:
         try:
             broker.start()
         except BrokerInUse:
-            # Another process is starting it, or stopping it; the next look tells which.
+            # Another process is starting it, or stopping it; the next look shows which.
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(POLL_S)

@@ -9,7 +9,7 @@ import click
 from agents.permissions import Grant, roles
 from agents.topology import UnknownAgent
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.acl import AclError, Rule, create_rules
+from pipeline.kafka.acl import AclError, AclRule, create_rules
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError
 from pipeline.settings import Settings
 
@@ -48,7 +48,7 @@ def command(*, principals: tuple[str, ...], makes: bool) -> None:
         click.echo(line)
 
 
-def _rules(text: str, granted: Mapping[str, Sequence[Grant]]) -> Iterator[Rule]:
+def _rules(text: str, granted: Mapping[str, Sequence[Grant]]) -> Iterator[AclRule]:
     role, _, principal = text.partition("=")
     kind, _, name = principal.partition(":")
     if role not in granted or not kind or not name:
@@ -58,10 +58,10 @@ def _rules(text: str, granted: Mapping[str, Sequence[Grant]]) -> Iterator[Rule]:
         )
     for grant in granted[role]:
         for operation in grant.operations:
-            yield Rule(principal, grant.resource, grant.name, operation, grant.prefixed)
+            yield AclRule(principal, grant.resource, grant.name, operation, grant.prefixed)
 
 
-def _command(rule: Rule) -> str:
+def _command(rule: AclRule) -> str:
     resource = [_FLAGS[rule.resource], rule.name] if rule.resource in _FLAGS else ["--cluster"]
     if rule.prefixed:
         resource += ["--resource-pattern-type", "prefixed"]

@@ -37,16 +37,16 @@ EPISODES_COUNTED: Final = 2
 
 
 class Shown(NamedTuple):
-    """An alert with what only its neighbours tell."""
+    """An alert with what only its neighbours show."""
 
     value: bytes
     alert: Alert | None
     """None for a record that is no alert of this version: somebody else wrote it."""
     error: str
     number: int
-    """Which one of its case it is, from 1."""
+    """The alert's number within its case, from 1."""
     late: bool
-    """Whether an alert of its card with a later event time came before it."""
+    """True if an alert of its card with a later event time came before it."""
 
 
 class Alerts:

@@ -33,7 +33,7 @@ from pipeline.commands.backtest_options import (
     time_range,
 )
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
-from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
@@ -145,7 +145,7 @@ class _Options(SharedOptions, RegimeOptions):
 )
 @click.option(
     "--labels",
-    type=click.Choice([one.value for one in LabelMode]),
+    type=click.Choice([mode.value for mode in LabelMode]),
     help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
 )
 @click.option(
@@ -240,7 +240,7 @@ def command(
             settings=Settings(),
             bootstrap=shared["bootstrap"],
         )
-        with interrupts(stop), Bar("opening the history") as bar:
+        with interrupts(stop), ProgressBar("opening the history") as bar:
             result = asked.run(partial(show_step, bar), stop.is_set)
         made = build_report(result, shown)
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
@@ -294,10 +294,10 @@ def _training(
     if train_from is None:
         raise click.UsageError("--train needs to know where training begins: add --train-from")
     variants: dict[str, list[str]] = {}
-    for one in trainings:
-        name, _, patterns = one.partition("=")
+    for training in trainings:
+        name, _, patterns = training.partition("=")
         if not name or name in variants:
-            raise click.BadParameter(f"{one!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
+            raise click.BadParameter(f"{training!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
         variants[name] = patterns.split(",") if patterns else []
     return Training(
         variants=variants,
@@ -355,11 +355,8 @@ def _tell(comparison: LiveComparison, *, examples: bool) -> None:
         click.echo(f"  {count:,} {cause}")
     if not examples:
         return
-    for one in comparison.differences[:_SHOWN]:
-        click.echo(
-            printable(
-                f"  {one.transaction_id} of {one.card_id}: {one.cause} ({one.differs or one.action or one.live_action})"
-            )
-        )
+    for difference in comparison.differences[:_SHOWN]:
+        what = difference.differs or difference.action or difference.live_action
+        click.echo(printable(f"  {difference.transaction_id} of {difference.card_id}: {difference.cause} ({what})"))
     if len(comparison.differences) > _SHOWN:
         click.echo("  ...; --differences FILE writes all of them")

@@ -1,4 +1,4 @@
-"""What the commands share that decide history again: options, and how far they are."""
+"""The options that backtest and reprocess share, and their progress."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,14 +10,14 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.runner.arguments import OnlineModel, TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.commands.progress import Bar
+from pipeline.commands.progress import ProgressBar
 from pipeline.commands.replay import Duration, Moment
 
 Decorator = Callable[[Any], Any]
 
 
 class SharedOptions(TypedDict):
-    """What `range_options` and `model_options` hand to a command, in the units of `pipeline.Backtest`."""
+    """The values of `range_options` and `model_options`, in the units of `pipeline.Backtest`."""
 
     bootstrap: str | None
     start: datetime | None
@@ -82,12 +82,12 @@ _POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
 
 
 def range_options(command: Any) -> Any:
-    """What is read, and in which order."""
+    """Add the options for the range that is read, and its order."""
     return _with(command, _RANGE)
 
 
 def model_options(command: Any) -> Any:
-    """What decides, besides the LightGBM version and the threshold."""
+    """Add the options for the policy and the online model."""
     return _with(command, _POLICY_AND_ONLINE_MODEL)
 
 
@@ -112,7 +112,7 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
     return command
 
 
-def show_step(bar: Bar, step: BacktestProgress) -> None:
-    """Tell how far a backtest is."""
+def show_step(bar: ProgressBar, step: BacktestProgress) -> None:
+    """Report the progress of a backtest."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)

@@ -24,7 +24,7 @@ from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 RESENT: Final = "fraud-pipeline-resent"
 """Header of a record that was sent again: how many times."""
 _MOST_DIGITS: Final = 15
-"""Of a number in a header; producers may send any."""
+"""Most digits of a number in a header; producers may send any."""
 _LATEST_MS: Final = round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000
 REPAIR: Final = "It would be refused again as it is: repair it at its producer."
 ADVICE: Final = {
@@ -34,7 +34,7 @@ ADVICE: Final = {
     "label_without_transaction": "Once its transaction has been accepted, resend it.",
     "set_aside": "An error of the pipeline: once a release mends it, resend it.",
 }
-"""What to do about codes whose records may pass unchanged; `REPAIR` for the others."""
+"""Advice about codes whose records may pass unchanged; `REPAIR` for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class DeadLetter:
 
     @property
     def resent(self) -> int:
-        """How many times it had been sent again before."""
+        """Return the number of times it had been sent again before."""
         values = [value for name, value in self.headers if name == RESENT]
         return _number(values[-1] or b"", 0) if values else 0
 
@@ -117,7 +117,7 @@ def _number(text: bytes, default: int) -> int:
 
 
 class Filters(TypedDict):
-    """Which dead letters are meant."""
+    """The filters that select dead letters."""
 
     codes: tuple[str, ...]
     topics: tuple[str, ...]
@@ -164,7 +164,7 @@ def read_letters(bootstrap: str, settings: Settings, given: Filters) -> list[Dea
     if since is not None:
         start = starts_at(bootstrap, topic, round(since.timestamp() * 1_000), settings=settings)
     records = read_topic(bootstrap, topic, settings=settings, start=start)
-    return sorted(chosen(records, given, settings.topic_prefix), key=lambda one: one.record.timestamp_ms)
+    return sorted(chosen(records, given, settings.topic_prefix), key=lambda letter: letter.record.timestamp_ms)
 
 
 def resend(producer: RecordProducer, settings: Settings, letters: Sequence[DeadLetter]) -> None:

@@ -69,8 +69,8 @@ def command(
 ) -> None:
     """Compare each day with the same weekday of the weeks before, feature by feature, and report drift.
 
-    A day is unusual against the series' own past: 28 days are needed before the first one can be judged. A day that is
-    not over is not judged. Exit code 0: no drift on the newest two days; 3: drift.
+    A day is unusual against the series' own past: 28 days come before the first one that is assessed. A day that is
+    not over is not assessed. Exit code 0: no drift on the newest two days; 3: drift.
     """
     if directory is not None and (follow or bootstrap or start):
         raise click.UsageError("--file reads exported files: leave out --follow, --bootstrap and --from")
@@ -98,7 +98,7 @@ def command(
     if as_json:
         click.echo(msgspec.json.encode(_as_json(days, found)))
     else:
-        whole_days = len({day for one in monitored.counts.histories() for day in one.days.tolist()})
+        whole_days = len({day for history in monitored.counts.histories() for day in history.days.tolist()})
         for line in _lines(days, found, options, whole_days, show_all=show_all):
             click.echo(line)
     if found:
@@ -150,7 +150,7 @@ def _lines(
         return [f"No day can be judged yet: {whole_days} whole days are counted, {least} and one more are needed."]
     newest = days[-1]
     head = f"{len(newest.p_values)} series, days {day_text(days[0].day)} to {day_text(newest.day)}: "
-    shown = [one for day in days for one in day.findings] if show_all else list(found)
+    shown = [finding for day in days for finding in day.findings] if show_all else list(found)
     lines = [head + (f"drift in {len(found)}" if found else "no drift on the newest two days")]
     if shown:
         lines += ["", f"{'day':<12}{'series':<34}{'since':<12}{'p-value':>9}{'importance':>13}"]
@@ -170,7 +170,7 @@ def _as_json(days: Sequence[DayDrift], found: Sequence[Finding]) -> dict[str, An
         "p_values": days[-1].p_values if days else {},
         "findings": [_finding(one) for one in found],
         "days": [
-            {"day": day_text(day.day), "findings": [_finding(one) for one in day.findings]}
+            {"day": day_text(day.day), "findings": [_finding(finding) for finding in day.findings]}
             for day in days
             if day.findings
         ],

@@ -9,10 +9,10 @@ from typing import Final
 import click
 
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.replay import Moment
 from pipeline.exports.errors import ExportError
-from pipeline.exports.topics import FILE_ROWS, Asked, Exported, Step, TopicExport, named
+from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
@@ -54,9 +54,9 @@ def command(
             for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))
         ]
         export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
-        with interrupts(stop), Bar("looking at the topics") as bar:
+        with interrupts(stop), ProgressBar("looking at the topics") as bar:
 
-            def show(step: Step) -> None:
+            def show(step: ExportProgress) -> None:
                 bar.tell(step.topic, step.records, "records", step.elapsed_s, step.share)
 
             exported = export.run(show, stop.is_set)

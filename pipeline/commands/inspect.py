@@ -110,7 +110,7 @@ def command(*, topic: str, partition: int, offset: int, row: int | None) -> None
     A block of `profiled` or `features` is shown by its header and its rows, one a line, or by ROW alone.
     """
     settings = Settings()
-    names = [one.name for one in settings.topics]
+    names = [known.name for known in settings.topics]
     if topic not in names:
         raise click.BadParameter(f"{topic!r} is not one of {', '.join(names)}.", param_hint="TOPIC")
     try:

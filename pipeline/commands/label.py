@@ -26,10 +26,10 @@ from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
 LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
 SOURCES_OFFERED: Final = ("analyst", "audit", "customer", "chargeback", "issuer", "rule", "simulator")
 SEARCHED: Final = (ALERTS, DECISIONS, TRANSACTIONS)
-"""Where a transaction is looked for, in order: the smallest topic first, and it holds what analysts look at."""
+"""Topics searched for a transaction, in order: the smallest first, and it holds what analysts look at."""
 
 SIMULATED_AFTER: Final = timedelta(days=30)
-"""Where the newest transaction lies so far from now on a topic whose producers stamp it, its clock is simulated."""
+"""Distance of the newest transaction from now beyond which the clock of a topic that producers stamp is simulated."""
 NEWEST_RECORDS: Final = 20
 """Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
 
@@ -51,8 +51,8 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The card of a transaction, and the topic that told."""
+class LocatedCard:
+    """The card of a transaction, and the topic it was found on."""
 
     card_id: str
     topic: str
@@ -79,7 +79,7 @@ def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
     return cards
 
 
-def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> Found:
+def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:
     """Look for ``transaction_id`` in each of `SEARCHED` until one holds it.
 
     Raises ``TransactionNotFound`` when none does and ``AmbiguousTransaction`` when that topic has it on several cards.
@@ -93,7 +93,7 @@ def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) ->
                 "Name the card that is meant with --card."
             )
         if cards:
-            return Found(cards.pop(), topic.name)
+            return LocatedCard(cards.pop(), topic.name)
     raise TransactionNotFound(
         f"No transaction {printable(transaction_id)} in the topics {', '.join(topic.name for topic in SEARCHED)}. "
         "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
@@ -123,7 +123,7 @@ def simulated_now(bootstrap: str, settings: Settings, now: datetime) -> datetime
 
 
 def sentence(label: Label, found_in: str | None) -> str:
-    """What was sent, in words."""
+    """Describe a sent label in a sentence."""
     by = f"{label.source} {printable(label.analyst)}" if label.analyst else label.source
     where = f" (found in {found_in})" if found_in else ""
     return (
@@ -185,7 +185,7 @@ def command(
         def read(topic: Topic) -> Iterable[Record]:
             return read_topic(bootstrap, settings.topic(topic.name), settings=settings)
 
-        found = Found(card, "") if card else find_card(read, transaction_id)
+        found = LocatedCard(card, "") if card else find_card(read, transaction_id)
         now = datetime.now(UTC)
         simulated = None if at else simulated_now(bootstrap, settings, now)
         message = Label(

@@ -6,6 +6,7 @@ import click
 
 from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
 from pipeline.commands.model_text import fact_lines, json_line
+from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text
@@ -21,7 +22,7 @@ from pipeline.terminal import printable
 
 
 def now_active(active: Active) -> str:
-    """Return the sentence that tells what is active."""
+    """Return the sentence that names what is active."""
     return f"Active: LightGBM version {active.lightgbm} with policy {active.policy}."
 
 
@@ -96,21 +97,21 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
 @click.command("cold-start")
 @click.option(
     "--fraud-share",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    type=FiniteRange(min=0, max=1, min_open=True, max_open=True),
     default=0.002,
     show_default=True,
     help="Share of frauds that you expect.",
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(min=0, max=LARGEST_THRESHOLD),
+    type=FiniteRange(min=0, max=LARGEST_THRESHOLD),
     default=0.5,
     show_default=True,
     help="Score from which on a transaction alerts.",
 )
 @click.option(
     "--audit-rate",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0.0,
     show_default=True,
     help="Share of all transactions that alert at random, so that there are labels to learn from.",
@@ -183,9 +184,9 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
 
 
 @policy.command("set")
-@click.option("--threshold", type=click.FloatRange(0, LARGEST_THRESHOLD), help="Alert at or above this score.")
-@click.option("--blend", type=click.FloatRange(0, 1), help="Part of River in a score; 0 leaves it out.")
-@click.option("--audit-rate", type=click.FloatRange(0, 1), help="Share of all transactions that is audited.")
+@click.option("--threshold", type=FiniteRange(0, LARGEST_THRESHOLD), help="Alert at or above this score.")
+@click.option("--blend", type=FiniteRange(0, 1), help="Part of River in a score; 0 leaves it out.")
+@click.option("--audit-rate", type=FiniteRange(0, 1), help="Share of all transactions that is audited.")
 @click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders it.  [default: the active policy's]")
 @click.option("--max-reasons", type=click.IntRange(min=1), help="Most reasons of an alert.")
 @click.option(

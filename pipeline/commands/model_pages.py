@@ -86,7 +86,7 @@ def as_html(markdown: str, version: str) -> str:
     rows: list[str] = []
     for line in [*markdown.splitlines(), ""]:
         if line.startswith("|"):
-            cells = "".join(f"<td>{_inline(one)}</td>" for one in _cells(line))
+            cells = "".join(f"<td>{_inline(cell)}</td>" for cell in _cells(line))
             if not set(line) <= set("| -"):
                 rows.append(f"<tr>{cells}</tr>")
             continue
@@ -113,7 +113,7 @@ def _inline(text: str) -> str:
     pieces = escape(plain).split("`")
     if len(pieces) % 2 == 0:
         return escape(plain)
-    return "".join(f"<code>{one}</code>" if at % 2 else one for at, one in enumerate(pieces))
+    return "".join(f"<code>{piece}</code>" if at % 2 else piece for at, piece in enumerate(pieces))
 
 
 @click.command()
@@ -164,7 +164,9 @@ def train_again(arguments: dict[str, Any], file: Path, registry_dir: Path) -> No
 
     context = click.Context(train)
     values = {
-        one.name: one.type_cast_value(context, arguments[one.name]) for one in train.params if one.name in arguments
+        param.name: param.type_cast_value(context, arguments[param.name])
+        for param in train.params
+        if param.name in arguments
     }
     places = {"file": file, "registry_dir": registry_dir, "activate": False, "publish": False, "bootstrap": None}
     with contextlib.redirect_stdout(io.StringIO()), context:

@@ -56,7 +56,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        simple = all(not isinstance(one, dict | list) for one in value)
+        simple = all(not isinstance(item, dict | list) for item in value)
         return ", ".join(map(value_text, value)) if simple else f"{len(value)} rows"
     return printable(str(value))
 
@@ -68,15 +68,15 @@ def fact_lines(facts: Facts) -> Iterator[str]:
         if isinstance(value, dict):
             if value:
                 yield f"{words}:"
-                for key, one in value.items():
-                    text = _pairs(one) if isinstance(one, dict) else _named(key, one)
+                for key, item in value.items():
+                    text = _pairs(item) if isinstance(item, dict) else _named(key, item)
                     yield from wrapped(f"{key.replace('_', ' ')}: {text}", 2)
         elif value not in (None, [], ""):
             yield from wrapped(f"{words}: {value_text(value)}", 0)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {_named(key, one)}" for key, one in values.items())
+    return ", ".join(f"{key.replace('_', ' ')} {_named(key, item)}" for key, item in values.items())
 
 
 def _named(key: str, value: Any) -> str:
@@ -132,7 +132,7 @@ def event_word(event: VersionEvent) -> str:
 
 def reference_text(references: Sequence[VersionReference]) -> str:
     """Return names and versions in a row."""
-    return ", ".join(f"{printable(one.name)} {printable(one.version)}" for one in references)
+    return ", ".join(f"{printable(reference.name)} {printable(reference.version)}" for reference in references)
 
 
 def metric_text(metrics: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[st
 def rows_of(published: PublishedVersions, registry: Registry, limit: int) -> list[dict[str, Any]]:
     """Return the newest of published versions, ready for JSON; one whose content cannot be read says so."""
     known, board = KnownVersions(registry, published), published.board
-    active = {one.digest for one in (board.lightgbm, board.policy) if one is not None}
+    active = {model.digest for model in (board.lightgbm, board.policy) if model is not None}
     return [_cluster_row(mention, known, active) for mention in published.history.mentions()[:limit]]
 
 
@@ -118,7 +118,9 @@ def registry_rows(limit: int) -> list[dict[str, Any]]:
     registry = Registry(Settings().registry_path)
     known = KnownVersions(registry)
     entries = sorted(
-        (entry for name in BUNDLED for entry in registry.entries(name)), key=lambda one: one.created, reverse=True
+        (entry for name in BUNDLED for entry in registry.entries(name)),
+        key=lambda version: version.created,
+        reverse=True,
     )
     return [
         {

@@ -11,7 +11,7 @@ import pandas as pd
 FORMULA_STARTS: Final = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
 """Beginnings of a cell that spreadsheets run as a formula; those of full width too, which some take for the others."""
 Write = tuple[Path, Callable[[Path], object]]
-"""Where to, and what writes it there."""
+"""An output's path, and the function that writes it there."""
 
 
 def refuse_unwritable(files: Iterable[Path | None], directory: Path | None = None) -> None:
@@ -31,7 +31,7 @@ def refuse_unwritable(files: Iterable[Path | None], directory: Path | None = Non
 
 
 def write_each(writes: Iterable[Write]) -> None:
-    """Write all that can be written; a `click.ClickException` then tells what could not."""
+    """Write all that can be written; a `click.ClickException` then reports what could not."""
     failed = []
     for path, write in writes:
         try:

@@ -1,4 +1,4 @@
-"""What commands that take long have in common: a bar on the standard error, and an end at Ctrl-C."""
+"""Shared parts of commands that take long: a bar on the standard error, and an end at Ctrl-C."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from pipeline.cli import INTERRUPTED
 
 PROGRESS_INTERVAL_S: Final = 5.0
-"""Time between two lines that tell how far something is."""
+"""Time between two lines that report progress."""
 
 
 @contextmanager
@@ -33,11 +33,11 @@ def interrupts(stop: threading.Event) -> Iterator[None]:
 
 
 def failure(error: Exception, stop: threading.Event) -> click.ClickException:
-    """What a command raises in place of an error that a person can mend; 130 is its exit code once it was to stop."""
-    told = click.ClickException(str(error))
+    """Return the exception of a command whose error a person can mend; its exit code is 130 once it was to stop."""
+    exception = click.ClickException(str(error))
     if stop.is_set():
-        told.exit_code = INTERRUPTED
-    return told
+        exception.exit_code = INTERRUPTED
+    return exception
 
 
 def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
@@ -53,11 +53,11 @@ def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) 
     return maybe
 
 
-class Bar:
+class ProgressBar:
     """Progress on the standard error: what is done, and time left where the end is known."""
 
     def __init__(self, begins: str) -> None:
-        """``begins`` is told until there is some progress."""
+        """``begins`` is reported until there is some progress."""
         self._progress = Progress(
             BarColumn(),
             TaskProgressColumn(),
@@ -68,7 +68,7 @@ class Bar:
         )
         self._task = self._progress.add_task(begins, total=None)
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         self._progress.start()
         return self
 

@@ -1,4 +1,4 @@
-"""``fraud-pipeline rates``: publish rate tables, and list those by which transactions may have been judged."""
+"""``fraud-pipeline rates``: publish rate tables, and list those that transactions may have been processed with."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def command(*, files: tuple[Path, ...]) -> None:
     """Publish the rate tables FILES, and list all that are published, each with its digest.
 
     A card worker publishes the table of its settings when it starts; a file has to be named here only where the topic
-    has lost it. Nothing is judged by a table before a worker's FRAUD_PIPELINE_RATES_FILE names it.
+    has lost it. No record is processed with a table before a worker's FRAUD_PIPELINE_RATES_FILE names it.
     """
     try:
         settings = Settings()

@@ -151,7 +151,7 @@ def command(
 def file_mapping(
     file: Path, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str
 ) -> ColumnMapping:
-    """What the options ``--map``, ``--preset``, ``--currency`` and ``--time-zone`` make of a file's columns.
+    """Build a file's column mapping from ``--map``, ``--preset``, ``--currency`` and ``--time-zone``.
 
     Raises `UnusableSource`, and ``click.BadParameter`` for a change that is not written FIELD=COLUMN.
     """

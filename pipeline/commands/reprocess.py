@@ -20,7 +20,7 @@ from pipeline.commands.backtest_options import (
     show_step,
     time_range,
 )
-from pipeline.commands.progress import Bar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -72,7 +72,7 @@ def command(
             settings=Settings(),
             bootstrap=shared["bootstrap"],
         )
-        with interrupts(stop), Bar("looking at the topics") as bar:
+        with interrupts(stop), ProgressBar("looking at the topics") as bar:
             done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
     # Names, ranges and orders that may not be used are values that may not be used.
     except (

@@ -17,7 +17,7 @@ from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedReques
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions
-from pipeline.retraining.service import Outcome, Retrainer, ServiceOptions
+from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings
 from pipeline.training.served import WINDOW_DAYS
 
@@ -134,7 +134,7 @@ def _look(retrainer: Retrainer) -> None:
         log.warning("%s; it is tried again", error)
 
 
-def _report(found: Outcome) -> int:
+def _report(found: CycleOutcome) -> int:
     """Print an outcome as one JSON line; returns the exit code."""
     click.echo(json.dumps(found._asdict()))
     return 1 if found.outcome == "failed" else 0

@@ -30,7 +30,7 @@ from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
 from pipeline.models.changes import refuse_unapproved
 from pipeline.models.history import VersionHistory
-from pipeline.models.publish import Content, Step, publish_active
+from pipeline.models.publish import ModelChange, VersionToPublish, publish_active
 from pipeline.options import card_options
 from pipeline.rates import RatesError, load_rates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -53,7 +53,7 @@ from schemas.times import US_PER_DAY
 
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
-"""What an activation names as its maker."""
+"""The name that an activation gives as its maker."""
 OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
@@ -330,7 +330,7 @@ def _of_topics(
 
 
 def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would decide: no others have features, or move a window. Tells what is left out.
+    """The transactions that workers would decide: no others have features, or move a window. Reports what is left out.
 
     Amounts come back in the base currency, converted by the rate table, as workers convert them.
     """
@@ -351,11 +351,11 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
     """Make a LightGBM version and its policy active on the cluster, both at once; raises ``DeliveryFailed``."""
     contents = [
-        Content(LIGHTGBM, model.version, model.to_payload()),
-        Content(POLICY, policy.version, policy.to_payload()),
+        VersionToPublish(LIGHTGBM, model.version, model.to_payload()),
+        VersionToPublish(POLICY, policy.version, policy.to_payload()),
     ]
     figures = {"metrics": model.metadata["metrics"]} if "metrics" in model.metadata else {}
-    publish_active(servers, settings, contents, Step("publish", BY_TRAIN, "", figures))
+    publish_active(servers, settings, contents, ModelChange("publish", BY_TRAIN, "", figures))
 
 
 def _request(settings: Settings) -> dict[str, Any]:

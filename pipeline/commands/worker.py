@@ -20,7 +20,7 @@ START_ERRORS: Final = (
     *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
     *(PlaceTaken, RatesError, StartRefused, TopicError, UnknownAgent),
 )
-"""What an operator can mend; the text says how."""
+"""Errors that an operator can mend; the text says how."""
 
 
 @click.command()

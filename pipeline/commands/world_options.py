@@ -1,4 +1,4 @@
-"""What the commands share that simulate a world of their own."""
+"""The options of commands that simulate a world of their own."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,1 +1,1 @@
-"""What is done with a score: the policy that decides, and the reasons that an analyst reads."""
+"""Decisions about scores: the policy, and the reasons that an analyst reads."""

@@ -43,7 +43,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rate: float
     """Share of all transactions to audit, above 0: without it nothing could be said about the others."""
     key_id: str | None = None
-    """Names the key of the sample's order; without one, anybody who knows this program can tell who is audited."""
+    """Names the key of the sample's order; without one, anybody who knows this program can compute who is audited."""
     key_check: str | None = None
     """`key_check` of that key: another one under the same id would select others in a replay, and is refused."""
     strata: tuple[Stratum, ...] = ()
@@ -58,7 +58,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def key_check(key: str) -> str:
-    """Return by what a policy recognises the key of its audit; a random key cannot be told from it."""
+    """Return by what a policy recognises the key of its audit; a random key cannot be derived from it."""
     return hashlib.blake2b(key.encode(), digest_size=8, person=b"audit-key").hexdigest()
 
 

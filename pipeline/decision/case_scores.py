@@ -9,7 +9,7 @@ KEPT_HOURS: Final = 48
 _SWEEP_HOURS: Final = 6
 
 
-class Reach(NamedTuple):
+class ThresholdRange(NamedTuple):
     """Thresholds at which a case alerts first within an hour: above ``before``, up to ``score``."""
 
     score: float
@@ -38,7 +38,7 @@ class CaseScores:
         self._cases: dict[Hashable, _Case] = {}
         self._swept_hour = 0
 
-    def score(self, case: Hashable, hour: int, score: float) -> Reach:
+    def score(self, case: Hashable, hour: int, score: float) -> ThresholdRange:
         """Take a score in, and return what the case reaches in this hour.
 
         Args:
@@ -48,7 +48,7 @@ class CaseScores:
         """
         found = self._case(case, hour)
         found.score = max(found.score, score)
-        return Reach(found.score, found.before)
+        return ThresholdRange(found.score, found.before)
 
     def alert(self, case: Hashable, hour: int) -> bool:
         """Note an alert, and return whether it is the first one of its case; arguments as for `score`."""
@@ -69,4 +69,4 @@ class CaseScores:
         if hour < self._swept_hour + _SWEEP_HOURS:
             return
         self._swept_hour = hour
-        self._cases = {key: one for key, one in self._cases.items() if one.first_hour > hour - KEPT_HOURS}
+        self._cases = {key: case for key, case in self._cases.items() if case.first_hour > hour - KEPT_HOURS}

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
-from pipeline.decision.case_scores import Reach
+from pipeline.decision.case_scores import ThresholdRange
 
 
 class HourScores:
@@ -18,10 +18,10 @@ class HourScores:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._reaches: dict[Hashable, Reach] = {}
+        self._reaches: dict[Hashable, ThresholdRange] = {}
         self._columns: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
-    def note(self, case: Hashable, reach: Reach) -> None:
+    def note(self, case: Hashable, reach: ThresholdRange) -> None:
         """Note what a case reaches in the hour, in place of what it reached before."""
         self._reaches[case] = reach
         self._columns = None
@@ -43,7 +43,7 @@ class HourScores:
             self._reaches = dict(best[: self._most])
 
 
-def _best_first(reach: Reach) -> tuple[float, float]:
+def _best_first(reach: ThresholdRange) -> tuple[float, float]:
     return -reach.score, reach.before
 
 
@@ -53,7 +53,7 @@ Signed = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def signed(hours: Sequence[HourScores]) -> Signed:
     """Return what cases reach in some hours. A case counts at a threshold in the hour in which it alerts first."""
-    columns = [one.columns() for one in hours]
+    columns = [hour.columns() for hour in hours]
     reached = np.concatenate([np.empty(0), *(score for score, _ in columns)])
     before = np.concatenate([np.empty(0), *(earlier[earlier > 0] for _, earlier in columns)])
     return np.concatenate([reached, before]), np.concatenate([np.ones(len(reached)), -np.ones(len(before))])

@@ -39,7 +39,7 @@ class BothScores(NamedTuple):
     """Length n; only those of high scores are read."""
 
 
-class Report(NamedTuple):
+class LabelReport(NamedTuple):
     """A label, as far as the gate asks."""
 
     identity: Identity
@@ -51,7 +51,7 @@ class Report(NamedTuple):
     known_at_us: int
 
 
-class Verdict(NamedTuple):
+class BlendDecision(NamedTuple):
     """The gate's blend, and the counts behind it."""
 
     blend: float
@@ -63,14 +63,14 @@ class Verdict(NamedTuple):
     """(won - lost) / sqrt(won + lost); 0 without either."""
 
 
-def verdict(won: int, lost: int, blend: float) -> Verdict:
+def verdict(won: int, lost: int, blend: float) -> BlendDecision:
     """Return the blend that follows from the counts; between the two bounds it stays.
 
     >>> verdict(9, 1, 0.0).blend, verdict(6, 4, 0.0).blend, verdict(4, 6, 1.0).blend
     (1.0, 0.0, 0.0)
     """
     z = (won - lost) / sqrt(won + lost) if won + lost else 0.0
-    return Verdict(1.0 if z > OPENS else 0.0 if z < CLOSES else blend, won, lost, z)
+    return BlendDecision(1.0 if z > OPENS else 0.0 if z < CLOSES else blend, won, lost, z)
 
 
 class _Best:
@@ -120,7 +120,7 @@ class Gate:
             without.add(rows.lightgbm, of_day, rows.identity)
         self._days = {day: best for day, best in self._days.items() if day >= first}
 
-    def report(self, label: Report) -> None:
+    def report(self, label: LabelReport) -> None:
         """Take in a label; what somebody says of a transaction is resolved as everywhere."""
         held = self._held.get(label.identity)
         if held is None and label.known != _FRAUD:
@@ -129,15 +129,15 @@ class Gate:
         numbers, _ = resolve_numbers(state, label.rank, label.labelled_at_us, label.known)
         self._held[label.identity] = numbers, min(known_at_us, label.known_at_us)
 
-    def decide(self, blend: float) -> Verdict:
+    def decide(self, blend: float) -> BlendDecision:
         """Return what follows from the reports that were taken in.
 
         Args:
             blend: The one that holds.
         """
         since_us = self._newest_us - REPORT_DAYS * US_PER_DAY
-        self._held = {one: held for one, held in self._held.items() if held[1] > since_us}
-        frauds = {one for one, (state, _) in self._held.items() if state[2] == _FRAUD}
+        self._held = {identity: held for identity, held in self._held.items() if held[1] > since_us}
+        frauds = {identity for identity, (state, _) in self._held.items() if state[2] == _FRAUD}
         won = lost = 0
         for with_online, without in self._days.values():
             ours, theirs = with_online.identities & frauds, without.identities & frauds

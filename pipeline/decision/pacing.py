@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
-from pipeline.decision.case_scores import CaseScores, Reach
+from pipeline.decision.case_scores import CaseScores, ThresholdRange
 from pipeline.decision.event_clock import EventClock
 from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
@@ -109,7 +109,7 @@ def is_news(threshold: float, pace: Pace, since_hour: int | None) -> bool:
 
 
 def recent_scores(metadata: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Return the scores that a policy's metadata tells of the days before its LightGBM version became active.
+    """Return the scores that a policy's metadata has of the days before its LightGBM version became active.
 
     Args:
         metadata: May hold ``recent_scores``: pairs of an event hour since 1970 and a score.
@@ -202,7 +202,7 @@ class Pacing:
             self._first_seeded = hour if self._first_seeded is None else min(self._first_seeded, hour)
             self._last_seeded = max(self._last_seeded, hour)
             if score >= LOWEST_THRESHOLD:
-                self._of_hour(hour).note(("seed", number), Reach(score, 0.0))
+                self._of_hour(hour).note(("seed", number), ThresholdRange(score, 0.0))
 
     def forget_scores(self) -> None:
         """Let go of all scores, since they mean nothing to the version that scores now; alerts stay counted."""
@@ -312,7 +312,7 @@ class Pacing:
         if len(self._own) + len(self._others) > 4 * HOURS:
             self._own, self._others = ({at for at in of if at >= hour - HOURS} for of in (self._own, self._others))
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
-            self._reaches = {at: one for at, one in self._reaches.items() if at >= hour - HOURS}
+            self._reaches = {at: reach for at, reach in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}
 
 

@@ -43,7 +43,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """``>``, ``>=``, ``<``, ``<=``, ``==`` or ``!=``."""
     value: float
     sentence: str
-    """What an analyst reads."""
+    """The sentence that an analyst reads."""
 
     def matches(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Shape (n,), for features of shape (n, len(FEATURES))."""
@@ -67,7 +67,7 @@ _PAYLOAD: Final = msgspec.json.Decoder(_Payload)
 
 
 class Verdicts(NamedTuple):
-    """What a policy says of n transactions; every array has shape (n,)."""
+    """A policy's decisions about n transactions; every array has shape (n,)."""
 
     alert: NDArray[np.bool_]
     selection: list[str | None]
@@ -144,7 +144,7 @@ class Policy:
         """Decide n transactions: scores (n,), features (n, len(FEATURES)), `transaction_hash` values (n,).
 
         A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
-        ``audit``. A row's verdict depends on nothing but that row.
+        ``audit``. A row's decision depends on nothing but that row.
         """
         certain = score >= self.threshold
         selection: list[str | None] = [None] * len(score)

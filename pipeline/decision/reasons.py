@@ -1,6 +1,6 @@
 """Why an alert was raised, in codes that systems can count by and sentences that an analyst can read.
 
-The contributions of features that tell the same story are added up; each story is one reason. `CODES` lists them all.
+The contributions of features with the same reason text are added up; each text is one reason. `CODES` lists them all.
 """
 
 import math
@@ -117,7 +117,7 @@ def explain_row(
     """
     facts, parts = Facts(row, currency, home_amount), contributions.tolist()
     weights = [round(sum([parts[column] for column in columns]), 4) for _, columns in _COLUMNS]
-    # Only what can be told is put into words: all that is more than noise, or else the largest there is, which may be
+    # Only what the values bear out becomes a sentence: all that is more than noise, or else the largest, which may be
     # several. A weight that is not a number is below nothing.
     least = min(SMALLEST_CONTRIBUTION, max(weights))
     tellings = [
@@ -134,7 +134,7 @@ def explain_row(
     for reason in candidates:
         if reason.contribution < SMALLEST_CONTRIBUTION:
             break
-        # Two stories can come out as one code (a general one, where their values say nothing by themselves).
+        # Two reason texts can have one code (a general one, where their values say nothing by themselves).
         same = raised.get(reason.code, reason)
         total = reason.contribution if same is reason else same.contribution + reason.contribution
         raised[reason.code] = msgspec.structs.replace(same, contribution=round(total, 4))

@@ -1,4 +1,4 @@
-"""The stories that features tell: which belong together, their codes, and the sentences."""
+"""The reason texts of features: which belong together, their codes, and the sentences."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _AGO_UNITS: Final = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"), 
 
 
 class Facts:
-    """One transaction's features by name, and how to write them.
+    """The features of one transaction by name, and how to write them.
 
     Args:
         row: Features, shape (len(FEATURES),).
@@ -55,7 +55,7 @@ class Facts:
         return float(self._row[_COLUMN[name]])
 
     def has(self, *names: str) -> bool:
-        """Whether all of them have a value."""
+        """Return True if all of them have a value."""
         return not any(math.isnan(self[name]) for name in names)
 
     def money(self, amount: float) -> str:
@@ -76,14 +76,14 @@ class Telling(NamedTuple):
     sentence: str
     usual: float | None = None
     general: bool = False
-    """Whether the transaction's own values are no argument: then other reasons may take its place."""
+    """True if the transaction's own values are no argument: then other reasons may take its place."""
 
 
 class Story(NamedTuple):
-    """Features whose contributions are added up. ``tell`` says nothing where the values do not bear the story out."""
+    """Features whose contributions are added up. ``tell`` says nothing where the values do not bear the reason out."""
 
     code: str
-    """Of what is said where ``tell`` says nothing."""
+    """Reason code used where ``tell`` returns nothing."""
     features: tuple[str, ...]
     tell: Callable[[Facts], Telling | None]
     subject: str
@@ -302,7 +302,7 @@ STORIES: Final = (
 )
 
 _PATTERN_CODE: Final = {
-    # What is said of a story whose values do not bear it out: a small amount is not high, a lone transaction no burst.
+    # The text of a reason whose values do not bear it out: a small amount is not high, a lone transaction no burst.
     "CARD_BURST": "CARD_PATTERN",
     "CARD_RECENT_OUTLIERS": "CARD_PATTERN",
     "AMOUNT_UNUSUAL_FOR_CARD": "CARD_PATTERN",
@@ -312,12 +312,12 @@ _PATTERN_CODE: Final = {
 
 
 def told(story: Story, facts: Facts) -> Telling | None:
-    """What the story says of this transaction, if its values bear it out."""
+    """Return the reason text for this transaction, if its values bear it out."""
     return story.tell(facts)
 
 
 def pattern(story: Story, strongest: str, facts: Facts) -> Telling:
-    """A story in general terms, by its strongest feature."""
+    """Write a reason in general terms, by its strongest feature."""
     resemble = "resemble" if story.subject.endswith("amounts") else "resembles"
     text = f"{story.subject} {resemble} earlier fraud, most of all the {MEANINGS[strongest]}{_value(strongest, facts)}."
     return Telling(_PATTERN_CODE.get(story.code, story.code), strongest, text, general=True)

@@ -1,1 +1,1 @@
-"""What ``fraud-pipeline run`` is made of: worker processes, a monitor of their topics, and the live view."""
+"""The parts of ``fraud-pipeline run``: worker processes, a monitor of their topics, and the live view."""

@@ -20,7 +20,7 @@ from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, 
 from pipeline.demo.controller import FAILURES, logging_to
 from pipeline.demo.space import run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
-from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
@@ -37,14 +37,14 @@ _CONTINUED: Final = " \\"
 
 @dataclass(frozen=True, slots=True)
 class ExampleOptions:
-    """What the user may choose."""
+    """The user's choices for the example."""
 
     world: World = field(default_factory=lambda: World(history_days=90))
     """All of its history is written to the topics."""
     range_days: int = 21
     """The last days of the history, which are decided again."""
     age_days: int = 28
-    """By how much longer ago the older model was trained; the newer is trained when the range begins."""
+    """The difference in age to the older model; the newer is trained when the range begins."""
     output: Path = Path("build")
     """Directory of the report."""
 
@@ -55,12 +55,12 @@ class ExampleOptions:
 
     @property
     def page(self) -> Path:
-        """Where the report goes, as a page."""
+        """Return the path of the report as a page."""
         return self.output / "backtest.html"
 
     @property
     def content(self) -> Path:
-        """Where the report goes, as JSON."""
+        """Return the path of the report as JSON."""
         return self.output / "backtest.json"
 
 
@@ -76,7 +76,7 @@ def run_example(
         try:
             options.output.mkdir(parents=True, exist_ok=True)
             _Example(settings, options, view, stream, signals).run()
-        except Stopped as stopped:
+        except RunStopped as stopped:
             return stopped.exit_code
         except (*FAILURES, OSError) as error:
             errors.write(f"\nError: {error}\n")
@@ -85,7 +85,7 @@ def run_example(
 
 
 class _Example:
-    """One run. What is started is a context that is left on every way out, the newest first."""
+    """A run of the example. Each started part is a context that is left on every way out, the newest first."""
 
     def __init__(
         self, settings: Settings, options: ExampleOptions, view: PlainView, stream: TextIO, signals: StopSignals
@@ -95,7 +95,7 @@ class _Example:
         self._told_s = 0.0
 
     def run(self) -> None:
-        """Run to the end; raises `Stopped` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped` or one of `FAILURES`."""
         options, view = self._options, self._view
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""Models of simulated history: LightGBM and a policy, and the first of a run, which is put in force."""
+"""Models of simulated history: LightGBM and a policy, and the first of a run, which is activated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ ALERTS_PER_THOUSAND_CARDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class FirstModel:
-    """What was put in force."""
+    """The versions that were activated first."""
 
     lightgbm: str
     policy: str
     river: str
-    """The online model before its first lesson."""
+    """The online model before its first training update."""
     trees: int
     precision: float | None
-    """Of the alerts of the validation period."""
+    """Precision of the alerts of the validation period."""
     transactions: int
 
 
@@ -49,7 +49,7 @@ def train_first_model(
     """Simulate the history, train on it, register the versions and publish them to ``models``.
 
     One thread by default: beside workers and a broker, LightGBM's threads lose more by waiting for each other than they
-    gain. ``report`` is told how far it is. Raises ``ModelError`` when the history is too short or the population too
+    gain. ``report`` gets the progress. Raises ``ModelError`` when the history is too short or the population too
     small to learn from.
     """
     frame = world.history()

@@ -20,7 +20,7 @@ from pipeline.demo.monitor import Monitor, MonitorFailed
 from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, running_workers
 from pipeline.demo.space import RunRefused, run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
-from pipeline.demo.stop import Mode, Stopped, StopSignals, stop_signals
+from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
 from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text, make_view, summary_lines
 from pipeline.demo.world import World
@@ -39,7 +39,7 @@ LOOK_S: Final = 0.05
 """Time between two looks at something that is waited for."""
 EXAMPLES_NAMED: Final = 5
 TRAINING_STAGE_S: Final = 2.0
-"""Time between two stages of the training that are told."""
+"""Time between two stages of the training that are reported."""
 
 FAILURES: Final = (
     BrokerError,
@@ -51,7 +51,7 @@ FAILURES: Final = (
     WorkerDied,
     MonitorFailed,
 )
-"""Errors whose text tells the user what to do."""
+"""Errors whose text says what the user can do."""
 
 
 class Incomplete(RuntimeError):
@@ -60,7 +60,7 @@ class Incomplete(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the user may choose."""
+    """The user's choices for a run."""
 
     days: int = 30
     """Simulated days to stream; 0: until stopped."""
@@ -85,7 +85,7 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
         with make_view(state, stream) as view:
             try:
                 Controller(settings, options, state, view, signals).run()
-            except Stopped as stopped:
+            except RunStopped as stopped:
                 code = 0 if options.days == 0 and state.day else stopped.exit_code
             except (*FAILURES, Incomplete) as error:
                 code, failure = 1, error
@@ -121,7 +121,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 class Controller:
-    """One run. Everything that is started is a context that is left on every way out, the newest first."""
+    """A run of the demo. Each started part is a context that is left on every way out, the newest first."""
 
     def __init__(
         self, settings: Settings, options: RunOptions, state: RunState, view: View, signals: StopSignals
@@ -135,7 +135,7 @@ class Controller:
         self._monitor: Monitor | None = None
 
     def run(self) -> None:
-        """Run to the end; raises `Stopped`, `Incomplete` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped`, `Incomplete` or one of `FAILURES`."""
         log_dir = self._given.data_dir / "logs"
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC), self._options.workers)
@@ -163,7 +163,7 @@ class Controller:
             self._view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
-        """Tell where everything is, for those who want to look from another terminal."""
+        """Report where everything is, for those who want to look from another terminal."""
         prefix = f", topics begin with {settings.topic_prefix}" if settings.topic_prefix else ""
         self._view.say(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
         self._view.say("In another terminal:")

@@ -11,7 +11,7 @@ import msgspec
 import pandas as pd
 
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
@@ -49,7 +49,7 @@ class TimedProducer(RecordProducer):
         timestamp_ms: int,
         headers: list[tuple[str, bytes | None]] | None = None,
     ) -> None:
-        """As the base class does it; waiting for room in the client's queue counts as latency."""
+        """Produce like the base class; waiting for room in the client's queue counts as latency."""
         if topic == self._transactions:
             self._ledger.sent(self._decode(value).transaction_id, time.monotonic(), warm_up=self.warm_up)
         super().produce(topic, key, value, timestamp_ms, headers)
@@ -58,7 +58,7 @@ class TimedProducer(RecordProducer):
 class DecidedFlow:
     """Lets transactions be sent up to ``limit`` ahead of those that have a decision, or were refused."""
 
-    def __init__(self, figures: Figures, limit: int) -> None:
+    def __init__(self, figures: RunFigures, limit: int) -> None:
         self._figures, self._limit = figures, limit
         self._decided = -1
         self._progress_s = time.monotonic()

@@ -60,7 +60,7 @@ class RateMeter:
 
 
 @dataclass(slots=True)
-class Figures:
+class RunFigures:
     """Everything that the view and the summary show. One thread writes a field; any thread may read it."""
 
     transactions: int = 0
@@ -82,7 +82,7 @@ class Figures:
     river_versions: int = 0
     """Versions of the River model that were published after the first."""
     latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
-    """From the producer's send to the decision read with read_committed; without the warm-up."""
+    """Latencies from the producer's send to the decision read with read_committed; without the warm-up."""
     latest_alerts: deque[Alert] = field(default_factory=lambda: deque(maxlen=LATEST_ALERTS))
 
     @property
@@ -101,7 +101,7 @@ class Figures:
         return self.confirmed_alerts / self.judged_alerts if self.judged_alerts else None
 
 
-def summary_json(figures: Figures) -> str:
+def summary_json(figures: RunFigures) -> str:
     """The last line of a run: one JSON object; a figure that does not exist is null."""
     return json.dumps(
         {

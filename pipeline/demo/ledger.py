@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from schemas.messages import Alert, Identifier
 
 FRAUD: Final = "fraud"
@@ -42,14 +42,14 @@ class ModelHead(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """Keeps `Figures` from the records of one run.
+    """Keeps `RunFigures` from the records of one run.
 
-    The alerts of the warm-up are not judged: the first model has learned from those very transactions.
+    The alerts of the warm-up are not counted: the first model has learned from those very transactions.
 
     `sent` may be called by another thread than the rest. Memory grows with the transactions in flight and the alerts.
     """
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: RunFigures) -> None:
         self._figures = figures
         self._lock = threading.Lock()
         self._sent_s: dict[str, float | None] = {}
@@ -107,7 +107,7 @@ class Ledger:
         self._figures.latest_alerts.append(self._alert.decode(value))
 
     def dead_letter(self, value: bytes) -> None:
-        """Count a dead letter; ``value`` is that of the record that was set aside: no decision will come on it."""
+        """Count a dead letter; ``value`` is that of the record that was quarantined: no decision will come on it."""
         self._figures.dead_letters += 1
         try:
             head = self._set_aside.decode(value)

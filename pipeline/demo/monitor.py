@@ -83,7 +83,7 @@ class Monitor:
                 tail.close()
 
     def _take_in(self, wait_s: float) -> bool:
-        """One round over all topics; whether there was anything."""
+        """Poll all topics once; return True if there was anything."""
         values = self._decisions.poll(wait_s)
         now_s = self._clock()
         for value in values:

@@ -1,4 +1,4 @@
-"""What a run needs for itself: a directory, a broker, topics, all of them empty."""
+"""The environment of a run: a directory, a broker, topics, all of them empty."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.settings import Settings
 
 KEPT: Final = ("lock", "jars", "ports.json")
-"""What of the last run's broker stays: the lock that its processes hold, fetched jars, the port."""
+"""Files of the last run's broker that stay: the lock that its processes hold, fetched jars, the port."""
 
 FEWEST_PARTITIONS: Final = 2
 

@@ -1,9 +1,9 @@
-"""What a run is doing at the moment; the controller writes it, the view reads it."""
+"""The current state of a run; the controller writes it, the view reads it."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 
 
 @dataclass(slots=True)
@@ -12,7 +12,7 @@ class RunState:
 
     started_s: float
     stage: str = "starting"
-    """What is being done, or waited for, in words for a newcomer."""
+    """The current step or wait, in words for a newcomer."""
     days: int = 0
     """Simulated days to stream; 0 for a run without end."""
     day: int = 0
@@ -25,7 +25,7 @@ class RunState:
     workers: int = 0
     """Worker processes that run."""
     topic_prefix: str = ""
-    figures: Figures = field(default_factory=Figures)
+    figures: RunFigures = field(default_factory=RunFigures)
 
     @property
     def share(self) -> float | None:

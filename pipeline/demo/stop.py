@@ -11,7 +11,7 @@ from typing import Any, Final
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(BaseException):
+class RunStopped(BaseException):
     """Somebody asked the run to stop. Not an ``Exception``: nothing on the way may take it for an error."""
 
     def __init__(self, number: int) -> None:
@@ -25,10 +25,10 @@ class Stopped(BaseException):
 
 
 class Mode(Enum):
-    """What a stop signal does."""
+    """The effect of a stop signal."""
 
     RAISE = auto()
-    """It raises `Stopped` at once, wherever the main thread is."""
+    """It raises `RunStopped` at once, wherever the main thread is."""
     NOTE = auto()
     """It sets the event; the next one raises."""
     HOLD = auto()
@@ -36,7 +36,7 @@ class Mode(Enum):
 
 
 class StopSignals:
-    """Turns stop signals into `Stopped`. ``event`` is set once one has come."""
+    """Turns stop signals into `RunStopped`. ``event`` is set once one has come."""
 
     def __init__(self) -> None:
         self.mode = Mode.RAISE
@@ -53,16 +53,16 @@ class StopSignals:
         elif self.mode is Mode.RAISE:
             # What follows is cleaning up.
             self.mode = Mode.HOLD
-            raise Stopped(number)
+            raise RunStopped(number)
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal has come.
+        """Raise `RunStopped` if a signal has come.
 
         The handler may have raised inside a callback or a finaliser, whose exceptions Python only prints.
         """
         if self.received is not None:
             self.mode = Mode.HOLD
-            raise Stopped(self.received)
+            raise RunStopped(self.received)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How alerts and figures read in a terminal. Pure: messages in, lines out."""
+"""Alerts and figures as text for a terminal. Pure: messages in, lines out."""
 
 import textwrap
 from datetime import UTC, datetime
@@ -63,7 +63,7 @@ def score_style(score: float) -> str:
 
 
 def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late: bool = False) -> list[Text]:
-    """One alert as lines of at most ``width`` columns (an identifier that is longer stays whole).
+    """Write an alert as lines of at most ``width`` columns (an identifier that is longer stays whole).
 
     First when, how much and how sure; then who and where; then every reason's sentence.
 
@@ -107,7 +107,7 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late
 
 
 def alert_row(alert: Alert, width: int = PLAIN_WIDTH) -> Text:
-    """One alert on one line, cut to ``width``: time, amount, score, card, merchant, the strongest reason."""
+    """Write an alert on one line, cut to ``width``: time, amount, score, card, merchant, the strongest reason."""
     row = Text(f"{alert.event_time.astimezone(UTC):%m-%d %H:%M} ")
     row.append(f"{money_text(alert.amount, alert.currency):>13} ")
     row.append(f"{alert.score:.2f} ", style=score_style(alert.score))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.broker.running import demo_dir
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.state import RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
 from pipeline.settings import Settings
@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 
 def wants_colours(stream: TextIO) -> bool:
-    """Whether escape codes may go to ``stream``: a terminal that knows them, and nobody said ``NO_COLOR``."""
+    """Return True if escape codes may go to ``stream``: a terminal that knows them, and nobody said ``NO_COLOR``."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in {"dumb", ""}
 
 
@@ -51,8 +51,8 @@ def milliseconds_text(latency_ms: float | None) -> str:
     return f"{latency_ms:.1f} ms" if latency_ms < 10 else f"{latency_ms:,.0f} ms"
 
 
-def precision_text(figures: Figures) -> str:
-    """How many of the alerts that have a label by now were fraud."""
+def precision_text(figures: RunFigures) -> str:
+    """Write the share of fraud among the alerts that have a label by now."""
     if figures.precision is None:
         return "precision not known yet: labels come days later"
     return f"precision so far {figures.precision:.0%} of {count_text(figures.judged_alerts)} labelled"
@@ -94,7 +94,7 @@ def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: i
 
 
 def summary_lines(state: RunState, now_s: float) -> list[str]:
-    """What the run did, in words, before the line of JSON."""
+    """Summarise the run in words, before the line of JSON."""
     figures = state.figures
     if figures.transactions == 0:
         return [f"The run ended after {duration_text(now_s - state.started_s)}, before any transaction: {state.stage}."]
@@ -119,7 +119,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
 
 
 class View(Protocol):
-    """What the controller tells a view."""
+    """The events that the controller reports to a view."""
 
     def __enter__(self) -> Self: ...
 
@@ -158,7 +158,7 @@ def command_text(settings: Settings, arguments: str, topic_prefix: str = "") -> 
 
 
 def closing_lines(settings: Settings, state: RunState, *, kept: bool) -> list[str]:
-    """What a run leaves behind, and what to do next; ``settings`` are those that the user gave."""
+    """Describe the run's remains and the next steps; ``settings`` are those that the user gave."""
     lines = []
     directory = demo_dir(settings)
     if directory.is_dir():

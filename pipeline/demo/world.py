@@ -13,7 +13,7 @@ from pipeline.simulation.simulator import DEFAULT_START, Profiles, Scenario, mak
 from schemas.times import US_PER_DAY
 
 WARM_UP_DAYS: Final = HORIZON_US // US_PER_DAY
-"""What the longest window can see: after so many days the workers' windows hold what they would always have held."""
+"""Days of the longest window: after so many the workers' windows hold what they would always have held."""
 SLICE_S: Final = 0.04
 """Real time between two sends; what falls into it is sent at once. Each send is a request for each partition."""
 LONGEST_CATCH_UP_S: Final = 0.5
@@ -55,7 +55,7 @@ class World:
         return _valid(simulate_days(self._profiles(), self.seed, 0, self.history_days, self.start))
 
     def days(self, first: int, count: int | None) -> Iterator[pd.DataFrame]:
-        """One frame a day from day ``first``; without end when ``count`` is None."""
+        """Yield a frame for each day from day ``first``; without end when ``count`` is None."""
         return map(_valid, stream_days(self._profiles(), self.seed, first, self.start, count))
 
     def warm_up(self) -> Iterator[pd.DataFrame]:

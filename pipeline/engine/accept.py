@@ -267,8 +267,8 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transac
 
 
 def _with_stated(rows: Transactions, stated: Sequence[Stated]) -> Transactions:
-    amounts = pa.array([one.amount_json.decode() for one in stated], pa.string())
-    offsets_min = np.array([one.offset_min for one in stated], np.int64)
+    amounts = pa.array([amount.amount_json.decode() for amount in stated], pa.string())
+    offsets_min = np.array([transaction.offset_min for transaction in stated], np.int64)
     return replace(rows, stated_amount=amounts, stated_offset_min=offsets_min)
 
 

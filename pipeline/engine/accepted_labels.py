@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.decision.online_gate import Report
+from pipeline.decision.online_gate import LabelReport
 from pipeline.engine.accept import accept_labels, record_columns
 from pipeline.engine.columns import Labels, no_labels
 from pipeline.engine.forwarding import NotForwarded, forward, origin
@@ -90,9 +90,9 @@ def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabel
     return AcceptedLabels(rows, [found[row] for row in rows.row.tolist()], refused)
 
 
-def reports_of(labels: Labels) -> Iterator[Report]:
+def reports_of(labels: Labels) -> Iterator[LabelReport]:
     """Yield labels as the gate of the online model reads them, in their order."""
     columns = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us)
     names = zip(labels.card_id.to_pylist(), labels.transaction_id.to_pylist(), strict=True)
     for name, row in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):
-        yield Report(name, *row)
+        yield LabelReport(name, *row)

@@ -13,7 +13,7 @@ _FACTOR_LIMIT: Final = 2**61
 _CODE_BYTES: Final = 3
 _MOST_TABLES: Final = 64
 NOT_CONVERTED: Final = -1
-"""Base amount where 64-bit integers cannot tell it."""
+"""Base amount where 64-bit integers cannot hold it."""
 
 
 class RateTerms(NamedTuple):
@@ -66,7 +66,7 @@ def convert(minor: Any, row: Any, terms: Any, base: Any) -> None:
 def read_amounts(
     text: Any, spans: Any, terms: Any, amount: Any, decimals: Any, plain: Any, minor: Any, base: Any
 ) -> None:
-    """Fill ``minor`` and ``base`` with scanned amounts; take the mark ``plain`` from those it cannot tell.
+    """Fill ``minor`` and ``base`` with scanned amounts; take the mark ``plain`` from those it cannot hold.
 
     Args:
         text: What ``spans`` point into.

@@ -44,7 +44,7 @@ class Columns(NamedTuple):
     """Columns of n rows, which blocks fill one after the other."""
 
     spans: NDArray[np.int64]
-    """As in `Subjects`; those of names are filled in the end."""
+    """See `Subjects`; those of names are filled in the end."""
     wholes: NDArray[np.int64]
     features: NDArray[np.float64]
     """Shape (n, k), of which the card features are filled."""

@@ -42,7 +42,7 @@ COUNTED: Final = 1
 OUTLIER: Final = 2
 """Bits of ``counts``: whether a transaction enters the windows, and whether its amount is an outlier for its card."""
 KNOWN_NAMES: Final = ("legitimate", "fraud", "none")
-"""What a label may say from ``known_at_us`` on, by its code; the merchants' windows have the same codes."""
+"""Values of a label from ``known_at_us`` on, by code; the merchants' windows have the same codes."""
 
 _FORMAT: Final = 1
 _JSON: Final = b'{"kind":"'
@@ -79,7 +79,7 @@ class Layout(NamedTuple):
     choices: tuple[int, ...] = ()
     """Number of values of each of the first columns of codes; the columns behind them hold numbers of names."""
     kinds: bool = False
-    """Whether the first code is the kind of the row, and rows of kind `TRANSACTION` alone have features."""
+    """True if the first code is the kind of the row, and rows of kind `TRANSACTION` alone have features."""
 
     @property
     def row_bytes(self) -> int:

@@ -32,23 +32,23 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class CardOptions(NamedTuple):
-    """What the card kernel must be told."""
+    """The options of the card kernel."""
 
     rates: RateTable
     future_tolerance_us: int
     dedup_horizon_us: int
     label_horizon_us: int
     partitions: int
-    """How many partitions ``transactions`` has, and so ``accepted-labels`` and ``rerouted``."""
+    """Number of partitions of ``transactions``, and so of ``accepted-labels`` and ``rerouted``."""
     topic_prefix: str = ""
     merchant_partitions: int = 1
-    """How many partitions ``profiled`` has."""
+    """Number of partitions of ``profiled``."""
     dropped_fields: frozenset[str] = frozenset()
     """Fields that the producers' own bytes lose on their way to ``profiled``."""
 
     @property
     def rules(self) -> CardRules:
-        """What of it decides how a record is judged; a fold must judge alike."""
+        """Return the processing config: the options that decide how a record is processed, live and in a replay."""
         return CardRules(
             rates_version=self.rates.version,
             rates_digest=self.rates.digest,
@@ -58,7 +58,7 @@ class CardOptions(NamedTuple):
         )
 
     def under(self, rules: CardRules, rates: RateTable) -> Self:
-        """As it was under other ``rules``, whose table is ``rates``."""
+        """Return the options under another processing config, whose table is ``rates``."""
         return self._replace(
             rates=rates,
             future_tolerance_us=rules.future_tolerance_us,
@@ -155,14 +155,14 @@ class CardPartition:
         self._join.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state."""
+        """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
         clock = self._join.clock
         values = _Values(LAYOUT, windows, clock.newest_us, self._index.state, self._waiting.state, clock.first_day)
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         states = self._index.state, self._waiting.state
         return state_digest(*self._join.clock, *states, self._windows.contents(), self._store)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import accept_transactions, record_columns
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
-from pipeline.engine.forwarding import MOST_OFFSETS, Batch, NotForwarded, forward, origin
+from pipeline.engine.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
 from pipeline.engine.joins import COUNTS, NO_TRANSACTION, REPEAT_DIFFERS, SAME, contradicts, not_joined
 from pipeline.engine.pending import LabelBatch
 from pipeline.engine.placement import partitions_of
@@ -43,7 +43,7 @@ class CardKeys(NamedTuple):
 class _Accepted(NamedTuple):
     """Transactions of all partitions, one partition behind the other."""
 
-    batch: Batch
+    batch: ForwardedBatch
     record_ends: list[int]
     """Records of the first partition, of the first two, and so on."""
     rows: Transactions
@@ -139,12 +139,12 @@ class _Work:
 
     def transactions(self, parts: Sequence[Sequence[Record]]) -> _Accepted:
         """Accept the transactions of some partitions."""
-        batch, ends = Batch([], []), []
+        batch, ends = ForwardedBatch([], []), []
         for records in parts:
             self._add(records, batch)
             ends.append(len(batch.records))
         if all(record is read for record, read in zip(*batch, strict=True)):
-            batch = Batch(batch.records, batch.records)
+            batch = ForwardedBatch(batch.records, batch.records)
         options = self._options
         values, arrived_us = record_columns(batch.records)
         rows, rejects = accept_transactions(values, arrived_us, options.rates, options.future_tolerance_us, stated=True)
@@ -199,7 +199,7 @@ class _Work:
             why = not_joined(transaction_id, card_id, self._options.label_horizon_us)
             self.result.dead_letter(record, "card", NO_TRANSACTION, why)
 
-    def _add(self, records: Sequence[Record], batch: Batch) -> None:
+    def _add(self, records: Sequence[Record], batch: ForwardedBatch) -> None:
         """Add the transactions of a partition, those that were rerouted as they lay."""
         for read in records:
             record = read
@@ -214,7 +214,7 @@ class _Work:
             batch.records.append(record)
             batch.reads.append(read)
 
-    def _staying(self, rows: Transactions, batch: Batch) -> NDArray[np.bool_] | None:
+    def _staying(self, rows: Transactions, batch: ForwardedBatch) -> NDArray[np.bool_] | None:
         """Reroute the rows whose cards are not their partition's; shape (n,), which stay, or None for all."""
         if self._options.partitions == 1 or not len(rows):
             return None
@@ -231,7 +231,7 @@ class _Work:
         return staying
 
 
-def _sources(batch: Batch, row: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sources(batch: ForwardedBatch, row: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return partition and offset of n records as one number; shape (n,)."""
     records = [batch.records[number] for number in row.tolist()]
     return np.array([record.partition * MOST_OFFSETS + record.offset for record in records], np.int64)

@@ -20,10 +20,10 @@ class Reject(NamedTuple):
     row: int
     """Its number in the input, from 0."""
     code: str
-    """As in ``docs/dead-letters.md``."""
+    """Code as in ``docs/dead-letters.md``."""
     text: str
     known_at_us: int | None = None
-    """From when on a label counts that has waited in vain, in microseconds since 1970; None of other rows."""
+    """Time from which a label counts that has waited in vain, in microseconds since 1970; None of other rows."""
 
 
 class _Columns:
@@ -71,7 +71,7 @@ class Transactions(_Columns):
     row: NDArray[np.int64]
     """Number in the input, from 0."""
     key: NDArray[np.int64]
-    """What the order goes by: the event time, or the recorded sequence."""
+    """The sort key: the event time, or the recorded sequence."""
     transaction_id: pa.Array
     card_id: pa.Array
     merchant_id: pa.Array
@@ -84,12 +84,12 @@ class Transactions(_Columns):
     """Whole minor units of the base currency."""
     transaction_type: pa.Array
     counts: NDArray[np.bool_]
-    """Whether it enters windows."""
+    """True if it enters windows."""
     hour: NDArray[np.float64]
     weekday: NDArray[np.float64]
     truth: NDArray[np.int8] | None = None
-    """What each turned out to be in the end, an index of `pipeline.learning.labels.KNOWN`; nothing that is decided
-    sees it. None where labels tell it."""
+    """Final label of each, an index of `pipeline.learning.labels.KNOWN`; no decision sees it. None
+    where labels report it."""
     stated_amount: pa.Array | None = None
     """JSON of the amount as the producer wrote it; None, like ``stated_offset_min``, where nothing asks for it."""
     stated_offset_min: NDArray[np.int64] | None = None
@@ -109,14 +109,14 @@ class Labels(_Columns):
 
     row: NDArray[np.int64]
     key: NDArray[np.int64]
-    """What the order goes by: ``known_at_us``, or the recorded sequence."""
+    """The sort key: ``known_at_us``, or the recorded sequence."""
     transaction_id: pa.Array
     card_id: pa.Array
     source: pa.Array
     rank: NDArray[np.int8]
     """`pipeline.learning.labels.source_rank` of its source."""
     known: NDArray[np.int8]
-    """What it says: an index of `pipeline.learning.labels.KNOWN`."""
+    """Value of the label: an index of `pipeline.learning.labels.KNOWN`."""
     labelled_at_us: NDArray[np.int64]
     known_at_us: NDArray[np.int64]
 

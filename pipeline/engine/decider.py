@@ -5,7 +5,7 @@ from datetime import datetime
 
 import numpy as np
 
-from pipeline.engine.decision_messages import Batch, DecisionWriter
+from pipeline.engine.decision_messages import DecisionBatch, DecisionWriter
 from pipeline.engine.decisions import SELECTIONS, decided
 from pipeline.engine.feature_blocks import encode_features
 from pipeline.engine.models import ActiveModels
@@ -57,11 +57,11 @@ class Decider:
             is_all = len(taken) == rows.subjects.rows
             features = rows.features if is_all else rows.features[taken]
             subjects = rows.subjects if is_all else rows.subjects.take(taken)
-            batch = Batch(subjects, features, decided(models, features, subjects.identities), models, now)
+            batch = DecisionBatch(subjects, features, decided(models, features, subjects.identities), models, now)
             self._publish(batch, result)
         return result
 
-    def _publish(self, batch: Batch, result: Result) -> None:
+    def _publish(self, batch: DecisionBatch, result: Result) -> None:
         subjects, selection = batch.subjects, batch.decided.selection
         keys = subjects.texts(CARD)
         result.outputs += [

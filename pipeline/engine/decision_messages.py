@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.reasons import explain
-from pipeline.engine.decisions import SELECTIONS, Decided
+from pipeline.engine.decisions import SELECTIONS, PolicyResult
 from pipeline.engine.json_rows import (
     Rows,
     RowWriter,
@@ -117,22 +117,24 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 _SELECTIONS: Final = [*map(_encode, SELECTIONS)]
 
 
-class Batch(NamedTuple):
+class DecisionBatch(NamedTuple):
     """Decisions about n transactions."""
 
     subjects: Subjects
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES))."""
-    decided: Decided
+    decided: PolicyResult
     models: ActiveModels
     """Models that decided."""
     now: datetime
     """When."""
 
-    def take(self, rows: NDArray[np.intp]) -> "Batch":
+    def take(self, rows: NDArray[np.intp]) -> "DecisionBatch":
         """Return some rows."""
         columns: list[NDArray[Any]] = [column[rows] for column in self.decided]
-        return self._replace(subjects=self.subjects.take(rows), features=self.features[rows], decided=Decided(*columns))
+        return self._replace(
+            subjects=self.subjects.take(rows), features=self.features[rows], decided=PolicyResult(*columns)
+        )
 
 
 class DecisionWriter:
@@ -151,7 +153,7 @@ class DecisionWriter:
         self._encoded: dict[bytes, bytes] = {}
         """Versions that decisions of the same models name, by rate table."""
 
-    def decisions(self, batch: Batch) -> Iterator[bytes]:
+    def decisions(self, batch: DecisionBatch) -> Iterator[bytes]:
         """Write the value of each decision, with its features where it is selected."""
         selected = batch.decided.selection >= 0
         if self._all_features or selected.all():
@@ -164,16 +166,16 @@ class DecisionWriter:
             next(full) if has_features else value for value, has_features in zip(slim, selected.tolist(), strict=True)
         )
 
-    def _with_features(self, batch: Batch) -> Iterator[bytes]:
+    def _with_features(self, batch: DecisionBatch) -> Iterator[bytes]:
         numbers = _numbers(batch, len(FEATURES))
         numbers[:, len(_NUMBERS) :] = batch.features
         return self._decisions.write(self._rows(batch, numbers))
 
-    def _rows(self, batch: Batch, numbers: NDArray[np.float64]) -> Rows:
+    def _rows(self, batch: DecisionBatch, numbers: NDArray[np.float64]) -> Rows:
         subjects = batch.subjects
         return Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
 
-    def alerts(self, batch: Batch) -> Iterator[bytes]:
+    def alerts(self, batch: DecisionBatch) -> Iterator[bytes]:
         """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""
         subjects, numbers = batch.subjects, _numbers(batch, 1)
         selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
@@ -208,7 +210,7 @@ class DecisionWriter:
             for currency, amount in zip(*texts, strict=True)
         ]
 
-    def _constants(self, batch: Batch) -> list[bytes]:
+    def _constants(self, batch: DecisionBatch) -> list[bytes]:
         """JSON that several rows share; notes for each row which it has."""
         subjects, selection = batch.subjects, batch.decided.selection
         wholes = subjects.wholes
@@ -239,7 +241,7 @@ class DecisionWriter:
         return self._encoded[rates]
 
 
-def _numbers(batch: Batch, more: int) -> NDArray[np.float64]:
+def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:
     """Columns of `_NUMBERS`, and room for ``more``."""
     decided = batch.decided
     numbers = np.empty((batch.subjects.rows, len(_NUMBERS) + more))

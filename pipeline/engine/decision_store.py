@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, day_key, day_of, time_key
-from pipeline.engine.segments import DecisionSegments, Entry
+from pipeline.engine.segments import DecisionReference, DecisionSegments
 from pipeline.engine.state import Store
 from pipeline.learning.labels import UNSEEN, StateNumbers
 from pipeline.learning.online_updates import NOTHING_LEARNED, Learned
@@ -44,7 +44,7 @@ class Known(NamedTuple):
     emitted: int = 0
     """Examples emitted, a presumption that the times alone imply included."""
     learned: Learned = NOTHING_LEARNED
-    """What the online model was given last of it, and has not been told to undo."""
+    """The last update of the online model from it that was not undone."""
 
 
 NOT_KNOWN: Final = Known()
@@ -93,7 +93,7 @@ class DecisionStore:
         return self._state
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self.segments.settle()
         self._settled = copy.copy(self._state)
 
@@ -102,7 +102,7 @@ class DecisionStore:
         self.segments.undo()
         self._state = copy.copy(self._settled)
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that have one, forgotten ones perhaps included."""
         return self.segments.find(digests)
 

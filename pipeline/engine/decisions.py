@@ -25,13 +25,13 @@ SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What was decided about the accepted transactions of a chunk, in their order; arrays have shape (n,)."""
+    """Decisions about the accepted transactions of a chunk, in their order; arrays have shape (n,)."""
 
     transactions: Transactions
     position: NDArray[np.int64]
-    """Where each stands among all records of the chunk, labels and repeats included."""
+    """Position of each among all records of the chunk, labels and repeats included."""
     partition: NDArray[np.int64]
-    """Of the card."""
+    """Partition of the card."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)), NaN for no value: exactly what the models saw."""
     logit: NDArray[np.float64]
@@ -44,17 +44,17 @@ class Decisions:
     case_start_us: NDArray[np.int64]
     case_sequence: NDArray[np.int64]
     models: ActiveModels
-    """What scored them."""
+    """The models that scored them."""
     base_currency: str
     rates_version: str
     duplicates: int
     """Repeats, which are not decided."""
     label_outcomes: Counter[str]
-    """What became of the chunk's labels, and of those that waited, as the card agent counts it."""
+    """Outcomes of the chunk's labels, and of those that waited, as the card agent counts them."""
     rejects: tuple[Reject, ...]
     """Rows of the input that were refused since the chunk before, and labels that have waited in vain."""
     feedback: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """What was made of the chunk, as the feedback agent counts it; empty where nothing learns."""
+    """Outcomes at the feedback agent, as it counts them; empty where nothing learns."""
 
     def __len__(self) -> int:
         return len(self.score)
@@ -78,11 +78,11 @@ class Decisions:
 
     @property
     def alert(self) -> NDArray[np.bool_]:
-        """Whether there is an alert."""
+        """True where there is an alert."""
         return self.selection >= 0
 
     def frame(self, *, features: bool = False) -> pd.DataFrame:
-        """One row a decision, in the terms of ``docs/wire-contract.md``; ``features`` adds a column for each.
+        """Return a row a decision, in the terms of ``docs/wire-contract.md``; ``features`` adds a column for each.
 
         ``row`` is the transaction's number in the input; ``amount`` is in whole minor units of ``currency``; texts are
         backed by Arrow. There is no ``source``, ``log`` or time of decision, since nothing was written anywhere.
@@ -141,8 +141,8 @@ def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray
     }
 
 
-class Decided(NamedTuple):
-    """What models and policy say about n transactions; as in `Decisions`."""
+class PolicyResult(NamedTuple):
+    """The result of models and policy for n transactions; as in `Decisions`."""
 
     logit: NDArray[np.float64]
     river_logit: NDArray[np.float64]
@@ -153,7 +153,7 @@ class Decided(NamedTuple):
 
 def decided(
     models: ActiveModels, features: NDArray[np.float64], identities: Callable[[], NDArray[np.uint64]]
-) -> Decided:
+) -> PolicyResult:
     """Score transactions, and let the policy decide.
 
     Args:
@@ -164,7 +164,7 @@ def decided(
     logit = models.lightgbm.logit(features)
     river_logit = models.river.logit(features, logit)
     score = blend(logit, river_logit, models.policy.blend)
-    return Decided(logit, river_logit, score, *_judged(models.policy, score, features, identities))
+    return PolicyResult(logit, river_logit, score, *_judged(models.policy, score, features, identities))
 
 
 def _judged(

@@ -20,7 +20,7 @@ from pipeline.engine.blocks import (
     pack_block,
     parse_block,
 )
-from pipeline.engine.decision_messages import NOT_READ, Batch
+from pipeline.engine.decision_messages import NOT_READ, DecisionBatch
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.subjects import (
     AMOUNT_BASE,
@@ -71,7 +71,7 @@ _DAY_MIN: Final = 24 * 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def encode_features(batch: Batch, cards: Sequence[bytes], partitions: int) -> list[Output]:
+def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: int) -> list[Output]:
     """Return the blocks of ``features`` for a batch of decisions.
 
     Args:
@@ -121,7 +121,7 @@ def encode_features(batch: Batch, cards: Sequence[bytes], partitions: int) -> li
     return outputs
 
 
-def _names(batch: Batch) -> tuple[list[bytes], NDArray[np.uint8]]:
+def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
     """Return the names of a batch, and the numbers of those that each row has."""
     subjects = batch.subjects
     versions = batch.models.versions("")

@@ -14,11 +14,11 @@ from pipeline.engine.decision_store import DecisionState, DecisionStore
 from pipeline.engine.feature_blocks import EVENT_US, read_features
 from pipeline.engine.feedback_kernel import (
     NO_LABELS,
-    DecidedRows,
+    DecidedBatch,
     Emitted,
     FeedbackKernel,
-    Identities,
     JoinedRows,
+    TransactionIdentities,
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.results import Result
@@ -48,11 +48,11 @@ class FeedbackOptions(NamedTuple):
 
     @property
     def rules(self) -> FeedbackRules:
-        """The rules by which records are judged; a restore must judge alike."""
+        """Return the processing config; a restore must use the same."""
         return FeedbackRules(**{name: getattr(self, name) for name in FeedbackRules.__struct_fields__})
 
     def under(self, rules: FeedbackRules) -> Self:
-        """As it was under other ``rules``."""
+        """Return the options under another processing config."""
         return self._replace(**msgspec.structs.asdict(rules))
 
 
@@ -113,7 +113,7 @@ class FeedbackPartition:
         ``records`` are one partition's, of ``accepted-labels`` and ``features``, each in offset order; decisions come
         before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
         ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
-        it was judged live.
+        it was processed live.
         """
         rules = (self._options if options is None else options).rules
         result = Result()
@@ -136,7 +136,7 @@ class FeedbackPartition:
         self._kernel.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state; what is large is in files, which are linked."""
+        """Copy the committed state; what is large is in files, which are linked."""
         segments = self._segments.dump(full=full)
         values = _Values(
             LAYOUT,
@@ -152,7 +152,7 @@ class FeedbackPartition:
         return StateDump(msgspec.msgpack.encode(values), segments.columns, frozen)
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         newest_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
         hours = sorted(self._kernel.surges.hours.items())
@@ -163,7 +163,7 @@ class FeedbackPartition:
         self._segments.close()
         self._store.close()
 
-    def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedRows:
+    def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedBatch:
         transactions: list[str] = []
         cards: list[str] = []
         event_time_us: list[int] = []
@@ -179,7 +179,7 @@ class FeedbackPartition:
             cards += [text.decode() for text in texts[1]]
             event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
             packed += pack_records(rows, texts)
-        return DecidedRows(Identities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
+        return DecidedBatch(TransactionIdentities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
@@ -189,7 +189,7 @@ class FeedbackPartition:
         return JoinedRows.of(labels, [0] * len(labels)) if len(labels) else NO_LABELS
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
-        packed = self._segments.read([one.entry for one in emitted])
+        packed = self._segments.read([emission.entry for emission in emitted])
         for one, decision in zip(emitted, packed, strict=True):
             found = example(one, unpack_record(decision))
             result.outputs.append(Output(EXAMPLES, found.card_id.encode(), _encode(found)))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
-from pipeline.engine.segments import Entry
+from pipeline.engine.segments import DecisionReference
 from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
@@ -42,23 +42,23 @@ _LAST: Final = 2**63 - 1
 _UTF_8: Final = ("utf-8", "surrogatepass")
 
 
-class Identities(NamedTuple):
+class TransactionIdentities(NamedTuple):
     """Identities of n transactions."""
 
     digest: list[bytes]
     hash: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "Identities":
+    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "TransactionIdentities":
         """Return those of transactions by their names."""
         digests = list(map(transaction_digest, card_id, transaction_id))
         return cls(digests, transaction_hashes(card_id, transaction_id))
 
 
-class DecidedRows(NamedTuple):
+class DecidedBatch(NamedTuple):
     """Decisions of a batch, in order."""
 
-    identities: Identities
+    identities: TransactionIdentities
     event_time_us: Sequence[int]
     position: Sequence[int]
     """Ascending."""
@@ -103,7 +103,7 @@ class JoinedRows(NamedTuple):
     @classmethod
     def of(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
         """Return the rows of columns."""
-        digests, hashes = Identities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
+        digests, hashes = TransactionIdentities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
         numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
         rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
         return cls(digests, list(rows), position)
@@ -116,7 +116,7 @@ class Emitted(NamedTuple):
     """A training example that follows."""
 
     position: int
-    entry: Entry
+    entry: DecisionReference
     """Reference to the decision."""
     label: str
     source: str | None
@@ -158,7 +158,7 @@ class FeedbackKernel:
         return taken
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self.decisions.settle()
         self.pending.settle()
         self.surges.settle()
@@ -172,11 +172,11 @@ class FeedbackKernel:
         self.counts.clear()
         self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
 
-    def process(self, rules: FeedbackRules, decided: DecidedRows, joined: JoinedRows, records: int) -> list[Emitted]:
+    def process(self, rules: FeedbackRules, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
         """File decisions, join labels, and presume what has matured.
 
         Args:
-            rules: Those under which the batch is judged.
+            rules: Processing config of the batch.
             decided: Its decisions.
             joined: Its labels.
             records: Records of the batch, refused ones included: forgetting keeps step with them.
@@ -221,7 +221,7 @@ class _Part:
         rules: FeedbackRules,
         newest_us: Sequence[int],
         first_day: Sequence[int],
-        decided: DecidedRows,
+        decided: DecidedBatch,
         joined: JoinedRows,
     ) -> None:
         self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
@@ -249,18 +249,20 @@ class _Part:
         self._awaited = set(self._pending.awaited(digests))
         due = self._matured(rows, kept)
         involved = {*self._awaited, *joined.digest[labels.start : labels.stop]}
-        involved.update(one.digest for ones in due.values() for one in ones)
+        involved.update(item.digest for ones in due.values() for item in ones)
         self._entries = self._decisions.find(list(involved))
         self._known = self._decisions.known(list(involved))
         first_row = self._decisions.file(
             digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
         )
-        filed: defaultdict[int, dict[bytes, Entry]] = defaultdict(dict)
+        filed: defaultdict[int, dict[bytes, DecisionReference]] = defaultdict(dict)
         if involved:
             for number, digest in enumerate(digests):
                 if digest in involved:
                     row = kept[number]
-                    filed[decided.position[row]][digest] = Entry(decided.event_time_us[row], first_row + number)
+                    filed[decided.position[row]][digest] = DecisionReference(
+                        decided.event_time_us[row], first_row + number
+                    )
         if labels:
             hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
             self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
@@ -289,16 +291,16 @@ class _Part:
                     own[item].append(decided.position[row])
         self._decisions.let_mature(items, rate)
         due: defaultdict[int, list[Matured]] = defaultdict(list)
-        for one in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
-            row = bisect_left(self._newest_us, one.at_us, rows.start, rows.stop)
+        for decision in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
+            row = bisect_left(self._newest_us, decision.at_us, rows.start, rows.stop)
             position = self._start if row == rows.start else decided.position[row - 1]
             # Not before it was filed; of equal ones those of this batch come first.
-            of_batch = own.get((one.at_us, one.digest))
-            due[max(position, of_batch.pop()) if of_batch else position].append(one)
+            of_batch = own.get((decision.at_us, decision.digest))
+            due[max(position, of_batch.pop()) if of_batch else position].append(decision)
         return due
 
     def _visit(
-        self, position: int, filed: Mapping[bytes, Entry], labels: Sequence[int], due: Sequence[Matured]
+        self, position: int, filed: Mapping[bytes, DecisionReference], labels: Sequence[int], due: Sequence[Matured]
     ) -> None:
         """Go through what happens at a position."""
         self._remembered = self._first_day[bisect_right(self._decided.position, position)]
@@ -325,11 +327,11 @@ class _Part:
                 one = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
                 self._emit(digest, known._replace(learned=Learned.presumed(weight)), one)
 
-    def _find(self, digest: bytes) -> Entry | None:
+    def _find(self, digest: bytes) -> DecisionReference | None:
         entry = self._entries.get(digest)
         return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
 
-    def _join_pending(self, position: int, digest: bytes, entry: Entry) -> None:
+    def _join_pending(self, position: int, digest: bytes, entry: DecisionReference) -> None:
         """Join the labels that wait for a decision."""
         before_us = self._newest_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
@@ -344,7 +346,7 @@ class _Part:
                 sampled = keep_negative(label.hash, self._rules.negative_sample_rate)
                 self._join(position, digest, entry, label, sampled)
 
-    def _join(self, position: int, digest: bytes, entry: Entry, label: LabelRow, sampled: bool) -> None:
+    def _join(self, position: int, digest: bytes, entry: DecisionReference, label: LabelRow, sampled: bool) -> None:
         rules, counts = self._rules, self._counts
         if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
             counts["label", "too_late"] += 1

@@ -18,7 +18,7 @@ MOST_OFFSETS: Final = 1 << 48
 
 
 class NotForwarded(ValueError):
-    """A record of an internal topic does not name its origin; the text tells its sender what to do."""
+    """A record of an internal topic does not name its origin; the text says what its sender can do."""
 
 
 class Forwarded(NamedTuple):
@@ -95,7 +95,7 @@ def _advice(topic: Topic) -> str:
     return f"only the {topic.writer} may write to this topic: send the record to its own topic instead."
 
 
-class Batch(NamedTuple):
+class ForwardedBatch(NamedTuple):
     """Records of one kind, as they lay and as they were read: the same, but for those that were forwarded."""
 
     records: list[Record]

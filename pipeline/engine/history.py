@@ -172,7 +172,7 @@ def _merchants_log(
     A label stands before the first transaction at or after its ``known_at_us``, behind its own.
     """
     n = len(event_time_us)
-    # A label that is known at once would otherwise tell the features of its own transaction.
+    # A label that is known at once would otherwise leak into the features of its own transaction.
     before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
     place = np.concatenate([2 * np.arange(n) + 1, 2 * before])
     order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), place))
@@ -207,6 +207,6 @@ def _texts(column: pd.Series) -> pa.Array:
 
 
 def _parts(rows: int) -> Iterator[slice]:
-    """Batches: what is settled needs no journal, and what is behind the horizon can be forgotten on the way."""
+    """Batches: what is committed needs no journal, and what is behind the retention can be forgotten on the way."""
     for start in range(0, rows, _BATCH_ROWS):
         yield slice(start, start + _BATCH_ROWS)

@@ -39,7 +39,7 @@ REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
 _DEDUP_US, _LABEL_US = range(2)
 # Words of ``meta``.
 NEWEST, FIRST_DAY, COUNT = range(3)
-"""How far event time has come; the first day of acceptance that is remembered; how many entries there are."""
+"""Indexes of: the stream time; the first day of acceptance that is remembered; the number of entries."""
 # Columns of ``follows``.
 F_POSITION, F_LABEL, F_ENTRY, F_KNOWN = range(4)
 # Columns of ``journal``.
@@ -229,7 +229,7 @@ def _is_late(rules: IntArray, entry: IntArray, known_at_us: int) -> bool:
 
 @compiled
 def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
-    """Whether a label finds its transaction: a rule on times, whichever of the two is read first.
+    """Return True if a label finds its transaction: a rule on times, whichever of the two is read first.
 
     A label that has been given up before a late transaction came, or that came after its transaction was forgotten,
     finds none either where a replay meets them the other way round.
@@ -349,6 +349,6 @@ def _apply(
     row[RANK], row[LABELLED_AT_US], row[KNOWN], row[CHANGES] = state
     if state[2] == before[2]:
         return 0, 1
-    told = follows[0]
-    told[0], told[1], told[2], told[3] = position, label, entry, state[2]
+    joined = follows[0]
+    joined[0], joined[1], joined[2], joined[3] = position, label, entry, state[2]
     return 1, 1

@@ -20,7 +20,7 @@ class JournaledDict(dict[K, V]):
         self[key] = value
 
     def settle(self) -> None:
-        """What was put is committed."""
+        """Commit what was put."""
         self._before.clear()
 
     def undo(self) -> None:

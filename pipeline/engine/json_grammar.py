@@ -1,4 +1,4 @@
-"""Whether texts are JSON numbers, by compiled code: what is copied into a message as it stands must be one."""
+"""The grammar of JSON numbers, compiled: a text that is copied into a message as it stands must match it."""
 
 from typing import Any, Final
 

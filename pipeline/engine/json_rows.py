@@ -155,7 +155,7 @@ class RowWriter:
 
 
 def _flat(shape: Shape) -> list[tuple[bytes, Field]]:
-    """What stands before each value, and the value; the last of them is none."""
+    """Return the text before each value, and the value; the last of them is none."""
     parts: list[tuple[bytes, Field]] = []
     before = b""
 

@@ -1,4 +1,4 @@
-"""How the kernels lay their state out in a `Store` and in the values of a dump.
+"""The layout of the kernels' state in a `Store` and in the values of a dump.
 
 Raise `LAYOUT` when either changes, but for a new value whose default is what was so before.
 """
@@ -17,13 +17,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class OtherLayout(ValueError):
-    """A dump was made by a release that lays its state out in another way; the state must be folded from the log."""
+    """A dump was made by a release that lays its state out in another way; the state must be replayed from the log."""
 
 
 def transaction_digest(card_id: str, transaction_id: str) -> bytes:
     """16 bytes that stand for a card's transaction in the store's keys; 128 bits do not collide.
 
-    The length of the first tells where the second begins, whatever characters they hold.
+    The length of the first shows where the second begins, whatever characters they hold.
 
     >>> len(transaction_digest("c1", "t1")), transaction_digest("c1", "t1") == transaction_digest("c1t", "1")
     (16, False)

@@ -37,7 +37,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(_Values)
 
 
 class LearnPartition:
-    """The online model's state: a fold over ``examples``, from a checkpoint or from the start."""
+    """The online model's state: a replay of ``examples``, from a checkpoint or from the start."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class LearnPartition:
         """
         self._learner = learner
         self.next_offset = next_offset
-        """The first example that has not been folded."""
+        """The first example that has not been learned."""
         self._published_offset = next_offset
         if loaded is not None:
             self._load(loaded)
@@ -77,11 +77,11 @@ class LearnPartition:
 
     @property
     def unpublished(self) -> bool:
-        """Whether there are lessons that no published version has."""
+        """True if there are training updates that no published version has."""
         return self._published_offset != self.next_offset
 
     def learn(self, records: Sequence[Record]) -> Result:
-        """Fold the records from ``next_offset`` on, in order."""
+        """Learn the records from ``next_offset`` on, in order."""
         result = Result()
         fresh = [record for record in records if record.offset >= self.next_offset]
         if fresh:
@@ -118,7 +118,7 @@ class LearnPartition:
             self._learner.learn_examples(self._since)
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state."""
+        """Copy the committed state."""
         del full
         next_offset, published_offset = self._settled
         learner = self._learner.numbers()
@@ -126,7 +126,7 @@ class LearnPartition:
         return StateDump(msgspec.msgpack.encode(values), {})
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         payload = self._learner.snapshot(self.next_offset).to_payload()
         return state_digest(self.next_offset, self._published_offset, payload)
 

@@ -10,21 +10,21 @@ from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ModelVersion, Versions
 
 RiverLoader = Callable[[bytes], RiverModel]
-"""From the payload of a ``river`` record to a scorer (a configured classifier's state lies in the registry)."""
+"""Builds a scorer from the payload of a ``river`` record (a configured classifier's state lies in the registry)."""
 FirstRiver = Callable[[], RiverModel]
 """Returns the online model as it is before its first training update."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveModels:
-    """What scores a batch."""
+    """The models that score a batch."""
 
     lightgbm: LightGBMModel
     river: RiverModel
     policy: Policy
 
     def versions(self, rates: str) -> Versions:
-        """What a decision names, enough to score it again."""
+        """Return the versions that a decision names, enough to score it again."""
         return Versions(
             lightgbm=self.lightgbm.version,
             river=self.river.version,
@@ -57,7 +57,7 @@ class ModelBoard:
     nothing: they need no key."""
 
     def updated(self, *versions: ModelVersion) -> "ModelBoard":
-        """Return the board with all of ``versions``, whose contents have the digests that they name.
+        """Return the model set with all of ``versions``, whose contents have the digests that they name.
 
         A name that this release does not know changes nothing.
 

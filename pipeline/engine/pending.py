@@ -134,7 +134,7 @@ class StorePending:
         return _batch(self._room.take_older(before_us, GIVE_UP_AT_MOST))
 
     def settle(self) -> None:
-        """Commit the batch (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self._room.settle()
 
     def undo(self) -> None:

@@ -1,4 +1,4 @@
-"""Which partition a card belongs to: the rule of Java's default partitioner, whatever the producer used."""
+"""The partition of a card: the rule of Java's default partitioner, whatever the producer used."""
 
 from typing import Any, Final
 

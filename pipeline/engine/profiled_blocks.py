@@ -1,4 +1,4 @@
-"""What the card agent makes of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
+"""The card agent's results of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
 
 from collections.abc import Sequence, Set
 from datetime import datetime
@@ -22,7 +22,7 @@ from pipeline.engine.blocks import (
     pack_block,
 )
 from pipeline.engine.columns import Transactions, text_buffers
-from pipeline.engine.forwarding import Batch
+from pipeline.engine.forwarding import ForwardedBatch
 from pipeline.engine.json_bytes import copy_bytes
 from pipeline.engine.json_numbers import LONGEST_VALUE, write_whole
 from pipeline.engine.placement import partitions_of
@@ -116,7 +116,7 @@ class RowColumns(NamedTuple):
 def profiled_columns(
     taken: Transactions,
     profile: CardProfile,
-    batch: Batch,
+    batch: ForwardedBatch,
     labels: ProfiledLabels | None,
     merchant_partitions: int,
     rates_version: str,
@@ -181,7 +181,7 @@ def encode_blocks(columns: RowColumns) -> list[Output]:
 def _transaction_rows(
     taken: Transactions,
     profile: CardProfile,
-    batch: Batch,
+    batch: ForwardedBatch,
     partitions: int,
     rates_version: str,
     now_us: int,

@@ -1,4 +1,4 @@
-"""One partition of cards: which transactions are repeats, and which labels follow theirs; live and in backtests."""
+"""The profile of one partition of cards: repeats, and labels that follow their transactions; live and in backtests."""
 
 from typing import Generic, NamedTuple
 

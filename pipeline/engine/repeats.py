@@ -19,7 +19,7 @@ from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
 
 
 class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How far a card agent has read one partition of an input, as far as ``profiled`` shows it."""
+    """The extent of a card agent's reading of one input partition, as far as ``profiled`` shows it."""
 
     topic: str
     partition: int
@@ -32,7 +32,7 @@ class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     identity: int
     """`transaction_hash` of the transaction at ``first``."""
     reached: int
-    """How far that batch came: below ``last`` where it reads rows again that are written already."""
+    """End of that batch: below ``last`` where it reads rows again that are written already."""
 
 
 class ReadInputs:
@@ -40,7 +40,7 @@ class ReadInputs:
 
     def __init__(self, saved: Iterable[ReadInput] = ()) -> None:
         self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
-        self._inputs.update({(one.topic, one.partition): one for one in saved})
+        self._inputs.update({(read.topic, read.partition): read for read in saved})
 
     def repeats(self, rows: ProfiledRows, of: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.
@@ -59,7 +59,7 @@ class ReadInputs:
         if not of:
             return found
         follows = rows.follows[of.start : of.stop].tolist()
-        starts = [row for row, one in enumerate(follows, of.start) if not one and row > of.start]
+        starts = [row for row, follow in enumerate(follows, of.start) if not follow and row > of.start]
         for start, end in pairwise([of.start, *starts, of.stop]):
             if rows.kinds[start] != TRANSACTION:
                 continue
@@ -97,7 +97,7 @@ class ReadInputs:
 
     def dump(self) -> list[ReadInput]:
         """All of them, in order."""
-        return [one for _, one in sorted(self._inputs.items())]
+        return [read for _, read in sorted(self._inputs.items())]
 
 
 def _further(before: ReadInput, batch_us: int, offset: int) -> ReadInput:

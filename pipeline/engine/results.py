@@ -1,4 +1,4 @@
-"""What an engine hands back for a batch: records to write, and counts of what happened."""
+"""The result of an engine's batch: records to write, and counts of what happened."""
 
 import hashlib
 from collections import Counter
@@ -32,7 +32,7 @@ class Result:
     outputs: list[Output] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
-    """From ingestion to decision, one a decision."""
+    """Latencies from ingestion to decision, one a decision."""
 
     def unreadable(self, record: Record, agent: str, reason: object) -> None:
         """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""
@@ -58,7 +58,7 @@ class Result:
         """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
-        digest then tell what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
+        digest then show what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
         ``first`` is the partition and the offset of a record that it contradicts, ``row`` the row of a block of which
         ``record`` has the producer's own bytes.
         """
@@ -112,7 +112,7 @@ def merged(results: Iterable[Result]) -> Result:
 
 
 def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, Headers, Headers]:
-    """Key, value and headers as far as they fit, and headers that tell of what was left out."""
+    """Key, value and headers as far as they fit, and headers that name what was left out."""
     key, value, headers = record.key, record.value, record.headers
     value_bytes = len(value or b"")
     other_bytes = len(key or b"") + sum(len(name.encode()) + len(content or b"") for name, content in headers)

@@ -25,7 +25,7 @@ PLAIN_TIMES_US: Final = (
 )
 """Between them the decoder takes any time."""
 NO_TIME: Final = -(2**63)
-"""Where there is none; NumPy's own mark."""
+"""The mark for a missing time; NumPy's own."""
 LONGEST_IDENTIFIER: Final = 256
 _LONGEST_PLAIN: Final = 16_384
 """Bytes of a value; all of a batch are copied together."""
@@ -75,7 +75,7 @@ NAMES, SAID = _layout()
 
 
 class Scanned(NamedTuple):
-    """What was found in n records; rows that are not plain hold anything."""
+    """The scan of n records; rows that are not plain hold anything."""
 
     text: bytes
     """All that places point into."""
@@ -223,7 +223,7 @@ def _past_spaces(text: IntArray, at: int, end: int) -> int:
 
 @compiled
 def _string(text: IntArray, at: int, end: int) -> tuple[int, int]:
-    """Where a string of ASCII without escapes begins and ends, its quotes left out; (-1, -1) where there is none."""
+    """Return begin and end of a string of ASCII without escapes, without its quotes; (-1, -1) where there is none."""
     if at >= end or text[at] != _QUOTE:
         return -1, -1
     first = at + 1
@@ -255,7 +255,7 @@ def _field(text: IntArray, first: int, last: int, names: IntArray, said: IntArra
 
 @compiled
 def _whole(text: IntArray, first: int, last: int, most: int) -> bool:
-    """Whether these are 1 to ``most`` digits, of which the first is no needless zero."""
+    """Return True if these are 1 to ``most`` digits, of which the first is no needless zero."""
     if not 0 < last - first <= most or (text[first] == _ZERO and last - first > 1):
         return False
     others = 0

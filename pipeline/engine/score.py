@@ -80,12 +80,12 @@ class ScorePartition:
         self._inputs.undo()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state."""
+        """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
         return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, self._inputs.dump())), columns)
 
     def digest(self) -> str:
-        """Return the digest of the settled state."""
+        """Return the digest of the committed state."""
         return state_digest(self._windows.contents(), self._inputs.dump())
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class ScorePartition:
         return np.delete(np.arange(within.start, within.stop), np.array(repeats, np.intp) - within.start)
 
     def _check_kernel(self, rows: ProfiledRows, decided: NDArray[np.intp]) -> None:
-        """Raise for a block of another kernel; a halved batch is judged by what was seen of the whole one."""
+        """Raise for a block of another kernel; a halved batch is checked by what was seen of the whole one."""
         numbers = np.unique(rows.record[decided]).tolist()
         others = [number for number in numbers if number in rows.kernels]
         own = [number for number in numbers if number not in rows.kernels]

@@ -26,7 +26,7 @@ TIMES: Final = "segment-times"
 KEY_WORDS: Final = DIGEST_BYTES // 8
 
 
-class Entry(NamedTuple):
+class DecisionReference(NamedTuple):
     """Reference to a decision."""
 
     event_time_us: int
@@ -52,7 +52,7 @@ class SegmentsState(msgspec.Struct):
     first_row: int = 0
     """First row that is in no sealed segment."""
     started_us: int = NO_TIME_US
-    """How far event time had come when the open segment began."""
+    """Stream time at which the open segment began."""
     stored_bytes: int = 0
     """Bytes of the open segment's file."""
     gathering: list[bytes] = []
@@ -72,10 +72,10 @@ class DecisionSegments(Protocol):
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
         """Append decisions; return the row of the first, which the others follow."""
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the last decision of those of ``digests`` that have one, forgotten ones perhaps included."""
 
-    def read(self, entries: Sequence[Entry]) -> list[Any]:
+    def read(self, entries: Sequence[DecisionReference]) -> list[Any]:
         """Return the decisions of ``entries``, which a batch that is not committed may have forgotten."""
 
     def forget_before(self, day: int) -> None:
@@ -176,16 +176,16 @@ class MemorySegments:
             self._next += len(digests)
         return first
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return entries by digest."""
         found = {}
         for digest in digests:
             if (row := self._rows.get(digest)) is not None:
                 chunk, number = self._place(row)
-                found[digest] = Entry(chunk.event_time_us[number], row)
+                found[digest] = DecisionReference(chunk.event_time_us[number], row)
         return found
 
-    def read(self, entries: Sequence[Entry]) -> list[Any]:
+    def read(self, entries: Sequence[DecisionReference]) -> list[Any]:
         """Return decisions."""
         places = [self._place(entry.row) for entry in entries]
         return [chunk.decisions[number] for chunk, number in places]

@@ -1,4 +1,4 @@
-"""What a partition's state is made of, and how it is taken back, kept and loaded; where it is kept is an adapter's.
+"""The state of a partition: committed, rolled back, saved and loaded; where it is kept is an adapter's.
 
 A batch changes state at once. `settle` then says that the batch is committed, `undo` that it was not: exactly what it
 changed is taken back. Between the two a partition works on one batch only.
@@ -18,10 +18,10 @@ _LAST_KEY: Final = b"\xff" * 64
 
 
 class StateDump(NamedTuple):
-    """A settled state, copied; what is written of it later does not change with the partition any more."""
+    """A committed state, copied; what is written of it later does not change with the partition any more."""
 
     values: bytes
-    """What is small, in the kernel's own encoding."""
+    """The small part of the state, in the kernel's own encoding."""
     columns: Mapping[str, Pages]
     store: str | None = None
     """A directory that holds the store's files, frozen; None where the store is in memory or there is none."""
@@ -66,16 +66,16 @@ class Store(Protocol):
         """Keys and values with ``start`` <= key < ``end``, ascending, as they are now."""
 
     def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget ``start`` <= key < ``end``. Takes effect when the batch is settled, and not before."""
+        """Forget ``start`` <= key < ``end``. Takes effect when the batch is committed, and not before."""
 
     def settle(self) -> None:
-        """What was written since the last time is committed."""
+        """Commit what was written since the last time."""
 
     def undo(self) -> None:
         """Take back what was written since the last time."""
 
     def freeze(self) -> str | None:
-        """A directory with the store's settled files as they are now, or None where there are none to keep.
+        """A directory with the store's committed files as they are now, or None where there are none to keep.
 
         An error other than StoreError leaves the store as it was.
         """
@@ -85,7 +85,7 @@ class Store(Protocol):
 
 
 class PartitionState(Protocol):
-    """One partition's state, as the agents keep it; every kernel's partition is one."""
+    """The state of one partition, as the agents keep it; every kernel's partition is one."""
 
     def settle(self) -> None:
         """The batch is committed."""
@@ -94,10 +94,10 @@ class PartitionState(Protocol):
         """The batch is not committed: take back all that it changed."""
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state: what changed since the last dump, or all of it when ``full``."""
+        """Copy the committed state: what changed since the last dump, or all of it when ``full``."""
 
     def digest(self) -> str:
-        """Return the digest of the settled state: equal live, after a rollback, after a restore and in a backtest."""
+        """Return the digest of the committed state: equal live, after a rollback, after a restore and in a backtest."""
 
     def close(self) -> None:
         """Let go of the state and of what it is kept in."""
@@ -155,7 +155,7 @@ class MemoryStore:
                 yield key, value
 
     def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget a range when the batch is settled."""
+        """Forget a range when the batch is committed."""
         self._ranges.append((start, end))
 
     def settle(self) -> None:
@@ -181,7 +181,7 @@ class MemoryStore:
         return None
 
     def items(self) -> dict[bytes, bytes]:
-        """All that is settled."""
+        """All that is committed."""
         return {key: value for held in self._settled.values() for key, value in held.items()}
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ class Subjects(NamedTuple):
 
     def strings(self, column: int) -> list[str]:
         """Return the texts of a column as strings."""
-        return [one.decode() for one in self.texts(column)]
+        return [text.decode() for text in self.texts(column)]
 
     def take(self, rows: NDArray[np.intp]) -> "Subjects":
         """Return some rows."""

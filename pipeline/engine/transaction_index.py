@@ -85,7 +85,7 @@ class MemoryIndex:
 
     @property
     def transactions(self) -> int:
-        """How many are remembered; some may be due to be forgotten."""
+        """Number of entries; some may be due to be forgotten."""
         return self._entries.count
 
     @property
@@ -179,7 +179,7 @@ class StoreIndex:
         return self._state
 
     def settle(self) -> None:
-        """Commit the batch (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self._settled = copy.copy(self._state)
 
     def undo(self) -> None:
@@ -231,7 +231,7 @@ class StoreIndex:
 
     def merchants(self, entry: NDArray[np.int64]) -> list[bytes]:
         """Return the merchants' names in UTF-8."""
-        return [self._names[one] for one in entry.tolist()]
+        return [self._names[number] for number in entry.tolist()]
 
     def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
         """Write entries with their merchants' names."""

@@ -12,7 +12,7 @@ from pipeline.engine.state import Store, StoreError
 from schemas.times import US_PER_DAY
 
 EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
-"""How long, in event time, a label waits for its transaction; the card agent then refuses it, feedback drops it."""
+"""Event time for which a label waits for its transaction; the card agent then refuses it, feedback drops it."""
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""
 _NEVER: Final = 2**63 - 1
@@ -25,7 +25,7 @@ _NUMBERS: Final = struct.Struct("<III")
 
 
 class WaitingState(msgspec.Struct):
-    """What of the waiting labels is not in the store."""
+    """The part of the pending labels that is not in the store."""
 
     count: int = 0
     oldest_us: int = _NEVER
@@ -33,7 +33,7 @@ class WaitingState(msgspec.Struct):
 
 
 class Waiting(NamedTuple):
-    """One that waits."""
+    """A pending label."""
 
     digest: bytes
     number: int
@@ -43,7 +43,7 @@ class Waiting(NamedTuple):
 
 
 class _Queue(NamedTuple):
-    """What waits for one digest; numbers in between may be free again."""
+    """The pending labels of one digest; numbers in between may be free again."""
 
     first: int = 0
     next: int = 0
@@ -68,7 +68,7 @@ class WaitingRoom:
         return self._state
 
     def settle(self) -> None:
-        """The batch is committed (the store is settled by its owner)."""
+        """Commit the batch (the store is committed by its owner)."""
         self._settled = copy.copy(self._state)
 
     def undo(self) -> None:
@@ -93,7 +93,7 @@ class WaitingRoom:
         return [digest for digest, queue in zip(digests, found, strict=True) if queue is not None]
 
     def items(self, digest: bytes) -> list[Waiting]:
-        """What waits for ``digest``, in the order in which it came."""
+        """Return the pending labels of ``digest``, in the order in which they came."""
         queue = self._queue(digest)
         numbers = range(queue.first, queue.next)
         # By their keys, which costs less than a scan where a batch has written much.

@@ -1,6 +1,6 @@
-"""What a topic's directory is to hold: noted before its first file, so that a reader sees what is missing of it.
+"""The intended contents of a topic's directory: noted before its first file, so that a reader sees what is missing.
 
-Names tell which offsets a file holds, but not which files there were to be: a partition may have no record, and the
+Names show which offsets a file holds, but not which files there were to be: a partition may have no record, and the
 last file of one that was not read to its end looks like any other.
 """
 
@@ -25,7 +25,7 @@ from pipeline.exports.files import (
 
 
 class Offsets(NamedTuple):
-    """Of a partition."""
+    """Offsets of a partition."""
 
     start: int
     end: int
@@ -33,23 +33,23 @@ class Offsets(NamedTuple):
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """What a topic's directory holds once its export is through."""
+    """The contents of a topic's directory once its export is complete."""
 
     origin: Origin
     offsets: dict[int, Offsets]
-    """By partition; without those that have none."""
+    """Offsets by partition; without those that have none."""
 
 
 _AGAIN: Final = "give the command of the export again, which adds what is missing"
 
 
 def contents_path(directory: Path) -> Path:
-    """Where the contents of a topic's directory are noted: beside it, so that they outlive it."""
+    """Return the path of the contents file: beside a topic's directory, so that it outlives the directory."""
     return directory.with_name(f"{directory.name}.json")
 
 
 def contents_of(directory: Path) -> Contents | None:
-    """What a topic's directory is to hold; None where nothing says so. Raises `ExportError`."""
+    """Read the intended contents of a topic's directory; None if no file names them. Raises `ExportError`."""
     path = contents_path(directory)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Contents)

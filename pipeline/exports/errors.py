@@ -1,4 +1,4 @@
-"""What keeps an export from being made or read."""
+"""The errors of making or reading an export."""
 
 
 class ExportError(ValueError):

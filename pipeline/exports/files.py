@@ -1,4 +1,4 @@
-"""Parquet files of one topic: each holds a range of one partition's offsets, is whole or not there, and tells whose."""
+"""Parquet files of a topic: each holds a range of offsets, is whole or not there, and names its origin."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.exports.errors import ExportError
 
 FORMAT: Final = 1
-"""Of the layout; a directory of another one is not gone on with."""
+"""Version of the layout; an export does not go on with a directory of another one."""
 _DIRECTORY: Final = "kafka_partition"
 """Not the column's name: readers that find one name in path and file want both to have one type."""
 _DIGITS: Final = 20
@@ -28,7 +28,7 @@ _GROUP_ROWS: Final = 65_536
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What the files of a topic's directory are of, written into each of them."""
+    """The origin of the files of a topic's directory, written into each of them."""
 
     cluster_id: str
     topic: str
@@ -40,9 +40,9 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def origin_of(schema: pa.Schema) -> Origin | None:
-    """What the file of a schema is of; None where no export wrote it."""
-    told = (schema.metadata or {}).get(_ORIGIN)
-    return None if told is None else msgspec.json.decode(told, type=Origin)
+    """Return the origin of a schema's file; None where no export wrote it."""
+    origin_json = (schema.metadata or {}).get(_ORIGIN)
+    return None if origin_json is None else msgspec.json.decode(origin_json, type=Origin)
 
 
 class File(NamedTuple):
@@ -54,15 +54,15 @@ class File(NamedTuple):
 
 
 def partition_directory(directory: Path, number: int) -> Path:
-    """Where below a topic's directory the files of a partition are."""
+    """Return the directory of a partition's files, below a topic's directory."""
     return directory / f"{_DIRECTORY}={number}"
 
 
 def files_in(directory: Path) -> list[File]:
     """The files of a partition's directory, in the order of their offsets. Raises `ExportError` for what is none."""
     found = sorted(map(_named, directory.glob("*.parquet")), key=lambda file: file.offsets.start)
-    for one, following in pairwise(found):
-        if following.offsets.start < one.offsets.stop:
+    for part, following in pairwise(found):
+        if following.offsets.start < part.offsets.stop:
             raise ExportError(
                 f"two files in {directory} hold offset {following.offsets.start}: remove what was put there, or name "
                 "another directory"
@@ -123,12 +123,12 @@ class TopicFiles:
     def _checked(self, file: File) -> range:
         origin = origin_of(file.schema)
         if origin is not None and origin != self.origin:
-            told = (
+            contents = (
                 f"topic {origin.topic} ({origin.topic_id}) of cluster {origin.cluster_id}, {origin.partitions} "
                 f"partitions; this one is {self.origin.topic} ({self.origin.topic_id}) of cluster "
                 f"{self.origin.cluster_id}, {self.origin.partitions} partitions"
             )
-            raise ExportError(f"{self.directory} holds {told}: name another directory")
+            raise ExportError(f"{self.directory} holds {contents}: name another directory")
         if origin is None or not file.schema.equals(self.schema):
             raise ExportError(
                 f"{file.path} has other columns than this release writes: name another directory, and export all of it "
@@ -158,7 +158,7 @@ class Part:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._file.closed:
-            # Closed here, or it would write its end when it is collected; a full disk was told already.
+            # Closed here, or it would write its end when it is collected; a full disk was reported already.
             with suppress(OSError, pa.ArrowException):
                 self._writer.close()
             self._file.close()
@@ -201,15 +201,15 @@ def sync(directory: Path) -> None:
 
 
 class Missing(NamedTuple):
-    """What of the offsets that were asked for no file holds yet."""
+    """The offsets that were asked for and that no file holds yet."""
 
     ranges: list[range]
     whole: bool
-    """Whether all that is held is one range of offsets once these are there."""
+    """True if all that is held is one range of offsets once these are there."""
 
 
 def missing(asked: range, covered: Sequence[range]) -> Missing:
-    """What of ``asked`` is not in ``covered`` (ascending, apart from each other).
+    """Return the parts of ``asked`` that are not in ``covered`` (ascending, apart from each other).
 
     >>> missing(range(0, 10), [range(2, 4), range(4, 7)])
     Missing(ranges=[range(0, 2), range(7, 10)], whole=True)
@@ -229,8 +229,8 @@ def missing(asked: range, covered: Sequence[range]) -> Missing:
 
 def _is_one(ranges: Iterable[range]) -> bool:
     at = None
-    for one in ranges:
-        if at is not None and one.start != at:
+    for part in ranges:
+        if at is not None and part.start != at:
             return False
-        at = one.stop
+        at = part.stop
     return True

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.exports.rows import OFFSET
 
 
-class Piece(NamedTuple):
+class RowPiece(NamedTuple):
     """Rows of some records that follow each other."""
 
     rows: pa.RecordBatch
@@ -30,7 +30,7 @@ class Pieces:
         self._batches = batches
         self._ahead: tuple[pa.RecordBatch, int] | None = None
 
-    def take(self, most: int, written: int) -> Piece | None:
+    def take(self, most: int, written: int) -> RowPiece | None:
         """Return the next rows of a file that takes ``most``, of which ``written`` are there already.
 
         Returns:
@@ -51,4 +51,4 @@ class Pieces:
             if cut < len(offsets):
                 self._ahead = rows.slice(cut), end
                 rows, offsets, end = rows.slice(0, cut), offsets[:cut], int(offsets[cut])
-        return Piece(rows, len(np.unique(offsets)), end)
+        return RowPiece(rows, len(np.unique(offsets)), end)

@@ -44,7 +44,7 @@ RECORD_FIELDS: Final = (
     pa.field(HEADERS, _list_of([pa.field("name", pa.string()), pa.field("value", pa.binary())])),
 )
 _PLAIN_AMOUNT: Final = re.compile(rb'"?(-?(?:0|[1-9]\d{0,6})(?:\.\d{1,4})?)"?')
-"""An amount whose float tells the decimal that was written, and how many decimals of a currency it has."""
+"""An amount whose float stands for the decimal that was written, and how many decimals of a currency it has."""
 _FEATURES: Final = "features"
 FEATURE_FIELDS: Final = [pa.field(f"feature_{name}", pa.float64()) for name in FEATURES]
 _WIDEST: Final = 2**63
@@ -66,7 +66,7 @@ class _Part(NamedTuple):
 
     fields: list[pa.Field]
     build: Callable[[Sequence[Any]], _Built]
-    """Of messages, all of the topic's kinds."""
+    """Builds columns from messages, all of the topic's kinds."""
 
 
 class RowFormat:
@@ -75,10 +75,10 @@ class RowFormat:
     def __init__(self, form: Topic) -> None:
         """``form`` says which messages its values are. Values of no single message type stay as they are."""
         kinds = typing.get_args(form.value) or (form.value,)
-        self._parts = _parts_of(kinds) if _is_told_apart(kinds) else ()
+        self._parts = _parts_of(kinds) if _distinguishes(kinds) else ()
         said = [field for part in self._parts for field in part.fields]
-        told = [pa.field(ERROR, pa.string())] if said else []
-        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *told])
+        error_columns = [pa.field(ERROR, pa.string())] if said else []
+        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *error_columns])
         if said:
             self._decode_all = msgspec.json.Decoder(_union([_without_more(kind) for kind in kinds])).decode
             self._decode = msgspec.json.Decoder(_union(kinds)).decode
@@ -94,7 +94,7 @@ class RowFormat:
         n = len(records)
         kept = np.ones(n, np.bool_)
         said: list[pa.Array] = []
-        told: list[pa.Array] = []
+        error_columns: list[pa.Array] = []
         if self._parts:
             messages, errors = [], []
             for row, record in enumerate(records):
@@ -109,9 +109,9 @@ class RowFormat:
                 columns, unsaid = part.build(found)
                 kept[decoded] |= unsaid
                 said += columns if len(found) == n else [column.take(where) for column in columns]
-            told = [pa.array(errors, pa.string())]
+            error_columns = [pa.array(errors, pa.string())]
         values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
-        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *told]
+        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *error_columns]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _read(self, value: bytes | None) -> tuple[Any, bool, str | None]:
@@ -124,7 +124,7 @@ class RowFormat:
             if judged_alike and all(_is_plain(message, value, *of) for of in self._amounts):
                 return message, False, None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            # The message itself is told below, as far as it can be read.
+            # The message itself is written below, as far as it can be read.
             pass
         try:
             return self._decode(value), True, None
@@ -154,8 +154,8 @@ def _is_plain(message: Any, value: bytes, name: str, is_feature: bool) -> bool:
     return _PLAIN_AMOUNT.fullmatch(bytes(getattr(message, name))) is not None and value.count(written) == times
 
 
-def _is_told_apart(kinds: Sequence[Any]) -> bool:
-    """Whether a decoder finds out which of the kinds a value is."""
+def _distinguishes(kinds: Sequence[Any]) -> bool:
+    """Return True if a decoder finds out which of the kinds a value is."""
     structs = all(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in kinds)
     return structs and (len(kinds) == 1 or all(kind.__struct_config__.tag is not None for kind in kinds))
 
@@ -232,7 +232,7 @@ def _present(info: Any) -> tuple[Any, bool]:
     """(type without null, whether it may be null)."""
     if not isinstance(info, msgspec.inspect.UnionType):
         return info, False
-    others = [one for one in info.types if not isinstance(one, msgspec.inspect.NoneType)]
+    others = [kind for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)]
     return (others[0] if len(others) == 1 else msgspec.inspect.UnionType(tuple(others))), len(others) < len(info.types)
 
 
@@ -314,7 +314,7 @@ def _texts(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
 _Features: Any = msgspec.defstruct(
     "_Features", [(name, float | None, None) for name in FEATURES], forbid_unknown_fields=True, gc=False
 )
-"""Features by this release's names; a message that tells of others is read as it is, and its bytes are kept."""
+"""Features by this release's names; a message that has others is read as it is, and its bytes are kept."""
 
 
 def _features(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:

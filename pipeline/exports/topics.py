@@ -1,4 +1,4 @@
-"""From topics to files: which offsets are asked for, which are there already, and the rest, partition by partition."""
+"""Exports topics to files: missing offsets only, partition by partition."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ FILE_ROWS: Final = 500_000
 
 _FIRST_RECORDS: Final = 100
 _BATCH_BYTES: Final = 16 * 1024 * 1024
-"""Of values that are read at a time; records of megabytes come one by one."""
+"""Bytes of values that are read at a time; records of megabytes come one by one."""
 
 
 class Named(NamedTuple):
@@ -58,20 +58,20 @@ class Asked(NamedTuple):
 EVERYTHING: Final = Asked()
 
 
-class Step(NamedTuple):
-    """How far an export has come."""
+class ExportProgress(NamedTuple):
+    """The progress of an export."""
 
     topic: str
     records: int
     """Written so far."""
     elapsed_s: float
     share: float
-    """Of the offsets that were missing, 0 to 1."""
+    """Share of the offsets that were missing, 0 to 1."""
 
 
 @dataclass(slots=True)
 class Exported:
-    """What became of one topic."""
+    """The result of exporting one topic."""
 
     topic: str
     """The full name."""
@@ -81,7 +81,7 @@ class Exported:
     rows: int = 0
     """Rows of them: on ``features`` one for each decision."""
     undecoded: int = 0
-    """Of them, kept as bytes alone."""
+    """Undecodable records among them, kept as bytes alone."""
     present: int = 0
     """Offsets that were exported before."""
     left: int = 0
@@ -91,7 +91,7 @@ class Exported:
 
 
 def named(text: str, topics: Iterable[Topic] = TOPICS) -> Named:
-    """What ``NAME`` or ``NAME=TOPIC`` asks for: one of ``topics``, or one with the messages of another.
+    """Parse ``NAME`` or ``NAME=TOPIC``: one of ``topics``, or one with the messages of another.
 
     Raises `ExportError`.
     """
@@ -126,7 +126,7 @@ class TopicExport:
         self._topics, self._asked, self._file_rows = topics, asked, file_rows
 
     def run(
-        self, progress: Callable[[Step], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
+        self, progress: Callable[[ExportProgress], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
     ) -> list[Exported]:
         """Write what is not there yet; once ``stopped`` says so, what was read is made whole, and the rest left.
 
@@ -137,7 +137,7 @@ class TopicExport:
             raise ExportError("the range is empty: let it end later than it begins")
         reached(admin_client(self._bootstrap, settings=self._settings), self._bootstrap)
         with ExitStack() as stack:
-            logs = [self._open(one, stack) for one in self._topics]
+            logs = [self._open(topic, stack) for topic in self._topics]
             if all(log.exported.note for log in logs):
                 raise ExportError("\n".join(str(log.exported.note) for log in logs))
             # Of all topics before the first record: one that is not reached is not whole either.
@@ -170,7 +170,7 @@ class TopicExport:
             # What was exported may be gone from the topic by now.
             begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
             found = self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
-            log.missing += [(number, one) for one in found]
+            log.missing += [(number, gap) for gap in found]
             log.exported.left += sum(map(len, found))
             if parts := [*covered, *found]:
                 log.whole[number] = Offsets(min(part.start for part in parts), max(part.stop for part in parts))
@@ -228,7 +228,7 @@ class _Log:
     missing: list[tuple[int, range]]
     """Partitions and offsets."""
     whole: dict[int, Offsets]
-    """Of each partition, what its files hold once these are there; one range, without a hole."""
+    """Range of offsets of each partition that its files hold once these are there, without a hole."""
     exported: Exported
 
 
@@ -241,7 +241,7 @@ class _Run:
     bootstrap: str
     settings: Settings
     file_rows: int
-    progress: Callable[[Step], None]
+    progress: Callable[[ExportProgress], None]
     stopped: Callable[[], bool]
     total: int = 0
     passed: int = 0
@@ -307,7 +307,7 @@ class _Run:
 
     def _tell(self, log: _Log, ahead: int) -> None:
         share = (self.passed + ahead) / self.total if self.total else 1.0
-        self.progress(Step(log.name, self.records, time.monotonic() - self.started_s, share))
+        self.progress(ExportProgress(log.name, self.records, time.monotonic() - self.started_s, share))
 
 
 def _span(offsets: range) -> str:

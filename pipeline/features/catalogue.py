@@ -16,10 +16,10 @@ WINDOWS_US: Final[dict[str, int]] = {
 }
 LONGEST_WINDOW_US: Final = 30 * US_PER_DAY
 LATENESS_US: Final = 7 * US_PER_DAY
-"""How far behind its partition's newest event a late one still finds all that its windows hold."""
+"""Lateness behind its partition's newest event at which a transaction still finds all that its windows hold."""
 HORIZON_US: Final = LONGEST_WINDOW_US + LATENESS_US
 REACH_US: Final = 2 * LONGEST_WINDOW_US
-"""How far back the features of a transaction depend on others: ``card_outlier_count_30d`` counts transactions of the
+"""Reach of features into the past: ``card_outlier_count_30d`` counts transactions of the
 longest window, each of which was an outlier among those of its own."""
 EPISODE_US: Final = US_PER_DAY
 """A case gathers a card's transactions from its first one on for this long."""

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 PAGE_ITEMS: Final = 8_192
 """Items of one page, the unit in which changes are noted and saved: small enough to copy, large enough to be few."""
 CACHE_LINE_BYTES: Final = 64
-"""What a processor fetches at once; records of so many bytes or twice that lie in as few as can be."""
+"""The bytes that a processor fetches at once; records of so many bytes or twice that lie in as few as can be."""
 
 
 class Pages(NamedTuple):
-    """What must be saved of one column: its length, and copies of the pages that changed since the last time."""
+    """The unsaved part of a column: its length, and copies of the pages that changed since the last time."""
 
     dtype: str
     items: int
@@ -31,7 +31,7 @@ class SavedColumn(Protocol):
 
 
 class Storage(Protocol):
-    """Where the columns of one partition's state live."""
+    """The memory that holds the columns of one partition's state."""
 
     def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
         """The column ``name`` with at least ``items`` items; what it held is kept, and new items are zero.

@@ -11,7 +11,7 @@ within the next: by rows, by runs and by whole chunks, as far as each lies in th
 their chunk: what a window holds of one is a difference of two rows, found by binary search. Chunks are taken from the
 arena in the order of need, so that old events lie on pages that nothing touches until they expire.
 
-What is overwritten between two settles is copied to a journal first; `take_back` copies it back, last one first.
+What is overwritten between two commits is copied to a journal first; `take_back` copies it back, last one first.
 """
 
 from collections.abc import Callable
@@ -322,7 +322,7 @@ def _find(state: State, high: Any, low: Any) -> Any:
 
 @inlined
 def _entry(high: Any, slot: Any) -> Any:
-    """What stands in the index for a slot whose key begins with ``high``."""
+    """Return the index entry of a slot whose key begins with ``high``."""
     return (high & ~_SLOT_MASK) | slot
 
 
@@ -440,7 +440,7 @@ def fill_index(state: State) -> None:
 
 @inlined
 def _has_room(state: State, kind: Any, words: Any) -> bool:
-    """Whether one more row surely finds its chunks, its place in the arena and in the journal."""
+    """Return True if one more row surely finds its chunks, its place in the arena and in the journal."""
     chunks, items, _, _ = _tables(state, kind)
     meta = state.meta
     return bool(
@@ -522,7 +522,7 @@ def _take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capa
 
 @compiled
 def _next_capacity(held: Any) -> int:
-    """By the root of what the timeline holds: about as many chunks to walk as runs or rows to look through in one."""
+    """Return the next capacity, the root of the timeline's length: about as many chunks as rows in one."""
     capacity, factor = SMALLEST_CHUNK, 4 if held < 256 else 16
     while capacity < LARGEST_CHUNK and capacity * capacity < factor * held:
         capacity <<= 1

@@ -17,7 +17,7 @@ def window_contents(state: layout.State, event_words: int) -> list[tuple[bytes, 
     """Return what the windows can still show: key, case, events and labels of each entity, by key.
 
     Places in the tables, sums over chunks, and rows behind the horizon that no sweep has freed yet
-    are left out: they tell how the state came about, and no feature shows them.
+    are left out: they depend on how the state came about, and no feature shows them.
 
     Args:
         state: Committed tables of one partition.

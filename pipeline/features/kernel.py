@@ -4,7 +4,7 @@ Live agents, replays, training sets and benchmarks all call `CardWindows.profile
 `MerchantWindows.profile`. A call reads each row's features off the state and then lets the row enter it, in the order
 of the rows; splitting the rows over several calls changes nothing, and neither does where `settle` stands between them.
 
-Cards and merchants are told apart by 128 bits of their names' hash; the names themselves are not kept.
+Cards and merchants are distinguished by 128 bits of their names' hash; the names themselves are not kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from pipeline.features.tables import Tables
 
 
 class CardProfile(NamedTuple):
-    """What is known of n transactions from their cards."""
+    """The profiles of n transactions by their cards."""
 
     features: NDArray[np.float64]
     """Shape (n, len(CARD_FEATURES))."""
@@ -48,7 +48,7 @@ class CardProfile(NamedTuple):
 
 
 class _Windows:
-    """What the windows of cards and of merchants have in common."""
+    """The common part of the cards' and the merchants' windows."""
 
     event_words: int
     """Words of an event's row."""
@@ -73,7 +73,7 @@ class _Windows:
                 tables.grow()
 
     def settle(self) -> None:
-        """What was profiled is for good; forgets a bounded part of what lies behind the horizon."""
+        """Commit the changes; forget a bounded number of entities behind the retention."""
         self._tables.settle()
 
     def undo(self) -> None:
@@ -81,9 +81,9 @@ class _Windows:
         self._tables.undo()
 
     def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
-        """(values, columns) of the settled state: what changed since the last dump, or all of it.
+        """(values, columns) of the committed state: what changed since the last dump, or all of it.
 
-        RuntimeError where something is not settled.
+        RuntimeError where something is not committed.
         """
         return self._tables.dump(full=full)
 

@@ -98,7 +98,7 @@ class Tables:
             self.state = self.state._replace(journal=grown)
 
     def settle(self) -> None:
-        """What changed is for good; visit a bounded number of slots to forget what lies behind the horizon."""
+        """Commit the changes; visit a bounded number of slots to forget entities behind the retention."""
         meta, before = self.state.meta, self._before
         meta[JOURNAL_END] = 0
         self._before = None

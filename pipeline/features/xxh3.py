@@ -114,7 +114,7 @@ def _hash_spans(data: Any, first: Any, end: Any, secret: Any, hashes: Any) -> bo
 
 @compiled
 def _hash_pairs(data: Any, offsets: Any, other: Any, other_offsets: Any, secret: Any, text: Any, hashes: Any) -> bool:
-    """Whether there are pairs that are too long, which are left out; ``text`` has room for `LONGEST` bytes."""
+    """Hash pairs and return True if some are too long and left out; ``text`` has room for `LONGEST` bytes."""
     longer = False
     for row in range(len(hashes)):
         first, end = offsets[row], offsets[row + 1]

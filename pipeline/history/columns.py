@@ -20,7 +20,7 @@ COLUMNS: Final = (
 """The canonical columns of a frame of transactions, in order."""
 
 FRAUD_TYPES: Final = (None, "amount", "merchant", "card")
-"""By the Handbook's scenario number; 0 is legitimate."""
+"""Fraud types by the Handbook's scenario number; 0 is legitimate."""
 
 ObjectArray = npt.NDArray[np.object_]
 IntArray = npt.NDArray[np.int64]

@@ -46,7 +46,7 @@ HANDBOOK: Final[Mapping[str, str]] = {
 CANONICAL: Final[Mapping[str, str]] = {name: name for name in FIELDS}
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {"canonical": CANONICAL, "handbook": HANDBOOK}
 ZERO_AMOUNT_TYPES: Final[Mapping[str, str]] = {"handbook": "verification"}
-"""By preset, the transaction type of rows with amount zero, which a purchase may not have. The Handbook's simulator
+"""The transaction type of rows with amount zero, which a purchase may not have, by preset. The Handbook's simulator
 rounds small draws to zero and has no types."""
 
 _OTHER_DECIMALS: Final = {
@@ -71,7 +71,7 @@ class UnusableSource(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ColumnMapping:
-    """Which column of a file holds what.
+    """The assignment of a file's columns to fields.
 
     ``columns`` maps names of ``FIELDS`` to the file's own; ``currency`` holds where no column is mapped to it, and
     ``time_zone`` for times without an offset (a local time that occurs twice is taken as the first of the two).
@@ -217,7 +217,7 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
 
 
 def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(whether it is fraud, whether nobody can tell) of what a column of truths holds; shape (n,)."""
+    """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
     values, of = _distinct(column)
     texts = [str(value).strip().lower() for value in values]
     true = np.array([text in _TRUE for text in texts], np.bool_)
@@ -307,7 +307,7 @@ def _converted(
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One table of a file, with what is needed to name the row of an error."""
+    """A table of a file, with the context that names the row of an error."""
 
     path: Path
     mapping: ColumnMapping

@@ -30,19 +30,19 @@ class AclError(RuntimeError):
     """The cluster does not let access rules be made; the text says why."""
 
 
-class Rule(NamedTuple):
+class AclRule(NamedTuple):
     """A principal may do one operation on one resource, from every host."""
 
     principal: str
     resource: str
-    """One of ``topic``, ``group``, ``transactional_id``, ``cluster``."""
+    """Resource type: ``topic``, ``group``, ``transactional_id`` or ``cluster``."""
     name: str
     operation: str
     prefixed: bool
-    """Whether all resources are meant whose names begin with ``name``."""
+    """True if all resources are meant whose names begin with ``name``."""
 
 
-def create_rules(bootstrap: str, settings: Settings, rules: Sequence[Rule]) -> int:
+def create_rules(bootstrap: str, settings: Settings, rules: Sequence[AclRule]) -> int:
     """Create access rules that are missing; return how many these are.
 
     Raises:
@@ -68,7 +68,7 @@ def create_rules(bootstrap: str, settings: Settings, rules: Sequence[Rule]) -> i
     return len(missing)
 
 
-def _binding(rule: Rule) -> AclBinding:
+def _binding(rule: AclRule) -> AclBinding:
     return AclBinding(
         _KINDS[rule.resource],
         rule.name,

@@ -41,7 +41,7 @@ _PARTITION_SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """What was done about one topic: ``created`` or ``present``, and in which ways it is not what it should be."""
+    """The action on one topic: ``created`` or ``present``, and in which ways it is not as it should be."""
 
     name: str
     action: str
@@ -74,7 +74,7 @@ def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None
 
 
 def reached(client: AdminClient, bootstrap: str) -> ClusterMetadata:
-    """What the cluster says of itself; raises ``ClusterUnreachable`` when no broker answers."""
+    """Return the cluster's metadata; raises ``ClusterUnreachable`` when no broker answers."""
     try:
         return client.list_topics(timeout=CONNECT_TIMEOUT_S)
     except KafkaException as error:

@@ -20,7 +20,7 @@ class Hung(RuntimeError):
 
 
 class Caller:
-    """One daemon thread, which makes one call at a time for one other thread."""
+    """A daemon thread, which makes one call at a time for one other thread."""
 
     def __init__(self, name: str, waiting: Callable[[], None]) -> None:
         self._name, self._waiting = name, waiting
@@ -29,7 +29,7 @@ class Caller:
         threading.Thread(target=self._run, name=f"{name}-calls", daemon=True).start()
 
     def call(self, what: str, function: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> Any:
-        """What ``function`` returns or raises; `Hung` after ``timeout_s``. ``waiting`` is called while it lasts."""
+        """Call ``function`` and return its result; `Hung` after ``timeout_s``. ``waiting`` is called meanwhile."""
         self._calls.put(function)
         deadline_s = time.monotonic() + timeout_s
         while True:

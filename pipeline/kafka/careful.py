@@ -50,7 +50,7 @@ class Committed(NamedTuple):
     """True where an offset is committed."""
 
 
-class Step(NamedTuple):
+class CarefulStep(NamedTuple):
     """Offsets from ``start`` up to ``attempt.end`` of one partition of a topic, to be worked on alone."""
 
     place: Place
@@ -73,7 +73,7 @@ def read_mark(metadata: str | None) -> Mark | None:
 
 
 def holder(mark: Mark | None) -> str:
-    """Return the instance that committed last and has not released the partition since; "" where no mark tells.
+    """Return the instance that committed last and has not released the partition since; "" where no mark says so.
 
     >>> holder(Mark(commit="worker-2/9f3c/17"))
     'worker-2'
@@ -172,17 +172,17 @@ class Careful:
         self._standing |= self._usual
         self._usual.clear()
 
-    def next_step(self, positions: Mapping[Place, int]) -> Step | None:
+    def next_step(self, positions: Mapping[Place, int]) -> CarefulStep | None:
         """Return the next step from where reading stands; None when none is left."""
         for place in sorted(self._zones):
             zone, start = self._zones[place], positions.get(place, -1)
             if zone.start <= start < zone.end:
                 deaths = zone.deaths if start == zone.start else 0
-                return Step(place, start, Attempt(min(start + zone.size, zone.end), zone.size, deaths))
+                return CarefulStep(place, start, Attempt(min(start + zone.size, zone.end), zone.size, deaths))
             del self._zones[place]
         return None
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: CarefulStep) -> None:
         """A mark names the step now."""
         self._standing[step.place] = (step.start, step.attempt)
 

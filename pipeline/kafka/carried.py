@@ -58,7 +58,7 @@ class CarriedMessages:
         """Drop the messages of the partitions that ``concerns`` is true for."""
         messages = self._messages
         self._messages, self._rows, self._bytes = [], 0, 0
-        self.add([one for one in messages if not concerns((one.topic() or "", one.partition() or 0))])
+        self.add([message for message in messages if not concerns((message.topic() or "", message.partition() or 0))])
 
     def _end(self) -> int:
         if self._rows <= self._most_rows and self._bytes <= self._most_bytes:

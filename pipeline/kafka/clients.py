@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 librdkafka_log = logging.getLogger("pipeline.kafka.librdkafka")
 
 REPEAT_S: Final = 10.0
-"""Seconds for which a complaint of one kind is not told again: a broker that is away is tried many times a second."""
+"""Seconds for which a complaint of one kind is not logged again: a broker that is away is tried many times a second."""
 
 
 class OncePerWhile(logging.Filter):
@@ -45,15 +45,15 @@ class OncePerWhile(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_s: dict[str, float] = {}
+        self._logged_s: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether ``record`` is told."""
+        """Return True if ``record`` is logged."""
         kind = getattr(record, "kafka_error", None) or record.getMessage().partition(" ")[0]
         now_s = time.monotonic()
-        if now_s - self._told_s.get(kind, -REPEAT_S) < REPEAT_S:
+        if now_s - self._logged_s.get(kind, -REPEAT_S) < REPEAT_S:
             return False
-        self._told_s[kind] = now_s
+        self._logged_s[kind] = now_s
         return True
 
 
@@ -104,7 +104,7 @@ PASSING_ERRORS: Final = frozenset(
         KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
     }
 )
-"""What a fresh topic, a moving leader or a restarting broker answers for a while; the client does not retry these."""
+"""Errors of a fresh topic, a moving leader or a restarting broker, for a while; the client does not retry these."""
 
 Config = dict[str, Any]
 GroupProtocol = Literal["consumer", "classic"]
@@ -154,10 +154,10 @@ def log_error_only(error: KafkaError) -> None:
 
 @cache
 def _check_given(given: tuple[tuple[str, str], ...]) -> None:
-    """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is told."""
+    """Raise `ConfigError` for properties that librdkafka does not know or cannot use; no value is shown."""
     for name, value in given:
         # librdkafka would not say why, nor which file it is.
-        if name.endswith(".location") and value != "probe" and not os.access(value, os.R_OK):
+        if name.endswith(".location") and value not in ("", "probe") and not os.access(value, os.R_OK):
             raise ConfigError(
                 f"FRAUD_PIPELINE_KAFKA_CONFIG cannot be used: {name} names a file that is missing, or that this user "
                 "may not read"
@@ -239,7 +239,7 @@ def consumer_config(
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        # Reading and working share a thread: a long fold is no reason to lose the partitions it is for.
+        # Reading and working share a thread: a long replay is no reason to lose the partitions it is for.
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
         "auto.offset.reset": "earliest",
     }
@@ -293,7 +293,7 @@ def producer_config(
         invariants["transactional.id"] = transactional_id
         tuning |= {
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-            # A transaction that follows another at once is told to retry; the default of 100 ms would be its latency.
+            # A transaction that follows another at once is asked to retry; the default of 100 ms would be its latency.
             "retry.backoff.ms": 2,
             "retry.backoff.max.ms": 5,
         }
@@ -356,7 +356,7 @@ def patiently(call: Callable[[], T]) -> T:
 def last_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel
 ) -> dict[tuple[str, int], int]:
-    """One past the last offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
+    """Return the end offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
     return _offsets(client, partitions, OffsetSpec.latest(), isolation)
 
 
@@ -382,7 +382,7 @@ def _offsets(
 def offsets_at(
     client: AdminClient, partitions: Sequence[tuple[str, int]], timestamp_ms: int
 ) -> dict[tuple[str, int], int]:
-    """Of each partition (topic, number) the first offset whose record bears ``timestamp_ms`` or a later one.
+    """Return each partition's (topic, number) first offset whose record bears ``timestamp_ms`` or a later one.
 
     The end of the log where there is none. Timestamps are milliseconds since 1970.
     """
@@ -590,7 +590,7 @@ def _raise_unless_end(error: KafkaError) -> None:
 
 
 class _Presence:
-    """Asks now and then whether a broker still answers a reader, who is not told when the last one ends."""
+    """Asks now and then whether a broker still answers a reader, who does not notice when the last one ends."""
 
     def __init__(self, consumer: Consumer, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
         self._consumer, self._bootstrap, self._topic = consumer, bootstrap, topic

@@ -1,4 +1,4 @@
-"""What a cluster says of itself: brokers, topics, configuration, identities, and the group protocol that it offers."""
+"""Metadata of a cluster: brokers, topics, configuration, identities, and the group protocol that it offers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,23 +16,23 @@ _OLD: Final = ("zookeeper.connect", "inter.broker.protocol.version")
 """Properties of brokers before 4.0, none of which offers KIP-848 for production."""
 
 
-class Identities(NamedTuple):
-    """What a snapshot belongs to: another cluster, or a topic made anew under the same name, has other ids."""
+class ClusterIdentities(NamedTuple):
+    """The identities that a snapshot belongs to: another cluster, or a topic made anew, has other ids."""
 
     cluster_id: str
     topic_ids: dict[str, str]
     """Full name -> Kafka's id of the topic."""
 
 
-def topic_identities(client: AdminClient, names: Sequence[str]) -> Identities:
+def topic_identities(client: AdminClient, names: Sequence[str]) -> ClusterIdentities:
     """The ids of the cluster and of the topics ``names`` (full). Raises ``TopicError``, ``KafkaException``."""
     cluster_id = str(_metadata(client).cluster_id)
     topics = describe_topics(client, names)
-    return Identities(cluster_id, {name: str(topics[name].topic_id) for name in names})
+    return ClusterIdentities(cluster_id, {name: str(topics[name].topic_id) for name in names})
 
 
 def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:
-    """How agents must join their groups: as the settings say, else ``consumer`` (KIP-848) where the brokers offer it.
+    """Choose the group protocol: as the settings say, else ``consumer`` (KIP-848) where the brokers offer it.
 
     Brokers that do not let themselves be asked are taken to offer it.
     """
@@ -93,7 +93,7 @@ def configs_of(
 
 
 def stamped_by_producers(client: AdminClient, topic: str, otherwise: bool) -> bool:
-    """Whether a topic (full name) keeps its producers' timestamps; ``otherwise`` where its brokers do not tell."""
+    """Return True if a topic (full name) keeps its producers' timestamps; ``otherwise`` if its brokers do not say."""
     configs, _ = configs_of(client, ResourceType.TOPIC, [topic])
     kind = configs.get(topic, {}).get("message.timestamp.type")
     return otherwise if kind is None else kind == "CreateTime"

@@ -1,8 +1,8 @@
-"""What a fold reads: ranges of the input topics, batch by batch in the order in which they were read live.
+"""The input of a replay: ranges of the input topics, batch by batch in the order in which they were read live.
 
 An agent that reads several topics commits, with every batch, a `schemas.messages.Progress` record that says how far it
-had read each of them, and by what rules it judged. State is a function of the topics, of that order and of these rules,
-so that a fold repeats all three.
+had read each of them, and its processing config. State depends on the topics, on that order and on this config alone,
+so that a replay repeats all three.
 """
 
 import logging
@@ -87,7 +87,7 @@ def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, 
 
 
 class Judged(NamedTuple):
-    """Records that were one batch, and the rules by which they were judged; None where no marker says so."""
+    """Records that were one batch, and their processing config; None where no marker says so."""
 
     records: list[Record]
     rules: Rules | None
@@ -128,7 +128,7 @@ class RangeReader:
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
-        """Of ``_ahead``, what was not returned yet."""
+        """Number of records of ``_ahead`` that were returned already."""
         self._log_end = -1
         """Offset at which the client has last met the end of what can be read."""
 
@@ -148,7 +148,7 @@ class RangeReader:
         return list(map(record_of, self._messages(end, most)))
 
     def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
-        """As `read_to`."""
+        """Read like `read_to`, as columns."""
         messages = self._messages(end, most)
         n = len(messages)
         return RecordColumns(
@@ -175,7 +175,7 @@ class RangeReader:
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
             if self._ahead[last - 1].offset() >= end:
-                last = bisect_left(self._ahead, end, self._next, last, key=lambda one: one.offset())
+                last = bisect_left(self._ahead, end, self._next, last, key=lambda message: message.offset())
                 self.position = end
             else:
                 self.position = self._ahead[last - 1].offset() + 1
@@ -233,7 +233,7 @@ class RangeReader:
 
 
 class NewRecords:
-    """What was committed to one partition of one topic (full name), from the beginning and then from call to call."""
+    """The records committed to a partition of a topic (full name), from the beginning and then from call to call."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, partition: int) -> None:
         self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition
@@ -273,7 +273,7 @@ def _covers(at: RecordPosition, topic: str, record: Record) -> bool:
 def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefused = not_counted) -> Iterator[Progress]:
     """Yield what each batch of ``agent`` read, as a partition of ``progress`` has it up to offset ``end``, in order.
 
-    A record that is no marker is refused; what only it could tell is replayed topic by topic.
+    A record that is no marker is refused; what only it records is replayed topic by topic.
     """
     key = agent.encode()
     while records := reader.read_to(end):
@@ -286,7 +286,7 @@ def in_recorded_order(
 ) -> Iterator[Judged]:
     """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
 
-    ``name_of`` turns a topic's full name into the one that markers bear. What no marker tells of (records from before
+    ``name_of`` turns a topic's full name into the one that markers bear. What no marker covers (records from before
     there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``, and without
     rules.
     """

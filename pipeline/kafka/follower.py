@@ -53,7 +53,7 @@ class TopicFollower:
 
     @property
     def caught_up(self) -> bool:
-        """Whether the end of every partition has been seen once."""
+        """True once the end of every partition has been seen."""
         return not self._pending_ends
 
     def poll(self, timeout_s: float) -> list[Record]:
@@ -84,7 +84,7 @@ class TopicFollower:
         ends = {n: settled_end(self._bootstrap, self._settings, self._name, n, waiting) for n in self._positions}
         records: list[Record] = []
         if any(self._positions[number] < end for number, end in ends.items()):
-            # An end that was told of is not told again, unless it is come to anew.
+            # An end that was reported is not reported again, unless it is come to anew.
             self._assign()
         while any(self._positions[number] < end for number, end in ends.items()):
             waiting()

@@ -1,4 +1,4 @@
-"""What a session asks of whoever owns the state of an agent's partitions."""
+"""The protocol between a session and the owner of the state of an agent's partitions."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -8,18 +8,18 @@ from schemas.records import Record
 
 
 class Restored(NamedTuple):
-    """Where a snapshot stands: offsets behind what it holds, by full topic name, and where to go on in ``progress``."""
+    """The position of a snapshot: end offsets by full topic name, and where to go on in ``progress``."""
 
     positions: Mapping[str, int]
     progress: int
 
 
 class PartitionHandler(Protocol):
-    """What owns the state of an agent's partitions."""
+    """The owner of the state of an agent's partitions."""
 
     @property
     def rules(self) -> Rules | None:
-        """By what batches are judged; committed with each of them, and given back to `fold`. None: by no setting."""
+        """The processing config; committed with each batch, and given back to `fold`. None: no setting matters."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
@@ -34,22 +34,22 @@ class PartitionHandler(Protocol):
         """
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let one batch of committed records enter the state of ``partition``, silently, as ``rules`` had it judged.
+        """Replay one batch of committed records into the state of ``partition``, without output, under ``rules``.
 
-        None: nobody wrote down by what rules, and those in force must do.
+        None: its config was not recorded, and the active one must do.
         """
 
     def restored(self, partition: int, records: int) -> None:
-        """The fold of ``records`` records is complete."""
+        """Note that the replay of ``records`` records is complete."""
 
     def forget(self, partition: int) -> None:
         """Drop the state of ``partition``; one that is not held is no error."""
 
     def settle(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is committed."""
+        """Commit the last batch's changes to these partitions."""
 
     def undo(self, partitions: Collection[int]) -> None:
-        """What the last batch did to these partitions is not committed: take it back."""
+        """Roll the last batch's changes to these partitions back."""
 
 
 class Stateless:

@@ -91,7 +91,7 @@ class TrustedRecords:
                 refuse(record, reason, self.on_refused)
 
     def _repeated(self, record: Record) -> str | None:
-        """Return why a signed record of ``control`` is a copy: it would bring back what was in force before."""
+        """Return why a signed record of ``control`` is a copy: it would activate again what was active before."""
         if record.topic != self._control or all(name != SIGNATURE for name, _ in record.headers):
             return None
         # By the value: one signature can be written in many ways, and each is true.

@@ -1,7 +1,7 @@
 """A consumer without a group, which skips the record batches that nobody can read where that is agreed.
 
 What agents read is skipped where an agent has quarantined it, so that every reader skips the same. A range on
-``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that tell readers
+``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that show readers
 what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a batch, as
 they refuse a record that is none of the pipeline's messages. Readers that decide nothing (start-up checks) skip an
 unreadable batch of any topic.
@@ -151,7 +151,7 @@ class LogConsumer:
     def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Place, int]]:
         """Return ``messages`` without records that may hide others, and where to read again for these."""
         start = next(iter(self._positions.values()))
-        follows = [one.offset() for one in messages] == [*range(start, start + len(messages))]
+        follows = [read.offset() for read in messages] == [*range(start, start + len(messages))]
         if len(self._positions) == 1 and follows and not self._odd.called_back:
             return list(messages), {}
         taken: dict[Place, list[int]] = {}

@@ -35,13 +35,13 @@ _ASK_S: Final = 1.0
 _ENDS: Final = UNREADABLE | {KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET}
 
 
-class Reach(NamedTuple):
+class ReadableEnd(NamedTuple):
     """Offset up to which records can be believed, and where reading goes on."""
 
     position: int
     """Records below this offset have the offsets that they claim."""
     resume: int
-    """Where to read again. Of the offsets from ``position`` to here, none is of a record that can be read there."""
+    """Offset to read from again: the offsets from ``position`` to here have no record that can be read there."""
 
 
 class Seen(NamedTuple):
@@ -84,7 +84,7 @@ def check_claims(
     claims: Sequence[int],
     log_start: Callable[[], int],
     own: dict[int, int],
-) -> Reach | None:
+) -> ReadableEnd | None:
     """Return how far records can be believed; None if all of them can.
 
     The n-th record of a fetch from offset f is at f + n or behind it. A record that claims no more hides nothing, and
@@ -113,16 +113,16 @@ def check_claims(
         first = bisect_left(claims, position)
         if first < len(claims) and claims[first] < start:
             # A fresh reader finds nothing there: a record behind it claims the offset of a transaction's mark.
-            return Reach(claims[first], start)
+            return ReadableEnd(claims[first], start)
         if isinstance(fetch, NotSeen):
-            return Reach(start, start)
+            return ReadableEnd(start, start)
         for number, seen in enumerate(fetch.records):
             if seen.offset > start + number:
                 return _odd_range(first_at, fetch, seen, max(position, start, log_start()), own)
             if not is_known and seen.offset < claims[0]:
                 committed = committed_at(gap.start)
                 if committed is not None and committed.offset < claims[0]:
-                    return Reach(gap.start, gap.start)
+                    return ReadableEnd(gap.start, gap.start)
                 is_known = True
             position = max(position, seen.offset + 1)
     return None
@@ -142,29 +142,29 @@ def is_fresh(first: Seen, fresh: Seen | None, times: int) -> bool:
     return fresh == first
 
 
-def _odd_range(first_at: FirstAt, fetch: Fetch, seen: Seen, position: int, own: dict[int, int]) -> Reach:
+def _odd_range(first_at: FirstAt, fetch: Fetch, seen: Seen, position: int, own: dict[int, int]) -> ReadableEnd:
     """Return the range of the batch whose record ``seen`` claims more than it has; offsets before are taken."""
     records = fetch.records if fetch.is_batch else [seen]
 
     def is_own(offset: int) -> bool:
-        record = next((one for one in records if one.offset >= offset), None)
+        record = next((candidate for candidate in records if candidate.offset >= offset), None)
         return record is not None and first_at(offset) == record
 
     offset = own.pop(position, position + 1)
     if fetch.is_batch and fetch.start is not None:
         # As many offsets as records are of the batch at least.
-        ahead = min(fetch.start + len(records) - 1, max(one.offset for one in records))
+        ahead = min(fetch.start + len(records) - 1, max(known.offset for known in records))
         offset = ahead if ahead > offset and is_own(ahead) else offset
     most = offset + MOST_PROBES
     while is_own(offset):
         offset += 1
         if offset == most:
             own[position] = offset
-            return Reach(position, position)
+            return ReadableEnd(position, position)
     if not fetch.is_batch and offset > seen.offset:
         # Behind a mark of a transaction, of which the same fetch brought what stands before.
-        return Reach(offset, offset)
-    return Reach(position, offset)
+        return ReadableEnd(offset, offset)
+    return ReadableEnd(position, offset)
 
 
 class FetchLog(logging.Handler):
@@ -241,7 +241,7 @@ class OddOffsets:
         """Partitions whose next record must be the one that a fresh client finds, with the number of calls."""
         self._ends_s = 0.0
 
-    def check(self, place: Place, position: int, offsets: Sequence[int], content: Content) -> Reach | None:
+    def check(self, place: Place, position: int, offsets: Sequence[int], content: Content) -> ReadableEnd | None:
         """Return how far records with these offsets, in ascending order, can be believed; None if all of them can.
 
         Args:
@@ -257,16 +257,16 @@ class OddOffsets:
         gaps = [index for index, offset in enumerate(offsets) if offset != expected[index]]
         start, last = (position, position) if is_whole else (expected[gaps[0]], offsets[gaps[-1]])
         times = self.called_back.get(place, 0)
-        reach: Reach | None
+        reach: ReadableEnd | None
         try:
             if times and not is_fresh(Seen(offsets[0], content), self._committed_at(place, position), times):
-                reach = Reach(position, position)
+                reach = ReadableEnd(position, position)
             else:
                 reach = None if is_whole else self._reread(place, range(start, last + 1), offsets)
                 times = 0
         except (KafkaException, TimeoutError) as error:
             log.warning("%s partition %d: offset %d cannot be checked yet: %s", *place, last, error)
-            reach, times = Reach(start, start), max(times - 1, 0)
+            reach, times = ReadableEnd(start, start), max(times - 1, 0)
         if reach is None:
             self.called_back.pop(place, None)
             return None
@@ -286,7 +286,7 @@ class OddOffsets:
             consumer.close()
         self._made.clear()
 
-    def _reread(self, place: Place, gap: range, claims: Sequence[int]) -> Reach | None:
+    def _reread(self, place: Place, gap: range, claims: Sequence[int]) -> ReadableEnd | None:
         consumer, number = self._consumer(_UNCOMMITTED), 0
 
         def log_start() -> int:
@@ -381,5 +381,5 @@ def _seen(message: Message) -> Seen:
 
 
 def content_of(message: Message) -> Content:
-    """Return what tells a record from another one."""
+    """Return the identity of a record."""
     return message.timestamp()[1], message.key(), message.value()

@@ -1,4 +1,4 @@
-"""Where a group stands, as its coordinator says, and believed only as far as the group's results bear it out."""
+"""Committed offsets of a group, believed only as far as the group's results bear them out."""
 
 import logging
 import math
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 10.0
 FORGETFUL_S: Final = 30.0
-"""Longest wait for a group coordinator that does not know what results tell."""
+"""Longest wait for a group coordinator that does not know what results show."""
 
 
 class CommittedOffsets:
-    """Of one agent's group."""
+    """The committed offsets of one agent's group."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class CommittedOffsets:
         )
 
     def of(self, consumer: Consumer, places: Collection[Place]) -> dict[Place, Committed]:
-        """Committed offsets, 0 where there is none, but none from before the newest batch of which results tell.
+        """Committed offsets, 0 where there is none, but none from before the newest batch that results show.
 
         Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
         or none: Kafka 4.4.0 takes the end of a load that leadership had ended for the end of the next one
@@ -124,7 +124,7 @@ class CommittedOffsets:
         return {place: start for place, start in starts.items() if start <= ends[place]}
 
     def _starts(self, committed: Mapping[Place, Committed]) -> dict[Place, int]:
-        """Where results tell that reading had got to at least."""
+        """Return the offsets that reading had got to at least, by the results."""
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
         asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)

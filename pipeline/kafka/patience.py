@@ -21,13 +21,13 @@ _PASSING: Final = PASSING_ERRORS | {KafkaError.UNSTABLE_OFFSET_COMMIT}
 
 
 class Patience:
-    """Of one agent: it tells that it waits (``waiting``), and gives up once ``stopping`` is set."""
+    """Retries for one agent: reports that it waits (``waiting``), and gives up once ``stopping`` is set."""
 
     def __init__(self, agent: str, stopping: threading.Event, waiting: Callable[[], None]) -> None:
         self._agent, self._stopping, self._waiting = agent, stopping, waiting
 
     def repeat(self, what: str, call: Callable[[], T], advice: str = "") -> T:
-        """What ``call`` returns, repeated for as long as its error may pass; `Stopped` once the worker ends.
+        """Repeat ``call`` for as long as its error may pass, and return its result; `Stopped` once the worker ends.
 
         ``advice`` is what to look at where that takes longer than any transaction may.
         """

@@ -1,4 +1,4 @@
-"""How far a consumer group is behind, and the newest records of a topic: what a program that feeds topics looks at."""
+"""The lag of a consumer group, and the newest records of a topic, for programs that feed topics."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -35,7 +35,7 @@ THE_RECORDS_OWN: Final = (OutputTooLarge, ProcessDied)
 _OWN_NAMES: Final = frozenset(kind.__name__ for kind in THE_RECORDS_OWN)
 _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1
-"""As in Kafka, of records whose timestamp nobody knows."""
+"""The timestamp of records that have none, as in Kafka."""
 _DAY: Final = timedelta(days=1)
 _Place = tuple[str, int, int]
 
@@ -193,7 +193,7 @@ class Quarantines:
 
 
 def control_record(item: Control) -> Output:
-    """Return the record of ``control`` for ``item``; its key tells a person what it is, and no reader uses it."""
+    """Return the record of ``control`` for ``item``; its key is for people, and no reader uses it."""
     if isinstance(item, Quarantine):
         at = item.position
         row = "" if at.row is None else f"/{at.row}"

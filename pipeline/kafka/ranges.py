@@ -1,4 +1,4 @@
-"""Which offsets the logs of a partition number hold now, asked for until a broker answers."""
+"""The offsets that a partition number's logs hold now, asked for until a broker answers."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def answered(client: AdminClient, topic: str, ask: Callable[[], T], waiting: Callable[[], None]) -> T:
-    """What ``ask`` returns, a question about offsets of ``topic`` (full name) and others, once a broker answers.
+    """Ask for offsets of ``topic`` (full name) and others until a broker answers, and return the answer of ``ask``.
 
     ``waiting`` is called before each attempt, and may raise. Raises ``KafkaException`` for errors that do not pass.
     """

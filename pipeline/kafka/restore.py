@@ -1,4 +1,4 @@
-"""Bringing a partition's state up to what is committed: a snapshot, and a silent fold of what came after it."""
+"""Restores a partition's committed state: a snapshot, and a replay without output of what came after it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -16,14 +16,14 @@ from schemas.topics import PROGRESS
 
 
 class Restoration(NamedTuple):
-    """How a partition's state was brought up to what is committed."""
+    """The restoration of a partition's state to the committed one."""
 
     records: int
-    """Records that were folded."""
+    """Records that were replayed."""
     progress: int
     """Offset in ``progress`` behind the markers of all of them; 0 for an agent with one input."""
     first: Mapping[str, int]
-    """By topic, where its log begins if lost records are accepted, else 0: below it nothing was asked for."""
+    """Begin of each topic's log if lost records are accepted, else 0: below it nothing was asked for."""
 
 
 def restore_partition(
@@ -71,13 +71,13 @@ def restore_partition(
         readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
-            told = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
-            progress = settled_end(bootstrap, settings, told.topic, number, waiting)
-            markers = read_markers(told, agent, progress, on_refused)
-        for one in readers:
-            if one.position < ends[one.topic]:
+            progress_reader = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
+            progress = settled_end(bootstrap, settings, progress_reader.topic, number, waiting)
+            markers = read_markers(progress_reader, agent, progress, on_refused)
+        for each in readers:
+            if each.position < ends[each.topic]:
                 # All connect and fetch at once; else each begins when its first record is asked for.
-                one.begin()
+                each.begin()
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
             handler.fold(number, batch.records, batch.rules)

@@ -1,4 +1,4 @@
-"""Whether topics keep their records for as long as a restore of state may have to read them."""
+"""The check that topics keep their records for as long as a restore of state may have to read them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -10,11 +10,11 @@ from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DEC
 
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
 PATIENCE_DAYS: Final = 7.0
-"""How long a label waits for its transaction or decision beyond the label horizon."""
+"""Days for which a label waits for its transaction or decision beyond the label retention."""
 
 
 def needed_days(topic: Topic, settings: Settings) -> float | None:
-    """Days for which ``topic`` must keep a record so that state can be folded from it; None: for ever."""
+    """Days for which ``topic`` must keep a record so that state can be replayed from it; None: for ever."""
     labels_days = settings.label_horizon_days + PATIENCE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None
@@ -49,7 +49,7 @@ def wanted_problems(settings: Settings) -> list[str]:
 def retention_problems(
     topics: Sequence[Topic], configs: Mapping[str, Mapping[str, str | None]], settings: Settings
 ) -> list[str]:
-    """What is wrong with the retention of ``topics``, as sentences; ``configs`` by full name, as brokers have them."""
+    """Return the problems of the topics' retention, as sentences; ``configs`` by full name, as brokers have them."""
     problems: list[str] = []
     for topic in topics:
         name = settings.topic(topic.name)

@@ -1,4 +1,4 @@
-"""One agent's Kafka session: reads batches, and commits outputs together with input offsets.
+"""The Kafka session of an agent: reads batches, and commits outputs together with input offsets.
 
 Everything here runs on the agent's own thread, rebalance callbacks included (librdkafka calls them from ``poll``), so
 that no partition can be taken away while a batch of it is being worked on. ``docs/decisions/0004-exactly-once.md``
@@ -42,7 +42,7 @@ from pipeline.kafka.transactions import (
     OutputTooLarge,
     SessionError,
     Stopped,
-    Transactions,
+    TransactionalProducers,
     Unknown,
     end_agent,
 )
@@ -92,7 +92,7 @@ class Session:
         """Join nothing yet.
 
         ``late_ms``: how long brokers may collect records before they answer, in milliseconds; ``producers``: how many
-        take turns (`pipeline.kafka.transactions.Transactions`).
+        take turns (`pipeline.kafka.transactions.TransactionalProducers`).
         """
         self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
@@ -117,7 +117,7 @@ class Session:
         self._producers = producers
         self._unreadable = UnreadableBatches(self._consumer_config, agent)
         self._odd = OddOffsets(self._consumer_config, settings.inputs, self._waiting)
-        self._transactions = Transactions(
+        self._transactions = TransactionalProducers(
             bootstrap,
             settings,
             agent,
@@ -132,7 +132,7 @@ class Session:
         self._positions: dict[Place, int] = {}
         self._carried = carried_messages(topics, settings.batch_max_records)
         self._settled: dict[Place, int] = {}
-        """Up to where each partition's settled state goes; ``_positions`` may be ahead by a batch."""
+        """Next offset of each partition's committed state; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
         self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
@@ -155,7 +155,7 @@ class Session:
 
     @property
     def settled(self) -> Mapping[Place, int]:
-        """Offsets behind what has entered the settled state of each partition held."""
+        """Offsets behind what has entered the committed state of each partition held."""
         return self._settled
 
     def poll(self, timeout_s: float) -> Batch | None:
@@ -219,19 +219,19 @@ class Session:
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for.
 
-        Its offsets are where the settled state stands, which moves nothing: with offsets in it the group refuses the
+        Its offsets are those of the committed state, which moves nothing: with offsets in it the group refuses the
         transaction of a worker that has lost its partitions without having heard of it.
         """
         return Batch([], self._consumer.consumer_group_metadata(), ends=dict(self._settled))
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
-        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then settle the state.
+        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then commit the state.
 
-        1. In one transaction: the outputs, a record of what was read and by what rules it was judged, the offsets.
-        2. Committed: the state is settled.
+        1. In one transaction: the outputs, a record of the input ranges and the processing config, the offsets.
+        2. Committed: the state is committed.
         3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
         4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
-           other, and the marks beside the group's committed offsets tell which.
+           other, and the marks beside the group's committed offsets show which.
 
         ``OutputTooLarge`` leaves the state taken back and the position behind the batch: who gets it tries a part of
         the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
@@ -289,7 +289,7 @@ class Session:
 
     @property
     def progress(self) -> Mapping[int, int]:
-        """By partition number: an offset in ``progress`` behind the marker of the last batch in the settled state.
+        """Offset in ``progress`` behind the marker of the last committed batch, by partition number.
 
         Not its end of now: another member, which holds the partition by then, may have written on.
         """
@@ -505,7 +505,7 @@ class Session:
             if place in {(held.topic, held.partition) for held in self._consumer.assignment()}:
                 self._restart(place, offset)
                 return
-            # The client does not hold the partition any more, of which the next poll will tell.
+            # The client does not hold the partition any more, which the next poll will report.
             log.warning("%s: %s partition %d is lost: %s", self.agent, *place, error.args[0].str())
             self._positions.pop(place, None)
 
@@ -520,7 +520,7 @@ class Session:
             self._consumer.incremental_assign([start_at(place, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
-        """What the batch read and by what it was judged, for folds; one input topic needs no order recorded."""
+        """Return the batch's input ranges and config, for replays; an agent of one input topic needs none."""
         if not has_order(self._names.values()):
             return []
         markers = []
@@ -646,7 +646,7 @@ class Session:
     def _end_left_open(self, places: Collection[Place]) -> None:
         """Abort the transactions of workers that died with partitions.
 
-        Until they end, offsets are not told, and readers of the outputs get no further. Brokers would wait for
+        Until they end, offsets are not known, and readers of the outputs get no further. Brokers would wait for
         ``transaction.timeout.ms``. A holder that lives has lost these partitions, and makes a new producer.
         """
         if not self._transactions.exactly_once:
@@ -673,18 +673,20 @@ class Session:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
             self._release({partition.partition for partition in partitions})
-        log.info("%s: gave up %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
+        log.info("%s: gave up %s", self.agent, places_text([(lost.topic, lost.partition) for lost in partitions]))
         self._take_away(consumer, partitions)
 
     @callback
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        log.warning("%s: lost %s", self.agent, places_text([(one.topic, one.partition) for one in partitions]))
+        log.warning(
+            "%s: lost %s", self.agent, places_text([(partition.topic, partition.partition) for partition in partitions])
+        )
         self._take_away(consumer, partitions)
 
     def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = {partition.partition for partition in partitions}
         left: list[TopicPartition] = []
-        # A client that was given up tells of it while it is closed; what it held may be its successor's by then.
+        # A client that was given up reports it while it is closed; what it held may be its successor's by then.
         if consumer is self._consumer:
             self._assigned -= {(partition.topic, partition.partition) for partition in partitions}
             left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]

@@ -1,4 +1,4 @@
-"""What a worker looks at before its agents start: whether this cluster can keep what the pipeline promises.
+"""The checks before a worker's agents start: can this cluster keep what the pipeline promises?
 
 ``check_start`` does all of it. A problem refuses the start with what to do about it; where an operator may know better,
 a setting makes it a warning.
@@ -88,21 +88,21 @@ class Cluster(NamedTuple):
     """Counts records of internal topics that cannot be read."""
 
 
-class Findings(NamedTuple):
-    """What a check found, as sentences."""
+class CheckResult(NamedTuple):
+    """The results of a check, as sentences."""
 
     problems: list[str]
     warnings: list[str]
 
     @classmethod
-    def of(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "Findings":
+    def of(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "CheckResult":
         """Problems, or warnings where the operator has accepted them; says how to accept them."""
         if accepted:
             return cls([], list(problems))
         return cls([f"{problem}. To start all the same: {setting}=true." for problem in problems], [])
 
 
-def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """The topics keyed alike must have the same number of partitions."""
     del roles  # a topic is written by one agent and read by another: all must agree, whichever run here
     names = {
@@ -114,36 +114,36 @@ def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     for like, group in names.items():
         counts = {name: len(topics[name].partitions) for name in group}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
             problems.append(
-                f"the topics keyed by {like} differ in their partitions ({told}): records of one key would lie with "
+                f"the topics keyed by {like} differ in their partitions ({listed}): records of one key would lie with "
                 "different workers. Delete the pipeline's topics and create them again (their records are lost), or "
                 "choose another FRAUD_PIPELINE_TOPIC_PREFIX"
             )
-    return Findings(problems, [])
+    return CheckResult(problems, [])
 
 
-def check_retention(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def check_retention(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """Every input must keep its records for as long as a restore may read them."""
     settings = cluster.settings
     topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS, CONTROL]))
     configs, warnings = configs_of(cluster.client, ResourceType.TOPIC, [settings.topic(t.name) for t in topics])
-    found = Findings.of(
+    found = CheckResult.of(
         retention_problems([topic for topic in topics if settings.topic(topic.name) in configs], configs, settings),
         accepted=settings.accept_short_retention,
         setting="FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION",
     )
-    return Findings(found.problems, found.warnings + warnings)
+    return CheckResult(found.problems, found.warnings + warnings)
 
 
-def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
-    """Where brokers are to stamp what producers write, the topics must let them: a timestamp bounds the event time."""
+def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
+    """Check that topics let brokers stamp what producers write, if they are to: a timestamp bounds the event time."""
     settings = cluster.settings
     read = {topic for role in roles for topic in role.reads}
     topics = [settings.topic(topic.name) for topic in (TRANSACTIONS, *settings.topics_of_labels) if topic in read]
     if settings.timestamps != "broker" or not topics:
-        return Findings([], [])
-    # What may not be read is told by the check of retention, which asks for the same.
+        return CheckResult([], [])
+    # What may not be read is reported by the check of retention, which asks for the same.
     configs, _ = configs_of(cluster.client, ResourceType.TOPIC, topics)
     problems = [
         f"topic {name} has message.timestamp.type={config.get('message.timestamp.type')}, so that a producer whose "
@@ -152,14 +152,14 @@ def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> Findings:
         for name, config in configs.items()
         if config.get("message.timestamp.type") != "LogAppendTime"
     ]
-    return Findings.of(
+    return CheckResult.of(
         problems,
         accepted=settings.accept_producer_timestamps,
         setting="FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS",
     )
 
 
-def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def check_replication(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """On three brokers or more, what is written must outlive one of them."""
     del roles  # the pipeline's promises need all of its topics
     client, settings = cluster.client, cluster.settings
@@ -187,11 +187,11 @@ def check_replication(cluster: Cluster, roles: Sequence[Role]) -> Findings:
                 f"topic {name} has min.insync.replicas={insync}: set it to {wanted}, or a record may count as written "
                 "while one broker alone has it"
             )
-    return Findings(problems, warnings + (_internal_topics(client, numbers[0]) if is_large else []))
+    return CheckResult(problems, warnings + (_internal_topics(client, numbers[0]) if is_large else []))
 
 
 def _internal_topics(client: AdminClient, broker: int) -> list[str]:
-    """What is wrong with Kafka's own topics, which hold the offsets and the outcome of every transaction."""
+    """Return the problems of Kafka's own topics, which hold the offsets and the outcome of every transaction."""
     configs, warnings = configs_of(client, ResourceType.BROKER, [str(broker)])
     config = configs.get(str(broker), {})
     for name, holds, key in (
@@ -210,7 +210,7 @@ def _internal_topics(client: AdminClient, broker: int) -> list[str]:
     return warnings
 
 
-def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """Every group's offsets must lie within its topics, and must exist where its results do."""
     found = _offsets(cluster, roles)
     if found.problems:
@@ -231,16 +231,16 @@ class OffsetFindings(NamedTuple):
     warnings: list[str]
 
 
-def _offsets(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def _offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     settings = cluster.settings
     with ThreadPoolExecutor(len(roles)) as threads:
         found = list(threads.map(partial(offset_findings, cluster), roles))
-    lost, beyond, again, warnings = ([one for of_role in found for one in of_role[kind]] for kind in range(4))
-    refused = Findings.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
-    redone = Findings.of(
+    lost, beyond, again, warnings = ([sentence for of_role in found for sentence in of_role[kind]] for kind in range(4))
+    refused = CheckResult.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
+    redone = CheckResult.of(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
-    return Findings(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
+    return CheckResult(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
 
 
 def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
@@ -272,9 +272,9 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     )
 
 
-def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> Findings:
+def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """Refuse a start on undecided transactions of another kernel."""
-    found = Findings([], [])
+    found = CheckResult([], [])
     for role in roles:
         if PROFILED in role.reads:
             found = _kernels(cluster, role)
@@ -285,7 +285,7 @@ def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> Findings:
     return found
 
 
-def _kernels(cluster: Cluster, role: Role) -> Findings:
+def _kernels(cluster: Cluster, role: Role) -> CheckResult:
     client, settings = cluster.client, cluster.settings
     name = settings.topic(PROFILED.name)
     partitions = [(name, part.id) for part in describe_topics(client, [name])[name].partitions]
@@ -305,26 +305,26 @@ def _kernels(cluster: Cluster, role: Role) -> Findings:
         for number, records in newest.items()
         if len(records) > 1
     ]
-    return Findings.of(problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL")
+    return CheckResult.of(problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL")
 
 
 def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
     """Topics that end before what was made of them: Kafka forgets a group's offsets with the topic."""
     problems = []
     for name in dict.fromkeys(topic for topic, _ in anew):
-        told = ", ".join(
+        listed = ", ".join(
             f"partition {number} up to offset {end}" for (topic, number), end in anew.items() if topic == name
         )
         problems.append(
             f"group {group} has no offsets for topic {name}, which ends before what the group's results tell that it "
-            f"had read ({told}): the topic was made anew, or lost records. Restore it from a backup; or, if all topics "
-            "of the pipeline are to be new, use another FRAUD_PIPELINE_TOPIC_PREFIX"
+            f"had read ({listed}): the topic was made anew, or lost records. Restore it from a backup; or, if all "
+            "topics of the pipeline are to be new, use another FRAUD_PIPELINE_TOPIC_PREFIX"
         )
     return problems
 
 
 def _without_order(group: str, progress: str, committed: Mapping[Partition, int], traces: Traces) -> list[str]:
-    """Where what was read is committed, and the order in which it was read is not told."""
+    """Warn of committed input whose order of reading is not recorded."""
     warnings = []
     what_follows = (
         "a fold reads such records topic by topic, which may not be the order in which they were worked on. Was the "
@@ -368,8 +368,8 @@ def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partit
 def _decided_again(
     cluster: Cluster, role: Role, missing: Sequence[Partition], traces: Traces, *, whole: bool
 ) -> list[str]:
-    """What would be done a second time, because inputs whose results exist have no offset."""
-    # Whoever publishes a model writes to `models`, and a second reading of the lessons ends at the same version.
+    """Find inputs that would be decided a second time, because their results exist and they have no offset."""
+    # Whoever publishes a model writes to `models`, and a second reading of the examples ends at the same version.
     results = [topic for topic in role.writes if topic not in (MODELS, CONTROL, PROGRESS)]
     if not missing or not results:
         return []
@@ -383,8 +383,8 @@ def _decided_again(
     else:
         missing = [at for at in missing if at in traces.ends]
         found = results if missing else []
-        told = ", ".join(f"{topic} partition {number}" for topic, number in missing)
-        what = f"group {group} has no offsets for {told}, but its topics"
+        listed = ", ".join(f"{topic} partition {number}" for topic, number in missing)
+        what = f"group {group} has no offsets for {listed}, but its topics"
     if not found:
         return []
     return [

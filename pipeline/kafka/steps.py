@@ -13,7 +13,7 @@ from typing import Any, Final
 from confluent_kafka import IsolationLevel, KafkaException
 
 from pipeline.kafka.batch import Batch, Place
-from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step
+from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark
 from pipeline.kafka.clients import FETCH_BYTES, TopicError, admin_client, last_offsets
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
@@ -144,7 +144,7 @@ class CarefulReading:
             self._alone = False
             _ALONE.release()
 
-    def _read(self, step: Step) -> list[Record] | None:
+    def _read(self, step: CarefulStep) -> list[Record] | None:
         at = (*step.place, step.start)
         wait = self._patience.wait
         # Usual reading quarantines what this one refuses.

@@ -1,4 +1,4 @@
-"""What an agent's results tell of how far it had read: it shows lost offsets and topics made anew."""
+"""The progress of an agent by its results: it shows lost offsets and topics made anew."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -32,7 +32,7 @@ class _Log(msgspec.Struct, frozen=True):
 
 
 class _Decided(msgspec.Struct, frozen=True):
-    """As much of a decision as tells which record of `profiled` it is of."""
+    """The part of a decision that names its record of `profiled`."""
 
     log: _Log | None = None
     decided_at: str = ""
@@ -43,14 +43,14 @@ _decode_decided = msgspec.json.Decoder(_Decided).decode
 
 @dataclass(slots=True)
 class Traces:
-    """How far an agent had read, as the ends of its results tell; offsets by topic (full name) and partition number."""
+    """The ends of an agent's results; offsets by topic (full name) and partition number."""
 
     ends: dict[Partition, int] = field(default_factory=dict)
     """Offset behind the last record of which a result was found."""
     newest: dict[Partition, int] = field(default_factory=dict)
     """The same of the newest result alone, which may be of a topic that was made anew since."""
     numbers: set[int] = field(default_factory=set)
-    """Partition numbers of ``progress`` that tell anything of the agent."""
+    """Partition numbers of ``progress`` that have a record of the agent."""
 
 
 def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> bool:
@@ -63,7 +63,7 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> 
 
 
 def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> Traces:
-    """How far the score agent had read `profiled`, as decisions tell; what only the middle of a log tells is missed."""
+    """Find the score agent's offsets in `profiled` by its decisions; the middle of a log is not read."""
     traces = Traces()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
     profiled = settings.topic(PROFILED.name)
@@ -82,9 +82,9 @@ def progressed(
     settings: Settings,
     on_refused: OnRefused = not_counted,
 ) -> Traces:
-    """How far an agent of several inputs had read; what only the middle of `progress` tells is missed."""
+    """Find the offsets of an agent of several inputs; the middle of `progress` is not read."""
     traces = Traces()
-    # A topic whose partitions are too few is told by another check.
+    # A topic whose partitions are too few is reported by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
     newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
@@ -105,7 +105,7 @@ def traces_of(
     settings: Settings,
     on_refused: OnRefused = not_counted,
 ) -> Traces:
-    """What the results of an agent that ``reads`` these topics tell; nothing where they do not say what they are of."""
+    """Find the offsets of an agent that ``reads`` these topics by its results; empty where they name no input."""
     if has_order(reads):
         return progressed(bootstrap, agent, numbers, settings, on_refused)
     return decided(bootstrap, settings, on_refused) if PROFILED in reads else Traces()
@@ -119,10 +119,10 @@ def newest_batches(
     settings: Settings,
     on_refused: OnRefused = not_counted,
 ) -> dict[Partition, int]:
-    """By input partition, where the newest batch began of which the results of an agent tell.
+    """Return the begin of the newest batch that an agent's results show, by input partition.
 
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
-    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results tell nothing is absent.
+    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results show nothing is absent.
     """
     topic, key = (PROGRESS, agent.encode()) if has_order(reads) else (DECISIONS, None)
     if key is None and PROFILED not in reads:

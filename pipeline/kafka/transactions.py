@@ -32,7 +32,7 @@ FENCED: Final = frozenset(
     }
 )
 TOO_LARGE: Final = KafkaError.MSG_SIZE_TOO_LARGE
-"""Of this client before it sends a record, or of the broker that refuses it."""
+"""The error of this client before it sends a record, or of the broker that refuses it."""
 NOT_A_MEMBER: Final = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,
@@ -86,7 +86,7 @@ class OutputTooLarge(Exception):
 
 
 class Unknown(Exception):
-    """A transaction ended without word of how; a new producer has ended it, the committed offsets tell the rest."""
+    """A transaction ended without word of how; a new producer has ended it, the committed offsets show the rest."""
 
 
 class _Client(NamedTuple):
@@ -156,7 +156,7 @@ def end_agent(
     """
     if settings.delivery != "exactly_once":
         return
-    own = Transactions(
+    own = TransactionalProducers(
         bootstrap, settings, agent, stopping=stopping, waiting=waiting, renewed=lambda: None,
         marks=False, producers=producers,
     )  # fmt: skip
@@ -166,7 +166,7 @@ def end_agent(
         own.close()
 
 
-class Transactions:
+class TransactionalProducers:
     """Producers that are replaced when they can no longer be used; used from one thread, but for ``stopping``."""
 
     def __init__(
@@ -190,7 +190,7 @@ class Transactions:
             stopping: Set when the worker ends.
             waiting: Called while a call waits for a broker; may raise.
             renewed: Called when producers are replaced.
-            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` tells.
+            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` returns.
             producers: Number of producers that take turns, each with a transactional id of its own.
         """
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent

@@ -1,6 +1,6 @@
 """The age of the oldest undecided record of each partition, measured beside the agents.
 
-Offsets tell nearly always that nothing waits. Only where a record that was there at the last measurement is still
+Offsets show nearly always that nothing waits. Only where a record that was there at the last measurement is still
 undecided is one record read, for its timestamp; an open transaction hides it from agents, but not from here.
 """
 
@@ -31,7 +31,7 @@ READ_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.1
 
 
-class Found(NamedTuple):
+class FirstRecord(NamedTuple):
     """The first thing at an offset or behind it."""
 
     kind: Literal["record", "end", "unreadable"]
@@ -46,7 +46,7 @@ class Log(Protocol):
     def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
 
-    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, Found]:
+    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, FirstRecord]:
         """Look for the first record at or behind an offset of each partition.
 
         Args:
@@ -141,7 +141,7 @@ class OldestUndecided:
         known = self._oldest.get(place)
         return known is not None and known.kind == "hidden" and known.offset >= at
 
-    def _timed(self, place: Place, found: Found, kind: Literal["record", "hidden"], now_s: float) -> _Oldest:
+    def _timed(self, place: Place, found: FirstRecord, kind: Literal["record", "hidden"], now_s: float) -> _Oldest:
         if place[0] in self.untimed or found.timestamp_ms <= 0:
             return self._seen(place, found.offset, kind, now_s)
         return _Oldest(found.offset, found.timestamp_ms / 1_000, kind)
@@ -189,11 +189,11 @@ class KafkaLog:
                 log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
         return ends
 
-    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, Found]:
+    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, FirstRecord]:
         """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
         reader = self._reader(committed)
         reader.assign([start_at(place, at) for place, at in offsets.items()])
-        found: dict[Place, Found] = {}
+        found: dict[Place, FirstRecord] = {}
         ends_s = time.monotonic() + READ_TIMEOUT_S
         while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
             message = reader.poll(POLL_S)
@@ -204,11 +204,11 @@ class KafkaLog:
             if place in found or place not in offsets:
                 continue
             if error is None:
-                found[place] = Found("record", message.offset(), message.timestamp()[1])
+                found[place] = FirstRecord("record", message.offset(), message.timestamp()[1])
             elif error.code() == KafkaError._PARTITION_EOF:
-                found[place] = Found("end", message.offset())
+                found[place] = FirstRecord("end", message.offset())
             elif error.code() in UNREADABLE:
-                found[place] = Found("unreadable", offsets[place])
+                found[place] = FirstRecord("unreadable", offsets[place])
             else:
                 continue
             reader.incremental_unassign([TopicPartition(*place)])

@@ -145,7 +145,7 @@ def _silent_end(probe: Callable[[int], Answer], start: int, most: int) -> int:
     return most
 
 
-class FetchLog(logging.Handler):
+class EmptyFetches(logging.Handler):
     """Finds in a client's log (``debug=fetch``) the offsets from which fetches deliver nothing, and no error either.
 
     librdkafka says so nowhere else. A line says from which offset it fetches, and another one how many messages came of
@@ -213,7 +213,7 @@ class Prober:
         self, config: Mapping[str, Any], place: Place, waiting: Callable[[], None], wait_s: float = ANSWER_S
     ) -> None:
         self._place, self._waiting, self._wait_s = place, waiting, wait_s
-        self._log = FetchLog(config.get("logger"))
+        self._log = EmptyFetches(config.get("logger"))
         self._reported = False
         logger = logging.Logger("pipeline.kafka.probe", logging.DEBUG)
         logger.addHandler(self._log)

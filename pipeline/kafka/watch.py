@@ -1,4 +1,4 @@
-"""Whether a broker answers, asked every few seconds from a thread of its own, whatever the agents are waiting for."""
+"""Asks every few seconds, from a thread of its own, whether a broker answers, whatever the agents are waiting for."""
 
 import logging
 import threading
@@ -57,7 +57,7 @@ class WatchThread(ABC):
 
 
 class BrokerWatch(WatchThread):
-    """Tells a ``Health`` whether a broker answers."""
+    """Reports to a ``Health`` whether a broker answers."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""What labels mean, and which examples are kept."""
+"""The meaning of labels, and the choice of examples."""

@@ -1,4 +1,4 @@
-"""Which sources a label may claim: Kafka does not tell who wrote a record, so that its topic has to."""
+"""The sources that a label may claim: Kafka does not record who wrote a record, so that its topic has to."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ class LabelSources(NamedTuple):
     topics: Mapping[str, frozenset[str]]
     """Sources by name of the topic, without prefix; `ANY_SOURCE` among them allows every source."""
     simulated: bool
-    """Whether the clock of the topics is simulated: only then does a simulator know anything."""
+    """True if the clock of the topics is simulated: only then does a simulator know anything."""
 
     def check(self, topic: str, source: str) -> None:
         """Raise `InvalidMessage` where a label on ``topic`` (without prefix) may not claim ``source``.

@@ -1,4 +1,4 @@
-"""What a transaction is taken to be, when several sources have said something about it.
+"""The label that holds for a transaction about which several sources have reported.
 
 The label that holds is the largest by (rank of its source, ``labelled_at``, severity of what it says), in this order;
 a correction is a new, later label. Because a maximum is taken, what holds does not depend on the order in which labels
@@ -50,7 +50,7 @@ UNSEEN: Final[StateNumbers] = (NO_LABEL, 0, _NOTHING, 0)
 
 
 def known_value(label: str) -> str:
-    """What a label says is known: ``disputed``, ``unknown`` and values that this release does not know are ``none``.
+    """Return the known value of a label; ``disputed``, ``unknown`` and values new to this release become ``none``.
 
     >>> known_value("fraud"), known_value("disputed")
     ('fraud', 'none')
@@ -108,7 +108,7 @@ def holding(
     """Return which of n labels hold, `resolve_numbers` over columns; labels of rules are left out before.
 
     Args:
-        names: Columns by which transactions are told apart, each of shape (n,); the last one is the first to sort by.
+        names: Columns that identify transactions, each of shape (n,); the last one is the first to sort by.
         rank: `source_rank` of their sources; shape (n,).
         at_us: When they were made, in microseconds since 1970; shape (n,).
         known: Indexes in `KNOWN`; shape (n,).

@@ -1,7 +1,7 @@
 """Updates of the online model: what labels and their corrections are to it, so that its updates stay balanced.
 
 A fraud is learned at its report, and a sample of the other transactions once they have reached the maturity without
-one. Reports that come later are allowed for by weights, so that they teach nothing themselves.
+one. Reports that come later are allowed for by weights, so that they train nothing themselves.
 """
 
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ _NOTHING, _FRAUD, _PRESUMED = _LABELS.index(NOTHING), _LABELS.index(FRAUD), _LAB
 
 
 class Learned(NamedTuple):
-    """What the online model was given of a transaction."""
+    """The online model's last update from a transaction."""
 
     number: int
     """Index in `KNOWN`, or behind it for what was presumed legitimate."""
@@ -37,12 +37,12 @@ NOTHING_LEARNED: Final = Learned(_NOTHING, 0.0)
 
 
 class OnlineUpdate(NamedTuple):
-    """What an example is to the online model."""
+    """The change that an example makes to the online model."""
 
     weight: float
-    """Weight of its label; 0 for one that teaches nothing."""
+    """Weight of its label; 0 for one that trains nothing."""
     former: Learned = NOTHING_LEARNED
-    """What is undone before."""
+    """The update that is undone before."""
     held: bool = False
     """True if it waits in the log until it is released."""
 

@@ -128,7 +128,7 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         return np.asarray(self.early_share * early + (1.0 - self.early_share) * late)
 
     def describe(self) -> dict[str, str | float]:
-        """Return what tells the regime apart, by the names of its fields; what has no effect is left out."""
+        """Return the identity of the regime, by the names of its fields; what has no effect is left out."""
         found: dict[str, str | float] = {"delay_days": float(self.delay_days), "reported": self.reported}
         if self.reported == "mixed":
             found["legitimate_share"] = float(self.legitimate_share)

@@ -17,7 +17,7 @@ _UNIT: Final = 2.0**-53
 
 
 def sample_positions(identity: NDArray[np.uint64], sample: str) -> NDArray[np.float64]:
-    """Where each transaction stands in a sample's order, 0 <= position < 1; shape (n,).
+    """Return each transaction's position in a sample's order, 0 <= position < 1; shape (n,).
 
     ``identity`` holds `pipeline.features.identity.transaction_hash` values. The name of the sample is mixed in (by
     the finalizer of SplitMix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014), so that
@@ -27,7 +27,7 @@ def sample_positions(identity: NDArray[np.uint64], sample: str) -> NDArray[np.fl
 
 
 def keyed_positions(identity: NDArray[np.uint64], sample: str, key: bytes) -> NDArray[np.float64]:
-    """Return the order of a sample that only holders of a key can tell; as `sample_positions` otherwise.
+    """Return the order of a sample that only holders of a key can compute; as `sample_positions` otherwise.
 
     The finalizer is applied twice, each time to the exclusive or with 64 bits that BLAKE2b derives from the key and the
     name of the sample. It costs nanoseconds a row, and is no cryptographic proof against somebody who sees which of
@@ -62,7 +62,7 @@ def sample_position(identity: int, sample: str) -> float:
 
 
 def keep_negative(identity: int, rate: float) -> bool:
-    """Whether a legitimate transaction is kept as an example; a share ``rate`` of them is.
+    """Return True if a legitimate transaction is kept as an example; a share ``rate`` of them is.
 
     ``identity`` is its `pipeline.features.identity.transaction_hash`. What is kept at one rate is kept at
     every higher one.

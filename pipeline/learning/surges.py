@@ -44,7 +44,9 @@ class SourceHours(msgspec.Struct, frozen=True):
 
     def moved_to(self, hour: int) -> "SourceHours":
         """Return it at a later hour."""
-        past = tuple(one for one in (*self.past, (self.hour, self.settled)) if one[0] >= hour - HISTORY_HOURS)
+        past = tuple(
+            counted for counted in (*self.past, (self.hour, self.settled)) if counted[0] >= hour - HISTORY_HOURS
+        )
         limit = None
         if hour - self.first_hour >= LEAST_HISTORY_HOURS:
             usual = np.quantile([count for _, count in past], QUANTILE, method="inverted_cdf") if past else 0
@@ -69,7 +71,7 @@ class Surges:
 
     @property
     def hours(self) -> dict[str, SourceHours]:
-        """What it has counted, for a dump."""
+        """Return the counts so far, for a dump."""
         return self._hours
 
     def take(self, source: str, known_at_us: int) -> bool:

@@ -35,7 +35,7 @@ class ModelSubscriber:
     Args:
         bootstrap: Addresses of brokers.
         settings: Give the topics' full names and the client's configuration.
-        board: The board to start from, without versions.
+        board: The model set to start from, without versions.
         metrics: Count what is refused, and show what is active.
         waiting: Called while no broker answers; may raise.
     """
@@ -110,7 +110,7 @@ class ModelSubscriber:
         if activated or arrived or self._unsearched:
             self._searches, self._unsearched = 0, False
             self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
-            self._arrived = {at: one for at, one in self._arrived.items() if at in self._activations.awaited}
+            self._arrived = {at: model for at, model in self._arrived.items() if at in self._activations.awaited}
         if before.lightgbm is None and self.board.lightgbm is not None and self.board.river is None:
             self._find_river(waiting)
         for version in reversed(published):

@@ -89,7 +89,7 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
-    text = "".join(one if one.isprintable() else " " for one in str(value))
+    text = "".join(character if character.isprintable() else " " for character in str(value))
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -170,8 +170,15 @@ def _performance(facts: Facts) -> list[str]:
         lines += [f"A simple benchmark is {NOT_RECORDED}.", ""]
     if periods := facts.get("by_period"):
         by_period = [
-            (one["from"], one["days"], one["rows"], one["frauds"], one["average_precision"], one["auc_roc"])
-            for one in periods
+            (
+                period["from"],
+                period["days"],
+                period["rows"],
+                period["frauds"],
+                period["average_precision"],
+                period["auc_roc"],
+            )
+            for period in periods
         ]
         lines += table(["from", "days", "rows", "frauds", "average precision", "AUC"], by_period)
     return lines
@@ -182,7 +189,7 @@ def _calibration(facts: Facts) -> list[str]:
     if not found:
         return ["## Calibration", "", f"The calibration table is {NOT_RECORDED}.", ""]
     rows = [
-        (f"{one['from']:g} to {one['to']:g}", one["rows"], one["mean_score"], one["observed_rate"]) for one in found
+        (f"{row['from']:g} to {row['to']:g}", row["rows"], row["mean_score"], row["observed_rate"]) for row in found
     ]
     return ["## Calibration", "", *table(["score", "transactions", "mean score", "observed rate"], rows)]
 
@@ -197,14 +204,16 @@ def _segments(facts: Facts) -> list[str]:
     ]  # fmt: skip
     rows = [
         (
-            *(one["segment"], one["value"], one["rows"], one["frauds"], one["expected_frauds"], one["alert_rate"]),
-            "no alert" if one["precision"] is None else one["precision"],
-            one["false_positives_per_1000"],
+            *(row["segment"], row["value"], row["rows"], row["frauds"], row["expected_frauds"], row["alert_rate"]),
+            "no alert" if row["precision"] is None else row["precision"],
+            row["false_positives_per_1000"],
         )
-        for one in found
+        for row in found
     ]
-    told = "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
-    return ["## Outcomes by segment", "", told, "", *table(columns, rows)]
+    introduction = (
+        "On the validation period, by the threshold that was chosen there. Attributes are those of the history."
+    )
+    return ["## Outcomes by segment", "", introduction, "", *table(columns, rows)]
 
 
 def _stability(sources: CardSources) -> list[str]:
@@ -212,20 +221,20 @@ def _stability(sources: CardSources) -> list[str]:
     events: list[Activation | Assessment] = [*history.assessments_of(digest), *history.activations_of(digest)]
     rows = [
         (
-            *(event_time(one), one.figures.get("compared_with")),
-            *(one.figures["top_overlap"], one.figures.get("top_rank_correlation")),
+            *(event_time(event), event.figures.get("compared_with")),
+            *(event.figures["top_overlap"], event.figures.get("top_rank_correlation")),
         )
-        for one in events
-        if "top_overlap" in one.figures
+        for event in events
+        if "top_overlap" in event.figures
     ]
     lines = ["## Stability", ""]
     if not rows:
         return [*lines, f"A comparison of its highest scores with another version's is {NOT_RECORDED}.", ""]
-    told = (
+    introduction = (
         "The best cards of a day against those of the version before: the share of them that both have, and the rank "
         "correlation over those that either has."
     )
-    return [*lines, told, "", *table(["time", "compared with", "overlap", "rank correlation"], rows)]
+    return [*lines, introduction, "", *table(["time", "compared with", "overlap", "rank correlation"], rows)]
 
 
 def _sensitivity(facts: Facts) -> list[str]:
@@ -233,12 +242,12 @@ def _sensitivity(facts: Facts) -> list[str]:
     lines = ["## Sensitivity to wrong labels", ""]
     if not found:
         return [*lines, f"It is {NOT_RECORDED}; `fraud-pipeline train --wrong-labels` measures it.", ""]
-    rows = [(one["labels"], one["wrong"], one["average_precision"], one["card_precision_100"]) for one in found]
-    told = (
+    rows = [(row["labels"], row["wrong"], row["average_precision"], row["card_precision_100"]) for row in found]
+    introduction = (
         "The same training on labels that were spoilt on purpose, measured on the true ones of the validation period."
     )
     columns = ["wrong labels", "number", "average precision", "card precision at 100"]
-    return [*lines, told, "", *table(columns, rows)]
+    return [*lines, introduction, "", *table(columns, rows)]
 
 
 def _threshold(sources: CardSources) -> list[str]:
@@ -259,27 +268,30 @@ def _threshold(sources: CardSources) -> list[str]:
 
 def _approvals(sources: CardSources) -> list[str]:
     digest, history = sources.facts["digest"], sources.history
-    rows = [(one.activated_at, one.step, one.by, one.reason) for one in history.activations_of(digest)]
+    rows = [
+        (activation.activated_at, activation.step, activation.by, activation.reason)
+        for activation in history.activations_of(digest)
+    ]
     lines = ["## Approvals", ""]
     lines += table(["time", "step", "by", "reason"], rows) if rows else ["It was never activated.", ""]
     own = history.assessments_of(digest)
     if own:
         lines += ["Its own comparisons before:", "", *_assessments(own)]
-    rejected = [one for one in history.challengers_of(digest) if one.outcome == "rejected"]
+    rejected = [challenger for challenger in history.challengers_of(digest) if challenger.outcome == "rejected"]
     lines += ["### Rejected challengers", ""]
     return [*lines, *(_assessments(rejected) if rejected else ["None are recorded.", ""])]
 
 
 def _assessments(found: Sequence[Assessment]) -> list[str]:
     rows = [
-        (event_time(one), ", ".join(at.version for at in one.versions), one.outcome, one.reason, _figures(one))
-        for one in found
+        (event_time(row), ", ".join(at.version for at in row.versions), row.outcome, row.reason, _figures(row))
+        for row in found
     ]
     return table(["time", "versions", "outcome", "reason", "figures"], rows)
 
 
 def _figures(event: Activation | Assessment) -> str:
-    simple = {name: one for name, one in event.figures.items() if isinstance(one, int | float | str)}
+    simple = {name: figure for name, figure in event.figures.items() if isinstance(figure, int | float | str)}
     return ", ".join(f"{name.replace('_', ' ')} {cell(one)}" for name, one in simple.items())
 
 
@@ -288,7 +300,7 @@ def _limits(sources: CardSources) -> list[str]:
 
 
 def limits(sources: CardSources) -> Iterator[str]:
-    """Yield what the version must not be taken for, as far as the records tell."""
+    """Yield what the version must not be taken for, as far as the records show."""
     facts = sources.facts
     period = facts.get("periods", {}).get("validation")
     if period:
@@ -299,7 +311,7 @@ def limits(sources: CardSources) -> Iterator[str]:
         yield "Legitimate transactions had no labels: those that nobody reported count as legitimate."
     elif not (regime.get("reported") or regime.get("regime.reported")):
         yield "The label regime is not recorded: compare it with that of the traffic before you trust the figures."
-    if len(facts["features"]) and not any("known" in one or "fraud" in one for one in facts["features"]):
+    if len(facts["features"]) and not any("known" in name or "fraud" in name for name in facts["features"]):
         yield "No feature knows reported frauds: it cannot follow a new pattern before it is trained again."
     if not facts.get("benchmark"):
         yield "It was not compared with a simple benchmark."

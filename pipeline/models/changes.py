@@ -20,7 +20,7 @@ from pipeline.models.history import (
 )
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, board_without_river
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
@@ -162,7 +162,7 @@ class VersionChanges:
             raise ModelError(
                 f"LightGBM version {model.version} was active already: use `fraud-pipeline models promote`"
             )
-        found = [one for one in self.history.assessments_of(model.digest) if RECIPE in one.figures]
+        found = [assessment for assessment in self.history.assessments_of(model.digest) if RECIPE in assessment.figures]
         if not found or found[-1].outcome != ACCEPTED:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
@@ -281,16 +281,16 @@ class VersionChanges:
             version.usable()
         board = self._published.board.active
         before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
-        told = Step(step, said.by, said.reason, {"before": before, **(figures or {})})
-        self._writer.activate(self._references(versions), told)
+        change = ModelChange(step, said.by, said.reason, {"before": before, **(figures or {})})
+        self._writer.activate(self._references(versions), change)
 
     def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
         there, missing = [], []
-        for one in versions:
-            if one.reference is None:
-                missing.append(Content(one.name, one.version, one.payload))
+        for version in versions:
+            if version.reference is None:
+                missing.append(VersionToPublish(version.name, version.version, version.payload))
             else:
-                there.append(one.reference)
+                there.append(version.reference)
         return [*there, *(self._writer.contents(missing) if missing else ())]
 
 
@@ -320,5 +320,5 @@ def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
     fields = ("threshold", "blend", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
-    pairs = {name: tuple(msgspec.to_builtins(getattr(one, name)) for one in (before, after)) for name in fields}
+    pairs = {name: tuple(msgspec.to_builtins(getattr(version, name)) for version in (before, after)) for name in fields}
     return {name: {"before": one, "after": other} for name, (one, other) in pairs.items() if one != other}

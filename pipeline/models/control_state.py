@@ -41,7 +41,7 @@ class ControlState:
     @property
     def paced_by(self) -> str | None:
         """Identity of the pace that activated last; None without one."""
-        paces = (one for one in reversed(self._published.history.activations) if one.step == PACE)
+        paces = (activation for activation in reversed(self._published.history.activations) if activation.step == PACE)
         last = next(paces, None)
         return None if last is None else str(last.figures.get(PACE, ""))
 
@@ -66,7 +66,7 @@ class ControlState:
         if active is None:
             return None
         for activation in reversed(self._published.history.activations):
-            named = {one.name: one for one in activation.versions}
+            named = {version.name: version for version in activation.versions}
             if {"lightgbm", "policy"} <= named.keys() and named["lightgbm"].digest == active.lightgbm.digest:
                 content = self._published.content(named["policy"])
                 return None if content is None else Policy.from_payload(bytes(content.payload))

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.online_gate import BothScores, Report
+from pipeline.decision.online_gate import BothScores, LabelReport
 from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted, reports_of
 from pipeline.kafka.admin import end_offsets
@@ -30,7 +30,7 @@ _NEWEST_RECORDS: Final = 20
 _POLL_S: Final = 0.1
 
 
-class Decided(msgspec.Struct, frozen=True, gc=False):
+class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     """Fields of a decision that are read."""
 
     transaction_id: str
@@ -44,42 +44,42 @@ class Decided(msgspec.Struct, frozen=True, gc=False):
     case_id: str
 
 
-decode_decided: Final = msgspec.json.Decoder(Decided).decode
+decode_decided: Final = msgspec.json.Decoder(DecisionFields).decode
 
 
-class DecidedRows(NamedTuple):
+class PartitionDecisions(NamedTuple):
     """Decisions of one partition, in the order of its log."""
 
     partition: int
-    decided: Sequence[Decided]
+    decided: Sequence[DecisionFields]
 
-    def until(self, hour: int) -> "DecidedRows":
+    def until(self, hour: int) -> "PartitionDecisions":
         """Return those with an event time up to an hour since 1970."""
         hours = (self.times_us() // US_PER_HOUR).tolist()
-        return self._replace(decided=[one for one, at in zip(self.decided, hours, strict=True) if at <= hour])
+        return self._replace(decided=[decision for decision, at in zip(self.decided, hours, strict=True) if at <= hour])
 
     def scored(self, lightgbm: str) -> ScoredRows:
         """Return what the controller reads; ``lightgbm`` is the version whose scores count."""
         return ScoredRows(
             self.times_us(),
-            np.array([one.score for one in self.decided]),
-            np.array([one.action == "alert" for one in self.decided], np.bool_),
-            [one.case_id for one in self.decided],
-            np.array([one.versions.lightgbm == lightgbm for one in self.decided], np.bool_),
+            np.array([decision.score for decision in self.decided]),
+            np.array([decision.action == "alert" for decision in self.decided], np.bool_),
+            [decision.case_id for decision in self.decided],
+            np.array([decision.versions.lightgbm == lightgbm for decision in self.decided], np.bool_),
         )
 
     def both_scores(self) -> BothScores:
         """Return what the gate reads: the online model's score is that of blend 1, whatever the policy blends."""
         return BothScores(
             self.times_us(),
-            np.array([one.model_scores.river for one in self.decided]),
-            sigmoid(np.array([one.logit for one in self.decided])),
-            [(one.card_id, one.transaction_id) for one in self.decided],
+            np.array([decision.model_scores.river for decision in self.decided]),
+            sigmoid(np.array([decision.logit for decision in self.decided])),
+            [(decision.card_id, decision.transaction_id) for decision in self.decided],
         )
 
     def times_us(self) -> NDArray[np.int64]:
         """Return event times; shape (n,)."""
-        return np.array([timestamp_us(one.event_time) for one in self.decided], np.int64)
+        return np.array([timestamp_us(decision.event_time) for decision in self.decided], np.int64)
 
 
 class RecentFeed:
@@ -104,21 +104,21 @@ class RecentFeed:
         self._decisions = self._follow(DECISIONS, since_ms)
         self._labels = self._follow(ACCEPTED_LABELS, since_ms) if labels else None
 
-    def past(self) -> Iterator[DecidedRows]:
+    def past(self) -> Iterator[PartitionDecisions]:
         """Yield the decisions that are there already, batch by batch."""
         while not self._decisions.caught_up:
             self._waiting()
             yield from _by_partition(self._decisions.poll(_POLL_S))
 
-    def new(self, timeout_s: float) -> Iterator[DecidedRows]:
+    def new(self, timeout_s: float) -> Iterator[PartitionDecisions]:
         """Yield decisions that came since, after at most ``timeout_s`` seconds."""
         yield from _by_partition(self._decisions.poll(timeout_s))
 
-    def committed(self) -> Iterator[DecidedRows]:
+    def committed(self) -> Iterator[PartitionDecisions]:
         """Yield all decisions that were committed before this call."""
         yield from _by_partition(self._decisions.read_committed(self._waiting))
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self) -> Iterator[LabelReport]:
         """Yield the labels that were committed before this call."""
         records = [] if self._labels is None else self._labels.read_committed(self._waiting)
         yield from reports_of(read_accepted(records, self._settings.topic_prefix).labels)
@@ -150,8 +150,8 @@ class RecentFeed:
         return follower.start(starts_at(self._bootstrap, name, since_ms, settings=self._settings))
 
 
-def _by_partition(records: Sequence[Record]) -> Iterator[DecidedRows]:
+def _by_partition(records: Sequence[Record]) -> Iterator[PartitionDecisions]:
     decided = readable(records, decode_decided, not_counted)
     in_order = sorted(decided, key=lambda item: item[0].partition)
     for partition, of_partition in groupby(in_order, key=lambda item: item[0].partition):
-        yield DecidedRows(partition, [one for _, one in of_partition])
+        yield PartitionDecisions(partition, [decision for _, decision in of_partition])

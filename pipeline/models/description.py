@@ -78,7 +78,7 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
         "kernel": content.kernel,
         "libraries": dict(known.entry.libraries) if known.entry is not None else {},
         "trees": content.text.count("\nTree="),
-        "features": [one.name for one in content.distributions] or list(content.feature_names),
+        "features": [distribution.name for distribution in content.distributions] or list(content.feature_names),
         "hyperparameters": metadata.get("training", {}),
         "calibration": content.calibration,
         **{name: value for name, value in metadata.items() if name not in _MOVED},
@@ -99,7 +99,7 @@ def label_regime(facts: Facts) -> dict[str, Any]:
 
 
 def metrics_of(known: KnownVersion) -> dict[str, Any]:
-    """Return the metrics of a LightGBM version's training; empty where nothing tells them."""
+    """Return the metrics of a LightGBM version's training; empty where none are recorded."""
     found: dict[str, Any] = lightgbm_facts(known)["metrics"]
     return found
 

@@ -24,7 +24,7 @@ from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES
 
 TRANSACTIONAL_ID: Final = "release"
-"""Of two releases at a time the later one fences the other, so that nothing is released twice."""
+"""The transactional id: of two releases at a time the later fences the other, so that nothing is released twice."""
 _decode: Final = msgspec.json.Decoder(Example).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -53,7 +53,7 @@ class HeldExamples:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many are held, by source."""
+        """Count the held labels by source."""
         return dict(sorted(Counter(example.label_source or "" for _, example in self._held.values()).items()))
 
     def of(self, source: str) -> list[tuple[int, Example]]:

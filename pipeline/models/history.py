@@ -1,4 +1,4 @@
-"""The history of versions as `control` tells it: activations, assessments and switches of learning, as plain values."""
+"""The history of versions in `control`: activations, assessments and switches of learning, as plain values."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -138,14 +138,14 @@ class VersionHistory:
                 stays = before is not None and isinstance(event, Assessment) and isinstance(before.event, Activation)
                 newest = before.event if before is not None and stays else event
                 found[reference.name, reference.digest] = Mention(reference, newest, first_at)
-        return sorted(found.values(), key=lambda one: event_time(one.event), reverse=True)
+        return sorted(found.values(), key=lambda version: event_time(version.event), reverse=True)
 
     def bundles(self) -> list[Bundle]:
         """Return the bundle after each activation that left one, oldest first."""
         found: list[Bundle] = []
         versions: dict[str, VersionReference] = {}
         for activation in self.activations:
-            named = {one.name: one for one in activation.versions if one.name in BUNDLED}
+            named = {version.name: version for version in activation.versions if version.name in BUNDLED}
             versions |= named
             if named and len(versions) == len(BUNDLED):
                 found.append(Bundle(versions["lightgbm"], versions["policy"], activation))
@@ -156,7 +156,7 @@ class VersionHistory:
         found: list[Tenure] = []
         policy: VersionReference | None = None
         for activation in self.activations:
-            named = {one.name: one for one in activation.versions if one.name in BUNDLED}
+            named = {version.name: version for version in activation.versions if version.name in BUNDLED}
             policy = named.get("policy", policy)
             lightgbm = named.get("lightgbm")
             if lightgbm is not None and (not found or lightgbm.digest != found[-1].lightgbm.digest):
@@ -190,7 +190,7 @@ class VersionHistory:
         for bundle in self.bundles():
             activation = bundle.activation
             by_program = activation.by.removeprefix(PROGRAM) in AUTOMATIC or activation.step == PACE
-            automatic |= {one.name: by_program for one in activation.versions}
+            automatic |= {version.name: by_program for version in activation.versions}
             # The policy of a fall-back is made anew from the approved one each time.
             if not any(automatic.get(name, False) for name in BUNDLED) and activation.step != FALL_BACK:
                 found = bundle
@@ -198,15 +198,19 @@ class VersionHistory:
 
     def assessments_of(self, digest: str) -> list[Assessment]:
         """Return the assessments of a version, oldest first."""
-        return [one for one in self._assessments() if any(at.digest == digest for at in one.versions)]
+        return [
+            assessment for assessment in self._assessments() if any(at.digest == digest for at in assessment.versions)
+        ]
 
     def challengers_of(self, digest: str) -> list[Assessment]:
         """Return the assessments of other versions against this one, oldest first."""
-        return [one for one in self._assessments() if any(at.digest == digest for at in one.against)]
+        return [
+            assessment for assessment in self._assessments() if any(at.digest == digest for at in assessment.against)
+        ]
 
     def activations_of(self, digest: str) -> list[Activation]:
         """Return the activations that name a version, oldest first."""
-        return [one for one in self.activations if any(at.digest == digest for at in one.versions)]
+        return [activation for activation in self.activations if any(at.digest == digest for at in activation.versions)]
 
     def until(self, moment: datetime) -> "VersionHistory":
         """Return what had been written by ``moment``, by the records' own times."""
@@ -225,6 +229,6 @@ def event_time(event: VersionEvent) -> datetime:
 
 def _below(stack: list[Bundle], bundle: Bundle) -> list[Bundle]:
     """Return the bundles below the one that a rollback went to; all of them where it went to none of these."""
-    same = [at for at, one in enumerate(stack) if one.digests == bundle.digests]
-    alike = [at for at, one in enumerate(stack) if one.lightgbm.digest == bundle.lightgbm.digest]
+    same = [at for at, entry in enumerate(stack) if entry.digests == bundle.digests]
+    alike = [at for at, entry in enumerate(stack) if entry.lightgbm.digest == bundle.lightgbm.digest]
     return stack[: (same or alike or [len(stack)])[-1]]

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from pipeline.decision.policy import Policy
 from pipeline.models.history import BUNDLED, FALL_BACK
 from pipeline.models.library import PublishedVersions
-from pipeline.registry import POLICY, Entry, Registry
+from pipeline.registry import POLICY, Registry, RegistryEntry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
@@ -22,8 +22,8 @@ class KnownVersion(NamedTuple):
     version: str
     payload: bytes
     reference: VersionReference | None = None
-    """Where the cluster has it; None where it does not."""
-    entry: Entry | None = None
+    """The version's position in the cluster; None if it is not there."""
+    entry: RegistryEntry | None = None
     """The registry's entry; None if it has none."""
 
     @property
@@ -53,7 +53,7 @@ class KnownVersions:
 
     def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
         self._registry, self._published = registry, published
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, list[RegistryEntry]] = {}
         """Entries of the registry by name, read once."""
 
     def find(self, version: str, name: str | None = None) -> KnownVersion:
@@ -70,9 +70,9 @@ class KnownVersions:
             raise ModelError(f"{version!r} is no version: give 4 to 64 of its hexadecimal digits")
         names = BUNDLED if name is None else (name,)
         references = {
-            (one.reference.name, one.reference.version): one.reference
-            for one in (self._published.history.mentions() if self._published is not None else ())
-            if one.reference.name in names and one.reference.digest.startswith(version)
+            (mention.reference.name, mention.reference.version): mention.reference
+            for mention in (self._published.history.mentions() if self._published is not None else ())
+            if mention.reference.name in names and mention.reference.digest.startswith(version)
         }
         entries = {
             (one.name, one.version): one
@@ -97,7 +97,7 @@ class KnownVersions:
         Raises:
             ModelError: Its content cannot be read, on the cluster or in the registry.
         """
-        entries = [one for one in self._registered(reference.name) if one.digest == reference.digest]
+        entries = [entry for entry in self._registered(reference.name) if entry.digest == reference.digest]
         return self._known(reference, entries[0] if entries else None)
 
     def policy_for(self, lightgbm: str) -> KnownVersion:
@@ -129,17 +129,17 @@ class KnownVersions:
             "the version again"
         )
 
-    def at_entry(self, entry: Entry) -> KnownVersion:
+    def at_entry(self, entry: RegistryEntry) -> KnownVersion:
         """Return a version of the registry; raises `pipeline.registry.RegistryError`."""
         return self._known(None, entry)
 
-    def _registered(self, name: str) -> list[Entry]:
+    def _registered(self, name: str) -> list[RegistryEntry]:
         """Return the registry's versions of a name, oldest first."""
         if name not in self._entries:
             self._entries[name] = self._registry.entries(name)
         return self._entries[name]
 
-    def _known(self, reference: VersionReference | None, entry: Entry | None) -> KnownVersion:
+    def _known(self, reference: VersionReference | None, entry: RegistryEntry | None) -> KnownVersion:
         if reference is not None and self._published is not None:
             content = self._published.content(reference)
             if content is not None:

@@ -23,7 +23,7 @@ from schemas.topics import CONTROL
 
 
 def board_without_river() -> ModelBoard:
-    """Return an empty board for programs that look at LightGBM versions and policies alone."""
+    """Return an empty model set for programs that look at LightGBM versions and policies alone."""
     return ModelBoard(first_river, _no_river)
 
 
@@ -38,7 +38,7 @@ class PublishedVersions:
         settings: Give topics' full names.
         control: The first records of ``control``, in order.
         contents: Reads ``models``.
-        board: A board without versions.
+        board: A model set without versions.
         waiting: Called while no broker answers; may raise.
     """
 
@@ -63,7 +63,7 @@ class PublishedVersions:
     @classmethod
     def on(cls, bootstrap: str, settings: Settings, board: ModelBoard) -> Self:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
-        # At once: a topic that is missing is told before anything waits for the other one.
+        # At once: a topic that is missing is reported before anything waits for the other one.
         control = list(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
         contents = VersionContents(bootstrap, settings)
         contents.readable()

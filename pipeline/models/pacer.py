@@ -7,14 +7,14 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.decision.case_scores import KEPT_HOURS
 from pipeline.decision.event_clock import AHEAD_HOURS
-from pipeline.decision.online_gate import REACH_DAYS, Gate, Verdict
+from pipeline.decision.online_gate import REACH_DAYS, BlendDecision, Gate
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.models.control_state import ControlState
-from pipeline.models.decision_feed import DecidedRows, RecentFeed
+from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.history import PACE
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class NothingActive(PaceEnded):
     """There is no policy whose threshold could be set."""
 
 
-class Stopped(Exception):
+class PacerStopped(Exception):
     """The service was asked to stop."""
 
 
@@ -58,7 +58,7 @@ class Pacer:
         settings: Give the topics' full names and the client's configuration.
         options: The budget.
         gate: Whether reported frauds set the policy's blend too.
-        identity: Tells this process from other paces.
+        identity: Distinguishes this process from other paces.
         stopped: Whether to stop.
     """
 
@@ -117,7 +117,7 @@ class Pacer:
                 self._control.refresh()
                 if self._control.active is active:
                     self._step(active)
-        except Stopped:
+        except PacerStopped:
             return
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class Pacer:
 
     def _waiting(self) -> None:
         if self._stopped():
-            raise Stopped
+            raise PacerStopped
 
     def _prepared(self) -> ActiveModels:
         """Return the active versions, once what their LightGBM version has decided is read."""
@@ -154,7 +154,7 @@ class Pacer:
         known = recent_scores(active.policy.metadata) or recent_scores({} if first is None else first.metadata)
         self._pacing.seed(known, before=self._pacing.first_scored)
 
-    def _take(self, batches: Iterable[DecidedRows]) -> None:
+    def _take(self, batches: Iterable[PartitionDecisions]) -> None:
         for rows in batches:
             self._pacing.add(rows.scored(self._lightgbm or ""), rows.partition)
             if self._with_gate:
@@ -200,7 +200,7 @@ class Pacer:
         )
         return Proposal(new, news, _reason(policy, new, pace, verdict), self._figures(active, new, pace, verdict))
 
-    def _figures(self, active: ActiveModels, new: Policy, pace: Pace, verdict: Verdict | None) -> dict[str, Any]:
+    def _figures(self, active: ActiveModels, new: Policy, pace: Pace, verdict: BlendDecision | None) -> dict[str, Any]:
         gate = {} if verdict is None else {"w": verdict.won, "l": verdict.lost, "z": round(verdict.z, 3)}
         return {
             "hour": f"{datetime.fromtimestamp(pace.hour * _HOUR_S, UTC):%Y-%m-%dT%H:00:00Z}",
@@ -217,14 +217,14 @@ class Pacer:
         if self._writer is None:
             self._writer = ControlWriter(self._bootstrap, self._settings)
         policy = proposal.policy
-        references = self._writer.contents([Content("policy", policy.version, policy.to_payload())])
+        references = self._writer.contents([VersionToPublish("policy", policy.version, policy.to_payload())])
         self._control.refresh()
         self._refuse_other()
         if self._control.frozen or self._control.active is not active:
             # What was decided by is no longer active: decide again.
             self._decided_hour = None
             return
-        self._writer.activate(references, Step(PACE, PACE, proposal.reason, proposal.figures))
+        self._writer.activate(references, ModelChange(PACE, PACE, proposal.reason, proposal.figures))
         log.info("%s", proposal.reason)
         self._changed_hour = self._pacing.hour
 
@@ -239,7 +239,7 @@ class Pacer:
             )
 
 
-def _reason(before: Policy, new: Policy, pace: Pace, verdict: Verdict | None) -> str:
+def _reason(before: Policy, new: Policy, pace: Pace, verdict: BlendDecision | None) -> str:
     found = pace.figures
     said = (
         f"{found['alerts_24h']} cases alerted first in 24 hours, of a budget of {found['alerts_per_day']:g} a day: the "

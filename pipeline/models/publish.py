@@ -16,17 +16,17 @@ from schemas.records import Output
 from schemas.topics import MODELS
 
 
-class Content(NamedTuple):
+class VersionToPublish(NamedTuple):
     """A version to be published."""
 
     name: str
-    """As in `schemas.messages.ModelVersion`."""
+    """See `schemas.messages.ModelVersion`."""
     version: str
     payload: bytes
-    """One JSON object."""
+    """A JSON object."""
 
 
-class Step(NamedTuple):
+class ModelChange(NamedTuple):
     """The reasons of a change of versions for ``control``; fields as in `schemas.messages.Activation`."""
 
     step: str = "publish"
@@ -52,7 +52,7 @@ class ControlWriter:
         self._signer = Signer.of(settings)
         self._producer = RecordProducer(bootstrap, settings)
 
-    def contents(self, contents: Sequence[Content]) -> list[VersionReference]:
+    def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         """Write contents and return references to them."""
         models = self._settings.topic(MODELS.name)
         # The content will lie at this offset or a little behind it.
@@ -67,13 +67,13 @@ class ControlWriter:
             for name, version, payload in contents
         ]
 
-    def activate(self, references: Sequence[VersionReference], step: Step) -> None:
+    def activate(self, references: Sequence[VersionReference], step: ModelChange) -> None:
         """Make versions active at once whose contents are on ``models``; each name once."""
         now = datetime.now(UTC)
         self.control(Activation(versions=list(references), activated_at=now, **step._asdict()))
 
     def assess(
-        self, outcome: str, versions: Sequence[VersionReference], against: Sequence[VersionReference], step: Step
+        self, outcome: str, versions: Sequence[VersionReference], against: Sequence[VersionReference], step: ModelChange
     ) -> None:
         """Record a comparison of versions; nothing becomes active."""
         self.control(
@@ -99,7 +99,9 @@ class ControlWriter:
         self._producer.produce(topic, output.key or b"", output.value or b"", round(now.timestamp() * 1_000), headers)
 
 
-def publish_active(bootstrap: str, settings: Settings, contents: Sequence[Content], step: Step | None = None) -> None:
+def publish_active(
+    bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish], step: ModelChange | None = None
+) -> None:
     """Publish versions and make all of them active at once.
 
     Args:
@@ -112,4 +114,4 @@ def publish_active(bootstrap: str, settings: Settings, contents: Sequence[Conten
         DeliveryFailed: A record was not written. Nothing is active before the last one is.
     """
     writer = ControlWriter(bootstrap, settings)
-    writer.activate(writer.contents(contents), step or Step())
+    writer.activate(writer.contents(contents), step or ModelChange())

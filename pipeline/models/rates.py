@@ -1,4 +1,4 @@
-"""Rate tables on the cluster: a batch is judged again, later and elsewhere, by the table that judged it."""
+"""Rate tables on the cluster: a batch is processed again, later and elsewhere, with its first table."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from pipeline.kafka.fold import NewRecords
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.contents import VersionContents
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
 from schemas.messages import Activation, VersionReference
@@ -48,7 +48,7 @@ class PublishedRates:
         self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
     def publish(self, content: bytes) -> bool:
-        """Publish a table, given as its file's bytes, before anything is judged by it.
+        """Publish a table, given as its file's bytes, before any record is processed with it.
 
         Returns:
             Whether it was new.
@@ -63,7 +63,7 @@ class PublishedRates:
         if new := (table.version, table.digest) not in self._tables:
             # Before it is written too: what nobody may use should not stay there for ever.
             self._refuse_other(table)
-            publish_active(self._bootstrap, self._settings, [Content(RATES, table.version, content.strip())])
+            publish_active(self._bootstrap, self._settings, [VersionToPublish(RATES, table.version, content.strip())])
             # Another worker may have written another one at the same moment.
             self.refresh()
             topic = self._settings.topic(MODELS.name)

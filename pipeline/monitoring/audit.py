@@ -28,7 +28,7 @@ class AuditRows(NamedTuple):
     answered: NDArray[np.bool_]
     """True if an analyst or auditor said what it was."""
     fraud: NDArray[np.bool_]
-    """What is known of it now."""
+    """True where it is known to be fraud now."""
     reported_us: NDArray[np.int64]
     """Time of the first report as fraud by somebody else; `pipeline.learning.regimes.NEVER_US` without one."""
 

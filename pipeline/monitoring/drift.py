@@ -27,9 +27,9 @@ class DriftOptions(NamedTuple):
     history_days: int = 60
     """Past distances that say what is usual, at most."""
     least_history: int = 14
-    """Past distances without which a day is not judged."""
+    """Past distances without which a day is not assessed."""
     least_rows: int = 20
-    """Rows without which a day of a series is not judged."""
+    """Rows without which a day of a series is not assessed."""
     gap_days: int = 3
     """Days without an alarm after which drift is over."""
 
@@ -63,7 +63,7 @@ class DayDrift(NamedTuple):
 
     day: int
     p_values: dict[str, float]
-    """P-value by series; only those that could be judged."""
+    """P-value by series; only those that could be assessed."""
     findings: tuple[Finding, ...]
     """Series that drifted, by importance times distance, the largest first."""
 
@@ -83,13 +83,13 @@ class _Compared(NamedTuple):
     spread: NDArray[np.float64]
     """Their standard deviation, in units of the noise."""
     signed: bool
-    """Whether differences fall on both sides of 0."""
+    """True if differences fall on both sides of 0."""
 
 
 def judge(
     histories: Sequence[History], importance: Mapping[str, float] | None = None, options: DriftOptions = DEFAULT_OPTIONS
 ) -> list[DayDrift]:
-    """Judge every day of some series against the days before it.
+    """Assess every day of some series against the days before it.
 
     Each day's histogram is compared with those of the same weekday in the weeks before. The divergence gets a p-value
     from the series' own past divergences. Benjamini and Hochberg's procedure over all series of the day says which
@@ -101,7 +101,7 @@ def judge(
         options: Options.
 
     Returns:
-        Days that could be judged, in order.
+        Days that could be assessed, in order.
     """
     compared = [_compared(history, options) for history in histories]
     p_values: dict[int, dict[str, float]] = {}
@@ -109,7 +109,7 @@ def judge(
         for row, day in enumerate(one.history.days.tolist()):
             if (p := _p_value(one, row, options)) is not None:
                 p_values.setdefault(day, {})[one.history.name] = p
-    by_name = {one.history.name: one for one in compared}
+    by_name = {series.history.name: series for series in compared}
     last: dict[str, tuple[int, int]] = {}
     days = []
     for day, of_day in sorted(p_values.items()):
@@ -146,8 +146,10 @@ def drifted(
     for day in days:
         if day.day > days[-1].day - within_days:
             newest |= {found.name: found for found in day.findings}
-    found = [one for one in newest.values() if one.name not in ignored and one.importance >= least_importance]
-    return sorted(found, key=lambda one: (-one.importance * one.distance, one.name))
+    found = [
+        finding for finding in newest.values() if finding.name not in ignored and finding.importance >= least_importance
+    ]
+    return sorted(found, key=lambda finding: (-finding.importance * finding.distance, finding.name))
 
 
 def episodes(days: Sequence[DayDrift], options: DriftOptions = DEFAULT_OPTIONS) -> list[int]:

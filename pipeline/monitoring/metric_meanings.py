@@ -93,11 +93,11 @@ METRIC_MEANINGS: Final = {
     "store_bytes": (
         "Bytes of the partition's store on disk, segments included. The series ends when the partition is revoked."
     ),
-    "drift_alarm": "1 while the series drifts, on one of the newest two days that were judged.",
-    "drift_p_value": "How usual the newest judged day is for the series, from its own past.",
+    "drift_alarm": "1 while the series drifts, on one of the newest two days that were assessed.",
+    "drift_p_value": "How usual the newest assessed day is for the series, from its own past.",
     "drift_importance": (
         "Gain share of the feature in the trees of the LightGBM version; 1 for scores, alerts and reports."
     ),
-    "drift_day_timestamp_seconds": "Start of the newest day that was judged, seconds since 1970.",
+    "drift_day_timestamp_seconds": "Start of the newest day that was assessed, seconds since 1970.",
 }
 """Meaning of each metric, by its name without ``fraud_pipeline_`` and ``_total``, in the order of the page."""

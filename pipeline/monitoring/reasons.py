@@ -30,7 +30,7 @@ def drift_reason(
     learn from them.
 
     Args:
-        event_time_us: Shape (n,), in microseconds since 1970-01-01T00:00:00Z. The day of the newest is not judged
+        event_time_us: Shape (n,), in microseconds since 1970-01-01T00:00:00Z. The day of the newest is not assessed
             unless its last hour has begun.
         features: Shape (n, len(FEATURES)), as served; NaN for no value.
         score: Shape (n,).
@@ -38,7 +38,7 @@ def drift_reason(
         importance: Gain share by feature (``model.gain_shares``); other features are not watched.
         options: Options of drift detection.
     """
-    counts = DailyCounts([one for one in distributions if one.name in importance])
+    counts = DailyCounts([distribution for distribution in distributions if distribution.name in importance])
     counts.add_decisions(event_time_us, features, score)
     found = drifted(
         judge(counts.histories(), importance, options), least_importance=LEAST_IMPORTANCE, ignored=_NO_REASON

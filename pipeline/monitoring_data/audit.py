@@ -49,9 +49,11 @@ def outcomes_of_topics(bootstrap: str, settings: Settings) -> Outcomes:
             key = (label.card_id, label.transaction_id)
             outcomes.add_label(key, label.label, label.source, timestamp_us(label.labelled_at), known_at_us)
     records = read_topic(bootstrap, settings.topic(DECISIONS.name), settings=settings)
-    for _, one in readable(records, _decode_decision, not_counted):
-        key = (one.card_id, one.transaction_id)
-        outcomes.add_decision(key, timestamp_us(one.event_time), one.selection, one.selection_probability)
+    for _, decision in readable(records, _decode_decision, not_counted):
+        key = (decision.card_id, decision.transaction_id)
+        outcomes.add_decision(
+            key, timestamp_us(decision.event_time), decision.selection, decision.selection_probability
+        )
     return outcomes
 
 

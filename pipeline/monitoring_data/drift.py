@@ -57,7 +57,11 @@ class Monitored:
         """Gain share by feature."""
         if model is not None:
             self.importance = model.gain_shares
-        distributions = [] if model is None else [one for one in model.distributions if one.name in self.importance]
+        distributions = (
+            []
+            if model is None
+            else [distribution for distribution in model.distributions if distribution.name in self.importance]
+        )
         if distributions:
             self._begin(distributions)
 

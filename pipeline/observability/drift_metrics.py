@@ -26,7 +26,7 @@ class DriftMetrics:
         self._day = self._gauge("drift_day_timestamp_seconds")
 
     def show(self, days: Sequence[DayDrift], importance: dict[str, float]) -> None:
-        """Show what `pipeline.monitoring.drift.judge` found; nothing changes where no day could be judged."""
+        """Show what `pipeline.monitoring.drift.judge` found; nothing changes where no day could be assessed."""
         if not days:
             return
         newest = days[-1]

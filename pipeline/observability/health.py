@@ -1,4 +1,4 @@
-"""What the agents are doing and whether a broker answers: what ``/livez`` and ``/readyz`` say.
+"""The state of the agents and the brokers, for ``/livez`` and ``/readyz``.
 
 *Live* means that a restart would not help: every agent's thread comes round. *Ready* means that transactions are being
 decided: every agent runs and a broker answers. A broker that is away makes a worker unready, never dead: a restart
@@ -25,21 +25,21 @@ LIVENESS_TIMEOUT_S: Final = 300.0
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and a sentence on how it stands."""
+    """The result of one check, with a sentence."""
 
     name: str
     ok: bool
     detail: str
 
 
-class Report(NamedTuple):
+class HealthReport(NamedTuple):
     """All checks of one question."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every check is."""
+        """True if every check passed."""
         return all(check.ok for check in self.checks)
 
     def json(self) -> bytes:
@@ -66,17 +66,17 @@ class _Broker:
     back_s: float
     """When a broker last answered after a silence: agents may have stood still until then."""
     watched: bool = False
-    """Whether any was asked yet."""
+    """True once any broker was asked."""
     known: bool = False
-    """Whether any ever answered."""
+    """True once any broker answered."""
     silent: bool = True
-    """Whether the last one asked did not answer."""
+    """True if the last broker asked did not answer."""
     reason: str = "none was asked yet"
 
 
 @dataclass
 class Health:
-    """What is known of the worker's agents and of its brokers. Every method may be called from any thread.
+    """The known state of the worker's agents and brokers. Every method may be called from any thread.
 
     ``agents`` are those that run in this worker. ``clock`` gives seconds that only grow.
     """
@@ -131,8 +131,8 @@ class Health:
         with self._lock:
             return {name: agent.state for name, agent in self._agents.items()}
 
-    def live(self) -> Report:
-        """Whether every thread comes round."""
+    def live(self) -> HealthReport:
+        """Check that every agent's thread comes round."""
         with self._lock:
             now_s, broker = self.clock(), self._broker
             silence_s = now_s - broker.asked_s
@@ -141,10 +141,10 @@ class Health:
                 checks.append(
                     Check("broker watch", silence_s <= self.liveness_timeout_s, f"asked {silence_s:.0f} s ago")
                 )
-        return Report(tuple(checks))
+        return HealthReport(tuple(checks))
 
-    def ready(self) -> Report:
-        """Whether transactions are being decided."""
+    def ready(self) -> HealthReport:
+        """Check that transactions are being decided."""
         with self._lock:
             now_s, broker = self.clock(), self._broker
             silence_s = now_s - broker.answered_s
@@ -156,7 +156,7 @@ class Health:
             checks += [
                 Check(f"agent {name}", agent.state == "running", agent.state) for name, agent in self._agents.items()
             ]
-        return Report(tuple(checks))
+        return HealthReport(tuple(checks))
 
     def _unreachable_s(self, now_s: float) -> float:
         silence_s = now_s - self._broker.answered_s
@@ -189,7 +189,7 @@ class HealthCollector(Collector):
         }
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """How it is now."""
+        """Yield the gauges with their current values."""
         yield GaugeMetricFamily(
             f"{self._prefix}broker_unreachable_seconds",
             METRIC_MEANINGS["broker_unreachable_seconds"],

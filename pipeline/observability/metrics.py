@@ -21,14 +21,14 @@ from prometheus_client.registry import Collector
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.endpoint import Endpoint
 from pipeline.observability.health import Health, HealthCollector
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 
 PREFIX: Final = "fraud_pipeline_"
 
 STAGE_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 LONG_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0)
-"""Of what takes from a moment to an hour: snapshots and restores."""
+"""Buckets for durations from a moment to an hour: snapshots and restores."""
 LATENCY_BUCKETS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
@@ -81,7 +81,7 @@ class WorkerMetrics:
     """All metrics of one worker process, in a registry of their own.
 
     ``host`` and ``port`` (0: any free one) are where ``start`` serves ``/metrics``, ``/livez`` and ``/readyz``.
-    ``health`` is the worker's; it is told of separately. Counting works without ``start``, from any thread. Amounts of
+    ``health`` is the worker's; it is reported separately. Counting works without ``start``, from any thread. Amounts of
     time are seconds.
     """
 
@@ -202,7 +202,7 @@ class WorkerMetrics:
         self._duplicates.inc(records)
 
     def labels(self, agent: str, counts: Mapping[str, int]) -> None:
-        """What became of labels at ``agent``, as outcome -> number."""
+        """Count labels at ``agent``, given as outcome -> number."""
         for outcome, count in counts.items():
             self._labels.labels(agent, outcome).inc(count)
 
@@ -211,17 +211,17 @@ class WorkerMetrics:
         _count(self._examples, counts)
 
     def lessons(self, counts: Mapping[str, int]) -> None:
-        """What became of examples at the learn agent, as outcome -> number."""
+        """Count examples at the learn agent, given as outcome -> number."""
         _count(self._lessons, counts)
 
-    def prequential(self, figures: Mapping[str, Figures]) -> None:
+    def prequential(self, figures: Mapping[str, ScoreMeasures]) -> None:
         """Show how well each model did on the newest examples; without figures the series end."""
         self._auc.clear()
         self._log_loss.clear()
-        for model, one in figures.items():
-            if one.auc is not None:
-                self._auc.labels(model).set(one.auc)
-            self._log_loss.labels(model).set(one.log_loss)
+        for model, figure in figures.items():
+            if figure.auc is not None:
+                self._auc.labels(model).set(figure.auc)
+            self._log_loss.labels(model).set(figure.log_loss)
 
     def transaction_aborted(self, agent: str) -> None:
         """``agent`` aborted a Kafka transaction; its batch is processed again."""
@@ -270,7 +270,7 @@ class WorkerMetrics:
         records: int,
         snapshot_at_s: float | None = None,
     ) -> None:
-        """The state of ``partition`` is complete after ``seconds``, ``records`` of them folded.
+        """The state of ``partition`` is complete after ``seconds``, after a replay of ``records``.
 
         ``snapshot_at_s`` is when the snapshot used was taken, in seconds since 1970; without one its age counts from
         now, so that a partition which never gets a snapshot is seen.
@@ -281,17 +281,17 @@ class WorkerMetrics:
         self._snapshot_time.labels(agent, str(partition)).set(taken_at_s)
 
     def store(self, agent: str, partition: int, *, entries: int, size_bytes: int) -> None:
-        """How large a partition's store is."""
+        """Set the size of a partition's store."""
         self._store_entries.labels(agent, str(partition)).set(entries)
         self._store_bytes.labels(agent, str(partition)).set(size_bytes)
 
     def forget_state(self, agent: str, partition: int) -> None:
-        """The partition's state was let go: its snapshots and its store are another worker's to tell of."""
+        """The partition's state was let go: its snapshots and its store are another worker's to report."""
         for family in (self._snapshot_bytes, self._snapshot_time, self._store_entries, self._store_bytes):
             family.remove_by_labels({"agent": agent, "partition": str(partition)})
 
     def stage_seconds(self, agent: str, stage: str, seconds: float) -> None:
-        """One batch spent ``seconds`` in ``stage``."""
+        """Observe that one batch spent ``seconds`` in ``stage``."""
         self._stages.labels(agent, stage).observe(seconds)
 
     @contextmanager
@@ -312,7 +312,7 @@ class WorkerMetrics:
         self._lag.labels(agent, topic, str(partition)).set(records)
 
     def forget_partition(self, agent: str, topic: str, partition: int) -> None:
-        """The partition was revoked: its lag is another worker's to tell."""
+        """The partition was revoked: its lag is another worker's to report."""
         self._lag.remove_by_labels({"agent": agent, "topic": topic, "partition": str(partition)})
 
     def oldest_undecided(self, agent: str, topic: str, partition: int, seconds: float) -> None:

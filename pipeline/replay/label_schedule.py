@@ -9,7 +9,7 @@ NEVER_US: Final = 2**63 - 1
 
 @dataclass(slots=True, eq=False)
 class Truth:
-    """What is known to the simulation about a transaction."""
+    """The simulation's knowledge about a transaction."""
 
     transaction_id: str
     card_id: str
@@ -21,7 +21,7 @@ class Truth:
     corrected_us: int = NEVER_US
     """Time of a second label, where the first says the opposite; ``NEVER_US`` where it is right."""
     reviewed: bool = False
-    """Whether its label comes from a review; it is held on, so that a repeat is recognised."""
+    """True if its label comes from a review; it is held on, so that a repeat is recognised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class DueLabel:
     due_us: int
     truth: Truth
     fraud: bool
-    """What it says."""
+    """True if the label says fraud."""
     alert_id: str | None = None
 
 
@@ -58,7 +58,7 @@ class LabelSchedule:
         self.pending = 0
         """Labels that are still to be sent, as far as is known now."""
         self.unmatched_alerts = 0
-        """Alerts about transactions that are not held: not sent by this replay, or settled before."""
+        """Alerts about transactions that are not held: not sent by this replay, or final before."""
 
     def add(self, truth: Truth) -> None:
         """Hold what is true of a transaction until its label is due; a repeat of a held one is not held again."""

@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
-    """What a replay does; durations are simulated time unless said otherwise."""
+    """The options of a replay; durations are simulated time unless said otherwise."""
 
     speed: float = math.inf
     """Simulated seconds per second of real time."""
@@ -69,7 +69,7 @@ class ReplayOptions:
     max_in_flight: int = 8_000
     """Transactions at most ahead of what the card agents have committed."""
     wait: bool = True
-    """Whether ``max_in_flight`` holds."""
+    """True if ``max_in_flight`` holds."""
     stall_warning_s: float = 30.0
     """Real time without progress after which a warning says that nobody reads."""
 
@@ -83,7 +83,9 @@ class ReplayOptions:
 
 @dataclass(slots=True)
 class ReplayProgress:
-    """Where a replay stands. Counts are of records handed to the client; all are written when ``run`` returns."""
+    """The progress of a replay.
+
+    Counts are of records handed to the client; all are written when ``run`` returns."""
 
     transactions: int = 0
     labels: int = 0
@@ -97,7 +99,7 @@ class ReplayProgress:
     simulated_time: datetime | None = None
     elapsed_s: float = 0.0
     stopped: bool = False
-    """Whether the stop event ended it."""
+    """True if the stop event ended it."""
     warning: str | None = None
 
 
@@ -132,7 +134,7 @@ class Replay:
         self._transactions = settings.topic(TRANSACTIONS.name)
         # Topics with another clock are refused before anything is sent.
         sources = settings.label_sources._replace(simulated=True)
-        self._label_topics = {one: settings.topic(sources.topic_for(one)) for one in (SIMULATOR, REVIEWER)}
+        self._label_topics = {source: settings.topic(sources.topic_for(source)) for source in (SIMULATOR, REVIEWER)}
         self._schedule = LabelSchedule(
             round(self._options.regime.maturity_days * US_PER_DAY), reviews=self._options.review_delay_s is not None
         )
@@ -358,7 +360,7 @@ class Replay:
         return True
 
     def _watch(self, flow: Flow, began_s: float) -> None:
-        """What is done while waiting, since ``began_s``, for the card agents."""
+        """Do the work of a wait for the card agents that lasts since ``began_s``."""
         self._producer.poll()
         self._take_alerts()
         stalled_s = time.monotonic() - max(began_s, flow.progress_s)

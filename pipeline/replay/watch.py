@@ -1,4 +1,4 @@
-"""What a replay watches from the side: how far the card agents are behind, and the alerts that come out."""
+"""The observations of a replay: how far the card agents are behind, and the alerts that come out."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ _TAIL_POLL_S: Final = 0.1
 
 
 class Alerted(msgspec.Struct, frozen=True):
-    """What a review needs of an alert."""
+    """The fields of an alert that a review needs."""
 
     alert_id: str
     card_id: str

@@ -1,4 +1,4 @@
-"""A challenger: trained by the recipe of the active version, judged by the gate, then trained on all that is known."""
+"""A challenger: trained by the recipe of the active version, assessed by the gate, trained on all that is known."""
 
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -49,11 +49,11 @@ class CycleOptions(NamedTuple):
     """Options of training and comparing challengers."""
 
     maturity_days: float | None = None
-    """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports tell it."""
+    """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports show it."""
     fallback_days: float = 30.0
-    """The same, where too few reports tell it."""
+    """The same, where too few reports show it."""
     early_reports: bool = True
-    """Grow challengers on younger transactions too, if reports tell the delays."""
+    """Grow challengers on younger transactions too, if reports show the delays."""
     compare_days: int = 14
     """Newest days of matured transactions that the gate compares on."""
     validation_days: float = 7.0
@@ -62,7 +62,7 @@ class CycleOptions(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How versions are trained: features, hyperparameters and label handling."""
+    """The recipe of a version: features, hyperparameters and label handling."""
 
     config: TrainingConfig
     features: tuple[str, ...]
@@ -79,7 +79,7 @@ class Recipe(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The digest by which recipes are told apart."""
+        """The digest that identifies a recipe."""
         return recipe_digest(msgspec.to_builtins(self.config), self.features, self.handling)
 
 
@@ -125,9 +125,9 @@ def challenge(
     limits: GateLimits,
     options: CycleOptions,
 ) -> Challenge:
-    """Train a challenger and judge it.
+    """Train a challenger and let the gate assess it.
 
-    The gate judges the recipe: a version that is trained as it could have been before the days of the comparison. After
+    The gate assesses the recipe: a version trained as it could have been before the days of the comparison. After
     an acceptance the same recipe is trained on everything that is known by now.
 
     Args:
@@ -159,7 +159,7 @@ def challenge(
 def challenge_of(
     judgement: Judgement, trained: Trained, rows: ServedRows, champion: Champion, limits: GateLimits
 ) -> Challenge:
-    """Return a judged version with a policy for it.
+    """Return an assessed version with a policy for it.
 
     Raises:
         ModelError: The version scores otherwise once it is read back.

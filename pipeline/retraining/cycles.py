@@ -1,4 +1,4 @@
-"""What the service did before, as `control` has it: after a restart it reads the same records again."""
+"""The service's history, as `control` has it: after a restart it reads the same records again."""
 
 from typing import Any, Final, NamedTuple
 

@@ -1,6 +1,6 @@
 """The gate: may a challenger replace the active version?
 
-Both are judged on matured transactions that neither was trained on. Of a challenger of the same recipe the gate asks
+Both are assessed on matured transactions that neither was trained on. Of a challenger of the same recipe the gate asks
 for no improvement: renewing is routine, and only harm stops it. A new recipe must be superior.
 """
 
@@ -82,7 +82,7 @@ class Band(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What is wrong with it, for people."""
+        """Return a sentence for people that names the miscalibration."""
         return (
             f"of amounts from {self.amount_from:.2f} to {self.amount_to:.2f} it expects {self.expected:.0f} frauds, "
             f"where there were {self.observed} and the active version expects {self.expected_active:.0f}"

@@ -34,7 +34,7 @@ LEVEL: Final = 0.975
 """Confidence of one comparison; two run at a time, so that false rollbacks keep to 5 % together."""
 
 
-class Verdict(NamedTuple):
+class GuardDecision(NamedTuple):
     """The guard's judgement of the versions that serve."""
 
     harm: bool
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     """The measurements, as JSON has them."""
 
 
-def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: float = LEVEL) -> Verdict:
+def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: float = LEVEL) -> GuardDecision:
     """Return whether it is proven that the served scores find fewer frauds than the shadow's.
 
     Args:
@@ -58,7 +58,7 @@ def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: floa
     days = by_report_day(Scorings._make(column[over] for column in rows), max(round(alerts_per_day), 1))
     difference = days.difference[days.day < today]
     if not len(difference):
-        return Verdict(False, "", {"report_days": 0})
+        return GuardDecision(False, "", {"report_days": 0})
     low, high = confidence_sequence(difference, level)
     figures: dict[str, Any] = {
         "report_days": len(difference),
@@ -69,8 +69,8 @@ def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: floa
     }
     # The bounds of all looks hold together: one that was below 0 stays so.
     if float(high.min()) >= 0.0:
-        return Verdict(False, "", figures)
-    return Verdict(
+        return GuardDecision(False, "", figures)
+    return GuardDecision(
         True,
         f"it finds {difference.mean():+.2f} frauds a day against the version before, on {len(difference)} days with "
         "reports, which is proven to be fewer",
@@ -84,7 +84,7 @@ def raises_too_much(
     thresholds: tuple[float, float],
     event_time_us: NDArray[np.int64],
     alerts_per_day: float,
-) -> Verdict:
+) -> GuardDecision:
     """Return whether the new version raised more than `MOST_BUDGETS` budgets of alerts within 24 hours.
 
     It is no harm of the version's where the one before would have raised nearly as many.
@@ -102,15 +102,15 @@ def raises_too_much(
     most = int(within.max(initial=0))
     figures: dict[str, Any] = {"most_alerts_in_24_hours": most, "alerts_per_day_budget": alerts_per_day}
     if most <= MOST_BUDGETS * alerts_per_day:
-        return Verdict(False, "", figures)
+        return GuardDecision(False, "", figures)
     at = int(np.argmax(within))
     end_us = int(alerts[at])
     here = (event_time_us > end_us - US_PER_DAY) & (event_time_us <= end_us)
     before = int(np.count_nonzero(shadow[here] >= thresholds[1]))
     figures["alerts_of_the_version_before"] = before
     if MOST_ALIKE * before >= most:
-        return Verdict(False, "", figures)
-    return Verdict(
+        return GuardDecision(False, "", figures)
+    return GuardDecision(
         True,
         f"it raised {most} alerts within 24 hours for a budget of {alerts_per_day:g} a day, where the version before "
         f"would have raised {before}",
@@ -136,7 +136,7 @@ def harm_done(
     alerts_per_day: float,
     *,
     whole: bool,
-) -> tuple[Verdict, Tenure] | None:
+) -> tuple[GuardDecision, Tenure] | None:
     """Return why the active version is to be rolled back, and to which; None without proven harm.
 
     The active version is compared with the one before it, and the chain of renewals of the last `CHAIN_DAYS` with the
@@ -150,7 +150,7 @@ def harm_done(
         alerts_per_day: The budget.
         whole: Compare frauds too; otherwise only alerts are counted.
     """
-    start = max((n for n, one in enumerate(tenures) if one.step == ROLLBACK), default=0)
+    start = max((n for n, tenure in enumerate(tenures) if tenure.step == ROLLBACK), default=0)
     last = len(tenures) - 1
     if last <= start or served.newest_us is None:
         return None
@@ -179,16 +179,16 @@ def harm_done(
 
 def _volume(
     rows: ServedRows, shadows: Shadows, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float
-) -> Verdict:
+) -> GuardDecision:
     """Count the alerts of the second of two versions."""
     before, tenure = tenures
     if tenure.given is not None and policy.digest != tenure.given.digest:
         # Paced since, or set by a person: how many alerts there are is not the version's doing.
-        return Verdict(False, "", {})
+        return GuardDecision(False, "", {})
     rows = rows.take(_served_since(rows, [tenure]))
     model, policy_before = shadows.model(before), shadows.policy(before)
     if model is None or policy_before is None or not len(rows):
-        return Verdict(False, "", {})
+        return GuardDecision(False, "", {})
     shadow = rescored(model.logit(rows.features), rows.logit, rows.score)
     thresholds = (policy.threshold, policy_before.threshold)
     return raises_too_much(rows.score, shadow, thresholds, rows.event_time_us, alerts_per_day)

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.models.changes import Said
 from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE
 from pipeline.retraining.challenger import (
     Challenge,
@@ -39,7 +39,7 @@ FOLD_DAYS: Final = 7
 _FROM, _TO = "compared_from_us", "compared_to_us"
 
 
-class Outcome(NamedTuple):
+class ProposalOutcome(NamedTuple):
     """Result of a proposal."""
 
     outcome: str
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     lightgbm: str
 
 
-class Period(NamedTuple):
+class ComparisonPeriod(NamedTuple):
     """Days of a comparison, in microseconds since 1970."""
 
     start_us: int
@@ -67,7 +67,7 @@ def compare_recipes(
     rows: ServedRows,
     champion: Champion,
     proposed: Recipe,
-    period: Period,
+    period: ComparisonPeriod,
     limits: GateLimits,
     options: CycleOptions,
     fold_days: int = FOLD_DAYS,
@@ -106,7 +106,7 @@ def compare_recipes(
     return challenge_of(judgement, trial, rows, champion, limits)
 
 
-def period_of_look(history: VersionHistory, recipe: str, now: Period) -> Period:
+def period_of_look(history: VersionHistory, recipe: str, now: ComparisonPeriod) -> ComparisonPeriod:
     """Return the days on which a recipe may be compared: one look at each day.
 
     A look that was declared and never ended is taken on the days of its declaration. One that failed has shown nothing.
@@ -120,16 +120,16 @@ def period_of_look(history: VersionHistory, recipe: str, now: Period) -> Period:
         ModelError: The recipe was compared on some of these days before.
     """
     looks: list[Assessment] = [
-        one for one in history.events if isinstance(one, Assessment) and one.figures.get(RECIPE) == recipe
+        event for event in history.events if isinstance(event, Assessment) and event.figures.get(RECIPE) == recipe
     ]
     if looks and looks[-1].outcome == DECLARED:
-        return Period(looks[-1].figures[_FROM], looks[-1].figures[_TO])
-    judged = [one for one in looks if one.outcome not in (DECLARED, FAILED)]
-    seen_us = max((int(one.figures.get(_TO, 0)) for one in judged), default=0)
+        return ComparisonPeriod(looks[-1].figures[_FROM], looks[-1].figures[_TO])
+    compared = [look for look in looks if look.outcome not in (DECLARED, FAILED)]
+    seen_us = max((int(look.figures.get(_TO, 0)) for look in compared), default=0)
     if seen_us > now.start_us:
         days = -(-(seen_us - now.start_us) // US_PER_DAY)
         raise ModelError(
-            f"this recipe was {judged[-1].outcome} on days that would be looked at again: wait for {days} more days, "
+            f"this recipe was {compared[-1].outcome} on days that would be looked at again: wait for {days} more days, "
             "or compare on fewer with --compare-days"
         )
     return now
@@ -144,7 +144,7 @@ def propose(
     *,
     second_approval: bool,
     fold_days: int = FOLD_DAYS,
-) -> Outcome:
+) -> ProposalOutcome:
     """Declare a comparison, make it, and record what came of it.
 
     Args:
@@ -167,7 +167,7 @@ def propose(
     if proposed.digest == active.digest:
         raise ModelError(f"this is the recipe of the active version {champion.model.version}: change something in it")
     history = topics.published.history
-    period = period_of_look(history, proposed.digest, Period(*compared_days(rows, options)))
+    period = period_of_look(history, proposed.digest, ComparisonPeriod(*compared_days(rows, options)))
     limits = GateLimits(alerts_per_day=champion.alerts_per_day)
     against = topics.tenures(champion)[-1].references
     figures: dict[str, Any] = {
@@ -181,11 +181,11 @@ def propose(
         "alerts_per_day_budget": limits.alerts_per_day,
         "offsets": topics.offsets,
     }
-    writer.assess(DECLARED, [], against, Step(DECLARED, said.by, said.reason, figures))
+    writer.assess(DECLARED, [], against, ModelChange(DECLARED, said.by, said.reason, figures))
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
-        writer.assess(FAILED, [], against, Step(FAILED, said.by, f"{said.reason} {error}", figures))
+        writer.assess(FAILED, [], against, ModelChange(FAILED, said.by, f"{said.reason} {error}", figures))
         raise
     figures |= found.judgement.figures
     topics.read_control()
@@ -197,18 +197,18 @@ def propose(
         # Pacing goes on meanwhile.
         found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
     versions, why = _contents(writer, found), f"{said.reason} {reason}"
-    writer.assess(outcome, versions, against, Step(outcome, said.by, why, figures))
+    writer.assess(outcome, versions, against, ModelChange(outcome, said.by, why, figures))
     if outcome == ACCEPTED and not second_approval:
-        writer.activate(versions, Step(PROMOTE, said.by, why, figures))
+        writer.activate(versions, ModelChange(PROMOTE, said.by, why, figures))
         outcome = "promoted"
-    return Outcome(outcome, reason, found.trained.model.version)
+    return ProposalOutcome(outcome, reason, found.trained.model.version)
 
 
 def _contents(writer: ControlWriter, found: Challenge) -> Sequence[VersionReference]:
     model, policy = found.trained.model, found.policy
     return writer.contents(
         [
-            Content("lightgbm", model.version, model.to_payload()),
-            Content("policy", policy.version, policy.to_payload()),
+            VersionToPublish("lightgbm", model.version, model.to_payload()),
+            VersionToPublish("policy", policy.version, policy.to_payload()),
         ]
     )

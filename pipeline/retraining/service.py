@@ -6,12 +6,12 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
 from pipeline.retraining.cycles import AS_OF, BY, cycles_of
 from pipeline.retraining.gate import GateLimits
-from pipeline.retraining.guard import Verdict, harm_done
+from pipeline.retraining.guard import GuardDecision, harm_done
 from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -38,7 +38,7 @@ class ServiceOptions(NamedTuple):
     cycle: CycleOptions = CycleOptions()
 
 
-class Outcome(NamedTuple):
+class CycleOutcome(NamedTuple):
     """Result of a look."""
 
     outcome: str
@@ -78,7 +78,7 @@ class Retrainer:
         self._day: int | None = None
         self._reported: str | None = None
 
-    def look(self, *, now: bool = False) -> Outcome:
+    def look(self, *, now: bool = False) -> CycleOutcome:
         """Read what is new, guard the active version, and renew it if that is due.
 
         Args:
@@ -106,16 +106,16 @@ class Retrainer:
             return self._nothing(why)
         return self._cycle(champion, tenures, newest_us)
 
-    def _nothing(self, reason: str) -> Outcome:
+    def _nothing(self, reason: str) -> CycleOutcome:
         if reason != self._reported:
             self._reported = reason
             log.info("nothing to do: %s", reason)
-        return Outcome("nothing", reason)
+        return CycleOutcome("nothing", reason)
 
     def _budget(self, champion: Champion) -> float:
         return self._options.alerts_per_day or champion.alerts_per_day
 
-    def _rolled_back(self, champion: Champion, verdict: Verdict, to: Tenure) -> Outcome:
+    def _rolled_back(self, champion: Champion, verdict: GuardDecision, to: Tenure) -> CycleOutcome:
         self._topics.read_control()
         current = self._topics.champion()
         if current is None or current.model.digest != champion.model.digest:
@@ -127,10 +127,10 @@ class Retrainer:
             if reason != self._reported:
                 self._reported = reason
                 log.error("%s", reason)
-            return Outcome("kept", reason, figures=verdict.figures)
+            return CycleOutcome("kept", reason, figures=verdict.figures)
         figures = {**verdict.figures, AS_OF: newest_us, "offsets": self._topics.offsets}
         references = [to.lightgbm, *self._policy_behind(current.policy, to)]
-        self._writer.activate(references, Step(ROLLBACK, BY, reason, figures))
+        self._writer.activate(references, ModelChange(ROLLBACK, BY, reason, figures))
         log.error("%s", reason)
         return self._done("rolled_back", reason, references, figures)
 
@@ -142,7 +142,7 @@ class Retrainer:
         made = policy.replace(
             threshold=before.threshold, lightgbm_version=to.lightgbm.version, metadata=before.metadata
         )
-        return self._writer.contents([Content("policy", made.version, made.to_payload())])
+        return self._writer.contents([VersionToPublish("policy", made.version, made.to_payload())])
 
     def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
@@ -161,7 +161,7 @@ class Retrainer:
             return None
         return "the last challenger has read the newest decisions" if now else "no challenger is due"
 
-    def _cycle(self, champion: Champion, tenures: Sequence[Tenure], newest_us: int) -> Outcome:
+    def _cycle(self, champion: Champion, tenures: Sequence[Tenure], newest_us: int) -> CycleOutcome:
         rows = self._topics.served.rows()
         cycle = self._options.cycle
         start_us, end_us = compared_days(rows, cycle)
@@ -195,7 +195,7 @@ class Retrainer:
             found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
         versions = self._contents(found)
         reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
-        self._writer.activate(versions, Step(PROMOTE, BY, reason, figures))
+        self._writer.activate(versions, ModelChange(PROMOTE, BY, reason, figures))
         log.info("%s", reason)
         return self._done("promoted", reason, versions, figures)
 
@@ -208,8 +208,8 @@ class Retrainer:
         model = found.trained.model
         return self._writer.contents(
             [
-                Content("lightgbm", model.version, model.to_payload()),
-                Content("policy", found.policy.version, found.policy.to_payload()),
+                VersionToPublish("lightgbm", model.version, model.to_payload()),
+                VersionToPublish("policy", found.policy.version, found.policy.to_payload()),
             ]
         )
 
@@ -220,14 +220,14 @@ class Retrainer:
         versions: Sequence[VersionReference],
         against: Sequence[VersionReference],
         figures: dict[str, Any],
-    ) -> Outcome:
-        self._writer.assess(outcome, versions, against, Step(outcome, BY, reason, figures))
+    ) -> CycleOutcome:
+        self._writer.assess(outcome, versions, against, ModelChange(outcome, BY, reason, figures))
         log.warning("%s", reason)
         return self._done(outcome, reason, versions, figures)
 
     def _done(
         self, outcome: str, reason: str, versions: Sequence[VersionReference], figures: dict[str, Any]
-    ) -> Outcome:
+    ) -> CycleOutcome:
         self._topics.read_control()
         named = {reference.name: reference.version for reference in versions}
-        return Outcome(outcome, reason, named.get("lightgbm"), named.get("policy"), figures)
+        return CycleOutcome(outcome, reason, named.get("lightgbm"), named.get("policy"), figures)

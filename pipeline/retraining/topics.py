@@ -85,7 +85,7 @@ class ClusterLog:
     def tenures(self, champion: Champion) -> list[Tenure]:
         """Return the versions up to the active one, oldest first; a later one that no worker could use is left out."""
         tenures = self.published.history.tenures()
-        ends = [n for n, one in enumerate(tenures, 1) if one.lightgbm.digest == champion.model.digest]
+        ends = [n for n, tenure in enumerate(tenures, 1) if tenure.lightgbm.digest == champion.model.digest]
         return tenures[: ends[-1]] if ends else []
 
     def model(self, tenure: Tenure) -> LightGBMModel | None:

@@ -1,4 +1,4 @@
-"""From log-odds to the score."""
+"""The blend of log-odds into the score."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What each feature contributed to the sum over a forest, compiled: path-dependent TreeSHAP, exact, by quadrature.
+"""Feature contributions to the sum over a forest, compiled: path-dependent TreeSHAP, exact, by quadrature.
 
 Shapley values are an integral (Owen, "Multilinear Extensions of Games", 1972): let every feature be known with
 probability t, whatever the others are; a feature's value is how much the expected sum changes with its own probability,
@@ -36,7 +36,7 @@ from pipeline.scoring.tree_paths import POINTS, Paths
 
 
 def path_contributions(paths: Paths, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each feature added to each row's sum, and in the last column the base value; together they are the sum.
+    """Return each feature's part of each row's sum, and in the last column the base value; together they are the sum.
 
     Shape (n, number of features + 1) for features of shape (n, number of features), as LightGBM's ``pred_contrib``
     gives it. A row's result does not depend on the rows beside it. Working memory belongs to the call, so that threads
@@ -53,7 +53,7 @@ _VECTOR = ir.VectorType(ir.DoubleType(), POINTS)
 
 
 class _Lanes(types.Type):  # type: ignore[misc]
-    """One number for each of `POINTS` quadrature points."""
+    """The LLVM vector type with a number for each of `POINTS` quadrature points."""
 
     def __init__(self) -> None:
         super().__init__(name="Lanes")
@@ -69,7 +69,7 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def _row(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Where a row of a contiguous array of shape (rows, POINTS) begins."""
+    """Return the address of a row of a contiguous array of shape (rows, POINTS)."""
     data = context.make_array(array_type)(context, builder, array).data
     start = builder.gep(data, [builder.mul(index, ir.Constant(index.type, POINTS))])
     return builder.bitcast(start, _VECTOR.as_pointer())

@@ -30,11 +30,11 @@ from schemas.messages import Example
 
 CONFIGURED_KIND: Final = "river-file"
 MAX_REPETITIONS: Final = 100
-"""A classifier that takes no weights sees a lesson as often as it weighs, but not more often than this."""
+"""A classifier that takes no weights sees an example as often as it weighs, but not more often than this."""
 
 
 class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a fold of examples gives."""
+    """All that decides the result of training on examples."""
 
     classifier: str
     inputs: tuple[str, ...] = CLASSIFIER_INPUTS
@@ -117,7 +117,7 @@ class ConfiguredRiverModel:
         return [""] * len(base_logit)
 
     def to_payload(self) -> bytes:
-        """What the message carries: configuration, offset, and the name and digest of the registry file."""
+        """Encode the message: configuration, offset, and the name and digest of the registry file."""
         return encode_payload(
             _Payload(
                 kind=CONFIGURED_KIND,
@@ -160,7 +160,7 @@ def read_reference(payload: bytes) -> _Payload:
 
 
 class ConfiguredRiverLearner:
-    """Teaches examples to a classifier of the user's choice, with the rules of `pipeline.scoring.lessons`."""
+    """Trains a classifier of the user's choice on examples, with the rules of `pipeline.scoring.lessons`."""
 
     sources: Final = FEATURES
 

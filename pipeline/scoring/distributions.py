@@ -1,4 +1,4 @@
-"""How features are distributed in a population: counts between quantiles, small enough to travel with a model."""
+"""Feature distributions of a population: counts between quantiles, small enough to travel with a model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 
 BINS: Final = 10
-"""Of equal shares of the population that sets the edges."""
+"""Number of equal shares of the population that set the edges."""
 
 
 _BLOCK_ROWS: Final = 65_536
@@ -23,13 +23,13 @@ LARGEST_COUNT: Final = 1e15
 
 
 class FeatureDistribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How one feature is distributed."""
+    """The distribution of one feature."""
 
     name: str
     edges: tuple[float, ...]
     """Ascending and distinct; a value belongs behind the last edge that is not above it."""
     counts: tuple[float, ...]
-    """Of the bins, from the one before the first edge on; behind them, the last, of what has no value."""
+    """Counts of the bins, from the one before the first edge on; the last one counts rows without a value."""
 
 
 class BinCounter:
@@ -56,8 +56,11 @@ class BinCounter:
 
     @classmethod
     def like(cls, distributions: Sequence[FeatureDistribution]) -> "BinCounter":
-        """One with the same bins, nothing counted."""
-        return cls([one.name for one in distributions], [np.array(one.edges) for one in distributions])
+        """Build an empty counter with the same bins."""
+        return cls(
+            [distribution.name for distribution in distributions],
+            [np.array(distribution.edges) for distribution in distributions],
+        )
 
     def add(self, features: NDArray[np.float64], weight: NDArray[np.float64] | None = None) -> None:
         """Count rows: features of shape (n, len(held)), NaN for no value; each stands for ``weight`` (n,) rows."""
@@ -65,7 +68,7 @@ class BinCounter:
         _count(features, weight, self._columns, self._edges, self._sizes, self._counts)
 
     def distributions(self) -> tuple[FeatureDistribution, ...]:
-        """What was counted so far."""
+        """Return the counts so far as distributions."""
         return tuple(
             FeatureDistribution(name=name, edges=tuple(edges[:size]), counts=tuple(counts[: size + 2]))
             for name, size, edges, counts in zip(
@@ -102,16 +105,16 @@ def distributions_of(
 
 def are_sound(distributions: Sequence[FeatureDistribution]) -> bool:
     """Return whether they can be read: known features, once each, edges in order, and a sensible count of each bin."""
-    names = [one.name for one in distributions]
+    names = [distribution.name for distribution in distributions]
     return (
         len(set(names)) == len(names)
         and set(names) <= set(FEATURES)
         and all(
-            len(one.counts) == len(one.edges) + 2
-            and len(one.edges) <= MOST_EDGES
-            and all(before < after for before, after in pairwise(one.edges))
-            and all(0.0 <= count <= LARGEST_COUNT for count in one.counts)
-            for one in distributions
+            len(distribution.counts) == len(distribution.edges) + 2
+            and len(distribution.edges) <= MOST_EDGES
+            and all(before < after for before, after in pairwise(distribution.edges))
+            and all(0.0 <= count <= LARGEST_COUNT for count in distribution.counts)
+            for distribution in distributions
         )
     )
 

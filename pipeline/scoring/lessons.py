@@ -1,4 +1,4 @@
-"""Which examples an online model learns, and how far one of them may move it."""
+"""Selection of the examples that train an online model, and a bound on how far one of them may move it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,21 +20,21 @@ be long gone."""
 
 
 class Update(NamedTuple):
-    """What the online model makes of an example: it undoes one label, learns another, or both."""
+    """The training update that an example makes: it undoes one label, learns another, or both."""
 
     example: Example
     former: bool | None
-    """Whether the label that is undone was fraud; None where nothing is undone."""
+    """True if the label that is undone was fraud; None where nothing is undone."""
     former_weight: float
     target: bool | None
-    """Whether the label that is learned is fraud; None where none is learned."""
+    """True if the label that is learned is fraud; None where none is learned."""
     weight: float
 
 
 def choose(examples: Iterable[Example]) -> tuple[list[Update], dict[str, int]]:
     """Return the updates that examples ask for, in order, and how many became what (by the fields of `Lessons`).
 
-    Features of another kernel mean something else; a rule's label would teach the rule.
+    Features of another kernel mean something else; a rule's label would train the rule.
     """
     chosen: list[Update] = []
     counts = dict.fromkeys(Lessons.__struct_fields__, 0)
@@ -75,7 +75,7 @@ def example_sources(features: Sequence[Mapping[str, float | None]], names: Seque
 def importance_aware_weight(logit: float, target: bool, weight: float, rate: float, squared_norm: float) -> float:
     """The weight at which one gradient step does what ``weight`` infinitely small steps in a row would do.
 
-    A plain step multiplies the gradient by the weight, and so overshoots the more, the heavier the lesson; the limit
+    A plain step multiplies the gradient by the weight, and so overshoots the more, the heavier the update; the limit
     of many small steps never moves the prediction past its target. Karampatziakis and Langford, "Online Importance
     Weight Aware Updates" (2011), logistic loss: with z the log-odds towards the target, c = rate x weight x |x|^2, the
     new z' solves z' + exp(z') = z + exp(z) + c. It is at most ``weight``, and nearly that for a small step.

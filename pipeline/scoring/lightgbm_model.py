@@ -124,12 +124,12 @@ class LightGBMModel:
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """The features that the trees may ask for; all of them where the version does not tell."""
-        return tuple(one.name for one in self.distributions) or self.feature_names
+        """The features that the trees may ask for; all of them where the version names none."""
+        return tuple(distribution.name for distribution in self.distributions) or self.feature_names
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
+        """True if the compiled sum scores; trees of more than 64 leaves are left to LightGBM, ten times slower."""
         return self._forest is not None
 
     @cached_property
@@ -163,7 +163,7 @@ class LightGBMModel:
         return np.clip(logits, -LOGIT_BOUND, LOGIT_BOUND, out=logits)
 
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each feature added to the calibrated log-odds (TreeSHAP), without the base value.
+        """Return each feature's part of the calibrated log-odds (TreeSHAP), without the base value.
 
         Shape (n, len(FEATURES)). Hundreds of microseconds a row, milliseconds where it is left to LightGBM: for alerts,
         not for traffic.
@@ -193,11 +193,11 @@ class LightGBMModel:
 
 
 def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: list[Tree]) -> None:
-    """A version that does not tell how its training was distributed has none."""
+    """Check that distributions are sound and, where there are any, cover the features of the trees."""
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
-    told = {FEATURES.index(one.name) for one in distributions}
-    foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in told})
+    described = {FEATURES.index(distribution.name) for distribution in distributions}
+    foreign = sorted({FEATURES[feature] for tree in trees for feature in tree.feature if feature not in described})
     if distributions and foreign:
         raise ModelError(
             f"the trees of this version ask for {', '.join(foreign[:5])}, which it says they were not trained on: "

@@ -55,7 +55,7 @@ class OnlineRegression:
         return float(self.river._raw_dot_one(self._inputs(row, logit)[0]))
 
     def step(self, row: NDArray[np.float64], logit: float, target: bool, weight: float) -> None:
-        """Learn a label; with a negative weight, undo what it taught.
+        """Learn a label; with a negative weight, undo its update.
 
         Args:
             row: The inputs, shape (len(names),).

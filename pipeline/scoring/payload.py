@@ -1,4 +1,4 @@
-"""How models, layers and policies become bytes: one JSON object, named by its digest. Never pickle."""
+"""The encoding of models, layers and policies: one JSON object, named by its digest. Never pickle."""
 
 import hashlib
 from typing import Annotated, Any, Final, TypeVar
@@ -33,7 +33,7 @@ def version_of(payload: bytes) -> str:
 
 
 def encode_payload(content: msgspec.Struct) -> bytes:
-    """One JSON object; dictionaries in sorted order, so that equal contents give equal bytes."""
+    """Encode as JSON; dictionaries in sorted order, so that equal contents give equal bytes."""
     return msgspec.json.encode(content, order="deterministic")
 
 

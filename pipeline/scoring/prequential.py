@@ -17,7 +17,7 @@ _CERTAIN: Final = float(np.finfo(float).eps)
 """Distance from 0 and 1 within which a probability is not taken for the log loss."""
 
 
-class Figures(NamedTuple):
+class ScoreMeasures(NamedTuple):
     """Measures of one model's scores."""
 
     auc: float | None
@@ -44,15 +44,15 @@ class Prequential:
 
     def add(self, examples: Iterable[Example]) -> None:
         """Take in examples."""
-        for one in examples:
-            if one.label not in TARGETS or one.revision or one.held or one.label_source == "rule":
+        for example in examples:
+            if example.label not in TARGETS or example.revision or example.held or example.label_source == "rule":
                 continue
-            river_logit = one.logit if one.river_logit is None else one.river_logit
-            self._rows[self._next] = (TARGETS[one.label], one.weight, one.logit, river_logit, one.score)
+            river_logit = example.logit if example.river_logit is None else example.river_logit
+            self._rows[self._next] = (TARGETS[example.label], example.weight, example.logit, river_logit, example.score)
             self._next = (self._next + 1) % len(self._rows)
             self.examples += 1
 
-    def figures(self) -> dict[str, Figures]:
+    def figures(self) -> dict[str, ScoreMeasures]:
         """Return the figures by model; empty without examples."""
         rows = self._rows[: min(self.examples, len(self._rows))]
         if not len(rows):
@@ -60,7 +60,7 @@ class Prequential:
         fraud, weight = rows[:, 0] > 0, rows[:, 1]
         scores = (sigmoid(rows[:, 2]), sigmoid(rows[:, 3]), rows[:, 4])
         return {
-            name: Figures(weighted_auc(fraud, score, weight), log_loss(fraud, score, weight))
+            name: ScoreMeasures(weighted_auc(fraud, score, weight), log_loss(fraud, score, weight))
             for name, score in zip(MODELS, scores, strict=True)
         }
 

@@ -55,7 +55,7 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 
     learned: int = 0
     corrections: int = 0
-    """What was learned of a transaction before was undone."""
+    """Number of undone training updates, each of a transaction learned before."""
     allowed_for: int = 0
     """The weights of others allow for them: frauds that were reported late, and labels of what was presumed."""
     held: int = 0

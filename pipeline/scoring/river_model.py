@@ -1,4 +1,4 @@
-"""What every online model offers: to the score agent an immutable scorer, to the learn agent a learner."""
+"""The protocol of online models: to the score agent an immutable scorer, to the learn agent a learner."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -31,7 +31,7 @@ class RiverModel(Protocol):
 
 
 class RiverLearner(Protocol):
-    """A fold over ``examples``, in the order of their log."""
+    """A learner of ``examples``, in the order of their log."""
 
     @property
     def sources(self) -> Sequence[str]:
@@ -39,7 +39,7 @@ class RiverLearner(Protocol):
         ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Fold examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
+        """Learn examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
         ...
 
     def snapshot(self, examples_offset: int) -> RiverModel:
@@ -55,5 +55,5 @@ class RiverLearner(Protocol):
         ...
 
     def numbers(self) -> bytes | None:
-        """What `save` gives where that is data without code, which may be kept anywhere; else None."""
+        """Return the result of `save` where that is data without code, which may be kept anywhere; else None."""
         ...

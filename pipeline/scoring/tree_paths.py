@@ -46,7 +46,7 @@ class Paths(NamedTuple):
     column_missing: NDArray[np.float64]
     """Shape (c,): what a missing value counts as."""
     base_value: float
-    """What the sum is expected to be when nothing is known: the mean over the training's rows."""
+    """Expected sum when nothing is known: the mean over the training's rows."""
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +100,7 @@ def lay_out_paths(trees: Sequence[Tree]) -> Paths | None:
 
 
 class _Edges(NamedTuple):
-    """One tree's part of `Paths`, by its nodes in preorder."""
+    """The part of `Paths` that belongs to one tree, by its nodes in preorder."""
 
     node: list[int]
     parent: list[int]
@@ -137,7 +137,7 @@ def _expected(tree: Tree) -> float:
 def _edges(tree: Tree) -> _Edges:
     found = _Edges([], [], [], [], [], 0)
     features: list[int] = []
-    """By node, how many different features are tested down to it."""
+    """Number of different features tested down to each node."""
     stack = [(0, 0)] if tree.left else []
     while stack:
         node, parent = stack.pop()

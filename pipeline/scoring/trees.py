@@ -49,7 +49,7 @@ _END: Final = "end of trees\n"
 
 
 class Tree(NamedTuple):
-    """One tree as LightGBM numbers it: a child below 0 is the leaf ``~child``."""
+    """A tree as LightGBM numbers it: a child below 0 is the leaf ``~child``."""
 
     feature: list[int]
     threshold: list[float]
@@ -65,7 +65,7 @@ class Tree(NamedTuple):
 
     @property
     def takes_zero_for_missing(self) -> bool:
-        """Whether a test takes 0 for a missing value, which no column of `SplitColumns` says."""
+        """Return True if a test takes 0 for a missing value, which no column of `SplitColumns` says."""
         return any((decision >> 2) & 3 == _MISSING_ZERO for decision in self.decision)
 
 
@@ -113,7 +113,7 @@ def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
 def gain_shares(trees: Sequence[Tree], feature_names: Sequence[str]) -> dict[str, float]:
     """Return the share of all splits' gain that falls to each feature the trees ask for.
 
-    Where the text of the trees does not tell gains, each split counts as one.
+    Where the text of the trees has no gains, each split counts as one.
     """
     gains = dict.fromkeys(feature_names, 0.0)
     for tree in trees:
@@ -169,7 +169,9 @@ def _check_header(header: dict[str, str], feature_names: tuple[str, ...]) -> Non
         raise _broken(f"the objective {header['objective'][:40]!r} is none of binary, regression and cross_entropy")
     _integers(header.get("label_index", ""))
     constraints = _integers(header.get("monotone_constraints", ""))
-    if "monotone_constraints" in header and [abs(one) <= 1 for one in constraints] != [True] * len(feature_names):
+    if "monotone_constraints" in header and [abs(constraint) <= 1 for constraint in constraints] != [True] * len(
+        feature_names
+    ):
         raise _broken("the monotone constraints are not -1, 0 or 1 for each feature")
     infos = header.get("feature_infos", "").split(" ")
     if len(infos) != len(feature_names) or not all(infos):

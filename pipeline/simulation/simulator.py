@@ -191,7 +191,7 @@ def stream_days(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Day:
-    """One day's transactions, ordered by second: arrays of one length."""
+    """The transactions of one day, ordered by second: arrays of one length."""
 
     card: IntArray
     merchant: IntArray
@@ -233,7 +233,7 @@ class _Day:
 
 
 def _compromised(seed: int, purpose: int, day: int, population: int, per_day: int, duration_days: int) -> IntArray:
-    """How many compromises of each member are in force on ``day``: shape (population,)."""
+    """Count the compromises of each member that are active on ``day``: shape (population,)."""
     in_force = np.zeros(population, np.int64)
     for earlier in range(max(0, day - duration_days + 1), day + 1):
         in_force[np.random.default_rng((seed, purpose, earlier)).choice(population, per_day, replace=False)] += 1

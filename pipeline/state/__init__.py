@@ -1,1 +1,1 @@
-"""Where state is kept and saved: a store on disk, and snapshots on any address."""
+"""State on disk: a store, and snapshots at any address."""

@@ -41,7 +41,7 @@ class SnapshotKey(NamedTuple):
     kernel: str
 
 
-class Piece(msgspec.Struct, frozen=True, array_like=True):
+class ObjectRange(msgspec.Struct, frozen=True, array_like=True):
     """A stretch of an object: its number in the manifest's ``objects``, where it begins, its stored and plain size."""
 
     object: Number
@@ -55,19 +55,19 @@ class SavedPages(msgspec.Struct, frozen=True):
 
     dtype: Dtype
     items: Number
-    pages: list[Piece]
+    pages: list[ObjectRange]
 
 
 class StoreFile(msgspec.Struct, frozen=True):
     """A file of the store: a piece like a page, or an object of its own where ``digest`` is set."""
 
     size_bytes: Number
-    piece: Piece | None = None
+    piece: ObjectRange | None = None
     digest: Digest | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in a snapshot."""
+    """The contents of a snapshot."""
 
     agent: str
     partition: int
@@ -80,7 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Annotated[datetime, msgspec.Meta(tz=True)]
     objects: list[Digest]
     """SHA-256 of each object that pieces lie in; it is also the object's name."""
-    values: Piece
+    values: ObjectRange
     columns: dict[str, SavedPages]
     store: dict[FileName, StoreFile] | None = None
 
@@ -91,7 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             self.agent, self.partition, self.cluster_id, self.topic_ids, self.partition_count, self.kernel
         )
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[ObjectRange]:
         """Every piece that the snapshot needs."""
         yield self.values
         yield from (file.piece for file in (self.store or {}).values() if file.piece is not None)
@@ -211,7 +211,7 @@ def _item_bytes(column: str, name: str) -> int:
 
 
 def directory_of(key: SnapshotKey) -> str:
-    """Where the snapshots of a partition lie."""
+    """Return the directory of a partition's snapshots."""
     return f"{key.agent}/{key.partition}"
 
 

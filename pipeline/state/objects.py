@@ -1,4 +1,4 @@
-"""Where snapshots lie: a local directory or any fsspec address, with writes that are whole or not there at all."""
+"""Snapshot storage: a local directory or any fsspec address, with writes that are whole or not there at all."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _ABANDONED_S: Final = 3_600.0
 T = TypeVar("T")
 
 
-class Found(NamedTuple):
+class ObjectInfo(NamedTuple):
     """An object in a listing."""
 
     size_bytes: int
@@ -28,10 +28,10 @@ class Found(NamedTuple):
     """Seconds since it was written, by this machine's clock."""
 
 
-class Place(Protocol):
+class ObjectStore(Protocol):
     """Named objects below one address; names have parts separated by slashes. Every failure is an OSError."""
 
-    def listing(self, directory: str) -> dict[str, Found]:
+    def listing(self, directory: str) -> dict[str, ObjectInfo]:
         """The objects directly in ``directory`` by their last name part; none where there is no such directory."""
 
     def read(self, name: str) -> bytes:
@@ -70,7 +70,7 @@ def _passwords(url: str) -> tuple[str, ...]:
     return tuple({form for password in found for form in (password, unquote(password))})
 
 
-def open_place(url: str) -> Place:
+def open_place(url: str) -> ObjectStore:
     """The place at a path, a ``file://`` URL, or a URL of any other fsspec file system.
 
     Raises ValueError where no file system of that name is known, ImportError where its package is missing.
@@ -96,10 +96,10 @@ class LocalPlace:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def listing(self, directory: str) -> dict[str, Found]:
+    def listing(self, directory: str) -> dict[str, ObjectInfo]:
         """The objects; what a killed writer left half-written is removed when it is old."""
         now_s = time.time()
-        found: dict[str, Found] = {}
+        found: dict[str, ObjectInfo] = {}
         try:
             entries = list(os.scandir(self._root / directory))
         except FileNotFoundError:
@@ -112,7 +112,7 @@ class LocalPlace:
             if not entry.is_file():
                 continue
             if not entry.name.startswith(_TEMPORARY):
-                found[entry.name] = Found(status.st_size, now_s - status.st_mtime)
+                found[entry.name] = ObjectInfo(status.st_size, now_s - status.st_mtime)
             elif now_s - status.st_mtime > _ABANDONED_S:
                 Path(entry.path).unlink(missing_ok=True)
         return found
@@ -163,7 +163,7 @@ class RemotePlace:
         self._root = root.rstrip("/")
         self._passwords = passwords
 
-    def listing(self, directory: str) -> dict[str, Found]:
+    def listing(self, directory: str) -> dict[str, ObjectInfo]:
         """The objects."""
         path = f"{self._root}/{directory}"
 
@@ -177,7 +177,7 @@ class RemotePlace:
         except FileNotFoundError:
             return {}
         return {
-            str(entry["name"]).rsplit("/", 1)[-1]: Found(int(entry["size"]), self._age_s(entry))
+            str(entry["name"]).rsplit("/", 1)[-1]: ObjectInfo(int(entry["size"]), self._age_s(entry))
             for entry in entries
             if entry["type"] == "file"
         }
@@ -238,7 +238,7 @@ class RemotePlace:
 
 
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call the time of writing in their listings."""
+"""Names that file systems give the time of writing in their listings."""
 
 
 def _as_os_error(error: Exception, passwords: Sequence[str]) -> OSError:

@@ -12,7 +12,7 @@ from pipeline.engine.segments import (
     KEYS,
     NO_TIME_US,
     TIMES,
-    Entry,
+    DecisionReference,
     SegmentsState,
     changed_pages,
     keys_of,
@@ -30,7 +30,7 @@ _PAGE_BYTES: Final = PAGE_ITEMS * _WORD_BYTES
 
 
 class _Extent(NamedTuple):
-    """How far a segment reaches."""
+    """The extent of a segment."""
 
     rows: int
     groups: int
@@ -41,7 +41,7 @@ class _Extent(NamedTuple):
 
 
 class _Dumped(NamedTuple):
-    """How far a segment reached when it was last dumped."""
+    """The extent of a segment when it was last dumped."""
 
     rows: int = 0
     groups: int = 0
@@ -61,7 +61,7 @@ class OpenSegment:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._index = OpenIndex()
         self._offsets = [0]
-        """Where each group begins, and the end of the last."""
+        """Offset of each group, and the end of the last."""
         self._gathering: list[bytes] = []
         self._started_us, self._newest_us = started_us, NO_TIME_US
         self._dumped = _Dumped()
@@ -84,12 +84,12 @@ class OpenSegment:
 
     @property
     def span_us(self) -> int:
-        """How far event time has come since the segment began."""
+        """Event time that passed since the segment began."""
         return self._newest_us - self._started_us
 
     @property
     def started_us(self) -> int:
-        """How far event time had come when the segment began."""
+        """Stream time at which the segment began."""
         return self._started_us
 
     @property
@@ -111,12 +111,12 @@ class OpenSegment:
                 self._offsets.append(self._offsets[-1] + len(group))
         self._gathering = gathering[whole:]
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that are here."""
         rows = self._index.find(keys_of(digests)).tolist()
         times = self._index.times
         return {
-            digest: Entry(int(times[row]), self.first_row + row)
+            digest: DecisionReference(int(times[row]), self.first_row + row)
             for digest, row in zip(digests, rows, strict=True)
             if row != NONE
         }

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.features.columns import PAGE_ITEMS
 from pipeline.state.errors import StoreError
-from pipeline.state.manifest import Piece
-from pipeline.state.objects import Found, Place
+from pipeline.state.manifest import ObjectRange
+from pipeline.state.objects import ObjectInfo, ObjectStore
 
 PACK_BYTES: Final = 8 << 20
 """An object is closed once it has as much."""
@@ -28,7 +28,7 @@ class Packer:
     ``held`` are the objects that are there already. Failures of the place are OSError.
     """
 
-    def __init__(self, place: Place, directory: str, held: Mapping[str, Found]) -> None:
+    def __init__(self, place: ObjectStore, directory: str, held: Mapping[str, ObjectInfo]) -> None:
         self.objects: list[str] = []
         self.written: list[str] = []
         self.written_bytes = 0
@@ -39,12 +39,12 @@ class Packer:
         self._pack = bytearray()
         self._pack_number = -1
 
-    def add(self, content: bytes) -> Piece:
+    def add(self, content: bytes) -> ObjectRange:
         """Compress and put."""
         compressed: bytes = _CODEC.compress(content, asbytes=True)
         return self._append(compressed, len(content))
 
-    def carry(self, pieces: Mapping[Any, Piece], objects: list[str]) -> dict[Any, Piece]:
+    def carry(self, pieces: Mapping[Any, ObjectRange], objects: list[str]) -> dict[Any, ObjectRange]:
         """Pieces of an earlier snapshot, whose ``objects`` are given, as pieces of this one.
 
         Objects of which less than half is still used are written anew, so that what is stored stays below twice what
@@ -60,7 +60,7 @@ class Packer:
                 raise FileNotFoundError(f"the object {objects[number]} of the snapshot before is gone")
             if used_bytes * 2 < found.size_bytes:
                 opened[number] = self._read(objects[number])
-        carried: dict[Any, Piece] = {}
+        carried: dict[Any, ObjectRange] = {}
         for name, piece in pieces.items():
             content = opened.get(piece.object)
             if content is None:
@@ -88,11 +88,11 @@ class Packer:
         self._count(digest, len(content))
         self._pack.clear()
 
-    def _append(self, stored: bytes, size_bytes: int) -> Piece:
+    def _append(self, stored: bytes, size_bytes: int) -> ObjectRange:
         if not self._pack:
             self._pack_number = len(self.objects)
             self.objects.append("")
-        piece = Piece(self._pack_number, len(self._pack), len(stored), size_bytes)
+        piece = ObjectRange(self._pack_number, len(self._pack), len(stored), size_bytes)
         self._pack += stored
         if len(self._pack) >= PACK_BYTES:
             self.close()
@@ -120,12 +120,12 @@ class PieceDamaged(StoreError):
     """A piece is not where its manifest says; its snapshot cannot have been written by this program."""
 
 
-def lies_within(piece: Piece, file: Path) -> bool:
+def lies_within(piece: ObjectRange, file: Path) -> bool:
     """Return whether a piece's stored bytes are all in a local copy of its object."""
     return piece.offset_bytes + piece.stored_bytes <= file.stat().st_size
 
 
-def unpack(files: list[Path], piece: Piece) -> bytes:
+def unpack(files: list[Path], piece: ObjectRange) -> bytes:
     """A piece, from local copies of its snapshot's objects."""
     with files[piece.object].open("rb") as file:
         return _unpacked(file.fileno(), piece)
@@ -138,7 +138,7 @@ def digest_of(path: Path) -> str:
 
 
 class FileIdentity(NamedTuple):
-    """What a file keeps when it is moved or linked, and shares with no file of other content."""
+    """The identity of a file, which stays when it is moved or linked, and which no file of other content has."""
 
     name: str
     size_bytes: int
@@ -148,7 +148,7 @@ class FileIdentity(NamedTuple):
 
 
 def identity_of(path: Path) -> FileIdentity:
-    """Which file it is."""
+    """Return the identity of the file at ``path``."""
     status = path.stat()
     return FileIdentity(path.name, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
@@ -156,7 +156,7 @@ def identity_of(path: Path) -> FileIdentity:
 class PackedColumn:
     """A column in local copies of a snapshot's objects."""
 
-    def __init__(self, dtype: str, items: int, pages: list[Piece], files: list[Path]) -> None:
+    def __init__(self, dtype: str, items: int, pages: list[ObjectRange], files: list[Path]) -> None:
         self.dtype = dtype
         self.items = items
         self._pages = pages
@@ -178,7 +178,7 @@ class PackedColumn:
                 os.close(handle)
 
 
-def _unpacked(handle: int, piece: Piece) -> bytes:
+def _unpacked(handle: int, piece: ObjectRange) -> bytes:
     stored = os.pread(handle, piece.stored_bytes, piece.offset_bytes)
     try:
         content: bytes = _CODEC.decompress(stored, piece.size_bytes, asbytes=True)

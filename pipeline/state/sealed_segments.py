@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.segments import Entry, SealedSegment, keys_of
+from pipeline.engine.segments import DecisionReference, SealedSegment, keys_of
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.segment_groups import GROUP_ROWS, unpack_group
 from pipeline.state.segment_index import SegmentIndex, digests_of, read_index
@@ -35,7 +35,7 @@ class SealedSegments:
         self._storage = MappedStorage(directory / "filters")
         self._filters = np.empty(0, np.uint64)
         self._starts = np.zeros(1, np.int64)
-        """Where the filter of each segment begins, and the end of the last."""
+        """Offset of each segment's filter, and the end of the last."""
         # Compiled here, not while the first batch waits.
         fill_filter(np.zeros(1, np.uint64), keys_of([]))
         next_candidates(self._filters, self._starts, keys_of([]), np.empty(0, np.int64))
@@ -68,7 +68,7 @@ class SealedSegments:
         self._filters[: end - start] = self._filters[start:end].copy()
         self._starts = self._starts[count:] - start
 
-    def find(self, digests: Sequence[bytes]) -> Iterator[tuple[bytes, Entry]]:
+    def find(self, digests: Sequence[bytes]) -> Iterator[tuple[bytes, DecisionReference]]:
         """Yield those of ``digests`` that a segment has, each with its entry in the last one that has it."""
         left = list(digests)
         before = np.full(len(left), len(self.segments), np.int64)
@@ -86,7 +86,7 @@ class SealedSegments:
 
     def read(self, row: int) -> tuple[int, list[bytes]]:
         """Read the group of decisions that ``row`` lies in; return its first row and the decisions."""
-        place = bisect_right(self.segments, row, key=lambda one: one.first_row) - 1
+        place = bisect_right(self.segments, row, key=lambda sealed: sealed.first_row) - 1
         segment, index = self.segments[place], self._indexes[place]
         path, index_path = self.paths(segment.number)
         number = (row - segment.first_row) // GROUP_ROWS
@@ -124,10 +124,10 @@ class SealedSegments:
             self._close(path)
         self._storage.close()
 
-    def _entry(self, place: int, digest: bytes) -> Entry | None:
+    def _entry(self, place: int, digest: bytes) -> DecisionReference | None:
         segment = self.segments[place]
         found = self._indexes[place].find(self._file(self.paths(segment.number)[1]), digest)
-        return None if found is None else Entry(found[0], segment.first_row + found[1])
+        return None if found is None else DecisionReference(found[0], segment.first_row + found[1])
 
     def _file(self, path: Path) -> int:
         file = self._files.get(path)

@@ -12,7 +12,7 @@ from typing import Final
 
 from pipeline.engine.segments import (
     NO_TIME_US,
-    Entry,
+    DecisionReference,
     SealedSegment,
     SegmentsDump,
     SegmentsState,
@@ -62,7 +62,7 @@ class FileSegments:
                 self._open.add(digests, event_time_us, decisions)
         return first
 
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Look in the open segment, then in the sealed ones from the last to the first."""
         if not digests:
             return {}
@@ -72,12 +72,12 @@ class FileSegments:
                 found.update(self._sealed.find([digest for digest in digests if digest not in found]))
         return found
 
-    def read(self, entries: Sequence[Entry]) -> list[bytes]:
+    def read(self, entries: Sequence[DecisionReference]) -> list[bytes]:
         """Read packed decisions, each group of them once."""
         found = [b""] * len(entries)
         first, group = 0, list[bytes]()
         with StoreErrors(self._directory):
-            for number in sorted(range(len(entries)), key=lambda one: entries[one].row):
+            for number in sorted(range(len(entries)), key=lambda at: entries[at].row):
                 row = entries[number].row
                 if not first <= row < first + len(group):
                     first, group = (self._open if row >= self._open.first_row else self._sealed).read(row)
@@ -196,9 +196,9 @@ class FileSegments:
         self._open.settle()
         opened.close()
 
-    def _held(self) -> Iterator[tuple[list[bytes], list[Entry]]]:
+    def _held(self) -> Iterator[tuple[list[bytes], list[DecisionReference]]]:
         """Yield digests and entries of each segment."""
         for digests, times, rows in self._sealed.entries():
-            yield digests, list(map(Entry, times.tolist(), rows.tolist()))
+            yield digests, list(map(DecisionReference, times.tolist(), rows.tolist()))
         opened = self._open
-        yield opened.digests(), list(map(Entry, opened.times(), range(opened.first_row, opened.next_row)))
+        yield opened.digests(), list(map(DecisionReference, opened.times(), range(opened.first_row, opened.next_row)))

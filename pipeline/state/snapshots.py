@@ -1,4 +1,4 @@
-"""Snapshots of partitions' state: written in the background after a commit, so that a worker folds less when it starts.
+"""Snapshots of partitions' state: written in the background after a commit, so that a worker replays less at its start.
 
     <root>/<agent>/<partition>/objects/<sha-256>              what states are made of
     <root>/<agent>/<partition>/<number>-<random>.json         a snapshot: which objects, whose state, up to where
@@ -51,7 +51,7 @@ _NO_LOGS: Final[Mapping[str, range]] = MappingProxyType({})
 T = TypeVar("T")
 
 
-class Reason(StrEnum):
+class UnusableReason(StrEnum):
     """Why a snapshot was not used."""
 
     DAMAGED = "damaged"
@@ -74,7 +74,7 @@ class Refused(NamedTuple):
     """A snapshot that was not used, and why."""
 
     name: str
-    reason: Reason
+    reason: UnusableReason
     text: str
 
 
@@ -148,10 +148,10 @@ class SnapshotRepository:
         logs: Mapping[str, range] = _NO_LOGS,
         waiting: Callable[[], None] = lambda: None,
     ) -> Snapshot | None:
-        """The newest whole snapshot of ``key`` from which a fold reaches ``committed`` (next offsets), and not beyond.
+        """Newest whole snapshot of ``key`` from which a replay reaches ``committed`` (next offsets), and not beyond.
 
         ``logs`` are the offsets that the topics hold now (those of a topic that is absent are not checked). The
-        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is told of;
+        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is reported;
         None where there is none that can. An address that cannot be read is tried again a few times; ``waiting`` is
         called meanwhile, and may raise. Raises SnapshotUnreadable where that is of no avail, snapshots are
         irreplaceable and the logs have lost their beginnings; else does not fail for what it finds or does not find.
@@ -160,7 +160,7 @@ class SnapshotRepository:
         try:
             names = manifest_names(self._patiently(directory, lambda: self._place.listing(directory), waiting))
         except OSError as error:
-            refused = Refused(f"{self.url}/{directory}", Reason.UNREADABLE, str(error))
+            refused = Refused(f"{self.url}/{directory}", UnusableReason.UNREADABLE, str(error))
             self._on_refused(refused)
             self._raise_if_irreplaceable([refused], committed, logs)
             return None
@@ -169,7 +169,7 @@ class SnapshotRepository:
             found = self._fetch(f"{directory}/{name}", key, committed, logs, scratch, waiting)
             if isinstance(found, Snapshot):
                 return found
-            if found.reason in (Reason.DAMAGED, Reason.MISSING):
+            if found.reason in (UnusableReason.DAMAGED, UnusableReason.MISSING):
                 self._damaged.add(found.name)
             self._on_refused(found)
             passed_over.append(found)
@@ -211,18 +211,20 @@ class SnapshotRepository:
         try:
             return self._patiently(name, attempt, waiting)
         except (ManifestDamaged, PieceDamaged) as error:
-            return Refused(name, Reason.DAMAGED, str(error))
+            return Refused(name, UnusableReason.DAMAGED, str(error))
         except ManifestUnsigned as error:
-            return Refused(name, Reason.UNSIGNED, str(error))
+            return Refused(name, UnusableReason.UNSIGNED, str(error))
         except ManifestForeign as error:
             newer = error.format > FORMAT
-            return Refused(name, Reason.NEWER_FORMAT if newer else Reason.OLDER_FORMAT, str(error))
+            return Refused(name, UnusableReason.NEWER_FORMAT if newer else UnusableReason.OLDER_FORMAT, str(error))
         except FileNotFoundError as error:
-            return Refused(name, Reason.MISSING, str(error))
+            return Refused(name, UnusableReason.MISSING, str(error))
         except OSError as error:
             if error.errno in _NO_ROOM:
-                return Refused(name, Reason.NO_ROOM, f"{error}; it was to be fetched to {scratch}: free space there")
-            return Refused(name, Reason.UNREADABLE, str(error))
+                return Refused(
+                    name, UnusableReason.NO_ROOM, f"{error}; it was to be fetched to {scratch}: free space there"
+                )
+            return Refused(name, UnusableReason.UNREADABLE, str(error))
 
     def _patiently(self, what: str, read: Callable[[], T], waiting: Callable[[], None]) -> T:
         """Try again after an OSError that may pass; the last one is raised."""
@@ -245,7 +247,9 @@ class SnapshotRepository:
         self, passed_over: Sequence[Refused], committed: Mapping[str, int], logs: Mapping[str, range]
     ) -> None:
         unread = [
-            refused for refused in passed_over if refused.reason in (Reason.UNREADABLE, Reason.NO_ROOM, Reason.UNSIGNED)
+            refused
+            for refused in passed_over
+            if refused.reason in (UnusableReason.UNREADABLE, UnusableReason.NO_ROOM, UnusableReason.UNSIGNED)
         ]
         lost = [
             f"{topic} begins at offset {logs[topic].start}" for topic in committed if logs.get(topic, range(0)).start
@@ -270,10 +274,10 @@ class SnapshotRepository:
         for target, digest in targets.items():
             self._place.fetch(f"{directory}/{digest}", target)
             if digest_of(target) != digest:
-                return Refused(name, Reason.DAMAGED, f"the object {digest} is not what was written")
+                return Refused(name, UnusableReason.DAMAGED, f"the object {digest} is not what was written")
         files = [packs / digest for digest in manifest.objects]
         if not all(lies_within(piece, files[piece.object]) for piece in manifest.pieces()):
-            return Refused(name, Reason.DAMAGED, "it names a piece that lies beyond the end of its object")
+            return Refused(name, UnusableReason.DAMAGED, "it names a piece that lies beyond the end of its object")
         for file_name, file in (manifest.store or {}).items():
             if file.piece is not None:
                 (store / file_name).write_bytes(unpack(files, file.piece))
@@ -302,29 +306,38 @@ def _clear(scratch: Path) -> None:
 
 def _unfit(
     manifest: Manifest, key: SnapshotKey, committed: Mapping[str, int], logs: Mapping[str, range]
-) -> tuple[Reason, str] | None:
+) -> tuple[UnusableReason, str] | None:
     theirs = manifest.key
     for reason, name in (
-        (Reason.OTHER_PARTITION, "agent"),
-        (Reason.OTHER_PARTITION, "partition"),
-        (Reason.OTHER_CLUSTER, "cluster_id"),
-        (Reason.OTHER_TOPICS, "topic_ids"),
-        (Reason.OTHER_PARTITION_COUNT, "partition_count"),
-        (Reason.OTHER_KERNEL, "kernel"),
+        (UnusableReason.OTHER_PARTITION, "agent"),
+        (UnusableReason.OTHER_PARTITION, "partition"),
+        (UnusableReason.OTHER_CLUSTER, "cluster_id"),
+        (UnusableReason.OTHER_TOPICS, "topic_ids"),
+        (UnusableReason.OTHER_PARTITION_COUNT, "partition_count"),
+        (UnusableReason.OTHER_KERNEL, "kernel"),
     ):
         if getattr(theirs, name) != getattr(key, name):
             return reason, f"its {name} is {getattr(theirs, name)}, not {getattr(key, name)}"
     positions = manifest.positions
     for topic, position in positions.items():
         if position > committed.get(topic, -1):
-            return Reason.AHEAD, f"it stands at {position} of {topic}, which is committed up to {committed.get(topic)}"
+            return (
+                UnusableReason.AHEAD,
+                f"it stands at {position} of {topic}, which is committed up to {committed.get(topic)}",
+            )
         if topic in logs and position < min(logs[topic].start, committed[topic]):
-            return Reason.BEHIND, f"it stands at {position} of {topic}, which begins at {logs[topic].start} now"
-    told = logs.get(PROGRESS.name)
-    if told is not None and manifest.progress > told.stop:
-        return Reason.AHEAD, f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {told.stop}"
-    # Without a record to fold, the order of records does not matter.
+            return UnusableReason.BEHIND, f"it stands at {position} of {topic}, which begins at {logs[topic].start} now"
+    progress_log = logs.get(PROGRESS.name)
+    if progress_log is not None and manifest.progress > progress_log.stop:
+        return (
+            UnusableReason.AHEAD,
+            f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {progress_log.stop}",
+        )
+    # Without a record to replay, the order of records does not matter.
     folds = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
-    if told is not None and folds and manifest.progress < told.start:
-        return Reason.BEHIND, f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {told.start} now"
+    if progress_log is not None and folds and manifest.progress < progress_log.start:
+        return (
+            UnusableReason.BEHIND,
+            f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {progress_log.start} now",
+        )
     return None

@@ -27,10 +27,10 @@ MINIMUM_BYTES: Final = 8 << 20
 
 _BLOOM_BITS: Final = 10
 _MEMTABLE_BLOOM_SHARE: Final = 0.02
-"""Of a write buffer: about 15 bits for each of the small entries that fit in it."""
+"""Bloom filter's share of a write buffer: about 15 bits for each of the small entries that fit in it."""
 _BLOCK_BYTES: Final = 8 << 10
 _ZSTANDARD_LEVEL: Final = 1
-"""Of what has come to rest: what is kept comes out no larger than at RocksDB's own, 3, for less work."""
+"""Compression of files at rest: no larger than at RocksDB's own level, 3, for less work."""
 _LARGEST_WRITE_BUFFER_BYTES: Final = 64 << 20
 _OPEN_FILES: Final = 256
 WRITE_AT_ONCE: Final = 1_000
@@ -55,7 +55,7 @@ class StoreMemory:
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(size_bytes // 4, False, self._cache)
 
     def used_bytes(self) -> int:
-        """How much of it is in use."""
+        """Return the bytes that are in use."""
         # What is not yet in a file is charged to the cache, and so counted with it.
         used: int = self._cache.get_usage()
         return used
@@ -98,7 +98,7 @@ class RocksStore:
     """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
 
     What was written since the last ``settle`` is held in memory, so that ``undo`` only forgets it. What small batches
-    settled is held back too, until there are ``write_at_once`` keys: a write costs RocksDB the same for one key and for
+    committed is held back too, up to ``write_at_once`` keys: a write costs RocksDB the same for one key and for
     a hundred, and nothing outlives the process anyway. One thread works on a store; ``release`` may be called from any.
     Raises StoreError where RocksDB fails.
     """
@@ -124,10 +124,10 @@ class RocksStore:
     def _open(self, memory: StoreMemory) -> None:
         self._pending: dict[bytes, bytes | None] = {}
         self._unwritten: dict[bytes, bytes | None] = {}
-        """Settled, and not yet in the database."""
+        """Committed, and not yet in the database."""
         self._ranges: list[tuple[bytes, bytes]] = []
         self._freezes = 0
-        # RocksDB's own log of writes would only guard what a fold gives again.
+        # RocksDB's own log of writes would only guard what a replay gives again.
         self._writing = WriteOptions()
         self._writing.disable_wal = True
         with StoreErrors(self._directory):
@@ -192,7 +192,7 @@ class RocksStore:
             ahead = next(written, None)
 
     def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget a range when the batch is settled."""
+        """Forget a range when the batch is committed."""
         # RocksDB takes a range that ends before it starts for a failure of the disk, and refuses all later writes.
         if start < end:
             self._ranges.append((start, end))
@@ -210,7 +210,7 @@ class RocksStore:
         self._ranges.clear()
 
     def freeze(self) -> str:
-        """A directory beside the store's with its settled files, as hard links; it stays until it is released.
+        """A directory beside the store's with its committed files, as hard links; it stays until it is released.
 
         Raises SnapshotError where only this cannot be done and the store goes on, StoreError where it is broken.
         """

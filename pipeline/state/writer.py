@@ -16,7 +16,7 @@ from pipeline.state.manifest import (
     ManifestDamaged,
     ManifestForeign,
     ManifestUnsigned,
-    Piece,
+    ObjectRange,
     SavedPages,
     SnapshotKey,
     StoreFile,
@@ -26,7 +26,7 @@ from pipeline.state.manifest import (
     manifest_names,
     number_of,
 )
-from pipeline.state.objects import Found, Place
+from pipeline.state.objects import ObjectInfo, ObjectStore
 from pipeline.state.packs import FileIdentity, Packer, identity_of
 from pipeline.state.sealed_segments import INDEX_SUFFIX, SEGMENT_SUFFIX
 
@@ -40,7 +40,7 @@ _UNCHANGING: Final = frozenset({".sst", SEGMENT_SUFFIX, INDEX_SUFFIX})
 
 
 class Written(NamedTuple):
-    """What a snapshot took."""
+    """The figures of a written snapshot."""
 
     name: str
     objects: int
@@ -54,7 +54,7 @@ class SnapshotWriter:
 
     def __init__(
         self,
-        place: Place,
+        place: ObjectStore,
         url: str,
         key: SnapshotKey,
         base: Manifest | None,
@@ -78,7 +78,7 @@ class SnapshotWriter:
 
     @property
     def needs_full(self) -> bool:
-        """Whether the next dump must be a full one, since there is nothing that it could be built on."""
+        """True if the next dump must be a full one, since there is nothing that it could be built on."""
         return self._base is None
 
     def write(self, positions: Mapping[str, int], progress: int, dump: StateDump) -> Written:
@@ -113,12 +113,12 @@ class SnapshotWriter:
         self,
         packer: Packer,
         base: Manifest | None,
-        objects: Mapping[str, Found],
+        objects: Mapping[str, ObjectInfo],
         positions: Mapping[str, int],
         progress: int,
         dump: StateDump,
     ) -> Manifest:
-        kept: dict[tuple[str, int], Piece] = {}
+        kept: dict[tuple[str, int], ObjectRange] = {}
         for column, pages in dump.columns.items():
             saved = None if base is None else base.columns.get(column)
             for number in range(_page_count(pages.items)):
@@ -156,7 +156,7 @@ class SnapshotWriter:
             store=store,
         )
 
-    def _store_files(self, packer: Packer, objects: Mapping[str, Found], directory: Path) -> dict[str, StoreFile]:
+    def _store_files(self, packer: Packer, objects: Mapping[str, ObjectInfo], directory: Path) -> dict[str, StoreFile]:
         files: dict[str, StoreFile] = {}
         tables: dict[FileIdentity, str] = {}
         for path in sorted(directory.iterdir()):
@@ -185,7 +185,7 @@ class SnapshotWriter:
         self._place.write(name, content)
         return name, len(content)
 
-    def _withdraw(self, packer: Packer, before: Mapping[str, Found]) -> None:
+    def _withdraw(self, packer: Packer, before: Mapping[str, ObjectInfo]) -> None:
         for digest in packer.written:
             if digest not in before:
                 try:
@@ -195,7 +195,7 @@ class SnapshotWriter:
                     return
 
     def _prune(self) -> None:
-        """Of this format and of others, the newest ``kept`` stay, the others' for ``FOREIGN_S``, and what they need."""
+        """Delete old snapshots; the newest ``kept`` stay, other formats' for ``FOREIGN_S``, with what they need."""
         # Listed before the snapshots are read: what is named later than this is too young to go.
         objects = self._place.listing(f"{self._directory}/objects")
         whole = foreign = 0

@@ -1,4 +1,4 @@
-"""Which transactions may teach: those whose labels were known by then, the earlier to train on, the later to check."""
+"""Training rows: transactions whose labels were known by then, the earlier to train on, the later to check."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -18,7 +18,7 @@ _SILENT: Final = {"verbosity": -1}
 def treeless_model(fraud_share: float) -> LightGBMModel:
     """Return a version that gives every transaction the log-odds of the same share of frauds.
 
-    The online model adds to these log-odds, so that its own inputs alone tell transactions apart. A training by the
+    The online model adds to these log-odds, so that its own inputs alone distinguish transactions. A training by the
     recipe of this version grows trees on the default features.
 
     Args:
@@ -45,5 +45,5 @@ def treeless_model(fraud_share: float) -> LightGBMModel:
 def cold_start(fraud_share: float, threshold: float, audit_rate: float) -> tuple[LightGBMModel, Policy]:
     """Return a version without trees and a policy for it; arguments as of `treeless_model` and `Policy`."""
     model = treeless_model(fraud_share)
-    # Nothing but the online model tells transactions apart: it does not wait for the gate.
+    # Nothing but the online model distinguishes transactions: it does not wait for the gate.
     return model, Policy(threshold, blend=1.0, audit_rate=audit_rate, lightgbm_version=model.version)

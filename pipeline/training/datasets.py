@@ -68,7 +68,7 @@ def from_history(
 
 
 def _attributes(frame: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
-    """Return the attributes that tell transactions of a history apart."""
+    """Return the attributes that distinguish transactions of a history."""
     found = {}
     for name in ATTRIBUTES:
         if name in frame and frame[name].nunique(dropna=False) > 1:

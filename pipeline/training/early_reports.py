@@ -37,7 +37,7 @@ class EarlyReports(NamedTuple):
         behind_us: int,
         score: Callable[[NDArray[np.intp]], NDArray[np.float64]],
     ) -> Targets:
-        """Return what the rows behind a training's last target teach.
+        """Return the training targets of the rows behind a training's last target.
 
         Args:
             event_time_us: Event times of the training set, shape (n,).
@@ -63,13 +63,13 @@ def targets_at(
     probability: NDArray[np.float64] | None,
     delays: ReportDelays,
 ) -> Targets:
-    """Return what n rows teach by what was known at a time.
+    """Return the training targets of n rows by what was known at a time.
 
     A row is mature from the age ``delays.maturity_us`` on: fraud if it was reported, else legitimate, at weight 1. Of
     a younger one, F is the share of the reports that come by its age. A reported one is fraud at weight min(1 / F,
     `LARGEST_WEIGHT`), and stands for those that are still to be reported. An unreported one is legitimate at weight
     1 - q, where q = p (1 - F) / (1 - p F) is the probability that it is a fraud all the same. Rows of an age at which
-    no report has come yet (F = 0) tell nothing and are left out, so that one fixed delay leaves mature rows alone.
+    no report has come yet (F = 0) are left out, so that one fixed delay leaves mature rows alone.
 
     Args:
         as_of_us: Only rows and reports up to this time count.

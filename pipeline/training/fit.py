@@ -46,7 +46,7 @@ class TrainingSet:
     """Shape (n, len(names))."""
     fraud: NDArray[np.bool_]
     weight: NDArray[np.float64]
-    """How many transactions each row stands for."""
+    """Number of transactions that each row stands for."""
     event_time_us: NDArray[np.int64]
     card: NDArray[np.int64]
     """The card as any integer."""
@@ -55,9 +55,9 @@ class TrainingSet:
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
     attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
-    """Declared attributes by which outcomes are told apart, each of shape (n,)."""
+    """Declared attributes by which outcomes are split, each of shape (n,)."""
     names: tuple[str, ...] = FEATURES
-    """What ``features`` holds. Only these can be trained on."""
+    """Names of the columns of ``features``. Only these can be trained on."""
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a feature of all rows; shape (n,)."""
@@ -77,7 +77,7 @@ COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "ident
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How the trees are grown. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
+    """The hyperparameters of the trees. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
 
     trees: int = 400
     leaves: int = 15
@@ -123,7 +123,7 @@ def train(
 
     Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
     trees, the calibration and the threshold, and give the metrics. The version itself has as many trees, grown on all
-    rows of both periods: the newest ones teach most about what comes next. With ``early`` it is grown on the rows
+    rows of both periods: the newest ones inform most about what comes next. With ``early`` it is grown on the rows
     behind them too, as `pipeline.training.early_reports.targets_at` weighs them by the scores of the checked trees.
 
     Args:
@@ -134,9 +134,9 @@ def train(
         policy: Gives blend, audit rate and rules of the new policy.
         features: The features that trees may ask for; the model keeps how they are distributed.
         details: Further metadata of the model.
-        early: Reports of rows that are too young for ``split``; without, such rows teach nothing.
+        early: Reports of rows that are too young for ``split``; without, such rows are not trained on.
         labels: The labels of the training, for the model's metadata.
-        force: Make a version although it tells frauds apart hardly better than chance.
+        force: Make a version although it ranks frauds hardly better than chance.
         wrong_labels: Train again on wrong labels, and keep how the training does then.
         report: Called now and then with how far it is, in words.
 
@@ -202,7 +202,7 @@ def with_trees_of_folds(
 ) -> TrainingConfig:
     """Return a configuration with the number of trees that is best on rolling folds, and no early stopping.
 
-    One week tells the number of trees badly. The number belongs to the recipe: later trainings by it grow as many.
+    A week is too short to choose their number. The number belongs to the recipe: later trainings by it grow as many.
 
     Args:
         data: Transactions with what they turned out to be.
@@ -240,7 +240,7 @@ def _young_targets(
     early: EarlyReports | None,
     probability: Callable[[NDArray[np.intp]], NDArray[np.float64]],
 ) -> Targets | None:
-    """Return what rows behind those of a split teach; None where that is nothing."""
+    """Return the training targets of rows behind those of a split; None where there are none."""
     if early is None or data.reported_us is None:
         return None
     found = early.targets(data.event_time_us, data.reported_us, int(data.event_time_us[rows].max()), probability)

@@ -3,10 +3,10 @@
 from typing import Any
 
 from pipeline.models.description import Facts
-from pipeline.registry import Entry
+from pipeline.registry import RegistryEntry
 
 
-def what_differs(first: Facts, again: Facts, entry: Entry | None, now: Entry) -> str:
+def what_differs(first: Facts, again: Facts, entry: RegistryEntry | None, now: RegistryEntry) -> str:
     """Return in one sentence why training a version again gave another one.
 
     Args:

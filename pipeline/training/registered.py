@@ -5,7 +5,7 @@ from pipeline.training.fit import Trained
 
 
 def register(registry: Registry, trained: Trained) -> None:
-    """Keep a LightGBM version with its metrics, and the policy made for it; neither is put in force.
+    """Keep a LightGBM version with its metrics, and the policy made for it; neither is activated.
 
     Raises `pipeline.registry.RegistryError`.
     """

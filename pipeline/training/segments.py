@@ -12,7 +12,7 @@ from pipeline.features.catalogue import FEATURES
 ATTRIBUTES: Final = ("currency", "country", "channel", "mcc", "transaction_type")
 """Fields of a transaction that are segments where a history has them."""
 MOST_VALUES: Final = 10
-"""Most frequent values of an attribute that are told apart."""
+"""Most frequent values of an attribute that are distinguished."""
 AMOUNT_BANDS: Final = 4
 MERCHANT_AGE_DAYS: Final = (14, 60)
 SEGMENT_FEATURES: Final = ("amount", "merchant_seconds_since_first")

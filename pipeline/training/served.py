@@ -152,7 +152,7 @@ class ServedRows:
     def training_set(self, as_of_us: int) -> TrainingSet:
         """Return all rows as a training set, by the labels that had come by ``as_of_us``.
 
-        Features are not copied. Which rows may teach is for a `Split` to say.
+        Features are not copied. Which rows may be trained on is for a `Split` to say.
         """
         reported_us = self.reports_by(as_of_us)
         return TrainingSet(
@@ -242,7 +242,7 @@ class ServedLog:
         if not len(part.event_time_us):
             return
         oldest_us = (self.newest_us or 0) - self._window_us
-        self._parts = [one for one in [*self._parts, part] if one.event_time_us.max() >= oldest_us]
+        self._parts = [kept for kept in [*self._parts, part] if kept.event_time_us.max() >= oldest_us]
         self._changed = True
 
     def _advance(self, partition: int, event_time_us: NDArray[np.int64]) -> None:
@@ -258,11 +258,11 @@ class ServedLog:
         for record, error in read.refused:
             refuse(record, error, not_counted)
         labels = read.labels
-        told = labels.rank > 0
-        if told.any():
+        labelled = labels.rank > 0
+        if labelled.any():
             identity = digest_keys(labels.card_id, labels.transaction_id)[:, 0]
             columns = (identity, labels.rank, labels.labelled_at_us, labels.known, labels.known_at_us)
-            self._labels.append(Labelled._make(column[told] for column in columns))
+            self._labels.append(Labelled._make(column[labelled] for column in columns))
             self._changed = True
 
     def rows(self) -> ServedRows:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.decision.online_gate import BothScores, Gate, Identity, Report
+from pipeline.decision.online_gate import BothScores, Gate, Identity, LabelReport
 from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
@@ -159,7 +159,7 @@ def gated(
         until = int(np.searchsorted(known_us, now_us, side="right"))
         for row, at_us in zip(frauds[told:until].tolist(), known_us[told:until].tolist(), strict=True):
             identity = ("", f"{row:012d}")
-            gate.report(Report(identity, source_rank("chargeback"), KNOWN.index(FRAUD), at_us, at_us))
+            gate.report(LabelReport(identity, source_rank("chargeback"), KNOWN.index(FRAUD), at_us, at_us))
         told = until
         blend = gate.decide(blend).blend
         of = slice(begin, end)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.signing import Trust
 from schemas.messages import Alert, Decision
 from schemas.records import Record
@@ -86,7 +86,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     assert worker.stop() == 0, worker.said
 
     # While nobody runs, more comes in, and somebody publishes a champion that cannot be used.
-    damaged = Content("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
+    damaged = VersionToPublish("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
     publish_active(cluster.bootstrap, cluster.settings, [damaged])
     bought |= shop(cluster, range(380, 420), seed=79)
     cluster.flush()

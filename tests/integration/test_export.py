@@ -26,7 +26,7 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.models import ActiveModels
 from pipeline.exports.errors import ExportError
-from pipeline.exports.topics import Asked, Exported, Step, TopicExport, named
+from pipeline.exports.topics import Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, producer_config, read_topic
 from pipeline.scoring.river_factory import first_river
@@ -248,7 +248,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def test_what_was_read_is_whole_when_somebody_ends_it(cluster: Cluster, tmp_path: Path) -> None:
     fill(cluster)
-    steps: list[Step] = []
+    steps: list[ExportProgress] = []
     run = TopicExport(cluster.bootstrap, cluster.settings, tmp_path, [named("transactions"), named("labels")])
     ended = run.run(steps.append, lambda: len(steps) > 0)
     records = cluster.read(TRANSACTIONS)

@@ -11,7 +11,7 @@ from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.active import ModelSubscriber
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import RatesError
@@ -32,15 +32,15 @@ from tests.unit.test_signing import key_pair
 pytestmark = pytest.mark.broker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-CHAMPION = Content("lightgbm", small_model().version, small_model().to_payload())
-OTHER = Content("lightgbm", other_model().version, other_model().to_payload())
+CHAMPION = VersionToPublish("lightgbm", small_model().version, small_model().to_payload())
+OTHER = VersionToPublish("lightgbm", other_model().version, other_model().to_payload())
 GARBAGE = (b"[" * 5_000, b"\xff\xfe", b"{}", b"", None, b'{"name":"policy","version":"\xff"}')
 Subscribers = Callable[[], ModelSubscriber]
 
 
-def of_policy(threshold: float) -> Content:
+def of_policy(threshold: float) -> VersionToPublish:
     one = policy(threshold)
-    return Content("policy", one.version, one.to_payload())
+    return VersionToPublish("policy", one.version, one.to_payload())
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def garbage(cluster: Cluster, key: bytes) -> None:
     cluster.flush()
 
 
-def reference(content: Content, offset: int = 0) -> VersionReference:
+def reference(content: VersionToPublish, offset: int = 0) -> VersionReference:
     name, version, payload = content
     return VersionReference(name=name, version=version, digest=payload_digest(payload), offset=offset)
 
@@ -79,7 +79,7 @@ def table(rate: str) -> bytes:
     return json.dumps({"version": "v", "base": "EUR", "currencies": currencies}).encode()
 
 
-def activation(*contents: Content, offset: int = 0) -> Output:
+def activation(*contents: VersionToPublish, offset: int = 0) -> Output:
     return control_record(Activation(versions=[reference(content, offset) for content in contents], activated_at=NOW))
 
 
@@ -121,7 +121,7 @@ def test_all_versions_of_an_activation_count_at_once_and_garbage_counts_never(
     for one in (live, late):
         assert refused(one, cluster, CONTROL.name) == 2 * len(GARBAGE)
     # What cannot be used is refused whole: the policy beside it stays what it was.
-    damaged = Content("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
+    damaged = VersionToPublish("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
     publish_active(cluster.bootstrap, cluster.settings, [damaged, of_policy(0.5)])
     assert active(live) == active(subscriber()) == (OTHER.version, 0.4)
 
@@ -133,7 +133,7 @@ def test_a_version_that_was_trained_on_other_labels_is_used_with_a_warning(
     model = LightGBMModel(text, metadata={"labels": {"regime": {"reported": "all"}}})
     settings = cluster.settings.model_copy(update={"label_regime": "frauds-only"})
     publish_active(
-        cluster.bootstrap, settings, [Content("lightgbm", model.version, model.to_payload()), of_policy(0.3)]
+        cluster.bootstrap, settings, [VersionToPublish("lightgbm", model.version, model.to_payload()), of_policy(0.3)]
     )
     one = ModelSubscriber(cluster.bootstrap, settings, empty_board(), WorkerMetrics())
     try:
@@ -177,7 +177,9 @@ def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tm
     publish_active(cluster.bootstrap, own, [CHAMPION, of_policy(0.3)])
     assert active(live) == (CHAMPION.version, 0.3)
     for forger in (cluster.settings, other):
-        publish_active(cluster.bootstrap, forger, [OTHER, of_policy(0.4), Content("rates", "forged", table("9"))])
+        publish_active(
+            cluster.bootstrap, forger, [OTHER, of_policy(0.4), VersionToPublish("rates", "forged", table("9"))]
+        )
     # A forged content behind a good reference is none either, and what is signed goes on to count.
     write(cluster, activation(OTHER))
     assert active(live) == (CHAMPION.version, 0.3)
@@ -215,8 +217,10 @@ def test_the_newest_river_version_counts_whatever_champion_is_active(cluster: Cl
 def test_a_rate_table_is_believed_by_what_it_says(cluster: Cluster) -> None:
     rates = PublishedRates(cluster.bootstrap, cluster.settings)
     # Named, and not there; there, and no table.
-    write(cluster, activation(Content("rates", "v", table("9"))))
-    bad = Content("rates", "w", b'{"version":"w","base":"EUR","currencies":{"EUR":{"digits":1000000000,"rate":"1"}}}')
+    write(cluster, activation(VersionToPublish("rates", "v", table("9"))))
+    bad = VersionToPublish(
+        "rates", "w", b'{"version":"w","base":"EUR","currencies":{"EUR":{"digits":1000000000,"rate":"1"}}}'
+    )
     publish_active(cluster.bootstrap, cluster.settings, [bad])
     garbage(cluster, b"rates")
     assert rates.publish(table("1.17")) is True

@@ -16,8 +16,8 @@ from pipeline.decision.policy import Policy
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.kafka.quarantine import decode_control
-from pipeline.models.decision_feed import DecidedRows, decode_decided
-from pipeline.models.publish import Content, ControlWriter, publish_active
+from pipeline.models.decision_feed import PartitionDecisions, decode_decided
+from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active
 from schemas.messages import Activation, LearningSwitch, ModelScores, Versions
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISIONS, LABELS, MODELS
@@ -79,8 +79,10 @@ def policies(cluster: Cluster) -> dict[str, Policy]:
 
 
 def publish(cluster: Cluster, model: Any, one: Policy) -> None:
-    champion = Content("lightgbm", model.version, model.to_payload())
-    publish_active(cluster.bootstrap, cluster.settings, [champion, Content("policy", one.version, one.to_payload())])
+    champion = VersionToPublish("lightgbm", model.version, model.to_payload())
+    publish_active(
+        cluster.bootstrap, cluster.settings, [champion, VersionToPublish("policy", one.version, one.to_payload())]
+    )
 
 
 def once(cluster: Cluster) -> dict[str, Any]:
@@ -97,7 +99,9 @@ def expected(written: Sequence[tuple[int, bytes]], lightgbm: str, threshold: flo
     """What the controller says of the same decisions, partition by partition."""
     pacing = Pacing(PacingOptions(BUDGET))
     for number in range(3):
-        rows = DecidedRows(number, [decode_decided(value) for partition, value in written if partition == number])
+        rows = PartitionDecisions(
+            number, [decode_decided(value) for partition, value in written if partition == number]
+        )
         pacing.add(rows.scored(lightgbm), number)
     return pacing.decide(threshold).threshold
 

@@ -14,7 +14,7 @@ from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.restore import restore_partition
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
-from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.messages import Rules
 from schemas.records import Record
 from schemas.topics import PROFILED
@@ -58,9 +58,11 @@ class Kept:
     def undo(self, partitions: Collection[int]) -> None: ...
 
 
-@pytest.mark.parametrize(("position", "folds_from", "reasons"), [(5, 20, [Reason.BEHIND]), (20, 20, []), (30, 30, [])])
+@pytest.mark.parametrize(
+    ("position", "folds_from", "reasons"), [(5, 20, [UnusableReason.BEHIND]), (20, 20, []), (30, 30, [])]
+)
 def test_a_snapshot_older_than_the_log_is_passed_over(
-    kafka_settings: Settings, tmp_path: Path, position: int, folds_from: int, reasons: list[Reason]
+    kafka_settings: Settings, tmp_path: Path, position: int, folds_from: int, reasons: list[UnusableReason]
 ) -> None:
     settings = kafka_settings.model_copy(update={"merchant_partitions": 1})
     bootstrap = settings.kafka_bootstrap_servers

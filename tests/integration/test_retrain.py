@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.decision.policy import Policy
-from pipeline.models.publish import Content, publish_active
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.retraining.cycles import BY
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -117,7 +117,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     loud = LightGBMModel(good._text, msgspec.structs.replace(good.calibration, intercept=9.0))
     bad_policy = policy(0.5, lightgbm_version=loud.version)
     contents = [("lightgbm", loud.version, loud.to_payload()), ("policy", bad_policy.version, bad_policy.to_payload())]
-    publish_active(cluster.bootstrap, cluster.settings, [Content(*one) for one in contents])
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
     worker.until_it_says(f"lightgbm version {loud.version} is active")
     buy(cluster, later.iloc[half:])
     worker.until(lambda: len(cluster.decisions()) >= len(bought) + len(later))
@@ -138,8 +138,8 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     weak = LightGBMModel(few._text, few.calibration, {"training": {"trees": 40}}, distributions=tuple(names))
     weak_policy = Policy(0.5, lightgbm_version=weak.version, metadata={"alerts_per_day": BUDGET})
     contents = [("lightgbm", weak.version, weak.to_payload()), ("policy", weak_policy.version, weak_policy.payload)]
-    publish_active(cluster.bootstrap, cluster.settings, [Content(*one) for one in contents])
-    propose = ("propose", "--compare-days", "6", "--fold-days", "6", "--by", "mona")
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
+    propose = ("propose", "--compare-days", "5", "--fold-days", "5", "--by", "mona")
     assert "change something in it" in models(*propose, code=1)
     assert "hardly better than chance" in models(*propose, "--features", "weekday", code=1)
     said = models(*propose, "--features", "+card_*,+merchant_*")

@@ -23,7 +23,7 @@ from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.kafka.acl import Rule, create_rules
+from pipeline.kafka.acl import AclRule, create_rules
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import READER_GROUP, admin_client
 from pipeline.kafka.gateway import STAGE
@@ -174,19 +174,20 @@ def test_all_agents_and_commands_work_by_client_certificates(secured: Secured, t
     run_operators_commands(client, tmp_path)
 
 
-def test_a_client_without_its_security_settings_is_told_what_to_check(secured: Secured, tmp_path: Path) -> None:
+def test_a_client_without_its_security_settings_is_told_what_to_check(
+    secured: Secured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = client_of(secured, "TLS", SUPER, "", tmp_path)
     plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
-    assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
+    with monkeypatch.context() as impatient:
+        # A broker with TLS never answers a client without.
+        impatient.setattr("pipeline.demo.place.ANSWER_TIMEOUT_S", 1.0)
+        assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
     stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
     said = stranger.run("alerts", "--once", code=1)
     assert "Authentication failed" in said
     assert PASSWORDS.format("stranger") not in said
-    distrustful = {
-        **client.settings.kafka_config,
-        "ssl.ca.location": "",
-        "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode(),
-    }
+    distrustful = {"security.protocol": "ssl", "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode()}
     other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
     assert "certificate" in other.run("alerts", "--once", code=1)
 
@@ -249,7 +250,7 @@ def test_the_gateway_writes_tokens_by_its_role(by_role: Roles, tmp_path: Path) -
     bootstrap, raw = by_role.cluster.bootstrap, Topic("raw", "any", bytes, "producers", "cards")
     ensure_topics(bootstrap, root, [raw])
     name = root.topic(raw.name)
-    create_rules(bootstrap, root, [Rule("User:gateway", "topic", name, "read", prefixed=False)])
+    create_rules(bootstrap, root, [AclRule("User:gateway", "topic", name, "read", prefixed=False)])
     with RecordProducer(bootstrap, root) as producer:
         producer.produce(name, b"c1", transaction(9, now()), 1_000)
         producer.produce(name, b"c1", b"not json", 1_000)

@@ -44,7 +44,7 @@ from pipeline.kafka.transactions import (
     Aborted,
     OutputTooLarge,
     SessionError,
-    Transactions,
+    TransactionalProducers,
     end_unfinished,
 )
 from pipeline.settings import Settings
@@ -216,7 +216,7 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: Transactions, *_: object) -> None:
+    def late(self: TransactionalProducers, *_: object) -> None:
         # As librdkafka does where the broker refuses a record while the offsets are under way.
         self._producer.flush(PATIENCE_S)
         raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
@@ -226,7 +226,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
     with session(settings, handler) as one:
         batch = polled(one)
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_send_offsets", late)
+            patched.setattr(TransactionalProducers, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 one.commit(batch, [output_of(BROKER_REFUSES)])
             with pytest.raises(Aborted, match="Erroneous state"):
@@ -238,9 +238,9 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
 def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Transactions._produce
+    original = TransactionalProducers._produce
 
-    def slowly(self: Transactions, outputs: Sequence[Output]) -> None:
+    def slowly(self: TransactionalProducers, outputs: Sequence[Output]) -> None:
         for output in outputs:
             original(self, [output])
             self._producer.flush(PATIENCE_S)
@@ -250,7 +250,7 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
     with session(settings, handler) as one:
         batch = polled(one)
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_produce", slowly)
+            patched.setattr(TransactionalProducers, "_produce", slowly)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 one.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
         one.commit(batch, handler.process(batch))
@@ -263,9 +263,9 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     handler, hung = Numbers(), []
-    original = Transactions._commit_open
+    original = TransactionalProducers._commit_open
 
-    def once(self: Transactions) -> None:
+    def once(self: TransactionalProducers) -> None:
         if not hung:
             hung.append("commit")
             if committed:
@@ -276,7 +276,7 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as one:
         batch = polled(one)
-        monkeypatch.setattr(Transactions, "_commit_open", once)
+        monkeypatch.setattr(TransactionalProducers, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
             one.commit(batch, outputs)
@@ -293,9 +293,9 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), Transactions._commit_open
+    handler, original = Numbers(), TransactionalProducers._commit_open
 
-    def hang(self: Transactions) -> None:
+    def hang(self: TransactionalProducers) -> None:
         if committed:
             original(self)
         raise Hung("the broker died")
@@ -318,7 +318,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             return {place: Committed(offset, Mark("another/1")) for place, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_commit_open", hang)
+            patched.setattr(TransactionalProducers, "_commit_open", hang)
             patched.setattr(one._offsets, "told", told)
             outputs = handler.process(batch)
             if committed:
@@ -565,10 +565,10 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
         write(settings, ["1"])
         work(one, handler, lambda: len(held(handler)) == 1)
 
-        def hang(_: Transactions) -> None:
+        def hang(_: TransactionalProducers) -> None:
             raise Hung("the broker died")
 
-        monkeypatch.setattr(Transactions, "_commit_open", hang)
+        monkeypatch.setattr(TransactionalProducers, "_commit_open", hang)
         with pytest.raises(Aborted):
             one.commit(one.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 

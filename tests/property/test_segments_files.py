@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine.layout import transaction_digest
-from pipeline.engine.segments import Entry, MemorySegments
+from pipeline.engine.segments import DecisionReference, MemorySegments
 from pipeline.state.segments import FileSegments
 from schemas.times import US_PER_DAY
 from tests.helpers.memory_columns import MemoryColumn
@@ -52,7 +52,7 @@ class Files:
         self.segments.load(state, self._columns)
 
 
-def held(segments: FileSegments | MemorySegments, day: int) -> dict[bytes, tuple[Entry, bytes]]:
+def held(segments: FileSegments | MemorySegments, day: int) -> dict[bytes, tuple[DecisionReference, bytes]]:
     found = {
         digest: entry for digest, entry in segments.find(DIGESTS).items() if entry.event_time_us >= day * US_PER_DAY
     }

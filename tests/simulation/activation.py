@@ -6,7 +6,7 @@ from typing import Final
 
 from pipeline.engine.learn import model_record
 from pipeline.kafka.quarantine import control_record
-from pipeline.models.publish import Content
+from pipeline.models.publish import VersionToPublish
 from pipeline.rates import read_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
@@ -21,23 +21,23 @@ POLICIES: Final = ("policy one", "policy two")
 
 
 @cache
-def content_of(name: str) -> Content:
+def content_of(name: str) -> VersionToPublish:
     """Return one of the versions that a simulation publishes."""
     if name in LIGHTGBM:
         payload = small_model().to_payload()
         if name == LIGHTGBM[1]:
             payload = payload.replace(b'"slope":0.8', b'"slope":0.9')
-        return Content("lightgbm", LightGBMModel.from_payload(payload).version, payload)
+        return VersionToPublish("lightgbm", LightGBMModel.from_payload(payload).version, payload)
     made = policy(0.6 if name == POLICIES[0] else 0.4)
-    return Content("policy", made.version, made.payload)
+    return VersionToPublish("policy", made.version, made.payload)
 
 
-def write_content(world: World, content: Content) -> None:
+def write_content(world: World, content: VersionToPublish) -> None:
     output = model_record(content.name, content.version, content.payload, world.clock.now(UTC))
     world.cluster.write(PREFIX + "models", 0, output.key, output.value)
 
 
-def activate(world: World, *contents: Content) -> None:
+def activate(world: World, *contents: VersionToPublish) -> None:
     """Make versions active, whether or not their contents are there."""
     references = [
         VersionReference(name=one.name, version=one.version, digest=payload_digest(one.payload), offset=0)
@@ -56,7 +56,7 @@ def switch_learning(world: World, *, frozen: bool) -> None:
 
 def publish_first(world: World) -> None:
     """Publish what a worker needs to start: a rate table, a model and a policy."""
-    rates = Content("rates", "indicative-1", read_rates(world.settings("any")).strip())
+    rates = VersionToPublish("rates", "indicative-1", read_rates(world.settings("any")).strip())
     contents = [rates, content_of(LIGHTGBM[0]), content_of(POLICIES[0])]
     for content in contents:
         write_content(world, content)

@@ -34,7 +34,7 @@ from agents.loop import AgentLoop, Partitions
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch
-from pipeline.kafka.cluster import Identities
+from pipeline.kafka.cluster import ClusterIdentities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.models.rates import PublishedRates
 from pipeline.rates import fitting, read_rates
@@ -365,7 +365,7 @@ def made_context(world: World, settings: Settings) -> WorkerContext:
     wired = SimpleNamespace(
         _rates=fitting(read_rates(settings), settings),
         _published_rates=PublishedRates(world.address, settings),
-        _identities=Identities("simulated", {PREFIX + name: name for name in names}),
+        _identities=ClusterIdentities("simulated", {PREFIX + name: name for name in names}),
         _places={name: settings.data_dir / name for name in AGENT_NAMES},
         _store_memory=StoreMemory(MINIMUM_BYTES),
         _repository=SnapshotRepository(settings.snapshot_address) if settings.snapshot_address else None,

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.state import RunState
 from pipeline.demo.view import dashboard, summary_lines
 from tests.helpers.recording import PICTURE, SUMMARY, svg_text
@@ -31,7 +31,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def state() -> RunState:
-    figures = Figures(transactions=2, warm_up_transactions=1, decisions=2)
+    figures = RunFigures(transactions=2, warm_up_transactions=1, decisions=2)
     return RunState(started_s=time.monotonic(), days=2, figures=figures, day=1)
 
 

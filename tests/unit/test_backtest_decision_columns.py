@@ -6,7 +6,7 @@ from pipeline.backtest.engine.online import ColumnSegments, DecisionColumns
 from pipeline.engine.columns import no_transactions
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.layout import transaction_digest
-from pipeline.engine.segments import Entry
+from pipeline.engine.segments import DecisionReference
 from pipeline.engine.state import MemoryStore
 from schemas.messages import Versions
 from schemas.times import US_PER_DAY
@@ -70,7 +70,7 @@ def test_what_a_batch_forgot_can_be_read_until_it_is_committed() -> None:
     columns = kept.file((digest(0), 1))
     kept.settle()
     kept.decisions.forget_before(2, 0)
-    assert kept.segments.read([Entry(US_PER_DAY, 0)]) == [(columns, 0)]
+    assert kept.segments.read([DecisionReference(US_PER_DAY, 0)]) == [(columns, 0)]
 
 
 def test_a_batch_that_is_taken_back_leaves_no_trace() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pipeline.decision import online_gate
-from pipeline.decision.online_gate import BothScores, Gate, Report
+from pipeline.decision.online_gate import BothScores, Gate, LabelReport
 from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.learning.labels import KNOWN, source_rank
 from pipeline.settings import Settings
@@ -47,7 +47,7 @@ def expected_blends(rows: pd.DataFrame, history: pd.DataFrame, blend: float) -> 
         while told < len(labelled) and known_us[told] <= times_us[first]:
             card, transaction, fraud = labelled[told]
             at_us, known = int(known_us[told]), KNOWN.index("fraud" if fraud else "legitimate")
-            gate.report(Report((card, transaction), source_rank("simulator"), known, at_us, at_us))
+            gate.report(LabelReport((card, transaction), source_rank("simulator"), known, at_us, at_us))
             told += 1
         blend = gate.decide(blend).blend if number else blend
         end = first + len(of_hour)

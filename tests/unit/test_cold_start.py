@@ -5,7 +5,9 @@ import json
 import lightgbm
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.commands.model_changes import cold_start_command
 from pipeline.engine.decisions import decided
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
@@ -62,3 +64,10 @@ def test_the_online_model_scores_alone(classifier: str | None) -> None:
     auc = auc_roc(fraud[2_000:], score, np.ones(2_000))
     assert auc is not None
     assert auc > 0.75
+
+
+@pytest.mark.parametrize("option", ["--fraud-share", "--threshold", "--audit-rate"])
+def test_what_is_no_number_is_refused_before_a_cluster_is_asked(option: str) -> None:
+    result = CliRunner().invoke(cold_start_command, [option, "nan", "--reason", "A test."])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': 'nan' is no finite number" in result.output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.demo.feeder import DecidedFlow
-from pipeline.demo.figures import Figures
+from pipeline.demo.figures import RunFigures
 from pipeline.demo.space import FEWEST_PARTITIONS, run_settings
 from pipeline.demo.world import SLICE_S, paced
 from pipeline.settings import Settings
@@ -53,7 +53,7 @@ def test_an_empty_day_takes_its_time() -> None:
 
 
 def test_sending_runs_ahead_of_the_decisions_by_the_limit_and_no_further() -> None:
-    figures = Figures()
+    figures = RunFigures()
     flow = DecidedFlow(figures, 100)
     assert flow.allowed == 100
     figures.transactions, figures.decisions, figures.refused, figures.repeated_decisions = 90, 50, 3, 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.observability.health import AGENT_STATES, Health, Report
+from pipeline.observability.health import AGENT_STATES, Health, HealthReport
 from pipeline.observability.metrics import WorkerMetrics
 
 
@@ -35,7 +35,7 @@ def health(clock: Clock) -> Health:
     return Health(("card", "score"), liveness_timeout_s=300, clock=clock)
 
 
-def failing(report: Report) -> list[str]:
+def failing(report: HealthReport) -> list[str]:
     return [check.name for check in report.checks if not check.ok]
 
 

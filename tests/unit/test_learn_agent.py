@@ -13,7 +13,7 @@ from agents.learn import LearnPartitions
 from agents.partitions import Environment
 from pipeline.engine.models import ActiveModels
 from pipeline.models.active import ModelSubscriber
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_factory import load_river, new_learner, resume_learner
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from schemas.messages import ModelVersion
@@ -105,7 +105,7 @@ def test_a_version_waits_for_its_interval() -> None:
 
 
 def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    reported: list[Mapping[str, Figures]] = []
+    reported: list[Mapping[str, ScoreMeasures]] = []
     nothing, log = cast(Environment, None), Log(EXAMPLES)
     models = cast(ModelSubscriber, _Watch(_Board(active())))
     agent = LearnPartitions(nothing, learner_of, lambda _: None, models, 0.0, reported.append)

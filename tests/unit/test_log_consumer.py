@@ -9,7 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicP
 
 from pipeline.kafka import log_consumer
 from pipeline.kafka.log_consumer import LogConsumer, TopicError
-from pipeline.kafka.odd_offsets import Reach
+from pipeline.kafka.odd_offsets import ReadableEnd
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.unreadable import FETCHES, NoAnswer
 from schemas.messages import Quarantine, RecordPosition
@@ -258,9 +258,9 @@ def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatc
         def __init__(self, *_: object) -> None:
             pass
 
-        def check(self, _place: object, position: int, offsets: list[int], _content: object) -> Reach | None:
+        def check(self, _place: object, position: int, offsets: list[int], _content: object) -> ReadableEnd | None:
             asked.append((position, offsets))
-            return Reach(2, 3)
+            return ReadableEnd(2, 3)
 
     monkeypatch.setattr(log_consumer, "OddOffsets", Odd)
     monkeypatch.setattr(log, "at", lambda topic, offset: Message(topic, 6) if offset == 2 else at(topic, offset))

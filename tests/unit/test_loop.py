@@ -12,7 +12,7 @@ import pytest
 from agents import failures, loop
 from agents.failures import TooManyFailures
 from agents.loop import AgentLoop, Partitions
-from agents.partitions import Environment, KernelPartitions, Place
+from agents.partitions import Environment, KernelPartitions, StateLocation
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
 from pipeline.engine.card import CardPartition
 from pipeline.engine.results import Result
@@ -92,7 +92,7 @@ class One(KernelPartitions[CardPartition]):
         self._held[0] = state
         self.failing: Callable[[Record], bool] = lambda record: False
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> CardPartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
         raise NotImplementedError
 
     def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:

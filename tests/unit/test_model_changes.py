@@ -16,7 +16,7 @@ from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts
 from pipeline.models.known import KnownVersion
 from pipeline.models.library import PublishedVersions, board_without_river
-from pipeline.models.publish import Content, ControlWriter, Step
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.retraining.challenger import recipe_of
@@ -47,7 +47,7 @@ class Cluster(ControlWriter, VersionContents):
         self.models: list[ModelVersion] = []
         self.items: list[Any] = []
 
-    def contents(self, contents: Sequence[Content]) -> list[VersionReference]:
+    def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         references = []
         for name, version, payload in contents:
             digest = payload_digest(payload)
@@ -75,9 +75,10 @@ class Cluster(ControlWriter, VersionContents):
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
-            Content(LIGHTGBM if hasattr(one, "trees") else POLICY, one.version, one.to_payload()) for one in versions
+            VersionToPublish(LIGHTGBM if hasattr(one, "trees") else POLICY, one.version, one.to_payload())
+            for one in versions
         ]
-        self.activate(self.contents(contents), Step(step, by, "A test."))
+        self.activate(self.contents(contents), ModelChange(step, by, "A test."))
 
     def register(self, *versions: Any) -> None:
         for one in versions:
@@ -124,7 +125,7 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
             payload.replace(OTHER.kernel.encode(), b"2-00000000"),
             "cannot be used.*does not fit the kernel",
         )
-    cluster.activate(cluster.contents([Content(LIGHTGBM, "x", payload)]), Step())
+    cluster.activate(cluster.contents([VersionToPublish(LIGHTGBM, "x", payload)]), ModelChange())
     if damage == "content":
         cluster.models.pop()
         reason = "cannot be read on topic models"
@@ -182,8 +183,8 @@ def test_a_rollback_goes_back_by_one_and_then_further(cluster: Cluster) -> None:
 def test_a_rollback_passes_over_what_workers_have_refused(cluster: Cluster) -> None:
     cluster.publish(OTHER, SECOND)
     for name in ("one", "two"):
-        damaged = Content(LIGHTGBM, name, b'{"kind":"lightgbm","name":"%s"}' % name.encode())
-        cluster.activate(cluster.contents([damaged]), Step())
+        damaged = VersionToPublish(LIGHTGBM, name, b'{"kind":"lightgbm","name":"%s"}' % name.encode())
+        cluster.activate(cluster.contents([damaged]), ModelChange())
     assert cluster.changes().rollback(DANA) == Active(MODEL.version, FIRST.version) == now_active(cluster)
 
 
@@ -219,11 +220,11 @@ def test_a_policy_changes_in_what_is_given_alone(cluster: Cluster) -> None:
 
 
 def test_the_list_has_what_was_rejected_and_what_cannot_be_read(cluster: Cluster) -> None:
-    contents = [Content(LIGHTGBM, OTHER.version, OTHER.to_payload())]
-    cluster.assess("rejected", cluster.contents(contents), [], Step("", "retrain", "It finds less."))
-    lost = cluster.contents([Content(POLICY, SECOND.version, SECOND.payload)])
+    contents = [VersionToPublish(LIGHTGBM, OTHER.version, OTHER.to_payload())]
+    cluster.assess("rejected", cluster.contents(contents), [], ModelChange("", "retrain", "It finds less."))
+    lost = cluster.contents([VersionToPublish(POLICY, SECOND.version, SECOND.payload)])
     cluster.models.pop()
-    cluster.activate(lost, Step("policy", "dana", "A test."))
+    cluster.activate(lost, ModelChange("policy", "dana", "A test."))
     rows = {row["version"]: row for row in rows_of(cluster.published(), cluster.registry, 10)}
     assert {row["version"] for row in rows.values() if row["active"]} == {MODEL.version, FIRST.version}
     assert (rows[OTHER.version]["step"], rows[OTHER.version]["by"]) == ("rejected", "retrain")
@@ -289,10 +290,13 @@ def proposed(
     """Record a proposal of `OTHER` by Mona."""
     recipe = recipe_of_facts(lightgbm_facts(KnownVersion(LIGHTGBM, MODEL.version, MODEL.to_payload())))
     versions = cluster.contents(
-        [Content(LIGHTGBM, OTHER.version, OTHER.to_payload()), Content(POLICY, SECOND.version, SECOND.to_payload())]
+        [
+            VersionToPublish(LIGHTGBM, OTHER.version, OTHER.to_payload()),
+            VersionToPublish(POLICY, SECOND.version, SECOND.to_payload()),
+        ]
     )
     figures = {RECIPE: "new", AGAINST_RECIPE: against or recipe, "frauds_a_day_more": 1.5}
-    cluster.assess(outcome, versions, compared, Step(outcome, "mona", "It knows more.", figures))
+    cluster.assess(outcome, versions, compared, ModelChange(outcome, "mona", "It knows more.", figures))
 
 
 def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.kafka import odd_offsets
-from pipeline.kafka.odd_offsets import Fetch, FetchLog, NotSeen, Reach, Seen, check_claims, is_fresh
+from pipeline.kafka.odd_offsets import Fetch, FetchLog, NotSeen, ReadableEnd, Seen, check_claims, is_fresh
 
 MARK: Final = "mark"
 
@@ -118,7 +118,7 @@ def check(
     own: dict[int, int] | None = None,
     log_start: int = 0,
     **client: Any,
-) -> Reach | None:
+) -> ReadableEnd | None:
     walk = Client(batches, max(start, log_start), **client)
     gap = range(start, last + 1)
     fresh = first_at(batches), first_at(batches, committed=True)
@@ -205,19 +205,19 @@ def test_where_nobody_lies_nothing_is_passed_over(
 
 
 def test_the_range_is_the_batch_and_its_copies() -> None:
-    assert check(log_of([("odd", [6]), *[("honest", [0])] * 6]), 0, 6) == Reach(0, 1)
-    assert check(log_of([("odd", [0, 1, 9, 2]), ("honest", honest(9))]), 2, 9) == Reach(2, 4)
+    assert check(log_of([("odd", [6]), *[("honest", [0])] * 6]), 0, 6) == ReadableEnd(0, 1)
+    assert check(log_of([("odd", [0, 1, 9, 2]), ("honest", honest(9))]), 2, 9) == ReadableEnd(2, 4)
     # Each record but the last one is where it claims to be, within its batch.
-    assert check(log_of([("odd", [1, 2, 3]), ("honest", [0])]), 0, 1) == Reach(0, 3)
-    assert check(log_of([("copy", [9])] * 4 + [("honest", honest(8))]), 0, 9) == Reach(0, 4)
+    assert check(log_of([("odd", [1, 2, 3]), ("honest", [0])]), 0, 1) == ReadableEnd(0, 3)
+    assert check(log_of([("copy", [9])] * 4 + [("honest", honest(8))]), 0, 9) == ReadableEnd(0, 4)
     # The client fetches from behind the last record, which is what the first one claims.
-    assert check(log_of([("odd", [5, 4]), ("honest", honest(6))]), 0, 5) == Reach(0, 2)
+    assert check(log_of([("odd", [5, 4]), ("honest", honest(6))]), 0, 5) == ReadableEnd(0, 2)
 
 
 def test_a_log_that_begins_later_and_one_that_ends_are_no_lies() -> None:
     batches = [Batch(50, honest(3), "honest")]
     assert check(batches, 0, 50, log_start=50) is None
-    assert check(batches, 0, 50, log_start=50, told=False) == Reach(51, 51)
+    assert check(batches, 0, 50, log_start=50, told=False) == ReadableEnd(51, 51)
     for position, reached in ((0, 7), (8, 8)):
         reach = check_claims(partial(NotSeen, position), first_at([]), first_at([]), range(7, 10), [9], lambda: 0, {})
         assert reach == (reached, reached)
@@ -227,7 +227,7 @@ def test_a_check_goes_on_where_the_last_one_of_the_same_gap_ended(monkeypatch: p
     monkeypatch.setattr(odd_offsets, "MOST_PROBES", 3)
     copies = log_of([("copy", [9])] * 7)
     own: dict[int, int] = {}
-    assert [check(copies, 0, 9, own=own) for _ in range(3)] == [Reach(0, 0), Reach(0, 0), Reach(0, 7)]
+    assert [check(copies, 0, 9, own=own) for _ in range(3)] == [ReadableEnd(0, 0), ReadableEnd(0, 0), ReadableEnd(0, 7)]
     assert own == {}
 
 

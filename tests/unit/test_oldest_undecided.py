@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.kafka.undecided import Found, OldestUndecided, UndecidedWatch
+from pipeline.kafka.undecided import FirstRecord, OldestUndecided, UndecidedWatch
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 
@@ -37,7 +37,9 @@ class OneLog:
             raise RuntimeError("broken")
         return {} if self.end is None else dict.fromkeys(places, self.end)
 
-    def first(self, offsets: Mapping[tuple[str, int], int], *, committed: bool) -> Mapping[tuple[str, int], Found]:
+    def first(
+        self, offsets: Mapping[tuple[str, int], int], *, committed: bool
+    ) -> Mapping[tuple[str, int], FirstRecord]:
         assert self.end is not None
         at = offsets[PLACE]
         self.reads.append((at, committed))
@@ -47,10 +49,10 @@ class OneLog:
         records = self.records if committed else self.records | self.hidden
         for offset in range(at, readable_end):
             if offset in self.unreadable:
-                return {PLACE: Found("unreadable", offset)}
+                return {PLACE: FirstRecord("unreadable", offset)}
             if offset in records:
-                return {PLACE: Found("record", offset, round(records[offset] * 1_000))}
-        return {PLACE: Found("end", readable_end)}
+                return {PLACE: FirstRecord("record", offset, round(records[offset] * 1_000))}
+        return {PLACE: FirstRecord("end", readable_end)}
 
 
 @pytest.fixture

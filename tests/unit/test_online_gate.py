@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.online_gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, Report, verdict
+from pipeline.decision.online_gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, LabelReport, verdict
 from pipeline.learning.labels import KNOWN, source_rank
 from schemas.times import US_PER_DAY
 
@@ -26,8 +26,8 @@ def highest(score: np.ndarray, names: list[Identity]) -> set[Identity]:
     return {name for _, name in sorted(zip((-score).tolist(), names, strict=True))[:TOP]}
 
 
-def said(name: Identity, known_us: int, known: int = FRAUD, source: str = "customer", at_us: int = 0) -> Report:
-    return Report(name, source_rank(source), known, at_us or known_us, known_us)
+def said(name: Identity, known_us: int, known: int = FRAUD, source: str = "customer", at_us: int = 0) -> LabelReport:
+    return LabelReport(name, source_rank(source), known, at_us or known_us, known_us)
 
 
 @settings(max_examples=15)

@@ -10,7 +10,7 @@ from pipeline.models.changes import Said
 from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
 from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
-from pipeline.retraining.proposal import DECLARED, FAILED, Period, compare_recipes, period_of_look, propose
+from pipeline.retraining.proposal import DECLARED, FAILED, ComparisonPeriod, compare_recipes, period_of_look, propose
 from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -26,18 +26,21 @@ def assessed(outcome: str, recipe: str, start_us: int, end_us: int) -> Assessmen
 
 
 def test_a_recipe_gets_one_look_at_each_day() -> None:
-    now = Period(10 * US_PER_DAY, 38 * US_PER_DAY)
+    now = ComparisonPeriod(10 * US_PER_DAY, 38 * US_PER_DAY)
     assert period_of_look(VersionHistory(), "r", now) == now
     others = VersionHistory([assessed("rejected", "other", *now), assessed("rejected", "r", 0, 10 * US_PER_DAY)])
     assert period_of_look(others, "r", now) == now
     seen = VersionHistory([assessed(DECLARED, "r", *now), assessed("rejected", "r", *now)])
     with pytest.raises(ModelError, match="was rejected on days that would be looked at again: wait for 25 more days"):
-        period_of_look(seen, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY))
+        period_of_look(seen, "r", ComparisonPeriod(13 * US_PER_DAY, 41 * US_PER_DAY))
     failed = VersionHistory([assessed(DECLARED, "r", *now), assessed(FAILED, "r", *now)])
-    assert period_of_look(failed, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY)) == (13 * US_PER_DAY, 41 * US_PER_DAY)
+    assert period_of_look(failed, "r", ComparisonPeriod(13 * US_PER_DAY, 41 * US_PER_DAY)) == (
+        13 * US_PER_DAY,
+        41 * US_PER_DAY,
+    )
     # A look that was declared is taken as it was declared, whenever that is.
     declared = VersionHistory([assessed(DECLARED, "r", *now)])
-    assert period_of_look(declared, "r", Period(13 * US_PER_DAY, 41 * US_PER_DAY)) == now
+    assert period_of_look(declared, "r", ComparisonPeriod(13 * US_PER_DAY, 41 * US_PER_DAY)) == now
 
 
 def test_recipes_are_told_apart_by_what_versions_keep_of_them() -> None:
@@ -60,7 +63,7 @@ def test_recipes_are_told_apart_by_what_versions_keep_of_them() -> None:
 
 def test_a_recipe_that_knows_more_is_accepted_and_one_that_knows_less_is_not() -> None:
     rows = HISTORY.served(champion().model)
-    period = Period(*compared_days(rows, OPTIONS))
+    period = ComparisonPeriod(*compared_days(rows, OPTIONS))
     active = recipe_of(champion().model)
     poor = active._replace(features=("amount", "hour"))
     found = compare_recipes(rows, champion(), poor, period, LIMITS, OPTIONS, fold_days=5)

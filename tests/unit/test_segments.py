@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pipeline.engine.layout import transaction_digest
-from pipeline.engine.segments import Entry
+from pipeline.engine.segments import DecisionReference
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
 from pipeline.state.segment_groups import GROUP_ROWS
 from pipeline.state.segments import FileSegments
-from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.times import US_PER_DAY
 from tests.unit.snapshot_helpers import KEY
 
@@ -126,7 +126,7 @@ def test_rollback_truncates(desk: Desk) -> None:
     desk.segments.undo()
     assert (desk.directory / "open").stat().st_size == size
     assert desk.segments.find([digest(GROUP_ROWS + 3)]) == {}
-    assert desk.segments.find([digest(3)]) == {digest(3): Entry(0, 3)}
+    assert desk.segments.find([digest(3)]) == {digest(3): DecisionReference(0, 3)}
     desk.commit(GROUP_ROWS + 3, 2 * GROUP_ROWS)
     assert desk.read(*range(2 * GROUP_ROWS)) == [decision(number) for number in range(2 * GROUP_ROWS)]
 
@@ -285,6 +285,6 @@ def test_a_snapshot_with_a_damaged_segment_is_passed_over(desk: Desk, tmp_path: 
             content[5_000] ^= 1
             path.write_bytes(content)
     restored = snapshots.restored()
-    assert [refused.reason for refused in snapshots.refused] == [Reason.DAMAGED]
+    assert [refused.reason for refused in snapshots.refused] == [UnusableReason.DAMAGED]
     assert restored.checksum(0) == before
     restored.close()

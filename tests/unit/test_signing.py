@@ -20,7 +20,7 @@ from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from pipeline.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
 from pipeline.state.manifest import MANIFEST_SUFFIX
-from pipeline.state.snapshots import Reason, Refused, SnapshotRepository
+from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.messages import LearningSwitch
 from schemas.records import Output, Record
 from tests.unit.snapshot_helpers import KEY, dump_at, positions_at
@@ -217,11 +217,11 @@ def test_snapshots_that_no_key_signed_are_not_used(tmp_path: Path) -> None:
     # What another key signed is not damaged: where a state cannot be made without it, a worker must not start.
     for root, keys in (("signed", new), ("signed", ()), ("unsigned", old)):
         assert not newest(root, keys)
-        assert [one.reason for one in refused] == [Reason.UNSIGNED]
+        assert [one.reason for one in refused] == [UnusableReason.UNSIGNED]
     (manifest,) = (tmp_path / "signed").rglob(f"*{MANIFEST_SUFFIX}")
     manifest.write_bytes(manifest.read_bytes().replace(b'"created_at":"2', b'"created_at":"3'))
     assert not newest("signed", old)
-    assert [one.reason for one in refused] == [Reason.DAMAGED]
+    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
 
 
 def test_a_key_of_snapshots_is_long_and_private(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 from pipeline.engine.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.state.errors import SnapshotError
-from pipeline.state.objects import Found, LocalPlace
+from pipeline.state.objects import LocalPlace, ObjectInfo
 from pipeline.state.packs import PACK_BYTES
-from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
+from pipeline.state.snapshots import Refused, Snapshot, SnapshotRepository, UnusableReason
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from pipeline.state.writer import SnapshotWriter
 from tests.unit.snapshot_helpers import (
@@ -237,9 +237,9 @@ def test_two_writers_of_one_partition_leave_each_others_snapshots_whole(tmp_path
 class StalePlace(LocalPlace):
     """A place whose snapshots do not show once ``shown`` is set, as on a slow network."""
 
-    shown: dict[str, Found] | None = None
+    shown: dict[str, ObjectInfo] | None = None
 
-    def listing(self, directory: str) -> dict[str, Found]:
+    def listing(self, directory: str) -> dict[str, ObjectInfo]:
         if directory == "card/3" and self.shown is not None:
             return self.shown
         return super().listing(directory)
@@ -317,7 +317,7 @@ def test_an_address_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> No
     refused: list[Refused] = []
     repository = SnapshotRepository(str(root), pauses_s=(), on_refused=refused.append)
     assert repository.newest(KEY, FOREVER, tmp_path / "scratch") is None
-    assert [one.reason for one in refused] == [Reason.UNREADABLE]
+    assert [one.reason for one in refused] == [UnusableReason.UNREADABLE]
     writer = repository.writer(KEY, None)
     with pytest.raises(SnapshotError, match="rights"):
         writer.write(positions_at(1), 1, dump_at(1))

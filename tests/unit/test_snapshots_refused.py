@@ -18,8 +18,8 @@ import pytest
 from pipeline.state import snapshots
 from pipeline.state.errors import SnapshotUnreadable, StoreError
 from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
-from pipeline.state.objects import Found, LocalPlace
-from pipeline.state.snapshots import Reason, Refused, Snapshot, SnapshotRepository
+from pipeline.state.objects import LocalPlace, ObjectInfo
+from pipeline.state.snapshots import Refused, Snapshot, SnapshotRepository, UnusableReason
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from tests.unit.snapshot_helpers import (
     KEY,
@@ -95,7 +95,7 @@ def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
         if harm is remove and kind == "manifest":
             assert refused == []
         else:
-            expected = Reason.MISSING if harm is remove else Reason.DAMAGED
+            expected = UnusableReason.MISSING if harm is remove else UnusableReason.DAMAGED
             assert [(one.name, one.reason) for one in refused] == [(f"card/3/{newer.name}", expected)]
         assert snapshot is not None
         check_state(snapshot.state, 1)
@@ -155,16 +155,16 @@ def test_a_damaged_snapshot_does_not_take_a_whole_ones_place(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"cluster_id": "cluster-2"}, Reason.OTHER_CLUSTER),
-        ({"topic_ids": {"transactions": "topic-1", "labels": "topic-9"}}, Reason.OTHER_TOPICS),
-        ({"topic_ids": {"transactions": "topic-1"}}, Reason.OTHER_TOPICS),
-        ({"partition_count": 12}, Reason.OTHER_PARTITION_COUNT),
-        ({"kernel": "kernel-3"}, Reason.OTHER_KERNEL),
-        ({"committed": {"transactions": 99, "labels": 2**62}}, Reason.AHEAD),
-        ({"committed": {"transactions": 2**62}}, Reason.AHEAD),
+        ({"cluster_id": "cluster-2"}, UnusableReason.OTHER_CLUSTER),
+        ({"topic_ids": {"transactions": "topic-1", "labels": "topic-9"}}, UnusableReason.OTHER_TOPICS),
+        ({"topic_ids": {"transactions": "topic-1"}}, UnusableReason.OTHER_TOPICS),
+        ({"partition_count": 12}, UnusableReason.OTHER_PARTITION_COUNT),
+        ({"kernel": "kernel-3"}, UnusableReason.OTHER_KERNEL),
+        ({"committed": {"transactions": 99, "labels": 2**62}}, UnusableReason.AHEAD),
+        ({"committed": {"transactions": 2**62}}, UnusableReason.AHEAD),
     ],
 )
-def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: Reason, tmp_path: Path) -> None:
+def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: UnusableReason, tmp_path: Path) -> None:
     root = tmp_path / "root"
     written(root, tmp_path)
     snapshot, refused = read(root, tmp_path / "scratch", **changed)
@@ -243,7 +243,7 @@ def test_a_manifest_that_is_consistent_and_absurd_is_damaged(changes: dict[str, 
     written(root, tmp_path)
     reseal(manifests(root)[1], changes)
     snapshot, refused = read(root, tmp_path / "scratch")
-    assert [one.reason for one in refused] == [Reason.DAMAGED]
+    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
     assert snapshot is not None
     check_state(snapshot.state, 1)
 
@@ -274,7 +274,7 @@ def test_a_snapshot_copied_from_another_partition_is_not_used(tmp_path: Path) ->
     shutil.copytree(root / "card" / "3", root / "card" / "4")
     snapshot, refused = read(root, tmp_path / "scratch", partition=4)
     assert snapshot is None
-    assert [one.reason for one in refused] == [Reason.OTHER_PARTITION] * 2
+    assert [one.reason for one in refused] == [UnusableReason.OTHER_PARTITION] * 2
 
 
 def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
@@ -283,13 +283,15 @@ def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
     snapshot, refused = read(root, tmp_path / "scratch", committed=positions_at(1))
     assert snapshot is not None
     check_state(snapshot.state, 1)
-    assert [one.reason for one in refused] == [Reason.AHEAD]
+    assert [one.reason for one in refused] == [UnusableReason.AHEAD]
 
 
 @pytest.mark.parametrize(
-    ("format_number", "reason"), [(FORMAT + 1, Reason.NEWER_FORMAT), (FORMAT - 1, Reason.OLDER_FORMAT)]
+    ("format_number", "reason"), [(FORMAT + 1, UnusableReason.NEWER_FORMAT), (FORMAT - 1, UnusableReason.OLDER_FORMAT)]
 )
-def test_another_format_is_told_and_its_objects_are_let_be(format_number: int, reason: Reason, tmp_path: Path) -> None:
+def test_another_format_is_told_and_its_objects_are_let_be(
+    format_number: int, reason: UnusableReason, tmp_path: Path
+) -> None:
     root = tmp_path / "root"
     written(root, tmp_path)
     older, newer = manifests(root)
@@ -347,15 +349,23 @@ def test_snapshots_of_another_format_stay_for_a_week_as_many_as_own_ones(format_
     [
         ({"transactions": range(0, 500), "labels": range(0, 50), "progress": range(0, 2)}, 1, []),
         ({"transactions": range(200, 500), "labels": range(20, 50), "progress": range(2, 2)}, 1, []),
-        ({"transactions": range(201, 500), "labels": range(0, 50)}, None, [Reason.BEHIND, Reason.BEHIND]),
-        ({"transactions": range(0, 500), "labels": range(21, 50)}, None, [Reason.BEHIND, Reason.BEHIND]),
-        ({"progress": range(3, 9)}, None, [Reason.BEHIND, Reason.BEHIND]),
-        ({"progress": range(0, 1)}, 1, [Reason.AHEAD]),
-        ({"progress": range(0, 0)}, None, [Reason.AHEAD, Reason.AHEAD]),
+        (
+            {"transactions": range(201, 500), "labels": range(0, 50)},
+            None,
+            [UnusableReason.BEHIND, UnusableReason.BEHIND],
+        ),
+        (
+            {"transactions": range(0, 500), "labels": range(21, 50)},
+            None,
+            [UnusableReason.BEHIND, UnusableReason.BEHIND],
+        ),
+        ({"progress": range(3, 9)}, None, [UnusableReason.BEHIND, UnusableReason.BEHIND]),
+        ({"progress": range(0, 1)}, 1, [UnusableReason.AHEAD]),
+        ({"progress": range(0, 0)}, None, [UnusableReason.AHEAD, UnusableReason.AHEAD]),
     ],
 )
 def test_a_snapshot_from_which_no_fold_leads_to_now_is_not_used(
-    logs: dict[str, range], progress_of_older: int | None, reasons: list[Reason], tmp_path: Path
+    logs: dict[str, range], progress_of_older: int | None, reasons: list[UnusableReason], tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     written(root, tmp_path)
@@ -392,7 +402,7 @@ class TroubledPlace(LocalPlace):
             self.troubles -= 1
             raise self.error
 
-    def listing(self, directory: str) -> dict[str, Found]:
+    def listing(self, directory: str) -> dict[str, ObjectInfo]:
         self.fail("listing")
         return super().listing(directory)
 
@@ -435,13 +445,13 @@ def test_an_address_in_short_trouble_is_asked_again(
 @pytest.mark.parametrize(
     ("call", "error", "reason"),
     [
-        ("listing", OSError("503 Slow Down"), Reason.UNREADABLE),
-        ("read", PermissionError("403 Forbidden"), Reason.UNREADABLE),
-        ("fetch", OSError(errno.ENOSPC, "No space left on device"), Reason.NO_ROOM),
+        ("listing", OSError("503 Slow Down"), UnusableReason.UNREADABLE),
+        ("read", PermissionError("403 Forbidden"), UnusableReason.UNREADABLE),
+        ("fetch", OSError(errno.ENOSPC, "No space left on device"), UnusableReason.NO_ROOM),
     ],
 )
 def test_what_cannot_be_read_is_passed_over_only_where_the_topics_hold_it_all(
-    call: str, error: OSError, reason: Reason, troubled: Callable[..., SnapshotRepository], tmp_path: Path
+    call: str, error: OSError, reason: UnusableReason, troubled: Callable[..., SnapshotRepository], tmp_path: Path
 ) -> None:
     committed = positions_at(2)
     whole = {"transactions": range(0, 200), "labels": range(0, 20)}
@@ -476,7 +486,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     newer.write_bytes(encode_manifest(manifest))
     snapshot, refused = read(root, tmp_path / "deep" / "scratch")
     assert snapshot is not None
-    assert [one.reason for one in refused] == [Reason.DAMAGED]
+    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
     assert not list(tmp_path.rglob("outside"))
 
 

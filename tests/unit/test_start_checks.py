@@ -7,7 +7,7 @@ import pytest
 
 from agents.topology import AGENTS
 from pipeline.kafka import startup
-from pipeline.kafka.startup import Cluster, Findings, Role, StartRefused, check_start
+from pipeline.kafka.startup import CheckResult, Cluster, Role, StartRefused, check_start
 from pipeline.settings import Settings
 
 PATIENCE_S = 30.0
@@ -26,14 +26,14 @@ def test_all_checks_run_at_once_and_report_in_order(monkeypatch: pytest.MonkeyPa
     together = threading.Barrier(len(CHECKS), timeout=PATIENCE_S)
     ended = {name: threading.Event() for name in CHECKS}
 
-    def check(name: str, number: int, cluster: Cluster, roles: Sequence[Role]) -> Findings:
+    def check(name: str, number: int, cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
         del cluster, roles
         together.wait()
         # The last one ends first.
         if number + 1 < len(CHECKS):
             assert ended[CHECKS[number + 1]].wait(PATIENCE_S)
         ended[name].set()
-        return Findings([f"problem of {name}"], [])
+        return CheckResult([f"problem of {name}"], [])
 
     for number, name in enumerate(CHECKS):
         monkeypatch.setattr(

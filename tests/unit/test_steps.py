@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.kafka import steps
 from pipeline.kafka.batch import Place
-from pipeline.kafka.careful import Attempt, Careful, Committed, Mark, Step, holder
+from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
 from pipeline.kafka.clients import FETCH_BYTES, TopicError
 from pipeline.kafka.fold import RangeReader
 from pipeline.kafka.patience import Patience
@@ -41,11 +41,11 @@ class Session:
 
 
 @pytest.fixture(autouse=True)
-def read(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[CarefulStep]:
     """Odd offsets hold records, others marks of transactions; returns the steps that were read."""
-    asked: list[Step] = []
+    asked: list[CarefulStep] = []
 
-    def from_log(_: CarefulReading, step: Step) -> list[Record]:
+    def from_log(_: CarefulReading, step: CarefulStep) -> list[Record]:
         asked.append(step)
         odd = (at for at in range(step.start, step.attempt.end) if at % 2)
         return [Record("transactions", 0, at, 0, None, b"", ()) for at in odd]
@@ -54,7 +54,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return asked
 
 
-def test_a_step_is_named_by_a_mark_before_it_is_read(read: list[Step]) -> None:
+def test_a_step_is_named_by_a_mark_before_it_is_read(read: list[CarefulStep]) -> None:
     one = Session(Attempt(9, size=2))
     one.fails = True
     with pytest.raises(Aborted):

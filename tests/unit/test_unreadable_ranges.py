@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.kafka import unreadable
-from pipeline.kafka.unreadable import Answer, FetchLog, NoAnswer, range_end
+from pipeline.kafka.unreadable import Answer, EmptyFetches, NoAnswer, range_end
 
 
 class Part(NamedTuple):
@@ -135,7 +135,7 @@ def nothing(version: int, controls: int = 0, aborted: int = 0) -> str:
     ],
 )
 def test_a_client_that_fetches_and_delivers_nothing_is_seen_in_its_log(lines: list[str], silent: bool) -> None:
-    seen = FetchLog()
+    seen = EmptyFetches()
     for line in lines:
         seen.emit(logging.LogRecord("probe", logging.DEBUG, "", 0, line, (), None))
     assert (seen.silent_start(3) == 3) == silent

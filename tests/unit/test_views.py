@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.broker.running import demo_dir
 from pipeline.commands.alerts import Alerts
-from pipeline.demo.figures import Figures, LatencyHistogram, RateMeter, summary_json
+from pipeline.demo.figures import LatencyHistogram, RateMeter, RunFigures, summary_json
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.text import alert_lines, alert_row
@@ -245,7 +245,7 @@ def test_the_last_line_is_the_agreed_object() -> None:
 
 
 def test_the_last_line_of_a_run_that_saw_nothing_is_valid() -> None:
-    summary = json.loads(summary_json(Figures()))
+    summary = json.loads(summary_json(RunFigures()))
     assert summary["river_version"] is summary["p50_ms"] is summary["p99_ms"] is None
 
 
@@ -356,7 +356,7 @@ def label(transaction_id: str, value: str) -> bytes:
 
 
 def test_the_ledger_times_each_transaction_once_and_leaves_the_warm_up_out() -> None:
-    figures = Figures()
+    figures = RunFigures()
     ledger = Ledger(figures)
     ledger.sent("w", 0.0, warm_up=True)
     ledger.sent("t", 1.0)
@@ -373,7 +373,7 @@ def test_the_ledger_times_each_transaction_once_and_leaves_the_warm_up_out() -> 
 
 
 def test_a_refused_transaction_is_not_waited_for_and_a_refused_label_changes_nothing() -> None:
-    figures = Figures()
+    figures = RunFigures()
     ledger = Ledger(figures)
     ledger.sent("bad", 0.0)
     ledger.sent("good", 0.0)
@@ -386,7 +386,7 @@ def test_a_refused_transaction_is_not_waited_for_and_a_refused_label_changes_not
 
 
 def test_the_alerts_of_the_warm_up_are_not_judged() -> None:
-    figures = Figures()
+    figures = RunFigures()
     ledger = Ledger(figures)
     ledger.sent("w", 0.0, warm_up=True)
     ledger.decision(decision("w", "alert"), 1.0)
@@ -396,7 +396,7 @@ def test_the_alerts_of_the_warm_up_are_not_judged() -> None:
 
 
 def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read() -> None:
-    figures = Figures()
+    figures = RunFigures()
     ledger = Ledger(figures)
     for name in "abcde":
         ledger.sent(name, 0.0)
@@ -416,7 +416,7 @@ def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read()
 
 
 def test_river_versions_are_counted_after_the_first() -> None:
-    figures = Figures()
+    figures = RunFigures()
     ledger = Ledger(figures)
     for name, version in (("river", "r0"), ("policy", "p0"), ("river", "r1"), ("river", "r2")):
         ledger.model(json.dumps({"name": name, "version": version, "payload": {}}).encode())

@@ -44,11 +44,11 @@ from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.labels import KNOWN
 
 _WINDOW_KNOWN: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.int8)
-"""What is known, as the merchants' windows number it, by number of `KNOWN`."""
+"""Number of each value of `KNOWN`, as the merchants' windows have it."""
 
 
 class _Names(NamedTuple):
-    """Of n transactions, by what the windows and the partitions go."""
+    """Names of n transactions, by which windows and partitions go."""
 
     card: NDArray[np.int64]
     """Shape (n, 2)."""
@@ -79,7 +79,7 @@ class Profiled(NamedTuple):
     position: NDArray[np.int64]
     """Shape (n,): where each stands among all records of the chunk."""
     partition: NDArray[np.int64]
-    """Of the card."""
+    """Partition of the card."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)), NaN for no value."""
     case_start_us: NDArray[np.int64]
@@ -168,7 +168,7 @@ class Engine:
     def _join(
         self, chunk: Chunk, names: _Names
     ) -> tuple[NDArray[np.bool_], _Following, NDArray[np.int64], list[Reject]]:
-        """What is no repeat, shape (n,); labels that travel on; what became of labels, by `COUNTS`; what is refused."""
+        """Return the mask of no repeats (n,), labels that travel on, label outcomes by `COUNTS`, and refused rows."""
         taken, labels = chunk.transactions, chunk.labels
         digests, content = digest_keys(taken.card_id, taken.transaction_id), content_keys(taken)
         merchants = np.column_stack([names.merchant, names.merchant_partition])

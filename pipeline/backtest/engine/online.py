@@ -19,7 +19,7 @@ from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.feature_blocks import named_features
 from pipeline.engine.feedback import FeedbackOptions, example
-from pipeline.engine.feedback_kernel import DecidedRows, Emitted, FeedbackKernel, Identities, JoinedRows
+from pipeline.engine.feedback_kernel import DecidedBatch, Emitted, FeedbackKernel, JoinedRows, TransactionIdentities
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.segments import MemorySegments
@@ -73,7 +73,7 @@ class ColumnSegments(MemorySegments):
 
 
 class Learning(NamedTuple):
-    """How the online model learns from what transactions turn out to be."""
+    """The options of the online model's training in a backtest."""
 
     options: FeedbackOptions
     publish_every_us: int
@@ -81,11 +81,11 @@ class Learning(NamedTuple):
     learner: RiverLearner | None = None
     """Goes on with this one, which belongs to the models that score; a new one where there is none."""
     next_offset: int = 0
-    """How many examples it has been given."""
+    """Number of examples it has been given."""
     prequential: Prequential | None = None
     """Takes in the examples, with the scores from before they were learned."""
     gate: bool = False
-    """Whether reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
+    """True if reported frauds set the policy's blend with each version, as ``fraud-pipeline pace`` does; else it
     stays."""
 
 
@@ -133,7 +133,7 @@ class OnlineTrainer:
 
     def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
         self.river = models.river
-        """What scores: the version that was published last."""
+        """The scorer: the version that was published last."""
         self._options = learning.options
         self._learner, self._prequential = learning.learner or new_learner(), learning.prequential
         self._columns = [FEATURES.index(name) for name in self._learner.sources]
@@ -155,7 +155,7 @@ class OnlineTrainer:
         cards, names = taken.card_id.to_pylist(), taken.transaction_id.to_pylist()
         if self._gate is not None:
             _show_gate(self._gate, chunk.labels, decisions, list(zip(cards, names, strict=True)))
-        identities = Identities.of(cards, names)
+        identities = TransactionIdentities.of(cards, names)
         columns = DecisionColumns(
             taken,
             np.ascontiguousarray(decisions.features[:, self._columns]),
@@ -168,8 +168,8 @@ class OnlineTrainer:
         found: list[tuple[Emitted, DecisionColumns, int]] = []
         for number, partition in enumerate(self._feedback):
             rows = np.flatnonzero(decisions.partition == number)
-            decided = DecidedRows(
-                Identities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
+            decided = DecidedBatch(
+                TransactionIdentities([identities.digest[row] for row in rows.tolist()], identities.hash[rows]),
                 taken.event_time_us[rows].tolist(),
                 decisions.position[rows].tolist(),
                 rows.tolist(),
@@ -236,7 +236,7 @@ class _Partition(NamedTuple):
         self,
         rules: FeedbackRules,
         columns: DecisionColumns,
-        decided: DecidedRows,
+        decided: DecidedBatch,
         joined: JoinedRows,
         counts: Counter[tuple[str, str]],
     ) -> list[tuple[Emitted, DecisionColumns, int]]:

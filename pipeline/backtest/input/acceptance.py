@@ -34,7 +34,7 @@ SEQUENCE: Final = "sequence"
 TRANSACTION_FIELDS: Final = (
     "transaction_id", "event_time", "card_id", "merchant_id", "amount", "currency", "transaction_type", "local_time",
 )  # fmt: skip
-"""What of a transaction is read; other columns of the wire contract decide nothing."""
+"""Fields of a transaction that are read; other columns of the wire contract decide nothing."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 
 Rows = TypeVar("Rows", Transactions, Labels)
@@ -45,16 +45,16 @@ _NO_STAMP: Final = 2**62
 
 
 class Acceptance(NamedTuple):
-    """By what rows are judged, as the card agent judges records."""
+    """The rules for rows, as the card agent's for records."""
 
     rates: RateTable
     future_tolerance_us: int
     time_zone: str = "UTC"
-    """Of times without an offset."""
+    """Time zone of times without an offset."""
     recorded: bool = False
-    """Whether the order goes by the column ``sequence`` and not by times."""
+    """True if the order goes by the column ``sequence`` and not by times."""
     sources: LabelSources = EVERY_SOURCE
-    """Which sources the topics of labels speak for."""
+    """Sources that the topics of labels speak for."""
 
 
 def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Transactions, list[Reject]]:

@@ -30,10 +30,10 @@ class ArrivalFilter:
         self._arrivals = arrivals
         self._begun = False
         self.ended = False
-        """Whether nothing that follows is taken."""
+        """True if nothing that follows is taken."""
 
     def of(self, arrived_ms: NDArray[np.int64]) -> slice:
-        """Which of the next records are taken; ``arrived_ms`` has shape (n,).
+        """Return the slice of the next records that is taken; ``arrived_ms`` has shape (n,).
 
         >>> cut = ArrivalFilter(ArrivalRange(10, 20))
         >>> cut.of(np.array([8, 11, 9])), cut.of(np.array([12, 20, 13])), cut.ended
@@ -48,5 +48,5 @@ class ArrivalFilter:
 
 
 def _first(mask: NDArray[np.bool_]) -> int:
-    """Where the first of them is; their number where there is none."""
+    """Return the index of the first True; the length where there is none."""
     return int(mask.argmax()) if mask.any() else len(mask)

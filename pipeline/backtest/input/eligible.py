@@ -18,14 +18,14 @@ from pipeline.engine.transaction_index import MemoryIndex
 
 
 class EligibleRows(NamedTuple):
-    """What of a history can be decided, and why the rest cannot."""
+    """The rows of a history that can be decided, and the reasons why the rest cannot."""
 
     row: NDArray[np.int64]
     """Numbers of the rows, ascending."""
     amount_base_minor: NDArray[np.int64]
     """Their amounts in the minor unit of the base currency, by the rate table."""
     refused: Counter[str]
-    """Of rows that workers refuse, by code."""
+    """Counts of rows that workers refuse, by code."""
     repeated: int
     """Rows that repeat others."""
 

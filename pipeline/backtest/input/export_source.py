@@ -28,11 +28,11 @@ from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 
 _MOST_PARTITIONS: Final = 2**16
-"""Of an export, whose partitions are not counted."""
+"""Limit of an export's partition numbers; its partitions are not counted."""
 
 
 class ExportLog(NamedTuple):
-    """One partition of an exported topic: the files that hold records of it, as they follow each other."""
+    """A partition of an exported topic: the files that hold records of it, as they follow each other."""
 
     number: int
     paths: list[Path]
@@ -79,7 +79,7 @@ class ExportSource:
         return next((origin.partitions for origin in origins if origin is not None), 1)
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
-        """As `Source`."""
+        """Open like `Source`."""
         if not self._files(TRANSACTIONS):
             raise UnusableSource(
                 f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
@@ -115,7 +115,7 @@ class ExportSource:
         return sorted((self.directory / topic.name).rglob("*.parquet"))
 
     def _logs(self, topic: Topic) -> list[ExportLog]:
-        """Of each partition the files that hold records of it."""
+        """Return the files that hold records, by partition."""
         numbers: dict[int, list[Path]] = {}
         for path in self._files(topic):
             columns = pq.read_schema(path).names

@@ -28,7 +28,7 @@ class FileSource:
     mapping: ColumnMapping
     label_file: Path | None = None
     label_delay_s: float = 7 * 86_400.0
-    """From a transaction to the label that the file's truth becomes."""
+    """Delay from a transaction to the label that the file's truth becomes."""
     partitions: int = 1
 
     @property
@@ -52,7 +52,7 @@ class FileSource:
         return self.label_file is not None
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
-        """As `Source`."""
+        """Open like `Source`."""
         seen = SeenTimes()
         labels = iter(()) if self.label_file is None else self._told(self.label_file, rules, rejects, book)
         return OpenedHistory(self._until_end(span, rules, rejects, book, seen), labels, seen)
@@ -86,6 +86,6 @@ class FileSource:
 
 
 def _borne(table: pa.Table, of: NDArray[np.int64]) -> NDArray[np.int8]:
-    """What some rows of a file turned out to be, by its column ``fraud``. Raises `UnusableSource`."""
+    """Return the final label of some rows of a file, by its column ``fraud``. Raises `UnusableSource`."""
     told = frauds(table.select(["fraud"]).take(pa.array(of)))
     return np.where(told, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)

@@ -17,7 +17,7 @@ from pipeline.learning.labels import KNOWN
 
 
 class LabelBook:
-    """What was said about transactions, kept on disk for whoever measures decisions."""
+    """The reported labels, kept on disk for whoever measures decisions."""
 
     def __init__(self) -> None:
         self._texts = {name: TextColumn() for name in ("transaction_id", "card_id")}
@@ -87,7 +87,7 @@ def note_labels(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> L
 
 
 def fraud_types(table: pa.Table, of: NDArray[np.int64]) -> pa.Array:
-    """What some rows tell of the type of their fraud."""
+    """Return the fraud types of some rows."""
     if "fraud_type" not in table.column_names:
         return pa.nulls(len(of), pa.string())
     told = wire.column(table, "fraud_type").take(pa.array(of)).dictionary_encode()

@@ -19,7 +19,7 @@ class Order(StrEnum):
     EVENT_TIME = "event-time"
     """Transactions by event time, labels by ``known_at``; at one instant labels come first, for they are known then."""
     RECORDED = "recorded"
-    """By the column ``sequence``; of one number transactions come first, as in a live batch."""
+    """Order by the column ``sequence``; of one number transactions come first, as in a live batch."""
 
 
 class OutOfOrder(ValueError):

@@ -21,7 +21,7 @@ class OpenedHistory(NamedTuple):
     close: Callable[[], None] = lambda: None
     """Lets go of what is read."""
     warnings: Sequence[str] = ()
-    """What may be missing of it."""
+    """Warnings about what may be missing."""
 
 
 class Source(Protocol):
@@ -29,23 +29,23 @@ class Source(Protocol):
 
     @property
     def bears_truth(self) -> bool:
-        """Whether its transactions bear what they turned out to be (`Transactions.truth`), in place of labels."""
+        """True if its transactions bear their final label (`Transactions.truth`), in place of label records."""
 
     @property
     def tells_labels(self) -> bool:
-        """Whether labels were recorded with it, each with when it was known."""
+        """True if labels were recorded with it, each with when it was known."""
 
     @property
     def time_zone(self) -> str:
-        """Of times without an offset."""
+        """Time zone of times without an offset."""
 
     @property
     def name(self) -> str:
-        """What a reader calls it."""
+        """Name that a reader sees."""
 
     @property
     def partitions(self) -> int:
-        """Of the topic that it is, or was made of; else 1. Raises `ClusterUnreachable`, `TopicError`."""
+        """Number of partitions of its topic, if any; else 1. Raises `ClusterUnreachable`, `TopicError`."""
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.

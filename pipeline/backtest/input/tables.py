@@ -90,7 +90,7 @@ def delayed_truth(
 
 
 def frauds(table: pa.Table) -> NDArray[np.bool_]:
-    """What the column ``fraud`` of a table says. Raises `UnusableSource` for a truth that nobody can tell."""
+    """Parse the column ``fraud`` of a table. Raises `UnusableSource` for a value that is no truth."""
     fraud, unknown = truths(table.column("fraud"))
     if unknown.any():
         value = table.column("fraud")[int(unknown.argmax())].as_py()

@@ -44,7 +44,7 @@ class TopicSource:
     bootstrap: str
     settings: Settings
     lateness_us: int = LATENESS_US
-    """How long after its event time a transaction may arrive; record times are looked for with this margin."""
+    """Time after its event time at which a transaction may arrive; record times are looked for with this margin."""
     bears_truth: bool = False
     tells_labels: bool = True
     time_zone: str = "UTC"
@@ -56,7 +56,7 @@ class TopicSource:
 
     @property
     def numbering(self) -> Numbering:
-        """How rows name records of ``transactions``. Raises `ClusterUnreachable`, `TopicError`."""
+        """Return how rows name records of ``transactions``. Raises `ClusterUnreachable`, `TopicError`."""
         client = admin_client(self.bootstrap, settings=self.settings)
         reached(client, self.bootstrap)
         return Numbering(len(partition_numbers(client, self.name)))
@@ -76,7 +76,7 @@ class TopicSource:
         return Span(EARLIEST_US, EARLIEST_US, LATEST_US) if simulated else span
 
     def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
-        """As `Source`."""
+        """Open like `Source`."""
         late = note_late(rejects)
         of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
         until_now = span.arrivals(rules.future_tolerance_us, None)
@@ -130,7 +130,7 @@ class TopicSource:
         )
 
     def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
-        """Of each partition the offsets that may hold something of the span. Raises `TopicError`."""
+        """Return the offsets of each partition that may hold something of the span. Raises `TopicError`."""
         client = admin_client(self.bootstrap, settings=self.settings)
         full = self.settings.topic(topic.name)
         numbers = partition_numbers(client, full)

@@ -59,7 +59,7 @@ def texts(values: pa.Array) -> tuple[pa.Array, Mask]:
 
 
 def missing(values: pa.Array) -> Mask:
-    """Where there is no value."""
+    """Mark missing values."""
     return _mask(values.is_null())
 
 
@@ -93,7 +93,7 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
 
 
 def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
-    """What ``local_time`` shows, in microseconds since 1970 on that clock."""
+    """Return the time that ``local_time`` shows, in microseconds since 1970 on that clock."""
     if values.null_count == len(values) or not pa.types.is_string(values.type):
         return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
     plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_LOCAL), False)

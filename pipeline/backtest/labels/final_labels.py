@@ -20,7 +20,7 @@ from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known
 PART_ROWS: Final = BLOCK_ROWS
 """Labels that are resolved together, about."""
 _MOST_BITS: Final = 8
-"""By which labels are parted: each part is an open file."""
+"""Bits by which labels are parted: each part is an open file."""
 _NOTHING: Final = KNOWN.index(NOTHING)
 _LABEL: Final = np.dtype(
     [
@@ -66,7 +66,7 @@ class FinalLabels:
             yield rows
 
     def _found(self, part: Transactions) -> np.ndarray:
-        """Which label is of each transaction, -1 for none; shape (n,)."""
+        """Find each transaction's label, -1 for none; shape (n,)."""
         if not len(self):
             return np.full(len(part), -1)
         wanted = digest_keys(part.card_id, part.transaction_id)

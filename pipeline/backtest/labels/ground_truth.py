@@ -29,13 +29,13 @@ _LEGITIMATE, _FRAUD = KNOWN.index(LEGITIMATE), KNOWN.index(FRAUD)
 
 
 class GroundTruth(NamedTuple):
-    """What is known about n decided transactions; each of shape (n,)."""
+    """The known labels of n decided transactions; each of shape (n,)."""
 
     fraud: NDArray[np.bool_]
     legitimate: NDArray[np.bool_]
     """Known to be; what is neither has no label that says anything."""
     source: "pd.Categorical[str]"
-    """Of the label that holds, empty where there is none."""
+    """Source of the label that holds, empty where there is none."""
     fraud_type: "pd.Categorical[str]"
     """Empty where it is not told."""
     known_us: NDArray[np.int64]
@@ -43,7 +43,7 @@ class GroundTruth(NamedTuple):
 
     @property
     def unlabelled(self) -> NDArray[np.bool_]:
-        """Which may be either."""
+        """True where the transaction may be either."""
         return ~(self.fraud | self.legitimate)
 
 
@@ -63,7 +63,7 @@ def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
-    """What ``labels`` say about the transactions of ``decisions``, in their order.
+    """Find the labels that hold for the transactions of ``decisions``, in their order.
 
     Both may be longer than what fits into memory: labels are taken block by block, each of which is looked for among
     all decisions. Memory beyond the answer's is that of a block.
@@ -109,7 +109,7 @@ class _Found:
             self._source.codes[rows], self._fraud_type.codes[rows] = source[said], fraud_type[said]
 
     def truth(self) -> GroundTruth:
-        """What is known."""
+        """Return the known labels."""
         nothing = self._known == KNOWN.index(NOTHING)
         self._source.codes[nothing] = 0
         self._fraud_type.codes[self._known != _FRAUD] = 0
@@ -152,14 +152,14 @@ def _filled(n: int, value: int, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def _names(frame: pd.DataFrame, rows: slice) -> pa.Array:
-    """One text for both names of each transaction; a length tells where the second begins, whatever they hold."""
+    """Join both names of each transaction; a length tells where the second begins, whatever they hold."""
     cards, ids = (texts(frame[name], rows) for name in _IDENTITY)
     parts = (pc.utf8_length(cards).cast(cards.type), cards, ids)
     return pc.binary_join_element_wise(*parts, pa.scalar(" ", cards.type))
 
 
 def _less(one: Sequence[NDArray[Any]], other: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Whether ``one`` comes before ``other``, by the first column in which they differ; of shape (n,)."""
+    """Return True where ``one`` comes before ``other``, by the first column in which they differ; of shape (n,)."""
     less = np.zeros(len(one[0]), np.bool_)
     same = np.ones(len(one[0]), np.bool_)
     for left, right in zip(one, other, strict=True):
@@ -191,12 +191,12 @@ class Bounds(NamedTuple):
     as_legitimate: float | None
     as_fraud: float | None
     least: float | None
-    """What it is at least, however the unlabelled turn out."""
+    """Lower bound, however the unlabelled turn out."""
     most: float | None
 
 
 def precision_bounds(truth: GroundTruth, alert: NDArray[np.bool_]) -> Bounds:
-    """Of the alerts' precision: what reviews of the unlabelled alerts could make of it."""
+    """Bound the alerts' precision by what reviews of the unlabelled alerts could make of it."""
     alerts, found = int(alert.sum()), int((truth.fraud & alert).sum())
     open_ = int((truth.unlabelled & alert).sum())
     least, most = _share(found, alerts), _share(found + open_, alerts)
@@ -204,7 +204,7 @@ def precision_bounds(truth: GroundTruth, alert: NDArray[np.bool_]) -> Bounds:
 
 
 def recall_bounds(truth: GroundTruth, alert: NDArray[np.bool_]) -> Bounds:
-    """Of the alerts' recall. It is least where of the unlabelled only what was passed over is fraud, most where only
+    """Bound the alerts' recall. It is least where of the unlabelled only what was passed over is fraud, most where only
     what was alerted is."""
     frauds, found = int(truth.fraud.sum()), int((truth.fraud & alert).sum())
     alerted, passed = int((truth.unlabelled & alert).sum()), int((truth.unlabelled & ~alert).sum())

@@ -25,10 +25,10 @@ _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 
 
 class LabelMode(StrEnum):
-    """From where the labels of a backtest come."""
+    """The origin of a backtest's labels."""
 
     RECORDED = "recorded"
-    """As they were told, each shown from when it was known."""
+    """Labels as they were reported, each shown from when it was known."""
     DELAY = "delay"
     """The truth about each transaction becomes known so long after it, as by a chargeback; nobody looks at alerts."""
     REVIEW = "simulated-review"
@@ -36,21 +36,21 @@ class LabelMode(StrEnum):
 
 
 class ReviewPolicy(NamedTuple):
-    """How alerts are looked at."""
+    """The capacity and the delay of simulated reviews."""
 
     delay_us: int
-    """From a transaction to what the review of its alert says; it is said when the day is over at the soonest."""
+    """Time from a transaction to the label of its alert's review; it is known when the day is over at the soonest."""
     a_day: int
-    """How many alerts of a day (UTC) are looked at: those of the highest scores, of equal ones the earliest."""
+    """Number of alerts of a day (UTC) that are reviewed: the highest scores, of equal ones the earliest."""
 
 
 class ReviewOutcome(NamedTuple):
-    """What reviews came to, the warm-up's included."""
+    """The result of simulated reviews, the warm-up's included."""
 
     alerts: int
-    """How many were looked at."""
+    """Number of reviewed alerts."""
     unanswered: int
-    """Of these, about how many the history does not know the truth."""
+    """Number of these whose truth the history does not know."""
     answers: pd.DataFrame
     """A row for each answer that came before the report would have: ``transaction_id``, ``card_id``, ``known_at``."""
 
@@ -75,7 +75,7 @@ class ScheduledLabels:
 
     @property
     def reviews(self) -> bool:
-        """Whether labels depend on what is decided: then transactions must come day by day."""
+        """True if labels depend on decisions: then transactions must come day by day."""
         return self._reviews is not None
 
     def until(self, part: Transactions) -> Labels:
@@ -102,7 +102,7 @@ class ScheduledLabels:
         return self._due(None)
 
     def reviewed(self) -> ReviewOutcome:
-        """What came of reviews so far."""
+        """Return the result of reviews so far."""
         told = _sorted(self._told) if self._told else no_labels()
         answers = pd.DataFrame(
             {
@@ -202,6 +202,6 @@ def _labels(of: Transactions, truth: NDArray[np.int8], due_us: NDArray[np.int64]
 
 
 def _sorted(parts: list[Labels]) -> Labels:
-    """By time; of equal ones those of the earlier part first."""
+    """Sort labels by time; of equal ones those of the earlier part come first."""
     rows = Labels.concat(parts)
     return rows.take(np.argsort(rows.key, kind="stable"))

@@ -14,17 +14,17 @@ class Value(NamedTuple):
 
     fraud_amount: float
     caught_amount: float
-    """Of frauds from an alert on (`from_alert_on`)."""
+    """Amount of frauds from an alert on (`from_alert_on`)."""
     review_cost: float
 
     @property
     def net_saving(self) -> float:
-        """What was caught, less what the reviews of all alerts cost."""
+        """Return the caught amount, less the cost of the reviews of all alerts."""
         return self.caught_amount - self.review_cost
 
 
 class SweepPoint(NamedTuple):
-    """What a threshold would have done, by scores alone."""
+    """The results of a threshold, by scores alone."""
 
     threshold: float
     alerts: int
@@ -41,7 +41,7 @@ def from_alert_on(
     event_time_us: NDArray[np.int64],
     protection_us: int,
 ) -> NDArray[np.bool_]:
-    """Which of n frauds fell on an alert that found their card's fraud, or at most ``protection_us`` after one.
+    """Mark the frauds that fell on an alert that found their card's fraud, or at most ``protection_us`` after one.
 
     All rows are frauds, of shape (n,). The first alert about a fraud is what has a card blocked; what came before it
     was lost. A false alert protects nothing, and a card that is used again after the protection needs another alert.
@@ -67,7 +67,7 @@ def sweep(
     review_cost: float,
     protection_us: int,
 ) -> list[SweepPoint]:
-    """What each of ``thresholds`` would have alerted (scores at or above it), found and cost; rows of shape (n,)."""
+    """Compute each threshold's alerts (scores at or above it), catches and cost; rows of shape (n,)."""
     at_or_above = np.zeros(len(thresholds), np.int64)
     for rows in blocks(len(score)):
         at_or_above += rows.stop - rows.start - np.searchsorted(np.sort(score[rows]), thresholds, side="left")

@@ -81,7 +81,7 @@ class DriftCounter:
             self._counters[model.version].add(decisions.features)
 
     def found(self) -> list[ModelDrift]:
-        """Of each version that scored, in the order in which they came."""
+        """Return the drift of each version that scored, in the order in which they came."""
         return [
             ModelDrift(version, tuple(self._variants[version]), self._before[version], counter.distributions())
             for version, counter in self._counters.items()

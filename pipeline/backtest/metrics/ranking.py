@@ -17,7 +17,7 @@ from schemas.times import US_PER_DAY
 
 
 def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
-    """Which transactions have one of the ``top`` highest scores of their day (UTC); all of shape (n,).
+    """Mark the transactions that have one of the ``top`` highest scores of their day (UTC); all of shape (n,).
 
     Of equal scores the earlier row comes first, as it reaches the analysts first.
     """
@@ -43,7 +43,7 @@ def daily_precision(
 def known_cards(
     card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which transactions are of a card that was known to be compromised before their day began; all of shape (n,).
+    """Mark transactions of cards that were known to be compromised before their day began; all of shape (n,).
 
     ``fraud_known_us`` is when a transaction was known to be fraud, the largest integer where it never was. The Handbook
     leaves such cards out of its test sets (chapter 3, "Baseline fraud detection system").
@@ -65,7 +65,7 @@ class Curve(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """How well scores rank."""
+    """The ranking quality of scores."""
 
     auc_roc: float
     """Area under the ROC curve; NaN where one of the two classes is missing."""
@@ -99,7 +99,7 @@ class Ranking:
         self._other = _gathered((pairs(rows, ~fraud[rows]) for rows in blocks(n)), units)
 
     def areas(self, weight: NDArray[np.float64]) -> Areas:
-        """Of rows that are each weighted by their unit's ``weight``, shape (units,)."""
+        """Compute the areas of rows that are each weighted by their unit's ``weight``, shape (units,)."""
         fraud, other = self._weighted(weight)
         total, pairs = fraud.sum(), fraud.sum() * other.sum()
         found, chosen = np.cumsum(fraud[::-1]), np.cumsum((fraud + other)[::-1])
@@ -132,7 +132,7 @@ class Ranking:
 
 
 class _Gathered(NamedTuple):
-    """How many rows lie in a cell and belong to a unit; of those pairs that occur."""
+    """Counts of rows by cell and unit; of those pairs that occur."""
 
     cell: NDArray[np.int64]
     unit: NDArray[np.int64]
@@ -140,7 +140,7 @@ class _Gathered(NamedTuple):
 
 
 def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
-    """Of cells x ``units`` + units, in parts."""
+    """Count rows by cell and unit; ``parts`` hold cells x ``units`` + units."""
     held, rows = np.empty(0, np.int64), np.empty(0, np.int64)
     fresh: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     waiting = 0

@@ -59,8 +59,13 @@ class BacktestReport:
 
 
 def build_report(result: BacktestResult, options: ReportOptions | None = None) -> BacktestReport:
-    """The report of ``result``; nothing is written.
+    """Build the report of a backtest; nothing is written.
 
-    Raises ValueError where variants did not decide about the same transactions, or decisions lie outside of the range.
+    Args:
+        result: Decisions and labels, as `pipeline.Backtest.run` returns them.
+        options: Assumptions of the report, and how much it shows. Default: those of `ReportOptions`.
+
+    Raises:
+        ValueError: Variants did not decide about the same transactions, or decisions lie outside of the range.
     """
     return BacktestReport(evaluate(result, ReportOptions() if options is None else options))

@@ -15,21 +15,22 @@ from pipeline.backtest.runner.result import Parameter
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report supposes, and how much it shows."""
+    """The assumptions of a report, and how much it shows."""
 
     top: int = 100
     """Cards, and alerts, that analysts can look at in a day: the k of precision, card precision and recall at k."""
     review_cost: float = 5.0
-    """Of one alert."""
+    """Cost of the review of an alert."""
     protection_days: float = 14.0
     """For how long an alert that found fraud keeps further fraud off its card."""
     replicates: int = 200
     """Resamples of the bootstrap, of days and of cards each."""
     level: float = 0.95
-    """Of the confidence intervals."""
+    """Level of the confidence intervals."""
     seed: int = 0
+    """Seed of the resamples behind the confidence intervals."""
     rows: int = 20
-    """Of the longest tables on the page, such as the costliest misses."""
+    """Number of rows of the longest tables on the page, such as the costliest misses."""
 
     def __post_init__(self) -> None:
         least = {"top": 1, "review_cost": 0, "protection_days": 0, "replicates": 0, "seed": 0, "rows": 1}
@@ -54,7 +55,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TypeRecall(msgspec.Struct, frozen=True, kw_only=True):
-    """How frauds of a type were found."""
+    """The recall of frauds of a type."""
 
     fraud_type: str
     frauds: int
@@ -82,12 +83,12 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True):
     ``missed_amount``; of a day resampled by cards alone."""
 
     def value(self, name: str) -> float | None:
-        """One of the metrics."""
+        """Return the value of a metric by name."""
         return next(metric.value for metric in self.metrics if metric.name == name)
 
 
 class SliceDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """What a day, or a band of amounts, has of another variant's figures less the first one's."""
+    """The figures of a day, or a band of amounts, of another variant less the first one's."""
 
     name: str
     metrics: list[Metric]
@@ -102,7 +103,7 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a threshold would have done, by scores alone, without rules and audits."""
+    """The results of a threshold, by scores alone, without rules and audits."""
 
     threshold: float
     alerts_per_day: float
@@ -124,7 +125,7 @@ class ScoreBin(msgspec.Struct, frozen=True, kw_only=True):
     mean_score: float | None
     fraud_share: float | None
     share_interval: ConfidenceInterval
-    """Of the share, by Wilson's formula, 95 %."""
+    """Interval of the share, by Wilson's formula, 95 %."""
 
 
 class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +139,7 @@ class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportedTransaction(msgspec.Struct, frozen=True, kw_only=True):
-    """One that is worth a look."""
+    """A transaction that is worth a look."""
 
     transaction_id: str
     card_id: str
@@ -146,7 +147,7 @@ class ReportedTransaction(msgspec.Struct, frozen=True, kw_only=True):
     event_time: str
     amount: float
     scores: tuple[float, ...]
-    """Of each variant, in their order."""
+    """Score of each variant, in their order."""
     label: str
     """``fraud``, ``legitimate`` or ``none``."""
     fraud_type: str = ""
@@ -156,11 +157,11 @@ class ReviewContent(msgspec.Struct, frozen=True, kw_only=True):
     """Simulated reviews of a variant's alerts, those of the warm-up included."""
 
     alerts: int
-    """How many were looked at."""
+    """Number of reviewed alerts."""
     unanswered: int
-    """Of these, about how many nobody knows the truth."""
+    """Number of these whose truth nobody knows."""
     sooner: int
-    """How many answers came sooner than a report would have."""
+    """Number of answers that came sooner than a report would have."""
 
 
 class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +199,7 @@ class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """How well one model did on labelled examples before it learned them."""
+    """The quality of a model on labelled examples before it learned them."""
 
     model: str
     """``lightgbm``, ``river`` or ``blend``."""
@@ -207,7 +208,7 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant's figures."""
+    """The figures of a variant."""
 
     name: str
     models: Mapping[str, str]
@@ -219,7 +220,7 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     precision_bounds: Bounds
     recall_bounds: Bounds
     precision_at_k_bounds: Bounds
-    """Of the k best of each day; as far as a day has k."""
+    """Bounds of the k best of each day; as far as a day has k."""
     recall_at_k_bounds: Bounds
     paced: PacingContent | None
     reviewed: ReviewContent | None
@@ -237,7 +238,7 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[CurvePoint]
     sweep: list[SweepRow]
     scores: list[ScoreBin]
-    """By log-odds."""
+    """Score bins by log-odds."""
     calibration: list[ScoreBin]
     expected_frauds: float
     """The sum of all scores: as many as there would be if scores were probabilities."""
@@ -255,7 +256,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     unlabelled: int
     caught_amount: float
     examples: list[ReportedTransaction]
-    """Of those alerts, the largest amounts."""
+    """The largest amounts of those alerts."""
 
 
 class VariantComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -279,26 +280,26 @@ class SourceCount(msgspec.Struct, frozen=True, kw_only=True):
     frauds: int
     legitimate: int
     median_delay_days: float
-    """From transactions to these labels."""
+    """Median delay from transactions to these labels."""
 
 
 class LabelContent(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known about the range."""
+    """The known labels of the range."""
 
     mode: str
     frauds: int
     legitimate: int
     unlabelled: int
     labelled_share: float | None
-    """Of all transactions."""
+    """Share of all transactions that is labelled."""
     sources: list[SourceCount]
     median_delay_days: float | None
-    """From transactions to the labels that hold."""
+    """Median delay from transactions to the labels that hold."""
     statements: list[str]
 
 
 class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one feature has moved."""
+    """The drift of a feature."""
 
     feature: str
     stability_index: float | None
@@ -310,14 +311,14 @@ class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriftContent(msgspec.Struct, frozen=True, kw_only=True):
-    """How far features have moved from the training of one LightGBM version."""
+    """The drift of features from the training of a LightGBM version."""
 
     lightgbm: str
     """The version."""
     variants: list[str]
     """Whose decisions it scored."""
     known: bool
-    """Whether the version tells how features were distributed in its training."""
+    """True if the version tells how features were distributed in its training."""
     features: list[FeatureDrift]
     """Those that it was trained on, the farthest first."""
 

@@ -53,7 +53,7 @@ class Resamples(NamedTuple):
 
 
 def resample(shared: Shared, variants: Sequence[Observed], options: ReportOptions) -> list[Resamples]:
-    """Of each variant. All see the same resamples, so that their differences can be told from chance.
+    """Resample each variant. All see the same resamples, so that their differences can be told from chance.
 
     Card precision and what else goes by the best of a day is resampled by days alone: a card drawn twice would push
     others out of the best.
@@ -152,7 +152,7 @@ def _tally(shared: Shared, one: Observed, unit: NDArray[np.int64], units: int) -
 def _daily(
     shared: Shared, one: Observed, options: ReportOptions
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """By name, what is added up over days above and below the line; shapes (days,)."""
+    """Return numerators and denominators that are added up over days, by name; shapes (days,)."""
     fraud, times = shared.truth.fraud, shared.event_time_us
     best, known_us = one.best, one.known_us
     found, frauds = (np.bincount(shared.day[rows], minlength=shared.days) for rows in (best & fraud, fraud))

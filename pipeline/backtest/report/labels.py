@@ -84,7 +84,7 @@ def _statements(
 
 
 def _median_days(shared: Shared, of: NDArray[np.bool_]) -> float:
-    """From transactions to the labels that hold of them; ``of`` (n,) tells which count, at least one."""
+    """Return the median delay from transactions to the labels that hold; ``of`` (n,) marks at least one that counts."""
     delays_us = NumberColumn(np.int64)
     for rows in blocks(len(of)):
         delays_us.add((shared.truth.known_us[rows] - shared.event_time_us[rows])[of[rows]])

@@ -21,7 +21,7 @@ def element(tag: str, *children: str, **attributes: str) -> Markup:
 
 
 def join(parts: Iterable[str]) -> Markup:
-    """One after the other."""
+    """Concatenate parts, and escape plain text."""
     return Markup("".join(part if isinstance(part, Markup) else escape(part) for part in parts))
 
 

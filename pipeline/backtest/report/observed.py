@@ -16,7 +16,7 @@ from schemas.times import US_PER_DAY
 
 
 class Shared(NamedTuple):
-    """What all variants decide about; arrays of shape (n,)."""
+    """The transactions that all variants decide about; arrays of shape (n,)."""
 
     frame: pd.DataFrame
     """The first variant's decisions, for names."""
@@ -47,7 +47,7 @@ class Observed(NamedTuple):
     caught: NDArray[np.bool_]
     """Frauds from an alert on."""
     best: NDArray[np.bool_]
-    """Whether the score is among the highest k of its day."""
+    """True where the score is among the highest k of its day."""
     known_us: NDArray[np.int64]
     """When what is known was known to this variant; `pipeline.backtest.labels.ground_truth.NEVER` where nothing is."""
 
@@ -78,7 +78,7 @@ def share(result: BacktestResult) -> Shared:
 
 
 def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> Observed:
-    """What ``variant`` decided; ``top`` is how many of a day are the best.
+    """Return the decisions of ``variant``; ``top`` is how many of a day are the best.
 
     Raises ValueError where it did not decide about the same transactions.
     """

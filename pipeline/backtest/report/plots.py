@@ -35,12 +35,12 @@ def precision_recall(content: ReportContent) -> str:
 
 
 def alerts_by_day(content: ReportContent) -> str:
-    """How many alerts a day."""
+    """Plot the number of alerts a day."""
     return _by_day(content, "Alerts by day", "alerts", lambda day: float(day.alerts), None)
 
 
 def precision_by_day(content: ReportContent) -> str:
-    """Which share of a day's alerts is about known fraud; days without alerts are left out."""
+    """Plot the share of known fraud among a day's alerts; days without alerts are left out."""
     return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.value("alert_precision"), 1.0)
 
 

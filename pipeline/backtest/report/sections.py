@@ -34,7 +34,7 @@ from pipeline.backtest.runner.result import Parameter
 
 
 def opening(content: ReportContent) -> Markup:
-    """What came out, in a sentence and a picture."""
+    """Write the result, as a sentence and a picture."""
     curve = _figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")
     return join([element("p", verdict(content), class_="verdict"), curve])
 
@@ -76,7 +76,7 @@ def _metric_row(metric: Metric) -> list[str]:
 
 
 def labels(content: ReportContent) -> Markup:
-    """Where labels came from, and what they leave open."""
+    """Write the sources of labels, and what they leave open."""
     labels = content.labels
     parts = [element("ul", *(element("li", statement) for statement in labels.statements))]
     if labels.sources:
@@ -123,7 +123,7 @@ def _bounds_row(name: str, bounds: Bounds) -> list[str]:
 
 
 def ranking(content: ReportContent) -> Markup:
-    """How the models did on the way, and which frauds are found."""
+    """Write the models' quality on the way, and the recall by type of fraud."""
     parts: list[Markup] = []
     figures = [
         [variant.name, one.model, ratio(one.auc), ratio(one.log_loss)]
@@ -177,7 +177,7 @@ def _sides(one: VariantComparison) -> Markup:
 
 
 def money(content: ReportContent) -> Markup:
-    """What other thresholds would have done."""
+    """Write the results of other thresholds."""
     parts = [
         _figure(plots.threshold_sweep(content), "By scores alone; rules and audit samples are not part of the sweep.")
     ]
@@ -252,7 +252,7 @@ def _with_interval(metric: Metric) -> Markup:
 
 
 def scores(content: ReportContent) -> Markup:
-    """How scores are distributed, and whether they mean what they say."""
+    """Write the distribution and the calibration of scores."""
     parts = [
         _figure(plots.score_distribution(variant, place), "Each line adds up to 100 percent.")
         for place, variant in enumerate(content.variants)
@@ -273,7 +273,7 @@ def scores(content: ReportContent) -> Markup:
 
 
 def reasons(content: ReportContent) -> Markup:
-    """What alerts told their readers."""
+    """Write the reasons of alerts."""
     parts: list[Markup] = []
     for place, variant in enumerate(content.variants):
         parts.append(
@@ -315,7 +315,7 @@ def _transactions(content: ReportContent, caption: str, rows: list[ReportedTrans
 
 
 def drift(content: ReportContent) -> Markup:
-    """How far features moved from the training of each LightGBM version."""
+    """Write the drift of features from the training of each LightGBM version."""
     parts: list[Markup] = []
     for one in content.drift:
         parts.append(element("h3", f"LightGBM {one.lightgbm}"))

@@ -89,7 +89,7 @@ def slices(
 
 
 def _counted(cut: Slicing, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many rows of each slice are ``chosen``; shape (slices,)."""
+    """Count the ``chosen`` rows of each slice; shape (slices,)."""
     counts = np.zeros(len(cut.names), np.int64)
     for rows in blocks(len(chosen)):
         counts += np.bincount(cut.of[rows][chosen[rows]], minlength=len(cut.names))
@@ -122,7 +122,7 @@ def slice_differences(
 def resample_slices(
     shared: Shared, variants: Sequence[Observed], cut: Slicing, options: ReportOptions, *, by_days: bool = True
 ) -> list[list[Resamples]]:
-    """Of each variant the figures of each slice, columns as `SLICED`.
+    """Return each variant's figures of each slice, columns as `SLICED`.
 
     Resamples are those of the whole range, the same for all variants, so that differences can be told from chance.
     What stands among the best of its day stays so in all of them: a day's cut is taken as given. Without ``by_days``
@@ -155,7 +155,7 @@ _ALERTS, _ALERTED_FRAUDS, _FRAUDS, _BEST, _BEST_FRAUDS, _CAUGHT, _AMOUNT, _SUMS 
 
 
 class _Sums:
-    """What a slice's figures are made of, by slice and unit, of those pairs that have an alert, a fraud or a best."""
+    """The parts of a slice's figures, by slice and unit, of those pairs that have an alert, a fraud or a best."""
 
     def __init__(self, cut: Slicing, shared: Shared, one: Observed, unit: NDArray[np.int64]) -> None:
         fraud, amount = shared.truth.fraud, shared.amount
@@ -179,7 +179,7 @@ class _Sums:
 
 
 def _figures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From sums, shape (..., _SUMS), figures of shape (..., len(SLICED)); NaN for those that have no meaning."""
+    """Compute figures, shape (..., len(SLICED)), from sums, shape (..., _SUMS); NaN for those without a meaning."""
     parts = {
         "alert_precision": _ratio(sums[..., _ALERTED_FRAUDS], sums[..., _ALERTS]),
         "alert_recall": _ratio(sums[..., _ALERTED_FRAUDS], sums[..., _FRAUDS]),

@@ -45,7 +45,7 @@ def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
 
 
 def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us: int) -> list[SweepRow]:
-    """What thresholds would have done."""
+    """Return the results of thresholds."""
     points = sweep(
         shared.truth.fraud, one.score, shared.card, shared.event_time_us, shared.amount, sweep_thresholds(one.score),
         review_cost=review_cost, protection_us=protection_us,
@@ -122,7 +122,7 @@ def reasons(variant: Variant) -> list[ReasonCount]:
 def costliest(
     shared: Shared, observed: list[Observed], chosen: NDArray[np.bool_], most: int
 ) -> list[ReportedTransaction]:
-    """Of the ``chosen`` transactions those with the largest amounts, at most ``most``."""
+    """Return the ``chosen`` transactions with the largest amounts, at most ``most``."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.argsort(-shared.amount[rows], kind="stable")[:most]]
     truth = shared.truth

@@ -62,7 +62,7 @@ def between(interval: ConfidenceInterval | None, metric: Metric) -> str:
 
 
 def wider(metric: Metric) -> ConfidenceInterval | None:
-    """Of the intervals of a metric the one that promises less."""
+    """Return the interval of a metric that promises less."""
     known = [one for one in (metric.by_days, metric.by_cards) if one is not None]
     return max(known, key=lambda one: (one.high or 0.0) - (one.low or 0.0), default=None)
 
@@ -72,7 +72,7 @@ def _written(value: float | None, unit: str) -> str:
 
 
 def verdict(content: ReportContent) -> str:
-    """What came out, in one sentence; of several variants, which of the others ranks frauds better than the first."""
+    """Sum up the result in a sentence; of several variants, which of the others ranks frauds better than the first."""
     if not content.comparisons:
         (variant, *_) = content.variants
         metrics = {metric.name: metric for metric in variant.metrics}
@@ -85,7 +85,7 @@ def verdict(content: ReportContent) -> str:
 
 
 def _compared(one: VariantComparison) -> str:
-    """Whether a variant ranks frauds better than the first one, by its average precision."""
+    """Compare the average precision of a variant with the first one's."""
     difference = next(metric for metric in one.differences if metric.name == "average_precision")
     interval = wider(difference)
     if difference.value is None or interval is None or interval.low is None or interval.high is None:
@@ -98,7 +98,7 @@ def _compared(one: VariantComparison) -> str:
 
 
 def drift_sentence(one: DriftContent) -> str:
-    """How far features have moved, in a sentence or two."""
+    """Describe the drift of features in a sentence or two."""
     subject = f"LightGBM {one.lightgbm} ({', '.join(one.variants)})"
     if not one.known:
         return (
@@ -131,7 +131,7 @@ def pacing_sentence(one: PacingContent) -> str:
 
 
 def partial_sentence(content: ReportContent) -> str:
-    """What an interrupted replay is to be read as."""
+    """Explain how to read an interrupted replay."""
     return (
         f"Partial: the replay was interrupted. It covers {content.from_time} to {content.until_time}, of a range that "
         f"goes to {content.to_time}."

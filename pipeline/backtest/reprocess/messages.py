@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.records import Numbering
-from pipeline.engine.decision_messages import NOT_READ, Batch, DecisionWriter
-from pipeline.engine.decisions import Decided, Decisions
+from pipeline.engine.decision_messages import NOT_READ, DecisionBatch, DecisionWriter
+from pipeline.engine.decisions import Decisions, PolicyResult
 from pipeline.engine.feature_blocks import encode_features
 from pipeline.engine.placement import partitions_of
 from pipeline.engine.subjects import (
@@ -61,21 +61,21 @@ class DecisionMessages:
         self._digits = {code: rate.digits for code, rate in rates.currencies.items()}
         self._writer = DecisionWriter(rates.base, all_features=all_features)
 
-    def batch(self, decisions: Decisions, now: datetime) -> Batch:
+    def batch(self, decisions: Decisions, now: datetime) -> DecisionBatch:
         """Return decisions as they are written, which are made ``now``.
 
         Times are in UTC and amounts have the currency's digits, whatever the producer wrote. ``log`` has the partition
         in which the merchant belongs, and `NOT_READ`.
         """
-        outcome = Decided(*(getattr(decisions, name) for name in Decided._fields))
+        outcome = PolicyResult(*(getattr(decisions, name) for name in PolicyResult._fields))
         subjects = self._subjects(decisions, timestamp_us(now))
-        return Batch(subjects, decisions.features, outcome, decisions.models, now)
+        return DecisionBatch(subjects, decisions.features, outcome, decisions.models, now)
 
-    def values(self, batch: Batch) -> Iterator[bytes]:
+    def values(self, batch: DecisionBatch) -> Iterator[bytes]:
         """Write the value of each decision."""
         return self._writer.decisions(batch)
 
-    def blocks(self, batch: Batch, cards: Sequence[bytes]) -> list[Output]:
+    def blocks(self, batch: DecisionBatch, cards: Sequence[bytes]) -> list[Output]:
         """Return the blocks of features, each with the partition of its cards."""
         return encode_features(batch, cards, self.numbering.partitions)
 

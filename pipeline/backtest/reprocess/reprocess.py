@@ -40,14 +40,14 @@ from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS,
 
 _RUN_DIGITS: Final = 16
 _INTERNAL: Final = "__"
-"""How names of topics begin that brokers keep for themselves."""
+"""Prefix of the topics that brokers keep for themselves."""
 
 
 class Reprocessed(NamedTuple):
-    """What came of it."""
+    """The result of a run."""
 
     run: str
-    """What the run is named by: everything that it depends on but the records themselves."""
+    """Name of the run, from everything that it depends on but the records themselves."""
     topic: str
     """The full name."""
     present: int
@@ -55,12 +55,12 @@ class Reprocessed(NamedTuple):
     written: int
     """Decisions that were added."""
     complete: bool
-    """Whether the topic holds the whole run; else the same run, started again, goes on."""
+    """True if the topic holds the whole run; else the same run, started again, goes on."""
     warnings: tuple[str, ...]
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """What a run is named by."""
+    """The inputs of a run's name."""
 
     cluster_id: str
     topic_ids: dict[str, str]
@@ -73,15 +73,15 @@ class _Asked(msgspec.Struct, frozen=True):
     """Versions; None for those that live decisions name."""
     learning_every_us: int | None
     learning: FeedbackRules | None
-    """By what the online model is taught; None where it does not learn."""
+    """Config of the online model's training; None where it does not learn."""
     card: CardRules
-    """By what records are judged, the rates among it."""
+    """Config of the card agent, the rates among it."""
     label_sources: dict[str, tuple[str, ...]]
-    """Which sources topics of labels speak for."""
+    """Sources that topics of labels speak for."""
     simulated: bool
-    """Whether a simulator may label."""
+    """True if a simulator may label."""
     decision_features: str
-    """Which decisions bear their features."""
+    """Choice of the decisions that bear their features."""
     partitions: int
     kernel: str
     gate: bool | msgspec.UnsetType = msgspec.UNSET
@@ -185,7 +185,7 @@ def run_name(
     cluster_id: str,
     topic_ids: dict[str, str],
 ) -> str:
-    """What a run is named by; ``candidate`` is None where the versions decide that live decisions name."""
+    """Name a run; ``candidate`` is None where the versions decide that live decisions name."""
     learning = None if candidate is None else candidate.learning
     asked = _Asked(
         cluster_id=cluster_id,

@@ -1,1 +1,1 @@
-"""From a validated request to decisions: passes over the history, statistics and results."""
+"""Runs a validated request: passes over the history, statistics and results."""

@@ -65,8 +65,8 @@ class LabelPolicy:
     file: Path | None = None
     """Labels of a file's transactions."""
     regime: LabelRegime = field(default_factory=LabelRegime)
-    """Which transactions get labels that are not recorded, and when."""
+    """Transactions that get labels which are not recorded, and their delays."""
     review_delay_s: float = 86_400.0
-    """From a transaction to the answer of a simulated review of its alert."""
+    """Time from a transaction to the answer of a simulated review of its alert."""
     reviews_a_day: int = 100
     """Alerts that simulated reviews answer, of each variant and day (UTC)."""

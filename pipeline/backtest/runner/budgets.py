@@ -10,7 +10,7 @@ from schemas.times import US_PER_DAY
 
 
 class Budget:
-    """One variant's: it notes scores of the days before the range, and decides the range by what they tell."""
+    """The alert budget of a variant: scores before the range choose the threshold that decides the range."""
 
     def __init__(self, alerts_per_day: float, from_us: int, days: float) -> None:
         """``from_us`` is where the range begins; the threshold is chosen on the last ``days`` before it."""
@@ -23,7 +23,7 @@ class Budget:
 
     @property
     def days(self) -> float:
-        """How many days before the range there were to choose on."""
+        """Number of days before the range there were to choose on."""
         if self._seen_from_us is None:
             return 0.0
         return (self._from_us - max(self._seen_from_us, self._first_us)) / US_PER_DAY

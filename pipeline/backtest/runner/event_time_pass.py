@@ -1,4 +1,4 @@
-"""One pass over a history in the order of event time: all candidates decide about it side by side."""
+"""A pass over a history in the order of event time: all candidates decide about it side by side."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing

@@ -41,7 +41,7 @@ def losses(counts: Mapping[str, int]) -> str:
 
 
 def warnings(counts: Mapping[str, int], decided: int) -> list[str]:
-    """What the reader must see first of it; ``decided`` transactions were neither refused nor repeats.
+    """Return the warnings that a reader must see first; ``decided`` transactions were neither refused nor repeats.
 
     That labels have no transaction is no wonder where there are more than of what was read: it counts if all have none.
     """

@@ -21,7 +21,7 @@ from schemas.topics import TRANSACTIONS
 WINDOWS: Final = "shorter history"
 """The windows of the backtest began later than the live ones, and were not full yet."""
 FULL_AFTER_US: Final = REACH_US + LATENESS_US
-"""From where a backtest began to read to the first event whose features no shorter history explains."""
+"""Distance from the begin of reading to the first event whose features no shorter history explains."""
 ARRIVAL: Final = "order of arrival"
 """Live, transactions of the card were read in another order than that of their event times."""
 BETWEEN: Final = "order between partitions"
@@ -47,7 +47,7 @@ class _Row(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One decision that is not as it was live."""
+    """A decision that is not as it was live."""
 
     transaction_id: str
     card_id: str
@@ -63,7 +63,7 @@ class Difference(NamedTuple):
 
 @dataclass(slots=True)
 class LiveComparison:
-    """What came of comparing decisions with those that were made live."""
+    """The result of comparing decisions with those that were made live."""
 
     compared: int = 0
     """Transactions that both decided."""
@@ -73,7 +73,7 @@ class LiveComparison:
 
     @property
     def causes(self) -> Counter[str]:
-        """How many differences each cause has."""
+        """Count the differences by cause."""
         return Counter(one.cause for one in self.differences)
 
     def frame(self) -> pd.DataFrame:
@@ -179,7 +179,7 @@ class LiveComparer:
 
 
 def live_comparer(live: LiveDecisions, source: TopicSource, span: Span, order: Order) -> LiveComparer:
-    """What compares with them decisions that are made in ``order``. Raises `TopicError`."""
+    """Build a comparer for decisions that are made in ``order``. Raises `TopicError`."""
     comparer = LiveComparer(live, order)
     ranges = source.ranges(TRANSACTIONS, span, 0, to_end=True)
     # The log holds records before those that warm the windows up, or did once.

@@ -85,7 +85,7 @@ class ModelLibrary:
         return _once(self._rivers, version, lambda: self._find_river(version, lightgbm))
 
     def named(self, versions: Versions) -> ActiveModels:
-        """What a decision says that it was made by. Raises `ModelError`, `RegistryError`."""
+        """Load the models that a decision names. Raises `ModelError`, `RegistryError`."""
         return ActiveModels(
             self.lightgbm(versions.lightgbm),
             self.river(versions.river, versions.lightgbm),

@@ -49,7 +49,7 @@ def nothing_decided(request: Request, statistics: RunStatistics) -> str:
 
 
 def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
-    """What the reader must know of the warm-up, of losses and of budgets."""
+    """Return the warnings about the warm-up, the input quality and budgets."""
     span, found = request.span, []
     if span.from_us <= EARLIEST_US:
         found.append(
@@ -104,7 +104,7 @@ def warnings_of_short_history(first_us: int, span: Span, of: str = "") -> list[s
 
 
 def summary_of(statistics: RunStatistics) -> RunSummary:
-    """What is known besides decisions."""
+    """Return the statistics besides decisions."""
     return RunSummary(statistics.told_counts(), statistics.warnings, statistics.partial)
 
 

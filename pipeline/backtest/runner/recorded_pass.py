@@ -1,4 +1,4 @@
-"""One pass over the logs as they are: by the models that are asked for, or those that live decisions name."""
+"""A pass over the logs as they are: by the models that are asked for, or those that live decisions name."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ AS_RECORDED: Final = "as recorded"
 
 
 class _Said(msgspec.Struct, gc=False):
-    """What of a label tells when it was made."""
+    """The part of a label that says when it was made."""
 
     labelled_at: Timestamp
 
@@ -102,12 +102,12 @@ def count_judged(statistics: RunStatistics, settings: Settings, result: Result) 
 
 
 def _known_at_us(label: bytes | None, arrived_us: int) -> int:
-    """From when on a label counts; of one that is too large to be kept with its refusal, its arrival tells."""
+    """Return the time from which a label counts; the arrival of one too large to be kept with its refusal."""
     return arrived_us if label is None else max(timestamp_us(_decode_said(label).labelled_at), arrived_us)
 
 
 def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Decisions]:
-    """What each variant decides; ``scored`` is by the models of the first, if there is one."""
+    """Return each variant's decisions; ``scored`` is by the models of the first, if there is one."""
     if not candidates:
         return {AS_RECORDED: scored.decisions}
     first = next(iter(candidates))

@@ -71,7 +71,7 @@ class Scored(NamedTuple):
 
     decisions: Decisions
     places: list[SourcePosition]
-    """Of each transaction's record."""
+    """Position of each transaction's record."""
     live: list[LiveDecision | None]
     """The recorded decision about each; None where there is none, or nobody asked."""
 
@@ -116,7 +116,7 @@ class RecordedReplay:
         self.first_event_us: int | None = None
         """Event time of the first transaction that entered the windows."""
         self.entered = 0
-        """How many transactions entered the windows so far."""
+        """Number of transactions that entered the windows so far."""
         self.stored_otherwise = 0
         """Rows of ``profiled`` that the card kernel does not give again."""
         self.newest_us = 0
@@ -170,7 +170,7 @@ class RecordedReplay:
                 heapq.heappush(heap, (following[0].timestamp_ms, number, following))
 
     def _cards(self, number: int) -> Generator[list[Profiled], None, None]:
-        """What the card kernel of a partition says, batch by batch."""
+        """Yield the card kernel's results of a partition, batch by batch."""
         settings = self._source.settings
         topics = {settings.topic(topic.name): topic for topic in (TRANSACTIONS, REROUTED, ACCEPTED_LABELS)}
         ends = {

@@ -27,17 +27,17 @@ Rows = TypeVar("Rows", Transactions, Labels)
 
 
 class Candidate(NamedTuple):
-    """One way to decide about a history."""
+    """A set of models that decides a history."""
 
     models: ActiveModels
     learning: Learning | None = None
-    """How its online model learns; None: it stays as it is."""
+    """Training options of its online model; None: it stays as it is."""
     alerts_per_day: float | None = None
     """For which its threshold is to be chosen on what comes before a range; None: the policy's holds."""
     paced_at: PacingOptions | None = None
     """Budget for which its threshold is set anew each hour; None: it is not."""
     parameters: Mapping[str, Parameter] = MappingProxyType({})
-    """What a reader is told about it besides."""
+    """Other parameters that a reader is shown."""
     trained_as: str | None = None
     """Name of what the backtest trains for it; None: its models were there before."""
     renewed: RenewalSchedule | None = None
@@ -213,7 +213,7 @@ def _scheduled(chunk: Chunk, schedules: Sequence[Periods]) -> Iterator[tuple[Chu
 
 
 def _taken(rejects: list[Reject]) -> tuple[Reject, ...]:
-    """What was noted, which is emptied."""
+    """Return the refused rows, and empty the list."""
     found = tuple(rejects)
     rejects.clear()
     return found

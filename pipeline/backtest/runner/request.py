@@ -23,18 +23,18 @@ from schemas.times import US_PER_DAY
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `pipeline.Backtest` was asked for, in which nothing contradicts itself."""
+    """The validated arguments of `pipeline.Backtest`."""
 
     settings: Settings
     source: Source
     order: Order
     span: Span
     warm_up_us: int
-    """How much history before the range enters the windows; the days on which thresholds are chosen come besides."""
+    """History before the range that enters the windows; the days on which thresholds are chosen come besides."""
     compare_live: bool
     labels: LabelMode
     regime: LabelRegime
-    """Who is reported, and when, where labels are not recorded."""
+    """Reports and their delays, where labels are not recorded."""
     reviews: ReviewPolicy
     models: Mapping[str, str | ActiveModels]
     """Versions of LightGBM, or models, by the names of their variants."""
@@ -45,12 +45,12 @@ class Request:
     river: str
     """`pipeline.backtest.runner.candidates.LATEST`, `UNTAUGHT`, or a version."""
     publish_every_us: int | None
-    """How often an online model that learns is published; None where it does not learn."""
+    """Event time between versions of an online model that learns; None where it does not learn."""
     blend: float | None
     """Weight of the online model in the score; None: the policy's, which the gate sets where the model learns."""
     training: Training | None
     period: TrainingPeriod | None
-    """What is trained on; None where nothing is trained."""
+    """Period that is trained on; None where nothing is trained."""
     validation_days: float
 
     @property
@@ -65,7 +65,7 @@ class Request:
 
     @property
     def label_horizon_us(self) -> int:
-        """How long after its transaction a label counts."""
+        """Event time after its transaction for which a label counts."""
         return round(self.settings.label_horizon_days * US_PER_DAY)
 
     def card_options(self, partitions: int) -> CardOptions:
@@ -77,7 +77,7 @@ class Request:
         return feedback_options(self.settings)
 
     def acceptance(self, options: CardOptions) -> Acceptance:
-        """By what rows of the source are judged."""
+        """Return the rules for rows of the source."""
         return Acceptance(
             options.rates,
             options.future_tolerance_us,

@@ -161,7 +161,7 @@ def refuse_budgets_of_renewals(levels: Sequence[AlertThreshold], training: Train
 def label_mode(
     asked: LabelMode | str | None, source: Source, levels: Sequence[AlertThreshold], *, against_live: bool
 ) -> LabelMode:
-    """How labels come about; ValueError where the source has no such labels, or what is asked for no place for them.
+    """Choose the labelling; ValueError where the source has no such labels, or the request has no place for them.
 
     ``against_live`` tells of the recorded order, and of comparing with what was decided live.
     """
@@ -236,7 +236,7 @@ def warm_up_of(asked_s: float | None, label_delay_us: int, order: Order, setting
 def span_of(
     from_us: int, to_us: int, warm_up_us: int, levels: Sequence[AlertThreshold], validation_days: float
 ) -> Span:
-    """What is read of the history."""
+    """Return the span of the history that is read."""
     # The days that thresholds are chosen on must be as warm as those that are decided by them.
     chosen_on_us = round(validation_days * US_PER_DAY) if chooses(levels) else 0
     warm_up_from_us = EARLIEST_US if from_us == EARLIEST_US else from_us - warm_up_us - chosen_on_us

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.runner.pacing import FirstAlerts
-from pipeline.scoring.prequential import Figures
+from pipeline.scoring.prequential import ScoreMeasures
 
 DECISION_COLUMNS: Final = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "action", "selection",
 )  # fmt: skip
-"""What of `pipeline.backtest.Decisions.frame` a report reads; a long backtest need not keep the other columns."""
+"""Columns of `pipeline.backtest.Decisions.frame` that a report reads; a long backtest need not keep the others."""
 REASON_COLUMNS: Final = ("code", "contribution")
 
 Parameter = str | int | float | bool | None
@@ -47,7 +47,7 @@ class TrainedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to decide: its models and policy, and what it decided."""
+    """A variant: its models, its policy and its decisions."""
 
     name: str
     """Unique among the variants of a result."""
@@ -59,20 +59,20 @@ class Variant:
     threshold: float | None = None
     """The policy's, where one held for the whole range."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    """What else makes it this variant."""
+    """Other parameters of this variant."""
     reasons: pd.DataFrame | None = None
     """A row a reason of the alerts that were explained, `REASON_COLUMNS`; None where none was."""
     explained: int = 0
-    """Of how many alerts ``reasons`` tells."""
+    """Number of alerts that ``reasons`` covers."""
     paced: FirstAlerts | None = None
     """Budget figures if its threshold was set anew each hour, the days before the range included."""
     versions: Sequence[TrainedVersion] = ()
     """Trainings of a variant that was trained by the backtest, in turn."""
-    prequential: Mapping[str, Figures] = field(default_factory=dict)
+    prequential: Mapping[str, ScoreMeasures] = field(default_factory=dict)
     """Figures of each model over the labelled examples of the whole history, before it learned them; empty where the
     online model does not learn."""
     reviewed: ReviewOutcome | None = None
-    """Where reviews of its alerts were simulated: what became known sooner by them than by the result's labels."""
+    """Simulated reviews of its alerts, if any: labels that became known sooner by them than by the result's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,17 @@ class BacktestResult:
     """Event time of the first transaction that entered the windows; ``from_us`` where nothing came before the range."""
     base_currency: str
     label_mode: str = "recorded"
-    """How labels came about, a `pipeline.backtest.labels.schedule.LabelMode`."""
+    """Origin of the labels, a `pipeline.backtest.labels.schedule.LabelMode`."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    """What was asked, by name: source, order, warm-up, partitions …; shown as it is."""
+    """Arguments by name: source, order, warm-up, partitions …; shown as they are."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """What became of the input besides decisions: repeats, refused rows by code, outcomes of labels."""
+    """Outcomes of the input besides decisions: repeats, refused rows by code, outcomes of labels."""
     warnings: Sequence[str] = ()
     """Sentences that the reader must see first, such as that history is shorter than the warm-up."""
     drift: Sequence[ModelDrift] = ()
-    """How features were distributed in the training of each LightGBM version that scored, and are in the range."""
+    """Distribution of features in the training of each LightGBM version that scored, and in the range."""
     partial: bool = False
-    """Whether the replay was interrupted before ``to_us``."""
+    """True if the replay was interrupted before ``to_us``."""
 
     def __post_init__(self) -> None:
         if not self.variants:
@@ -119,7 +119,7 @@ class BacktestResult:
 
     @property
     def event_time_us(self) -> NDArray[np.int64]:
-        """Of each decision, shape (n,)."""
+        """Return the event time of each decision, shape (n,)."""
         times = self.variants[0].decisions["event_time"]
         # As it lies there, if it is of microseconds: a copy would be as long as the range.
         return np.asarray((times if times.dt.unit == "us" else times.dt.as_unit("us")).array.asi8)

@@ -27,7 +27,7 @@ NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
 
 
 class BacktestProgress(NamedTuple):
-    """How far a backtest has come."""
+    """The progress of a backtest."""
 
     transactions: int
     """Worked on so far, the warm-up included."""
@@ -35,9 +35,9 @@ class BacktestProgress(NamedTuple):
     """The newest of them."""
     elapsed_s: float
     share: float | None
-    """Of the event time that is asked for, 0 to 1; None where no end of it was named."""
+    """Share of the event time that is asked for, 0 to 1; None where no end of it was named."""
     stage: str = ""
-    """What is done before the range is decided; nothing once it is."""
+    """Name of the stage before the range is decided; empty once it is."""
 
 
 def training_stage(name: str) -> str:
@@ -46,7 +46,7 @@ def training_stage(name: str) -> str:
 
 
 class ProgressListener:
-    """Who follows a backtest: is told of every chunk, and says when to stop."""
+    """The caller's callbacks: one is given each chunk's progress, one says when to stop."""
 
     def __init__(self, progress: Callable[[BacktestProgress], None] | None, stopped: Callable[[], bool]) -> None:
         self._progress, self.stopped = progress, stopped
@@ -78,7 +78,7 @@ class FirstAndCount:
 
 
 class RunStatistics:
-    """What is found in a pass over the history, by whoever passes on decisions of its range."""
+    """The statistics of a pass over the history, for whoever passes on decisions of its range."""
 
     def __init__(
         self, span: Span, label_horizon_us: int, listener: ProgressListener, take: Callable[[str, Decisions], None]
@@ -92,7 +92,7 @@ class RunStatistics:
         self.first_us, self.newest_us = LATEST_US, EARLIEST_US
         self.first_decided_us, self.last_decided_us = LATEST_US, EARLIEST_US
         self.counts: Counter[str] = Counter()
-        """What became of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
+        """Outcomes of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
         self.book, self.seen = LabelBook(), SeenTimes()
         self.warnings: list[str] = []
         self.budgets: dict[str, Budget] = {}
@@ -181,7 +181,7 @@ class RunStatistics:
         self._listener.tell(self.worked_on, self.newest_us, self._share(), training_stage(name))
 
     def stopped(self) -> bool:
-        """Whether to stop here, which makes it partial."""
+        """True if the run stops here, which makes it partial."""
         self.partial = self._listener.stopped()
         return self.partial
 
@@ -203,7 +203,7 @@ class RunStatistics:
 
 
 class RunSummary(NamedTuple):
-    """What is known of a pass besides its decisions; as in `BacktestResult`."""
+    """The result of a pass besides its decisions; as in `BacktestResult`."""
 
     counts: Mapping[str, int]
     warnings: Sequence[str]

@@ -10,7 +10,7 @@ from pipeline.decision.pacing import PacingOptions
 
 
 class AlertThreshold(NamedTuple):
-    """From which score on a variant alerts; of neither: as its policy says."""
+    """The threshold of a variant; without one, its policy's."""
 
     threshold: float | None = None
     budget: float | None = None
@@ -20,7 +20,7 @@ class AlertThreshold(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What of a variant's name tells it from others of its model.
+        """Return the part of a variant's name that tells it from others of its model.
 
         >>> AlertThreshold(threshold=0.5).suffix, AlertThreshold(budget=20.0).suffix, AlertThreshold().suffix
         (' at 0.5', ' at 20 a day', '')
@@ -65,5 +65,5 @@ def alert_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
 
 
 def _digits(value: float) -> str:
-    """As short as it can be told from every other number."""
+    """Write a number as short as it can be told from every other one."""
     return text if float(text := f"{value:g}") == value else repr(float(value))

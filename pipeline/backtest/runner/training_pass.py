@@ -1,4 +1,4 @@
-"""One pass over what precedes a range, to train on it."""
+"""A pass over what precedes a range, to train on it."""
 
 from contextlib import closing
 
@@ -56,7 +56,7 @@ def train_before(
 
 
 class _Followed:
-    """How far the reading has come."""
+    """The progress of reading."""
 
     def __init__(self, listener: ProgressListener, span: Span) -> None:
         self._listener, self._span = listener, span

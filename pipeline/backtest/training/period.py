@@ -16,7 +16,7 @@ class TrainingPeriod(NamedTuple):
 
     from_us: int
     known_us: int
-    """What became known later is not used."""
+    """Time after which newly known labels are not used."""
     gap_us: int
     validation_us: int
     regime: LabelRegime | None = None

@@ -44,7 +44,7 @@ class Training:
     """LightGBM models that are trained before a range is decided, and decide it beside the others."""
 
     variants: Mapping[str, Sequence[str]]
-    """Names, and which features each is trained on: patterns of `pipeline.training.selection.select_features`."""
+    """Features of each variant, by its name: patterns of `pipeline.training.selection.select_features`."""
     start: datetime
     """Event time of the first transaction to train on (UTC without an offset)."""
     end: datetime | None = None
@@ -53,10 +53,11 @@ class Training:
     """Transactions of the last ``gap_s`` before the end are no targets, since not all of their labels are known.
     Default: the labels' delay where a file's truth becomes labels, else the setting ``maturity_days``."""
     alerts_per_day: float = 100.0
-    """For which the new policies' thresholds are chosen, where no other is asked for."""
+    """Alerts a day for which the new policies' thresholds are chosen, where no other is asked for."""
     config: TrainingConfig = field(default_factory=TrainingConfig)
+    """Hyperparameters of the trees."""
     register: bool = False
-    """Whether the models and their policies are kept in the registry; they are not put in force."""
+    """True if the models and their policies are saved in the registry; they are not activated."""
     renew_days: Sequence[float] = ()
     """For each, and each variant, another variant beside it that is trained again after so many days of event time
     within the range, on what is known by then, and that decides by that from then on."""
@@ -89,11 +90,18 @@ class Training:
     def period(
         self, from_us: int, gap_s: float, validation_days: float, regime: LabelRegime | None = None
     ) -> TrainingPeriod:
-        """What to train on before a range that begins at ``from_us``; ``gap_s`` where no other is asked for.
+        """Return the training period before a range.
 
-        ``regime`` is that of labels that are not recorded. Raises ValueError for a training that would know what is
-        still to come, and `RangeError` for one that is too short, `pipeline.scoring.errors.ModelError` for features
-        that there are not.
+        Args:
+            from_us: Begin of the range, in microseconds since 1970.
+            gap_s: Seconds before the end without targets, where ``gap_s`` of this training is not set.
+            validation_days: Last days of the period, which stop the training and set its threshold.
+            regime: Regime of labels that are not recorded.
+
+        Raises:
+            ValueError: The training would know what is still to come.
+            RangeError: The period is too short.
+            ModelError: There are no such features.
         """
         # Before anything is read: a name that is wrong should not cost the time of a training.
         self._features()
@@ -117,7 +125,7 @@ class Training:
         return period
 
     def at(self, first: TrainingPeriod, known_us: int) -> TrainingPeriod:
-        """Return what is trained on at a later time than the ``first`` period's end."""
+        """Return the period of a later training than the ``first``, by labels known at ``known_us``."""
         return first._replace(from_us=self._from_us(known_us), known_us=known_us)
 
     def _from_us(self, known_us: int) -> int:

@@ -15,7 +15,7 @@ from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
 from agents.keeper import Identity, Keeper
 from agents.loop import AgentLoop
-from agents.partitions import Environment, KernelPartitions, Place, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
 from agents.stopping import PipelineWorker
 from agents.topology import AgentSpec
 from pipeline.engine.layout import LAYOUT
@@ -50,7 +50,7 @@ class OneHopPartitions(KernelPartitions[OneHopPartition]):
         super().__init__(environment)
         self._models, self._output = models, output
 
-    def new(self, partition: int, place: Place, loaded: LoadedState | None) -> OneHopPartition:
+    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> OneHopPartition:
         """The kernel of one partition."""
         return OneHopPartition(self._models, self._output, place.storage, loaded)
 
