@@ -31,6 +31,7 @@ NAVIGATION = {
 project = "fraud-pipeline"
 version = release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 language = "en"
+default_role = "code"
 
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "examples/**.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
@@ -44,6 +45,9 @@ copybutton_prompt_text = "$ "
 
 html_theme = "furo"
 html_title = project
+html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 # Its index.html leads to that of docs.
 html_extra_path = ["site"]
 

@@ -30,8 +30,8 @@ REGIME: Final = LabelRegime(reported="frauds-only", delay_days=7.0, early_share=
 ALONE: Final = "alone"
 RIVER: Final = "with River"
 GATED: Final = "with River behind its gate"
-SOONER: Final = "with River, told of early reports"
-SOONER_GATED: Final = "so told, behind its gate"
+SOONER: Final = "with River and early reports"
+SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
 TOLD: Final = Settings(maturity_days=0.25, reported_share=0.3)
 """What is not reported within six hours is presumed legitimate, and a report by then stands for all."""

@@ -1,0 +1,71 @@
+"""The language of the documentation: short sentences that speak to the reader, in the standard terms."""
+
+import re
+from itertools import chain
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guides").glob("*.md"), *(ROOT / "examples").glob("*.md")]),
+]
+NOT_PROSE = re.compile(r"^```.*?^```$|<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])?")
+WORD = re.compile(r"[\w'-]+")
+READER = re.compile(r"\byou(?:r|rs|rself)?\b", re.IGNORECASE)
+MOST_WORDS = 16
+MOST_WORDS_OF_A_PAGE = 20
+LEAST_SHARE_TO_THE_READER = 0.1
+
+PRIVATE = re.compile(
+    r"\b(?:in force|lessons?|untaught|waiting room|(?:sets?|being) aside|folds? (?:the|what)|keepers?)\b"
+)
+"""Words of our own that readers would have to learn; the standard terms are: active, training update, untrained,
+pending labels, quarantine, replay, snapshot scheduler."""
+
+
+def prose(page: Path) -> list[str]:
+    """Paragraphs and list items, without code, tables, headings and addresses of links."""
+    lines = []
+    for line in NOT_PROSE.sub("", page.read_text(encoding="utf-8")).splitlines():
+        if line.startswith(("|", "    ", "#", "<", "!")) or re.match(r"\[[^\]]+\]: ", line):
+            lines.append("")
+        else:
+            lines += ["", line[found.end() :]] if (found := re.match(r"\s*(?:[-*]|\d+\.) ", line)) else [line]
+    paragraphs = re.split(r"\n\s*\n", "\n".join(lines))
+    return [LINK.sub(r"\1", re.sub(r"`[^`]*`", "X", part.replace("\n", " "))).strip() for part in paragraphs]
+
+
+def sentences(page: Path) -> list[str]:
+    parts = chain.from_iterable(re.split(r"(?<=[.!?:;])\s+(?=[A-Z0-9(\"*])", part) for part in prose(page))
+    return [part for part in parts if len(WORD.findall(part)) > 1]
+
+
+def words(found: list[str]) -> float:
+    return mean(len(WORD.findall(sentence)) for sentence in found)
+
+
+def test_sentences_are_short() -> None:
+    found = list(chain.from_iterable(map(sentences, PAGES)))
+    assert len(found) > 1_000
+    assert words(found) < MOST_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_page_has_long_sentences_as_a_habit(page: Path) -> None:
+    assert words(sentences(page)) < MOST_WORDS_OF_A_PAGE
+
+
+def test_guides_and_examples_speak_to_the_reader() -> None:
+    pages = [page for page in PAGES if page.parent.name in {"guides", "examples"}]
+    found = list(chain.from_iterable(map(sentences, pages)))
+    spoken = [sentence for sentence in found if READER.search(sentence)]
+    assert len(spoken) / len(found) > LEAST_SHARE_TO_THE_READER
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_words_are_those_of_the_field(page: Path) -> None:
+    assert [part for part in prose(page) if PRIVATE.search(part)] == []
