@@ -181,7 +181,7 @@ def test_a_client_without_its_security_settings_is_told_what_to_check(
     plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
     with monkeypatch.context() as impatient:
         # A broker with TLS never answers a client without.
-        impatient.setattr("pipeline.demo.place.ANSWER_TIMEOUT_S", 1.0)
+        impatient.setattr("pipeline.broker.running.ANSWER_TIMEOUT_S", 1.0)
         assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
     stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
     said = stranger.run("alerts", "--once", code=1)
