@@ -62,7 +62,7 @@ def report(cluster: Cluster, numbers: Sequence[int], at: datetime) -> None:
     for number in numbers:
         said = label(number, at, card_id=f"c{number % 100}")
         record = Record(source, 0, number, microseconds(at) // 1_000, b"card", said)
-        (output,) = accept([record], LabelOptions(300_000_000, 3)).outputs
+        (output,) = accept([record], LabelOptions(300_000_000, 3, topic_prefix=cluster.settings.topic_prefix)).outputs
         cluster.write(ACCEPTED_LABELS, output.value, output.key, at, output.headers or (), partition=0)
     cluster.flush()
 

@@ -30,7 +30,7 @@ def redrawn(*drawn: str) -> str:
             if text == drawn[-1]:
                 console.print("a line that stays")
             live.update(Text(text, style="bold"), refresh=True)
-    terminal.write('\nAlerts  3\nLabels  4\n{"alerts": 3}\n')
+    terminal.write('\nAlerts  3\nLabels  4\n\nWhat next\n{"alerts": 3}\n')
     return terminal.getvalue()
 
 
