@@ -210,10 +210,12 @@ class _Example:
 def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:
     """The backtest with ``asked``, options and their values, as a shell takes it, on lines that fit a terminal.
 
-    >>> command_lines([("--from", "2018-06-09"), ("--report", "a b.html")])
-    ["  fraud-pipeline backtest --from 2018-06-09 --report 'a b.html'"]
+    Simulated labels count only where the clock is simulated too.
+
+    >>> command_lines([("--report", "a b.html")])
+    ["  FRAUD_PIPELINE_TIMESTAMPS=producer fraud-pipeline backtest --report 'a b.html'"]
     """
-    lines = ["  fraud-pipeline backtest"]
+    lines = ["  FRAUD_PIPELINE_TIMESTAMPS=producer fraud-pipeline backtest"]
     for option, value in asked:
         part = f" {option} {shlex.quote(value)}"
         if len(lines[-1]) + len(part) + len(_CONTINUED) > PLAIN_WIDTH:

@@ -59,7 +59,13 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
     # The command that it tells says the same.
     words = shlex.split(re.search(r"fraud-pipeline (backtest (?:.*\\\n)*.*)\n", run.output)[1].replace("\\\n", ""))
     words = [word.replace("build/", f"{tmp_path}/again-") for word in words]
-    environment = {**on_cluster(kafka_settings), "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data" / "demo")}
+    assignment = re.search(r"(FRAUD_PIPELINE_\w+)=(\w+) fraud-pipeline backtest", run.output)
+    assert assignment is not None
+    environment = {
+        **on_cluster(kafka_settings),
+        "FRAUD_PIPELINE_DATA_DIR": str(tmp_path / "data" / "demo"),
+        assignment[1]: assignment[2],
+    }
     again = CliRunner().invoke(main, words, env=environment)
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "again-backtest.json").read_text(encoding="utf-8")) == report

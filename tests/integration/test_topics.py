@@ -259,7 +259,7 @@ def test_the_documented_topics_are_the_declared_ones() -> None:
 def test_settings_cannot_take_the_guarantees_away(kafka_settings: Settings) -> None:
     bootstrap = bootstrap_of(kafka_settings)
     careless = with_changes(kafka_settings, kafka_config={"isolation.level": "read_uncommitted"})
-    with pytest.raises(ConfigError, match=r"isolation\.level to 'read_uncommitted'"):
+    with pytest.raises(ConfigError, match=r"sets isolation\.level, but the pipeline relies on 'read_committed'"):
         consumer_config(bootstrap, "group", settings=careless)
     tuned = with_changes(kafka_settings, kafka_config={"linger.ms": "50", "acks": "all"})
     assert producer_config(bootstrap, settings=tuned)["linger.ms"] == "50"
