@@ -212,8 +212,8 @@ def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:
 
     Simulated labels count only where the clock is simulated too.
 
-    >>> command_lines([("--report", "a b.html")])
-    ["  FRAUD_PIPELINE_TIMESTAMPS=producer fraud-pipeline backtest --report 'a b.html'"]
+    >>> command_lines([("--train", "a b")])
+    ["  FRAUD_PIPELINE_TIMESTAMPS=producer fraud-pipeline backtest --train 'a b'"]
     """
     lines = ["  FRAUD_PIPELINE_TIMESTAMPS=producer fraud-pipeline backtest"]
     for option, value in asked:
