@@ -187,7 +187,7 @@ def band(value: float, edges: Sequence[float]) -> int:
 
 
 def importance_step(z: float, reach: float) -> float:
-    """How far the log-odds towards the target move: the d with d + exp(z) (exp(d) - 1) = reach, by halving."""
+    """Return the move of the log-odds towards the target: the d with d + exp(z) (exp(d) - 1) = reach, by halving."""
     reach = max(reach, -MOST_UNDONE)
     low, high = reach, 0.0
     if reach >= 0.0:

@@ -115,7 +115,7 @@ class FeedbackFate:
     """Examples that the feedback agents must have made of labels and ``features``."""
 
     held: dict[tuple[Key, str, int], set[bool]] = field(default_factory=lambda: defaultdict(set))
-    """Of each label, by its source and when it was known: is it part of a surge? Two alike may differ."""
+    """True for a label of a surge, by card, source and time known. Two alike may differ."""
     lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
     given_up: list[Told] = field(default_factory=list)
     """Labels that no decision came for in time."""
@@ -308,7 +308,7 @@ class _FeedbackPartition:
         self._maturing: list[tuple[int, Key]] = []
         self._waiting: dict[Key, list[Told]] = defaultdict(list)
         self._hours: dict[str, list[tuple[int, bool]]] = defaultdict(list)
-        """Of each source: hours of its labels, and whether they are held."""
+        """Hours of each source's labels, and whether they are held."""
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""

@@ -34,7 +34,7 @@ SOONER: Final = "with River and early reports"
 SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
 TOLD: Final = Settings(maturity_days=0.25, reported_share=0.3)
-"""What is not reported within six hours is presumed legitimate, and a report by then stands for all."""
+"""Settings that presume legitimate after six hours without a report; a report by then stands for all."""
 FROZEN: Final = "frozen"
 DAILY: Final = "daily"
 EARLY: Final = "daily, early reports"
@@ -65,7 +65,7 @@ ATTACKS: Final[dict[tuple[str, int], Attack | None]] = {
     **{(BURSTS, seed): Attack(seed=seed, a_card=3) for seed in (1, 2, 3, 4, 5)},
     **{(STRANGERS, seed): Attack(seed=seed) for seed in (1, 2)},
 }
-"""By kind and seed: three frauds of a card within minutes, or one, which hardly any feature tells from a sale."""
+"""Attacks by kind and seed: three frauds of a card within minutes, or one that hardly any feature shows."""
 
 
 def attacked(frame: pd.DataFrame, attack: Attack, start: datetime, end: datetime) -> pd.DataFrame:
@@ -188,7 +188,7 @@ def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
 
 
 Runs = Mapping[str, Mapping[int, Found]]
-"""What was found, by schedule and seed."""
+"""Results by schedule and seed."""
 
 
 def tables(found: Mapping[str, Found]) -> Iterator[Table]:

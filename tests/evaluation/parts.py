@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tests.evaluation.detection import difference
 
 Found = Mapping[str, Any]
-"""What a unit measured, as JSON has it."""
+"""The measurement of a unit, as JSON has it."""
 
 
 class Unit(NamedTuple):

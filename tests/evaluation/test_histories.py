@@ -1,4 +1,4 @@
-"""What is trained on features that are computed once, against backtests of the same days."""
+"""Trainings on features that are computed once, against backtests of the same days."""
 
 from datetime import timedelta
 from pathlib import Path

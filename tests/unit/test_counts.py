@@ -1,4 +1,4 @@
-"""What an agent's batches come to, in log lines: dead letters by code and a status line, each once a while."""
+"""The log lines of an agent's batches: dead letters by code and a status line, each once a while."""
 
 import logging
 from collections import Counter

@@ -89,7 +89,7 @@ def test_labels_of_after_an_origin_do_not_enter_its_trainings() -> None:
 
 
 class Topics(ClusterLog):
-    """What was served, and `control` of a cluster in memory."""
+    """Served rows, and `control` of a cluster in memory."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__("127.0.0.1:1", Settings(), 120.0)

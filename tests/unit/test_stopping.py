@@ -94,7 +94,7 @@ FAILING = """
 
 
 def failing(tmp_path: Path, *arguments: str) -> list[str]:
-    """What a worker says whose agents fail; it ends with code 1."""
+    """Return the output of a worker whose agents fail; it ends with code 1."""
     command = [sys.executable, "-c", textwrap.dedent(FAILING), str(tmp_path), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 1, done.stderr
