@@ -132,6 +132,12 @@ def is_lesson(one: Any) -> bool:
     return bool(one["revision"] == 0 and one["label"] == "fraud" and not one["held"])
 
 
+def is_trained(one: Any) -> bool:
+    """True for a reported fraud that River learns; a late one has weight 0, since others' weights stand for it."""
+    weight = one["weight"] if one.get("online_weight") is None else one["online_weight"]
+    return is_lesson(one) and bool(weight > 0)
+
+
 def is_correction(one: Any) -> bool:
     return bool(one["revision"] == 1)
 
@@ -237,8 +243,8 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("examples", edited(is_any, put("weight", 7.0)), "examples_are_consistent", "weight"),
         ("examples", edited(is_any, add("logit", 1e-6)), "examples_are_consistent", "logit"),
         ("examples", edited(is_any, add("river_logit", 1e-6)), "examples_are_consistent", "river_logit"),
-        ("examples", dropped(is_lesson), "weights_are_a_fresh_fold", "weight"),
-        ("examples", edited(is_lesson, put("label", "legitimate")), "weights_are_a_fresh_fold", "weight"),
+        ("examples", dropped(is_trained), "weights_are_a_fresh_fold", "weight"),
+        ("examples", edited(is_trained, put("label", "legitimate")), "weights_are_a_fresh_fold", "weight"),
         ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_fold", "weight 0"),
         ("models", edited(is_river, add("payload.lessons.learned", 1)), "weights_are_a_fresh_fold", "lessons"),
         ("dead-letters", lambda entries: entries[1:], "dead_letters_are_complete", "has no dead letter"),

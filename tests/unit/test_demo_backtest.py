@@ -18,6 +18,7 @@ def test_the_command_can_be_pasted_and_fits_a_terminal() -> None:
     assert len(lines) > 3
     assert max(map(len, lines)) <= PLAIN_WIDTH
     assert shlex.split("\n".join(lines).replace("\\\n", "")) == [
+        "FRAUD_PIPELINE_TIMESTAMPS=producer",
         "fraud-pipeline",
         "backtest",
         *(word for pair in asked for word in pair),
