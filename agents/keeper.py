@@ -123,7 +123,7 @@ class Keeper:
     def _take(self, number: int, held: Mapping[int, PartitionState], session: Session) -> None:
         positions = {
             topic.removeprefix(self._settings.topic_prefix): offset
-            for (topic, partition), offset in session.settled.items()
+            for (topic, partition), offset in session.committed.items()
             if partition == number
         }
         self._due_s[number] = time.monotonic() + self._settings.snapshot_interval_s

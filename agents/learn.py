@@ -85,7 +85,7 @@ class LearnPartitions:
         self._environment.health.working(LEARN.name)
         held = self._of()
         held.learn(self._environment.quarantines.without(records))
-        held.settle()
+        held.commit()
 
     def restored(self, partition: int, records: int) -> None:
         """Report how the restore went."""
@@ -98,18 +98,18 @@ class LearnPartitions:
         del partition
         return self._of().digest()
 
-    def settle(self, partitions: Collection[int]) -> None:
+    def commit(self, partitions: Collection[int]) -> None:
         """The last batch is committed, one of no records included."""
         del partitions
         if self._held is not None:
-            self._held.settle()
+            self._held.commit()
             self._report_figures(self._held)
 
-    def undo(self, partitions: Collection[int]) -> None:
+    def rollback(self, partitions: Collection[int]) -> None:
         """Take the last batch back, one of no records included."""
         del partitions
         if self._held is not None:
-            self._held.undo()
+            self._held.rollback()
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
         """Nothing: the published versions are the snapshots."""

@@ -161,7 +161,7 @@ class AgentLoop:
             error.add_note(f"agent {self._agent}: nothing is committed of its batch, {spans(batch.records)}")
             raise
         except Exception as error:
-            self._partitions.undo(batch.partitions)
+            self._partitions.rollback(batch.partitions)
             self._narrow(batch, error)
             return
         try:
@@ -200,7 +200,7 @@ class AgentLoop:
 
     def positions(self) -> Mapping[Place, int]:
         """Return the offset behind the last committed record of each partition held; for any thread."""
-        return self._session.settled
+        return self._session.committed
 
     def stop(self) -> None:
         """End the turn after this batch, and let a commit that the broker does not answer fail; for any thread."""
@@ -239,5 +239,5 @@ class _Process:
         except Exception as error:
             return error
         finally:
-            self._partitions.undo(self._numbers)
+            self._partitions.rollback(self._numbers)
         return None

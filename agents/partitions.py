@@ -156,7 +156,7 @@ class KernelPartitions(ABC, Generic[P]):
         if left := self._environment.quarantines.without(records):
             state = self._held[partition]
             self.fold_into(state, left, rules)
-            state.settle()
+            state.commit()
 
     def restored(self, partition: int, records: int) -> None:
         """Report how the restore went."""
@@ -194,17 +194,17 @@ class KernelPartitions(ABC, Generic[P]):
         """Return the digest of the committed state of a partition that is held."""
         return self._held[partition].digest()
 
-    def settle(self, partitions: Collection[int]) -> None:
+    def commit(self, partitions: Collection[int]) -> None:
         """Their last batch is committed."""
         for partition in partitions:
             if (state := self._held.get(partition)) is not None:
-                state.settle()
+                state.commit()
 
-    def undo(self, partitions: Collection[int]) -> None:
+    def rollback(self, partitions: Collection[int]) -> None:
         """Take their last batch back."""
         for partition in partitions:
             if (state := self._held.get(partition)) is not None:
-                state.undo()
+                state.rollback()
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
         """Keep what is due, one partition a call, or all that changed at the end, as far as time allows.

@@ -142,17 +142,17 @@ class CardPartition:
             of.hour[rows], of.weekday[rows],
         )  # fmt: skip
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
-        self._windows.settle()
-        self._store.settle()
-        self._join.settle()
+        self._windows.commit()
+        self._store.commit()
+        self._join.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        self._windows.undo()
-        self._store.undo()
-        self._join.undo()
+        self._windows.rollback()
+        self._store.rollback()
+        self._join.rollback()
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""
@@ -198,6 +198,6 @@ def compile_kernels(options: CardOptions) -> None:
     partition = CardPartition(options, None, MemoryStore())
     try:
         partition.process([transaction, accepted], when)
-        partition.settle()
+        partition.commit()
     finally:
         partition.close()

@@ -85,22 +85,22 @@ class DecisionStore:
     def __init__(self, store: Store, segments: DecisionSegments, state: DecisionState | None = None) -> None:
         self._store, self.segments = store, segments
         self._state = state or DecisionState()
-        self._settled = copy.copy(self._state)
+        self._committed = copy.copy(self._state)
 
     @property
     def state(self) -> DecisionState:
         """For the dump."""
         return self._state
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self.segments.settle()
-        self._settled = copy.copy(self._state)
+        self.segments.commit()
+        self._committed = copy.copy(self._state)
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed."""
-        self.segments.undo()
-        self._state = copy.copy(self._settled)
+        self.segments.rollback()
+        self._state = copy.copy(self._committed)
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that have one, forgotten ones perhaps included."""

@@ -125,15 +125,15 @@ class FeedbackPartition:
             self._write(emitted, result)
         return result
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
-        self._store.settle()
-        self._kernel.settle()
+        self._store.commit()
+        self._kernel.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed: take it back."""
-        self._store.undo()
-        self._kernel.undo()
+        self._store.rollback()
+        self._kernel.rollback()
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state; what is large is in files, which are linked."""

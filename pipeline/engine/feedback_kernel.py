@@ -141,10 +141,10 @@ class FeedbackKernel:
     ) -> None:
         self.decisions, self.pending = decisions, pending
         self.surges = Surges(hours)
-        self._newest_us = self._settled_newest_us = newest_us
+        self._newest_us = self._committed_newest_us = newest_us
         # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
         # one, and nothing is filed where deleting has passed by.
-        self._first_day = self._settled_first_day = first_day
+        self._first_day = self._committed_first_day = first_day
         self.counts: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -157,20 +157,20 @@ class FeedbackKernel:
         taken, self.counts = self.counts, Counter()
         return taken
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self.decisions.settle()
-        self.pending.settle()
-        self.surges.settle()
-        self._settled_newest_us, self._settled_first_day = self._newest_us, self._first_day
+        self.decisions.commit()
+        self.pending.commit()
+        self.surges.commit()
+        self._committed_newest_us, self._committed_first_day = self._newest_us, self._first_day
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed."""
-        self.decisions.undo()
-        self.pending.undo()
-        self.surges.undo()
+        self.decisions.rollback()
+        self.pending.rollback()
+        self.surges.rollback()
         self.counts.clear()
-        self._newest_us, self._first_day = self._settled_newest_us, self._settled_first_day
+        self._newest_us, self._first_day = self._committed_newest_us, self._committed_first_day
 
     def process(self, rules: FeedbackRules, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
         """File decisions, join labels, and presume what has matured.

@@ -139,7 +139,7 @@ def compute_features(
             weekdays(event_time_us[part]),
         )
         features[part, to], outliers[part] = profile.features[:, own], profile.outlier
-        windows.settle()
+        windows.commit()
     if labels is None and label_delay_s is not None:
         labels = delayed_labels(event_time_us, frame["fraud"].to_numpy(bool), label_delay_s)
     if labels is None:
@@ -199,7 +199,7 @@ def _fill_merchant_features(
         found = log.take(rows).profile(windows)
         transactions = np.flatnonzero(rows < len(features))
         features[np.ix_(rows[transactions], to)] = found[np.ix_(transactions, own)]
-        windows.settle()
+        windows.commit()
 
 
 def _texts(column: pd.Series) -> pa.Array:

@@ -7,7 +7,7 @@ V = TypeVar("V")
 
 
 class JournaledDict(dict[K, V]):
-    """A dictionary whose `put` can be taken back; cost and memory of the undo follow the keys that a batch wrote."""
+    """A dictionary whose `put` can be taken back; cost and memory of the rollback follow the keys that a batch wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,11 +19,11 @@ class JournaledDict(dict[K, V]):
             self._before[key] = self.get(key)
         self[key] = value
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit what was put."""
         self._before.clear()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Take back what was put since the last time."""
         for key, value in self._before.items():
             if value is None:

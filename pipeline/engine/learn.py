@@ -23,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 REFOLD_AT_MOST: Final = 1_000
-"""Examples that an undo may have to learn again: saving a large classifier before each batch would cost more."""
+"""Examples that a rollback may have to learn again: saving a large classifier before each batch would cost more."""
 
 
 class _Values(msgspec.Struct):
@@ -59,7 +59,7 @@ class LearnPartition:
         self._published_offset = next_offset
         if loaded is not None:
             self._load(loaded)
-        self._settled = (self.next_offset, self._published_offset)
+        self._committed = (self.next_offset, self._published_offset)
         self._saved = learner.save()
         self._since: list[Example] = []
         self._pending: list[Example] = []
@@ -100,18 +100,18 @@ class LearnPartition:
         self._published_offset = self.next_offset
         return self._learner.snapshot(self.next_offset)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
-        self._settled = (self.next_offset, self._published_offset)
+        self._committed = (self.next_offset, self._published_offset)
         self.prequential.add(self._pending)
         self._since += self._pending
         self._pending = []
         if len(self._since) > REFOLD_AT_MOST:
             self._saved, self._since = self._learner.save(), []
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed: take it back."""
-        self.next_offset, self._published_offset = self._settled
+        self.next_offset, self._published_offset = self._committed
         if self._pending:
             self._pending = []
             self._learner.go_back(self._saved)
@@ -120,7 +120,7 @@ class LearnPartition:
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""
         del full
-        next_offset, published_offset = self._settled
+        next_offset, published_offset = self._committed
         learner = self._learner.numbers()
         values = _Values(LAYOUT, next_offset, published_offset, learner)
         return StateDump(msgspec.msgpack.encode(values), {})

@@ -62,10 +62,10 @@ class PendingLabels(Protocol):
     def give_up(self, before_us: int) -> LabelBatch:
         """Remove and return labels that became known before ``before_us``."""
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
 
 
@@ -73,7 +73,7 @@ class MemoryPending:
     """Waiting labels in memory."""
 
     def __init__(self) -> None:
-        self._batch = self._settled = NO_LABELS
+        self._batch = self._committed = NO_LABELS
 
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
         """Return all that wait."""
@@ -94,13 +94,13 @@ class MemoryPending:
         self._batch = _taken(self._batch, ~in_vain)
         return given_up
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
-        self._settled = self._batch
+        self._committed = self._batch
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        self._batch = self._settled
+        self._batch = self._committed
 
 
 class StorePending:
@@ -133,13 +133,13 @@ class StorePending:
         """Remove and return up to `GIVE_UP_AT_MOST` labels that became known before ``before_us``, oldest first."""
         return _batch(self._room.take_older(before_us, GIVE_UP_AT_MOST))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self._room.settle()
+        self._room.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        self._room.undo()
+        self._room.rollback()
 
 
 def _taken(batch: LabelBatch, rows: NDArray[np.bool_]) -> LabelBatch:

@@ -77,7 +77,7 @@ class CardJoin(Generic[M]):
 
     def __init__(self, index: TransactionIndex[M], pending: PendingLabels, clock: Clock = Clock()) -> None:  # noqa: B008
         self._index, self._pending = index, pending
-        self.clock = self._settled_clock = clock
+        self.clock = self._committed_clock = clock
 
     def join(self, horizons: Horizons, given: Arrivals[M]) -> Joined[M]:
         """Accept what is no repeat, and let labels find their transactions.
@@ -127,14 +127,14 @@ class CardJoin(Generic[M]):
         """Forget what lies behind the horizons: at least so many transactions, if there are."""
         self._index.forget_before(self.clock.first_day, at_least)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
-        self._index.settle()
-        self._pending.settle()
-        self._settled_clock = self.clock
+        self._index.commit()
+        self._pending.commit()
+        self._committed_clock = self.clock
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        self._index.undo()
-        self._pending.undo()
-        self.clock = self._settled_clock
+        self._index.rollback()
+        self._pending.rollback()
+        self.clock = self._committed_clock

@@ -87,13 +87,13 @@ class ReadInputs:
             self._inputs.put(name, now)
         return is_repeat
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
-        self._inputs.settle()
+        self._inputs.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed."""
-        self._inputs.undo()
+        self._inputs.rollback()
 
     def dump(self) -> list[ReadInput]:
         """All of them, in order."""

@@ -69,15 +69,15 @@ class ScorePartition:
             self._windows.load(values.windows, loaded.columns)
             self._inputs = ReadInputs(values.inputs)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
-        self._windows.settle()
-        self._inputs.settle()
+        self._windows.commit()
+        self._inputs.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed: take it back."""
-        self._windows.undo()
-        self._inputs.undo()
+        self._windows.rollback()
+        self._inputs.rollback()
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""

@@ -67,7 +67,7 @@ class SegmentsDump(NamedTuple):
 
 
 class DecisionSegments(Protocol):
-    """Append-only decisions by row, and rows by transaction. A batch is rolled back by `undo`."""
+    """Append-only decisions by row, and rows by transaction. A batch is rolled back by `rollback`."""
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
         """Append decisions; return the row of the first, which the others follow."""
@@ -84,10 +84,10 @@ class DecisionSegments(Protocol):
     def checksum(self, day: int) -> bytes:
         """Return a checksum of the decisions that hold from ``day`` on, whatever segments they lie in."""
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
 
 
@@ -158,8 +158,8 @@ class MemorySegments:
         self._firsts: list[int] = []
         """First row of each chunk."""
         self._chunks: list[_Chunk] = []
-        self._next = self._settled_next = 0
-        self._settled_chunks = 0
+        self._next = self._committed_next = 0
+        self._committed_chunks = 0
         self._replaced: list[tuple[bytes, int | None]] = []
         """Digests of the open batch, each with the row before."""
         self._limit_us = NO_TIME_US
@@ -203,7 +203,7 @@ class MemorySegments:
                 total += row_checksum(digest, chunk.event_time_us[number], chunk.decisions[number])
         return checksum_bytes(total)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
         gone = 0
         while gone < len(self._chunks) and self._chunks[gone].newest_us < self._limit_us:
@@ -212,18 +212,18 @@ class MemorySegments:
                     del self._rows[digest]
             gone += 1
         del self._chunks[:gone], self._firsts[:gone]
-        self._settled_chunks, self._settled_next = len(self._chunks), self._next
+        self._committed_chunks, self._committed_next = len(self._chunks), self._next
         self._replaced.clear()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
         for digest, row in reversed(self._replaced):
             if row is None:
                 del self._rows[digest]
             else:
                 self._rows[digest] = row
-        del self._chunks[self._settled_chunks :], self._firsts[self._settled_chunks :]
-        self._next = self._settled_next
+        del self._chunks[self._committed_chunks :], self._firsts[self._committed_chunks :]
+        self._next = self._committed_next
         self._replaced.clear()
         self._limit_us = NO_TIME_US
 
@@ -244,7 +244,7 @@ class MemorySegments:
         packed, times = loaded_column(columns[KEYS]).tobytes(), loaded_column(columns[TIMES]).tolist()
         digests = [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]
         self.add(digests, times, state.gathering)
-        self.settle()
+        self.commit()
 
     def link(self, directory: str) -> None:
         """Link nothing: there are no files."""

@@ -1,6 +1,6 @@
 """The state of a partition: committed, rolled back, saved and loaded; where it is kept is an adapter's.
 
-A batch changes state at once. `settle` then says that the batch is committed, `undo` that it was not: exactly what it
+A batch changes state at once. `commit` then says that the batch is committed, `rollback` that it was not: exactly what it
 changed is taken back. Between the two a partition works on one batch only.
 """
 
@@ -42,7 +42,7 @@ class StoreError(RuntimeError):
 
 
 class Store(Protocol):
-    """Keys and values that may outgrow memory, ordered by key. Writes show at once; `undo` takes them back.
+    """Keys and values that may outgrow memory, ordered by key. Writes show at once; `rollback` takes them back.
 
     Raises StoreError where it fails.
     """
@@ -68,10 +68,10 @@ class Store(Protocol):
     def delete_range(self, start: bytes, end: bytes) -> None:
         """Forget ``start`` <= key < ``end``. Takes effect when the batch is committed, and not before."""
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit what was written since the last time."""
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Take back what was written since the last time."""
 
     def freeze(self) -> str | None:
@@ -87,10 +87,10 @@ class Store(Protocol):
 class PartitionState(Protocol):
     """The state of one partition, as the agents keep it; every kernel's partition is one."""
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed: take back all that it changed."""
 
     def dump(self, *, full: bool = False) -> StateDump:
@@ -118,17 +118,17 @@ class MemoryStore:
     """A store in memory."""
 
     def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._settled: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+        self._committed: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
         """Grouped by the first byte of the keys, so that a scan need not look at all of them."""
         self._pending: dict[bytes, bytes | None] = dict(items)
         self._ranges: list[tuple[bytes, bytes]] = []
-        self.settle()
+        self.commit()
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
         if key in self._pending:
             return self._pending[key]
-        return self._settled[key[:1]].get(key)
+        return self._committed[key[:1]].get(key)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of ``keys``, in order."""
@@ -148,7 +148,7 @@ class MemoryStore:
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values with ``start`` <= key < ``end``, ascending."""
-        keys = chain(self._pending, *(held for first, held in self._settled.items() if start[:1] <= first <= end[:1]))
+        keys = chain(self._pending, *(held for first, held in self._committed.items() if start[:1] <= first <= end[:1]))
         for key in sorted({key for key in keys if start <= key < end}):
             value = self.get(key)
             if value is not None:
@@ -158,20 +158,20 @@ class MemoryStore:
         """Forget a range when the batch is committed."""
         self._ranges.append((start, end))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Let the writes be for good."""
         for key, value in self._pending.items():
             if value is None:
-                self._settled[key[:1]].pop(key, None)
+                self._committed[key[:1]].pop(key, None)
             else:
-                self._settled[key[:1]][key] = value
+                self._committed[key[:1]][key] = value
         for start, end in self._ranges:
-            for held in self._settled.values():
+            for held in self._committed.values():
                 for key in [key for key in held if start <= key < end]:
                     del held[key]
-        self.undo()
+        self.rollback()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Drop the writes."""
         self._pending.clear()
         self._ranges.clear()
@@ -182,9 +182,9 @@ class MemoryStore:
 
     def items(self) -> dict[bytes, bytes]:
         """All that is committed."""
-        return {key: value for held in self._settled.values() for key, value in held.items()}
+        return {key: value for held in self._committed.values() for key, value in held.items()}
 
     def close(self) -> None:
         """Drop everything."""
-        self._settled.clear()
-        self.undo()
+        self._committed.clear()
+        self.rollback()

@@ -67,10 +67,10 @@ class TransactionIndex(Protocol[M]):
     def forget_before(self, day: int, at_least: int) -> None:
         """Forget transactions that were accepted before ``day``: ``at_least`` so many, if there are."""
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
 
 
@@ -80,7 +80,7 @@ class MemoryIndex:
     def __init__(self) -> None:
         self._entries = Entries(_LEAST)
         self._merchants = np.zeros((_LEAST, _MERCHANT_WORDS), np.int64)
-        self._day = self._settled_day = self._settled_count = 0
+        self._day = self._committed_day = self._committed_count = 0
         self._journals: list[NDArray[np.int64]] = []
 
     @property
@@ -118,28 +118,28 @@ class MemoryIndex:
         del at_least
         self._day = day
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
-        self._settled_count, self._settled_day = self._entries.count, self._day
+        self._committed_count, self._committed_day = self._entries.count, self._day
         self._journals.clear()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
         for journal in reversed(self._journals):
             # Backwards, so that what an entry was first is written last.
             for entry, *state in journal[::-1].tolist():
                 self._entries.rows[entry, RANK:] = state
-        self._entries.fill(self._settled_count)
-        self._day = self._settled_day
+        self._entries.fill(self._committed_count)
+        self._day = self._committed_day
         self._journals.clear()
 
     def _make_room(self, arriving: int) -> None:
         held = self._entries
         # In the order of acceptance, in which the event time that had been reached only grows.
-        newest_us = held.rows[: self._settled_count, NEWEST_US]
+        newest_us = held.rows[: self._committed_count, NEWEST_US]
         # What an undo would number otherwise stays where it is.
-        settled = not self._journals and held.count == self._settled_count
-        gone = int(np.searchsorted(newest_us, self._day * US_PER_DAY)) if settled else 0
+        committed = not self._journals and held.count == self._committed_count
+        gone = int(np.searchsorted(newest_us, self._day * US_PER_DAY)) if committed else 0
         kept, merchants = held.rows[gone : held.count], self._merchants[gone : held.count]
         size = self.capacity
         while 2 * (len(kept) + arriving) > size:
@@ -147,7 +147,7 @@ class MemoryIndex:
         self._entries, self._merchants = Entries(size), np.zeros((size, _MERCHANT_WORDS), np.int64)
         self._entries.rows[: len(kept)], self._merchants[: len(kept)] = kept, merchants
         self._entries.fill(len(kept))
-        self._settled_count -= gone
+        self._committed_count -= gone
 
 
 class IndexState(msgspec.Struct):
@@ -167,7 +167,7 @@ class StoreIndex:
     def __init__(self, store: Store, state: IndexState | None = None) -> None:
         self._store = store
         self._state = state or IndexState()
-        self._settled = copy.copy(self._state)
+        self._committed = copy.copy(self._state)
         self._fetched = 0
         self._asked: list[bytes] = []
         self._names: list[bytes] = []
@@ -178,13 +178,13 @@ class StoreIndex:
         """For the dump."""
         return self._state
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self._settled = copy.copy(self._state)
+        self._committed = copy.copy(self._state)
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        self._state = copy.copy(self._settled)
+        self._state = copy.copy(self._committed)
 
     def fetch(self, digest: NDArray[np.int64], label_digest: NDArray[np.int64]) -> Entries:
         """Read the entries of these digests."""

@@ -60,20 +60,20 @@ class WaitingRoom:
     def __init__(self, store: Store, state: WaitingState | None = None) -> None:
         self._store = store
         self._state = state or WaitingState()
-        self._settled = copy.copy(self._state)
+        self._committed = copy.copy(self._state)
 
     @property
     def state(self) -> WaitingState:
         """For the dump."""
         return self._state
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self._settled = copy.copy(self._state)
+        self._committed = copy.copy(self._state)
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed."""
-        self._state = copy.copy(self._settled)
+        self._state = copy.copy(self._committed)
 
     def add(self, digest: bytes, at_us: int, payload: bytes) -> None:
         """Let an item wait."""

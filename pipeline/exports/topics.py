@@ -24,7 +24,7 @@ from pipeline.kafka.clients import (
     offsets_at,
     partition_numbers,
     patiently,
-    settled_ends,
+    stable_ends,
 )
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.fold import RangeReader
@@ -201,7 +201,7 @@ class TopicExport:
         """(offsets of each partition that are asked for, why there are none)."""
         client = admin_client(self._bootstrap, settings=self._settings)
         places = [(name, number) for number in numbers]
-        starts, ends = dict(begins), settled_ends(self._bootstrap, self._settings, name, numbers)
+        starts, ends = dict(begins), stable_ends(self._bootstrap, self._settings, name, numbers)
         from_ms, to_ms = self._asked
         if all(ends[number] <= begins[number] for number in numbers):
             return {}, f"topic {name} holds no record: check the topic prefix, or export it once there are some"

@@ -2,7 +2,7 @@
 
 Live agents, replays, training sets and benchmarks all call `CardWindows.profile` and
 `MerchantWindows.profile`. A call reads each row's features off the state and then lets the row enter it, in the order
-of the rows; splitting the rows over several calls changes nothing, and neither does where `settle` stands between them.
+of the rows; splitting the rows over several calls changes nothing, and neither does where `commit` stands between them.
 
 Cards and merchants are distinguished by 128 bits of their names' hash; the names themselves are not kept.
 """
@@ -72,13 +72,13 @@ class _Windows:
             if done < n:
                 tables.grow()
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the changes; forget a bounded number of entities behind the retention."""
-        self._tables.settle()
+        self._tables.commit()
 
-    def undo(self) -> None:
-        """Take back all that was profiled since the last `settle`."""
-        self._tables.undo()
+    def rollback(self) -> None:
+        """Take back all that was profiled since the last `commit`."""
+        self._tables.rollback()
 
     def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
         """(values, columns) of the committed state: what changed since the last dump, or all of it.

@@ -76,7 +76,7 @@ class Tables:
         self._rows = 0
 
     def begin(self, rows: int) -> None:
-        """Make sure that ``rows`` more rows find their slots, and note what `undo` goes back to."""
+        """Make sure that ``rows`` more rows find their slots, and note what `rollback` goes back to."""
         if self._before is None:
             self._before = self.state.meta.copy()
         self._rows += rows
@@ -97,7 +97,7 @@ class Tables:
             grown[: meta[JOURNAL_END]] = state.journal[: meta[JOURNAL_END]]
             self.state = self.state._replace(journal=grown)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the changes; visit a bounded number of slots to forget entities behind the retention."""
         meta, before = self.state.meta, self._before
         meta[JOURNAL_END] = 0
@@ -108,8 +108,8 @@ class Tables:
             sweep(self.state, self._labelled, max(_LEAST_STEPS, steps))
             self._rows = 0
 
-    def undo(self) -> None:
-        """Take back all that changed since the last `settle`."""
+    def rollback(self) -> None:
+        """Take back all that changed since the last `commit`."""
         if self._before is not None:
             take_back(self.state)
             self.state.meta[:] = self._before
@@ -119,7 +119,7 @@ class Tables:
     def dump(self, *, full: bool) -> tuple[bytes, dict[str, Pages]]:
         """(values, columns): the pages that changed since the last dump, or all."""
         if self._before is not None:
-            raise RuntimeError("the windows hold a batch that is not settled; settle or undo it before a dump")
+            raise RuntimeError("the windows hold a batch that is not committed; commit or roll it back before a dump")
         meta = self.state.meta
         columns = {}
         for name, (words, end) in self._words.items():

@@ -78,11 +78,11 @@ READER_GROUP: Final = "fraud-pipeline-reader"
 QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
 """Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
 READ_POLL_S: Final = 0.1
-SETTLE_S: Final = 2.0
+STABLE_END_WAIT_S: Final = 2.0
 """Longest wait for the markers of a committed transaction; they take milliseconds."""
 EARLY_END_S: Final = 60.0
 """Longest time without a record below the end that is read to, once a reader has met an earlier end."""
-SETTLE_POLL_S: Final = 0.005
+STABLE_END_POLL_S: Final = 0.005
 PRESENCE_S: Final = 2.0
 """Time between two questions whether a broker is there, and the longest wait for the answer."""
 
@@ -404,7 +404,7 @@ def starts_at(bootstrap: str, topic: str, timestamp_ms: int, *, settings: Settin
     return {number: offset for (_, number), offset in found.items()}
 
 
-def settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: Sequence[int]) -> dict[int, int]:
+def stable_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: Sequence[int]) -> dict[int, int]:
     """Ends to read to: behind everything that was committed before the call.
 
     A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So
@@ -415,12 +415,12 @@ def settled_ends(bootstrap: str, settings: Settings | None, topic: str, numbers:
     patiently(lambda: client.list_topics(topic, timeout=METADATA_TIMEOUT_S))
     partitions = [(topic, number) for number in numbers]
     written = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED))
-    deadline_s = time.monotonic() + SETTLE_S
+    deadline_s = time.monotonic() + STABLE_END_WAIT_S
     while True:
         readable = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_COMMITTED))
         if time.monotonic() > deadline_s or all(readable[at] >= written[at] for at in partitions):
             return {number: readable[topic, number] for number in numbers}
-        time.sleep(SETTLE_POLL_S)
+        time.sleep(STABLE_END_POLL_S)
 
 
 def log_consumer(
@@ -474,7 +474,7 @@ def read_batches(
     reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
-        found = settled_ends(bootstrap, settings, topic, numbers)
+        found = stable_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         early: dict[int, int] = {}

@@ -56,7 +56,7 @@ OPEN_S: Final = 30.0
 decode_progress: Final = msgspec.json.Decoder(Progress).decode
 
 
-def settled_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Callable[[], None]) -> int:
+def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Callable[[], None]) -> int:
     """The offset behind all that was committed to a partition (topic: full name) before the call, once it can be read.
 
     Waits for as long as no broker answers; ``waiting`` is called meanwhile, and may raise. Raises `TopicError` where a
@@ -244,7 +244,7 @@ class NewRecords:
 
         To be iterated to its end: what is left over comes again.
         """
-        end = settled_end(self._bootstrap, self._settings, self._topic, self._partition, waiting)
+        end = stable_end(self._bootstrap, self._settings, self._topic, self._partition, waiting)
         at = (self._topic, self._partition, self._next)
         with closing(RangeReader(self._bootstrap, self._settings, *at, waiting)) as reader:
             while records := reader.read_to(end):

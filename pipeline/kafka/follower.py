@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.batch import start_at
 from pipeline.kafka.clients import READ_BATCH, TopicError, log_consumer, partition_numbers, record_of
-from pipeline.kafka.fold import settled_end
+from pipeline.kafka.fold import stable_end
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic
@@ -81,7 +81,7 @@ class TopicFollower:
 
     def read_committed(self, waiting: Callable[[], None]) -> list[Record]:
         """All records that were committed before the call; ``waiting`` is called meanwhile, and may raise."""
-        ends = {n: settled_end(self._bootstrap, self._settings, self._name, n, waiting) for n in self._positions}
+        ends = {n: stable_end(self._bootstrap, self._settings, self._name, n, waiting) for n in self._positions}
         records: list[Record] = []
         if any(self._positions[number] < end for number, end in ends.items()):
             # An end that was reported is not reported again, unless it is come to anew.

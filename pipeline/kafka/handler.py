@@ -45,10 +45,10 @@ class PartitionHandler(Protocol):
     def forget(self, partition: int) -> None:
         """Drop the state of ``partition``; one that is not held is no error."""
 
-    def settle(self, partitions: Collection[int]) -> None:
+    def commit(self, partitions: Collection[int]) -> None:
         """Commit the last batch's changes to these partitions."""
 
-    def undo(self, partitions: Collection[int]) -> None:
+    def rollback(self, partitions: Collection[int]) -> None:
         """Roll the last batch's changes to these partitions back."""
 
 
@@ -76,8 +76,8 @@ class Stateless:
     def forget(self, partition: int) -> None:
         """Drop nothing."""
 
-    def settle(self, partitions: Collection[int]) -> None:
+    def commit(self, partitions: Collection[int]) -> None:
         """Commit nothing."""
 
-    def undo(self, partitions: Collection[int]) -> None:
+    def rollback(self, partitions: Collection[int]) -> None:
         """Roll nothing back."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pipeline.kafka.batch import Place
 from pipeline.kafka.carried import BATCH_BYTES
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, settled_end
+from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, stable_end
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.ranges import log_ranges
@@ -72,7 +72,7 @@ def restore_partition(
         markers: Iterator[Progress] = iter(())
         if len(ends) > 1:
             progress_reader = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
-            progress = settled_end(bootstrap, settings, progress_reader.topic, number, waiting)
+            progress = stable_end(bootstrap, settings, progress_reader.topic, number, waiting)
             markers = read_markers(progress_reader, agent, progress, on_refused)
         for each in readers:
             if each.position < ends[each.topic]:

@@ -2,7 +2,7 @@
 
 Everything here runs on the agent's own thread, rebalance callbacks included (librdkafka calls them from ``poll``), so
 that no partition can be taken away while a batch of it is being worked on. ``docs/decisions/0004-exactly-once.md``
-and ``0013-undo.md`` say why each step is as it is.
+and ``0013-rollback.md`` say why each step is as it is.
 """
 
 import logging
@@ -131,7 +131,7 @@ class Session:
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
         self._positions: dict[Place, int] = {}
         self._carried = carried_messages(topics, settings.batch_max_records)
-        self._settled: dict[Place, int] = {}
+        self._committed: dict[Place, int] = {}
         """Next offset of each partition's committed state; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
         self._assigned: set[Place] = set()
@@ -154,9 +154,9 @@ class Session:
         return sorted(self._positions)
 
     @property
-    def settled(self) -> Mapping[Place, int]:
+    def committed(self) -> Mapping[Place, int]:
         """Offsets behind what has entered the committed state of each partition held."""
-        return self._settled
+        return self._committed
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there.
@@ -222,7 +222,7 @@ class Session:
         Its offsets are those of the committed state, which moves nothing: with offsets in it the group refuses the
         transaction of a worker that has lost its partitions without having heard of it.
         """
-        return Batch([], self._consumer.consumer_group_metadata(), ends=dict(self._settled))
+        return Batch([], self._consumer.consumer_group_metadata(), ends=dict(self._committed))
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then commit the state.
@@ -251,7 +251,7 @@ class Session:
                 raise Aborted(str(reason)) from reason
             log.warning("%s: %s; the transaction was committed", self.agent, reason)
         except OutputTooLarge:
-            self._handler.undo(batch.partitions)
+            self._handler.rollback(batch.partitions)
             raise
         except (Aborted, KafkaException) as error:
             self.rewind(batch)
@@ -264,8 +264,8 @@ class Session:
         else:
             self._progress.update(self._transactions.marked())
         self._refusals = self._rejoins = 0
-        self._handler.settle(batch.partitions)
-        self._settled.update(batch.ends)
+        self._handler.commit(batch.partitions)
+        self._committed.update(batch.ends)
         self._careful.end_step()
 
     def _write(self, outputs: Sequence[Output], marks: Mapping[Place, tuple[int, Mark]], group_metadata: Any) -> None:
@@ -281,7 +281,7 @@ class Session:
     def rewind(self, batch: Batch) -> None:
         """Take back what ``batch`` did to the state, and read it again from its start."""
         self._careful.end_step()
-        self._handler.undo(batch.partitions)
+        self._handler.rollback(batch.partitions)
         for place, offset in batch.starts.items():
             # Not forwards: a part of the same batch that stands before this one may have been taken back already.
             if offset < self._positions.get(place, -1):
@@ -327,8 +327,8 @@ class Session:
         self.stop()
         self._careful.end_step()
         if release:
-            self._release({number for _, number in self._settled})
-        self._settled.clear()
+            self._release({number for _, number in self._committed})
+        self._committed.clear()
         self._unreadable.close()
         self._odd.close()
         self._transactions.close()
@@ -376,7 +376,7 @@ class Session:
         """Say beside the committed offsets of partitions that they are given up in order."""
         marks = {
             place: (offset, Mark(released=True))
-            for place, offset in self._settled.items()
+            for place, offset in self._committed.items()
             if place[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(place, offset) is not None)
         }
         if not marks or not self._transactions.reachable:
@@ -593,7 +593,7 @@ class Session:
 
     def _give_up(self, numbers: Collection[int]) -> None:
         self._carried.drop(lambda at: at[1] in numbers)
-        for offsets in (self._positions, self._settled):
+        for offsets in (self._positions, self._committed):
             for place in [place for place in offsets if place[1] in numbers]:
                 del offsets[place]
                 self._careful.plan.forget(place)
@@ -640,7 +640,7 @@ class Session:
             # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
             self._seek(place, offsets[place])
         self._positions.update(offsets)
-        self._settled.update(offsets)
+        self._committed.update(offsets)
         self._pause()
 
     def _end_left_open(self, places: Collection[Place]) -> None:

@@ -38,14 +38,14 @@ class SourceHours(msgspec.Struct, frozen=True):
     """Earlier hours with labels, of the last `HISTORY_HOURS`, each with how many were not held."""
 
     @property
-    def settled(self) -> int:
+    def admitted(self) -> int:
         """Labels of the newest hour that were not held."""
         return self.count if self.limit is None else min(self.count, self.limit)
 
     def moved_to(self, hour: int) -> "SourceHours":
         """Return it at a later hour."""
         past = tuple(
-            counted for counted in (*self.past, (self.hour, self.settled)) if counted[0] >= hour - HISTORY_HOURS
+            counted for counted in (*self.past, (self.hour, self.admitted)) if counted[0] >= hour - HISTORY_HOURS
         )
         limit = None
         if hour - self.first_hour >= LEAST_HISTORY_HOURS:
@@ -88,10 +88,10 @@ class Surges:
         held = self._hours[name] = msgspec.structs.replace(held, count=held.count + 1)
         return held.limit is not None and held.count > held.limit
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
         self._committed = dict(self._hours)
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed."""
         self._hours = dict(self._committed)

@@ -65,7 +65,7 @@ class OpenSegment:
         self._gathering: list[bytes] = []
         self._started_us, self._newest_us = started_us, NO_TIME_US
         self._dumped = _Dumped()
-        self._settled = self._extent()
+        self._committed = self._extent()
 
     @property
     def next_row(self) -> int:
@@ -130,18 +130,18 @@ class OpenSegment:
         start, end = self._offsets[group : group + 2]
         return first_row, unpack_group(os.pread(self._file, end - start, start))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch."""
-        self._settled = self._extent()
+        self._committed = self._extent()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
-        settled = self._settled
-        self._index.take_back(settled.rows)
-        if self.stored_bytes != settled.stored_bytes:
-            del self._offsets[settled.groups + 1 :]
-            os.ftruncate(self._file, settled.stored_bytes)
-        self._gathering, self._started_us, self._newest_us = settled[3:]
+        committed = self._committed
+        self._index.take_back(committed.rows)
+        if self.stored_bytes != committed.stored_bytes:
+            del self._offsets[committed.groups + 1 :]
+            os.ftruncate(self._file, committed.stored_bytes)
+        self._gathering, self._started_us, self._newest_us = committed[3:]
 
     def seal(self, path: Path, index_path: Path) -> None:
         """Write the index of the groups in the file, and rename the file. `rest` is what a next segment begins with."""
@@ -186,7 +186,7 @@ class OpenSegment:
             self._index.add(keys, times)
             self._advance(times.tolist())
         self._dumped = _Dumped(self._index.rows, len(self._offsets) - 1, self.stored_bytes)
-        self.settle()
+        self.commit()
 
     @property
     def gathering(self) -> list[bytes]:

@@ -105,10 +105,10 @@ class FileSegments:
                     total += row_checksum(digest, entry.event_time_us, decision)
         return checksum_bytes(total)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the batch; then remove segments that are forgotten, and seal the open one where it is time."""
         opened, segments = self._open, self._sealed.segments
-        opened.settle()
+        opened.commit()
         gone = 0
         while gone < len(segments) and segments[gone].newest_us < self._limit_us:
             gone += 1
@@ -120,11 +120,11 @@ class FileSegments:
             with StoreErrors(self._directory):
                 self._seal()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Roll the batch back."""
         self._limit_us = NO_TIME_US
         with StoreErrors(self._directory):
-            self._open.undo()
+            self._open.rollback()
 
     def dump(self, *, full: bool) -> SegmentsDump:
         """Copy what is committed of the open segment."""
@@ -193,7 +193,7 @@ class FileSegments:
         digests, times, decisions = opened.rest()
         if digests:
             self._open.add(digests, times, decisions)
-        self._open.settle()
+        self._open.commit()
         opened.close()
 
     def _held(self) -> Iterator[tuple[list[bytes], list[DecisionReference]]]:

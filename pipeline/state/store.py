@@ -97,7 +97,7 @@ class StoreMemory:
 class RocksStore:
     """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
 
-    What was written since the last ``settle`` is held in memory, so that ``undo`` only forgets it. What small batches
+    What was written since the last ``commit`` is held in memory, so that ``rollback`` only forgets it. What small batches
     committed is held back too, up to ``write_at_once`` keys: a write costs RocksDB the same for one key and for
     a hundred, and nothing outlives the process anyway. One thread works on a store; ``release`` may be called from any.
     Raises StoreError where RocksDB fails.
@@ -197,14 +197,14 @@ class RocksStore:
         if start < end:
             self._ranges.append((start, end))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Write what is pending together with what was held back, all of it or nothing; or hold it back too."""
         self._unwritten.update(self._pending)
         if self._ranges or len(self._unwritten) >= self._write_at_once:
             self._write(self._ranges)
-        self.undo()
+        self.rollback()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """Forget what is pending."""
         self._pending.clear()
         self._ranges.clear()
@@ -246,7 +246,7 @@ class RocksStore:
 
     def close(self) -> None:
         """Close and remove the store; what is frozen stays until it is released."""
-        self.undo()
+        self.rollback()
         self._unwritten.clear()
         # RocksDB cannot write what it still holds to a directory that is gone, and nobody needs it.
         with contextlib.suppress(StateRemoved), StoreErrors(self._directory):

@@ -48,8 +48,8 @@ _LABEL_DELAY_S = 7_200.0
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "check and convert": [(replay_module, "accept_transactions"), (replay_module, "accept_labels")],
     "repeats and labels": [(Engine, "_join")],
-    "card windows": [(CardWindows, "profile"), (CardWindows, "settle")],
-    "merchant windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
+    "card windows": [(CardWindows, "profile"), (CardWindows, "commit")],
+    "merchant windows": [(MerchantWindows, "profile"), (MerchantWindows, "commit")],
     "trees": [(LightGBMModel, "logit")],
     "River": [(RiverLayer, "logit")],
     "policy": [(Policy, "decide")],

@@ -76,13 +76,13 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
-    "card: index write": [(StoreIndex, "keep"), (RocksStore, "settle"), (MemoryStore, "settle")],
-    "card: windows": [(CardWindows, "profile"), (CardWindows, "settle")],
+    "card: index write": [(StoreIndex, "keep"), (RocksStore, "commit"), (MemoryStore, "commit")],
+    "card: windows": [(CardWindows, "profile"), (CardWindows, "commit")],
     "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
     "card: rest": [(card_batch, "process_together")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "repeats")],
-    "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "settle")],
+    "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "commit")],
     "score: trees": [(LightGBMModel, "logit")],
     "score: River": [(RiverLayer, "logit")],
     "score: policy": [(Policy, "decide")],
@@ -178,7 +178,7 @@ class Engine:
         now = datetime.now(UTC)
         for number, part in by_partition(self.profiled(self.accepted(records, now), now)).items():
             self._scores[number].fold(part)
-            self._scores[number].settle()
+            self._scores[number].commit()
 
     def accepted(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The label hop: transactions as they are, and what becomes of labels."""
@@ -194,7 +194,7 @@ class Engine:
         states = [(self._cards[number], part) for number, part in parts.items()]
         outputs = card_batch.process_together(states, now, self._card_options).outputs
         for number in parts:
-            self._cards[number].settle()
+            self._cards[number].commit()
         return self._log(outputs, now)
 
     def decided(self, records: Sequence[Record], now: datetime) -> Result:
@@ -204,7 +204,7 @@ class Engine:
             [(self._scores[number], part) for number, part in parts.items()], self._models, now
         )
         for number in parts:
-            self._scores[number].settle()
+            self._scores[number].commit()
         return result
 
     def joined(self, records: Sequence[Record], now: datetime) -> list[Record]:
@@ -212,13 +212,13 @@ class Engine:
         parts = by_partition(records)
         outputs = merged(self._feedbacks[number].process(part, now) for number, part in parts.items()).outputs
         for number in parts:
-            self._feedbacks[number].settle()
+            self._feedbacks[number].commit()
         return self._log(outputs, now)
 
     def learned(self, examples: Sequence[Record]) -> None:
         """River's lessons."""
         self._learner.learn(examples)
-        self._learner.settle()
+        self._learner.commit()
 
     def place(self, key: bytes) -> int:
         """The partition of a key; remembered, because a broker would have it for nothing."""

@@ -48,7 +48,7 @@ def rows(marks: list[int], memory_mb: int, directory: Path) -> list[dict[str, An
                 for first in range(0, BATCH, RUN_AT_MOST):
                     runs += 1
                     store.put(b"d" + runs.to_bytes(12, "big"), b"".join(digests[first : first + RUN_AT_MOST]))
-                store.settle()
+                store.commit()
                 took_s.append(time.monotonic() - started_s)
                 if any(value is not None for value in absent):
                     raise RuntimeError("the store has what was never put there")

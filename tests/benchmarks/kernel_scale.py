@@ -89,7 +89,7 @@ class Hops:
             n = stop - start
             ones, zeros = np.ones(n, np.bool_), np.zeros(n)
             self.cards.profile(cards, merchants, time_us, amount, ones, zeros, zeros)
-            self.cards.settle()
+            self.cards.commit()
             self.merchants.profile(
                 np.zeros(n, np.uint8),
                 merchants,
@@ -101,7 +101,7 @@ class Hops:
                 np.zeros(n, np.int8),
                 np.zeros(n, np.int64),
             )
-            self.merchants.settle()
+            self.merchants.commit()
 
 
 def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: int | None = None) -> Row:
@@ -258,7 +258,7 @@ def restore_row(transactions: int) -> Row:
         with _timed() as folded:
             for start in range(0, transactions, BATCH):
                 state.process(records[start : start + BATCH], None)
-                state.settle()
+                state.commit()
         repository = SnapshotRepository(str(directory / "snapshots"))
         with _timed() as dumped:
             dump = state.dump(full=True)

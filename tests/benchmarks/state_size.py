@@ -75,7 +75,7 @@ def cards(entities: int, a_day: float) -> Size:
         windows.profile(
             keys(names), keys(names), time_us, generator.integers(1, 20_000, n), np.ones(n, np.bool_), zeros, zeros
         )
-        windows.settle()
+        windows.commit()
         times.append(time_us)
     return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
 
@@ -98,7 +98,7 @@ def merchants(entities: int, a_day: float, labelled: float) -> Size:
             (generator.random(n + m) < 0.1).astype(np.int8),
             np.full(n + m, time_us[0], np.int64),
         )
-        windows.settle()
+        windows.commit()
         times.append(time_us)
         before = (names, time_us)
     return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
@@ -120,7 +120,7 @@ def touched(entities: int, a_day: float) -> dict[str, float]:
                 on, zeros = np.ones(n, np.bool_), np.zeros(n)
                 who = keys(names[part])
                 windows.profile(who, who, time_us[part], np.full(n, 100), on, zeros, zeros)
-                windows.settle()
+                windows.commit()
                 shares[what] = referenced(directory) / windows.nbytes
         windows.close()
     return shares

@@ -53,7 +53,7 @@ def decided(partition: OneHopPartition, records: list[Record], batch: int) -> li
     found = []
     for start in range(0, len(records), batch):
         outputs = partition.process(records[start : start + batch]).outputs
-        partition.settle()
+        partition.commit()
         found += [msgspec.json.decode(output.value or b"", type=Decision) for output in outputs]
         assert {output.topic for output in outputs} == {DECISIONS}
         assert [(output.key or b"").decode() for output in outputs] == [one.card_id for one in found[start:]]
@@ -74,9 +74,9 @@ def test_its_state_is_taken_back_folded_and_loaded(workdir: Path, records: list[
     whole = OneHopPartition(models, DECISIONS)
     decided(whole, records[:half], 500)
     expected = whole.process(records[half:]).outputs
-    whole.undo()
+    whole.rollback()
     assert whole.process(records[half:]).outputs == expected
-    whole.undo()
+    whole.rollback()
     values, columns, _ = whole.dump(full=True)
     saved = {name: MemoryColumn(pages.dtype, pages.items, pages.changed) for name, pages in columns.items()}
     loaded = OneHopPartition(models, DECISIONS, loaded=LoadedState(values, saved))

@@ -78,10 +78,10 @@ def batch_twice() -> None:
     Session.commit = committed  # type: ignore[assignment,method-assign]
 
 
-def forgotten_undo() -> None:
+def forgotten_rollback() -> None:
     """A transaction of the card agent aborts, and its windows keep what the batch put into them."""
     bug, commit = Bug("card"), _commit()
-    CardWindows.undo = CardWindows.settle  # type: ignore[method-assign]
+    CardWindows.rollback = CardWindows.commit  # type: ignore[method-assign]
 
     def committed(session: Any, batch: Any, outputs: Any, *more: Any) -> Any:
         # Not its outputs, which are a block or two whatever they hold.
@@ -124,7 +124,7 @@ class _Refused:
 BUGS: dict[str, Callable[[], None]] = {
     "commit-before-produce": commit_before_produce,
     "batch-twice": batch_twice,
-    "forgotten-undo": forgotten_undo,
+    "forgotten-rollback": forgotten_rollback,
     "features-of-another": features_of_another,
 }
 

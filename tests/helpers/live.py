@@ -120,7 +120,7 @@ class Live:
                 self.counts["dead_letter", reason(output, "error")] += 1
 
     def _hop(self, result: Result, partition: int) -> list[Record]:
-        self._cards[partition].settle()
+        self._cards[partition].commit()
         self.counts += Counter({of: count for of, count in result.counts.items() if of[0] != "dead_letter"})
         self._refused(result)
         decided = []
@@ -129,7 +129,7 @@ class Live:
                 continue
             read = self._append(output)
             scored = self._decider.process([(self._scores[read.partition], [read])], self.models, NOW)
-            self._scores[read.partition].settle()
+            self._scores[read.partition].commit()
             for one in scored.outputs:
                 if one.topic is ALERTS:
                     self.alerts.append(decode_alert(one.value or b""))
@@ -142,13 +142,13 @@ class Live:
     def _teach(self, record: Record) -> None:
         feedback = self._feedbacks[record.partition]
         result = feedback.process([record], NOW)
-        feedback.settle()
+        feedback.commit()
         self.feedback_counts += result.counts
         for output in result.outputs:
             assert output.topic is EXAMPLES
             self.examples.append(decode_example(output.value or b""))
             self.learn.learn([Record(EXAMPLES.name, 0, len(self.examples) - 1, 0, output.key, output.value)])
-            self.learn.settle()
+            self.learn.commit()
 
     def _record(self, topic: str, fields: dict[str, Any], at_us: int) -> Record:
         value = _value(fields)

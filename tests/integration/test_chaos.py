@@ -24,7 +24,7 @@ SECONDS = 32.0
 BUGS = {
     "commit-before-produce": ("one decision a profiled transaction", "was profiled and not decided"),
     "batch-twice": ("one decision a profiled transaction", "was decided again"),
-    "forgotten-undo": ("features equal the reference", "the reference has"),
+    "forgotten-rollback": ("features equal the reference", "the reference has"),
     "features-of-another": ("card features travel unchanged", "the models saw other card features"),
 }
 

@@ -150,7 +150,7 @@ def test_an_activation_waits_for_its_content_and_holds_nobody_up(cluster: Cluste
     # Kafka orders nothing between topics.
     write(cluster, activation(OTHER, of_policy(0.4)))
     assert active(live) == (CHAMPION.version, 0.3)
-    # A later one that names some of the same goes first, and what it settles stays settled.
+    # A later one that names some of the same goes first, and what it commits stays committed.
     publish_active(cluster.bootstrap, cluster.settings, [of_policy(0.5)])
     assert active(live) == (CHAMPION.version, 0.5)
     write(cluster, model_record(*of_policy(0.4), NOW), model_record(*OTHER, NOW))

@@ -62,12 +62,12 @@ READS = (TRANSACTIONS, LABELS)
 
 
 class Numbers:
-    """State that is a list of the record values of each partition; a batch is pending until it is settled."""
+    """State that is a list of the record values of each partition; a batch is pending until it is committed."""
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = rules
         self.judged: list[Rules | None] = []
-        self.settled: dict[int, list[bytes]] = {}
+        self.committed: dict[int, list[bytes]] = {}
         self.pending: dict[int, list[bytes]] = {}
         self.folded: list[list[bytes]] = []
 
@@ -77,26 +77,26 @@ class Numbers:
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored | None:
-        self.settled[partition] = []
+        self.committed[partition] = []
         return None
 
     def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         values = [record.value or b"" for record in records]
         self.judged.append(rules)
-        self.settled[partition] += values
+        self.committed[partition] += values
         self.folded.append(values)
 
     def restored(self, partition: int, records: int) -> None:
-        assert len(self.settled[partition]) == records
+        assert len(self.committed[partition]) == records
 
     def forget(self, partition: int) -> None:
-        self.settled.pop(partition, None)
+        self.committed.pop(partition, None)
 
-    def settle(self, partitions: Collection[int]) -> None:
+    def commit(self, partitions: Collection[int]) -> None:
         for partition in partitions:
-            self.settled[partition] += self.pending.pop(partition, [])
+            self.committed[partition] += self.pending.pop(partition, [])
 
-    def undo(self, partitions: Collection[int]) -> None:
+    def rollback(self, partitions: Collection[int]) -> None:
         for partition in partitions:
             self.pending.pop(partition, None)
 
@@ -167,7 +167,7 @@ def decided(settings: Settings) -> list[bytes]:
 
 
 def held(handler: Numbers) -> list[bytes]:
-    return sorted(value for values in handler.settled.values() for value in values)
+    return sorted(value for values in handler.committed.values() for value in values)
 
 
 def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> None:
@@ -635,7 +635,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     handler = Numbers()
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as first:
-        work(first, handler, lambda: sum(map(len, handler.settled.values())) >= 20)
+        work(first, handler, lambda: sum(map(len, handler.committed.values())) >= 20)
     group = settings.topic("card")
     known = committed_offsets(servers(settings), group, [settings.topic(topic.name) for topic in READS])
     admin = admin_client(servers(settings))
@@ -656,7 +656,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
             return {at: Committed(known.get(at, 0) if next(forgetful, None) is None else 0, None) for at in places}
 
         monkeypatch.setattr(third._offsets, "told", told)
-        work(third, handler, lambda: sum(map(len, handler.settled.values())) >= 25)
+        work(third, handler, lambda: sum(map(len, handler.committed.values())) >= 25)
     assert decided(settings) == sorted(str(number).encode() for number in range(25))
 
 
@@ -687,7 +687,7 @@ def test_what_a_rebalance_raises_in_the_client_leaves_the_poll_as_it_was_raised(
                 one._consumer.seek(TopicPartition("no such topic", 0, 5))
 
         def forget(self, partition: int) -> None:
-            if when == "revoked" and partition in self.settled:
+            if when == "revoked" and partition in self.committed:
                 super().forget(partition)
                 one._consumer.seek(TopicPartition("no such topic", 0, 5))
 

@@ -238,19 +238,19 @@ def test_a_session_passes_over_an_unreadable_batch_once_what_stands_before_it_is
     found = []
     with session(cluster.settings, handler, protocol) as reading:
         deadline_s = time.monotonic() + PATIENCE_S
-        while len(handler.settled.get(1, [])) < 4 or len(handler.settled.get(0, [])) < 9:
-            assert time.monotonic() < deadline_s, handler.settled
+        while len(handler.committed.get(1, [])) < 4 or len(handler.committed.get(0, [])) < 9:
+            assert time.monotonic() < deadline_s, handler.committed
             if (batch := reading.poll(0.1)) is None:
                 continue
             if batch.unreadable is not None:
                 found.append(batch.unreadable)
                 assert batch.records == []
-                assert reading.settled[name, 1] == base
+                assert reading.committed[name, 1] == base
                 handler.pending[1] = []
             reading.commit(batch, handler.process(batch))
-        assert reading.settled[name, 1] == base + 7
+        assert reading.committed[name, 1] == base + 7
     assert [(range_.place, range_.start, range_.end) for range_ in found] == [((name, 1), base, base + 5)]
-    assert handler.settled == {}
+    assert handler.committed == {}
     assert [record.value for record in cluster.read(DECISIONS) if record.value == b"within"] == [b"within"] * 5
 
 

@@ -247,7 +247,7 @@ class Pipeline:
     @staticmethod
     def _end(reader: Reader, batch: list[list[Record]], states: Sequence[Any], is_whole: bool) -> None:
         for state in states:
-            state.settle() if is_whole else state.undo()
+            state.commit() if is_whole else state.rollback()
         if is_whole:
             reader.commit(batch)
 
@@ -318,7 +318,7 @@ def _wrong_states(pipeline: Pipeline) -> list[str]:
     for log, live in zip(pipeline.profiled, pipeline.scores, strict=True):
         replayed = ScorePartition()
         replayed.fold(log.records)
-        replayed.settle()
+        replayed.commit()
         if replayed.digest() != live.digest():
             found.append(f"a replay of profiled {log.partition} leaves another state")
     return found

@@ -62,13 +62,13 @@ class Places:
         differs = found.differs.tolist()
         return found.accepted.tolist(), list(told), in_vain, found.counts.tolist(), self.join.clock, differs
 
-    def settle(self) -> None:
-        self.store.settle()
-        self.join.settle()
+    def commit(self) -> None:
+        self.store.commit()
+        self.join.commit()
 
-    def undo(self) -> None:
-        self.store.undo()
-        self.join.undo()
+    def rollback(self) -> None:
+        self.store.rollback()
+        self.join.rollback()
 
 
 def history(random: np.random.Generator) -> Iterator[Happened]:
@@ -102,13 +102,13 @@ def test_memory_and_store_agree_whatever_was_undone(seed: int) -> None:
     batches = list(history(random))
     for number, happened in enumerate(batches):
         expected = straight.work(happened)
-        straight.settle()
+        straight.commit()
         for places in (memory, store):
             for ahead in batches[number : number + int(random.integers(0, 3))]:
                 places.work(ahead)
-            places.undo()
+            places.rollback()
             assert places.work(happened) == expected
-            places.settle()
+            places.commit()
         totals += np.array(expected[3])
         repeats += expected[0].count(False)
         differing += sum(source >= 0 for source in expected[5])
@@ -124,8 +124,8 @@ def test_a_day_that_is_rolled_back_forgets_nothing_once_room_is_made() -> None:
     for in_memory in (True, False):
         places = Places(in_memory=in_memory)
         places.work((horizons, bought, []))
-        places.settle()
+        places.commit()
         places.work((horizons, [(9_999, first_us + 400 * US_PER_DAY)], []))
-        places.undo()
+        places.rollback()
         accepted, *_ = places.work((horizons, bought, []))
         assert not any(accepted)

@@ -21,7 +21,7 @@ from schemas.records import Record
 from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
-from tests.property.test_undo import NOW, Batches, Kernel, Run, cut, own_values, told
+from tests.property.test_rollback import NOW, Batches, Kernel, Run, cut, own_values, told
 from tests.unit.test_engine_card import interleaved
 from tests.unit.test_engine_feedback import happenings
 
@@ -162,14 +162,14 @@ def live(agent: Agent, seed: int) -> Lived:
 def work(run: Run, records: Sequence[Record], options: Options) -> Result:
     state: Any = run.state
     result: Result = state.process(records, NOW, options)
-    state.settle()
+    state.commit()
     return result
 
 
 def fold(run: Run, records: Sequence[Record], options: Options) -> Result:
     state: Any = run.state
     result: Result = state.process(records, None, options)
-    state.settle()
+    state.commit()
     return result
 
 

@@ -92,7 +92,7 @@ def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most
     whole, state, found = decide(ScorePartition(), rows.records, MODELS, NOW), ScorePartition(), []
     for part in cuts(len(blocks.records), random):
         found.append(decide(state, blocks.records[part], MODELS, NOW))
-        state.settle()
+        state.commit()
     for topic, decode in ((DECISIONS, decode_decision), (ALERTS, decode_alert)):
         expected: list[Any] = [decode(output.value or b"") for output in to(topic, whole)]
         read: list[Any] = [decode(output.value or b"") for result in found for output in to(topic, result)]
@@ -107,7 +107,7 @@ def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most
     folded = ScorePartition()
     for part in cuts(len(blocks.records), random):
         folded.fold(blocks.records[part])
-        folded.settle()
+        folded.commit()
     assert folded.digest() == state.digest()
 
 

@@ -21,7 +21,7 @@ DIGESTS = [transaction_digest("c", f"t{number}") for number in range(60)]
 rows = st.lists(st.tuples(st.integers(0, 59), st.integers(-3, 3), st.binary(max_size=30)), max_size=50)
 steps = st.one_of(
     st.tuples(st.just("add"), rows),
-    st.tuples(st.sampled_from(["settle", "settle", "undo", "day", "restore", "dump"]), st.just([])),
+    st.tuples(st.sampled_from(["commit", "commit", "rollback", "day", "restore", "dump"]), st.just([])),
 )
 
 
@@ -73,13 +73,13 @@ def test_files_hold_what_memory_holds(done: list[tuple[str, list[Any]]], sealed_
                 day += 1
                 files.segments.forget_before(day - 2)
                 memory.forget_before(day - 2)
-            elif name in ("settle", "undo"):
+            elif name in ("commit", "rollback"):
                 for one in (files.segments, memory):
                     getattr(one, name)()
             else:
-                # What is not settled is not saved.
+                # What is not committed is not saved.
                 for one in (files.segments, memory):
-                    one.undo()
+                    one.rollback()
                 if name == "dump":
                     files.dump()
                 else:
@@ -104,14 +104,14 @@ def test_files_do_not_depend_on_batches(seed: int, tmp_path: Path) -> None:
     log = [(int(random.integers(60)), 0, random.bytes(int(random.integers(40)))) for _ in range(900)]
     whole, cut = (FileSegments(tmp_path / name, sealed_bytes=1 << 20) for name in ("whole", "cut"))
     whole.add(*batch_of(log, 100))
-    whole.settle()
+    whole.commit()
     first = 0
     while first < len(log):
         cut.add(*batch_of(log[first : first + int(random.integers(1, 200))], 100))
-        cut.undo()
+        cut.rollback()
         end = first + int(random.integers(1, 90))
         cut.add(*batch_of(log[first:end], 100))
-        cut.settle()
+        cut.commit()
         first = end
     assert (tmp_path / "whole" / "open").read_bytes() == (tmp_path / "cut" / "open").read_bytes()
     assert whole.checksum(0) == cut.checksum(0)

@@ -25,7 +25,7 @@ steps = st.one_of(
     st.tuples(st.just("delete"), keys, st.just(b"")),
     st.tuples(st.just("delete_range"), keys, keys),
     st.tuples(st.just("scan"), keys, keys),
-    st.tuples(st.sampled_from(["settle", "settle", "undo", "restore", "flush"]), st.just(b""), st.just(b"")),
+    st.tuples(st.sampled_from(["commit", "commit", "rollback", "restore", "flush"]), st.just(b""), st.just(b"")),
 )
 
 
@@ -55,17 +55,17 @@ def test_the_store_on_disk_is_the_store_in_memory(
                 store.delete_range(key, other)
             elif name == "scan":
                 assert list(store.scan(key, other)) == list(expected.scan(key, other))
-            elif name == "settle":
-                expected.settle()
-                store.settle()
-            elif name == "undo":
-                expected.undo()
-                store.undo()
+            elif name == "commit":
+                expected.commit()
+                store.commit()
+            elif name == "rollback":
+                expected.rollback()
+                store.rollback()
             elif name == "flush":
                 store.release(store.freeze())
             else:
-                # What is not settled is not saved.
-                expected.undo()
+                # What is not committed is not saved.
+                expected.rollback()
                 frozen = Path(store.freeze())
                 store.close()
                 store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory, write_at_once=write_at_once)
@@ -87,8 +87,8 @@ def test_a_scan_bears_writes_while_it_runs(store: RocksStore) -> None:
     expected = MemoryStore()
     for one in (store, expected):
         for number in range(0, 20, 2):
-            one.put(bytes([number]), b"settled")
-        one.settle()
+            one.put(bytes([number]), b"committed")
+        one.commit()
         one.put(b"\x05", b"pending")
         one.put(b"\x0c", b"pending")
     seen: list[list[tuple[bytes, bytes]]] = []
@@ -106,15 +106,15 @@ def test_a_range_is_forgotten_once_and_not_again(store: RocksStore) -> None:
     store.put(b"b", b"1")
     store.delete_range(b"a", b"c")
     assert store.get(b"b") == b"1"
-    store.settle()
+    store.commit()
     assert store.get(b"b") is None
     store.put(b"b", b"2")
-    store.settle()
+    store.commit()
     assert store.get(b"b") == b"2"
     store.delete_range(b"a", b"c")
-    store.undo()
+    store.rollback()
     store.put(b"d", b"3")
-    store.settle()
+    store.commit()
     assert store.get(b"b") == b"2"
 
 
@@ -122,17 +122,17 @@ def test_what_is_frozen_stays_as_it_was_until_it_is_released(
     store: RocksStore, memory: StoreMemory, tmp_path: Path
 ) -> None:
     store.put(b"a", b"first")
-    store.settle()
-    store.put(b"b", b"not settled")
+    store.commit()
+    store.put(b"b", b"not committed")
     frozen = store.freeze()
-    store.settle()
+    store.commit()
     store.put(b"a", b"second")
-    store.settle()
+    store.commit()
     other = store.freeze()
     assert frozen != other
     restored = RocksStore.restored(tmp_path / "restored", Path(frozen), memory=memory)
     assert restored.get_many([b"a", b"b"]) == [b"first", None]
-    assert store.get_many([b"a", b"b"]) == [b"second", b"not settled"]
+    assert store.get_many([b"a", b"b"]) == [b"second", b"not committed"]
     restored.close()
     store.release(other)
     store.release(other)
@@ -142,7 +142,7 @@ def test_what_is_frozen_stays_as_it_was_until_it_is_released(
 def filled(store: RocksStore, first: int, end: int) -> None:
     for number in range(first, end):
         store.put(b"%d" % number, random.Random(number).randbytes(1_000))
-    store.settle()
+    store.commit()
 
 
 def test_a_freeze_without_room_is_not_tried_and_the_store_goes_on(
@@ -215,7 +215,7 @@ def test_a_store_begins_empty_and_removes_what_a_killed_one_left(memory: StoreMe
 def test_what_is_frozen_outlives_the_store(memory: StoreMemory, tmp_path: Path) -> None:
     store = RocksStore(tmp_path / "0", memory=memory)
     store.put(b"a", b"1")
-    store.settle()
+    store.commit()
     frozen = Path(store.freeze())
     store.close()
     restored = RocksStore.restored(tmp_path / "1", frozen, memory=memory)
@@ -229,7 +229,7 @@ def test_stores_share_one_budget_of_memory(memory: StoreMemory, tmp_path: Path) 
         for store in stores:
             for number in range(100):
                 store.put(b"%d-%d" % (batch, number), bytes(2_000))
-            store.settle()
+            store.commit()
     for store in stores:
         assert sum(1 for _ in store.scan(b"", b"\xff")) == 4_000
     # 24 MB were written; unflushed writes are allowed to run over their quarter while a flush is under way.
@@ -241,7 +241,7 @@ def test_stores_share_one_budget_of_memory(memory: StoreMemory, tmp_path: Path) 
 def test_a_damaged_table_is_an_error_and_not_a_gap(store: RocksStore, memory: StoreMemory, tmp_path: Path) -> None:
     for number in range(2_000):
         store.put(number.to_bytes(4, "big"), number.to_bytes(4, "big") * 20)
-    store.settle()
+    store.commit()
     frozen = Path(store.freeze())
     table = next(frozen.glob("*.sst"))
     content = bytearray(table.read_bytes())
@@ -265,9 +265,9 @@ def test_small_batches_are_written_together(memory: StoreMemory, tmp_path: Path)
     store = RocksStore(tmp_path / "store", memory=memory, write_at_once=5)
     for number in range(4):
         store.put(b"%d" % number, b"value")
-        store.settle()
+        store.commit()
     assert (store.entries(), store.get(b"3")) == (0, b"value")
     store.put(b"4", b"value")
-    store.settle()
+    store.commit()
     assert store.entries() == 5
     store.close()

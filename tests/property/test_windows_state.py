@@ -42,7 +42,7 @@ from tests.property.test_features import assert_agrees, profile_cards, profile_m
 from tests.reference.features import card_cases, card_features, merchant_features
 
 seeds = st.integers(0, 2**32)
-OPERATIONS = ("settle", "settle", "undo", "dump", "full", "load")
+OPERATIONS = ("commit", "commit", "rollback", "dump", "full", "load")
 plans = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(1, 400)), max_size=25)
 Plan = list[tuple[str, int]]
 
@@ -61,17 +61,17 @@ def run(
     for number in range(len(log)):
         if start >= len(log):
             break
-        operation, size = plan[number] if number < len(plan) else ("settle", 100)
+        operation, size = plan[number] if number < len(plan) else ("commit", 100)
         batch = log.iloc[start : start + size]
-        if operation == "undo":
+        if operation == "rollback":
             before, newest_us = contents(windows), windows.newest_us
             for part in (batch.iloc[: size // 2], batch.iloc[size // 2 :]):
                 profile(windows)(part)
-            windows.undo()
+            windows.rollback()
             assert contents(windows) == before
             assert windows.newest_us == newest_us
         features.append(profile(windows)(batch))
-        windows.settle()
+        windows.commit()
         start += size
         if operation in ("dump", "full", "load"):
             saved.take(windows.dump(full=operation == "full"))
@@ -103,7 +103,7 @@ def test_merchants_equal_the_reference_whatever_is_done_between(log: pd.DataFram
 @settings(max_examples=25)
 @given(seeds, plans, st.booleans())
 def test_long_logs_do_not_show_what_is_done_between(seed: int, plan: Plan, busy: bool) -> None:
-    """Against one call that never settles, sweeps or loads."""
+    """Against one call that never commits, sweeps or loads."""
     cards = busy_card_log(seed, 1_500) if busy else passing_cards_log(seed, 1_500)
     merchants = busy_merchant_log(seed, 1_500) if busy else passing_merchants_log(seed, 1_500)
     got, _ = run(CardWindows(), cards, plan, CardWindows)
@@ -113,7 +113,7 @@ def test_long_logs_do_not_show_what_is_done_between(seed: int, plan: Plan, busy:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("operation", ["undo", "load"])
+@pytest.mark.parametrize("operation", ["rollback", "load"])
 def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int) -> None:
     """Batches that renew chunks, some of which another card takes at once, are taken back and saved."""
     log = steady_cards_log(seed, 600)
@@ -133,9 +133,9 @@ def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int)
 @pytest.mark.parametrize("seed", range(2))
 def test_entities_that_pass_equal_the_reference(seed: int) -> None:
     cards, merchants = passing_cards_log(seed, 700), passing_merchants_log(seed, 700)
-    got, _ = run(CardWindows(), cards, [("settle", 20)] * 40, CardWindows)
+    got, _ = run(CardWindows(), cards, [("commit", 20)] * 40, CardWindows)
     assert_agrees(got, card_features(cards), CARD_FEATURES, cards)
-    got, _ = run(MerchantWindows(), merchants, [("settle", 20)] * 40, MerchantWindows)
+    got, _ = run(MerchantWindows(), merchants, [("commit", 20)] * 40, MerchantWindows)
     assert_agrees(got, merchant_features(merchants), MERCHANT_FEATURES, merchants)
 
 
@@ -152,9 +152,9 @@ def test_cases_are_those_of_the_reference(log: pd.DataFrame, size: int) -> None:
     for start in range(0, len(log), size):
         batch, expected = log.iloc[start : start + size], want.iloc[start : start + size]
         whole_profile(windows, log.iloc[start:])
-        windows.undo()
+        windows.rollback()
         got = whole_profile(windows, batch)
-        windows.settle()
+        windows.commit()
         assert got.case_start_us.tolist() == expected["case_start_us"].tolist()
         assert got.case_sequence.tolist() == expected["case_sequence"].tolist()
 
@@ -163,14 +163,14 @@ def test_a_card_and_its_case_are_forgotten_behind_the_horizon() -> None:
     windows, log = CardWindows(), passing_cards_log(0, 1).assign(counts=False)
     profile_cards(windows)(log)
     assert windows.entities == 1
-    windows.undo()
+    windows.rollback()
     assert windows.entities == 0
     profile_cards(windows)(log)
-    windows.settle()
+    windows.commit()
     for beyond_us, held in ((-1, 2), (0, 1)):
         other = log.assign(card_id="other", event_time_us=log["event_time_us"] + HORIZON_US + beyond_us)
         profile_cards(windows)(other)
-        windows.settle()
+        windows.commit()
         assert len(contents(windows)) == held
 
 
@@ -180,7 +180,7 @@ def test_the_newest_time_is_the_partitions() -> None:
     log = passing_merchants_log(1, 300)
     profile_merchants(windows)(log)
     assert windows.newest_us == log.loc[log["kind"] == "transaction", "event_time_us"].max()
-    windows.undo()
+    windows.rollback()
     assert windows.newest_us == 0
 
 
@@ -195,7 +195,7 @@ def test_state_stays_bounded_while_entities_come_and_go(kind: str) -> None:
     used = []
     for start in range(0, len(log), 50):
         profile(windows)(log.iloc[start : start + 50])
-        windows.settle()
+        windows.commit()
         used.append(windows.nbytes)
     held = contents(windows)
     assert max(used[len(used) // 3 :]) <= 1.3 * max(used[: len(used) // 3])
@@ -212,10 +212,10 @@ def test_only_what_changed_is_dumped_again() -> None:
     for _ in range(10):
         profile_cards(windows)(many)
         many["event_time_us"] += 1
-    windows.settle()
+    windows.commit()
     _, first = windows.dump(full=True)
     profile_cards(windows)(many.iloc[-1:])
-    windows.settle()
+    windows.commit()
     _, second = windows.dump()
     assert sum(len(column.changed) for column in second.values()) <= 6
     assert sum(len(column.changed) for column in first.values()) > 20
@@ -223,10 +223,10 @@ def test_only_what_changed_is_dumped_again() -> None:
     assert all(column.changed for column in windows.dump(full=True)[1].values())
 
 
-def test_what_is_not_settled_is_not_dumped() -> None:
+def test_what_is_not_committed_is_not_dumped() -> None:
     windows = CardWindows()
     profile_cards(windows)(busy_card_log(0, 10))
-    with pytest.raises(RuntimeError, match="settle or undo"):
+    with pytest.raises(RuntimeError, match="commit or roll it back"):
         windows.dump()
     with pytest.raises(RuntimeError, match="empty windows"):
         windows.load(b"", {})
@@ -235,7 +235,7 @@ def test_what_is_not_settled_is_not_dumped() -> None:
 def test_a_dump_that_does_not_fit_is_refused() -> None:
     windows = CardWindows()
     profile_cards(windows)(busy_card_log(0, 10))
-    windows.settle()
+    windows.commit()
     saved = Saved()
     saved.take(windows.dump(full=True))
     with pytest.raises(ValueError, match="bytes of values"):
@@ -277,9 +277,9 @@ def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
     for start in range(0, size, 10_000):
         batch = log.iloc[start : start + 10_000]
         profile_cards(windows)(batch)
-        windows.undo()
+        windows.rollback()
         got.append(profile_cards(windows)(batch))
-        windows.settle()
+        windows.commit()
     held = contents(windows)
     assert max(len(one.events) for one in held.values()) > 50_000
     chunks = windows._tables.state.chunks
@@ -319,7 +319,7 @@ def test_tables_grow_by_what_is_needed() -> None:
     windows = CardWindows()
     log = busy_card_log(0, 1).iloc[np.zeros(9_000, int)].assign(card_id=[f"c{k}" for k in range(9_000)])
     got = profile_cards(windows)(log)
-    windows.undo()
+    windows.rollback()
     assert contents(windows) == {}
     assert profile_cards(windows)(log).tobytes() == got.tobytes()
     assert len(contents(windows)) == 9_000
@@ -335,9 +335,9 @@ def test_every_card_is_found_while_others_are_forgotten_around_it() -> None:
         arriving = log.assign(card_id=cards, event_time_us=START_US + generation * 38 * DAY)
         for start in range(0, size, 190):
             profile_cards(windows)(arriving.iloc[start : start + 190])
-            windows.undo()
+            windows.rollback()
             profile_cards(windows)(arriving.iloc[start : start + 190])
-            windows.settle()
+            windows.commit()
             contents(windows)
     assert size <= windows.entities < 1.5 * size
 

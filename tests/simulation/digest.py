@@ -10,7 +10,7 @@ from pipeline.kafka.handler import PartitionHandler
 
 
 def state_digest(handler: PartitionHandler, partition: int) -> str | None:
-    """Return the digest of the settled state of a partition that ``handler`` holds.
+    """Return the digest of the committed state of a partition that ``handler`` holds.
 
     Returns:
         Hexadecimal digits; None where there is no state, and for an online model that nobody has published yet: where

@@ -59,7 +59,7 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
         if set(rules.values()) <= {handler.rules}:
             result = handler.process(records, world.clock.now(UTC))
             assert _sorted(result.outputs) == _sorted(_committed(transaction)), f"11: {spec.name} wrote otherwise"
-            handler.settle(range(PARTITIONS))
+            handler.commit(range(PARTITIONS))
         else:
             # It was judged by other settings, of which only a restore knows how to judge alike.
             for number in sorted({record.partition for record in records}):

@@ -137,12 +137,12 @@ def versions_at_the_start(patch: Patch) -> None:
 
 
 def rollback_of_one_partition(patch: Patch) -> None:
-    undo = KernelPartitions.undo
+    rollback = KernelPartitions.rollback
 
     def undo_first(self: Any, partitions: Collection[int]) -> None:
-        undo(self, sorted(partitions)[:1])
+        rollback(self, sorted(partitions)[:1])
 
-    patch.setattr(KernelPartitions, "undo", undo_first)
+    patch.setattr(KernelPartitions, "rollback", undo_first)
 
 
 def range_of_another_agent(patch: Patch) -> None:
@@ -163,12 +163,12 @@ def read_beyond_the_end(patch: Patch) -> None:
 
 
 MUTANTS: dict[str, Callable[[Patch], None]] = {
-    "card windows are not rolled back": forgotten(CardWindows, "undo"),
-    "stores are not rolled back": forgotten(RocksStore, "undo"),
-    "the index is not rolled back": forgotten(CardJoin, "undo"),
-    "merchant windows are not rolled back": forgotten(MerchantWindows, "undo"),
-    "read inputs are not rolled back": forgotten(ReadInputs, "undo"),
-    "the online model is not rolled back": forgotten(LearnPartition, "undo"),
+    "card windows are not rolled back": forgotten(CardWindows, "rollback"),
+    "stores are not rolled back": forgotten(RocksStore, "rollback"),
+    "the index is not rolled back": forgotten(CardJoin, "rollback"),
+    "merchant windows are not rolled back": forgotten(MerchantWindows, "rollback"),
+    "read inputs are not rolled back": forgotten(ReadInputs, "rollback"),
+    "the online model is not rolled back": forgotten(LearnPartition, "rollback"),
     "one partition is rolled back": rollback_of_one_partition,
     "an offset is lost": lost_offset,
     "an unknown end is an abort": unknown_is_lost,

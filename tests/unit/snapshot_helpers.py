@@ -64,7 +64,7 @@ def write_store(store: RocksStore, step: int) -> str:
     """Bring a store to ``step`` and freeze it."""
     for key, value in store_items(step):
         store.put(key, value)
-    store.settle()
+    store.commit()
     return store.freeze()
 
 

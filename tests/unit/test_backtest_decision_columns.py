@@ -30,13 +30,13 @@ class Kept:
         )
         return columns
 
-    def settle(self) -> None:
-        self.store.settle()
-        self.decisions.settle()
+    def commit(self) -> None:
+        self.store.commit()
+        self.decisions.commit()
 
-    def undo(self) -> None:
-        self.store.undo()
-        self.decisions.undo()
+    def rollback(self) -> None:
+        self.store.rollback()
+        self.decisions.rollback()
 
     def held(self) -> int:
         return len(self.segments._chunks)
@@ -57,10 +57,10 @@ def test_columns_go_when_all_of_their_days_are_forgotten() -> None:
     kept = Kept()
     kept.file((digest(0), 1), (digest(1), 2))
     kept.file((digest(2), 2))
-    kept.settle()
+    kept.commit()
     for day, chunks in ((1, 2), (2, 2), (3, 0)):
         kept.decisions.forget_before(day, 0)
-        kept.settle()
+        kept.commit()
         assert kept.held() == chunks
     assert kept.store.items() == {}
 
@@ -68,7 +68,7 @@ def test_columns_go_when_all_of_their_days_are_forgotten() -> None:
 def test_what_a_batch_forgot_can_be_read_until_it_is_committed() -> None:
     kept = Kept()
     columns = kept.file((digest(0), 1))
-    kept.settle()
+    kept.commit()
     kept.decisions.forget_before(2, 0)
     assert kept.segments.read([DecisionReference(US_PER_DAY, 0)]) == [(columns, 0)]
 
@@ -76,14 +76,14 @@ def test_what_a_batch_forgot_can_be_read_until_it_is_committed() -> None:
 def test_a_batch_that_is_taken_back_leaves_no_trace() -> None:
     kept = Kept()
     columns = kept.file((digest(0), 1), (digest(1), 3))
-    kept.settle()
+    kept.commit()
     before = kept.store.items()
     kept.file((digest(2), 1), (digest(3), 4))
     kept.decisions.forget_before(9, 0)
-    kept.undo()
+    kept.rollback()
     assert kept.store.items() == before
     (entry,) = kept.decisions.find([digest(0)]).values()
     assert kept.segments.read([entry]) == [(columns, 0)]
-    kept.settle()
+    kept.commit()
     assert kept.held() == 1
     assert kept.decisions.find([digest(number) for number in range(4)]).keys() == {digest(0), digest(1)}

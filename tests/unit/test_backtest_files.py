@@ -124,10 +124,10 @@ def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
         number = np.arange(a_day)
         arrivals = Arrivals(digest_keys(names, ids), times_us, number, number, number, merchants, NO_LABELS, none)
         assert join.join(horizons, arrivals).accepted.all()
-        join.settle()
+        join.commit()
         assert not join.join(horizons, arrivals).accepted.any()
         join.forget(0)
-        join.settle()
+        join.commit()
     # A horizon of 8 days, a fortnight behind it, and as much again before there is no room.
     assert index.transactions <= 2 * 24 * a_day
     assert index.capacity <= 4 * 24 * a_day

@@ -45,7 +45,7 @@ records = [
 at = after(minutes=9)
 records.append(LabelLog().append(label(3, at, "fraud"), at))
 result = card.process(records, datetime.now(UTC))
-card.settle()
+card.commit()
 assert result.counts["accepted", ""] == 5, result.counts
 print(sorted(name for name, count in compiled().items() if count != before.get(name, 0)))
 """

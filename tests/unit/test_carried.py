@@ -159,5 +159,5 @@ def offsets_of(batch: Any) -> list[int]:
 
 
 class _Handler:
-    def undo(self, partitions: object) -> None:
+    def rollback(self, partitions: object) -> None:
         del partitions

@@ -53,7 +53,7 @@ class Desk:
 
     def work(self, records: Sequence[Record]) -> Result:
         result = self.state.process(records, NOW)
-        self.state.settle()
+        self.state.commit()
         return result
 
     def buy(self, number: int, at: datetime = START, arrived: datetime | None = None, **changes: Any) -> Result:
@@ -100,7 +100,7 @@ def test_dropped_fields_are_not_profiled_and_decide_nothing() -> None:
     found = []
     for state, given in ((whole, options()), (slim, slim_options)):
         found.append(profiled(process_together([(state, records)], NOW, given), PROFILED))
-        state.settle()
+        state.commit()
     (full, label_), (less, label_less) = found
     assert isinstance(full, ProfiledTransaction)
     assert isinstance(less, ProfiledTransaction)

@@ -31,9 +31,9 @@ class Kept:
         read = dict(zip(found, self.decisions.segments.read(list(found.values())), strict=True))
         return [(found[digest].event_time_us, read[digest]) if digest in found else None for digest in digests]
 
-    def settle(self) -> None:
-        self.store.settle()
-        self.decisions.settle()
+    def commit(self) -> None:
+        self.store.commit()
+        self.decisions.commit()
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_a_later_decision_of_a_transaction_takes_the_place_of_the_first(kept: Ke
     kept.file((ONE, 5, b"first"))
     kept.file((ONE, 9 * US_PER_DAY, b"second"))
     kept.decisions.learn([(ONE, 5, Known(emitted=1))])
-    kept.settle()
+    kept.commit()
     kept.decisions.forget_before(5, 10)
-    kept.settle()
+    kept.commit()
     assert kept.find(ONE) == [(9 * US_PER_DAY, b"second")]
     assert kept.decisions.known([ONE]) == {ONE: Known(emitted=1)}
     kept.decisions.forget_before(10, 10)
-    kept.settle()
+    kept.commit()
     assert kept.store.items() == {}
 
 
@@ -67,11 +67,11 @@ def test_what_is_known_goes_with_its_decision(kept: Kept) -> None:
     kept.file((ONE, US_PER_DAY, b"one"))
     kept.decisions.learn([(ONE, US_PER_DAY, known)])
     assert kept.decisions.known([ONE, OTHER]) == {ONE: known}
-    kept.settle()
+    kept.commit()
     kept.decisions.forget_before(1, 10)
     assert kept.decisions.known([ONE]) == {ONE: known}
     kept.decisions.forget_before(2, 10)
-    kept.settle()
+    kept.commit()
     assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
 
 
@@ -79,11 +79,11 @@ def test_what_is_known_is_forgotten_a_bounded_number_at_a_time(kept: Kept) -> No
     digests = [transaction_digest("c", f"t{number}") for number in range(50)]
     kept.file(*((digest, number, b"x") for number, digest in enumerate(digests)))
     kept.decisions.learn([(digest, number, Known(emitted=1)) for number, digest in enumerate(digests)])
-    kept.settle()
+    kept.commit()
     for left in (30, 10, 0, 0):
         kept.decisions.forget_before(1, 20)
         assert len(kept.decisions.known(digests)) == left
-        kept.settle()
+        kept.commit()
     assert kept.find(*digests) == [None] * 50
     assert kept.store.items() == {}
 
@@ -99,7 +99,7 @@ def test_each_matures_once_in_order_at_the_rate_it_was_sampled_at(kept: Kept) ->
     assert decisions.take_matured(10**9, 5) == []
     kept.let_mature(ONE, 7, 1.0)
     assert decisions.take_matured(7, 5) == [Matured(7, ONE, 1.0)]
-    kept.settle()
+    kept.commit()
     assert kept.store.items() == {}
 
 
@@ -127,19 +127,19 @@ def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
     assert len(found) > 90
 
 
-def test_undo_forgets_how_far_it_had_come(kept: Kept) -> None:
+def test_rollback_forgets_how_far_it_had_come(kept: Kept) -> None:
     kept.file((ONE, 0, b"one"))
     kept.decisions.learn([(ONE, 0, Known(emitted=1))])
     kept.let_mature(ONE, 20, 0.25)
-    kept.settle()
+    kept.commit()
     kept.decisions.take_matured(20, 5)
     kept.decisions.forget_before(5, 10)
-    kept.store.undo()
-    kept.decisions.undo()
+    kept.store.rollback()
+    kept.decisions.rollback()
     assert kept.decisions.take_matured(20, 5) == [Matured(20, ONE, 0.25)]
     assert (kept.find(ONE), len(kept.decisions.known([ONE]))) == ([(0, b"one")], 1)
     kept.decisions.forget_before(5, 10)
-    kept.settle()
+    kept.commit()
     assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
 
 

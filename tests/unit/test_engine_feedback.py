@@ -55,7 +55,7 @@ class Desk:
 
     def work(self, record: Record) -> Result:
         result = self.state.process([record], NOW)
-        self.state.settle()
+        self.state.commit()
         return result
 
     def say(
@@ -416,5 +416,5 @@ def batches(moments: list[tuple[float, Record]], random: np.random.Generator) ->
 
 def process(desk: Desk, batch: list[Record]) -> Result:
     result = desk.state.process(batch, NOW)
-    desk.state.settle()
+    desk.state.commit()
     return result

@@ -172,10 +172,10 @@ def test_what_is_undone_was_never_learned() -> None:
         for _ in range(2):
             state.learn(records[first : first + 9])
             state.publish()
-            state.undo()
+            state.rollback()
         assert state.next_offset == once.next_offset
         assert state.learn(records[first : first + 4]).counts == once.learn(records[first : first + 4]).counts
-        state.settle()
+        state.commit()
         assert state.unpublished
     assert state.publish().to_payload() == once.publish().to_payload()
 
@@ -186,10 +186,10 @@ def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
     for _ in range(2):
         state.learn(records[:10])
         assert state.prequential.examples == 0
-        state.undo()
+        state.rollback()
     state.learn(records[:10])
-    state.settle()
-    state.settle()
+    state.commit()
+    state.commit()
     assert state.prequential.examples == 10
 
 
@@ -199,10 +199,10 @@ def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch:
     state, once = fresh(), fresh()
     for first in range(0, 40, 4):
         state.learn(records[first : first + 4])
-        state.settle()
+        state.commit()
         assert len(state._since) <= 10
         state.learn(records[first + 4 : first + 6])
-        state.undo()
+        state.rollback()
     once.learn(records)
     assert state.publish().to_payload() == once.publish().to_payload()
 
@@ -212,7 +212,7 @@ def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
     records = lessons(40)
     straight = fresh()
     straight.learn(records[:cut])
-    straight.settle()
+    straight.commit()
     dump = straight.dump()
     straight.learn(records[cut:])
     again = LearnPartition(new_learner(), 0, loaded=LoadedState(dump.values, {}))
@@ -235,9 +235,9 @@ def test_a_configured_classifier_is_taken_back_too() -> None:
     state, once = (LearnPartition(new_learner("river.tree.HoeffdingTreeClassifier")) for _ in range(2))
     for first in range(0, 40, 8):
         state.learn(records[first : first + 20])
-        state.undo()
+        state.rollback()
         state.learn(records[first : first + 8])
-        state.settle()
+        state.commit()
     once.learn(records)
     features = np.array([[float(row)] * len(FEATURES) for row in range(5)])
     logits = np.linspace(-3, 3, 5)

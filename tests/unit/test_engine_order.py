@@ -55,7 +55,7 @@ def test_a_repeat_in_the_same_batch_and_in_a_later_one_emits_nothing() -> None:
     log, state = Log(TRANSACTIONS), CardPartition(options(), None, MemoryStore())
     result = state.process([log.append(transaction(0)), log.append(transaction(0))], NOW)
     assert (len(bought(result)), result.counts["duplicate", ""]) == (1, 1)
-    state.settle()
+    state.commit()
     result = state.process([log.append(transaction(0)), log.append(transaction(1))], NOW)
     assert [message.transaction_id for message in bought(result)] == ["t1"]
 
@@ -125,7 +125,7 @@ def test_a_label_far_past_the_horizon_leaves_the_same_state_whichever_is_read_fi
     live.buy(2, after(26))
     folded.state.process(live.transactions.records, None)
     folded.state.process(live.labels.records, None)
-    folded.state.settle()
+    folded.state.commit()
     assert folded.state._waiting.state == live.state._waiting.state
     assert {key: value for key, value in folded.store.items().items() if key[:1] in b"wix"} == {
         key: value for key, value in live.store.items().items() if key[:1] in b"wix"
@@ -217,20 +217,20 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
     digests = [bytes([number]) * 16 for number in range(100)]
     for number, digest in enumerate(digests):
         remember(index, [(digest, number * US_PER_DAY // 10)])
-        store.settle()
+        store.commit()
     # One of the first day is accepted again later.
     remember(index, [(digests[0], 9 * US_PER_DAY)])
-    store.settle()
+    store.commit()
     held = []
     for _ in range(6):
         index.forget_before(5, 12)
-        store.settle()
+        store.commit()
         held.append(sum(key[:1] == b"t" for key in store.items()))
     assert held == [89, 77, 65, 53, 51, 51]
     found = [remembered(index, digests[number]) for number in (0, 1, 50)]
     assert found == [9 * US_PER_DAY, None, 5 * US_PER_DAY]
     index.forget_before(10, 1_000)
-    store.settle()
+    store.commit()
     assert store.items() == {}
 
 
@@ -244,14 +244,14 @@ def test_a_batch_is_indexed_in_runs_that_are_forgotten_whole() -> None:
     # The same one twice in a batch, the second time on another day.
     remember(index, [*batch, (batch[0][0], batch[-1][1])])
     remember(index, batch[-5:])
-    store.settle()
+    store.commit()
     runs = {key: len(value) // 16 for key, value in store.items().items() if key[:1] == b"d"}
     assert list(runs.values()) == [RUN_AT_MOST, 10, 21, 5]
     assert index.state.again == 6
     assert sorted(runs) == list(runs)
 
     def held() -> int:
-        store.settle()
+        store.commit()
         return sum(key[:1] == b"t" for key in store.items())
 
     index.forget_before(3, 1_000)
@@ -278,7 +278,7 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
         numbers = [1_000 + day, *random.integers(0, 12, 6).tolist()]
         batch = [transactions.append(transaction(number, after(day)), after(day)) for number in numbers]
         counts += state.process(batch, NOW).counts
-        state.settle()
+        state.commit()
         held = {
             key[1:]: int.from_bytes(packed[8:16], "little") for key, packed in store.items().items() if key[:1] == b"t"
         }
@@ -290,7 +290,7 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
     assert counts["duplicate", ""] > 20
     assert state._index.state.again > 3
     state.process([transactions.append(transaction(99, after(200)), after(200))], NOW)
-    state.settle()
+    state.commit()
     assert sorted(key[:1] for key in store.items()) == [b"d", b"t"]
     assert state._index.state.again == 0
 
@@ -302,10 +302,10 @@ def test_runs_of_a_batch_that_was_taken_back_leave_their_numbers_to_the_next() -
     for batch, committed in ((kept, True), (undone, False), (later, True)):
         remember(index, [batch])
         for part in (store, index):
-            (part.settle if committed else part.undo)()
+            (part.commit if committed else part.rollback)()
     loaded = StoreIndex(store, index.state)
     remember(loaded, [undone])
-    store.settle()
+    store.commit()
     runs = [value for key, value in sorted(store.items().items()) if key[:1] == b"d"]
     assert runs == [kept[0], later[0], undone[0]]
 
@@ -318,7 +318,7 @@ def test_a_batch_that_reaches_past_the_horizon_forgets_its_own() -> None:
     store = MemoryStore()
     state = CardPartition(options(10, 10), None, store)
     state.process(transactions.records, NOW)
-    state.settle()
+    state.commit()
     assert sorted(key[:1] for key in store.items()) == [b"d", b"t"]
 
 
@@ -336,7 +336,7 @@ def test_waiting_items_come_oldest_first_and_once() -> None:
     room.add(b"a" * 16, 5, b"older")
     assert [item.payload for item in room.take_older(100, 9)] == [b"older", b"4"]
     assert room.take_older(100, 9) == []
-    store.settle()
+    store.commit()
     assert store.items() == {}
 
 
@@ -357,7 +357,7 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
     told_of = []
     for number in range(4):
         result = state.process([log.append(features(100 + number, after(40)))], NOW)
-        state.settle()
+        state.commit()
         told_of.append(len(to(EXAMPLES, result)))
     assert told_of == [40, 40, 20, 0]
 
@@ -368,7 +368,7 @@ def test_a_decision_behind_the_horizon_is_not_kept() -> None:
     log, labels = Log(DECISION_FEATURES), LabelLog()
     for number, days in ((0, 200), (1, 1)):
         state.process([log.append(features(number, after(days)))], NOW)
-        state.settle()
+        state.commit()
     assert len(segments.find([transaction_digest("c1", f"t{number}") for number in (0, 1)])) == 1
     assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
 

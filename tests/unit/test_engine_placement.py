@@ -45,7 +45,7 @@ class Cluster:
     def work(self, partition: int, *records: Record) -> Result:
         whole = Result()
         result = self.states[partition].process(records, NOW)
-        self.states[partition].settle()
+        self.states[partition].commit()
         whole.counts += result.counts
         for output in result.outputs:
             if output.topic is not REROUTED:

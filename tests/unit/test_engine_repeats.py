@@ -46,7 +46,7 @@ class AtLeastOnce:
     def write(self, records: Sequence[Record], *, committed: bool = True, most: int | None = None) -> list[Record]:
         """One batch, of which no more than ``most`` records arrive; what is not committed can be written again."""
         result = self.card.process(records, self.next_batch())
-        self.card.settle() if committed else self.card.undo()
+        self.card.commit() if committed else self.card.rollback()
         del result.outputs[most if most is not None else len(result.outputs) :]
         return self.profiled.take(result)
 
@@ -169,11 +169,11 @@ def test_every_transaction_is_decided_once_whatever_was_written_twice(seed: int)
     cuts = sorted({0, *random.integers(1, len(records), 30).tolist(), len(records)})
     for first, end in pairwise(cuts):
         decide(live, records[first:end], MODELS, NOW)
-        live.undo()
+        live.rollback()
         results.append(decide(live, records[first:end], MODELS, NOW))
-        live.settle()
+        live.commit()
         folded.fold(records[first:end])
-        folded.settle()
+        folded.commit()
     assert decided(results) == names(0, writer.named)
     assert inputs_of(folded) == inputs_of(live)
     (last,) = inputs_of(live)

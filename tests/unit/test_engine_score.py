@@ -373,8 +373,8 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     restored, live = score(), score()
     restored.fold(log.records)
     live.profile(read_rows(log.records[1:]), range(3), Result())
-    restored.settle()
-    live.settle()
+    restored.commit()
+    live.commit()
     assert restored.dump(full=True).values == live.dump(full=True).values
 
 
@@ -421,7 +421,7 @@ def test_halves_of_a_batch_are_judged_by_all_of_it() -> None:
     state, records = score(), by_kernels("oxo")
     with pytest.raises(KernelMismatch):
         decide(state, records, active(), NOW)
-    state.undo()
+    state.rollback()
     with pytest.raises(KernelMismatch) as alone:
         decide(state, records[1:2], active(), NOW)
     assert not isinstance(alone.value, KernelChanged)
@@ -430,12 +430,12 @@ def test_halves_of_a_batch_are_judged_by_all_of_it() -> None:
 def test_a_second_record_of_another_kernel_tells_of_an_upgrade_though_the_first_was_quarantined() -> None:
     state, records = score(), by_kernels("oxxo")
     decide(state, records[:1], active(), NOW)
-    state.settle()
+    state.commit()
     for end, expected in ((2, KernelMismatch), (3, KernelChanged)):
         with pytest.raises(KernelMismatch) as raised:
             decide(state, records[end - 1 : end], active(), NOW)
         assert type(raised.value) is expected
-        state.undo()
+        state.rollback()
     assert len(decisions(decide(state, records[3:], active(), NOW))) == 1
 
 
@@ -539,10 +539,10 @@ def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     state, untouched = score(), score()
     for one in (state, untouched):
         decide(one, log.records[:10], models, NOW)
-        one.settle()
+        one.commit()
     with pytest.raises(KernelMismatch):
         decide(state, [*log.records[10:20], foreign(log.records[20])], models, NOW)
-    state.undo()
+    state.rollback()
     after_undo, expected = (
         decide(state, log.records[10:], models, NOW),
         decide(untouched, log.records[10:], models, NOW),
@@ -559,7 +559,7 @@ def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
     with pytest.raises(KernelMismatch):
         decider.process([(states[0], logs[0].records), (states[1], failing)], models, NOW)
     for state in states:
-        state.undo()
+        state.rollback()
     records = [log.records for log in logs]
     after_undo = decider.process(zip(states, records, strict=True), models, NOW)
     assert after_undo.outputs == decider.process(zip(untouched, records, strict=True), models, NOW).outputs

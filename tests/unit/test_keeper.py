@@ -27,10 +27,10 @@ IDENTITY = Identity("cluster", {"transactions": "id"}, 1, "kernel")
 
 
 class Stands:
-    """The part of a session that the keeper asks: where the settled state stands."""
+    """The part of a session that the keeper asks: where the committed state stands."""
 
     def __init__(self) -> None:
-        self.settled: dict[tuple[str, int], int] = {}
+        self.committed: dict[tuple[str, int], int] = {}
         self.progress = {0: 0}
 
 
@@ -56,8 +56,8 @@ class Bench:
             for one in (self.state, state):
                 if one is not None:
                     found += [message.card_features for message in bought(one.process([record], NOW))]
-                    one.settle()
-        self.session.settled["transactions", 0] = len(self.log.records)
+                    one.commit()
+        self.session.committed["transactions", 0] = len(self.log.records)
         return found
 
     def save(self) -> None:

@@ -69,7 +69,7 @@ def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[Mode
     number = len(log.records)
     record = log.append(msgspec.json.encode(example(number, lightgbm=lightgbm)))
     told = published(agent.process([record], NOW))
-    agent.settle([0])
+    agent.commit([0])
     return told
 
 
@@ -82,7 +82,7 @@ def test_another_champion_changes_nothing_of_what_is_learned() -> None:
             assert agent.ready()
         (told,) = teach(agent, log, "another" if number >= 20 else "base")
         (wanted,) = published(other.process([log.records[-1]], NOW))
-        other.settle([0])
+        other.commit([0])
         assert told == wanted
         assert told.version.endswith(f"@{number + 1}")
 
@@ -113,7 +113,7 @@ def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch
     teach(agent, log)
     teach(agent, log)
     assert [list(figures) for figures in reported] == [["lightgbm", "river", "blend"]] * 2
-    agent.settle([0])
+    agent.commit([0])
     assert len(reported) == 2, "nothing is new"
     monkeypatch.setattr("agents.learn.FIGURES_INTERVAL_S", 3_600.0)
     teach(agent, log)

@@ -159,7 +159,7 @@ def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
     records = bought(400)
     for _ in range(2):
         state.process(records, NOW)
-        state.settle()
+        state.commit()
     frozen = Path(store.freeze())
     state.close()
     for table in frozen.glob("*.sst"):

@@ -69,7 +69,7 @@ def test_a_column_whose_file_was_removed_does_not_begin_anew(tmp_path: Path) -> 
 def test_a_store_whose_directory_was_removed_says_so(tmp_path: Path) -> None:
     store = RocksStore(tmp_path / "store", memory=StoreMemory(MINIMUM_BYTES))
     store.put(b"a", b"b")
-    store.settle()
+    store.commit()
     shutil.rmtree(tmp_path / "store")
     with pytest.raises(StateRemoved, match="start the worker again"):
         store.size_bytes()

@@ -116,7 +116,7 @@ def test_what_the_store_has_lost_is_no_record_s_fault() -> None:
     store = MemoryStore()
     room = WaitingRoom(store)
     room.add(b"d" * 16, 5, b"label")
-    store.settle()
+    store.commit()
     for key in [key for key, _ in store.scan(b"", b"\xff" * 40) if store.get(key) == (5).to_bytes(8, "big") + b"label"]:
         store.delete(key)
     with pytest.raises(StoreError, match="rebuilds it"):

@@ -146,7 +146,7 @@ def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeyp
 
 
 def test_an_end_before_a_topic_is_read_is_waited_behind_too(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "settled_ends", lambda *_: {1: 6})
+    monkeypatch.setattr(clients, "stable_ends", lambda *_: {1: 6})
     early = Said(2, KafkaError._PARTITION_EOF)
     consumer.given = [[Said(0), Said(1), early], [Said(3), Said(5), END]]
     batches = read_batches("nobody:1", "t", partitions=[1])

@@ -199,7 +199,7 @@ def test_the_bounded_weight_solves_its_equation(logit: float, target: bool, weig
     weight=st.floats(1e-3, 100.0),
     squared_norm=st.floats(1.0, 300.0),
 )
-def test_undoing_a_step_leads_back_to_where_it_began(
+def test_rollbacking_a_step_leads_back_to_where_it_began(
     logit: float, target: bool, weight: float, squared_norm: float
 ) -> None:
     rate, sign = 0.0001, 1.0 if target else -1.0
@@ -233,7 +233,7 @@ def test_a_correction_undoes_the_former_label_and_learns_the_new_one(label: str)
     assert up * corrected < up * withdrawn
 
 
-def test_undoing_is_bounded_whatever_was_learned_since() -> None:
+def test_rollbacking_is_bounded_whatever_was_learned_since() -> None:
     learner = scaled()
     before = learner.snapshot(0)
     learner.learn_examples([example(1, label="withdrawn", online_weight=0.0, former="fraud", former_weight=1e9)])

@@ -41,7 +41,7 @@ class Desk:
 
     def commit(self, first: int, end: int, day: float = 0.0) -> None:
         self.add(first, end, day)
-        self.segments.settle()
+        self.segments.commit()
 
     def read(self, *numbers: int) -> list[bytes]:
         found = self.segments.find([digest(number) for number in numbers])
@@ -66,7 +66,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 def test_a_segment_is_sealed_by_a_commit_once_it_is_large(desk: Desk) -> None:
     desk.add(0, 2 * GROUP_ROWS + 3)
     assert desk.files() == []
-    desk.segments.settle()
+    desk.segments.commit()
     assert desk.files() == ["00000000.segment"]
     assert desk.files(".index") == ["00000000.index"]
     # What had not filled a group begins the next segment.
@@ -96,17 +96,17 @@ def test_segments_are_forgotten_from_the_front_with_the_commit(desk: Desk) -> No
         desk.commit(100 * number, 100 * number + 2 * GROUP_ROWS, day)
     desk.segments.forget_before(3)
     assert len(desk.files()) == 3
-    desk.segments.undo()
-    desk.segments.settle()
+    desk.segments.rollback()
+    desk.segments.commit()
     assert len(desk.files()) == 3
     desk.segments.forget_before(5)
-    desk.segments.settle()
+    desk.segments.commit()
     # The last one is behind the day too, and stays while one before it does not.
     assert desk.files() == ["00000001.segment", "00000002.segment"]
     assert desk.segments.find([digest(0)]) == {}
     assert desk.read(100, 200) == [decision(100), decision(200)]
     desk.segments.forget_before(6)
-    desk.segments.settle()
+    desk.segments.commit()
     assert (desk.files(), desk.files(".index"), desk.segments.rows()) == ([], [], 0)
 
 
@@ -114,7 +114,7 @@ def test_a_decision_that_is_forgotten_does_not_bring_back_an_earlier_one(desk: D
     desk.commit(0, 2 * GROUP_ROWS, 9)
     desk.commit(0, 2 * GROUP_ROWS, 1)
     desk.segments.forget_before(5)
-    desk.segments.settle()
+    desk.segments.commit()
     assert {entry.event_time_us for entry in desk.segments.find([digest(3), digest(4)]).values()} == {US_PER_DAY}
 
 
@@ -123,7 +123,7 @@ def test_rollback_truncates(desk: Desk) -> None:
     size = (desk.directory / "open").stat().st_size
     desk.add(3, 5 * GROUP_ROWS, 2)
     assert (desk.directory / "open").stat().st_size > 4 * size
-    desk.segments.undo()
+    desk.segments.rollback()
     assert (desk.directory / "open").stat().st_size == size
     assert desk.segments.find([digest(GROUP_ROWS + 3)]) == {}
     assert desk.segments.find([digest(3)]) == {digest(3): DecisionReference(0, 3)}

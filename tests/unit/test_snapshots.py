@@ -105,7 +105,7 @@ def test_only_what_changed_is_written(store: RocksStore, tmp_path: Path) -> None
     tables = {path.stat().st_size for path in (tmp_path / "store").glob("*.sst")}
     before = objects(root)
     store.put(b"new", b"value")
-    store.settle()
+    store.commit()
     part = writer.write(positions_at(2), 2, dump_at(2, full=False, store=store.freeze()))
     written = {name: size for name, size in objects(root).items() if name not in before}
     assert sum(written.values()) <= part.size_bytes < 0.7 * whole.size_bytes
@@ -122,7 +122,7 @@ def test_a_table_that_only_looks_like_a_saved_one_is_written(tmp_path: Path) -> 
         # A store that begins anew gives its tables the names that the one before gave, and here their sizes too.
         store = RocksStore(tmp_path / "store", memory=memory)
         store.put(b"key", value)
-        store.settle()
+        store.commit()
         writer.write({}, step, StateDump(b"", {}, store.freeze()))
         store.close()
     snapshot = found(repository, tmp_path / "scratch")
@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_the_snapshots_before_and_can_be_got_over(store: Rock
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     # Small enough to be written before the disk is full.
     store.put(b"key", b"value")
-    store.settle()
+    store.commit()
     frozen = store.freeze()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -12,7 +12,7 @@ WEEK = 7 * 24
 def usual(surges: Surges, hours: range, labels: int = 10, source: str = "customer") -> None:
     for hour in hours:
         assert not any(take(surges, hour, labels, source))
-    surges.settle()
+    surges.commit()
 
 
 def take(surges: Surges, hour: int, labels: int, source: str = "customer") -> list[bool]:
@@ -83,9 +83,9 @@ def test_batches_rollbacks_and_dumps_change_nothing(seed: int) -> None:
         if random.random() < 0.3:
             for label in batch:
                 parts.take(*label)
-            parts.undo()
+            parts.rollback()
         found += [parts.take(*label) for label in batch]
-        parts.settle()
+        parts.commit()
         if random.random() < 0.2:
             parts = Surges(parts.hours)
     assert found == wanted

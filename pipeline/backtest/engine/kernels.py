@@ -147,7 +147,7 @@ class Engine:
                 names.card[of], names.merchant[of], taken.event_time_us[of], taken.amount_base_minor[of],
                 taken.counts[of], taken.hour[of], taken.weekday[of],
             )  # fmt: skip
-            windows.settle()
+            windows.commit()
             features[of, : len(CARD_FEATURES)] = profile.features
             case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
             outliers[of] = profile.outlier
@@ -191,7 +191,7 @@ class Engine:
                 ),
             )
             state.forget(0)
-            state.settle()
+            state.commit()
             accepted[of] = joined.accepted
             rejects += _contradictions(taken if isinstance(of, slice) else taken.take(of), joined.differs)
             outcomes += joined.counts
@@ -241,7 +241,7 @@ class Engine:
         for number, windows in enumerate(self._merchants):
             rows = order if self._options.partitions == 1 else order[place[order] == number]
             features = log.take(rows).profile(windows)
-            windows.settle()
+            windows.commit()
             transactions = rows < n
             out[rows[transactions]] = features[transactions]
 

@@ -248,6 +248,6 @@ class _Partition(NamedTuple):
         emitted = self.kernel.process(rules, decided, joined, records)
         counts.update(self.kernel.take_counts())
         served = self.segments.read([one.entry for one in emitted])
-        self.store.settle()
-        self.kernel.settle()
+        self.store.commit()
+        self.kernel.commit()
         return [(one, *found) for one, found in zip(emitted, served, strict=True)]

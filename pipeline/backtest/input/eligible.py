@@ -44,7 +44,7 @@ def eligible_rows(tables: Iterable[pa.Table], options: CardOptions) -> EligibleR
         kept.append(np.stack([rows.row, rows.amount_base_minor], axis=1)[joined.accepted])
         contradicted += int(np.count_nonzero(joined.differs != SAME))
         join.forget(0)
-        join.settle()
+        join.commit()
     row, amount_base_minor = np.concatenate(kept).T
     refused = Counter(reject.code for reject in rejects)
     if contradicted:

@@ -26,7 +26,7 @@ from pipeline.kafka.clients import (
     offsets_at,
     partition_numbers,
     patiently,
-    settled_ends,
+    stable_ends,
 )
 from pipeline.kafka.cluster import stamped_by_producers
 from pipeline.kafka.fold import RangeReader, RecordColumns
@@ -140,7 +140,7 @@ class TopicSource:
             starts = patiently(lambda: offsets_at(client, places, first_ms))
         else:
             starts = patiently(lambda: first_offsets(client, places))
-        ends = settled_ends(self.bootstrap, self.settings, full, numbers)
+        ends = stable_ends(self.bootstrap, self.settings, full, numbers)
         if end_ms < ArrivalRange().end_ms:
             found = patiently(lambda: offsets_at(client, places, end_ms))
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
@@ -151,7 +151,7 @@ class TopicSource:
         client = admin_client(self.bootstrap, settings=self.settings)
         places = [(self.name, number) for number in range(partitions)]
         begins = patiently(lambda: first_offsets(client, places))
-        ends = settled_ends(self.bootstrap, self.settings, self.name, range(partitions))
+        ends = stable_ends(self.bootstrap, self.settings, self.name, range(partitions))
         if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
             raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
         if span.to_us >= LATEST_US:

@@ -31,7 +31,7 @@ from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import delete_before, ensure_topics, reached
-from pipeline.kafka.clients import QUEUE_OF_BLOCKS, admin_client, partition_numbers, read_batches, settled_ends
+from pipeline.kafka.clients import QUEUE_OF_BLOCKS, admin_client, partition_numbers, read_batches, stable_ends
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
@@ -129,9 +129,7 @@ def reprocess(
     present.refuse_foreign(topics)
     replaced: dict[str, dict[int, int]] = {}
     if replace and (present.decisions.runs or present.features.runs):
-        replaced = {
-            topic: settled_ends(source.bootstrap, source.settings, topic, range(partitions)) for topic in topics
-        }
+        replaced = {topic: stable_ends(source.bootstrap, source.settings, topic, range(partitions)) for topic in topics}
         present = Present()
     present.refuse_other(topics, run)
     before = present.decisions.size

@@ -140,7 +140,7 @@ class RecordedReplay:
                 repeated = [self._repeated(record, cards, again) for record in records]
                 rows = read_rows([record for record in repeated if record is not None])
                 decided_rows = score.profile(rows, range(len(rows.records)), Result())
-                score.settle()
+                score.commit()
                 yield list(self._decide(rows.subjects.take(decided_rows), rows.features[decided_rows], models, live))
             # Of what stands behind the last that was profiled nothing is decided, but it may be refused.
             for card in cards.values():
@@ -198,7 +198,7 @@ class RecordedReplay:
                     self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
                 )
                 result = card.process(batch, _NOW, options)
-                card.settle()
+                card.commit()
                 self._on_result(result)
                 said = [read_messages(output.value) for output in result.outputs if output.topic is PROFILED]
                 yield [message for block in said for message in block]

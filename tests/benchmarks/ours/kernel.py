@@ -85,16 +85,16 @@ class OneHopPartition:
         """Let records enter the windows; nothing is decided."""
         self._enter([_decode(record.value or b"") for record in records])
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The batch is committed."""
-        self._windows.settle()
+        self._windows.commit()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """The batch is not committed: take it back."""
-        self._windows.undo()
+        self._windows.rollback()
 
     def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the settled state."""
+        """Copy the committed state."""
         return StateDump(*self._windows.dump(full=full))
 
     def close(self) -> None:

@@ -78,7 +78,7 @@ def score_batches(random: np.random.Generator) -> Batches:
     log = Log(PROFILED)
     for batch in card_batches(random):
         log.take(card.process(batch, START))
-        card.settle()
+        card.commit()
     return cut(log.records, random)
 
 
@@ -148,12 +148,12 @@ class Run:
 
     def commit(self, records: Sequence[Record]) -> Result:
         result = self.kernel.work(self.state, records)
-        self.state.settle()
+        self.state.commit()
         return result
 
     def abort(self, records: Sequence[Record]) -> None:
         self.kernel.work(self.state, records)
-        self.state.undo()
+        self.state.rollback()
 
     def dump(self, full: bool = False) -> StateDump:
         dump = self.state.dump(full=full)
@@ -225,65 +225,65 @@ def test_what_was_undone_leaves_no_trace(name: str, seed: int) -> None:
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """An undo that was forgotten."""
+    """A rollback that was forgotten."""
 
 
 def clock_stays(field: str) -> Callable[[Any], None]:
-    undo = CardJoin.undo
+    rollback = CardJoin.rollback
 
     def forgetful(state: Any) -> None:
         kept = getattr(state.clock, field)
-        undo(state)
+        rollback(state)
         state.clock = state.clock._replace(**{field: kept})
 
     return forgetful
 
 
 def newest_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
-    undo = kind.undo
+    rollback = kind.rollback
 
     def forgetful(state: Any) -> None:
         newest_us = state._newest_us
-        undo(state)
+        rollback(state)
         state._newest_us = newest_us
 
     return forgetful
 
 
 def forgotten_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
-    undo = kind.undo
+    rollback = kind.rollback
 
     def forgetful(state: Any) -> None:
         first_day = state._first_day
-        undo(state)
+        rollback(state)
         state._first_day = first_day
 
     return forgetful
 
 
 FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
-    "card windows": ("card", CardWindows, "undo", nothing),
-    "card store": ("card", MemoryStore, "undo", nothing),
-    "card index": ("card", StoreIndex, "undo", nothing),
-    "card waiting": ("card", WaitingRoom, "undo", nothing),
-    "card newest": ("card", CardJoin, "undo", clock_stays("newest_us")),
-    "card forgotten": ("card", CardJoin, "undo", clock_stays("first_day")),
-    "score windows": ("score", MerchantWindows, "undo", nothing),
-    "score offsets": ("score", JournaledDict, "undo", nothing),
-    "feedback store": ("feedback", MemoryStore, "undo", nothing),
-    "feedback decisions": ("feedback", DecisionStore, "undo", nothing),
-    "feedback segments": ("feedback", MemorySegments, "undo", nothing),
-    "feedback waiting": ("feedback", WaitingRoom, "undo", nothing),
-    "feedback newest": ("feedback", FeedbackKernel, "undo", newest_stays(FeedbackKernel)),
-    "feedback forgotten": ("feedback", FeedbackKernel, "undo", forgotten_stays(FeedbackKernel)),
+    "card windows": ("card", CardWindows, "rollback", nothing),
+    "card store": ("card", MemoryStore, "rollback", nothing),
+    "card index": ("card", StoreIndex, "rollback", nothing),
+    "card waiting": ("card", WaitingRoom, "rollback", nothing),
+    "card newest": ("card", CardJoin, "rollback", clock_stays("newest_us")),
+    "card forgotten": ("card", CardJoin, "rollback", clock_stays("first_day")),
+    "score windows": ("score", MerchantWindows, "rollback", nothing),
+    "score offsets": ("score", JournaledDict, "rollback", nothing),
+    "feedback store": ("feedback", MemoryStore, "rollback", nothing),
+    "feedback decisions": ("feedback", DecisionStore, "rollback", nothing),
+    "feedback segments": ("feedback", MemorySegments, "rollback", nothing),
+    "feedback waiting": ("feedback", WaitingRoom, "rollback", nothing),
+    "feedback newest": ("feedback", FeedbackKernel, "rollback", newest_stays(FeedbackKernel)),
+    "feedback forgotten": ("feedback", FeedbackKernel, "rollback", forgotten_stays(FeedbackKernel)),
     "learn model": ("learn", LayerLearner, "go_back", nothing),
-    "learn offsets": ("learn", LearnPartition, "undo", nothing),
+    "learn offsets": ("learn", LearnPartition, "rollback", nothing),
 }
 
 
 @pytest.mark.parametrize("what", FORGOTTEN)
 def test_an_undo_that_is_forgotten_shows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above would notice each part of a state whose undo is missing."""
+    """The test above would notice each part of a state whose rollback is missing."""
     name, kind, method, broken = FORGOTTEN[what]
     monkeypatch.setattr(kind, method, broken)
     assert differences(KERNELS[name], 0)
