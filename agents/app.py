@@ -23,7 +23,7 @@ from faust.types import AgentT
 from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.channel import BatchChannel, register
-from agents.keeper import Identity, Keeper
+from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, WorkerResources
@@ -187,7 +187,7 @@ class WorkerContext:
             if CARD.name in settings.agent_names:
                 self._published_rates.publish(rates_content)
             client = admin_client(broker.bootstrap_servers, settings=settings)
-            topics = {settings.topic(topic.name) for role in roles for topic in _folded(role)}
+            topics = {settings.topic(topic.name) for role in roles for topic in _replayed_topics(role)}
             self._identities = topic_identities(client, sorted(topics))
             self._group_protocol = group_protocol(client, settings)
             port = self.metrics.start()
@@ -212,22 +212,24 @@ class WorkerContext:
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
         settings, identities = self._settings, self._identities
-        keeper = None
+        snapshots = None
         if self._repository is not None and spec.snapshots:
             identity = Identity(
                 cluster_id=identities.cluster_id,
-                topic_ids={topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _folded(spec)},
+                topic_ids={
+                    topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _replayed_topics(spec)
+                },
                 partition_count=partition_count(spec.reads[0], settings),
                 kernel=f"{KERNEL_VERSION}.{LAYOUT}",
             )
-            keeper = Keeper(self._repository, spec.name, identity, settings, self.metrics)
+            snapshots = SnapshotScheduler(self._repository, spec.name, identity, settings, self.metrics)
         return Environment(
             agent=spec.name,
             settings=settings,
             directory=self._places[spec.name],
             store_memory=self._store_memory,
             quarantines=quarantines,
-            keeper=keeper,
+            snapshots=snapshots,
             metrics=self.metrics,
             health=self.health,
         )
@@ -302,7 +304,7 @@ class WorkerContext:
         self.health.working(agent)
 
 
-def _folded(spec: AgentSpec) -> tuple[Topic, ...]:
+def _replayed_topics(spec: AgentSpec) -> tuple[Topic, ...]:
     """Return the topics that rebuild the agent's state: its inputs, and the order of several."""
     return (*spec.reads, PROGRESS) if has_order(spec.reads) else spec.reads
 

@@ -50,7 +50,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         del partition
         return CardPartition(self._options, place.storage, place.store, loaded)
 
-    def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state as they were processed."""
         options = None
         if isinstance(rules, CardRules):

@@ -48,7 +48,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         segments = self._segments[partition]
         return entries + segments.rows(), size_bytes + segments.size_bytes()
 
-    def fold_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state as they were processed; nothing is written."""
         state.process(records, None, self._options.under(rules) if isinstance(rules, FeedbackRules) else None)
 

@@ -79,7 +79,7 @@ class LearnPartitions:
         held = self._of()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Learn one batch, silently."""
         del partition, rules
         self._environment.health.working(LEARN.name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
-from agents.keeper import Keeper
+from agents.snapshot_scheduler import SnapshotScheduler
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
 from pipeline.kafka.handler import Restored
@@ -56,7 +56,7 @@ class Environment:
     """For state that may outgrow memory; a cache, emptied when a partition comes and when it goes."""
     store_memory: StoreMemory
     quarantines: Quarantines
-    keeper: Keeper | None
+    snapshots: SnapshotScheduler | None
     """None: no snapshots are kept."""
     metrics: WorkerMetrics
     health: Health
@@ -113,7 +113,7 @@ class KernelPartitions(ABC, Generic[P]):
         """The kernel of one partition."""
 
     @abstractmethod
-    def fold_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
         """Let one batch of committed records enter ``state``, processed under ``rules``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
@@ -135,11 +135,11 @@ class KernelPartitions(ABC, Generic[P]):
         self._directories[partition] = directory
         prefix = environment.settings.topic_prefix
         found = None
-        if environment.keeper is not None:
+        if environment.snapshots is not None:
             by_name = {topic.removeprefix(prefix): offset for topic, offset in committed.items()}
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
-            found = environment.keeper.newest(partition, by_name, directory / "fetched", ranges, waiting)
-            environment.keeper.begin(partition, found)
+            found = environment.snapshots.newest(partition, by_name, directory / "fetched", ranges, waiting)
+            environment.snapshots.begin(partition, found)
         place = StateLocation(self._storage(directory), self._store(directory, found), directory)
         if isinstance(place.store, RocksStore):
             self._stores[partition] = place.store
@@ -150,12 +150,12 @@ class KernelPartitions(ABC, Generic[P]):
         restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Replay one batch, without quarantined records; a batch of nothing else never was one."""
         self._environment.health.working(self._environment.agent)
         if left := self._environment.quarantines.without(records):
             state = self._held[partition]
-            self.fold_into(state, left, rules)
+            self.replay_into(state, left, rules)
             state.commit()
 
     def restored(self, partition: int, records: int) -> None:
@@ -176,8 +176,8 @@ class KernelPartitions(ABC, Generic[P]):
             environment.agent, partition, seconds,
             "a snapshot" if restoring.source == "snapshot" else "the log alone", records,
         )  # fmt: skip
-        if environment.keeper is not None:
-            environment.keeper.held(partition)
+        if environment.snapshots is not None:
+            environment.snapshots.held(partition)
 
     def forget(self, partition: int) -> None:
         """Drop a partition's state and what it is kept in."""
@@ -186,8 +186,8 @@ class KernelPartitions(ABC, Generic[P]):
         self._directories.pop(partition, None)
         if state is not None:
             state.close()
-        if self._environment.keeper is not None:
-            self._environment.keeper.forget(partition)
+        if self._environment.snapshots is not None:
+            self._environment.snapshots.forget(partition)
         self._environment.metrics.forget_state(self._environment.agent, partition)
 
     def digest(self, partition: int) -> str:
@@ -217,8 +217,8 @@ class KernelPartitions(ABC, Generic[P]):
             self._checked_s = now_s
             for directory in self._directories.values():
                 check_present(directory)
-        if (keeper := self._environment.keeper) is not None:
-            keeper.save(self._held, session, at_end=at_end)
+        if (snapshots := self._environment.snapshots) is not None:
+            snapshots.save(self._held, session, at_end=at_end)
         if not at_end and time.monotonic() - self._measured_s > MEASURE_INTERVAL_S:
             self._measured_s = time.monotonic()
             for partition, store in self._stores.items():

@@ -45,10 +45,10 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         del partition
         return ScorePartition(place.storage, loaded, accept_other_kernel=self._accept_other_kernel)
 
-    def fold_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state; nothing is decided again."""
         del rules  # What the state holds depends on no setting.
-        state.fold(records)
+        state.replay(records)
 
     def ready(self) -> bool:
         """Take in new versions, between two batches; False while there is no champion."""

@@ -94,7 +94,7 @@ class CardPartition:
         self._windows = CardWindows(storage)
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
         if loaded is not None and values is not None:
             self._windows.load(values.windows, loaded.columns)
         self._index = StoreIndex(store, values.index if values else None)

@@ -95,7 +95,7 @@ class FeedbackPartition:
         self._features = options.topic_prefix + DECISION_FEATURES.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         if values is not None and values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
         self._segments = MemorySegments() if segments is None else segments
         if loaded is not None and values is not None:
             self._segments.load(values.segments, loaded.columns)

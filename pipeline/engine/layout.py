@@ -64,5 +64,5 @@ def decode_values(values: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
         return decoder.decode(values)
     except msgspec.MsgspecError as error:
         raise OtherLayout(
-            f"the saved state cannot be read by this release ({error}); let the state be folded from the log"
+            f"the saved state cannot be read by this release ({error}); let the state be replayed from the log"
         ) from error

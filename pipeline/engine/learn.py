@@ -22,7 +22,7 @@ _decode = msgspec.json.Decoder(Example).decode
 _encode = msgspec.json.Encoder().encode
 
 
-REFOLD_AT_MOST: Final = 1_000
+RELEARN_AT_MOST: Final = 1_000
 """Examples that a rollback may have to learn again: saving a large classifier before each batch would cost more."""
 
 
@@ -69,7 +69,7 @@ class LearnPartition:
     def _load(self, loaded: LoadedState) -> None:
         values = decode_values(loaded.values, _DECODER)
         if values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
         if values.learner is None:
             raise ModelError("the learner is kept with its published versions only; go on from the published version")
         self._learner.go_back(values.learner)
@@ -106,7 +106,7 @@ class LearnPartition:
         self.prequential.add(self._pending)
         self._since += self._pending
         self._pending = []
-        if len(self._since) > REFOLD_AT_MOST:
+        if len(self._since) > RELEARN_AT_MOST:
             self._saved, self._since = self._learner.save(), []
 
     def rollback(self) -> None:

@@ -65,7 +65,7 @@ class ScorePartition:
         if loaded is not None:
             values = decode_values(loaded.values, _DECODER)
             if values.layout != LAYOUT:
-                raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; fold it from the log")
+                raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
             self._windows.load(values.windows, loaded.columns)
             self._inputs = ReadInputs(values.inputs)
 
@@ -92,7 +92,7 @@ class ScorePartition:
         """Let go of the state."""
         self._windows.close()
 
-    def fold(self, records: Sequence[Record]) -> None:
+    def replay(self, records: Sequence[Record]) -> None:
         """Let records enter the state without deciding anything."""
         rows = read_rows(records)
         entering = self._entering(rows, range(len(records)), Result())

@@ -27,7 +27,7 @@ from pipeline.kafka.clients import (
     stable_ends,
 )
 from pipeline.kafka.cluster import topic_identities
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.settings import Settings
 from schemas.topics import DECISION_FEATURES, TOPICS, Topic
 

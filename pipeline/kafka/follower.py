@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.batch import start_at
 from pipeline.kafka.clients import READ_BATCH, TopicError, log_consumer, partition_numbers, record_of
-from pipeline.kafka.fold import stable_end
+from pipeline.kafka.replay_reader import stable_end
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic

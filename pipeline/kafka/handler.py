@@ -19,7 +19,7 @@ class PartitionHandler(Protocol):
 
     @property
     def rules(self) -> Rules | None:
-        """The processing config; committed with each batch, and given back to `fold`. None: no setting matters."""
+        """The processing config; committed with each batch, and given back to `replay`. None: no setting matters."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Partitions have come, and are about to be restored; a wait for a broker calls ``waiting`` meanwhile."""
@@ -33,7 +33,7 @@ class PartitionHandler(Protocol):
         A wait calls ``waiting`` meanwhile, which may raise.
         """
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Replay one batch of committed records into the state of ``partition``, without output, under ``rules``.
 
         None: its config was not recorded, and the active one must do.
@@ -67,7 +67,7 @@ class Stateless:
         del partition, logs, waiting
         return Restored(committed, 0)
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         """Replay nothing."""
 
     def restored(self, partition: int, records: int) -> None:

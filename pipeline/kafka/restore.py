@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pipeline.kafka.batch import Place
 from pipeline.kafka.carried import BATCH_BYTES
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers, stable_end
+from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers, stable_end
 from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.ranges import log_ranges
@@ -59,7 +59,7 @@ def restore_partition(
     first = {topic: logs[topic].start if settings.accept_lost_records else 0 for topic in ends}
     restored = handler.restore(number, ends, logs, waiting)
     positions = restored.positions if restored is not None else {}
-    folded, progress = 0, 0
+    replayed, progress = 0, 0
     with ExitStack() as stack:
 
         def reader(topic: str, start: int) -> RangeReader:
@@ -80,6 +80,6 @@ def restore_partition(
                 each.begin()
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
-            handler.fold(number, batch.records, batch.rules)
-            folded += len(batch.records)
-    return Restoration(folded, progress, first)
+            handler.replay(number, batch.records, batch.rules)
+            replayed += len(batch.records)
+    return Restoration(replayed, progress, first)

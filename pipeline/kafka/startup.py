@@ -327,7 +327,7 @@ def _without_order(group: str, progress: str, committed: Mapping[Partition, int]
     """Warn of committed input whose order of reading is not recorded."""
     warnings = []
     what_follows = (
-        "a fold reads such records topic by topic, which may not be the order in which they were worked on. Was the "
+        "a replay reads such records topic by topic, which may not be the order in which they were worked on. Was the "
         "topic made anew? Restore it from a backup"
     )
     for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - traces.numbers):

@@ -15,7 +15,7 @@ from confluent_kafka import IsolationLevel, KafkaException
 from pipeline.kafka.batch import Batch, Place
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark
 from pipeline.kafka.clients import FETCH_BYTES, TopicError, admin_client, last_offsets
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.ranges import answered
 from pipeline.settings import Settings

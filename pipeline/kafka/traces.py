@@ -11,7 +11,7 @@ from confluent_kafka import IsolationLevel
 
 from pipeline.kafka import clients
 from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, partition_numbers, patiently
-from pipeline.kafka.fold import decode_progress
+from pipeline.kafka.replay_reader import decode_progress
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
 from schemas.records import Record

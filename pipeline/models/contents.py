@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted, refuse
 from pipeline.kafka.ranges import readable_range
 from pipeline.scoring.payload import payload_digest

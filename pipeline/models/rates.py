@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pipeline.kafka.fold import NewRecords
+from pipeline.kafka.replay_reader import NewRecords
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
 from pipeline.models.contents import VersionContents

@@ -142,7 +142,7 @@ class WorkerMetrics:
         self._snapshot_bytes = gauge("snapshot_bytes", "agent", "partition")
         self._snapshot_time = gauge("snapshot_timestamp_seconds", "agent", "partition")
         self._restore_seconds = histogram("restore_seconds", LONG_BUCKETS_S, "agent", "source")
-        self._folded = counter("records_folded", "agent")
+        self._replayed = counter("records_folded", "agent")
         self._store_entries = gauge("store_entries", "agent", "partition")
         self._store_bytes = gauge("store_bytes", "agent", "partition")
         latency = PREFIX + "decision_latency_seconds"
@@ -162,7 +162,7 @@ class WorkerMetrics:
             (self._rerouted, ("transactions",)),
             *(
                 (family, ("label", "card", "score", "feedback", "learn"))
-                for family in (self._aborted, self._renewed, self._repeats, self._written, self._failed, self._folded)
+                for family in (self._aborted, self._renewed, self._repeats, self._written, self._failed, self._replayed)
             ),
         ):
             for value in values:
@@ -276,7 +276,7 @@ class WorkerMetrics:
         now, so that a partition which never gets a snapshot is seen.
         """
         self._restore_seconds.labels(agent, source).observe(seconds)
-        self._folded.labels(agent).inc(records)
+        self._replayed.labels(agent).inc(records)
         taken_at_s = snapshot_at_s if snapshot_at_s is not None else time.time()
         self._snapshot_time.labels(agent, str(partition)).set(taken_at_s)
 

@@ -334,8 +334,8 @@ def _unfit(
             f"it stands at {manifest.progress} of {PROGRESS.name}, which ends at {progress_log.stop}",
         )
     # Without a record to replay, the order of records does not matter.
-    folds = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
-    if progress_log is not None and folds and manifest.progress < progress_log.start:
+    replays = any(offset > positions.get(topic, 0) for topic, offset in committed.items())
+    if progress_log is not None and replays and manifest.progress < progress_log.start:
         return (
             UnusableReason.BEHIND,
             f"it stands at {manifest.progress} of {PROGRESS.name}, which begins at {progress_log.start} now",

@@ -173,11 +173,11 @@ class Engine:
         for kernel in kernels:
             kernel.close()
 
-    def fold(self, records: Sequence[Record]) -> None:
+    def replay(self, records: Sequence[Record]) -> None:
         """Let history enter the windows; nothing is decided."""
         now = datetime.now(UTC)
         for number, part in by_partition(self.profiled(self.accepted(records, now), now)).items():
-            self._scores[number].fold(part)
+            self._scores[number].replay(part)
             self._scores[number].commit()
 
     def accepted(self, records: Sequence[Record], now: datetime) -> list[Record]:
@@ -338,7 +338,7 @@ def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
         # The collector as a worker has it.
         with closing(Engine(models, options.partitions, state)) as engine, one_core(options.core, GC_THRESHOLDS):
             for records in read_file(directory / "history.lines", engine, options.batch_rows):
-                engine.fold(records)
+                engine.replay(records)
             with open(os.devnull, "wb", buffering=1 << 20) as sink:
                 if profile:
                     profile.enable()

@@ -230,7 +230,7 @@ def _model_row(
 
 
 def by_state(*, quick: bool = False) -> list[Row]:
-    """Restore time of a card partition by its transactions: from a snapshot, and by a fold of all of them."""
+    """Restore time of a card partition by its transactions: from a snapshot, and by a replay of all of them."""
     return [restore_row(transactions) for transactions in ((5_000,) if quick else RESTORED)]
 
 
@@ -255,7 +255,7 @@ def restore_row(transactions: int) -> Row:
         state = CardPartition(
             options, MappedStorage(directory / "columns"), RocksStore(directory / "store", memory=memory)
         )
-        with _timed() as folded:
+        with _timed() as replayed:
             for start in range(0, transactions, BATCH):
                 state.process(records[start : start + BATCH], None)
                 state.commit()
@@ -281,8 +281,8 @@ def restore_row(transactions: int) -> Row:
     return {
         "transactions": transactions,
         "snapshot_bytes": saved.size_bytes,
-        "fold_s": round(folded[0], 3),
-        "fold_transactions_a_second": round(transactions / folded[0]),
+        "fold_s": round(replayed[0], 3),
+        "fold_transactions_a_second": round(transactions / replayed[0]),
         "dump_s": round(dumped[0], 4),
         "write_s": round(written[0], 3),
         "load_s": round(loaded[0], 3),

@@ -81,9 +81,9 @@ def test_its_state_is_taken_back_folded_and_loaded(workdir: Path, records: list[
     saved = {name: MemoryColumn(pages.dtype, pages.items, pages.changed) for name, pages in columns.items()}
     loaded = OneHopPartition(models, DECISIONS, loaded=LoadedState(values, saved))
     assert loaded.process(records[half:]).outputs == expected
-    folded = OneHopPartition(models, DECISIONS)
-    folded.fold(records[:half])
-    assert folded.process(records[half:]).outputs == expected
+    replayed = OneHopPartition(models, DECISIONS)
+    replayed.replay(records[:half])
+    assert replayed.process(records[half:]).outputs == expected
 
 
 def test_some_arrive_late_twice_or_with_a_label(frame: pd.DataFrame) -> None:

@@ -17,7 +17,7 @@ from tests.chaos.run import Check, Run, key_of, log_of
 Features = dict[str, float | None]
 """As a row of ``features`` has them."""
 CLOSE = 1e-9
-"""Of a fold that is written otherwise, and so rounds otherwise; a lesson that is missed moves weights by far more."""
+"""Of a replay that is written otherwise, and so rounds otherwise; a lesson that is missed moves weights by far more."""
 VERSION_DIGITS = 12
 COMPARISONS = {
     ">": lambda a, b: a > b,
@@ -31,7 +31,7 @@ COMPARISONS = {
 
 @dataclass
 class Models:
-    """What stands in ``models``, by version; and the online layers, folded again from ``examples``."""
+    """What stands in ``models``, by version; and the online layers, replayed again from ``examples``."""
 
     lightgbm: dict[str, dict[str, Any]] = field(default_factory=dict)
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -65,8 +65,8 @@ class Models:
         """The kernel version of all LightGBM versions."""
         return str(next(iter(self.lightgbm.values()))["kernel"])
 
-    def folded(self, run: Run) -> dict[int, Layer]:
-        """Layers by offset in ``examples``: a fresh fold of the records before the offset."""
+    def replayed(self, run: Run) -> dict[int, Layer]:
+        """Layers by offset in ``examples``: a fresh replay of the records before the offset."""
         waiting = sorted({0, *(int(payload["examples_offset"]) for _, payload in self.in_order)})
         layers, layer = {}, Layer()
         for entry, example in run.logs.decoded("examples"):
@@ -83,10 +83,10 @@ def configuration_digest(config: dict[str, Any]) -> str:
 
 
 def weights_are_a_fresh_fold(run: Run) -> Check:
-    """Weights, intercept and lessons of every published layer, against a fold of the same examples from the start."""
-    check = Check("River's weights are a fresh fold of the examples")
+    """Weights, intercept and lessons of every published layer, against a replay of the same examples from the start."""
+    check = Check("River's weights are a fresh replay of the examples")
     models = Models.of(run, check)
-    layers = models.folded(run)
+    layers = models.replayed(run)
     check.compared = {"versions": len(models.in_order), "examples": len(run.logs.decoded("examples"))}
     for version, payload in models.in_order:
         layer = layers[int(payload["examples_offset"])]
@@ -101,7 +101,7 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
         ):
             for i, (found, wanted) in enumerate(zip(numbers, own, strict=True)):
                 if not _close(found, wanted):
-                    check.differs(f"River {version}: {name} {i} is {found!r}, a fresh fold gives {wanted!r}")
+                    check.differs(f"River {version}: {name} {i} is {found!r}, a fresh replay gives {wanted!r}")
     entries = run.logs.entries("examples")
     end = entries[-1].offset + 1 if entries else 0
     if entries and (not models.in_order or int(models.in_order[-1][1]["examples_offset"]) != end):
@@ -113,7 +113,7 @@ def scores_are_reproduced(run: Run) -> Check:
     """Log-odds, probabilities, blend, selection and action of every decision from the versions that it names."""
     check = Check("scores are reproduced from their versions")
     models = Models.of(run, Check("models"))
-    layers = models.folded(run)
+    layers = models.replayed(run)
     names = {version: list(payload["feature_names"]) for version, payload in models.lightgbm.items()}
     by_version: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for _, decision in run.logs.decoded("decisions"):

@@ -162,12 +162,12 @@ def blended_scores_are_reproduced(
     return Check("the blend is reproduced", not problems and checked > 0, figures, problems[:EXAMPLES])
 
 
-def river_is_a_fold(published: bytes | None, folded: bytes | None, version: str, examples: int) -> Check:
-    """The last published River version, and what folding the recorded examples up to its offset gives."""
-    passed = published is not None and published == folded
-    problems = [] if passed else [f"River {version}: folding {examples} examples does not give what was published"]
+def river_is_a_replay(published: bytes | None, replayed: bytes | None, version: str, examples: int) -> Check:
+    """The last published River version, and what replaying the recorded examples up to its offset gives."""
+    passed = published is not None and published == replayed
+    problems = [] if passed else [f"River {version}: replaying {examples} examples does not give what was published"]
     return Check(
-        "the River version is a fold of the examples", passed, {"version": version, "examples": examples}, problems
+        "the River version is a replay of the examples", passed, {"version": version, "examples": examples}, problems
     )
 
 

@@ -265,7 +265,7 @@ def _river_fold(topics: Topics, river: dict[str, RiverModel]) -> checks.Check:
         examples = [decode(record.value or b"") for record in records if record.offset < offset]
         learner.learn_examples(examples)
         count += len(examples)
-    return checks.river_is_a_fold(model.to_payload(), learner.snapshot(offset).to_payload(), newest, count)
+    return checks.river_is_a_replay(model.to_payload(), learner.snapshot(offset).to_payload(), newest, count)
 
 
 def _detection(

@@ -193,9 +193,9 @@ def test_labels_and_folds() -> None:
     assert checks.labels_were_passed_on(7, 7, 0).passed
     assert not checks.labels_were_passed_on(7, 6, 0).passed
     assert not checks.labels_were_passed_on(7, 7, 1).passed
-    assert checks.river_is_a_fold(b"{}", b"{}", "v@3", 3).passed
-    assert not checks.river_is_a_fold(b"{}", b"{ }", "v@3", 3).passed
-    assert not checks.river_is_a_fold(None, None, "v@3", 3).passed
+    assert checks.river_is_a_replay(b"{}", b"{}", "v@3", 3).passed
+    assert not checks.river_is_a_replay(b"{}", b"{ }", "v@3", 3).passed
+    assert not checks.river_is_a_replay(None, None, "v@3", 3).passed
 
 
 def test_detection_is_measured_within_its_period(decisions: Decisions, frame: pd.DataFrame) -> None:

@@ -164,7 +164,7 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
         ("score", "profiled", hashlib.sha256(failing(number)).hexdigest()) for number in (0, 1)
     }
     assert worker.stop() == 0, worker.said
-    # A fold from the beginning meets the same records.
+    # A replay from the beginning meets the same records.
     bought |= shop(cluster, range(150, 200), seed=3)
     cluster.flush()
     again = start(cluster.settings, snapshot_url="")

@@ -1,4 +1,4 @@
-"""Rules that change: what was judged stays judged, by whomever it is folded, and rate tables are found again."""
+"""Rules that change: what was judged stays judged, by whomever it is replayed, and rate tables are found again."""
 
 import json
 import subprocess

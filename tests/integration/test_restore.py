@@ -46,7 +46,7 @@ class Kept:
             return None
         return Restored({self._prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         self.offsets += [record.offset for record in records]
 
     def restored(self, partition: int, records: int) -> None: ...

@@ -69,7 +69,7 @@ class Numbers:
         self.judged: list[Rules | None] = []
         self.committed: dict[int, list[bytes]] = {}
         self.pending: dict[int, list[bytes]] = {}
-        self.folded: list[list[bytes]] = []
+        self.replayed: list[list[bytes]] = []
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Nothing to prepare."""
@@ -80,11 +80,11 @@ class Numbers:
         self.committed[partition] = []
         return None
 
-    def fold(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
         values = [record.value or b"" for record in records]
         self.judged.append(rules)
         self.committed[partition] += values
-        self.folded.append(values)
+        self.replayed.append(values)
 
     def restored(self, partition: int, records: int) -> None:
         assert len(self.committed[partition]) == records
@@ -439,7 +439,7 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
         while len(other.assigned) < 4:
             assert time.monotonic() < deadline_s
             other.poll(0.1)
-        assert sorted(again.folded) == sorted(batches)
+        assert sorted(again.replayed) == sorted(batches)
         assert set(again.judged) == {rules}
 
 
@@ -494,7 +494,7 @@ def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_t
         work(one, handler, lambda: len(held(handler)) == 20)
     committed = committed_offsets(servers(settings), settings.topic("card"), topics)
     write(settings, [str(number) for number in range(20, 60)])
-    # Also of what a fold would read: nothing but the state lacks it.
+    # Also of what a replay would read: nothing but the state lacks it.
     delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
     with session(settings, Numbers()) as refused, pytest.raises(SessionError, match="ACCEPT_LOST_RECORDS=true"):
         polled(refused)

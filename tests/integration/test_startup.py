@@ -410,12 +410,12 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstra
             (SCORE, (PROFILED,)),
             (FEEDBACK, (ACCEPTED_LABELS, DECISION_FEATURES, PROGRESS)),
         ):
-            keeper = context._environment(
+            snapshots = context._environment(
                 spec, Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted)
-            ).keeper
-            assert keeper is not None
+            ).snapshots
+            assert snapshots is not None
             found = topic_identities(admin_client(bootstrap), [settings.topic(topic.name) for topic in topics])
-            assert keeper._key(0).topic_ids == {
+            assert snapshots._key(0).topic_ids == {
                 topic.name: found.topic_ids[settings.topic(topic.name)] for topic in topics
             }
     finally:

@@ -317,7 +317,7 @@ def _wrong_states(pipeline: Pipeline) -> list[str]:
     found = []
     for log, live in zip(pipeline.profiled, pipeline.scores, strict=True):
         replayed = ScorePartition()
-        replayed.fold(log.records)
+        replayed.replay(log.records)
         replayed.commit()
         if replayed.digest() != live.digest():
             found.append(f"a replay of profiled {log.partition} leaves another state")

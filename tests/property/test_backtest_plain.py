@@ -17,7 +17,7 @@ from pipeline.backtest.input.records import Numbering, transactions_of
 from pipeline.engine import accept
 from pipeline.engine.accept import PlainTransactions
 from pipeline.engine.columns import Reject, Transactions
-from pipeline.kafka.fold import RecordColumns
+from pipeline.kafka.replay_reader import RecordColumns
 from schemas.codec import LATEST_US, MAX_NAMES
 from schemas.money import RateTable
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION

@@ -214,7 +214,7 @@ def test_a_dump_of_the_layout_before_is_refused(name: str) -> None:
     dump = run.dump(full=True)
     values = msgspec.msgpack.decode(dump.values)
     older = LoadedState(msgspec.msgpack.encode({**values, "layout": values["layout"] - 1}), dict(run.columns))
-    with pytest.raises(OtherLayout, match=f"layout {LAYOUT - 1}, not {LAYOUT}; fold it from the log"):
+    with pytest.raises(OtherLayout, match=f"layout {LAYOUT - 1}, not {LAYOUT}; replay it from the log"):
         run.kernel.start(MemoryStore(), older)
 
 
@@ -355,22 +355,22 @@ def on_files(home: Path, store: RocksStore, loaded: LoadedState | None) -> Feedb
 def test_a_fold_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name: str) -> None:
     kernel = KERNELS[name]
     batches = kernel.batches(np.random.default_rng(7))
-    live, folded = Run(kernel), Run(kernel._replace(work=lambda state, records: state.process(records, None)))
+    live, replayed = Run(kernel), Run(kernel._replace(work=lambda state, records: state.process(records, None)))
     for batch in batches[:20]:
         result = live.commit(batch)
-        silent = folded.commit(batch)
+        silent = replayed.commit(batch)
         assert (silent.outputs, silent.counts) == ([], result.counts)
-    assert folded.store.items() == live.store.items()
-    assert own_values(folded) == own_values(live)
-    assert folded.state.digest() == live.state.digest()
-    folded.kernel = kernel
+    assert replayed.store.items() == live.store.items()
+    assert own_values(replayed) == own_values(live)
+    assert replayed.state.digest() == live.state.digest()
+    replayed.kernel = kernel
     for batch in batches[20:]:
-        assert told(live.commit(batch)) == told(folded.commit(batch))
+        assert told(live.commit(batch)) == told(replayed.commit(batch))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None:
-    """The score agent's batches are not recorded: a fold cuts the log as it likes."""
+    """The score agent's batches are not recorded: a replay cuts the log as it likes."""
     kernel, random = KERNELS["score"], np.random.default_rng(seed)
     records = [record for batch in kernel.batches(random) for record in batch]
     whole, parts = Run(kernel), Run(kernel)
@@ -383,10 +383,10 @@ def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None
             results.append(parts.commit(half))
     for topic in {output.topic.name for output in expected.outputs}:
         assert of(topic, [expected]) == of(topic, results)
-    fold = Run(kernel._replace(work=lambda state, batch: state.fold(batch) or Result()))
+    replay = Run(kernel._replace(work=lambda state, batch: state.replay(batch) or Result()))
     for batch in cut(records, random):
-        fold.commit(batch)
-    assert own_values(fold) == own_values(parts) == own_values(whole)
+        replay.commit(batch)
+    assert own_values(replay) == own_values(parts) == own_values(whole)
 
 
 def of(topic: str, results: Sequence[Result]) -> list[Any]:

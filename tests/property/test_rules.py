@@ -1,4 +1,4 @@
-"""A fold of what was judged by changing rules leaves the state that was live, whatever the rules have become since."""
+"""A replay of what was judged by changing rules leaves the state that was live, whatever the rules have become since."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -133,7 +133,7 @@ AGENTS = {
 
 
 class Lived(NamedTuple):
-    """A partition that was worked on by one worker after another, and what a fold of it has to read."""
+    """A partition that was worked on by one worker after another, and what a replay of it has to read."""
 
     run: Run
     recorded: list[tuple[list[Record], bytes]]
@@ -166,19 +166,19 @@ def work(run: Run, records: Sequence[Record], options: Options) -> Result:
     return result
 
 
-def fold(run: Run, records: Sequence[Record], options: Options) -> Result:
+def replay(run: Run, records: Sequence[Record], options: Options) -> Result:
     state: Any = run.state
     result: Result = state.process(records, None, options)
     state.commit()
     return result
 
 
-def folded(agent: Agent, lived: Lived, today: Options) -> Run:
+def replayed(agent: Agent, lived: Lived, today: Options) -> Run:
     """The same from the log alone, by a worker that was started with ``today``; None of a marker's rules: by these."""
     run = Run(agent.kernel(today))
     for batch, marker in lived.recorded:
         rules = msgspec.json.decode(marker, type=Progress).rules
-        assert fold(run, batch, None if rules is None else agent.under(today, rules)).outputs == []
+        assert replay(run, batch, None if rules is None else agent.under(today, rules)).outputs == []
     return run
 
 
@@ -188,7 +188,7 @@ def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, 
     agent = AGENTS[name]
     lived = live(agent, seed)
     today = agent.rules(np.random.default_rng(seed + 1_000))
-    again = folded(agent, lived, today)
+    again = replayed(agent, lived, today)
     assert again.store.items() == lived.run.store.items()
     assert own_values(again) == own_values(lived.run)
     lived.run.kernel = agent.kernel(today)
@@ -213,7 +213,7 @@ def test_a_fold_by_the_rules_of_today_would_show(name: str) -> None:
             progress = msgspec.json.decode(marker, type=Progress)
             rules = None if field == "all" else without(progress.rules, field, today.rules)
             overlooked.append((batch, encode(msgspec.structs.replace(progress, rules=rules))))
-        wrong = folded(agent, lived._replace(recorded=overlooked), today)
+        wrong = replayed(agent, lived._replace(recorded=overlooked), today)
         assert wrong.store.items() != lived.run.store.items(), field
 
 
@@ -230,7 +230,7 @@ def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> Non
     refused = log.append(transaction(1, after(1), currency="GBP"), after(1))
     again = log.append(refused.value, after(2))
     run = Run(AGENTS["card"].kernel(now))
-    assert fold(run, [refused], before).counts == {("dead_letter", "currency_unknown"): 1}
+    assert replay(run, [refused], before).counts == {("dead_letter", "currency_unknown"): 1}
     (output,) = run.commit([again]).outputs
     (message,) = read_messages(output.value)
     assert isinstance(message, ProfiledTransaction)

@@ -104,11 +104,11 @@ def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most
         named = [read_messages(blocks.records[offset].value)[row] for offset, row in places]
         assert [one.source for one in named] == [one.source for one in read]
     assert sum((result.counts for result in found), Counter()) == whole.counts
-    folded = ScorePartition()
+    replayed = ScorePartition()
     for part in cuts(len(blocks.records), random):
-        folded.fold(blocks.records[part])
-        folded.commit()
-    assert folded.digest() == state.digest()
+        replayed.replay(blocks.records[part])
+        replayed.commit()
+    assert replayed.digest() == state.digest()
 
 
 ODD = ["plain", 'with "quotes"', "back\\slash", "line\nend", "a\x01", "\x7f", "käse", "日本", "/", "\u2028"]

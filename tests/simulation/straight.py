@@ -63,7 +63,7 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
         else:
             # It was judged by other settings, of which only a restore knows how to judge alike.
             for number in sorted({record.partition for record in records}):
-                handler.fold(number, [one for one in records if one.partition == number], rules[number])
+                handler.replay(number, [one for one in records if one.partition == number], rules[number])
     for number in range(PARTITIONS):
         group = logs.cluster.group(PREFIX + spec.name)
         names = sorted(PREFIX + topic.name for topic in spec.reads)

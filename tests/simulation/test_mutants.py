@@ -10,7 +10,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 import pipeline.engine.accepted_labels
-import pipeline.kafka.fold
+import pipeline.kafka.replay_reader
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from pipeline.engine.card import CardPartition
@@ -118,7 +118,7 @@ def order_of_topics(patch: Patch) -> None:
 
 
 def restored_one_short(patch: Patch) -> None:
-    in_order = pipeline.kafka.fold.in_recorded_order
+    in_order = pipeline.kafka.replay_reader.in_recorded_order
 
     def one_short(readers: Any, markers: Any, ends: Mapping[str, int], name_of: Any) -> Any:
         return in_order(readers, markers, {topic: max(0, end - 1) for topic, end in ends.items()}, name_of)
@@ -177,7 +177,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "a label may claim any source": lambda patch: patch.setattr(LabelSources, "check", lambda *_: None),
     "restores forget quarantines": lambda patch: patch.setattr(QuarantinedRecords, "skips", lambda *_: False),
     "restores forget markers' quarantines": lambda patch: patch.setattr(
-        pipeline.kafka.fold, "_without", lambda batch, *_: batch
+        pipeline.kafka.replay_reader, "_without", lambda batch, *_: batch
     ),
     "a quarantine has no control record": quarantine_without_control,
     "restores judge by today's settings": current_rules,

@@ -13,12 +13,12 @@ import pytest
 
 import agents.counts
 import agents.failures
-import agents.keeper
+import agents.snapshot_scheduler
 import agents.learn
 import agents.loop
 import agents.partitions
 import pipeline.kafka.clients
-import pipeline.kafka.fold
+import pipeline.kafka.replay_reader
 import pipeline.kafka.log_consumer
 import pipeline.kafka.odd_offsets
 import pipeline.kafka.patience
@@ -64,12 +64,12 @@ _NUMBERS = count()
 _TIMED: Final[tuple[ModuleType, ...]] = (
     agents.counts,
     agents.failures,
-    agents.keeper,
+    agents.snapshot_scheduler,
     agents.learn,
     agents.loop,
     agents.partitions,
     pipeline.kafka.clients,
-    pipeline.kafka.fold,
+    pipeline.kafka.replay_reader,
     pipeline.kafka.log_consumer,
     pipeline.kafka.odd_offsets,
     pipeline.kafka.patience,
@@ -142,7 +142,7 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     patch.setattr(kafka.clients, "AdminClient", SimAdmin)
     for module in (kafka.session, kafka.transactions):
         patch.setattr(module, "Caller", _Inline)
-    for module in (kafka.unreadable_batches, agents.keeper):
+    for module in (kafka.unreadable_batches, agents.snapshot_scheduler):
         patch.setattr(module, "ThreadPoolExecutor", _Inline)
     patch.setattr(kafka.steps, "_ALONE", _Inline())
     for module in _TIMED:

@@ -470,10 +470,10 @@ def test_batches_do_not_show() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
-    """A fold reads all committed transactions, then all committed labels; live they came in any interleaving."""
+    """A replay reads all committed transactions, then all committed labels; live they came in any interleaving."""
     random = np.random.default_rng(seed)
     transactions, labels = busy_logs(seed, 400)
-    live, folded = partition(20, 20), partition(20, 20)
+    live, replayed = partition(20, 20), partition(20, 20)
     until = transactions.records[300].timestamp_ms
     past, rest = split(transactions, until), split(labels, until)
     lived = Result()
@@ -482,33 +482,33 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
         lived.counts += result.counts
         lived.outputs += result.outputs
     for records in chunks(past[0], random):
-        assert to(PROFILED, folded.process(records, None)) == []
+        assert to(PROFILED, replayed.process(records, None)) == []
     for records in chunks(rest[0], random):
-        folded.process(records, None)
+        replayed.process(records, None)
 
     assert {detail for what, detail in lived.counts if what == "label"} >= {"early", "first", "changed", "too_late"}
     assert lived.counts["duplicate", ""] > 5
     assert lived.counts["dead_letter", "label_without_transaction"] > 0
     more = 0
     for batch, known in interleaved(past[1], rest[1], random):
-        after_live, after_fold = live.process([*batch, *known], NOW), folded.process([*batch, *known], NOW)
-        assert after_live.outputs == after_fold.outputs
-        assert after_live.counts == after_fold.counts
+        after_live, after_replay = live.process([*batch, *known], NOW), replayed.process([*batch, *known], NOW)
+        assert after_live.outputs == after_replay.outputs
+        assert after_live.counts == after_replay.counts
         more += len(after_live.outputs)
     assert more > 50
 
 
 def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
-    """Live the label was set aside before its transaction came; a fold meets them the other way round."""
-    desk, folded = Desk(), partition()
+    """Live the label was set aside before its transaction came; a replay meets them the other way round."""
+    desk, replayed = Desk(), partition()
     desk.say(0, after(1), "legitimate", source="audit")
     desk.buy(1, after(20))
     assert not told(desk.buy(0, after(0.5), arrived=after(20)))
-    folded.process(desk.transactions.records, None)
-    folded.process(desk.labels.records, None)
+    replayed.process(desk.transactions.records, None)
+    replayed.process(desk.labels.records, None)
     record = desk.labels.append(label(0, after(21)), after(21))
     assert told(desk.state.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
-    assert told(folded.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert told(replayed.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
 
 
 def busy_logs(seed: int, size: int) -> tuple[Log, Log]:

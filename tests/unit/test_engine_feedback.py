@@ -250,7 +250,7 @@ def test_a_report_after_the_presumption_is_a_revision(desk: Desk) -> None:
 
 
 def test_a_report_known_after_maturity_is_a_revision_even_where_it_is_read_first(desk: Desk) -> None:
-    """By its times: a fold reads all labels before all decisions."""
+    """By its times: a replay reads all labels before all decisions."""
     for number in (IN[0], OUT[0]):
         desk.decide(number)
     assert told(desk.say(IN[0], after(MATURITY_DAYS + 1))) == [(f"t{IN[0]}", "fraud", 1, 1.0)]
@@ -359,9 +359,9 @@ def test_of_two_decisions_of_a_transaction_the_last_one_is_kept(desk: Desk) -> N
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
-    """A fold reads all committed labels, then all committed decisions; live they came as they happened."""
+    """A replay reads all committed labels, then all committed decisions; live they came as they happened."""
     random = np.random.default_rng(seed)
-    live, folded = Desk(horizon_days=40), Desk(horizon_days=40)
+    live, replayed = Desk(horizon_days=40), Desk(horizon_days=40)
     moments = happenings(random, 500)
     cut = 2 * len(moments) // 3
     lived = Result()
@@ -370,9 +370,9 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
         lived.counts += result.counts
     past = [record for _, record in moments[:cut]]
     for records in np.array_split(np.arange(cut), 4):
-        folded.state.process([past[i] for i in records if past[i].topic == "accepted-labels"], None)
+        replayed.state.process([past[i] for i in records if past[i].topic == "accepted-labels"], None)
     for records in np.array_split(np.arange(cut), 4):
-        result = folded.state.process([past[i] for i in records if past[i].topic == "features"], None)
+        result = replayed.state.process([past[i] for i in records if past[i].topic == "features"], None)
         assert result.outputs == []
     assert {what for what, _ in lived.counts} == {"label", "example"}
     assert {detail for what, detail in lived.counts if what == "example"} == {
@@ -383,9 +383,9 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     }
     emitted = 0
     for batch in batches(moments[cut:], random):
-        after_live, after_fold = process(live, batch), process(folded, batch)
-        assert examples(after_live) == examples(after_fold)
-        assert after_live.counts == after_fold.counts
+        after_live, after_replay = process(live, batch), process(replayed, batch)
+        assert examples(after_live) == examples(after_replay)
+        assert after_live.counts == after_replay.counts
         emitted += len(after_live.outputs)
     assert emitted > 40
 

@@ -1,4 +1,4 @@
-"""The learn agent's kernel: a fold over ``examples`` that knows how far it has come and what it has published."""
+"""The learn agent's kernel: a replay over ``examples`` that knows how far it has come and what it has published."""
 
 import msgspec
 import numpy as np
@@ -194,7 +194,7 @@ def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
 
 
 def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.learn.REFOLD_AT_MOST", 10)
+    monkeypatch.setattr("pipeline.engine.learn.RELEARN_AT_MOST", 10)
     records = lessons(40)
     state, once = fresh(), fresh()
     for first in range(0, 40, 4):
@@ -226,7 +226,7 @@ def test_a_dump_without_numbers_is_refused() -> None:
     state = LearnPartition(new_learner(classifier))
     with pytest.raises(ModelError, match="published versions only"):
         LearnPartition(new_learner(classifier), loaded=LoadedState(state.dump().values, {}))
-    with pytest.raises(OtherLayout, match="folded from the log"):
+    with pytest.raises(OtherLayout, match="replayed from the log"):
         LearnPartition(new_learner(), loaded=LoadedState(b"\xc1", {}))
 
 

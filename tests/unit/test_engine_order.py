@@ -117,21 +117,21 @@ def test_a_label_far_past_the_horizon_is_counted_and_its_dead_letter_does_not_as
 
 
 def test_a_label_far_past_the_horizon_leaves_the_same_state_whichever_is_read_first() -> None:
-    live, folded = Desk(dedup_days=10, label_days=10), Desk(dedup_days=10, label_days=10)
+    live, replayed = Desk(dedup_days=10, label_days=10), Desk(dedup_days=10, label_days=10)
     live.buy(0)
     live.buy(1, after(20))
     live.say(0, after(20))
-    # A fold without recorded order reads all transactions first: the one of the label is forgotten by then.
+    # A replay without recorded order reads all transactions first: the one of the label is forgotten by then.
     live.buy(2, after(26))
-    folded.state.process(live.transactions.records, None)
-    folded.state.process(live.labels.records, None)
-    folded.state.commit()
-    assert folded.state._waiting.state == live.state._waiting.state
-    assert {key: value for key, value in folded.store.items().items() if key[:1] in b"wix"} == {
+    replayed.state.process(live.transactions.records, None)
+    replayed.state.process(live.labels.records, None)
+    replayed.state.commit()
+    assert replayed.state._waiting.state == live.state._waiting.state
+    assert {key: value for key, value in replayed.store.items().items() if key[:1] in b"wix"} == {
         key: value for key, value in live.store.items().items() if key[:1] in b"wix"
     }
     record = live.transactions.append(transaction(3, after(28)), after(28))
-    assert len(to(DEAD_LETTERS, folded.work([record]))) == len(to(DEAD_LETTERS, live.work([record]))) == 1
+    assert len(to(DEAD_LETTERS, replayed.work([record]))) == len(to(DEAD_LETTERS, live.work([record]))) == 1
 
 
 def test_transactions_of_a_batch_come_before_its_labels() -> None:

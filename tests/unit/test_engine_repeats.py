@@ -152,7 +152,7 @@ def test_what_a_former_owner_writes_late_is_a_repeat(writer: AtLeastOnce) -> Non
 
 @pytest.mark.parametrize("seed", range(6))
 def test_every_transaction_is_decided_once_whatever_was_written_twice(seed: int) -> None:
-    """Live, folded and loaded from a snapshot alike, however the log is cut; topics are made anew in between."""
+    """Live, replayed and loaded from a snapshot alike, however the log is cut; topics are made anew in between."""
     random = np.random.default_rng(seed)
     writer = AtLeastOnce()
     for number in range(60):
@@ -165,17 +165,17 @@ def test_every_transaction_is_decided_once_whatever_was_written_twice(seed: int)
         writer.write(batch)
     records = writer.profiled.records
     assert len(records) > writer.named + 20
-    live, folded, results = score(), score(), []
+    live, replayed, results = score(), score(), []
     cuts = sorted({0, *random.integers(1, len(records), 30).tolist(), len(records)})
     for first, end in pairwise(cuts):
         decide(live, records[first:end], MODELS, NOW)
         live.rollback()
         results.append(decide(live, records[first:end], MODELS, NOW))
         live.commit()
-        folded.fold(records[first:end])
-        folded.commit()
+        replayed.replay(records[first:end])
+        replayed.commit()
     assert decided(results) == names(0, writer.named)
-    assert inputs_of(folded) == inputs_of(live)
+    assert inputs_of(replayed) == inputs_of(live)
     (last,) = inputs_of(live)
     assert last["last"] == writer.transactions.records[-1].offset
     assert inputs_of(loaded(live)) == inputs_of(live)

@@ -371,7 +371,7 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     assert [one.features for one in decisions(result)] == [one.features for one in decisions(expected)]
     # A restore skips it as well.
     restored, live = score(), score()
-    restored.fold(log.records)
+    restored.replay(log.records)
     live.profile(read_rows(log.records[1:]), range(3), Result())
     restored.commit()
     live.commit()
@@ -396,8 +396,8 @@ def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
     log.append(changed(record.value, kernel="0-other", source_offset=1, input_offset=1))
     with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other"):
         decide(score(), log.records, active(), NOW)
-    # What was decided by an earlier version may stay in the log: a fold uses none of its features.
-    score().fold(log.records)
+    # What was decided by an earlier version may stay in the log: a replay uses none of its features.
+    score().replay(log.records)
 
 
 def by_kernels(kernels: str) -> list[Record]:
@@ -462,16 +462,16 @@ def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     for batch, known in interleaved(transactions.records, labels.records, random):
         log.take(card.process([*batch, *known], START))
     cut = len(log.records) * 2 // 3
-    models, lived, folded = active(), score(), score()
+    models, lived, replayed = active(), score(), score()
     for records in chunks(log.records[:cut], random):
         decide(lived, records, models, NOW)
     for records in chunks(log.records[:cut], random):
-        folded.fold(records)
-    # What was decided last is read once more: a repeat must be known after a fold as well.
+        replayed.replay(records)
+    # What was decided last is read once more: a repeat must be known after a replay as well.
     rest = [*log.records[cut - 3 :]]
-    after_live, after_fold = decide(lived, rest, models, NOW), decide(folded, rest, models, NOW)
-    assert after_live.outputs == after_fold.outputs
-    assert after_live.counts == after_fold.counts
+    after_live, after_replay = decide(lived, rest, models, NOW), decide(replayed, rest, models, NOW)
+    assert after_live.outputs == after_replay.outputs
+    assert after_live.counts == after_replay.counts
     assert len(after_live.outputs) > 60
 
 

@@ -22,7 +22,7 @@ from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
 from pipeline.exports.topics import named, row_format
 from pipeline.features.catalogue import FEATURES
-from pipeline.kafka.fold import RecordColumns
+from pipeline.kafka.replay_reader import RecordColumns
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.rates import load_rates
 from pipeline.settings import Settings

@@ -142,7 +142,7 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
     worker.quarantines.refresh(None)
     (kept,) = worker.quarantines.without([record])
     assert kept.skipped_rows == (2, 7)
-    replayed.fold([kept])
+    replayed.replay([kept])
     replayed.commit()
     assert replayed.digest() == worker.partitions._held[0].digest()
     forged = msgspec.structs.replace(record, offset=record.offset + 1)

@@ -35,7 +35,7 @@ def label(value: str, source: str = "analyst", minutes: float = 0) -> Stated:
     return Stated(source_rank(source), timestamp_us(labelled_at), KNOWN.index(known_value(value)))
 
 
-def fold(*labels: Stated) -> tuple[StateNumbers, list[Outcome]]:
+def replay(*labels: Stated) -> tuple[StateNumbers, list[Outcome]]:
     state, outcomes = UNSEEN, []
     for one in labels:
         state, outcome = resolve_numbers(state, *one)
@@ -68,13 +68,13 @@ def known_of(state: StateNumbers) -> str:
     ],
 )
 def test_what_holds_and_what_a_label_did(labels: list[Stated], known: str, outcomes: list[str]) -> None:
-    state, seen = fold(*labels)
+    state, seen = replay(*labels)
     assert known_of(state) == known
     assert seen == outcomes
 
 
 def test_changes_count_knowledge_not_labels() -> None:
-    state, outcomes = fold(
+    state, outcomes = replay(
         label("disputed"), label("fraud", minutes=1), label("fraud", minutes=2), label("legitimate", minutes=3)
     )
     assert outcomes == ["noted", "first", "confirmed", "changed"]
@@ -93,7 +93,7 @@ def test_ranks_follow_the_wire_contract() -> None:
 def test_microseconds_decide() -> None:
     early, late = label("fraud"), label("legitimate", minutes=1 / 60_000_000)
     assert late.labelled_at_us == early.labelled_at_us + 1
-    assert fold(early, late)[0][:3] == fold(late, early)[0][:3] == late
+    assert replay(early, late)[0][:3] == replay(late, early)[0][:3] == late
 
 
 LABELS = st.builds(
@@ -108,7 +108,7 @@ LABELS = st.builds(
 def test_what_holds_does_not_depend_on_the_order_of_arrival(labels: list[Stated]) -> None:
     held = set()
     for order in permutations(labels):
-        (rank, labelled_at_us, known, _), _ = fold(*order)
+        (rank, labelled_at_us, known, _), _ = replay(*order)
         # Rules know nothing: of two of them, either may stand in the state, and both are replaced by any label.
         held.add((known, rank, labelled_at_us if rank else None))
     assert len(held) == 1
@@ -116,7 +116,7 @@ def test_what_holds_does_not_depend_on_the_order_of_arrival(labels: list[Stated]
 
 @given(st.lists(LABELS, max_size=6), LABELS)
 def test_a_repeated_label_changes_nothing(labels: list[Stated], last: Stated) -> None:
-    once, _ = fold(*labels, last)
-    twice, outcomes = fold(*labels, last, last)
+    once, _ = replay(*labels, last)
+    twice, outcomes = replay(*labels, last, last)
     assert twice == once
     assert outcomes[-1] in ("repeated", "outranked", "contradicted", "ignored")

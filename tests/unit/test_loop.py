@@ -86,7 +86,7 @@ class One(KernelPartitions[CardPartition]):
         super().__init__(
             Environment(
                 agent="card", settings=Settings(), directory=home / "agent", store_memory=cast(StoreMemory, None),
-                quarantines=quarantines, keeper=None, metrics=WorkerMetrics(), health=Health(("card",)),
+                quarantines=quarantines, snapshots=None, metrics=WorkerMetrics(), health=Health(("card",)),
             )
         )  # fmt: skip
         self._held[0] = state
@@ -95,7 +95,7 @@ class One(KernelPartitions[CardPartition]):
     def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
         raise NotImplementedError
 
-    def fold_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
         state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
@@ -242,10 +242,10 @@ def test_a_restore_replays_no_batch_of_which_all_was_quarantined(
     outputs = to(CONTROL, one.outputs(record, ArithmeticError(), NOW))
     one._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in outputs])
     replayed: list[Sequence[Record]] = []
-    monkeypatch.setattr(worker.partitions, "fold_into", lambda _, records, rules: replayed.append(records))
+    monkeypatch.setattr(worker.partitions, "replay_into", lambda _, records, rules: replayed.append(records))
     others = bought(2, first=1)
-    worker.partitions.fold(0, [record], None)
-    worker.partitions.fold(0, [record, *others], None)
+    worker.partitions.replay(0, [record], None)
+    worker.partitions.replay(0, [record, *others], None)
     assert replayed == [others]
 
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka import clients, fold, log_consumer
+from pipeline.kafka import clients, log_consumer, replay_reader
 from pipeline.kafka.clients import TopicError, read_batches
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.settings import Settings
 
 
@@ -140,7 +140,7 @@ def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeyp
     early = Said(2, KafkaError._PARTITION_EOF)
     patient = reader(consumer, [Said(0), Said(1), early], [Said(3), Said(5), END])
     assert [record.offset for record in patient.read_to(6)] == [0, 1, 3, 5]
-    monkeypatch.setattr(fold, "EARLY_END_S", 0.0)
+    monkeypatch.setattr(replay_reader, "EARLY_END_S", 0.0)
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
         reader(consumer, [Said(0), Said(1), early]).read_to(6)
 

@@ -9,7 +9,7 @@ from pipeline.kafka import steps
 from pipeline.kafka.batch import Place
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
 from pipeline.kafka.clients import FETCH_BYTES, TopicError
-from pipeline.kafka.fold import RangeReader
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.patience import Patience
 from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import Aborted

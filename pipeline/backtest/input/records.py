@@ -11,7 +11,7 @@ from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.merge import LogPart
 from pipeline.engine.accept import accept_labels, accept_transactions
 from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.kafka.fold import RecordColumns
+from pipeline.kafka.replay_reader import RecordColumns
 from schemas.messages import Label
 from schemas.records import LATEST_STAMP_MS
 from schemas.times import US_PER_MS

@@ -29,7 +29,7 @@ from pipeline.kafka.clients import (
     stable_ends,
 )
 from pipeline.kafka.cluster import stamped_by_producers
-from pipeline.kafka.fold import RangeReader, RecordColumns
+from pipeline.kafka.replay_reader import RangeReader, RecordColumns
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.records import Record

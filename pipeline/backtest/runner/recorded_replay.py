@@ -53,7 +53,7 @@ from pipeline.engine.subjects import (
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import currency_decimals
-from pipeline.kafka.fold import RangeReader, in_recorded_order, read_markers
+from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers
 from schemas.messages import CardRules, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
 from schemas.times import US_PER_SECOND

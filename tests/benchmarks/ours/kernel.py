@@ -81,7 +81,7 @@ class OneHopPartition:
             result.outputs.append(Output(output, one.card_id.encode(), _encode(decision)))
         return result
 
-    def fold(self, records: Sequence[Record]) -> None:
+    def replay(self, records: Sequence[Record]) -> None:
         """Let records enter the windows; nothing is decided."""
         self._enter([_decode(record.value or b"") for record in records])
 

@@ -13,7 +13,7 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
-from agents.keeper import Identity, Keeper
+from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.loop import AgentLoop
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
 from agents.stopping import PipelineWorker
@@ -54,9 +54,9 @@ class OneHopPartitions(KernelPartitions[OneHopPartition]):
         """The kernel of one partition."""
         return OneHopPartition(self._models, self._output, place.storage, loaded)
 
-    def fold_into(self, state: OneHopPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: OneHopPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state."""
-        state.fold(records)
+        state.replay(records)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Decide a batch."""
@@ -98,7 +98,7 @@ class OneHopWorker:
             directory=self._options.scratch / "state",
             store_memory=StoreMemory(settings.store_memory_mb * 1024 * 1024),
             quarantines=quarantines,
-            keeper=Keeper(repository, spec.name, identity, settings, metrics),
+            snapshots=SnapshotScheduler(repository, spec.name, identity, settings, metrics),
             metrics=metrics,
             health=health,
         )

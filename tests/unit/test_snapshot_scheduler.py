@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from agents.keeper import FIRST_S, Identity, Keeper
+from agents.snapshot_scheduler import FIRST_S, Identity, SnapshotScheduler
 from pipeline.engine.card import CardPartition
 from pipeline.engine.state import StateDump
 from pipeline.kafka.session import Session
@@ -27,7 +27,7 @@ IDENTITY = Identity("cluster", {"transactions": "id"}, 1, "kernel")
 
 
 class Stands:
-    """The part of a session that the keeper asks: where the committed state stands."""
+    """The part of a session that the snapshots asks: where the committed state stands."""
 
     def __init__(self) -> None:
         self.committed: dict[tuple[str, int], int] = {}
@@ -35,17 +35,17 @@ class Stands:
 
 
 class Bench:
-    """A card partition in RocksDB, its keeper, and what the keeper has counted."""
+    """A card partition in RocksDB, its snapshots, and what the snapshots has counted."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.memory = home, StoreMemory(MINIMUM_BYTES)
         self.metrics = WorkerMetrics()
         self.repository = SnapshotRepository(str(home / "snapshots"))
-        self.keeper = Keeper(self.repository, "card", IDENTITY, Settings(), self.metrics)
+        self.snapshots = SnapshotScheduler(self.repository, "card", IDENTITY, Settings(), self.metrics)
         self.state = CardPartition(options(), None, RocksStore(home / "store", memory=self.memory))
         self.log, self.session = Log(TRANSACTIONS), Stands()
-        self.keeper.begin(0, None)
-        self.keeper.held(0)
+        self.snapshots.begin(0, None)
+        self.snapshots.held(0)
 
     def buy(self, count: int, state: CardPartition | None = None) -> list[object]:
         found: list[object] = []
@@ -62,14 +62,14 @@ class Bench:
 
     def save(self) -> None:
         """As when a snapshot is due."""
-        self.keeper._collect()
-        if 0 in self.keeper._due_s:
-            self.keeper._due_s[0] = 0.0
-        self.keeper.save({0: self.state}, cast(Session, self.session))
+        self.snapshots._collect()
+        if 0 in self.snapshots._due_s:
+            self.snapshots._due_s[0] = 0.0
+        self.snapshots.save({0: self.state}, cast(Session, self.session))
 
     def written(self) -> None:
         """Wait for what is being written."""
-        for future in self.keeper._writing.values():
+        for future in self.snapshots._writing.values():
             future.result(timeout=30)
 
     def counted(self, name: str) -> float:
@@ -77,7 +77,7 @@ class Bench:
 
     def newest(self) -> Snapshot:
         committed: Mapping[str, int] = {"transactions": len(self.log.records)}
-        found = self.keeper.newest(
+        found = self.snapshots.newest(
             0, committed, self.home / "scratch", {"transactions": range(len(self.log.records))}, lambda: None
         )
         assert found is not None
@@ -97,22 +97,22 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     one = Bench(tmp_path)
     yield one
-    one.keeper._thread.shutdown()
+    one.snapshots._thread.shutdown()
 
 
 def test_a_partition_without_a_snapshot_gets_one_soon(bench: Bench) -> None:
     last = 7  # of eight partitions, whose snapshots are spread
-    bench.keeper.begin(last, None)
-    bench.keeper.held(last)
-    assert bench.keeper._due_s[last] <= time.monotonic() + FIRST_S
+    bench.snapshots.begin(last, None)
+    bench.snapshots.held(last)
+    assert bench.snapshots._due_s[last] <= time.monotonic() + FIRST_S
     bench.buy(10)
     bench.save()
     bench.written()
     found = bench.newest()
     began_s = time.monotonic()
-    bench.keeper.begin(last, found)
-    bench.keeper.held(last)
-    assert bench.keeper._due_s[last] >= began_s + Settings().snapshot_interval_s
+    bench.snapshots.begin(last, found)
+    bench.snapshots.held(last)
+    assert bench.snapshots._due_s[last] >= began_s + Settings().snapshot_interval_s
     found.close()
 
 
@@ -173,9 +173,9 @@ def test_a_write_that_fails_after_its_partition_went_is_told_and_counted(
     (bench.home / "snapshots").write_text("a file, where a directory should be")
     bench.buy(10)
     bench.save()
-    (writing,) = bench.keeper._writing.values()
+    (writing,) = bench.snapshots._writing.values()
     with caplog.at_level(logging.ERROR):
-        bench.keeper.forget(0)
+        bench.snapshots.forget(0)
         gone.set()
         writing.exception(timeout=30)
         bench.save()
@@ -193,8 +193,8 @@ def test_an_error_that_nobody_expected_of_a_write_ends_the_worker_though_its_par
     monkeypatch.setattr(bench.repository._place, "listing", broken)
     bench.buy(10)
     bench.save()
-    (writing,) = bench.keeper._writing.values()
-    bench.keeper.forget(0)
+    (writing,) = bench.snapshots._writing.values()
+    bench.snapshots.forget(0)
     assert isinstance(writing.exception(timeout=30), ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         bench.save()

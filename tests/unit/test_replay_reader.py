@@ -1,10 +1,10 @@
-"""The order in which a fold reads several topics, without a broker."""
+"""The order in which a replay reads several topics, without a broker."""
 
 from collections.abc import Iterator
 
 import msgspec
 
-from pipeline.kafka.fold import Judged, in_recorded_order, read_markers
+from pipeline.kafka.replay_reader import Judged, in_recorded_order, read_markers
 from schemas.messages import FeedbackRules, Progress, RecordPosition
 from schemas.records import Record
 
@@ -22,7 +22,7 @@ class Recorded:
         return [Record(self.topic, 0, offset, 0, b"", b"") for offset in found]
 
 
-def folded(readers: list[Recorded], markers: list[Progress], ends: dict[str, int]) -> list[list[tuple[str, int]]]:
+def replayed(readers: list[Recorded], markers: list[Progress], ends: dict[str, int]) -> list[list[tuple[str, int]]]:
     batches: Iterator[Judged] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
     return [[(record.topic, record.offset) for record in batch.records] for batch in batches]
 
@@ -33,7 +33,7 @@ def marker(starts: dict[str, int], ends: dict[str, int]) -> Progress:
 
 def test_batches_come_as_they_were_read() -> None:
     markers = [marker({"b": 0}, {"b": 1}), marker({"a": 0, "b": 1}, {"a": 3, "b": 2}), marker({"a": 3}, {"a": 4})]
-    assert folded([Recorded("a", [0, 1, 2, 3]), Recorded("b", [0, 1])], markers, {"a": 4, "b": 2}) == [
+    assert replayed([Recorded("a", [0, 1, 2, 3]), Recorded("b", [0, 1])], markers, {"a": 4, "b": 2}) == [
         [("b", 0)],
         [("a", 0), ("a", 1), ("a", 2), ("b", 1)],
         [("a", 3)],
@@ -41,14 +41,14 @@ def test_batches_come_as_they_were_read() -> None:
 
 
 def test_what_no_marker_tells_of_comes_topic_by_topic() -> None:
-    assert folded([Recorded("a", [0, 2]), Recorded("b", [1])], [], {"a": 3, "b": 2}) == [
+    assert replayed([Recorded("a", [0, 2]), Recorded("b", [1])], [], {"a": 3, "b": 2}) == [
         [("a", 0), ("a", 2)],
         [("b", 1)],
     ]
 
 
 def test_records_from_before_the_first_marker_are_a_batch_before_its_own() -> None:
-    assert folded([Recorded("a", [0, 1, 2]), Recorded("b", [0])], [marker({"a": 2}, {"a": 3})], {"a": 3, "b": 1}) == [
+    assert replayed([Recorded("a", [0, 1, 2]), Recorded("b", [0])], [marker({"a": 2}, {"a": 3})], {"a": 3, "b": 1}) == [
         [("a", 0), ("a", 1)],
         [("a", 2)],
         [("b", 0)],
@@ -56,12 +56,12 @@ def test_records_from_before_the_first_marker_are_a_batch_before_its_own() -> No
 
 
 def test_a_marker_of_what_is_not_committed_does_not_lead_beyond_it() -> None:
-    assert folded([Recorded("a", [0, 1, 2])], [marker({"a": 0}, {"a": 3})], {"a": 2}) == [[("a", 0), ("a", 1)]]
+    assert replayed([Recorded("a", [0, 1, 2])], [marker({"a": 0}, {"a": 3})], {"a": 2}) == [[("a", 0), ("a", 1)]]
 
 
 def test_a_batch_that_was_told_twice_is_folded_once() -> None:
     twice = [marker({"a": 0}, {"a": 2})] * 2
-    assert folded([Recorded("a", [0, 1, 2])], [*twice, marker({"a": 2}, {"a": 3})], {"a": 3}) == [
+    assert replayed([Recorded("a", [0, 1, 2])], [*twice, marker({"a": 2}, {"a": 3})], {"a": 3}) == [
         [("a", 0), ("a", 1)],
         [("a", 2)],
     ]
@@ -69,7 +69,7 @@ def test_a_batch_that_was_told_twice_is_folded_once() -> None:
 
 def test_a_fold_from_a_snapshot_starts_behind_it() -> None:
     markers = [marker({"a": 0}, {"a": 2}), marker({"a": 2}, {"a": 3})]
-    assert folded([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]
+    assert replayed([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]
 
 
 def test_what_a_marker_says_was_quarantined_is_not_replayed() -> None:
@@ -81,7 +81,7 @@ def test_what_a_marker_says_was_quarantined_is_not_replayed() -> None:
     skipped = Progress(agent="card", starts={"a": 1}, ends={"a": 5}, quarantined=at)
     alone = Progress(agent="card", starts={"a": 5}, ends={"a": 6}, quarantined=[at[1]])
     markers = [marker({"a": 0}, {"a": 1}), skipped, alone]
-    assert folded([Recorded("a", [0, 1, 2, 3, 4, 5, 6])], markers, {"a": 7}) == [[("a", 0)], [("a", 2)], [("a", 6)]]
+    assert replayed([Recorded("a", [0, 1, 2, 3, 4, 5, 6])], markers, {"a": 7}) == [[("a", 0)], [("a", 2)], [("a", 6)]]
 
 
 def test_garbage_among_markers_is_refused_and_the_rest_is_read() -> None:

@@ -37,7 +37,7 @@ class Identity(NamedTuple):
     kernel: str
 
 
-class Keeper:
+class SnapshotScheduler:
     """Takes snapshots on the agent's thread and writes them on one of its own; used from the agent's thread."""
 
     def __init__(
@@ -116,7 +116,9 @@ class Keeper:
         self._collect()
         if self._writing:
             log.warning(
-                "%s: no time was left to write %d snapshots; a fold makes up for them", self._agent, len(self._writing)
+                "%s: no time was left to write %d snapshots; a replay makes up for them",
+                self._agent,
+                len(self._writing),
             )
         self._thread.shutdown(wait=False, cancel_futures=True)
 
