@@ -23,10 +23,10 @@ from faust.types import AgentT
 from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.channel import BatchChannel, register
-from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, WorkerResources
+from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
@@ -50,8 +50,8 @@ from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.signing import Signer, Trust, snapshot_keys
-from pipeline.state.place import StatePlace, keep_private
 from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
+from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
 from schemas.topics import PROGRESS, Topic, has_order
@@ -138,7 +138,7 @@ class WorkerContext:
         self._identities: ClusterIdentities
         self._group_protocol: GroupProtocol = "consumer"
         self._undecided: UndecidedWatch
-        self._places: dict[str, Path] = {}
+        self._directories: dict[str, Path] = {}
         self._store_memory: StoreMemory
         self._repository: SnapshotRepository | None = None
         self._connecting = threading.Lock()
@@ -154,10 +154,10 @@ class WorkerContext:
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
-                place = self._stack.enter_context(
-                    StatePlace(settings.data_dir, settings.topic(settings.instance), name)
+                location = self._stack.enter_context(
+                    StateDirectory(settings.data_dir, settings.topic(settings.instance), name)
                 )
-                self._places[name] = place.directory
+                self._directories[name] = location.directory
             self._store_memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
             if (address := settings.snapshot_address) is not None:
                 self._repository = SnapshotRepository(
@@ -226,7 +226,7 @@ class WorkerContext:
         return Environment(
             agent=spec.name,
             settings=settings,
-            directory=self._places[spec.name],
+            directory=self._directories[spec.name],
             store_memory=self._store_memory,
             quarantines=quarantines,
             snapshots=snapshots,

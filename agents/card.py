@@ -45,10 +45,10 @@ class CardPartitions(KernelPartitions[CardPartition]):
         super().assigning(waiting)
         self._rates.refresh(waiting)
 
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> CardPartition:
         """The card kernel of one partition."""
         del partition
-        return CardPartition(self._options, place.storage, place.store, loaded)
+        return CardPartition(self._options, location.storage, location.store, loaded)
 
     def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state as they were processed."""

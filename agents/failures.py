@@ -128,7 +128,7 @@ class Failures:
         return replace(batch, quarantined=[self._quarantines.position(record, row) for row in rows]), result
 
     def _quarantine_range(self, batch: Batch, unreadable: UnreadableRange) -> tuple[Batch, Result]:
-        topic, number = unreadable.place
+        topic, number = unreadable.partition
         log.error(
             "%s: %s partition %d offsets %d to %d cannot be read and are quarantined: %s",
             self._agent, topic, number, unreadable.start, unreadable.end - 1, unreadable.message,

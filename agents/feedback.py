@@ -32,10 +32,10 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         settings = environment.settings
         return cls(environment, feedback_options(settings, settings.topic_prefix))
 
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""
-        self._segments[partition] = segments = FileSegments(place.directory / "segments", place.directory / STORE)
-        return FeedbackPartition(self._options, place.store, loaded, segments)
+        self._segments[partition] = segments = FileSegments(location.directory / "segments", location.directory / STORE)
+        return FeedbackPartition(self._options, location.store, loaded, segments)
 
     def forget(self, partition: int) -> None:
         """Drop a partition's state."""

@@ -7,8 +7,8 @@ from typing import Self
 from agents.partitions import Environment, WorkerResources
 from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.results import Result
-from pipeline.kafka.handler import Stateless
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import Stateless
 from pipeline.options import label_options
 from pipeline.settings import Settings
 from schemas.money import RateTable

@@ -10,8 +10,8 @@ from agents.partitions import Environment, WorkerResources
 from agents.topology import LEARN
 from pipeline.engine.learn import LearnPartition, model_record
 from pipeline.engine.results import Result
-from pipeline.kafka.handler import Restored
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_model import RiverLearner, RiverModel

@@ -10,11 +10,11 @@ from agents.counts import Counts
 from agents.failures import NOT_THE_RECORD, Failures, spans
 from agents.topology import AgentSpec
 from pipeline.engine.results import Result
-from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
-from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import StateHandler
 from pipeline.kafka.transactions import Aborted, OutputTooLarge
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
@@ -28,7 +28,7 @@ TURN_S: Final = 1.0
 """Time for which batches follow each other without the event loop: each hand-over costs as much as a small batch."""
 
 
-class Partitions(PartitionHandler, Protocol):
+class Partitions(StateHandler, Protocol):
     """An agent's state by partition, and its one core call."""
 
     def ready(self) -> bool:
@@ -198,7 +198,7 @@ class AgentLoop:
             raise
         self._work(second)
 
-    def positions(self) -> Mapping[Place, int]:
+    def positions(self) -> Mapping[Partition, int]:
         """Return the offset behind the last committed record of each partition held; for any thread."""
         return self._session.committed
 

@@ -12,9 +12,9 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 from agents.snapshot_scheduler import SnapshotScheduler
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
-from pipeline.kafka.handler import Restored
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.health import Health
@@ -109,7 +109,7 @@ class KernelPartitions(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> P:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> P:
         """The kernel of one partition."""
 
     @abstractmethod
@@ -140,10 +140,10 @@ class KernelPartitions(ABC, Generic[P]):
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
             found = environment.snapshots.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.snapshots.begin(partition, found)
-        place = StateLocation(self._storage(directory), self._store(directory, found), directory)
-        if isinstance(place.store, RocksStore):
-            self._stores[partition] = place.store
-        self._held[partition] = self.new(partition, place, found.state if found is not None else None)
+        location = StateLocation(self._storage(directory), self._store(directory, found), directory)
+        if isinstance(location.store, RocksStore):
+            self._stores[partition] = location.store
+        self._held[partition] = self.new(partition, location, found.state if found is not None else None)
         if found is None:
             return None
         found.close()

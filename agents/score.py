@@ -40,10 +40,10 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
         return cls(environment, decider, models, accept_other_kernel=settings.accept_other_kernel)
 
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> ScorePartition:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""
         del partition
-        return ScorePartition(place.storage, loaded, accept_other_kernel=self._accept_other_kernel)
+        return ScorePartition(location.storage, loaded, accept_other_kernel=self._accept_other_kernel)
 
     def replay_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state; nothing is decided again."""

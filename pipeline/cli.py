@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from pipeline.state.place import keep_private
+from pipeline.state.state_directory import keep_private
 from pipeline.terminal import printable_lines
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {

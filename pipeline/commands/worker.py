@@ -13,12 +13,12 @@ from pipeline.kafka.startup import StartRefused
 from pipeline.observability.endpoint import EndpointError
 from pipeline.rates import RatesError
 from pipeline.settings import Settings
-from pipeline.state.place import PlaceTaken
+from pipeline.state.state_directory import DirectoryInUse
 from schemas.money import InvalidRates
 
 START_ERRORS: Final = (
     *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
-    *(PlaceTaken, RatesError, StartRefused, TopicError, UnknownAgent),
+    *(DirectoryInUse, RatesError, StartRefused, TopicError, UnknownAgent),
 )
 """Errors that an operator can mend; the text says how."""
 

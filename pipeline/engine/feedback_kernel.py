@@ -19,7 +19,7 @@ from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
 from pipeline.engine.segments import DecisionReference
-from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST, WaitingRoom
+from pipeline.engine.waiting import EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
@@ -185,7 +185,7 @@ class FeedbackKernel:
             Examples in order of position.
         """
         newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
-        retention_us = max(rules.label_horizon_us, rules.maturity_us) + EARLY_LABEL_PATIENCE_US
+        retention_us = max(rules.label_horizon_us, rules.maturity_us) + EARLY_LABEL_GRACE_US
         first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
         if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
             first_day *= len(newest_us)
@@ -206,7 +206,7 @@ class FeedbackKernel:
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
-        given_up = self.pending.take_older(self._newest_us - EARLY_LABEL_PATIENCE_US, GIVE_UP_AT_MOST * positions)
+        given_up = self.pending.take_older(self._newest_us - EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST * positions)
         if given_up:
             self.counts["label", "unknown_transaction"] += len(given_up)
         self.decisions.forget_before(self._first_day, forgotten_with(records))
@@ -335,7 +335,7 @@ class _Part:
         """Join the labels that wait for a decision."""
         before_us = self._newest_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
-        given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_PATIENCE_US
+        given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_GRACE_US
         self._awaited.discard(digest)
         for item in self._pending.items(digest):
             self._pending.remove(item)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
+from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
 from schemas.times import US_PER_DAY
@@ -210,7 +210,7 @@ def _fill(table: IntArray, rows: IntArray, count: int) -> None:
 def _forgotten(rules: IntArray, meta: IntArray) -> int:
     """The first day of acceptance that is remembered."""
     horizon_us = max(rules[_DEDUP_US], rules[_LABEL_US])
-    day: int = (meta[NEWEST] - horizon_us - 2 * EARLY_LABEL_PATIENCE_US) // US_PER_DAY
+    day: int = (meta[NEWEST] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
     first: int = max(meta[FIRST_DAY], day)
     return first
 
@@ -234,8 +234,8 @@ def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -
     A label that has been given up before a late transaction came, or that came after its transaction was forgotten,
     finds none either where a replay meets them the other way round.
     """
-    last_us = entry[EVENT_US] + rules[_LABEL_US] + EARLY_LABEL_PATIENCE_US
-    in_time: bool = entry[NEWEST_US] - EARLY_LABEL_PATIENCE_US <= known_at_us <= last_us
+    last_us = entry[EVENT_US] + rules[_LABEL_US] + EARLY_LABEL_GRACE_US
+    in_time: bool = entry[NEWEST_US] - EARLY_LABEL_GRACE_US <= known_at_us <= last_us
     return in_time and _remembered(rules, meta, entry)
 
 

@@ -7,7 +7,7 @@ V = TypeVar("V")
 
 
 class JournaledDict(dict[K, V]):
-    """A dictionary whose `put` can be taken back; cost and memory of the rollback follow the keys that a batch wrote."""
+    """A dictionary whose `put` can be rolled back; cost and memory of that follow the keys that a batch wrote."""
 
     def __init__(self) -> None:
         super().__init__()

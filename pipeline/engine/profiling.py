@@ -20,7 +20,7 @@ from pipeline.engine.joins import (
 )
 from pipeline.engine.pending import LabelBatch, PendingLabels
 from pipeline.engine.transaction_index import M, TransactionIndex
-from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
+from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
 
 
 class Arrivals(NamedTuple, Generic[M]):
@@ -111,7 +111,7 @@ class CardJoin(Generic[M]):
         if len(labels):
             self._pending.keep(batch, held, found.waits)
         self.clock = found.clock
-        given_up = self._pending.give_up(found.clock.newest_us - EARLY_LABEL_PATIENCE_US)
+        given_up = self._pending.give_up(found.clock.newest_us - EARLY_LABEL_GRACE_US)
         found.counts[UNKNOWN] += len(given_up.labels)
         entry = found.follows[:, F_ENTRY]
         following = Following(

@@ -1,7 +1,7 @@
 """The state of a partition: committed, rolled back, saved and loaded; where it is kept is an adapter's.
 
-A batch changes state at once. `commit` then says that the batch is committed, `rollback` that it was not: exactly what it
-changed is taken back. Between the two a partition works on one batch only.
+A batch changes state at once. `commit` then says that the batch is committed, `rollback` that it was not: exactly what
+it changed is taken back. Between the two a partition works on one batch only.
 """
 
 import hashlib

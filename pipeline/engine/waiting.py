@@ -11,7 +11,7 @@ from pipeline.engine.layout import DIGEST_BYTES, time_key
 from pipeline.engine.state import Store, StoreError
 from schemas.times import US_PER_DAY
 
-EARLY_LABEL_PATIENCE_US: Final = 7 * US_PER_DAY
+EARLY_LABEL_GRACE_US: Final = 7 * US_PER_DAY
 """Event time for which a label waits for its transaction; the card agent then refuses it, feedback drops it."""
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""

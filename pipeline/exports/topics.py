@@ -23,7 +23,7 @@ from pipeline.kafka.clients import (
     first_offsets,
     offsets_at,
     partition_numbers,
-    patiently,
+    retried,
     stable_ends,
 )
 from pipeline.kafka.cluster import topic_identities
@@ -158,7 +158,7 @@ class TopicExport:
         rows = row_format(topic.form)
         origin = Origin(ids.cluster_id, name, ids.topic_ids[name], len(numbers))
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
-        begins = patiently(lambda: first_offsets(client, [(name, number) for number in numbers]))
+        begins = retried(lambda: first_offsets(client, [(name, number) for number in numbers]))
         asked, note = self._ranges(name, numbers, {number: begins[name, number] for number in numbers})
         log = _Log(name, rows, files, [], {}, Exported(name, files.directory, note=note))
         if note is not None:
@@ -200,16 +200,16 @@ class TopicExport:
     def _ranges(self, name: str, numbers: Sequence[int], begins: dict[int, int]) -> tuple[dict[int, range], str | None]:
         """(offsets of each partition that are asked for, why there are none)."""
         client = admin_client(self._bootstrap, settings=self._settings)
-        places = [(name, number) for number in numbers]
+        partitions = [(name, number) for number in numbers]
         starts, ends = dict(begins), stable_ends(self._bootstrap, self._settings, name, numbers)
         from_ms, to_ms = self._asked
         if all(ends[number] <= begins[number] for number in numbers):
             return {}, f"topic {name} holds no record: check the topic prefix, or export it once there are some"
         if from_ms is not None:
-            found = patiently(lambda: offsets_at(client, places, max(from_ms, 0)))
+            found = retried(lambda: offsets_at(client, partitions, max(from_ms, 0)))
             starts = {number: min(found[name, number], ends[number]) for number in numbers}
         if to_ms is not None:
-            found = patiently(lambda: offsets_at(client, places, max(to_ms, 0)))
+            found = retried(lambda: offsets_at(client, partitions, max(to_ms, 0)))
             ends = {number: min(ends[number], found[name, number]) for number in numbers}
             if all(ends[number] <= begins[number] for number in numbers):
                 return {}, f"the range ends before the first record that topic {name} still holds: choose a later one"

@@ -18,7 +18,7 @@ from pipeline.kafka.clients import (
     consumer_config,
     last_offsets,
     partition_numbers,
-    patiently,
+    retried,
 )
 from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.retention import retention_ms, wanted_problems
@@ -323,7 +323,7 @@ def committed_offsets(
     """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
     client = admin_client(bootstrap, settings=settings)
     with closing(group_consumer(bootstrap, group, settings=settings)) as consumer:
-        return patiently(partial(committed_by_group, consumer, _partitions(client, topics)))
+        return retried(partial(committed_by_group, consumer, _partitions(client, topics)))
 
 
 def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None) -> Consumer:

@@ -9,19 +9,19 @@ from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from schemas.messages import RecordPosition
 from schemas.records import Record
 
-Place = tuple[str, int]
+Partition = tuple[str, int]
 """Topic on the cluster, and partition number."""
 
 
-def start_at(place: Place, offset: int) -> TopicPartition:
+def start_at(partition: Partition, offset: int) -> TopicPartition:
     """Return the position to read a partition from; offset 0 is the log's beginning, wherever that is now."""
-    return TopicPartition(*place, offset if offset > 0 else OFFSET_BEGINNING)
+    return TopicPartition(*partition, offset if offset > 0 else OFFSET_BEGINNING)
 
 
 class UnreadableRange(NamedTuple):
     """Offsets of one partition that no client can read."""
 
-    place: Place
+    partition: Partition
     start: int
     end: int
     """Offset behind the last one."""
@@ -37,9 +37,9 @@ class Batch:
     records: list[Record]
     group_metadata: Any
     """Captured with the batch: metadata fetched after a rebalance could commit for another member's partition."""
-    starts: dict[Place, int] = field(default_factory=dict)
+    starts: dict[Partition, int] = field(default_factory=dict)
     """Offset of the first record of each partition of each topic."""
-    ends: dict[Place, int] = field(default_factory=dict)
+    ends: dict[Partition, int] = field(default_factory=dict)
     """Offset behind the last record."""
     quarantined: Sequence[RecordPosition] = ()
     """Records of the batch that are quarantined when it commits."""
@@ -64,23 +64,23 @@ class Batch:
 
 
 def make_batch(records: list[Record], group_metadata: Any) -> Batch:
-    """A batch with the places that its records span."""
-    starts: dict[Place, int] = {}
-    ends: dict[Place, int] = {}
+    """A batch with the ranges of offsets that its records span."""
+    starts: dict[Partition, int] = {}
+    ends: dict[Partition, int] = {}
     for record in records:
-        place = (record.topic, record.partition)
-        starts.setdefault(place, record.offset)
-        ends[place] = record.offset + 1
+        partition = (record.topic, record.partition)
+        starts.setdefault(partition, record.offset)
+        ends[partition] = record.offset + 1
     return Batch(records, group_metadata, starts, ends)
 
 
-def places_text(places: Iterable[Place]) -> str:
+def partitions_text(partitions: Iterable[Partition]) -> str:
     """Return partitions as people write them.
 
-    >>> places_text([("labels", 1), ("labels", 0), ("rerouted", 0)])
+    >>> partitions_text([("labels", 1), ("labels", 0), ("rerouted", 0)])
     'labels 0, 1; rerouted 0'
     """
     numbers: dict[str, list[int]] = {}
-    for topic, number in sorted(places):
+    for topic, number in sorted(partitions):
         numbers.setdefault(topic, []).append(number)
     return "; ".join(f"{topic} {', '.join(map(str, of))}" for topic, of in numbers.items())

@@ -12,7 +12,7 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 
 STEP_RECORDS: Final = 64
 """Offsets of a step after a second death; a step of one record each follows a third."""
@@ -53,7 +53,7 @@ class Committed(NamedTuple):
 class CarefulStep(NamedTuple):
     """Offsets from ``start`` up to ``attempt.end`` of one partition of a topic, to be worked on alone."""
 
-    place: Place
+    partition: Partition
     start: int
     attempt: Attempt
 
@@ -126,10 +126,10 @@ class Careful:
     def __init__(self, most: int) -> None:
         """Begin without partitions; ``most`` records are in a usual batch."""
         self._most = most
-        self._usual: dict[Place, tuple[int, Attempt | None]] = {}
+        self._usual: dict[Partition, tuple[int, Attempt | None]] = {}
         """Attempts with usual batches that no mark names yet, with their offsets; None where nobody has died before."""
-        self._zones: dict[Place, _Zone] = {}
-        self._standing: dict[Place, tuple[int, Attempt | None]] = {}
+        self._zones: dict[Partition, _Zone] = {}
+        self._standing: dict[Partition, tuple[int, Attempt | None]] = {}
         """Attempts that marks name, with the offsets that these are at."""
 
     @property
@@ -137,33 +137,33 @@ class Careful:
         """Return whether a mark or a step comes before usual reading."""
         return bool(self._usual or self._zones)
 
-    def assigned(self, place: Place, committed: Committed, log_end: int) -> Attempt | None:
+    def assigned(self, partition: Partition, committed: Committed, log_end: int) -> Attempt | None:
         """Take a partition in; returns its attempt, None where its last holder released it.
 
         That one's mark must not stay: who dies before its first commit would seem to have released the partition too.
         """
         if committed.known and (committed.mark is None or committed.mark.released):
-            self._usual[place] = (committed.offset, None)
+            self._usual[partition] = (committed.offset, None)
             return None
         attempt = next_attempt(committed, log_end, self._most)
         if attempt is None:
             if committed.known:
                 # There is nothing to read. Who takes over from this session must find its name, not the one before.
-                self._usual[place] = (committed.offset, None)
+                self._usual[partition] = (committed.offset, None)
             return None
         if attempt.size == _USUAL:
-            self._usual[place] = (committed.offset, attempt)
+            self._usual[partition] = (committed.offset, attempt)
         else:
-            self._zones[place] = _Zone(committed.offset, attempt.end, attempt.size, attempt.deaths)
+            self._zones[partition] = _Zone(committed.offset, attempt.end, attempt.size, attempt.deaths)
         return attempt
 
-    def forget(self, place: Place) -> None:
+    def forget(self, partition: Partition) -> None:
         """The partition is held no more."""
         for known in (self._usual, self._zones, self._standing):
-            known.pop(place, None)
+            known.pop(partition, None)
 
     @property
-    def unmarked(self) -> Mapping[Place, tuple[int, Attempt | None]]:
+    def unmarked(self) -> Mapping[Partition, tuple[int, Attempt | None]]:
         """Marks to be written before records are read as usual: attempts, or only the holder of the partition."""
         return self._usual
 
@@ -172,25 +172,25 @@ class Careful:
         self._standing |= self._usual
         self._usual.clear()
 
-    def next_step(self, positions: Mapping[Place, int]) -> CarefulStep | None:
+    def next_step(self, positions: Mapping[Partition, int]) -> CarefulStep | None:
         """Return the next step from where reading stands; None when none is left."""
-        for place in sorted(self._zones):
-            zone, start = self._zones[place], positions.get(place, -1)
+        for partition in sorted(self._zones):
+            zone, start = self._zones[partition], positions.get(partition, -1)
             if zone.start <= start < zone.end:
                 deaths = zone.deaths if start == zone.start else 0
-                return CarefulStep(place, start, Attempt(min(start + zone.size, zone.end), zone.size, deaths))
-            del self._zones[place]
+                return CarefulStep(partition, start, Attempt(min(start + zone.size, zone.end), zone.size, deaths))
+            del self._zones[partition]
         return None
 
     def begin(self, step: CarefulStep) -> None:
         """A mark names the step now."""
-        self._standing[step.place] = (step.start, step.attempt)
+        self._standing[step.partition] = (step.start, step.attempt)
 
-    def give_up(self, place: Place) -> None:
+    def give_up(self, partition: Partition) -> None:
         """Read on as usual where a step cannot be read."""
-        self._zones.pop(place, None)
+        self._zones.pop(partition, None)
 
-    def attempt_at(self, place: Place, offset: int) -> Attempt | None:
+    def attempt_at(self, partition: Partition, offset: int) -> Attempt | None:
         """Return what a mark beside ``offset`` goes on to say: a commit that moves nothing ends no attempt."""
-        begun, attempt = self._standing.get(place, (-1, None))
+        begun, attempt = self._standing.get(partition, (-1, None))
         return attempt if begun == offset else None

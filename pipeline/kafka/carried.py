@@ -6,7 +6,7 @@ from typing import Final
 from confluent_kafka import Message
 
 from pipeline.engine.blocks import row_count
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 from schemas.topics import Topic
 
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -54,7 +54,7 @@ class CarriedMessages:
         self.add(messages[end:])
         return messages[:end]
 
-    def drop(self, concerns: Callable[[Place], bool]) -> None:
+    def drop(self, concerns: Callable[[Partition], bool]) -> None:
         """Drop the messages of the partitions that ``concerns`` is true for."""
         messages = self._messages
         self._messages, self._rows, self._bytes = [], 0, 0

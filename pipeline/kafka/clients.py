@@ -341,7 +341,7 @@ def partition_numbers(client: Consumer | AdminClient, topic: str) -> list[int]:
     return sorted(metadata.partitions)
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retried(call: Callable[[], T]) -> T:
     """Repeat ``call`` for as long as its ``KafkaException`` may pass, up to ``METADATA_TIMEOUT_S``."""
     deadline_s = time.monotonic() + METADATA_TIMEOUT_S
     while True:
@@ -399,8 +399,8 @@ def starts_at(bootstrap: str, topic: str, timestamp_ms: int, *, settings: Settin
         KafkaException: The brokers report an error that does not pass.
     """
     client = admin_client(bootstrap, settings=settings)
-    places = [(topic, number) for number in partition_numbers(client, topic)]
-    found = patiently(lambda: offsets_at(client, places, max(timestamp_ms, 0)))
+    partitions = [(topic, number) for number in partition_numbers(client, topic)]
+    found = retried(lambda: offsets_at(client, partitions, max(timestamp_ms, 0)))
     return {number: offset for (_, number), offset in found.items()}
 
 
@@ -412,12 +412,12 @@ def stable_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: 
     """
     client = admin_client(bootstrap, settings=settings)
     # A client whose first request is for offsets waits up to three seconds in a tenth of the cases; else it never does.
-    patiently(lambda: client.list_topics(topic, timeout=METADATA_TIMEOUT_S))
+    retried(lambda: client.list_topics(topic, timeout=METADATA_TIMEOUT_S))
     partitions = [(topic, number) for number in numbers]
-    written = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED))
+    written = retried(lambda: last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED))
     deadline_s = time.monotonic() + STABLE_END_WAIT_S
     while True:
-        readable = patiently(lambda: last_offsets(client, partitions, IsolationLevel.READ_COMMITTED))
+        readable = retried(lambda: last_offsets(client, partitions, IsolationLevel.READ_COMMITTED))
         if time.monotonic() > deadline_s or all(readable[at] >= written[at] for at in partitions):
             return {number: readable[topic, number] for number in numbers}
         time.sleep(STABLE_END_POLL_S)
@@ -570,7 +570,7 @@ def tail_topic(
                 continue
             # Asked for now: a position that is known shows whether the partition stands still.
             ask = partial(reader.consumer.get_watermark_offsets, at, timeout=METADATA_TIMEOUT_S)
-            _, at.offset = patiently(ask)
+            _, at.offset = retried(ask)
         reader.assign(positions)
         presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
         while is_stopped is None or not is_stopped():

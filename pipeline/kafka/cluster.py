@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
-from pipeline.kafka.clients import GroupProtocol, TopicError, patiently
+from pipeline.kafka.clients import GroupProtocol, TopicError, retried
 from pipeline.settings import Settings
 
 REQUEST_TIMEOUT_S: Final = 30.0
@@ -104,4 +104,4 @@ _DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CL
 
 def _metadata(client: AdminClient) -> ClusterMetadata:
     # Any broker answers this. What asks the controller (describe_cluster) fails for half a minute after a broker died.
-    return patiently(partial(client.list_topics, timeout=REQUEST_TIMEOUT_S))
+    return retried(partial(client.list_topics, timeout=REQUEST_TIMEOUT_S))

@@ -12,8 +12,8 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.clients import admin_client, partition_numbers
 from pipeline.kafka.cluster import group_protocol
-from pipeline.kafka.handler import Stateless
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import Stateless
 from pipeline.kafka.transactions import Aborted, end_unfinished
 from pipeline.settings import Settings
 from pipeline.tokens import NotTokenised, Tokeniser
@@ -92,7 +92,7 @@ class Gateway:
         if batch.unreadable is not None:
             result, written = Result(), 0
             at = batch.unreadable
-            first = Record(*at.place, at.start, _NO_TIMESTAMP_MS, None, None)
+            first = Record(*at.partition, at.start, _NO_TIMESTAMP_MS, None, None)
             result.dead_letter(first, STAGE, "unreadable", at.message, end=at.end)
         else:
             result, written = self._tokenised(batch.records)

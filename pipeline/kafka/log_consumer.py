@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
@@ -75,10 +75,10 @@ class LogConsumer:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable, self._trusted = skip_unreadable, trusted
         self.consumer = Consumer(reader_config(config, own))
-        self._positions: dict[Place, int] = {}
+        self._positions: dict[Partition, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
-        self._failures: Counter[tuple[Place, int]] = Counter()
-        self._skipped: set[Place] = set()
+        self._failures: Counter[tuple[Partition, int]] = Counter()
+        self._skipped: set[Partition] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
         self._skip_refused = skip_refused
         self._odd = OddOffsets(config, inputs, waiting)
@@ -119,13 +119,13 @@ class LogConsumer:
         if first is None:
             return []
         messages = [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())]
-        if not any(place[0] in self._odd.topics for place in self._positions):
+        if not any(partition[0] in self._odd.topics for partition in self._positions):
             return self._taken(messages, end)
         believed, resumed = self._believable(messages)
         taken = self._taken(believed, end)
-        for place, offset in resumed.items():
-            self._skipped.add(place)
-            self._seek(place, offset)
+        for partition, offset in resumed.items():
+            self._skipped.add(partition)
+            self._seek(partition, offset)
         return taken
 
     def _taken(self, messages: list[Message], end: int | None) -> list[Message]:
@@ -148,136 +148,143 @@ class LogConsumer:
         if message.error() is None:
             self._positions[message.topic(), message.partition()] = message.offset() + 1
 
-    def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Place, int]]:
+    def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Partition, int]]:
         """Return ``messages`` without records that may hide others, and where to read again for these."""
         start = next(iter(self._positions.values()))
         follows = [read.offset() for read in messages] == [*range(start, start + len(messages))]
         if len(self._positions) == 1 and follows and not self._odd.called_back:
             return list(messages), {}
-        taken: dict[Place, list[int]] = {}
-        contents: dict[Place, Content] = {}
+        taken: dict[Partition, list[int]] = {}
+        contents: dict[Partition, Content] = {}
         ordered = []
         for message in messages:
             if message.error() is None:
-                place = message.topic(), message.partition()
-                offsets = taken.setdefault(place, [])
+                partition = message.topic(), message.partition()
+                offsets = taken.setdefault(partition, [])
                 # Two records of one batch may claim the same offset.
-                if message.offset() < (offsets[-1] + 1 if offsets else self._positions.get(place, 0)):
+                if message.offset() < (offsets[-1] + 1 if offsets else self._positions.get(partition, 0)):
                     continue
                 if not offsets:
-                    contents[place] = content_of(message)
+                    contents[partition] = content_of(message)
                 offsets.append(message.offset())
             ordered.append(message)
-        resumed: dict[Place, int] = {}
-        for place, offsets in taken.items():
+        resumed: dict[Partition, int] = {}
+        for partition, offsets in taken.items():
             if not offsets:
                 continue
-            reach = self._odd.check(place, self._positions.get(place, 0), offsets, contents[place])
+            reach = self._odd.check(partition, self._positions.get(partition, 0), offsets, contents[partition])
             if reach is None:
                 continue
             if reach.resume > reach.position and not self._skip_refused:
-                raise TopicError(f"topic {place[0]} partition {place[1]} offset {reach.position}: {EXPLANATION}")
-            resumed[place] = reach.resume
-            of_place = [index for index, one in enumerate(ordered) if (one.topic(), one.partition()) == place]
-            behind = [i for i in of_place if ordered[i].error() is None and ordered[i].offset() >= reach.position]
-            dropped = {index for index in of_place if behind and index >= behind[0]}
+                raise TopicError(
+                    f"topic {partition[0]} partition {partition[1]} offset {reach.position}: {EXPLANATION}"
+                )
+            resumed[partition] = reach.resume
+            of_partition = [index for index, one in enumerate(ordered) if (one.topic(), one.partition()) == partition]
+            behind = [i for i in of_partition if ordered[i].error() is None and ordered[i].offset() >= reach.position]
+            dropped = {index for index in of_partition if behind and index >= behind[0]}
             ordered = [message for index, message in enumerate(ordered) if index not in dropped]
         return ordered, resumed
 
     def _readable(self, messages: Sequence[Message], end: int | None) -> list[Message]:
         """Return what of ``messages`` stands before unreadable batches, and go on behind those below ``end``."""
         readable = []
-        ended: set[Place] = set()
+        ended: set[Partition] = set()
         for message in messages:
-            place, error = (message.topic(), message.partition()), message.error()
-            if place in ended:
+            partition, error = (message.topic(), message.partition()), message.error()
+            if partition in ended:
                 continue
-            position = self._positions.get(place, 0)
+            position = self._positions.get(partition, 0)
             if error is not None and error.code() in UNREADABLE:
-                ended.add(place)
+                ended.add(partition)
                 start = max(position, message.offset())
                 if end is not None and start >= end:
-                    self._skipped.add(place)
-                    self._seek(place, start)
+                    self._skipped.add(partition)
+                    self._seek(partition, start)
                 else:
-                    self._skip(place, start, error)
-            elif place in self._skipped and _is_astray(message, position):
+                    self._skip(partition, start, error)
+            elif partition in self._skipped and _is_astray(message, position):
                 if error is not None:
-                    self._seek(place, position)
+                    self._seek(partition, position)
             else:
                 self._take(message)
                 readable.append(message)
         return readable
 
-    def _skip(self, place: Place, start: int, error: KafkaError) -> None:
+    def _skip(self, partition: Partition, start: int, error: KafkaError) -> None:
         """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
-        self._skipped.add(place)
-        self._failures[place, start] += 1
-        failures = self._failures[place, start]
-        end = self._end_of(place, start, error.name()) if failures >= FETCHES else None
+        self._skipped.add(partition)
+        self._failures[partition, start] += 1
+        failures = self._failures[partition, start]
+        end = self._end_of(partition, start, error.name()) if failures >= FETCHES else None
         if end is None and failures >= _MOST_FAILURES:
+            topic, number = partition
             raise TopicError(
-                f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({error.name()}), or "
-                "only sometimes: check the network, and the disks of the brokers that hold the partition"
+                f"topic {topic} partition {number} cannot be read from offset {start} on ({error.name()}), "
+                "or only sometimes: check the network, and the disks of the brokers that hold the partition"
             )
-        self._go_on(place, start, start if end is None else end)
+        self._go_on(partition, start, start if end is None else end)
 
     def _look(self, end: int | None) -> None:
         """Go on behind batches below ``end`` of which the client delivers nothing, and no error either."""
         read = assigned(self.consumer, self._positions)
-        for place in self._standstills.suspects(read, lambda place: known_end(self.consumer, place)):
-            start = silent_start(self._config, place, read[place], self._waiting, _SILENT_S)
+        for partition in self._standstills.suspects(read, lambda partition: known_end(self.consumer, partition)):
+            start = silent_start(self._config, partition, read[partition], self._waiting, _SILENT_S)
             if start is None:
                 continue
             if end is not None and start >= end:
-                self._seek(place, start)
-            elif (behind := self._end_of(place, start, "nothing comes, not even an error")) is not None:
-                self._go_on(place, start, behind)
+                self._seek(partition, start)
+            elif (behind := self._end_of(partition, start, "nothing comes, not even an error")) is not None:
+                self._go_on(partition, start, behind)
 
-    def _go_on(self, place: Place, start: int, end: int) -> None:
+    def _go_on(self, partition: Partition, start: int, end: int) -> None:
         if end > start:
-            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *place, start, end - 1)
-        self._seek(place, end)
+            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *partition, start, end - 1)
+        self._seek(partition, end)
 
-    def _seek(self, place: Place, offset: int) -> None:
+    def _seek(self, partition: Partition, offset: int) -> None:
         # A client that has asked for an offset that is not there stops reading the partition, and refuses to seek.
-        self._positions[place] = offset
-        self.consumer.incremental_unassign([TopicPartition(*place)])
-        self.consumer.incremental_assign([TopicPartition(*place, offset)])
+        self._positions[partition] = offset
+        self.consumer.incremental_unassign([TopicPartition(*partition)])
+        self.consumer.incremental_assign([TopicPartition(*partition, offset)])
 
-    def _end_of(self, place: Place, start: int, why: str) -> int | None:
+    def _end_of(self, partition: Partition, start: int, why: str) -> int | None:
         """Return where to go on behind the unreadable batch at ``start``; None to read it again.
 
         Raises:
             TopicError: Nobody has quarantined it.
         """
         try:
-            found = find_end(self._config, place, start, self._waiting)
+            found = find_end(self._config, partition, start, self._waiting)
         except (KafkaException, NoAnswer) as error:
-            log.warning("%s partition %d: the end of an unreadable batch is searched again: %s", *place, error)
+            log.warning("%s partition %d: the end of an unreadable batch is searched again: %s", *partition, error)
             # Nothing was learned: the broker is away, for one.
-            self._failures.pop((place, start), None)
+            self._failures.pop((partition, start), None)
             return None
         if found == start:
             return None
-        if self._skip_unreadable or place[0] in {self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)}:
+        if self._skip_unreadable or partition[0] in {
+            self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)
+        }:
             return found
         if not self._skip_refused:
-            raise TopicError(f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({why})")
-        ends = [end for first, end in self._quarantined(place) if first <= start < end]
+            raise TopicError(
+                f"topic {partition[0]} partition {partition[1]} cannot be read from offset {start} on ({why})"
+            )
+        ends = [end for first, end in self._quarantined(partition) if first <= start < end]
         if any(end > found for end in ends):
             log.warning(
                 "%s partition %d: a quarantine of offset %d names a later end than %d, where the unreadable batch "
                 "ends; it is ignored",
-                *place, start, found,
+                *partition, start, found,
             )  # fmt: skip
         # Less than the whole batch, where the rest of it makes another range.
         agreed = max((end for end in ends if end <= found), default=None)
         if agreed is None:
-            raise _not_quarantined(place, start, why)
+            raise _not_quarantined(partition, start, why)
         return agreed
 
-    def _quarantined(self, place: Place) -> list[tuple[int, int]]:
+    def _quarantined(self, partition: Partition) -> list[tuple[int, int]]:
         """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
         ranges: list[tuple[int, int]] = []
         own = {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
@@ -289,12 +296,12 @@ class LogConsumer:
                 for message in control.take(_POLL_S, _BATCH):
                     error = message.error()
                     if error is None and self._trusted(message):
-                        ranges += self._range_in(message.value() or b"", place)
+                        ranges += self._range_in(message.value() or b"", partition)
                     elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                         return ranges
         raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
 
-    def _range_in(self, value: bytes, place: Place) -> list[tuple[int, int]]:
+    def _range_in(self, value: bytes, partition: Partition) -> list[tuple[int, int]]:
         try:
             item = _decode(value)
         except NOT_A_MESSAGE:
@@ -303,12 +310,12 @@ class LogConsumer:
         if not isinstance(item, Quarantine) or item.position.end is None:
             return []
         at = item.position
-        return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == place else []
+        return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
 
 
-def _not_quarantined(place: Place, start: int, why: str) -> TopicError:
+def _not_quarantined(partition: Partition, start: int, why: str) -> TopicError:
     return TopicError(
-        f"topic {place[0]} partition {place[1]} cannot be read from offset {start} on ({why}) and no agent has "
+        f"topic {partition[0]} partition {partition[1]} cannot be read from offset {start} on ({why}) and no agent has "
         "quarantined that: let a worker that reads the topic run until it has; or, where the disk of a broker damaged "
         "it, let another replica lead the partition (docs/operating.md)"
     )

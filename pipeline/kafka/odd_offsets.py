@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from pipeline.kafka.batch import Place, start_at
+from pipeline.kafka.batch import Partition, start_at
 from pipeline.kafka.unreadable import UNREADABLE, reader_config
 
 log = logging.getLogger(__name__)
@@ -181,9 +181,9 @@ class FetchLog(logging.Handler):
         self._forward = forward
         self.begin(("", -1))
 
-    def begin(self, place: Place) -> None:
+    def begin(self, partition: Partition) -> None:
         """Note fetches of this partition from now on, and forget others."""
-        self._place, self._version = place, -1
+        self._partition, self._version = partition, -1
         self.position = 0
         """Offset of the last fetch."""
         self._fetches: dict[int, tuple[int, int, bool]] = {}
@@ -198,7 +198,7 @@ class FetchLog(logging.Handler):
         line = record.getMessage()
         if (fetch := self._FETCH.search(line)) is not None:
             version = int(fetch[4])
-            if (fetch[1], int(fetch[2])) != self._place or version < self._version:
+            if (fetch[1], int(fetch[2])) != self._partition or version < self._version:
                 return
             if version > self._version:
                 # Another assignment: a fetch of an earlier one may have been under way.
@@ -206,7 +206,7 @@ class FetchLog(logging.Handler):
             self.position = int(fetch[3])
         elif (came := self._CAME.search(line)) is not None:
             records = int(came[1]) - int(came[5])
-            if ((came[2], int(came[3])), int(came[4])) == (self._place, self._version) and records > 0:
+            if ((came[2], int(came[3])), int(came[4])) == (self._partition, self._version) and records > 0:
                 # Marks of transactions are batches of their own.
                 self._fetches[self._records] = (records, self.position, int(came[5]) == 0)
                 self._records += records
@@ -236,47 +236,49 @@ class OddOffsets:
         self._log = FetchLog(config.get("logger"))
         self._made: dict[str, Consumer] = {}
         """Clients by isolation level."""
-        self._own: dict[Place, dict[int, int]] = {}
-        self.called_back: dict[Place, int] = {}
+        self._own: dict[Partition, dict[int, int]] = {}
+        self.called_back: dict[Partition, int] = {}
         """Partitions whose next record must be the one that a fresh client finds, with the number of calls."""
         self._ends_s = 0.0
 
-    def check(self, place: Place, position: int, offsets: Sequence[int], content: Content) -> ReadableEnd | None:
+    def check(
+        self, partition: Partition, position: int, offsets: Sequence[int], content: Content
+    ) -> ReadableEnd | None:
         """Return how far records with these offsets, in ascending order, can be believed; None if all of them can.
 
         Args:
-            place: Their partition.
+            partition: Their partition.
             position: The offset behind what was taken before.
             offsets: What they claim, at least one.
             content: Of the first of them.
         """
         is_whole = offsets[0] == position and offsets[-1] - position + 1 == len(offsets)
-        if place[0] not in self.topics or (is_whole and place not in self.called_back):
+        if partition[0] not in self.topics or (is_whole and partition not in self.called_back):
             return None
         expected = (position, *(offset + 1 for offset in offsets))
         gaps = [index for index, offset in enumerate(offsets) if offset != expected[index]]
         start, last = (position, position) if is_whole else (expected[gaps[0]], offsets[gaps[-1]])
-        times = self.called_back.get(place, 0)
+        times = self.called_back.get(partition, 0)
         reach: ReadableEnd | None
         try:
-            if times and not is_fresh(Seen(offsets[0], content), self._committed_at(place, position), times):
+            if times and not is_fresh(Seen(offsets[0], content), self._committed_at(partition, position), times):
                 reach = ReadableEnd(position, position)
             else:
-                reach = None if is_whole else self._reread(place, range(start, last + 1), offsets)
+                reach = None if is_whole else self._reread(partition, range(start, last + 1), offsets)
                 times = 0
         except (KafkaException, TimeoutError) as error:
-            log.warning("%s partition %d: offset %d cannot be checked yet: %s", *place, last, error)
+            log.warning("%s partition %d: offset %d cannot be checked yet: %s", *partition, last, error)
             reach, times = ReadableEnd(start, start), max(times - 1, 0)
         if reach is None:
-            self.called_back.pop(place, None)
+            self.called_back.pop(partition, None)
             return None
         # What the client has fetched from an earlier offset may come once more: a record among it that claims to be the
         # next one, or a later one, would hide others.
-        self.called_back[place] = times + 1
+        self.called_back[partition] = times + 1
         if reach.resume > reach.position:
             log.warning(
                 "%s partition %d: offsets %d to %d are passed over: %s",
-                *place, reach.position, reach.resume - 1, EXPLANATION,
+                *partition, reach.position, reach.resume - 1, EXPLANATION,
             )  # fmt: skip
         return reach
 
@@ -286,11 +288,11 @@ class OddOffsets:
             consumer.close()
         self._made.clear()
 
-    def _reread(self, place: Place, gap: range, claims: Sequence[int]) -> ReadableEnd | None:
+    def _reread(self, partition: Partition, gap: range, claims: Sequence[int]) -> ReadableEnd | None:
         consumer, number = self._consumer(_UNCOMMITTED), 0
 
         def log_start() -> int:
-            return int(consumer.get_watermark_offsets(TopicPartition(*place), timeout=_ASK_S)[0])
+            return int(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=_ASK_S)[0])
 
         def read() -> Fetch | NotSeen:
             nonlocal number
@@ -299,7 +301,7 @@ class OddOffsets:
             if time.monotonic() > self._ends_s:
                 return NotSeen(0)
             while len(found) < length:
-                message = self._next(consumer, place, gap.start)
+                message = self._next(consumer, partition, gap.start)
                 if message is None:
                     return NotSeen(0 if found else self._log.position)
                 if (error := message.error()) is not None:
@@ -312,25 +314,25 @@ class OddOffsets:
             return Fetch(found, start, is_batch)
 
         def first_at(offset: int) -> Seen | None:
-            return self._first(consumer, place, offset)
+            return self._first(consumer, partition, offset)
 
         try:
-            self._assign(consumer, place, gap.start)
-            own = self._own.setdefault(place, {})
-            return check_claims(read, first_at, partial(self._committed_at, place), gap, claims, log_start, own)
+            self._assign(consumer, partition, gap.start)
+            own = self._own.setdefault(partition, {})
+            return check_claims(read, first_at, partial(self._committed_at, partition), gap, claims, log_start, own)
         finally:
             consumer.unassign()
 
-    def _committed_at(self, place: Place, offset: int) -> Seen | None:
+    def _committed_at(self, partition: Partition, offset: int) -> Seen | None:
         consumer = self._consumer(_COMMITTED)
         try:
-            return self._first(consumer, place, offset)
+            return self._first(consumer, partition, offset)
         finally:
             consumer.unassign()
 
-    def _first(self, consumer: Consumer, place: Place, offset: int) -> Seen | None:
-        self._assign(consumer, place, offset)
-        if (message := self._next(consumer, place, offset)) is None:
+    def _first(self, consumer: Consumer, partition: Partition, offset: int) -> Seen | None:
+        self._assign(consumer, partition, offset)
+        if (message := self._next(consumer, partition, offset)) is None:
             raise TimeoutError(f"no answer for {SLICE_S:.0f} s")
         return _seen(message) if message.error() is None else None
 
@@ -355,13 +357,13 @@ class OddOffsets:
             own |= {"debug": "fetch", "logger": logger}
         return Consumer(reader_config(self._config, own))
 
-    def _assign(self, consumer: Consumer, place: Place, offset: int) -> None:
+    def _assign(self, consumer: Consumer, partition: Partition, offset: int) -> None:
         if consumer is self._made.get(_UNCOMMITTED):
-            self._log.begin(place)
+            self._log.begin(partition)
         self._ends_s = time.monotonic() + SLICE_S
-        consumer.assign([start_at(place, offset)])
+        consumer.assign([start_at(partition, offset)])
 
-    def _next(self, consumer: Consumer, place: Place, start: int) -> Message | None:
+    def _next(self, consumer: Consumer, partition: Partition, start: int) -> Message | None:
         """Return the next record, or what ends the reading from ``start``; None where nothing comes in time."""
         while True:
             self._waiting()
@@ -371,7 +373,7 @@ class OddOffsets:
                 if error is None or error.code() != KafkaError._AUTO_OFFSET_RESET or message.offset() == start:
                     return message
                 # Of an earlier reading, which had come to a record's claim behind the log's end.
-                self._assign(consumer, place, start)
+                self._assign(consumer, partition, start)
             elif message is None and time.monotonic() > self._ends_s:
                 return None
 

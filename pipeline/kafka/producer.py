@@ -15,7 +15,7 @@ from schemas.records import Headers
 
 _FULL_QUEUE_POLL_S: Final = 0.05
 _TRANSACTION_CALL_S: Final = 10.0
-_TRANSACTION_PATIENCE_S: Final = 60.0
+_TRANSACTION_TIMEOUT_S: Final = 60.0
 _ERRORS: Final = 3
 """syslog's level: each attempt to begin while the broker still ends what an earlier user left open is a warning."""
 _REMEDIES: Final = {
@@ -168,7 +168,7 @@ class TransactionalProducer:
 
     def _until_told(self, what: str, call: Callable[[float], None]) -> None:
         """Repeat a transactional call for as long as it may be repeated."""
-        deadline_s = time.monotonic() + _TRANSACTION_PATIENCE_S
+        deadline_s = time.monotonic() + _TRANSACTION_TIMEOUT_S
         while True:
             try:
                 call(_TRANSACTION_CALL_S)

@@ -14,7 +14,7 @@ from pipeline.kafka.clients import (
     last_offsets,
     log_consumer,
     partition_numbers,
-    patiently,
+    retried,
 )
 from pipeline.settings import Settings
 
@@ -34,11 +34,11 @@ class GroupLag:
         self._client = admin_client(bootstrap, settings=settings)
         self._consumer = group_consumer(bootstrap, group, settings=settings)
         self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
-        self._base = patiently(self._ends)
+        self._base = retried(self._ends)
 
     def measure(self) -> tuple[int, int]:
         """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
-        ends, committed = patiently(self._ends), patiently(self._committed)
+        ends, committed = retried(self._ends), retried(self._committed)
         lag = sum(max(0, end - committed.get(at, self._base[at])) for at, end in ends.items())
         return lag, sum(committed.values())
 
@@ -58,7 +58,7 @@ class TopicTail:
         self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
         positions = []
         for number in partition_numbers(self._consumer.consumer, topic):
-            positions.append(TopicPartition(topic, number, patiently(partial(self._end, number))))
+            positions.append(TopicPartition(topic, number, retried(partial(self._end, number))))
         self._consumer.assign(positions)
 
     def _end(self, number: int) -> int:

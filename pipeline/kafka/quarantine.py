@@ -14,8 +14,8 @@ import msgspec
 from pipeline.engine.block_messages import row_value
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.replay_reader import NewRecords
 from pipeline.kafka.internal import OnRefused, TrustedRecords
+from pipeline.kafka.replay_reader import NewRecords
 from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
@@ -56,8 +56,8 @@ class QuarantinedRecords:
         """Take in a control record. Ranges are left out: whoever meets one that cannot be read looks for it."""
         position = item.position
         if position.end is None:
-            place = (self._settings.topic(position.topic), position.partition, position.offset)
-            self._known.setdefault((item.agent, place), []).append(item)
+            partition = (self._settings.topic(position.topic), position.partition, position.offset)
+            self._known.setdefault((item.agent, partition), []).append(item)
 
     def skips(self, agent: str, record: Record) -> bool:
         """Return whether ``agent`` skips ``record``: a quarantine names its position and the digest of its value.
@@ -137,7 +137,7 @@ class Quarantines:
 
     def range_position(self, unreadable: UnreadableRange) -> RecordPosition:
         """Return the position of a range, its topic without prefix."""
-        return self._position(*unreadable.place, unreadable.start, unreadable.end)
+        return self._position(*unreadable.partition, unreadable.start, unreadable.end)
 
     def outputs(self, record: Record, error: Exception, now: datetime, row: int | None = None) -> Result:
         """Return what quarantines ``record`` once it commits with its offset: control record and dead letter.
@@ -163,7 +163,7 @@ class Quarantines:
         """Return what quarantines offsets that cannot be read, once it commits with the offset behind them."""
         message = unreadable.message[:_TEXT_LIMIT]
         result = self._quarantined(self.range_position(unreadable), None, unreadable.error, message, now)
-        first = Record(*unreadable.place, unreadable.start, _NO_TIMESTAMP_MS, None, None)
+        first = Record(*unreadable.partition, unreadable.start, _NO_TIMESTAMP_MS, None, None)
         sentence = f"Offsets {unreadable.start} to {unreadable.end - 1} cannot be read: {message}"
         result.dead_letter(first, self._agent, "unreadable", sentence, end=unreadable.end)
         return result

@@ -45,12 +45,12 @@ def log_ranges(
     Waits for as long as no broker answers; ``waiting`` is called meanwhile, and may raise. Raises ``KafkaException``.
     """
     client = admin_client(bootstrap, settings=settings)
-    places = [(topic, number) for topic in topics]
+    partitions = [(topic, number) for topic in topics]
 
     def ask() -> Mapping[str, range]:
-        starts = first_offsets(client, places)
-        ends = last_offsets(client, places, isolation)
-        return {place[0]: range(starts[place], ends[place]) for place in places}
+        starts = first_offsets(client, partitions)
+        ends = last_offsets(client, partitions, isolation)
+        return {partition[0]: range(starts[partition], ends[partition]) for partition in partitions}
 
     return answered(client, topics[0], ask, waiting)
 

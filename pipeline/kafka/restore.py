@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 from pipeline.kafka.carried import BATCH_BYTES
-from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers, stable_end
-from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.ranges import log_ranges
+from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers, stable_end
+from pipeline.kafka.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.messages import Progress
 from schemas.topics import PROGRESS
@@ -31,8 +31,8 @@ def restore_partition(
     settings: Settings,
     agent: str,
     number: int,
-    committed: Mapping[Place, int],
-    handler: PartitionHandler,
+    committed: Mapping[Partition, int],
+    handler: StateHandler,
     waiting: Callable[[], None],
     on_refused: OnRefused = not_counted,
     tuning: Mapping[str, int] | None = None,

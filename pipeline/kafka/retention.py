@@ -9,19 +9,19 @@ from schemas.times import MS_PER_DAY, US_PER_DAY
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, Topic
 
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
-PATIENCE_DAYS: Final = 7.0
+GRACE_DAYS: Final = 7.0
 """Days for which a label waits for its transaction or decision beyond the label retention."""
 
 
 def needed_days(topic: Topic, settings: Settings) -> float | None:
     """Days for which ``topic`` must keep a record so that state can be replayed from it; None: for ever."""
-    labels_days = settings.label_horizon_days + PATIENCE_DAYS
+    labels_days = settings.label_horizon_days + GRACE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None
     if topic in (DECISIONS, ALERTS, DEAD_LETTERS):
         return 0.0
     if topic == DECISION_FEATURES:
-        return max(labels_days, settings.maturity_days + PATIENCE_DAYS)
+        return max(labels_days, settings.maturity_days + GRACE_DAYS)
     return max(WINDOW_HORIZON_DAYS, settings.dedup_horizon_days, labels_days)
 
 

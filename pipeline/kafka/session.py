@@ -22,18 +22,18 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from pipeline.kafka.batch import Batch, Place, places_text, start_at
+from pipeline.kafka.batch import Batch, Partition, partitions_text, start_at
+from pipeline.kafka.call_thread import CallThread, CallTimedOut
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.caller import Caller, Hung
 from pipeline.kafka.careful import Committed, Mark, write_mark
 from pipeline.kafka.carried import carried_messages
 from pipeline.kafka.clients import GroupProtocol, consumer_config, late_fetch_config, log_error, record_of
-from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.odd_offsets import OddOffsets
 from pipeline.kafka.offsets import CommittedOffsets
-from pipeline.kafka.patience import Patience
 from pipeline.kafka.restore import restore_partition
+from pipeline.kafka.retries import Retries
+from pipeline.kafka.state_handler import StateHandler
 from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import (
     CALL_TIMEOUT_S,
@@ -67,7 +67,7 @@ REJOIN_S: Final = 0.5
 
 
 _encode = msgspec.json.Encoder().encode
-_Failed = dict[Place, tuple[int, KafkaError]]
+_Failed = dict[Partition, tuple[int, KafkaError]]
 """Offset that the first error about a batch names, and the error, by partition."""
 
 
@@ -80,7 +80,7 @@ class Session:
         settings: Settings,
         agent: str,
         topics: Sequence[Topic],
-        handler: PartitionHandler,
+        handler: StateHandler,
         *,
         waiting: Callable[[], None] = lambda: None,
         renewed: Callable[[], None] = lambda: None,
@@ -99,8 +99,8 @@ class Session:
         self._names = {settings.topic(topic.name): topic for topic in topics}
         self._bootstrap, self._tell_waiting = bootstrap, waiting
         self._stopping = threading.Event()
-        self._patience = Patience(agent, self._stopping, self._waiting)
-        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._patience, on_refused)
+        self._retries = Retries(agent, self._stopping, self._waiting)
+        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._retries, on_refused)
         self._stopped_s = math.inf
         self._classic = group_protocol == "classic"
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
@@ -129,13 +129,13 @@ class Session:
         )
         # Where each partition that is held has been read up to. A record below it, or of a partition that is not held,
         # was fetched before a rebalance or an abort that happened while its batch was being formed.
-        self._positions: dict[Place, int] = {}
+        self._positions: dict[Partition, int] = {}
         self._carried = carried_messages(topics, settings.batch_max_records)
-        self._committed: dict[Place, int] = {}
+        self._committed: dict[Partition, int] = {}
         """Next offset of each partition's committed state; ``_positions`` may be ahead by a batch."""
         self._progress: dict[int, int] = {}
-        self._assigned: set[Place] = set()
-        self._careful = CarefulReading(bootstrap, settings, agent, self._patience)
+        self._assigned: set[Partition] = set()
+        self._careful = CarefulReading(bootstrap, settings, agent, self._retries)
         self._paused = False
         """True while all that is held is paused for careful reading."""
         self._on_hold = False
@@ -149,12 +149,12 @@ class Session:
         self._subscribe()
 
     @property
-    def assigned(self) -> list[Place]:
+    def assigned(self) -> list[Partition]:
         """Partitions held now, as (topic on the cluster, number)."""
         return sorted(self._positions)
 
     @property
-    def committed(self) -> Mapping[Place, int]:
+    def committed(self) -> Mapping[Partition, int]:
         """Offsets behind what has entered the committed state of each partition held."""
         return self._committed
 
@@ -183,17 +183,17 @@ class Session:
         order = list(self._names)
         read, failed = self._read(messages)
         resumed = self._believe(read)
-        by_place = sorted(read.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
-        starts = {place: records[0].offset for place, records in by_place}
-        ends = {place: records[-1].offset + 1 for place, records in by_place}
+        by_partition = sorted(read.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
+        starts = {partition: records[0].offset for partition, records in by_partition}
+        ends = {partition: records[-1].offset + 1 for partition, records in by_partition}
         self._positions.update(ends)
         self._unreadable.succeeded(ends)
-        for place, (offset, error) in failed.items():
-            if place not in resumed:
-                self._retry(place, offset, error)
-        for place, offset in resumed.items():
-            self._seek(place, offset)
-        records = [record for _, part in by_place for record in part]
+        for partition, (offset, error) in failed.items():
+            if partition not in resumed:
+                self._retry(partition, offset, error)
+        for partition, offset in resumed.items():
+            self._seek(partition, offset)
+        records = [record for _, part in by_partition for record in part]
         return Batch(records, metadata, starts, ends) if records else None
 
     def hold(self, timeout_s: float) -> Batch | None:
@@ -268,24 +268,28 @@ class Session:
         self._committed.update(batch.ends)
         self._careful.end_step()
 
-    def _write(self, outputs: Sequence[Output], marks: Mapping[Place, tuple[int, Mark]], group_metadata: Any) -> None:
+    def _write(
+        self, outputs: Sequence[Output], marks: Mapping[Partition, tuple[int, Mark]], group_metadata: Any
+    ) -> None:
         """Write outputs and offsets with their marks; in one transaction under exactly-once."""
-        offsets = [TopicPartition(*place, offset, write_mark(mark).decode()) for place, (offset, mark) in marks.items()]
+        offsets = [
+            TopicPartition(*partition, offset, write_mark(mark).decode()) for partition, (offset, mark) in marks.items()
+        ]
         if self._transactions.exactly_once:
             self._transactions.commit(outputs, offsets, group_metadata)
             return
         self._transactions.write(outputs)
         if offsets:
-            self._patience.repeat("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+            self._retries.call("commit", lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
 
     def rewind(self, batch: Batch) -> None:
         """Take back what ``batch`` did to the state, and read it again from its start."""
         self._careful.end_step()
         self._handler.rollback(batch.partitions)
-        for place, offset in batch.starts.items():
+        for partition, offset in batch.starts.items():
             # Not forwards: a part of the same batch that stands before this one may have been taken back already.
-            if offset < self._positions.get(place, -1):
-                self._seek(place, offset)
+            if offset < self._positions.get(partition, -1):
+                self._seek(partition, offset)
 
     @property
     def progress(self) -> Mapping[int, int]:
@@ -295,7 +299,7 @@ class Session:
         """
         return self._progress
 
-    def lag(self) -> dict[Place, int]:
+    def lag(self) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.
 
         The end is from the client's cache. It does not move while nothing is fetched: on hold a broker is asked.
@@ -345,7 +349,7 @@ class Session:
             return None
         metadata = self._consumer.consumer_group_metadata()
 
-        def write(marks: Mapping[Place, tuple[int, Mark]]) -> None:
+        def write(marks: Mapping[Partition, tuple[int, Mark]]) -> None:
             self._write([], marks, metadata)
 
         try:
@@ -361,23 +365,23 @@ class Session:
         if self._careful.plan.active:
             self._paused = True
         if self._paused or self._on_hold:
-            self._consumer.pause([TopicPartition(*place) for place in self._assigned])
+            self._consumer.pause([TopicPartition(*partition) for partition in self._assigned])
 
     def _resume(self) -> None:
         """Read on as usual, but for partitions that are paused while the end of an unreadable batch is searched."""
-        places = [place for place in self._positions if not self._unreadable.pauses(place)]
+        partitions = [partition for partition in self._positions if not self._unreadable.pauses(partition)]
         # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
-        self._consumer.resume([TopicPartition(*place) for place in places])
-        for place in places:
-            self._seek(place, self._positions[place])
+        self._consumer.resume([TopicPartition(*partition) for partition in partitions])
+        for partition in partitions:
+            self._seek(partition, self._positions[partition])
         self._paused = False
 
     def _release(self, numbers: Collection[int]) -> None:
         """Say beside the committed offsets of partitions that they are given up in order."""
         marks = {
-            place: (offset, Mark(released=True))
-            for place, offset in self._committed.items()
-            if place[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(place, offset) is not None)
+            partition: (offset, Mark(released=True))
+            for partition, offset in self._committed.items()
+            if partition[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(partition, offset) is not None)
         }
         if not marks or not self._transactions.reachable:
             return
@@ -401,9 +405,9 @@ class Session:
             if len(more) < wanted:
                 return
 
-    def _read(self, messages: Iterable[Message]) -> tuple[dict[Place, list[Record]], _Failed]:
+    def _read(self, messages: Iterable[Message]) -> tuple[dict[Partition, list[Record]], _Failed]:
         """Return the records to process, by partition, and the fetches that failed; other errors are looked at."""
-        read: dict[Place, list[Record]] = {}
+        read: dict[Partition, list[Record]] = {}
         failed: _Failed = {}
         topic, number, expected = "", -1, math.inf
         records: list[Record] = []
@@ -417,71 +421,73 @@ class Session:
                 elif at not in failed:
                     self._look_at(message, error)
                 continue
-            # Records come in runs of one partition: its place is looked up once for each run, and not for each record.
+            # Records come in runs of one partition, which is looked up once for each run, and not for each record.
             if message.partition() != number or message.topic() != topic:
-                place = topic, number = message.topic(), message.partition()
-                records = read.setdefault(place, [])
-                expected = records[-1].offset + 1 if records else self._positions.get(place, math.inf)
+                partition = topic, number = message.topic(), message.partition()
+                records = read.setdefault(partition, [])
+                expected = records[-1].offset + 1 if records else self._positions.get(partition, math.inf)
                 # What the client makes of a damaged batch's remains is nothing to be believed.
-                expected = math.inf if place in failed else expected
+                expected = math.inf if partition in failed else expected
             record = record_of(message, topic)
             if record.offset >= expected:
                 expected = record.offset + 1
                 records.append(record)
-        return {place: records for place, records in read.items() if records}, failed
+        return {partition: records for partition, records in read.items() if records}, failed
 
-    def _believe(self, read: dict[Place, list[Record]]) -> dict[Place, int]:
+    def _believe(self, read: dict[Partition, list[Record]]) -> dict[Partition, int]:
         """Drop from ``read`` what may hide other records; return where to read such partitions again."""
-        resumed: dict[Place, int] = {}
-        for place in [place for place in read if place[0] in self._odd.topics]:
-            records = read[place]
+        resumed: dict[Partition, int] = {}
+        for partition in [partition for partition in read if partition[0] in self._odd.topics]:
+            records = read[partition]
             first = records[0]
             content = first.timestamp_ms, first.key, first.value
-            reach = self._odd.check(place, self._positions[place], [record.offset for record in records], content)
+            reach = self._odd.check(
+                partition, self._positions[partition], [record.offset for record in records], content
+            )
             if reach is None:
                 continue
-            read[place] = [record for record in records if record.offset < reach.position]
-            if not read[place]:
-                del read[place]
-            resumed[place] = reach.position
+            read[partition] = [record for record in records if record.offset < reach.position]
+            if not read[partition]:
+                del read[partition]
+            resumed[partition] = reach.position
             if reach.resume > reach.position:
-                self._unreadable.found(place, reach.position, reach.resume)
+                self._unreadable.found(partition, reach.position, reach.resume)
         return resumed
 
-    def _retry(self, place: Place, offset: int, error: KafkaError) -> None:
+    def _retry(self, partition: Partition, offset: int, error: KafkaError) -> None:
         """Fetch again what could not be read, or leave the partition alone while the end of it is searched for."""
-        position = self._positions[place]
+        position = self._positions[partition]
         start = max(position, offset)
-        if self._unreadable.failed(place, start, error):
-            self._consumer.pause([TopicPartition(*place)])
-        self._seek(place, start)
+        if self._unreadable.failed(partition, start, error):
+            self._consumer.pause([TopicPartition(*partition)])
+        self._seek(partition, start)
 
     def _unreadable_batch(self) -> Batch | None:
         """A batch without records that passes over a range which cannot be read, once its end is known."""
         self._unreadable.look(self._consumer, self._positions)
-        if (found := self._unreadable.pop_found()) is None or found.place not in self._positions:
+        if (found := self._unreadable.pop_found()) is None or found.partition not in self._positions:
             return None
-        place, position = found.place, self._positions[found.place]
+        partition, position = found.partition, self._positions[found.partition]
         if found.error == STALLED and found.start == found.end:
             # It waits for something else, and was not paused.
             return None
-        self._consumer.resume([TopicPartition(*place)])
+        self._consumer.resume([TopicPartition(*partition)])
         # It can be read after all; or the records before it were not committed and are read again, as it will be then.
         is_void = found.start == found.end or position != found.start
-        self._seek(place, position if is_void else found.end)
+        self._seek(partition, position if is_void else found.end)
         if is_void:
             return None
         metadata = self._consumer.consumer_group_metadata()
-        return Batch([], metadata, {place: found.start}, {place: found.end}, unreadable=found)
+        return Batch([], metadata, {partition: found.start}, {partition: found.end}, unreadable=found)
 
     def _look_at(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            place = (message.topic(), message.partition())
-            position = self._positions.get(place, message.offset())
-            if message.offset() != position and (self._unreadable.fails(place) or place[0] in self._odd.topics):
+            partition = (message.topic(), message.partition())
+            position = self._positions.get(partition, message.offset())
+            if message.offset() != position and (self._unreadable.fails(partition) or partition[0] in self._odd.topics):
                 # Behind a damaged batch the client went on anywhere, or where a record claimed to be, and says so once
                 # it was called back.
-                self._seek(place, position)
+                self._seek(partition, position)
                 return
             raise SessionError(
                 f"agent {self.agent}: {message.topic()} partition {message.partition()} no longer holds the offset to "
@@ -494,30 +500,30 @@ class Session:
             self._fatal.append(error.str())
         log.warning("%s: %s", self.agent, error.str())
 
-    def _seek(self, place: Place, offset: int) -> None:
-        self._positions[place] = offset
-        self._carried.drop(lambda at: at == place)
+    def _seek(self, partition: Partition, offset: int) -> None:
+        self._positions[partition] = offset
+        self._carried.drop(lambda at: at == partition)
         try:
-            self._patience.repeat("seek", lambda: self._consumer.seek(start_at(place, offset)))
+            self._retries.call("seek", lambda: self._consumer.seek(start_at(partition, offset)))
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
-            if place in {(held.topic, held.partition) for held in self._consumer.assignment()}:
-                self._restart(place, offset)
+            if partition in {(held.topic, held.partition) for held in self._consumer.assignment()}:
+                self._restart(partition, offset)
                 return
             # The client does not hold the partition any more, which the next poll will report.
-            log.warning("%s: %s partition %d is lost: %s", self.agent, *place, error.args[0].str())
-            self._positions.pop(place, None)
+            log.warning("%s: %s partition %d is lost: %s", self.agent, *partition, error.args[0].str())
+            self._positions.pop(partition, None)
 
-    def _restart(self, place: Place, offset: int) -> None:
+    def _restart(self, partition: Partition, offset: int) -> None:
         """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
         if self._classic:
-            at = self._positions | {place: offset}
+            at = self._positions | {partition: offset}
             positions = [start_at(held, at.get(held, 0)) for held in self._assigned]
             self._consumer.assign(positions)
         else:
-            self._consumer.incremental_unassign([TopicPartition(*place)])
-            self._consumer.incremental_assign([start_at(place, offset)])
+            self._consumer.incremental_unassign([TopicPartition(*partition)])
+            self._consumer.incremental_assign([start_at(partition, offset)])
 
     def _markers(self, batch: Batch) -> list[Output]:
         """Return the batch's input ranges and config, for replays; an agent of one input topic needs none."""
@@ -582,21 +588,21 @@ class Session:
         self._subscribe()
 
     def _leave(self, consumer: Consumer) -> None:
-        caller = Caller(self.agent, self._tell_waiting)
+        call_thread = CallThread(self.agent, self._tell_waiting)
         try:
-            caller.call("leaving the group", consumer.close, LAST_WAIT_S)
-        except Hung as error:
+            call_thread.call("leaving the group", consumer.close, LAST_WAIT_S)
+        except CallTimedOut as error:
             # The group learns of it when the session times out.
             log.warning("%s", error)
         finally:
-            caller.end()
+            call_thread.end()
 
     def _give_up(self, numbers: Collection[int]) -> None:
         self._carried.drop(lambda at: at[1] in numbers)
         for offsets in (self._positions, self._committed):
-            for place in [place for place in offsets if place[1] in numbers]:
-                del offsets[place]
-                self._careful.plan.forget(place)
+            for partition in [partition for partition in offsets if partition[1] in numbers]:
+                del offsets[partition]
+                self._careful.plan.forget(partition)
         self._unreadable.forget(numbers)
         for number in numbers:
             self._progress.pop(number, None)
@@ -610,11 +616,11 @@ class Session:
             # One that was given up and is being closed.
             self._unassign(consumer, partitions)
             return
-        places = [(partition.topic, partition.partition) for partition in partitions]
-        self._assigned.update(places)
-        numbers = {number for _, number in places}
+        came = [(partition.topic, partition.partition) for partition in partitions]
+        self._assigned.update(came)
+        numbers = {number for _, number in came}
         whole = sorted(n for n in numbers if all((topic, n) in self._assigned for topic in self._names))
-        offsets: dict[Place, int] = {}
+        offsets: dict[Partition, int] = {}
         if whole:
             self._end_left_open([(topic, number) for number in whole for topic in self._names])
             # Asked first: what the last holder committed with these offsets can be read once they are known.
@@ -623,27 +629,27 @@ class Session:
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})
             self._careful.assigned(committed)
-        positions = [start_at(place, offsets.get(place, 0)) for place in places]
-        log.info("%s: assigned %s", self.agent, places_text(places))
+        positions = [start_at(partition, offsets.get(partition, 0)) for partition in came]
+        log.info("%s: assigned %s", self.agent, partitions_text(came))
         if self._classic:
             consumer.assign(positions)
         else:
             consumer.incremental_assign(positions)
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
-        if incomplete := [TopicPartition(*place) for place in places if place[1] not in whole]:
+        if incomplete := [TopicPartition(*partition) for partition in came if partition[1] not in whole]:
             consumer.pause(incomplete)
         # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
         if whole and not self._careful.plan.active:
             consumer.resume([TopicPartition(topic, number) for number in whole for topic in self._names])
-        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in places]
-        for place in earlier:
+        earlier = [(topic, number) for number in whole for topic in self._names if (topic, number) not in came]
+        for partition in earlier:
             # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
-            self._seek(place, offsets[place])
+            self._seek(partition, offsets[partition])
         self._positions.update(offsets)
         self._committed.update(offsets)
         self._pause()
 
-    def _end_left_open(self, places: Collection[Place]) -> None:
+    def _end_left_open(self, partitions: Collection[Partition]) -> None:
         """Abort the transactions of workers that died with partitions.
 
         Until they end, offsets are not known, and readers of the outputs get no further. Brokers would wait for
@@ -651,7 +657,7 @@ class Session:
         """
         if not self._transactions.exactly_once:
             return
-        for instance in sorted(self._offsets.dead_holders(places)):
+        for instance in sorted(self._offsets.dead_holders(partitions)):
             log.warning("%s: instance %s died with partitions; its transactions are aborted", self.agent, instance)
             settings = self._settings.model_copy(update={"instance": instance})
             deadline_s = time.monotonic() + CALL_TIMEOUT_S
@@ -673,13 +679,15 @@ class Session:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is self._consumer:
             self._release({partition.partition for partition in partitions})
-        log.info("%s: gave up %s", self.agent, places_text([(lost.topic, lost.partition) for lost in partitions]))
+        log.info("%s: gave up %s", self.agent, partitions_text([(lost.topic, lost.partition) for lost in partitions]))
         self._take_away(consumer, partitions)
 
     @callback
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.warning(
-            "%s: lost %s", self.agent, places_text([(partition.topic, partition.partition) for partition in partitions])
+            "%s: lost %s",
+            self.agent,
+            partitions_text([(partition.topic, partition.partition) for partition in partitions]),
         )
         self._take_away(consumer, partitions)
 
@@ -689,7 +697,7 @@ class Session:
         # A client that was given up reports it while it is closed; what it held may be its successor's by then.
         if consumer is self._consumer:
             self._assigned -= {(partition.topic, partition.partition) for partition in partitions}
-            left = [TopicPartition(*place) for place in self._assigned if place[1] in numbers]
+            left = [TopicPartition(*partition) for partition in self._assigned if partition[1] in numbers]
             self._give_up(numbers)
         if left and not self._classic:
             consumer.pause(left)
@@ -701,9 +709,9 @@ class Session:
         else:
             consumer.incremental_unassign(partitions)
 
-    def _restore(self, number: int, marked: Mapping[Place, Committed]) -> dict[Place, int]:
+    def _restore(self, number: int, marked: Mapping[Partition, Committed]) -> dict[Partition, int]:
         """Bring a partition's state up to what is committed; returns where reading goes on."""
-        committed = {place: at.offset for place, at in marked.items()}
+        committed = {partition: at.offset for partition, at in marked.items()}
         try:
             done = restore_partition(
                 self._bootstrap,

@@ -16,12 +16,13 @@ from confluent_kafka.admin import AdminClient, ResourceType
 
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
-from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, patiently
+from pipeline.kafka.batch import Partition
+from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, retried
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.kernels import newest_of_other_kernels
+from pipeline.kafka.offset_checks import ResultOffsets, any_record, result_offsets
 from pipeline.kafka.retention import retention_problems
-from pipeline.kafka.traces import Traces, any_record, traces_of
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic, has_order
 
@@ -34,8 +35,6 @@ _FIRST_BATCH: Final = (
     ". Under at_least_once a worker that died within the group's very first batch leaves this too: if so, starting all "
     "the same only repeats that batch"
 )
-
-Partition = tuple[str, int]
 
 
 class StartRefused(RuntimeError):
@@ -70,7 +69,7 @@ def check_start(
     checks = (check_partitions, check_retention, check_timestamps, check_replication, check_offsets, check_kernel)
     with ThreadPoolExecutor(len(checks)) as threads:
         # All at once: they mostly wait for brokers. Workers are started together with these, or while one restarts.
-        found = list(threads.map(lambda check: patiently(partial(check, cluster, roles)), checks))
+        found = list(threads.map(lambda check: retried(partial(check, cluster, roles)), checks))
     problems = [problem for of_check in found for problem in of_check.problems]
     warnings = [warning for of_check in found for warning in of_check.warnings]
     if problems:
@@ -255,19 +254,19 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     ends = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED)
     starts = first_offsets(client, partitions)
     missing = [at for at in partitions if at not in committed]
-    traces = Traces()
+    results = ResultOffsets()
     # Decisions, which are large, are looked at only where something is to be explained.
     if missing or has_order(role.reads):
         numbers = {number for _, number in partitions}
-        traces = traces_of(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
-    anew = {at: traces.ends[at] for at in missing if traces.ends.get(at, 0) > ends[at]}
+        results = result_offsets(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
+    anew = {at: results.ends[at] for at in missing if results.ends.get(at, 0) > ends[at]}
     unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
     return OffsetFindings(
         lost=_deleted(group, committed, starts) + _made_anew(group, anew),
         beyond=_beyond(group, committed, ends),
-        again=_decided_again(cluster, role, unread, traces, whole=not committed),
+        again=_decided_again(cluster, role, unread, results, whole=not committed),
         warnings=(
-            _without_order(group, settings.topic(PROGRESS.name), committed, traces) if has_order(role.reads) else []
+            _without_order(group, settings.topic(PROGRESS.name), committed, results) if has_order(role.reads) else []
         ),
     )
 
@@ -323,23 +322,23 @@ def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
     return problems
 
 
-def _without_order(group: str, progress: str, committed: Mapping[Partition, int], traces: Traces) -> list[str]:
+def _without_order(group: str, progress: str, committed: Mapping[Partition, int], results: ResultOffsets) -> list[str]:
     """Warn of committed input whose order of reading is not recorded."""
     warnings = []
     what_follows = (
         "a replay reads such records topic by topic, which may not be the order in which they were worked on. Was the "
         "topic made anew? Restore it from a backup"
     )
-    for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - traces.numbers):
+    for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - results.numbers):
         warnings.append(
             f"group {group} has read its inputs' partition {number}, and topic {progress} tells nothing of it: "
             f"{what_follows}"
         )
     for (topic, number), offset in committed.items():
-        if traces.newest.get((topic, number), offset) < offset:
+        if results.newest.get((topic, number), offset) < offset:
             warnings.append(
                 f"group {group} stands at offset {offset} of {topic} partition {number}, and topic {progress} tells of "
-                f"it up to offset {traces.newest[topic, number]} only: {what_follows}"
+                f"it up to offset {results.newest[topic, number]} only: {what_follows}"
             )
     return warnings
 
@@ -366,7 +365,7 @@ def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partit
 
 
 def _decided_again(
-    cluster: Cluster, role: Role, missing: Sequence[Partition], traces: Traces, *, whole: bool
+    cluster: Cluster, role: Role, missing: Sequence[Partition], shown: ResultOffsets, *, whole: bool
 ) -> list[str]:
     """Find inputs that would be decided a second time, because their results exist and they have no offset."""
     # Whoever publishes a model writes to `models`, and a second reading of the examples ends at the same version.
@@ -381,7 +380,7 @@ def _decided_again(
         # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.
         return []
     else:
-        missing = [at for at in missing if at in traces.ends]
+        missing = [at for at in missing if at in shown.ends]
         found = results if missing else []
         listed = ", ".join(f"{topic} partition {number}" for topic, number in missing)
         what = f"group {group} has no offsets for {listed}, but its topics"

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from confluent_kafka import IsolationLevel, KafkaException
 
-from pipeline.kafka.batch import Batch, Place
+from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark
 from pipeline.kafka.clients import FETCH_BYTES, TopicError, admin_client, last_offsets
-from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.patience import Patience
 from pipeline.kafka.ranges import answered
+from pipeline.kafka.replay_reader import RangeReader
+from pipeline.kafka.retries import Retries
 from pipeline.settings import Settings
 from schemas.records import Record
 
@@ -34,7 +34,7 @@ ONE_RECORD_BATCH: Final = {
 _ALONE: Final = threading.Lock()
 """Held for a step: what another agent of this process dies of must not count for it."""
 
-WriteMarks = Callable[[Mapping[Place, tuple[int, Mark]]], None]
+WriteMarks = Callable[[Mapping[Partition, tuple[int, Mark]]], None]
 
 
 def restore_tuning(committed: Iterable[Committed]) -> dict[str, int]:
@@ -51,8 +51,8 @@ def restore_tuning(committed: Iterable[Committed]) -> dict[str, int]:
 class CarefulReading:
     """Careful reading of one session; used from its thread."""
 
-    def __init__(self, bootstrap: str, settings: Settings, agent: str, patience: Patience) -> None:
-        self._bootstrap, self._settings, self._agent, self._patience = bootstrap, settings, agent, patience
+    def __init__(self, bootstrap: str, settings: Settings, agent: str, retries: Retries) -> None:
+        self._bootstrap, self._settings, self._agent, self._retries = bootstrap, settings, agent, retries
         self.plan = Careful(settings.batch_max_records)
         self._alone = False
         self._session = f"{settings.instance}/{uuid.uuid4().hex}/"
@@ -62,36 +62,38 @@ class CarefulReading:
         """Return a name for a transaction that no other has, of this session or of another."""
         return f"{self._session}{next(self._numbers)}"
 
-    def assigned(self, committed: Mapping[Place, Committed]) -> None:
+    def assigned(self, committed: Mapping[Partition, Committed]) -> None:
         """Take partitions in, with the offsets that they go on from; what this session did itself is no death."""
         others = {
-            place: at
-            for place, at in committed.items()
+            partition: at
+            for partition, at in committed.items()
             if not (at.known and at.mark is not None and at.mark.commit.startswith(self._session))
         }
         asked = {
-            place: at for place, at in others.items() if not at.known or (at.mark is not None and not at.mark.released)
+            partition: at
+            for partition, at in others.items()
+            if not at.known or (at.mark is not None and not at.mark.released)
         }
-        for place in sorted(others.keys() - asked.keys()):
-            self.plan.assigned(place, others[place], 0)
+        for partition in sorted(others.keys() - asked.keys()):
+            self.plan.assigned(partition, others[partition], 0)
         if not asked:
             return
         client = admin_client(self._bootstrap, settings=self._settings)
         look = partial(last_offsets, client, sorted(asked), IsolationLevel.READ_COMMITTED)
-        ends = answered(client, min(asked)[0], look, self._patience.wait)
-        for place, at in asked.items():
-            attempt = self.plan.assigned(place, at, ends[place])
+        ends = answered(client, min(asked)[0], look, self._retries.wait)
+        for partition, at in asked.items():
+            attempt = self.plan.assigned(partition, at, ends[partition])
             if attempt is not None and at.known:
                 log.warning(
                     "%s: %s partition %d: the last holder died behind offset %d; up to %d records are worked on at a "
                     "time up to offset %d%s",
-                    self._agent, *place, at.offset, attempt.size or self._settings.batch_max_records, attempt.end,
+                    self._agent, *partition, at.offset, attempt.size or self._settings.batch_max_records, attempt.end,
                     f", where {attempt.deaths} died of one alone" if attempt.deaths else "",
                 )  # fmt: skip
 
     def poll(
         self,
-        positions: dict[Place, int],
+        positions: dict[Partition, int],
         group_metadata: Any,
         write: WriteMarks,
         timeout_s: float,
@@ -115,14 +117,14 @@ class CarefulReading:
         if step is None or not _ALONE.acquire(timeout=timeout_s):
             return None
         self._alone = True
-        place, start, attempt = step
-        self._name({place: (start, attempt)}, write)
+        partition, start, attempt = step
+        self._name({partition: (start, attempt)}, write)
         self.plan.begin(step)
         if attempt.size == 1:
             log.log(
                 logging.WARNING if attempt.deaths else logging.DEBUG,
                 "%s: %s partition %d offset %d is worked on alone; %d processes died of it before",
-                self._agent, *place, start, attempt.deaths,
+                self._agent, *partition, start, attempt.deaths,
             )  # fmt: skip
         records = self._read(step)
         if records is None:
@@ -130,13 +132,13 @@ class CarefulReading:
             return None
         # Without records there are marks of transactions alone. They are committed too, or a later death would count
         # for their step.
-        ends = {place: records[-1].offset + 1 if records else attempt.end}
+        ends = {partition: records[-1].offset + 1 if records else attempt.end}
         positions.update(ends)
-        return Batch(records, group_metadata, {place: start}, ends, deaths=attempt.deaths if records else 0)
+        return Batch(records, group_metadata, {partition: start}, ends, deaths=attempt.deaths if records else 0)
 
-    def _name(self, attempts: Mapping[Place, tuple[int, Attempt | None]], write: WriteMarks) -> None:
+    def _name(self, attempts: Mapping[Partition, tuple[int, Attempt | None]], write: WriteMarks) -> None:
         name = self.new_name()
-        write({place: (offset, Mark(name, attempt=attempt)) for place, (offset, attempt) in attempts.items()})
+        write({partition: (offset, Mark(name, attempt=attempt)) for partition, (offset, attempt) in attempts.items()})
 
     def end_step(self) -> None:
         """End the last step, whether or not it was completed."""
@@ -145,8 +147,8 @@ class CarefulReading:
             _ALONE.release()
 
     def _read(self, step: CarefulStep) -> list[Record] | None:
-        at = (*step.place, step.start)
-        wait = self._patience.wait
+        at = (*step.partition, step.start)
+        wait = self._retries.wait
         # Usual reading quarantines what this one refuses.
         reader = RangeReader(self._bootstrap, self._settings, *at, wait, ONE_RECORD_BATCH, skip_refused=False)
         try:
@@ -155,5 +157,5 @@ class CarefulReading:
                 return reader.read_to(step.attempt.end)
         except (TopicError, KafkaException) as error:
             log.warning("%s: %s partition %d offset %d: %s; reading on as usual", self._agent, *at, error)
-            self.plan.give_up(step.place)
+            self.plan.give_up(step.partition)
             return None

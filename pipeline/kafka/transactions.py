@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pipeline.engine.results import redacted
+from pipeline.kafka.call_thread import CALL_TIMEOUT_AFTER_S, CallThread, CallTimedOut
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.caller import HUNG_AFTER_S, Caller, Hung
 from pipeline.kafka.clients import log_error, producer_config
 from pipeline.settings import Settings
 from pipeline.signing import SIGNED, Signer
@@ -46,7 +46,7 @@ NOT_A_MEMBER: Final = frozenset(
 """The group does not know this member as it was when the batch was formed."""
 CALL_TIMEOUT_S: Final = 8.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
-HUNG_SOON_S: Final = 4.0
+CALL_TIMEOUT_SOON_S: Final = 4.0
 """Longest wait for a call of a transaction during which all brokers were away.
 
 What the client knows of coordinators may be from before, and it may wait for one of them for ever.
@@ -93,7 +93,7 @@ class _Client(NamedTuple):
     """A producer, and the thread of its transactional calls."""
 
     producer: Producer
-    caller: Caller
+    call_thread: CallThread
 
 
 def _transactional_ids(settings: Settings, agent: str, count: int) -> tuple[str, ...]:
@@ -214,8 +214,8 @@ class TransactionalProducers:
         return self._clients[self._turn].producer
 
     @property
-    def _caller(self) -> Caller:
-        return self._clients[self._turn].caller
+    def _call_thread(self) -> CallThread:
+        return self._clients[self._turn].call_thread
 
     def start(self) -> None:
         """Fence earlier holders of the transactional ids; what they left unfinished is aborted."""
@@ -253,7 +253,7 @@ class TransactionalProducers:
             producing = False
             sending = [partial(self._send_offsets, offsets, metadata)] if offsets else []
             self._transactional("commit_transaction", *sending, commit)
-        except Hung as error:
+        except CallTimedOut as error:
             self._in_transaction = False
             self._renew(str(error))
             raise (Unknown if committing else Aborted)(str(error)) from error
@@ -294,7 +294,7 @@ class TransactionalProducers:
     def close(self) -> None:
         """Give the producers up; a transaction that is open is left to the broker, or to its id's next holder."""
         for client in self._clients:
-            client.caller.end()
+            client.call_thread.end()
 
     def _send_offsets(self, offsets: list[TopicPartition], metadata: Any) -> None:
         self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
@@ -310,7 +310,7 @@ class TransactionalProducers:
             # A report of each record that was written would take as long as to write it.
             overrides={"error_cb": self._on_error, "delivery.report.only.error": not self._marks},
         )
-        return _Client(Producer(config), Caller(self._agent, self._while_waiting))
+        return _Client(Producer(config), CallThread(self._agent, self._while_waiting))
 
     def _renew(self, reason: str) -> None:
         """Replace the producers, which ends what is unfinished of any of them."""
@@ -332,11 +332,11 @@ class TransactionalProducers:
         while True:
             try:
                 self._transactional("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
-            except Hung as error:
+            except CallTimedOut as error:
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self._agent}: {error}") from error
                 log.warning("%s: %s; trying again with a new producer", self._agent, error)
-                self._caller.end()
+                self._call_thread.end()
                 self._clients[self._turn] = self._new(self._ids[self._turn])
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
@@ -344,15 +344,19 @@ class TransactionalProducers:
             else:
                 return
 
-    def _call(self, what: str, call: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> None:
+    def _call(self, what: str, call: Callable[[], Any], timeout_s: float = CALL_TIMEOUT_AFTER_S) -> None:
         self._began_s = time.monotonic()
-        self._caller.call(what, call, timeout_s)
+        self._call_thread.call(what, call, timeout_s)
 
     def _while_waiting(self) -> None:
         self._waiting()
         self._producer.poll(0)
-        if self._in_transaction and self._brokers_down.is_set() and time.monotonic() - self._began_s > HUNG_SOON_S:
-            raise Hung(f"{self._agent}: brokers went away during a transaction")
+        if (
+            self._in_transaction
+            and self._brokers_down.is_set()
+            and time.monotonic() - self._began_s > CALL_TIMEOUT_SOON_S
+        ):
+            raise CallTimedOut(f"{self._agent}: brokers went away during a transaction")
 
     def _transactional(self, what: str, *calls: Callable[[], Any]) -> None:
         """Make transactional calls, one after the other; a failed one again for as long as its error allows.
@@ -360,8 +364,8 @@ class TransactionalProducers:
         All are made on the caller's thread at once: to hand a call over and back costs as much as a small batch.
 
         Raises:
-            Hung: The repetitions take longer than a transaction may: a coordinator that answers again and again that a
-                transaction is in progress is one that this producer will not be rid of.
+            CallTimedOut: The repetitions take longer than a transaction may: a coordinator that answers again and again
+                that a transaction is in progress is one that this producer will not be rid of.
             KafkaException: A call must not be repeated.
             Stopped: The worker ends.
         """
@@ -376,7 +380,7 @@ class TransactionalProducers:
 
         while True:
             try:
-                self._call(what, make, HUNG_AFTER_S + (len(left) - 1) * CALL_TIMEOUT_S)
+                self._call(what, make, CALL_TIMEOUT_AFTER_S + (len(left) - 1) * CALL_TIMEOUT_S)
                 return
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
@@ -385,7 +389,7 @@ class TransactionalProducers:
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self._agent}: {what}: {cause.str()}") from error
                 if time.monotonic() > deadline_s:
-                    raise Hung(f"{self._agent}: {what}: {cause.str()}") from error
+                    raise CallTimedOut(f"{self._agent}: {what}: {cause.str()}") from error
                 log.warning("%s: %s: %s; trying again", self._agent, what, cause.str())
             except BaseException:
                 given_up.set()
@@ -488,14 +492,14 @@ class TransactionalProducers:
         except KafkaException as refused:
             cause: KafkaError = refused.args[0]
             return error if cause.code() == KafkaError._STATE else cause
-        except Hung as hung:
-            log.warning("%s", hung)
+        except CallTimedOut as timed_out:
+            log.warning("%s", timed_out)
         return error
 
     def _abort(self) -> None:
         try:
             self._transactional("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
-        except (Hung, KafkaException) as failed:
+        except (CallTimedOut, KafkaException) as failed:
             self._renew(f"{failed}")
 
     def _advice(self, cause: KafkaError) -> str:

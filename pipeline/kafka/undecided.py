@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Place, start_at
+from pipeline.kafka.batch import Partition, start_at
 from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
@@ -43,10 +43,10 @@ class FirstRecord(NamedTuple):
 class Log(Protocol):
     """The logs of the partitions, as far as the measurement needs them."""
 
-    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+    def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
 
-    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, FirstRecord]:
+    def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
         """Look for the first record at or behind an offset of each partition.
 
         Args:
@@ -72,12 +72,12 @@ class OldestUndecided:
     log: Log
     untimed: Collection[str] = ()
     """Topics (full names) whose timestamps are a simulated clock's: age counts from when the record was first seen."""
-    _ends: dict[Place, int] = field(default_factory=dict)
-    _empty: dict[Place, int] = field(default_factory=dict)
+    _ends: dict[Partition, int] = field(default_factory=dict)
+    _empty: dict[Partition, int] = field(default_factory=dict)
     """Offsets below which nothing is left: what follows the agent's position are transaction markers, or aborted."""
-    _oldest: dict[Place, _Oldest] = field(default_factory=dict)
+    _oldest: dict[Partition, _Oldest] = field(default_factory=dict)
 
-    def ages_s(self, positions: Mapping[Place, int], now_s: float) -> dict[Place, float]:
+    def ages_s(self, positions: Mapping[Partition, int], now_s: float) -> dict[Partition, float]:
         """Measure once.
 
         Args:
@@ -89,68 +89,79 @@ class OldestUndecided:
         """
         answered = self.log.ends(positions.keys()) if positions else {}
         # Without an answer, what was there before is all that is known to be there.
-        ends = {place: answered.get(place, self._ends.get(place, position)) for place, position in positions.items()}
-        self._empty = {place: end for place, end in self._empty.items() if place in positions}
+        ends = {
+            partition: answered.get(partition, self._ends.get(partition, position))
+            for partition, position in positions.items()
+        }
+        self._empty = {partition: end for partition, end in self._empty.items() if partition in positions}
         waiting = {}
-        for place, position in positions.items():
-            at = max(position, self._empty.get(place, 0))
-            if min(ends[place], self._ends.get(place, ends[place])) > at:
-                waiting[place] = at
+        for partition, position in positions.items():
+            at = max(position, self._empty.get(partition, 0))
+            if min(ends[partition], self._ends.get(partition, ends[partition])) > at:
+                waiting[partition] = at
         self._oldest = self._find(waiting, ends, now_s)
         self._ends = ends
         return {
-            place: max(0.0, now_s - self._oldest[place].since_s) if place in self._oldest else 0.0
-            for place in positions
+            partition: max(0.0, now_s - self._oldest[partition].since_s) if partition in self._oldest else 0.0
+            for partition in positions
         }
 
-    def _find(self, waiting: Mapping[Place, int], ends: Mapping[Place, int], now_s: float) -> dict[Place, _Oldest]:
+    def _find(
+        self, waiting: Mapping[Partition, int], ends: Mapping[Partition, int], now_s: float
+    ) -> dict[Partition, _Oldest]:
         # What cannot be read is not read again either: it may be large.
         oldest = {
-            place: known
-            for place, known in self._oldest.items()
-            if known.kind in ("record", "unreadable") and waiting.get(place, known.offset + 1) <= known.offset
+            partition: known
+            for partition, known in self._oldest.items()
+            if known.kind in ("record", "unreadable") and waiting.get(partition, known.offset + 1) <= known.offset
         }
-        asked = {place: at for place, at in waiting.items() if place not in oldest}
+        asked = {partition: at for partition, at in waiting.items() if partition not in oldest}
         found = self.log.first(asked, committed=True) if asked else {}
-        hidden: dict[Place, int] = {}
-        for place, at in asked.items():
-            one = found.get(place)
+        hidden: dict[Partition, int] = {}
+        for partition, at in asked.items():
+            one = found.get(partition)
             if one is None:
-                oldest[place] = self._seen(place, at, "unknown", now_s)
+                oldest[partition] = self._seen(partition, at, "unknown", now_s)
             elif one.kind == "record":
-                oldest[place] = self._timed(place, one, "record", now_s)
+                oldest[partition] = self._timed(partition, one, "record", now_s)
             elif one.kind == "unreadable":
-                oldest[place] = self._seen(place, at, "unreadable", now_s)
+                oldest[partition] = self._seen(partition, at, "unreadable", now_s)
             else:
-                self._empty[place] = max(at, one.offset)
-                if one.offset < ends[place]:
-                    hidden[place] = one.offset
-        known_hidden = {place for place, at in hidden.items() if self._is_hidden(place, at)}
-        oldest |= {place: self._oldest[place] for place in known_hidden}
-        asked = {place: at for place, at in hidden.items() if place not in known_hidden}
+                self._empty[partition] = max(at, one.offset)
+                if one.offset < ends[partition]:
+                    hidden[partition] = one.offset
+        known_hidden = {partition for partition, at in hidden.items() if self._is_hidden(partition, at)}
+        oldest |= {partition: self._oldest[partition] for partition in known_hidden}
+        asked = {partition: at for partition, at in hidden.items() if partition not in known_hidden}
         found = self.log.first(asked, committed=False) if asked else {}
-        for place, at in asked.items():
-            one = found.get(place)
+        for partition, at in asked.items():
+            one = found.get(partition)
             if one is not None and one.kind == "record":
-                oldest[place] = self._timed(place, one, "hidden", now_s)
+                oldest[partition] = self._timed(partition, one, "hidden", now_s)
             elif one is None or one.kind == "unreadable":
-                oldest[place] = self._seen(place, at, "unknown" if one is None else "hidden", now_s)
+                oldest[partition] = self._seen(partition, at, "unknown" if one is None else "hidden", now_s)
         return oldest
 
-    def _is_hidden(self, place: Place, at: int) -> bool:
-        known = self._oldest.get(place)
+    def _is_hidden(self, partition: Partition, at: int) -> bool:
+        known = self._oldest.get(partition)
         return known is not None and known.kind == "hidden" and known.offset >= at
 
-    def _timed(self, place: Place, found: FirstRecord, kind: Literal["record", "hidden"], now_s: float) -> _Oldest:
-        if place[0] in self.untimed or found.timestamp_ms <= 0:
-            return self._seen(place, found.offset, kind, now_s)
+    def _timed(
+        self, partition: Partition, found: FirstRecord, kind: Literal["record", "hidden"], now_s: float
+    ) -> _Oldest:
+        if partition[0] in self.untimed or found.timestamp_ms <= 0:
+            return self._seen(partition, found.offset, kind, now_s)
         return _Oldest(found.offset, found.timestamp_ms / 1_000, kind)
 
     def _seen(
-        self, place: Place, offset: int, kind: Literal["record", "hidden", "unreadable", "unknown"], now_s: float
+        self,
+        partition: Partition,
+        offset: int,
+        kind: Literal["record", "hidden", "unreadable", "unknown"],
+        now_s: float,
     ) -> _Oldest:
         """Count from now, or from when the same record was first seen."""
-        known = self._oldest.get(place)
+        known = self._oldest.get(partition)
         # One whose offset was not known yet was looked for from the same position.
         same = known is not None and (known.offset == offset or known.kind == "unknown")
         return _Oldest(offset, known.since_s if known is not None and same else now_s, kind)
@@ -167,14 +178,14 @@ class KafkaLog:
         self._connected = False
         self._readers: dict[bool, Consumer] = {}
 
-    def ends(self, places: Collection[Place]) -> Mapping[Place, int]:
+    def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
-        asked = {TopicPartition(*place): OffsetSpec.latest() for place in places}
-        ends: dict[Place, int] = {}
+        asked = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
+        ends: dict[Partition, int] = {}
         try:
             if not self._connected:
                 # A client whose first request is for offsets may wait for seconds.
-                self._client.list_topics(next(iter(places))[0], timeout=REQUEST_TIMEOUT_S)
+                self._client.list_topics(next(iter(partitions))[0], timeout=REQUEST_TIMEOUT_S)
                 self._connected = True
             futures = self._client.list_offsets(
                 asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
@@ -189,29 +200,29 @@ class KafkaLog:
                 log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
         return ends
 
-    def first(self, offsets: Mapping[Place, int], *, committed: bool) -> Mapping[Place, FirstRecord]:
+    def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
         """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
         reader = self._reader(committed)
-        reader.assign([start_at(place, at) for place, at in offsets.items()])
-        found: dict[Place, FirstRecord] = {}
+        reader.assign([start_at(partition, at) for partition, at in offsets.items()])
+        found: dict[Partition, FirstRecord] = {}
         ends_s = time.monotonic() + READ_TIMEOUT_S
         while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
             message = reader.poll(POLL_S)
             if message is None:
                 continue
-            place = (message.topic(), message.partition())
+            partition = (message.topic(), message.partition())
             error: KafkaError | None = message.error()
-            if place in found or place not in offsets:
+            if partition in found or partition not in offsets:
                 continue
             if error is None:
-                found[place] = FirstRecord("record", message.offset(), message.timestamp()[1])
+                found[partition] = FirstRecord("record", message.offset(), message.timestamp()[1])
             elif error.code() == KafkaError._PARTITION_EOF:
-                found[place] = FirstRecord("end", message.offset())
+                found[partition] = FirstRecord("end", message.offset())
             elif error.code() in UNREADABLE:
-                found[place] = FirstRecord("unreadable", offsets[place])
+                found[partition] = FirstRecord("unreadable", offsets[partition])
             else:
                 continue
-            reader.incremental_unassign([TopicPartition(*place)])
+            reader.incremental_unassign([TopicPartition(*partition)])
         reader.unassign()
         return found
 
@@ -246,9 +257,9 @@ class UndecidedWatch(WatchThread):
         self._metrics, self._interval_s = metrics, interval_s
         self._new_log = partial(KafkaLog, bootstrap, settings, self._stopping)
         self._untimed = settings.inputs if settings.timestamps == "producer" else frozenset()
-        self._positions: dict[str, Callable[[], Mapping[Place, int]]] = {}
+        self._positions: dict[str, Callable[[], Mapping[Partition, int]]] = {}
 
-    def follow(self, agent: str, positions: Callable[[], Mapping[Place, int]]) -> None:
+    def follow(self, agent: str, positions: Callable[[], Mapping[Partition, int]]) -> None:
         """Measure for ``agent`` too.
 
         Args:
@@ -260,17 +271,21 @@ class UndecidedWatch(WatchThread):
     def _run(self) -> None:
         with closing(self._new_log()) as logs:
             agents: dict[str, OldestUndecided] = {}
-            shown: dict[str, set[Place]] = {}
+            shown: dict[str, set[Partition]] = {}
             while not self._stopping.wait(self._interval_s):
                 for agent, positions in list(self._positions.items()):
                     oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
                     shown[agent] = self._measure(agent, oldest, positions, shown.get(agent, set()))
 
     def _measure(
-        self, agent: str, oldest: OldestUndecided, positions: Callable[[], Mapping[Place, int]], shown: set[Place]
-    ) -> set[Place]:
+        self,
+        agent: str,
+        oldest: OldestUndecided,
+        positions: Callable[[], Mapping[Partition, int]],
+        shown: set[Partition],
+    ) -> set[Partition]:
         """Export one agent's ages; return the partitions that have one now, of those ``shown`` before and others."""
-        ages_s: Mapping[Place, float] = {}
+        ages_s: Mapping[Partition, float] = {}
         try:
             ages_s = oldest.ages_s(dict(positions()), time.time())
         except Exception:

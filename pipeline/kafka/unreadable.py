@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka.batch import Place, start_at
+from pipeline.kafka.batch import Partition, start_at
 
 log = logging.getLogger(__name__)
 
@@ -63,29 +63,29 @@ def reader_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     return {**{name: value for name, value in config.items() if name != "group.remote.assignor"}, **alone, **own}
 
 
-def find_end(config: Mapping[str, Any], place: Place, start: int, waiting: Callable[[], None]) -> int:
+def find_end(config: Mapping[str, Any], partition: Partition, start: int, waiting: Callable[[], None]) -> int:
     """Return `range_end` of the batch that holds offset ``start``, from the partition itself.
 
     Raises:
         KafkaException: The partition cannot be read at all.
         NoAnswer: No broker answers.
     """
-    with closing(Prober(config, place, waiting)) as prober:
+    with closing(Prober(config, partition, waiting)) as prober:
         return range_end(prober.probe, start, prober.log_end())
 
 
 def silent_start(
-    config: Mapping[str, Any], place: Place, offset: int, waiting: Callable[[], None], wait_s: float
+    config: Mapping[str, Any], partition: Partition, offset: int, waiting: Callable[[], None], wait_s: float
 ) -> int | None:
     """Return ``offset``, or the log's first one above it, if its batch gives neither a record nor an error.
 
     None too where no broker answers within ``wait_s``, or the partition cannot be read for another reason.
     """
-    with closing(Prober(config, place, waiting, wait_s)) as prober:
+    with closing(Prober(config, partition, waiting, wait_s)) as prober:
         try:
             answer = prober.probe(offset)
         except (KafkaException, NoAnswer) as error:
-            log.info("%s partition %d stands still, and nobody says why: %s", *place, error)
+            log.info("%s partition %d stands still, and nobody says why: %s", *partition, error)
             return None
         return answer.offset if answer.silent else None
 
@@ -204,15 +204,15 @@ class Prober:
 
     Args:
         config: Configuration of a consumer.
-        place: Topic on the cluster, and partition number.
+        partition: Topic on the cluster, and partition number.
         waiting: Called while nothing comes; may raise.
         wait_s: Longest wait for one answer.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], place: Place, waiting: Callable[[], None], wait_s: float = ANSWER_S
+        self, config: Mapping[str, Any], partition: Partition, waiting: Callable[[], None], wait_s: float = ANSWER_S
     ) -> None:
-        self._place, self._waiting, self._wait_s = place, waiting, wait_s
+        self._partition, self._waiting, self._wait_s = partition, waiting, wait_s
         self._log = EmptyFetches(config.get("logger"))
         self._reported = False
         logger = logging.Logger("pipeline.kafka.probe", logging.DEBUG)
@@ -236,11 +236,11 @@ class Prober:
         while True:
             self._waiting()
             try:
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(*self._place), timeout=_ASK_S)
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(*self._partition), timeout=_ASK_S)
                 return int(end)
             except KafkaException as error:
                 if time.monotonic() > deadline_s:
-                    raise NoAnswer(f"{self._place[0]} partition {self._place[1]}: {error}") from error
+                    raise NoAnswer(f"{self._partition[0]} partition {self._partition[1]}: {error}") from error
 
     def probe(self, offset: int) -> Answer:
         """Return what a reader finds that starts at ``offset``.
@@ -259,7 +259,7 @@ class Prober:
                 if (first := self._log.silent_start(offset)) is not None:
                     if not self._reported:
                         self._reported = True
-                        log.warning("%s partition %d offset %d: nothing comes of this batch", *self._place, first)
+                        log.warning("%s partition %d offset %d: nothing comes of this batch", *self._partition, first)
                     return Answer(first, readable=False, silent=True)
                 continue
             error = message.error()
@@ -272,11 +272,11 @@ class Prober:
                     raise KafkaException(error)
                 # What an earlier probe left: the client had gone on somewhere behind a damaged batch.
                 self._assign(offset)
-        topic, number = self._place
+        topic, number = self._partition
         raise NoAnswer(f"{topic} partition {number} offset {offset}: no answer in {self._wait_s:.0f} s")
 
     def _assign(self, offset: int) -> None:
-        self._consumer.assign([start_at(self._place, offset)])
+        self._consumer.assign([start_at(self._partition, offset)])
 
     def close(self) -> None:
         """Close the client."""

@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted, refuse
 from pipeline.kafka.ranges import readable_range
+from pipeline.kafka.replay_reader import RangeReader
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from schemas.messages import ModelVersion, VersionReference

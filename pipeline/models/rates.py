@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pipeline.kafka.replay_reader import NewRecords
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
+from pipeline.kafka.replay_reader import NewRecords
 from pipeline.models.contents import VersionContents
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.rates import RatesError

@@ -19,7 +19,7 @@ from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 
 AgentState = Literal["starting", "restoring", "waiting for a model", "running", "stopping"]
 AGENT_STATES: Final[tuple[AgentState, ...]] = get_args(AgentState)
-BROKER_PATIENCE_S: Final = 10.0
+BROKER_TIMEOUT_S: Final = 10.0
 """Longest silence of the brokers that leaves a worker ready: a broker that restarts is away for a few seconds."""
 LIVENESS_TIMEOUT_S: Final = 300.0
 
@@ -83,7 +83,7 @@ class Health:
 
     agents: Iterable[str] = ()
     liveness_timeout_s: float = LIVENESS_TIMEOUT_S
-    broker_patience_s: float = BROKER_PATIENCE_S
+    broker_timeout_s: float = BROKER_TIMEOUT_S
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _agents: dict[str, _Agent] = field(init=False, repr=False)
@@ -148,7 +148,7 @@ class Health:
         with self._lock:
             now_s, broker = self.clock(), self._broker
             silence_s = now_s - broker.answered_s
-            reached = broker.known and silence_s <= self.broker_patience_s
+            reached = broker.known and silence_s <= self.broker_timeout_s
             detail = f"no answer for {silence_s:.0f} s: {broker.reason}" if broker.silent else "answers"
             if not broker.silent and not reached:
                 detail = f"was not asked for {silence_s:.0f} s"
@@ -161,7 +161,7 @@ class Health:
     def _unreachable_s(self, now_s: float) -> float:
         silence_s = now_s - self._broker.answered_s
         # A watch that no longer asks is no proof of an answer.
-        return silence_s if self._broker.silent or silence_s > self.broker_patience_s else 0.0
+        return silence_s if self._broker.silent or silence_s > self.broker_timeout_s else 0.0
 
     def _life(self, name: str, agent: _Agent, now_s: float) -> Check:
         silence_s = now_s - agent.beat_s

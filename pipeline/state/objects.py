@@ -70,16 +70,16 @@ def _passwords(url: str) -> tuple[str, ...]:
     return tuple({form for password in found for form in (password, unquote(password))})
 
 
-def open_place(url: str) -> ObjectStore:
-    """The place at a path, a ``file://`` URL, or a URL of any other fsspec file system.
+def open_object_store(url: str) -> ObjectStore:
+    """Open the object store at a path, a ``file://`` URL, or a URL of any other fsspec file system.
 
     Raises ValueError where no file system of that name is known, ImportError where its package is missing.
     """
     parts = urlsplit(url)
     if "://" not in url:
-        return LocalPlace(Path(url))
+        return LocalObjects(Path(url))
     if parts.scheme in ("file", "local"):
-        return LocalPlace(Path(unquote(parts.netloc + parts.path)))
+        return LocalObjects(Path(unquote(parts.netloc + parts.path)))
     passwords = _passwords(url)
     try:
         file_system, root = fsspec.core.url_to_fs(url)
@@ -87,10 +87,10 @@ def open_place(url: str) -> ObjectStore:
         raise type(error)(_without(str(error), passwords)) from None
     except Exception as error:
         raise _as_os_error(error, passwords) from None
-    return RemotePlace(file_system, root, passwords)
+    return RemoteObjects(file_system, root, passwords)
 
 
-class LocalPlace:
+class LocalObjects:
     """A local directory, made when something is first written."""
 
     def __init__(self, root: Path) -> None:
@@ -127,18 +127,18 @@ class LocalPlace:
 
     def write(self, name: str, content: bytes) -> None:
         """Write beside the target, flush to disk, rename."""
-        self._place(name, lambda file: file.write(content))
+        self._write_whole(name, lambda file: file.write(content))
 
     def upload(self, name: str, source: Path) -> None:
         """Copy beside the target, flush to disk, rename."""
         with source.open("rb") as content:
-            self._place(name, lambda file: shutil.copyfileobj(content, file, _CHUNK_BYTES))
+            self._write_whole(name, lambda file: shutil.copyfileobj(content, file, _CHUNK_BYTES))
 
     def delete(self, name: str) -> None:
         """Remove."""
         (self._root / name).unlink(missing_ok=True)
 
-    def _place(self, name: str, fill: Callable[[Any], object]) -> None:
+    def _write_whole(self, name: str, fill: Callable[[Any], object]) -> None:
         target = self._root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
@@ -154,7 +154,7 @@ class LocalPlace:
         _flush_directory(target.parent)
 
 
-class RemotePlace:
+class RemoteObjects:
     """An fsspec file system, on which a put is atomic, as it is on object stores."""
 
     def __init__(self, file_system: Any, root: str, passwords: Sequence[str] = ()) -> None:

@@ -23,16 +23,16 @@ _CODEC: Final = pa.Codec("zstd", compression_level=1)
 
 
 class Packer:
-    """Puts pieces into new objects of ``place`` below ``directory``, and carries over those of an earlier snapshot.
+    """Puts pieces into new objects of a store below ``directory``, and carries over those of an earlier snapshot.
 
-    ``held`` are the objects that are there already. Failures of the place are OSError.
+    ``held`` are the objects that are there already. Failures of the store are OSError.
     """
 
-    def __init__(self, place: ObjectStore, directory: str, held: Mapping[str, ObjectInfo]) -> None:
+    def __init__(self, object_store: ObjectStore, directory: str, held: Mapping[str, ObjectInfo]) -> None:
         self.objects: list[str] = []
         self.written: list[str] = []
         self.written_bytes = 0
-        self._place = place
+        self._object_store = object_store
         self._directory = directory
         self._held = held
         self._carried: dict[str, int] = {}
@@ -73,7 +73,7 @@ class Packer:
     def upload(self, source: Path) -> str:
         """Put a file as an object of its own, and return its digest."""
         digest = digest_of(source)
-        self._place.upload(f"{self._directory}/{digest}", source)
+        self._object_store.upload(f"{self._directory}/{digest}", source)
         self._count(digest, source.stat().st_size)
         return digest
 
@@ -83,7 +83,7 @@ class Packer:
             return
         content = bytes(self._pack)
         digest = hashlib.sha256(content).hexdigest()
-        self._place.write(f"{self._directory}/{digest}", content)
+        self._object_store.write(f"{self._directory}/{digest}", content)
         self.objects[self._pack_number] = digest
         self._count(digest, len(content))
         self._pack.clear()
@@ -106,7 +106,7 @@ class Packer:
         return number
 
     def _read(self, digest: str) -> bytes:
-        content = self._place.read(f"{self._directory}/{digest}")
+        content = self._object_store.read(f"{self._directory}/{digest}")
         if hashlib.sha256(content).hexdigest() != digest:
             raise OSError(f"the object {digest} of the snapshot before was changed or damaged")
         return content

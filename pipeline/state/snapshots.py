@@ -32,7 +32,7 @@ from pipeline.state.manifest import (
     manifest_names,
     number_of,
 )
-from pipeline.state.objects import open_place, shown_url
+from pipeline.state.objects import open_object_store, shown_url
 from pipeline.state.packs import FileIdentity, PackedColumn, PieceDamaged, digest_of, identity_of, lies_within, unpack
 from pipeline.state.writer import SnapshotWriter
 from schemas.topics import PROGRESS
@@ -131,7 +131,7 @@ class SnapshotRepository:
             raise ValueError(f"at least one snapshot must be kept, not {kept}")
         self.url = shown_url(url)
         """The address, as logs may show it."""
-        self._place = open_place(url)
+        self._object_store = open_object_store(url)
         self._kept = kept
         self._grace_s = grace_s
         self._irreplaceable = irreplaceable
@@ -158,7 +158,7 @@ class SnapshotRepository:
         """
         directory = directory_of(key)
         try:
-            names = manifest_names(self._patiently(directory, lambda: self._place.listing(directory), waiting))
+            names = manifest_names(self._retried(directory, lambda: self._object_store.listing(directory), waiting))
         except OSError as error:
             refused = Refused(f"{self.url}/{directory}", UnusableReason.UNREADABLE, str(error))
             self._on_refused(refused)
@@ -180,7 +180,7 @@ class SnapshotRepository:
     def writer(self, key: SnapshotKey, base: Snapshot | None) -> SnapshotWriter:
         """The writer of a partition's snapshots from its assignment to its end; ``base`` is what it began from."""
         return SnapshotWriter(
-            self._place,
+            self._object_store,
             self.url,
             key,
             None if base is None else base.manifest,
@@ -202,14 +202,14 @@ class SnapshotRepository:
     ) -> Snapshot | Refused:
         def attempt() -> Snapshot | Refused:
             _clear(scratch)
-            manifest = decode_manifest(self._place.read(name), self._keys)
+            manifest = decode_manifest(self._object_store.read(name), self._keys)
             refusal = _unfit(manifest, key, committed, logs)
             if refusal is not None:
                 return Refused(name, *refusal)
             return self._fetch_objects(name, key, manifest, scratch)
 
         try:
-            return self._patiently(name, attempt, waiting)
+            return self._retried(name, attempt, waiting)
         except (ManifestDamaged, PieceDamaged) as error:
             return Refused(name, UnusableReason.DAMAGED, str(error))
         except ManifestUnsigned as error:
@@ -226,7 +226,7 @@ class SnapshotRepository:
                 )
             return Refused(name, UnusableReason.UNREADABLE, str(error))
 
-    def _patiently(self, what: str, read: Callable[[], T], waiting: Callable[[], None]) -> T:
+    def _retried(self, what: str, read: Callable[[], T], waiting: Callable[[], None]) -> T:
         """Try again after an OSError that may pass; the last one is raised."""
         for pause_s in self._pauses_s:
             try:
@@ -272,7 +272,7 @@ class SnapshotRepository:
             if file.digest is not None:
                 targets[store / file_name] = file.digest
         for target, digest in targets.items():
-            self._place.fetch(f"{directory}/{digest}", target)
+            self._object_store.fetch(f"{directory}/{digest}", target)
             if digest_of(target) != digest:
                 return Refused(name, UnusableReason.DAMAGED, f"the object {digest} is not what was written")
         files = [packs / digest for digest in manifest.objects]

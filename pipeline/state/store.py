@@ -97,8 +97,8 @@ class StoreMemory:
 class RocksStore:
     """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
 
-    What was written since the last ``commit`` is held in memory, so that ``rollback`` only forgets it. What small batches
-    committed is held back too, up to ``write_at_once`` keys: a write costs RocksDB the same for one key and for
+    What was written since the last ``commit`` is held in memory, so that ``rollback`` only forgets it. What small
+    batches committed is held back too, up to ``write_at_once`` keys: a write costs RocksDB the same for one key and for
     a hundred, and nothing outlives the process anyway. One thread works on a store; ``release`` may be called from any.
     Raises StoreError where RocksDB fails.
     """

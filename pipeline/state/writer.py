@@ -54,7 +54,7 @@ class SnapshotWriter:
 
     def __init__(
         self,
-        place: ObjectStore,
+        object_store: ObjectStore,
         url: str,
         key: SnapshotKey,
         base: Manifest | None,
@@ -65,7 +65,7 @@ class SnapshotWriter:
         damaged: Collection[str],
         keys: Sequence[bytes] = (),
     ) -> None:
-        self._place = place
+        self._object_store = object_store
         self._url = url
         self._key = key
         self._directory = directory_of(key)
@@ -89,8 +89,8 @@ class SnapshotWriter:
         """
         base, self._base = self._base, None
         try:
-            objects = self._place.listing(f"{self._directory}/objects")
-            packer = Packer(self._place, f"{self._directory}/objects", objects)
+            objects = self._object_store.listing(f"{self._directory}/objects")
+            packer = Packer(self._object_store, f"{self._directory}/objects", objects)
             try:
                 manifest = self._manifest(packer, base, objects, positions, progress, dump)
                 name, size_bytes = self._publish(manifest)
@@ -174,22 +174,22 @@ class SnapshotWriter:
         return files
 
     def _publish(self, manifest: Manifest) -> tuple[str, int]:
-        present = self._place.listing(f"{self._directory}/objects")
+        present = self._object_store.listing(f"{self._directory}/objects")
         gone = manifest.names() - present.keys()
         if gone:
             raise FileNotFoundError(f"another program removed {len(gone)} objects meanwhile, {min(gone)} among them")
-        numbers = [number_of(name) for name in manifest_names(self._place.listing(self._directory))]
+        numbers = [number_of(name) for name in manifest_names(self._object_store.listing(self._directory))]
         # The random part keeps two writers of one partition from overwriting each other's.
         name = f"{self._directory}/{max(numbers, default=0) + 1:012d}-{secrets.token_hex(4)}{MANIFEST_SUFFIX}"
         content = encode_manifest(manifest, key=self._keys[0] if self._keys else b"")
-        self._place.write(name, content)
+        self._object_store.write(name, content)
         return name, len(content)
 
     def _withdraw(self, packer: Packer, before: Mapping[str, ObjectInfo]) -> None:
         for digest in packer.written:
             if digest not in before:
                 try:
-                    self._place.delete(f"{self._directory}/objects/{digest}")
+                    self._object_store.delete(f"{self._directory}/objects/{digest}")
                 except OSError as error:
                     log.warning("what a failed snapshot of %s left could not be removed: %s", self._directory, error)
                     return
@@ -197,35 +197,35 @@ class SnapshotWriter:
     def _prune(self) -> None:
         """Delete old snapshots; the newest ``kept`` stay, other formats' for ``FOREIGN_S``, with what they need."""
         # Listed before the snapshots are read: what is named later than this is too young to go.
-        objects = self._place.listing(f"{self._directory}/objects")
+        objects = self._object_store.listing(f"{self._directory}/objects")
         whole = foreign = 0
         needed: set[str] = set()
-        listing = self._place.listing(self._directory)
+        listing = self._object_store.listing(self._directory)
         for last in manifest_names(listing):
             name = f"{self._directory}/{last}"
             try:
-                manifest = decode_manifest(self._place.read(name), self._keys)
+                manifest = decode_manifest(self._object_store.read(name), self._keys)
             except FileNotFoundError:
                 continue
             except (ManifestDamaged, ManifestUnsigned):
                 if whole == self._kept:
-                    self._place.delete(name)
+                    self._object_store.delete(name)
                 continue
             except ManifestForeign as error:
                 if foreign == self._kept or listing[last].age_s > FOREIGN_S:
-                    self._place.delete(name)
+                    self._object_store.delete(name)
                     continue
                 needed |= error.names
                 foreign += 1
                 continue
             if whole == self._kept:
-                self._place.delete(name)
+                self._object_store.delete(name)
                 continue
             needed |= manifest.names()
             whole += manifest.key == self._key and name not in self._damaged
         for digest, found in objects.items():
             if digest not in needed and found.age_s > self._grace_s:
-                self._place.delete(f"{self._directory}/objects/{digest}")
+                self._object_store.delete(f"{self._directory}/objects/{digest}")
 
 
 def _page_count(items: int) -> int:

@@ -21,7 +21,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from pipeline.kafka.clients import patiently
+from pipeline.kafka.clients import retried
 from tests.benchmarks.job.definition import PARTITIONS
 from tests.benchmarks.measured import Measurement, Sample, measurement
 
@@ -146,7 +146,7 @@ class Bench:
             if time.monotonic() - grew_s > STALLED_S:
                 raise EngineFailed(f"it stood still at {seen:,} of {prepared.decisions:,} decisions: {_end(log)}")
             samples.append(_sample(process, broker))
-            now = sum(patiently(partial(reader.get_watermark_offsets, one, timeout=30))[1] for one in partitions)
+            now = sum(retried(partial(reader.get_watermark_offsets, one, timeout=30))[1] for one in partitions)
             if now != seen:
                 seen, grew_s = now, time.monotonic()
         reader.close()

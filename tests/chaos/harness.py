@@ -16,7 +16,7 @@ from pipeline.broker import EmbeddedBroker
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
 from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import admin_client, last_offsets, patiently
+from pipeline.kafka.clients import admin_client, last_offsets, retried
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
@@ -422,12 +422,12 @@ class Chaos:
         client = admin_client(self._bootstrap, settings=self.settings)
         places = [
             (name, number)
-            for name, about in patiently(lambda: client.list_topics(timeout=10)).topics.items()
+            for name, about in retried(lambda: client.list_topics(timeout=10)).topics.items()
             if name.startswith(self.settings.topic_prefix)
             for number in about.partitions
         ]
-        written = patiently(lambda: last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED))
-        readable = patiently(lambda: last_offsets(client, places, IsolationLevel.READ_COMMITTED))
+        written = retried(lambda: last_offsets(client, places, IsolationLevel.READ_UNCOMMITTED))
+        readable = retried(lambda: last_offsets(client, places, IsolationLevel.READ_COMMITTED))
         return sum(readable[place] < end for place, end in written.items())
 
     def _await(self, holds: Callable[[], bool], timeout_s: float, otherwise: str, tail: Tail) -> None:

@@ -19,9 +19,9 @@ from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
-from pipeline.kafka.replay_reader import decode_progress
 from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import decode_control
+from pipeline.kafka.replay_reader import decode_progress
 from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE

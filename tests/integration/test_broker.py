@@ -27,7 +27,7 @@ from pipeline.broker.errors import BrokerInUse
 from pipeline.broker.fencing import ACTIVE, FENCED
 from pipeline.broker.local import STATE_NAME
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, first_offsets, patiently, producer_config, read_topic
+from pipeline.kafka.clients import admin_client, first_offsets, producer_config, read_topic, retried
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 from tests.helpers.waiting import PATIENCE_S, eventually
@@ -229,7 +229,7 @@ def test_data_and_port_survive_a_stop_and_a_crash(tmp_path: Path) -> None:
         broker.start()
         assert broker.bootstrap_servers == address
         # A client from before the restart knows an older leader epoch, and asks with it until it is told.
-        assert patiently(lambda: first_offsets(older, [place])) == begins
+        assert retried(lambda: first_offsets(older, [place])) == begins
         assert values(address, "transactions") == [b"before"]
         assert FENCED not in broker.log_path.read_text()
 

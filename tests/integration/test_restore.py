@@ -9,9 +9,9 @@ from confluent_kafka import TopicPartition
 from pipeline.engine.state import StateDump
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client
-from pipeline.kafka.handler import Restored
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.restore import restore_partition
+from pipeline.kafka.state_handler import Restored
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason

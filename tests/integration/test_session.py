@@ -22,7 +22,7 @@ from confluent_kafka import (
 
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
-from pipeline.kafka.caller import Hung
+from pipeline.kafka.call_thread import CallTimedOut
 from pipeline.kafka.careful import Committed, Mark, read_mark
 from pipeline.kafka.clients import (
     CLASSIC_SESSION_TIMEOUT_MS,
@@ -34,10 +34,10 @@ from pipeline.kafka.clients import (
     producer_config,
     read_topic,
 )
-from pipeline.kafka.handler import Restored
 from pipeline.kafka.offsets import CommittedOffsets
-from pipeline.kafka.patience import Patience
+from pipeline.kafka.retries import Retries
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import Restored
 from pipeline.kafka.transactions import (
     FENCED,
     MOST_ABORTS,
@@ -262,15 +262,15 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
 def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    handler, hung = Numbers(), []
+    handler, timed_out = Numbers(), []
     original = TransactionalProducers._commit_open
 
     def once(self: TransactionalProducers) -> None:
-        if not hung:
-            hung.append("commit")
+        if not timed_out:
+            timed_out.append("commit")
             if committed:
                 original(self)
-            raise Hung("the broker died")
+            raise CallTimedOut("the broker died")
         original(self)
 
     write(settings, ["1", "2", "3"])
@@ -284,7 +284,7 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
             with pytest.raises(Aborted):
                 one.commit(batch, outputs)
         work(one, handler, lambda: len(held(handler)) == 3)
-        assert hung
+        assert timed_out
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
 
 
@@ -298,7 +298,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     def hang(self: TransactionalProducers) -> None:
         if committed:
             original(self)
-        raise Hung("the broker died")
+        raise CallTimedOut("the broker died")
 
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as one:
@@ -566,7 +566,7 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
         work(one, handler, lambda: len(held(handler)) == 1)
 
         def hang(_: TransactionalProducers) -> None:
-            raise Hung("the broker died")
+            raise CallTimedOut("the broker died")
 
         monkeypatch.setattr(TransactionalProducers, "_commit_open", hang)
         with pytest.raises(Aborted):
@@ -663,7 +663,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
 def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_look(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.patience.HANGING_S", 0.3)
+    monkeypatch.setattr("pipeline.kafka.retries.HANGING_S", 0.3)
 
     class Unstable(Consumer):
         def committed(self, *arguments: Any, **more: Any) -> Any:
@@ -821,7 +821,7 @@ def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(se
     with session(settings.model_copy(update={"instance": "stopped"}), handler) as one:
         work(one, handler, lambda: len(held(handler)) == 20)
     offsets = CommittedOffsets(
-        servers(settings), settings, "card", READS, Patience("card", threading.Event(), lambda: None)
+        servers(settings), settings, "card", READS, Retries("card", threading.Event(), lambda: None)
     )
     assert offsets.dead_holders([(settings.topic(TRANSACTIONS.name), number) for number in range(2)]) == set()
 

@@ -26,10 +26,10 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.internal import not_counted
+from pipeline.kafka.offset_checks import progressed
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.retention import needed_days
 from pipeline.kafka.startup import Role, StartRefused, check_start
-from pipeline.kafka.traces import progressed
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
@@ -351,7 +351,7 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, se
 def test_a_trace_among_the_oldest_results_is_found(
     bootstrap: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.traces.TRACE_RECORDS", 3)
+    monkeypatch.setattr("pipeline.kafka.offset_checks.CHECKED_RECORDS", 3)
     for number in (0, 1):
         progress(bootstrap, settings, "card", number, {LABELS: 7})
         for end in range(1, 8):
@@ -457,7 +457,7 @@ def own_broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
 def test_a_broker_that_stops_makes_the_worker_unready_and_its_return_ready(own_broker: EmbeddedBroker) -> None:
     settings = Settings(kafka_bootstrap_servers=own_broker.bootstrap_servers)
     ensure_topics(own_broker.bootstrap_servers, settings)
-    health = Health(("score",), broker_patience_s=1.0)
+    health = Health(("score",), broker_timeout_s=1.0)
     health.state("score", "running")
     with BrokerWatch(own_broker.bootstrap_servers, settings, health, interval_s=0.1, request_timeout_s=0.5):
         eventually(lambda: health.ready().ok)

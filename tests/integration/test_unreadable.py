@@ -249,7 +249,7 @@ def test_a_session_passes_over_an_unreadable_batch_once_what_stands_before_it_is
                 handler.pending[1] = []
             reading.commit(batch, handler.process(batch))
         assert reading.committed[name, 1] == base + 7
-    assert [(range_.place, range_.start, range_.end) for range_ in found] == [((name, 1), base, base + 5)]
+    assert [(range_.partition, range_.start, range_.end) for range_ in found] == [((name, 1), base, base + 5)]
     assert handler.committed == {}
     assert [record.value for record in cluster.read(DECISIONS) if record.value == b"within"] == [b"within"] * 5
 

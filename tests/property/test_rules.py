@@ -1,4 +1,4 @@
-"""A replay of what was judged by changing rules leaves the state that was live, whatever the rules have become since."""
+"""A replay under processing configs that changed leaves the state that was live, whatever the config is by now."""
 
 import json
 from collections.abc import Callable, Sequence

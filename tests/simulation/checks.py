@@ -58,7 +58,7 @@ from tests.simulation.reading import (
     written,
 )
 
-PATIENCE_US = 7 * US_PER_DAY
+GRACE_US = 7 * US_PER_DAY
 SHORTEST_LABEL_HORIZON_US = 10 * US_PER_DAY
 SHORTEST_REPEAT_HORIZON_US = 20 * US_PER_DAY
 
@@ -305,7 +305,7 @@ def check_known_at(logs: Logs) -> None:
     for identity, labels in told.items():
         first_us, event_time_us = times.get(identity, (0, None))
         if event_time_us is None or any(
-            not first_us - PATIENCE_US <= at_us <= event_time_us + SHORTEST_LABEL_HORIZON_US for at_us, _ in labels
+            not first_us - GRACE_US <= at_us <= event_time_us + SHORTEST_LABEL_HORIZON_US for at_us, _ in labels
         ):
             continue
         state = UNSEEN

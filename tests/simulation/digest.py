@@ -6,10 +6,10 @@ from agents.label import LabelPartitions
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from agents.score import ScorePartitions
-from pipeline.kafka.handler import PartitionHandler
+from pipeline.kafka.state_handler import StateHandler
 
 
-def state_digest(handler: PartitionHandler, partition: int) -> str | None:
+def state_digest(handler: StateHandler, partition: int) -> str | None:
     """Return the digest of the committed state of a partition that ``handler`` holds.
 
     Returns:
@@ -20,7 +20,7 @@ def state_digest(handler: PartitionHandler, partition: int) -> str | None:
     return handler.digest(partition) or None
 
 
-def models_digest(handler: PartitionHandler) -> str:
+def models_digest(handler: StateHandler) -> str:
     """Return a digest of the models with which the score agent decides."""
     assert isinstance(handler, ScorePartitions)
     active = handler._models.board.active

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Place
-from pipeline.kafka.caller import Hung
+from pipeline.kafka.batch import Partition
+from pipeline.kafka.call_thread import CallTimedOut
 from schemas.records import Headers, Record
 from tests.chaos.arithmetic import murmur2
 
@@ -66,9 +66,9 @@ class Committed(NamedTuple):
     """A transaction that was committed."""
 
     group: str
-    offsets: dict[Place, range]
+    offsets: dict[Partition, range]
     """From the offset that was committed before, up to the one that this transaction committed."""
-    marks: dict[Place, str]
+    marks: dict[Partition, str]
     outputs: list[Record]
 
 
@@ -76,7 +76,7 @@ class Group:
     """A consumer group: committed offsets with their metadata, and who is to hold which partition number."""
 
     def __init__(self) -> None:
-        self.committed: dict[Place, tuple[int, str]] = {}
+        self.committed: dict[Partition, tuple[int, str]] = {}
         self.members: list[SimConsumer] = []
         self.owner: dict[int, SimConsumer] = {}
         self.target: dict[int, SimConsumer] = {}
@@ -151,16 +151,16 @@ class Cluster:
             outputs.append(record)
             if report is not None:
                 report(None, Message((topic, record.partition), record.offset, record))
-        for place in {(record.topic, record.partition) for record in outputs}:
-            self.logs[place].end += 1
+        for partition in {(record.topic, record.partition) for record in outputs}:
+            self.logs[partition].end += 1
         if commit:
             group = self.group(producer.group)
             offsets = {}
-            for place, (offset, mark) in producer.offsets.items():
-                before, _ = group.committed.get(place, (0, ""))
-                offsets[place] = range(before, offset) if offset >= before else range(offset, before, -1)
-                group.committed[place] = (offset, mark)
-            marks = {place: mark for place, (_, mark) in producer.offsets.items()}
+            for partition, (offset, mark) in producer.offsets.items():
+                before, _ = group.committed.get(partition, (0, ""))
+                offsets[partition] = range(before, offset) if offset >= before else range(offset, before, -1)
+                group.committed[partition] = (offset, mark)
+            marks = {partition: mark for partition, (_, mark) in producer.offsets.items()}
             self.transactions.append(Committed(producer.group, offsets, marks, outputs))
         producer.written, producer.offsets, producer.open, producer.pending = [], {}, False, None
 
@@ -172,17 +172,17 @@ def _error(code: int, **properties: bool) -> KafkaException:
 class Message:
     """A record or an error, as a client delivers it."""
 
-    def __init__(self, place: Place, offset: int, record: Record | None = None, code: int = 0) -> None:
-        self._place, self._offset, self._record, self._code = place, offset, record, code
+    def __init__(self, partition: Partition, offset: int, record: Record | None = None, code: int = 0) -> None:
+        self._partition, self._offset, self._record, self._code = partition, offset, record, code
 
     def error(self) -> KafkaError | None:
         return KafkaError(self._code) if self._record is None else None
 
     def topic(self) -> str:
-        return self._place[0]
+        return self._partition[0]
 
     def partition(self) -> int:
-        return self._place[1]
+        return self._partition[1]
 
     def offset(self) -> int:
         return self._offset
@@ -207,7 +207,7 @@ class Message:
         return list(self._of().headers) or None
 
 
-def _places(partitions: Iterable[TopicPartition]) -> list[Place]:
+def _partitions_of(partitions: Iterable[TopicPartition]) -> list[Partition]:
     return [(one.topic, one.partition) for one in partitions]
 
 
@@ -220,9 +220,9 @@ class SimConsumer:
         self._tells_ends = bool(config.get("enable.partition.eof"))
         self._group = self._cluster.group(config["group.id"])
         self._topics: list[str] = []
-        self._positions: dict[Place, int] = {}
-        self._paused: set[Place] = set()
-        self._ends_told: dict[Place, int] = {}
+        self._positions: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
+        self._ends_told: dict[Partition, int] = {}
         self.lost = False
         """Set by the simulation: the group has given this member's partitions to others."""
         self.epoch = 0
@@ -270,11 +270,11 @@ class SimConsumer:
 
     def _take(self, most: int) -> list[Message]:
         found: list[Message] = []
-        places = [place for place in sorted(self._positions) if place not in self._paused]
-        turn = self._cluster.turn % len(places) if places and self._topics else 0
-        for place in places[turn:] + places[:turn]:
-            while len(found) < most and place in self._positions:
-                message = self._next(place)
+        ready = [partition for partition in sorted(self._positions) if partition not in self._paused]
+        turn = self._cluster.turn % len(ready) if ready and self._topics else 0
+        for partition in ready[turn:] + ready[:turn]:
+            while len(found) < most and partition in self._positions:
+                message = self._next(partition)
                 if message is None:
                     break
                 found.append(message)
@@ -282,19 +282,19 @@ class SimConsumer:
                     break
         return found
 
-    def _next(self, place: Place) -> Message | None:
-        log, position = self._cluster.logs[place], self._positions[place]
+    def _next(self, partition: Partition) -> Message | None:
+        log, position = self._cluster.logs[partition], self._positions[partition]
         entry = log.at(position)
         if isinstance(entry, range):
             # Read again for ever, as of what cannot be decompressed.
-            return Message(place, entry.start, code=KafkaError._BAD_COMPRESSION)
+            return Message(partition, entry.start, code=KafkaError._BAD_COMPRESSION)
         if entry is not None:
-            self._positions[place] = entry.offset + 1
-            return Message(place, entry.offset, entry)
-        self._positions[place] = max(position, log.end)
-        if self._tells_ends and self._ends_told.get(place) != log.end:
-            self._ends_told[place] = log.end
-            return Message(place, log.end, code=KafkaError._PARTITION_EOF)
+            self._positions[partition] = entry.offset + 1
+            return Message(partition, entry.offset, entry)
+        self._positions[partition] = max(position, log.end)
+        if self._tells_ends and self._ends_told.get(partition) != log.end:
+            self._ends_told[partition] = log.end
+            return Message(partition, log.end, code=KafkaError._PARTITION_EOF)
         return None
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:
@@ -308,15 +308,15 @@ class SimConsumer:
             self._ends_told.pop((at.topic, at.partition), None)
 
     def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
-        for place in _places(partitions):
-            del self._positions[place]
+        for partition in _partitions_of(partitions):
+            del self._positions[partition]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
-        self._paused |= set(_places(partitions))
+        self._paused |= set(_partitions_of(partitions))
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         # A pause of a partition that was taken away since is remembered, as librdkafka does.
-        self._paused -= set(_places(partitions))
+        self._paused -= set(_partitions_of(partitions))
 
     def seek(self, partition: TopicPartition) -> None:
         if (partition.topic, partition.partition) not in self._positions:
@@ -324,10 +324,13 @@ class SimConsumer:
         self.incremental_assign([partition])
 
     def assignment(self) -> list[TopicPartition]:
-        return [TopicPartition(*place) for place in sorted(self._positions)]
+        return [TopicPartition(*partition) for partition in sorted(self._positions)]
 
     def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        return [TopicPartition(*place, self._positions.get(place, OFFSET_INVALID)) for place in _places(partitions)]
+        return [
+            TopicPartition(*partition, self._positions.get(partition, OFFSET_INVALID))
+            for partition in _partitions_of(partitions)
+        ]
 
     def get_watermark_offsets(self, partition: TopicPartition, **_: Any) -> tuple[int, int]:
         return 0, self._cluster.logs[partition.topic, partition.partition].end
@@ -337,9 +340,9 @@ class SimConsumer:
 
     def committed(self, partitions: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
         found = []
-        for place in _places(partitions):
-            offset, mark = self._group.committed.get(place, (OFFSET_INVALID, ""))
-            found.append(TopicPartition(*place, offset, mark))
+        for partition in _partitions_of(partitions):
+            offset, mark = self._group.committed.get(partition, (OFFSET_INVALID, ""))
+            found.append(TopicPartition(*partition, offset, mark))
         return found
 
     def consumer_group_metadata(self) -> tuple["SimConsumer", int]:
@@ -365,7 +368,7 @@ class SimProducer:
         self.group = self._id.rpartition("-")[0].removesuffix(".2")
         """A transactional id is made of the group's name, a number behind the first id, and the worker's name."""
         self.written: list[tuple[str, int | None, bytes | None, bytes | None, Headers, Any]] = []
-        self.offsets: dict[Place, tuple[int, str]] = {}
+        self.offsets: dict[Partition, tuple[int, str]] = {}
         self.open = False
         self.pending: bool | None = None
         """How a transaction ends whose end its producer did not hear of."""
@@ -410,7 +413,7 @@ class SimProducer:
     def commit_transaction(self, timeout: float) -> None:
         cluster, committed = self._cluster, self._cluster.group(self.group).committed
         # What befalls a worker befalls its work, and not the marks that it puts beside offsets that stay.
-        works = any(committed.get(place, (0, ""))[0] != offset for place, (offset, _) in self.offsets.items())
+        works = any(committed.get(partition, (0, ""))[0] != offset for partition, (offset, _) in self.offsets.items())
         fate = cluster.fate if works else Fate.COMMIT
         if works:
             cluster.fate = Fate.COMMIT
@@ -418,7 +421,7 @@ class SimProducer:
             raise _error(KafkaError.COORDINATOR_NOT_AVAILABLE, txn_requires_abort=True)
         if fate in (Fate.UNKNOWN_COMMITTED, Fate.UNKNOWN_LOST):
             self.pending = fate is Fate.UNKNOWN_COMMITTED
-            raise Hung("the coordinator does not answer")
+            raise CallTimedOut("the coordinator does not answer")
         if fate is Fate.DIE_BEFORE:
             raise Died
         cluster.end_transaction(self, commit=True)

@@ -120,11 +120,11 @@ def accepted_in_order(records: list[Record]) -> list[ProfiledTransaction]:
     """Return the transactions on ``profiled`` in the order in which one batch of the card agent read them."""
     found = [message for _, _, message in profiled_rows(records) if isinstance(message, ProfiledTransaction)]
 
-    def place(message: ProfiledTransaction) -> tuple[int, int, int]:
+    def position(message: ProfiledTransaction) -> tuple[int, int, int]:
         at = message.read or message.source
         return at.partition, ("transactions", "rerouted").index(at.topic), at.offset
 
-    return sorted(found, key=place)
+    return sorted(found, key=position)
 
 
 @dataclass

@@ -81,8 +81,8 @@ def _read(logs: Logs, spec: AgentSpec, transaction: Committed) -> list[Record]:
     records = []
     for number in range(PARTITIONS):
         for topic in spec.reads:
-            place = (PREFIX + topic.name, number)
-            found = logs.cluster.logs[place].records(transaction.offsets.get(place, range(0)))
+            partition = (PREFIX + topic.name, number)
+            found = logs.cluster.logs[partition].records(transaction.offsets.get(partition, range(0)))
             for one in found:
                 gone = rows.get((topic.name, number, one.offset), [])
                 if None not in gone:

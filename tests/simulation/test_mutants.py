@@ -52,10 +52,10 @@ def lost_offset(patch: Patch) -> None:
     commit = Session.commit
 
     def commit_more(session: Session, batch: Batch, outputs: Sequence[Output]) -> None:
-        place = next((at for at in batch.ends if len(batch.records) > 1), None)
-        if place is not None:
-            batch.ends[place] += 1
-            session._positions[place] += 1
+        partition = next((at for at in batch.ends if len(batch.records) > 1), None)
+        if partition is not None:
+            batch.ends[partition] += 1
+            session._positions[partition] += 1
         commit(session, batch, outputs)
 
     patch.setattr(Session, "commit", commit_more)

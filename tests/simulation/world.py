@@ -13,16 +13,16 @@ import pytest
 
 import agents.counts
 import agents.failures
-import agents.snapshot_scheduler
 import agents.learn
 import agents.loop
 import agents.partitions
+import agents.snapshot_scheduler
 import pipeline.kafka.clients
-import pipeline.kafka.replay_reader
 import pipeline.kafka.log_consumer
 import pipeline.kafka.odd_offsets
-import pipeline.kafka.patience
 import pipeline.kafka.ranges
+import pipeline.kafka.replay_reader
+import pipeline.kafka.retries
 import pipeline.kafka.session
 import pipeline.kafka.standstill
 import pipeline.kafka.steps
@@ -72,7 +72,7 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.replay_reader,
     pipeline.kafka.log_consumer,
     pipeline.kafka.odd_offsets,
-    pipeline.kafka.patience,
+    pipeline.kafka.retries,
     pipeline.kafka.ranges,
     pipeline.kafka.session,
     pipeline.kafka.standstill,
@@ -141,7 +141,7 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     patch.setattr(kafka.transactions, "Producer", SimProducer)
     patch.setattr(kafka.clients, "AdminClient", SimAdmin)
     for module in (kafka.session, kafka.transactions):
-        patch.setattr(module, "Caller", _Inline)
+        patch.setattr(module, "CallThread", _Inline)
     for module in (kafka.unreadable_batches, agents.snapshot_scheduler):
         patch.setattr(module, "ThreadPoolExecutor", _Inline)
     patch.setattr(kafka.steps, "_ALONE", _Inline())
@@ -252,8 +252,8 @@ class World:
                 return False
             for topic in spec.reads:
                 for number in range(self.cluster.partitions[PREFIX + topic.name]):
-                    place = (PREFIX + topic.name, number)
-                    if self.cluster.logs[place].at(group.committed.get(place, (0, ""))[0]) is not None:
+                    partition = (PREFIX + topic.name, number)
+                    if self.cluster.logs[partition].at(group.committed.get(partition, (0, ""))[0]) is not None:
                         return False
         return True
 

@@ -223,8 +223,8 @@ def test_an_export_is_read_no_further_than_its_span(history: pd.DataFrame, setti
 def test_a_label_is_refused_where_its_transaction_can_only_lie_in_what_was_read(
     history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    begin, patience, horizon = START + 2 * DAY, 7 * DAY, 2 * DAY
-    last = begin + horizon + patience
+    begin, grace, retention = START + 2 * DAY, 7 * DAY, 2 * DAY
+    last = begin + retention + grace
     known = [last - 2 * DAY, last - timedelta(seconds=1), last, last + DAY]
     told = {"transaction_id": "nobody's", "card_id": "c", "label": "fraud", "source": "analyst", "labelled_at": known}
     pd.DataFrame(told).to_parquet(tmp_path / "labels.parquet", index=False)

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Consumer, Message
 
 from pipeline.kafka.carried import AT_ONCE, CarriedMessages
-from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.topics import PROFILED, TRANSACTIONS
 from tests.helpers.logs import Log, after, transaction
@@ -137,7 +137,7 @@ def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewou
     values = blocks(random.integers(1, 9, 30).tolist())
     log = [Said(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
-    session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(PartitionHandler, _Handler()))
+    session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
     own = session._consumer
     session._consumer = cast(Consumer, Client(log))
     session._positions[PROFILED.name, 0] = 0

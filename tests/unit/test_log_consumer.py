@@ -88,7 +88,7 @@ class Log:
             return Message(topic, offset)
         return Message(topic, offset, error=KafkaError._PARTITION_EOF)
 
-    def find_end(self, _config: object, _place: object, start: int, _waiting: Callable[[], None]) -> int:
+    def find_end(self, _config: object, _partition: object, start: int, _waiting: Callable[[], None]) -> int:
         self.searched.append(start)
         end = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
         if isinstance(end, Exception):
@@ -258,7 +258,7 @@ def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatc
         def __init__(self, *_: object) -> None:
             pass
 
-        def check(self, _place: object, position: int, offsets: list[int], _content: object) -> ReadableEnd | None:
+        def check(self, _partition: object, position: int, offsets: list[int], _content: object) -> ReadableEnd | None:
             asked.append((position, offsets))
             return ReadableEnd(2, 3)
 

@@ -92,7 +92,7 @@ class One(KernelPartitions[CardPartition]):
         self._held[0] = state
         self.failing: Callable[[Record], bool] = lambda record: False
 
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> CardPartition:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> CardPartition:
         raise NotImplementedError
 
     def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:

@@ -11,7 +11,7 @@ from agents.failures import described
 from pipeline.cli import COMMANDS, main
 from pipeline.kafka.quarantine import ProcessDied
 from pipeline.settings import Settings
-from pipeline.state.objects import RemotePlace, open_place, shown_url
+from pipeline.state.objects import RemoteObjects, open_object_store, shown_url
 from pipeline.state.snapshots import SnapshotRepository
 
 SECRET = "marked-for-this-test"
@@ -93,14 +93,14 @@ class Refusing:
 )
 def test_errors_of_a_file_system_do_not_repeat_the_password(error: Exception, kind: type[OSError]) -> None:
     with pytest.raises(kind) as raised:
-        RemotePlace(Refusing(error), "x", [SECRET]).read("name")
+        RemoteObjects(Refusing(error), "x", [SECRET]).read("name")
     assert SECRET not in "".join(traceback.format_exception(raised.value))
     assert raised.value.errno == getattr(error, "errno", None)
 
 
 def test_an_unknown_file_system_is_refused_without_the_password() -> None:
     with pytest.raises(ValueError, match="nosuch") as raised:
-        open_place(f"nosuch://worker:{SECRET}@host/x")
+        open_object_store(f"nosuch://worker:{SECRET}@host/x")
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka import unreadable_batches
-from pipeline.kafka.handler import PartitionHandler
 from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import StateHandler
 from pipeline.kafka.unreadable import FETCHES
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
@@ -85,7 +85,7 @@ class Client:
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    made = Session("127.0.0.1:1", Settings(), "card", [TRANSACTIONS], cast(PartitionHandler, object()))
+    made = Session("127.0.0.1:1", Settings(), "card", [TRANSACTIONS], cast(StateHandler, object()))
     own = made._consumer
     yield made
     made._consumer = own

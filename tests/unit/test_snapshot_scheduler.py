@@ -162,14 +162,14 @@ def test_a_write_that_fails_after_its_partition_went_is_told_and_counted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = threading.Event()
-    place = bench.repository._place
-    listing = place.listing
+    store = bench.repository._object_store
+    listing = store.listing
 
     def late(path: str) -> object:
         assert gone.wait(30)
         return listing(path)
 
-    monkeypatch.setattr(place, "listing", late)
+    monkeypatch.setattr(store, "listing", late)
     (bench.home / "snapshots").write_text("a file, where a directory should be")
     bench.buy(10)
     bench.save()
@@ -190,7 +190,7 @@ def test_an_error_that_nobody_expected_of_a_write_ends_the_worker_though_its_par
     def broken(path: str) -> object:
         raise ZeroDivisionError(path)
 
-    monkeypatch.setattr(bench.repository._place, "listing", broken)
+    monkeypatch.setattr(bench.repository._object_store, "listing", broken)
     bench.buy(10)
     bench.save()
     (writing,) = bench.snapshots._writing.values()

@@ -12,7 +12,7 @@ import pytest
 from pipeline.engine.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.state.errors import SnapshotError
-from pipeline.state.objects import LocalPlace, ObjectInfo
+from pipeline.state.objects import LocalObjects, ObjectInfo
 from pipeline.state.packs import PACK_BYTES
 from pipeline.state.snapshots import Refused, Snapshot, SnapshotRepository, UnusableReason
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
@@ -234,7 +234,7 @@ def test_two_writers_of_one_partition_leave_each_others_snapshots_whole(tmp_path
     assert len({path.name.split("-")[0] for path in manifests(root)}) == 2
 
 
-class StalePlace(LocalPlace):
+class StalePlace(LocalObjects):
     """A place whose snapshots do not show once ``shown`` is set, as on a slow network."""
 
     shown: dict[str, ObjectInfo] | None = None
@@ -254,7 +254,7 @@ def test_two_writers_that_take_the_same_number_do_not_overwrite_each_other(tmp_p
     assert [path.name[:12] for path in manifests(tmp_path)] == ["000000000001"] * 2
 
 
-class HarmedPlace(LocalPlace):
+class HarmedPlace(LocalObjects):
     """A place from which all other objects vanish whenever one is written."""
 
     def write(self, name: str, content: bytes) -> None:

@@ -18,7 +18,7 @@ import pytest
 from pipeline.state import snapshots
 from pipeline.state.errors import SnapshotUnreadable, StoreError
 from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
-from pipeline.state.objects import LocalPlace, ObjectInfo
+from pipeline.state.objects import LocalObjects, ObjectInfo
 from pipeline.state.snapshots import Refused, Snapshot, SnapshotRepository, UnusableReason
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from tests.unit.snapshot_helpers import (
@@ -390,7 +390,7 @@ def test_a_snapshot_behind_which_nothing_is_to_be_folded_is_used(tmp_path: Path)
     assert snapshot.progress == 2
 
 
-class TroubledPlace(LocalPlace):
+class TroubledPlace(LocalObjects):
     """A place that fails ``troubles`` times, in listings or in what is fetched from it."""
 
     def __init__(self, root: Path, call: str, error: OSError, troubles: int) -> None:
@@ -421,7 +421,7 @@ def troubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     written(tmp_path / "root", tmp_path)
 
     def make(call: str, error: OSError, troubles: int, **options: Any) -> SnapshotRepository:
-        monkeypatch.setattr(snapshots, "open_place", lambda url: TroubledPlace(Path(url), call, error, troubles))
+        monkeypatch.setattr(snapshots, "open_object_store", lambda url: TroubledPlace(Path(url), call, error, troubles))
         return SnapshotRepository(str(tmp_path / "root"), pauses_s=(0.01, 0.01), **options)
 
     return make

@@ -3,10 +3,10 @@
 import pytest
 
 from pipeline.kafka import standstill
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 from pipeline.kafka.standstill import LOOK_S, MOST_STALL_S, STALL_S, Standstills
 
-PLACE = ("transactions", 1)
+PARTITION = ("transactions", 1)
 OTHER = ("transactions", 2)
 
 
@@ -24,8 +24,8 @@ class Reader:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.standstills = clock, Standstills()
-        self.positions: dict[Place, int] = {PLACE: 17}
-        self.known = {PLACE: (17, 20), OTHER: (0, 0)}
+        self.positions: dict[Partition, int] = {PARTITION: 17}
+        self.known = {PARTITION: (17, 20), OTHER: (0, 0)}
 
     def suspected_s(self, seconds: int) -> list[int]:
         """Seconds from now at which the partition is suspected."""
@@ -33,7 +33,7 @@ class Reader:
         for second in range(1, seconds + 1):
             self.clock.now_s += LOOK_S
             assert self.standstills.due()
-            if PLACE in self.standstills.suspects(self.positions, self.known.__getitem__):
+            if PARTITION in self.standstills.suspects(self.positions, self.known.__getitem__):
                 found.append(second)
             assert not self.standstills.due()
         return found
@@ -56,17 +56,17 @@ def test_what_stands_still_is_suspected_again_and_again_ever_more_rarely(reader:
 def test_what_moves_is_never_suspected(reader: Reader) -> None:
     for _ in range(10):
         assert reader.suspected_s(int(STALL_S)) == []
-        reader.positions[PLACE] += 1
+        reader.positions[PARTITION] += 1
 
 
 @pytest.mark.parametrize("known", [(17, 17), (20, 20), (-1001, -1001), (-1001, 17)])
 def test_a_log_that_does_not_go_on_is_not_suspected(reader: Reader, known: tuple[int, int]) -> None:
-    reader.known[PLACE] = known
+    reader.known[PARTITION] = known
     assert reader.suspected_s(60) == []
 
 
 def test_a_position_that_the_client_has_not_counts_as_the_reader_s(reader: Reader) -> None:
-    reader.known[PLACE] = (-1001, 20)
+    reader.known[PARTITION] = (-1001, 20)
     assert reader.suspected_s(int(STALL_S) + 1) == [STALL_S + 1]
 
 
@@ -80,5 +80,5 @@ def test_a_partition_that_was_given_up_begins_anew(reader: Reader) -> None:
     reader.suspected_s(int(STALL_S))
     reader.positions = {OTHER: 0}
     reader.suspected_s(1)
-    reader.positions = {PLACE: 17}
+    reader.positions = {PARTITION: 17}
     assert reader.suspected_s(int(STALL_S)) == []

@@ -6,31 +6,31 @@ from collections.abc import Mapping
 import pytest
 
 from pipeline.kafka import steps
-from pipeline.kafka.batch import Place
+from pipeline.kafka.batch import Partition
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
 from pipeline.kafka.clients import FETCH_BYTES, TopicError
 from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.patience import Patience
+from pipeline.kafka.retries import Retries
 from pipeline.kafka.steps import CarefulReading, restore_tuning
 from pipeline.kafka.transactions import Aborted
 from pipeline.settings import Settings
 from schemas.records import Record
 
-PLACE: Place = ("transactions", 0)
+PARTITION: Partition = ("transactions", 0)
 
 
 class Session:
-    """One agent that holds `PLACE`, of which others have died."""
+    """One agent that holds `PARTITION`, of which others have died."""
 
     def __init__(self, died: Attempt) -> None:
-        patience = Patience("card", threading.Event(), lambda: None)
-        self.reading = CarefulReading("nowhere:1", Settings(), "card", patience)
-        self.reading.plan.assigned(PLACE, Committed(5, Mark("c", attempt=died)), 100)
-        self.positions = {PLACE: 5}
+        retries = Retries("card", threading.Event(), lambda: None)
+        self.reading = CarefulReading("nowhere:1", Settings(), "card", retries)
+        self.reading.plan.assigned(PARTITION, Committed(5, Mark("c", attempt=died)), 100)
+        self.positions = {PARTITION: 5}
         self.marks: list[tuple[int, Mark]] = []
         self.fails = False
 
-    def write(self, marks: Mapping[Place, tuple[int, Mark]]) -> None:
+    def write(self, marks: Mapping[Partition, tuple[int, Mark]]) -> None:
         if self.fails:
             raise Aborted("no broker")
         self.marks += marks.values()
@@ -71,7 +71,7 @@ def test_marks_of_transactions_are_committed_as_a_batch_without_records() -> Non
     one = Session(Attempt(9, size=2))
     assert one.poll() == [5]
     assert one.poll() == []
-    assert one.positions == {PLACE: 7}
+    assert one.positions == {PARTITION: 7}
     assert one.poll() == [7]
     assert one.poll() == []
     assert one.reading.plan.active is True
@@ -99,7 +99,7 @@ def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatc
     one = Session(Attempt(9, size=2))
     assert one.poll() is None
     assert one.reading.plan.active is False
-    assert one.positions == {PLACE: 5}
+    assert one.positions == {PARTITION: 5}
     assert not steps._ALONE.locked()
 
 
@@ -115,8 +115,8 @@ def test_a_restore_after_a_death_fetches_other_amounts_than_the_one_that_died() 
 
 @pytest.mark.parametrize("instance", ["worker-2", "team/worker-2", "w"])
 def test_a_mark_names_the_instance_that_held_the_partition(instance: str) -> None:
-    patience = Patience("card", threading.Event(), lambda: None)
-    reading = CarefulReading("nowhere:1", Settings(instance=instance), "card", patience)
+    retries = Retries("card", threading.Event(), lambda: None)
+    reading = CarefulReading("nowhere:1", Settings(instance=instance), "card", retries)
     commit = reading.new_name()
     assert holder(Mark(commit)) == holder(Mark(commit, attempt=Attempt(7))) == instance
 
@@ -128,7 +128,7 @@ def test_nobody_is_named_who_released_the_partition_or_wrote_no_mark(mark: Mark 
 
 def test_who_holds_a_partition_is_named_though_there_is_nothing_to_read() -> None:
     plan = Careful(2_000)
-    assert plan.assigned(PLACE, Committed(5, Mark("dead/1/2")), 5) is None
-    assert plan.unmarked == {PLACE: (5, None)}
+    assert plan.assigned(PARTITION, Committed(5, Mark("dead/1/2")), 5) is None
+    assert plan.unmarked == {PARTITION: (5, None)}
     plan.begin_usual()
     assert not plan.active

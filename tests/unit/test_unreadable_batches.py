@@ -13,7 +13,7 @@ from pipeline.kafka.unreadable import FETCHES, NoAnswer
 from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
 
 ERROR = KafkaError(KafkaError._BAD_MSG, "damaged")
-PLACE = ("transactions", 1)
+PARTITION = ("transactions", 1)
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def ends_at(monkeypatch: pytest.MonkeyPatch, end: int | Exception) -> None:
 
 def test_failures_at_one_offset_start_a_search(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_at(monkeypatch, 29)
-    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
-    assert found_by(batches) == UnreadableRange(PLACE, 17, 29, "_BAD_MSG", "damaged")
-    assert not batches.fails(PLACE)
+    assert [batches.failed(PARTITION, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
+    assert found_by(batches) == UnreadableRange(PARTITION, 17, 29, "_BAD_MSG", "damaged")
+    assert not batches.fails(PARTITION)
     assert batches.pop_found() is None
 
 
 def test_failures_here_and_there_start_none(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_at(monkeypatch, 29)
     for _ in range(FETCHES - 1):
-        assert not batches.failed(PLACE, 17, ERROR)
+        assert not batches.failed(PARTITION, 17, ERROR)
     for start in (18, 19, 18, 19):
-        assert not batches.failed(PLACE, start, ERROR)
+        assert not batches.failed(PARTITION, start, ERROR)
     for _ in range(FETCHES - 1):
         assert not batches.failed(("transactions", 2), 17, ERROR)
     assert batches.pop_found() is None
@@ -65,23 +65,23 @@ def test_a_successful_read_clears_the_failures_before_it(
 ) -> None:
     ends_at(monkeypatch, 29)
     for _ in range(FETCHES - 1):
-        assert not batches.failed(PLACE, 17, ERROR)
-    batches.succeeded({PLACE: 17, ("transactions", 2): 40})
-    assert batches.fails(PLACE)
-    batches.succeeded({PLACE: 18})
-    assert not batches.fails(PLACE)
+        assert not batches.failed(PARTITION, 17, ERROR)
+    batches.succeeded({PARTITION: 17, ("transactions", 2): 40})
+    assert batches.fails(PARTITION)
+    batches.succeeded({PARTITION: 18})
+    assert not batches.fails(PARTITION)
     # As after an abort, which reads the same offsets again.
-    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
-    batches.succeeded({PLACE: 18})
-    assert found_by(batches) == UnreadableRange(PLACE, 17, 29, "_BAD_MSG", "damaged")
+    assert [batches.failed(PARTITION, 17, ERROR) for _ in range(FETCHES)] == [False] * (FETCHES - 1) + [True]
+    batches.succeeded({PARTITION: 18})
+    assert found_by(batches) == UnreadableRange(PARTITION, 17, 29, "_BAD_MSG", "damaged")
 
 
 def test_a_search_that_fails_finds_an_empty_range(batches: UnreadableBatches, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_at(monkeypatch, NoAnswer("no broker"))
-    assert [batches.failed(PLACE, 17, ERROR) for _ in range(FETCHES)][-1]
+    assert [batches.failed(PARTITION, 17, ERROR) for _ in range(FETCHES)][-1]
     found = found_by(batches)
     assert (found.start, found.end) == (17, 17)
-    assert not batches.failed(PLACE, 17, ERROR)
+    assert not batches.failed(PARTITION, 17, ERROR)
 
 
 def test_a_partition_that_is_given_up_has_no_search(
@@ -90,10 +90,10 @@ def test_a_partition_that_is_given_up_has_no_search(
     released = threading.Event()
     monkeypatch.setattr(unreadable_batches, "find_end", lambda *_: released.wait(10) and 29)
     for _ in range(FETCHES):
-        batches.failed(PLACE, 17, ERROR)
+        batches.failed(PARTITION, 17, ERROR)
     batches.forget({1})
     released.set()
-    assert not batches.fails(PLACE)
+    assert not batches.fails(PARTITION)
     assert batches.pop_found() is None
 
 
@@ -101,7 +101,7 @@ class StandingClient:
     """A client that holds one partition, of which nothing comes."""
 
     def assignment(self) -> list[TopicPartition]:
-        return [TopicPartition(*PLACE)]
+        return [TopicPartition(*PARTITION)]
 
     def position(self, asked: list[TopicPartition]) -> list[TopicPartition]:
         return [TopicPartition(at.topic, at.partition, -1001) for at in asked]
@@ -129,9 +129,9 @@ def test_a_partition_that_stands_still_is_searched_once_at_a_time(
     client = cast(Consumer, StandingClient())
     for _ in range(9):
         # Of the other partition the client holds nothing.
-        batches.look(client, {PLACE: 17, ("transactions", 2): 5})
-    assert not batches.pauses(PLACE)
+        batches.look(client, {PARTITION: 17, ("transactions", 2): 5})
+    assert not batches.pauses(PARTITION)
     found = found_by(batches)
-    assert (found.place, found.start, found.end, found.error) == (PLACE, 17, found_end, STALLED)
-    assert searches == [(PLACE, 17)]
-    assert not batches.fails(PLACE)
+    assert (found.partition, found.start, found.end, found.error) == (PARTITION, 17, found_end, STALLED)
+    assert searches == [(PARTITION, 17)]
+    assert not batches.fails(PARTITION)

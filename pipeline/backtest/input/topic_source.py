@@ -25,7 +25,7 @@ from pipeline.kafka.clients import (
     first_offsets,
     offsets_at,
     partition_numbers,
-    patiently,
+    retried,
     stable_ends,
 )
 from pipeline.kafka.cluster import stamped_by_producers
@@ -137,12 +137,12 @@ class TopicSource:
         places = [(full, number) for number in numbers]
         first_ms, end_ms = span.arrivals(tolerance_us, None if to_end else self.lateness_us)
         if first_ms > ArrivalRange().first_ms:
-            starts = patiently(lambda: offsets_at(client, places, first_ms))
+            starts = retried(lambda: offsets_at(client, places, first_ms))
         else:
-            starts = patiently(lambda: first_offsets(client, places))
+            starts = retried(lambda: first_offsets(client, places))
         ends = stable_ends(self.bootstrap, self.settings, full, numbers)
         if end_ms < ArrivalRange().end_ms:
-            found = patiently(lambda: offsets_at(client, places, end_ms))
+            found = retried(lambda: offsets_at(client, places, end_ms))
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
         return {number: range(starts[full, number], ends[number]) for number in numbers}
 
@@ -150,14 +150,14 @@ class TopicSource:
         """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
         client = admin_client(self.bootstrap, settings=self.settings)
         places = [(self.name, number) for number in range(partitions)]
-        begins = patiently(lambda: first_offsets(client, places))
+        begins = retried(lambda: first_offsets(client, places))
         ends = stable_ends(self.bootstrap, self.settings, self.name, range(partitions))
         if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
             raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
         if span.to_us >= LATEST_US:
             return
         last_us = max(span.to_us + self.lateness_us, 0)
-        behind = patiently(lambda: offsets_at(client, places, last_us // US_PER_MS))
+        behind = retried(lambda: offsets_at(client, places, last_us // US_PER_MS))
         if all(behind[place] <= begins[place] for place in places):
             first_ms = [
                 record.timestamp_ms

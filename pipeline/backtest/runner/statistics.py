@@ -20,7 +20,7 @@ from pipeline.backtest.runner.pacing import PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.waiting import EARLY_LABEL_PATIENCE_US
+from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
 from pipeline.scoring.lightgbm_model import LightGBMModel
 
 NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
@@ -86,7 +86,7 @@ class RunStatistics:
         """``label_horizon_us`` is how long after its transaction a label counts."""
         self._span, self._listener, self._take = span, listener, take
         # As the card kernel finds the transactions of labels.
-        self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_PATIENCE_US
+        self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_GRACE_US
         self.worked_on = 0
         """Transactions, the warm-up included."""
         self.first_us, self.newest_us = LATEST_US, EARLIEST_US

@@ -13,9 +13,9 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
-from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.loop import AgentLoop
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
+from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.stopping import PipelineWorker
 from agents.topology import AgentSpec
 from pipeline.engine.layout import LAYOUT
@@ -50,9 +50,9 @@ class OneHopPartitions(KernelPartitions[OneHopPartition]):
         super().__init__(environment)
         self._models, self._output = models, output
 
-    def new(self, partition: int, place: StateLocation, loaded: LoadedState | None) -> OneHopPartition:
+    def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> OneHopPartition:
         """The kernel of one partition."""
-        return OneHopPartition(self._models, self._output, place.storage, loaded)
+        return OneHopPartition(self._models, self._output, location.storage, loaded)
 
     def replay_into(self, state: OneHopPartition, records: Sequence[Record], rules: Rules | None) -> None:
         """Let committed records enter the state."""

@@ -20,13 +20,13 @@ HANGING_S: Final = 3 * CALL_TIMEOUT_S
 _PASSING: Final = PASSING_ERRORS | {KafkaError.UNSTABLE_OFFSET_COMMIT}
 
 
-class Patience:
+class Retries:
     """Retries for one agent: reports that it waits (``waiting``), and gives up once ``stopping`` is set."""
 
     def __init__(self, agent: str, stopping: threading.Event, waiting: Callable[[], None]) -> None:
         self._agent, self._stopping, self._waiting = agent, stopping, waiting
 
-    def repeat(self, what: str, call: Callable[[], T], advice: str = "") -> T:
+    def call(self, what: str, call: Callable[[], T], advice: str = "") -> T:
         """Repeat ``call`` for as long as its error may pass, and return its result; `Stopped` once the worker ends.
 
         ``advice`` is what to look at where that takes longer than any transaction may.

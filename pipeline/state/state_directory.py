@@ -15,11 +15,11 @@ def keep_private() -> None:
     os.umask(0o077)
 
 
-class PlaceTaken(RuntimeError):
+class DirectoryInUse(RuntimeError):
     """Another process on this machine runs the same agent under the same name; the text says what to do."""
 
 
-class StatePlace:
+class StateDirectory:
     """Holds the directory of one agent of one instance, from ``with`` on to its end."""
 
     def __init__(self, data_dir: Path, instance: str, agent: str) -> None:
@@ -36,7 +36,7 @@ class StatePlace:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
-            raise PlaceTaken(
+            raise DirectoryInUse(
                 f"agent {self._agent} of instance {self._instance} runs already, in process {holder or '(unknown)'}: "
                 "give this worker a name of its own (--instance, FRAUD_PIPELINE_INSTANCE), or end the other one"
             ) from None

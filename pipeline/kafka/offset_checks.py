@@ -10,17 +10,17 @@ import msgspec
 from confluent_kafka import IsolationLevel
 
 from pipeline.kafka import clients
-from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, partition_numbers, patiently
-from pipeline.kafka.replay_reader import decode_progress
+from pipeline.kafka.batch import Partition
+from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, partition_numbers, retried
 from pipeline.kafka.internal import OnRefused, not_counted, readable
+from pipeline.kafka.replay_reader import decode_progress
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic, has_order
 
-TRACE_RECORDS: Final = 2_000
+CHECKED_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
 
-Partition = tuple[str, int]
 
 read_batches = partial(clients.read_batches, skip_unreadable=True)
 """These checks decide nothing, and an unreadable batch must not keep the agent from starting that quarantines it."""
@@ -42,7 +42,7 @@ _decode_decided = msgspec.json.Decoder(_Decided).decode
 
 
 @dataclass(slots=True)
-class Traces:
+class ResultOffsets:
     """The ends of an agent's results; offsets by topic (full name) and partition number."""
 
     ends: dict[Partition, int] = field(default_factory=dict)
@@ -62,17 +62,17 @@ def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> 
         return any(own in record.headers for records in batches for record in records)
 
 
-def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> Traces:
+def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> ResultOffsets:
     """Find the score agent's offsets in `profiled` by its decisions; the middle of a log is not read."""
-    traces = Traces()
+    results = ResultOffsets()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
     profiled = settings.topic(PROFILED.name)
     for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
         for _, decision in readable(records, _decode_decided, on_refused):
             if (log := decision.log) is not None:
                 at = (profiled, log.partition)
-                traces.ends[at] = max(traces.ends.get(at, 0), log.offset + 1)
-    return traces
+                results.ends[at] = max(results.ends.get(at, 0), log.offset + 1)
+    return results
 
 
 def progressed(
@@ -81,34 +81,34 @@ def progressed(
     numbers: Collection[int],
     settings: Settings,
     on_refused: OnRefused = not_counted,
-) -> Traces:
+) -> ResultOffsets:
     """Find the offsets of an agent of several inputs; the middle of `progress` is not read."""
-    traces = Traces()
+    results = ResultOffsets()
     # A topic whose partitions are too few is reported by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
     newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
     for at, end in _of_progress(newest, agent, settings, on_refused):
-        traces.newest[at] = end
-        traces.ends[at] = max(traces.ends.get(at, 0), end)
+        results.newest[at] = end
+        results.ends[at] = max(results.ends.get(at, 0), end)
     for at, end in _of_progress(oldest, agent, settings, on_refused):
-        traces.ends[at] = max(traces.ends.get(at, 0), end)
-    traces.numbers = {number for _, number in traces.ends}
-    return traces
+        results.ends[at] = max(results.ends.get(at, 0), end)
+    results.numbers = {number for _, number in results.ends}
+    return results
 
 
-def traces_of(
+def result_offsets(
     bootstrap: str,
     agent: str,
     reads: Collection[Topic],
     numbers: Collection[int],
     settings: Settings,
     on_refused: OnRefused = not_counted,
-) -> Traces:
+) -> ResultOffsets:
     """Find the offsets of an agent that ``reads`` these topics by its results; empty where they name no input."""
     if has_order(reads):
         return progressed(bootstrap, agent, numbers, settings, on_refused)
-    return decided(bootstrap, settings, on_refused) if PROFILED in reads else Traces()
+    return decided(bootstrap, settings, on_refused) if PROFILED in reads else ResultOffsets()
 
 
 def newest_batches(
@@ -122,7 +122,7 @@ def newest_batches(
     """Return the begin of the newest batch that an agent's results show, by input partition.
 
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
-    results and their offsets. A partition of which the last ``TRACE_RECORDS`` results show nothing is absent.
+    results and their offsets. A partition of which the last ``CHECKED_RECORDS`` results show nothing is absent.
     """
     topic, key = (PROGRESS, agent.encode()) if has_order(reads) else (DECISIONS, None)
     if key is None and PROFILED not in reads:
@@ -130,9 +130,9 @@ def newest_batches(
     name, profiled = settings.topic(topic.name), settings.topic(PROFILED.name)
     client = admin_client(bootstrap, settings=settings)
     asked = partition_numbers(client, name)
-    places = [(name, number) for number in asked if key is None or number in numbers]
-    ends = patiently(partial(last_offsets, client, places, IsolationLevel.READ_COMMITTED))
-    tails = {number: max(0, ends[name, number] - TRACE_RECORDS) for _, number in places if ends[name, number]}
+    partitions = [(name, number) for number in asked if key is None or number in numbers]
+    ends = retried(partial(last_offsets, client, partitions, IsolationLevel.READ_COMMITTED))
+    tails = {number: max(0, ends[name, number] - CHECKED_RECORDS) for _, number in partitions if ends[name, number]}
     if not tails:
         return {}
     found: dict[Partition, _Batch] = {}
@@ -183,15 +183,15 @@ def _both_ends(
     """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
     name = settings.topic(topic.name)
     client = admin_client(bootstrap, settings=settings)
-    places = [(name, number) for number in numbers]
-    first = patiently(partial(first_offsets, client, places))
-    end = patiently(partial(last_offsets, client, places, IsolationLevel.READ_COMMITTED))
+    partitions = [(name, number) for number in numbers]
+    first = retried(partial(first_offsets, client, partitions))
+    end = retried(partial(last_offsets, client, partitions, IsolationLevel.READ_COMMITTED))
     # On topics that are empty no reader need be made.
-    places = [place for place in places if end[place] > first[place]]
-    if not places:
+    partitions = [partition for partition in partitions if end[partition] > first[partition]]
+    if not partitions:
         return [], []
-    firsts = {place[1]: first[place] for place in places}
-    tails = {place[1]: max(first[place], end[place] - TRACE_RECORDS) for place in places}
+    firsts = {partition[1]: first[partition] for partition in partitions}
+    tails = {partition[1]: max(first[partition], end[partition] - CHECKED_RECORDS) for partition in partitions}
     newest: list[Record] = []
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         for records in batches:
@@ -204,7 +204,9 @@ def _both_ends(
             for records in batches:
                 oldest += records
                 left -= {
-                    record.partition for record in records if record.offset >= firsts[record.partition] + TRACE_RECORDS
+                    record.partition
+                    for record in records
+                    if record.offset >= firsts[record.partition] + CHECKED_RECORDS
                 }
                 if not left:
                     break

@@ -1,7 +1,7 @@
 """Calls that may never come back, made on a thread that can be given up.
 
 librdkafka 2.16 can wait for ever in a transactional call when the broker died that it took for the coordinator
-(confluentinc/librdkafka 5456); its own time limit does not help. Who calls through a `Caller` gets the word back.
+(confluentinc/librdkafka 5456); its own time limit does not help. Who calls through a `CallThread` gets the word back.
 """
 
 import queue
@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-HUNG_AFTER_S: Final = 13.0
+CALL_TIMEOUT_AFTER_S: Final = 13.0
 """Longer than any call may take by its own limit of ten seconds."""
 _LOOK_S: Final = 0.2
 
 
-class Hung(RuntimeError):
+class CallTimedOut(RuntimeError):
     """A call did not come back in time; its thread is given up, and whatever the call used must not be used again."""
 
 
-class Caller:
+class CallThread:
     """A daemon thread, which makes one call at a time for one other thread."""
 
     def __init__(self, name: str, waiting: Callable[[], None]) -> None:
@@ -28,8 +28,8 @@ class Caller:
         self._ends: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name=f"{name}-calls", daemon=True).start()
 
-    def call(self, what: str, function: Callable[[], Any], timeout_s: float = HUNG_AFTER_S) -> Any:
-        """Call ``function`` and return its result; `Hung` after ``timeout_s``. ``waiting`` is called meanwhile."""
+    def call(self, what: str, function: Callable[[], Any], timeout_s: float = CALL_TIMEOUT_AFTER_S) -> Any:
+        """Return what ``function`` returns; `CallTimedOut` after ``timeout_s``. ``waiting`` is called meanwhile."""
         self._calls.put(function)
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -38,7 +38,7 @@ class Caller:
             except queue.Empty:
                 self._waiting()
                 if time.monotonic() > deadline_s:
-                    raise Hung(f"{self._name}: {what} has not come back for {timeout_s:.0f} s") from None
+                    raise CallTimedOut(f"{self._name}: {what} has not come back for {timeout_s:.0f} s") from None
                 continue
             if error is not None:
                 raise error

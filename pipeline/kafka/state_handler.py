@@ -14,7 +14,7 @@ class Restored(NamedTuple):
     progress: int
 
 
-class PartitionHandler(Protocol):
+class StateHandler(Protocol):
     """The owner of the state of an agent's partitions."""
 
     @property
