@@ -10,7 +10,7 @@ import click
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.models.changes import Said
+from pipeline.models.changes import ChangeAuthor
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
@@ -27,11 +27,11 @@ def said_options(function: F) -> F:
     return click.option("--reason", required=True, help="Why, in one sentence; it is kept with the change.")(function)
 
 
-def said(by: str | None, reason: str) -> Said:
+def said(by: str | None, reason: str) -> ChangeAuthor:
     """Return who makes a change, and why; a usage error where the reason says nothing."""
     if not reason.strip():
         raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
-    return Said(by or _user(), reason.strip())
+    return ChangeAuthor(by or _user(), reason.strip())
 
 
 def _user() -> str:

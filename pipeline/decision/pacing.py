@@ -310,7 +310,9 @@ class Pacing:
     def _forget(self, hour: int) -> None:
         """Let go of hours that no threshold will be decided by."""
         if len(self._own) + len(self._others) > 4 * HOURS:
-            self._own, self._others = ({at for at in of if at >= hour - HOURS} for of in (self._own, self._others))
+            self._own, self._others = (
+                {at for at in scores if at >= hour - HOURS} for scores in (self._own, self._others)
+            )
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
             self._reaches = {at: reach for at, reach in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}

@@ -235,10 +235,12 @@ def counting(types: pa.Array) -> NDArray[np.bool_]:
     return counts
 
 
-def _decoded(of: NDArray[np.int64], kind: str, decode: Callable[[int], T]) -> tuple[list[tuple[int, T]], list[Reject]]:
-    """Return what the decoder accepts of the records of numbers ``of``, with their numbers, and the rejects."""
+def _decoded(
+    rows: NDArray[np.int64], kind: str, decode: Callable[[int], T]
+) -> tuple[list[tuple[int, T]], list[Reject]]:
+    """Return what the decoder accepts of the records of numbers ``rows``, with their numbers, and the rejects."""
     accepted, rejects = [], []
-    for row in of.tolist():
+    for row in rows.tolist():
         try:
             accepted.append((row, decode(row)))
         except InvalidMessage as error:

@@ -120,12 +120,12 @@ class Sources(NamedTuple):
         rows = sorted({*zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True)})
         parts: list[str] = []
         shown = 0
-        for (topic, partition), of in groupby(rows, lambda row: row[:2]):
+        for (topic, partition), group in groupby(rows, lambda row: row[:2]):
             if shown >= _MOST_SHOWN:
                 parts.append("...")
                 break
-            offsets = [offset for *_, offset in of]
-            starts = [0, *(i for i, (one, next_one) in enumerate(pairwise(offsets), 1) if next_one > one + 1)]
+            offsets = [offset for *_, offset in group]
+            starts = [0, *(i for i, (offset, next_one) in enumerate(pairwise(offsets), 1) if next_one > offset + 1)]
             ranges = [(offsets[a], offsets[b - 1]) for a, b in pairwise([*starts, len(offsets)])]
             listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: _MOST_SHOWN - shown]]
             listed += ["..."] if len(listed) < len(ranges) else []

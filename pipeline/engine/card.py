@@ -129,18 +129,23 @@ class CardPartition:
         self._join.forget(forgotten_with(records))
         return joined
 
-    def profile(self, keys: CardKeys, rows: NDArray[np.intp], of: Transactions) -> CardProfile:
+    def profile(self, keys: CardKeys, rows: NDArray[np.intp], transactions: Transactions) -> CardProfile:
         """Let accepted transactions enter the windows.
 
         Args:
-            keys: Those of ``of``.
-            rows: Shape (m,), the transactions among ``of``.
-            of: Transactions of all partitions.
+            keys: Those of ``transactions``.
+            rows: Shape (m,), the transactions among ``transactions``.
+            transactions: Transactions of all partitions.
         """
         return self._windows.profile(
-            keys.card[rows], keys.merchant[rows], of.event_time_us[rows], of.amount_base_minor[rows], of.counts[rows],
-            of.hour[rows], of.weekday[rows],
-        )  # fmt: skip
+            keys.card[rows],
+            keys.merchant[rows],
+            transactions.event_time_us[rows],
+            transactions.amount_base_minor[rows],
+            transactions.counts[rows],
+            transactions.hour[rows],
+            transactions.weekday[rows],
+        )
 
     def commit(self) -> None:
         """Commit the batch."""
@@ -182,11 +187,11 @@ def compile_kernels(options: CardOptions) -> None:
         transaction_id=name, event_time=when, card_id=card, merchant_id="m", amount=Decimal("1.50"),
         currency=options.rates.base,
     )  # fmt: skip
-    said = Label(transaction_id=name, card_id=card, label="fraud", source="chargeback", labelled_at=when)
+    report = Label(transaction_id=name, card_id=card, label="fraud", source="chargeback", labelled_at=when)
     home, stamp_ms = partition_of(card, options.partitions), round(when.timestamp() * 1_000)
     transaction, label = (
         Record(options.topic_prefix + topic.name, home, 0, stamp_ms, card.encode(), _encode(message))
-        for topic, message in ((TRANSACTIONS, bought), (LABELS, said))
+        for topic, message in ((TRANSACTIONS, bought), (LABELS, report))
     )
     (forwarded,) = accept(
         [label], LabelOptions(options.future_tolerance_us, options.partitions, topic_prefix=options.topic_prefix)

@@ -45,9 +45,9 @@ class _Columns:
             )
         )
 
-    def _each(self, of: Any) -> Self:
+    def _each(self, function: Any) -> Self:
         columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{name: None if column is None else of(column) for name, column in columns.items()})
+        return type(self)(**{name: None if column is None else function(column) for name, column in columns.items()})
 
     @classmethod
     def concat(cls, parts: "list[Self]") -> Self:
@@ -56,11 +56,13 @@ class _Columns:
             return parts[0]
         columns: dict[str, Any] = {}
         for field in fields(cls):  # type: ignore[arg-type]
-            of = [getattr(part, field.name) for part in parts]
-            if any(column is None for column in of):
+            arrays = [getattr(part, field.name) for part in parts]
+            if any(column is None for column in arrays):
                 columns[field.name] = None
             else:
-                columns[field.name] = np.concatenate(of) if isinstance(of[0], np.ndarray) else pa.concat_arrays(of)
+                columns[field.name] = (
+                    np.concatenate(arrays) if isinstance(arrays[0], np.ndarray) else pa.concat_arrays(arrays)
+                )
         return cls(**columns)
 
 

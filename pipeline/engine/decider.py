@@ -43,13 +43,13 @@ class Decider:
         `ScorePartition.profile`.
         """
         result = Result()
-        states, of = [], []
+        states, batches = [], []
         for state, records in parts:
             states.append(state)
-            of.append(records)
-        rows = read_rows([record for records in of for record in records])
+            batches.append(records)
+        rows = read_rows([record for records in batches for record in records])
         first, transactions = 0, [np.empty(0, np.intp)]
-        for state, records in zip(states, of, strict=True):
+        for state, records in zip(states, batches, strict=True):
             transactions.append(state.profile(rows, range(first, first + len(records)), result))
             first += len(records)
         taken = np.concatenate(transactions)

@@ -182,7 +182,7 @@ class DecisionWriter:
         home = self._home_amounts(subjects)
         reasons = explain(batch.features, batch.decided.logit, batch.models, selections, self._base_currency, home)
         more = [f"{identity:016x}".encode() for identity in subjects.identities().tolist()]
-        more += [_encode(of) for of in reasons]
+        more += [_encode(alert_reasons) for alert_reasons in reasons]
         ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
         added = np.stack([ends[:-1], ends[1:]], axis=1).reshape(2, subjects.rows, 2)
         numbers[:, _SEVERITY] = [

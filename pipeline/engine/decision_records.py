@@ -68,10 +68,10 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
     names = None if rows.names == OWN_FEATURES else [name.decode() for name in rows.names]
     ends: dict[Versions, bytes] = {}
     versions = rows.versions()
-    for of in versions:
-        if of not in ends:
-            ends[of] = _encode(_Names(of, names))
-    tails = [ends[of] for of in versions]
+    for version in versions:
+        if version not in ends:
+            ends[version] = _encode(_Names(version, names))
+    tails = [ends[version] for version in versions]
     lengths = [np.fromiter(map(len, column), "<u4", len(rows.rows)) for column in (*texts, tails)]
     heads = (
         _bytes_of("<u4", [np.full(len(rows.rows), numbers.shape[1]), *lengths]),
@@ -88,7 +88,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
     fixed = np.concatenate(heads, axis=1)
     size, data = fixed.shape[1], fixed.tobytes()
     parts = zip(range(0, len(data), size), *texts, tails, strict=True)
-    return [b"".join((data[at : at + size], *of)) for at, *of in parts]
+    return [b"".join((data[at : at + size], *version)) for at, *version in parts]
 
 
 def _bytes_of(dtype: str, columns: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:

@@ -186,7 +186,8 @@ class DecisionStore:
                     yield key, packed
         groups = [_group(key, packed) for key, packed in self._store.scan(_MATURING, _MATURING + _AFTER)]
         yield [
-            (item, rate) for item, _, rate in sorted((item, -of.number, of.rate) for of in groups for item in of.items)
+            (item, rate)
+            for item, _, rate in sorted((item, -group.number, group.rate) for group in groups for item in group.items)
         ]
 
     def _put_group(self, group: _Group) -> None:

@@ -131,8 +131,8 @@ def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
         codes[code] = len(_NAMED) + code - LIGHTGBM
     for code, column in ((SOURCE_TOPIC, SOURCE), (RATES_VERSION, RATES)):
         found: dict[bytes, int] = {}
-        of = [found.setdefault(text, len(names) + len(found)) for text in _texts(subjects, column)]
-        codes[code] = of
+        numbers = [found.setdefault(text, len(names) + len(found)) for text in _texts(subjects, column)]
+        codes[code] = numbers
         names += found
     return names, codes.astype(np.uint8)
 
@@ -188,13 +188,13 @@ class FeatureRows(NamedTuple):
         names = [name.decode() for name in self.block.names]
         made: dict[tuple[int, ...], Versions] = {}
         codes = self.block.codes[[LIGHTGBM, RIVER, POLICY, RATES_VERSION]][:, self.rows].T.tolist()
-        for of in map(tuple, codes):
-            if of not in made:
-                lightgbm, river, policy, rates = (names[code] for code in of)
-                made[of] = Versions(
+        for codes_of_row in map(tuple, codes):
+            if codes_of_row not in made:
+                lightgbm, river, policy, rates = (names[code] for code in codes_of_row)
+                made[codes_of_row] = Versions(
                     lightgbm=lightgbm, river=river, policy=policy, kernel=self.block.kernel, rates=rates
                 )
-        return [made[tuple(of)] for of in codes]
+        return [made[tuple(codes_of_row)] for codes_of_row in codes]
 
 
 def read_features(record: Record) -> FeatureRows:

@@ -190,12 +190,12 @@ class FeedbackPartition:
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
         packed = self._segments.read([emission.entry for emission in emitted])
-        for one, decision in zip(emitted, packed, strict=True):
-            found = example(one, unpack_record(decision))
+        for joined, decision in zip(emitted, packed, strict=True):
+            found = example(joined, unpack_record(decision))
             result.outputs.append(Output(EXAMPLES, found.card_id.encode(), _encode(found)))
 
 
-def example(one: Emitted, decision: DecisionRecord) -> Example:
+def example(joined: Emitted, decision: DecisionRecord) -> Example:
     """Return the training example that follows, of its decision as served."""
     return Example(
         transaction_id=decision.transaction_id,
@@ -203,15 +203,15 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
         merchant_id=decision.merchant_id,
         event_time=decision.event_time,
         amount_base=decision.amount_base,
-        label=one.label,
-        label_source=one.source,
-        known_at=_EPOCH + timedelta(microseconds=one.known_at_us),
-        weight=one.weight,
-        revision=one.revision,
-        online_weight=_online_weight(one, decision),
-        former=one.online.former.label,
-        former_weight=one.online.former.weight,
-        held=one.online.held,
+        label=joined.label,
+        label_source=joined.source,
+        known_at=_EPOCH + timedelta(microseconds=joined.known_at_us),
+        weight=joined.weight,
+        revision=joined.revision,
+        online_weight=_online_weight(joined, decision),
+        former=joined.online.former.label,
+        former_weight=joined.online.former.weight,
+        held=joined.online.held,
         features=decision.features,
         logit=decision.logit,
         river_logit=decision.river_logit,
@@ -221,9 +221,9 @@ def example(one: Emitted, decision: DecisionRecord) -> Example:
     )
 
 
-def _online_weight(one: Emitted, decision: DecisionRecord) -> float:
+def _online_weight(joined: Emitted, decision: DecisionRecord) -> float:
     """Return the weight for the online model; what is presumed legitimate may be a fraud that nobody has reported."""
-    if one.label != PRESUMED or one.reported_share == 1.0:
-        return one.online.weight
-    weight = unreported_weight(np.array([decision.score]), np.array([one.reported_share]))
-    return one.online.weight * float(weight[0])
+    if joined.label != PRESUMED or joined.reported_share == 1.0:
+        return joined.online.weight
+    weight = unreported_weight(np.array([decision.score]), np.array([joined.reported_share]))
+    return joined.online.weight * float(weight[0])

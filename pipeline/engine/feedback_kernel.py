@@ -266,11 +266,11 @@ class _Part:
         if labels:
             hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
             self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
-        said: defaultdict[int, list[int]] = defaultdict(list)
+        labels_at: defaultdict[int, list[int]] = defaultdict(list)
         for number in labels:
-            said[joined.position[number]].append(number)
-        for position in sorted({*filed, *said, *due}):
-            self._visit(position, filed.get(position, {}), said.get(position, ()), due.get(position, ()))
+            labels_at[joined.position[number]].append(number)
+        for position in sorted({*filed, *labels_at, *due}):
+            self._visit(position, filed.get(position, {}), labels_at.get(position, ()), due.get(position, ()))
         self._decisions.learn(
             (digest, self._entries[digest].event_time_us, known) for digest, known in self._changed.items()
         )
@@ -324,8 +324,8 @@ class _Part:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
             if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
                 weight, share = 1.0 / rate, self._rules.reported_share
-                one = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
-                self._emit(digest, known._replace(learned=Learned.presumed(weight)), one)
+                emitted = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
+                self._emit(digest, known._replace(learned=Learned.presumed(weight)), emitted)
 
     def _find(self, digest: bytes) -> DecisionReference | None:
         entry = self._entries.get(digest)
@@ -373,12 +373,12 @@ class _Part:
         weight = 1.0 / rules.negative_sample_rate if is_sample else 1.0
         online, learned = online_update(known.learned, now, weight, rules.reported_share, in_time=in_time)
         name, online = WITHDRAWN if now == _NOTHING else KNOWN[now], online._replace(held=label.held)
-        one = Emitted(
+        emitted = Emitted(
             position, entry, name, label.source, label.known_at_us, weight, known.emitted, online, rules.reported_share
         )
-        self._emit(digest, known if label.held else known._replace(learned=learned), one)
+        self._emit(digest, known if label.held else known._replace(learned=learned), emitted)
 
-    def _emit(self, digest: bytes, known: Known, one: Emitted) -> None:
-        self._emitted.append(one)
-        self._counts["example", one.label] += 1
+    def _emit(self, digest: bytes, known: Known, emitted: Emitted) -> None:
+        self._emitted.append(emitted)
+        self._counts["example", emitted.label] += 1
         self._known[digest] = self._changed[digest] = known._replace(emitted=known.emitted + 1)

@@ -87,7 +87,7 @@ def _is_origin(name: str, topic: Topic, topic_prefix: str) -> bool:
     bare = name.removeprefix(topic_prefix)
     if topic is REROUTED:
         return name == topic_prefix + TRANSACTIONS.name
-    is_own = any(bare == one.name for one in TOPICS if one is not LABELS)
+    is_own = any(bare == topic.name for topic in TOPICS if topic is not LABELS)
     return name.startswith(topic_prefix) and not is_own and _TOPIC_NAME.fullmatch(bare) is not None
 
 

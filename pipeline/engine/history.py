@@ -152,9 +152,9 @@ def compute_features(
     return features
 
 
-def _columns(names: Sequence[str], of: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return where the features among ``names`` that are in ``of`` stand in either."""
-    found = [(at, of.index(name)) for at, name in enumerate(names) if name in of]
+def _columns(names: Sequence[str], wanted: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return where the features among ``names`` that are in ``wanted`` stand in either."""
+    found = [(at, wanted.index(name)) for at, name in enumerate(names) if name in wanted]
     return np.array([at for at, _ in found], np.intp), np.array([own for _, own in found], np.intp)
 
 

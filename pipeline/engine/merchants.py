@@ -68,5 +68,5 @@ def labels_log(
 
 def behind(first: MerchantLog, second: MerchantLog) -> MerchantLog:
     """Return the records of one log behind those of another."""
-    columns: list[NDArray[Any]] = [np.concatenate(list(of)) for of in zip(first, second, strict=True)]
+    columns: list[NDArray[Any]] = [np.concatenate(list(arrays)) for arrays in zip(first, second, strict=True)]
     return MerchantLog(*columns)

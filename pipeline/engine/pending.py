@@ -117,7 +117,7 @@ class StorePending:
             return NO_LABELS
         packed = digest.astype(">i8").tobytes()
         asked = dict.fromkeys(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
-        self._held = [item for one in self._room.awaited(list(asked)) for item in self._room.items(one)]
+        self._held = [item for digest in self._room.awaited(list(asked)) for item in self._room.items(digest)]
         return _batch(self._held)
 
     def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:

@@ -176,8 +176,8 @@ def _rows(
     texts = [*(block.text for block in found.values()), *names]
     name_ends = np.cumsum([sum(map(len, texts[: len(found)])), *map(len, names)])
     spans, codes, named = columns.spans, columns.codes, columns.named
-    for column, of in zip((SOURCE, RATES, INPUT), named, strict=True):
-        spans[column, :, 0], spans[column, :, 1] = name_ends[of], name_ends[of + 1]
+    for column, numbers in zip((SOURCE, RATES, INPUT), named, strict=True):
+        spans[column, :, 0], spans[column, :, 1] = name_ends[numbers], name_ends[numbers + 1]
     subjects = Subjects(b"".join(texts), spans, columns.wholes)
     return ProfiledRows(
         records,
@@ -198,8 +198,8 @@ def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.i
     identity = np.zeros(n, np.uint64)
     labels = np.flatnonzero(kinds)
     if len(labels):
-        of = subjects.take(labels)
-        identity[labels] = of.identities()
+        labelled = subjects.take(labels)
+        identity[labels] = labelled.identities()
     return MerchantLog(
         kinds,
         span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT]),

@@ -69,15 +69,15 @@ def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabe
         return None
     # How many transactions stand at a position or before it.
     before = np.append(np.cumsum(joined.accepted), accepted)
-    of = labels.take(following.label)
+    matched = labels.take(following.label)
     return ProfiledLabels(
         before[np.minimum(following.position, len(joined.accepted))],
-        of.transaction_id,
-        of.card_id,
+        matched.transaction_id,
+        matched.card_id,
         pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
         following.event_time_us,
         following.known,
-        of.known_at_us,
+        matched.known_at_us,
         [joined.labels.records[label] for label in following.label.tolist()],
     )
 
@@ -91,7 +91,7 @@ def joined_labels(parts: Sequence[ProfiledLabels]) -> ProfiledLabels | None:
         return pa.concat_arrays(columns) if isinstance(columns[0], pa.Array) else np.concatenate(columns)
 
     *columns, records = zip(*parts, strict=True)
-    return ProfiledLabels._make([*map(concatenated, columns), [record for of in records for record in of]])
+    return ProfiledLabels._make([*map(concatenated, columns), [record for part in records for record in part]])
 
 
 class RowColumns(NamedTuple):
@@ -207,7 +207,7 @@ def _transaction_rows(
     if reads is not records:
         read = _sources(reads, _TRANSACTIONS)
         wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = read.offset, read.partition
-        passed_on = [one is not other for one, other in zip(reads, records, strict=True)]
+        passed_on = [read is not other for read, other in zip(reads, records, strict=True)]
         codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
     case_id = _case_ids(taken.card_id, profile.case_start_us // US_PER_SECOND)
     texts = (

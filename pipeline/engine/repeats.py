@@ -42,7 +42,7 @@ class ReadInputs:
         self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
         self._inputs.update({(read.topic, read.partition): read for read in saved})
 
-    def repeats(self, rows: ProfiledRows, of: range) -> list[int]:
+    def repeats(self, rows: ProfiledRows, numbers: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.
 
         A step back by the clock of the card agents counts as a repeat too: it was written late by a worker that has
@@ -50,17 +50,17 @@ class ReadInputs:
 
         Args:
             rows: Rows of one partition of ``profiled``, and of others.
-            of: Numbers of this partition's rows.
+            numbers: Numbers of this partition's rows.
 
         Returns:
             Numbers of the rows that are repeats, ascending.
         """
         found: list[int] = []
-        if not of:
+        if not numbers:
             return found
-        follows = rows.follows[of.start : of.stop].tolist()
-        starts = [row for row, follow in enumerate(follows, of.start) if not follow and row > of.start]
-        for start, end in pairwise([of.start, *starts, of.stop]):
+        follows = rows.follows[numbers.start : numbers.stop].tolist()
+        starts = [row for row, follow in enumerate(follows, numbers.start) if not follow and row > numbers.start]
+        for start, end in pairwise([numbers.start, *starts, numbers.stop]):
             if rows.kinds[start] != TRANSACTION:
                 continue
             name = rows.input(start)

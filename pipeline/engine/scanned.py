@@ -64,11 +64,11 @@ _NULL: Final = np.frombuffer(b"null", np.uint8)
 def _layout() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of `KEPT` or -1)."""
     names = np.zeros((len(_FIELDS), _LONGEST_NAME), np.uint8)
-    said = np.empty((len(_FIELDS), 3), np.int64)
+    fields = np.empty((len(_FIELDS), 3), np.int64)
     for row, name in enumerate(_FIELDS):
         names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-        said[row] = len(name), _KINDS.get(name, _OTHER), KEPT.index(name) if name in KEPT else -1
-    return names, said
+        fields[row] = len(name), _KINDS.get(name, _OTHER), KEPT.index(name) if name in KEPT else -1
+    return names, fields
 
 
 NAMES, SAID = _layout()
@@ -109,7 +109,7 @@ def scan(values: Sequence[bytes | None]) -> Scanned:
 
 @compiled
 def _scan(
-    text: IntArray, ends: IntArray, names: IntArray, said: IntArray, plain: NDArray[np.bool_], spans: IntArray,
+    text: IntArray, ends: IntArray, names: IntArray, fields: IntArray, plain: NDArray[np.bool_], spans: IntArray,
     numbers: IntArray, one_spans: IntArray, one_numbers: IntArray,
 ) -> None:  # fmt: skip
     """Fill the columns; ``one_spans`` and ``one_numbers`` have room for a row."""
@@ -119,7 +119,7 @@ def _scan(
         end = ends[row]
         one_spans[TYPE, 0], one_spans[TYPE, 1] = default_first, default_end
         one_numbers[1] = NO_TIME
-        if read_object(text, first, end, names, said, one_spans, one_numbers) == end:
+        if read_object(text, first, end, names, fields, one_spans, one_numbers) == end:
             plain[row] = True
             if one_numbers[1] == NO_TIME:
                 one_numbers[1] = one_numbers[0]
@@ -132,7 +132,7 @@ def _scan(
 
 @compiled
 def read_object(
-    text: IntArray, at: int, end: int, names: IntArray, said: IntArray, spans: IntArray, numbers: IntArray
+    text: IntArray, at: int, end: int, names: IntArray, fields: IntArray, spans: IntArray, numbers: IntArray
 ) -> int:
     """Return where the plain object ends that begins at ``at``, -1 for any other; keep its places and its numbers."""
     if at >= end or text[at] != _OPEN:
@@ -153,16 +153,16 @@ def read_object(
         at = _past_spaces(text, at + 1, end)
         if at >= end:
             return -1
-        number = _field(text, first, last, names, said)
+        number = _field(text, first, last, names, fields)
         kind = _OTHER
         if number >= 0:
             if seen >> number & 1:
                 return -1
             seen |= 1 << number
-            kind = said[number, 1]
+            kind = fields[number, 1]
         if text[at] == _QUOTE:
             first, last = _string(text, at, end)
-            if first < 0 or not _take_text(text, first, last, kind, said[number, 2], spans, numbers):
+            if first < 0 or not _take_text(text, first, last, kind, fields[number, 2], spans, numbers):
                 return -1
             at = last + 1
         elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
@@ -176,7 +176,7 @@ def read_object(
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
                 at += 1
             if kind == _AMOUNT:
-                if not _take_text(text, first, at, kind, said[number, 2], spans, numbers):
+                if not _take_text(text, first, at, kind, fields[number, 2], spans, numbers):
                     return -1
             elif not _whole(text, first, at, _MOST_WHOLE_DIGITS):
                 return -1
@@ -239,10 +239,10 @@ def _string(text: IntArray, at: int, end: int) -> tuple[int, int]:
 
 
 @compiled
-def _field(text: IntArray, first: int, last: int, names: IntArray, said: IntArray) -> int:
+def _field(text: IntArray, first: int, last: int, names: IntArray, fields: IntArray) -> int:
     """The number of a name among `_FIELDS`, -1 for one that is not among them."""
-    for number in range(len(said)):
-        if said[number, 0] == last - first:
+    for number in range(len(fields)):
+        if fields[number, 0] == last - first:
             same = True
             for place in range(last - first):
                 if names[number, place] != text[first + place]:

@@ -98,21 +98,21 @@ class ScorePartition:
         entering = self._entering(rows, range(len(records)), Result())
         rows.log.take(entering).profile(self._windows)
 
-    def profile(self, rows: ProfiledRows, of: range, result: Result) -> NDArray[np.intp]:
+    def profile(self, rows: ProfiledRows, numbers: range, result: Result) -> NDArray[np.intp]:
         """Return the transactions among the rows of some records, which all enter the state; complete their features.
 
         A replay reads over features of another kernel, which it does not use.
 
         Args:
             rows: Rows of this partition, and of others.
-            of: Numbers of this partition's records.
+            numbers: Numbers of this partition's records.
             result: Counts them.
 
         Raises:
             KernelMismatch: A block is of another kernel.
             KernelChanged: So are those behind it.
         """
-        entering = self._entering(rows, of, result)
+        entering = self._entering(rows, numbers, result)
         kinds = rows.kinds[entering]
         if not len(kinds):
             return np.empty(0, np.intp)
@@ -125,12 +125,12 @@ class ScorePartition:
         result.counts["label", "profiled"] += labels
         return decided
 
-    def _entering(self, rows: ProfiledRows, of: range, result: Result) -> slice | NDArray[np.intp]:
-        """Return the rows of the records ``of`` but for repeats; ``result`` gets what was refused."""
+    def _entering(self, rows: ProfiledRows, numbers: range, result: Result) -> slice | NDArray[np.intp]:
+        """Return the rows of the records ``numbers`` but for repeats; ``result`` gets what was refused."""
         for number, error in rows.refused.items():
-            if number in of:
+            if number in numbers:
                 result.unreadable(rows.records[number], "score", error)
-        within = rows.rows_of(of)
+        within = rows.rows_of(numbers)
         repeats = self._inputs.repeats(rows, within)
         if not repeats:
             return slice(within.start, within.stop)

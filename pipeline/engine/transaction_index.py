@@ -191,9 +191,9 @@ class StoreIndex:
         asked = _bytes_of(digest)
         if len(label_digest):
             asked += _bytes_of(label_digest)
-        values = self._store.get_many([_TRANSACTION + one for one in asked])
+        values = self._store.get_many([_TRANSACTION + digest for digest in asked])
         # One that is asked for twice has one entry.
-        found = {one: value for one, value in zip(asked, values, strict=True) if value is not None}
+        found = {digest: value for digest, value in zip(asked, values, strict=True) if value is not None}
         entries = Entries(len(found) + len(digest))
         self._fetched, self._asked = len(found), asked
         self._names = [value[_HEAD_BYTES:] for value in found.values()]

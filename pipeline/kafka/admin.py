@@ -59,15 +59,15 @@ def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None
 
     A broker that refuses the client for its security settings is not asked again.
     """
-    told: list[KafkaError] = []
-    quiet = {"log_level": 0, "error_cb": told.append}
+    errors: list[KafkaError] = []
+    quiet = {"log_level": 0, "error_cb": errors.append}
     client, end_s = admin_client(bootstrap, settings=settings, overrides=quiet), time.monotonic() + timeout_s
     while (left_s := end_s - time.monotonic()) > 0:
         try:
             return None if client.list_topics(timeout=min(left_s, ANSWER_POLL_S)).brokers else ""
         except KafkaException:  # the answer to the question
             client.poll(0)
-        for error in told:
+        for error in errors:
             if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
                 return f" to this client ({error.str()})"
     return ""

@@ -83,4 +83,6 @@ def partitions_text(partitions: Iterable[Partition]) -> str:
     numbers: dict[str, list[int]] = {}
     for topic, number in sorted(partitions):
         numbers.setdefault(topic, []).append(number)
-    return "; ".join(f"{topic} {', '.join(map(str, of))}" for topic, of in numbers.items())
+    return "; ".join(
+        f"{topic} {', '.join(map(str, partition_numbers))}" for topic, partition_numbers in numbers.items()
+    )

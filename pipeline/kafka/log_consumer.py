@@ -180,7 +180,9 @@ class LogConsumer:
                     f"topic {partition[0]} partition {partition[1]} offset {reach.position}: {EXPLANATION}"
                 )
             resumed[partition] = reach.resume
-            of_partition = [index for index, one in enumerate(ordered) if (one.topic(), one.partition()) == partition]
+            of_partition = [
+                index for index, message in enumerate(ordered) if (message.topic(), message.partition()) == partition
+            ]
             behind = [i for i in of_partition if ordered[i].error() is None and ordered[i].offset() >= reach.position]
             dropped = {index for index in of_partition if behind and index >= behind[0]}
             ordered = [message for index, message in enumerate(ordered) if index not in dropped]

@@ -141,9 +141,9 @@ def newest_batches(
         if key is not None:
             own = (record for record in every if record.key == key)
             for record, marker in readable(own, decode_progress, on_refused):
-                for of, end in marker.ends.items():
+                for name, end in marker.ends.items():
                     # In the order of the log, which is that of the batches.
-                    found[settings.topic(of), record.partition] = _Batch(marker.starts.get(of, end), "", 0)
+                    found[settings.topic(name), record.partition] = _Batch(marker.starts.get(name, end), "", 0)
         else:
             for record, decision in readable(every, _decode_decided, on_refused):
                 if decision.log is not None:

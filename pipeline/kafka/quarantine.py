@@ -88,8 +88,8 @@ class QuarantinedRecords:
         """Return how many records and rows ``agent`` has quarantined after ``start`` for what may be the program's."""
         return sum(
             len({i.position.row for i in items if i.quarantined_at > start and i.error_type not in _OWN_NAMES})
-            for (of, _), items in self._known.items()
-            if of == agent
+            for (owner, _), items in self._known.items()
+            if owner == agent
         )
 
 

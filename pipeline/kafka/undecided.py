@@ -119,27 +119,27 @@ class OldestUndecided:
         found = self.log.first(asked, committed=True) if asked else {}
         hidden: dict[Partition, int] = {}
         for partition, at in asked.items():
-            one = found.get(partition)
-            if one is None:
+            record = found.get(partition)
+            if record is None:
                 oldest[partition] = self._seen(partition, at, "unknown", now_s)
-            elif one.kind == "record":
-                oldest[partition] = self._timed(partition, one, "record", now_s)
-            elif one.kind == "unreadable":
+            elif record.kind == "record":
+                oldest[partition] = self._timed(partition, record, "record", now_s)
+            elif record.kind == "unreadable":
                 oldest[partition] = self._seen(partition, at, "unreadable", now_s)
             else:
-                self._empty[partition] = max(at, one.offset)
-                if one.offset < ends[partition]:
-                    hidden[partition] = one.offset
+                self._empty[partition] = max(at, record.offset)
+                if record.offset < ends[partition]:
+                    hidden[partition] = record.offset
         known_hidden = {partition for partition, at in hidden.items() if self._is_hidden(partition, at)}
         oldest |= {partition: self._oldest[partition] for partition in known_hidden}
         asked = {partition: at for partition, at in hidden.items() if partition not in known_hidden}
         found = self.log.first(asked, committed=False) if asked else {}
         for partition, at in asked.items():
-            one = found.get(partition)
-            if one is not None and one.kind == "record":
-                oldest[partition] = self._timed(partition, one, "hidden", now_s)
-            elif one is None or one.kind == "unreadable":
-                oldest[partition] = self._seen(partition, at, "unknown" if one is None else "hidden", now_s)
+            record = found.get(partition)
+            if record is not None and record.kind == "record":
+                oldest[partition] = self._timed(partition, record, "hidden", now_s)
+            elif record is None or record.kind == "unreadable":
+                oldest[partition] = self._seen(partition, at, "unknown" if record is None else "hidden", now_s)
         return oldest
 
     def _is_hidden(self, partition: Partition, at: int) -> bool:

@@ -292,7 +292,7 @@ def _assessments(found: Sequence[Assessment]) -> list[str]:
 
 def _figures(event: Activation | Assessment) -> str:
     simple = {name: figure for name, figure in event.figures.items() if isinstance(figure, int | float | str)}
-    return ", ".join(f"{name.replace('_', ' ')} {cell(one)}" for name, one in simple.items())
+    return ", ".join(f"{name.replace('_', ' ')} {cell(value)}" for name, value in simple.items())
 
 
 def _limits(sources: CardSources) -> list[str]:

@@ -31,7 +31,7 @@ from pipeline.settings import Settings
 from schemas.messages import LearningSwitch, VersionReference
 
 
-class Said(NamedTuple):
+class ChangeAuthor(NamedTuple):
     """The maker of a change, and the reason."""
 
     by: str
@@ -99,13 +99,13 @@ class VersionChanges:
         """Return the active policy; raises `ModelError` where none is."""
         return self._models()[1]
 
-    def start_cold(self, model: LightGBMModel, policy: Policy, said: Said) -> Active:
+    def start_cold(self, model: LightGBMModel, policy: Policy, author: ChangeAuthor) -> Active:
         """Make a version without trees active where none is.
 
         Args:
             model: The version.
             policy: A policy for it.
-            said: Who activates it, and why.
+            author: Who activates it, and why.
 
         Raises:
             ModelError: A version is active.
@@ -117,15 +117,15 @@ class VersionChanges:
             KnownVersion(LIGHTGBM, model.version, model.to_payload()),
             KnownVersion(POLICY, policy.version, policy.payload),
         )
-        self._activate(made, COLD_START, said)
+        self._activate(made, COLD_START, author)
         return Active(model.version, policy.version)
 
-    def promote(self, version: str, said: Said, policy: str | None = None) -> Active:
+    def promote(self, version: str, author: ChangeAuthor, policy: str | None = None) -> Active:
         """Make a LightGBM version active with the policy that was made for it.
 
         Args:
             version: The beginning of its digest.
-            said: Who promotes it, and why.
+            author: Who promotes it, and why.
             policy: Another policy, by the beginning of its digest.
 
         Raises:
@@ -142,15 +142,15 @@ class VersionChanges:
         before = None if board.active is None else Active(board.active.lightgbm.version, board.active.policy.version)
         if bundle == before:
             raise ModelError(f"LightGBM version {bundle.lightgbm} and policy {bundle.policy} are active already")
-        self._activate((model, chosen), PROMOTE, said, {"metrics": metrics_of(model)})
+        self._activate((model, chosen), PROMOTE, author, {"metrics": metrics_of(model)})
         return bundle
 
-    def approve(self, version: str, said: Said) -> Active:
+    def approve(self, version: str, author: ChangeAuthor) -> Active:
         """Make a version active that somebody else has proposed, with the rules, audit and blend of now.
 
         Args:
             version: The beginning of its digest.
-            said: Who approves it, and why.
+            author: Who approves it, and why.
 
         Raises:
             ModelError: It was not proposed and accepted, by somebody else, against the active recipe; or it cannot be
@@ -167,19 +167,19 @@ class VersionChanges:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
         proposal = found[-1]
-        if proposal.by.strip().casefold() == said.by.strip().casefold():
+        if proposal.by.strip().casefold() == author.by.strip().casefold():
             raise ModelError(f"{proposal.by} has proposed version {model.version}: somebody else has to approve it")
         active, policy = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
-        is_compared = champion.digest in {one.digest for one in proposal.against}
+        is_compared = champion.digest in {against.digest for against in proposal.against}
         if not is_compared and recipe_of_facts(lightgbm_facts(champion)) != proposal.figures.get(AGAINST_RECIPE):
             raise ModelError(f"the active version {active} is of another recipe than that was compared: propose again")
-        (reference,) = (one for one in proposal.versions if one.name == POLICY)
+        (reference,) = (paired for paired in proposal.versions if paired.name == POLICY)
         made = Policy.from_payload(self.known.at(reference).payload)
         new = policy.replace(threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata)
         figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
-        self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, said, figures)
+        self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, author, figures)
         return Active(model.version, new.version)
 
     def _unbarred(self, version: str) -> KnownVersion:
@@ -192,7 +192,7 @@ class VersionChanges:
             )
         return model
 
-    def rollback(self, said: Said) -> Active:
+    def rollback(self, author: ChangeAuthor) -> Active:
         """Make the bundle active again that was active before the present one.
 
         Raises:
@@ -211,19 +211,19 @@ class VersionChanges:
             except ModelError as error:
                 refused = f": {error}"
                 continue
-            self._activate(versions, ROLLBACK, said)
+            self._activate(versions, ROLLBACK, author)
             return Active(versions[0].version, versions[1].version)
         raise ModelError(
             f"there is no bundle before the present one to go back to{refused}; choose a version with "
             "`fraud-pipeline models promote`"
         )
 
-    def set_policy(self, changes: dict[str, Any], said: Said) -> Policy:
+    def set_policy(self, changes: dict[str, Any], author: ChangeAuthor) -> Policy:
         """Make a policy active that differs from the active one in some of its fields.
 
         Args:
             changes: Arguments of `pipeline.decision.policy.Policy`.
-            said: Who changes it, and why.
+            author: Who changes it, and why.
 
         Raises:
             ModelError: The values make no sense, or none differs.
@@ -237,10 +237,10 @@ class VersionChanges:
         if policy.version == before.version:
             raise ModelError(f"policy {before.version} has these values already")
         made = KnownVersion(POLICY, policy.version, policy.payload)
-        self._activate([made], POLICY_SET, said, {"changes": changed_fields(before, policy)})
+        self._activate([made], POLICY_SET, author, {"changes": changed_fields(before, policy)})
         return policy
 
-    def fall_back(self, said: Said) -> Active:
+    def fall_back(self, author: ChangeAuthor) -> Active:
         """Make the last approved bundle active, with blend 0: the online model takes no part in scores.
 
         Raises:
@@ -257,7 +257,7 @@ class VersionChanges:
             raise ModelError(f"LightGBM version {bundle.lightgbm} is active already, without the online model")
         made = KnownVersion(POLICY, policy.version, policy.payload)
         figures = {"approved": {"policy": chosen.version, "by": approved.activation.by}}
-        self._activate((model, made), FALL_BACK, said, figures)
+        self._activate((model, made), FALL_BACK, author, figures)
         return bundle
 
     def _models(self) -> tuple[str, Policy]:
@@ -274,14 +274,14 @@ class VersionChanges:
         return versions
 
     def _activate(
-        self, versions: Sequence[KnownVersion], step: str, said: Said, figures: dict[str, Any] | None = None
+        self, versions: Sequence[KnownVersion], step: str, author: ChangeAuthor, figures: dict[str, Any] | None = None
     ) -> None:
         """Write contents that the cluster does not have, then the activation of all of them."""
         for version in versions:
             version.usable()
         board = self._published.board.active
         before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
-        change = ModelChange(step, said.by, said.reason, {"before": before, **(figures or {})})
+        change = ModelChange(step, author.by, author.reason, {"before": before, **(figures or {})})
         self._writer.activate(self._references(versions), change)
 
     def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
@@ -312,13 +312,13 @@ def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> N
         )
 
 
-def switch_learning(writer: ControlWriter, said: Said, *, frozen: bool) -> None:
+def switch_learning(writer: ControlWriter, author: ChangeAuthor, *, frozen: bool) -> None:
     """Stop or resume learning; raises ``DeliveryFailed``."""
-    writer.control(LearningSwitch(frozen=frozen, by=said.by, reason=said.reason, switched_at=datetime.now(UTC)))
+    writer.control(LearningSwitch(frozen=frozen, by=author.by, reason=author.reason, switched_at=datetime.now(UTC)))
 
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
     fields = ("threshold", "blend", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
     pairs = {name: tuple(msgspec.to_builtins(getattr(version, name)) for version in (before, after)) for name in fields}
-    return {name: {"before": one, "after": other} for name, (one, other) in pairs.items() if one != other}
+    return {name: {"before": old, "after": new} for name, (old, new) in pairs.items() if old != new}

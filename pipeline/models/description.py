@@ -111,7 +111,7 @@ def gains(known: KnownVersion) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
+def differences(first: Facts, second: Facts) -> dict[str, tuple[Any, Any]]:
     """Return the facts in which two versions differ, by dotted name, each with both values; None where one lacks it.
 
     Lists are compared by what only one of them has. Libraries are compared where both are known.
@@ -119,12 +119,12 @@ def differences(one: Facts, other: Facts) -> dict[str, tuple[Any, Any]]:
     >>> differences({"version": "a", "m": {"x": 1, "y": 2}}, {"version": "b", "m": {"x": 1, "y": 3}, "f": ["q"]})
     {'version': ('a', 'b'), 'm.y': (2, 3), 'f': (None, ['q'])}
     """
-    if not (one.get("libraries") and other.get("libraries")):
-        one, other = one | {"libraries": {}}, other | {"libraries": {}}
-    first, second = dict(flat(one)), dict(flat(other))
+    if not (first.get("libraries") and second.get("libraries")):
+        first, second = first | {"libraries": {}}, second | {"libraries": {}}
+    first_facts, second_facts = dict(flat(first)), dict(flat(second))
     found: dict[str, tuple[Any, Any]] = {}
-    for name in {**first, **second}:
-        a, b = first.get(name), second.get(name)
+    for name in {**first_facts, **second_facts}:
+        a, b = first_facts.get(name), second_facts.get(name)
         if a == b:
             continue
         if isinstance(a, list) and isinstance(b, list):

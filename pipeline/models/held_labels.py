@@ -15,7 +15,7 @@ from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.producer import TopicRecord, TransactionalProducer
 from pipeline.kafka.quarantine import control_record
-from pipeline.models.changes import Said
+from pipeline.models.changes import ChangeAuthor
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.signing import Signer
@@ -58,17 +58,19 @@ class HeldExamples:
 
     def of(self, source: str) -> list[tuple[int, Example]]:
         """Return those of a source with their offsets, in order."""
-        return sorted((one for one in self._held.values() if one[1].label_source == source), key=lambda one: one[0])
+        return sorted(
+            (item for item in self._held.values() if item[1].label_source == source), key=lambda item: item[0]
+        )
 
 
-def release(bootstrap: str, settings: Settings, source: str, said: Said) -> LabelRelease:
+def release(bootstrap: str, settings: Settings, source: str, author: ChangeAuthor) -> LabelRelease:
     """Release the held examples of a source: all of them, or none.
 
     Args:
         bootstrap: Addresses of brokers.
         settings: Give the topics' full names and the client's configuration.
         source: Source of the labels.
-        said: Who releases them, and why.
+        author: Who releases them, and why.
 
     Raises:
         ModelError: Nothing of the source is held.
@@ -89,8 +91,8 @@ def release(bootstrap: str, settings: Settings, source: str, said: Said) -> Labe
         source=source,
         examples=len(held),
         position=position,
-        by=said.by,
-        reason=said.reason,
+        by=author.by,
+        reason=author.reason,
         released_at=datetime.now(UTC),
     )
     control, name = control_record(item), settings.topic(CONTROL.name)

@@ -75,10 +75,10 @@ class KnownVersions:
             if mention.reference.name in names and mention.reference.digest.startswith(version)
         }
         entries = {
-            (one.name, one.version): one
-            for of in names
-            for one in self._registered(of)
-            if one.digest.startswith(version)
+            (known.name, known.version): known
+            for model_name in names
+            for known in self._registered(model_name)
+            if known.digest.startswith(version)
         }
         found = sorted({*references, *entries})
         if not found:
@@ -87,7 +87,7 @@ class KnownVersions:
             kind = "" if name is None else f"{name} "
             raise ModelError(f"{where} {kind}version {version}; `fraud-pipeline models list` shows what there is")
         if len(found) > 1:
-            listed = ", ".join(f"{of} {one}" for of, one in found)
+            listed = ", ".join(f"{model_name} {known}" for model_name, known in found)
             raise ModelError(f"{version} may be any of {listed}: give more digits")
         return self._known(references.get(found[0]), entries.get(found[0]))
 

@@ -241,11 +241,11 @@ class Pacer:
 
 def _reason(before: Policy, new: Policy, pace: Pace, verdict: BlendDecision | None) -> str:
     found = pace.figures
-    said = (
+    text = (
         f"{found['alerts_24h']} cases alerted first in 24 hours, of a budget of {found['alerts_per_day']:g} a day: the "
         f"threshold is {new.threshold:.4g}, after {before.threshold:.4g}"
     )
     if verdict is None or new.blend == before.blend:
-        return said
+        return text
     what = "in" if new.blend > before.blend else "out"
-    return f"{said}; the online model is {what}, by {verdict.won} reported frauds to {verdict.lost}"
+    return f"{text}; the online model is {what}, by {verdict.won} reported frauds to {verdict.lost}"

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pipeline.models.changes import Said
+from pipeline.models.changes import ChangeAuthor
 from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE
@@ -139,7 +139,7 @@ def propose(
     topics: ClusterLog,
     writer: ControlWriter,
     proposed: Recipe,
-    said: Said,
+    said: ChangeAuthor,
     options: CycleOptions,
     *,
     second_approval: bool,

@@ -237,5 +237,5 @@ def _key_id(key: bytes) -> str:
     return hmac.new(key, b"id", hashlib.sha256).hexdigest()[:16]
 
 
-def _equal(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(), other.encode())
+def _equal(first: str, second: str) -> bool:
+    return hmac.compare_digest(first.encode(), second.encode())

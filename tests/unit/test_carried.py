@@ -16,7 +16,7 @@ from tests.helpers.logs import Log, after, transaction
 from tests.unit.test_engine_card import NOW, partition
 
 
-class Said:
+class FakeMessage:
     """A message of partition 0 or another, with a value."""
 
     def __init__(self, offset: int, value: bytes = b"", partition: int = 0, topic: str = TRANSACTIONS.name) -> None:
@@ -49,7 +49,7 @@ class Said:
         return self._value
 
 
-def added(carried: CarriedMessages, messages: Sequence[Said]) -> CarriedMessages:
+def added(carried: CarriedMessages, messages: Sequence[FakeMessage]) -> CarriedMessages:
     carried.add(cast(list[Message], list(messages)))
     return carried
 
@@ -71,14 +71,14 @@ def blocks(rows: Sequence[int]) -> list[bytes]:
 
 
 def test_a_batch_holds_so_many_records_and_the_next_one_goes_on() -> None:
-    carried = added(CarriedMessages(3), [Said(number) for number in range(7)])
+    carried = added(CarriedMessages(3), [FakeMessage(number) for number in range(7)])
     assert [offsets(carried.take()) for _ in range(4)] == [[0, 1, 2], [3, 4, 5], [6], []]
     assert carried.wanted() == 3
 
 
 def test_a_batch_holds_so_many_bytes_and_at_least_one_record() -> None:
     sizes = [40, 40, 40, 500, 1, 99, 1]
-    carried = added(CarriedMessages(100, 100), [Said(number, b"x" * size) for number, size in enumerate(sizes)])
+    carried = added(CarriedMessages(100, 100), [FakeMessage(number, b"x" * size) for number, size in enumerate(sizes)])
     assert carried.wanted() == 0
     assert [offsets(carried.take()) for _ in range(4)] == [[0, 1], [2], [3], [4, 5]]
     assert offsets(carried.take()) == [6]
@@ -86,21 +86,23 @@ def test_a_batch_holds_so_many_bytes_and_at_least_one_record() -> None:
 
 def test_the_rows_of_blocks_are_counted() -> None:
     values = [*blocks([3, 2, 6, 1]), b"no block"]
-    carried = added(CarriedMessages(5, blocks=True), [Said(number, value) for number, value in enumerate(values)])
+    carried = added(
+        CarriedMessages(5, blocks=True), [FakeMessage(number, value) for number, value in enumerate(values)]
+    )
     assert [offsets(carried.take()) for _ in range(3)] == [[0, 1], [2], [3, 4]]
 
 
 def test_no_more_is_asked_for_than_a_batch_needs() -> None:
     carried = CarriedMessages(2_000)
     assert carried.wanted() == AT_ONCE
-    added(carried, [Said(number) for number in range(1_990)])
+    added(carried, [FakeMessage(number) for number in range(1_990)])
     assert carried.wanted() == 10
-    added(carried, [Said(number) for number in range(10)])
+    added(carried, [FakeMessage(number) for number in range(10)])
     assert carried.wanted() == 0
 
 
 def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
-    carried = added(CarriedMessages(2), [Said(number, partition=number % 2) for number in range(6)])
+    carried = added(CarriedMessages(2), [FakeMessage(number, partition=number % 2) for number in range(6)])
     assert offsets(carried.take()) == [0, 1]
     carried.drop(lambda place: place == (TRANSACTIONS.name, 1))
     assert offsets(carried.take()) == [2, 4]
@@ -111,14 +113,14 @@ def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
 class Client:
     """A log of one partition, which is read from where it is sought."""
 
-    def __init__(self, messages: Sequence[Said]) -> None:
+    def __init__(self, messages: Sequence[FakeMessage]) -> None:
         self.messages, self.at = list(messages), 0
 
-    def poll(self, timeout_s: float) -> Said | None:
+    def poll(self, timeout_s: float) -> FakeMessage | None:
         del timeout_s
         return next(iter(self.consume(1, 0)), None)
 
-    def consume(self, most: int, timeout_s: float) -> list[Said]:
+    def consume(self, most: int, timeout_s: float) -> list[FakeMessage]:
         del timeout_s
         found = self.messages[self.at : self.at + most]
         self.at += len(found)
@@ -135,7 +137,7 @@ class Client:
 def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewound(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = blocks(random.integers(1, 9, 30).tolist())
-    log = [Said(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
+    log = [FakeMessage(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
     session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
     own = session._consumer

@@ -11,7 +11,7 @@ import pytest
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import Policy
 from pipeline.kafka.quarantine import control_record
-from pipeline.models.changes import Active, Said, VersionChanges, switch_learning
+from pipeline.models.changes import Active, ChangeAuthor, VersionChanges, switch_learning
 from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts
 from pipeline.models.known import KnownVersion
@@ -31,7 +31,7 @@ from tests.unit.model_helpers import small_model
 from tests.unit.test_engine_models import other_model
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-DANA = Said("dana", "A test.")
+DANA = ChangeAuthor("dana", "A test.")
 MODEL, OTHER = small_model(), other_model()
 FIRST = policy(0.6)
 SECOND = policy(0.5, lightgbm_version=OTHER.version)
@@ -304,7 +304,7 @@ def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None
     cluster.publish(MODEL, FIRST)
     proposed(cluster)
     with pytest.raises(ModelError, match=r"mona has proposed version .* somebody else"):
-        cluster.changes().approve(OTHER.version, Said("Mona ", "Mine."))
+        cluster.changes().approve(OTHER.version, ChangeAuthor("Mona ", "Mine."))
     active = cluster.changes().approve(OTHER.version, DANA)
     assert active.lightgbm == OTHER.version
     approval = cluster.items[-1]

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.models.changes import Said
+from pipeline.models.changes import ChangeAuthor
 from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
 from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
@@ -104,7 +104,7 @@ class Topics(ClusterLog):
 def test_a_proposal_is_declared_compared_and_recorded_once(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     cluster.publish(champion().model, champion().policy)
-    topics, mona = Topics(cluster), Said("mona", "It is simpler.")
+    topics, mona = Topics(cluster), ChangeAuthor("mona", "It is simpler.")
     poor = recipe_of(champion().model)._replace(features=("amount", "hour"))
     found = propose(topics, cluster, poor, mona, OPTIONS, second_approval=True, fold_days=5)
     assert found.outcome == "rejected"

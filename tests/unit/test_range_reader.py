@@ -12,7 +12,7 @@ from pipeline.kafka.replay_reader import RangeReader
 from pipeline.settings import Settings
 
 
-class Said:
+class FakeMessage:
     """What librdkafka hands over: a record, or a word about the log."""
 
     def __init__(self, offset: int, error: int | None = None) -> None:
@@ -46,7 +46,7 @@ class Said:
         return None
 
 
-END = Said(20, KafkaError._PARTITION_EOF)
+END = FakeMessage(20, KafkaError._PARTITION_EOF)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """In place of librdkafka's: hands over a list at a time."""
 
     class Consumer:
-        given: ClassVar[list[list[Said]]] = []
+        given: ClassVar[list[list[FakeMessage]]] = []
 
         def __init__(self, config: object) -> None:
             del config
@@ -71,11 +71,11 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
         def assignment(self) -> list[object]:
             return []
 
-        def poll(self, timeout_s: float) -> Said | None:
+        def poll(self, timeout_s: float) -> FakeMessage | None:
             del timeout_s
             return self.given[0].pop(0) if self.given and self.given[0] else None
 
-        def consume(self, most: int, timeout_s: float) -> list[Said]:
+        def consume(self, most: int, timeout_s: float) -> list[FakeMessage]:
             del most, timeout_s
             return self.given.pop(0)
 
@@ -86,14 +86,19 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> Any:
     return Consumer
 
 
-def reader(consumer: Any, *parts: Sequence[Said]) -> RangeReader:
+def reader(consumer: Any, *parts: Sequence[FakeMessage]) -> RangeReader:
     consumer.given = [list(part) for part in parts]
     return RangeReader("nobody:1", Settings(), "t", 1, 0)
 
 
 def test_records_come_once_and_in_order_up_to_each_end(consumer: Any) -> None:
     # Transactions leave marks, so that offsets are missing.
-    one = reader(consumer, [Said(0), Said(1), Said(3)], [Said(4), Said(7), Said(8)], [END])
+    one = reader(
+        consumer,
+        [FakeMessage(0), FakeMessage(1), FakeMessage(3)],
+        [FakeMessage(4), FakeMessage(7), FakeMessage(8)],
+        [END],
+    )
     assert [record.offset for record in one.read_to(3)] == [0, 1]
     assert one.position == 3
     assert [record.offset for record in one.read_to(3)] == []
@@ -106,7 +111,10 @@ def test_records_come_once_and_in_order_up_to_each_end(consumer: Any) -> None:
 
 
 def test_a_call_returns_so_many_bytes_and_the_next_one_goes_on(consumer: Any) -> None:
-    consumer.given = [[Said(0), Said(1), Said(2), Said(3), Said(9)], [Said(11), END]]
+    consumer.given = [
+        [FakeMessage(0), FakeMessage(1), FakeMessage(2), FakeMessage(3), FakeMessage(9)],
+        [FakeMessage(11), END],
+    ]
     one = RangeReader("nobody:1", Settings(), "t", 1, 0, most_bytes=40)
     found = []
     while records := one.read_to(11):
@@ -116,7 +124,7 @@ def test_a_call_returns_so_many_bytes_and_the_next_one_goes_on(consumer: Any) ->
 
 
 def test_columns_say_what_records_say(consumer: Any) -> None:
-    parts = ([Said(0), Said(2)], [Said(5), Said(7), END])
+    parts = ([FakeMessage(0), FakeMessage(2)], [FakeMessage(5), FakeMessage(7), END])
     records = reader(consumer, *parts).read_to(7)
     read = reader(consumer, *parts).read_columns(7)
     assert read.partition == records[0].partition == 1
@@ -129,30 +137,30 @@ def test_columns_say_what_records_say(consumer: Any) -> None:
 
 
 def test_an_error_that_passes_is_waited_for_and_another_is_told(consumer: Any) -> None:
-    patient = reader(consumer, [Said(-1, KafkaError._TRANSPORT)], [Said(0)])
+    patient = reader(consumer, [FakeMessage(-1, KafkaError._TRANSPORT)], [FakeMessage(0)])
     assert [record.offset for record in patient.read_to(1)] == [0]
     with pytest.raises(TopicError, match="no longer holds offset 0"):
-        reader(consumer, [Said(-1, KafkaError._AUTO_OFFSET_RESET)]).read_to(1)
+        reader(consumer, [FakeMessage(-1, KafkaError._AUTO_OFFSET_RESET)]).read_to(1)
 
 
 def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a new leader that does not know yet how much is committed, or behind an open transaction."""
-    early = Said(2, KafkaError._PARTITION_EOF)
-    patient = reader(consumer, [Said(0), Said(1), early], [Said(3), Said(5), END])
+    early = FakeMessage(2, KafkaError._PARTITION_EOF)
+    patient = reader(consumer, [FakeMessage(0), FakeMessage(1), early], [FakeMessage(3), FakeMessage(5), END])
     assert [record.offset for record in patient.read_to(6)] == [0, 1, 3, 5]
     monkeypatch.setattr(replay_reader, "EARLY_END_S", 0.0)
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
-        reader(consumer, [Said(0), Said(1), early]).read_to(6)
+        reader(consumer, [FakeMessage(0), FakeMessage(1), early]).read_to(6)
 
 
 def test_an_end_before_a_topic_is_read_is_waited_behind_too(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "stable_ends", lambda *_: {1: 6})
-    early = Said(2, KafkaError._PARTITION_EOF)
-    consumer.given = [[Said(0), Said(1), early], [Said(3), Said(5), END]]
+    early = FakeMessage(2, KafkaError._PARTITION_EOF)
+    consumer.given = [[FakeMessage(0), FakeMessage(1), early], [FakeMessage(3), FakeMessage(5), END]]
     batches = read_batches("nobody:1", "t", partitions=[1])
     assert [record.offset for records in batches for record in records] == [0, 1, 3, 5]
     monkeypatch.setattr(clients, "EARLY_END_S", 0.0)
-    consumer.given = [[Said(0), Said(1), early]]
+    consumer.given = [[FakeMessage(0), FakeMessage(1), early]]
     batches = read_batches("nobody:1", "t", partitions=[1])
     assert [record.offset for record in next(batches)] == [0, 1]
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
