@@ -67,16 +67,16 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             continue
         if _OF_KUBERNETES.search(given.removeprefix(PREFIX)) or value.startswith(("tcp://", "udp://", "sctp://")):
             continue
-        near = difflib.get_close_matches(given.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known], 1)
+        near = difflib.get_close_matches(given.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in known], 1)
         yield f"{name} is no setting, and is ignored{f': do you mean {PREFIX}{near[0]}?' if near else ''}"
 
 
 def _invalid_settings(error: ValidationError) -> str:
     """Return what is wrong with which variables, without any value: one may be a secret."""
     return "; ".join(
-        f"{_variable(str(one['loc'][0]))} cannot be used: "
-        f"{'it is no setting' if one['type'] == 'extra_forbidden' else _without_start(one['msg'])}"
-        for one in error.errors(include_url=False, include_context=False, include_input=False)
+        f"{_variable(str(problem['loc'][0]))} cannot be used: "
+        f"{'it is no setting' if problem['type'] == 'extra_forbidden' else _without_start(problem['msg'])}"
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)
     )
 
 

@@ -56,7 +56,7 @@ def logging_config(settings: Settings, level: str | None = None) -> dict[str, An
         "disable_existing_loggers": False,
         "formatters": {"line": formatter},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "loggers": {name: {"level": of.upper()} for name, of in levels.items()},
+        "loggers": {name: {"level": level.upper()} for name, level in levels.items()},
         "root": {"level": (level or least).upper(), "handlers": ["stderr"]},
     }
 

@@ -150,13 +150,13 @@ def nothing(title: str, reason: str) -> str:
     return _svg(title, 110, [_text(20, 74, reason, colour=QUIET_INK)])
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """The contrast ratio of two colours, 1 to 21, by the definition of WCAG 2.2.
 
     >>> round(contrast("#000000", "#ffffff"), 1)
     21.0
     """
-    brighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    brighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
     return (brighter + 0.05) / (darker + 0.05)
 
 

@@ -94,8 +94,8 @@ class RateTable(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that stand for all that an amount depends on, and for the version; not for notes."""
-        said = {code: (rate.digits, f"{rate.numerator}/{rate.denominator}") for code, rate in self.currencies.items()}
-        content = msgspec.json.encode((self.version, self.base, said), order="sorted")
+        rates = {code: (rate.digits, f"{rate.numerator}/{rate.denominator}") for code, rate in self.currencies.items()}
+        content = msgspec.json.encode((self.version, self.base, rates), order="sorted")
         return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]
 
     @property

@@ -162,5 +162,5 @@ class Backtest:
     ) -> FinishedRun:
         done = run_request(self.request, self._library, take, ProgressListener(progress, stopped))
         self.comparison, self._grown = done.statistics.comparison, done.statistics.trained
-        self.trained = {name: one.trained for name, one in self._grown.items() if one.trained is not None}
+        self.trained = {name: variant.trained for name, variant in self._grown.items() if variant.trained is not None}
         return done

@@ -41,10 +41,10 @@ def end_session(command: list[str], configuration: Path, log_dir: Path, output: 
     try:
         deadline_s = time.monotonic() + TIMEOUT_S
         active_s = float("inf")
-        while FENCED not in (said := output.read_text(encoding="utf-8", errors="replace")):
+        while FENCED not in (text := output.read_text(encoding="utf-8", errors="replace")):
             if (code := controller.poll()) is not None:
-                raise BrokerError(f"the embedded broker's controller ended (exit code {code}). {said[-2_000:]}")
-            if ACTIVE in said:
+                raise BrokerError(f"the embedded broker's controller ended (exit code {code}). {text[-2_000:]}")
+            if ACTIVE in text:
                 active_s = min(active_s, time.monotonic())
             if time.monotonic() > min(deadline_s, active_s + UNSAID_S):
                 log.warning("the broker's controller ended no old session; if workers then miss offsets, start it anew")

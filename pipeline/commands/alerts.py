@@ -100,9 +100,9 @@ def held_alerts(bootstrap: str, settings: Settings) -> Iterator[Shown]:
     """All alerts that the topic holds, by event time; those of a card come from several partitions."""
     records = read_topic(bootstrap, settings.topic(ALERTS.name), settings=settings)
     read = [Alerts().next(record.value) for record in records if record.value is not None]
-    read.sort(key=lambda one: one.alert.event_time.timestamp() if one.alert is not None else math.inf)
+    read.sort(key=lambda held: held.alert.event_time.timestamp() if held.alert is not None else math.inf)
     counted = Alerts()
-    return (counted.next(one.value) for one in read)
+    return (counted.next(held.value) for held in read)
 
 
 def new_alerts(bootstrap: str, settings: Settings, *, from_beginning: bool) -> Iterator[Shown]:

@@ -247,8 +247,8 @@ def command(
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise failure(error, stop) from error
     click.echo(made.text, nl=False)
-    for name, one in asked.trained.items():
-        click.echo(f"{name}: LightGBM {one.model.version}, policy {one.policy.version}", err=True)
+    for name, trained in asked.trained.items():
+        click.echo(f"{name}: LightGBM {trained.model.version}, policy {trained.policy.version}", err=True)
     for variant in result.variants:
         for version in variant.versions[1:]:
             click.echo(_renewed(variant.name, version), err=True)
@@ -309,9 +309,9 @@ def _training(
     )
 
 
-def _renewed(name: str, one: TrainedVersion) -> str:
-    made = one.refused or f"LightGBM {one.lightgbm}, policy {one.policy}"
-    return f"{name}, by what was known at {moment(one.known_us)}: {made}"
+def _renewed(name: str, version: TrainedVersion) -> str:
+    made = version.refused or f"LightGBM {version.lightgbm}, policy {version.policy}"
+    return f"{name}, by what was known at {moment(version.known_us)}: {made}"
 
 
 def _writes(
@@ -337,7 +337,7 @@ def _write_all(variants: Sequence[Variant], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for number, variant in enumerate(variants):
         _write(variant.decisions, directory / f"{number}.parquet")
-    named = [{"name": one.name, **one.models} for one in variants]
+    named = [{"name": variant.name, **variant.models} for variant in variants]
     (directory / "variants.json").write_text(json.dumps(named), encoding="utf-8")
 
 

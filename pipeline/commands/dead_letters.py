@@ -253,7 +253,7 @@ def resend_command(*, yes: bool, **given: Unpack[Filters]) -> None:
     for line in summary(ready):
         click.echo(line, err=True)
     into = " and ".join(
-        f"{count_text(n)} to {topic}" for topic, n in sorted(Counter(one.topic for one in ready).items())
+        f"{count_text(n)} to {topic}" for topic, n in sorted(Counter(letter.topic for letter in ready).items())
     )
     if not yes:
         click.confirm(f"Send {into}?", abort=True, err=True)

@@ -154,10 +154,10 @@ def _lines(
     lines = [head + (f"drift in {len(found)}" if found else "no drift on the newest two days")]
     if shown:
         lines += ["", f"{'day':<12}{'series':<34}{'since':<12}{'p-value':>9}{'importance':>13}"]
-    for one in shown:
+    for finding in shown:
         lines += [
-            f"{day_text(one.day):<12}{one.name:<34}{day_text(one.since):<12}{one.p_value:>9.0e}{one.importance:>13.3f}",
-            f"{'':12}share of {one.bin}: {one.before:.1%} -> {one.now:.1%}",
+            f"{day_text(finding.day):<12}{finding.name:<34}{day_text(finding.since):<12}{finding.p_value:>9.0e}{finding.importance:>13.3f}",
+            f"{'':12}share of {finding.bin}: {finding.before:.1%} -> {finding.now:.1%}",
         ]
     return lines
 
@@ -168,7 +168,7 @@ def _as_json(days: Sequence[DayDrift], found: Sequence[Finding]) -> dict[str, An
         "judged_from": day_text(days[0].day) if days else None,
         "judged_to": day_text(days[-1].day) if days else None,
         "p_values": days[-1].p_values if days else {},
-        "findings": [_finding(one) for one in found],
+        "findings": [_finding(finding) for finding in found],
         "days": [
             {"day": day_text(day.day), "findings": [_finding(finding) for finding in day.findings]}
             for day in days
@@ -177,5 +177,5 @@ def _as_json(days: Sequence[DayDrift], found: Sequence[Finding]) -> dict[str, An
     }
 
 
-def _finding(one: Finding) -> Mapping[str, Any]:
-    return {**one._asdict(), "day": day_text(one.day), "since": day_text(one.since)}
+def _finding(finding: Finding) -> Mapping[str, Any]:
+    return {**finding._asdict(), "day": day_text(finding.day), "since": day_text(finding.since)}

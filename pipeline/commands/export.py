@@ -62,9 +62,9 @@ def command(
             exported = export.run(show, stop.is_set)
     except (ExportError, ConfigError, TopicError, ClusterUnreachable) as error:
         raise failure(error, stop) from error
-    for one in exported:
-        click.echo(_summary(one))
-    if any(one.left for one in exported):
+    for topic_export in exported:
+        click.echo(_summary(topic_export))
+    if any(topic_export.left for topic_export in exported):
         click.echo("stopped before the end: the same command goes on from here")
         sys.exit(INTERRUPTED)
 
@@ -73,12 +73,12 @@ def _ms(at: datetime | None) -> int | None:
     return None if at is None else (at - _EPOCH) // timedelta(milliseconds=1)
 
 
-def _summary(one: Exported) -> str:
-    if one.note is not None:
-        return one.note
-    text = f"{one.topic}: {one.records:,} records written to {one.directory}"
-    if one.rows != one.records:
-        text += f" as {one.rows:,} rows"
-    if one.undecoded:
-        text += f", {one.undecoded:,} of which could not be decoded and are kept as bytes"
-    return text + (f"; {one.present:,} offsets were there already" if one.present else "")
+def _summary(exported: Exported) -> str:
+    if exported.note is not None:
+        return exported.note
+    text = f"{exported.topic}: {exported.records:,} records written to {exported.directory}"
+    if exported.rows != exported.records:
+        text += f" as {exported.rows:,} rows"
+    if exported.undecoded:
+        text += f", {exported.undecoded:,} of which could not be decoded and are kept as bytes"
+    return text + (f"; {exported.present:,} offsets were there already" if exported.present else "")

@@ -96,11 +96,11 @@ def wrapped(text: str, indent: int, width: int = PLAIN_WIDTH) -> list[str]:
     )
 
 
-def difference_lines(found: Mapping[str, tuple[Any, Any]], one: str, other: str) -> Iterator[str]:
+def difference_lines(found: Mapping[str, tuple[Any, Any]], first: str, second: str) -> Iterator[str]:
     """Yield in what two versions differ; of lists, what only one of them has."""
     for name, (a, b) in found.items():
         if isinstance(a, list) and isinstance(b, list):
-            for version, values in ((one, a), (other, b)):
+            for version, values in ((first, a), (second, b)):
                 if values:
                     yield from wrapped(f"{name} only in {version}: {value_text(values)}", 0)
         else:

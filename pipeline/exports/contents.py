@@ -90,8 +90,8 @@ def check_whole(directory: Path) -> list[str]:
             f"({origin.topic_id}) of cluster {origin.cluster_id}: remove it, or export into another directory"
         )
     if contents is not None:
-        for number, of in sorted(contents.offsets.items()):
-            _refuse_gaps(directory, number, range(*of), found[number])
+        for number, offsets in sorted(contents.offsets.items()):
+            _refuse_gaps(directory, number, range(*offsets), found[number])
         return []
     if left := unfinished(directory):
         raise ExportError(f"{left[0]} is a file that was not finished: {_AGAIN}")

@@ -224,7 +224,7 @@ def missing(asked: range, covered: Sequence[range]) -> Missing:
         at = max(at, held.stop)
     if at < asked.stop:
         found.append(range(at, asked.stop))
-    return Missing(found, _is_one(sorted((*found, *covered), key=lambda of: of.start)))
+    return Missing(found, _is_one(sorted((*found, *covered), key=lambda covered_range: covered_range.start)))
 
 
 def _is_one(ranges: Iterable[range]) -> bool:

@@ -76,10 +76,10 @@ class RowFormat:
         """``form`` says which messages its values are. Values of no single message type stay as they are."""
         kinds = typing.get_args(form.value) or (form.value,)
         self._parts = _parts_of(kinds) if _distinguishes(kinds) else ()
-        said = [field for part in self._parts for field in part.fields]
-        error_columns = [pa.field(ERROR, pa.string())] if said else []
-        self.schema = pa.schema([*RECORD_FIELDS, *said, pa.field(VALUE, pa.binary()), *error_columns])
-        if said:
+        message_fields = [field for part in self._parts for field in part.fields]
+        error_columns = [pa.field(ERROR, pa.string())] if message_fields else []
+        self.schema = pa.schema([*RECORD_FIELDS, *message_fields, pa.field(VALUE, pa.binary()), *error_columns])
+        if message_fields:
             self._decode_all = msgspec.json.Decoder(_union([_without_more(kind) for kind in kinds])).decode
             self._decode = msgspec.json.Decoder(_union(kinds)).decode
             self._amounts = [
@@ -93,7 +93,7 @@ class RowFormat:
         """A row a record, in their order; every record has one, whatever its bytes are."""
         n = len(records)
         kept = np.ones(n, np.bool_)
-        said: list[pa.Array] = []
+        message_columns: list[pa.Array] = []
         error_columns: list[pa.Array] = []
         if self._parts:
             messages, errors = [], []
@@ -108,10 +108,10 @@ class RowFormat:
             for part in self._parts:
                 columns, unsaid = part.build(found)
                 kept[decoded] |= unsaid
-                said += columns if len(found) == n else [column.take(where) for column in columns]
+                message_columns += columns if len(found) == n else [column.take(where) for column in columns]
             error_columns = [pa.array(errors, pa.string())]
         values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
-        columns = [*record_columns(records), *said, pa.array(values, pa.binary()), *error_columns]
+        columns = [*record_columns(records), *message_columns, pa.array(values, pa.binary()), *error_columns]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _read(self, value: bytes | None) -> tuple[Any, bool, str | None]:
@@ -121,7 +121,7 @@ class RowFormat:
         try:
             message = self._decode_all(value)
             judged_alike = len(value) <= MAX_VALUE_BYTES and not may_have_too_many_names(value)
-            if judged_alike and all(_is_plain(message, value, *of) for of in self._amounts):
+            if judged_alike and all(_is_plain(message, value, *amount) for amount in self._amounts):
                 return message, False, None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # The message itself is written below, as far as it can be read.
@@ -169,12 +169,12 @@ def _without_more(kind: Struct) -> Struct:
     config = kind.__struct_config__
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):
-        of = msgspec.Raw if field.type is Decimal else _nested(field.type)
+        field_kind = msgspec.Raw if field.type is Decimal else _nested(field.type)
         if field.name == _FEATURES:
-            of = _Features if field.required else _Features | None
+            field_kind = _Features if field.required else _Features | None
         made_anew = field.default_factory is not msgspec.NODEFAULT
         default = msgspec.field(default_factory=field.default_factory) if made_anew else field.default
-        fields.append((field.name, of) if field.required else (field.name, of, default))
+        fields.append((field.name, field_kind) if field.required else (field.name, field_kind, default))
     made: Struct = msgspec.defstruct(
         kind.__name__,
         fields,
@@ -190,10 +190,10 @@ def _without_more(kind: Struct) -> Struct:
 def _nested(kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _without_more(kind)
-    origin, of = typing.get_origin(kind), typing.get_args(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _union([_nested(one) for one in of])
-    return list[_nested(of[0])] if origin is list else kind  # type: ignore[misc]
+        return _union([_nested(argument) for argument in arguments])
+    return list[_nested(arguments[0])] if origin is list else kind  # type: ignore[misc]
 
 
 def _parts_of(kinds: Sequence[Struct]) -> tuple[_Part, ...]:
@@ -212,15 +212,15 @@ def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_P
     """``path`` leads to a message within a message; ``missing``: it may not be there."""
     parts: list[_Part] = []
     for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
-        of, optional = _present(field.type)
+        field_kind, optional = _present(field.type)
         within = (*path, field.name)
         get = _getter(within, missing=missing or optional)
-        if isinstance(of, msgspec.inspect.StructType):
-            parts += _fields_of(of.cls, within, missing=missing or optional)
+        if isinstance(field_kind, msgspec.inspect.StructType):
+            parts += _fields_of(field_kind.cls, within, missing=missing or optional)
         elif field.name == _FEATURES:
             parts.append(_Part(FEATURE_FIELDS, partial(_features, get)))
         else:
-            parts.append(_part("_".join(within), *_column(of, get)))
+            parts.append(_part("_".join(within), *_column(field_kind, get)))
     return parts
 
 
@@ -250,24 +250,24 @@ def _getter(path: Sequence[str], *, missing: bool) -> Callable[[Any], Any]:
 
 
 def _column(info: Any, get: Callable[[Any], Any]) -> tuple[pa.DataType, Callable[[Sequence[Any]], _Built]]:
-    of = msgspec.inspect
+    inspect = msgspec.inspect
     simple: dict[Any, Any] = {
-        of.StrType: pa.string(),
-        of.FloatType: pa.float64(),
-        of.BoolType: pa.bool_(),
-        of.BytesType: pa.binary(),
+        inspect.StrType: pa.string(),
+        inspect.FloatType: pa.float64(),
+        inspect.BoolType: pa.bool_(),
+        inspect.BytesType: pa.binary(),
     }
     if (kind := simple.get(type(info))) is not None:
         return kind, lambda messages: _built(map(get, messages), kind)
-    if isinstance(info, of.IntType):
+    if isinstance(info, inspect.IntType):
         return pa.int64(), partial(_whole, get)
-    if isinstance(info, of.DateTimeType):
+    if isinstance(info, inspect.DateTimeType):
         return pa.timestamp("us", "UTC"), partial(_times, get)
-    if isinstance(info, of.DecimalType):
+    if isinstance(info, inspect.DecimalType):
         return pa.float64(), lambda messages: _built((_amount(get(message)) for message in messages), pa.float64())
-    if isinstance(info, of.RawType):
+    if isinstance(info, inspect.RawType):
         return pa.string(), partial(_texts, get)
-    if isinstance(info, of.ListType) and isinstance(info.item_type, of.StructType):
+    if isinstance(info, inspect.ListType) and isinstance(info.item_type, inspect.StructType):
         items = _fields_of(info.item_type.cls, (), missing=False)
         kind = _list_of([field for item in items for field in item.fields])
         return kind, lambda messages: _built(map(msgspec.to_builtins, map(get, messages)), kind)

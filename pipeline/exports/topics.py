@@ -145,7 +145,7 @@ class TopicExport:
                 if log.exported.note is None:
                     note_contents(log.files.directory, Contents(log.files.origin, log.whole))
             run = _Run(self._bootstrap, self._settings, self._file_rows, progress, stopped)
-            run.total = sum(len(of) for log in logs for _, of in log.missing)
+            run.total = sum(len(offsets) for log in logs for _, offsets in log.missing)
             for log in logs:
                 run.write(log)
             return [log.exported for log in logs]
@@ -164,12 +164,16 @@ class TopicExport:
         if note is not None:
             return log
         stack.enter_context(files.held())
-        for number, of in asked.items():
+        for number, offsets in asked.items():
             covered = files.covered(number)
             log.exported.present += sum(map(len, covered))
             # What was exported may be gone from the topic by now.
-            begin = min([of.start, *(held.start for held in covered)]) if self._asked.from_ms is None else of.start
-            found = self._missing(name, number, range(begin, of.stop), covered, begins[name, number])
+            begin = (
+                min([offsets.start, *(held.start for held in covered)])
+                if self._asked.from_ms is None
+                else offsets.start
+            )
+            found = self._missing(name, number, range(begin, offsets.stop), covered, begins[name, number])
             log.missing += [(number, gap) for gap in found]
             log.exported.left += sum(map(len, found))
             if parts := [*covered, *found]:
@@ -178,7 +182,7 @@ class TopicExport:
 
     def _missing(self, name: str, number: int, asked: range, covered: Sequence[range], first: int) -> list[range]:
         found, whole = missing(asked, covered)
-        if gone := [of for of in found if of.start < first]:
+        if gone := [offsets for offsets in found if offsets.start < first]:
             raise ExportError(
                 f"topic {name} partition {number} no longer holds offsets {gone[0].start} to "
                 f"{min(gone[0].stop, first)}, which were not exported in time: name another directory to go on with "
@@ -252,13 +256,13 @@ class _Run:
     def write(self, log: _Log) -> None:
         """Write what of a topic is missing, file by file."""
         self.started_s = self.started_s or time.monotonic()
-        for number, of in log.missing:
-            reader = RangeReader(self.bootstrap, self.settings, log.name, number, of.start, self._interrupt)
+        for number, offsets in log.missing:
+            reader = RangeReader(self.bootstrap, self.settings, log.name, number, offsets.start, self._interrupt)
             with closing(reader):
-                pieces = Pieces(self._batches(log, number, reader, of.stop))
-                at = of.start
-                while at < of.stop and not self.stopped():
-                    at = self._write_file(log, number, pieces, at, of.stop)
+                pieces = Pieces(self._batches(log, number, reader, offsets.stop))
+                at = offsets.start
+                while at < offsets.stop and not self.stopped():
+                    at = self._write_file(log, number, pieces, at, offsets.stop)
 
     def _write_file(self, log: _Log, number: int, pieces: Pieces, start: int, end: int) -> int:
         """Write one file; return the offset behind it."""

@@ -218,11 +218,11 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
 
 def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
-    values, of = _distinct(column)
+    values, codes = _distinct(column)
     texts = [str(value).strip().lower() for value in values]
     true = np.array([text in _TRUE for text in texts], np.bool_)
     unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
-    return true[of], unknown[of]
+    return true[codes], unknown[codes]
 
 
 def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
@@ -358,8 +358,8 @@ class _Batch:
 
     def _optional_text(self, name: str) -> npt.NDArray[np.object_]:
         """Return a column as texts; rows of one value share its text."""
-        values, of = _distinct(self._column(name).cast(pa.string()))
-        return _objects(values)[of]
+        values, codes = _distinct(self._column(name).cast(pa.string()))
+        return _objects(values)[codes]
 
     def _text(self, name: str) -> npt.NDArray[np.object_]:
         values = self._optional_text(name)
@@ -425,8 +425,8 @@ class _Batch:
         if "fraud_type" not in self.mapping.columns:
             return np.full(len(fraud), None, dtype=object)
         names = {str(number): name for number, name in enumerate(FRAUD_TYPES)}
-        values, of = _distinct(self._column("fraud_type").cast(pa.string()))
-        types = _objects([names.get(str(text), text) if text else None for text in values])[of]
+        values, codes = _distinct(self._column("fraud_type").cast(pa.string()))
+        types = _objects([names.get(str(text), text) if text else None for text in values])[codes]
         types[~fraud] = None
         return types
 

@@ -57,7 +57,9 @@ class TrainedLabels(NamedTuple):
                 for name, (low, high) in _AGES_DAYS.items()
             }
 
-        delays = {"report_delays": {name: dict(of) for name, of in self.report_delays.items()}}
+        delays = {
+            "report_delays": {name: dict(delays_of_source) for name, delays_of_source in self.report_delays.items()}
+        }
         return {
             "regime": dict(self.regime),
             "maturity_days": self.maturity_us / US_PER_DAY,

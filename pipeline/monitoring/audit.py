@@ -154,8 +154,8 @@ def _unreported(rows: AuditRows, now_us: int, error: float) -> Unreported:
     # Probabilities within a factor of two of each other form a group.
     with np.errstate(divide="ignore"):
         scale = np.floor(np.log2(rows.probability))
-    for of in np.unique(scale[audit]):
-        inside = audit & (scale == of)
+    for value in np.unique(scale[audit]):
+        inside = audit & (scale == value)
         answers = float(rows.answered[inside].mean())
         low, high = float(rows.probability[inside].min()), float(rows.probability[inside].max())
         groups.append((int((found & inside).sum()), low * answers, high * answers))
@@ -189,8 +189,8 @@ def _in_time(
     share = np.searchsorted(delays, age_days[young], side="right") / counted
     group = np.searchsorted(_SHARE_EDGES, share, side="right")
     groups = []
-    for of in np.unique(group):
-        inside = share[group == of]
+    for number in np.unique(group):
+        inside = share[group == number]
         low, high = max(float(inside.min()) - band, 0.0), min(float(inside.max()) + band, 1.0)
         groups.append((len(inside), low, high))
     bounds = _bounded(groups, error / 2.0)

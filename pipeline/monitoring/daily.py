@@ -115,8 +115,13 @@ class DailyCounts:
             return []
         found = [self._features[day].distributions() for day in days.tolist()]
         histories = [
-            History(of.name, _bins(of.edges, missing=True), days, np.array([day[at].counts for day in found]))
-            for at, of in enumerate(self._distributions)
+            History(
+                distribution.name,
+                _bins(distribution.edges, missing=True),
+                days,
+                np.array([day[at].counts for day in found]),
+            )
+            for at, distribution in enumerate(self._distributions)
         ]
         scores = np.array([self._scores[day] for day in days.tolist()])
         histories.append(History(SCORE, _bins(_SCORE_EDGES.tolist()), days, scores))
@@ -134,9 +139,9 @@ class DailyCounts:
 def _by_day(time_us: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.intp]]]:
     if not len(time_us):
         return
-    of = time_us // US_PER_DAY
-    order = np.argsort(of, kind="stable")
-    days, firsts = np.unique(of[order], return_index=True)
+    days_us = time_us // US_PER_DAY
+    order = np.argsort(days_us, kind="stable")
+    days, firsts = np.unique(days_us[order], return_index=True)
     yield from zip(days.tolist(), np.split(order, firsts[1:]), strict=True)
 
 

@@ -105,10 +105,10 @@ def judge(
     """
     compared = [_compared(history, options) for history in histories]
     p_values: dict[int, dict[str, float]] = {}
-    for one in compared:
-        for row, day in enumerate(one.history.days.tolist()):
-            if (p := _p_value(one, row, options)) is not None:
-                p_values.setdefault(day, {})[one.history.name] = p
+    for compared_feature in compared:
+        for row, day in enumerate(compared_feature.history.days.tolist()):
+            if (p := _p_value(compared_feature, row, options)) is not None:
+                p_values.setdefault(day, {})[compared_feature.history.name] = p
     by_name = {series.history.name: series for series in compared}
     last: dict[str, tuple[int, int]] = {}
     days = []
@@ -190,34 +190,34 @@ def _compared(history: History, options: DriftOptions) -> _Compared:
 def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
     """Jensen-Shannon divergence in nats, bin by bin, each at least 0; shapes (n, k)."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = [np.where(of > 0, of * np.log(2 * of / (p + q)), 0.0) for of in (p, q)]
+        terms = [np.where(share > 0, share * np.log(2 * share / (p + q)), 0.0) for share in (p, q)]
     divergence: NDArray[np.float64] = np.maximum((terms[0] + terms[1]) / 2, 0.0)
     return divergence
 
 
-def _p_value(one: _Compared, row: int, options: DriftOptions) -> float | None:
+def _p_value(compared: _Compared, row: int, options: DriftOptions) -> float | None:
     """Return the p-value of a day's difference among those of the days before it; None where too few are known.
 
     A difference is noise of sampling, which depends on the number of rows, plus real variation from day to day, which
     does not. A day counts as unusual only if it is so under both readings of the past, so that neither a quiet nor a
     busy day raises an alarm. Nothing is called unusual that independent draws would often show.
     """
-    if np.isnan(one.difference[row]):
+    if np.isnan(compared.difference[row]):
         return None
-    first = int(np.searchsorted(one.history.days, one.history.days[row] - options.history_days))
-    past = np.flatnonzero(~np.isnan(one.difference[first:row])) + first
+    first = int(np.searchsorted(compared.history.days, compared.history.days[row] - options.history_days))
+    past = np.flatnonzero(~np.isnan(compared.difference[first:row])) + first
     n = len(past)
     if n < options.least_history:
         return None
-    noise, z = one.noise[row], np.inf
-    for usual in (one.difference[past], one.difference[past] / one.noise[past] * noise):
+    noise, z = compared.noise[row], np.inf
+    for usual in (compared.difference[past], compared.difference[past] / compared.noise[past] * noise):
         middle = float(np.median(usual))
-        scale = max(_ROBUST * float(np.median(np.abs(usual - middle))), noise * one.spread[row])
-        if one.signed:
-            z = min(z, abs(one.difference[row] - middle) / scale)
+        scale = max(_ROBUST * float(np.median(np.abs(usual - middle))), noise * compared.spread[row])
+        if compared.signed:
+            z = min(z, abs(compared.difference[row] - middle) / scale)
         else:
-            z = min(z, (one.difference[row] - max(middle, noise * one.centre[row])) / scale)
-    return float(stdtr(n - 1, -z / np.sqrt(1 + 1 / n))) * (2.0 if one.signed else 1.0)
+            z = min(z, (compared.difference[row] - max(middle, noise * compared.centre[row])) / scale)
+    return float(stdtr(n - 1, -z / np.sqrt(1 + 1 / n))) * (2.0 if compared.signed else 1.0)
 
 
 def _rejected(p_values: Mapping[str, float], level: float) -> list[str]:
@@ -231,11 +231,13 @@ def _rejected(p_values: Mapping[str, float], level: float) -> list[str]:
     return ordered[: max(passed, default=0)]
 
 
-def _finding(one: _Compared, day: int, p_value: float, importance: float, since: int) -> Finding:
-    row = int(np.searchsorted(one.history.days, day))
-    now = one.history.counts[row] / one.history.counts[row].sum()
-    before = one.reference[row] / one.reference[row].sum()
+def _finding(compared: _Compared, day: int, p_value: float, importance: float, since: int) -> Finding:
+    row = int(np.searchsorted(compared.history.days, day))
+    now = compared.history.counts[row] / compared.history.counts[row].sum()
+    before = compared.reference[row] / compared.reference[row].sum()
     parts = _divergence(now[None], before[None])[0]
-    at = len(parts) - 1 if one.signed else int(np.argmax(parts))
-    bits, words = float(parts.sum() / np.log(2)), one.history.bins[at]
-    return Finding(day, one.history.name, p_value, bits, importance, since, words, float(before[at]), float(now[at]))
+    at = len(parts) - 1 if compared.signed else int(np.argmax(parts))
+    bits, words = float(parts.sum() / np.log(2)), compared.history.bins[at]
+    return Finding(
+        day, compared.history.name, p_value, bits, importance, since, words, float(before[at]), float(now[at])
+    )

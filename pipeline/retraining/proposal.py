@@ -94,7 +94,7 @@ def compare_recipes(
     for origin_us in range(period.start_us, period.end_us, fold_days * US_PER_DAY):
         end_us = min(origin_us + fold_days * US_PER_DAY, period.end_us)
         fold = compared.take(slice(*np.searchsorted(compared.event_time_us, [origin_us, end_us]).tolist()))
-        trial, reference = (trained_by(one, rows, origin_us, champion, options) for one in (proposed, active))
+        trial, reference = (trained_by(recipe, rows, origin_us, champion, options) for recipe in (proposed, active))
         parts.append(scorings(fold, trial.model, reference.model))
     try:
         scored = Scorings(*map(np.concatenate, zip(*parts, strict=True)))
@@ -139,7 +139,7 @@ def propose(
     topics: ClusterLog,
     writer: ControlWriter,
     proposed: Recipe,
-    said: ChangeAuthor,
+    author: ChangeAuthor,
     options: CycleOptions,
     *,
     second_approval: bool,
@@ -151,7 +151,7 @@ def propose(
         topics: The cluster, read.
         writer: Writes to the cluster.
         proposed: The recipe.
-        said: Who proposes it, and why.
+        author: Who proposes it, and why.
         options: How versions are trained and compared.
         second_approval: Leave an accepted version for another person to approve.
         fold_days: As in `compare_recipes`.
@@ -181,11 +181,11 @@ def propose(
         "alerts_per_day_budget": limits.alerts_per_day,
         "offsets": topics.offsets,
     }
-    writer.assess(DECLARED, [], against, ModelChange(DECLARED, said.by, said.reason, figures))
+    writer.assess(DECLARED, [], against, ModelChange(DECLARED, author.by, author.reason, figures))
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
-        writer.assess(FAILED, [], against, ModelChange(FAILED, said.by, f"{said.reason} {error}", figures))
+        writer.assess(FAILED, [], against, ModelChange(FAILED, author.by, f"{author.reason} {error}", figures))
         raise
     figures |= found.judgement.figures
     topics.read_control()
@@ -196,10 +196,10 @@ def propose(
     elif current.policy.digest != champion.policy.digest:
         # Pacing goes on meanwhile.
         found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
-    versions, why = _contents(writer, found), f"{said.reason} {reason}"
-    writer.assess(outcome, versions, against, ModelChange(outcome, said.by, why, figures))
+    versions, why = _contents(writer, found), f"{author.reason} {reason}"
+    writer.assess(outcome, versions, against, ModelChange(outcome, author.by, why, figures))
     if outcome == ACCEPTED and not second_approval:
-        writer.activate(versions, ModelChange(PROMOTE, said.by, why, figures))
+        writer.activate(versions, ModelChange(PROMOTE, author.by, why, figures))
         outcome = "promoted"
     return ProposalOutcome(outcome, reason, found.trained.model.version)
 

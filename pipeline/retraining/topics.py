@@ -72,8 +72,8 @@ class ClusterLog:
     def offsets(self) -> dict[str, dict[str, int]]:
         """Offsets behind what was read, by topic and partition."""
         return {
-            topic: {str(number): offset for number, offset in sorted(of.items())}
-            for topic, of in self._positions.items()
+            topic: {str(number): offset for number, offset in sorted(positions.items())}
+            for topic, positions in self._positions.items()
             if topic != CONTROL.name
         }
 

@@ -156,8 +156,8 @@ def train(
     # Of ordered rows this is a walk over them, where a union would sort them anew.
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
-    def probability(of: NDArray[np.intp]) -> NDArray[np.float64]:
-        raw = np.asarray(booster.predict(data.wide(of), raw_score=True, num_threads=config.threads))
+    def probability(rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        raw = np.asarray(booster.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
         return sigmoid(calibration.slope * raw + calibration.intercept)
 
     young = _young_targets(data, rows, early, probability)
@@ -406,15 +406,21 @@ def _sensitivity(
 ) -> list[dict[str, Any]]:
     """Return how the training does on wrong labels."""
     rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
-    of = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, attributes={})
+    sample = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, attributes={})
     training, checked = (np.searchsorted(rows, its) for its in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
-        booster, _ = _Trees(replace(of, fraud=fraud), config, features).grown_until_best(training, checked)
-        return np.asarray(booster.predict(of.wide(checked), raw_score=True, num_threads=config.threads))
+        booster, _ = _Trees(replace(sample, fraud=fraud), config, features).grown_until_best(training, checked)
+        return np.asarray(booster.predict(sample.wide(checked), raw_score=True, num_threads=config.threads))
 
     return sensitivity(
-        of.column("amount"), of.fraud, of.identity, of.event_time_us, by_first_row(of.card), checked, scored
+        sample.column("amount"),
+        sample.fraud,
+        sample.identity,
+        sample.event_time_us,
+        by_first_row(sample.card),
+        checked,
+        scored,
     )
 
 

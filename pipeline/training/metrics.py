@@ -97,10 +97,10 @@ def days_of(event_time_us: NDArray[np.int64]) -> Iterator[tuple[int, slice | NDA
             if end > begin:
                 yield day, slice(begin, end)
         return
-    of = event_time_us // US_PER_DAY
-    order = np.argsort(of, kind="stable")
-    days, first = np.unique(of[order], return_index=True)
-    for day, begin, end in zip(days.tolist(), first.tolist(), [*first.tolist()[1:], len(of)], strict=True):
+    day_numbers = event_time_us // US_PER_DAY
+    order = np.argsort(day_numbers, kind="stable")
+    days, first = np.unique(day_numbers[order], return_index=True)
+    for day, begin, end in zip(days.tolist(), first.tolist(), [*first.tolist()[1:], len(day_numbers)], strict=True):
         yield day, order[begin:end]
 
 

@@ -44,17 +44,17 @@ def outcomes_by_segment(
     """
     alert = score >= threshold
     found = []
-    for segment, value, its in _segments(features, attributes):
-        of, rows = weight[its], float(weight[its].sum())
-        alerts, frauds = float(of[alert[its]].sum()), float(of[fraud[its]].sum())
-        hits = float(of[(alert & fraud)[its]].sum())
+    for segment, value, inside in _segments(features, attributes):
+        weights, rows = weight[inside], float(weight[inside].sum())
+        alerts, frauds = float(weights[alert[inside]].sum()), float(weights[fraud[inside]].sum())
+        hits = float(weights[(alert & fraud)[inside]].sum())
         found.append(
             {
                 "segment": segment,
                 "value": value,
                 "rows": rows,
                 "frauds": frauds,
-                "expected_frauds": _rounded(float((of * score[its]).sum())),
+                "expected_frauds": _rounded(float((weights * score[inside]).sum())),
                 "alert_rate": _rounded(alerts / rows),
                 "precision": _rounded(hits / alerts) if alerts else None,
                 "false_positives_per_1000": _rounded(1_000 * (alerts - hits) / rows),
@@ -73,11 +73,11 @@ def _segments(
     yield from _bands("merchant age in days", features[:, _AGE_S] / 86_400, [-np.inf, *MERCHANT_AGE_DAYS, np.inf], "{}")
     for name, values in attributes.items():
         texts = np.array(["none" if value is None else str(value) for value in values])
-        of, counts = np.unique(texts, return_counts=True)
-        kept = of[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
+        distinct, counts = np.unique(texts, return_counts=True)
+        kept = distinct[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
         for value in kept.tolist():
             yield name, value, texts == value
-        if len(of) > len(kept):
+        if len(distinct) > len(kept):
             yield name, "others", ~np.isin(texts, kept)
 
 

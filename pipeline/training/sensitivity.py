@@ -73,5 +73,5 @@ def _spoilt(
         yield f"{share:.0%} of the frauds, and as many others", fraud ^ wrong
     recent = event_time_us >= event_time_us.max() - POISONED_DAYS * US_PER_DAY
     small = amount <= np.quantile(amount, 0.25)
-    said = recent & small & (position < POISONED_SHARE)
-    yield f"a source that calls a third of the smallest amounts of {POISONED_DAYS} days fraud", fraud | said
+    called_fraud = recent & small & (position < POISONED_SHARE)
+    yield f"a source that calls a third of the smallest amounts of {POISONED_DAYS} days fraud", fraud | called_fraud

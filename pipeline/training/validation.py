@@ -75,16 +75,16 @@ def by_period(
     if length > WEEKS_UP_TO:
         begin = np.maximum(day.astype("M8[D]").astype("M8[M]").astype("M8[D]").astype(np.int64), first)
     found = []
-    for of in np.unique(begin).tolist():
-        its = begin == of
+    for start in np.unique(begin).tolist():
+        inside = begin == start
         found.append(
             {
-                "from": str(np.datetime64(of, "D")),
-                "days": step if length <= WEEKS_UP_TO else int(day[its].max()) - of + 1,
-                "rows": float(weight[its].sum()),
-                "frauds": float(weight[its & fraud].sum()),
-                "auc_roc": auc_roc(fraud[its], score[its], weight[its]),
-                "average_precision": average_precision(fraud[its], score[its], weight[its]),
+                "from": str(np.datetime64(start, "D")),
+                "days": step if length <= WEEKS_UP_TO else int(day[inside].max()) - start + 1,
+                "rows": float(weight[inside].sum()),
+                "frauds": float(weight[inside & fraud].sum()),
+                "auc_roc": auc_roc(fraud[inside], score[inside], weight[inside]),
+                "average_precision": average_precision(fraud[inside], score[inside], weight[inside]),
             }
         )
     return found

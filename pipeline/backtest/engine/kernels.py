@@ -142,15 +142,15 @@ class Engine:
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
         outliers = np.empty(n, np.bool_)
         for number, windows in enumerate(self._cards):
-            of = self._rows(names.partition, number)
+            rows = self._rows(names.partition, number)
             profile = windows.profile(
-                names.card[of], names.merchant[of], taken.event_time_us[of], taken.amount_base_minor[of],
-                taken.counts[of], taken.hour[of], taken.weekday[of],
+                names.card[rows], names.merchant[rows], taken.event_time_us[rows], taken.amount_base_minor[rows],
+                taken.counts[rows], taken.hour[rows], taken.weekday[rows],
             )  # fmt: skip
             windows.commit()
-            features[of, : len(CARD_FEATURES)] = profile.features
-            case_start_us[of], case_sequence[of] = profile.case_start_us, profile.case_sequence
-            outliers[of] = profile.outlier
+            features[rows, : len(CARD_FEATURES)] = profile.features
+            case_start_us[rows], case_sequence[rows] = profile.case_start_us, profile.case_sequence
+            outliers[rows] = profile.outlier
         self._profile_merchants(taken, outliers, position, names, following, features[:, len(CARD_FEATURES) :])
         return Profiled(
             taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
@@ -176,27 +176,27 @@ class Engine:
         accepted, outcomes = np.zeros(len(taken), np.bool_), np.zeros(len(COUNTS), np.int64)
         followings, rejects = [], []
         for number, state in enumerate(self._joins):
-            of, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
+            rows, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
             joined = state.join(
                 self._horizons,
                 Arrivals(
-                    digest=digests[of],
-                    event_time_us=taken.event_time_us[of],
-                    position=chunk.position[of],
-                    content=content[of],
-                    source=taken.row[of],
-                    merchants=merchants[of],
+                    digest=digests[rows],
+                    event_time_us=taken.event_time_us[rows],
+                    position=chunk.position[rows],
+                    content=content[rows],
+                    source=taken.row[rows],
+                    merchants=merchants[rows],
                     labels=LabelBatch.of(labels.take(labels_of)),
                     label_position=chunk.label_position[labels_of],
                 ),
             )
             state.forget(0)
             state.commit()
-            accepted[of] = joined.accepted
-            rejects += _contradictions(taken if isinstance(of, slice) else taken.take(of), joined.differs)
+            accepted[rows] = joined.accepted
+            rejects += _contradictions(taken if isinstance(rows, slice) else taken.take(rows), joined.differs)
             outcomes += joined.counts
-            found, said = joined.following, joined.labels.labels
-            who = said.take(found.label) if len(found.label) else no_labels()
+            found, chunk_labels = joined.following, joined.labels.labels
+            who = chunk_labels.take(found.label) if len(found.label) else no_labels()
             followings.append(
                 _Following(
                     found.position, identities(who.card_id, who.transaction_id), found.event_time_us, found.merchants,

@@ -174,13 +174,13 @@ class OnlineTrainer:
                 decisions.position[rows].tolist(),
                 rows.tolist(),
             )
-            of = np.flatnonzero(label_partition == number)
-            joined = JoinedRows.of(chunk.labels.take(of), chunk.label_position[of].tolist())
+            chosen = np.flatnonzero(label_partition == number)
+            joined = JoinedRows.of(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())
             found += partition.process(self._options.rules, columns, decided, joined, decisions.feedback)
         if found:
             # Of several partitions; what one record gives stays in its order.
-            found.sort(key=lambda one: one[0].position)
-            examples = [example(one, self._record(columns, row)) for one, columns, row in found]
+            found.sort(key=lambda row: row[0].position)
+            examples = [example(label, self._record(columns, row)) for label, columns, row in found]
             self._learner.learn_examples(examples)
             if self._prequential is not None:
                 self._prequential.add(examples)
@@ -247,7 +247,7 @@ class _Partition(NamedTuple):
         self.segments.begin(columns)
         emitted = self.kernel.process(rules, decided, joined, records)
         counts.update(self.kernel.take_counts())
-        served = self.segments.read([one.entry for one in emitted])
+        served = self.segments.read([joined.entry for joined in emitted])
         self.store.commit()
         self.kernel.commit()
-        return [(one, *found) for one, found in zip(emitted, served, strict=True)]
+        return [(joined, *found) for joined, found in zip(emitted, served, strict=True)]

@@ -247,8 +247,8 @@ def _record(cells: Mapping[str, Any], fields: Sequence[str]) -> bytes:
     return _encode({name: cells[name] for name in fields if cells[name] is not None})
 
 
-def _coded(texts: pa.Array, of: Callable[[str], int]) -> NDArray[np.int8]:
+def _coded(texts: pa.Array, code: Callable[[str], int]) -> NDArray[np.int8]:
     encoded = texts.dictionary_encode()
-    codes = np.array([*map(of, encoded.dictionary.to_pylist()), 0], np.int8)
+    codes = np.array([*map(code, encoded.dictionary.to_pylist()), 0], np.int8)
     rows: NDArray[np.int64] = pc.fill_null(encoded.indices, len(codes) - 1).to_numpy()
     return codes[rows]

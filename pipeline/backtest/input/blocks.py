@@ -21,12 +21,12 @@ def blocks(n: int, rows: int = BLOCK_ROWS) -> Iterator[slice]:
         yield slice(first, min(first + rows, n))
 
 
-def summed(of: NDArray[np.int64], size: int, values: Callable[[slice], NDArray[Any]]) -> NDArray[np.float64]:
-    """`numpy.bincount` with ``values`` as weights, to the last bit; ``of`` (n,) holds integers below ``size``."""
+def summed(groups: NDArray[np.int64], size: int, values: Callable[[slice], NDArray[Any]]) -> NDArray[np.float64]:
+    """`numpy.bincount` with ``values`` as weights, to the last bit; ``groups`` (n,) holds integers below ``size``."""
     total = np.zeros(size)
-    for rows in blocks(len(of)):
+    for rows in blocks(len(groups)):
         # One by one onto what there is, as `bincount` does: sums of sums would be rounded otherwise.
-        np.add.at(total, of[rows], values(rows).astype(np.float64, copy=False))
+        np.add.at(total, groups[rows], values(rows).astype(np.float64, copy=False))
     return total
 
 

@@ -47,8 +47,8 @@ class ExportLog(NamedTuple):
                     table = table.filter(pc.equal(table.column("partition"), self.number))
                     stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
                     # What has no stamp may be of any time.
-                    of = cut.of(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
-                    yield table.slice(of.start, of.stop - of.start)
+                    rows = cut.of(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
+                    yield table.slice(rows.start, rows.stop - rows.start)
                     if cut.ended:
                         return
 
@@ -99,14 +99,14 @@ class ExportSource:
         until_now = span.arrivals(rules.future_tolerance_us, None)
         sold = [self._transactions(log, of_range, rules, rejects) for log in self._logs(TRANSACTIONS)]
         logs = [(topic.name, log) for topic in of_labels for log in self._logs(topic)]
-        told = [
+        label_parts = [
             self._labels(topic, log, number, until_now, rules, rejects, book)
             for number, (topic, log) in enumerate(logs)
         ]
         seen = SeenTimes()
         return OpenedHistory(
             (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
-            by_time(told, self.lateness_us, late("label")),
+            by_time(label_parts, self.lateness_us, late("label")),
             seen,
             warnings=warnings,
         )

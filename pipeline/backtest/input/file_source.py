@@ -66,10 +66,10 @@ class FileSource:
             rejects += refused
             rows = seen.within(span, rows)
             if self.bears_truth:
-                of = rows.row - first
-                rows = replace(rows, truth=_borne(table, of))
+                numbers = rows.row - first
+                rows = replace(rows, truth=_borne(table, numbers))
                 sources, delay_us = pa.repeat(SIMULATOR, len(rows)), round(self.label_delay_s * US_PER_SECOND)
-                book.add_truth(rows, delay_us, sources, fraud_types(table, of))
+                book.add_truth(rows, delay_us, sources, fraud_types(table, numbers))
             yield rows
             # In order: behind the end there is nothing more.
             if seen.last_us >= span.to_us:
@@ -85,7 +85,7 @@ class FileSource:
             first += table.num_rows
 
 
-def _borne(table: pa.Table, of: NDArray[np.int64]) -> NDArray[np.int8]:
+def _borne(table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int8]:
     """Return the final label of some rows of a file, by its column ``fraud``. Raises `UnusableSource`."""
-    told = frauds(table.select(["fraud"]).take(pa.array(of)))
-    return np.where(told, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)
+    fraud = frauds(table.select(["fraud"]).take(pa.array(rows)))
+    return np.where(fraud, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)

@@ -47,16 +47,16 @@ class LabelBook:
 
     def of(self, transaction_ids: "pd.Series[str]") -> pd.DataFrame:
         """The labels of some transactions, in the order in which they were told. Nothing can be added any more."""
-        told = self._told
-        ids = told["transaction_id"]
+        columns = self._told
+        ids = columns["transaction_id"]
         asked = np.zeros(len(ids), np.bool_)
-        for of in blocks(len(transaction_ids)):
-            wanted = texts(transaction_ids, of)
+        for block in blocks(len(transaction_ids)):
+            wanted = texts(transaction_ids, block)
             for rows in blocks(len(ids)):
                 asked[rows] |= pc.is_in(ids[rows], value_set=wanted).to_numpy(zero_copy_only=False)
         if not asked.all():
-            told = {name: _picked(column, asked) for name, column in told.items()}
-        return mapped_frame(told)
+            columns = {name: _picked(column, asked) for name, column in columns.items()}
+        return mapped_frame(columns)
 
     @cached_property
     def _told(self) -> dict[str, pa.Array]:
@@ -80,16 +80,16 @@ def _picked(column: pa.Array, asked: NDArray[np.bool_]) -> pa.Array:
 
 def note_labels(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
     """Note labels of a table, whose rows are numbered from ``first`` on, and return them."""
-    of = rows.row - first
-    words = wire.texts(wire.column(table, "label"))[0].take(pa.array(of))
-    book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, fraud_types(table, of))
+    numbers = rows.row - first
+    words = wire.texts(wire.column(table, "label"))[0].take(pa.array(numbers))
+    book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, fraud_types(table, numbers))
     return rows
 
 
-def fraud_types(table: pa.Table, of: NDArray[np.int64]) -> pa.Array:
+def fraud_types(table: pa.Table, rows: NDArray[np.int64]) -> pa.Array:
     """Return the fraud types of some rows."""
     if "fraud_type" not in table.column_names:
-        return pa.nulls(len(of), pa.string())
-    told = wire.column(table, "fraud_type").take(pa.array(of)).dictionary_encode()
-    words = [None if word is None else str(word) for word in told.dictionary.to_pylist()]
-    return pa.array(words, pa.string()).take(told.indices)
+        return pa.nulls(len(rows), pa.string())
+    types = wire.column(table, "fraud_type").take(pa.array(rows)).dictionary_encode()
+    words = [None if word is None else str(word) for word in types.dictionary.to_pylist()]
+    return pa.array(words, pa.string()).take(types.indices)

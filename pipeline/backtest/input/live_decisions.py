@@ -93,11 +93,11 @@ class LiveDecisions:
         """
         self._span, self._joins = span, features is not None
         self._readers = {
-            (False, number): source.read(DECISIONS, number, of, batch=_DECISIONS_READ)
-            for number, of in decisions.items()
+            (False, number): source.read(DECISIONS, number, offsets, batch=_DECISIONS_READ)
+            for number, offsets in decisions.items()
         }
-        for number, of in (features or {}).items():
-            self._readers[True, number] = source.read(DECISION_FEATURES, number, of, batch=_BLOCKS_READ)
+        for number, offsets in (features or {}).items():
+            self._readers[True, number] = source.read(DECISION_FEATURES, number, offsets, batch=_BLOCKS_READ)
         self._newest_ms = dict.fromkeys(self._readers, 0)
         self._unpaired: OrderedDict[SourcePosition, _Unpaired] = OrderedDict()
         read_at_once = len(decisions) * _DECISIONS_READ + len(features or {}) * MOST_ROWS
@@ -112,7 +112,7 @@ class LiveDecisions:
             The number of decisions that were read; 0 at the end.
         """
         while self._readers:
-            reader = min(self._readers, key=lambda one: (self._newest_ms[one], one))
+            reader = min(self._readers, key=lambda key: (self._newest_ms[key], key))
             records = next(self._readers[reader], None)
             if records is None:
                 del self._readers[reader]
@@ -134,16 +134,16 @@ class LiveDecisions:
         return self.waiting.pop(place, None)
 
     def _add_decisions(self, records: Iterable[Record]) -> None:
-        for _, one in readable(records, _decode, not_counted):
-            if self._span.from_us <= timestamp_us(one.event_time) < self._span.to_us:
-                place = (one.source.partition, one.source.offset)
+        for _, decision in readable(records, _decode, not_counted):
+            if self._span.from_us <= timestamp_us(decision.event_time) < self._span.to_us:
+                place = (decision.source.partition, decision.source.offset)
                 if self._joins:
                     unpaired = self._begin(place)
-                    unpaired.stated = one
+                    unpaired.stated = decision
                     unpaired.decisions_ahead += 1
                     self._end(place, unpaired)
                 else:
-                    self.waiting[place] = LiveDecision(one, None)
+                    self.waiting[place] = LiveDecision(decision, None)
 
     def _add_features(self, records: Iterable[Record]) -> None:
         for _, rows in readable_features(records, not_counted):

@@ -43,12 +43,16 @@ class Chunk:
     @property
     def first(self) -> int:
         """Position of the first record; 0 if there is none."""
-        return min((int(of[0]) for of in (self.position, self.label_position) if len(of)), default=0)
+        return min(
+            (int(positions[0]) for positions in (self.position, self.label_position) if len(positions)), default=0
+        )
 
     @property
     def end(self) -> int:
         """Position behind the last record."""
-        return max((int(of[-1]) + 1 for of in (self.position, self.label_position) if len(of)), default=0)
+        return max(
+            (int(positions[-1]) + 1 for positions in (self.position, self.label_position) if len(positions)), default=0
+        )
 
     def between(self, first: int, end: int) -> "Chunk":
         """The records that stand at ``first`` or behind, and before ``end``."""

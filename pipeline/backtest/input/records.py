@@ -48,18 +48,18 @@ def labels_of(
     rules: Acceptance,
     numbering: Numbering,
     rejects: list[Reject],
-    told: Callable[[Sequence[Label], Sequence[int]], None],
+    note: Callable[[Sequence[Label], Sequence[int]], None],
     topic: str,
 ) -> LogPart[Labels]:
     """Accepted labels of a topic (without prefix).
 
-    ``told`` is given them, each with when it became known, in microseconds since 1970.
+    ``note`` is given them, each with when it became known, in microseconds since 1970.
     """
     arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
     rows, refused, messages = accept_labels(
         read.values, arrived_us, rules.future_tolerance_us, lambda _, label: rules.sources.check(topic, label.source)
     )
-    told(messages, rows.known_at_us.tolist())
+    note(messages, rows.known_at_us.tolist())
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 
 

@@ -96,11 +96,11 @@ class WordColumn:
         return pa.DictionaryArray.from_arrays(indices, pa.array(list(self._words), pa.string()))
 
 
-def in_blocks(n: int, dtype: DTypeLike, of: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
+def in_blocks(n: int, dtype: DTypeLike, values: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
     """A mapped column of ``n`` rows, shape (n,), made block by block; it may be written to, or sorted in its place."""
     column = NumberColumn(dtype)
     for rows in blocks(n):
-        column.add(of(rows))
+        column.add(values(rows))
     return column.finish(scratch=True)
 
 

@@ -82,10 +82,10 @@ class TopicSource:
         until_now = span.arrivals(rules.future_tolerance_us, None)
         # Their ends as well are told by records.
         sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=True)
-        told = [
-            (topic, number, of)
+        label_logs = [
+            (topic, number, offsets)
             for topic in map(topic_of_labels, rules.sources.topics)
-            for number, of in self.ranges(topic, span, rules.future_tolerance_us, to_end=True).items()
+            for number, offsets in self.ranges(topic, span, rules.future_tolerance_us, to_end=True).items()
         ]
         self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
@@ -97,7 +97,7 @@ class TopicSource:
             )
             book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
 
-        of_labels = Numbering(len(told))
+        of_labels = Numbering(len(label_logs))
 
         def accepted(topic: Topic, log: int, read: RecordColumns) -> LogPart[Labels]:
             """Accept labels of a partition, which is the ``log``-th of all topics of labels."""
@@ -105,21 +105,24 @@ class TopicSource:
 
         readers = ExitStack()
 
-        def begun(topic: Topic, number: int, of: range, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
-            reader = readers.enter_context(closing(self._reader(topic, number, of.start)))
+        def begun(topic: Topic, number: int, offsets: range, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
+            reader = readers.enter_context(closing(self._reader(topic, number, offsets.start)))
             # All at once: a client's first record takes half a second.
             reader.begin()
-            return columns_of(reader, of.stop, arrivals)
+            return columns_of(reader, offsets.stop, arrivals)
 
         transactions = [
-            (transactions_of(read, rules, numbering, rejects) for read in begun(TRANSACTIONS, number, of, of_range))
-            for number, of in sold.items()
-            if of
+            (
+                transactions_of(read, rules, numbering, rejects)
+                for read in begun(TRANSACTIONS, number, offsets, of_range)
+            )
+            for number, offsets in sold.items()
+            if offsets
         ]
         labels = [
-            map(partial(accepted, topic, log), begun(topic, number, of, until_now))
-            for log, (topic, number, of) in enumerate(told)
-            if of
+            map(partial(accepted, topic, log), begun(topic, number, offsets, until_now))
+            for log, (topic, number, offsets) in enumerate(label_logs)
+            if offsets
         ]
         seen = SeenTimes()
         return OpenedHistory(
@@ -199,5 +202,5 @@ def columns_of(reader: RangeReader, end: int, arrivals: ArrivalRange) -> Iterato
     """The records below offset ``end`` that arrived then."""
     cut = ArrivalFilter(arrivals)
     while not cut.ended and (read := reader.read_columns(end)).values:
-        of = cut.of(read.timestamp_ms)
-        yield RecordColumns(read.partition, read.offset[of], read.timestamp_ms[of], read.values[of])
+        rows = cut.of(read.timestamp_ms)
+        yield RecordColumns(read.partition, read.offset[rows], read.timestamp_ms[rows], read.values[rows])

@@ -46,7 +46,9 @@ def column(table: pa.Table, name: str) -> pa.Array:
         values = pa.concat_arrays(values.chunks)
     if pa.types.is_dictionary(values.type):
         return values.dictionary_decode()
-    plain = not any(of(values.type) for of in (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view))
+    plain = not any(
+        is_type(values.type) for is_type in (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view)
+    )
     return values if plain else values.cast(pa.string())
 
 
@@ -85,9 +87,9 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
     for pattern in (_PLAIN_ZONED, _PLAIN_LOCAL):
         rows = np.flatnonzero(_mask(pc.fill_null(pc.match_substring_regex(values, pattern), False)))
         if len(rows):
-            said = pd.Series(values.take(pa.array(rows)).to_pandas())
+            texts = pd.Series(values.take(pa.array(rows)).to_pandas())
             zoned = pattern is _PLAIN_ZONED
-            times = pd.to_datetime(said, format="ISO8601", errors="coerce", utc=zoned)
+            times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=zoned)
             moments[rows], plain[rows] = _microseconds(times if zoned else in_zone(times, time_zone))
     return moments, plain
 
@@ -128,8 +130,8 @@ def amounts(
 def _rate_rows(currency: pa.Array, terms: RateTerms) -> NDArray[np.int64]:
     """The row of each currency code among ``terms``; -1 where there is none."""
     encoded = currency.dictionary_encode()
-    of = {code.to_bytes(3, "big").decode(): row for row, code in enumerate(terms.code.tolist())}
-    rows = [of.get(code, -1) for code in encoded.dictionary.to_pylist()]
+    row_of_code = {code.to_bytes(3, "big").decode(): row for row, code in enumerate(terms.code.tolist())}
+    rows = [row_of_code.get(code, -1) for code in encoded.dictionary.to_pylist()]
     found: NDArray[np.int64] = np.array([*rows, -1], np.int64)[pc.fill_null(encoded.indices, len(rows)).to_numpy()]
     return found
 

@@ -61,8 +61,10 @@ class FinalLabels:
             held = self._held[at[known]]
             truth[known] = held["known"]
             rows = replace(part, truth=truth)
-            said = {name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self._words.items()}
-            book.add_truth(rows.take(known), delay_us, said["source"], said["fraud_type"])
+            words_of = {
+                name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self._words.items()
+            }
+            book.add_truth(rows.take(known), delay_us, words_of["source"], words_of["fraud_type"])
             yield rows
 
     def _found(self, part: Transactions) -> np.ndarray:
@@ -97,13 +99,13 @@ def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:
     than the one before."""
     bits = min(max((len(labels) // PART_ROWS).bit_length(), 1), _MOST_BITS)
     columns = [NumberColumn(_LABEL) for _ in range(1 << bits)]
-    for of in blocks(len(labels)):
-        rows = _rows(labels.iloc[of])
+    for block in blocks(len(labels)):
+        rows = _rows(labels.iloc[block])
         number = (rows["high"] >> 64 - bits) + (1 << bits - 1)
         order = np.argsort(number, kind="stable")
         ends = np.cumsum(np.bincount(number, minlength=len(columns)))
-        for column, some in zip(columns, np.split(rows[order], ends[:-1]), strict=True):
-            column.add(some)
+        for column, group in zip(columns, np.split(rows[order], ends[:-1]), strict=True):
+            column.add(group)
     for column in columns:
         yield column.finish()
 

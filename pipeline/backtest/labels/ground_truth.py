@@ -69,8 +69,8 @@ def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
     all decisions. Memory beyond the answer's is that of a block.
     """
     found = _Found(len(decisions))
-    for told in blocks(len(labels), LABEL_BLOCK_ROWS):
-        held = held_labels(labels.iloc[told])
+    for block in blocks(len(labels), LABEL_BLOCK_ROWS):
+        held = held_labels(labels.iloc[block])
         if len(held):
             found.take(decisions, held)
     return found.truth()
@@ -96,17 +96,17 @@ class _Found:
         fraud_type = (
             self._fraud_type.coded(held["fraud_type"]) if "fraud_type" in held else np.zeros(len(held), np.int32)
         )
-        for of in blocks(len(decisions)):
-            places = pc.index_in(_names(decisions, of), value_set=names)
+        for block in blocks(len(decisions)):
+            places = pc.index_in(_names(decisions, block), value_set=names)
             rows = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
-            said = places.drop_null().to_numpy()
-            rows += of.start
+            numbers = places.drop_null().to_numpy()
+            rows += block.start
             before = (self._rank[rows], self._at_us[rows], self._known[rows])
             # Of equal ones the last that was told.
-            holds = ~_less((rank[said], at_us[said], known[said]), before)
-            rows, said = rows[holds], said[holds]
-            self._rank[rows], self._at_us[rows], self._known[rows] = rank[said], at_us[said], known[said]
-            self._source.codes[rows], self._fraud_type.codes[rows] = source[said], fraud_type[said]
+            holds = ~_less((rank[numbers], at_us[numbers], known[numbers]), before)
+            rows, numbers = rows[holds], numbers[holds]
+            self._rank[rows], self._at_us[rows], self._known[rows] = rank[numbers], at_us[numbers], known[numbers]
+            self._source.codes[rows], self._fraud_type.codes[rows] = source[numbers], fraud_type[numbers]
 
     def truth(self) -> GroundTruth:
         """Return the known labels."""
@@ -158,11 +158,11 @@ def _names(frame: pd.DataFrame, rows: slice) -> pa.Array:
     return pc.binary_join_element_wise(*parts, pa.scalar(" ", cards.type))
 
 
-def _less(one: Sequence[NDArray[Any]], other: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Return True where ``one`` comes before ``other``, by the first column in which they differ; of shape (n,)."""
-    less = np.zeros(len(one[0]), np.bool_)
-    same = np.ones(len(one[0]), np.bool_)
-    for left, right in zip(one, other, strict=True):
+def _less(first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Return True where ``first`` comes before ``second``, by the first column in which they differ; of shape (n,)."""
+    less = np.zeros(len(first[0]), np.bool_)
+    same = np.ones(len(first[0]), np.bool_)
+    for left, right in zip(first, second, strict=True):
         less |= same & (left < right)
         same &= left == right
     return less
@@ -220,6 +220,6 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _coded(texts: "pd.Series[str]", of: Callable[[str], int]) -> NDArray[np.int64]:
+def _coded(texts: "pd.Series[str]", code: Callable[[str], int]) -> NDArray[np.int64]:
     codes, words = pd.factorize(texts.astype(object))
-    return np.array([of(word) for word in words], np.int64)[codes]
+    return np.array([code(word) for word in words], np.int64)[codes]

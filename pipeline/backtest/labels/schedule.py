@@ -103,28 +103,30 @@ class ScheduledLabels:
 
     def reviewed(self) -> ReviewOutcome:
         """Return the result of reviews so far."""
-        told = _sorted(self._told) if self._told else no_labels()
+        labels = _sorted(self._told) if self._told else no_labels()
         answers = pd.DataFrame(
             {
-                "transaction_id": told.transaction_id.to_pylist(),
-                "card_id": told.card_id.to_pylist(),
-                "known_at": pd.to_datetime(told.known_at_us, unit="us", utc=True),
+                "transaction_id": labels.transaction_id.to_pylist(),
+                "card_id": labels.card_id.to_pylist(),
+                "known_at": pd.to_datetime(labels.known_at_us, unit="us", utc=True),
             }
         )
         return ReviewOutcome(self._looked_at, self._unanswered, answers)
 
     def _reported(self, part: Transactions) -> Labels:
         truth, due_us = _truth(part), self._due_us(part)
-        told = due_us < NEVER_US
-        of = part if told.all() else part.take(told)
-        truth, due_us = truth[told], due_us[told]
+        reported = due_us < NEVER_US
+        transactions = part if reported.all() else part.take(reported)
+        truth, due_us = truth[reported], due_us[reported]
         if not self._regime.corrected_share:
-            return _labels(of, truth, due_us, SIMULATOR)
-        corrected_us = self._regime.corrected_at_us(due_us, identities(of.card_id, of.transaction_id))
+            return _labels(transactions, truth, due_us, SIMULATOR)
+        corrected_us = self._regime.corrected_at_us(
+            due_us, identities(transactions.card_id, transactions.transaction_id)
+        )
         wrong = corrected_us < NEVER_US
         first = np.where(wrong, np.where(truth == _FRAUD, _LEGITIMATE, _FRAUD), truth).astype(truth.dtype)
-        corrections = _labels(of.take(wrong), truth[wrong], corrected_us[wrong], SIMULATOR)
-        return Labels.concat([_labels(of, first, due_us, SIMULATOR), corrections])
+        corrections = _labels(transactions.take(wrong), truth[wrong], corrected_us[wrong], SIMULATOR)
+        return Labels.concat([_labels(transactions, first, due_us, SIMULATOR), corrections])
 
     def _due_us(self, part: Transactions) -> NDArray[np.int64]:
         """Return when each transaction is reported, shape (n,); `NEVER_US` for one that is not."""
@@ -143,8 +145,8 @@ class ScheduledLabels:
 
     def _review(self, alerts: list[Decisions], reviews: ReviewPolicy) -> None:
         """Look at the best alerts of a day that is over: before, nobody knows which these are."""
-        taken = Transactions.concat([one.transactions for one in alerts])
-        best = top_of_days(np.concatenate([one.score for one in alerts]), taken.event_time_us, reviews.a_day)
+        taken = Transactions.concat([alert.transactions for alert in alerts])
+        best = top_of_days(np.concatenate([alert.score for alert in alerts]), taken.event_time_us, reviews.a_day)
         taken = taken.take(best)
         truth = _truth(taken)
         self._looked_at += len(taken)
@@ -186,13 +188,13 @@ def _truth(part: Transactions) -> NDArray[np.int8]:
     return part.truth
 
 
-def _labels(of: Transactions, truth: NDArray[np.int8], due_us: NDArray[np.int64], source: str) -> Labels:
-    n = len(of)
+def _labels(transactions: Transactions, truth: NDArray[np.int8], due_us: NDArray[np.int64], source: str) -> Labels:
+    n = len(transactions)
     return Labels(
-        row=of.row,
+        row=transactions.row,
         key=due_us,
-        transaction_id=of.transaction_id,
-        card_id=of.card_id,
+        transaction_id=transactions.transaction_id,
+        card_id=transactions.card_id,
         source=pa.repeat(pa.scalar(source, pa.string()), n),
         rank=np.full(n, source_rank(source), np.int8),
         known=truth,

@@ -48,7 +48,7 @@ class ModelDrift(NamedTuple):
         return np.array([p[-1] for p, _ in shares]), np.array([q[-1] for _, q in shares])
 
     def _shares(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        return [(_share(one), _share(other)) for one, other in zip(self.before, self.now, strict=True)]
+        return [(_share(earlier), _share(later)) for earlier, later in zip(self.before, self.now, strict=True)]
 
 
 class DriftCounter:

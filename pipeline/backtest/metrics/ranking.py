@@ -88,8 +88,8 @@ class Ranking:
         self._levels = np.unique(score[fraud])
         self._cells = 2 * len(self._levels) + 1
 
-        def pairs(rows: slice, of: NDArray[np.bool_]) -> NDArray[np.int64]:
-            scores, its_unit = score[rows][of], unit[rows][of]
+        def pairs(rows: slice, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+            scores, its_unit = score[rows][chosen], unit[rows][chosen]
             above = np.searchsorted(self._levels, scores, side="left")
             ties = np.r_[self._levels, np.nan][above] == scores
             return np.asarray((2 * above + ties) * units + its_unit, np.int64)
@@ -152,8 +152,10 @@ def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
             fresh, waiting = [], 0
     held, rows = _merged([(held, rows), *fresh])
 
-    def column(values: NDArray[np.int64], dtype: DTypeLike, of: Callable[[NDArray[np.int64]], Any]) -> NDArray[Any]:
-        return in_blocks(len(values), dtype, lambda places: of(values[places]))
+    def column(
+        values: NDArray[np.int64], dtype: DTypeLike, values_of: Callable[[NDArray[np.int64]], Any]
+    ) -> NDArray[Any]:
+        return in_blocks(len(values), dtype, lambda places: values_of(values[places]))
 
     return _Gathered(
         column(held, np.int64, lambda pairs: pairs // units),
@@ -164,7 +166,7 @@ def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
 
 def _merged(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each pair once, with the sum of its counts."""
-    pairs, counts = (np.concatenate(of) for of in zip(*parts, strict=True))
+    pairs, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.argsort(pairs, kind="stable")
     pairs, counts = pairs[order], counts[order]
     first = np.flatnonzero(np.r_[True, pairs[1:] != pairs[:-1]][: len(pairs)])

@@ -60,7 +60,7 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> ReportContent:
         comparisons=[
             _comparison(result, shared, observed, samples, number, options) for number in range(1, len(observed))
         ],
-        drift=[_drift(one, shared.span_days) for one in result.drift],
+        drift=[_drift(drift, shared.span_days) for drift in result.drift],
     )
 
 
@@ -92,11 +92,11 @@ def _variant(
     options: ReportOptions,
     protection_us: int,
 ) -> VariantContent:
-    truth, one = shared.truth, observed[number]
+    truth, shown = shared.truth, observed[number]
     (days, by_day), (bands, by_amount), (kinds, by_kind) = samples.days, samples.amounts, samples.kinds
     labelled = ~truth.unlabelled
-    missed = truth.fraud & ~one.caught
-    selections = variant.decisions["selection"][one.alert].astype(object).value_counts().sort_index()
+    missed = truth.fraud & ~shown.caught
+    selections = variant.decisions["selection"][shown.alert].astype(object).value_counts().sort_index()
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),
@@ -104,27 +104,27 @@ def _variant(
         threshold=variant.threshold,
         parameters=dict(variant.parameters),
         metrics=metrics(samples.whole[number], options),
-        precision_bounds=precision_bounds(truth, one.alert),
-        recall_bounds=recall_bounds(truth, one.alert),
-        precision_at_k_bounds=precision_bounds(truth, one.best),
-        recall_at_k_bounds=recall_bounds(truth, one.best),
-        paced=None if variant.paced is None else pacing(variant.paced, shared, one),
+        precision_bounds=precision_bounds(truth, shown.alert),
+        recall_bounds=recall_bounds(truth, shown.alert),
+        precision_at_k_bounds=precision_bounds(truth, shown.best),
+        recall_at_k_bounds=recall_bounds(truth, shown.best),
+        paced=None if variant.paced is None else pacing(variant.paced, shared, shown),
         reviewed=None if variant.reviewed is None else _reviews(variant.reviewed),
         prequential=[
             ModelFigures(model=name, auc=figures.auc, log_loss=figures.log_loss)
             for name, figures in variant.prequential.items()
         ],
-        alerts_labelled=float(labelled[one.alert].mean()) if one.alert.any() else None,
-        others_labelled=float(labelled[~one.alert].mean()) if not one.alert.all() else None,
+        alerts_labelled=float(labelled[shown.alert].mean()) if shown.alert.any() else None,
+        others_labelled=float(labelled[~shown.alert].mean()) if not shown.alert.all() else None,
         selections={str(name): int(rows) for name, rows in selections.items()},
         fraud_types=slices.fraud_types(shared, kinds, by_kind[number], options),
-        days=slices.slices(shared, one, days, by_day[number], options),
-        amounts=slices.slices(shared, one, bands, by_amount[number], options),
-        curve=tables.curve(shared, one),
-        sweep=tables.sweep_rows(shared, one, options.review_cost, protection_us),
-        scores=tables.score_bins(shared, one, tables.LOG_ODDS_EDGES),
-        calibration=tables.score_bins(shared, one, tables.CALIBRATION_EDGES),
-        expected_frauds=float(one.score.sum()),
+        days=slices.slices(shared, shown, days, by_day[number], options),
+        amounts=slices.slices(shared, shown, bands, by_amount[number], options),
+        curve=tables.curve(shared, shown),
+        sweep=tables.sweep_rows(shared, shown, options.review_cost, protection_us),
+        scores=tables.score_bins(shared, shown, tables.LOG_ODDS_EDGES),
+        calibration=tables.score_bins(shared, shown, tables.CALIBRATION_EDGES),
+        expected_frauds=float(shown.score.sum()),
         explained=variant.explained,
         reasons=tables.reasons(variant),
         misses=tables.costliest(shared, observed, missed, options.rows),
@@ -173,13 +173,13 @@ def _drift(drift: ModelDrift, days: float) -> DriftContent:
     figures = (drift.stability_index(), drift.ks_statistic(), *drift.missing())
     rows = [
         FeatureDrift(
-            feature=one.name,
-            stability_index=_finite(index) if days >= CYCLE_DAYS.get(one.name, 0.0) else None,
-            ks_statistic=_finite(distance) if days >= CYCLE_DAYS.get(one.name, 0.0) else None,
+            feature=feature.name,
+            stability_index=_finite(index) if days >= CYCLE_DAYS.get(feature.name, 0.0) else None,
+            ks_statistic=_finite(distance) if days >= CYCLE_DAYS.get(feature.name, 0.0) else None,
             missing_before=_finite(before),
             missing_in_range=_finite(now),
         )
-        for one, index, distance, before, now in zip(
+        for feature, index, distance, before, now in zip(
             drift.before, *(figure.tolist() for figure in figures), strict=True
         )
     ]

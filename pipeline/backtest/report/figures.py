@@ -58,34 +58,36 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
     Card precision and what else goes by the best of a day is resampled by days alone: a card drawn twice would push
     others out of the best.
     """
-    by_day = [_statistics(shared, one, shared.day, shared.days, options, daily=True) for one in variants]
-    by_card = [_statistics(shared, one, shared.card, shared.cards, options, daily=False) for one in variants]
+    by_day = [_statistics(shared, observed, shared.day, shared.days, options, daily=True) for observed in variants]
+    by_card = [_statistics(shared, observed, shared.card, shared.cards, options, daily=False) for observed in variants]
     width = len(NAMES)
     values = _together(by_day)(np.ones(shared.days)).reshape(-1, width)
 
-    def draws(of: Sequence[Statistics], units: int) -> NDArray[np.float64]:
+    def draws(statistics: Sequence[Statistics], units: int) -> NDArray[np.float64]:
         if units == 0 or options.replicates == 0:
-            return np.empty((0, len(of), width))
-        return resampled(_together(of), units, options.replicates, options.seed).reshape(-1, len(of), width)
+            return np.empty((0, len(statistics), width))
+        return resampled(_together(statistics), units, options.replicates, options.seed).reshape(
+            -1, len(statistics), width
+        )
 
     days, cards = draws(by_day, shared.days), draws(by_card, shared.cards)
     return [Resamples(values[at], days[:, at], cards[:, at]) for at in range(len(variants))]
 
 
-def metrics(of: Resamples, options: ReportOptions, names: Sequence[str] = NAMES) -> list[Metric]:
+def metrics(resamples: Resamples, options: ReportOptions, names: Sequence[str] = NAMES) -> list[Metric]:
     """The figures by name; ``names`` are those of the columns."""
     titles = RANKED | TALLIED | DAILY
     found = []
     for column, name in enumerate(names):
-        value = float(of.value[column])
+        value = float(resamples.value[column])
         found.append(
             Metric(
                 name=name,
                 title=titles[name].format(k=options.top),
                 value=None if np.isnan(value) else value,
                 unit=_UNITS.get(name, ""),
-                by_days=_known(interval(of.by_days[:, column], options.level)),
-                by_cards=_known(interval(of.by_cards[:, column], options.level)),
+                by_days=_known(interval(resamples.by_days[:, column], options.level)),
+                by_cards=_known(interval(resamples.by_cards[:, column], options.level)),
             )
         )
     return found
@@ -95,7 +97,7 @@ def differences(
     base: Resamples, other: Resamples, options: ReportOptions, names: Sequence[str] = NAMES
 ) -> list[Metric]:
     """The other's figures less the base's, but for those that are the same by definition."""
-    apart = Resamples(*(one - two for one, two in zip(other, base, strict=True)))
+    apart = Resamples(*(first - second for first, second in zip(other, base, strict=True)))
     return [metric for metric in metrics(apart, options, names) if metric.name != "fraud_amount"]
 
 
@@ -108,13 +110,13 @@ def _together(parts: Sequence[Statistics]) -> Statistics:
 
 
 def _statistics(
-    shared: Shared, one: Observed, unit: NDArray[np.int64], units: int, options: ReportOptions, *, daily: bool
+    shared: Shared, observed: Observed, unit: NDArray[np.int64], units: int, options: ReportOptions, *, daily: bool
 ) -> Statistics:
     """Figures in the order of `NAMES` of rows that are weighted by their unit; NaN where there is no such figure."""
     fraud = shared.truth.fraud
-    ranking = Ranking(fraud, one.score, unit, units)
-    tally = _tally(shared, one, unit, units)
-    days = _daily(shared, one, options) if daily else None
+    ranking = Ranking(fraud, observed.score, unit, units)
+    tally = _tally(shared, observed, unit, units)
+    days = _daily(shared, observed, options) if daily else None
 
     def statistics(weight: NDArray[np.float64]) -> NDArray[np.float64]:
         alerts, found, frauds, caught, amount = weight @ tally
@@ -141,36 +143,36 @@ def _statistics(
     return statistics
 
 
-def _tally(shared: Shared, one: Observed, unit: NDArray[np.int64], units: int) -> NDArray[np.float64]:
+def _tally(shared: Shared, observed: Observed, unit: NDArray[np.int64], units: int) -> NDArray[np.float64]:
     """Alerts, alerted frauds, frauds, amounts caught and of all frauds, of each unit; shape (units, 5)."""
     fraud, amount = shared.truth.fraud, shared.amount
-    counts = [np.bincount(unit[rows], minlength=units) for rows in (one.alert, one.alert & fraud, fraud)]
-    sums = [np.bincount(unit[rows], weights=amount[rows], minlength=units) for rows in (one.caught, fraud)]
+    counts = [np.bincount(unit[rows], minlength=units) for rows in (observed.alert, observed.alert & fraud, fraud)]
+    sums = [np.bincount(unit[rows], weights=amount[rows], minlength=units) for rows in (observed.caught, fraud)]
     return np.column_stack([*counts, *sums])
 
 
 def _daily(
-    shared: Shared, one: Observed, options: ReportOptions
+    shared: Shared, observed: Observed, options: ReportOptions
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return numerators and denominators that are added up over days, by name; shapes (days,)."""
     fraud, times = shared.truth.fraud, shared.event_time_us
-    best, known_us = one.best, one.known_us
+    best, known_us = observed.best, observed.known_us
     found, frauds = (np.bincount(shared.day[rows], minlength=shared.days) for rows in (best & fraud, fraud))
     fraud_known_us = in_blocks(len(times), np.int64, lambda rows: np.where(fraud[rows], known_us[rows], NEVER))
     unknown = ~known_cards(shared.card, times, fraud_known_us)
     return {
-        "card_precision_at_k": _card_precision(shared, one, unknown, options.top, remove_detected=True),
-        "card_precision_at_k_kept": _card_precision(shared, one, None, options.top, remove_detected=False),
+        "card_precision_at_k": _card_precision(shared, observed, unknown, options.top, remove_detected=True),
+        "card_precision_at_k_kept": _card_precision(shared, observed, None, options.top, remove_detected=False),
         "precision_at_k": _dense(shared, *daily_precision(fraud, best, times, options.top)),
         "recall_at_k": (found.astype(np.float64), frauds.astype(np.float64)),
     }
 
 
 def _card_precision(
-    shared: Shared, one: Observed, among: NDArray[np.bool_] | None, top: int, *, remove_detected: bool
+    shared: Shared, observed: Observed, among: NDArray[np.bool_] | None, top: int, *, remove_detected: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     days, precision = daily_card_precision(
-        shared.truth.fraud, one.score, shared.event_time_us, shared.card, top, remove_detected=remove_detected,
+        shared.truth.fraud, observed.score, shared.event_time_us, shared.card, top, remove_detected=remove_detected,
         among=among,
     )  # fmt: skip
     return _dense(shared, days, precision)

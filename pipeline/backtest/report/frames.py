@@ -45,11 +45,11 @@ def fraud_types_frame(content: ReportContent) -> pd.DataFrame:
 
 
 def _frame(parts: Iterable[tuple[str, Sequence[Slice | TypeRecall]]]) -> pd.DataFrame:
-    return pd.DataFrame([{"variant": name, **_columns(one)} for name, of in parts for one in of])
+    return pd.DataFrame([{"variant": name, **_columns(part)} for name, slices in parts for part in slices])
 
 
-def _columns(one: Slice | TypeRecall) -> dict[str, Any]:
-    columns = msgspec.structs.asdict(one)
+def _columns(part: Slice | TypeRecall) -> dict[str, Any]:
+    columns = msgspec.structs.asdict(part)
     metrics: list[Metric] = columns.pop("metrics")
     for metric in metrics:
         columns |= {metric.name: metric.value, **_ends(metric.name, wider(metric))}

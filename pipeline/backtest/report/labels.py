@@ -39,12 +39,12 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
         sources=[
             SourceCount(
                 source=source,
-                frauds=int((truth.fraud & of).sum()),
-                legitimate=int((truth.legitimate & of).sum()),
-                median_delay_days=_median_days(shared, of),
+                frauds=int((truth.fraud & rows).sum()),
+                legitimate=int((truth.legitimate & rows).sum()),
+                median_delay_days=_median_days(shared, rows),
             )
             for source in sorted(truth.source[known].unique().tolist())
-            for of in [np.asarray(truth.source == source)]
+            for rows in [np.asarray(truth.source == source)]
         ],
         median_delay_days=median,
         statements=_statements(result, frauds, legitimate, unlabelled, median),
@@ -83,9 +83,9 @@ def _statements(
     return statements
 
 
-def _median_days(shared: Shared, of: NDArray[np.bool_]) -> float:
-    """Return the median delay from transactions to the labels that hold; ``of`` (n,) marks at least one that counts."""
+def _median_days(shared: Shared, chosen: NDArray[np.bool_]) -> float:
+    """Return the median delay from transactions to the labels that hold; at least one is ``chosen`` (n,)."""
     delays_us = NumberColumn(np.int64)
-    for rows in blocks(len(of)):
-        delays_us.add((shared.truth.known_us[rows] - shared.event_time_us[rows])[of[rows]])
+    for rows in blocks(len(chosen)):
+        delays_us.add((shared.truth.known_us[rows] - shared.event_time_us[rows])[chosen[rows]])
     return float(np.median(delays_us.finish(scratch=True), overwrite_input=True) / US_PER_DAY)

@@ -16,7 +16,7 @@ _EPOCH = date(1970, 1, 1)
 def precision_recall(content: ReportContent) -> str:
     """Precision over recall of all variants, and where their alerts stand."""
     title = "Precision and recall"
-    series, told = [], []
+    series, sentences = [], []
     for place, variant in enumerate(content.variants):
         if variant.curve:
             points = tuple((point.recall, point.precision) for point in variant.curve)
@@ -26,11 +26,11 @@ def precision_recall(content: ReportContent) -> str:
     for place, variant in enumerate(content.variants):
         figures = {metric.name: metric.value for metric in variant.metrics}
         precision, recall = figures["alert_precision"], figures["alert_recall"]
-        told.append(f"{variant.name} has an average precision of {ratio(figures['average_precision'])}")
+        sentences.append(f"{variant.name} has an average precision of {ratio(figures['average_precision'])}")
         if precision is not None and recall is not None:
             series.append(Series(f"{variant.name}, its alerts", ((recall, precision),), number=place))
-            told[-1] += f", its alerts a precision of {ratio(precision)} at a recall of {ratio(recall)}"
-    alt = "Precision falls as recall grows. " + "; ".join(told) + "."
+            sentences[-1] += f", its alerts a precision of {ratio(precision)} at a recall of {ratio(recall)}"
+    alt = "Precision falls as recall grows. " + "; ".join(sentences) + "."
     return lines(title, "recall", "precision", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
 
 
@@ -51,18 +51,18 @@ def score_distribution(variant: VariantContent, place: int) -> str:
         return nothing(title, "Nothing was decided in the range.")
     series = []
     for name, number_, counts in (
-        ("frauds", place, [one.frauds for one in variant.scores]),
-        ("other transactions", QUIET, [one.legitimate for one in variant.scores]),
+        ("frauds", place, [score_bin.frauds for score_bin in variant.scores]),
+        ("other transactions", QUIET, [score_bin.legitimate for score_bin in variant.scores]),
     ):
         total = sum(counts)
         if total:
-            places = [_log_odds(one.from_score, one.to_score) for one in variant.scores]
+            places = [_log_odds(score_bin.from_score, score_bin.to_score) for score_bin in variant.scores]
             points = tuple((at, 100 * count / total) for at, count in zip(places, counts, strict=True))
             series.append(Series(name, points, number=number_))
-    frauds = sum(one.frauds for one in variant.scores)
-    high = sum(one.frauds for one in variant.scores if one.from_score >= 0.5)
-    others = sum(one.legitimate for one in variant.scores)
-    others_high = sum(one.legitimate for one in variant.scores if one.from_score >= 0.5)
+    frauds = sum(score_bin.frauds for score_bin in variant.scores)
+    high = sum(score_bin.frauds for score_bin in variant.scores if score_bin.from_score >= 0.5)
+    others = sum(score_bin.legitimate for score_bin in variant.scores)
+    others_high = sum(score_bin.legitimate for score_bin in variant.scores if score_bin.from_score >= 0.5)
     alt = (
         f"Of {number(frauds)} frauds {number(high)} have a score of one half or more, "
         f"of {number(others)} other transactions {number(others_high)}."
@@ -75,52 +75,52 @@ def calibration(content: ReportContent) -> str:
     """The share of frauds over the mean score, beside what calibrated scores would give."""
     title = "Calibration"
     series = [Series("calibrated", ((0.0, 0.0), (1.0, 1.0)), markers=False, number=QUIET)]
-    told = []
+    sentences = []
     for place, variant in enumerate(content.variants):
         points = tuple(
-            (one.mean_score, one.fraud_share)
-            for one in variant.calibration
-            if one.mean_score is not None and one.fraud_share is not None
+            (score_bin.mean_score, score_bin.fraud_share)
+            for score_bin in variant.calibration
+            if score_bin.mean_score is not None and score_bin.fraud_share is not None
         )
         if points:
             series.append(Series(variant.name, points, number=place))
-            told.append(f"{variant.name} expects {number(variant.expected_frauds)} frauds")
+            sentences.append(f"{variant.name} expects {number(variant.expected_frauds)} frauds")
     if len(series) == 1:
         return nothing(title, "Nothing was decided in the range.")
-    alt = f"{'; '.join(told)}; {number(content.labels.frauds)} are known. Calibrated scores lie on the diagonal."
+    alt = f"{'; '.join(sentences)}; {number(content.labels.frauds)} are known. Calibrated scores lie on the diagonal."
     return lines(title, "mean score", "share of frauds", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
 
 
 def threshold_sweep(content: ReportContent) -> str:
     """Net saving over the number of alerts that a threshold gives."""
     title = "Net saving by threshold"
-    series, told = [], []
+    series, sentences = [], []
     for place, variant in enumerate(content.variants):
         points = tuple((row.alerts_per_day, row.net_saving) for row in variant.sweep if row.net_saving >= 0)
         if len(points) > 1:
             best = max(variant.sweep, key=lambda row: row.net_saving)
             series.append(Series(variant.name, points, number=place))
-            told.append(
+            sentences.append(
                 f"{variant.name} saves most, {number(best.net_saving)}, at {number(best.alerts_per_day, 1)} alerts a "
                 f"day (threshold {score(best.threshold)})"
             )
     if not series:
         return nothing(title, "No threshold saves more than its reviews cost.")
-    least, most = (of(x for one in series for x, _ in one.points) for of in (min, max))
+    least, most = (bound(x for line in series for x, _ in line.points) for bound in (min, max))
     ticks = [10.0**power for power in range(-6, 10) if least <= 10.0**power <= most] or [least, most]
     name = f"net saving, {content.base_currency}"
-    return lines(title, "alerts a day", name, series, log_x=True, x_ticks=ticks, alt="; ".join(told) + ".")
+    return lines(title, "alerts a day", name, series, log_x=True, x_ticks=ticks, alt="; ".join(sentences) + ".")
 
 
-def feature_drift(one: DriftContent, most: int) -> str:
+def feature_drift(drift: DriftContent, most: int) -> str:
     """The features that moved farthest."""
-    title = f"Feature drift from the training of LightGBM {one.lightgbm} to the range"
-    indices = [(row, row.stability_index) for row in one.features if row.stability_index is not None]
+    title = f"Feature drift from the training of LightGBM {drift.lightgbm} to the range"
+    indices = [(row, row.stability_index) for row in drift.features if row.stability_index is not None]
     rows = [row for row, _ in indices[:most]]
     if not rows:
         return nothing(title, "Nothing was decided in the range.")
     moved = sum(index > MOVED for _, index in indices)
-    alt = f"{moved} of {len(one.features)} features have an index above {MOVED}; farthest is {rows[0].feature}."
+    alt = f"{moved} of {len(drift.features)} features have an index above {MOVED}; farthest is {rows[0].feature}."
     drawn = [Bar(row.feature, row.stability_index or 0.0, ratio(row.stability_index)) for row in rows]
     return bars(title, drawn, alt=alt)
 
@@ -139,25 +139,25 @@ def top_reasons(variant: VariantContent, most: int, place: int) -> str:
 def _by_day(
     content: ReportContent, title: str, name: str, value: Callable[[Slice], float | None], most: float | None
 ) -> str:
-    series, told = [], []
+    series, sentences = [], []
     for place, variant in enumerate(content.variants):
         found = [(_day(day), value(day)) for day in variant.days]
         points = tuple((at, figure) for at, figure in found if figure is not None)
         if points:
             series.append(Series(variant.name, points, markers=len(points) <= 31, number=place))
             values = [figure for _, figure in points]
-            told.append(
+            sentences.append(
                 f"{variant.name} has {ratio(min(values)) if most else number(min(values))} to "
                 f"{ratio(max(values)) if most else number(max(values))}, on average "
                 f"{ratio(sum(values) / len(values)) if most else number(sum(values) / len(values), 1)}"
             )
-    if not series or (most is None and not any(y for one in series for _, y in one.points)):
+    if not series or (most is None and not any(y for line in series for _, y in line.points)):
         return nothing(title, "There is no alert in the range.")
     first, last = _day(content.variants[0].days[0]), _day(content.variants[0].days[-1])
     step = max(1, round((last - first) / 7))
     ticks: Sequence[float] = [first + step * count for count in range(int((last - first) // step) + 1)]
     return lines(
-        title, "day (UTC)", name, series, x_ticks=ticks, x_text=_day_text, y_most=most, alt="; ".join(told) + "."
+        title, "day (UTC)", name, series, x_ticks=ticks, x_text=_day_text, y_most=most, alt="; ".join(sentences) + "."
     )
 
 

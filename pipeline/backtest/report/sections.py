@@ -81,8 +81,8 @@ def labels(content: ReportContent) -> Markup:
     parts = [element("ul", *(element("li", statement) for statement in labels.statements))]
     if labels.sources:
         rows = [
-            [one.source, number(one.frauds), number(one.legitimate), number(one.median_delay_days, 1)]
-            for one in labels.sources
+            [source.source, number(source.frauds), number(source.legitimate), number(source.median_delay_days, 1)]
+            for source in labels.sources
         ]
         columns = ["Source", "Frauds", "Legitimate", "Days until half were known"]
         parts.append(table("Labels that hold, by source", columns, rows))
@@ -126,9 +126,9 @@ def ranking(content: ReportContent) -> Markup:
     """Write the models' quality on the way, and the recall by type of fraud."""
     parts: list[Markup] = []
     figures = [
-        [variant.name, one.model, ratio(one.auc), ratio(one.log_loss)]
+        [variant.name, row.model, ratio(row.auc), ratio(row.log_loss)]
         for variant in content.variants
-        for one in variant.prequential
+        for row in variant.prequential
     ]
     if figures:
         columns = ["Variant", "Model", "AUC ROC", "Log loss"]
@@ -136,8 +136,8 @@ def ranking(content: ReportContent) -> Markup:
     for variant in content.variants:
         if variant.fraud_types:
             rows = [
-                [one.fraud_type, number(one.frauds), number(one.amount), *map(_with_interval, one.metrics)]
-                for one in variant.fraud_types
+                [row.fraud_type, number(row.frauds), number(row.amount), *map(_with_interval, row.metrics)]
+                for row in variant.fraud_types
             ]
             columns = ["Fraud type", "Frauds", "Amount", *(metric.title for metric in variant.fraud_types[0].metrics)]
             parts.append(table(f"Recall by fraud type: {variant.name}", columns, rows))
@@ -147,32 +147,36 @@ def ranking(content: ReportContent) -> Markup:
 def comparisons(content: ReportContent) -> Markup:
     """Variants beside the first one."""
     parts = []
-    for one in content.comparisons:
-        parts.append(element("h3", f"{one.other} less {one.base}"))
-        rows = [_metric_row(metric) for metric in one.differences]
+    for comparison in content.comparisons:
+        parts.append(element("h3", f"{comparison.other} less {comparison.base}"))
+        rows = [_metric_row(metric) for metric in comparison.differences]
         level = f"{content.options.level:.0%} interval"
         columns = ["Metric", "Difference", f"{level}, days", f"{level}, cards"]
         parts.append(table("Metrics", columns, rows))
         parts.append(
             element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
         )
-        parts.append(_figures(f"By amount, {content.base_currency}", "Amount", one.amounts))
-        parts.append(_folded(_figures("By day", "Day", one.days), "By day"))
-        parts.append(_sides(one))
-        for name, side in ((one.base, one.only_base), (one.other, one.only_other)):
+        parts.append(_figures(f"By amount, {content.base_currency}", "Amount", comparison.amounts))
+        parts.append(_folded(_figures("By day", "Day", comparison.days), "By day"))
+        parts.append(_sides(comparison))
+        for name, side in ((comparison.base, comparison.only_base), (comparison.other, comparison.only_other)):
             if side.examples:
                 caption = f"Alerts that only {name} raises: the largest amounts"
                 parts.append(_transactions(content, caption, side.examples))
     return join(parts)
 
 
-def _sides(one: VariantComparison) -> Markup:
+def _sides(comparison: VariantComparison) -> Markup:
     def row(name: str, side: Side) -> list[str]:
         return [name, *map(number, (side.alerts, side.frauds, side.unlabelled)), number(side.caught_amount)]
 
-    both = ["Both", number(one.alerts_of_both), NONE, NONE, NONE]
+    both = ["Both", number(comparison.alerts_of_both), NONE, NONE, NONE]
     columns = ["Raised by", "Alerts", "About known fraud", "Without a label", "Fraud amount only it catches"]
-    rows = [row(f"{one.base} alone", one.only_base), row(f"{one.other} alone", one.only_other), both]
+    rows = [
+        row(f"{comparison.base} alone", comparison.only_base),
+        row(f"{comparison.other} alone", comparison.only_other),
+        both,
+    ]
     return table("Alerts by who raises them", columns, rows)
 
 
@@ -229,18 +233,19 @@ def _counts(caption: str, first: str, slices: list[Slice]) -> Markup:
     ]  # fmt: skip
     rows = [
         [
-            one.name, number(one.transactions), percent(one.labelled / one.transactions if one.transactions else None),
-            number(one.alerts), number(one.unlabelled_alerts), number(one.frauds), number(one.alerted_frauds),
-            number(one.fraud_amount),
+            part.name, number(part.transactions),
+            percent(part.labelled / part.transactions if part.transactions else None),
+            number(part.alerts), number(part.unlabelled_alerts), number(part.frauds), number(part.alerted_frauds),
+            number(part.fraud_amount),
         ]
-        for one in slices
+        for part in slices
     ]  # fmt: skip
     return table(caption, columns, rows)
 
 
 def _figures(caption: str, first: str, slices: Sequence[Slice | SliceDifference]) -> Markup:
     columns = [first, *(metric.title for metric in slices[0].metrics)] if slices else [first]
-    return table(caption, columns, [[one.name, *map(_with_interval, one.metrics)] for one in slices])
+    return table(caption, columns, [[part.name, *map(_with_interval, part.metrics)] for part in slices])
 
 
 def _with_interval(metric: Metric) -> Markup:
@@ -261,11 +266,12 @@ def scores(content: ReportContent) -> Markup:
     for variant in content.variants:
         rows = [
             [
-                f"{one.from_score:g} to {one.to_score:g}", number(one.frauds + one.legitimate), number(one.frauds),
-                ratio(one.mean_score), ratio(one.fraud_share),
-                f"{ratio(one.share_interval.low)} to {ratio(one.share_interval.high)}",
+                f"{score_bin.from_score:g} to {score_bin.to_score:g}",
+                number(score_bin.frauds + score_bin.legitimate), number(score_bin.frauds),
+                ratio(score_bin.mean_score), ratio(score_bin.fraud_share),
+                f"{ratio(score_bin.share_interval.low)} to {ratio(score_bin.share_interval.high)}",
             ]
-            for one in variant.calibration
+            for score_bin in variant.calibration
         ]  # fmt: skip
         columns = ["Score", "Transactions", "Frauds", "Mean score", "Share of frauds", "95 % interval (Wilson)"]
         parts.append(table(f"Calibration: {variant.name}", columns, rows))
@@ -317,23 +323,23 @@ def _transactions(content: ReportContent, caption: str, rows: list[ReportedTrans
 def drift(content: ReportContent) -> Markup:
     """Write the drift of features from the training of each LightGBM version."""
     parts: list[Markup] = []
-    for one in content.drift:
-        parts.append(element("h3", f"LightGBM {one.lightgbm}"))
-        parts.append(element("p", drift_sentence(one)))
-        if not one.known:
+    for model in content.drift:
+        parts.append(element("h3", f"LightGBM {model.lightgbm}"))
+        parts.append(element("p", drift_sentence(model)))
+        if not model.known:
             continue
         caption = f"Population stability index: below {STABLE} is commonly read as stable, above {MOVED} as moved."
-        parts.append(_figure(plots.feature_drift(one, content.options.rows), caption))
+        parts.append(_figure(plots.feature_drift(model, content.options.rows), caption))
         rows = [
             [
                 row.feature, ratio(row.stability_index), ratio(row.ks_statistic), percent(row.missing_before),
                 percent(row.missing_in_range),
             ]
-            for row in one.features
+            for row in model.features
         ]  # fmt: skip
         columns = ["Feature", "Index", "Kolmogorov-Smirnov", "Without value, training", "Without value, range"]
-        drawn = table(f"Drift of the features of LightGBM {one.lightgbm}", columns, rows)
-        parts.append(_folded(drawn, f"Table of all features of LightGBM {one.lightgbm}"))
+        drawn = table(f"Drift of the features of LightGBM {model.lightgbm}", columns, rows)
+        parts.append(_folded(drawn, f"Table of all features of LightGBM {model.lightgbm}"))
     return join(parts) if parts else element("p", "Nothing was scored in the range.")
 
 

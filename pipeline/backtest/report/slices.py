@@ -41,9 +41,9 @@ def bands(shared: Shared) -> Slicing:
     names = [f"{low:,.0f} to {high:,.0f}" for low, high in zip((0.0, *AMOUNT_EDGES), AMOUNT_EDGES, strict=False)]
     names.append(f"{AMOUNT_EDGES[-1]:,.0f} and more")
     amount = shared.amount
-    of = in_blocks(len(amount), np.int64, lambda rows: np.searchsorted(AMOUNT_EDGES, amount[rows], side="right"))
-    present = np.flatnonzero(np.bincount(of, minlength=len(names)))
-    cut = in_blocks(len(of), np.int64, lambda rows: np.searchsorted(present, of[rows]))
+    band = in_blocks(len(amount), np.int64, lambda rows: np.searchsorted(AMOUNT_EDGES, amount[rows], side="right"))
+    present = np.flatnonzero(np.bincount(band, minlength=len(names)))
+    cut = in_blocks(len(band), np.int64, lambda rows: np.searchsorted(present, band[rows]))
     return Slicing([names[number] for number in present.tolist()], cut)
 
 
@@ -56,17 +56,17 @@ def kinds(shared: Shared) -> Slicing:
     slice_of = {name: number for number, name in enumerate(names)}
     number = np.array([slice_of.get(name, OUTSIDE) for name in truth.fraud_type.categories], np.int64)
     fraud, codes = truth.fraud, truth.fraud_type.codes
-    of = in_blocks(len(fraud), np.int64, lambda rows: np.where(fraud[rows], number[codes[rows]], OUTSIDE))
-    return Slicing([name or "not told" for name in names], of)
+    kind = in_blocks(len(fraud), np.int64, lambda rows: np.where(fraud[rows], number[codes[rows]], OUTSIDE))
+    return Slicing([name or "not told" for name in names], kind)
 
 
 def slices(
-    shared: Shared, one: Observed, cut: Slicing, figures: list[Resamples], options: ReportOptions
+    shared: Shared, observed: Observed, cut: Slicing, figures: list[Resamples], options: ReportOptions
 ) -> list[Slice]:
     """A slice after the other."""
-    fraud, alert, unlabelled = shared.truth.fraud, one.alert, shared.truth.unlabelled
+    fraud, alert, unlabelled = shared.truth.fraud, observed.alert, shared.truth.unlabelled
     everything = np.ones(len(cut.of), np.bool_)
-    chosen = (everything, ~unlabelled, alert, alert & unlabelled, one.best, fraud, alert & fraud)
+    chosen = (everything, ~unlabelled, alert, alert & unlabelled, observed.best, fraud, alert & fraud)
     counts = [_counted(cut, rows).tolist() for rows in chosen]
     amounts = np.bincount(cut.of[fraud], weights=shared.amount[fraud], minlength=len(cut.names)).tolist()
     return [
@@ -80,9 +80,9 @@ def slices(
             frauds=frauds,
             alerted_frauds=found,
             fraud_amount=amount,
-            metrics=metrics(of, options, SLICED),
+            metrics=metrics(resamples, options, SLICED),
         )
-        for name, rows, labelled, alerts, unknown, best, frauds, found, amount, of in zip(
+        for name, rows, labelled, alerts, unknown, best, frauds, found, amount, resamples in zip(
             cut.names, *counts, amounts, figures, strict=True
         )
     ]
@@ -103,9 +103,9 @@ def fraud_types(shared: Shared, cut: Slicing, figures: list[Resamples], options:
             fraud_type=name,
             frauds=int(np.count_nonzero(cut.of == number)),
             amount=float(shared.amount[cut.of == number].sum()),
-            metrics=[metric for metric in metrics(of, options, SLICED) if "precision" not in metric.name],
+            metrics=[metric for metric in metrics(resamples, options, SLICED) if "precision" not in metric.name],
         )
-        for number, (name, of) in enumerate(zip(cut.names, figures, strict=True))
+        for number, (name, resamples) in enumerate(zip(cut.names, figures, strict=True))
     ]
 
 
@@ -114,8 +114,8 @@ def slice_differences(
 ) -> list[SliceDifference]:
     """The other's figures less the base's, slice by slice."""
     return [
-        SliceDifference(name=name, metrics=differences(one, two, options, SLICED))
-        for name, one, two in zip(cut.names, base, other, strict=True)
+        SliceDifference(name=name, metrics=differences(first, second, options, SLICED))
+        for name, first, second in zip(cut.names, base, other, strict=True)
     ]
 
 
@@ -131,19 +131,19 @@ def resample_slices(
     slices = len(cut.names)
     if not slices:
         return [[] for _ in variants]
-    by_day = [_Sums(cut, shared, one, shared.day) for one in variants]
-    by_card = [_Sums(cut, shared, one, shared.card) for one in variants]
+    by_day = [_Sums(cut, shared, observed, shared.day) for observed in variants]
+    by_card = [_Sums(cut, shared, observed, shared.card) for observed in variants]
 
     def draws(sums: Sequence[_Sums], units: int, *, wanted: bool = True) -> NDArray[np.float64]:
         if not wanted or units == 0 or options.replicates == 0:
             return np.empty((0, len(sums), slices, len(SLICED)))
         found = resampled(
-            lambda weight: np.concatenate([one.weighted(weight) for one in sums]),
+            lambda weight: np.concatenate([observed.weighted(weight) for observed in sums]),
             units, options.replicates, options.seed,
         )  # fmt: skip
         return _figures(found.reshape(-1, len(sums), slices, _SUMS))
 
-    values = np.array([_figures(one.weighted(np.ones(shared.days)).reshape(slices, _SUMS)) for one in by_day])
+    values = np.array([_figures(observed.weighted(np.ones(shared.days)).reshape(slices, _SUMS)) for observed in by_day])
     days_drawn, cards_drawn = draws(by_day, shared.days, wanted=by_days), draws(by_card, shared.cards)
     return [
         [Resamples(values[at, row], days_drawn[:, at, row], cards_drawn[:, at, row]) for row in range(slices)]
@@ -157,12 +157,12 @@ _ALERTS, _ALERTED_FRAUDS, _FRAUDS, _BEST, _BEST_FRAUDS, _CAUGHT, _AMOUNT, _SUMS 
 class _Sums:
     """The parts of a slice's figures, by slice and unit, of those pairs that have an alert, a fraud or a best."""
 
-    def __init__(self, cut: Slicing, shared: Shared, one: Observed, unit: NDArray[np.int64]) -> None:
+    def __init__(self, cut: Slicing, shared: Shared, observed: Observed, unit: NDArray[np.int64]) -> None:
         fraud, amount = shared.truth.fraud, shared.amount
-        rows = np.flatnonzero((one.alert | one.best | fraud) & (cut.of != OUTSIDE))
-        fraud, alert, best = fraud[rows], one.alert[rows], one.best[rows]
+        rows = np.flatnonzero((observed.alert | observed.best | fraud) & (cut.of != OUTSIDE))
+        fraud, alert, best = fraud[rows], observed.alert[rows], observed.best[rows]
         columns = (
-            alert, alert & fraud, fraud, best, best & fraud, one.caught[rows] * amount[rows], fraud * amount[rows],
+            alert, alert & fraud, fraud, best, best & fraud, observed.caught[rows] * amount[rows], fraud * amount[rows],
         )  # fmt: skip
         pairs, number = np.unique(np.column_stack([cut.of[rows], unit[rows]]), axis=0, return_inverse=True)
         number = number.reshape(-1)

@@ -46,8 +46,8 @@ def summary(content: ReportContent) -> str:
             "times in UTC"
         )
     )
-    if told := losses(content.counts):
-        console.print(Text(told))
+    if text := losses(content.counts):
+        console.print(Text(text))
     for variant in content.variants:
         level = f"{content.options.level:.0%}"
         grid = _grid(variant.name, ["metric", "value", f"{level}, days", f"{level}, cards"])
@@ -68,8 +68,8 @@ def summary(content: ReportContent) -> str:
             )
         if variant.paced is not None:
             console.print(Text(pacing_sentence(variant.paced)))
-        if told := sentence(variant):
-            console.print(Text(told))
+        if text := sentence(variant):
+            console.print(Text(text))
         if variant.reviewed is not None:
             console.print(
                 Text(
@@ -78,13 +78,14 @@ def summary(content: ReportContent) -> str:
                     f"{number(variant.reviewed.unanswered)} nobody knows the truth."
                 )
             )
-    for one in content.comparisons:
+    for comparison in content.comparisons:
         console.print(
             Text(
-                f"{one.other} beside {one.base}: {number(one.only_other.alerts)} alerts of its own "
-                f"({number(one.only_other.frauds)} about known fraud), {number(one.only_base.alerts)} no longer "
-                f"({number(one.only_base.frauds)}); it catches {number(one.only_other.caught_amount)} more and misses "
-                f"{number(one.only_base.caught_amount)} that {one.base} catches."
+                f"{comparison.other} beside {comparison.base}: {number(comparison.only_other.alerts)} alerts of its "
+                f"own ({number(comparison.only_other.frauds)} about known fraud), "
+                f"{number(comparison.only_base.alerts)} no longer ({number(comparison.only_base.frauds)}); it catches "
+                f"{number(comparison.only_other.caught_amount)} more and misses "
+                f"{number(comparison.only_base.caught_amount)} that {comparison.base} catches."
             )
         )
     for variant in content.variants:

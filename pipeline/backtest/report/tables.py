@@ -27,9 +27,9 @@ _Z: Final = 1.959964
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
+def curve(shared: Shared, observed: Observed) -> list[CurvePoint]:
     """Precision and recall, at most `CURVE_POINTS` points, evenly over recall."""
-    ranking = Ranking(shared.truth.fraud, one.score, shared.day, shared.days).curve()
+    ranking = Ranking(shared.truth.fraud, observed.score, shared.day, shared.days).curve()
     if not len(ranking.threshold):
         return []
     last = len(ranking.threshold) - 1
@@ -44,10 +44,11 @@ def curve(shared: Shared, one: Observed) -> list[CurvePoint]:
     ]
 
 
-def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us: int) -> list[SweepRow]:
+def sweep_rows(shared: Shared, observed: Observed, review_cost: float, protection_us: int) -> list[SweepRow]:
     """Return the results of thresholds."""
     points = sweep(
-        shared.truth.fraud, one.score, shared.card, shared.event_time_us, shared.amount, sweep_thresholds(one.score),
+        shared.truth.fraud, observed.score, shared.card, shared.event_time_us, shared.amount,
+        sweep_thresholds(observed.score),
         review_cost=review_cost, protection_us=protection_us,
     )  # fmt: skip
     frauds = int(shared.truth.fraud.sum())
@@ -65,15 +66,15 @@ def sweep_rows(shared: Shared, one: Observed, review_cost: float, protection_us:
     ]
 
 
-def score_bins(shared: Shared, one: Observed, edges: NDArray[np.float64]) -> list[ScoreBin]:
+def score_bins(shared: Shared, observed: Observed, edges: NDArray[np.float64]) -> list[ScoreBin]:
     """Transactions by their score; bins of ``edges`` that hold none are left out. The highest includes its end."""
     bins = len(edges) - 1
-    score, fraud = one.score, shared.truth.fraud
-    of = in_blocks(
+    score, fraud = observed.score, shared.truth.fraud
+    bin_numbers = in_blocks(
         len(score), np.int64, lambda rows: np.clip(np.searchsorted(edges, score[rows], side="right") - 1, 0, bins - 1)
     )
-    rows, frauds = np.bincount(of, minlength=bins), np.bincount(of[fraud], minlength=bins)
-    total = np.bincount(of, weights=score, minlength=bins)
+    rows, frauds = np.bincount(bin_numbers, minlength=bins), np.bincount(bin_numbers[fraud], minlength=bins)
+    total = np.bincount(bin_numbers, weights=score, minlength=bins)
     return [
         ScoreBin(
             from_score=float(edges[at]),
@@ -134,7 +135,7 @@ def costliest(
             merchant_id=str(merchant),
             event_time=time_text(int(shared.event_time_us[row])),
             amount=float(shared.amount[row]),
-            scores=tuple(float(one.score[row]) for one in observed),
+            scores=tuple(float(variant.score[row]) for variant in observed),
             label=FRAUD if truth.fraud[row] else LEGITIMATE if truth.legitimate[row] else NOTHING,
             fraud_type=str(truth.fraud_type[row]),
         )

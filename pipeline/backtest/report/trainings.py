@@ -16,18 +16,18 @@ def version_contents(variant: Variant) -> list[VersionContent]:
     """Return the trainings of a variant."""
     return [
         VersionContent(
-            known_time=time_text(one.known_us),
-            lightgbm=one.lightgbm,
-            policy=one.policy,
-            refused=one.refused,
-            first_decision=None if one.first_decision_us is None else time_text(one.first_decision_us),
-            decisions=one.decisions,
-            rows=one.rows,
-            frauds=one.frauds,
-            metrics=dict(one.metrics),
-            seconds=one.seconds,
+            known_time=time_text(trained.known_us),
+            lightgbm=trained.lightgbm,
+            policy=trained.policy,
+            refused=trained.refused,
+            first_decision=None if trained.first_decision_us is None else time_text(trained.first_decision_us),
+            decisions=trained.decisions,
+            rows=trained.rows,
+            frauds=trained.frauds,
+            metrics=dict(trained.metrics),
+            seconds=trained.seconds,
         )
-        for one in variant.versions
+        for trained in variant.versions
     ]
 
 
@@ -36,12 +36,12 @@ def trainings(content: ReportContent) -> Markup:
     parts: list[Markup] = []
     for variant in content.variants:
         if variant.versions:
-            rows = [_row(one) for one in variant.versions]
+            rows = [_row(version) for version in variant.versions]
             parts.append(table(f"Versions of {variant.name}", _COLUMNS, rows, texts=2))
             parts += [
-                element("p", f"Refused, by what was known at {moment(one.known_time)}: {one.refused}.")
-                for one in variant.versions
-                if one.refused
+                element("p", f"Refused, by what was known at {moment(version.known_time)}: {version.refused}.")
+                for version in variant.versions
+                if version.refused
             ]
     parts.append(
         element(
@@ -56,29 +56,29 @@ def trainings(content: ReportContent) -> Markup:
 
 def sentence(variant: VariantContent) -> str:
     """Return how often a variant was trained, and how long that took; nothing for one that was trained once."""
-    made = [one for one in variant.versions if one.lightgbm is not None]
+    made = [version for version in variant.versions if version.lightgbm is not None]
     if len(variant.versions) < 2:
         return ""
     return (
         f"{variant.name}: {len(made)} versions, by what was known from {moment(made[0].known_time)} to "
-        f"{moment(made[-1].known_time)}; the trainings took {number(sum(one.seconds for one in made), 1)} s."
+        f"{moment(made[-1].known_time)}; the trainings took {number(sum(version.seconds for version in made), 1)} s."
     )
 
 
-def _row(one: VersionContent) -> list[str]:
+def _row(version: VersionContent) -> list[str]:
     return [
-        moment(one.known_time),
-        "refused" if one.lightgbm is None else one.lightgbm,
-        NONE if one.first_decision is None else moment(one.first_decision),
-        number(one.decisions),
-        number(one.rows),
-        number(one.frauds),
-        number(_figure(one.metrics.get("trees"))),
-        ratio(_figure(one.metrics.get("average_precision"))),
-        ratio(_figure(one.metrics.get("alert_precision"))),
-        ratio(_figure(one.metrics.get("alert_recall"))),
-        ratio(_figure(one.metrics.get("threshold"))),
-        number(one.seconds, 1),
+        moment(version.known_time),
+        "refused" if version.lightgbm is None else version.lightgbm,
+        NONE if version.first_decision is None else moment(version.first_decision),
+        number(version.decisions),
+        number(version.rows),
+        number(version.frauds),
+        number(_figure(version.metrics.get("trees"))),
+        ratio(_figure(version.metrics.get("average_precision"))),
+        ratio(_figure(version.metrics.get("alert_precision"))),
+        ratio(_figure(version.metrics.get("alert_recall"))),
+        ratio(_figure(version.metrics.get("threshold"))),
+        number(version.seconds, 1),
     ]
 
 

@@ -63,8 +63,8 @@ def between(interval: ConfidenceInterval | None, metric: Metric) -> str:
 
 def wider(metric: Metric) -> ConfidenceInterval | None:
     """Return the interval of a metric that promises less."""
-    known = [one for one in (metric.by_days, metric.by_cards) if one is not None]
-    return max(known, key=lambda one: (one.high or 0.0) - (one.low or 0.0), default=None)
+    known = [interval for interval in (metric.by_days, metric.by_cards) if interval is not None]
+    return max(known, key=lambda interval: (interval.high or 0.0) - (interval.low or 0.0), default=None)
 
 
 def _written(value: float | None, unit: str) -> str:
@@ -84,35 +84,39 @@ def verdict(content: ReportContent) -> str:
     return " ".join(map(_compared, content.comparisons))
 
 
-def _compared(one: VariantComparison) -> str:
+def _compared(comparison: VariantComparison) -> str:
     """Compare the average precision of a variant with the first one's."""
-    difference = next(metric for metric in one.differences if metric.name == "average_precision")
+    difference = next(metric for metric in comparison.differences if metric.name == "average_precision")
     interval = wider(difference)
     if difference.value is None or interval is None or interval.low is None or interval.high is None:
-        return f"Nobody can tell whether {one.other} ranks frauds better than {one.base}: too few are known."
+        return (
+            f"Nobody can tell whether {comparison.other} ranks frauds better than {comparison.base}: too few are known."
+        )
     by = f"its average precision is {abs(difference.value):.3f} {'higher' if difference.value >= 0 else 'lower'}"
     within = f"(interval {interval.low:+.3f} to {interval.high:+.3f})"
     if interval.low <= 0 <= interval.high:
-        return f"No difference is certain between {one.other} and {one.base}: {by} {within}, which chance may explain."
-    return f"{one.other} ranks frauds {'better' if difference.value > 0 else 'worse'} than {one.base}: {by} {within}."
+        sides = f"{comparison.other} and {comparison.base}"
+        return f"No difference is certain between {sides}: {by} {within}, which chance may explain."
+    ranks = "better" if difference.value > 0 else "worse"
+    return f"{comparison.other} ranks frauds {ranks} than {comparison.base}: {by} {within}."
 
 
-def drift_sentence(one: DriftContent) -> str:
+def drift_sentence(drift: DriftContent) -> str:
     """Describe the drift of features in a sentence or two."""
-    subject = f"LightGBM {one.lightgbm} ({', '.join(one.variants)})"
-    if not one.known:
+    subject = f"LightGBM {drift.lightgbm} ({', '.join(drift.variants)})"
+    if not drift.known:
         return (
             f"{subject} does not tell how features were distributed in its training: it was trained before versions "
             "kept that. Train it again to see drift."
         )
-    indices = [(row.feature, row.stability_index) for row in one.features if row.stability_index is not None]
+    indices = [(row.feature, row.stability_index) for row in drift.features if row.stability_index is not None]
     if all(index < STABLE for _, index in indices):
         return f"Since the training of {subject}, no feature has moved: every stability index is below {STABLE}."
     moved = [f"{name} {ratio(index)}" for name, index in indices if index > MOVED]
     between_ = sum(STABLE <= index <= MOVED for _, index in indices)
     named = f": {', '.join(moved[:_NAMED])}{' …' if len(moved) > _NAMED else ''}" if moved else ""
     return (
-        f"Since the training of {subject}, {len(moved)} of {len(one.features)} features have moved (stability index "
+        f"Since the training of {subject}, {len(moved)} of {len(drift.features)} features have moved (stability index "
         f"above {MOVED}){named}; {between_} more have an index from {STABLE} on."
     )
 
@@ -120,13 +124,13 @@ def drift_sentence(one: DriftContent) -> str:
 _NAMED: Final = 5
 
 
-def pacing_sentence(one: PacingContent) -> str:
+def pacing_sentence(pacing: PacingContent) -> str:
     """Budget figures of a variant."""
     return (
-        f"Paced at {number(one.budget, 1)} alerts a day, the first alert of each case: {number(one.alerts_per_day, 1)} "
-        f"a day; {percent(one.days_within_30)} of {one.days} whole days within 30 %, {percent(one.weeks_within_5)} of "
-        f"the 7-day means within 5 %. Its alerts hold {percent(one.hindsight_share)} of the frauds that as many of the "
-        "range's highest scores hold."
+        f"Paced at {number(pacing.budget, 1)} alerts a day, the first alert of each case: "
+        f"{number(pacing.alerts_per_day, 1)} a day; {percent(pacing.days_within_30)} of {pacing.days} whole days "
+        f"within 30 %, {percent(pacing.weeks_within_5)} of the 7-day means within 5 %. Its alerts hold "
+        f"{percent(pacing.hindsight_share)} of the frauds that as many of the range's highest scores hold."
     )
 
 

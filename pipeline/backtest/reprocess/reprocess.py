@@ -171,7 +171,7 @@ def _name(request: Request, source: TopicSource, candidate: Candidate | None) ->
     # Says first whether a cluster answers, and has the topics.
     options = request.card_options(request.partitions)
     ids = topic_identities(client, list(full.values()))
-    topic_ids = {name: ids.topic_ids[of] for name, of in full.items()}
+    topic_ids = {name: ids.topic_ids[full_name] for name, full_name in full.items()}
     return run_name(request, source.lateness_us, candidate, options, ids.cluster_id, topic_ids)
 
 

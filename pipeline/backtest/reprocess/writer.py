@@ -97,8 +97,8 @@ class RunWriter:
             TopicRecord(self._topics.decisions, key, value)
             for key, value in zip(keys, self._messages.values(batch), strict=True)
         ]
-        for one in self._messages.blocks(batch, keys):
-            records.append(TopicRecord(self._topics.features, one.key, one.value or b"", one.partition))
+        for block in self._messages.blocks(batch, keys):
+            records.append(TopicRecord(self._topics.features, block.key, block.value or b"", block.partition))
         return records
 
     def _pass_over(self, decisions: Decisions) -> None:

@@ -82,7 +82,7 @@ class Present(NamedTuple):
         """Raise `ReprocessError` where a topic holds another run than ``run``, or not all that it once held."""
         held = [*zip(topics, self, ("", "the features of "), strict=True)]
         for topic, rows, what in held:
-            if others := ", ".join(sorted(str(one) for one in rows.runs - {run})):
+            if others := ", ".join(sorted(str(other) for other in rows.runs - {run})):
                 raise ReprocessError(
                     f"topic {topic} holds {what}{rows.size:,} decisions of run {others}; this one is {run}, of other "
                     "models, another range, other options or other settings: name another topic, or replace what is "
@@ -133,8 +133,8 @@ def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Sequenc
             runs.add(None if run is None else run.decode())
             if run is None:
                 return NO_ROWS._replace(runs=frozenset(runs))
-            if (said := headers.get(DECIDED)) is not None:
-                total = int(said)
+            if (text := headers.get(DECIDED)) is not None:
+                total = int(text)
             try:
                 found = hashes(record)
             except (*UNREADABLE, BlockError) as error:
@@ -151,8 +151,8 @@ def hashes_of_decision(record: Record) -> list[int]:
     Raises:
         MsgspecError: It is no decision.
     """
-    of = _decode(record.value or b"")
-    return [_hash(of.source.partition, of.source.offset, of.score, of.selection)]
+    decision = _decode(record.value or b"")
+    return [_hash(decision.source.partition, decision.source.offset, decision.score, decision.selection)]
 
 
 def hashes_of_block(record: Record) -> list[int]:
@@ -184,12 +184,12 @@ class Fingerprint:
 
     def is_of(self, present: Present) -> bool:
         """Return whether both topics hold exactly the decisions that were added."""
-        sums = tuple(one % 2**_FINGERPRINT_BITS for one in (self._decisions, self._features))
+        sums = tuple(total % 2**_FINGERPRINT_BITS for total in (self._decisions, self._features))
         return sums == (present.decisions.fingerprint, present.features.fingerprint)
 
 
-def _hash(*of: object) -> int:
-    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(of))
+def _hash(*values: object) -> int:
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(values))
 
 
 def _feature_hashes(

@@ -61,18 +61,18 @@ def candidates_of(
             if level.threshold is not None:
                 under = with_threshold(under, level.threshold)
             models = active if under is active.policy else active.under(under)
-            told = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
-            told |= {} if level.pace is None else {"paced at alerts a day": level.pace.alerts_per_day}
+            described = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
+            described |= {} if level.pace is None else {"paced at alerts a day": level.pace.alerts_per_day}
             critical = None if level.pace is None else level.pace.critical
-            told |= {} if critical is None else {"critical from": critical}
-            told |= {} if request.blend is None else {"blend": request.blend}
+            described |= {} if critical is None else {"critical from": critical}
+            described |= {} if request.blend is None else {"blend": request.blend}
             trained_as, every = schedules.get(name, (None, None))
             renewed = None
             if trained_as is not None and every is not None:
                 renewed = RenewalSchedule(trained_as, every, level.threshold)
             learning = _learning(request, library, models)
             found[name + level.suffix] = Candidate(
-                models, learning, level.budget, level.pace, told, trained_as, renewed
+                models, learning, level.budget, level.pace, described, trained_as, renewed
             )
     return found
 
@@ -101,12 +101,12 @@ def _blended(request: Request, policy: Policy) -> Policy:
 def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
     """A sentence for each candidate whose threshold was chosen for another model."""
     found = []
-    for name, one in candidates.items():
-        made_for = one.models.policy.lightgbm_version
-        if made_for is not None and made_for != one.models.lightgbm.version:
+    for name, candidate in candidates.items():
+        made_for = candidate.models.policy.lightgbm_version
+        if made_for is not None and made_for != candidate.models.lightgbm.version:
             found.append(
-                f"{name}: the threshold of policy {one.models.policy.version} was chosen for LightGBM {made_for}, "
-                f"not for {one.models.lightgbm.version}; name another --policy or a --threshold"
+                f"{name}: the threshold of policy {candidate.models.policy.version} was chosen for LightGBM "
+                f"{made_for}, not for {candidate.models.lightgbm.version}; name another --policy or a --threshold"
             )
     return found
 
@@ -117,9 +117,11 @@ def warnings_of_labels(request: Request, candidates: Mapping[str, Candidate]) ->
         return []
     regime = request.regime
     # What the backtest trains is trained under the regime.
-    models = {one.models.lightgbm.version: one.models.lightgbm for one in candidates.values() if one.trained_as is None}
-    found = [warning_of_labels(one, regime.reported, regime.maturity_days) for one in models.values()]
-    return [one for one in found if one is not None]
+    models = {
+        item.models.lightgbm.version: item.models.lightgbm for item in candidates.values() if item.trained_as is None
+    }
+    found = [warning_of_labels(item, regime.reported, regime.maturity_days) for item in models.values()]
+    return [item for item in found if item is not None]
 
 
 def _version(request: Request, library: ModelLibrary, version: str) -> ActiveModels:
@@ -152,12 +154,12 @@ def _told(trained: Trained, period: TrainingPeriod, request: Request, every_us: 
     names = trained.model.trained_on
     window_days = None if request.training is None else request.training.window_days
     without = [name for name in FEATURES if name not in names]
-    told = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
+    text = f"without {', '.join(without)}" if len(without) < len(names) else ", ".join(names)
     return {
         "trained from": moment(period.from_us),
         "trained by what was known at": moment(period.known_us),
         "last target": moment(period.last_us),
         **({} if every_us is None else {"days to the next training": every_us / US_PER_DAY}),
         **({} if window_days is None else {"days trained on": window_days}),
-        "features": f"{len(names)} of {len(FEATURES)}{f': {told}' if without else ''}",
+        "features": f"{len(names)} of {len(FEATURES)}{f': {text}' if without else ''}",
     }

@@ -56,8 +56,8 @@ def renewals_of(
                 statistics.note_training(variant)
                 return
             for name in of_lane:
-                of = candidates[name].renewed
-                if of is not None and (of.variant, of.every_us) == (variant, every_us):
+                renewed = candidates[name].renewed
+                if renewed is not None and (renewed.variant, renewed.every_us) == (variant, every_us):
                     statistics.renewed.setdefault(name, []).append(grown)
 
         return note
@@ -89,34 +89,34 @@ def decide_by_time(
     statistics.warnings += opened.warnings
     numbering = Numbering(partitions)
     statistics.budgets = {
-        name: Budget(one.alerts_per_day, span.from_us, request.validation_days)
-        for name, one in candidates.items()
-        if one.alerts_per_day is not None
+        name: Budget(item.alerts_per_day, span.from_us, request.validation_days)
+        for name, item in candidates.items()
+        if item.alerts_per_day is not None
     }
     watched_from_us = span.from_us - round(request.validation_days * US_PER_DAY)
     statistics.paced = {
-        name: PacedVariant(one.paced_at, watched_from_us)
-        for name, one in candidates.items()
-        if one.paced_at is not None
+        name: PacedVariant(item.paced_at, watched_from_us)
+        for name, item in candidates.items()
+        if item.paced_at is not None
     }
     schedules = request.schedules(len(candidates))
     passed = _decided(request, candidates, renewals, opened, schedules, rejects, options, statistics)
     with closing(opened), closing(passed):
         for decided in passed:
             outcomes = {
-                name: statistics.budgets[name].decide(one) if name in statistics.budgets else one
-                for name, one in zip(candidates, decided, strict=True)
+                name: statistics.budgets[name].decide(item) if name in statistics.budgets else item
+                for name, item in zip(candidates, decided, strict=True)
             }
             first, *_ = outcomes.values()
             statistics.count(first)
             # As many as there are schedules: candidates that share one have the same labels.
             of_lanes = list(outcomes.items())[: max(len(schedules), 1)]
-            statistics.count_labels({name: one.label_outcomes for name, one in of_lanes})
+            statistics.count_labels({name: item.label_outcomes for name, item in of_lanes})
             times_us = first.transactions.event_time_us
             inside = (times_us >= span.from_us) & (times_us < span.to_us)
-            parts = {name: _inside(one.decide(outcomes[name]), span) for name, one in statistics.paced.items()}
+            parts = {name: _inside(item.decide(outcomes[name]), span) for name, item in statistics.paced.items()}
             statistics.pass_on(
-                {name: one if inside.all() else one.take(inside) for name, one in outcomes.items()}, parts
+                {name: item if inside.all() else item.take(inside) for name, item in outcomes.items()}, parts
             )
             if comparer is not None:
                 within = first.take(inside)
@@ -127,7 +127,7 @@ def decide_by_time(
     if comparer is not None:
         statistics.comparison = comparer.finish(partial=statistics.partial)
     if request.labels is LabelMode.REVIEW:
-        statistics.reviewed = {name: one.reviewed() for name, one in zip(candidates, schedules, strict=True)}
+        statistics.reviewed = {name: item.reviewed() for name, item in zip(candidates, schedules, strict=True)}
 
 
 def _inside(parts: Iterable[Decisions], span: Span) -> list[Decisions]:

@@ -29,8 +29,8 @@ def losses(counts: Mapping[str, int]) -> str:
     'Refused: 3 transactions (amount_zero 3).'
     """
     refused = [(kind, _refused(counts, kind)) for kind in ("transaction", "label")]
-    told = [f"{sum(of.values()):,} {kind}s ({_named(of)})" for kind, of in refused if of]
-    parts = [f"Refused: {' and '.join(told)}"] if told else []
+    kinds = [f"{sum(codes.values()):,} {kind}s ({_named(codes)})" for kind, codes in refused if codes]
+    parts = [f"Refused: {' and '.join(kinds)}"] if kinds else []
     if repeated := counts.get(REPEATED, 0):
         parts.append(f"Left out since they repeat others: {repeated:,} transactions")
     if noted := counts.get(_NOTED, 0):
@@ -52,12 +52,12 @@ def warnings(counts: Mapping[str, int], decided: int) -> list[str]:
         found.append(f"{sum(sold.values()):,} of {rows:,} transactions were refused, and not decided: {_named(sold)}")
     if repeated > _MOST * rows:
         found.append(f"{repeated:,} of {rows:,} transactions repeat others, and were not decided")
-    told = _refused(counts, "label")
+    refused = _refused(counts, "label")
     taken = sum(
         count for name, count in counts.items() if name.startswith("labels") and name.rpartition(": ")[2] in OUTCOMES
     )
-    labels = taken + sum(told.values())
-    grave = {code: count for code, count in told.items() if code != NO_TRANSACTION}
+    labels = taken + sum(refused.values())
+    grave = {code: count for code, count in refused.items() if code != NO_TRANSACTION}
     if sum(grave.values()) >= _SOME * labels and grave:
         found.append(f"{sum(grave.values()):,} of {labels:,} labels were refused: {_named(grave)}")
     early = counts.get(_EARLY, 0)
@@ -73,7 +73,7 @@ def _refused(counts: Mapping[str, int], kind: str) -> dict[str, int]:
     """Rows of ``kind`` that were refused, by code, the most first."""
     prefix = refusal(kind, "")
     found = {name.removeprefix(prefix): count for name, count in counts.items() if name.startswith(prefix) and count}
-    return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _named(refused: Mapping[str, int]) -> str:

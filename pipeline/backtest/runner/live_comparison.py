@@ -74,7 +74,7 @@ class LiveComparison:
     @property
     def causes(self) -> Counter[str]:
         """Count the differences by cause."""
-        return Counter(one.cause for one in self.differences)
+        return Counter(difference.cause for difference in self.differences)
 
     def frame(self) -> pd.DataFrame:
         """A row a difference."""
@@ -129,10 +129,20 @@ class LiveComparer:
         for waiting in self._rows.values():
             self.alone(waiting.decisions, waiting.row)
         if not partial:
-            for one, _ in self._live.waiting.values():
-                at_us = timestamp_us(one.event_time)
+            for decision, _ in self._live.waiting.values():
+                at_us = timestamp_us(decision.event_time)
                 self.comparison.differences.append(
-                    Difference(one.transaction_id, one.card_id, at_us, ONLY_LIVE, "", one.score, None, one.action, None)
+                    Difference(
+                        decision.transaction_id,
+                        decision.card_id,
+                        at_us,
+                        ONLY_LIVE,
+                        "",
+                        decision.score,
+                        None,
+                        decision.action,
+                        None,
+                    )
                 )
         return self.comparison
 
@@ -183,7 +193,7 @@ def live_comparer(live: LiveDecisions, source: TopicSource, span: Span, order: O
     comparer = LiveComparer(live, order)
     ranges = source.ranges(TRANSACTIONS, span, 0, to_end=True)
     # The log holds records before those that warm the windows up, or did once.
-    if any(of.start > 0 for of in ranges.values()):
+    if any(offsets.start > 0 for offsets in ranges.values()):
         comparer.began(span.warm_up_from_us)
     return comparer
 
@@ -213,4 +223,4 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
             ("threshold", decisions.models.policy.threshold, recorded.threshold),
         )
     )  # fmt: skip
-    return [*features, *(name for name, one, other in pairs if one != other)], features
+    return [*features, *(name for name, ours, theirs in pairs if ours != theirs)], features

@@ -54,7 +54,7 @@ class ModelLibrary:
             versions.append(self._version(POLICY, ACTIVE))
         # What is only looked at needs no key of an audit.
         known = [Policy.from_payload(self._payload(POLICY, version)) for version in versions]
-        chosen = next((one for one in reversed(known) if one.lightgbm_version == lightgbm), known[-1])
+        chosen = next((policy for policy in reversed(known) if policy.lightgbm_version == lightgbm), known[-1])
         return self.policy(chosen.version)
 
     def policy_in_force(self) -> Policy | None:

@@ -65,7 +65,7 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
     found += warnings_of_losses(statistics.counts, statistics.worked_on)
     found += warnings_of_comparison(statistics.comparison)
     for name, grown in statistics.renewed.items():
-        refused = [one for one in grown if one.trained is None]
+        refused = [variant for variant in grown if variant.trained is None]
         if refused:
             found.append(
                 f"{name}: {len(refused)} of {len(grown)} trainings within the range were refused, and the version "
@@ -91,13 +91,13 @@ def warnings_of_comparison(comparison: LiveComparison | None) -> list[str]:
     ]
 
 
-def warnings_of_short_history(first_us: int, span: Span, of: str = "") -> list[str]:
-    """A sentence, ``of`` at its begin, where transactions begin later than the warm-up does."""
+def warnings_of_short_history(first_us: int, span: Span, subject: str = "") -> list[str]:
+    """A sentence, ``subject`` at its begin, where transactions begin later than the warm-up does."""
     if first_us <= span.warm_up_from_us + US_PER_DAY:
         return []
     days = (span.from_us - min(first_us, span.from_us)) / US_PER_DAY
     return [
-        f"{of}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
+        f"{subject}history begins at {moment(first_us)}: it warms the windows up for {days:.1f} of "
         f"{(span.from_us - span.warm_up_from_us) / US_PER_DAY:g} days, and decisions of the first days see "
         "less than live ones"
     ]
@@ -118,7 +118,7 @@ def result_of(
     """The result, of what was decided by each variant."""
     span = request.span
     from_us = span.from_us if span.from_us > EARLIEST_US else statistics.first_decided_us
-    variants = [_variant(name, one, candidates.get(name), statistics) for name, one in collected.items()]
+    variants = [_variant(name, variant, candidates.get(name), statistics) for name, variant in collected.items()]
     counts, warnings, partial = summary_of(statistics)
     return BacktestResult(
         variants=variants,
@@ -155,7 +155,7 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, stati
         paced=None if paced is None else paced.first_alerts,
         reviewed=statistics.reviewed.get(name),
         prequential={} if prequential is None else prequential.figures(),
-        versions=tuple(_version(one, statistics.decided_by[name]) for one in statistics.trainings(name)),
+        versions=tuple(_version(training, statistics.decided_by[name]) for training in statistics.trainings(name)),
     )
 
 
@@ -166,15 +166,15 @@ def _version(grown: VariantTraining, decided: Mapping[str, FirstAndCount]) -> Tr
             known_us=grown.period.known_us, lightgbm=None, policy=None, refused=grown.refused, seconds=grown.seconds,
             rows=0, frauds=0, metrics={}, first_decision_us=None, decisions=0,
         )  # fmt: skip
-    told, by = trained.model.metadata, decided.get(trained.model.version)
+    metadata, by = trained.model.metadata, decided.get(trained.model.version)
     return TrainedVersion(
         known_us=grown.period.known_us,
         lightgbm=trained.model.version,
         policy=trained.policy.version,
         refused="",
         seconds=grown.seconds,
-        rows=told["input"]["rows"],
-        frauds=sum(told["frauds"].values()) + told.get("early", {}).get("frauds", 0),
+        rows=metadata["input"]["rows"],
+        frauds=sum(metadata["frauds"].values()) + metadata.get("early", {}).get("frauds", 0),
         metrics=trained.metrics,
         first_decision_us=None if by is None else by.first_us,
         decisions=0 if by is None else by.count,
@@ -184,8 +184,8 @@ def _version(grown: VariantTraining, decided: Mapping[str, FirstAndCount]) -> Tr
 def _label_parameters(request: Request) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {"labels": request.labels.value}
     if request.labels is not LabelMode.RECORDED:
-        told = request.regime.describe()
-        found |= {"label_delay_days": round(float(told.pop("delay_days")), 3), **told}
+        described = request.regime.describe()
+        found |= {"label_delay_days": round(float(described.pop("delay_days")), 3), **described}
     if request.labels is LabelMode.REVIEW:
         found["review_delay_days"] = round(request.reviews.delay_us / US_PER_DAY, 3)
         found["reviews_a_day"] = request.reviews.a_day

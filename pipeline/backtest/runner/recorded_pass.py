@@ -64,7 +64,7 @@ def decide_as_recorded(
     needs_live = request.compare_live or not candidates
     live = live_decisions(source, span, features=request.compare_live) if needs_live else None
     comparer = live_comparer(live, source, span, request.order) if live is not None and request.compare_live else None
-    models = next((one.models for one in candidates.values()), None)
+    models = next((item.models for item in candidates.values()), None)
     none = np.empty(0, np.int64)
     with closing(replayed.run(models, live)) as passed:
         for parts in passed:
@@ -72,7 +72,7 @@ def decide_as_recorded(
                 statistics.pass_on(_named(scored, candidates))
                 if comparer is not None:
                     _compare(comparer, scored)
-            decided_us = np.concatenate([none, *(one.decisions.transactions.event_time_us for one in parts)])
+            decided_us = np.concatenate([none, *(item.decisions.transactions.event_time_us for item in parts)])
             newest_us = np.array([replayed.newest_us] if replayed.entered else [], np.int64)
             statistics.note(newest_us, decided_us, replayed.entered)
             if statistics.stopped():
@@ -94,11 +94,11 @@ def count_judged(statistics: RunStatistics, settings: Settings, result: Result) 
     for output in result.outputs:
         if output.topic is DEAD_LETTERS:
             # The kernel's own stand behind the producer's.
-            told = {name: value or b"" for name, value in output.headers}
-            code = told["dead-letter-error"].decode()
-            arrived_us = int(told["dead-letter-timestamp-ms"]) * 1_000
+            headers = {name: value or b"" for name, value in output.headers}
+            code = headers["dead-letter-error"].decode()
+            arrived_us = int(headers["dead-letter-timestamp-ms"]) * 1_000
             known_at_us = _known_at_us(output.value, arrived_us) if code == NO_TRANSACTION else None
-            statistics.refused(kinds[told["dead-letter-topic"].decode()], code, known_at_us)
+            statistics.refused(kinds[headers["dead-letter-topic"].decode()], code, known_at_us)
 
 
 def _known_at_us(label: bytes | None, arrived_us: int) -> int:
@@ -112,8 +112,8 @@ def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Dec
         return {AS_RECORDED: scored.decisions}
     first = next(iter(candidates))
     return {
-        name: scored.decisions if name == first else scored.decisions.under(one.models)
-        for name, one in candidates.items()
+        name: scored.decisions if name == first else scored.decisions.under(candidate.models)
+        for name, candidate in candidates.items()
     }
 
 

@@ -105,7 +105,7 @@ class RecordedReplay:
             topic: source.ranges(topic, span, future_us, to_end=False)
             for topic in (TRANSACTIONS, REROUTED, *source.settings.topics_of_labels)
         }
-        self._sources = {topic.name: of for topic, of in self._ranges.items()}
+        self._sources = {topic.name: ranges for topic, ranges in self._ranges.items()}
         # Stamped by the label agent's clock, and not by a producer's.
         self._ranges[ACCEPTED_LABELS] = source.ranges(ACCEPTED_LABELS, source.written_in(span), future_us, to_end=False)
         self._options = options._replace(
@@ -155,13 +155,13 @@ class RecordedReplay:
         ranges = self._source.ranges(PROFILED, span, self._options.future_tolerance_us, to_end=False)
         heap: list[tuple[int, int, list[Record]]] = []
         readers = {}
-        for number, of in ranges.items():
+        for number, offsets in ranges.items():
             name = self._source.settings.topic(PROFILED.name)
             reader = stack.enter_context(
-                closing(RangeReader(self._source.bootstrap, self._source.settings, name, number, of.start))
+                closing(RangeReader(self._source.bootstrap, self._source.settings, name, number, offsets.start))
             )
             readers[number] = reader
-            if records := reader.read_to(of.stop, _BATCH):
+            if records := reader.read_to(offsets.stop, _BATCH):
                 heapq.heappush(heap, (records[0].timestamp_ms, number, records))
         while heap:
             _, number, records = heapq.heappop(heap)
@@ -177,7 +177,7 @@ class RecordedReplay:
             name: self._ranges[topic][number].stop for name, topic in topics.items() if number in self._ranges[topic]
         }
         progress = settings.topic(PROGRESS.name)
-        told = self._progress[number]
+        offsets = self._progress[number]
         card = CardPartition(self._options, None, MemoryStore())
         with ExitStack() as stack:
             stack.callback(card.close)
@@ -190,9 +190,9 @@ class RecordedReplay:
                 for name, topic in topics.items()
             ]
             marks = stack.enter_context(
-                closing(RangeReader(self._source.bootstrap, settings, progress, number, told.start))
+                closing(RangeReader(self._source.bootstrap, settings, progress, number, offsets.start))
             )
-            markers = read_markers(marks, "card", told.stop)
+            markers = read_markers(marks, "card", offsets.stop)
             for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
                 options = (
                     self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
@@ -200,8 +200,8 @@ class RecordedReplay:
                 result = card.process(batch, _NOW, options)
                 card.commit()
                 self._on_result(result)
-                said = [read_messages(output.value) for output in result.outputs if output.topic is PROFILED]
-                yield [message for block in said for message in block]
+                blocks = [read_messages(output.value) for output in result.outputs if output.topic is PROFILED]
+                yield [message for block in blocks for message in block]
             self._ended("card", number, card)
 
     def _repeated(
@@ -226,11 +226,11 @@ class RecordedReplay:
     ) -> Profiled | None:
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
-        of = self._sources.get(message.source.topic, {}).get(message.source.partition)
-        if of is None or not of.start <= message.source.offset < of.stop:
+        offsets = self._sources.get(message.source.topic, {}).get(message.source.partition)
+        if offsets is None or not offsets.start <= message.source.offset < offsets.stop:
             return None
-        while key not in again and (said := next(cards[number], None)) is not None:
-            again.update((_key(one), one) for one in said)
+        while key not in again and (block := next(cards[number], None)) is not None:
+            again.update((_key(repeated), repeated) for repeated in block)
         found = again.pop(key, None)
         if isinstance(message, ProfiledTransaction):
             self.entered += 1

@@ -121,11 +121,11 @@ def replay_scheduled(
     """
     if len(schedules) == 1 < len(candidates) and schedules[0].reviews:
         raise ValueError("reviews are of one candidate's alerts: give each a schedule of its own")
-    of_lanes = [candidates] if len(schedules) == 1 else [[one] for one in candidates]
+    of_lanes = [candidates] if len(schedules) == 1 else [[candidate] for candidate in candidates]
     with ExitStack() as stack:
         lanes = [
-            stack.enter_context(closing(_Lane(of, options, renewal)))
-            for of, renewal in zip(of_lanes, renewals or [None] * len(of_lanes), strict=True)
+            stack.enter_context(closing(_Lane(lane, options, renewal)))
+            for lane, renewal in zip(of_lanes, renewals or [None] * len(of_lanes), strict=True)
         ]
         pairs = list(zip(lanes, schedules, strict=True))
         by_day = any(schedule.reviews for schedule in schedules)
@@ -137,11 +137,11 @@ def replay_scheduled(
                 for outcomes in zip(*works, strict=True):
                     for schedule, (first, *_) in zip(schedules, outcomes, strict=True):
                         schedule.decided(first)
-                    yield [decisions for of in outcomes for decisions in of]
+                    yield [decisions for lane in outcomes for decisions in lane]
         found = _taken(rejects)
         rests = [list(lane.work(alone(schedule.rest()), found)) for lane, schedule in pairs]
         for outcomes in zip(*rests, strict=True):
-            yield [decisions for of in outcomes for decisions in of]
+            yield [decisions for lane in outcomes for decisions in lane]
 
 
 class _Lane:
@@ -151,13 +151,15 @@ class _Lane:
         self, candidates: Sequence[Candidate], options: CardOptions, renewal: ModelRenewal | None = None
     ) -> None:
         self._engine, self._renewal = Engine(options), renewal
-        self._renewed = [one.renewed for one in candidates]
-        self._models = [one.models for one in candidates]
+        self._renewed = [candidate.renewed for candidate in candidates]
+        self._models = [candidate.models for candidate in candidates]
         self._teachers = [
-            None if one.learning is None else OnlineTrainer(one.models, one.learning, options.partitions)
-            for one in candidates
+            None
+            if candidate.learning is None
+            else OnlineTrainer(candidate.models, candidate.learning, options.partitions)
+            for candidate in candidates
         ]
-        every_us = {one.learning.publish_every_us for one in candidates if one.learning is not None}
+        every_us = {candidate.learning.publish_every_us for candidate in candidates if candidate.learning is not None}
         if len(every_us) > 1:
             raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
         self._periods = Periods(every_us.pop()) if every_us else None

@@ -201,9 +201,9 @@ def range_of(start: datetime | None, end: datetime | None) -> tuple[int, int]:
 
     Raises TypeError for times that are none, `RangeError` for a range that is empty.
     """
-    for name, of in (("start", start), ("end", end)):
-        if of is not None and not isinstance(of, datetime):
-            raise TypeError(f"{name} must be a datetime, not {of!r}: datetime.fromisoformat makes one of a text")
+    for name, bound in (("start", start), ("end", end)):
+        if bound is not None and not isinstance(bound, datetime):
+            raise TypeError(f"{name} must be a datetime, not {bound!r}: datetime.fromisoformat makes one of a text")
     from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
     if to_us <= from_us:
         raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
@@ -251,7 +251,7 @@ def models_of(
         raise ValueError(f"models holds several names: write [{models!r}] for one")
     if not isinstance(models, Mapping):
         versions = tuple(models)
-        if twice := [one for one, count in Counter(versions).items() if count > 1]:
+        if twice := [version for version, count in Counter(versions).items() if count > 1]:
             raise ValueError(f"the model {twice[0]} is named twice: name it once, or give both names of their own")
         models = {version: version for version in versions}
     named = [*models, *(training.names if training is not None else ())]

@@ -39,7 +39,9 @@ def run_request(
     if request.training is not None and request.period is not None:
         rows = train_before(request, request.training, request.period, partitions, library, listener, statistics)
     candidates = candidates_of(request, library, statistics.trained)
-    statistics.trains({name: one.trained_as for name, one in candidates.items() if one.trained_as is not None})
+    statistics.trains(
+        {name: candidate.trained_as for name, candidate in candidates.items() if candidate.trained_as is not None}
+    )
     statistics.warnings += warnings_of_policies(candidates)
     statistics.warnings += warnings_of_labels(request, candidates)
     if request.order is Order.RECORDED:

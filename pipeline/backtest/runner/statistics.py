@@ -168,7 +168,7 @@ class RunStatistics:
         self._variants = dict(variants)
         self.decided_by = {name: {} for name in variants}
         first = {name: self.trained[variant].trained for name, variant in variants.items()}
-        self._first = {name: one.model for name, one in first.items() if one is not None}
+        self._first = {name: training.model for name, training in first.items() if training is not None}
 
     def trainings(self, name: str) -> list[VariantTraining]:
         """Return the trainings of a candidate, in turn; none of one that was not trained."""

@@ -54,11 +54,11 @@ def alert_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
         if not 0 < budget < math.inf:
             raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
     for kind, values in (("threshold", thresholds), ("budget", budgets)):
-        if twice := [one for one, count in Counter(values).items() if count > 1]:
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")
     named = (
-        *(AlertThreshold(threshold=one) for one in thresholds),
-        *(AlertThreshold(budget=one) for one in budgets),
+        *(AlertThreshold(threshold=value) for value in thresholds),
+        *(AlertThreshold(budget=value) for value in budgets),
         *(() if pace is None else (AlertThreshold(pace=PacingOptions(pace, critical)),)),
     )
     return named or (AlertThreshold(),)

@@ -77,8 +77,8 @@ class ModelRenewal:
         if self._rows is None:
             return
         inside = decisions.transactions.event_time_us >= self._from_us
-        of = decisions if inside.all() else decisions.take(inside)
-        self._rows.add(labels, of.transactions, of.features)
+        matured = decisions if inside.all() else decisions.take(inside)
+        self._rows.add(labels, matured.transactions, matured.features)
 
     def renew(
         self,
@@ -95,21 +95,21 @@ class ModelRenewal:
             renewed: How the models of each candidate are renewed.
             models: The models of each candidate until then.
         """
-        begin_us = {one.every_us: one.begin_us(int(part.transactions.event_time_us[0])) for one in due}
-        asks = [one for one in renewed if one is not None and one.every_us in begin_us]
+        begin_us = {renewal.every_us: renewal.begin_us(int(part.transactions.event_time_us[0])) for renewal in due}
+        asks = [renewal for renewal in renewed if renewal is not None and renewal.every_us in begin_us]
         # Schedules that meet here share what is trained.
-        wanted = dict.fromkeys((begin_us[one.every_us], one.variant) for one in asks)
+        wanted = dict.fromkeys((begin_us[renewal.every_us], renewal.variant) for renewal in asks)
         trained = {
             known_us: self._trained(known_us, [variant for at_us, variant in wanted if at_us == known_us])
             for known_us in dict.fromkeys(at_us for at_us, _ in wanted)
         }
-        for variant, every_us in dict.fromkeys((one.variant, one.every_us) for one in asks):
+        for variant, every_us in dict.fromkeys((renewal.variant, renewal.every_us) for renewal in asks):
             self._note(variant, every_us, trained[begin_us[every_us]][variant])
         return [
             before
-            if one is None or one.every_us not in begin_us
-            else one.models(before, trained[begin_us[one.every_us]][one.variant])
-            for one, before in zip(renewed, models, strict=True)
+            if renewal is None or renewal.every_us not in begin_us
+            else renewal.models(before, trained[begin_us[renewal.every_us]][renewal.variant])
+            for renewal, before in zip(renewed, models, strict=True)
         ]
 
     def _trained(self, known_us: int, variants: Sequence[str]) -> dict[str, VariantTraining]:

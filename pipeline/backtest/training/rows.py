@@ -48,11 +48,11 @@ class TrainingRows:
         """
         inside = transactions.event_time_us >= self._from_us
         if inside.any():
-            of = transactions if inside.all() else transactions.take(inside)
-            digests = digest_keys(of.card_id, of.transaction_id)
+            rows = transactions if inside.all() else transactions.take(inside)
+            digests = digest_keys(rows.card_id, rows.transaction_id)
             self._features.add(features if inside.all() else features[inside])
-            self._times_us.add(of.event_time_us)
-            self._cards.add(name_keys(of.card_id)[:, 0])
+            self._times_us.add(rows.event_time_us)
+            self._cards.add(name_keys(rows.card_id)[:, 0])
             self._high.add(digests[:, 0])
             self._low.add(digests[:, 1])
         says = labels.rank != SOURCE_RANK["rule"]
@@ -71,13 +71,13 @@ class TrainingRows:
         times_us = self._times_us.so_far()
         first, end = np.searchsorted(times_us, [period.from_us, min(period.newest_us + 1, period.known_us)]).tolist()
         rows = slice(first, max(first, end))
-        of = times_us[rows]
+        event_times_us = times_us[rows]
         reported_us = self._reported_us(rows, period.known_us)
         return TrainingSet(
             features=self._features.so_far().reshape(-1, len(FEATURES))[rows],
             fraud=reported_us < NEVER_US,
-            weight=np.ones(len(of)),
-            event_time_us=of,
+            weight=np.ones(len(event_times_us)),
+            event_time_us=event_times_us,
             card=np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
             identity=self._high.so_far()[rows],
             reported_us=reported_us,
@@ -108,8 +108,8 @@ class TrainingRows:
         rows = holding([labels["low"], labels["high"]], labels["rank"], labels["labelled_at_us"], labels["known"])
         held = labels[rows]
         held = held[held["known"] == _FRAUD]
-        said = labels[labels["known"] == _FRAUD]
-        first_us = pd.Series(said["known_at_us"]).groupby([said["high"], said["low"]]).min()
+        frauds = labels[labels["known"] == _FRAUD]
+        first_us = pd.Series(frauds["known_at_us"]).groupby([frauds["high"], frauds["low"]]).min()
         return held, first_us.reindex(pd.MultiIndex.from_arrays([held["high"], held["low"]])).to_numpy(np.int64)
 
 
