@@ -12,7 +12,7 @@ from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
 from pipeline.options import card_options
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Rules
+from schemas.messages import CardConfig, ProcessingConfig
 from schemas.money import RateTable
 from schemas.records import Record
 
@@ -26,7 +26,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
 
     def __init__(self, environment: Environment, options: CardOptions, rates: PublishedRates) -> None:
         super().__init__(environment)
-        self._options, self.rules = options, options.rules
+        self._options, self.config = options, options.config
         self._rates = rates
 
     @classmethod
@@ -50,11 +50,11 @@ class CardPartitions(KernelPartitions[CardPartition]):
         del partition
         return CardPartition(self._options, location.storage, location.store, loaded)
 
-    def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: CardPartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state as they were processed."""
         options = None
-        if isinstance(rules, CardRules):
-            options = self._options.under(rules, self._rates.table(rules.rates_version, rules.rates_digest))
+        if isinstance(config, CardConfig):
+            options = self._options.under(config, self._rates.table(config.rates_version, config.rates_digest))
         state.process(records, None, options)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:

@@ -11,7 +11,7 @@ from pipeline.engine.state import LoadedState
 from pipeline.options import feedback_options
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore
-from schemas.messages import FeedbackRules, Rules
+from schemas.messages import FeedbackConfig, ProcessingConfig
 from schemas.records import Record
 
 
@@ -22,7 +22,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
         super().__init__(environment)
-        self._options, self.rules = options, options.rules
+        self._options, self.config = options, options.config
         self._segments: dict[int, FileSegments] = {}
 
     @classmethod
@@ -48,9 +48,9 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
         segments = self._segments[partition]
         return entries + segments.rows(), size_bytes + segments.size_bytes()
 
-    def replay_into(self, state: FeedbackPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: FeedbackPartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state as they were processed; nothing is written."""
-        state.process(records, None, self._options.under(rules) if isinstance(rules, FeedbackRules) else None)
+        state.process(records, None, self._options.under(config) if isinstance(config, FeedbackConfig) else None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Join a batch."""

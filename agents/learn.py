@@ -17,7 +17,7 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.money import RateTable
 from schemas.records import Output, Record
 
@@ -33,7 +33,7 @@ FIGURES_INTERVAL_S: Final = 10.0
 class LearnPartitions:
     """The learner (``examples`` is one log, so there is one) and when it publishes."""
 
-    rules: Rules | None = None
+    config: ProcessingConfig | None = None
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class LearnPartitions:
         held = self._of()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Learn one batch, silently."""
-        del partition, rules
+        del partition, config
         self._environment.health.working(LEARN.name)
         held = self._of()
         held.learn(self._environment.quarantines.without(records))

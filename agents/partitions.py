@@ -24,7 +24,7 @@ from pipeline.state.errors import check_present
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.money import RateTable
 from schemas.records import Record
 
@@ -84,7 +84,7 @@ class KernelPartitions(ABC, Generic[P]):
 
     uses_store = True
     uses_storage = True
-    rules: Rules | None = None
+    config: ProcessingConfig | None = None
     """The processing config of batches, where settings decide anything about them."""
 
     def __init__(self, environment: Environment) -> None:
@@ -113,8 +113,8 @@ class KernelPartitions(ABC, Generic[P]):
         """The kernel of one partition."""
 
     @abstractmethod
-    def replay_into(self, state: P, records: Sequence[Record], rules: Rules | None) -> None:
-        """Let one batch of committed records enter ``state``, processed under ``rules``; nothing is written."""
+    def replay_into(self, state: P, records: Sequence[Record], config: ProcessingConfig | None) -> None:
+        """Let one batch of committed records enter ``state``, processed under ``config``; nothing is written."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what was quarantined, by whoever held the partitions before."""
@@ -150,12 +150,12 @@ class KernelPartitions(ABC, Generic[P]):
         restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
         return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Replay one batch, without quarantined records; a batch of nothing else never was one."""
         self._environment.health.working(self._environment.agent)
         if left := self._environment.quarantines.without(records):
             state = self._held[partition]
-            self.replay_into(state, left, rules)
+            self.replay_into(state, left, config)
             state.commit()
 
     def restored(self, partition: int, records: int) -> None:

@@ -10,7 +10,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
 from pipeline.models.active import ModelSubscriber
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.records import Record
 
 
@@ -45,9 +45,9 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         del partition
         return ScorePartition(location.storage, loaded, accept_other_kernel=self._accept_other_kernel)
 
-    def replay_into(self, state: ScorePartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: ScorePartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state; nothing is decided again."""
-        del rules  # What the state holds depends on no setting.
+        del config  # What the state holds depends on no setting.
         state.replay(records)
 
     def ready(self) -> bool:

@@ -319,7 +319,7 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """A JSON object: a model or policy as ``pipeline.scoring`` defines it, or a rate table as its file has it."""
 
 
-class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
+class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
     """The card agent's processing config of a batch."""
 
     rates_version: str
@@ -330,7 +330,7 @@ class CardRules(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="
     label_horizon_us: int
 
 
-class FeedbackRules(
+class FeedbackConfig(
     msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="feedback", omit_defaults=True
 ):
     """The feedback agent's processing config of a batch."""
@@ -342,7 +342,7 @@ class FeedbackRules(
     """Share of the reported frauds whose reports come within the maturity; 1 in records of earlier releases."""
 
 
-Rules = CardRules | FeedbackRules
+ProcessingConfig = CardConfig | FeedbackConfig
 
 
 class Progress(Message, frozen=True, kw_only=True):
@@ -357,7 +357,7 @@ class Progress(Message, frozen=True, kw_only=True):
     """Topic (without prefix) to the offset of the first record read; topics of which nothing was read are absent."""
     ends: dict[str, Offset]
     """Topic to the offset behind the last record read."""
-    rules: Rules | None = None
+    config: ProcessingConfig | None = msgspec.field(default=None, name="rules")
     """The processing config active at the time; absent in records of earlier releases."""
     quarantined: list[RecordPosition] = []
     """Records of the batch that were quarantined: they did not enter the state, and a restore skips them too."""

@@ -23,7 +23,7 @@ from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
-from schemas.messages import CardRules, Label, Transaction
+from schemas.messages import CardConfig, Label, Transaction
 from schemas.money import RateTable
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, LABELS, TRANSACTIONS
@@ -47,9 +47,9 @@ class CardOptions(NamedTuple):
     """Fields that the producers' own bytes lose on their way to ``profiled``."""
 
     @property
-    def rules(self) -> CardRules:
+    def config(self) -> CardConfig:
         """Return the processing config: the options that decide how a record is processed, live and in a replay."""
-        return CardRules(
+        return CardConfig(
             rates_version=self.rates.version,
             rates_digest=self.rates.digest,
             future_tolerance_us=self.future_tolerance_us,
@@ -57,13 +57,13 @@ class CardOptions(NamedTuple):
             label_horizon_us=self.label_horizon_us,
         )
 
-    def under(self, rules: CardRules, rates: RateTable) -> Self:
+    def under(self, config: CardConfig, rates: RateTable) -> Self:
         """Return the options under another processing config, whose table is ``rates``."""
         return self._replace(
             rates=rates,
-            future_tolerance_us=rules.future_tolerance_us,
-            dedup_horizon_us=rules.dedup_horizon_us,
-            label_horizon_us=rules.label_horizon_us,
+            future_tolerance_us=config.future_tolerance_us,
+            dedup_horizon_us=config.dedup_horizon_us,
+            label_horizon_us=config.label_horizon_us,
         )
 
 

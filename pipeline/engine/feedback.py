@@ -28,7 +28,7 @@ from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours
-from schemas.messages import Example, FeedbackRules
+from schemas.messages import Example, FeedbackConfig
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, EXAMPLES
 
@@ -47,13 +47,13 @@ class FeedbackOptions(NamedTuple):
     """Share of the reported frauds whose reports come within the maturity."""
 
     @property
-    def rules(self) -> FeedbackRules:
+    def config(self) -> FeedbackConfig:
         """Return the processing config; a restore must use the same."""
-        return FeedbackRules(**{name: getattr(self, name) for name in FeedbackRules.__struct_fields__})
+        return FeedbackConfig(**{name: getattr(self, name) for name in FeedbackConfig.__struct_fields__})
 
-    def under(self, rules: FeedbackRules) -> Self:
+    def under(self, config: FeedbackConfig) -> Self:
         """Return the options under another processing config."""
-        return self._replace(**msgspec.structs.asdict(rules))
+        return self._replace(**msgspec.structs.asdict(config))
 
 
 class _Values(msgspec.Struct):
@@ -115,11 +115,11 @@ class FeedbackPartition:
         ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
         it was processed live.
         """
-        rules = (self._options if options is None else options).rules
+        config = (self._options if options is None else options).config
         result = Result()
         decided = self._read_decisions([record for record in records if record.topic == self._features], result)
         joined = self._read_labels([record for record in records if record.topic != self._features], result)
-        emitted = self._kernel.process(rules, decided, joined, sum(row_count(record.value) for record in records))
+        emitted = self._kernel.process(config, decided, joined, sum(row_count(record.value) for record in records))
         result.counts += self._kernel.take_counts()
         if now is not None and emitted:
             self._write(emitted, result)

@@ -26,7 +26,7 @@ from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, Onlin
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from pipeline.learning.surges import SourceHours, Surges
 from schemas.codec import EARLIEST_US
-from schemas.messages import FeedbackRules
+from schemas.messages import FeedbackConfig
 from schemas.times import US_PER_DAY
 
 PRESUME_AT_MOST: Final = 5_000
@@ -142,8 +142,8 @@ class FeedbackKernel:
         self.decisions, self.pending = decisions, pending
         self.surges = Surges(hours)
         self._newest_us = self._committed_newest_us = newest_us
-        # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
-        # one, and nothing is filed where deleting has passed by.
+        # Only grows, whatever the config becomes: what was forgotten under a short horizon stays forgotten under a
+        # longer one, and nothing is filed where deleting has passed by.
         self._first_day = self._committed_first_day = first_day
         self.counts: Counter[tuple[str, str]] = Counter()
 
@@ -172,11 +172,11 @@ class FeedbackKernel:
         self.counts.clear()
         self._newest_us, self._first_day = self._committed_newest_us, self._committed_first_day
 
-    def process(self, rules: FeedbackRules, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
+    def process(self, config: FeedbackConfig, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
         """File decisions, join labels, and presume what has matured.
 
         Args:
-            rules: Processing config of the batch.
+            config: Processing config of the batch.
             decided: Its decisions.
             joined: Its labels.
             records: Records of the batch, refused ones included: forgetting keeps step with them.
@@ -185,7 +185,7 @@ class FeedbackKernel:
             Examples in order of position.
         """
         newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
-        retention_us = max(rules.label_horizon_us, rules.maturity_us) + EARLY_LABEL_GRACE_US
+        retention_us = max(config.label_horizon_us, config.maturity_us) + EARLY_LABEL_GRACE_US
         first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
         if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
             first_day *= len(newest_us)
@@ -196,7 +196,7 @@ class FeedbackKernel:
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _Part(self, rules, newest_us, first_day, decided, joined)
+            part = _Part(self, config, newest_us, first_day, decided, joined)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
@@ -218,7 +218,7 @@ class _Part:
     def __init__(
         self,
         kernel: FeedbackKernel,
-        rules: FeedbackRules,
+        config: FeedbackConfig,
         newest_us: Sequence[int],
         first_day: Sequence[int],
         decided: DecidedBatch,
@@ -226,7 +226,7 @@ class _Part:
     ) -> None:
         self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
         self._surges = kernel.surges
-        self._rules, self._decided, self._joined = rules, decided, joined
+        self._config, self._decided, self._joined = config, decided, joined
         # Before the first decision and with each: how far event time has come, and the first day that is remembered.
         # What lies before it is as if it were not there.
         self._newest_us, self._first_day = newest_us, first_day
@@ -265,7 +265,7 @@ class _Part:
                     )
         if labels:
             hashes = np.array([joined.labels[number].hash for number in labels], np.uint64)
-            self._sampled = keep_negatives(hashes, self._rules.negative_sample_rate).tolist()
+            self._sampled = keep_negatives(hashes, self._config.negative_sample_rate).tolist()
         labels_at: defaultdict[int, list[int]] = defaultdict(list)
         for number in labels:
             labels_at[joined.position[number]].append(number)
@@ -278,14 +278,14 @@ class _Part:
 
     def _matured(self, rows: range, kept: Sequence[int]) -> Mapping[int, Sequence[Matured]]:
         """Let sampled decisions mature; return what has matured, in order, by the position at which it does."""
-        decided, rate = self._decided, self._rules.negative_sample_rate
+        decided, rate = self._decided, self._config.negative_sample_rate
         newest_us, known = self._newest_us[rows.stop], None if kept is rows else set(kept)
         items: list[tuple[int, bytes]] = []
         own: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
         for number in np.flatnonzero(keep_negatives(decided.identities.hash[rows.start : rows.stop], rate)).tolist():
             row = rows[number]
             if known is None or row in known:
-                item = (decided.event_time_us[row] + self._rules.maturity_us, decided.identities.digest[row])
+                item = (decided.event_time_us[row] + self._config.maturity_us, decided.identities.digest[row])
                 items.append(item)
                 if item[0] <= newest_us:
                     own[item].append(decided.position[row])
@@ -323,7 +323,7 @@ class _Part:
         for at_us, digest, rate in due:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
             if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
-                weight, share = 1.0 / rate, self._rules.reported_share
+                weight, share = 1.0 / rate, self._config.reported_share
                 emitted = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
                 self._emit(digest, known._replace(learned=Learned.presumed(weight)), emitted)
 
@@ -343,19 +343,19 @@ class _Part:
                 self._counts["label", "unknown_transaction"] += 1
             else:
                 label = LabelRow.unpack(item.payload, item.at_us)
-                sampled = keep_negative(label.hash, self._rules.negative_sample_rate)
+                sampled = keep_negative(label.hash, self._config.negative_sample_rate)
                 self._join(position, digest, entry, label, sampled)
 
     def _join(self, position: int, digest: bytes, entry: DecisionReference, label: LabelRow, sampled: bool) -> None:
-        rules, counts = self._rules, self._counts
-        if label.known_at_us - entry.event_time_us > rules.label_horizon_us:
+        config, counts = self._config, self._counts
+        if label.known_at_us - entry.event_time_us > config.label_horizon_us:
             counts["label", "too_late"] += 1
             return
         known = self._known.get(digest, NOT_KNOWN)
-        in_time = label.known_at_us <= entry.event_time_us + rules.maturity_us
+        in_time = label.known_at_us <= entry.event_time_us + config.maturity_us
         if known.emitted == 0 and sampled and not in_time:
             # By the times alone it had been presumed legitimate before: the same on every replay.
-            known = known._replace(emitted=1, learned=Learned.presumed(1.0 / rules.negative_sample_rate))
+            known = known._replace(emitted=1, learned=Learned.presumed(1.0 / config.negative_sample_rate))
         before = known.state[_STATE_KNOWN]
         state, outcome = resolve_numbers(known.state, label.rank, label.labelled_at_us, label.known)
         counts["label", OUTCOMES[outcome]] += 1
@@ -370,11 +370,11 @@ class _Part:
         # A fraud is an example for certain, and so are its correction and what somebody has looked at. Any other
         # legitimate one stands for 1 / rate.
         is_sample = now == _LEGITIMATE and sampled and not reviewed and before != _FRAUD
-        weight = 1.0 / rules.negative_sample_rate if is_sample else 1.0
-        online, learned = online_update(known.learned, now, weight, rules.reported_share, in_time=in_time)
+        weight = 1.0 / config.negative_sample_rate if is_sample else 1.0
+        online, learned = online_update(known.learned, now, weight, config.reported_share, in_time=in_time)
         name, online = WITHDRAWN if now == _NOTHING else KNOWN[now], online._replace(held=label.held)
         emitted = Emitted(
-            position, entry, name, label.source, label.known_at_us, weight, known.emitted, online, rules.reported_share
+            position, entry, name, label.source, label.known_at_us, weight, known.emitted, online, config.reported_share
         )
         self._emit(digest, known if label.held else known._replace(learned=learned), emitted)
 

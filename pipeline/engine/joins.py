@@ -35,7 +35,7 @@ _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
 REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
 """Fate of a transaction; it is accepted again once its dedup horizon has passed."""
-# Words of ``rules``.
+# Words of ``config``.
 _DEDUP_US, _LABEL_US = range(2)
 # Words of ``meta``.
 NEWEST, FIRST_DAY, COUNT = range(3)
@@ -207,41 +207,42 @@ def _fill(table: IntArray, rows: IntArray, count: int) -> None:
 
 
 @compiled
-def _forgotten(rules: IntArray, meta: IntArray) -> int:
+def _forgotten(config: IntArray, meta: IntArray) -> int:
     """The first day of acceptance that is remembered."""
-    horizon_us = max(rules[_DEDUP_US], rules[_LABEL_US])
+    horizon_us = max(config[_DEDUP_US], config[_LABEL_US])
     day: int = (meta[NEWEST] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
     first: int = max(meta[FIRST_DAY], day)
     return first
 
 
 @compiled
-def _remembered(rules: IntArray, meta: IntArray, entry: IntArray) -> bool:
-    remembered: bool = entry[NEWEST_US] // US_PER_DAY >= _forgotten(rules, meta)
+def _remembered(config: IntArray, meta: IntArray, entry: IntArray) -> bool:
+    remembered: bool = entry[NEWEST_US] // US_PER_DAY >= _forgotten(config, meta)
     return remembered
 
 
 @compiled
-def _is_late(rules: IntArray, entry: IntArray, known_at_us: int) -> bool:
-    late: bool = known_at_us - entry[EVENT_US] > rules[_LABEL_US]
+def _is_late(config: IntArray, entry: IntArray, known_at_us: int) -> bool:
+    late: bool = known_at_us - entry[EVENT_US] > config[_LABEL_US]
     return late
 
 
 @compiled
-def _finds(rules: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
+def _finds(config: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) -> bool:
     """Return True if a label finds its transaction: a rule on times, whichever of the two is read first.
 
     A label that has been given up before a late transaction came, or that came after its transaction was forgotten,
     finds none either where a replay meets them the other way round.
     """
-    last_us = entry[EVENT_US] + rules[_LABEL_US] + EARLY_LABEL_GRACE_US
+    last_us = entry[EVENT_US] + config[_LABEL_US] + EARLY_LABEL_GRACE_US
     in_time: bool = entry[NEWEST_US] - EARLY_LABEL_GRACE_US <= known_at_us <= last_us
-    return in_time and _remembered(rules, meta, entry)
+    return in_time and _remembered(config, meta, entry)
 
 
 @compiled
 def _join(
-    rules: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray, held: int,
+    config: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray,
+    held: int,
     digest: IntArray, event_us: IntArray, position: IntArray, content: IntArray, source: IntArray,
     label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
     known_at_us: IntArray, fate: IntArray, differs: IntArray, waits: NDArray[np.bool_], follows: IntArray,
@@ -257,10 +258,10 @@ def _join(
     while i < n or j < m:
         if j < m and (i >= n or label_position[j] < position[i]):
             entry = table[_slot(table, entries, label_digest[j, 0], label_digest[j, 1])] - 1
-            if entry >= 0 and _finds(rules, meta, entries[entry], known_at_us[j]):
+            if entry >= 0 and _finds(config, meta, entries[entry], known_at_us[j]):
                 waits[j] = False
                 travels, changes = _apply(
-                    rules, entries, entry, j, label_position[j], rank[j], known[j], labelled_at_us[j], known_at_us[j],
+                    config, entries, entry, j, label_position[j], rank[j], known[j], labelled_at_us[j], known_at_us[j],
                     follows[followed:], journal[changed:], counts,
                 )  # fmt: skip
                 followed += travels
@@ -270,8 +271,8 @@ def _join(
                 waiting_count += 1
                 late = (
                     entry >= 0
-                    and _remembered(rules, meta, entries[entry])
-                    and _is_late(rules, entries[entry], known_at_us[j])
+                    and _remembered(config, meta, entries[entry])
+                    and _is_late(config, entries[entry], known_at_us[j])
                 )
                 counts[_TOO_LATE if late else _EARLY] += 1
             j += 1
@@ -280,8 +281,8 @@ def _join(
         before = table[slot] - 1
         if (
             before >= 0
-            and meta[NEWEST] - entries[before, NEWEST_US] <= rules[_DEDUP_US]
-            and _remembered(rules, meta, entries[before])
+            and meta[NEWEST] - entries[before, NEWEST_US] <= config[_DEDUP_US]
+            and _remembered(config, meta, entries[before])
         ):
             if entries[before, CONTENT] != content[i]:
                 differs[i] = entries[before, SOURCE]
@@ -301,10 +302,10 @@ def _join(
         if waiting_count:
             w = waiting[_slot(waiting, label_digest, digest[i, 0], digest[i, 1])] - 1
             while w >= 0:
-                if waits[w] and _finds(rules, meta, row, known_at_us[w]):
+                if waits[w] and _finds(config, meta, row, known_at_us[w]):
                     waits[w] = False
                     travels, changes = _apply(
-                        rules, entries, entry, w, position[i], rank[w], known[w], labelled_at_us[w], known_at_us[w],
+                        config, entries, entry, w, position[i], rank[w], known[w], labelled_at_us[w], known_at_us[w],
                         follows[followed:], journal[changed:], counts,
                     )  # fmt: skip
                     followed += travels
@@ -312,7 +313,7 @@ def _join(
                 w = chains[w, 0]
         i += 1
     # What is forgotten stays so, under other rules too.
-    meta[FIRST_DAY] = _forgotten(rules, meta)
+    meta[FIRST_DAY] = _forgotten(config, meta)
     return followed, changed
 
 
@@ -331,12 +332,12 @@ def _wait(waiting: IntArray, chains: IntArray, label_digest: IntArray, j: int) -
 
 @compiled
 def _apply(
-    rules: IntArray, entries: IntArray, entry: int, label: int, position: int, rank: int, known: int,
+    config: IntArray, entries: IntArray, entry: int, label: int, position: int, rank: int, known: int,
     labelled_at_us: int, known_at_us: int, follows: IntArray, journal: IntArray, counts: IntArray,
 ) -> tuple[int, int]:  # fmt: skip
     """Let a label change what is known; (1 where it travels on, 1 where the entry changes)."""
     row = entries[entry]
-    if _is_late(rules, row, known_at_us):
+    if _is_late(config, row, known_at_us):
         counts[_TOO_LATE] += 1
         return 0, 0
     before = (row[RANK], row[LABELLED_AT_US], row[KNOWN], row[CHANGES])

@@ -40,7 +40,7 @@ from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.ranges import answered
 from pipeline.settings import Settings
-from schemas.messages import Progress, RecordPosition, Rules
+from schemas.messages import ProcessingConfig, Progress, RecordPosition
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, w
     return written
 
 
-class Judged(NamedTuple):
+class ReplayBatch(NamedTuple):
     """Records that were one batch, and their processing config; None where no marker says so."""
 
     records: list[Record]
-    rules: Rules | None
+    config: ProcessingConfig | None
 
 
 class RecordColumns(NamedTuple):
@@ -283,12 +283,12 @@ def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefuse
 
 def in_recorded_order(
     readers: Sequence[RangeReader], markers: Iterator[Progress], ends: Mapping[str, int], name_of: Callable[[str], str]
-) -> Iterator[Judged]:
+) -> Iterator[ReplayBatch]:
     """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
 
     ``name_of`` turns a topic's full name into the one that markers bear. What no marker covers (records from before
     there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``, and without
-    rules.
+    config.
     """
     if any(reader.position < ends.get(reader.topic, 0) for reader in readers):
         for marker in markers:
@@ -297,15 +297,15 @@ def in_recorded_order(
                 # What stands before is all of a history without markers, perhaps: a part at a time.
                 start = min(marker.starts.get(name_of(reader.topic), 0), ends.get(reader.topic, 0))
                 while records := reader.read_to(start):
-                    yield Judged(records, None)
+                    yield ReplayBatch(records, None)
             for reader in readers:
                 end = min(marker.ends.get(name_of(reader.topic), 0), ends.get(reader.topic, 0))
                 while records := reader.read_to(end):
                     batch += records
             if left := _without(batch, marker.quarantined, name_of):
-                yield Judged(left, marker.rules)
+                yield ReplayBatch(left, marker.config)
             if all(reader.position >= ends.get(reader.topic, 0) for reader in readers):
                 return
     for reader in readers:
         while records := reader.read_to(ends.get(reader.topic, 0)):
-            yield Judged(records, None)
+            yield ReplayBatch(records, None)

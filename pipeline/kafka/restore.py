@@ -80,6 +80,6 @@ def restore_partition(
                 each.begin()
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
-            handler.replay(number, batch.records, batch.rules)
+            handler.replay(number, batch.records, batch.config)
             replayed += len(batch.records)
     return Restoration(replayed, progress, first)

@@ -537,7 +537,7 @@ class Session:
                 agent=self.agent,
                 starts=starts,
                 ends=ends,
-                rules=self._handler.rules,
+                config=self._handler.config,
                 quarantined=[position for position in batch.quarantined if position.partition == number],
             )
             markers.append(Output(PROGRESS, self.agent.encode(), _encode(marker), partition=number))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.records import Record
 
 
@@ -18,7 +18,7 @@ class StateHandler(Protocol):
     """The owner of the state of an agent's partitions."""
 
     @property
-    def rules(self) -> Rules | None:
+    def config(self) -> ProcessingConfig | None:
         """The processing config; committed with each batch, and given back to `replay`. None: no setting matters."""
 
     def assigning(self, waiting: Callable[[], None]) -> None:
@@ -33,8 +33,8 @@ class StateHandler(Protocol):
         A wait calls ``waiting`` meanwhile, which may raise.
         """
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
-        """Replay one batch of committed records into the state of ``partition``, without output, under ``rules``.
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
+        """Replay one batch of committed records into the state of ``partition``, without output, under ``config``.
 
         None: its config was not recorded, and the active one must do.
         """
@@ -55,7 +55,7 @@ class StateHandler(Protocol):
 class Stateless:
     """The handler of an agent without state: there is nothing to restore, to commit or to roll back."""
 
-    rules: Rules | None = None
+    config: ProcessingConfig | None = None
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Prepare nothing."""
@@ -67,7 +67,7 @@ class Stateless:
         del partition, logs, waiting
         return Restored(committed, 0)
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Replay nothing."""
 
     def restored(self, partition: int, records: int) -> None:

@@ -15,7 +15,7 @@ from pipeline.kafka.state_handler import Restored
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.records import Record
 from schemas.topics import PROFILED
 
@@ -46,7 +46,7 @@ class Kept:
             return None
         return Restored({self._prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         self.offsets += [record.offset for record in records]
 
     def restored(self, partition: int, records: int) -> None: ...

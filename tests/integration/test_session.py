@@ -48,7 +48,7 @@ from pipeline.kafka.transactions import (
     end_unfinished,
 )
 from pipeline.settings import Settings
-from schemas.messages import FeedbackRules, Rules
+from schemas.messages import FeedbackConfig, ProcessingConfig
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
 from tests.helpers.topics import shared_producer
@@ -64,9 +64,9 @@ READS = (TRANSACTIONS, LABELS)
 class Numbers:
     """State that is a list of the record values of each partition; a batch is pending until it is committed."""
 
-    def __init__(self, rules: Rules | None = None) -> None:
-        self.rules = rules
-        self.judged: list[Rules | None] = []
+    def __init__(self, config: ProcessingConfig | None = None) -> None:
+        self.config = config
+        self.configs: list[ProcessingConfig | None] = []
         self.committed: dict[int, list[bytes]] = {}
         self.pending: dict[int, list[bytes]] = {}
         self.replayed: list[list[bytes]] = []
@@ -80,9 +80,9 @@ class Numbers:
         self.committed[partition] = []
         return None
 
-    def replay(self, partition: int, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         values = [record.value or b"" for record in records]
-        self.judged.append(rules)
+        self.configs.append(config)
         self.committed[partition] += values
         self.replayed.append(values)
 
@@ -416,8 +416,8 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
 
 
 def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
-    rules = FeedbackRules(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
-    live, batches = Numbers(rules), []
+    config = FeedbackConfig(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
+    live, batches = Numbers(config), []
     with session(settings, live) as one:
         for topic, values in ((LABELS, ["l1", "l2"]), (TRANSACTIONS, ["t1", "t2"]), (LABELS, ["l3"])):
             write(settings, values, topic.name)
@@ -440,7 +440,7 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
             assert time.monotonic() < deadline_s
             other.poll(0.1)
         assert sorted(again.replayed) == sorted(batches)
-        assert set(again.judged) == {rules}
+        assert set(again.configs) == {config}
 
 
 def test_partitions_move_whole_between_workers(settings: Settings) -> None:

@@ -21,7 +21,7 @@ from pipeline.scoring.river_factory import load_river, new_learner
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import (
-    CardRules,
+    CardConfig,
     Decision,
     DecisionFeatures,
     Label,
@@ -413,4 +413,4 @@ def check_rates(logs: Logs) -> None:
     """A batch's rate table is on ``models`` (18)."""
     published = {load(payload).digest for payload in contents(logs, "rates").values()}
     for _, marker in logs.of("progress", decode_progress):
-        assert not isinstance(marker.rules, CardRules) or marker.rules.rates_digest in published, "18"
+        assert not isinstance(marker.config, CardConfig) or marker.config.rates_digest in published, "18"

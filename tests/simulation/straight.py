@@ -13,7 +13,7 @@ from pipeline.engine.block_messages import read_messages
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.quarantine import Quarantines
 from schemas.codec import encode
-from schemas.messages import Quarantine, Rules
+from schemas.messages import ProcessingConfig, Quarantine
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, PROFILED
 from tests.simulation.digest import state_digest
@@ -53,17 +53,17 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
         handler.restore(number, {}, {}, lambda: None)
     for transaction in logs.transactions(spec.name):
         records = _read(logs, spec, transaction)
-        rules = _rules(transaction)
+        config = _config(transaction)
         if not records:
             continue
-        if set(rules.values()) <= {handler.rules}:
+        if set(config.values()) <= {handler.config}:
             result = handler.process(records, world.clock.now(UTC))
             assert _sorted(result.outputs) == _sorted(_committed(transaction)), f"11: {spec.name} wrote otherwise"
             handler.commit(range(PARTITIONS))
         else:
-            # It was judged by other settings, of which only a restore knows how to judge alike.
+            # It was processed under other settings, which only a restore knows.
             for number in sorted({record.partition for record in records}):
-                handler.replay(number, [one for one in records if one.partition == number], rules[number])
+                handler.replay(number, [one for one in records if one.partition == number], config[number])
     for number in range(PARTITIONS):
         group = logs.cluster.group(PREFIX + spec.name)
         names = sorted(PREFIX + topic.name for topic in spec.reads)
@@ -91,10 +91,10 @@ def _read(logs: Logs, spec: AgentSpec, transaction: Committed) -> list[Record]:
     return records
 
 
-def _rules(transaction: Committed) -> Mapping[int, Rules | None]:
-    found: dict[int, Rules | None] = defaultdict(lambda: None)
+def _config(transaction: Committed) -> Mapping[int, ProcessingConfig | None]:
+    found: dict[int, ProcessingConfig | None] = defaultdict(lambda: None)
     for record, marker in messages(transaction.outputs, "progress", decode_progress):
-        found[record.partition] = marker.rules
+        found[record.partition] = marker.config
     return found
 
 

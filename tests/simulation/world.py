@@ -366,7 +366,7 @@ def made_context(world: World, settings: Settings) -> WorkerContext:
         _rates=fitting(read_rates(settings), settings),
         _published_rates=PublishedRates(world.address, settings),
         _identities=ClusterIdentities("simulated", {PREFIX + name: name for name in names}),
-        _places={name: settings.data_dir / name for name in AGENT_NAMES},
+        _directories={name: settings.data_dir / name for name in AGENT_NAMES},
         _store_memory=StoreMemory(MINIMUM_BYTES),
         _repository=SnapshotRepository(settings.snapshot_address) if settings.snapshot_address else None,
         bootstrap=world.address,

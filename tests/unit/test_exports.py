@@ -106,7 +106,7 @@ def test_columns_say_what_the_record_does_or_its_bytes_are_kept() -> None:
 
 @pytest.mark.parametrize("shuffled", [0, 1])
 def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None:
-    rules = Acceptance(load_rates(Settings()), 3_600_000_000)
+    acceptance = Acceptance(load_rates(Settings()), 3_600_000_000)
     values: list[bytes | None] = [
         *SAID_BY_COLUMNS, *KEPT_AS_BYTES, *NOT_DECODED, transaction(50, amount="1e1"), transaction(51, amount=0),
         transaction(52, currency="XXX"), transaction(53, after(9)), transaction(54, amount="+5"),
@@ -114,8 +114,8 @@ def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None
     if shuffled:
         np.random.default_rng(0).shuffle(values)  # type: ignore[arg-type]
     rejects: list[Reject] = []
-    expected = transactions_of(columns(values), rules, Numbering(1), rejects).rows
-    found, refused = accept_transactions(table(TRANSACTIONS, values), rules)
+    expected = transactions_of(columns(values), acceptance, Numbering(1), rejects).rows
+    found, refused = accept_transactions(table(TRANSACTIONS, values), acceptance)
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert {one.code for one in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
     for name in ("row", "transaction_id", "card_id", "event_time_us", "amount_minor", "amount_base_minor", "hour"):
@@ -132,14 +132,14 @@ def test_a_record_of_too_many_names_keeps_its_bytes_and_is_refused_as_it_was() -
 
 def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
     sources = LabelSources({"labels": frozenset({"analyst"})}, simulated=False)
-    rules = Acceptance(load_rates(Settings()), 3_600_000_000, sources=sources)
+    acceptance = Acceptance(load_rates(Settings()), 3_600_000_000, sources=sources)
     values: list[bytes | None] = [
         label(1), label(2, known="odd"), label(3, note="ours", of_ours=1), label(4, after(9)), None, b"{}",
         label(5, source="x" * 65), label(6, source="audit"), label(7, source="audit", note="x" * 3000),
     ]  # fmt: skip
     rejects: list[Reject] = []
-    expected = labels_of(columns(values), rules, Numbering(1), rejects, lambda *_: None, "labels").rows
-    found, refused = accept_labels(table(LABELS, values), rules, topic="labels")
+    expected = labels_of(columns(values), acceptance, Numbering(1), rejects, lambda *_: None, "labels").rows
+    found, refused = accept_labels(table(LABELS, values), acceptance, topic="labels")
     assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
     assert [one.code for one in refused[-2:]] == [NOT_ALLOWED, NOT_ALLOWED]
     assert len(refused) == 6

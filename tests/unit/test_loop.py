@@ -24,7 +24,7 @@ from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import Log, after, reason, to, transaction
@@ -95,7 +95,7 @@ class One(KernelPartitions[CardPartition]):
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> CardPartition:
         raise NotImplementedError
 
-    def replay_into(self, state: CardPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: CardPartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         state.process(records, None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
@@ -242,7 +242,7 @@ def test_a_restore_replays_no_batch_of_which_all_was_quarantined(
     outputs = to(CONTROL, one.outputs(record, ArithmeticError(), NOW))
     one._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in outputs])
     replayed: list[Sequence[Record]] = []
-    monkeypatch.setattr(worker.partitions, "replay_into", lambda _, records, rules: replayed.append(records))
+    monkeypatch.setattr(worker.partitions, "replay_into", lambda _, records, config: replayed.append(records))
     others = bought(2, first=1)
     worker.partitions.replay(0, [record], None)
     worker.partitions.replay(0, [record, *others], None)

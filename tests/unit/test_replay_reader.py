@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pipeline.kafka.replay_reader import Judged, in_recorded_order, read_markers
-from schemas.messages import FeedbackRules, Progress, RecordPosition
+from pipeline.kafka.replay_reader import ReplayBatch, in_recorded_order, read_markers
+from schemas.messages import FeedbackConfig, Progress, RecordPosition
 from schemas.records import Record
 
 
@@ -23,7 +23,7 @@ class Recorded:
 
 
 def replayed(readers: list[Recorded], markers: list[Progress], ends: dict[str, int]) -> list[list[tuple[str, int]]]:
-    batches: Iterator[Judged] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
+    batches: Iterator[ReplayBatch] = in_recorded_order(readers, iter(markers), ends, lambda topic: topic)  # type: ignore[arg-type]
     return [[(record.topic, record.offset) for record in batch.records] for batch in batches]
 
 
@@ -104,15 +104,15 @@ def test_garbage_among_markers_is_refused_and_the_rest_is_read() -> None:
 
 
 def test_a_batch_comes_with_its_own_rules_and_what_no_marker_tells_of_without() -> None:
-    old, new = (FeedbackRules(label_horizon_us=days, maturity_us=days, negative_sample_rate=1.0) for days in (1, 2))
+    old, new = (FeedbackConfig(label_horizon_us=days, maturity_us=days, negative_sample_rate=1.0) for days in (1, 2))
     markers = [
-        Progress(agent="feedback", starts={"a": 1}, ends={"a": 2}, rules=old),
-        Progress(agent="feedback", starts={"a": 2}, ends={"a": 3}, rules=new),
+        Progress(agent="feedback", starts={"a": 1}, ends={"a": 2}, config=old),
+        Progress(agent="feedback", starts={"a": 2}, ends={"a": 3}, config=new),
         Progress(agent="feedback", starts={"a": 3}, ends={"a": 4}),
     ]
     readers = [Recorded("a", [0, 1, 2, 3, 4])]
     found = in_recorded_order(readers, iter(markers), {"a": 5}, lambda topic: topic)  # type: ignore[arg-type]
-    assert [([record.offset for record in batch.records], batch.rules) for batch in found] == [
+    assert [([record.offset for record in batch.records], batch.config) for batch in found] == [
         ([0], None),
         ([1], old),
         ([2], new),

@@ -30,7 +30,7 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverLearner
-from schemas.messages import FeedbackRules, LogPosition, Versions
+from schemas.messages import FeedbackConfig, LogPosition, Versions
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -176,7 +176,7 @@ class OnlineTrainer:
             )
             chosen = np.flatnonzero(label_partition == number)
             joined = JoinedRows.of(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())
-            found += partition.process(self._options.rules, columns, decided, joined, decisions.feedback)
+            found += partition.process(self._options.config, columns, decided, joined, decisions.feedback)
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda row: row[0].position)
@@ -234,7 +234,7 @@ class _Partition(NamedTuple):
 
     def process(
         self,
-        rules: FeedbackRules,
+        config: FeedbackConfig,
         columns: DecisionColumns,
         decided: DecidedBatch,
         joined: JoinedRows,
@@ -245,7 +245,7 @@ class _Partition(NamedTuple):
         if not records:
             return []
         self.segments.begin(columns)
-        emitted = self.kernel.process(rules, decided, joined, records)
+        emitted = self.kernel.process(config, decided, joined, records)
         counts.update(self.kernel.take_counts())
         served = self.segments.read([joined.entry for joined in emitted])
         self.store.commit()

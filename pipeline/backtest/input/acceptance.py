@@ -57,7 +57,9 @@ class Acceptance(NamedTuple):
     """Sources that the topics of labels speak for."""
 
 
-def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) -> tuple[Transactions, list[Reject]]:
+def accept_transactions(
+    table: pa.Table, acceptance: Acceptance, first_row: int = 0
+) -> tuple[Transactions, list[Reject]]:
     """The accepted rows of ``table`` (`TRANSACTION_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
     Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
@@ -67,17 +69,17 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     ids, plain = wire.identifiers(raw["transaction_id"])
     cards, plain_cards = wire.identifiers(raw["card_id"])
     merchants, plain_merchants = wire.identifiers(raw["merchant_id"])
-    event_us, plain_times = wire.times_us(raw["event_time"], rules.time_zone)
+    event_us, plain_times = wire.times_us(raw["event_time"], acceptance.time_zone)
     currency, plain_currencies = wire.texts(raw["currency"])
-    minor, base, plain_amounts = wire.amounts(raw["amount"], currency, rules.rates)
+    minor, base, plain_amounts = wire.amounts(raw["amount"], currency, acceptance.rates)
     stated, plain_types = wire.texts(raw["transaction_type"])
     plain_types |= wire.missing(raw["transaction_type"])
     types = pc.fill_null(stated, _DEFAULTS["transaction_type"])
     local_us, plain_clocks = wire.wall_clock_us(raw["local_time"])
     without_clock = wire.missing(raw["local_time"])
-    stamp_us = _stamps(table, rules)
+    stamp_us = _stamps(table, acceptance)
     plain &= plain_cards & plain_merchants & plain_times & plain_currencies & plain_amounts & plain_types
-    plain &= (minor > 0) & (plain_clocks | without_clock) & (event_us <= stamp_us + rules.future_tolerance_us)
+    plain &= (minor > 0) & (plain_clocks | without_clock) & (event_us <= stamp_us + acceptance.future_tolerance_us)
     clock_us = np.where(without_clock, event_us, local_us)
     hour, weekday, counts = hours(clock_us), weekdays(clock_us), counting(types)
     texts = {
@@ -88,7 +90,7 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
     plain &= ~own.given
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
-        rate = rules.rates.currencies.get(currency[row].as_py())
+        rate = acceptance.rates.currencies.get(currency[row].as_py())
         cells = {
             **_names(texts, raw, row),
             "local_time": raw["local_time"][row].as_py(),
@@ -99,8 +101,8 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
             item = decode_transaction(
                 own.of(row, cells, TRANSACTION_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
-                future_tolerance_us=rules.future_tolerance_us,
-                rates=rules.rates,
+                future_tolerance_us=acceptance.future_tolerance_us,
+                rates=acceptance.rates,
             )
         except InvalidMessage as error:
             rejects.append(Reject("transaction", first_row + row, error.code, str(error)))
@@ -109,7 +111,8 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
         event_us[row], base[row], counts[row] = item.event_time_us, item.amount_base_minor, item.counts
         hour[row], weekday[row], minor[row] = item.hour, item.weekday, item.amount_minor
     accepted = Transactions(
-        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, event_us, rules), transaction_id=ids,
+        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, event_us, acceptance),
+        transaction_id=ids,
         card_id=cards, merchant_id=merchants, event_time_us=event_us, currency=currency, amount_minor=minor,
         amount_base_minor=base, transaction_type=types, counts=counts, hour=hour, weekday=weekday,
     )  # fmt: skip
@@ -117,7 +120,7 @@ def accept_transactions(table: pa.Table, rules: Acceptance, first_row: int = 0) 
 
 
 def accept_labels(
-    table: pa.Table, rules: Acceptance, first_row: int = 0, topic: str | None = None
+    table: pa.Table, acceptance: Acceptance, first_row: int = 0, topic: str | None = None
 ) -> tuple[Labels, list[Reject]]:
     """The accepted rows of ``table`` (`LABEL_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
@@ -130,14 +133,14 @@ def accept_labels(
     cards, plain_cards = wire.identifiers(raw["card_id"])
     words, plain_words = wire.identifiers(raw["label"], _LONGEST_WORD)
     sources, plain_sources = wire.identifiers(raw["source"], _LONGEST_WORD)
-    labelled_us, plain_times = wire.times_us(raw["labelled_at"], rules.time_zone)
-    stamp_us = _stamps(table, rules)
+    labelled_us, plain_times = wire.times_us(raw["labelled_at"], acceptance.time_zone)
+    stamp_us = _stamps(table, acceptance)
     plain &= plain_cards & plain_words & plain_sources & plain_times
-    plain &= labelled_us <= stamp_us + rules.future_tolerance_us
+    plain &= labelled_us <= stamp_us + acceptance.future_tolerance_us
     own = _own_bytes(table)
     plain &= ~own.given
     if topic is not None:
-        plain &= _coded(sources, lambda source: rules.sources.allows(topic, source)).astype(np.bool_)
+        plain &= _coded(sources, lambda source: acceptance.sources.allows(topic, source)).astype(np.bool_)
     rejects = []
     for row in np.flatnonzero(~plain).tolist():
         cells = {
@@ -148,10 +151,10 @@ def accept_labels(
             label = decode_label(
                 own.of(row, cells, LABEL_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
-                future_tolerance_us=rules.future_tolerance_us,
+                future_tolerance_us=acceptance.future_tolerance_us,
             )
             if topic is not None:
-                rules.sources.check(topic, label.source)
+                acceptance.sources.check(topic, label.source)
         except InvalidMessage as error:
             rejects.append(Reject("label", first_row + row, error.code, str(error)))
             continue
@@ -159,7 +162,8 @@ def accept_labels(
         labelled_us[row] = timestamp_us(label.labelled_at)
     known_at_us = np.where(stamp_us == _NO_STAMP, labelled_us, np.maximum(labelled_us, stamp_us))
     accepted = Labels(
-        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, known_at_us, rules), transaction_id=ids,
+        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, known_at_us, acceptance),
+        transaction_id=ids,
         card_id=cards, source=sources, rank=_coded(sources, source_rank),
         known=_coded(words, lambda word: KNOWN.index(known_value(word))), labelled_at_us=labelled_us,
         known_at_us=known_at_us,
@@ -170,13 +174,13 @@ def accept_labels(
 def accept_each(
     tables: Iterable[pa.Table],
     accept: Callable[[pa.Table, Acceptance, int], tuple[Rows, list[Reject]]],
-    rules: Acceptance,
+    acceptance: Acceptance,
     rejects: list[Reject],
 ) -> Iterator[Rows]:
     """Yield the accepted rows of each table; reasons of the others go to ``rejects``."""
     first_row = 0
     for table in tables:
-        rows, refused = accept(table, rules, first_row)
+        rows, refused = accept(table, acceptance, first_row)
         first_row += table.num_rows
         rejects += refused
         yield rows
@@ -206,12 +210,12 @@ def _own_bytes(table: pa.Table) -> _OwnBytes:
     return _OwnBytes(~(wire.missing(values) & wire.missing(wire.column(table, ERROR))), values)
 
 
-def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:
+def _stamps(table: pa.Table, acceptance: Acceptance) -> NDArray[np.int64]:
     """When each record arrived, in whole milliseconds as Kafka keeps it; `_NO_STAMP` where nothing says so."""
     if STAMP not in table.column_names:
         return np.full(table.num_rows, _NO_STAMP)
     values = wire.column(table, STAMP)
-    moments, _ = wire.times_us(values, rules.time_zone)
+    moments, _ = wire.times_us(values, acceptance.time_zone)
     missing = wire.missing(values)
     no_time = np.flatnonzero((moments == NO_TIME) & ~missing)
     if len(no_time):
@@ -220,8 +224,8 @@ def _stamps(table: pa.Table, rules: Acceptance) -> NDArray[np.int64]:
     return np.where(missing, _NO_STAMP, moments // US_PER_MS * US_PER_MS)
 
 
-def _keys(table: pa.Table, times_us: NDArray[np.int64], rules: Acceptance) -> NDArray[np.int64]:
-    if not rules.recorded:
+def _keys(table: pa.Table, times_us: NDArray[np.int64], acceptance: Acceptance) -> NDArray[np.int64]:
+    if not acceptance.recorded:
         return times_us
     values = wire.column(table, SEQUENCE)
     if not pa.types.is_integer(values.type) or values.null_count:

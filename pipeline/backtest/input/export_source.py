@@ -78,14 +78,14 @@ class ExportSource:
         origins = (origin_of(schema_of(path)) for path in self._files(TRANSACTIONS)[:1])
         return next((origin.partitions for origin in origins if origin is not None), 1)
 
-    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+    def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
         if not self._files(TRANSACTIONS):
             raise UnusableSource(
                 f"{self.directory} holds no Parquet file below {TRANSACTIONS.name}/: name a directory into which "
                 "topics were exported, or a file"
             )
-        of_labels = [topic_of_labels(name) for name in rules.sources.topics]
+        of_labels = [topic_of_labels(name) for name in acceptance.sources.topics]
         warnings = [text for topic in (TRANSACTIONS, *of_labels) for text in check_whole(self.directory / topic.name)]
         if missing := [f"{topic.name}/" for topic in of_labels if not self._files(topic)]:
             what_follows = (
@@ -95,12 +95,12 @@ class ExportSource:
             )
             warnings.append(f"{self.directory} holds no {', '.join(missing)}: {what_follows}; export that topic too")
         late = note_late(rejects)
-        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
-        until_now = span.arrivals(rules.future_tolerance_us, None)
-        sold = [self._transactions(log, of_range, rules, rejects) for log in self._logs(TRANSACTIONS)]
+        of_range = span.arrivals(acceptance.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(acceptance.future_tolerance_us, None)
+        sold = [self._transactions(log, of_range, acceptance, rejects) for log in self._logs(TRANSACTIONS)]
         logs = [(topic.name, log) for topic in of_labels for log in self._logs(topic)]
         label_parts = [
-            self._labels(topic, log, number, until_now, rules, rejects, book)
+            self._labels(topic, log, number, until_now, acceptance, rejects, book)
             for number, (topic, log) in enumerate(logs)
         ]
         seen = SeenTimes()
@@ -127,10 +127,10 @@ class ExportSource:
         return [ExportLog(number, paths) for number, paths in sorted(numbers.items())]
 
     def _transactions(
-        self, log: ExportLog, arrivals: ArrivalRange, rules: Acceptance, rejects: list[Reject]
+        self, log: ExportLog, arrivals: ArrivalRange, acceptance: Acceptance, rejects: list[Reject]
     ) -> Iterator[LogPart[Transactions]]:
         for table in log.tables(arrivals):
-            rows, refused = accept_transactions(table, rules)
+            rows, refused = accept_transactions(table, acceptance)
             rejects += refused
             yield _placed(rows, table, log.number)
 
@@ -140,12 +140,12 @@ class ExportSource:
         log: ExportLog,
         number: int,
         arrivals: ArrivalRange,
-        rules: Acceptance,
+        acceptance: Acceptance,
         rejects: list[Reject],
         book: LabelBook,
     ) -> Iterator[LogPart[Labels]]:
         for table in log.tables(arrivals):
-            rows, refused = accept_labels(table, rules, topic=topic)
+            rows, refused = accept_labels(table, acceptance, topic=topic)
             rejects += refused
             yield _placed(note_labels(rows, table, 0, book), table, number)
 

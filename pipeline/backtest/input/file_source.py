@@ -51,18 +51,18 @@ class FileSource:
         """A file of them."""
         return self.label_file is not None
 
-    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+    def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
         seen = SeenTimes()
-        labels = iter(()) if self.label_file is None else self._told(self.label_file, rules, rejects, book)
-        return OpenedHistory(self._until_end(span, rules, rejects, book, seen), labels, seen)
+        labels = iter(()) if self.label_file is None else self._told(self.label_file, acceptance, rejects, book)
+        return OpenedHistory(self._until_end(span, acceptance, rejects, book, seen), labels, seen)
 
     def _until_end(
-        self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook, seen: SeenTimes
+        self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook, seen: SeenTimes
     ) -> Iterator[Transactions]:
         first = 0
         for table in file_tables(self.path, self.mapping):
-            rows, refused = accept_transactions(table, rules, first)
+            rows, refused = accept_transactions(table, acceptance, first)
             rejects += refused
             rows = seen.within(span, rows)
             if self.bears_truth:
@@ -76,10 +76,10 @@ class FileSource:
                 return
             first += table.num_rows
 
-    def _told(self, path: Path, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+    def _told(self, path: Path, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
         first = 0
         for table in label_tables(path):
-            rows, refused = accept_labels(table, rules, first)
+            rows, refused = accept_labels(table, acceptance, first)
             rejects += refused
             yield note_labels(rows, table, first, book)
             first += table.num_rows

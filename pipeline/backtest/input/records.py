@@ -35,17 +35,17 @@ class Numbering(NamedTuple):
 
 
 def transactions_of(
-    read: RecordColumns, rules: Acceptance, numbering: Numbering, rejects: list[Reject]
+    read: RecordColumns, acceptance: Acceptance, numbering: Numbering, rejects: list[Reject]
 ) -> LogPart[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
     arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
-    rows, refused = accept_transactions(read.values, arrived_us, rules.rates, rules.future_tolerance_us)
+    rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 
 
 def labels_of(
     read: RecordColumns,
-    rules: Acceptance,
+    acceptance: Acceptance,
     numbering: Numbering,
     rejects: list[Reject],
     note: Callable[[Sequence[Label], Sequence[int]], None],
@@ -57,7 +57,10 @@ def labels_of(
     """
     arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
     rows, refused, messages = accept_labels(
-        read.values, arrived_us, rules.future_tolerance_us, lambda _, label: rules.sources.check(topic, label.source)
+        read.values,
+        arrived_us,
+        acceptance.future_tolerance_us,
+        lambda _, label: acceptance.sources.check(topic, label.source),
     )
     note(messages, rows.known_at_us.tolist())
     return _part(read, rows, arrived_us, numbering, refused, rejects)

@@ -47,7 +47,7 @@ class Source(Protocol):
     def partitions(self) -> int:
         """Number of partitions of its topic, if any; else 1. Raises `ClusterUnreachable`, `TopicError`."""
 
-    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+    def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
         Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,

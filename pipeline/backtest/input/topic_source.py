@@ -75,17 +75,17 @@ class TopicSource:
         simulated = stamped_by_producers(client, self.name, self.settings.timestamps == "producer")
         return Span(EARLIEST_US, EARLIEST_US, LATEST_US) if simulated else span
 
-    def open(self, span: Span, rules: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
+    def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
         late = note_late(rejects)
-        of_range = span.arrivals(rules.future_tolerance_us, self.lateness_us)
-        until_now = span.arrivals(rules.future_tolerance_us, None)
+        of_range = span.arrivals(acceptance.future_tolerance_us, self.lateness_us)
+        until_now = span.arrivals(acceptance.future_tolerance_us, None)
         # Their ends as well are told by records.
-        sold = self.ranges(TRANSACTIONS, span, rules.future_tolerance_us, to_end=True)
+        sold = self.ranges(TRANSACTIONS, span, acceptance.future_tolerance_us, to_end=True)
         label_logs = [
             (topic, number, offsets)
-            for topic in map(topic_of_labels, rules.sources.topics)
-            for number, offsets in self.ranges(topic, span, rules.future_tolerance_us, to_end=True).items()
+            for topic in map(topic_of_labels, acceptance.sources.topics)
+            for number, offsets in self.ranges(topic, span, acceptance.future_tolerance_us, to_end=True).items()
         ]
         self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
@@ -101,7 +101,7 @@ class TopicSource:
 
         def accepted(topic: Topic, log: int, read: RecordColumns) -> LogPart[Labels]:
             """Accept labels of a partition, which is the ``log``-th of all topics of labels."""
-            return labels_of(read._replace(partition=log), rules, of_labels, rejects, note, topic.name)
+            return labels_of(read._replace(partition=log), acceptance, of_labels, rejects, note, topic.name)
 
         readers = ExitStack()
 
@@ -113,7 +113,7 @@ class TopicSource:
 
         transactions = [
             (
-                transactions_of(read, rules, numbering, rejects)
+                transactions_of(read, acceptance, numbering, rejects)
                 for read in begun(TRANSACTIONS, number, offsets, of_range)
             )
             for number, offsets in sold.items()

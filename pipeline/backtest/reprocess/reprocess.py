@@ -35,7 +35,7 @@ from pipeline.kafka.clients import QUEUE_OF_BLOCKS, admin_client, partition_numb
 from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.producer import TransactionalProducer
 from pipeline.settings import Settings
-from schemas.messages import CardRules, FeedbackRules
+from schemas.messages import CardConfig, FeedbackConfig
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic
 
 _RUN_DIGITS: Final = 16
@@ -72,9 +72,9 @@ class _Asked(msgspec.Struct, frozen=True):
     models: dict[str, str] | None
     """Versions; None for those that live decisions name."""
     learning_every_us: int | None
-    learning: FeedbackRules | None
+    learning: FeedbackConfig | None
     """Config of the online model's training; None where it does not learn."""
-    card: CardRules
+    card: CardConfig
     """Config of the card agent, the rates among it."""
     label_sources: dict[str, tuple[str, ...]]
     """Sources that topics of labels speak for."""
@@ -195,8 +195,8 @@ def run_name(
         order=request.order.value,
         models=None if candidate is None else msgspec.structs.asdict(candidate.models.versions(options.rates.version)),
         learning_every_us=None if learning is None else learning.publish_every_us,
-        learning=None if learning is None else learning.options.rules,
-        card=options.rules,
+        learning=None if learning is None else learning.options.config,
+        card=options.config,
         gate=learning.gate if learning is not None and learning.gate else msgspec.UNSET,
         label_sources=request.settings.label_topics,
         simulated=request.settings.label_sources.simulated,

@@ -15,7 +15,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.river_model import RiverLearner, RiverModel
 from pipeline.settings import Settings
-from schemas.messages import CardRules, Versions
+from schemas.messages import CardConfig, Versions
 from schemas.money import RateTable
 from schemas.records import Record
 
@@ -136,9 +136,9 @@ class ModelLibrary:
         payload = self._cluster.payload(name, version) if self._cluster is not None else None
         return payload if payload is not None else self._registry.load(name, version)
 
-    def rates(self, rules: CardRules) -> RateTable:
+    def rates(self, config: CardConfig) -> RateTable:
         """The rate table by which a batch was judged. Raises `RatesError` where it is not on ``models``."""
-        return self._rates.table(rules.rates_version, rules.rates_digest)
+        return self._rates.table(config.rates_version, config.rates_digest)
 
     @cached_property
     def _cluster(self) -> PublishedVersions | None:

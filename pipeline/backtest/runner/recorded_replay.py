@@ -54,7 +54,7 @@ from pipeline.engine.subjects import (
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import currency_decimals
 from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers
-from schemas.messages import CardRules, Profiled, ProfiledTransaction, RecordPosition, Versions
+from schemas.messages import CardConfig, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
 from schemas.times import US_PER_SECOND
 from schemas.topics import ACCEPTED_LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
@@ -193,9 +193,9 @@ class RecordedReplay:
                 closing(RangeReader(self._source.bootstrap, settings, progress, number, offsets.start))
             )
             markers = read_markers(marks, "card", offsets.stop)
-            for batch, rules in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
+            for batch, config in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
                 options = (
-                    self._options.under(rules, self._library.rates(rules)) if isinstance(rules, CardRules) else None
+                    self._options.under(config, self._library.rates(config)) if isinstance(config, CardConfig) else None
                 )
                 result = card.process(batch, _NOW, options)
                 card.commit()

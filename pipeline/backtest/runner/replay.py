@@ -68,11 +68,11 @@ def replay(
 
     Raises `OutOfOrder`, and ValueError for a column that the order needs.
     """
-    rules = Acceptance(options.rates, options.future_tolerance_us, time_zone, order is Order.RECORDED)
+    acceptance = Acceptance(options.rates, options.future_tolerance_us, time_zone, order is Order.RECORDED)
     rejects: list[Reject] = []
     accepted = (
-        accept_each(transactions, accept_transactions, rules, rejects),
-        accept_each(labels, accept_labels, rules, rejects),
+        accept_each(transactions, accept_transactions, acceptance, rejects),
+        accept_each(labels, accept_labels, acceptance, rejects),
     )
     for (decisions,) in replay_accepted(
         [Candidate(models, learning)], *accepted, rejects, options=options, order=order

@@ -33,7 +33,7 @@ from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import StoreMemory
-from schemas.messages import Rules
+from schemas.messages import ProcessingConfig
 from schemas.records import Record
 from schemas.topics import CONTROL, Topic
 from tests.benchmarks.job.definition import PARTITIONS
@@ -54,7 +54,7 @@ class OneHopPartitions(KernelPartitions[OneHopPartition]):
         """The kernel of one partition."""
         return OneHopPartition(self._models, self._output, location.storage, loaded)
 
-    def replay_into(self, state: OneHopPartition, records: Sequence[Record], rules: Rules | None) -> None:
+    def replay_into(self, state: OneHopPartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state."""
         state.replay(records)
 

@@ -15,7 +15,7 @@ from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from schemas.codec import encode
-from schemas.messages import CardRules, FeedbackRules, ProfiledTransaction, Progress, Rules
+from schemas.messages import CardConfig, FeedbackConfig, ProcessingConfig, ProfiledTransaction, Progress
 from schemas.money import RateTable, load
 from schemas.records import Record
 from schemas.times import US_PER_DAY, US_PER_SECOND
@@ -44,10 +44,10 @@ class Agent(NamedTuple):
     """A kernel that settings steer."""
 
     start: Callable[..., Any]
-    rules: Callable[[np.random.Generator], Options]
+    random_options: Callable[[np.random.Generator], Options]
     batches: Callable[[np.random.Generator], Batches]
-    under: Callable[[Options, Rules], Options]
-    """What the options of today are under the rules that a record of ``progress`` names."""
+    under: Callable[[Options, ProcessingConfig], Options]
+    """What the options of today are under the config that a record of ``progress`` names."""
 
     def kernel(self, options: Options) -> Kernel:
         """A worker that was started with ``options``."""
@@ -86,7 +86,7 @@ def card_batches(random: np.random.Generator) -> Batches:
     return [[*bought, *told_] for bought, told_ in interleaved(transactions.records, labels.records, random)]
 
 
-def card_rules(random: np.random.Generator) -> CardOptions:
+def card_config(random: np.random.Generator) -> CardOptions:
     return CardOptions(
         rates=TABLES[int(random.integers(len(TABLES)))],
         future_tolerance_us=int(random.choice(TOLERANCES_S)) * US_PER_SECOND,
@@ -96,10 +96,10 @@ def card_rules(random: np.random.Generator) -> CardOptions:
     )
 
 
-def card_under(options: CardOptions, rules: Rules) -> CardOptions:
-    assert isinstance(rules, CardRules)
-    (rates,) = [one for one in TABLES if (one.version, one.digest) == (rules.rates_version, rules.rates_digest)]
-    return options.under(rules, rates)
+def card_under(options: CardOptions, config: ProcessingConfig) -> CardOptions:
+    assert isinstance(config, CardConfig)
+    (rates,) = [one for one in TABLES if (one.version, one.digest) == (config.rates_version, config.rates_digest)]
+    return options.under(config, rates)
 
 
 def feedback_batches(random: np.random.Generator) -> Batches:
@@ -107,7 +107,7 @@ def feedback_batches(random: np.random.Generator) -> Batches:
     return cut([record for _, record in happenings(random, 300)], random)
 
 
-def feedback_rules(random: np.random.Generator) -> FeedbackOptions:
+def feedback_config(random: np.random.Generator) -> FeedbackOptions:
     return FeedbackOptions(
         label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
@@ -116,19 +116,19 @@ def feedback_rules(random: np.random.Generator) -> FeedbackOptions:
     )
 
 
-def feedback_under(options: FeedbackOptions, rules: Rules) -> FeedbackOptions:
-    assert isinstance(rules, FeedbackRules)
-    return options.under(rules)
+def feedback_under(options: FeedbackOptions, config: ProcessingConfig) -> FeedbackOptions:
+    assert isinstance(config, FeedbackConfig)
+    return options.under(config)
 
 
 AGENTS = {
     "card": Agent(
         lambda options, store, loaded: CardPartition(options, None, store, loaded),
-        card_rules,
+        card_config,
         card_batches,
         card_under,
     ),
-    "feedback": Agent(FeedbackPartition, feedback_rules, feedback_batches, feedback_under),
+    "feedback": Agent(FeedbackPartition, feedback_config, feedback_batches, feedback_under),
 }
 
 
@@ -145,17 +145,17 @@ def live(agent: Agent, seed: int) -> Lived:
     """Every few batches the worker is stopped, its settings are changed, and it starts from its snapshot."""
     random = np.random.default_rng(seed)
     batches = agent.batches(random)
-    options = agent.rules(random)
+    options = agent.random_options(random)
     run = Run(agent.kernel(options))
     recorded = []
     most = 2 * len(batches) // 3
     for batch in batches[:most]:
         if random.random() < 0.3:
-            options = agent.rules(random)
+            options = agent.random_options(random)
             run.kernel = agent.kernel(options)
             run = run.loaded_again(full=True)
         run.commit(batch)
-        recorded.append((batch, encode(Progress(agent="any", starts={}, ends={}, rules=options.rules))))
+        recorded.append((batch, encode(Progress(agent="any", starts={}, ends={}, config=options.config))))
     return Lived(run, recorded, batches[most:])
 
 
@@ -174,11 +174,11 @@ def replay(run: Run, records: Sequence[Record], options: Options) -> Result:
 
 
 def replayed(agent: Agent, lived: Lived, today: Options) -> Run:
-    """The same from the log alone, by a worker that was started with ``today``; None of a marker's rules: by these."""
+    """The same from the log alone, by a worker started with ``today``; a marker without config: under these."""
     run = Run(agent.kernel(today))
     for batch, marker in lived.recorded:
-        rules = msgspec.json.decode(marker, type=Progress).rules
-        assert replay(run, batch, None if rules is None else agent.under(today, rules)).outputs == []
+        config = msgspec.json.decode(marker, type=Progress).config
+        assert replay(run, batch, None if config is None else agent.under(today, config)).outputs == []
     return run
 
 
@@ -187,7 +187,7 @@ def replayed(agent: Agent, lived: Lived, today: Options) -> Run:
 def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, seed: int) -> None:
     agent = AGENTS[name]
     lived = live(agent, seed)
-    today = agent.rules(np.random.default_rng(seed + 1_000))
+    today = agent.random_options(np.random.default_rng(seed + 1_000))
     again = replayed(agent, lived, today)
     assert again.store.items() == lived.run.store.items()
     assert own_values(again) == own_values(lived.run)
@@ -203,29 +203,29 @@ def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_a_fold_by_the_rules_of_today_would_show(name: str) -> None:
-    """The test above notices where markers' rules are passed over, or any one of them is."""
+    """The test above notices where the config of markers is passed over, or any field of it."""
     agent = AGENTS[name]
     lived = live(agent, 0)
-    today = agent.rules(np.random.default_rng(1_000))
-    for field in ("all", *(field for field in type(today.rules).__struct_fields__ if field != "rates_version")):
+    today = agent.random_options(np.random.default_rng(1_000))
+    for field in ("all", *(field for field in type(today.config).__struct_fields__ if field != "rates_version")):
         overlooked = []
         for batch, marker in lived.recorded:
             progress = msgspec.json.decode(marker, type=Progress)
-            rules = None if field == "all" else without(progress.rules, field, today.rules)
-            overlooked.append((batch, encode(msgspec.structs.replace(progress, rules=rules))))
+            config = None if field == "all" else without(progress.config, field, today.config)
+            overlooked.append((batch, encode(msgspec.structs.replace(progress, config=config))))
         wrong = replayed(agent, lived._replace(recorded=overlooked), today)
         assert wrong.store.items() != lived.run.store.items(), field
 
 
-def without(rules: Any, field: str, today: Any) -> Rules:
-    """``rules`` with one taken from ``today``; the table goes by version and content."""
+def without(config: Any, field: str, today: Any) -> ProcessingConfig:
+    """``config`` with one taken from ``today``; the table goes by version and content."""
     fields = ("rates_version", "rates_digest") if field == "rates_digest" else (field,)
-    changed: Rules = msgspec.structs.replace(rules, **{name: getattr(today, name) for name in fields})
+    changed: ProcessingConfig = msgspec.structs.replace(config, **{name: getattr(today, name) for name in fields})
     return changed
 
 
 def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> None:
-    before, now = (card_rules(np.random.default_rng(0))._replace(rates=rates) for rates in TABLES[:2])
+    before, now = (card_config(np.random.default_rng(0))._replace(rates=rates) for rates in TABLES[:2])
     log = Log(TRANSACTIONS)
     refused = log.append(transaction(1, after(1), currency="GBP"), after(1))
     again = log.append(refused.value, after(2))
@@ -239,7 +239,7 @@ def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> Non
 
 def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> None:
     """Whether the store has got round to deleting it or not."""
-    short = card_rules(np.random.default_rng(0))._replace(
+    short = card_config(np.random.default_rng(0))._replace(
         rates=TABLES[0], dedup_horizon_us=US_PER_DAY, label_horizon_us=US_PER_DAY
     )
     long = short._replace(dedup_horizon_us=90 * US_PER_DAY)
@@ -259,7 +259,7 @@ def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> 
 def test_no_decision_is_filed_behind_what_was_deleted() -> None:
     """It would stay there for ever."""
     agent = AGENTS["feedback"]
-    short = feedback_rules(np.random.default_rng(0))._replace(
+    short = feedback_config(np.random.default_rng(0))._replace(
         label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
     )
     long = short._replace(label_horizon_us=60 * US_PER_DAY)
