@@ -61,23 +61,23 @@ def command(
     first_us = outcomes.oldest_us if outcomes.first_audit_us is None else outcomes.first_audit_us
     from_us = first_us if start is None else timestamp_us(start)
     options = AuditOptions(mature_days=mature_days, least_age_days=min(_DEFAULTS.least_age_days, mature_days))
-    report = assess(outcomes.rows(from_us), outcomes.newest_us, options)
+    report = assess(outcomes.rows(from_us), outcomes.stream_time_us, options)
     decisions, unaudited = outcomes.decisions(from_us)
     if as_json:
-        click.echo(msgspec.json.encode(_as_json(report, decisions, unaudited, from_us, outcomes.newest_us)))
+        click.echo(msgspec.json.encode(_as_json(report, decisions, unaudited, from_us, outcomes.stream_time_us)))
         return
-    for line in _lines(report, options, decisions, unaudited, from_us, outcomes.newest_us):
+    for line in _lines(report, options, decisions, unaudited, from_us, outcomes.stream_time_us):
         click.echo(line)
 
 
 def _lines(
-    report: AuditReport, options: AuditOptions, decisions: int, unaudited: int, from_us: int, newest_us: int
+    report: AuditReport, options: AuditOptions, decisions: int, unaudited: int, from_us: int, stream_time_us: int
 ) -> list[str]:
     """Return the report in lines of at most 80 columns."""
     never, age = report.never_reported, f"{options.mature_days:g}"
     unanswered = f", {report.unanswered:,} without an answer" if report.unanswered else ""
     lines = [
-        f"{decisions:,} decisions from {_day(from_us)} to {_day(newest_us)},",
+        f"{decisions:,} decisions from {_day(from_us)} to {_day(stream_time_us)},",
         f"those of {options.least_age_days:g} days and older:",
         "",
         f"  {report.alerted:,} frauds raised an alert by score or rule{unanswered}",
@@ -124,10 +124,10 @@ def _range(interval: Interval) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _as_json(report: AuditReport, decisions: int, unaudited: int, from_us: int, newest_us: int) -> dict[str, Any]:
+def _as_json(report: AuditReport, decisions: int, unaudited: int, from_us: int, stream_time_us: int) -> dict[str, Any]:
     return {
         "from": _day(from_us),
-        "to": _day(newest_us),
+        "to": _day(stream_time_us),
         "decisions": decisions,
         "decisions_without_audit": unaudited,
         "alerted": report.alerted,

@@ -104,14 +104,14 @@ class Gate:
     def __init__(self) -> None:
         self._days: dict[int, tuple[_Best, _Best]] = {}
         self._held: dict[Identity, tuple[StateNumbers, int]] = {}
-        self._newest_us = 0
+        self._stream_time_us = 0
 
     def add(self, rows: BothScores) -> None:
         """Take in decisions."""
         if not len(rows.event_time_us):
             return
-        self._newest_us = max(self._newest_us, int(rows.event_time_us.max()))
-        first = self._newest_us // US_PER_DAY - REACH_DAYS + 1
+        self._stream_time_us = max(self._stream_time_us, int(rows.event_time_us.max()))
+        first = self._stream_time_us // US_PER_DAY - REACH_DAYS + 1
         days = rows.event_time_us // US_PER_DAY
         for day in np.unique(days[days >= first]).tolist():
             of_day = np.flatnonzero(days == day)
@@ -135,7 +135,7 @@ class Gate:
         Args:
             blend: The one that holds.
         """
-        since_us = self._newest_us - REPORT_DAYS * US_PER_DAY
+        since_us = self._stream_time_us - REPORT_DAYS * US_PER_DAY
         self._held = {identity: held for identity, held in self._held.items() if held[1] > since_us}
         frauds = {identity for identity, (state, _) in self._held.items() if state[2] == _FRAUD}
         won = lost = 0

@@ -1,6 +1,7 @@
 """Records of transactions and labels as columns, accepted and refused by the rules of `schemas.codec`.
 
-Compiled code reads the records that are plain. The decoder itself reads each of the others, into the same columns.
+Compiled code reads what the fast path takes. The decoder itself reads each of the others, into the same
+columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.amounts import rate_terms, read_amounts
 from pipeline.engine.columns import Labels, Reject, Transactions, no_labels, text_buffers
-from pipeline.engine.scanned import AMOUNT, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
+from pipeline.engine.json_scanner import AMOUNT, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
@@ -32,13 +33,13 @@ from schemas.messages import Label, Timestamp
 from schemas.money import RateTable
 from schemas.records import Record
 
-_COLUMNS: Final = (*enumerate(TEXTS), (AMOUNT, "stated_amount"))
+_COLUMNS: Final = (*enumerate(TEXTS), (AMOUNT, "producer_amount"))
 """Places of `scan` that are copied, with the columns of `Transactions` that they become; the last only if asked for."""
 
 T = TypeVar("T")
 
 
-class Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class ProducerFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Fields of a producer's transaction that a decision repeats as they were written."""
 
     event_time: Timestamp
@@ -59,7 +60,7 @@ class Stated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 _MINUTE: Final = timedelta(minutes=1)
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-read_stated: Final = msgspec.json.Decoder(Stated).decode
+decode_producer_fields: Final = msgspec.json.Decoder(ProducerFields).decode
 
 _COUNTING: Final = tuple(
     np.frombuffer(word.encode().ljust(max(map(len, COUNTING_TYPES)), b"\x00"), np.uint8)
@@ -69,11 +70,11 @@ _COUNTING_WORDS: Final = np.ascontiguousarray(np.stack(_COUNTING))
 _COUNTING_BYTES: Final = np.array([len(word) for word in sorted(COUNTING_TYPES)], np.int64)
 
 
-class PlainTransactions(NamedTuple):
-    """The plain ones of n records: m transactions."""
+class FastPathTransactions(NamedTuple):
+    """The m of n records that the fast path takes, as transactions."""
 
-    plain: NDArray[np.bool_]
-    """Shape (n,): which records they are."""
+    on_fast_path: NDArray[np.bool_]
+    """Shape (n,): which records these are."""
     rows: Transactions
 
 
@@ -88,7 +89,7 @@ def accept_transactions(
     rates: RateTable,
     future_tolerance_us: int,
     *,
-    stated: bool = False,
+    producer_fields: bool = False,
 ) -> tuple[Transactions, list[Reject]]:
     """Accept the transactions of n records.
 
@@ -97,16 +98,18 @@ def accept_transactions(
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         rates: Table that converts the amounts.
         future_tolerance_us: How far an event may lie behind its record's arrival.
-        stated: Whether ``stated_amount`` and ``stated_offset_min`` are wanted.
+        producer_fields: Whether ``producer_amount`` and ``producer_offset_min`` are wanted.
 
     Returns:
         The accepted transactions and the refused ones; ``row`` of either is its record's number.
     """
-    plain, rows = read_plain(values, arrived_us + future_tolerance_us, rates, stated=stated)
+    on_fast_path, rows = read_fast_path(
+        values, arrived_us + future_tolerance_us, rates, producer_fields=producer_fields
+    )
     if len(rows) == len(values):
         return rows, []
     others, rejects = _decoded(
-        np.flatnonzero(~plain),
+        np.flatnonzero(~on_fast_path),
         "transaction",
         lambda row: decode_transaction(
             values[row],
@@ -117,8 +120,8 @@ def accept_transactions(
     )
     if others:
         decoded = _transactions(others)
-        if stated:
-            decoded = _with_stated(decoded, [read_stated(values[row] or b"") for row, _ in others])
+        if producer_fields:
+            decoded = _with_producer_fields(decoded, [decode_producer_fields(values[row] or b"") for row, _ in others])
         rows = Transactions.concat([rows, decoded])
         rows = rows.take(np.argsort(rows.row))
     return rows, rejects
@@ -185,28 +188,30 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
     )
 
 
-def read_plain(
-    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, stated: bool = False
-) -> PlainTransactions:
+def read_fast_path(
+    values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, producer_fields: bool = False
+) -> FastPathTransactions:
     """Read the records that compiled code understands and that the decoder would accept.
 
     Args:
         values: n records' values.
         latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
         rates: Table that converts the amounts.
-        stated: As of `accept_transactions`.
+        producer_fields: As of `accept_transactions`.
 
     Returns:
-        Which records are plain, and their transactions; ``row`` is the record's number.
+        Which records the fast path takes, and their transactions; ``row`` is the record's number.
     """
     found, n = scan(values), len(values)
-    plain, text = found.plain, np.frombuffer(found.text, np.uint8)
+    on_fast_path, text = found.on_fast_path, np.frombuffer(found.text, np.uint8)
     minor, base = np.empty(n, np.int64), np.empty(n, np.int64)
-    plain &= found.event_time_us <= latest_us
-    read_amounts(text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, plain, minor, base)
-    row = np.flatnonzero(plain)
+    on_fast_path &= found.event_time_us <= latest_us
+    read_amounts(
+        text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, on_fast_path, minor, base
+    )
+    row = np.flatnonzero(on_fast_path)
     m = len(row)
-    columns = _COLUMNS if stated else _COLUMNS[: len(TEXTS)]
+    columns = _COLUMNS if producer_fields else _COLUMNS[: len(TEXTS)]
     copied = np.array([column for column, _ in columns], np.int64)
     offsets = np.empty((len(columns), m + 1), np.int32)
     data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
@@ -223,9 +228,9 @@ def read_plain(
     rows = Transactions(
         row=row, key=event_us, event_time_us=event_us, amount_minor=minor, amount_base_minor=base, counts=counts,
         hour=hours(clock_us), weekday=weekdays(clock_us),
-        stated_offset_min=_offsets_min(text, found.spans[TIME], row) if stated else None, **texts,
+        producer_offset_min=_offsets_min(text, found.spans[TIME], row) if producer_fields else None, **texts,
     )  # fmt: skip
-    return PlainTransactions(plain, rows)
+    return FastPathTransactions(on_fast_path, rows)
 
 
 def counting(types: pa.Array) -> NDArray[np.bool_]:
@@ -268,10 +273,10 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transac
     )
 
 
-def _with_stated(rows: Transactions, stated: Sequence[Stated]) -> Transactions:
-    amounts = pa.array([amount.amount_json.decode() for amount in stated], pa.string())
-    offsets_min = np.array([transaction.offset_min for transaction in stated], np.int64)
-    return replace(rows, stated_amount=amounts, stated_offset_min=offsets_min)
+def _with_producer_fields(rows: Transactions, producer_fields: Sequence[ProducerFields]) -> Transactions:
+    amounts = pa.array([amount.amount_json.decode() for amount in producer_fields], pa.string())
+    offsets_min = np.array([transaction.offset_min for transaction in producer_fields], np.int64)
+    return replace(rows, producer_amount=amounts, producer_offset_min=offsets_min)
 
 
 def _texts(values: Sequence[str]) -> pa.Array:
@@ -308,8 +313,8 @@ def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: An
         for k in range(len(rows)):
             first, end = spans[column, rows[k], 0], spans[column, rows[k], 1]
             offsets[number, k] = at
-            for place in range(first, end):
-                data[at] = text[place]
+            for position in range(first, end):
+                data[at] = text[position]
                 at += 1
         offsets[number, len(rows)] = at
 
@@ -326,8 +331,8 @@ def _is_among(text: Any, first: int, end: int, words: Any, word_bytes: Any) -> b
     for word in range(len(word_bytes)):
         if word_bytes[word] == end - first:
             same = True
-            for place in range(end - first):
-                if words[word, place] != text[first + place]:
+            for position in range(end - first):
+                if words[word, position] != text[first + position]:
                     same = False
                     break
             if same:

@@ -9,7 +9,7 @@ from pipeline.decision.online_gate import LabelReport
 from pipeline.engine.accept import accept_labels, record_columns
 from pipeline.engine.columns import Labels, no_labels
 from pipeline.engine.forwarding import NotForwarded, forward, origin
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.results import Result
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from schemas.messages import Label

@@ -64,9 +64,9 @@ def convert(minor: Any, row: Any, terms: Any, base: Any) -> None:
 
 @compiled
 def read_amounts(
-    text: Any, spans: Any, terms: Any, amount: Any, decimals: Any, plain: Any, minor: Any, base: Any
+    text: Any, spans: Any, terms: Any, amount: Any, decimals: Any, on_fast_path: Any, minor: Any, base: Any
 ) -> None:
-    """Fill ``minor`` and ``base`` with scanned amounts; take the mark ``plain`` from those it cannot hold.
+    """Fill ``minor`` and ``base`` with scanned amounts; take the mark ``on_fast_path`` from those it cannot hold.
 
     Args:
         text: What ``spans`` point into.
@@ -74,14 +74,14 @@ def read_amounts(
         terms: `RateTerms`.
         amount: Shape (n,), digits without the point.
         decimals: Shape (n,), how many of the digits stand behind the point.
-        plain: Shape (n,), the rows to look at.
+        on_fast_path: Shape (n,), the rows to look at.
         minor: Shape (n,), whole minor units of each amount's currency.
         base: Shape (n,), whole minor units of the base currency.
     """
-    for i in range(len(plain)):
-        if not plain[i]:
+    for i in range(len(on_fast_path)):
+        if not on_fast_path[i]:
             continue
-        plain[i] = False
+        on_fast_path[i] = False
         row = _currency(text, spans[i, 0], spans[i, 1], terms)
         if row < 0:
             continue
@@ -95,7 +95,7 @@ def read_amounts(
             continue
         minor[i] = amount[i] * scale
         base[i] = _base_minor(minor[i], row, terms)
-        plain[i] = 0 <= base[i] <= MAX_AMOUNT_BASE_MINOR
+        on_fast_path[i] = 0 <= base[i] <= MAX_AMOUNT_BASE_MINOR
 
 
 @inlined

@@ -122,13 +122,13 @@ def _fill(
         wrong = _wrong(wide, narrow, source_offset, source_partition, row)
         if wrong != _NONE:
             reason = wrong
-        wholes[subjects.EVENT_US, out] = wholes[subjects.STATED_US, out] = wide[blocks.EVENT_US, row]
+        wholes[subjects.EVENT_US, out] = wholes[subjects.PRODUCER_US, out] = wide[blocks.EVENT_US, row]
         wholes[subjects.AMOUNT_BASE, out] = wide[blocks.AMOUNT_BASE, row]
         wholes[subjects.CASE_SEQUENCE, out] = wide[blocks.CASE_SEQUENCE, row]
         wholes[subjects.INGESTED_US, out] = wide[blocks.INGESTED_US, row]
         wholes[subjects.INPUT_OFFSET, out] = wide[blocks.INPUT_OFFSET, row]
         known_at_us[out] = wide[blocks.KNOWN_AT_US, row]
-        wholes[subjects.STATED_OFFSET, out] = narrow[blocks.STATED_OFFSET, row]
+        wholes[subjects.PRODUCER_OFFSET, out] = narrow[blocks.PRODUCER_OFFSET, row]
         wholes[subjects.INPUT_PARTITION, out] = narrow[blocks.INPUT_PARTITION, row]
         wholes[subjects.SOURCE_OFFSET, out] = source_offset[row]
         wholes[subjects.SOURCE_PARTITION, out] = source_partition[row]
@@ -165,7 +165,7 @@ def _wrong(wide: Any, narrow: Any, source_offset: Any, source_partition: Any, ro
         return _KNOWN_AT
     if not 0 <= wide[blocks.CASE_SEQUENCE, row] <= LARGEST:
         return _CASE_SEQUENCE
-    if not -_DAY_MIN < narrow[blocks.STATED_OFFSET, row] < _DAY_MIN:
+    if not -_DAY_MIN < narrow[blocks.PRODUCER_OFFSET, row] < _DAY_MIN:
         return _UTC_OFFSET
     if (
         source_offset[row] < 0

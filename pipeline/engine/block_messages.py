@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeline.engine import blocks
-from pipeline.engine.accept import read_stated
+from pipeline.engine.accept import decode_producer_fields
 from pipeline.engine.blocks import (
     KNOWN_NAMES,
     LABEL,
@@ -127,7 +127,7 @@ def write_messages(messages: Sequence[Profiled]) -> bytes:
             wide[blocks.KNOWN_AT_US, row] = message.known_at_us
             texts[blocks.ORIGINAL][row] = bytes(message.label)
             continue
-        stated, read = read_stated(message.transaction), message.read or source
+        fields, read = decode_producer_fields(message.transaction), message.read or source
         kernel = message.kernel
         features.append(np.frombuffer(message.card_features, "<f8"))
         codes[blocks.KIND, row] = TRANSACTION
@@ -138,10 +138,10 @@ def write_messages(messages: Sequence[Profiled]) -> bytes:
             message.amount_base_minor, message.case_sequence,
         )  # fmt: skip
         wide[blocks.INGESTED_US, row], wide[blocks.INPUT_OFFSET, row] = timestamp_us(message.ingested_at), read.offset
-        narrow[blocks.STATED_OFFSET, row], narrow[blocks.INPUT_PARTITION, row] = stated.offset_min, read.partition
-        texts[blocks.CASE][row], texts[blocks.AMOUNT][row] = message.case_id.encode(), stated.amount_json
+        narrow[blocks.PRODUCER_OFFSET, row], narrow[blocks.INPUT_PARTITION, row] = fields.offset_min, read.partition
+        texts[blocks.CASE][row], texts[blocks.AMOUNT][row] = message.case_id.encode(), fields.amount_json
         texts[blocks.CURRENCY][row], texts[blocks.TYPE][row] = (
-            stated.currency.encode(), stated.transaction_type.encode(),
+            fields.currency.encode(), fields.transaction_type.encode(),
         )  # fmt: skip
         texts[blocks.ORIGINAL][row] = bytes(message.transaction)
     columns = [

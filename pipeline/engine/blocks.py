@@ -27,9 +27,9 @@ WIDE: Final = (
 )  # fmt: skip
 """Columns of 64-bit integers."""
 EVENT_US, AMOUNT_BASE, CASE_SEQUENCE, INGESTED_US, INPUT_OFFSET, KNOWN_AT_US = range(len(WIDE))
-NARROW: Final = ("stated_offset_min", "input_partition")
+NARROW: Final = ("producer_offset_min", "input_partition")
 """Columns of 32-bit integers; the lengths of the texts stand behind them."""
-STATED_OFFSET, INPUT_PARTITION = range(len(NARROW))
+PRODUCER_OFFSET, INPUT_PARTITION = range(len(NARROW))
 TEXTS: Final = (
     "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original",
 )  # fmt: skip

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.card_batch import CardKeys, process_together
 from pipeline.engine.columns import Transactions
-from pipeline.engine.joins import Clock, Horizons
+from pipeline.engine.joins import Clock, Retention
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.pending import StorePending
-from pipeline.engine.placement import partition_of
+from pipeline.engine.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
-from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
 from schemas.messages import CardConfig, Label, Transaction
@@ -70,9 +70,9 @@ class CardOptions(NamedTuple):
 class _Values(msgspec.Struct):
     layout: int
     windows: bytes
-    newest_us: int
+    stream_time_us: int = msgspec.field(name="newest_us")
     index: IndexState
-    waiting: WaitingState
+    pending: PendingItemsState = msgspec.field(name="waiting")
     first_day: int = 0
 
 
@@ -98,9 +98,9 @@ class CardPartition:
         if loaded is not None and values is not None:
             self._windows.load(values.windows, loaded.columns)
         self._index = StoreIndex(store, values.index if values else None)
-        self._waiting = WaitingRoom(store, values.waiting if values else None)
-        clock = Clock() if values is None else Clock(values.newest_us, values.first_day)
-        self._join = CardJoin(self._index, StorePending(self._waiting), clock)
+        self._pending = PendingItems(store, values.pending if values else None)
+        clock = Clock() if values is None else Clock(values.stream_time_us, values.first_day)
+        self._join = CardJoin(self._index, StorePending(self._pending), clock)
 
     def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
         """Profile one partition's records: transactions, rerouted ones and labels, each in offset order.
@@ -125,7 +125,7 @@ class CardPartition:
             options: Those of the batch.
             records: Records of the batch, refused ones included: forgetting keeps step with them.
         """
-        joined = self._join.join(Horizons(options.dedup_horizon_us, options.label_horizon_us), given)
+        joined = self._join.join(Retention(options.dedup_horizon_us, options.label_horizon_us), given)
         self._join.forget(forgotten_with(records))
         return joined
 
@@ -163,12 +163,12 @@ class CardPartition:
         """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
         clock = self._join.clock
-        values = _Values(LAYOUT, windows, clock.newest_us, self._index.state, self._waiting.state, clock.first_day)
+        values = _Values(LAYOUT, windows, clock.stream_time_us, self._index.state, self._pending.state, clock.first_day)
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def digest(self) -> str:
         """Return the digest of the committed state."""
-        states = self._index.state, self._waiting.state
+        states = self._index.state, self._pending.state
         return state_digest(*self._join.clock, *states, self._windows.contents(), self._store)
 
     def close(self) -> None:

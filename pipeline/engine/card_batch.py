@@ -11,9 +11,9 @@ from pipeline.engine.accept import accept_transactions, record_columns
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
 from pipeline.engine.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
-from pipeline.engine.joins import COUNTS, NO_TRANSACTION, REPEAT_DIFFERS, SAME, contradicts, not_joined
+from pipeline.engine.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTION, SAME, contradicts, not_joined
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.pending import LabelBatch
-from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiled_blocks import (
     ProfiledLabels,
     encode_blocks,
@@ -147,7 +147,9 @@ class _Work:
             batch = ForwardedBatch(batch.records, batch.records)
         options = self._options
         values, arrived_us = record_columns(batch.records)
-        rows, rejects = accept_transactions(values, arrived_us, options.rates, options.future_tolerance_us, stated=True)
+        rows, rejects = accept_transactions(
+            values, arrived_us, options.rates, options.future_tolerance_us, producer_fields=True
+        )
         for reject in rejects:
             self.result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
         staying = self._staying(rows, batch)
@@ -164,11 +166,11 @@ class _Work:
     def count(self, joined: Joined[list[bytes]], accepted: int) -> None:
         """Count what became of a partition's transactions and labels."""
         counts = self.result.counts
-        repeats = len(joined.accepted) - accepted - int(np.count_nonzero(joined.differs != SAME))
+        duplicates = len(joined.accepted) - accepted - int(np.count_nonzero(joined.differs != SAME))
         if accepted:
             counts["accepted", ""] += accepted
-        if repeats:
-            counts["duplicate", ""] += repeats
+        if duplicates:
+            counts["duplicate", ""] += duplicates
         for outcome in np.flatnonzero(joined.counts).tolist():
             counts["label", COUNTS[outcome]] += int(joined.counts[outcome])
 
@@ -186,7 +188,7 @@ class _Work:
             text = contradicts(rows.transaction_id[row].as_py(), rows.card_id[row].as_py())
             record = batch_rows.batch.records[int(rows.row[row])]
             self.result.dead_letter(
-                record, "card", REPEAT_DIFFERS, text, first=divmod(int(joined.differs[number]), MOST_OFFSETS)
+                record, "card", DUPLICATE_DIFFERS, text, first=divmod(int(joined.differs[number]), MOST_OFFSETS)
             )
 
     def give_up(self, batch: LabelBatch) -> None:

@@ -92,9 +92,9 @@ class Transactions(_Columns):
     truth: NDArray[np.int8] | None = None
     """Final label of each, an index of `pipeline.learning.labels.KNOWN`; no decision sees it. None
     where labels report it."""
-    stated_amount: pa.Array | None = None
-    """JSON of the amount as the producer wrote it; None, like ``stated_offset_min``, where nothing asks for it."""
-    stated_offset_min: NDArray[np.int64] | None = None
+    producer_amount: pa.Array | None = None
+    """JSON of the amount as the producer wrote it; None, like ``producer_offset_min``, where nothing asks for it."""
+    producer_offset_min: NDArray[np.int64] | None = None
     """Minutes of the UTC offset in which the producer wrote the event time."""
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from pipeline.engine.feature_blocks import (
     SCORE,
     FeatureRows,
     named_features,
-    stated_time,
+    zoned_time,
 )
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import LogPosition, Versions
@@ -110,7 +110,7 @@ def unpack_record(packed: bytes) -> DecisionRecord:
         transaction_id=transaction,
         card_id=card,
         merchant_id=merchant,
-        event_time=stated_time(time_us, offset_min),
+        event_time=zoned_time(time_us, offset_min),
         amount_base=amount_minor / 100,
         logit=numbers[LOGIT],
         river_logit=numbers[RIVER_LOGIT],

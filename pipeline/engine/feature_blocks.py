@@ -21,7 +21,7 @@ from pipeline.engine.blocks import (
     parse_block,
 )
 from pipeline.engine.decision_messages import NOT_READ, DecisionBatch
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.subjects import (
     AMOUNT_BASE,
     CARD,
@@ -30,12 +30,12 @@ from pipeline.engine.subjects import (
     LOG_PARTITION,
     LOG_ROW,
     MERCHANT,
+    PRODUCER_OFFSET,
+    PRODUCER_US,
     RATES,
     SOURCE,
     SOURCE_OFFSET,
     SOURCE_PARTITION,
-    STATED_OFFSET,
-    STATED_US,
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
@@ -47,7 +47,7 @@ from schemas.topics import DECISION_FEATURES, PROFILED
 LAYOUT: Final = Layout(
     FEATURES_MAGIC,
     wide=("event_time_us", "amount_base_minor", "source_offset"),
-    narrow=("stated_offset_min", "source_partition", "log_row"),
+    narrow=("producer_offset_min", "source_partition", "log_row"),
     texts=("transaction_id", "card_id", "merchant_id"),
     codes=("source_topic", "lightgbm", "river", "policy", "rates"),
 )
@@ -97,8 +97,8 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
         numbers[:, column] = values
     numbers[:, len(NUMBERS) :] = batch.features
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
-    wide = wholes[[STATED_US, AMOUNT_BASE, SOURCE_OFFSET]]
-    narrow = wholes[[STATED_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
+    wide = wholes[[PRODUCER_US, AMOUNT_BASE, SOURCE_OFFSET]]
+    narrow = wholes[[PRODUCER_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
     order = np.argsort(partition, kind="stable")
     row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
     sorted_partitions = partition[order]
@@ -287,7 +287,7 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
             transaction_id=transaction,
             card_id=card,
             merchant_id=merchant,
-            event_time=stated_time(*time),
+            event_time=zoned_time(*time),
             amount_base=amount_minor / 100,
             logit=numbers[LOGIT],
             river_logit=numbers[RIVER_LOGIT],
@@ -305,10 +305,10 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
     ]
 
 
-def stated_time(time_us: int, offset_min: int) -> datetime:
+def zoned_time(time_us: int, offset_min: int) -> datetime:
     """Return a time as its producer wrote it.
 
-    >>> stated_time(0, 60).isoformat()
+    >>> zoned_time(0, 60).isoformat()
     '1970-01-01T01:00:00+01:00'
     """
     moment = _EPOCH + timedelta(microseconds=time_us)

@@ -21,10 +21,10 @@ from pipeline.engine.feedback_kernel import (
     TransactionIdentities,
 )
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
-from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours
@@ -58,11 +58,11 @@ class FeedbackOptions(NamedTuple):
 
 class _Values(msgspec.Struct):
     layout: int
-    newest_us: int
+    stream_time_us: int = msgspec.field(name="newest_us")
     first_day: int
     decisions: DecisionState
     segments: SegmentsState
-    waiting: WaitingState
+    pending: PendingItemsState = msgspec.field(name="waiting")
     label_hours: dict[str, SourceHours]
 
 
@@ -100,10 +100,10 @@ class FeedbackPartition:
         if loaded is not None and values is not None:
             self._segments.load(values.segments, loaded.columns)
         self._served = DecisionStore(store, self._segments, values.decisions if values else None)
-        self._waiting = WaitingRoom(store, values.waiting if values else None)
-        progress = (values.newest_us, values.first_day) if values else (0, 0)
+        self._pending = PendingItems(store, values.pending if values else None)
+        progress = (values.stream_time_us, values.first_day) if values else (0, 0)
         hours = values.label_hours if values else None
-        self._kernel = FeedbackKernel(self._served, self._waiting, *progress, hours)
+        self._kernel = FeedbackKernel(self._served, self._pending, *progress, hours)
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -143,7 +143,7 @@ class FeedbackPartition:
             *self._kernel.progress,
             self._served.state,
             segments.state,
-            self._waiting.state,
+            self._pending.state,
             self._kernel.surges.hours,
         )
         frozen = self._store.freeze()
@@ -153,10 +153,12 @@ class FeedbackPartition:
 
     def digest(self) -> str:
         """Return the digest of the committed state."""
-        newest_us, first_day = self._kernel.progress
+        stream_time_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
         hours = sorted(self._kernel.surges.hours.items())
-        return state_digest(newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()), hours)
+        return state_digest(
+            stream_time_us, first_day, decisions, self._pending.state, list(self._pending.contents()), hours
+        )
 
     def close(self) -> None:
         """Let go of the state."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipeline.engine.columns import Labels
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
+from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST, PendingItems
 from pipeline.engine.segments import DecisionReference
-from pipeline.engine.waiting import EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST, WaitingRoom
 from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
@@ -134,14 +134,14 @@ class FeedbackKernel:
     def __init__(
         self,
         decisions: DecisionStore,
-        pending: WaitingRoom,
-        newest_us: int = 0,
+        pending: PendingItems,
+        stream_time_us: int = 0,
         first_day: int = 0,
         hours: Mapping[str, SourceHours] | None = None,
     ) -> None:
         self.decisions, self.pending = decisions, pending
         self.surges = Surges(hours)
-        self._newest_us = self._committed_newest_us = newest_us
+        self._stream_time_us = self._committed_stream_time_us = stream_time_us
         # Only grows, whatever the config becomes: what was forgotten under a short horizon stays forgotten under a
         # longer one, and nothing is filed where deleting has passed by.
         self._first_day = self._committed_first_day = first_day
@@ -150,7 +150,7 @@ class FeedbackKernel:
     @property
     def progress(self) -> tuple[int, int]:
         """Stream time, and the first day that is remembered; for the dump."""
-        return self._newest_us, self._first_day
+        return self._stream_time_us, self._first_day
 
     def take_counts(self) -> Counter[tuple[str, str]]:
         """Return what happened since the last call, as the feedback agent counts it."""
@@ -162,7 +162,7 @@ class FeedbackKernel:
         self.decisions.commit()
         self.pending.commit()
         self.surges.commit()
-        self._committed_newest_us, self._committed_first_day = self._newest_us, self._first_day
+        self._committed_stream_time_us, self._committed_first_day = self._stream_time_us, self._first_day
 
     def rollback(self) -> None:
         """The batch is not committed."""
@@ -170,7 +170,7 @@ class FeedbackKernel:
         self.pending.rollback()
         self.surges.rollback()
         self.counts.clear()
-        self._newest_us, self._first_day = self._committed_newest_us, self._committed_first_day
+        self._stream_time_us, self._first_day = self._committed_stream_time_us, self._committed_first_day
 
     def process(self, config: FeedbackConfig, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
         """File decisions, join labels, and presume what has matured.
@@ -184,29 +184,29 @@ class FeedbackKernel:
         Returns:
             Examples in order of position.
         """
-        newest_us = list(accumulate(decided.event_time_us, max, initial=self._newest_us))
+        stream_time_us = list(accumulate(decided.event_time_us, max, initial=self._stream_time_us))
         retention_us = max(config.label_horizon_us, config.maturity_us) + EARLY_LABEL_GRACE_US
-        first_day = [max(self._first_day, day_of(newest_us[0] - retention_us))]
-        if max(self._first_day, day_of(newest_us[-1] - retention_us)) == first_day[0]:
-            first_day *= len(newest_us)
+        first_day = [max(self._first_day, day_of(stream_time_us[0] - retention_us))]
+        if max(self._first_day, day_of(stream_time_us[-1] - retention_us)) == first_day[0]:
+            first_day *= len(stream_time_us)
         else:
-            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in newest_us]
+            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in stream_time_us]
         # What a position lets be forgotten is forgotten before the next one.
-        ends = [decided.position[row] for row in range(len(newest_us) - 1) if first_day[row] < first_day[row + 1]]
+        ends = [decided.position[row] for row in range(len(stream_time_us) - 1) if first_day[row] < first_day[row + 1]]
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _Part(self, config, newest_us, first_day, decided, joined)
+            part = _Part(self, config, stream_time_us, first_day, decided, joined)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
-                self._newest_us, self._first_day = newest_us[row_end], first_day[row_end]
+                self._stream_time_us, self._first_day = stream_time_us[row_end], first_day[row_end]
                 self._forget(part.positions, records)
             rows, labels = row_end, label_end
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
-        given_up = self.pending.take_older(self._newest_us - EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST * positions)
+        given_up = self.pending.take_older(self._stream_time_us - EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST * positions)
         if given_up:
             self.counts["label", "unknown_transaction"] += len(given_up)
         self.decisions.forget_before(self._first_day, forgotten_with(records))
@@ -219,7 +219,7 @@ class _Part:
         self,
         kernel: FeedbackKernel,
         config: FeedbackConfig,
-        newest_us: Sequence[int],
+        stream_time_us: Sequence[int],
         first_day: Sequence[int],
         decided: DecidedBatch,
         joined: JoinedRows,
@@ -229,7 +229,7 @@ class _Part:
         self._config, self._decided, self._joined = config, decided, joined
         # Before the first decision and with each: how far event time has come, and the first day that is remembered.
         # What lies before it is as if it were not there.
-        self._newest_us, self._first_day = newest_us, first_day
+        self._stream_time_us, self._first_day = stream_time_us, first_day
         self._changed: dict[bytes, Known] = {}
         self._emitted: list[Emitted] = []
         self.positions = 1
@@ -279,7 +279,7 @@ class _Part:
     def _matured(self, rows: range, kept: Sequence[int]) -> Mapping[int, Sequence[Matured]]:
         """Let sampled decisions mature; return what has matured, in order, by the position at which it does."""
         decided, rate = self._decided, self._config.negative_sample_rate
-        newest_us, known = self._newest_us[rows.stop], None if kept is rows else set(kept)
+        stream_time_us, known = self._stream_time_us[rows.stop], None if kept is rows else set(kept)
         items: list[tuple[int, bytes]] = []
         own: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
         for number in np.flatnonzero(keep_negatives(decided.identities.hash[rows.start : rows.stop], rate)).tolist():
@@ -287,12 +287,12 @@ class _Part:
             if known is None or row in known:
                 item = (decided.event_time_us[row] + self._config.maturity_us, decided.identities.digest[row])
                 items.append(item)
-                if item[0] <= newest_us:
+                if item[0] <= stream_time_us:
                     own[item].append(decided.position[row])
         self._decisions.let_mature(items, rate)
         due: defaultdict[int, list[Matured]] = defaultdict(list)
-        for decision in self._decisions.take_matured(newest_us, PRESUME_AT_MOST * self.positions):
-            row = bisect_left(self._newest_us, decision.at_us, rows.start, rows.stop)
+        for decision in self._decisions.take_matured(stream_time_us, PRESUME_AT_MOST * self.positions):
+            row = bisect_left(self._stream_time_us, decision.at_us, rows.start, rows.stop)
             position = self._start if row == rows.start else decided.position[row - 1]
             # Not before it was filed; of equal ones those of this batch come first.
             of_batch = own.get((decision.at_us, decision.digest))
@@ -333,7 +333,7 @@ class _Part:
 
     def _join_pending(self, position: int, digest: bytes, entry: DecisionReference) -> None:
         """Join the labels that wait for a decision."""
-        before_us = self._newest_us[bisect_left(self._decided.position, position)]
+        before_us = self._stream_time_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
         given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_GRACE_US
         self._awaited.discard(digest)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
+from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
 from schemas.times import US_PER_DAY
@@ -19,7 +19,7 @@ IntArray = NDArray[np.signedinteger[Any]]
 
 NO_TRANSACTION: Final = "label_without_transaction"
 """Code of the dead letter of a label that has waited in vain."""
-REPEAT_DIFFERS: Final = "repeat_differs"
+DUPLICATE_DIFFERS: Final = "repeat_differs"
 """Code of the dead letter of a repeat that says something else than the transaction that was accepted."""
 SAME: Final = -1
 COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
@@ -28,12 +28,12 @@ UNKNOWN: Final = COUNTS.index("unknown_transaction")
 _EARLY, _TOO_LATE = (COUNTS.index(name) for name in ("early", "too_late"))
 
 ENTRY_WORDS: Final = 10
-HIGH, LOW, EVENT_US, NEWEST_US, CONTENT, SOURCE, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
+HIGH, LOW, EVENT_US, STREAM_TIME_US, CONTENT, SOURCE, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
 """Words of an entry: digest, event time, the partition's event time at acceptance, content, source, and the label that
 holds."""
 _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
-REPEATED, ACCEPTED, ACCEPTED_AGAIN = range(3)
+DUPLICATE, ACCEPTED, ACCEPTED_AGAIN = range(3)
 """Fate of a transaction; it is accepted again once its dedup horizon has passed."""
 # Words of ``config``.
 _DEDUP_US, _LABEL_US = range(2)
@@ -47,7 +47,7 @@ JOURNAL_ENTRY: Final = 0
 JOURNAL_WORDS: Final = 5
 
 
-class Horizons(NamedTuple):
+class Retention(NamedTuple):
     """Retention of transactions, in microseconds of event time."""
 
     dedup_us: int
@@ -59,12 +59,12 @@ class Horizons(NamedTuple):
 class Clock(NamedTuple):
     """Progress of one partition."""
 
-    newest_us: int = 0
+    stream_time_us: int = 0
     """The newest event time of its accepted transactions."""
     first_day: int = 0
     """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the horizons become.
 
-    It lies so far behind both horizons that a label which finds nothing because of it has long waited in vain.
+    It lies so far behind both retention that a label which finds nothing because of it has long waited in vain.
     """
 
 
@@ -113,7 +113,7 @@ class PassResult(NamedTuple):
     """Result of a pass."""
 
     fate: NDArray[np.int8]
-    """Shape (n,): `REPEATED`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
+    """Shape (n,): `DUPLICATE`, `ACCEPTED` or `ACCEPTED_AGAIN`."""
     differs: NDArray[np.int64]
     """Shape (n,): of a repeat with other content, ``source`` of the transaction that was accepted; else `SAME`."""
     clock: Clock
@@ -128,11 +128,11 @@ class PassResult(NamedTuple):
     """Shape (len(COUNTS),): what became of labels."""
 
 
-def join(horizons: Horizons, clock: Clock, entries: Entries, given: PassInput) -> PassResult:
+def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput) -> PassResult:
     """Accept what is no repeat, and let labels find their transactions.
 
     Args:
-        horizons: The horizons of this batch.
+        retention: The retention of this batch.
         clock: How far the partition has come.
         entries: What is known of the digests in ``given``, with room for n more; the accepted transactions are added.
         given: Transactions and labels.
@@ -141,14 +141,14 @@ def join(horizons: Horizons, clock: Clock, entries: Entries, given: PassInput) -
         What became of them.
     """
     n, m = len(given.digest), len(given.label_digest)
-    meta = np.array([clock.newest_us, clock.first_day, entries.count], np.int64)
+    meta = np.array([clock.stream_time_us, clock.first_day, entries.count], np.int64)
     fate, differs, waits = np.zeros(n, np.int8), np.full(n, SAME), np.ones(m, np.bool_)
     follows, journal = np.empty((m, 4), np.int64), np.empty((m, JOURNAL_WORDS), np.int64)
-    waiting = np.zeros(_table_size(m) if m else 1, np.int32)
+    pending = np.zeros(_table_size(m) if m else 1, np.int32)
     chains = np.full((m, 2), -1, np.int64)
     counts = np.zeros(len(COUNTS), np.int64)
     followed, changed = _join(
-        np.array(horizons, np.int64), meta, entries.rows, entries.table, waiting, chains, given.held,
+        np.array(retention, np.int64), meta, entries.rows, entries.table, pending, chains, given.held,
         given.digest, given.event_time_us, given.position, given.content, given.source,
         given.label_digest, given.label_position, given.rank, given.known, given.labelled_at_us, given.known_at_us,
         fate, differs, waits, follows, journal, counts,
@@ -217,7 +217,7 @@ def _forgotten(config: IntArray, meta: IntArray) -> int:
 
 @compiled
 def _remembered(config: IntArray, meta: IntArray, entry: IntArray) -> bool:
-    remembered: bool = entry[NEWEST_US] // US_PER_DAY >= _forgotten(config, meta)
+    remembered: bool = entry[STREAM_TIME_US] // US_PER_DAY >= _forgotten(config, meta)
     return remembered
 
 
@@ -235,13 +235,13 @@ def _finds(config: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) 
     finds none either where a replay meets them the other way round.
     """
     last_us = entry[EVENT_US] + config[_LABEL_US] + EARLY_LABEL_GRACE_US
-    in_time: bool = entry[NEWEST_US] - EARLY_LABEL_GRACE_US <= known_at_us <= last_us
+    in_time: bool = entry[STREAM_TIME_US] - EARLY_LABEL_GRACE_US <= known_at_us <= last_us
     return in_time and _remembered(config, meta, entry)
 
 
 @compiled
 def _join(
-    config: IntArray, meta: IntArray, entries: IntArray, table: IntArray, waiting: IntArray, chains: IntArray,
+    config: IntArray, meta: IntArray, entries: IntArray, table: IntArray, pending: IntArray, chains: IntArray,
     held: int,
     digest: IntArray, event_us: IntArray, position: IntArray, content: IntArray, source: IntArray,
     label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
@@ -252,8 +252,8 @@ def _join(
     n, m = len(digest), len(label_digest)
     followed = changed = 0
     for j in range(held):
-        _wait(waiting, chains, label_digest, j)
-    waiting_count = held
+        _wait(pending, chains, label_digest, j)
+    pending_count = held
     i, j = 0, held
     while i < n or j < m:
         if j < m and (i >= n or label_position[j] < position[i]):
@@ -267,8 +267,8 @@ def _join(
                 followed += travels
                 changed += changes
             else:
-                _wait(waiting, chains, label_digest, j)
-                waiting_count += 1
+                _wait(pending, chains, label_digest, j)
+                pending_count += 1
                 late = (
                     entry >= 0
                     and _remembered(config, meta, entries[entry])
@@ -281,7 +281,7 @@ def _join(
         before = table[slot] - 1
         if (
             before >= 0
-            and meta[NEWEST] - entries[before, NEWEST_US] <= config[_DEDUP_US]
+            and meta[NEWEST] - entries[before, STREAM_TIME_US] <= config[_DEDUP_US]
             and _remembered(config, meta, entries[before])
         ):
             if entries[before, CONTENT] != content[i]:
@@ -294,13 +294,13 @@ def _join(
         meta[COUNT] += 1
         row = entries[entry]
         row[HIGH], row[LOW] = digest[i, 0], digest[i, 1]
-        row[EVENT_US], row[NEWEST_US] = event_us[i], meta[NEWEST]
+        row[EVENT_US], row[STREAM_TIME_US] = event_us[i], meta[NEWEST]
         row[CONTENT], row[SOURCE] = content[i], source[i]
         row[RANK], row[LABELLED_AT_US] = _UNSEEN_RANK, _UNSEEN_AT
         row[KNOWN], row[CHANGES] = _UNSEEN_KNOWN, _UNSEEN_CHANGES
         table[slot] = entry + 1
-        if waiting_count:
-            w = waiting[_slot(waiting, label_digest, digest[i, 0], digest[i, 1])] - 1
+        if pending_count:
+            w = pending[_slot(pending, label_digest, digest[i, 0], digest[i, 1])] - 1
             while w >= 0:
                 if waits[w] and _finds(config, meta, row, known_at_us[w]):
                     waits[w] = False
@@ -318,12 +318,12 @@ def _join(
 
 
 @compiled
-def _wait(waiting: IntArray, chains: IntArray, label_digest: IntArray, j: int) -> None:
+def _wait(pending: IntArray, chains: IntArray, label_digest: IntArray, j: int) -> None:
     """Let label ``j`` wait behind the others of its transaction."""
-    slot = _slot(waiting, label_digest, label_digest[j, 0], label_digest[j, 1])
-    first = waiting[slot] - 1
+    slot = _slot(pending, label_digest, label_digest[j, 0], label_digest[j, 1])
+    first = pending[slot] - 1
     if first < 0:
-        waiting[slot] = j + 1
+        pending[slot] = j + 1
         chains[j, 1] = j
     else:
         chains[chains[first, 1], 0] = j

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import label_columns
 from pipeline.engine.columns import Labels, digest_keys, no_labels
 from pipeline.engine.layout import DIGEST_BYTES
-from pipeline.engine.waiting import GIVE_UP_AT_MOST, Waiting, WaitingRoom
+from pipeline.engine.pending_items import GIVE_UP_AT_MOST, PendingItem, PendingItems
 from schemas.messages import Label
 from schemas.records import Record
 
@@ -53,7 +53,7 @@ class PendingLabels(Protocol):
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
         """Return at least those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
 
-    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
         """Keep the labels that ``waits``, shape (m,), marks, and let go of the others.
 
         The first ``held`` of ``batch`` are what `awaiting` returned.
@@ -70,7 +70,7 @@ class PendingLabels(Protocol):
 
 
 class MemoryPending:
-    """Waiting labels in memory."""
+    """Pending labels in memory."""
 
     def __init__(self) -> None:
         self._batch = self._committed = NO_LABELS
@@ -80,7 +80,7 @@ class MemoryPending:
         del digest
         return self._batch
 
-    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
         """Keep the labels that ``waits`` marks."""
         del held
         self._batch = _taken(batch, waits)
@@ -104,42 +104,42 @@ class MemoryPending:
 
 
 class StorePending:
-    """Waiting labels in a store, so that a flood of them takes no memory; a label is kept as its record."""
+    """Pending labels in a store, so that a flood of them takes no memory; a label is kept as its record."""
 
-    def __init__(self, room: WaitingRoom) -> None:
-        self._room = room
-        self._held: list[Waiting] = []
+    def __init__(self, items: PendingItems) -> None:
+        self._items = items
+        self._held: list[PendingItem] = []
 
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
         """Return those that wait for ``digest``."""
-        if not self._room.state.count or not len(digest):
+        if not self._items.state.count or not len(digest):
             self._held = []
             return NO_LABELS
         packed = digest.astype(">i8").tobytes()
         asked = dict.fromkeys(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
-        self._held = [item for digest in self._room.awaited(list(asked)) for item in self._room.items(digest)]
+        self._held = [item for digest in self._items.awaited(list(asked)) for item in self._items.items(digest)]
         return _batch(self._held)
 
-    def keep(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
         """Keep the labels that ``waits`` marks."""
         for item, goes_on in zip(self._held, waits.tolist(), strict=False):
             if not goes_on:
-                self._room.remove(item)
+                self._items.remove(item)
         for row in (held + np.flatnonzero(waits[held:])).tolist():
             digest = batch.digest[row].astype(">i8").tobytes()
-            self._room.add(digest, int(batch.labels.known_at_us[row]), _pack_record(batch.records[row]))
+            self._items.add(digest, int(batch.labels.known_at_us[row]), _pack_record(batch.records[row]))
 
     def give_up(self, before_us: int) -> LabelBatch:
         """Remove and return up to `GIVE_UP_AT_MOST` labels that became known before ``before_us``, oldest first."""
-        return _batch(self._room.take_older(before_us, GIVE_UP_AT_MOST))
+        return _batch(self._items.take_older(before_us, GIVE_UP_AT_MOST))
 
     def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
-        self._room.commit()
+        self._items.commit()
 
     def rollback(self) -> None:
         """Roll the batch back."""
-        self._room.rollback()
+        self._items.rollback()
 
 
 def _taken(batch: LabelBatch, rows: NDArray[np.bool_]) -> LabelBatch:
@@ -148,7 +148,7 @@ def _taken(batch: LabelBatch, rows: NDArray[np.bool_]) -> LabelBatch:
     return LabelBatch(batch.labels.take(rows), batch.digest[rows])
 
 
-def _batch(items: Sequence[Waiting]) -> LabelBatch:
+def _batch(items: Sequence[PendingItem]) -> LabelBatch:
     """Labels that were accepted before, as columns; they count from the time that was noted then."""
     if not items:
         return NO_LABELS

@@ -25,7 +25,7 @@ from pipeline.engine.columns import Transactions, text_buffers
 from pipeline.engine.forwarding import ForwardedBatch
 from pipeline.engine.json_bytes import copy_bytes
 from pipeline.engine.json_numbers import LONGEST_VALUE, write_whole
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.profiling import Joined
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
@@ -198,9 +198,9 @@ def _transaction_rows(
     wide[blocks.EVENT_US], wide[blocks.AMOUNT_BASE] = taken.event_time_us, taken.amount_base_minor
     wide[blocks.CASE_SEQUENCE], wide[blocks.INGESTED_US] = profile.case_sequence, now_us
     narrow, codes = np.empty((len(blocks.NARROW), n), np.int32), np.zeros((len(blocks.CODES), n), np.uint8)
-    if taken.stated_offset_min is None:
+    if taken.producer_offset_min is None:
         raise ValueError("these transactions were accepted without what their producers stated")
-    narrow[blocks.STATED_OFFSET] = taken.stated_offset_min
+    narrow[blocks.PRODUCER_OFFSET] = taken.producer_offset_min
     wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = sources.offset, sources.partition
     codes[blocks.COUNTS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * profile.outlier
     codes[blocks.RATES], codes[blocks.INPUT_TOPIC] = _RATES, _TRANSACTIONS
@@ -211,7 +211,7 @@ def _transaction_rows(
         codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
     case_id = _case_ids(taken.card_id, profile.case_start_us // US_PER_SECOND)
     texts = (
-        taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.stated_amount, taken.currency,
+        taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.producer_amount, taken.currency,
         taken.transaction_type,
     )  # fmt: skip
     text, firsts, lengths = _texts(dict(enumerate(texts)), records, dropped)

@@ -6,21 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.joins import (
+    DUPLICATE,
     EVENT_US,
     F_ENTRY,
     F_KNOWN,
     F_LABEL,
     F_POSITION,
-    REPEATED,
     UNKNOWN,
     Clock,
-    Horizons,
     PassInput,
+    Retention,
     join,
 )
 from pipeline.engine.pending import LabelBatch, PendingLabels
+from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US
 from pipeline.engine.transaction_index import M, TransactionIndex
-from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
 
 
 class Arrivals(NamedTuple, Generic[M]):
@@ -79,11 +79,11 @@ class CardJoin(Generic[M]):
         self._index, self._pending = index, pending
         self.clock = self._committed_clock = clock
 
-    def join(self, horizons: Horizons, given: Arrivals[M]) -> Joined[M]:
+    def join(self, retention: Retention, given: Arrivals[M]) -> Joined[M]:
         """Accept what is no repeat, and let labels find their transactions.
 
         Args:
-            horizons: The horizons of this batch.
+            retention: The retention of this batch.
             given: Transactions and labels.
 
         Returns:
@@ -98,7 +98,7 @@ class CardJoin(Generic[M]):
         if held:
             position = np.concatenate([np.full(held, -1), position])
         found = join(
-            horizons,
+            retention,
             self.clock,
             entries,
             PassInput(
@@ -107,11 +107,11 @@ class CardJoin(Generic[M]):
                 labels.labelled_at_us, labels.known_at_us, held,
             ),
         )  # fmt: skip
-        self._index.keep(entries, found, given.merchants)
+        self._index.update(entries, found, given.merchants)
         if len(labels):
-            self._pending.keep(batch, held, found.waits)
+            self._pending.update(batch, held, found.waits)
         self.clock = found.clock
-        given_up = self._pending.give_up(found.clock.newest_us - EARLY_LABEL_GRACE_US)
+        given_up = self._pending.give_up(found.clock.stream_time_us - EARLY_LABEL_GRACE_US)
         found.counts[UNKNOWN] += len(given_up.labels)
         entry = found.follows[:, F_ENTRY]
         following = Following(
@@ -121,10 +121,10 @@ class CardJoin(Generic[M]):
             self._index.merchants(entry),
             found.follows[:, F_KNOWN],
         )
-        return Joined(found.fate != REPEATED, found.differs, batch, following, given_up, found.counts)
+        return Joined(found.fate != DUPLICATE, found.differs, batch, following, given_up, found.counts)
 
     def forget(self, at_least: int) -> None:
-        """Forget what lies behind the horizons: at least so many transactions, if there are."""
+        """Forget what lies behind the retention: at least so many transactions, if there are."""
         self._index.forget_before(self.clock.first_day, at_least)
 
     def commit(self) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.blocks import TRANSACTION
+from pipeline.engine.deduplication import ReadInput, ReadInputs
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.profiled import ProfiledRows, read_rows
-from pipeline.engine.repeats import ReadInput, ReadInputs
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, StateDump, state_digest
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
@@ -131,11 +131,11 @@ class ScorePartition:
             if number in numbers:
                 result.unreadable(rows.records[number], "score", error)
         within = rows.rows_of(numbers)
-        repeats = self._inputs.repeats(rows, within)
-        if not repeats:
+        duplicates = self._inputs.duplicates(rows, within)
+        if not duplicates:
             return slice(within.start, within.stop)
-        result.counts["duplicate", ""] += len(repeats)
-        return np.delete(np.arange(within.start, within.stop), np.array(repeats, np.intp) - within.start)
+        result.counts["duplicate", ""] += len(duplicates)
+        return np.delete(np.arange(within.start, within.stop), np.array(duplicates, np.intp) - within.start)
 
     def _check_kernel(self, rows: ProfiledRows, decided: NDArray[np.intp]) -> None:
         """Raise for a block of another kernel; a halved batch is checked by what was seen of the whole one."""

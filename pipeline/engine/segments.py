@@ -39,7 +39,7 @@ class SealedSegment(msgspec.Struct, frozen=True, array_like=True):
     number: int
     first_row: int
     rows: int
-    newest_us: int
+    max_event_time_us: int
     """Latest event time of its decisions."""
 
 
@@ -147,7 +147,7 @@ class _Chunk(NamedTuple):
     digests: Sequence[bytes]
     event_time_us: Sequence[int]
     decisions: Sequence[Any]
-    newest_us: int
+    max_event_time_us: int
 
 
 class MemorySegments:
@@ -206,7 +206,7 @@ class MemorySegments:
     def commit(self) -> None:
         """Commit the batch."""
         gone = 0
-        while gone < len(self._chunks) and self._chunks[gone].newest_us < self._limit_us:
+        while gone < len(self._chunks) and self._chunks[gone].max_event_time_us < self._limit_us:
             for row, digest in enumerate(self._chunks[gone].digests, self._firsts[gone]):
                 if self._rows.get(digest) == row:
                     del self._rows[digest]

@@ -18,14 +18,14 @@ ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, RATES, SOURCE, INPUT = range(l
 
 WHOLES: Final = (
     "event_time_us", "amount_base_minor", "counts", "case_sequence", "ingested_at_us", "ingested_offset_min",
-    "stated_us", "stated_offset_min", "source_partition", "source_offset", "input_partition", "input_offset",
+    "producer_us", "producer_offset_min", "source_partition", "source_offset", "input_partition", "input_offset",
     "log_partition", "log_offset", "log_row", "rates", "action", "selection", "versions",
 )  # fmt: skip
-"""Columns of whole numbers: ``stated`` is the event time as the producer wrote it, with its offset; ``input`` where the
-card agent read the record; ``log`` the position on ``profiled``; ``rates`` is equal in rows of equal
+"""Columns of whole numbers: ``producer`` is the event time with its offset as the producer wrote it; ``input`` where
+the card agent read the record; ``log`` the position on ``profiled``; ``rates`` is equal in rows of equal
 ``rates_version``. The last three have room for what is decided."""
 (
-    EVENT_US, AMOUNT_BASE, COUNTS, CASE_SEQUENCE, INGESTED_US, INGESTED_OFFSET, STATED_US, STATED_OFFSET,
+    EVENT_US, AMOUNT_BASE, COUNTS, CASE_SEQUENCE, INGESTED_US, INGESTED_OFFSET, PRODUCER_US, PRODUCER_OFFSET,
     SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET, LOG_PARTITION, LOG_OFFSET, LOG_ROW, SAME_RATES,
     ACTION, SELECTION, VERSIONS,
 ) = range(len(WHOLES))  # fmt: skip

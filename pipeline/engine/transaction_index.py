@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.engine.joins import (
     ACCEPTED_AGAIN,
+    DUPLICATE,
     ENTRY_WORDS,
     EVENT_US,
     JOURNAL_ENTRY,
-    NEWEST_US,
     RANK,
-    REPEATED,
+    STREAM_TIME_US,
     Entries,
     PassResult,
 )
@@ -52,7 +52,7 @@ class TransactionIndex(Protocol[M]):
     def fetch(self, digest: NDArray[np.int64], label_digest: NDArray[np.int64]) -> Entries:
         """Return the entries of these digests, shape (n, 2) and (m, 2), with room for n more."""
 
-    def keep(self, entries: Entries, result: PassResult, merchants: M) -> None:
+    def update(self, entries: Entries, result: PassResult, merchants: M) -> None:
         """Keep what a pass has added to the fetched entries and changed of them.
 
         Args:
@@ -100,9 +100,9 @@ class MemoryIndex:
             self._make_room(len(digest))
         return self._entries
 
-    def keep(self, entries: Entries, result: PassResult, merchants: NDArray[np.int64]) -> None:
+    def update(self, entries: Entries, result: PassResult, merchants: NDArray[np.int64]) -> None:
         """Keep the added entries' merchants, and note what the pass has changed."""
-        accepted = result.fate != REPEATED
+        accepted = result.fate != DUPLICATE
         added = int(np.count_nonzero(accepted))
         self._merchants[entries.count - added : entries.count] = merchants[accepted]
         if len(result.journal):
@@ -136,10 +136,10 @@ class MemoryIndex:
     def _make_room(self, arriving: int) -> None:
         held = self._entries
         # In the order of acceptance, in which the event time that had been reached only grows.
-        newest_us = held.rows[: self._committed_count, NEWEST_US]
+        stream_time_us = held.rows[: self._committed_count, STREAM_TIME_US]
         # What an undo would number otherwise stays where it is.
         committed = not self._journals and held.count == self._committed_count
-        gone = int(np.searchsorted(newest_us, self._day * US_PER_DAY)) if committed else 0
+        gone = int(np.searchsorted(stream_time_us, self._day * US_PER_DAY)) if committed else 0
         kept, merchants = held.rows[gone : held.count], self._merchants[gone : held.count]
         size = self.capacity
         while 2 * (len(kept) + arriving) > size:
@@ -205,7 +205,7 @@ class StoreIndex:
             entries.fill(len(found))
         return entries
 
-    def keep(self, entries: Entries, result: PassResult, merchants: list[bytes]) -> None:
+    def update(self, entries: Entries, result: PassResult, merchants: list[bytes]) -> None:
         """Write the added entries and those that have changed; ``merchants`` are their names in UTF-8."""
         first = self._fetched
         if entries.count > first:
@@ -225,8 +225,8 @@ class StoreIndex:
         if len(rows) < len(digests):
             digests = [digests[row] for row in np.flatnonzero(result.fate).tolist()]
         self._put(rows, digests, merchants)
-        self._put_runs(digests, rows[:, NEWEST_US])
-        for row in np.flatnonzero(result.fate[result.fate != REPEATED] == ACCEPTED_AGAIN).tolist():
+        self._put_runs(digests, rows[:, STREAM_TIME_US])
+        for row in np.flatnonzero(result.fate[result.fate != DUPLICATE] == ACCEPTED_AGAIN).tolist():
             self._count_again(digests[row], 1)
 
     def merchants(self, entry: NDArray[np.int64]) -> list[bytes]:
@@ -242,13 +242,13 @@ class StoreIndex:
             [head + name for head, name in zip(heads, names, strict=True)],
         )
 
-    def _put_runs(self, digests: list[bytes], newest_us: NDArray[np.int64]) -> None:
+    def _put_runs(self, digests: list[bytes], stream_time_us: NDArray[np.int64]) -> None:
         """Write runs of digests by day, in the order of their acceptance."""
         first = 0
         while first < len(digests):
-            day = day_of(int(newest_us[first]))
+            day = day_of(int(stream_time_us[first]))
             # How far event time has come never goes back, so that what is of the day's end is of its run.
-            end = int(np.searchsorted(newest_us, (day + 1) * US_PER_DAY))
+            end = int(np.searchsorted(stream_time_us, (day + 1) * US_PER_DAY))
             end = min(end, first + RUN_AT_MOST)
             key = day_key(_DAY, day, self._state.runs.to_bytes(8, "big"))
             self._store.put(key, b"".join(digests[first:end]))

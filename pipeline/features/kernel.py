@@ -57,10 +57,10 @@ class _Windows:
         self._tables = tables
 
     @property
-    def newest_us(self) -> int:
+    def stream_time_us(self) -> int:
         """The largest event time of the partition's transactions so far; 0 before there is one."""
-        newest_us = int(self._tables.state.meta[NEWEST])
-        return 0 if newest_us == NOTHING_YET_US else newest_us
+        stream_time_us = int(self._tables.state.meta[NEWEST])
+        return 0 if stream_time_us == NOTHING_YET_US else stream_time_us
 
     def _work(self, kernel: Callable[..., int], n: int, *columns: NDArray[Any]) -> None:
         """Have ``kernel`` work on n rows: where a table is full it ends early, and goes on once that has grown."""

@@ -99,8 +99,8 @@ class RecentFeed:
         self, bootstrap: str, settings: Settings, days: float, *, labels: bool, waiting: Callable[[], None]
     ) -> None:
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
-        newest_us = self._newest_us()
-        since_ms = 0 if newest_us is None else max((newest_us - round(days * US_PER_DAY)) // 1_000, 0)
+        stream_time_us = self._stream_time_us()
+        since_ms = 0 if stream_time_us is None else max((stream_time_us - round(days * US_PER_DAY)) // 1_000, 0)
         self._decisions = self._follow(DECISIONS, since_ms)
         self._labels = self._follow(ACCEPTED_LABELS, since_ms) if labels else None
 
@@ -134,7 +134,7 @@ class RecentFeed:
         if self._labels is not None:
             self._labels.close()
 
-    def _newest_us(self) -> int | None:
+    def _stream_time_us(self) -> int | None:
         name = self._settings.topic(DECISIONS.name)
         ends = end_offsets(self._bootstrap, [name], settings=self._settings)
         start = {partition: max(0, end - _NEWEST_RECORDS) for (_, partition), end in ends.items()}

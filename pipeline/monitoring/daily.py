@@ -67,7 +67,7 @@ class DailyCounts:
         self._scores: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_SCORE_EDGES) + 1))
         self._alerts: dict[int, int] = defaultdict(int)
         self._ages: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_AGE_EDGES) + 1))
-        self._newest_us = -1
+        self._stream_time_us = -1
 
     def add_decisions(
         self, event_time_us: NDArray[np.int64], features: NDArray[np.float64], score: NDArray[np.float64]
@@ -79,7 +79,7 @@ class DailyCounts:
             features: Shape (n, len(FEATURES)), NaN for no value.
             score: Shape (n,).
         """
-        self._newest_us = max(self._newest_us, int(event_time_us.max(initial=-1)))
+        self._stream_time_us = max(self._stream_time_us, int(event_time_us.max(initial=-1)))
         bins = np.searchsorted(_SCORE_EDGES, score, side="right")
         for day, rows in _by_day(event_time_us):
             if day not in self._features:
@@ -101,7 +101,7 @@ class DailyCounts:
     @property
     def newest_whole_day(self) -> int:
         """The newest day that is over: a later one has begun, or its last hour has. -1 without one."""
-        return (self._newest_us + US_PER_HOUR) // US_PER_DAY - 1
+        return (self._stream_time_us + US_PER_HOUR) // US_PER_DAY - 1
 
     def histories(self, through_day: int | None = None) -> list[History]:
         """Return all series that have counts, features first.

@@ -53,7 +53,7 @@ class Outcomes:
         """Event time of the first audited transaction."""
         self.oldest_us: int | None = None
         """Oldest event time of a decision."""
-        self.newest_us = 0
+        self.stream_time_us = 0
         """Newest event time of a decision."""
 
     def add_label(self, key: tuple[str, str], label: str, source: str, labelled_at_us: int, known_at_us: int) -> None:
@@ -74,7 +74,7 @@ class Outcomes:
         day = event_time_us // US_PER_DAY
         self._decisions[day] += 1
         self._unaudited[day] += selection_probability == 0.0
-        self.newest_us = max(self.newest_us, event_time_us)
+        self.stream_time_us = max(self.stream_time_us, event_time_us)
         self.oldest_us = event_time_us if self.oldest_us is None else min(self.oldest_us, event_time_us)
         if selection == AUDIT and (self.first_audit_us is None or event_time_us < self.first_audit_us):
             self.first_audit_us = event_time_us

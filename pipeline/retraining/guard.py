@@ -152,9 +152,9 @@ def harm_done(
     """
     start = max((n for n, tenure in enumerate(tenures) if tenure.step == ROLLBACK), default=0)
     last = len(tenures) - 1
-    if last <= start or served.newest_us is None:
+    if last <= start or served.stream_time_us is None:
         return None
-    verdict = _volume(served.newest(served.newest_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
+    verdict = _volume(served.newest(served.stream_time_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
     if verdict.harm:
         return verdict, tenures[last - 1]
     if not whole:
@@ -170,7 +170,7 @@ def harm_done(
             continue
         shadow = rescored(model.logit(since.features), since.logit, since.score)
         scorings = Scorings(since.score, shadow, since.event_time_us, since.card, since.reported_us)
-        verdict = finds_less(scorings, alerts_per_day, served.newest_us)
+        verdict = finds_less(scorings, alerts_per_day, served.stream_time_us)
         log.info("what is active against version %s in the shadow: %s", before.lightgbm.version, verdict.figures)
         if verdict.harm:
             return verdict, before

@@ -91,20 +91,20 @@ class Retrainer:
         if not self._topics.read() and not now:
             return self._nothing("no decision or label has come")
         champion = self._topics.champion()
-        newest_us = self._topics.served.newest_us
+        stream_time_us = self._topics.served.stream_time_us
         if champion is None:
             return self._nothing("no LightGBM version is active: publish one with `fraud-pipeline train --publish`")
-        if newest_us is None:
+        if stream_time_us is None:
             return self._nothing("topic features holds no decision of this kernel version yet")
         tenures = self._topics.tenures(champion)
-        new_day = self._day != newest_us // US_PER_DAY
-        self._day = newest_us // US_PER_DAY
+        new_day = self._day != stream_time_us // US_PER_DAY
+        self._day = stream_time_us // US_PER_DAY
         served, budget = self._topics.served, self._budget(champion)
         if found := harm_done(served, self._topics, champion.policy, tenures, budget, whole=new_day or now):
             return self._rolled_back(champion, *found)
-        if why := self._waits(champion.model, newest_us, now=now, new_day=new_day):
+        if why := self._waits(champion.model, stream_time_us, now=now, new_day=new_day):
             return self._nothing(why)
-        return self._cycle(champion, tenures, newest_us)
+        return self._cycle(champion, tenures, stream_time_us)
 
     def _nothing(self, reason: str) -> CycleOutcome:
         if reason != self._reported:
@@ -120,7 +120,7 @@ class Retrainer:
         current = self._topics.champion()
         if current is None or current.model.digest != champion.model.digest:
             return self._nothing("the active version was changed while it was compared")
-        newest_us = self._topics.served.newest_us
+        stream_time_us = self._topics.served.stream_time_us
         reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {verdict.reason}"
         if (frozen := self._frozen()) is not None:
             reason = f"learning is frozen by {frozen.by}; otherwise {reason}"
@@ -128,7 +128,7 @@ class Retrainer:
                 self._reported = reason
                 log.error("%s", reason)
             return CycleOutcome("kept", reason, figures=verdict.figures)
-        figures = {**verdict.figures, AS_OF: newest_us, "offsets": self._topics.offsets}
+        figures = {**verdict.figures, AS_OF: stream_time_us, "offsets": self._topics.offsets}
         references = [to.lightgbm, *self._policy_behind(current.policy, to)]
         self._writer.activate(references, ModelChange(ROLLBACK, BY, reason, figures))
         log.error("%s", reason)
@@ -144,16 +144,16 @@ class Retrainer:
         )
         return self._writer.contents([VersionToPublish("policy", made.version, made.to_payload())])
 
-    def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
+    def _waits(self, model: LightGBMModel, stream_time_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
         if (frozen := self._frozen()) is not None:
             return f"learning is frozen by {frozen.by}: {frozen.reason}"
         last_us, rollback_us = cycles_of(self._topics.published.history)
         pause_us = (rollback_us or 0) + round(PAUSE_DAYS * US_PER_DAY)
         # A time ahead of the decisions is of a clock that was wrong, or of topics that began anew.
-        if rollback_us is not None and rollback_us <= newest_us < pause_us:
+        if rollback_us is not None and rollback_us <= stream_time_us < pause_us:
             return f"a version was rolled back; no challenger is trained for {PAUSE_DAYS:g} days of event time"
-        since_us = None if last_us is None or last_us > newest_us else newest_us - last_us
+        since_us = None if last_us is None or last_us > stream_time_us else stream_time_us - last_us
         if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
             return None
         if new_day and (drift := self._drifted(self._topics.served.rows(), model)):
@@ -161,13 +161,13 @@ class Retrainer:
             return None
         return "the last challenger has read the newest decisions" if now else "no challenger is due"
 
-    def _cycle(self, champion: Champion, tenures: Sequence[Tenure], newest_us: int) -> CycleOutcome:
+    def _cycle(self, champion: Champion, tenures: Sequence[Tenure], stream_time_us: int) -> CycleOutcome:
         rows = self._topics.served.rows()
         cycle = self._options.cycle
         start_us, end_us = compared_days(rows, cycle)
         reference = self._topics.newest_trained_before(tenures, start_us)
         figures: dict[str, Any] = {
-            AS_OF: newest_us,
+            AS_OF: stream_time_us,
             "rows": len(rows),
             "compared_from_us": start_us,
             "compared_to_us": end_us,

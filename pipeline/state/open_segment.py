@@ -37,7 +37,7 @@ class _Extent(NamedTuple):
     stored_bytes: int
     gathering: list[bytes]
     started_us: int
-    newest_us: int
+    max_event_time_us: int
 
 
 class _Dumped(NamedTuple):
@@ -63,7 +63,7 @@ class OpenSegment:
         self._offsets = [0]
         """Offset of each group, and the end of the last."""
         self._gathering: list[bytes] = []
-        self._started_us, self._newest_us = started_us, NO_TIME_US
+        self._started_us, self._max_event_time_us = started_us, NO_TIME_US
         self._dumped = _Dumped()
         self._committed = self._extent()
 
@@ -78,14 +78,14 @@ class OpenSegment:
         return self._offsets[-1]
 
     @property
-    def newest_us(self) -> int:
+    def max_event_time_us(self) -> int:
         """Latest event time."""
-        return self._newest_us
+        return self._max_event_time_us
 
     @property
     def span_us(self) -> int:
         """Event time that passed since the segment began."""
-        return self._newest_us - self._started_us
+        return self._max_event_time_us - self._started_us
 
     @property
     def started_us(self) -> int:
@@ -141,7 +141,7 @@ class OpenSegment:
         if self.stored_bytes != committed.stored_bytes:
             del self._offsets[committed.groups + 1 :]
             os.ftruncate(self._file, committed.stored_bytes)
-        self._gathering, self._started_us, self._newest_us = committed[3:]
+        self._gathering, self._started_us, self._max_event_time_us = committed[3:]
 
     def seal(self, path: Path, index_path: Path) -> None:
         """Write the index of the groups in the file, and rename the file. `rest` is what a next segment begins with."""
@@ -200,8 +200,8 @@ class OpenSegment:
     def _advance(self, event_time_us: Sequence[int]) -> None:
         if self._started_us == NO_TIME_US:
             self._started_us = event_time_us[0]
-        newest_us = max(event_time_us)
-        self._newest_us = max(self._newest_us, newest_us)
+        max_event_time_us = max(event_time_us)
+        self._max_event_time_us = max(self._max_event_time_us, max_event_time_us)
 
     def _extent(self) -> _Extent:
         return _Extent(
@@ -210,7 +210,7 @@ class OpenSegment:
             self._offsets[-1],
             self._gathering,
             self._started_us,
-            self._newest_us,
+            self._max_event_time_us,
         )
 
     def _content(self, first_page: int) -> Pages:

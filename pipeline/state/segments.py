@@ -110,7 +110,7 @@ class FileSegments:
         opened, segments = self._open, self._sealed.segments
         opened.commit()
         gone = 0
-        while gone < len(segments) and segments[gone].newest_us < self._limit_us:
+        while gone < len(segments) and segments[gone].max_event_time_us < self._limit_us:
             gone += 1
         if gone:
             with StoreErrors(self._directory):
@@ -185,10 +185,10 @@ class FileSegments:
     def _seal(self) -> None:
         opened = self._open
         opened.seal(*self._sealed.paths(opened.number))
-        segment = SealedSegment(opened.number, opened.first_row, opened.stored_rows, opened.newest_us)
+        segment = SealedSegment(opened.number, opened.first_row, opened.stored_rows, opened.max_event_time_us)
         self._sealed.append(segment)
         self._open = OpenSegment(
-            self._directory / _OPEN, opened.number + 1, opened.first_row + opened.stored_rows, opened.newest_us
+            self._directory / _OPEN, opened.number + 1, opened.first_row + opened.stored_rows, opened.max_event_time_us
         )
         digests, times, decisions = opened.rest()
         if digests:

@@ -222,7 +222,7 @@ class ServedLog:
         self._changed = False
         self._rows: ServedRows | None = None
         self._clocks: dict[int, EventClock] = {}
-        self.newest_us: int | None = None
+        self.stream_time_us: int | None = None
         """Newest event time so far, as far as it is to be believed; None before the first row."""
         self.other_kernel = 0
         """Rows of another kernel version."""
@@ -241,7 +241,7 @@ class ServedLog:
         part = self._columns(found)
         if not len(part.event_time_us):
             return
-        oldest_us = (self.newest_us or 0) - self._window_us
+        oldest_us = (self.stream_time_us or 0) - self._window_us
         self._parts = [kept for kept in [*self._parts, part] if kept.event_time_us.max() >= oldest_us]
         self._changed = True
 
@@ -249,8 +249,10 @@ class ServedLog:
         hours = self._clocks.setdefault(partition, EventClock()).hours(event_time_us)
         believed = event_time_us[event_time_us // US_PER_HOUR <= hours]
         if len(believed):
-            newest_us = int(believed.max())
-            self.newest_us = newest_us if self.newest_us is None else max(self.newest_us, newest_us)
+            stream_time_us = int(believed.max())
+            self.stream_time_us = (
+                stream_time_us if self.stream_time_us is None else max(self.stream_time_us, stream_time_us)
+            )
 
     def add_labels(self, records: Sequence[Record]) -> None:
         """Take in records of ``accepted-labels``; labels of rules are left out, since nothing is known by them."""
@@ -270,7 +272,7 @@ class ServedLog:
         if self._rows is None or self._changed:
             self._rows = None  # views of the columns that are copied below: let them go first
             if self._parts:
-                self._parts = [self._merged(self._parts, (self.newest_us or 0) - self._window_us)]
+                self._parts = [self._merged(self._parts, (self.stream_time_us or 0) - self._window_us)]
             self._rows = self._served(self._parts[0] if self._parts else _no_rows())
             self._changed = False
         return self._rows
@@ -282,8 +284,8 @@ class ServedLog:
 
     def _served(self, part: _Part) -> ServedRows:
         """Return ordered rows, as far as their dates are to be believed."""
-        if self.newest_us is not None:
-            part = part.take(slice(int(np.searchsorted(part.event_time_us, self.newest_us, side="right"))))
+        if self.stream_time_us is not None:
+            part = part.take(slice(int(np.searchsorted(part.event_time_us, self.stream_time_us, side="right"))))
         labels = self._held_labels()
         known, reported_us, reported_by = labels.known_of(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)
@@ -373,7 +375,7 @@ class ServedLog:
         if self._labels:
             labels = Labelled._make(np.concatenate(columns) for columns in zip(*self._labels, strict=True))
             # What was known before the window began is of transactions before it.
-            self._labels = [labels.take(labels.known_at_us >= (self.newest_us or 0) - self._window_us)]
+            self._labels = [labels.take(labels.known_at_us >= (self.stream_time_us or 0) - self._window_us)]
         return self._labels[0] if self._labels else _NO_LABELS
 
 

@@ -26,12 +26,12 @@ from pipeline.engine import decider as decider_module
 from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
+from pipeline.engine.deduplication import ReadInputs
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.profiling import CardJoin
-from pipeline.engine.repeats import ReadInputs
 from pipeline.engine.results import Result, merged
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store
@@ -76,12 +76,12 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
-    "card: index write": [(StoreIndex, "keep"), (RocksStore, "commit"), (MemoryStore, "commit")],
+    "card: index write": [(StoreIndex, "update"), (RocksStore, "commit"), (MemoryStore, "commit")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "commit")],
     "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
     "card: rest": [(card_batch, "process_together")],
     "score: read profiled": [(decider_module, "read_rows")],
-    "score: repeats": [(ReadInputs, "repeats")],
+    "score: repeats": [(ReadInputs, "duplicates")],
     "score: windows": [(MerchantWindows, "profile"), (MerchantWindows, "commit")],
     "score: trees": [(LightGBMModel, "logit")],
     "score: River": [(RiverLayer, "logit")],

@@ -77,7 +77,7 @@ def cards(entities: int, a_day: float) -> Size:
         )
         windows.commit()
         times.append(time_us)
-    return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
+    return measured(windows, int((np.concatenate(times) > windows.stream_time_us - 37 * DAY_US).sum()))
 
 
 def merchants(entities: int, a_day: float, labelled: float) -> Size:
@@ -101,7 +101,7 @@ def merchants(entities: int, a_day: float, labelled: float) -> Size:
         windows.commit()
         times.append(time_us)
         before = (names, time_us)
-    return measured(windows, int((np.concatenate(times) > windows.newest_us - 37 * DAY_US).sum()))
+    return measured(windows, int((np.concatenate(times) > windows.stream_time_us - 37 * DAY_US).sum()))
 
 
 def touched(entities: int, a_day: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tests.benchmarks import pipeline_scale
 from tests.benchmarks.job import prepare, reference
 from tests.benchmarks.job.check import Decision, check
 from tests.benchmarks.ours import job
-from tests.benchmarks.ours.job import LABELLED_AFTER_MS, LATE, LATEST_MS, REPEATED, arrivals
+from tests.benchmarks.ours.job import DUPLICATE, LABELLED_AFTER_MS, LATE, LATEST_MS, arrivals
 from tests.benchmarks.ours.kernel import Models, OneHopPartition
 from tests.helpers.memory_columns import MemoryColumn
 
@@ -99,7 +99,7 @@ def test_some_arrive_late_twice_or_with_a_label(frame: pd.DataFrame) -> None:
     behind_ms = [moment - milliseconds(one.event_time) for one, moment in zip(read, moments, strict=True)]
     assert 0 == min(behind_ms) < max(behind_ms) < LATEST_MS + prepare.RECORDS_PER_CARD * 3_600_000
     late = sum(ms > 0 for ms in behind_ms)
-    assert late == pytest.approx(RECORDS * (LATE + REPEATED), rel=0.5)
+    assert late == pytest.approx(RECORDS * (LATE + DUPLICATE), rel=0.5)
 
 
 def test_a_purchase_of_nothing_is_left_out(frame: pd.DataFrame) -> None:

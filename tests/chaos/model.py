@@ -183,7 +183,7 @@ class _Held:
     """A transaction that was accepted, and the labels that have met it."""
 
     event_us: int
-    newest_us: int
+    stream_time_us: int
     """The largest event time of the partition when it was accepted, its own among them."""
     content: tuple[Any, ...]
     labels: list[Told] = field(default_factory=list)
@@ -192,7 +192,7 @@ class _Held:
 class _CardPartition:
     def __init__(self, run: Run, partition: int, fate: CardFate) -> None:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
-        self._newest_us = 0
+        self._stream_time_us = 0
         self._held: dict[Key, _Held] = {}
         self._waiting: dict[Key, list[Told]] = defaultdict(list)
 
@@ -222,30 +222,30 @@ class _CardPartition:
                 key, label = (sent.card, sent.transaction), told(origin, sent)
                 if not self._meets(key, label):
                     self._waiting[key].append(label)
-        for label in _too_old(self._waiting, self._newest_us - self._rules.label_patience_us):
+        for label in _too_old(self._waiting, self._stream_time_us - self._rules.label_patience_us):
             self._fate.dead[label.place] = UNKNOWN
 
     def _accept(self, place: Place, origin: Place, sent: Sent) -> bool:
         key, event_us = (sent.card, sent.transaction), microseconds(exact(sent.value or b"")["event_time"])
         before = self._held.get(key)
         content = content_of(sent)
-        if before is not None and self._newest_us - before.newest_us <= self._rules.dedup_horizon_us:
+        if before is not None and self._stream_time_us - before.stream_time_us <= self._rules.dedup_horizon_us:
             if content == before.content:
                 self._fate.repeats += 1
             else:
                 self._fate.dead[origin] = DIFFERS
             return False
         self._fate.forgotten += before is not None and self._forgotten(before)
-        self._newest_us = max(self._newest_us, event_us)
-        self._held[key] = _Held(event_us, self._newest_us, content)
+        self._stream_time_us = max(self._stream_time_us, event_us)
+        self._held[key] = _Held(event_us, self._stream_time_us, content)
         self._fate.accepted.append(Accepted(key, origin, place, before is not None))
         return True
 
     def _forgotten(self, one: _Held) -> bool:
-        """Whole days, as they are forgotten; twice the patience behind both horizons."""
+        """Whole days, as they are forgotten; twice the patience behind both retention."""
         horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
-        behind_us = self._newest_us - horizon_us - 2 * self._rules.label_patience_us
-        return one.newest_us // DAY_US < behind_us // DAY_US
+        behind_us = self._stream_time_us - horizon_us - 2 * self._rules.label_patience_us
+        return one.stream_time_us // DAY_US < behind_us // DAY_US
 
     def _meets(self, key: Key, label: Told) -> bool:
         """Let a label meet its transaction; False where it must wait for one."""
@@ -256,7 +256,7 @@ class _CardPartition:
             self._fate.forgotten += 1
             return False
         latest_us = one.event_us + rules.label_horizon_us + rules.label_patience_us
-        if not one.newest_us - rules.label_patience_us <= label.known_at_us <= latest_us:
+        if not one.stream_time_us - rules.label_patience_us <= label.known_at_us <= latest_us:
             return False
         if label.known_at_us - one.event_us > rules.label_horizon_us:
             self._fate.too_late += 1
@@ -303,7 +303,7 @@ class _FeedbackPartition:
     ) -> None:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
         self._decisions = decisions
-        self._newest_us = 0
+        self._stream_time_us = 0
         self._decided: dict[Key, _Decided] = {}
         self._maturing: list[tuple[int, Key]] = []
         self._waiting: dict[Key, list[Told]] = defaultdict(list)
@@ -331,10 +331,10 @@ class _FeedbackPartition:
                 self._waiting[key].append(label)
             else:
                 self._join(key, label)
-        while self._maturing and self._maturing[0][0] <= self._newest_us:
+        while self._maturing and self._maturing[0][0] <= self._stream_time_us:
             at_us, key = heappop(self._maturing)
             self._mature(key, at_us)
-        self._fate.given_up += _too_old(self._waiting, self._newest_us - self._rules.label_patience_us)
+        self._fate.given_up += _too_old(self._waiting, self._stream_time_us - self._rules.label_patience_us)
 
     def _surges(self, label: Told) -> bool:
         """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
@@ -351,7 +351,7 @@ class _FeedbackPartition:
 
     def _file(self, decision: dict[str, Any]) -> Key | None:
         key, event_us = key_of(decision), microseconds(decision["event_time"])
-        self._newest_us = max(self._newest_us, event_us)
+        self._stream_time_us = max(self._stream_time_us, event_us)
         if event_us // DAY_US < self._forgotten_day():
             self._fate.forgotten += 1
             return None
@@ -366,7 +366,7 @@ class _FeedbackPartition:
     def _forgotten_day(self) -> int:
         """Whole days of event time, as they are forgotten."""
         horizon_us = max(self._rules.label_horizon_us, self._rules.maturity_us)
-        return (self._newest_us - horizon_us - self._rules.label_patience_us) // DAY_US
+        return (self._stream_time_us - horizon_us - self._rules.label_patience_us) // DAY_US
 
     def _kept(self, key: Key) -> _Decided | None:
         one = self._decided.get(key)

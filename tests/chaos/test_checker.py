@@ -44,7 +44,7 @@ class Placed(NamedTuple):
 
     merchant: str
     event_us: int
-    newest_us: int
+    stream_time_us: int
     amount: float
 
 
@@ -55,7 +55,7 @@ class Cluster:
         self.topics: Topics = defaultdict(list)
         self._read: dict[tuple[str, int], int] = defaultdict(int)
         self._placed: dict[tuple[str, str], Placed] = {}
-        self._newest_us = [0, 0]
+        self._stream_time_us = [0, 0]
         self._labels: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
         self._early: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         self._sent = {one.number: one for one in sent}
@@ -138,13 +138,13 @@ class Cluster:
         key = sent.card, sent.transaction
         before, partition = self._placed.get(key), entry.partition
         stated = json.loads(sent.value or b"")
-        if before is not None and self._newest_us[partition] - before.newest_us <= HORIZON_US:
+        if before is not None and self._stream_time_us[partition] - before.stream_time_us <= HORIZON_US:
             if stated["amount"] != before.amount:
                 self._dead(origin, "repeat_differs")
             return
         event_us = microseconds(stated["event_time"])
-        self._newest_us[partition] = max(self._newest_us[partition], event_us)
-        self._placed[key] = Placed(stated["merchant_id"], event_us, self._newest_us[partition], stated["amount"])
+        self._stream_time_us[partition] = max(self._stream_time_us[partition], event_us)
+        self._placed[key] = Placed(stated["merchant_id"], event_us, self._stream_time_us[partition], stated["amount"])
         self._labels[key] = []
         message = {
             "kind": "transaction",
@@ -166,7 +166,7 @@ class Cluster:
         key = sent.card, sent.transaction
         placed, known_at_us = self._placed.get(key), known_at(origin)
         latest_us = placed.event_us + HORIZON_US + PATIENCE_US if placed is not None else 0
-        if placed is None or not placed.newest_us - PATIENCE_US <= known_at_us <= latest_us:
+        if placed is None or not placed.stream_time_us - PATIENCE_US <= known_at_us <= latest_us:
             self._early[key].append(origin)
             return
         if known_at_us - placed.event_us > HORIZON_US:
@@ -190,7 +190,7 @@ class Cluster:
         self._profile(message)
 
     def _give_up(self, partition: int) -> None:
-        limit_us = self._newest_us[partition] - PATIENCE_US
+        limit_us = self._stream_time_us[partition] - PATIENCE_US
         for (card, _), waiting in list(self._early.items()):
             if partition_of(card, 2) == partition:
                 for origin in [one for one in waiting if known_at(one) < limit_us]:

@@ -254,14 +254,14 @@ class _Newest:
     """The newest event time of each partition's transactions: what lies 37 days behind it has left the windows."""
 
     def __init__(self) -> None:
-        self._newest_us: dict[int, int] = {}
+        self._stream_time_us: dict[int, int] = {}
 
     def before(self, partition: int, event_time_us: int | None) -> int:
         """The newest so far; a transaction's own time (None for a label) counts from the next record on."""
-        newest_us = self._newest_us.get(partition, LONG_AGO_US)
+        stream_time_us = self._stream_time_us.get(partition, LONG_AGO_US)
         if event_time_us is not None:
-            self._newest_us[partition] = max(newest_us, event_time_us)
-        return newest_us
+            self._stream_time_us[partition] = max(stream_time_us, event_time_us)
+        return stream_time_us
 
 
 def _stated(one: Transaction) -> dict[str, Any]:

@@ -53,16 +53,16 @@ def cut(table: pa.Table, rows: int | None) -> list[pa.Table]:
 
 def play(history: list[Happening], live: Live, publish_every_us: int | None = None) -> Live:
     """Carry the records through the live kernels, in their order; published is what a replay publishes, and when."""
-    newest_us, period = 0, None
+    stream_time_us, period = 0, None
     for one in history:
         if one.kind == "label":
             live.label(one.fields, one.at_us)
             continue
         if publish_every_us is not None and (event_us := live.event_time_us(one.fields, one.at_us)) is not None:
-            newest_us = max(newest_us, event_us)
-            if period is not None and newest_us // publish_every_us != period:
+            stream_time_us = max(stream_time_us, event_us)
+            if period is not None and stream_time_us // publish_every_us != period:
                 live.publish()
-            period = newest_us // publish_every_us
+            period = stream_time_us // publish_every_us
         live.transaction(one.fields, one.at_us)
     return live
 

@@ -13,7 +13,7 @@ from pipeline.engine.decider import Decider
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore

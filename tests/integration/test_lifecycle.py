@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.engine.block_messages import read_messages
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings

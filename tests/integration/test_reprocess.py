@@ -15,7 +15,7 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.decision_messages import NOT_READ
 from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.exports.topics import TopicExport, named
 from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.kafka.clients import admin_client, partition_numbers, read_topic

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.kafka import standstill
 from pipeline.kafka.clients import GroupProtocol, TopicError, read_topic
 from pipeline.kafka.quarantine import decode_control

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine import accept
-from pipeline.engine.accept import read_stated
+from pipeline.engine.accept import decode_producer_fields
 from pipeline.engine.block_messages import read_messages, write_messages
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.profiled import read_rows
@@ -24,8 +24,8 @@ from pipeline.engine.subjects import (
     LOG_OFFSET,
     LOG_ROW,
     MERCHANT,
-    STATED_OFFSET,
-    STATED_US,
+    PRODUCER_OFFSET,
+    PRODUCER_US,
     TYPE,
 )
 from schemas.codec import decode_transaction
@@ -35,13 +35,13 @@ from schemas.times import US_PER_DAY
 from schemas.topics import PROFILED, TRANSACTIONS
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US
 from tests.contract.test_codec_fuzz import amounts_in_any_currency, changed_messages, plausible_messages, spliced_bytes
-from tests.property.test_backtest_plain import nothing_is_plain, plain_times, spelled, usual
+from tests.property.test_backtest_fast_path import fast_path_times, nothing_is_on_the_fast_path, spelled, usual
 
 OPTIONS = CardOptions(RATES, TOLERANCE_US, 120 * US_PER_DAY, 120 * US_PER_DAY, 1)
 NOW = datetime(2026, 1, 1, 12, 30, 0, 5, tzinfo=UTC)
 batches = st.lists(
     st.none()
-    | st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency, spelled, plain_times),
+    | st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency, spelled, fast_path_times),
     max_size=20,
 )
 
@@ -57,7 +57,7 @@ def profiled(values: Sequence[bytes | None]) -> Result:
 def test_the_card_agent_answers_alike_both_ways(values: list[bytes | None]) -> None:
     found = profiled(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accept, "read_plain", nothing_is_plain)
+        patch.setattr(accept, "read_fast_path", nothing_is_on_the_fast_path)
         assert found == profiled(values)
 
 
@@ -72,7 +72,7 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
         assert write_messages(messages) == write_messages(read_messages(write_messages(messages)))
         for row, message in enumerate(messages):
             assert isinstance(message, ProfiledTransaction)
-            stated = read_stated(message.transaction)
+            fields = decode_producer_fields(message.transaction)
             said = decode_transaction(
                 bytes(message.transaction),
                 record_timestamp_us=ARRIVED_US,
@@ -81,9 +81,11 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
             )
             texts = [rows.subjects.texts(column)[row] for column in (ID, CARD, MERCHANT, AMOUNT, CURRENCY, TYPE)]
             names = [name.encode() for name in (said.transaction_id, said.card_id, said.merchant_id)]
-            assert texts == [*names, stated.amount_json, said.currency.encode(), said.transaction_type.encode()]
-            wholes = rows.subjects.wholes[[EVENT_US, STATED_US, STATED_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row]
-            expected = [said.event_time_us, said.event_time_us, stated.offset_min, said.amount_base_minor, 7, row]
+            assert texts == [*names, fields.amount_json, said.currency.encode(), said.transaction_type.encode()]
+            wholes = rows.subjects.wholes[
+                [EVENT_US, PRODUCER_US, PRODUCER_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row
+            ]
+            expected = [said.event_time_us, said.event_time_us, fields.offset_min, said.amount_base_minor, 7, row]
             assert wholes.tolist() == expected
 
 

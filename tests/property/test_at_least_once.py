@@ -14,17 +14,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine import block_writing, repeats
+from pipeline.engine import block_writing, deduplication
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.card import CardPartition
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_records import unpack_record
+from pipeline.engine.deduplication import ReadInput, ReadInputs
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.layout import transaction_digest
-from pipeline.engine.placement import partition_of
-from pipeline.engine.repeats import ReadInput, ReadInputs
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
@@ -412,7 +412,7 @@ def late_is_latest(before: ReadInput, batch_us: int, offset: int) -> ReadInput:
 
 def by_block(state: ReadInputs, rows: Any, of: range) -> list[int]:
     """Take all rows of a block for repeats where one is."""
-    found = set(rows.record[REPEATS(state, rows, of)].tolist())
+    found = set(rows.record[DUPLICATES(state, rows, of)].tolist())
     return [row for row in of if rows.record[row] in found and not rows.kinds[row]]
 
 
@@ -425,12 +425,12 @@ def first_holds(segments: MemorySegments, digests: Any, event_time_us: Any, deci
 
 
 _ENCODE = msgspec.json.Encoder().encode
-REPEATS, ADD = ReadInputs.repeats, MemorySegments.add
+DUPLICATES, ADD = ReadInputs.duplicates, MemorySegments.add
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
-    "no row is a repeat": (ReadInputs, "repeats", lambda *_: [], "written again"),
-    "a second reading has one batch": (repeats, "_begin", only_from_the_start, "written again"),
-    "a late write begins a batch": (repeats, "_further", late_is_latest, ""),
-    "blocks are repeats as a whole": (ReadInputs, "repeats", by_block, "was not decided"),
+    "no row is a repeat": (ReadInputs, "duplicates", lambda *_: [], "written again"),
+    "a second reading has one batch": (deduplication, "_begin", only_from_the_start, "written again"),
+    "a late write begins a batch": (deduplication, "_further", late_is_latest, ""),
+    "blocks are repeats as a whole": (ReadInputs, "duplicates", by_block, "was not decided"),
     "feedback keeps the first decision": (MemorySegments, "add", first_holds, "than the last one"),
 }
 

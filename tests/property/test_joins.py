@@ -9,18 +9,18 @@ import pytest
 
 from pipeline.engine.accept import accept_labels
 from pipeline.engine.columns import digest_keys
-from pipeline.engine.joins import COUNTS, Horizons
+from pipeline.engine.joins import COUNTS, Retention
 from pipeline.engine.pending import LabelBatch, MemoryPending, StorePending
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.transaction_index import MemoryIndex, StoreIndex
-from pipeline.engine.waiting import WaitingRoom
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from tests.helpers.logs import START, after, label, microseconds
 
-HORIZONS = tuple(Horizons(dedup * US_PER_DAY, label * US_PER_DAY) for dedup, label in ((3, 5), (8, 4), (20, 20)))
-Happened = tuple[Horizons, list[tuple[int, int]], list[Record]]
+HORIZONS = tuple(Retention(dedup * US_PER_DAY, label * US_PER_DAY) for dedup, label in ((3, 5), (8, 4), (20, 20)))
+Happened = tuple[Retention, list[tuple[int, int]], list[Record]]
 
 
 class Places:
@@ -32,10 +32,10 @@ class Places:
         if in_memory:
             self.join = CardJoin(MemoryIndex(), MemoryPending())
         else:
-            self.join = CardJoin(StoreIndex(self.store), StorePending(WaitingRoom(self.store)))
+            self.join = CardJoin(StoreIndex(self.store), StorePending(PendingItems(self.store)))
 
     def work(self, happened: Happened) -> tuple[Any, ...]:
-        horizons, bought, said = happened
+        retention, bought, said = happened
         ids = pa.array([f"t{number}" for number, _ in bought], pa.string())
         times_us = np.array([time_us for _, time_us in bought], np.int64)
         n, m = len(bought), len(said)
@@ -49,7 +49,7 @@ class Places:
             digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.of(labels, said),
             np.arange(n, n + m),
         )  # fmt: skip
-        found = self.join.join(horizons, given)
+        found = self.join.join(retention, given)
         self.join.forget(3)
         follows, who = found.following, found.labels.labels
         names = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
@@ -119,13 +119,13 @@ def test_memory_and_store_agree_whatever_was_undone(seed: int) -> None:
 
 
 def test_a_day_that_is_rolled_back_forgets_nothing_once_room_is_made() -> None:
-    horizons, first_us = HORIZONS[0], microseconds(START)
+    retention, first_us = HORIZONS[0], microseconds(START)
     bought = [(number, first_us) for number in range(600)]
     for in_memory in (True, False):
         places = Places(in_memory=in_memory)
-        places.work((horizons, bought, []))
+        places.work((retention, bought, []))
         places.commit()
-        places.work((horizons, [(9_999, first_us + 400 * US_PER_DAY)], []))
+        places.work((retention, [(9_999, first_us + 400 * US_PER_DAY)], []))
         places.rollback()
-        accepted, *_ = places.work((horizons, bought, []))
+        accepted, *_ = places.work((retention, bought, []))
         assert not any(accepted)

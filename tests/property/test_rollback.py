@@ -18,13 +18,13 @@ from pipeline.engine.forwarding import forward
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
-from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
@@ -243,9 +243,9 @@ def newest_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
     rollback = kind.rollback
 
     def forgetful(state: Any) -> None:
-        newest_us = state._newest_us
+        stream_time_us = state._stream_time_us
         rollback(state)
-        state._newest_us = newest_us
+        state._stream_time_us = stream_time_us
 
     return forgetful
 
@@ -265,15 +265,15 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "card windows": ("card", CardWindows, "rollback", nothing),
     "card store": ("card", MemoryStore, "rollback", nothing),
     "card index": ("card", StoreIndex, "rollback", nothing),
-    "card waiting": ("card", WaitingRoom, "rollback", nothing),
-    "card newest": ("card", CardJoin, "rollback", clock_stays("newest_us")),
+    "card waiting": ("card", PendingItems, "rollback", nothing),
+    "card newest": ("card", CardJoin, "rollback", clock_stays("stream_time_us")),
     "card forgotten": ("card", CardJoin, "rollback", clock_stays("first_day")),
     "score windows": ("score", MerchantWindows, "rollback", nothing),
     "score offsets": ("score", JournaledDict, "rollback", nothing),
     "feedback store": ("feedback", MemoryStore, "rollback", nothing),
     "feedback decisions": ("feedback", DecisionStore, "rollback", nothing),
     "feedback segments": ("feedback", MemorySegments, "rollback", nothing),
-    "feedback waiting": ("feedback", WaitingRoom, "rollback", nothing),
+    "feedback waiting": ("feedback", PendingItems, "rollback", nothing),
     "feedback newest": ("feedback", FeedbackKernel, "rollback", newest_stays(FeedbackKernel)),
     "feedback forgotten": ("feedback", FeedbackKernel, "rollback", forgotten_stays(FeedbackKernel)),
     "learn model": ("learn", LayerLearner, "go_back", nothing),

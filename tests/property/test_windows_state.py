@@ -64,12 +64,12 @@ def run(
         operation, size = plan[number] if number < len(plan) else ("commit", 100)
         batch = log.iloc[start : start + size]
         if operation == "rollback":
-            before, newest_us = contents(windows), windows.newest_us
+            before, stream_time_us = contents(windows), windows.stream_time_us
             for part in (batch.iloc[: size // 2], batch.iloc[size // 2 :]):
                 profile(windows)(part)
             windows.rollback()
             assert contents(windows) == before
-            assert windows.newest_us == newest_us
+            assert windows.stream_time_us == stream_time_us
         features.append(profile(windows)(batch))
         windows.commit()
         start += size
@@ -176,12 +176,12 @@ def test_a_card_and_its_case_are_forgotten_behind_the_horizon() -> None:
 
 def test_the_newest_time_is_the_partitions() -> None:
     windows = MerchantWindows()
-    assert windows.newest_us == 0
+    assert windows.stream_time_us == 0
     log = passing_merchants_log(1, 300)
     profile_merchants(windows)(log)
-    assert windows.newest_us == log.loc[log["kind"] == "transaction", "event_time_us"].max()
+    assert windows.stream_time_us == log.loc[log["kind"] == "transaction", "event_time_us"].max()
     windows.rollback()
-    assert windows.newest_us == 0
+    assert windows.stream_time_us == 0
 
 
 @pytest.mark.parametrize("kind", ["cards", "merchants"])
@@ -199,7 +199,7 @@ def test_state_stays_bounded_while_entities_come_and_go(kind: str) -> None:
         used.append(windows.nbytes)
     held = contents(windows)
     assert max(used[len(used) // 3 :]) <= 1.3 * max(used[: len(used) // 3])
-    floor_us = windows.newest_us - HORIZON_US
+    floor_us = windows.stream_time_us - HORIZON_US
     live = sum(time > floor_us for one in held.values() for time, *_ in one.events)
     assert windows.events < 3 * live + 200
     names = log["card_id" if kind == "cards" else "merchant_id"]

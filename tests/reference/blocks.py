@@ -25,14 +25,14 @@ class Form(NamedTuple):
 PROFILED = Form(
     b"FPBK",
     ("event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us"),
-    ("stated_offset_min", "input_partition"),
+    ("producer_offset_min", "input_partition"),
     ("transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original"),
     ("kind", "counts", "known", "rates", "input_topic"),
 )
 FEATURES = Form(
     b"FPFB",
     ("event_time_us", "amount_base_minor", "source_offset"),
-    ("stated_offset_min", "source_partition", "log_row"),
+    ("producer_offset_min", "source_partition", "log_row"),
     ("transaction_id", "card_id", "merchant_id"),
     ("source_topic", "lightgbm", "river", "policy", "rates"),
 )
@@ -147,7 +147,7 @@ def read_features(value: bytes) -> list[dict[str, Any]]:
             {
                 "schema_version": 1,
                 **{name: one[name].decode() for name in FEATURES.texts},
-                "event_time": _text(one["event_time_us"], one["stated_offset_min"]),
+                "event_time": _text(one["event_time_us"], one["producer_offset_min"]),
                 "amount_base": one["amount_base_minor"] / 100,
                 "score": score,
                 "logit": logit,

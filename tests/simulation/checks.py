@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 import numpy as np
 
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import KNOWN, NOTHING, UNSEEN, known_value, resolve_numbers, source_rank
 from pipeline.scoring.blend import blend
@@ -206,7 +206,7 @@ def positions(logs: Logs, topic: str) -> list[At]:
 
 def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
     """A transaction is accepted again only when event time has passed the horizon (3)."""
-    newest_us: dict[int, int] = defaultdict(int)
+    stream_time_us: dict[int, int] = defaultdict(int)
     known: dict[tuple[str, str], int] = {}
     for transaction in logs.transactions("card"):
         for message in accepted_in_order(transaction.outputs):
@@ -214,10 +214,10 @@ def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
             identity = accepted[at_of(message.source)]
             before = known.get(identity)
             if before is not None:
-                passed_us = newest_us[home] - before
+                passed_us = stream_time_us[home] - before
                 assert passed_us > SHORTEST_REPEAT_HORIZON_US, f"3: {identity} was accepted again"
-            newest_us[home] = max(newest_us[home], message.event_time_us)
-            known[identity] = newest_us[home]
+            stream_time_us[home] = max(stream_time_us[home], message.event_time_us)
+            known[identity] = stream_time_us[home]
 
 
 def check_labels(logs: Logs) -> None:
@@ -317,13 +317,13 @@ def check_known_at(logs: Logs) -> None:
 
 def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
     """Of each transaction how far event time had come when it was accepted, and its own time; None: accepted twice."""
-    newest_us: dict[int, int] = defaultdict(int)
+    stream_time_us: dict[int, int] = defaultdict(int)
     times: dict[tuple[str, str], tuple[int, int | None]] = {}
     for transaction in logs.transactions("card"):
         for message in accepted_in_order(transaction.outputs):
             home, identity = partition_of(message.card_id, PARTITIONS), (message.card_id, message.transaction_id)
-            newest_us[home] = max(newest_us[home], message.event_time_us)
-            times[identity] = (newest_us[home], None if identity in times else message.event_time_us)
+            stream_time_us[home] = max(stream_time_us[home], message.event_time_us)
+            times[identity] = (stream_time_us[home], None if identity in times else message.event_time_us)
     return times
 
 

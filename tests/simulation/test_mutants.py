@@ -15,10 +15,10 @@ from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
+from pipeline.engine.deduplication import ReadInputs
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.profiling import CardJoin
-from pipeline.engine.repeats import ReadInputs
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.kafka.batch import Batch

@@ -176,7 +176,7 @@ class World:
         self.cluster.now_ms = self.clock.now_us // 1_000
 
     def settings(self, name: str, **changes: Any) -> Settings:
-        """Return the settings of a worker; short horizons, so that a simulation reaches beyond them."""
+        """Return the settings of a worker; short retention, so that a simulation reaches beyond them."""
         return Settings(
             kafka_bootstrap_servers=self.address,
             kafka_config={"client.id": name},

@@ -15,7 +15,7 @@ from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
 from pipeline.engine.columns import digest_keys
 from pipeline.engine.history import compute_features
-from pipeline.engine.joins import Horizons
+from pipeline.engine.joins import Retention
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
@@ -114,7 +114,7 @@ def test_nothing_gives_nothing_and_refused_rows_are_told_all_the_same() -> None:
 
 
 def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
-    index, horizons, a_day = MemoryIndex(), Horizons(5 * DAY, 8 * DAY), 200
+    index, retention, a_day = MemoryIndex(), Retention(5 * DAY, 8 * DAY), 200
     join = CardJoin(index, MemoryPending())
     names = pa.array(["c"] * a_day)
     for day in range(200):
@@ -123,9 +123,9 @@ def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
         merchants, none = np.zeros((a_day, 3), np.int64), np.empty(0, np.int64)
         number = np.arange(a_day)
         arrivals = Arrivals(digest_keys(names, ids), times_us, number, number, number, merchants, NO_LABELS, none)
-        assert join.join(horizons, arrivals).accepted.all()
+        assert join.join(retention, arrivals).accepted.all()
         join.commit()
-        assert not join.join(horizons, arrivals).accepted.any()
+        assert not join.join(retention, arrivals).accepted.any()
         join.forget(0)
         join.commit()
     # A horizon of 8 days, a fortnight behind it, and as much again before there is no room.

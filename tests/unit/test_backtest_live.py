@@ -308,7 +308,7 @@ def test_of_repeated_records_the_last_one_counts(later_ms: int, rows: int) -> No
         found = live_of(logs, at_once=4).find((0, number))
         assert found is not None
         assert found.features is not None
-        assert (found.stated.score, found.features[FEATURES.index("amount")]) == (0.2, 2.0)
+        assert (found.decision.score, found.features[FEATURES.index("amount")]) == (0.2, 2.0)
 
 
 def test_what_has_no_other_side_does_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,4 +350,4 @@ def test_features_are_not_read_where_nobody_compares_them() -> None:
     found = live.find((0, 0))
     assert found is not None
     assert found.features is None
-    assert found.stated.transaction_id == "t0"
+    assert found.decision.transaction_id == "t0"

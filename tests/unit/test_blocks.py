@@ -20,7 +20,7 @@ from pipeline.engine.blocks import (
 )
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.forwarding import forward
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from schemas.codec import MAX_VALUE_BYTES, encode

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from pipeline.engine.accepted_labels import AcceptedLabels, LabelOptions, accept, read_accepted
 from pipeline.engine.forwarding import KNOWN_AT, header_names
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.results import Result
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.settings import Settings

@@ -13,13 +13,13 @@ from pipeline.engine import pending as pending_module
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.joins import NEWEST_US, Clock, Horizons, PassInput, join
+from pipeline.engine.joins import STREAM_TIME_US, Clock, PassInput, Retention, join
 from pipeline.engine.layout import day_of, transaction_digest
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.engine.transaction_index import RUN_AT_MOST, StoreIndex
-from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import CARD_FEATURES
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
@@ -126,7 +126,7 @@ def test_a_label_far_past_the_horizon_leaves_the_same_state_whichever_is_read_fi
     replayed.state.process(live.transactions.records, None)
     replayed.state.process(live.labels.records, None)
     replayed.state.commit()
-    assert replayed.state._waiting.state == live.state._waiting.state
+    assert replayed.state._pending.state == live.state._pending.state
     assert {key: value for key, value in replayed.store.items().items() if key[:1] in b"wix"} == {
         key: value for key, value in live.store.items().items() if key[:1] in b"wix"
     }
@@ -146,12 +146,12 @@ def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkey
     monkeypatch.setattr(pending_module, "GIVE_UP_AT_MOST", 100)
     desk = Desk()
     desk.work([desk.labels.append(label(1_000 + n, after(1)), after(1)) for n in range(450)])
-    waiting = desk.state._waiting.state
-    assert waiting.count == 450
+    pending = desk.state._pending.state
+    assert pending.count == 450
     assert len(desk.state.dump().values) < 20_000 + len(desk.state._windows.dump()[0])
     given_up = [len(to(DEAD_LETTERS, desk.buy(number, after(20)))) for number in range(6)]
     assert given_up == [100, 100, 100, 100, 50, 0]
-    assert desk.state._waiting.state.count == 0
+    assert desk.state._pending.state.count == 0
     assert {key[:1] for key in desk.store.items()} == {b"t", b"d"}
 
 
@@ -161,12 +161,12 @@ def test_many_labels_of_one_transaction_that_is_not_there() -> None:
         desk.say(0, after(hours=1, seconds=number), "fraud" if number % 2 else "legitimate")
     result = desk.buy(0, after(hours=2))
     assert len(told(result)) == 50
-    assert desk.state._waiting.state.count == 0
+    assert desk.state._pending.state.count == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies behind the horizons is as if it were not there, however late it is swept."""
+    """What lies behind the retention is as if it were not there, however late it is swept."""
     random = np.random.default_rng(seed)
     transactions, labels = Log(TRANSACTIONS), LabelLog()
     batches: list[list[Record]] = []
@@ -200,15 +200,15 @@ def remember(index: StoreIndex, accepted: Sequence[tuple[bytes, int]]) -> None:
     number = np.arange(len(accepted))
     given = PassInput(digest, times_us, number, number, number, digest[:0], none, few, few, none, none, 0)
     entries = index.fetch(digest, digest[:0])
-    result = join(Horizons(-1_000 * US_PER_DAY, 1_000 * US_PER_DAY), Clock(), entries, given)
+    result = join(Retention(-1_000 * US_PER_DAY, 1_000 * US_PER_DAY), Clock(), entries, given)
     assert result.fate.all()
-    index.keep(entries, result, [b"m"] * len(accepted))
+    index.update(entries, result, [b"m"] * len(accepted))
 
 
 def remembered(index: StoreIndex, digest: bytes) -> int | None:
     """When a transaction was accepted; None where it is forgotten."""
     entries = index.fetch(words([]), words([digest]))
-    return int(entries.rows[0, NEWEST_US]) if entries.count else None
+    return int(entries.rows[0, STREAM_TIME_US]) if entries.count else None
 
 
 def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
@@ -284,7 +284,7 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
         }
         for digest in [digest for digest in last_day if digest not in held]:
             assert last_day.pop(digest) < state._join.clock.first_day
-        last_day |= {digest: day_of(newest_us) for digest, newest_us in held.items()}
+        last_day |= {digest: day_of(stream_time_us) for digest, stream_time_us in held.items()}
         assert all(held_day >= state._join.clock.first_day for held_day in last_day.values())
     assert counts["accepted", ""] > 100
     assert counts["duplicate", ""] > 20
@@ -324,29 +324,29 @@ def test_a_batch_that_reaches_past_the_horizon_forgets_its_own() -> None:
 
 def test_waiting_items_come_oldest_first_and_once() -> None:
     store = MemoryStore()
-    room = WaitingRoom(store)
+    items = PendingItems(store)
     for number, at_us in enumerate([50, 10, 30, 10, 70]):
-        room.add(b"a" * 16 if number % 2 else b"b" * 16, at_us, b"%d" % number)
-    assert [item.payload for item in room.items(b"b" * 16)] == [b"0", b"2", b"4"]
-    assert room.awaited([b"b" * 16, b"c" * 16]) == [b"b" * 16]
-    assert room.take_older(10, 9) == []
-    assert [item.payload for item in room.take_older(60, 2)] == [b"1", b"3"]
-    assert room.awaited([b"a" * 16]) == []
-    assert [item.payload for item in room.take_older(60, 9)] == [b"2", b"0"]
-    room.add(b"a" * 16, 5, b"older")
-    assert [item.payload for item in room.take_older(100, 9)] == [b"older", b"4"]
-    assert room.take_older(100, 9) == []
+        items.add(b"a" * 16 if number % 2 else b"b" * 16, at_us, b"%d" % number)
+    assert [item.payload for item in items.items(b"b" * 16)] == [b"0", b"2", b"4"]
+    assert items.awaited([b"b" * 16, b"c" * 16]) == [b"b" * 16]
+    assert items.take_older(10, 9) == []
+    assert [item.payload for item in items.take_older(60, 2)] == [b"1", b"3"]
+    assert items.awaited([b"a" * 16]) == []
+    assert [item.payload for item in items.take_older(60, 9)] == [b"2", b"0"]
+    items.add(b"a" * 16, 5, b"older")
+    assert [item.payload for item in items.take_older(100, 9)] == [b"older", b"4"]
+    assert items.take_older(100, 9) == []
     store.commit()
     assert store.items() == {}
 
 
 def test_a_waiting_label_that_the_store_has_lost_is_the_store_s_error_and_no_record_s() -> None:
     store = MemoryStore()
-    room = WaitingRoom(store)
-    room.add(b"a" * 16, 5, b"label")
+    items = PendingItems(store)
+    items.add(b"a" * 16, 5, b"label")
     store.delete(b"i" + b"a" * 16 + bytes(4))
     with pytest.raises(StoreError, match="has lost a waiting label"):
-        room.take_older(10, 9)
+        items.take_older(10, 9)
 
 
 def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -337,7 +337,7 @@ def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
         *(changed(only_block(), amount_base_minor=value) for value in (-1, 2**62)),
         *(changed(only_block(), ingested_at_us=value) for value in (-1, 2**62)),
         *(changed(only_block(), case_sequence=value) for value in (-1, 2**63 - 1)),
-        *(changed(only_block(), stated_offset_min=value) for value in (-1_440, 1_440)),
+        *(changed(only_block(), producer_offset_min=value) for value in (-1_440, 1_440)),
         *(changed(only_block(), **{name: -1}) for name in ("source_offset", "source_partition", "input_offset")),
         *(changed(only_block(), features=features_of(*of)) for of in ((0.0, 3), (math.inf,), (-math.inf,))),
         *(

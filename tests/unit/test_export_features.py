@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.engine import decider as decider_module
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from pipeline.exports.feature_rows import FeatureRowFormat

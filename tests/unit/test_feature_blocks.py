@@ -15,7 +15,7 @@ from pipeline.engine.blocks import MOST_ROWS, BlockError, Sources, pack_block, p
 from pipeline.engine.decider import Decider
 from pipeline.engine.decision_records import pack_records, unpack_record
 from pipeline.engine.feature_blocks import LAYOUT, read_feature_messages, read_features
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import Decision, DecisionFeatures, LogPosition, RecordPosition, Versions
@@ -187,8 +187,8 @@ WRONG = [
     ({"event_time_us": 2**62}, "event_time_us"),
     ({"amount_base_minor": -1}, "amount_base_minor is no amount"),
     ({"amount_base_minor": 2**62}, "amount_base_minor"),
-    ({"stated_offset_min": 1_440}, "a UTC offset is a day or more"),
-    ({"stated_offset_min": -(2**31)}, "a UTC offset"),
+    ({"producer_offset_min": 1_440}, "a UTC offset is a day or more"),
+    ({"producer_offset_min": -(2**31)}, "a UTC offset"),
     ({"source_offset": -1}, "a partition or an offset is below 0"),
     ({"source_partition": -1}, "a partition or an offset"),
     ({"log_row": -1}, "a partition or an offset"),

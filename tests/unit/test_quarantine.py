@@ -7,8 +7,8 @@ import pytest
 
 from agents.failures import NOT_THE_RECORD
 from agents.topology import CARD, SCORE, AgentSpec
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.state import MemoryStore, StoreError
-from pipeline.engine.waiting import WaitingRoom
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.quarantine import ProcessDied, Quarantines
 from pipeline.kafka.transactions import OutputTooLarge
@@ -114,11 +114,11 @@ def test_the_position_bears_no_topic_prefix() -> None:
 
 def test_what_the_store_has_lost_is_no_record_s_fault() -> None:
     store = MemoryStore()
-    room = WaitingRoom(store)
-    room.add(b"d" * 16, 5, b"label")
+    items = PendingItems(store)
+    items.add(b"d" * 16, 5, b"label")
     store.commit()
     for key in [key for key, _ in store.scan(b"", b"\xff" * 40) if store.get(key) == (5).to_bytes(8, "big") + b"label"]:
         store.delete(key)
     with pytest.raises(StoreError, match="rebuilds it"):
-        room.take_older(10, 10)
+        items.take_older(10, 10)
     assert issubclass(StoreError, NOT_THE_RECORD)

@@ -37,7 +37,7 @@ from pipeline.cli import main
 from pipeline.commands import export, reprocess
 from pipeline.engine.decision_messages import NOT_READ
 from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.subjects import CARD
 from pipeline.exports import topics
 from pipeline.exports.files import Origin, TopicFiles

@@ -94,15 +94,15 @@ def test_only_the_window_and_this_kernel_s_rows_are_held() -> None:
     other = feature_row(1, versions=Versions(lightgbm="l", river="r", policy="p", kernel="0-0", rates="1"))
     served.add_features([Record("features", 5, 0, 0, None, features_block([other]))])
     served.add_features([Record("features", 5, 1, 0, None, b"no block"), Record("features", 5, 2, 0, None, None)])
-    assert (len(served.rows()), served.other_kernel, served.newest_us) == (0, 1, None)
+    assert (len(served.rows()), served.other_kernel, served.stream_time_us) == (0, 1, None)
     for record in RECORDS:
         served.add_features([record])
-    newest_us = int(HISTORY.event_time_us[-1])
-    kept = HISTORY.event_time_us >= newest_us - 10 * US_PER_DAY
+    stream_time_us = int(HISTORY.event_time_us[-1])
+    kept = HISTORY.event_time_us >= stream_time_us - 10 * US_PER_DAY
     np.testing.assert_array_equal(served.rows().features, HISTORY.features[kept])
-    recent = served.newest(newest_us - US_PER_DAY)
+    recent = served.newest(stream_time_us - US_PER_DAY)
     np.testing.assert_array_equal(
-        recent.event_time_us, HISTORY.event_time_us[HISTORY.event_time_us >= newest_us - US_PER_DAY]
+        recent.event_time_us, HISTORY.event_time_us[HISTORY.event_time_us >= stream_time_us - US_PER_DAY]
     )
     assert served.rows().features.shape[1] == len(FEATURES)
 
@@ -132,7 +132,7 @@ def test_a_date_that_is_wrong_moves_no_window() -> None:
     records = [record for row in range(8) for record in feature_records(moved, small_model(), rows=slice(row, row + 1))]
     served = log(window_days=1)
     served.add_features(records[:4])
-    assert served.newest_us == times_us[3]
+    assert served.stream_time_us == times_us[3]
     assert served.rows().event_time_us.tolist() == [*times_us[:2], times_us[3]]
     assert served.newest(times_us[1]).event_time_us.tolist() == [times_us[1], times_us[3]]
     # Days without traffic end with three decisions in a row, none of which is lost.

@@ -26,17 +26,17 @@ from pipeline.engine.columns import (
 from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.joins import (
     COUNTS,
+    DUPLICATE_DIFFERS,
     NO_TRANSACTION,
-    REPEAT_DIFFERS,
     SAME,
-    Horizons,
+    Retention,
     contradicts,
     not_joined,
 )
 from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.engine.models import ActiveModels
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.pending import LabelBatch, MemoryPending
-from pipeline.engine.placement import partitions_of
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
@@ -96,7 +96,7 @@ class Engine:
     def __init__(self, options: CardOptions) -> None:
         self._options = options
         numbers = range(options.partitions)
-        self._horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
+        self._retention = Retention(options.dedup_horizon_us, options.label_horizon_us)
         self._joins = [CardJoin(MemoryIndex(), MemoryPending()) for _ in numbers]
         self._cards = [CardWindows() for _ in numbers]
         self._merchants = [MerchantWindows() for _ in numbers]
@@ -133,7 +133,7 @@ class Engine:
         taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
         accepted, following, outcomes, refused = self._join(chunk, names)
         left_out = len(taken) - int(np.count_nonzero(accepted))
-        duplicates = left_out - sum(reject.code == REPEAT_DIFFERS for reject in refused)
+        duplicates = left_out - sum(reject.code == DUPLICATE_DIFFERS for reject in refused)
         if left_out:
             taken, position = taken.take(accepted), position[accepted]
             names = _Names(*(column[accepted] for column in names))
@@ -178,7 +178,7 @@ class Engine:
         for number, state in enumerate(self._joins):
             rows, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
             joined = state.join(
-                self._horizons,
+                self._retention,
                 Arrivals(
                     digest=digests[rows],
                     event_time_us=taken.event_time_us[rows],
@@ -209,7 +209,7 @@ class Engine:
 
     def _given_up(self, batch: LabelBatch) -> list[Reject]:
         """Labels that have waited in vain; in no stated order."""
-        labels, horizon_us = batch.labels, self._horizons.label_us
+        labels, horizon_us = batch.labels, self._retention.label_us
         names = zip(labels.transaction_id.to_pylist(), labels.card_id.to_pylist(), strict=True)
         texts = [not_joined(transaction_id, card_id, horizon_us) for transaction_id, card_id in names]
         rows = zip(labels.row.tolist(), texts, labels.known_at_us.tolist(), strict=True)
@@ -264,7 +264,7 @@ def _contradictions(taken: Transactions, differs: NDArray[np.int64]) -> list[Rej
     rows = np.flatnonzero(differs != SAME).tolist()
     return [
         Reject(
-            "transaction", int(taken.row[row]), REPEAT_DIFFERS,
+            "transaction", int(taken.row[row]), DUPLICATE_DIFFERS,
             contradicts(taken.transaction_id[row].as_py(), taken.card_id[row].as_py()),
         )
         for row in rows

@@ -21,10 +21,10 @@ from pipeline.engine.feature_blocks import named_features
 from pipeline.engine.feedback import FeedbackOptions, example
 from pipeline.engine.feedback_kernel import DecidedBatch, Emitted, FeedbackKernel, JoinedRows, TransactionIdentities
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.partitioner import partitions_of
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
-from pipeline.engine.waiting import WaitingRoom
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.prequential import Prequential
@@ -101,13 +101,13 @@ class Periods:
                 and none begins with the first transaction.
         """
         self.every_us, self._from_us = every_us, from_us
-        self._newest_us = 0
+        self._stream_time_us = 0
         self._period = None if from_us is None else 0
 
     def parts(self, chunk: Chunk) -> Iterator[tuple[Chunk, bool]]:
         """The chunk in parts, and whether a period begins with the part's first transaction."""
-        newest_us = np.maximum.accumulate(np.append(self._newest_us, chunk.transactions.event_time_us))[1:]
-        periods = self._numbers(newest_us)
+        stream_time_us = np.maximum.accumulate(np.append(self._stream_time_us, chunk.transactions.event_time_us))[1:]
+        periods = self._numbers(stream_time_us)
         if self._period is None:
             self._period = int(periods[0]) if len(periods) else None
         starts = chunk.position[np.flatnonzero(np.diff(periods, prepend=self._period or 0))].tolist()
@@ -116,7 +116,7 @@ class Periods:
             if first < end or starts:
                 yield chunk.between(first, end), number > 0
         if len(periods):
-            self._newest_us, self._period = int(newest_us[-1]), int(periods[-1])
+            self._stream_time_us, self._period = int(stream_time_us[-1]), int(periods[-1])
 
     def begin_us(self, event_time_us: int) -> int:
         """Return when the period of a time began, in microseconds since 1970."""
@@ -230,7 +230,7 @@ class _Partition(NamedTuple):
     @classmethod
     def empty(cls) -> "_Partition":
         store, segments = MemoryStore(), ColumnSegments()
-        return cls(FeedbackKernel(DecisionStore(store, segments), WaitingRoom(store)), store, segments)
+        return cls(FeedbackKernel(DecisionStore(store, segments), PendingItems(store)), store, segments)
 
     def process(
         self,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input import wire
 from pipeline.engine.accept import counting
 from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.engine.scanned import NO_TIME
+from pipeline.engine.json_scanner import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
@@ -66,30 +66,30 @@ def accept_transactions(
     first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in TRANSACTION_FIELDS}
-    ids, plain = wire.identifiers(raw["transaction_id"])
-    cards, plain_cards = wire.identifiers(raw["card_id"])
-    merchants, plain_merchants = wire.identifiers(raw["merchant_id"])
-    event_us, plain_times = wire.times_us(raw["event_time"], acceptance.time_zone)
-    currency, plain_currencies = wire.texts(raw["currency"])
-    minor, base, plain_amounts = wire.amounts(raw["amount"], currency, acceptance.rates)
-    stated, plain_types = wire.texts(raw["transaction_type"])
-    plain_types |= wire.missing(raw["transaction_type"])
-    types = pc.fill_null(stated, _DEFAULTS["transaction_type"])
-    local_us, plain_clocks = wire.wall_clock_us(raw["local_time"])
+    ids, fast = wire.identifiers(raw["transaction_id"])
+    cards, fast_cards = wire.identifiers(raw["card_id"])
+    merchants, fast_merchants = wire.identifiers(raw["merchant_id"])
+    event_us, fast_times = wire.times_us(raw["event_time"], acceptance.time_zone)
+    currency, fast_currencies = wire.texts(raw["currency"])
+    minor, base, fast_amounts = wire.amounts(raw["amount"], currency, acceptance.rates)
+    type_names, fast_types = wire.texts(raw["transaction_type"])
+    fast_types |= wire.missing(raw["transaction_type"])
+    types = pc.fill_null(type_names, _DEFAULTS["transaction_type"])
+    local_us, fast_clocks = wire.wall_clock_us(raw["local_time"])
     without_clock = wire.missing(raw["local_time"])
     stamp_us = _stamps(table, acceptance)
-    plain &= plain_cards & plain_merchants & plain_times & plain_currencies & plain_amounts & plain_types
-    plain &= (minor > 0) & (plain_clocks | without_clock) & (event_us <= stamp_us + acceptance.future_tolerance_us)
+    fast &= fast_cards & fast_merchants & fast_times & fast_currencies & fast_amounts & fast_types
+    fast &= (minor > 0) & (fast_clocks | without_clock) & (event_us <= stamp_us + acceptance.future_tolerance_us)
     clock_us = np.where(without_clock, event_us, local_us)
     hour, weekday, counts = hours(clock_us), weekdays(clock_us), counting(types)
     texts = {
         "transaction_id": ids, "card_id": cards, "merchant_id": merchants, "currency": currency,
-        "transaction_type": stated,
+        "transaction_type": type_names,
     }  # fmt: skip
     own = _own_bytes(table)
-    plain &= ~own.given
+    fast &= ~own.given
     rejects = []
-    for row in np.flatnonzero(~plain).tolist():
+    for row in np.flatnonzero(~fast).tolist():
         rate = acceptance.rates.currencies.get(currency[row].as_py())
         cells = {
             **_names(texts, raw, row),
@@ -107,7 +107,7 @@ def accept_transactions(
         except InvalidMessage as error:
             rejects.append(Reject("transaction", first_row + row, error.code, str(error)))
             continue
-        plain[row] = True
+        fast[row] = True
         event_us[row], base[row], counts[row] = item.event_time_us, item.amount_base_minor, item.counts
         hour[row], weekday[row], minor[row] = item.hour, item.weekday, item.amount_minor
     accepted = Transactions(
@@ -116,7 +116,7 @@ def accept_transactions(
         card_id=cards, merchant_id=merchants, event_time_us=event_us, currency=currency, amount_minor=minor,
         amount_base_minor=base, transaction_type=types, counts=counts, hour=hour, weekday=weekday,
     )  # fmt: skip
-    return (accepted.take(plain) if rejects else accepted), rejects
+    return (accepted.take(fast) if rejects else accepted), rejects
 
 
 def accept_labels(
@@ -129,20 +129,20 @@ def accept_labels(
     ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
-    ids, plain = wire.identifiers(raw["transaction_id"])
-    cards, plain_cards = wire.identifiers(raw["card_id"])
-    words, plain_words = wire.identifiers(raw["label"], _LONGEST_WORD)
-    sources, plain_sources = wire.identifiers(raw["source"], _LONGEST_WORD)
-    labelled_us, plain_times = wire.times_us(raw["labelled_at"], acceptance.time_zone)
+    ids, fast = wire.identifiers(raw["transaction_id"])
+    cards, fast_cards = wire.identifiers(raw["card_id"])
+    words, fast_words = wire.identifiers(raw["label"], _LONGEST_WORD)
+    sources, fast_sources = wire.identifiers(raw["source"], _LONGEST_WORD)
+    labelled_us, fast_times = wire.times_us(raw["labelled_at"], acceptance.time_zone)
     stamp_us = _stamps(table, acceptance)
-    plain &= plain_cards & plain_words & plain_sources & plain_times
-    plain &= labelled_us <= stamp_us + acceptance.future_tolerance_us
+    fast &= fast_cards & fast_words & fast_sources & fast_times
+    fast &= labelled_us <= stamp_us + acceptance.future_tolerance_us
     own = _own_bytes(table)
-    plain &= ~own.given
+    fast &= ~own.given
     if topic is not None:
-        plain &= _coded(sources, lambda source: acceptance.sources.allows(topic, source)).astype(np.bool_)
+        fast &= _coded(sources, lambda source: acceptance.sources.allows(topic, source)).astype(np.bool_)
     rejects = []
-    for row in np.flatnonzero(~plain).tolist():
+    for row in np.flatnonzero(~fast).tolist():
         cells = {
             **_names({"transaction_id": ids, "card_id": cards, "label": words, "source": sources}, raw, row),
             "labelled_at": wire.time_cell(raw["labelled_at"], labelled_us, row),
@@ -158,7 +158,7 @@ def accept_labels(
         except InvalidMessage as error:
             rejects.append(Reject("label", first_row + row, error.code, str(error)))
             continue
-        plain[row] = True
+        fast[row] = True
         labelled_us[row] = timestamp_us(label.labelled_at)
     known_at_us = np.where(stamp_us == _NO_STAMP, labelled_us, np.maximum(labelled_us, stamp_us))
     accepted = Labels(
@@ -168,7 +168,7 @@ def accept_labels(
         known=_coded(words, lambda word: KNOWN.index(known_value(word))), labelled_at_us=labelled_us,
         known_at_us=known_at_us,
     )  # fmt: skip
-    return (accepted.take(plain) if rejects else accepted), rejects
+    return (accepted.take(fast) if rejects else accepted), rejects
 
 
 def accept_each(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.acceptance import Acceptance, accept_each, accept_transactions
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject, Transactions, content_keys, digest_keys
-from pipeline.engine.joins import REPEAT_DIFFERS, SAME, Horizons
+from pipeline.engine.joins import DUPLICATE_DIFFERS, SAME, Retention
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
@@ -33,14 +33,14 @@ class EligibleRows(NamedTuple):
 def eligible_rows(tables: Iterable[pa.Table], options: CardOptions) -> EligibleRows:
     """Look through ``tables`` as of `pipeline.backtest.replay`, in order, as one partition."""
     rejects: list[Reject] = []
-    horizons = Horizons(options.dedup_horizon_us, options.label_horizon_us)
+    retention = Retention(options.dedup_horizon_us, options.label_horizon_us)
     join = CardJoin(MemoryIndex(), MemoryPending())
     kept, accepted, contradicted = [np.empty((0, 2), np.int64)], 0, 0
     for rows in accept_each(
         tables, accept_transactions, Acceptance(options.rates, options.future_tolerance_us), rejects
     ):
         accepted += len(rows)
-        joined = join.join(horizons, _unlabelled(rows))
+        joined = join.join(retention, _unlabelled(rows))
         kept.append(np.stack([rows.row, rows.amount_base_minor], axis=1)[joined.accepted])
         contradicted += int(np.count_nonzero(joined.differs != SAME))
         join.forget(0)
@@ -48,7 +48,7 @@ def eligible_rows(tables: Iterable[pa.Table], options: CardOptions) -> EligibleR
     row, amount_base_minor = np.concatenate(kept).T
     refused = Counter(reject.code for reject in rejects)
     if contradicted:
-        refused[REPEAT_DIFFERS] += contradicted
+        refused[DUPLICATE_DIFFERS] += contradicted
     return EligibleRows(row, amount_base_minor, refused, accepted - len(row) - contradicted)
 
 

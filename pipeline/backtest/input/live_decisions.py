@@ -53,7 +53,7 @@ class RecordedDecision(msgspec.Struct, gc=False):
 class LiveDecision(NamedTuple):
     """A decision as it was recorded."""
 
-    stated: RecordedDecision
+    decision: RecordedDecision
     features: NDArray[np.float64] | None
     """Shape (len(FEATURES),), NaN for no value; None where ``features`` does not hold them, or was not read."""
 
@@ -64,10 +64,10 @@ _decode = msgspec.json.Decoder(RecordedDecision).decode
 class _Unpaired:
     """A decision without its features, or features without their decision."""
 
-    __slots__ = ("decisions_ahead", "features", "stated")
+    __slots__ = ("decision", "decisions_ahead", "features")
 
     def __init__(self, found: LiveDecision | None) -> None:
-        self.stated = None if found is None else found.stated
+        self.decision = None if found is None else found.decision
         self.features = None if found is None else found.features
         self.decisions_ahead = int(found is not None and found.features is None)
         """Copies of the decision less copies of its features, which differ while a repeat is read."""
@@ -139,7 +139,7 @@ class LiveDecisions:
                 place = (decision.source.partition, decision.source.offset)
                 if self._joins:
                     unpaired = self._begin(place)
-                    unpaired.stated = decision
+                    unpaired.decision = decision
                     unpaired.decisions_ahead += 1
                     self._end(place, unpaired)
                 else:
@@ -173,8 +173,8 @@ class LiveDecisions:
     def _release(self) -> None:
         """Let the first of the unpaired go: a decision is compared as it is, features alone are dropped."""
         place, unpaired = self._unpaired.popitem(last=False)
-        if unpaired.stated is not None:
-            self.waiting[place] = LiveDecision(unpaired.stated, unpaired.features)
+        if unpaired.decision is not None:
+            self.waiting[place] = LiveDecision(unpaired.decision, unpaired.features)
 
 
 def live_decisions(source: TopicSource, span: Span, *, features: bool) -> LiveDecisions:

@@ -33,18 +33,18 @@ def by_time(
     """
     if not logs:
         return
-    newest_us = [_BEFORE_ALL] * len(logs)
+    stream_time_us = [_BEFORE_ALL] * len(logs)
     held: Rows | None = None
     fresh: list[Rows] = []
     n_fresh = 0
-    while min(newest_us) < _BEHIND_ALL:
-        number = newest_us.index(min(newest_us))
+    while min(stream_time_us) < _BEHIND_ALL:
+        number = stream_time_us.index(min(stream_time_us))
         part = next(logs[number], None)
         if part is None:
-            newest_us[number] = _BEHIND_ALL
+            stream_time_us[number] = _BEHIND_ALL
         elif len(part.rows):
-            clock_us = np.maximum.accumulate(np.append(newest_us[number], part.arrived_us))[1:]
-            newest_us[number] = int(clock_us[-1])
+            clock_us = np.maximum.accumulate(np.append(stream_time_us[number], part.arrived_us))[1:]
+            stream_time_us[number] = int(clock_us[-1])
             late = part.rows.key < clock_us - margin_us
             if late.any():
                 too_late(part.rows.take(late))
@@ -52,14 +52,14 @@ def by_time(
             fresh.append(rows)
             n_fresh += len(rows)
         # Sorted again once there is half as much as before: the cost of a row stays that of a few sorts.
-        ends = min(newest_us) == _BEHIND_ALL
+        ends = min(stream_time_us) == _BEHIND_ALL
         if n_fresh and (ends or n_fresh >= max(CHUNK_ROWS, (0 if held is None else len(held)) // 2)):
             if held is not None:
                 fresh.append(held)
             held = _sorted(fresh)
             fresh, n_fresh = [], 0
         if held is not None and not n_fresh:
-            ready = int(np.searchsorted(held.key, min(newest_us) - (0 if ends else margin_us)))
+            ready = int(np.searchsorted(held.key, min(stream_time_us) - (0 if ends else margin_us)))
             for first in range(0, ready, CHUNK_ROWS):
                 yield held.take(slice(first, min(first + CHUNK_ROWS, ready)))
             held = held.take(slice(ready, None))

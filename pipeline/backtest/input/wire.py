@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
-from pipeline.engine.scanned import LONGEST_IDENTIFIER, NO_TIME, PLAIN_TIMES_US
+from pipeline.engine.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
 from pipeline.history.files import in_zone, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
 from schemas.money import RateTable
@@ -46,10 +46,10 @@ def column(table: pa.Table, name: str) -> pa.Array:
         values = pa.concat_arrays(values.chunks)
     if pa.types.is_dictionary(values.type):
         return values.dictionary_decode()
-    plain = not any(
+    fast = not any(
         is_type(values.type) for is_type in (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view)
     )
-    return values if plain else values.cast(pa.string())
+    return values if fast else values.cast(pa.string())
 
 
 def texts(values: pa.Array) -> tuple[pa.Array, Mask]:
@@ -67,9 +67,9 @@ def missing(values: pa.Array) -> Mask:
 
 def identifiers(values: pa.Array, longest: int = LONGEST_IDENTIFIER) -> tuple[pa.Array, Mask]:
     """Strings of 1 to ``longest`` characters."""
-    names, plain = texts(values)
+    names, fast = texts(values)
     length = pc.fill_null(pc.utf8_length(names), 0).to_numpy()
-    return names, plain & (length > 0) & (length <= longest)
+    return names, fast & (length > 0) & (length <= longest)
 
 
 def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]:
@@ -83,24 +83,24 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
         return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
     if not pa.types.is_string(values.type):
         return np.full(n, NO_TIME), np.zeros(n, np.bool_)
-    moments, plain = np.full(n, NO_TIME), np.zeros(n, np.bool_)
+    moments, fast = np.full(n, NO_TIME), np.zeros(n, np.bool_)
     for pattern in (_PLAIN_ZONED, _PLAIN_LOCAL):
         rows = np.flatnonzero(_mask(pc.fill_null(pc.match_substring_regex(values, pattern), False)))
         if len(rows):
             texts = pd.Series(values.take(pa.array(rows)).to_pandas())
             zoned = pattern is _PLAIN_ZONED
             times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=zoned)
-            moments[rows], plain[rows] = _microseconds(times if zoned else in_zone(times, time_zone))
-    return moments, plain
+            moments[rows], fast[rows] = _microseconds(times if zoned else in_zone(times, time_zone))
+    return moments, fast
 
 
 def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
     """Return the time that ``local_time`` shows, in microseconds since 1970 on that clock."""
     if values.null_count == len(values) or not pa.types.is_string(values.type):
         return np.zeros(len(values), np.int64), np.zeros(len(values), np.bool_)
-    plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_LOCAL), False)
+    fast = pc.fill_null(pc.match_substring_regex(values, _PLAIN_LOCAL), False)
     times = pd.to_datetime(
-        pd.Series(pc.if_else(plain, values, None).to_pandas()), format="ISO8601", errors="coerce", utc=True
+        pd.Series(pc.if_else(fast, values, None).to_pandas()), format="ISO8601", errors="coerce", utc=True
     )
     return _microseconds(times)
 
@@ -108,23 +108,23 @@ def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
 def amounts(
     values: pa.Array, currency: pa.Array, rates: RateTable
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Mask]:
-    """(minor units of the currency, minor units of the base currency, plain); amounts are in major units.
+    """(minor units of the currency, minor units of the base currency, fast); amounts are in major units.
 
     A float stands for the decimal of the currency's digits that it is nearest to
     (`pipeline.history.files.whole_units`).
     """
     terms = rate_terms(rates)
     row = _rate_rows(currency, terms)
-    plain = row >= 0
-    major, plain_majors = _majors(values)
-    plain &= plain_majors
-    scaled: NDArray[np.float64] = np.where(plain, major, 0.0) * 10 ** np.append(terms.digits, 0)[row]
+    fast = row >= 0
+    major, fast_majors = _majors(values)
+    fast &= fast_majors
+    scaled: NDArray[np.float64] = np.where(fast, major, 0.0) * 10 ** np.append(terms.digits, 0)[row]
     whole, inexact = whole_units(scaled)
-    plain &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
-    minor = np.where(plain, whole, 0).astype(np.int64)
+    fast &= ~inexact & (whole >= 0) & (whole < _PLAIN_MINOR)
+    minor = np.where(fast, whole, 0).astype(np.int64)
     base = np.empty(len(minor), np.int64)
     convert(minor, row, terms, base)
-    return minor, base, plain & (base != NOT_CONVERTED) & (base <= MAX_AMOUNT_BASE_MINOR)
+    return minor, base, fast & (base != NOT_CONVERTED) & (base <= MAX_AMOUNT_BASE_MINOR)
 
 
 def _rate_rows(currency: pa.Array, terms: RateTerms) -> NDArray[np.int64]:
@@ -139,8 +139,8 @@ def _rate_rows(currency: pa.Array, terms: RateTerms) -> NDArray[np.int64]:
 def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
     kind = values.type
     if pa.types.is_string(kind):
-        plain = pc.fill_null(pc.match_substring_regex(values, _PLAIN_AMOUNT), False)
-        values = pc.if_else(plain, values, None).cast(pa.float64())
+        fast = pc.fill_null(pc.match_substring_regex(values, _PLAIN_AMOUNT), False)
+        values = pc.if_else(fast, values, None).cast(pa.float64())
     elif pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= _MOST_DECIMALS):
         values = values.cast(pa.float64(), safe=False)
     elif not pa.types.is_floating(kind):
@@ -151,7 +151,7 @@ def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
 
 def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], Mask]:
     moments = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
-    return moments, (moments >= PLAIN_TIMES_US[0]) & (moments < PLAIN_TIMES_US[1])
+    return moments, (moments >= FAST_PATH_TIMES_US[0]) & (moments < FAST_PATH_TIMES_US[1])
 
 
 def _mask(values: pa.Array) -> Mask:

@@ -12,7 +12,7 @@ from pipeline.backtest.input.records import Numbering
 from pipeline.engine.decision_messages import NOT_READ, DecisionBatch, DecisionWriter
 from pipeline.engine.decisions import Decisions, PolicyResult
 from pipeline.engine.feature_blocks import encode_features
-from pipeline.engine.placement import partitions_of
+from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.subjects import (
     AMOUNT,
     AMOUNT_BASE,
@@ -25,11 +25,11 @@ from pipeline.engine.subjects import (
     LOG_OFFSET,
     LOG_PARTITION,
     MERCHANT,
+    PRODUCER_US,
     RATES,
     SOURCE,
     SOURCE_OFFSET,
     SOURCE_PARTITION,
-    STATED_US,
     TYPE,
     Subjects,
 )  # fmt: skip
@@ -96,7 +96,7 @@ class DecisionMessages:
         wholes: dict[int, NDArray[np.int64]] = {
             SOURCE_PARTITION: places[:, 0],
             SOURCE_OFFSET: places[:, 1],
-            STATED_US: taken.event_time_us,
+            PRODUCER_US: taken.event_time_us,
             AMOUNT_BASE: taken.amount_base_minor,
             LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),
             LOG_OFFSET: np.full(n, NOT_READ),

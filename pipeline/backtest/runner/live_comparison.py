@@ -164,9 +164,9 @@ class LiveComparer:
                 int(taken.event_time_us[row]),
                 cause,
                 ",".join(differs),
-                None if live is None else live.stated.score,
+                None if live is None else live.decision.score,
                 float(decisions.score[row]),
-                None if live is None else live.stated.action,
+                None if live is None else live.decision.action,
                 "alert" if decisions.selection[row] >= 0 else "allow",
             )
         )
@@ -174,16 +174,16 @@ class LiveComparer:
     def _cause(self, decisions: Decisions, live: LiveDecision, differs: Sequence[str], features: Sequence[str]) -> str:
         """The first thing in the chain from record to decision that was not the same."""
         versions = decisions.models.versions(decisions.rates_version)
-        if (versions.kernel, versions.rates) != (live.stated.versions.kernel, live.stated.versions.rates):
+        if (versions.kernel, versions.rates) != (live.decision.versions.kernel, live.decision.versions.rates):
             return RULES
         if features or "case" in differs:
-            if self._began_us is not None and timestamp_us(live.stated.event_time) < self._began_us + FULL_AFTER_US:
+            if self._began_us is not None and timestamp_us(live.decision.event_time) < self._began_us + FULL_AFTER_US:
                 return WINDOWS
             if self._order is Order.RECORDED:
                 return UNEXPLAINED
             return ARRIVAL if "case" in differs or any(name in CARD_FEATURES for name in features) else BETWEEN
         for cause, name in ((LIGHTGBM, "lightgbm"), (RIVER, "river"), (POLICY, "policy")):
-            if getattr(versions, name) != getattr(live.stated.versions, name):
+            if getattr(versions, name) != getattr(live.decision.versions, name):
                 return cause
         return NO_FEATURES if live.features is None else UNEXPLAINED
 

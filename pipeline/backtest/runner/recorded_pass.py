@@ -73,8 +73,8 @@ def decide_as_recorded(
                 if comparer is not None:
                     _compare(comparer, scored)
             decided_us = np.concatenate([none, *(item.decisions.transactions.event_time_us for item in parts)])
-            newest_us = np.array([replayed.newest_us] if replayed.entered else [], np.int64)
-            statistics.note(newest_us, decided_us, replayed.entered)
+            stream_time_us = np.array([replayed.stream_time_us] if replayed.entered else [], np.int64)
+            statistics.note(stream_time_us, decided_us, replayed.entered)
             if statistics.stopped():
                 break
     statistics.first_us = min(statistics.first_us, replayed.first_event_us or LATEST_US)

@@ -29,7 +29,7 @@ from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.columns import Transactions
 from pipeline.engine.decisions import Decisions, decided
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.placement import partition_of
+from pipeline.engine.partitioner import partition_of
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
@@ -119,7 +119,7 @@ class RecordedReplay:
         """Number of transactions that entered the windows so far."""
         self.stored_otherwise = 0
         """Rows of ``profiled`` that the card kernel does not give again."""
-        self.newest_us = 0
+        self.stream_time_us = 0
         """The newest of them."""
 
     def run(self, models: ActiveModels | None, live: LiveDecisions | None) -> Generator[list[Scored], None, None]:
@@ -234,7 +234,7 @@ class RecordedReplay:
         found = again.pop(key, None)
         if isinstance(message, ProfiledTransaction):
             self.entered += 1
-            self.newest_us = max(self.newest_us, message.event_time_us)
+            self.stream_time_us = max(self.stream_time_us, message.event_time_us)
             first_us = self.first_event_us
             self.first_event_us = message.event_time_us if first_us is None else min(first_us, message.event_time_us)
         if found is None:
@@ -263,7 +263,7 @@ class RecordedReplay:
         for row, (rates, recorded) in enumerate(zip(subjects.strings(RATES), found, strict=True)):
             if models is None and recorded is None:
                 continue
-            versions = recorded.stated.versions if models is None and recorded is not None else None
+            versions = recorded.decision.versions if models is None and recorded is not None else None
             groups.setdefault((rates, versions), []).append(row)
         for (rates, versions), rows in groups.items():
             chosen = models if versions is None else self._library.named(versions)

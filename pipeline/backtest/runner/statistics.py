@@ -20,7 +20,7 @@ from pipeline.backtest.runner.pacing import PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.waiting import EARLY_LABEL_GRACE_US
+from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US
 from pipeline.scoring.lightgbm_model import LightGBMModel
 
 NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
@@ -89,7 +89,7 @@ class RunStatistics:
         self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_GRACE_US
         self.worked_on = 0
         """Transactions, the warm-up included."""
-        self.first_us, self.newest_us = LATEST_US, EARLIEST_US
+        self.first_us, self.stream_time_us = LATEST_US, EARLIEST_US
         self.first_decided_us, self.last_decided_us = LATEST_US, EARLIEST_US
         self.counts: Counter[str] = Counter()
         """Outcomes of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
@@ -156,12 +156,12 @@ class RunStatistics:
             return
         self.worked_on = worked_on
         self.first_us = min(self.first_us, int(times_us.min()))
-        self.newest_us = max(self.newest_us, int(times_us.max()))
+        self.stream_time_us = max(self.stream_time_us, int(times_us.max()))
         if len(decided_us):
             self.first_decided_us = min(self.first_decided_us, int(decided_us.min()))
             self.last_decided_us = max(self.last_decided_us, int(decided_us.max()))
-        stage = "warming the windows up" if self.newest_us < self._span.from_us else ""
-        self._listener.tell(self.worked_on, self.newest_us, self._share(), stage)
+        stage = "warming the windows up" if self.stream_time_us < self._span.from_us else ""
+        self._listener.tell(self.worked_on, self.stream_time_us, self._share(), stage)
 
     def trains(self, variants: Mapping[str, str]) -> None:
         """Take note of the candidates whose models are trained, with the names of what is trained."""
@@ -178,7 +178,7 @@ class RunStatistics:
 
     def note_training(self, name: str) -> None:
         """Tell that a variant is trained within the range."""
-        self._listener.tell(self.worked_on, self.newest_us, self._share(), training_stage(name))
+        self._listener.tell(self.worked_on, self.stream_time_us, self._share(), training_stage(name))
 
     def stopped(self) -> bool:
         """True if the run stops here, which makes it partial."""
@@ -188,7 +188,7 @@ class RunStatistics:
     def _share(self) -> float | None:
         if self._span.to_us >= LATEST_US:
             return None
-        return (self.newest_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
+        return (self.stream_time_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
 
     def told_counts(self) -> dict[str, int]:
         """The counts that are not nothing, by name."""

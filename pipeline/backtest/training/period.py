@@ -38,7 +38,7 @@ class TrainingPeriod(NamedTuple):
         return EarlyReports(self.known_us, delays) if self.gap_us <= delays.maturity_us + US_PER_SECOND else None
 
     @property
-    def newest_us(self) -> int:
+    def last_event_us(self) -> int:
         """Event time of the last transaction that may teach."""
         return self.last_us if self.early is None else self.known_us
 

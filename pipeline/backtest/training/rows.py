@@ -69,7 +69,9 @@ class TrainingRows:
     def training_set(self, period: TrainingPeriod) -> TrainingSet:
         """Return the transactions of a period, each a fraud if the label says so that held at the period's end."""
         times_us = self._times_us.so_far()
-        first, end = np.searchsorted(times_us, [period.from_us, min(period.newest_us + 1, period.known_us)]).tolist()
+        first, end = np.searchsorted(
+            times_us, [period.from_us, min(period.last_event_us + 1, period.known_us)]
+        ).tolist()
         rows = slice(first, max(first, end))
         event_times_us = times_us[rows]
         reported_us = self._reported_us(rows, period.known_us)

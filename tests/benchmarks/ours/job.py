@@ -30,7 +30,7 @@ from tests.evaluation.recorded import Identity, Topics
 
 LATE: Final = 0.01
 LATEST_MS: Final = 6 * 3_600_000
-REPEATED: Final = 0.01
+DUPLICATE: Final = 0.01
 REPEATED_WITHIN_MS: Final = 3_600_000
 LABELLED: Final = 0.01
 LABELLED_AFTER_MS: Final = 2 * 3_600_000
@@ -56,7 +56,7 @@ def arrivals(frame: pd.DataFrame, seed: int = SEED) -> Arrivals:
     n = len(frame)
     time_ms = frame["time_ms"].to_numpy()
     arrival_ms = time_ms + np.where(generator.random(n) < LATE, generator.integers(1, LATEST_MS, n), 0)
-    repeated = np.flatnonzero(generator.random(n) < REPEATED)
+    repeated = np.flatnonzero(generator.random(n) < DUPLICATE)
     rows = np.concatenate([np.arange(n), repeated])
     again_ms = arrival_ms[repeated] + generator.integers(1, REPEATED_WITHIN_MS, len(repeated))
     at_ms = np.concatenate([arrival_ms, again_ms])

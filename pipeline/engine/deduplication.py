@@ -3,8 +3,8 @@
 Under at-least-once delivery the card agent may read a batch again, after a part of its blocks was written. It reads
 each input in order and commits after each batch. So a second reading begins where the latest batch began, with the same
 transaction. It may be cut into other batches and blocks, each of which begins behind the one before. Any other step
-back in an input is no repeat: its topic was deleted and made anew, or its offsets were set back on purpose.
-Exactly-once delivery writes no row twice, and the same rule finds no repeat there.
+back in an input is no duplicate: its topic was deleted and made anew, or its offsets were set back on purpose.
+Exactly-once delivery writes no row twice, and the same rule finds no duplicate there.
 """
 
 from collections.abc import Iterable
@@ -42,10 +42,10 @@ class ReadInputs:
         self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
         self._inputs.update({(read.topic, read.partition): read for read in saved})
 
-    def repeats(self, rows: ProfiledRows, numbers: range) -> list[int]:
+    def duplicates(self, rows: ProfiledRows, numbers: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.
 
-        A step back by the clock of the card agents counts as a repeat too: it was written late by a worker that has
+        A step back by the clock of the card agents counts as a duplicate too: it was written late by a worker that has
         lost the partition to another since.
 
         Args:
@@ -53,7 +53,7 @@ class ReadInputs:
             numbers: Numbers of this partition's rows.
 
         Returns:
-            Numbers of the rows that are repeats, ascending.
+            Numbers of the rows that are duplicates, ascending.
         """
         found: list[int] = []
         if not numbers:
@@ -64,28 +64,28 @@ class ReadInputs:
             if rows.kinds[start] != TRANSACTION:
                 continue
             name = rows.input(start)
-            if not self._is_repeat(rows, start, name):
+            if not self._is_duplicate(rows, start, name):
                 # What follows in the same batch with higher offsets is none either.
                 if end - start > 1:
-                    self._is_repeat(rows, end - 1, name)
+                    self._is_duplicate(rows, end - 1, name)
                 continue
             found.append(start)
-            found += [row for row in range(start + 1, end) if self._is_repeat(rows, row, name)]
+            found += [row for row in range(start + 1, end) if self._is_duplicate(rows, row, name)]
         return found
 
-    def _is_repeat(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> bool:
-        """Return whether a row is a repeat; note how far its input was read."""
+    def _is_duplicate(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> bool:
+        """Return whether a row is a duplicate; note how far its input was read."""
         offset, batch_us = int(rows.subjects.wholes[INPUT_OFFSET, row]), int(rows.subjects.wholes[INGESTED_US, row])
         before = self._inputs.get(name)
         if before is None:
-            is_repeat, now = False, ReadInput(*name, offset, batch_us, offset, rows.identity(row), offset)
+            is_duplicate, now = False, ReadInput(*name, offset, batch_us, offset, rows.identity(row), offset)
         elif batch_us <= before.batch_us:
-            is_repeat, now = offset <= before.last, _further(before, batch_us, offset)
+            is_duplicate, now = offset <= before.last, _further(before, batch_us, offset)
         else:
-            is_repeat, now = _begin(before, batch_us, offset, rows.identity(row))
+            is_duplicate, now = _begin(before, batch_us, offset, rows.identity(row))
         if now is not before:
             self._inputs.put(name, now)
-        return is_repeat
+        return is_duplicate
 
     def commit(self) -> None:
         """The batch is committed."""
@@ -115,9 +115,9 @@ def _begin(before: ReadInput, batch_us: int, offset: int, identity: int) -> tupl
     It reads rows again if it begins where the latest batch began, or goes on behind one that read rows again.
 
     Returns:
-        Whether its first row is a repeat, and the input behind that row.
+        Whether its first row is a duplicate, and the input behind that row.
     """
     begins_again = (offset, identity) == (before.first, before.identity)
-    is_repeat = offset <= before.last and (offset > before.reached or begins_again)
-    last = before.last if is_repeat else offset
-    return is_repeat, ReadInput(before.topic, before.partition, last, batch_us, offset, identity, offset)
+    is_duplicate = offset <= before.last and (offset > before.reached or begins_again)
+    last = before.last if is_duplicate else offset
+    return is_duplicate, ReadInput(before.topic, before.partition, last, batch_us, offset, identity, offset)

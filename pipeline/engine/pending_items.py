@@ -24,7 +24,7 @@ _AFTER: Final = b"\xff" * 64
 _NUMBERS: Final = struct.Struct("<III")
 
 
-class WaitingState(msgspec.Struct):
+class PendingItemsState(msgspec.Struct):
     """The part of the pending labels that is not in the store."""
 
     count: int = 0
@@ -32,7 +32,7 @@ class WaitingState(msgspec.Struct):
     """Nothing that waits is older."""
 
 
-class Waiting(NamedTuple):
+class PendingItem(NamedTuple):
     """A pending label."""
 
     digest: bytes
@@ -50,20 +50,20 @@ class _Queue(NamedTuple):
     held: int = 0
 
 
-class WaitingRoom:
+class PendingItems:
     """Items by the digest of what they wait for, and by their time.
 
     Store keys: ``w`` + digest: which numbers are taken; ``i`` + digest + number: time and payload; ``x`` + time +
     digest + number, empty.
     """
 
-    def __init__(self, store: Store, state: WaitingState | None = None) -> None:
+    def __init__(self, store: Store, state: PendingItemsState | None = None) -> None:
         self._store = store
-        self._state = state or WaitingState()
+        self._state = state or PendingItemsState()
         self._committed = copy.copy(self._state)
 
     @property
-    def state(self) -> WaitingState:
+    def state(self) -> PendingItemsState:
         """For the dump."""
         return self._state
 
@@ -78,7 +78,7 @@ class WaitingRoom:
     def add(self, digest: bytes, at_us: int, payload: bytes) -> None:
         """Let an item wait."""
         queue = self._queue(digest)
-        item = Waiting(digest, queue.next, at_us, payload)
+        item = PendingItem(digest, queue.next, at_us, payload)
         self._store.put(_item_key(digest, item.number), at_us.to_bytes(8, "big") + payload)
         self._store.put(_time_key(item), b"")
         self._keep(digest, queue._replace(next=queue.next + 1, held=queue.held + 1))
@@ -92,19 +92,19 @@ class WaitingRoom:
         found = self._store.get_many([_QUEUE + digest for digest in digests])
         return [digest for digest, queue in zip(digests, found, strict=True) if queue is not None]
 
-    def items(self, digest: bytes) -> list[Waiting]:
+    def items(self, digest: bytes) -> list[PendingItem]:
         """Return the pending labels of ``digest``, in the order in which they came."""
         queue = self._queue(digest)
         numbers = range(queue.first, queue.next)
         # By their keys, which costs less than a scan where a batch has written much.
         found = self._store.get_many([_item_key(digest, number) for number in numbers])
         return [
-            Waiting(digest, number, int.from_bytes(value[:8], "big"), value[8:])
+            PendingItem(digest, number, int.from_bytes(value[:8], "big"), value[8:])
             for number, value in zip(numbers, found, strict=True)
             if value is not None
         ]
 
-    def remove(self, item: Waiting) -> None:
+    def remove(self, item: PendingItem) -> None:
         """Let go of an item."""
         self._store.delete(_item_key(item.digest, item.number))
         self._store.delete(_time_key(item))
@@ -113,7 +113,7 @@ class WaitingRoom:
         self._keep(item.digest, queue._replace(first=first, held=queue.held - 1))
         self._state.count -= 1
 
-    def take_older(self, limit_us: int, at_most: int) -> list[Waiting]:
+    def take_older(self, limit_us: int, at_most: int) -> list[PendingItem]:
         """Remove and return up to ``at_most`` items whose time lies before ``limit_us``, oldest first."""
         state = self._state
         if not state.count or state.oldest_us >= limit_us:
@@ -135,7 +135,7 @@ class WaitingRoom:
                     "the store has lost a waiting label: look for errors on its disk; the worker rebuilds it from the "
                     "log when it is started again"
                 )
-            taken.append(Waiting(digest, number, at_us, value[8:]))
+            taken.append(PendingItem(digest, number, at_us, value[8:]))
             self.remove(taken[-1])
         return taken
 
@@ -159,5 +159,5 @@ def _item_key(digest: bytes, number: int) -> bytes:
     return _ITEM + digest + number.to_bytes(4, "big")
 
 
-def _time_key(item: Waiting) -> bytes:
+def _time_key(item: PendingItem) -> bytes:
     return time_key(_TIME, item.at_us, item.digest + item.number.to_bytes(4, "big"))

@@ -19,7 +19,7 @@ from schemas.codec import MAX_NAMES
 from schemas.messages import Transaction
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
-PLAIN_TIMES_US: Final = (
+FAST_PATH_TIMES_US: Final = (
     int(datetime(1995, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000,
     int(datetime(2095, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000,
 )
@@ -27,7 +27,7 @@ PLAIN_TIMES_US: Final = (
 NO_TIME: Final = -(2**63)
 """The mark for a missing time; NumPy's own."""
 LONGEST_IDENTIFIER: Final = 256
-_LONGEST_PLAIN: Final = 16_384
+_LONGEST_VALUE: Final = 16_384
 """Bytes of a value; all of a batch are copied together."""
 
 IntArray = NDArray[np.integer[Any]]
@@ -38,10 +38,10 @@ TEXTS: Final = ("transaction_id", "card_id", "merchant_id", "currency", "transac
 ID, CARD, MERCHANT, CURRENCY, TYPE = range(len(TEXTS))
 TIME, AMOUNT = range(len(TEXTS), len(TEXTS) + 2)
 """Places of what is read as numbers too, behind those of the texts."""
-KEPT: Final = (*TEXTS, "event_time", "amount")
+SPAN_FIELDS: Final = (*TEXTS, "event_time", "amount")
 # What a value may be, by field.
 _OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
-"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: nothing but null is plain."""
+"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: nothing but null is on the fast path."""
 _KINDS: Final = {
     "transaction_id": _IDENTIFIER, "card_id": _IDENTIFIER, "merchant_id": _IDENTIFIER, "currency": _TEXT,
     "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
@@ -62,27 +62,27 @@ _NULL: Final = np.frombuffer(b"null", np.uint8)
 
 
 def _layout() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of `KEPT` or -1)."""
+    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of `SPAN_FIELDS` or -1)."""
     names = np.zeros((len(_FIELDS), _LONGEST_NAME), np.uint8)
     fields = np.empty((len(_FIELDS), 3), np.int64)
     for row, name in enumerate(_FIELDS):
         names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-        fields[row] = len(name), _KINDS.get(name, _OTHER), KEPT.index(name) if name in KEPT else -1
+        fields[row] = len(name), _KINDS.get(name, _OTHER), SPAN_FIELDS.index(name) if name in SPAN_FIELDS else -1
     return names, fields
 
 
-NAMES, SAID = _layout()
+FIELD_NAMES, FIELD_LAYOUT = _layout()
 
 
-class Scanned(NamedTuple):
-    """The scan of n records; rows that are not plain hold anything."""
+class ScanResult(NamedTuple):
+    """The scan of n records; rows that are not on the fast path hold anything."""
 
     text: bytes
     """All that places point into."""
-    plain: NDArray[np.bool_]
+    on_fast_path: NDArray[np.bool_]
     """Shape (n,): which are."""
     spans: NDArray[np.int64]
-    """Shape (len(KEPT), n, 2): where each text begins and ends."""
+    """Shape (len(SPAN_FIELDS), n, 2): where each text begins and ends."""
     event_time_us: NDArray[np.int64]
     clock_us: NDArray[np.int64]
     """Shape (n,): what the clock on the wall showed, as if it were UTC."""
@@ -91,25 +91,25 @@ class Scanned(NamedTuple):
     decimals: NDArray[np.int64]
 
 
-def scan(values: Sequence[bytes | None]) -> Scanned:
+def scan(values: Sequence[bytes | None]) -> ScanResult:
     """Look through n records' ``values``."""
     n = len(values)
-    short = [value if value is not None and len(value) <= _LONGEST_PLAIN else b"" for value in values]
+    short = [value if value is not None and len(value) <= _LONGEST_VALUE else b"" for value in values]
     text = b"".join((*short, DEFAULT_TYPE.encode()))
     ends = np.cumsum(np.fromiter(map(len, short), np.int64, n))
-    plain = np.zeros(n, np.bool_)
-    spans = np.empty((len(KEPT), n, 2), np.int64)
+    on_fast_path = np.zeros(n, np.bool_)
+    spans = np.empty((len(SPAN_FIELDS), n, 2), np.int64)
     numbers = np.empty((4, n), np.int64)
     _scan(
-        np.frombuffer(text, np.uint8), ends, NAMES, SAID, plain, spans, numbers,
-        np.empty((len(KEPT), 2), np.int64), np.empty(len(numbers), np.int64),
+        np.frombuffer(text, np.uint8), ends, FIELD_NAMES, FIELD_LAYOUT, on_fast_path, spans, numbers,
+        np.empty((len(SPAN_FIELDS), 2), np.int64), np.empty(len(numbers), np.int64),
     )  # fmt: skip
-    return Scanned(text, plain, spans, *numbers)
+    return ScanResult(text, on_fast_path, spans, *numbers)
 
 
 @compiled
 def _scan(
-    text: IntArray, ends: IntArray, names: IntArray, fields: IntArray, plain: NDArray[np.bool_], spans: IntArray,
+    text: IntArray, ends: IntArray, names: IntArray, fields: IntArray, on_fast_path: NDArray[np.bool_], spans: IntArray,
     numbers: IntArray, one_spans: IntArray, one_numbers: IntArray,
 ) -> None:  # fmt: skip
     """Fill the columns; ``one_spans`` and ``one_numbers`` have room for a row."""
@@ -120,7 +120,7 @@ def _scan(
         one_spans[TYPE, 0], one_spans[TYPE, 1] = default_first, default_end
         one_numbers[1] = NO_TIME
         if read_object(text, first, end, names, fields, one_spans, one_numbers) == end:
-            plain[row] = True
+            on_fast_path[row] = True
             if one_numbers[1] == NO_TIME:
                 one_numbers[1] = one_numbers[0]
             for column in range(spans.shape[0]):
@@ -196,7 +196,7 @@ def read_object(
 def _take_text(
     text: IntArray, first: int, last: int, kind: int, column: int, spans: IntArray, numbers: IntArray
 ) -> bool:
-    """Keep what a string, or a number, says of a field of ``kind``; whether it is plain."""
+    """Keep what a string, or a number, says of a field of ``kind``; whether the fast path takes it."""
     if kind == _OTHER:
         return True
     if column >= 0:
@@ -205,12 +205,12 @@ def _take_text(
         return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
     if kind == _TIME:
         numbers[0] = event_us = read_time(text, first, last, True)
-        plain: bool = PLAIN_TIMES_US[0] <= event_us < PLAIN_TIMES_US[1]
-        return plain
+        on_fast_path: bool = FAST_PATH_TIMES_US[0] <= event_us < FAST_PATH_TIMES_US[1]
+        return on_fast_path
     if kind == _LOCAL_TIME:
         numbers[1] = clock_us = read_time(text, first, last, False)
-        plain_clock: bool = PLAIN_TIMES_US[0] <= clock_us < PLAIN_TIMES_US[1]
-        return plain_clock
+        clock_on_fast_path: bool = FAST_PATH_TIMES_US[0] <= clock_us < FAST_PATH_TIMES_US[1]
+        return clock_on_fast_path
     return kind == _AMOUNT and _amount(text, first, last, numbers)
 
 
@@ -244,8 +244,8 @@ def _field(text: IntArray, first: int, last: int, names: IntArray, fields: IntAr
     for number in range(len(fields)):
         if fields[number, 0] == last - first:
             same = True
-            for place in range(last - first):
-                if names[number, place] != text[first + place]:
+            for position in range(last - first):
+                if names[number, position] != text[first + position]:
                     same = False
                     break
             if same:
@@ -259,8 +259,8 @@ def _whole(text: IntArray, first: int, last: int, most: int) -> bool:
     if not 0 < last - first <= most or (text[first] == _ZERO and last - first > 1):
         return False
     others = 0
-    for place in range(first, last):
-        others += not _ZERO <= text[place] <= _NINE
+    for position in range(first, last):
+        others += not _ZERO <= text[position] <= _NINE
     return others == 0
 
 
@@ -268,19 +268,19 @@ def _whole(text: IntArray, first: int, last: int, most: int) -> bool:
 def _amount(text: IntArray, first: int, last: int, numbers: IntArray) -> bool:
     """Keep a plain decimal as a whole number and how many decimals it has."""
     point = last
-    for place in range(first, last):
-        if text[place] == _POINT:
-            point = place
+    for position in range(first, last):
+        if text[position] == _POINT:
+            point = position
             break
     decimals = max(last - point - 1, 0)
     if not _whole(text, first, point, _MOST_DIGITS) or decimals > _MOST_DECIMALS or (point < last and decimals == 0):
         return False
     value = 0
-    for place in range(first, last):
-        if place != point:
-            if not _ZERO <= text[place] <= _NINE:
+    for position in range(first, last):
+        if position != point:
+            if not _ZERO <= text[position] <= _NINE:
                 return False
-            value = 10 * value + (text[place] - _ZERO)
+            value = 10 * value + (text[position] - _ZERO)
     numbers[2], numbers[3] = value, decimals
     return True
 
@@ -289,10 +289,10 @@ def _amount(text: IntArray, first: int, last: int, numbers: IntArray) -> bool:
 def _digits(text: IntArray, first: int, count: int) -> int:
     """The number that ``count`` digits say; a large negative one where they are none."""
     value = 0
-    for place in range(first, first + count):
-        if not _ZERO <= text[place] <= _NINE:
+    for position in range(first, first + count):
+        if not _ZERO <= text[position] <= _NINE:
             return -1_000_000
-        value = 10 * value + (text[place] - _ZERO)
+        value = 10 * value + (text[position] - _ZERO)
     return value
 
 

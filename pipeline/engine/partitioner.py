@@ -50,23 +50,23 @@ def partition_of(card_id: str, partitions: int) -> int:
 @compiled
 def _hash_all(data: Any, offsets: Any, hashes: Any) -> None:
     for i in range(len(hashes)):
-        place, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
-        value = _SEED ^ np.uint64(end - place)
-        while place + _WORD_BYTES <= end:
-            mixed = (_word(data, place, _WORD_BYTES) * _MULTIPLIER) & _MASK
+        position, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
+        value = _SEED ^ np.uint64(end - position)
+        while position + _WORD_BYTES <= end:
+            mixed = (_word(data, position, _WORD_BYTES) * _MULTIPLIER) & _MASK
             mixed = ((mixed ^ (mixed >> np.uint64(24))) * _MULTIPLIER) & _MASK
             value = ((value * _MULTIPLIER) & _MASK) ^ mixed
-            place += _WORD_BYTES
-        if place < end:
-            value = ((value ^ _word(data, place, end - place)) * _MULTIPLIER) & _MASK
+            position += _WORD_BYTES
+        if position < end:
+            value = ((value ^ _word(data, position, end - position)) * _MULTIPLIER) & _MASK
         value = ((value ^ (value >> np.uint64(13))) * _MULTIPLIER) & _MASK
         hashes[i] = value ^ (value >> np.uint64(15))
 
 
 @compiled
-def _word(data: Any, place: Any, count: Any) -> Any:
+def _word(data: Any, position: Any, count: Any) -> Any:
     """Up to four bytes as a little-endian number."""
     word = np.uint64(0)
     for k in range(count):
-        word |= np.uint64(data[place + k]) << np.uint64(8 * k)
+        word |= np.uint64(data[position + k]) << np.uint64(8 * k)
     return word

@@ -15,7 +15,7 @@ from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.merge import LogPart
 from pipeline.backtest.input.records import Numbering, transactions_of
 from pipeline.engine import accept
-from pipeline.engine.accept import PlainTransactions
+from pipeline.engine.accept import FastPathTransactions
 from pipeline.engine.columns import Reject, Transactions
 from pipeline.kafka.replay_reader import RecordColumns
 from schemas.codec import LATEST_US, MAX_NAMES
@@ -56,7 +56,7 @@ spelled = st.builds(
     st.booleans(),
 )
 _CLOCK = "(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T[012][0-9]:[0-5][0-9]:[0-5][0-9]"
-plain_times = st.builds(
+fast_path_times = st.builds(
     lambda time, local: json.dumps(
         {**TRANSACTION, "event_time": time, **({"local_time": local} if local else {})}
     ).encode(),
@@ -72,22 +72,24 @@ def read(values: Sequence[bytes | None], arrived_us: int = ARRIVED_US) -> tuple[
     return transactions_of(columns, RULES, Numbering(4), rejects), rejects
 
 
-read_plain = accept.read_plain
+read_fast_path = accept.read_fast_path
 
 
-def nothing_is_plain(
+def nothing_is_on_the_fast_path(
     values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, **columns: bool
-) -> PlainTransactions:
-    return read_plain([None] * len(values), latest_us, rates, **columns)
+) -> FastPathTransactions:
+    return read_fast_path([None] * len(values), latest_us, rates, **columns)
 
 
 def is_plain(values: Sequence[bytes | None]) -> list[bool]:
-    return read_plain(values, np.full(len(values), LATEST_US), RATES).plain.tolist()
+    return read_fast_path(values, np.full(len(values), LATEST_US), RATES).on_fast_path.tolist()
 
 
 @given(
     st.lists(
-        st.one_of(plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency, spelled, plain_times),
+        st.one_of(
+            plausible_messages, changed_messages, spliced_bytes, amounts_in_any_currency, spelled, fast_path_times
+        ),
         max_size=20,
     ),
     st.sampled_from((ARRIVED_US, ARRIVED_US - 10 * TOLERANCE_US, 4 * 10**15)),
@@ -95,7 +97,7 @@ def is_plain(values: Sequence[bytes | None]) -> list[bool]:
 def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) -> None:
     found, refused = read(values, arrived_us)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accept, "read_plain", nothing_is_plain)
+        patch.setattr(accept, "read_fast_path", nothing_is_on_the_fast_path)
         expected, expected_refused = read(values, arrived_us)
     assert refused == expected_refused
     np.testing.assert_array_equal(found.arrived_us, expected.arrived_us)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.engine.card import CardPartition
 from pipeline.engine.forwarding import NotForwarded, forward, header_names, origin
-from pipeline.engine.placement import murmur2, partition_of, partitions_of
+from pipeline.engine.partitioner import murmur2, partition_of, partitions_of
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES
