@@ -31,7 +31,7 @@ from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
-from pipeline.engine.models import ModelBoard
+from pipeline.engine.models import ModelSet
 from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics, partition_count
@@ -294,8 +294,8 @@ class WorkerContext:
 
     def _models(self, agent: str) -> ModelSubscriber:
         online = OnlineModels(self._settings)
-        board = ModelBoard(online.first, online.load, audit_keys=self._settings.audit_keys)
-        return ModelSubscriber(self.bootstrap, self._settings, board, self.metrics, lambda: self._waiting(agent))
+        model_set = ModelSet(online.first, online.load, audit_keys=self._settings.audit_keys)
+        return ModelSubscriber(self.bootstrap, self._settings, model_set, self.metrics, lambda: self._waiting(agent))
 
     def _waiting(self, agent: str) -> None:
         """An agent waits for a broker outside its session."""

@@ -23,7 +23,7 @@ from schemas.records import Output, Record
 
 NewLearner = Callable[[RiverModel | None], RiverLearner]
 """Returns a learner that goes on from a published model, or an untrained one."""
-KeepState = Callable[[RiverModel], None]
+SaveState = Callable[[RiverModel], None]
 """Puts where every worker finds it what a version's record only names."""
 ReportFigures = Callable[[Mapping[str, ScoreMeasures]], None]
 """Shows how well each model did before it learned; without figures, nothing any more."""
@@ -39,14 +39,14 @@ class LearnPartitions:
         self,
         environment: Environment,
         new_learner: NewLearner,
-        keep_state: KeepState,
+        save_state: SaveState,
         models: ModelSubscriber,
         publish_interval_s: float,
         report: ReportFigures = lambda _: None,
     ) -> None:
         self._environment = environment
         self._started_s = 0.0
-        self._new_learner, self._keep_state = new_learner, keep_state
+        self._new_learner, self._save_state = new_learner, save_state
         self._models, self._interval_s = models, publish_interval_s
         self._held: LearnPartition | None = None
         self._published_s = -math.inf
@@ -62,7 +62,7 @@ class LearnPartitions:
         online, models = OnlineModels(environment.settings), shared.models(environment.agent)
         interval_s = environment.settings.river_publish_interval_s
         report = environment.metrics.prequential
-        return cls(environment, online.learner, online.keep, models, interval_s, report)
+        return cls(environment, online.learner, online.save, models, interval_s, report)
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what whoever held the partition before has quarantined and published."""
@@ -147,7 +147,7 @@ class LearnPartitions:
 
     def _publish(self, held: LearnPartition, now: datetime) -> Output:
         model = held.publish()
-        self._keep_state(model)
+        self._save_state(model)
         self._published_s = time.monotonic()
         return model_record("river", model.version, model.to_payload(), now)
 
@@ -163,7 +163,7 @@ class LearnPartitions:
 
     def _of(self) -> LearnPartition:
         if self._held is None:
-            river = self._models.board.river
+            river = self._models.model_set.river
             # The examples that the published version does not have are learned again, so that none is lost.
             self._held = LearnPartition(self._new_learner(river), 0 if river is None else _offset(river))
         return self._held

@@ -28,7 +28,7 @@ class OnlineModels:
             return river_factory.new_learner(self._classifier)
         return river_factory.resume_learner(published.to_payload(), self._classifier, self._registry.read_file)[0]
 
-    def keep(self, model: RiverModel) -> None:
+    def save(self, model: RiverModel) -> None:
         """Put a configured classifier's state where its record will say that it is."""
         if isinstance(model, ConfiguredRiverModel):
             self._registry.save_file(model.file_name, model.state)

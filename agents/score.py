@@ -56,9 +56,9 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Decide a batch."""
-        active = self._models.board.active
+        active = self._models.model_set.active
         if active is None:
-            raise RuntimeError("no LightGBM version is in force")
+            raise RuntimeError("no LightGBM version is active")
         parts = by_partition(records)
         return self._decider.process([(self._held[number], part) for number, part in parts.items()], active, now)
 

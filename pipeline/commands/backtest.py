@@ -132,7 +132,7 @@ class _Options(SharedOptions, RegimeOptions):
     metavar="DAYS",
     help="Leave out transactions that are older than that when a training ends.  [default: none]",
 )
-@click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not put in force.")
+@click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not activated.")
 @model_options
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
 @click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")

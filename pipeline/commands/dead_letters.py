@@ -11,7 +11,7 @@ import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.replay import Moment
-from pipeline.decision.stories import count
+from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer

@@ -16,7 +16,7 @@ from pipeline.models.card import CardSources, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.registry import LIGHTGBM, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -49,7 +49,7 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
         known = KnownVersions(registry)
         if not of_registry:
             servers, settings = cluster(bootstrap)
-            published = PublishedVersions.on(servers, settings, board_without_river())
+            published = PublishedVersions.on(servers, settings, model_set_without_river())
             history, known = published.history, KnownVersions(registry, published)
         found = known.find(version, LIGHTGBM)
         text = model_card(

@@ -21,7 +21,7 @@ from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.registry import Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -84,14 +84,14 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
 
 def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[str, Any]]:
     """Return the newest versions of a cluster, ready for JSON; raises `ModelError`, `TopicError`."""
-    published = PublishedVersions.on(bootstrap, settings, board_without_river())
+    published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
     return rows_of(published, Registry(settings.registry_path), limit)
 
 
 def rows_of(published: PublishedVersions, registry: Registry, limit: int) -> list[dict[str, Any]]:
     """Return the newest of published versions, ready for JSON; one whose content cannot be read says so."""
-    known, board = KnownVersions(registry, published), published.board
-    active = {model.digest for model in (board.lightgbm, board.policy) if model is not None}
+    known, model_set = KnownVersions(registry, published), published.model_set
+    active = {model.digest for model in (model_set.lightgbm, model_set.policy) if model is not None}
     return [_cluster_row(mention, known, active) for mention in published.history.mentions()[:limit]]
 
 
@@ -190,7 +190,7 @@ def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
     if of_registry:
         return KnownVersions(Registry(Settings().registry_path))
     servers, settings = cluster(bootstrap)
-    published = PublishedVersions.on(servers, settings, board_without_river())
+    published = PublishedVersions.on(servers, settings, model_set_without_river())
     return KnownVersions(Registry(settings.registry_path), published)
 
 
@@ -205,8 +205,8 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
     """
     with one_sentence():
         servers, settings = cluster(bootstrap)
-        published = PublishedVersions.on(servers, settings, board_without_river())
-        active = published.board_at(time).active
+        published = PublishedVersions.on(servers, settings, model_set_without_river())
+        active = published.model_set_at(time).active
         switch = published.history.until(time).switch
         if active is None:
             raise ModelError(f"no version was active at {utc_text(time)}; `fraud-pipeline models history` has them all")

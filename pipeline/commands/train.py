@@ -145,7 +145,7 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
     "--activate/--no-activate", default=True, show_default=True, help="Make it the registry's active version."
 )
 @click.option("--force", is_flag=True, help="Make a version although it tells frauds apart hardly better than chance.")
-@click.option("--publish", is_flag=True, help="Put it in force on the cluster; workers swap between two batches.")
+@click.option("--publish", is_flag=True, help="Activate it on the cluster; workers swap between two batches.")
 @click.option(
     "--registry", "registry_dir", type=click.Path(file_okay=False, path_type=Path),
     help="Where to register it.  [default: FRAUD_PIPELINE_REGISTRY_DIR]",

@@ -66,7 +66,7 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
 _PAYLOAD: Final = msgspec.json.Decoder(_Payload)
 
 
-class Verdicts(NamedTuple):
+class PolicyDecisions(NamedTuple):
     """A policy's decisions about n transactions; every array has shape (n,)."""
 
     alert: NDArray[np.bool_]
@@ -140,7 +140,7 @@ class Policy:
 
     def decide(
         self, score: NDArray[np.float64], features: NDArray[np.float64], identity: NDArray[np.uint64]
-    ) -> Verdicts:
+    ) -> PolicyDecisions:
         """Decide n transactions: scores (n,), features (n, len(FEATURES)), `transaction_hash` values (n,).
 
         A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
@@ -163,7 +163,7 @@ class Policy:
             sampled = self._audit_positions(identity) < probability
             _fill(selection, sampled & ~certain, BY_AUDIT)
             alert = certain | sampled
-        return Verdicts(alert, selection, np.where(certain, 1.0, probability))
+        return PolicyDecisions(alert, selection, np.where(certain, 1.0, probability))
 
     @property
     def audits(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, Policy
-from pipeline.decision.stories import CODES, STORIES, Facts, Story, Telling, pattern, told
+from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_model import RiverModel
@@ -27,7 +27,7 @@ STRONG_CONTRIBUTION: Final = 0.7
 NOTABLE_ODDS: Final = 1.2
 """Smallest multiple of the odds that a sentence names."""
 
-_COLUMNS: Final = [(story, [FEATURES.index(name) for name in story.features]) for story in STORIES]
+_COLUMNS: Final = [(text, [FEATURES.index(name) for name in text.features]) for text in REASON_TEXTS]
 
 
 class ScoringModels(Protocol):
@@ -120,13 +120,13 @@ def explain_row(
     # Only what the values bear out becomes a sentence: all that is more than noise, or else the largest, which may be
     # several. A weight that is not a number is below nothing.
     least = min(SMALLEST_CONTRIBUTION, max(weights))
-    tellings = [
-        (_telling(story, columns, facts, parts), weight)
-        for (story, columns), weight in zip(_COLUMNS, weights, strict=True)
+    worded = [
+        (_worded(text, columns, facts, parts), weight)
+        for (text, columns), weight in zip(_COLUMNS, weights, strict=True)
         if not weight < least
     ]
-    general = {telling.code for telling, _ in tellings if telling.general}
-    candidates = [_reason(telling, facts, weight) for telling, weight in tellings]
+    general = {wording.code for wording, _ in worded if wording.general}
+    candidates = [_reason(wording, facts, weight) for wording, weight in worded]
     if not round(online, 4) < least:
         candidates.append(_online(online, evidence))
     candidates.sort(key=_by_contribution)
@@ -152,18 +152,18 @@ def _by_contribution(reason: Reason) -> tuple[float, str]:
     return -reason.contribution, reason.code
 
 
-def _telling(story: Story, columns: list[int], facts: Facts, parts: list[float]) -> Telling:
-    return told(story, facts) or pattern(story, FEATURES[max(columns, key=parts.__getitem__)], facts)
+def _worded(text: ReasonText, columns: list[int], facts: Facts, parts: list[float]) -> WordedReason:
+    return text.write(facts) or pattern(text, FEATURES[max(columns, key=parts.__getitem__)], facts)
 
 
-def _reason(telling: Telling, facts: Facts, weight: float) -> Reason:
+def _reason(wording: WordedReason, facts: Facts, weight: float) -> Reason:
     return Reason(
-        code=telling.code,
-        feature=telling.feature,
-        value=_value(facts[telling.feature]),
-        usual=None if telling.usual is None else _value(telling.usual),
+        code=wording.code,
+        feature=wording.feature,
+        value=_value(facts[wording.feature]),
+        usual=None if wording.usual is None else _value(wording.usual),
         contribution=weight,
-        sentence=telling.sentence,
+        sentence=wording.sentence,
     )
 
 

@@ -18,7 +18,7 @@ from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
 from pipeline.demo.controller import FAILURES, logging_to
-from pipeline.demo.space import run_broker, run_directory, run_settings
+from pipeline.demo.environment import run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text

@@ -13,12 +13,12 @@ from typing import Final, TextIO
 from pipeline.broker import BrokerError, ProvidedBroker
 from pipeline.commands.progress import seldom
 from pipeline.demo.bootstrap import FirstModel, train_first_model
+from pipeline.demo.environment import RunRefused, run_broker, run_directory, run_settings
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, summary_json
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.monitor import Monitor, MonitorFailed
 from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, running_workers
-from pipeline.demo.space import RunRefused, run_broker, run_directory, run_settings
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text

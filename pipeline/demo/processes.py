@@ -53,7 +53,7 @@ def start_worker(
     """Start ``fraud-pipeline ARGUMENTS`` as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
 
     The process has a process group of its own, so that Ctrl-C reaches the controller alone, which then stops its
-    workers in order; and it ends by itself when this process is gone (`pipeline.demo.guarded`).
+    workers in order; and it ends by itself when this process is gone (`pipeline.demo.child_process`).
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     log = log_dir / f"{settings.instance}.log"
@@ -64,7 +64,7 @@ def start_worker(
     }
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.demo.guarded", *arguments],
+            [sys.executable, "-m", "pipeline.demo.child_process", *arguments],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,

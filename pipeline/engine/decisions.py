@@ -181,11 +181,11 @@ def _judged(
     """Selection and its probability, as in `Decisions`."""
     # Nothing but the audit sample asks who a transaction is.
     identity = identities() if policy.audits else np.zeros(len(score), np.uint64)
-    verdicts = policy.decide(score, features, identity)
+    decided = policy.decide(score, features, identity)
     selection = np.full(len(score), -1, np.int8)
-    for row in np.flatnonzero(verdicts.alert).tolist():
-        selection[row] = SELECTIONS.index(verdicts.selection[row])
-    return selection, verdicts.selection_probability
+    for row in np.flatnonzero(decided.alert).tolist():
+        selection[row] = SELECTIONS.index(decided.selection[row])
+    return selection, decided.selection_probability
 
 
 _ROWS: Final = (

@@ -39,7 +39,7 @@ class ActiveModels:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelBoard:
+class ModelSet:
     """The usable versions of each model; ``active`` is None until there is a LightGBM version and a policy.
 
     The online model corrects whichever LightGBM version is active. While none is published, the one before its first
@@ -56,7 +56,7 @@ class ModelBoard:
     """Keys of audit samples by id; a policy that names another one cannot be used. None for programs that decide
     nothing: they need no key."""
 
-    def updated(self, *versions: ModelVersion) -> "ModelBoard":
+    def updated(self, *versions: ModelVersion) -> "ModelSet":
         """Return the model set with all of ``versions``, whose contents have the digests that they name.
 
         A name that this release does not know changes nothing.
@@ -64,12 +64,12 @@ class ModelBoard:
         Raises:
             ModelError: One of them cannot be used.
         """
-        board = self
+        model_set = self
         for version in versions:
-            board = board._with(version)
-        return board if board is self else board._composed()
+            model_set = model_set._with(version)
+        return model_set if model_set is self else model_set._composed()
 
-    def _with(self, version: ModelVersion) -> "ModelBoard":
+    def _with(self, version: ModelVersion) -> "ModelSet":
         payload = bytes(version.payload)
         match version.name:
             case "lightgbm":
@@ -82,7 +82,7 @@ class ModelBoard:
             case _:
                 return self
 
-    def _composed(self) -> "ModelBoard":
+    def _composed(self) -> "ModelSet":
         if self.lightgbm is None or self.policy is None:
             return self
         river = self.river if self.river is not None else self.first_river()

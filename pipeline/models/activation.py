@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pipeline.engine.models import ModelBoard
+from pipeline.engine.models import ModelSet
 from pipeline.scoring.errors import ModelError
 from schemas.messages import Activation, ModelVersion, VersionReference
 
@@ -53,8 +53,8 @@ class Activations:
         """Digests of the contents that activations wait for, and of those beside them."""
         return frozenset(reference.digest for pending in self._pending for reference in pending.activation.versions)
 
-    def apply(self, board: ModelBoard, find: Find) -> ModelBoard:
-        """Return ``board`` with the activations whose contents are there, each as a whole or not at all.
+    def apply(self, model_set: ModelSet, find: Find) -> ModelSet:
+        """Return ``model_set`` with the activations whose contents are there, each as a whole or not at all.
 
         The newest comes first: an older one matters only for names for which no newer one could be applied. One whose
         content cannot be read stays pending; one with a version that cannot be used is refused.
@@ -70,7 +70,7 @@ class Activations:
                 continue
             versions = [content for content in contents if content is not None]
             try:
-                board = board.updated(*versions)
+                model_set = model_set.updated(*versions)
             except ModelError as error:
                 for version in versions:
                     log.error("%s version %s is refused: %s", version.name, version.version, error)
@@ -78,4 +78,4 @@ class Activations:
             else:
                 applied |= names_left
         self._pending = left[::-1]
-        return board
+        return model_set

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.engine.models import ActiveModels, ModelSet
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import TrustedRecords
 from pipeline.kafka.quarantine import decode_control
@@ -29,13 +29,13 @@ MOST_SEARCHES: Final = 10
 class ModelSubscriber:
     """Follows the active versions on the thread of one agent.
 
-    ``board`` changes between two batches only, by all versions of an activation at once. A version that cannot be used
-    is refused, reported and counted, and the versions before it stay active.
+    ``model_set`` changes between two batches only, by all versions of an activation at once. A version that cannot be
+    used is refused, reported and counted, and the versions before it stay active.
 
     Args:
         bootstrap: Addresses of brokers.
         settings: Give the topics' full names and the client's configuration.
-        board: The model set to start from, without versions.
+        model_set: The model set to start from, without versions.
         metrics: Count what is refused, and show what is active.
         waiting: Called while no broker answers; may raise.
     """
@@ -44,11 +44,11 @@ class ModelSubscriber:
         self,
         bootstrap: str,
         settings: Settings,
-        board: ModelBoard,
+        model_set: ModelSet,
         metrics: WorkerMetrics,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self.board, self._metrics, self._waiting = board, metrics, waiting
+        self.model_set, self._metrics, self._waiting = model_set, metrics, waiting
         self.frozen = False
         """True while learning is frozen, by the newest `LearningSwitch`."""
         self._control = TopicFollower(bootstrap, settings, CONTROL)
@@ -66,7 +66,7 @@ class ModelSubscriber:
         self._started = self._reported_none = False
         self._reported = settings.label_regime
 
-    def refresh(self) -> ModelBoard:
+    def refresh(self) -> ModelSet:
         """Take in what was published since the last call; what is there already at the first one."""
         if not self._started:
             # Followed from here on; what lies before is looked for.
@@ -77,17 +77,17 @@ class ModelSubscriber:
             # In this order: an activation is written behind the contents that it names.
             control = self._control.poll(0)
             self._take(control, self._models.poll(0), self._waiting)
-        if self.board.active is None and not self._reported_none:
+        if self.model_set.active is None and not self._reported_none:
             self._reported_none = True
             log.warning("no LightGBM version is active; publish one with `fraud-pipeline train --publish`")
-        return self.board
+        return self.model_set
 
-    def catch_up(self, waiting: Callable[[], None]) -> ModelBoard:
+    def catch_up(self, waiting: Callable[[], None]) -> ModelSet:
         """Take in all that was committed before this call; ``waiting`` is called meanwhile, and may raise."""
         self.refresh()
         control = self._control.read_committed(waiting)
         self._take(control, self._models.read_committed(waiting), waiting)
-        return self.board
+        return self.model_set
 
     def close(self) -> None:
         """Stop following."""
@@ -96,7 +96,7 @@ class ModelSubscriber:
 
     def _take(self, control: Sequence[Record], models: Sequence[Record], waiting: Callable[[], None]) -> None:
         """Take in new records of both topics."""
-        before = self.board
+        before = self.model_set
         published = [version for _, version in sound_versions(models, self._trusted)]
         arrived = {version.digest: version for version in published if version.digest in self._looked_for}
         self._arrived |= arrived
@@ -109,15 +109,15 @@ class ModelSubscriber:
                 self._switch(item)
         if activated or arrived or self._unsearched:
             self._searches, self._unsearched = 0, False
-            self.board = self._activations.apply(self.board, partial(self._find, waiting=waiting))
+            self.model_set = self._activations.apply(self.model_set, partial(self._find, waiting=waiting))
             self._arrived = {at: model for at, model in self._arrived.items() if at in self._activations.awaited}
-        if before.lightgbm is None and self.board.lightgbm is not None and self.board.river is None:
+        if before.lightgbm is None and self.model_set.lightgbm is not None and self.model_set.river is None:
             self._find_river(waiting)
         for version in reversed(published):
             if version.name == RIVER and self._takes_river(version):
                 break
-        if self.board is not before:
-            self._report(before.active, self.board.active)
+        if self.model_set is not before:
+            self._report(before.active, self.model_set.active)
 
     def _switch(self, item: LearningSwitch) -> None:
         if item.frozen != self.frozen:
@@ -152,13 +152,13 @@ class ModelSubscriber:
 
     def _takes_river(self, version: ModelVersion) -> bool:
         """Return whether a River version is active from now on."""
-        before = self.board
+        before = self.model_set
         try:
-            self.board = before.updated(version)
+            self.model_set = before.updated(version)
         except ModelError as error:
             log.error("%s version %s is refused: %s", version.name, version.version, error)
             self._metrics.model_refused(version.name)
-        return self.board is not before
+        return self.model_set is not before
 
     def _report(self, before: ActiveModels | None, after: ActiveModels | None) -> None:
         if after is None:

@@ -19,7 +19,7 @@ from pipeline.models.history import (
     VersionHistory,
 )
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -76,7 +76,7 @@ class VersionChanges:
         Raises:
             TopicError: A topic is missing or cannot be read.
         """
-        published = PublishedVersions.on(bootstrap, settings, board_without_river())
+        published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
         writer = ControlWriter(bootstrap, settings)
         registry, approval = Registry(settings.registry_path), settings.second_approval
         return cls(published, registry, writer, settings.barred_features, second_approval=approval)
@@ -111,7 +111,7 @@ class VersionChanges:
             ModelError: A version is active.
             DeliveryFailed: Nothing became active.
         """
-        if self._published.board.active is not None:
+        if self._published.model_set.active is not None:
             raise ModelError("versions are active on this cluster already: a cold start is for a cluster without any")
         made = (
             KnownVersion(LIGHTGBM, model.version, model.to_payload()),
@@ -138,8 +138,12 @@ class VersionChanges:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
         bundle = Active(model.version, chosen.version)
-        board = self._published.board
-        before = None if board.active is None else Active(board.active.lightgbm.version, board.active.policy.version)
+        model_set = self._published.model_set
+        before = (
+            None
+            if model_set.active is None
+            else Active(model_set.active.lightgbm.version, model_set.active.policy.version)
+        )
         if bundle == before:
             raise ModelError(f"LightGBM version {bundle.lightgbm} and policy {bundle.policy} are active already")
         self._activate((model, chosen), PROMOTE, author, {"metrics": metrics_of(model)})
@@ -261,7 +265,7 @@ class VersionChanges:
         return bundle
 
     def _models(self) -> tuple[str, Policy]:
-        active = self._published.board.active
+        active = self._published.model_set.active
         if active is None:
             raise ModelError("no version is active on this cluster; publish one with `fraud-pipeline train --publish`")
         return active.lightgbm.version, active.policy
@@ -279,8 +283,8 @@ class VersionChanges:
         """Write contents that the cluster does not have, then the activation of all of them."""
         for version in versions:
             version.usable()
-        board = self._published.board.active
-        before = {} if board is None else {"lightgbm": board.lightgbm.version, "policy": board.policy.version}
+        active = self._published.model_set.active
+        before = {} if active is None else {"lightgbm": active.lightgbm.version, "policy": active.policy.version}
         change = ModelChange(step, author.by, author.reason, {"before": before, **(figures or {})})
         self._writer.activate(self._references(versions), change)
 

@@ -7,7 +7,7 @@ from pipeline.engine.models import ActiveModels
 from pipeline.kafka.follower import TopicFollower
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import PACE
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.settings import Settings
 from schemas.topics import CONTROL
 
@@ -25,13 +25,13 @@ class ControlState:
         self._waiting = waiting
         self._follower = TopicFollower(bootstrap, settings, CONTROL)
         contents = VersionContents(bootstrap, settings)
-        self._published = PublishedVersions(settings, (), contents, board_without_river(), waiting)
+        self._published = PublishedVersions(settings, (), contents, model_set_without_river(), waiting)
         self._started = False
 
     @property
     def active(self) -> ActiveModels | None:
         """The active versions, with an untrained online model."""
-        return self._published.board.active
+        return self._published.model_set.active
 
     @property
     def frozen(self) -> bool:

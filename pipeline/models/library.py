@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Self
 
-from pipeline.engine.models import ModelBoard
+from pipeline.engine.models import ModelSet
 from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import QuarantinedRecords
@@ -22,9 +22,9 @@ from schemas.records import Record
 from schemas.topics import CONTROL
 
 
-def board_without_river() -> ModelBoard:
+def model_set_without_river() -> ModelSet:
     """Return an empty model set for programs that look at LightGBM versions and policies alone."""
-    return ModelBoard(first_river, _no_river)
+    return ModelSet(first_river, _no_river)
 
 
 def _no_river(payload: bytes) -> RiverModel:
@@ -38,7 +38,7 @@ class PublishedVersions:
         settings: Give topics' full names.
         control: The first records of ``control``, in order.
         contents: Reads ``models``.
-        board: A model set without versions.
+        model_set: A model set without versions.
         waiting: Called while no broker answers; may raise.
     """
 
@@ -47,13 +47,13 @@ class PublishedVersions:
         settings: Settings,
         control: Iterable[Record],
         contents: VersionContents,
-        board: ModelBoard,
+        model_set: ModelSet,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
         self._trusted = TrustedRecords(settings, not_counted)
         self.history = VersionHistory()
-        self._contents, self._empty, self._board, self._waiting = contents, board, board, waiting
+        self._contents, self._empty, self._model_set, self._waiting = contents, model_set, model_set, waiting
         self._references: list[VersionReference] = []
         self._activations = Activations(not_counted)
         self._applied = True
@@ -61,13 +61,13 @@ class PublishedVersions:
         self.add(control)
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, board: ModelBoard) -> Self:
+    def on(cls, bootstrap: str, settings: Settings, model_set: ModelSet) -> Self:
         """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
         # At once: a topic that is missing is reported before anything waits for the other one.
         control = list(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
         contents = VersionContents(bootstrap, settings)
         contents.readable()
-        return cls(settings, control, contents, board)
+        return cls(settings, control, contents, model_set)
 
     def add(self, control: Iterable[Record]) -> None:
         """Take in records of ``control`` that follow all others."""
@@ -81,11 +81,11 @@ class PublishedVersions:
         self._applied = not self._activations.awaited
 
     @property
-    def board(self) -> ModelBoard:
+    def model_set(self) -> ModelSet:
         """The active versions, as every worker has them, without an online model."""
         if not self._applied:
-            self._board, self._applied = self._activations.apply(self._board, self._find), True
-        return self._board
+            self._model_set, self._applied = self._activations.apply(self._model_set, self._find), True
+        return self._model_set
 
     def _find(self, reference: VersionReference) -> ModelVersion | None:
         return self._contents.find(reference, self._waiting)
@@ -95,7 +95,7 @@ class PublishedVersions:
         """Offset of ``models`` up to which River versions are looked for."""
         return self._contents.readable(self._waiting).stop
 
-    def board_at(self, moment: datetime) -> ModelBoard:
+    def model_set_at(self, moment: datetime) -> ModelSet:
         """Return the versions that were active at ``moment``, by the times of the activations' records."""
         activations = Activations(not_counted)
         for activation in self.history.until(moment).activations:

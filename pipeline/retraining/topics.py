@@ -7,7 +7,7 @@ from pipeline.decision.policy import Policy
 from pipeline.kafka.clients import read_batches
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import Tenure
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.retraining.challenger import Champion, trained_until_us
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -46,7 +46,7 @@ class ClusterLog:
         self._bootstrap, self._settings = bootstrap, settings
         self.served = ServedLog(settings, window_days)
         contents = VersionContents(bootstrap, settings)
-        self.published = PublishedVersions(settings, (), contents, board_without_river())
+        self.published = PublishedVersions(settings, (), contents, model_set_without_river())
         self._positions: dict[str, dict[int, int]] = {}
         self._models: dict[str, LightGBMModel | None] = {}
 
@@ -79,8 +79,12 @@ class ClusterLog:
 
     def champion(self) -> Champion | None:
         """Return the active version and its policy, as workers have them; None without one."""
-        board = self.published.board
-        return None if board.lightgbm is None or board.policy is None else Champion(board.lightgbm, board.policy)
+        model_set = self.published.model_set
+        return (
+            None
+            if model_set.lightgbm is None or model_set.policy is None
+            else Champion(model_set.lightgbm, model_set.policy)
+        )
 
     def tenures(self, champion: Champion) -> list[Tenure]:
         """Return the versions up to the active one, oldest first; a later one that no worker could use is left out."""

@@ -234,10 +234,10 @@ class _Day:
 
 def _compromised(seed: int, purpose: int, day: int, population: int, per_day: int, duration_days: int) -> IntArray:
     """Count the compromises of each member that are active on ``day``: shape (population,)."""
-    in_force = np.zeros(population, np.int64)
+    active = np.zeros(population, np.int64)
     for earlier in range(max(0, day - duration_days + 1), day + 1):
-        in_force[np.random.default_rng((seed, purpose, earlier)).choice(population, per_day, replace=False)] += 1
-    return in_force
+        active[np.random.default_rng((seed, purpose, earlier)).choice(population, per_day, replace=False)] += 1
+    return active
 
 
 def _joined(parts: list[IntArray]) -> IntArray:

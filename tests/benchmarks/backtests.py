@@ -94,7 +94,7 @@ def _decided(asked: Backtest) -> tuple[int, Timed]:
 def memory(path: Path, data_dir: Path) -> dict[str, Any]:
     """Decide the file at ``path`` and report it; what that took of the processor, and at most of memory.
 
-    The models are those in force in the registry of ``data_dir``.
+    The models are the active ones of the registry of ``data_dir``.
     """
     peak = {"anonymous_mib": 0.0, "resident_mib": 0.0}
     ends = threading.Event()
@@ -135,7 +135,7 @@ def write_range(path: Path, traffic: Traffic, length: int) -> None:
 
 
 def register(data_dir: Path, models: ActiveModels) -> None:
-    """Put ``models`` in force in the registry of ``data_dir``: whoever made them needed memory that is not counted."""
+    """Activate ``models`` in the registry of ``data_dir``: whoever made them needed memory that is not counted."""
     registry = Registry(Settings(data_dir=data_dir).registry_path)
     for name, model in ((LIGHTGBM, models.lightgbm), (POLICY, models.policy)):
         registry.activate(name, registry.register(name, model.to_payload()))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cli import main
-from pipeline.demo.guarded import watch_parent
+from pipeline.demo.child_process import watch_parent
 from pipeline.engine import decider
 from pipeline.features.kernel import CardWindows
 from pipeline.kafka.batch import make_batch

@@ -14,7 +14,7 @@ from pipeline.demo.processes import log_tail, settings_environment
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-WORKER = ("-m", "pipeline.demo.guarded", "worker")
+WORKER = ("-m", "pipeline.demo.child_process", "worker")
 EXIT_S = 10.0
 """Time that a worker has after SIGTERM."""
 AT_ONCE_S = 3.0

@@ -1,4 +1,4 @@
-"""What a run leaves for the checks: logs, ledger, the rules that were in force; and what all checks ask of them."""
+"""What a run leaves for the checks: logs, ledger, the rules that were active; and what all checks ask of them."""
 
 from bisect import bisect_left
 from collections import Counter, defaultdict

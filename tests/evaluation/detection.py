@@ -90,7 +90,7 @@ class Data:
         return regime.known_at_us(self.times[rows], self.fraud[rows], identities_of(self.frame.iloc[rows]))
 
     def backtest(self, regime: LabelRegime, start: datetime, end: datetime, **more: Any) -> Backtest:
-        """Return a backtest of some days under a label regime, with no version in force."""
+        """Return a backtest of some days under a label regime, with no active version."""
         return Backtest(
             self.file,
             range=TimeRange(start, end, validation_days=VALIDATION_DAYS),

@@ -1,4 +1,4 @@
-"""What backtests read: simulated history, and a registry with a model in force."""
+"""What backtests read: simulated history, and a registry with an active model."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +50,7 @@ def simulated_days(days: int, *, cards: int = 40, merchants: int = 20, seed: int
 
 
 def with_a_champion(data_dir: Path, of: Policy | None = None) -> Settings:
-    """Settings whose registry has one model in force, which tells no distributions, and a policy."""
+    """Settings whose registry has one active model, which tells no distributions, and a policy."""
     settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=None, timestamps="producer")
     registry = Registry(settings.registry_path)
     registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.decider import Decider
-from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.engine.models import ActiveModels, ModelSet
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.scoring.river_factory import first_river, load_river
@@ -41,6 +41,6 @@ def no_files(name: str, digest: str) -> bytes:
     raise AssertionError(f"nobody should ask for {name} with digest {digest}")
 
 
-def empty_board() -> ModelBoard:
-    """A board before its first record, as a worker with default settings makes it."""
-    return ModelBoard(first_river, lambda payload: load_river(payload, None, no_files))
+def empty_model_set() -> ModelSet:
+    """A model set before its first record, as a worker with default settings makes it."""
+    return ModelSet(first_river, lambda payload: load_river(payload, None, no_files))

@@ -21,7 +21,7 @@ from pipeline.scoring.river_factory import new_learner
 from schemas.messages import Activation, VersionReference
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS
-from tests.helpers.champion import empty_board, policy
+from tests.helpers.champion import empty_model_set, policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster
 from tests.unit.model_helpers import example, small_model
@@ -48,7 +48,7 @@ def subscriber(cluster: Cluster) -> Iterator[Subscribers]:
     made: list[ModelSubscriber] = []
 
     def make() -> ModelSubscriber:
-        made.append(ModelSubscriber(cluster.bootstrap, cluster.settings, empty_board(), WorkerMetrics()))
+        made.append(ModelSubscriber(cluster.bootstrap, cluster.settings, empty_model_set(), WorkerMetrics()))
         return made[-1]
 
     yield make
@@ -135,7 +135,7 @@ def test_a_version_that_was_trained_on_other_labels_is_used_with_a_warning(
     publish_active(
         cluster.bootstrap, settings, [VersionToPublish("lightgbm", model.version, model.to_payload()), of_policy(0.3)]
     )
-    one = ModelSubscriber(cluster.bootstrap, settings, empty_board(), WorkerMetrics())
+    one = ModelSubscriber(cluster.bootstrap, settings, empty_model_set(), WorkerMetrics())
     try:
         assert active(one) == (model.version, 0.3)
     finally:
@@ -171,8 +171,8 @@ def test_content_that_does_not_have_its_digest_is_none(cluster: Cluster, subscri
 def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tmp_path: Path) -> None:
     own = cluster.settings.model_copy(update={"signing_key_file": key_pair(tmp_path, "own")[0]})
     other = cluster.settings.model_copy(update={"signing_key_file": key_pair(tmp_path, "other")[0]})
-    live = ModelSubscriber(cluster.bootstrap, own, empty_board(), WorkerMetrics())
-    later = ModelSubscriber(cluster.bootstrap, own, empty_board(), WorkerMetrics())
+    live = ModelSubscriber(cluster.bootstrap, own, empty_model_set(), WorkerMetrics())
+    later = ModelSubscriber(cluster.bootstrap, own, empty_model_set(), WorkerMetrics())
     rates = PublishedRates(cluster.bootstrap, own)
     publish_active(cluster.bootstrap, own, [CHAMPION, of_policy(0.3)])
     assert active(live) == (CHAMPION.version, 0.3)

@@ -23,7 +23,7 @@ def state_digest(handler: StateHandler, partition: int) -> str | None:
 def models_digest(handler: StateHandler) -> str:
     """Return a digest of the models with which the score agent decides."""
     assert isinstance(handler, ScorePartitions)
-    active = handler._models.board.active
+    active = handler._models.model_set.active
     if active is None:
         return ""
     contents_ = (active.lightgbm.to_payload(), active.river.to_payload(), active.policy.payload)

@@ -131,7 +131,7 @@ def versions_at_the_start(patch: Patch) -> None:
     refresh = ModelSubscriber.refresh
 
     def once(subscriber: ModelSubscriber) -> Any:
-        return subscriber.board if subscriber._started else refresh(subscriber)
+        return subscriber.model_set if subscriber._started else refresh(subscriber)
 
     patch.setattr(ModelSubscriber, "refresh", once)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of backtests: a registry with a model in force, and a module's history as a file."""
+"""Fixtures of the tests of backtests: a registry with an active model, and a module's history as a file."""
 
 from pathlib import Path
 

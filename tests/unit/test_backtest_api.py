@@ -419,7 +419,7 @@ def test_the_policy_is_the_one_that_was_made_for_the_model(settings: Settings) -
     registry.register(POLICY, other.to_payload())
     registry.register(POLICY, policy(lightgbm_version="0123456789ab").to_payload())
     library = ModelLibrary(settings)
-    # The one in force comes first, if it fits.
+    # The active one comes first, if it fits.
     assert library.policy_for(small_model().version).version == policy().version
     assert library.policy_for("0123456789ab").lightgbm_version == "0123456789ab"
     registry.activate(POLICY, registry.register(POLICY, policy(lightgbm_version="ba9876543210").to_payload()))

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, RecordPosition, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS
-from tests.helpers.champion import empty_board, policy
+from tests.helpers.champion import empty_model_set, policy
 from tests.unit.model_helpers import example, small_model
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -67,7 +67,7 @@ def library(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Sequence[Record], control: Sequence[Record] = ()
 ) -> ModelLibrary:
     settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
-    found = PublishedVersions(settings, control, Contents(models), empty_board())
+    found = PublishedVersions(settings, control, Contents(models), empty_model_set())
     monkeypatch.setattr(model_library.PublishedVersions, "on", lambda *_: found)
     return ModelLibrary(settings, "a cluster")
 
@@ -135,4 +135,4 @@ def test_what_was_activated_last_and_is_there_is_active(monkeypatch: pytest.Monk
     assert known.policy("active").version == other[1]
     assert known.policy(one[1]).threshold == 0.3
     assert known.lightgbm("active").version == small_model().version
-    assert known.policy_in_force() is not None
+    assert known.active_policy() is not None

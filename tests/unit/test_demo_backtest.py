@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.demo.backtest_example import ExampleOptions, command_lines, run_example
-from pipeline.demo.space import run_directory
+from pipeline.demo.environment import run_directory
 from pipeline.demo.text import PLAIN_WIDTH
 from pipeline.demo.world import World
 from pipeline.settings import Settings

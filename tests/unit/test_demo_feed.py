@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.demo.environment import FEWEST_PARTITIONS, run_settings
 from pipeline.demo.feeder import DecidedFlow
 from pipeline.demo.figures import RunFigures
-from pipeline.demo.space import FEWEST_PARTITIONS, run_settings
 from pipeline.demo.world import SLICE_S, paced
 from pipeline.settings import Settings
 from schemas.times import US_PER_DAY

@@ -10,14 +10,14 @@ import pytest
 from pipeline.decision.audit import Audit
 from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
-from pipeline.engine.models import ModelBoard
+from pipeline.engine.models import ModelSet
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ModelVersion
-from tests.helpers.champion import empty_board, policy
+from tests.helpers.champion import empty_model_set, policy
 from tests.helpers.logs import START
 from tests.unit.model_helpers import example, matrix, small_model, truth
 
@@ -55,22 +55,22 @@ def other_model() -> LightGBMModel:
     return LightGBMModel(booster.model_to_string())
 
 
-def in_force(*records: ModelVersion) -> ModelBoard:
-    board = empty_board()
+def active_after(*records: ModelVersion) -> ModelSet:
+    model_set = empty_model_set()
     for one in records:
-        board = board.updated(one)
-    return board
+        model_set = model_set.updated(one)
+    return model_set
 
 
 @pytest.mark.parametrize("records", [(), (champion(),), (of_policy(policy()),), (of_policy(policy()), river()[1])])
 def test_nothing_is_active_without_champion_and_policy(records: tuple[ModelVersion, ...]) -> None:
-    assert in_force(*records).active is None
+    assert active_after(*records).active is None
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_champion_and_policy_are_active_with_a_first_river_in_any_order(reverse: bool) -> None:
     records = [champion(), of_policy(policy())]
-    active = in_force(*(reversed(records) if reverse else records)).active
+    active = active_after(*(reversed(records) if reverse else records)).active
     assert active is not None
     versions = active.versions("7")
     assert (versions.lightgbm, versions.policy) == (small_model().version, policy().version)
@@ -84,7 +84,7 @@ def test_champion_and_policy_are_active_with_a_first_river_in_any_order(reverse:
 def test_the_latest_record_of_each_counts() -> None:
     learned, published = river()
     loose = policy(0.2)
-    active = in_force(champion(), of_policy(policy()), published, of_policy(loose)).active
+    active = active_after(champion(), of_policy(policy()), published, of_policy(loose)).active
     assert active is not None
     assert (active.river.version, active.policy.version) == (learned.version, loose.version)
     features = matrix(5)
@@ -95,61 +95,61 @@ def test_the_latest_record_of_each_counts() -> None:
 def test_the_online_model_is_kept_when_another_champion_comes() -> None:
     learned, published = river()
     newer = other_model()
-    board = in_force(published, champion(), of_policy(policy()), champion(newer))
-    assert board.active is not None
-    assert board.active.lightgbm.version == newer.version
-    assert board.active.river.version == learned.version
+    model_set = active_after(published, champion(), of_policy(policy()), champion(newer))
+    assert model_set.active is not None
+    assert model_set.active.lightgbm.version == newer.version
+    assert model_set.active.river.version == learned.version
 
 
 def test_several_versions_are_active_at_once_or_none_is() -> None:
-    board = in_force(champion(), of_policy(policy()))
+    model_set = active_after(champion(), of_policy(policy()))
     newer, loose = other_model(), policy(0.2)
-    both = board.updated(champion(newer), of_policy(loose)).active
+    both = model_set.updated(champion(newer), of_policy(loose)).active
     assert both is not None
     assert (both.lightgbm.version, both.policy.version) == (newer.version, loose.version)
     with pytest.raises(ModelError):
-        board.updated(champion(newer), record("policy", "v", b'{"kind":"something"}'))
-    assert board.active is not None
-    assert board.active.lightgbm.version == small_model().version
+        model_set.updated(champion(newer), record("policy", "v", b'{"kind":"something"}'))
+    assert model_set.active is not None
+    assert model_set.active.lightgbm.version == small_model().version
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "river", "policy"])
 def test_a_payload_of_another_kind_is_refused(name: str) -> None:
     payload = b'{"kind":"something"}'
     with pytest.raises(ModelError):
-        empty_board().updated(record(name, "v", payload))
+        empty_model_set().updated(record(name, "v", payload))
 
 
 def test_features_of_another_kernel_are_refused() -> None:
     payload = small_model().to_payload().replace(KERNEL_VERSION.encode(), b"0-00000000")
     with pytest.raises(ModelError, match="kernel 0-00000000"):
-        empty_board().updated(record("lightgbm", "v", payload))
+        empty_model_set().updated(record("lightgbm", "v", payload))
 
 
 def test_a_name_that_this_release_does_not_know_changes_nothing() -> None:
-    board = in_force(champion(), of_policy(policy()))
-    assert board.updated(record("control", "v", b"{}")) is board
+    model_set = active_after(champion(), of_policy(policy()))
+    assert model_set.updated(record("control", "v", b"{}")) is model_set
 
 
 def test_a_board_does_not_change() -> None:
-    board = in_force(champion(), of_policy(policy()))
-    before = board.active
-    board.updated(of_policy(policy(0.2)))
-    assert board.active is before
+    model_set = active_after(champion(), of_policy(policy()))
+    before = model_set.active
+    model_set.updated(of_policy(policy(0.2)))
+    assert model_set.active is before
 
 
 def test_a_policy_is_active_only_where_the_key_of_its_audit_is() -> None:
     """Programs that decide nothing need none."""
     audit = of_policy(Policy(0.5, audit=Audit(rate=0.1, key_id="k1")))
     with pytest.raises(ModelError, match=r"'k1'.*FRAUD_PIPELINE_AUDIT_KEYS"):
-        replace(empty_board(), audit_keys={}).updated(champion(), audit)
-    board = replace(empty_board(), audit_keys={"k1": "secret"}).updated(champion(), audit)
-    assert board.active is not None
+        replace(empty_model_set(), audit_keys={}).updated(champion(), audit)
+    model_set = replace(empty_model_set(), audit_keys={"k1": "secret"}).updated(champion(), audit)
+    assert model_set.active is not None
     who = np.arange(1_000, dtype=np.uint64)
-    selected = board.active.policy.decide(np.zeros(1_000), matrix(1_000), who).alert
+    selected = model_set.active.policy.decide(np.zeros(1_000), matrix(1_000), who).alert
     assert 50 < selected.sum() < 150
-    assert "secret" not in repr(board)
-    unkeyed = empty_board().updated(champion(), audit)
+    assert "secret" not in repr(model_set)
+    unkeyed = empty_model_set().updated(champion(), audit)
     assert unkeyed.policy is not None
     with pytest.raises(ModelError, match="needs the key"):
         unkeyed.policy.decide(np.zeros(1), matrix(1), who[:1])

@@ -1,4 +1,4 @@
-"""The score agent's kernel: one decision a transaction, from its log and the models in force alone."""
+"""The score agent's kernel: one decision a transaction, from its log and the active models alone."""
 
 import math
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
 
 @dataclass
-class _Board:
+class _ModelSet:
     active: ActiveModels
     river: RiverModel | None = None
     """The newest published version."""
@@ -34,11 +34,11 @@ class _Board:
 
 @dataclass
 class _Watch:
-    board: _Board
+    model_set: _ModelSet
     frozen: bool = False
 
-    def refresh(self) -> _Board:
-        return self.board
+    def refresh(self) -> _ModelSet:
+        return self.model_set
 
 
 def published(result: Any) -> list[ModelVersion]:
@@ -49,19 +49,19 @@ def learner_of(published_: RiverModel | None) -> RiverLearner:
     return new_learner() if published_ is None else resume_learner(published_.to_payload(), None, no_files)[0]
 
 
-def agent_on(board: _Board, publish_interval_s: float = 0.0) -> LearnPartitions:
+def agent_on(model_set: _ModelSet, publish_interval_s: float = 0.0) -> LearnPartitions:
     nothing = cast(Environment, None)
     agent = LearnPartitions(
-        nothing, learner_of, lambda _: None, cast(ModelSubscriber, _Watch(board)), publish_interval_s
+        nothing, learner_of, lambda _: None, cast(ModelSubscriber, _Watch(model_set)), publish_interval_s
     )
     assert agent.ready()
     return agent
 
 
-def promote(board: _Board, version: str) -> None:
-    promoted = copy.copy(board.active.lightgbm)
+def promote(model_set: _ModelSet, version: str) -> None:
+    promoted = copy.copy(model_set.active.lightgbm)
     promoted.version = version
-    board.active = ActiveModels(promoted, board.active.river, board.active.policy)
+    model_set.active = ActiveModels(promoted, model_set.active.river, model_set.active.policy)
 
 
 def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[ModelVersion]:
@@ -74,11 +74,11 @@ def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[Mode
 
 
 def test_another_champion_changes_nothing_of_what_is_learned() -> None:
-    board, log = _Board(active()), Log(EXAMPLES)
-    agent, other = agent_on(board), agent_on(_Board(active()))
+    model_set, log = _ModelSet(active()), Log(EXAMPLES)
+    agent, other = agent_on(model_set), agent_on(_ModelSet(active()))
     for number in range(40):
         if number == 20:
-            promote(board, "another")
+            promote(model_set, "another")
             assert agent.ready()
         (told,) = teach(agent, log, "another" if number >= 20 else "base")
         (wanted,) = published(other.process([log.records[-1]], NOW))
@@ -88,17 +88,17 @@ def test_another_champion_changes_nothing_of_what_is_learned() -> None:
 
 
 def test_the_next_owner_goes_on_from_the_published_version() -> None:
-    board, log = _Board(active()), Log(EXAMPLES)
-    first = agent_on(board)
+    model_set, log = _ModelSet(active()), Log(EXAMPLES)
+    first = agent_on(model_set)
     told = [message for _ in range(40) for message in teach(first, log)]
-    board.river = load_river(bytes(told[29].payload), None, no_files)
-    second = agent_on(board)
+    model_set.river = load_river(bytes(told[29].payload), None, no_files)
+    second = agent_on(model_set)
     (by_second,) = published(second.process(log.records, NOW))
     assert by_second == told[-1]
 
 
 def test_a_version_waits_for_its_interval() -> None:
-    agent, log = agent_on(_Board(active()), publish_interval_s=3_600.0), Log(EXAMPLES)
+    agent, log = agent_on(_ModelSet(active()), publish_interval_s=3_600.0), Log(EXAMPLES)
     assert len(teach(agent, log)) == 1
     assert teach(agent, log) == []
     assert not agent.due()
@@ -107,7 +107,7 @@ def test_a_version_waits_for_its_interval() -> None:
 def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Mapping[str, ScoreMeasures]] = []
     nothing, log = cast(Environment, None), Log(EXAMPLES)
-    models = cast(ModelSubscriber, _Watch(_Board(active())))
+    models = cast(ModelSubscriber, _Watch(_ModelSet(active())))
     agent = LearnPartitions(nothing, learner_of, lambda _: None, models, 0.0, reported.append)
     monkeypatch.setattr("agents.learn.FIGURES_INTERVAL_S", 0.0)
     teach(agent, log)
@@ -121,8 +121,8 @@ def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch
 
 
 def test_the_agent_is_on_hold_while_learning_is_frozen() -> None:
-    board = _Board(active())
-    watch = _Watch(board)
+    model_set = _ModelSet(active())
+    watch = _Watch(model_set)
     agent = LearnPartitions(cast(Environment, None), learner_of, lambda _: None, cast(ModelSubscriber, watch), 0.0)
     assert not agent.on_hold()
     watch.frozen = True

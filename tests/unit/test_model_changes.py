@@ -15,7 +15,7 @@ from pipeline.models.changes import Active, ChangeAuthor, VersionChanges, switch
 from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts
 from pipeline.models.known import KnownVersion
-from pipeline.models.library import PublishedVersions, board_without_river
+from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
@@ -68,7 +68,7 @@ class Cluster(ControlWriter, VersionContents):
     def published(self) -> PublishedVersions:
         outputs = [control_record(item) for item in self.items]
         records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
-        return PublishedVersions(self._settings, records, self, board_without_river())
+        return PublishedVersions(self._settings, records, self, model_set_without_river())
 
     def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
         return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval)
@@ -191,7 +191,7 @@ def test_a_rollback_passes_over_what_workers_have_refused(cluster: Cluster) -> N
 def test_a_fall_back_is_to_what_was_approved_and_leaves_river_out(cluster: Cluster) -> None:
     cluster.publish(OTHER, SECOND, step="promote", by="retrain")
     found = cluster.changes().fall_back(DANA)
-    active = cluster.changes()._published.board.active
+    active = cluster.changes()._published.model_set.active
     assert active is not None
     assert (active.lightgbm.version, active.policy.version) == found
     assert (active.lightgbm.version, active.policy.threshold, active.policy.blend) == (MODEL.version, 0.6, 0.0)
@@ -244,11 +244,11 @@ def test_the_versions_of_a_time_are_those_that_workers_had(cluster: Cluster) -> 
     first = cluster.items[0].activated_at
     cluster.publish(OTHER, SECOND)
     published = cluster.published()
-    then, now = (published.board_at(one.activated_at).active for one in (cluster.items[0], cluster.items[-1]))
+    then, now = (published.model_set_at(one.activated_at).active for one in (cluster.items[0], cluster.items[-1]))
     assert then is not None
     assert now is not None
     assert (then.lightgbm.version, now.lightgbm.version) == (MODEL.version, OTHER.version)
-    assert published.board_at(first.replace(year=2000)).active is None
+    assert published.model_set_at(first.replace(year=2000)).active is None
 
 
 def test_no_version_is_active_before_one_is_published(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_no_version_is_active_before_one_is_published(tmp_path: Path) -> None:
 def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     published = cluster.published()
-    assert published.board.active is None
+    assert published.model_set.active is None
 
     def come(*items: Any) -> None:
         published.add([Record("control", 0, 0, 0, b"", control_record(item).value) for item in items])
@@ -272,15 +272,15 @@ def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
     cluster.publish(MODEL, FIRST)
     cluster.publish(OTHER, SECOND)
     come(cluster.items[0])
-    assert published.board.lightgbm is not None
-    assert published.board.lightgbm.version == MODEL.version
+    assert published.model_set.lightgbm is not None
+    assert published.model_set.lightgbm.version == MODEL.version
     # An activation waits for its content, whenever that comes.
     models, cluster.models = cluster.models, cluster.models[:2]
     come(cluster.items[1])
-    assert published.board.lightgbm.version == MODEL.version
+    assert published.model_set.lightgbm.version == MODEL.version
     cluster.models = models
     come()
-    assert published.board.lightgbm.version == OTHER.version
+    assert published.model_set.lightgbm.version == OTHER.version
     assert [one.lightgbm.digest for one in published.history.tenures()] == [MODEL.digest, OTHER.digest]
 
 
@@ -311,7 +311,7 @@ def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None
     assert (approval.step, approval.by, approval.figures["proposed_by"]) == ("promote", "dana", "mona")
     assert approval.figures["frauds_a_day_more"] == 1.5
     # The policy is the active one with the threshold of the proposal.
-    made = cluster.published().board.policy
+    made = cluster.published().model_set.policy
     assert made is not None
     assert (made.threshold, made.rules, made.lightgbm_version) == (SECOND.threshold, FIRST.rules, OTHER.version)
     with pytest.raises(ModelError, match="was active already"):

@@ -39,7 +39,7 @@ def test_the_same_file_gives_the_same_digest_and_another_one_does_not(
     version = trained(home, "--known-before", "2018-04-28", "--reported", "frauds-only", "--map", "fraud=fraud")
     registry = Registry(home / "registry")
     digest = registry.entry(LIGHTGBM, version).digest
-    # Another name, another policy in force, and nothing of it is left behind.
+    # Another name, another active policy, and nothing of it is left behind.
     copy = (home / "history.parquet").rename(home / "moved.parquet")
     before = sorted(home.rglob("*"))
     result = run("models", "rebuild", version, copy, "--registry")

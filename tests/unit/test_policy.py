@@ -22,18 +22,18 @@ def identities(rows: int) -> np.ndarray:
 
 
 def test_scores_at_the_threshold_alert_and_below_do_not() -> None:
-    verdicts = Policy(0.5).decide(np.array([0.49, 0.5, 0.51]), matrix(3), identities(3))
-    assert verdicts.alert.tolist() == [False, True, True]
-    assert verdicts.selection == [None, "score", "score"]
-    assert verdicts.selection_probability.tolist() == [0.0, 1.0, 1.0]
+    decided = Policy(0.5).decide(np.array([0.49, 0.5, 0.51]), matrix(3), identities(3))
+    assert decided.alert.tolist() == [False, True, True]
+    assert decided.selection == [None, "score", "score"]
+    assert decided.selection_probability.tolist() == [0.0, 1.0, 1.0]
 
 
 def test_a_rule_alerts_whatever_the_score_says() -> None:
     features = matrix(4)
     features[:, COLUMN["amount"]] = [5_000.0, 5_000.01, np.nan, 9_000.0]
-    verdicts = Policy(0.5, rules=(RULE,)).decide(np.array([0.1, 0.1, 0.1, 0.9]), features, identities(4))
-    assert verdicts.selection == [None, "rule", None, "score"]
-    assert verdicts.selection_probability.tolist() == [0.0, 1.0, 0.0, 1.0]
+    decided = Policy(0.5, rules=(RULE,)).decide(np.array([0.1, 0.1, 0.1, 0.9]), features, identities(4))
+    assert decided.selection == [None, "rule", None, "score"]
+    assert decided.selection_probability.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_the_audit_sample_is_a_share_and_always_the_same() -> None:
     rows = 40_000
     policy, scores, who, features = Policy(0.5, audit_rate=0.02), np.zeros(rows), identities(rows), matrix(1)
     features = np.broadcast_to(features, (rows, features.shape[1]))
-    verdicts = policy.decide(scores, features, who)
-    assert abs(verdicts.alert.mean() - 0.02) < 0.003
-    assert set(verdicts.selection) == {None, "audit"}
-    assert set(verdicts.selection_probability.tolist()) == {0.02}
+    decided = policy.decide(scores, features, who)
+    assert abs(decided.alert.mean() - 0.02) < 0.003
+    assert set(decided.selection) == {None, "audit"}
+    assert set(decided.selection_probability.tolist()) == {0.02}
     turned = policy.decide(scores, features, who[::-1])
-    np.testing.assert_array_equal(turned.alert[::-1], verdicts.alert)
+    np.testing.assert_array_equal(turned.alert[::-1], decided.alert)
     more = Policy(0.5, audit_rate=0.05).decide(scores, features, who)
-    assert np.all(more.alert[verdicts.alert]), "a higher rate keeps what a lower one had"
+    assert np.all(more.alert[decided.alert]), "a higher rate keeps what a lower one had"
 
 
 def test_the_samples_are_independent_and_one_by_one_the_same() -> None:
@@ -149,14 +149,14 @@ def test_an_audit_selects_each_row_with_the_probability_that_it_records() -> Non
     features, expected = audited_rows(rows)
     who = identities(rows)
     policy = Policy(0.5, audit=AUDIT).keyed(KEYS)
-    verdicts = policy.decide(np.zeros(rows), features, who)
-    np.testing.assert_array_equal(verdicts.selection_probability, expected)
+    decided = policy.decide(np.zeros(rows), features, who)
+    np.testing.assert_array_equal(decided.selection_probability, expected)
     for probability in (0.01, 0.1, 0.2):
-        share = verdicts.alert[expected == probability].mean()
+        share = decided.alert[expected == probability].mean()
         assert abs(share - probability) < 4 * np.sqrt(probability / (rows / 10))
     order = np.random.default_rng(0).permutation(rows)
     again = policy.decide(np.zeros(rows), features[order], who[order])
-    np.testing.assert_array_equal(again.alert, verdicts.alert[order])
+    np.testing.assert_array_equal(again.alert, decided.alert[order])
     certain = policy.decide(np.ones(rows), features, who)
     assert set(certain.selection_probability.tolist()) == {1.0}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.reason_texts import REASON_TEXTS, Facts, pattern
 from pipeline.decision.reasons import CODES, explain, explain_row
-from pipeline.decision.stories import STORIES, Facts, pattern
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.meanings import MEANINGS
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -44,7 +44,7 @@ def weights(**values: float) -> np.ndarray:
 
 
 def test_every_feature_belongs_to_one_story() -> None:
-    told = [name for story in STORIES for name in story.features]
+    told = [name for text in REASON_TEXTS for name in text.features]
     assert sorted(told) == sorted(FEATURES)
 
 
@@ -169,12 +169,12 @@ def test_an_alert_always_has_a_reason() -> None:
 def test_general_words_hold_for_every_feature() -> None:
     for features in (row(), np.full(len(FEATURES), np.nan)):
         facts = Facts(features, "EUR")
-        for story in STORIES:
-            for name in story.features:
-                telling = pattern(story, name, facts)
-                assert telling.code in CODES
-                assert MEANINGS[name] in telling.sentence
-                assert telling.general
+        for text in REASON_TEXTS:
+            for name in text.features:
+                wording = pattern(text, name, facts)
+                assert wording.code in CODES
+                assert MEANINGS[name] in wording.sentence
+                assert wording.general
 
 
 def test_no_sentence_names_a_feature_as_programs_do() -> None:
@@ -184,8 +184,8 @@ def test_no_sentence_names_a_feature_as_programs_do() -> None:
     for scale in (1.0, 30.0, 3e5):
         features = generator.exponential(scale, len(FEATURES))
         features[generator.random(len(FEATURES)) < 0.2] = np.nan
-        for story in STORIES:
-            for name in story.features:
+        for text in REASON_TEXTS:
+            for name in text.features:
                 for reason in explain_row(features, weights(**{name: 1.0}), 0.3, "", [], 9, "EUR"):
                     assert not [leak for leak in named if leak in reason.sentence], reason.sentence
                     assert "e+" not in reason.sentence
@@ -228,7 +228,7 @@ def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
     blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
     for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, "EUR")):
         # The parts that lower the score are not told: what is told may only exceed the sum.
-        assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(STORIES) + 1)
+        assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(REASON_TEXTS) + 1)
         assert all(reason.contribution >= 0.25 for reason in reasons) or len(reasons) == 1
 
 

@@ -14,7 +14,7 @@ from pipeline.backtest.metrics.ranking import Ranking
 from pipeline.backtest.report.content import CurvePoint, ReasonCount, ReportedTransaction, ScoreBin, SweepRow
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.runner.result import Variant
-from pipeline.decision.stories import CODES
+from pipeline.decision.reason_texts import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
 from pipeline.scoring.blend import sigmoid
 

@@ -88,8 +88,8 @@ def _schedules(request: Request, trained: Mapping[str, VariantTraining]) -> dict
 
 
 def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
-    """The policy whose rules, blend and audit rate a trained model is given; None where none is in force."""
-    policy = library.policy_in_force() if request.policy is None else library.policy(request.policy)
+    """The policy whose rules, blend and audit rate a trained model is given; None where none is active."""
+    policy = library.active_policy() if request.policy is None else library.policy(request.policy)
     return policy if request.blend is None else _blended(request, policy or Policy(0.5))
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels, ModelBoard
+from pipeline.engine.models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
 from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -36,18 +36,18 @@ class ModelLibrary:
         self._rivers: dict[str, RiverModel] = {}
 
     def lightgbm(self, version: str) -> LightGBMModel:
-        """A LightGBM version, or the one in force (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
+        """A LightGBM version, or the active one (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
         version = self._version(LIGHTGBM, version)
         return _once(self._lightgbm, version, lambda: LightGBMModel.from_payload(self._payload(LIGHTGBM, version)))
 
     def policy(self, version: str) -> Policy:
-        """A policy, or the one in force. Raises `RegistryError`, `ModelError`."""
+        """A policy, or the active one. Raises `RegistryError`, `ModelError`."""
         version = self._version(POLICY, version)
         keys = self._settings.audit_keys
         return _once(self._policies, version, lambda: Policy.from_payload(self._payload(POLICY, version)).keyed(keys))
 
     def policy_for(self, lightgbm: str) -> Policy:
-        """The newest policy whose threshold was chosen for a LightGBM version, else the one in force."""
+        """The newest policy whose threshold was chosen for a LightGBM version, else the active one."""
         versions = [entry.version for entry in self._registry.entries(POLICY)]
         if not versions or self._is_active(POLICY):
             # Before the newest, if it fits.
@@ -57,8 +57,8 @@ class ModelLibrary:
         chosen = next((policy for policy in reversed(known) if policy.lightgbm_version == lightgbm), known[-1])
         return self.policy(chosen.version)
 
-    def policy_in_force(self) -> Policy | None:
-        """The policy in force, if there is one. Raises `RegistryError`, `ModelError`."""
+    def active_policy(self) -> Policy | None:
+        """The active policy, if there is one. Raises `RegistryError`, `ModelError`."""
         return self.policy(ACTIVE) if self._is_active(POLICY) else None
 
     def untaught_river(self) -> RiverModel:
@@ -121,7 +121,7 @@ class ModelLibrary:
         found = self._published(name) or self._registry.active(name)
         if found is None:
             raise RegistryError(
-                f"there is no {name} version in force, in the registry {self._registry.path} or on the cluster: "
+                f"there is no active {name} version, in the registry {self._registry.path} or on the cluster: "
                 "`fraud-pipeline train` makes one, FRAUD_PIPELINE_REGISTRY_DIR names another registry"
             )
         return found
@@ -129,7 +129,7 @@ class ModelLibrary:
     def _published(self, name: str) -> str | None:
         if self._cluster is None:
             return None
-        active = {LIGHTGBM: self._cluster.board.lightgbm, POLICY: self._cluster.board.policy}[name]
+        active = {LIGHTGBM: self._cluster.model_set.lightgbm, POLICY: self._cluster.model_set.policy}[name]
         return None if active is None else active.version
 
     def _payload(self, name: str, version: str) -> bytes:
@@ -144,7 +144,7 @@ class ModelLibrary:
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:
             return None
-        return PublishedVersions.on(self._bootstrap, self._settings, ModelBoard(self.untaught_river, self._load_river))
+        return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(self.untaught_river, self._load_river))
 
     @cached_property
     def _rates(self) -> PublishedRates:

@@ -96,7 +96,7 @@ def pipeline_settings(bootstrap: str, run: str, data_dir: Path, partitions: int)
 
 
 def prepare_pipeline(bench: Bench, run: str, records: int, partitions: int = PARTITIONS) -> Prepared:
-    """Topics of the run with all that arrives, and the models in force; `decisions` is left to the runner."""
+    """Topics of the run with all that arrives, and the active models; `decisions` is left to the runner."""
     settings = pipeline_settings(bench.bootstrap, run, bench.directory / run, partitions)
     ensure_topics(bench.bootstrap, settings, [topic for topic in TOPICS if topic is not DECISIONS])
     made = arrivals(transactions(records))

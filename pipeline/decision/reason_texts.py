@@ -68,7 +68,7 @@ class Facts:
         return self.money(self["amount"]) + self._home
 
 
-class Telling(NamedTuple):
+class WordedReason(NamedTuple):
     """A reason without its weight."""
 
     code: str
@@ -79,13 +79,13 @@ class Telling(NamedTuple):
     """True if the transaction's own values are no argument: then other reasons may take its place."""
 
 
-class Story(NamedTuple):
-    """Features whose contributions are added up. ``tell`` says nothing where the values do not bear the reason out."""
+class ReasonText(NamedTuple):
+    """Features whose contributions are added up. ``write`` says nothing where the values do not bear the reason out."""
 
     code: str
-    """Reason code used where ``tell`` returns nothing."""
+    """Reason code used where ``write`` returns nothing."""
     features: tuple[str, ...]
-    tell: Callable[[Facts], Telling | None]
+    write: Callable[[Facts], WordedReason | None]
     subject: str
 
 
@@ -110,40 +110,40 @@ def ago(seconds: float) -> str:
     return "less than a second"
 
 
-def _amount(facts: Facts) -> Telling | None:
+def _amount(facts: Facts) -> WordedReason | None:
     if not facts.has("amount"):
         return None
-    return Telling("AMOUNT_HIGH", "amount", f"The amount of {facts.amount} by itself raised the score.")
+    return WordedReason("AMOUNT_HIGH", "amount", f"The amount of {facts.amount} by itself raised the score.")
 
 
-def _usual_amount(facts: Facts) -> Telling | None:
+def _usual_amount(facts: Facts) -> WordedReason | None:
     if not facts.has("card_usual_amount", "card_amount_to_usual"):
         return None
     usual = facts["card_usual_amount"]
     compared = _compared(facts["card_amount_to_usual"], f"this card's usual {facts.money(usual)}")
     if compared is None:
         return None
-    return Telling("AMOUNT_UNUSUAL_FOR_CARD", "card_amount_to_usual", f"{facts.amount} is {compared}.", usual)
+    return WordedReason("AMOUNT_UNUSUAL_FOR_CARD", "card_amount_to_usual", f"{facts.amount} is {compared}.", usual)
 
 
-def _burst(facts: Facts) -> Telling | None:
+def _burst(facts: Facts) -> WordedReason | None:
     hour, day, month = facts["card_count_1h"], facts["card_count_1d"], facts["card_count_30d"]
     usual = month / 30
     if hour >= 2 and hour > HIGH_RATIO * usual / 24:
         spent = facts.money(facts["card_sum_1h"])
         text = f"{count(hour, 'earlier transaction')} of this card within the hour, for {spent}"
-        return Telling("CARD_BURST", "card_count_1h", f"{text}; it usually has {usual:.1f} a day.", usual / 24)
+        return WordedReason("CARD_BURST", "card_count_1h", f"{text}; it usually has {usual:.1f} a day.", usual / 24)
     if day >= 2 and day > HIGH_RATIO * usual:
         spent = facts.money(facts["card_sum_1d"])
         text = f"{count(day, 'earlier transaction')} of this card within a day, for {spent}"
-        return Telling("CARD_BURST", "card_count_1d", f"{text}; it usually has {usual:.1f}.", usual)
+        return WordedReason("CARD_BURST", "card_count_1d", f"{text}; it usually has {usual:.1f}.", usual)
     if facts.has("card_seconds_since_last") and facts["card_seconds_since_last"] < 3_600:
         text = f"Only {ago(facts['card_seconds_since_last'])} after this card's transaction before."
-        return Telling("CARD_BURST", "card_seconds_since_last", text)
+        return WordedReason("CARD_BURST", "card_seconds_since_last", text)
     return None
 
 
-def _outliers(facts: Facts) -> Telling | None:
+def _outliers(facts: Facts) -> WordedReason | None:
     for window, span in (("1d", "day"), ("7d", "7 days"), ("30d", "30 days")):
         outliers = facts[f"card_outlier_count_{window}"]
         if outliers >= 1:
@@ -151,66 +151,68 @@ def _outliers(facts: Facts) -> Telling | None:
             text = f"In the last {span} this card had {many} of more than {OUTLIER_RATIO} times its usual amount"
             since = facts["card_seconds_since_outlier"]
             text += "." if math.isnan(since) else f", the last one {ago(since)} earlier."
-            return Telling("CARD_RECENT_OUTLIERS", f"card_outlier_count_{window}", text)
+            return WordedReason("CARD_RECENT_OUTLIERS", f"card_outlier_count_{window}", text)
     return None
 
 
-def _new_to_merchant(facts: Facts) -> Telling | None:
+def _new_to_merchant(facts: Facts) -> WordedReason | None:
     times = facts["card_merchant_count"]
     if math.isnan(times):
         return None
     if times == 0:
         text = "This card has not been at this merchant in its last transactions."
-        return Telling("CARD_NEW_TO_MERCHANT", "card_merchant_count", text)
+        return WordedReason("CARD_NEW_TO_MERCHANT", "card_merchant_count", text)
     text = f"This card was {count(times, 'time')} at this merchant in its last transactions."
-    return Telling("CARD_KNOWN_AT_MERCHANT", "card_merchant_count", text, general=True)
+    return WordedReason("CARD_KNOWN_AT_MERCHANT", "card_merchant_count", text, general=True)
 
 
-def _hour(facts: Facts) -> Telling | None:
+def _hour(facts: Facts) -> WordedReason | None:
     if not facts.has("hour", "weekday"):
         return None
     minutes = int(facts["hour"] * 60)
     weekday = _WEEKDAYS[int(facts["weekday"]) % 7]
     text = f"At {minutes // 60:02d}:{minutes % 60:02d} on a {weekday}; the time raised the score."
-    return Telling("UNUSUAL_HOUR", "hour", text)
+    return WordedReason("UNUSUAL_HOUR", "hour", text)
 
 
-def _merchant_amount(facts: Facts) -> Telling | None:
+def _merchant_amount(facts: Facts) -> WordedReason | None:
     if not facts.has("merchant_amount_to_mean", "merchant_mean_30d"):
         return None
     mean = facts["merchant_mean_30d"]
     compared = _compared(facts["merchant_amount_to_mean"], f"this merchant's mean of {facts.money(mean)}")
     if compared is None:
         return None
-    return Telling("AMOUNT_UNUSUAL_FOR_MERCHANT", "merchant_amount_to_mean", f"{facts.amount} is {compared}.", mean)
+    return WordedReason(
+        "AMOUNT_UNUSUAL_FOR_MERCHANT", "merchant_amount_to_mean", f"{facts.amount} is {compared}.", mean
+    )
 
 
-def _surge(facts: Facts) -> Telling | None:
+def _surge(facts: Facts) -> WordedReason | None:
     day, usual = facts["merchant_count_1d"], facts["merchant_count_30d"] / 30
     if day < 2 or day <= HIGH_RATIO * usual:
         return None
     text = f"{count(day, 'transaction')} at this merchant within a day; it usually has {usual:.1f}."
-    return Telling("MERCHANT_SURGE", "merchant_count_1d", text, usual)
+    return WordedReason("MERCHANT_SURGE", "merchant_count_1d", text, usual)
 
 
-def _merchant_labels(facts: Facts) -> Telling | None:
+def _merchant_labels(facts: Facts) -> WordedReason | None:
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
     share = f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
     if facts["merchant_unexplained_fraud_30d"] >= 1 and facts["merchant_unreported_since_fraud"] == 0:
         began = ago(facts["merchant_fraud_run_seconds"])
         text = f"{share}; they began {began} earlier, and no older transaction since has stayed without a report."
-        return Telling("MERCHANT_FRAUD_RUN", "merchant_unreported_since_fraud", text)
+        return WordedReason("MERCHANT_FRAUD_RUN", "merchant_unreported_since_fraud", text)
     if fraud >= 1 and facts["merchant_newest_label"] == 1:
-        return Telling("MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}, the newest of them.")
+        return WordedReason("MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}, the newest of them.")
     if fraud >= 1:
         since = facts["merchant_seconds_since_fraud"]
         when = "" if math.isnan(since) else f", the last one {ago(since)} earlier"
-        return Telling("MERCHANT_KNOWN_FRAUD", "merchant_known_fraud_30d", f"{share}{when}.")
+        return WordedReason("MERCHANT_KNOWN_FRAUD", "merchant_known_fraud_30d", f"{share}{when}.")
     if known >= 1:
         text = "How many of this merchant's transactions have labels, and since when, resembles earlier fraud."
     else:
         text = "No transaction of 30 days at this merchant has a label yet, as it was in earlier fraud."
-    return Telling("MERCHANT_LABELS", "merchant_known_count_30d", text, general=True)
+    return WordedReason("MERCHANT_LABELS", "merchant_known_count_30d", text, general=True)
 
 
 def _compared(ratio: float, usual: str) -> str | None:
@@ -220,7 +222,7 @@ def _compared(ratio: float, usual: str) -> str | None:
     return f"only {ratio:.0%} of {usual}" if ratio <= LOW_RATIO else None
 
 
-def _nothing(facts: Facts) -> Telling | None:
+def _nothing(facts: Facts) -> WordedReason | None:
     del facts
     return None
 
@@ -233,9 +235,9 @@ _SHORT: Final = ("1h", "1d")
 _LONG: Final = ("7d", "30d")
 _SHAPE: Final = ("mean", "std", "max", "min")
 
-STORIES: Final = (
-    Story("AMOUNT_HIGH", ("amount",), _amount, "The amount"),
-    Story(
+REASON_TEXTS: Final = (
+    ReasonText("AMOUNT_HIGH", ("amount",), _amount, "The amount"),
+    ReasonText(
         "AMOUNT_UNUSUAL_FOR_CARD",
         (
             "card_usual_amount",
@@ -248,40 +250,40 @@ STORIES: Final = (
         _usual_amount,
         "The card's amounts",
     ),
-    Story(
+    ReasonText(
         "CARD_BURST",
         (*_windows("card", _SHORT, ("count", "sum")), "card_seconds_since_last"),
         _burst,
         "The card's rhythm",
     ),
-    Story("CARD_PATTERN", _windows("card", _LONG, ("count", "sum")), _nothing, "The card's spending over weeks"),
-    Story(
+    ReasonText("CARD_PATTERN", _windows("card", _LONG, ("count", "sum")), _nothing, "The card's spending over weeks"),
+    ReasonText(
         "CARD_RECENT_OUTLIERS",
         ("card_outlier_count_1d", "card_outlier_count_7d", "card_outlier_count_30d", "card_seconds_since_outlier"),
         _outliers,
         "The card's range of amounts",
     ),
-    Story("CARD_NEW_TO_MERCHANT", ("card_merchant_count",), _new_to_merchant, "The card at this merchant"),
-    Story("UNUSUAL_HOUR", ("hour", "weekday"), _hour, "The time"),
-    Story(
+    ReasonText("CARD_NEW_TO_MERCHANT", ("card_merchant_count",), _new_to_merchant, "The card at this merchant"),
+    ReasonText("UNUSUAL_HOUR", ("hour", "weekday"), _hour, "The time"),
+    ReasonText(
         "AMOUNT_UNUSUAL_FOR_MERCHANT",
         ("merchant_amount_to_mean", *_windows("merchant", tuple(WINDOWS_US), _SHAPE)),
         _merchant_amount,
         "The merchant's amounts",
     ),
-    Story(
+    ReasonText(
         "MERCHANT_SURGE",
         (*_windows("merchant", _SHORT, ("count", "sum")), "merchant_surge", "merchant_seconds_since_last"),
         _surge,
         "The merchant's rhythm",
     ),
-    Story(
+    ReasonText(
         "MERCHANT_PATTERN",
         (*_windows("merchant", _LONG, ("count", "sum")), "merchant_seconds_since_first"),
         _nothing,
         "The merchant's trade over weeks",
     ),
-    Story(
+    ReasonText(
         "MERCHANT_LABELS",
         (
             "merchant_known_count_14d",
@@ -311,16 +313,13 @@ _PATTERN_CODE: Final = {
 }
 
 
-def told(story: Story, facts: Facts) -> Telling | None:
-    """Return the reason text for this transaction, if its values bear it out."""
-    return story.tell(facts)
-
-
-def pattern(story: Story, strongest: str, facts: Facts) -> Telling:
+def pattern(reason: ReasonText, strongest: str, facts: Facts) -> WordedReason:
     """Write a reason in general terms, by its strongest feature."""
-    resemble = "resemble" if story.subject.endswith("amounts") else "resembles"
-    text = f"{story.subject} {resemble} earlier fraud, most of all the {MEANINGS[strongest]}{_value(strongest, facts)}."
-    return Telling(_PATTERN_CODE.get(story.code, story.code), strongest, text, general=True)
+    resemble = "resemble" if reason.subject.endswith("amounts") else "resembles"
+    text = (
+        f"{reason.subject} {resemble} earlier fraud, most of all the {MEANINGS[strongest]}{_value(strongest, facts)}."
+    )
+    return WordedReason(_PATTERN_CODE.get(reason.code, reason.code), strongest, text, general=True)
 
 
 def _value(name: str, facts: Facts) -> str:

@@ -1,8 +1,8 @@
 """Run a ``fraud-pipeline`` command that ends with the process that started it.
 
-``python -m pipeline.demo.guarded ARGUMENTS...`` runs the command in a process whose standard input is a pipe from its
-parent. The parent writes nothing into it; when it ends, in whatever way, the kernel closes the pipe, and the command is
-stopped as by SIGTERM. Nothing else informs a child on every system that its parent was killed.
+``python -m pipeline.demo.child_process ARGUMENTS...`` runs the command in a process whose standard input is a pipe from
+its parent. The parent writes nothing into it; when it ends, in whatever way, the kernel closes the pipe, and the
+command is stopped as by SIGTERM. Nothing else informs a child on every system that its parent was killed.
 """
 
 import os
