@@ -50,7 +50,7 @@ from pipeline.observability.metrics import WorkerMetrics
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
 from pipeline.signing import Signer, Trust, snapshot_keys
-from pipeline.state.snapshots import Refused, SnapshotRepository, tell_refused
+from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
@@ -150,7 +150,10 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
-            Trust.of(settings), Signer.of(settings)  # a key that cannot be used stops a start, and no agent later
+            (
+                Trust.from_settings(settings),
+                Signer.from_settings(settings),
+            )  # a key that cannot be used stops a start, and no agent later
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
@@ -283,7 +286,7 @@ class WorkerContext:
                 log.error("agent %s did not close cleanly: %s", channel.name, explained(error) or type(error).__name__)
 
     def _snapshot_refused(self, refused: Refused) -> None:
-        tell_refused(refused)
+        log_refused(refused)
         address = self._repository.url if self._repository is not None else ""
         group = refused.name.removeprefix(f"{address}/").partition("/")[0]
         self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)

@@ -55,7 +55,7 @@ class Counts:
         for topic, count in by_kind.get("rerouted", {}).items():
             metrics.rerouted(topic, count)
         for topic, count in by_kind.get("set_aside", {}).items():
-            metrics.set_aside(agent, topic, count)
+            metrics.quarantined(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
             (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))
         if result.latencies_s:
@@ -75,12 +75,12 @@ class Counts:
         for (topic, partition), records in lags.items():
             metrics.lag_records(agent, topic, partition, records)
         self._lags = set(lags)
-        self._tell_dead_letters(now_s)
+        self._log_dead_letters(now_s)
         if now_s - self._status_at_s >= STATUS_INTERVAL_S:
-            self._tell_status(lags, now_s)
+            self._log_status(lags, now_s)
         return True
 
-    def _tell_dead_letters(self, now_s: float) -> None:
+    def _log_dead_letters(self, now_s: float) -> None:
         for code in [code for code, count in self._refused.items() if count]:
             if now_s - self._refused_at_s.get(code, -DEAD_LETTERS_INTERVAL_S) >= DEAD_LETTERS_INTERVAL_S:
                 log.warning(
@@ -89,7 +89,7 @@ class Counts:
                 )  # fmt: skip
                 self._refused_at_s[code] = now_s
 
-    def _tell_status(self, lags: Mapping[tuple[str, int], int], now_s: float) -> None:
+    def _log_status(self, lags: Mapping[tuple[str, int], int], now_s: float) -> None:
         seconds = now_s - self._status_at_s
         found = {what: count for what, count in self._done.items() if what != "records" and count}
         log.info(

@@ -63,7 +63,7 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
         # It turns with each line of the log, and sets the levels of its own accord.
         self.spinner = None
         self._shutdown_timeout_s = shutdown_timeout_s
-        self._told_to_stop = False
+        self._stop_requested = False
 
     def execute_from_commandline(self) -> NoReturn:
         """Run until it is stopped or crashes, and end the process with Faust's exit code."""
@@ -75,9 +75,9 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
         raise AssertionError("Faust's worker ends by SystemExit")
 
     def _schedule_shutdown(self, received: signal.Signals) -> None:
-        if self._told_to_stop:
+        if self._stop_requested:
             _leave(128 + received, f"{received.name} again: the worker ends at once")
-        self._told_to_stop = True
+        self._stop_requested = True
         log.info("%s: finishing the batch, at most %.0f s", received.name, self._shutdown_timeout_s)
         end_within(self._shutdown_timeout_s)
         super()._schedule_shutdown(received)

@@ -43,7 +43,7 @@ class Signer:
         self._key_id = "" if key is None else key_id(key.public_key())
 
     @classmethod
-    def of(cls, settings: "Settings") -> Self:
+    def from_settings(cls, settings: "Settings") -> Self:
         """Return the signer of the settings.
 
         Raises:
@@ -89,14 +89,14 @@ class Trust:
         self._unsigned_below = dict(unsigned_below)
 
     @classmethod
-    def of(cls, settings: "Settings") -> Self:
+    def from_settings(cls, settings: "Settings") -> Self:
         """Return the trust of the settings, which takes in the key that they sign with.
 
         Raises:
             KeyFileError: A file cannot be used.
         """
         paths = [Path(name.strip()) for name in settings.trusted_keys.split(",") if name.strip()]
-        own = None if settings.signing_key_file is None else Signer.of(settings).public_key
+        own = None if settings.signing_key_file is None else Signer.from_settings(settings).public_key
         keys = [*map(_public_key, paths), *(() if own is None else (own,))]
         return cls(keys, {settings.topic(name): offset for name, offset in settings.unsigned_below.items()})
 

@@ -86,7 +86,7 @@ class TokenKeys:
             )
 
     @classmethod
-    def of(cls, settings: "Settings") -> Self:
+    def from_settings(cls, settings: "Settings") -> Self:
         """Open the database of the settings; raises `KeyFileError`."""
         if settings.token_secret_file is None:
             raise KeyFileError(
@@ -170,9 +170,9 @@ class Tokeniser:
         self._keys, self._fields = keys, tuple(fields)
 
     @classmethod
-    def of(cls, settings: "Settings") -> Self:
+    def from_settings(cls, settings: "Settings") -> Self:
         """Return the tokeniser of ``settings``; raises `KeyFileError`."""
-        return cls(TokenKeys.of(settings), settings.token_names)
+        return cls(TokenKeys.from_settings(settings), settings.token_names)
 
     def message(self, value: bytes | None) -> tuple[str, bytes]:
         """Return the token of a message's ``card_id``, which is the key of its record, and its JSON with tokens.

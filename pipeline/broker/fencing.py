@@ -21,7 +21,7 @@ SESSION_MS: Final = 200
 FENCED: Final = "because its session has timed out"
 """Said by the controller when it takes the leadership from the node's partitions."""
 ACTIVE: Final = "Performing controller activation"
-UNSAID_S: Final = 10.0
+SILENCE_S: Final = 10.0
 """A controller that has been active for so long without a word has nobody to fence, unless it stands still."""
 TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.02
@@ -46,7 +46,7 @@ def end_session(command: list[str], configuration: Path, log_dir: Path, output: 
                 raise BrokerError(f"the embedded broker's controller ended (exit code {code}). {text[-2_000:]}")
             if ACTIVE in text:
                 active_s = min(active_s, time.monotonic())
-            if time.monotonic() > min(deadline_s, active_s + UNSAID_S):
+            if time.monotonic() > min(deadline_s, active_s + SILENCE_S):
                 log.warning("the broker's controller ended no old session; if workers then miss offsets, start it anew")
                 return
             time.sleep(POLL_S)

@@ -253,7 +253,7 @@ def command(
         for version in variant.versions[1:]:
             click.echo(_renewed(variant.name, version), err=True)
     if asked.comparison is not None:
-        _tell(asked.comparison, examples=differences is None)
+        _print_comparison(asked.comparison, examples=differences is None)
     write_each(_writes(result, made, asked.comparison, report, as_json, decisions, differences))
     if result.partial:
         sys.exit(INTERRUPTED)
@@ -349,7 +349,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
             writer.write_table(pa.Table.from_pandas(frame.iloc[rows], schema, preserve_index=False))
 
 
-def _tell(comparison: LiveComparison, *, examples: bool) -> None:
+def _print_comparison(comparison: LiveComparison, *, examples: bool) -> None:
     click.echo(f"{comparison.compared:,} decisions compared with live: {len(comparison.differences):,} differ")
     for cause, count in comparison.causes.most_common():
         click.echo(f"  {count:,} {cause}")

@@ -115,4 +115,4 @@ def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
 def show_step(bar: ProgressBar, step: BacktestProgress) -> None:
     """Report the progress of a backtest."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
-    bar.tell(where, step.transactions, "transactions", step.elapsed_s, step.share)
+    bar.show(where, step.transactions, "transactions", step.elapsed_s, step.share)

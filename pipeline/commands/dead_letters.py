@@ -50,7 +50,7 @@ class DeadLetter:
     """Topic of the original record, without prefix."""
 
     @classmethod
-    def of(cls, record: Record, prefix: str = "") -> "DeadLetter":
+    def from_record(cls, record: Record, prefix: str = "") -> "DeadLetter":
         """Read the headers; a producer may have sent some of the same names, which stand before the agent's."""
         names = [name for name, _ in record.headers]
         begin = len(names) - 1 - names[::-1].index("dead-letter-topic") if "dead-letter-topic" in names else len(names)
@@ -150,7 +150,7 @@ def chosen(records: Iterable[Record], given: Filters, prefix: str = "") -> Itera
             continue
         if given["positions"] and f"{record.partition}/{record.offset}" not in given["positions"]:
             continue
-        letter = DeadLetter.of(record, prefix)
+        letter = DeadLetter.from_record(record, prefix)
         if given["codes"] and letter.code not in given["codes"]:
             continue
         if not given["topics"] or letter.topic in given["topics"]:

@@ -57,7 +57,7 @@ def command(
         with interrupts(stop), ProgressBar("looking at the topics") as bar:
 
             def show(step: ExportProgress) -> None:
-                bar.tell(step.topic, step.records, "records", step.elapsed_s, step.share)
+                bar.show(step.topic, step.records, "records", step.elapsed_s, step.share)
 
             exported = export.run(show, stop.is_set)
     except (ExportError, ConfigError, TopicError, ClusterUnreachable) as error:

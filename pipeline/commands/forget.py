@@ -26,7 +26,7 @@ def command(value: str | None, field: str) -> None:
     history of the shell. The token itself is not shown either, since it would link what remains to the card.
     """
     settings = Settings()
-    with TokenKeys.of(settings) as keys:
+    with TokenKeys.from_settings(settings) as keys:
         found = keys.forget((field, value if value is not None else click.prompt(field, hide_input=True)))
     if not found:
         raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")

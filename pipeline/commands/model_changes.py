@@ -4,7 +4,14 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, said, said_options
+from pipeline.commands.model_options import (
+    author_options,
+    bootstrap_option,
+    change_author,
+    cluster,
+    json_option,
+    one_sentence,
+)
 from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.audit import Audit, with_key
@@ -30,10 +37,10 @@ def now_active(active: Active) -> str:
 @click.argument("version")
 @click.option("--policy", "of_policy", metavar="VERSION", help="Another policy than the one that was made for it.")
 @bootstrap_option
-@said_options
+@author_options
 def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Make LightGBM VERSION active with the policy that was made for it, from the cluster or the registry."""
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
     click.echo(now_active(active))
@@ -41,13 +48,13 @@ def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: 
 
 @click.command()
 @bootstrap_option
-@said_options
+@author_options
 def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
     """Make the LightGBM version and policy active again that were active before the present ones.
 
     Call it again to go further back. Thresholds that were paced belong to the versions that they were paced for.
     """
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
     click.echo(now_active(active))
@@ -58,13 +65,13 @@ def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
     "--fall-back", is_flag=True, help="Activate the last bundle that a person or `train` chose, without River too."
 )
 @bootstrap_option
-@said_options
+@author_options
 def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Stop all learning: River takes no example in, and no program trains or activates a version.
 
     Decisions go on with the active versions. Examples wait in their topic, and are learned after `unfreeze`.
     """
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         servers, settings = cluster(bootstrap)
         switch = VersionHistory.on(servers, settings).switch
@@ -81,10 +88,10 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
 
 @click.command()
 @bootstrap_option
-@said_options
+@author_options
 def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     """Let learning go on. River learns the examples that waited; the active versions stay as they are."""
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         servers, settings = cluster(bootstrap)
         if not VersionHistory.on(servers, settings).frozen:
@@ -117,7 +124,7 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     help="Share of all transactions that alert at random, so that there are labels to learn from.",
 )
 @bootstrap_option
-@said_options
+@author_options
 def cold_start_command(
     fraud_share: float, threshold: float, audit_rate: float, bootstrap: str | None, reason: str, by: str | None
 ) -> None:
@@ -127,7 +134,7 @@ def cold_start_command(
     """
     from pipeline.training.cold_start import cold_start
 
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).start_cold(
             *cold_start(fraud_share, threshold, audit_rate), change
@@ -154,10 +161,10 @@ def held(bootstrap: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("source")
 @bootstrap_option
-@said_options
+@author_options
 def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Let the online model learn the labels of SOURCE that were held as a surge."""
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         released = held_labels.release(*cluster(bootstrap), source, change)
     click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
@@ -199,7 +206,7 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
 )
 @click.option("--remove-rule", "removed", multiple=True, metavar="CODE", help="Remove a rule; may be repeated.")
 @bootstrap_option
-@said_options
+@author_options
 def set_policy(
     threshold: float | None,
     blend: float | None,
@@ -213,7 +220,7 @@ def set_policy(
     by: str | None,
 ) -> None:
     """Make a new policy active: the present one with what you give. All else stays as it is."""
-    change = said(by, reason)
+    change = change_author(by, reason)
     if audit_key_id is not None and not audit_rate:
         raise click.UsageError("--audit-key-id orders an audit: give its --audit-rate too")
     named = {"threshold": threshold, "blend": blend, "audit_rate": audit_rate, "max_reasons": max_reasons}

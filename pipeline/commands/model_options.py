@@ -21,13 +21,13 @@ registry_option = click.option("--registry", "of_registry", is_flag=True, help="
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 
-def said_options(function: F) -> F:
+def author_options(function: F) -> F:
     """Add ``--reason`` and ``--by``."""
     function = click.option("--by", help="Who makes the change.  [default: your user name]")(function)
     return click.option("--reason", required=True, help="Why, in one sentence; it is kept with the change.")(function)
 
 
-def said(by: str | None, reason: str) -> ChangeAuthor:
+def change_author(by: str | None, reason: str) -> ChangeAuthor:
     """Return who makes a change, and why; a usage error where the reason says nothing."""
     if not reason.strip():
         raise click.UsageError("give a reason with --reason: one sentence that the next person can read")

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pipeline.commands.model_changes import now_active
-from pipeline.commands.model_options import bootstrap_option, cluster, one_sentence, said, said_options
+from pipeline.commands.model_options import author_options, bootstrap_option, change_author, cluster, one_sentence
 from pipeline.commands.numbers import FiniteRange
 from pipeline.models.changes import VersionChanges
 from pipeline.models.publish import ControlWriter
@@ -29,7 +29,7 @@ from pipeline.models.publish import ControlWriter
               help="Train on decisions of the newest days.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="To train.")
 @bootstrap_option
-@said_options
+@author_options
 def propose(
     features: str | None,
     early_reports: bool | None,
@@ -58,7 +58,7 @@ def propose(
     from pipeline.retraining.topics import ClusterLog
     from pipeline.training.selection import refuse_barred, select_features
 
-    change = said(by, reason)
+    change = change_author(by, reason)
     given: dict[str, Any] = {name: value for name, value in hyperparameters.items() if value is not None}
     with one_sentence():
         servers, settings = cluster(bootstrap)
@@ -92,10 +92,10 @@ def propose(
 @click.command()
 @click.argument("version")
 @bootstrap_option
-@said_options
+@author_options
 def approve(version: str, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Make LightGBM VERSION active, which somebody else has proposed and the gate has accepted."""
-    change = said(by, reason)
+    change = change_author(by, reason)
     with one_sentence():
         active = VersionChanges.on(*cluster(bootstrap)).approve(version, change)
     click.echo(now_active(active))

@@ -75,7 +75,7 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def tell(self, where: str, n: int, what: str, elapsed_s: float, share: float | None) -> None:
+    def show(self, where: str, n: int, what: str, elapsed_s: float, share: float | None) -> None:
         """``n`` of ``what`` are done, up to ``where``; ``share`` of all, 0 to 1, None where nobody knows."""
         rate = n / elapsed_s if elapsed_s else 0.0
         text = f"{where}  {n:,} {what} ({rate:,.0f}/s)"

@@ -43,7 +43,7 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     if target not in targets:
         raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")
     try:
-        tokeniser = Tokeniser.of(settings)
+        tokeniser = Tokeniser.from_settings(settings)
         gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with interrupts(stop):

@@ -92,7 +92,7 @@ class _Example:
     ) -> None:
         self._given, self._options, self._view, self._stream = settings, options, view, stream
         self._signals = signals
-        self._told_s = 0.0
+        self._reported_s = 0.0
 
     def run(self) -> None:
         """Run to the end; raises `RunStopped` or one of `FAILURES`."""
@@ -135,14 +135,14 @@ class _Example:
             servers,
             [history],
             ReplayOptions(regime=LabelRegime(delay_days=LABEL_DELAY_DAYS), wait=False),
-            report=self._tell_written,
+            report=self._report_written,
             stop=self._signals.event,
             report_interval_s=PLAIN_INTERVAL_S,
         ).run()
         self._signals.check()
         self._signals.mode = Mode.RAISE
 
-    def _tell_written(self, progress: ReplayProgress) -> None:
+    def _report_written(self, progress: ReplayProgress) -> None:
         records = progress.transactions + progress.labels
         self._view.stage(f"{count_text(records)} records written")
 
@@ -185,7 +185,7 @@ class _Example:
         self._signals.mode = Mode.NOTE
         try:
             result = Backtest(settings=settings, range=TimeRange(start, end), models=versions).run(
-                self._tell_decided, self._signals.event.is_set
+                self._report_decided, self._signals.event.is_set
             )
         except RangeError:
             # Nothing of the range was reached before it was to stop.
@@ -199,10 +199,10 @@ class _Example:
             view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
         self._signals.check()
 
-    def _tell_decided(self, step: BacktestProgress) -> None:
+    def _report_decided(self, step: BacktestProgress) -> None:
         now_s = time.monotonic()
-        if now_s >= self._told_s + PLAIN_INTERVAL_S:
-            self._told_s = now_s
+        if now_s >= self._reported_s + PLAIN_INTERVAL_S:
+            self._reported_s = now_s
             doing = f", {step.stage}" if step.stage else ""
             self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}{doing}")
 

@@ -27,7 +27,7 @@ class LabelHead(msgspec.Struct, frozen=True):
     label: str
 
 
-class SetAsideHead(msgspec.Struct, frozen=True):
+class QuarantineHead(msgspec.Struct, frozen=True):
     """The part of a dead letter that the ledger needs; a label has ``label``."""
 
     transaction_id: str
@@ -61,7 +61,7 @@ class Ledger:
         self.alerts_decided = 0
         """Decisions read whose action is an alert: so many alerts there must be."""
         self._decision = msgspec.json.Decoder(DecisionHead)
-        self._set_aside = msgspec.json.Decoder(SetAsideHead)
+        self._decode_head = msgspec.json.Decoder(QuarantineHead)
         self._label = msgspec.json.Decoder(LabelHead)
         self._model = msgspec.json.Decoder(ModelHead)
         self._alert = msgspec.json.Decoder(Alert)
@@ -110,7 +110,7 @@ class Ledger:
         """Count a dead letter; ``value`` is that of the record that was quarantined: no decision will come on it."""
         self._figures.dead_letters += 1
         try:
-            head = self._set_aside.decode(value)
+            head = self._decode_head.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError):
             # Not JSON, or not a message: none of the transactions that were sent here.
             return

@@ -161,7 +161,7 @@ class _Work:
         labels, originals, refused = read_accepted(found, self._options.topic_prefix)
         for record, error in refused:
             self.result.unreadable(record, "card", error)
-        return LabelBatch.of(labels, originals)
+        return LabelBatch.from_labels(labels, originals)
 
     def count(self, joined: Joined[list[bytes]], accepted: int) -> None:
         """Count what became of a partition's transactions and labels."""

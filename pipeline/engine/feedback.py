@@ -181,14 +181,16 @@ class FeedbackPartition:
             cards += [text.decode() for text in texts[1]]
             event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
             packed += pack_records(rows, texts)
-        return DecidedBatch(TransactionIdentities.of(cards, transactions), event_time_us, [0] * len(packed), packed)
+        return DecidedBatch(
+            TransactionIdentities.from_ids(cards, transactions), event_time_us, [0] * len(packed), packed
+        )
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
         labels, _, refused = read_accepted(records, self._options.topic_prefix)
         if refused:
             result.counts["label", "invalid"] += len(refused)
-        return JoinedRows.of(labels, [0] * len(labels)) if len(labels) else NO_LABELS
+        return JoinedRows.from_labels(labels, [0] * len(labels)) if len(labels) else NO_LABELS
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
         packed = self._segments.read([emission.entry for emission in emitted])

@@ -49,7 +49,7 @@ class TransactionIdentities(NamedTuple):
     hash: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "TransactionIdentities":
+    def from_ids(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "TransactionIdentities":
         """Return those of transactions by their names."""
         digests = list(map(transaction_digest, card_id, transaction_id))
         return cls(digests, transaction_hashes(card_id, transaction_id))
@@ -101,9 +101,9 @@ class JoinedRows(NamedTuple):
     """Ascending."""
 
     @classmethod
-    def of(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
+    def from_labels(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
         """Return the rows of columns."""
-        digests, hashes = TransactionIdentities.of(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
+        digests, hashes = TransactionIdentities.from_ids(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
         numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
         rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
         return cls(digests, list(rows), position)

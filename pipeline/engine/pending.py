@@ -29,7 +29,7 @@ class LabelBatch(NamedTuple):
     """m of them, as they lay in ``labels``; none where nothing is emitted."""
 
     @classmethod
-    def of(cls, labels: Labels, records: Sequence[Record] = ()) -> "LabelBatch":
+    def from_labels(cls, labels: Labels, records: Sequence[Record] = ()) -> "LabelBatch":
         """Labels that have just been accepted."""
         return cls(labels, digest_keys(labels.card_id, labels.transaction_id), records) if len(labels) else NO_LABELS
 
@@ -155,4 +155,4 @@ def _batch(items: Sequence[PendingItem]) -> LabelBatch:
     records = [_unpack_record(item.payload) for item in items]
     labels = [_decode_label(record.value or b"") for record in records]
     known_at_us = np.array([item.at_us for item in items], np.int64)
-    return LabelBatch.of(label_columns(labels, np.arange(len(items)), known_at_us), records)
+    return LabelBatch.from_labels(label_columns(labels, np.arange(len(items)), known_at_us), records)

@@ -88,7 +88,7 @@ def redacted(letter: Output) -> Output:
     names = [name for name, _ in letter.headers]
     # Producers may use such names too; the dead letter's own come last.
     own = len(names) - names[::-1].index(_FIRST_OWN) - 1
-    size = () if letter.value is None else _told_of("value", letter.value)
+    size = () if letter.value is None else _size_and_digest("value", letter.value)
     headers = (*letter.headers[own:], *size)
     kept = tuple((name, content) for name, content in headers if name != _MESSAGE and not name.endswith(_DIGEST))
     return Output(letter.topic, None, None, kept, letter.partition)
@@ -118,18 +118,18 @@ def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, 
     other_bytes = len(key or b"") + sum(len(name.encode()) + len(content or b"") for name, content in headers)
     left_out: Headers = ()
     if value is not None and value_bytes + other_bytes > most_bytes:
-        left_out = _told_of("value", value)
+        left_out = _size_and_digest("value", value)
         value = None
     # A key as any card's is no burden, and says whose record it was.
     if other_bytes > max(most_bytes, _TEXT_LIMIT):
         if key is not None:
-            left_out += _told_of("key", key)
+            left_out += _size_and_digest("key", key)
         left_out += (("dead-letter-headers", str(len(headers)).encode()),)
         key, headers = None, ()
     return key, value, headers, left_out
 
 
-def _told_of(part: str, content: bytes) -> Headers:
+def _size_and_digest(part: str, content: bytes) -> Headers:
     return (
         (f"dead-letter-{part}-bytes", str(len(content)).encode()),
         (f"dead-letter-{part}{_DIGEST}", hashlib.sha256(content).hexdigest().encode()),

@@ -42,7 +42,7 @@ class Subjects(NamedTuple):
     """Shape (len(WHOLES), n)."""
 
     @classmethod
-    def of(cls, texts: Mapping[int, Sequence[bytes]], wholes: Mapping[int, NDArray[np.int64]]) -> "Subjects":
+    def from_columns(cls, texts: Mapping[int, Sequence[bytes]], wholes: Mapping[int, NDArray[np.int64]]) -> "Subjects":
         """Put columns together; those that are not given are empty, or 0."""
         n = len(texts[ID])
         spans, numbers = np.zeros((len(TEXTS), n, 2), np.int64), np.zeros((len(WHOLES), n), np.int64)

@@ -57,7 +57,7 @@ class _Built(NamedTuple):
     """Columns of n messages."""
 
     columns: list[pa.Array]
-    unsaid: NDArray[np.bool_]
+    unrepresentable: NDArray[np.bool_]
     """Shape (n,): where they do not say what the message does."""
 
 
@@ -106,8 +106,8 @@ class RowFormat:
             where = pa.array(np.cumsum(decoded) - 1, mask=~decoded)
             found = [message for message in messages if message is not None]
             for part in self._parts:
-                columns, unsaid = part.build(found)
-                kept[decoded] |= unsaid
+                columns, unrepresentable = part.build(found)
+                kept[decoded] |= unrepresentable
                 message_columns += columns if len(found) == n else [column.take(where) for column in columns]
             error_columns = [pa.array(errors, pa.string())]
         values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
@@ -282,33 +282,35 @@ def _built(values: Any, kind: pa.DataType) -> _Built:
 
 def _whole(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
     values = [get(message) for message in messages]
-    unsaid = np.array([value is not None and not -_WIDEST <= value < _WIDEST for value in values], np.bool_)
-    fitting = [None if wide else value for value, wide in zip(values, unsaid, strict=True)]
-    return _Built([pa.array(fitting, pa.int64())], unsaid)
+    unrepresentable = np.array([value is not None and not -_WIDEST <= value < _WIDEST for value in values], np.bool_)
+    fitting = [None if wide else value for value, wide in zip(values, unrepresentable, strict=True)]
+    return _Built([pa.array(fitting, pa.int64())], unrepresentable)
 
 
 def _times(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
     """Those that no codec accepts are left out: most readers cannot even show the year 9999 of another zone."""
     values = pa.array([get(message) for message in messages], pa.timestamp("us", "UTC"))
     moments_us = values.cast(pa.int64()).fill_null(EARLIEST_US).to_numpy()
-    unsaid = (moments_us < EARLIEST_US) | (moments_us >= LATEST_US)
-    if unsaid.any():
-        values = pa.array(moments_us, mask=unsaid | values.is_null().to_numpy(zero_copy_only=False)).cast(values.type)
-    return _Built([values], unsaid)
+    unrepresentable = (moments_us < EARLIEST_US) | (moments_us >= LATEST_US)
+    if unrepresentable.any():
+        values = pa.array(moments_us, mask=unrepresentable | values.is_null().to_numpy(zero_copy_only=False)).cast(
+            values.type
+        )
+    return _Built([values], unrepresentable)
 
 
 def _texts(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
     """JSON that is passed on as it came, of which nobody has said that it is text."""
     texts: list[str | None] = []
-    unsaid = np.zeros(len(messages), np.bool_)
+    unrepresentable = np.zeros(len(messages), np.bool_)
     for row, message in enumerate(messages):
         raw = get(message)
         try:
             texts.append(None if raw is None else bytes(raw).decode())
         except UnicodeDecodeError:
             texts.append(None)
-            unsaid[row] = True
-    return _Built([pa.array(texts, pa.string())], unsaid)
+            unrepresentable[row] = True
+    return _Built([pa.array(texts, pa.string())], unrepresentable)
 
 
 _Features: Any = msgspec.defstruct(

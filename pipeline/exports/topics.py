@@ -275,12 +275,12 @@ class _Run:
                     part.add(piece.rows)
                     at = piece.end
                     self._note(log, piece.rows, piece.records)
-                    self._tell(log, at - start)
+                    self._report_progress(log, at - start)
             if at > start:
                 part.finish(at)
         self.passed += at - start
         log.exported.left -= at - start
-        self._tell(log, 0)
+        self._report_progress(log, 0)
         return at
 
     def _batches(self, log: _Log, number: int, reader: RangeReader, end: int) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -309,7 +309,7 @@ class _Run:
         if ERROR in rows.schema.names:
             log.exported.undecoded += rows.num_rows - rows.column(ERROR).null_count
 
-    def _tell(self, log: _Log, ahead: int) -> None:
+    def _report_progress(self, log: _Log, ahead: int) -> None:
         share = (self.passed + ahead) / self.total if self.total else 1.0
         self.progress(ExportProgress(log.name, self.records, time.monotonic() - self.started_s, share))
 

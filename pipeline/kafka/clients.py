@@ -131,7 +131,7 @@ class ConfigError(ValueError):
     """``settings.kafka_config`` contradicts what the pipeline relies on."""
 
 
-def _tell(error: KafkaError, what_next: str) -> None:
+def _log_client_error(error: KafkaError, what_next: str) -> None:
     errors_log.warning(
         "Kafka client: %s (%s)%s", error.str(), error.name(), what_next, extra={"kafka_error": error.name()}
     )
@@ -144,12 +144,12 @@ def log_error(error: KafkaError) -> None:
     """
     if error.fatal():
         raise KafkaException(error)
-    _tell(error, "; retrying")
+    _log_client_error(error, "; retrying")
 
 
 def log_error_only(error: KafkaError) -> None:
     """Error callback of clients whose calls report their own failures."""
-    _tell(error, "")
+    _log_client_error(error, "")
 
 
 @cache
@@ -437,7 +437,7 @@ def log_consumer(
     own = {"enable.partition.eof": True, **(own or {})}
     prefix = settings.topic_prefix if settings is not None else ""
     of_settings = {} if settings is None else {"inputs": settings.inputs}
-    trust = Trust.of(settings) if settings is not None else Trust([], {})
+    trust = Trust.from_settings(settings) if settings is not None else Trust([], {})
     return logs.LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
         trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,

@@ -73,7 +73,7 @@ class TrustedRecords:
 
     def __init__(self, settings: Settings, on_refused: OnRefused) -> None:
         self.on_refused = on_refused
-        self._trust = Trust.of(settings)
+        self._trust = Trust.from_settings(settings)
         self._control = settings.topic(CONTROL.name)
         self._first: dict[bytes, int] = {}
         """Offset on ``control`` of each value that was signed, by its digest."""

@@ -47,7 +47,7 @@ class CommittedOffsets:
             settings.restart_from_beginning or settings.accept_lost_records
         )
 
-    def of(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
+    def read(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
         """Committed offsets, 0 where there is none, but none from before the newest batch that results show.
 
         Going on from there would do records again. A coordinator may know a part of its log only, and so older offsets
@@ -55,12 +55,12 @@ class CommittedOffsets:
         (``docs/decisions/0004-exactly-once.md``). Raises ``SessionError`` where that stays so.
         """
         if not self._checked:
-            return self.told(consumer, partitions)
+            return self.from_coordinator(consumer, partitions)
         deadline_s = math.inf
         while True:
             # First: what is committed meanwhile lies before what is asked for next.
-            starts = self._starts(self.told(consumer, partitions))
-            committed = self.told(consumer, partitions)
+            starts = self._starts(self.from_coordinator(consumer, partitions))
+            committed = self.from_coordinator(consumer, partitions)
             behind = self._within(
                 {
                     partition: starts[partition]
@@ -90,10 +90,10 @@ class CommittedOffsets:
         """
         group = self._settings.topic(self._agent)
         with closing(group_consumer(self._bootstrap, group, settings=self._settings)) as consumer:
-            holders = {holder(at.mark) for at in self.told(consumer, partitions).values()}
+            holders = {holder(at.mark) for at in self.from_coordinator(consumer, partitions).values()}
         return holders - {"", self._settings.instance}
 
-    def told(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
+    def from_coordinator(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
         """Committed offsets as the coordinator knows them, 0 where there is none."""
 
         def ask() -> dict[Partition, Committed]:

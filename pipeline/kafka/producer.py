@@ -134,7 +134,7 @@ class TransactionalProducer:
                 bootstrap, transactional_id=transactional_id, settings=settings, overrides={"log_level": _ERRORS}
             )
         )
-        self._until_told("transactions", self._producer.init_transactions)
+        self._until_known("transactions", self._producer.init_transactions)
 
     def write(self, records: Sequence[TopicRecord], headers: list[tuple[str, bytes | None]]) -> None:
         """Write records in one transaction: all of them, of whatever topics, or none.
@@ -151,7 +151,7 @@ class TransactionalProducer:
             self._producer.begin_transaction()
             for record in records:
                 self._produce(record, headers)
-            self._until_told(what, self._producer.commit_transaction)
+            self._until_known(what, self._producer.commit_transaction)
         except KafkaException as error:
             raise self._failed(what, error) from error
 
@@ -166,7 +166,7 @@ class TransactionalProducer:
             else:
                 return
 
-    def _until_told(self, what: str, call: Callable[[float], None]) -> None:
+    def _until_known(self, what: str, call: Callable[[float], None]) -> None:
         """Repeat a transactional call for as long as it may be repeated."""
         deadline_s = time.monotonic() + _TRANSACTION_TIMEOUT_S
         while True:

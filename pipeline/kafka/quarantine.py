@@ -37,7 +37,7 @@ _TEXT_LIMIT: Final = 1_000
 _NO_TIMESTAMP_MS: Final = -1
 """The timestamp of records that have none, as in Kafka."""
 _DAY: Final = timedelta(days=1)
-_Place = tuple[str, int, int]
+_Position = tuple[str, int, int]
 
 
 def value_digest(value: bytes | None) -> str | None:
@@ -50,14 +50,14 @@ class QuarantinedRecords:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._known: dict[tuple[str, _Place], list[Quarantine]] = {}
+        self._known: dict[tuple[str, _Position], list[Quarantine]] = {}
 
     def add(self, item: Quarantine) -> None:
         """Take in a control record. Ranges are left out: whoever meets one that cannot be read looks for it."""
         position = item.position
         if position.end is None:
-            partition = (self._settings.topic(position.topic), position.partition, position.offset)
-            self._known.setdefault((item.agent, partition), []).append(item)
+            at = (self._settings.topic(position.topic), position.partition, position.offset)
+            self._known.setdefault((item.agent, at), []).append(item)
 
     def skips(self, agent: str, record: Record) -> bool:
         """Return whether ``agent`` skips ``record``: a quarantine names its position and the digest of its value.

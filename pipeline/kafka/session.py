@@ -97,7 +97,7 @@ class Session:
         self._on_refused = on_refused
         self._settings, self._handler, self.agent = settings, handler, agent
         self._names = {settings.topic(topic.name): topic for topic in topics}
-        self._bootstrap, self._tell_waiting = bootstrap, waiting
+        self._bootstrap, self._report_waiting = bootstrap, waiting
         self._stopping = threading.Event()
         self._retries = Retries(agent, self._stopping, self._waiting)
         self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._retries, on_refused)
@@ -245,7 +245,7 @@ class Session:
         except Unknown as reason:
             # One mark of ours is enough: other members may have gone on from there in other partitions since. An equal
             # offset of theirs is none: they may have read the same records in other batches.
-            found = self._offsets.of(self._consumer, batch.ends).values()
+            found = self._offsets.read(self._consumer, batch.ends).values()
             if not any(at.mark is not None and at.mark.commit == name for at in found):
                 self.rewind(batch)
                 raise Aborted(str(reason)) from reason
@@ -544,7 +544,7 @@ class Session:
         return markers
 
     def _waiting(self) -> None:
-        self._tell_waiting()
+        self._report_waiting()
         if time.monotonic() - self._stopped_s > LAST_WAIT_S:
             raise Stopped(f"agent {self.agent}: the worker ends while it waits for a broker")
 
@@ -588,7 +588,7 @@ class Session:
         self._subscribe()
 
     def _leave(self, consumer: Consumer) -> None:
-        call_thread = CallThread(self.agent, self._tell_waiting)
+        call_thread = CallThread(self.agent, self._report_waiting)
         try:
             call_thread.call("leaving the group", consumer.close, LAST_WAIT_S)
         except CallTimedOut as error:
@@ -624,7 +624,7 @@ class Session:
         if whole:
             self._end_left_open([(topic, number) for number in whole for topic in self._names])
             # Asked first: what the last holder committed with these offsets can be read once they are known.
-            committed = self._offsets.of(consumer, [(topic, number) for number in whole for topic in self._names])
+            committed = self._offsets.read(consumer, [(topic, number) for number in whole for topic in self._names])
             self._handler.assigning(self._waiting_or_stop)
             for number in whole:
                 offsets |= self._restore(number, {(topic, number): committed[topic, number] for topic in self._names})

@@ -94,7 +94,7 @@ class CheckResult(NamedTuple):
     warnings: list[str]
 
     @classmethod
-    def of(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "CheckResult":
+    def from_problems(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "CheckResult":
         """Problems, or warnings where the operator has accepted them; says how to accept them."""
         if accepted:
             return cls([], list(problems))
@@ -127,7 +127,7 @@ def check_retention(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     settings = cluster.settings
     topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS, CONTROL]))
     configs, warnings = configs_of(cluster.client, ResourceType.TOPIC, [settings.topic(t.name) for t in topics])
-    found = CheckResult.of(
+    found = CheckResult.from_problems(
         retention_problems([topic for topic in topics if settings.topic(topic.name) in configs], configs, settings),
         accepted=settings.accept_short_retention,
         setting="FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION",
@@ -151,7 +151,7 @@ def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
         for name, config in configs.items()
         if config.get("message.timestamp.type") != "LogAppendTime"
     ]
-    return CheckResult.of(
+    return CheckResult.from_problems(
         problems,
         accepted=settings.accept_producer_timestamps,
         setting="FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS",
@@ -235,8 +235,10 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     with ThreadPoolExecutor(len(roles)) as threads:
         found = list(threads.map(partial(offset_findings, cluster), roles))
     lost, beyond, again, warnings = ([sentence for of_role in found for sentence in of_role[kind]] for kind in range(4))
-    refused = CheckResult.of(lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS")
-    redone = CheckResult.of(
+    refused = CheckResult.from_problems(
+        lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS"
+    )
+    redone = CheckResult.from_problems(
         again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
     )
     return CheckResult(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
@@ -304,7 +306,9 @@ def _kernels(cluster: Cluster, role: Role) -> CheckResult:
         for number, records in newest.items()
         if len(records) > 1
     ]
-    return CheckResult.of(problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL")
+    return CheckResult.from_problems(
+        problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL"
+    )
 
 
 def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:

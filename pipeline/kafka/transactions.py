@@ -194,12 +194,12 @@ class TransactionalProducers:
             producers: Number of producers that take turns, each with a transactional id of its own.
         """
         self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._stopping, self._waiting, self._tell_renewed = stopping, waiting, renewed
+        self._stopping, self._waiting, self._report_renewed = stopping, waiting, renewed
         self.exactly_once = settings.delivery == "exactly_once"
         self._ids = _transactional_ids(settings, agent, producers) if self.exactly_once else (None,)
         self._brokers_down = threading.Event()
         self._undelivered: KafkaError | None = None
-        self._signer, self._redacts = Signer.of(settings), settings.dead_letters == "redacted"
+        self._signer, self._redacts = Signer.from_settings(settings), settings.dead_letters == "redacted"
         self._marks = marks
         self._marked: dict[int, int] = {}
         self._fenced_s: list[float] = []
@@ -315,7 +315,7 @@ class TransactionalProducers:
     def _renew(self, reason: str) -> None:
         """Replace the producers, which ends what is unfinished of any of them."""
         log.warning("%s: a new producer takes over: %s", self._agent, reason)
-        self._tell_renewed()
+        self._report_renewed()
         self.close()
         self._brokers_down.clear()
         self._clients = [self._new(name) for name in self._ids]

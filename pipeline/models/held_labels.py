@@ -56,7 +56,7 @@ class HeldExamples:
         """Count the held labels by source."""
         return dict(sorted(Counter(example.label_source or "" for _, example in self._held.values()).items()))
 
-    def of(self, source: str) -> list[tuple[int, Example]]:
+    def from_source(self, source: str) -> list[tuple[int, Example]]:
         """Return those of a source with their offsets, in order."""
         return sorted(
             (item for item in self._held.values() if item[1].label_source == source), key=lambda item: item[0]
@@ -78,11 +78,11 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
         KeyFileError: The record is to be signed, and the key cannot be used.
         TopicError: ``examples`` cannot be read.
     """
-    signer = Signer.of(settings)
+    signer = Signer.from_settings(settings)
     # Before reading: whoever else was releasing has ended by now.
     producer = TransactionalProducer(bootstrap, settings, settings.topic(TRANSACTIONAL_ID))
     found = HeldExamples.on(bootstrap, settings)
-    held = found.of(source)
+    held = found.from_source(source)
     if not held:
         listed = ", ".join(f"{name} ({count})" for name, count in found.counts.items()) or "none"
         raise ModelError(f"nothing of source {source!r} is held; held are: {listed}")

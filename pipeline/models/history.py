@@ -88,10 +88,10 @@ class VersionHistory:
         Raises:
             TopicError: `control` is missing or cannot be read.
         """
-        return cls.of(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings), settings)
+        return cls.from_records(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings), settings)
 
     @classmethod
-    def of(cls, control: Iterable[Record], settings: Settings) -> Self:
+    def from_records(cls, control: Iterable[Record], settings: Settings) -> Self:
         """Read records of `control`, as `take`."""
         history = cls()
         history.take(control, TrustedRecords(settings, not_counted))

@@ -82,7 +82,7 @@ class Pacer:
         self._decided_hour: int | None = None
         self._changed_hour: int | None = None
         self._paced_before: str | None = None
-        self._told_frozen = False
+        self._reported_frozen = False
 
     def once(self) -> Proposal:
         """Decide once, and publish nothing.
@@ -169,11 +169,11 @@ class Pacer:
         if not proposal.news:
             return
         if self._control.frozen:
-            if not self._told_frozen:
+            if not self._reported_frozen:
                 log.warning("learning is stopped on control: the threshold stays, until learning is resumed")
-            self._told_frozen = True
+            self._reported_frozen = True
             return
-        self._told_frozen = False
+        self._reported_frozen = False
         self._publish(active, proposal)
 
     def _proposal(self, active: ActiveModels) -> Proposal:

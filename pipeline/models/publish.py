@@ -49,7 +49,7 @@ class ControlWriter:
 
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
-        self._signer = Signer.of(settings)
+        self._signer = Signer.from_settings(settings)
         self._producer = RecordProducer(bootstrap, settings)
 
     def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:

@@ -133,7 +133,7 @@ class WorkerMetrics:
         self._unreadable = counter("records_refused", "topic")
         self._renewed = counter("producers_renewed", "agent")
         self._repeats = counter("repeats", "agent")
-        self._set_aside = counter("set_aside", "agent", "topic")
+        self._quarantined = counter("set_aside", "agent", "topic")
         self._rerouted = counter("rerouted", "topic")
         self._written = counter("snapshots_written", "agent")
         self._failed = counter("snapshots_failed", "agent")
@@ -171,7 +171,7 @@ class WorkerMetrics:
             *(("label", "labels"), ("card", "transactions"), ("card", "rerouted"), ("card", "accepted-labels")),
             *(("score", "profiled"), ("feedback", "accepted-labels"), ("feedback", "features"), ("learn", "examples")),
         ):
-            self._set_aside.labels(agent, topic)
+            self._quarantined.labels(agent, topic)
 
     def start(self) -> int:
         """Serve metrics and health from threads of their own; returns the port. Raises ``EndpointError``."""
@@ -235,9 +235,9 @@ class WorkerMetrics:
         """``agent`` passed over ``records`` records or rows that it had worked on before (at-least-once delivery)."""
         self._repeats.labels(agent).inc(records)
 
-    def set_aside(self, agent: str, topic: str, records: int = 1) -> None:
+    def quarantined(self, agent: str, topic: str, records: int = 1) -> None:
         """``records`` records of ``topic`` failed too often at ``agent``; they are passed over from now on."""
-        self._set_aside.labels(agent, topic).inc(records)
+        self._quarantined.labels(agent, topic).inc(records)
 
     def rerouted(self, topic: str, records: int) -> None:
         """``records`` records of ``topic`` lay in another partition than their card's and were passed on."""

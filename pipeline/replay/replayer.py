@@ -169,7 +169,7 @@ class Replay:
             if ended and options.flush_labels:
                 ended = self._await_reviews() and self._send_labels_until(NEVER_US - 1)
             self._progress.stopped = not ended
-        self._tell(final=True)
+        self._report_progress(final=True)
         return self._progress
 
     def _new_flow(self, group: str) -> Flow:
@@ -232,7 +232,7 @@ class Replay:
             if truth is not None:
                 schedule.add(truth)
         self._producer.poll()
-        self._tell()
+        self._report_progress()
         return not self._stop.is_set()
 
     def _truths(self, frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> list[Truth | None]:
@@ -271,7 +271,7 @@ class Replay:
                 self._send_label(label)
             if self._stop.is_set():
                 return False
-            self._tell()
+            self._report_progress()
 
     def _send_label(self, due: DueLabel) -> None:
         truth = due.truth
@@ -329,7 +329,7 @@ class Replay:
                 label = self._schedule.pop(self._now_us())
                 if label is not None:
                     self._send_label(label)
-            self._tell()
+            self._report_progress()
         return True
 
     def _await_room(self, flow: Flow) -> bool:
@@ -371,9 +371,9 @@ class Replay:
             )
         else:
             self._progress.warning = None
-        self._tell()
+        self._report_progress()
 
-    def _tell(self, *, final: bool = False) -> None:
+    def _report_progress(self, *, final: bool = False) -> None:
         for watch in (self._flow, self._alerts):
             if watch is not None:
                 watch.check()

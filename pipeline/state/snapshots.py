@@ -78,7 +78,7 @@ class Refused(NamedTuple):
     text: str
 
 
-def tell_refused(refused: Refused) -> None:
+def log_refused(refused: Refused) -> None:
     """Log it."""
     log.warning("snapshot %s is not used (%s): %s", refused.name, refused.reason, refused.text)
 
@@ -125,7 +125,7 @@ class SnapshotRepository:
         irreplaceable: bool = False,
         pauses_s: Sequence[float] = PAUSES_S,
         keys: Sequence[bytes] = (),
-        on_refused: Callable[[Refused], None] = tell_refused,
+        on_refused: Callable[[Refused], None] = log_refused,
     ) -> None:
         if kept < 1:
             raise ValueError(f"at least one snapshot must be kept, not {kept}")

@@ -110,7 +110,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     assert taught_about == Counter(reported | {early})
     assert len(cluster.read(DEAD_LETTERS)) == len(bad) + 1
     # All that agents and programs wrote there was signed, and snapshots were.
-    trust = Trust.of(cluster.settings)
+    trust = Trust.from_settings(cluster.settings)
     for topic in (MODELS, CONTROL):
         assert [trust.refusal(record) for record in cluster.read(topic)] == [None] * len(cluster.read(topic))
     assert "from a snapshot" in again.said

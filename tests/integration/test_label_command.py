@@ -278,7 +278,7 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
         again = Dead()
         again.dead_letter(record, "card", "currency_unknown", "Still wrong.")
         (output,) = again.outputs
-        second = DeadLetter.of(msgspec.structs.replace(record, headers=output.headers), cluster.topic_prefix)
+        second = DeadLetter.from_record(msgspec.structs.replace(record, headers=output.headers), cluster.topic_prefix)
         assert (second.resent, second.topic, second.obstacle({TRANSACTIONS.name})) == (1, "transactions", "")
         assert "resent 1 time before" in second.line()
 

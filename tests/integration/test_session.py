@@ -309,7 +309,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             more = polled(one)
             starts, ends = more.starts | batch.starts, batch.ends | more.ends
             batch = replace(more, records=batch.records + more.records, starts=starts, ends=ends)
-        known = one._offsets.told
+        known = one._offsets.from_coordinator
 
         def told(consumer: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
             found, first = known(consumer, places), min(batch.ends)
@@ -319,7 +319,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
 
         with monkeypatch.context() as patched:
             patched.setattr(TransactionalProducers, "_commit_open", hang)
-            patched.setattr(one._offsets, "told", told)
+            patched.setattr(one._offsets, "from_coordinator", told)
             outputs = handler.process(batch)
             if committed:
                 one.commit(batch, outputs)
@@ -593,7 +593,7 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    committed = CommittedOffsets.of
+    committed = CommittedOffsets.read
 
     def ask(self: CommittedOffsets, *arguments: Any) -> dict[tuple[str, int], Committed]:
         asked.append("committed")
@@ -603,7 +603,7 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
         def assigning(self, waiting: Callable[[], None]) -> None:
             asked.append("assigning")
 
-    monkeypatch.setattr(CommittedOffsets, "of", ask)
+    monkeypatch.setattr(CommittedOffsets, "read", ask)
     handler = Watching()
     with session(settings, handler) as one:
         work(one, handler, lambda: len(one.assigned) == 4)
@@ -655,7 +655,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
         def told(_: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
             return {at: Committed(known.get(at, 0) if next(forgetful, None) is None else 0, None) for at in places}
 
-        monkeypatch.setattr(third._offsets, "told", told)
+        monkeypatch.setattr(third._offsets, "from_coordinator", told)
         work(third, handler, lambda: sum(map(len, handler.committed.values())) >= 25)
     assert decided(settings) == sorted(str(number).encode() for number in range(25))
 

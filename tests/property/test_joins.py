@@ -46,7 +46,7 @@ class Places:
         merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]
         digest = digest_keys(pa.array(["c1"] * n, pa.string()), ids)
         given = Arrivals(
-            digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.of(labels, said),
+            digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.from_labels(labels, said),
             np.arange(n, n + m),
         )  # fmt: skip
         found = self.join.join(retention, given)

@@ -106,7 +106,7 @@ def test_state_and_its_snapshots_are_told_until_the_partition_goes(metrics: Work
 
 
 def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> None:
-    metrics.set_aside("card", "transactions")
+    metrics.quarantined("card", "transactions")
     metrics.rerouted("transactions", 3)
     metrics.producer_renewed("score")
     metrics.repeats("score", 5)

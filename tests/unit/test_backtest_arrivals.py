@@ -71,7 +71,7 @@ def test_batches_change_nothing(stamps: list[int], first: int, end: int, data: s
     cut, taken, at = ArrivalFilter(ArrivalRange(first, end)), [], 0
     while at < len(stamps) and not cut.ended:
         batch = np.array(stamps[at : at + data.draw(st.integers(1, 9))], np.int64)
-        taken += batch[cut.of(batch)].tolist()
+        taken += batch[cut.rows(batch)].tolist()
         at += len(batch)
     begin = next((n for n, stamp in enumerate(stamps) if stamp >= first), len(stamps))
     behind = next((n for n, stamp in enumerate(stamps) if n >= begin and stamp >= end), len(stamps))

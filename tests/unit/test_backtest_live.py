@@ -280,13 +280,13 @@ def test_a_decision_without_recorded_features_is_compared_in_everything_else(
 
     statistics = RunStatistics(LONG_AGO, 0, ProgressListener(None, lambda: False), lambda *_: None)
     statistics.comparison = comparison
-    assert statistics.told_counts()["compared with live without recorded features"] == 7
+    assert statistics.reported_counts()["compared with live without recorded features"] == 7
 
     found = comparer(whole)
     found.take(decisions, places)
     statistics.comparison = found.finish()
     assert warnings_of_comparison(statistics.comparison) == []
-    assert statistics.told_counts() == {"compared with live": len(decisions)}
+    assert statistics.reported_counts() == {"compared with live": len(decisions)}
 
 
 def messages(numbers: Sequence[int], **changes: Any) -> list[Decision]:

@@ -26,7 +26,7 @@ def statistics(from_us: int = EARLIEST_US) -> RunStatistics:
 def counted(results: list[Result], found: RunStatistics, settings: Settings | None = None) -> dict[str, int]:
     for result in results:
         count_judged(found, settings or Settings(topic_prefix=""), result)
-    return found.told_counts()
+    return found.reported_counts()
 
 
 def test_refusals_repeats_and_labels_are_counted_of_every_batch() -> None:

@@ -69,7 +69,7 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
     found, due = FinalLabels(book.whole()), LabelBook()
     assert len(found) == len(expected) > 300
     parts = [rows.take(slice(0, 400)), rows.take(slice(400, 400)), rows.take(slice(400, None))]
-    given = Transactions.concat(list(found.told(iter(parts), DELAY_US, due)))
+    given = Transactions.concat(list(found.with_truth(iter(parts), DELAY_US, due)))
     names = list(zip(given.card_id.to_pylist(), given.transaction_id.to_pylist(), strict=True))
     assert given.truth is not None
     assert [KNOWN[one] for one in given.truth.tolist()] == [expected.get(name, ("none",))[0] for name in names]
@@ -84,7 +84,7 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
 
 def test_where_nothing_was_told_nothing_is_known() -> None:
     found, due = FinalLabels(LabelBook().whole()), LabelBook()
-    (given,) = found.told(iter([transactions(3)]), DELAY_US, due)
+    (given,) = found.with_truth(iter([transactions(3)]), DELAY_US, due)
     assert given.truth is not None
     assert given.truth.tolist() == [KNOWN.index("none")] * 3
     assert (len(found), len(due.whole())) == (0, 0)

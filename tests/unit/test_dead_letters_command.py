@@ -36,7 +36,7 @@ def refused(record: Record, **more: int) -> Output:
     ],
 )
 def test_what_cannot_be_resent_says_why(output: Output, why: str) -> None:
-    obstacle = DeadLetter.of(letter_of(output)).obstacle(INPUTS)
+    obstacle = DeadLetter.from_record(letter_of(output)).obstacle(INPUTS)
     assert why in obstacle
     assert bool(why) == bool(obstacle)
 
@@ -44,7 +44,7 @@ def test_what_cannot_be_resent_says_why(output: Output, why: str) -> None:
 @pytest.mark.parametrize("times", [b"9" * 5_000, b"-1", b"\xd9\xa3", None])
 def test_a_producer_s_own_headers_stop_no_listing(times: bytes | None) -> None:
     headers: Headers = (("fraud-pipeline-resent", times),)
-    letter = DeadLetter.of(letter_of(refused(msgspec.structs.replace(RECORD, headers=headers))))
+    letter = DeadLetter.from_record(letter_of(refused(msgspec.structs.replace(RECORD, headers=headers))))
     assert letter.resent == 0
     assert "resent" not in letter.line()
 

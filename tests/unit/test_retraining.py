@@ -166,7 +166,7 @@ def activation(second: int, *versions: str, step: str = "publish", by: str = "",
 
 def control(*items: Control) -> VersionHistory:
     records = [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
-    return VersionHistory.of([*records, Record("control", 0, len(items), 0, b"", b"garbage")], Settings())
+    return VersionHistory.from_records([*records, Record("control", 0, len(items), 0, b"", b"garbage")], Settings())
 
 
 def test_control_tells_which_versions_served_and_what_the_service_did() -> None:

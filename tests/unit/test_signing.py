@@ -42,7 +42,7 @@ def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
 def record(output: Output, settings: Settings, offset: int = 0, signer: Settings | None = None) -> Record:
     """Return what a program with the settings of ``signer`` writes."""
     topic = settings.topic(output.topic.name)
-    headers = output.headers if signer is None else Signer.of(signer).headers(output, topic)
+    headers = output.headers if signer is None else Signer.from_settings(signer).headers(output, topic)
     return Record(topic, 0, offset, 0, output.key, output.value, headers)
 
 
@@ -137,18 +137,18 @@ def test_records_from_before_signatures_count_by_their_offset(signing: tuple[Set
 def test_keys_of_files_are_checked(tmp_path: Path) -> None:
     private, public = key_pair(tmp_path, "one")
     with pytest.raises(KeyFileError, match="cannot be read"):
-        Signer.of(Settings(signing_key_file=tmp_path / "none.pem"))
+        Signer.from_settings(Settings(signing_key_file=tmp_path / "none.pem"))
     public.chmod(0o600)
     with pytest.raises(KeyFileError, match="no private Ed25519 key"):
-        Signer.of(Settings(signing_key_file=public))
+        Signer.from_settings(Settings(signing_key_file=public))
     with pytest.raises(KeyFileError, match="no public Ed25519 key"):
-        Trust.of(Settings(trusted_keys=str(private)))
+        Trust.from_settings(Settings(trusted_keys=str(private)))
     with pytest.raises(KeyFileError, match="FRAUD_PIPELINE_SIGNING_KEY_FILE"):
-        Signer.of(Settings(trusted_keys=str(public)))
+        Signer.from_settings(Settings(trusted_keys=str(public)))
     for mode in (0o640, 0o604, 0o620):
         private.chmod(mode)
         with pytest.raises(KeyFileError, match="chmod 600"):
-            Signer.of(Settings(signing_key_file=private))
+            Signer.from_settings(Settings(signing_key_file=private))
 
 
 def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
     for mode in (0o664, 0o646):
         public.chmod(mode)
         with pytest.raises(KeyFileError, match="choose whom to trust"):
-            Trust.of(Settings(trusted_keys=str(public)))
+            Trust.from_settings(Settings(trusted_keys=str(public)))
 
 
 def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -165,15 +165,15 @@ def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> 
         der = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(b"+ep", b"+es")
         path.write_text(f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n")
     with pytest.raises(KeyFileError, match="no private Ed25519 key"):
-        Signer.of(Settings(signing_key_file=private))
+        Signer.from_settings(Settings(signing_key_file=private))
     with pytest.raises(KeyFileError, match="no public Ed25519 key"):
-        Trust.of(Settings(trusted_keys=str(public)))
+        Trust.from_settings(Settings(trusted_keys=str(public)))
 
 
 def test_a_command_names_the_key_that_it_cannot_use(tmp_path: Path) -> None:
     @click.command()
     def command() -> None:
-        Signer.of(Settings(signing_key_file=tmp_path / "none.pem"))
+        Signer.from_settings(Settings(signing_key_file=tmp_path / "none.pem"))
 
     group = LazyGroup(lazy={})
     group.get_command = lambda ctx, name: command  # type: ignore[method-assign,assignment]

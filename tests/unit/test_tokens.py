@@ -144,7 +144,7 @@ def test_what_cannot_be_tokenised_is_refused_without_its_values(
 
 def test_files_that_others_can_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="TOKEN_SECRET_FILE"):
-        TokenKeys.of(Settings())
+        TokenKeys.from_settings(Settings())
     path = tmp_path / "tokens.sqlite"
     path.touch(0o644)
     path.chmod(0o644)
@@ -160,7 +160,7 @@ def test_forget_says_what_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FRAUD_PIPELINE_TOKEN_SECRET_FILE", str(secret))
     monkeypatch.setenv("FRAUD_PIPELINE_RETENTION_DAYS", '{"decisions": 400}')
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
-    with TokenKeys.of(Settings()) as keys:
+    with TokenKeys.from_settings(Settings()) as keys:
         token = Tokeniser(keys).token("card_id", CARD)
     done = CliRunner().invoke(main, ["forget"], input=f"{CARD}\n")
     assert done.exit_code == 0, done.output

@@ -186,7 +186,7 @@ class Engine:
                     content=content[rows],
                     source=taken.row[rows],
                     merchants=merchants[rows],
-                    labels=LabelBatch.of(labels.take(labels_of)),
+                    labels=LabelBatch.from_labels(labels.take(labels_of)),
                     label_position=chunk.label_position[labels_of],
                 ),
             )

@@ -155,7 +155,7 @@ class OnlineTrainer:
         cards, names = taken.card_id.to_pylist(), taken.transaction_id.to_pylist()
         if self._gate is not None:
             _show_gate(self._gate, chunk.labels, decisions, list(zip(cards, names, strict=True)))
-        identities = TransactionIdentities.of(cards, names)
+        identities = TransactionIdentities.from_ids(cards, names)
         columns = DecisionColumns(
             taken,
             np.ascontiguousarray(decisions.features[:, self._columns]),
@@ -175,7 +175,7 @@ class OnlineTrainer:
                 rows.tolist(),
             )
             chosen = np.flatnonzero(label_partition == number)
-            joined = JoinedRows.of(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())
+            joined = JoinedRows.from_labels(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())
             found += partition.process(self._options.config, columns, decided, joined, decisions.feedback)
         if found:
             # Of several partitions; what one record gives stays in its order.

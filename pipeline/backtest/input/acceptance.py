@@ -99,7 +99,7 @@ def accept_transactions(
         }
         try:
             item = decode_transaction(
-                own.of(row, cells, TRANSACTION_FIELDS),
+                own.record(row, cells, TRANSACTION_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=acceptance.future_tolerance_us,
                 rates=acceptance.rates,
@@ -149,7 +149,7 @@ def accept_labels(
         }
         try:
             label = decode_label(
-                own.of(row, cells, LABEL_FIELDS),
+                own.record(row, cells, LABEL_FIELDS),
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=acceptance.future_tolerance_us,
             )
@@ -193,7 +193,7 @@ class _OwnBytes(NamedTuple):
     """Shape (n,): which they are."""
     values: pa.Array
 
-    def of(self, row: int, cells: Mapping[str, Any], fields: Sequence[str]) -> bytes | None:
+    def record(self, row: int, cells: Mapping[str, Any], fields: Sequence[str]) -> bytes | None:
         """The bytes of a row: its own, or as a producer would write its cells."""
         if not self.given[row]:
             return _record(cells, fields)

@@ -32,11 +32,11 @@ class ArrivalFilter:
         self.ended = False
         """True if nothing that follows is taken."""
 
-    def of(self, arrived_ms: NDArray[np.int64]) -> slice:
+    def rows(self, arrived_ms: NDArray[np.int64]) -> slice:
         """Return the slice of the next records that is taken; ``arrived_ms`` has shape (n,).
 
         >>> cut = ArrivalFilter(ArrivalRange(10, 20))
-        >>> cut.of(np.array([8, 11, 9])), cut.of(np.array([12, 20, 13])), cut.ended
+        >>> cut.rows(np.array([8, 11, 9])), cut.rows(np.array([12, 20, 13])), cut.ended
         (slice(1, 3, None), slice(0, 1, None), True)
         """
         n = len(arrived_ms)

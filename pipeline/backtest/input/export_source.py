@@ -47,7 +47,7 @@ class ExportLog(NamedTuple):
                     table = table.filter(pc.equal(table.column("partition"), self.number))
                     stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
                     # What has no stamp may be of any time.
-                    rows = cut.of(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
+                    rows = cut.rows(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
                     yield table.slice(rows.start, rows.stop - rows.start)
                     if cut.ended:
                         return
@@ -64,7 +64,7 @@ class ExportSource:
     directory: Path
     lateness_us: int = LATENESS_US
     bears_truth: bool = False
-    tells_labels: bool = True
+    has_labels: bool = True
     time_zone: str = "UTC"
 
     @property

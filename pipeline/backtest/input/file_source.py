@@ -47,14 +47,14 @@ class FileSource:
         return self.label_file is None and "fraud" in self.mapping.columns
 
     @property
-    def tells_labels(self) -> bool:
+    def has_labels(self) -> bool:
         """A file of them."""
         return self.label_file is not None
 
     def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
         seen = SeenTimes()
-        labels = iter(()) if self.label_file is None else self._told(self.label_file, acceptance, rejects, book)
+        labels = iter(()) if self.label_file is None else self._read_labels(self.label_file, acceptance, rejects, book)
         return OpenedHistory(self._until_end(span, acceptance, rejects, book, seen), labels, seen)
 
     def _until_end(
@@ -76,7 +76,9 @@ class FileSource:
                 return
             first += table.num_rows
 
-    def _told(self, path: Path, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> Iterator[Labels]:
+    def _read_labels(
+        self, path: Path, acceptance: Acceptance, rejects: list[Reject], book: LabelBook
+    ) -> Iterator[Labels]:
         first = 0
         for table in label_tables(path):
             rows, refused = accept_labels(table, acceptance, first)

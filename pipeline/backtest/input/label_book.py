@@ -42,12 +42,12 @@ class LabelBook:
         self.add(rows.transaction_id, rows.card_id, words, sources, rows.event_time_us + delay_us, fraud_types)
 
     def whole(self) -> pd.DataFrame:
-        """All labels, in the order in which they were told. Nothing can be added any more."""
-        return mapped_frame(self._told)
+        """All labels, in the order in which they were reported. Nothing can be added any more."""
+        return mapped_frame(self._columns)
 
-    def of(self, transaction_ids: "pd.Series[str]") -> pd.DataFrame:
-        """The labels of some transactions, in the order in which they were told. Nothing can be added any more."""
-        columns = self._told
+    def labels_of(self, transaction_ids: "pd.Series[str]") -> pd.DataFrame:
+        """The labels of some transactions, in the order in which they were reported. Nothing can be added any more."""
+        columns = self._columns
         ids = columns["transaction_id"]
         asked = np.zeros(len(ids), np.bool_)
         for block in blocks(len(transaction_ids)):
@@ -59,7 +59,7 @@ class LabelBook:
         return mapped_frame(columns)
 
     @cached_property
-    def _told(self) -> dict[str, pa.Array]:
+    def _columns(self) -> dict[str, pa.Array]:
         columns = {name: column.finish() for name, column in (self._texts | self._words).items()}
         columns["labelled_at"] = pa.array(self._known_at_us.finish()).view(pa.timestamp("us", "UTC"))
         return {name: columns[name] for name in (*LABEL_FIELDS, "fraud_type")}

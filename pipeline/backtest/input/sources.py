@@ -32,7 +32,7 @@ class Source(Protocol):
         """True if its transactions bear their final label (`Transactions.truth`), in place of label records."""
 
     @property
-    def tells_labels(self) -> bool:
+    def has_labels(self) -> bool:
         """True if labels were recorded with it, each with when it was known."""
 
     @property
@@ -58,11 +58,11 @@ class Source(Protocol):
 def note_late(rejects: list[Reject]) -> Any:
     """Return a function of a kind of rows that makes a function, which notes rows that arrived too late."""
 
-    def of(kind: str) -> Any:
+    def noter(kind: str) -> Any:
         def note(rows: Transactions | Labels) -> None:
             text = "arrived later than the lateness within which records are put in order; raise --lateness"
             rejects.extend(Reject(kind, int(row), TOO_LATE, f"The record {text}.") for row in rows.row.tolist())
 
         return note
 
-    return of
+    return noter

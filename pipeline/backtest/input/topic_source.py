@@ -46,7 +46,7 @@ class TopicSource:
     lateness_us: int = LATENESS_US
     """Time after its event time at which a transaction may arrive; record times are looked for with this margin."""
     bears_truth: bool = False
-    tells_labels: bool = True
+    has_labels: bool = True
     time_zone: str = "UTC"
 
     @property
@@ -202,5 +202,5 @@ def columns_of(reader: RangeReader, end: int, arrivals: ArrivalRange) -> Iterato
     """The records below offset ``end`` that arrived then."""
     cut = ArrivalFilter(arrivals)
     while not cut.ended and (read := reader.read_columns(end)).values:
-        rows = cut.of(read.timestamp_ms)
+        rows = cut.rows(read.timestamp_ms)
         yield RecordColumns(read.partition, read.offset[rows], read.timestamp_ms[rows], read.values[rows])

@@ -52,8 +52,8 @@ class FinalLabels:
     def __len__(self) -> int:
         return len(self._held)
 
-    def told(self, parts: Iterator[Transactions], delay_us: int, book: LabelBook) -> Iterator[Transactions]:
-        """The transactions with their truth, which ``book`` is told to be known ``delay_us`` after each."""
+    def with_truth(self, parts: Iterator[Transactions], delay_us: int, book: LabelBook) -> Iterator[Transactions]:
+        """The transactions with their truth, known to ``book`` from ``delay_us`` after each."""
         for part in parts:
             at = self._found(part)
             truth = np.full(len(part), _NOTHING, np.int8)
@@ -91,11 +91,11 @@ def bearing_truth(
     for _ in opened.labels:
         pass
     due = LabelBook()
-    return FinalLabels(book.whole()).told(opened.transactions, delay_us, due), due
+    return FinalLabels(book.whole()).with_truth(opened.transactions, delay_us, due), due
 
 
 def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:
-    """The labels but those of rules, as `_LABEL`; each part in the order in which they were told, of higher digests
+    """The labels but those of rules, as `_LABEL`; each part in the order in which they were reported, of higher digests
     than the one before."""
     bits = min(max((len(labels) // PART_ROWS).bit_length(), 1), _MOST_BITS)
     columns = [NumberColumn(_LABEL) for _ in range(1 << bits)]

@@ -71,7 +71,7 @@ class ScheduledLabels:
         self._day: int | None = None
         self._alerts: list[Decisions] = []
         self._looked_at = self._unanswered = 0
-        self._told: list[Labels] = []
+        self._reported_answers: list[Labels] = []
 
     @property
     def reviews(self) -> bool:
@@ -103,7 +103,7 @@ class ScheduledLabels:
 
     def reviewed(self) -> ReviewOutcome:
         """Return the result of reviews so far."""
-        labels = _sorted(self._told) if self._told else no_labels()
+        labels = _sorted(self._reported_answers) if self._reported_answers else no_labels()
         answers = pd.DataFrame(
             {
                 "transaction_id": labels.transaction_id.to_pylist(),
@@ -158,7 +158,7 @@ class ScheduledLabels:
         if not sooner.any():
             return
         answers = _labels(taken.take(sooner), truth[sooner], due_us[sooner], REVIEW_SOURCE)
-        self._told.append(answers)
+        self._reported_answers.append(answers)
         self._answers = _sorted([self._answers, answers])
         self._answered_rows = np.concatenate([self._answered_rows, taken.row[sooner & (reported_us < NEVER_US)]])
 

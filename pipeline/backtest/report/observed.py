@@ -94,8 +94,8 @@ def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> O
     score = frame["score"].to_numpy(np.float64)
     known_us = shared.truth.known_us
     if variant.reviewed is not None:
-        told_us, answer_us = known_us, answered_us(frame, variant.reviewed.answers)
-        known_us = in_blocks(len(frame), np.int64, lambda rows: np.minimum(told_us[rows], answer_us[rows]))
+        label_us, answer_us = known_us, answered_us(frame, variant.reviewed.answers)
+        known_us = in_blocks(len(frame), np.int64, lambda rows: np.minimum(label_us[rows], answer_us[rows]))
     return Observed(score, alert, caught, top_of_days(score, shared.event_time_us, top), known_us)
 
 
@@ -103,10 +103,10 @@ def _numbered(names: "pd.Series[str]") -> tuple[NDArray[np.int64], int]:
     """(each name's number, from 0 on as they first come; how many names there are)."""
     numbers: dict[str, int] = {}
 
-    def of(rows: slice) -> NDArray[np.int64]:
+    def numbers_of(rows: slice) -> NDArray[np.int64]:
         encoded = texts(names, rows).dictionary_encode()
         known = [numbers.setdefault(name, len(numbers)) for name in encoded.dictionary.to_pylist()]
         rows_of: NDArray[np.int32] = encoded.indices.to_numpy()
         return np.array(known, np.int64)[rows_of]
 
-    return in_blocks(len(names), np.int64, of), len(numbers)
+    return in_blocks(len(names), np.int64, numbers_of), len(numbers)

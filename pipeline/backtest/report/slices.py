@@ -26,7 +26,7 @@ class Slicing(NamedTuple):
     """The range in slices."""
 
     names: list[str]
-    of: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     """The slice of each transaction; shape (n,)."""
 
 
@@ -65,10 +65,10 @@ def slices(
 ) -> list[Slice]:
     """A slice after the other."""
     fraud, alert, unlabelled = shared.truth.fraud, observed.alert, shared.truth.unlabelled
-    everything = np.ones(len(cut.of), np.bool_)
+    everything = np.ones(len(cut.numbers), np.bool_)
     chosen = (everything, ~unlabelled, alert, alert & unlabelled, observed.best, fraud, alert & fraud)
     counts = [_counted(cut, rows).tolist() for rows in chosen]
-    amounts = np.bincount(cut.of[fraud], weights=shared.amount[fraud], minlength=len(cut.names)).tolist()
+    amounts = np.bincount(cut.numbers[fraud], weights=shared.amount[fraud], minlength=len(cut.names)).tolist()
     return [
         Slice(
             name=name,
@@ -92,7 +92,7 @@ def _counted(cut: Slicing, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Count the ``chosen`` rows of each slice; shape (slices,)."""
     counts = np.zeros(len(cut.names), np.int64)
     for rows in blocks(len(chosen)):
-        counts += np.bincount(cut.of[rows][chosen[rows]], minlength=len(cut.names))
+        counts += np.bincount(cut.numbers[rows][chosen[rows]], minlength=len(cut.names))
     return counts
 
 
@@ -101,8 +101,8 @@ def fraud_types(shared: Shared, cut: Slicing, figures: list[Resamples], options:
     return [
         TypeRecall(
             fraud_type=name,
-            frauds=int(np.count_nonzero(cut.of == number)),
-            amount=float(shared.amount[cut.of == number].sum()),
+            frauds=int(np.count_nonzero(cut.numbers == number)),
+            amount=float(shared.amount[cut.numbers == number].sum()),
             metrics=[metric for metric in metrics(resamples, options, SLICED) if "precision" not in metric.name],
         )
         for number, (name, resamples) in enumerate(zip(cut.names, figures, strict=True))
@@ -159,12 +159,12 @@ class _Sums:
 
     def __init__(self, cut: Slicing, shared: Shared, observed: Observed, unit: NDArray[np.int64]) -> None:
         fraud, amount = shared.truth.fraud, shared.amount
-        rows = np.flatnonzero((observed.alert | observed.best | fraud) & (cut.of != OUTSIDE))
+        rows = np.flatnonzero((observed.alert | observed.best | fraud) & (cut.numbers != OUTSIDE))
         fraud, alert, best = fraud[rows], observed.alert[rows], observed.best[rows]
         columns = (
             alert, alert & fraud, fraud, best, best & fraud, observed.caught[rows] * amount[rows], fraud * amount[rows],
         )  # fmt: skip
-        pairs, number = np.unique(np.column_stack([cut.of[rows], unit[rows]]), axis=0, return_inverse=True)
+        pairs, number = np.unique(np.column_stack([cut.numbers[rows], unit[rows]]), axis=0, return_inverse=True)
         number = number.reshape(-1)
         sums = [np.bincount(number, weights=column, minlength=len(pairs)) for column in columns]
         self._sums = np.column_stack(sums).ravel()

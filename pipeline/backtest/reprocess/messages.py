@@ -103,7 +103,7 @@ class DecisionMessages:
             CASE_SEQUENCE: decisions.case_sequence,
             INGESTED_US: np.full(n, now_us),
         }
-        return Subjects.of(texts, wholes)
+        return Subjects.from_columns(texts, wholes)
 
     def _amount(self, minor: int, currency: str) -> bytes:
         digits = self._digits.get(currency)

@@ -53,7 +53,7 @@ def candidates_of(
         grown = trained[variant]
         if grown.trained is not None:
             known[name] = ActiveModels(grown.trained.model, library.untaught_river(), grown.trained.policy)
-            parameters[name] = _told(grown.trained, grown.period, request, every_us)
+            parameters[name] = _training_parameters(grown.trained, grown.period, request, every_us)
     found = {}
     for name, active in known.items():
         for level in request.levels:
@@ -150,7 +150,9 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
     )
 
 
-def _told(trained: Trained, period: TrainingPeriod, request: Request, every_us: int | None) -> dict[str, Parameter]:
+def _training_parameters(
+    trained: Trained, period: TrainingPeriod, request: Request, every_us: int | None
+) -> dict[str, Parameter]:
     names = trained.model.trained_on
     window_days = None if request.training is None else request.training.window_days
     without = [name for name in FEATURES if name not in names]

@@ -105,7 +105,7 @@ def warnings_of_short_history(first_us: int, span: Span, subject: str = "") -> l
 
 def summary_of(statistics: RunStatistics) -> RunSummary:
     """Return the statistics besides decisions."""
-    return RunSummary(statistics.told_counts(), statistics.warnings, statistics.partial)
+    return RunSummary(statistics.reported_counts(), statistics.warnings, statistics.partial)
 
 
 def result_of(
@@ -122,7 +122,7 @@ def result_of(
     counts, warnings, partial = summary_of(statistics)
     return BacktestResult(
         variants=variants,
-        labels=statistics.book.of(variants[0].decisions["transaction_id"]),
+        labels=statistics.book.labels_of(variants[0].decisions["transaction_id"]),
         from_us=from_us,
         to_us=span.to_us if span.to_us < LATEST_US else statistics.last_decided_us + 1,
         warm_up_from_us=min(statistics.first_us, from_us),

@@ -38,13 +38,13 @@ AS_RECORDED: Final = "as recorded"
 """The variant in which each transaction is scored by the versions that its live decision names."""
 
 
-class _Said(msgspec.Struct, gc=False):
+class _LabelTime(msgspec.Struct, gc=False):
     """The part of a label that says when it was made."""
 
     labelled_at: Timestamp
 
 
-_decode_said = msgspec.json.Decoder(_Said).decode
+_decode_label_time = msgspec.json.Decoder(_LabelTime).decode
 
 
 def decide_as_recorded(
@@ -103,7 +103,7 @@ def count_judged(statistics: RunStatistics, settings: Settings, result: Result) 
 
 def _known_at_us(label: bytes | None, arrived_us: int) -> int:
     """Return the time from which a label counts; the arrival of one too large to be kept with its refusal."""
-    return arrived_us if label is None else max(timestamp_us(_decode_said(label).labelled_at), arrived_us)
+    return arrived_us if label is None else max(timestamp_us(_decode_label_time(label).labelled_at), arrived_us)
 
 
 def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Decisions]:

@@ -183,12 +183,12 @@ def _available(asked: LabelMode | str | None, source: Source) -> LabelMode:
     if asked is None:
         return LabelMode.DELAY if source.bears_truth else LabelMode.RECORDED
     labels = LabelMode(asked)
-    if labels is LabelMode.RECORDED and not source.tells_labels:
+    if labels is LabelMode.RECORDED and not source.has_labels:
         raise ValueError(
             f"no labels were recorded with {source.name}: name a file of them with --label-file, or let what the "
             "column fraud says become known by --labels delay or simulated-review"
         )
-    if labels is not LabelMode.RECORDED and not (source.bears_truth or source.tells_labels):
+    if labels is not LabelMode.RECORDED and not (source.bears_truth or source.has_labels):
         raise ValueError(
             f"nothing tells what the transactions of {source.name} turned out to be: name their column with "
             "--map fraud=COLUMN, or a file of labels with --label-file"

@@ -52,8 +52,8 @@ class ProgressListener:
         self._progress, self.stopped = progress, stopped
         self._started_s = time.monotonic()
 
-    def tell(self, transactions: int, event_time_us: int, share: float | None, stage: str = "") -> None:
-        """Tell of a `BacktestProgress`."""
+    def report(self, transactions: int, event_time_us: int, share: float | None, stage: str = "") -> None:
+        """Report a `BacktestProgress`."""
         if self._progress is not None:
             self._progress(
                 BacktestProgress(transactions, event_time_us, time.monotonic() - self._started_s, share, stage)
@@ -161,7 +161,7 @@ class RunStatistics:
             self.first_decided_us = min(self.first_decided_us, int(decided_us.min()))
             self.last_decided_us = max(self.last_decided_us, int(decided_us.max()))
         stage = "warming the windows up" if self.stream_time_us < self._span.from_us else ""
-        self._listener.tell(self.worked_on, self.stream_time_us, self._share(), stage)
+        self._listener.report(self.worked_on, self.stream_time_us, self._share(), stage)
 
     def trains(self, variants: Mapping[str, str]) -> None:
         """Take note of the candidates whose models are trained, with the names of what is trained."""
@@ -178,7 +178,7 @@ class RunStatistics:
 
     def note_training(self, name: str) -> None:
         """Tell that a variant is trained within the range."""
-        self._listener.tell(self.worked_on, self.stream_time_us, self._share(), training_stage(name))
+        self._listener.report(self.worked_on, self.stream_time_us, self._share(), training_stage(name))
 
     def stopped(self) -> bool:
         """True if the run stops here, which makes it partial."""
@@ -190,7 +190,7 @@ class RunStatistics:
             return None
         return (self.stream_time_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
 
-    def told_counts(self) -> dict[str, int]:
+    def reported_counts(self) -> dict[str, int]:
         """The counts that are not nothing, by name."""
         counts = {name: count for name, count in sorted(self.counts.items()) if count}
         if self.comparison is None:

@@ -49,7 +49,7 @@ def train_before(
     statistics.warnings += warnings_of_short_history(followed.first_us, span, "training: ")
     policy, registry = policy_to_train(request, library), Registry(request.settings.registry_path)
     for name, grow in training.growing(data, period, policy, registry):
-        listener.tell(targets, period.last_us, None, training_stage(name))
+        listener.report(targets, period.last_us, None, training_stage(name))
         statistics.trained[name] = grow()
         listener.refuse_stopped()
     return rows
@@ -69,7 +69,7 @@ class _Followed:
             self._worked_on += len(times_us)
             self.first_us = min(self.first_us, int(times_us[0]))
             share = (int(times_us[-1]) - self.first_us) / max(self._span.to_us - self.first_us, 1)
-            self._listener.tell(self._worked_on, int(times_us[-1]), share, "reading what to train on")
+            self._listener.report(self._worked_on, int(times_us[-1]), share, "reading what to train on")
         self._listener.refuse_stopped()
 
 
