@@ -46,7 +46,7 @@ class Counts:
         metrics.alerts(by_kind.get("alert", {}))
         metrics.labels(agent, by_kind.get("label", {}))
         metrics.examples(by_kind.get("example", {}))
-        metrics.lessons(by_kind.get("lesson", {}))
+        metrics.training_updates(by_kind.get("lesson", {}))
         for code, count in by_kind.get("dead_letter", {}).items():
             metrics.dead_letters(agent, code, count)
         self._done.update(records=len(batch.records), decisions=sum(by_kind.get("decision", {}).values()))

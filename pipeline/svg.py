@@ -120,7 +120,7 @@ def lines(
     ticks = xs if x_ticks is None else sorted(x_ticks)
     x_axis = _Axis(min(*xs, *ticks), max(*xs, *ticks), LEFT, WIDTH - RIGHT, log=log_x)
     parts: list[str] = []
-    numbers = [place if line.number is None else line.number for place, line in enumerate(series)]
+    numbers = [position if line.number is None else line.number for position, line in enumerate(series)]
     names, marked = [line.name for line in series], [line.markers for line in series]
     top = _legend(parts, names, 50.0, marked=marked, numbers=numbers) + 34
     bottom = top + LINES_HEIGHT
@@ -137,11 +137,11 @@ def lines(
         _text(20, top - 12, y_name, size=SMALL, colour=QUIET_INK),
     ]
     for number, sery in zip(numbers, series, strict=True):
-        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in sery.points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        points = [(x_axis.at(x), y_axis.at(y)) for x, y in sery.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" {_stroke(number)}/>')
         if sery.markers:
-            parts += [_marker(number, x, y) for x, y in placed]
+            parts += [_marker(number, x, y) for x, y in points]
     return _svg(title, bottom + BOTTOM, parts, alt)
 
 
@@ -224,14 +224,14 @@ def _legend(
     Of lines with ``marked``, which are those that have markers; otherwise of areas. ``numbers`` are their colours.
     """
     x = 20.0
-    for place, name in enumerate(names):
-        number = place if numbers is None else numbers[place]
+    for position, name in enumerate(names):
+        number = position if numbers is None else numbers[position]
         width = 34 + _width_of(name)
         if x + width > WIDTH - RIGHT and x > 20:
             x, y = 20.0, y + 20
         if marked is not None:
             parts.append(f'<line x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x + 24:.1f}" y2="{y - 4:.1f}" {_stroke(number)}/>')
-            if marked[place]:
+            if marked[position]:
                 parts.append(_marker(number, x + 12, y - 4))
         else:
             parts.append(f'<rect x="{x + 8:.1f}" y="{y - 10:.1f}" width="12" height="12" fill="{_colour(number)}"/>')

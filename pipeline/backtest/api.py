@@ -68,7 +68,7 @@ class Backtest:
             online: The online model beside each of them.
             policy: A version. Default: the one that was made for the model.
             labels: Recorded labels, or the regime by which the truth becomes known.
-            training: Models to train on what lies before the range. They stand behind ``models``, with an untaught
+            training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
                 online model.
             order: All partitions by event time, or the logs as they are.
             compare_live: Whether to compare with the decisions on the topics.
@@ -124,7 +124,7 @@ class Backtest:
                 collected[name] = Collected(next(iter(collected.values()), None))
             collected[name].add(decisions)
 
-        done = self._conduct(keep, progress, stopped)
+        done = self._run_request(keep, progress, stopped)
         return result_of(self.request, done.partitions, done.candidates, collected, done.statistics)
 
     def each(
@@ -144,7 +144,7 @@ class Backtest:
         Returns:
             The run's counts and warnings; `RunSummary.partial` if it was stopped. Raises what `run` raises.
         """
-        return summary_of(self._conduct(take, progress, stopped).statistics)
+        return summary_of(self._run_request(take, progress, stopped).statistics)
 
     def candidates(self) -> dict[str, Candidate]:
         """The models that are asked for, and those that were trained, by their names.
@@ -154,7 +154,7 @@ class Backtest:
         """
         return candidates_of(self.request, self._library, self._grown)
 
-    def _conduct(
+    def _run_request(
         self,
         take: Callable[[str, Decisions], None],
         progress: Callable[[BacktestProgress], None] | None,

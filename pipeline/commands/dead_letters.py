@@ -93,9 +93,9 @@ class DeadLetter:
         """Return it on one line, without what it holds."""
         time = utc_text(self.refused_at)
         again = f", resent {count(self.resent, 'time')} before" if self.resent else ""
-        place = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
+        position = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
         at = f"{self.record.partition}/{self.record.offset}"
-        return f"{at}  {time}  {printable(self.code)}  of {printable(place)}{again}"
+        return f"{at}  {time}  {printable(self.code)}  of {printable(position)}{again}"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object, without what it holds."""

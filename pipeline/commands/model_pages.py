@@ -168,7 +168,7 @@ def train_again(arguments: dict[str, Any], file: Path, registry_dir: Path) -> No
         for param in train.params
         if param.name in arguments
     }
-    places = {"file": file, "registry_dir": registry_dir, "activate": False, "publish": False, "bootstrap": None}
+    positions = {"file": file, "registry_dir": registry_dir, "activate": False, "publish": False, "bootstrap": None}
     with contextlib.redirect_stdout(io.StringIO()), context:
         context.params = dict(values)
-        context.invoke(train, **values, **places)
+        context.invoke(train, **values, **positions)

@@ -54,7 +54,7 @@ from schemas.times import US_PER_DAY
 _DEFAULTS = TrainingConfig()
 BY_TRAIN: Final = "train"
 """The name that an activation gives as its maker."""
-OF_PLACES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
+ADDRESSES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
 LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
 """Arguments that came later, with the defaults at which they are left out: a version of before can be trained again."""
@@ -359,7 +359,7 @@ def publish_champion(servers: str, settings: Settings, model: LightGBMModel, pol
 
 
 def _request(settings: Settings) -> dict[str, Any]:
-    """Return the arguments of this training and the settings that decide about it, without names of places.
+    """Return the arguments of this training and the settings that decide about it, without addresses.
 
     They are in the version's metadata: the same arguments on the same history give the same version.
     """
@@ -367,7 +367,7 @@ def _request(settings: Settings) -> dict[str, Any]:
     arguments = {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in sorted(given.items())
-        if name not in OF_PLACES and (name not in LATER or value != LATER[name])
+        if name not in ADDRESSES and (name not in LATER or value != LATER[name])
     }
     return {"arguments": arguments, "settings": {name: getattr(settings, name) for name in DECIDING}}
 

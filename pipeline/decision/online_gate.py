@@ -63,10 +63,10 @@ class BlendDecision(NamedTuple):
     """(won - lost) / sqrt(won + lost); 0 without either."""
 
 
-def verdict(won: int, lost: int, blend: float) -> BlendDecision:
+def decide_blend(won: int, lost: int, blend: float) -> BlendDecision:
     """Return the blend that follows from the counts; between the two bounds it stays.
 
-    >>> verdict(9, 1, 0.0).blend, verdict(6, 4, 0.0).blend, verdict(4, 6, 1.0).blend
+    >>> decide_blend(9, 1, 0.0).blend, decide_blend(6, 4, 0.0).blend, decide_blend(4, 6, 1.0).blend
     (1.0, 0.0, 0.0)
     """
     z = (won - lost) / sqrt(won + lost) if won + lost else 0.0
@@ -142,4 +142,4 @@ class Gate:
         for with_online, without in self._days.values():
             ours, theirs = with_online.identities & frauds, without.identities & frauds
             won, lost = won + len(ours - theirs), lost + len(theirs - ours)
-        return verdict(won, lost, blend)
+        return decide_blend(won, lost, blend)

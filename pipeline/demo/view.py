@@ -63,10 +63,10 @@ def progress_line(state: RunState, now_s: float) -> str:
     figures = state.figures
     if figures.transactions == 0:
         return f"[{now_s - state.started_s:5.0f} s] {state.stage}"
-    place = "" if state.day == 0 else f"day {state.day}{f'/{state.days}' if state.days else ''} "
+    position = "" if state.day == 0 else f"day {state.day}{f'/{state.days}' if state.days else ''} "
     precision = "" if figures.precision is None else f" ({figures.precision:.0%} true)"
     return (
-        f"[{now_s - state.started_s:5.0f} s] {place or 'warm-up '}{state.transactions_per_s:,.0f}/s, "
+        f"[{now_s - state.started_s:5.0f} s] {position or 'warm-up '}{state.transactions_per_s:,.0f}/s, "
         f"{figures.decisions} decided, {figures.undecided} waiting, {figures.alerts} alerts{precision}"
     )
 

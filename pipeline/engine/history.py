@@ -174,8 +174,8 @@ def _merchants_log(
     n = len(event_time_us)
     # A label that is known at once would otherwise leak into the features of its own transaction.
     before = np.maximum(np.searchsorted(event_time_us, labels.known_at_us), labels.row + 1)
-    place = np.concatenate([2 * np.arange(n) + 1, 2 * before])
-    order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), place))
+    position = np.concatenate([2 * np.arange(n) + 1, 2 * before])
+    order = np.lexsort((np.concatenate([np.zeros(n, np.int64), labels.known_at_us]), position))
     log = behind(
         transactions_log(keys, event_time_us, amount_minor, counts, outliers),
         labels_log(keys[labels.row], labelled, event_time_us[labels.row], labels.known, labels.known_at_us),

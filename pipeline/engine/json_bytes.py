@@ -17,8 +17,8 @@ def _copy_memory(_typing: Any, source: Any, _first: Any, _size: Any, out: Any, _
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         origin = context.make_array(signature.args[0])(context, builder, arguments[0])
         target = context.make_array(signature.args[3])(context, builder, arguments[3])
-        place = builder.gep(target.data, [arguments[4]])
-        cgutils.raw_memcpy(builder, place, builder.gep(origin.data, [arguments[1]]), arguments[2], 1)
+        position = builder.gep(target.data, [arguments[4]])
+        cgutils.raw_memcpy(builder, position, builder.gep(origin.data, [arguments[1]]), arguments[2], 1)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, types.int64, out, types.int64), generate

@@ -121,8 +121,8 @@ def write_time(time_us: Any, offset_min: Any, out: Any, at: Any) -> Any:
 @inlined
 def _write_padded(value: Any, digits: Any, out: Any, at: Any) -> Any:
     """A whole number in as many digits, zeros before it."""
-    for place in range(digits - 1, -1, -1):
-        out[at + np.uint64(place)] = _ZERO_DIGIT + value % _TEN
+    for position in range(digits - 1, -1, -1):
+        out[at + np.uint64(position)] = _ZERO_DIGIT + value % _TEN
         value //= _TEN
     return at + np.uint64(digits)
 
@@ -154,19 +154,19 @@ def write_number(value: Any, bits: Any, powers: Any, out: Any, at: Any) -> Any:
 def _write_digits(number: Any, out: Any, at: Any) -> Any:
     """A whole number, all its digits."""
     end = at + _count_digits(number)
-    place = end
+    position = end
     while number >= _HUNDRED:
         rest = number // _HUNDRED
         pair = number - rest * _HUNDRED
         tens = pair // _TEN
-        out[place - _ONE] = _ZERO_DIGIT + (pair - tens * _TEN)
-        out[place - _TWO] = _ZERO_DIGIT + tens
-        place -= _TWO
+        out[position - _ONE] = _ZERO_DIGIT + (pair - tens * _TEN)
+        out[position - _TWO] = _ZERO_DIGIT + tens
+        position -= _TWO
         number = rest
     tens = number // _TEN
-    out[place - _ONE] = _ZERO_DIGIT + (number - tens * _TEN)
+    out[position - _ONE] = _ZERO_DIGIT + (number - tens * _TEN)
     if tens:
-        out[place - _TWO] = _ZERO_DIGIT + tens
+        out[position - _TWO] = _ZERO_DIGIT + tens
     return end
 
 

@@ -161,8 +161,8 @@ def _flat(shape: Shape) -> list[tuple[bytes, Field]]:
 
     def lay_out(members: Shape) -> None:
         nonlocal before
-        for place, (name, value) in enumerate(members.items()):
-            before += (b"," if place else b"{") + _encode(name) + b":"
+        for position, (name, value) in enumerate(members.items()):
+            before += (b"," if position else b"{") + _encode(name) + b":"
             if isinstance(value, Field):
                 quote = b'"' if value.kind in _STRINGS else b""
                 parts.append((before + quote, value))
@@ -215,8 +215,8 @@ def find_odd(source: Any, spans: Any, columns: Any, copied: Any, odd: Any, text_
         text_bytes[row] = total
         signs = 0
         for column in columns:
-            for place in range(spans[column, row, 0], spans[column, row, 1]):
-                sign = source[place]
+            for position in range(spans[column, row, 0], spans[column, row, 1]):
+                sign = source[position]
                 signs += (sign < _SPACE) | (sign == _QUOTE) | (sign == _BACKSLASH)
         odd[row] = signs > 0
         found |= signs > 0

@@ -118,18 +118,18 @@ class PendingItems:
         state = self._state
         if not state.count or state.oldest_us >= limit_us:
             return []
-        places: list[tuple[int, bytes, int]] = []
+        positions: list[tuple[int, bytes, int]] = []
         next_us = _NEVER
         for key, _ in self._store.scan(time_key(_TIME, state.oldest_us), _TIME + b"\xff" * 8):
             at_us = int.from_bytes(key[1:9], "big")
-            if at_us >= limit_us or len(places) == at_most:
+            if at_us >= limit_us or len(positions) == at_most:
                 next_us = at_us
                 break
-            places.append((at_us, key[9 : 9 + DIGEST_BYTES], int.from_bytes(key[9 + DIGEST_BYTES :], "big")))
+            positions.append((at_us, key[9 : 9 + DIGEST_BYTES], int.from_bytes(key[9 + DIGEST_BYTES :], "big")))
         state.oldest_us = next_us
-        found = self._store.get_many([_item_key(digest, number) for _, digest, number in places])
+        found = self._store.get_many([_item_key(digest, number) for _, digest, number in positions])
         taken = []
-        for (at_us, digest, number), value in zip(places, found, strict=True):
+        for (at_us, digest, number), value in zip(positions, found, strict=True):
             if value is None:
                 raise StoreError(
                     "the store has lost a waiting label: look for errors on its disk; the worker rebuilds it from the "

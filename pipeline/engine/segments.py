@@ -181,14 +181,14 @@ class MemorySegments:
         found = {}
         for digest in digests:
             if (row := self._rows.get(digest)) is not None:
-                chunk, number = self._place(row)
+                chunk, number = self._chunk_of(row)
                 found[digest] = DecisionReference(chunk.event_time_us[number], row)
         return found
 
     def read(self, entries: Sequence[DecisionReference]) -> list[Any]:
         """Return decisions."""
-        places = [self._place(entry.row) for entry in entries]
-        return [chunk.decisions[number] for chunk, number in places]
+        positions = [self._chunk_of(entry.row) for entry in entries]
+        return [chunk.decisions[number] for chunk, number in positions]
 
     def forget_before(self, day: int) -> None:
         """Forget with the commit."""
@@ -198,7 +198,7 @@ class MemorySegments:
         """Add up the checksums of rows."""
         total = 0
         for digest, row in self._rows.items():
-            chunk, number = self._place(row)
+            chunk, number = self._chunk_of(row)
             if chunk.event_time_us[number] >= day * US_PER_DAY:
                 total += row_checksum(digest, chunk.event_time_us[number], chunk.decisions[number])
         return checksum_bytes(total)
@@ -255,6 +255,6 @@ class MemorySegments:
         self._chunks.clear()
         self._firsts.clear()
 
-    def _place(self, row: int) -> tuple[_Chunk, int]:
+    def _chunk_of(self, row: int) -> tuple[_Chunk, int]:
         number = bisect_right(self._firsts, row) - 1
         return self._chunks[number], row - self._firsts[number]

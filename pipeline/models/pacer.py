@@ -181,9 +181,9 @@ class Pacer:
         if self._with_gate and self._feed is not None:
             for report in self._feed.reports():
                 self._gate.report(report)
-        verdict = self._gate.decide(policy.blend) if self._with_gate else None
+        decision = self._gate.decide(policy.blend) if self._with_gate else None
         pace = self._pacing.decide(policy.threshold)
-        blend = policy.blend if verdict is None else verdict.blend
+        blend = policy.blend if decision is None else decision.blend
         threshold = pace.threshold
         stale = policy.lightgbm_version not in (None, active.lightgbm.version)
         # A policy for the version before came just behind the activation of this one, whose rules and audit hold.
@@ -198,10 +198,10 @@ class Pacer:
             lightgbm_version=active.lightgbm.version if stale else policy.lightgbm_version,
             metadata={"alerts_per_day": self._options.alerts_per_day, "paced_for_hour": pace.hour},
         )
-        return Proposal(new, news, _reason(policy, new, pace, verdict), self._figures(active, new, pace, verdict))
+        return Proposal(new, news, _reason(policy, new, pace, decision), self._figures(active, new, pace, decision))
 
-    def _figures(self, active: ActiveModels, new: Policy, pace: Pace, verdict: BlendDecision | None) -> dict[str, Any]:
-        gate = {} if verdict is None else {"w": verdict.won, "l": verdict.lost, "z": round(verdict.z, 3)}
+    def _figures(self, active: ActiveModels, new: Policy, pace: Pace, decision: BlendDecision | None) -> dict[str, Any]:
+        gate = {} if decision is None else {"w": decision.won, "l": decision.lost, "z": round(decision.z, 3)}
         return {
             "hour": f"{datetime.fromtimestamp(pace.hour * _HOUR_S, UTC):%Y-%m-%dT%H:00:00Z}",
             **pace.figures,
@@ -239,13 +239,13 @@ class Pacer:
             )
 
 
-def _reason(before: Policy, new: Policy, pace: Pace, verdict: BlendDecision | None) -> str:
+def _reason(before: Policy, new: Policy, pace: Pace, decision: BlendDecision | None) -> str:
     found = pace.figures
     text = (
         f"{found['alerts_24h']} cases alerted first in 24 hours, of a budget of {found['alerts_per_day']:g} a day: the "
         f"threshold is {new.threshold:.4g}, after {before.threshold:.4g}"
     )
-    if verdict is None or new.blend == before.blend:
+    if decision is None or new.blend == before.blend:
         return text
     what = "in" if new.blend > before.blend else "out"
-    return f"{text}; the online model is {what}, by {verdict.won} reported frauds to {verdict.lost}"
+    return f"{text}; the online model is {what}, by {decision.won} reported frauds to {decision.lost}"

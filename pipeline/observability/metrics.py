@@ -117,7 +117,7 @@ class WorkerMetrics:
         self._duplicates = counter("duplicates")
         self._labels = counter("labels", "agent", "outcome")
         self._examples = counter("examples", "label")
-        self._lessons = counter("lessons", "outcome")
+        self._training_updates = counter("lessons", "outcome")
         self._aborted = counter("transactions_aborted", "agent")
         self._stages = histogram("stage_seconds", STAGE_BUCKETS_S, "agent", "stage")
         self._batches = histogram("batch_records", BATCH_BUCKETS, "agent")
@@ -156,7 +156,7 @@ class WorkerMetrics:
             (self._decisions, ("allow", "alert")),
             (self._alerts, ("score", "rule", "audit")),
             (self._examples, ("fraud", "legitimate", "presumed_legitimate", "withdrawn")),
-            (self._lessons, ("learned", "corrections", "held")),
+            (self._training_updates, ("learned", "corrections", "held")),
             (self._refused, ("lightgbm", "river", "policy")),
             (self._changes, ("lightgbm", "river", "policy")),
             (self._rerouted, ("transactions",)),
@@ -210,9 +210,9 @@ class WorkerMetrics:
         """Examples published, as label -> number."""
         _count(self._examples, counts)
 
-    def lessons(self, counts: Mapping[str, int]) -> None:
+    def training_updates(self, counts: Mapping[str, int]) -> None:
         """Count examples at the learn agent, given as outcome -> number."""
-        _count(self._lessons, counts)
+        _count(self._training_updates, counts)
 
     def prequential(self, figures: Mapping[str, ScoreMeasures]) -> None:
         """Show how well each model did on the newest examples; without figures the series end."""

@@ -154,9 +154,9 @@ def harm_done(
     last = len(tenures) - 1
     if last <= start or served.stream_time_us is None:
         return None
-    verdict = _volume(served.newest(served.stream_time_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
-    if verdict.harm:
-        return verdict, tenures[last - 1]
+    decision = _volume(served.newest(served.stream_time_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
+    if decision.harm:
+        return decision, tenures[last - 1]
     if not whole:
         return None
     rows = served.rows()
@@ -170,10 +170,10 @@ def harm_done(
             continue
         shadow = rescored(model.logit(since.features), since.logit, since.score)
         scorings = Scorings(since.score, shadow, since.event_time_us, since.card, since.reported_us)
-        verdict = finds_less(scorings, alerts_per_day, served.stream_time_us)
-        log.info("what is active against version %s in the shadow: %s", before.lightgbm.version, verdict.figures)
-        if verdict.harm:
-            return verdict, before
+        decision = finds_less(scorings, alerts_per_day, served.stream_time_us)
+        log.info("what is active against version %s in the shadow: %s", before.lightgbm.version, decision.figures)
+        if decision.harm:
+            return decision, before
     return None
 
 

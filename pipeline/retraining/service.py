@@ -115,20 +115,20 @@ class Retrainer:
     def _budget(self, champion: Champion) -> float:
         return self._options.alerts_per_day or champion.alerts_per_day
 
-    def _rolled_back(self, champion: Champion, verdict: GuardDecision, to: Tenure) -> CycleOutcome:
+    def _rolled_back(self, champion: Champion, decision: GuardDecision, to: Tenure) -> CycleOutcome:
         self._topics.read_control()
         current = self._topics.champion()
         if current is None or current.model.digest != champion.model.digest:
             return self._nothing("the active version was changed while it was compared")
         stream_time_us = self._topics.served.stream_time_us
-        reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {verdict.reason}"
+        reason = f"version {champion.model.version} is rolled back to {to.lightgbm.version}: {decision.reason}"
         if (frozen := self._frozen()) is not None:
             reason = f"learning is frozen by {frozen.by}; otherwise {reason}"
             if reason != self._reported:
                 self._reported = reason
                 log.error("%s", reason)
-            return CycleOutcome("kept", reason, figures=verdict.figures)
-        figures = {**verdict.figures, AS_OF: stream_time_us, "offsets": self._topics.offsets}
+            return CycleOutcome("kept", reason, figures=decision.figures)
+        figures = {**decision.figures, AS_OF: stream_time_us, "offsets": self._topics.offsets}
         references = [to.lightgbm, *self._policy_behind(current.policy, to)]
         self._writer.activate(references, ModelChange(ROLLBACK, BY, reason, figures))
         log.error("%s", reason)

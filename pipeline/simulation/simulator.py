@@ -112,22 +112,22 @@ def make_profiles(
             f"{cards} cards and {merchants} merchants are too few: a day compromises {scenario.cards_per_day} cards "
             f"and {scenario.merchants_per_day} merchants; ask for at least as many"
         )
-    card_places = generator.uniform(0, scenario.side, (cards, 2))
+    card_locations = generator.uniform(0, scenario.side, (cards, 2))
     mean_amount = generator.uniform(*scenario.mean_amount_range, cards)
     daily_rate = generator.uniform(*scenario.daily_rate_range, cards)
-    merchant_places = generator.uniform(0, scenario.side, (merchants, 2))
+    merchant_locations = generator.uniform(0, scenario.side, (merchants, 2))
     near: list[IntArray] = []
     counts = np.empty(cards, np.int64)
     for first in range(0, cards, _CHUNK_CARDS):
-        places = card_places[first : first + _CHUNK_CARDS]
-        square = np.zeros((len(places), merchants))
+        positions = card_locations[first : first + _CHUNK_CARDS]
+        square = np.zeros((len(positions), merchants))
         for axis in range(2):
-            distance = places[:, None, axis] - merchant_places[None, :, axis]
+            distance = positions[:, None, axis] - merchant_locations[None, :, axis]
             square += distance * distance
         reached = square < scenario.radius**2
         lonely = np.flatnonzero(~reached.any(axis=1))
         reached[lonely, square[lonely].argmin(axis=1)] = True
-        counts[first : first + len(places)] = reached.sum(axis=1)
+        counts[first : first + len(positions)] = reached.sum(axis=1)
         near.append(np.nonzero(reached)[1])
     return Profiles(
         mean_amount=mean_amount,

@@ -86,8 +86,8 @@ class SealedSegments:
 
     def read(self, row: int) -> tuple[int, list[bytes]]:
         """Read the group of decisions that ``row`` lies in; return its first row and the decisions."""
-        place = bisect_right(self.segments, row, key=lambda sealed: sealed.first_row) - 1
-        segment, index = self.segments[place], self._indexes[place]
+        position = bisect_right(self.segments, row, key=lambda sealed: sealed.first_row) - 1
+        segment, index = self.segments[position], self._indexes[position]
         path, index_path = self.paths(segment.number)
         number = (row - segment.first_row) // GROUP_ROWS
         start, end = index.group(self._file(index_path), number)
@@ -124,9 +124,9 @@ class SealedSegments:
             self._close(path)
         self._storage.close()
 
-    def _entry(self, place: int, digest: bytes) -> DecisionReference | None:
-        segment = self.segments[place]
-        found = self._indexes[place].find(self._file(self.paths(segment.number)[1]), digest)
+    def _entry(self, position: int, digest: bytes) -> DecisionReference | None:
+        segment = self.segments[position]
+        found = self._indexes[position].find(self._file(self.paths(segment.number)[1]), digest)
         return None if found is None else DecisionReference(found[0], segment.first_row + found[1])
 
     def _file(self, path: Path) -> int:

@@ -90,5 +90,5 @@ def targets_at(
         p = probability[rows]
     weight = np.where(reported, np.minimum(1.0 / share, LARGEST_WEIGHT), unreported_weight(p, share))
     weight[mature] = 1.0
-    taught = weight > 0
-    return Targets(rows[taught], reported[taught], weight[taught])
+    used = weight > 0
+    return Targets(rows[used], reported[used], weight[used])

@@ -355,9 +355,9 @@ class ServedLog:
         columns = zip(*(part[1:] for part in parts), strict=True)
         light = _Part._make([np.empty((0, 0)), *(np.concatenate(column) for column in columns)])
         order = np.lexsort((light.offset, light.partition, light.topic, light.event_time_us))
-        places = [column[order] for column in (light.topic, light.partition, light.offset)]
+        positions = [column[order] for column in (light.topic, light.partition, light.offset)]
         repeated = np.zeros(len(order), np.bool_)
-        repeated[1:] = np.all([place[1:] == place[:-1] for place in places], axis=0)
+        repeated[1:] = np.all([place[1:] == place[:-1] for place in positions], axis=0)
         order = order[(light.event_time_us[order] >= oldest_us) & ~repeated]
         to = np.full(len(repeated), -1)
         to[order] = np.arange(len(order))

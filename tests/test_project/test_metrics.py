@@ -47,7 +47,7 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     metrics.duplicates(6)
     metrics.labels("card", {"forwarded": 8})
     metrics.examples({"fraud": 9})
-    metrics.lessons({"learned": 10})
+    metrics.training_updates({"learned": 10})
     metrics.transaction_aborted("score")
     metrics.assigned_partitions("score", 4)
     metrics.model_refused("river")

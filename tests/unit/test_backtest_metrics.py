@@ -153,8 +153,8 @@ def test_a_sweep_is_what_each_threshold_would_have_done(seed: int) -> None:
         assert point.frauds == (alert & one.fraud).sum()
         caught = from_alert_on(alert[one.fraud], one.card[one.fraud], one.event_time_us[one.fraud], DAY_US)
         amount = one.amount[one.fraud]
-        assert point.value.caught_amount == amount[caught].sum()
-        assert point.value.net_saving == amount[caught].sum() - 2.0 * alert.sum()
+        assert point.savings.caught_amount == amount[caught].sum()
+        assert point.savings.net_saving == amount[caught].sum() - 2.0 * alert.sum()
 
 
 def test_resamples_draw_whole_units_and_repeat_by_their_seed() -> None:

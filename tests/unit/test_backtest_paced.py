@@ -14,7 +14,7 @@ from pipeline import Backtest
 from pipeline.backtest import Decisions
 from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.arguments import Thresholds
-from pipeline.backtest.runner.thresholds import alert_thresholds
+from pipeline.backtest.runner.thresholds import parsed_thresholds
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news
 from pipeline.settings import Settings
 from schemas.times import US_PER_DAY, US_PER_HOUR
@@ -128,7 +128,7 @@ def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None
         backtest_of(None, settings=live, pace=5.0, compare_live=True)
     with pytest.raises(ValueError, match="order of event time"):
         backtest_of(None, settings=live, pace=5.0, order="recorded")
-    assert [one.suffix for one in alert_thresholds(Thresholds(fixed=[0.5], budgets=[5.0], pace=5.0))] == [
+    assert [one.suffix for one in parsed_thresholds(Thresholds(fixed=[0.5], budgets=[5.0], pace=5.0))] == [
         " at 0.5",
         " at 5 a day",
         " paced at 5 a day",

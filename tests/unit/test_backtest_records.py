@@ -49,7 +49,7 @@ def test_a_record_gives_what_its_row_gives() -> None:
     rows, refused = accept_transactions(transactions(history), RULES)
     same(part.rows, rows, but=("row",))
     assert part.rows.row.tolist() == [NUMBERING.row(3, row) for row in rows.row.tolist()]
-    assert [(reject.code, NUMBERING.place(reject.row)) for reject in rejects] == [
+    assert [(reject.code, NUMBERING.position(reject.row)) for reject in rejects] == [
         (reject.code, (3, reject.row)) for reject in refused
     ]
     assert rejects
@@ -80,6 +80,6 @@ def test_what_is_no_message_is_refused_by_its_code() -> None:
     values = (None, b"garbage", b'{"transaction_id":"t"}')
     part = transactions_of(columns(1, values, [0, 0, 0]), RULES, NUMBERING, rejects)
     assert len(part.rows) == 0
-    assert [(reject.code, NUMBERING.place(reject.row)) for reject in rejects] == [
+    assert [(reject.code, NUMBERING.position(reject.row)) for reject in rejects] == [
         ("null_value", (1, 0)), ("not_json", (1, 1)), ("missing_field", (1, 2)),
     ]  # fmt: skip

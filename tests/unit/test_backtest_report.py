@@ -23,7 +23,7 @@ from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.backtest.report import BacktestReport, ReportOptions, build_report, plots
 from pipeline.backtest.report.content import Metric
-from pipeline.backtest.report.wording import verdict
+from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import FEATURES
@@ -674,7 +674,7 @@ def test_a_model_has_one_colour_in_every_plot() -> None:
 
 def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> None:
     alone = build_report(result(variants=1), ReportOptions(replicates=5, top=5)).content
-    assert re.fullmatch(r"variant 0 raises [\d.,]+ alerts a day; .* of the known frauds\.", verdict(alone))
+    assert re.fullmatch(r"variant 0 raises [\d.,]+ alerts a day; .* of the known frauds\.", headline(alone))
     both = build_report(result(variants=2), ReportOptions(replicates=5, top=5)).content
     (one,) = both.comparisons
     for low, high, value, words in (
@@ -686,6 +686,6 @@ def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> 
         metric = next(metric for metric in one.differences if metric.name == "average_precision")
         changed = msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
         comparison = msgspec.structs.replace(one, differences=[changed])
-        said = verdict(msgspec.structs.replace(both, comparisons=[comparison]))
+        said = headline(msgspec.structs.replace(both, comparisons=[comparison]))
         assert words in said
         assert said.count(". ") == 0

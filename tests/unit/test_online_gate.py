@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.online_gate import REACH_DAYS, REPORT_DAYS, TOP, BothScores, Gate, Identity, LabelReport, verdict
+from pipeline.decision.online_gate import (
+    REACH_DAYS,
+    REPORT_DAYS,
+    TOP,
+    BothScores,
+    Gate,
+    Identity,
+    LabelReport,
+    decide_blend,
+)
 from pipeline.learning.labels import KNOWN, source_rank
 from schemas.times import US_PER_DAY
 
@@ -107,4 +116,4 @@ def test_legitimate_labels_alone_are_not_kept() -> None:
     for name in day(0, seed=1).identity:
         gate.report(said(name, START_US, LEGITIMATE))
     assert not gate._held
-    assert gate.decide(1.0) == verdict(0, 0, 1.0)
+    assert gate.decide(1.0) == decide_blend(0, 0, 1.0)

@@ -247,9 +247,9 @@ def test_a_bad_version_that_somebody_activated_is_rolled_back_to_the_one_before(
     versions = tenures((good, START_US, "publish"), (bad, SWITCH_US, "publish"))
     found = harm_done(log, Contents(good, bad), Policy(1.0), versions, BUDGET, whole=True)
     assert found is not None
-    verdict, to = found
+    decision, to = found
     assert to == versions[0]
-    assert "proven to be fewer" in verdict.reason
+    assert "proven to be fewer" in decision.reason
     # Not before anything is known, not without its contents, and not where it was never changed.
     assert harm_done(log, Contents(good), Policy(1.0), versions, BUDGET, whole=False) is None
     assert harm_done(log, Contents(bad), Policy(1.0), versions, BUDGET, whole=True) is None

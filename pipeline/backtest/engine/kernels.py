@@ -237,9 +237,9 @@ class Engine:
                 following.known_at_us,
             ),
         )  # fmt: skip
-        place = np.concatenate([names.merchant_partition, following.merchant[:, 2]])
+        partition = np.concatenate([names.merchant_partition, following.merchant[:, 2]])
         for number, windows in enumerate(self._merchants):
-            rows = order if self._options.partitions == 1 else order[place[order] == number]
+            rows = order if self._options.partitions == 1 else order[partition[order] == number]
             features = log.take(rows).profile(windows)
             windows.commit()
             transactions = rows < n

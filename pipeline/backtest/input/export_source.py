@@ -132,7 +132,7 @@ class ExportSource:
         for table in log.tables(arrivals):
             rows, refused = accept_transactions(table, acceptance)
             rejects += refused
-            yield _placed(rows, table, log.number)
+            yield _with_positions(rows, table, log.number)
 
     def _labels(
         self,
@@ -147,11 +147,11 @@ class ExportSource:
         for table in log.tables(arrivals):
             rows, refused = accept_labels(table, acceptance, topic=topic)
             rejects += refused
-            yield _placed(note_labels(rows, table, 0, book), table, number)
+            yield _with_positions(note_labels(rows, table, 0, book), table, number)
 
 
-def _placed(rows: Any, table: pa.Table, number: int) -> LogPart[Any]:
-    """Rows by their place in the log, and when they arrived."""
+def _with_positions(rows: Any, table: pa.Table, number: int) -> LogPart[Any]:
+    """Rows by their position in the log, and when they arrived."""
     offsets = table.column("offset").to_numpy()[rows.row]
     stamps, _ = wire.times_us(wire.column(table, STAMP), "UTC")
     arrived_us = stamps[rows.row]

@@ -127,54 +127,54 @@ class LiveDecisions:
             self._release()
         return 0
 
-    def find(self, place: SourcePosition) -> LiveDecision | None:
+    def find(self, position: SourcePosition) -> LiveDecision | None:
         """Return the decision about a transaction, read up to where it stands; None where there is none."""
-        while place not in self.waiting and self.pull():
+        while position not in self.waiting and self.pull():
             pass
-        return self.waiting.pop(place, None)
+        return self.waiting.pop(position, None)
 
     def _add_decisions(self, records: Iterable[Record]) -> None:
         for _, decision in readable(records, _decode, not_counted):
             if self._span.from_us <= timestamp_us(decision.event_time) < self._span.to_us:
-                place = (decision.source.partition, decision.source.offset)
+                position = (decision.source.partition, decision.source.offset)
                 if self._joins:
-                    unpaired = self._begin(place)
+                    unpaired = self._begin(position)
                     unpaired.decision = decision
                     unpaired.decisions_ahead += 1
-                    self._end(place, unpaired)
+                    self._end(position, unpaired)
                 else:
-                    self.waiting[place] = LiveDecision(decision, None)
+                    self.waiting[position] = LiveDecision(decision, None)
 
     def _add_features(self, records: Iterable[Record]) -> None:
         for _, rows in readable_features(records, not_counted):
             block = rows.block
             event_us = block.wide[EVENT_US, rows.rows]
             inside = rows.rows[(event_us >= self._span.from_us) & (event_us < self._span.to_us)]
-            places = zip(block.narrow[PARTITION, inside].tolist(), block.wide[OFFSET, inside].tolist(), strict=True)
-            for place, values in zip(places, FeatureRows(block, inside).own_features(), strict=True):
-                unpaired = self._begin(place)
+            positions = zip(block.narrow[PARTITION, inside].tolist(), block.wide[OFFSET, inside].tolist(), strict=True)
+            for position, values in zip(positions, FeatureRows(block, inside).own_features(), strict=True):
+                unpaired = self._begin(position)
                 # A tenth of the memory of a dictionary; and a view would hold the whole block.
                 unpaired.features = values.copy()
                 unpaired.decisions_ahead -= 1
-                self._end(place, unpaired)
+                self._end(position, unpaired)
 
-    def _begin(self, place: SourcePosition) -> _Unpaired:
-        if place not in self._unpaired:
-            self._unpaired[place] = _Unpaired(self.waiting.pop(place, None))
-        return self._unpaired[place]
+    def _begin(self, position: SourcePosition) -> _Unpaired:
+        if position not in self._unpaired:
+            self._unpaired[position] = _Unpaired(self.waiting.pop(position, None))
+        return self._unpaired[position]
 
-    def _end(self, place: SourcePosition, unpaired: _Unpaired) -> None:
+    def _end(self, position: SourcePosition, unpaired: _Unpaired) -> None:
         if unpaired.decisions_ahead == 0:
-            self._unpaired.move_to_end(place, last=False)
+            self._unpaired.move_to_end(position, last=False)
             self._release()
         elif len(self._unpaired) > self._most_unpaired:
             self._release()
 
     def _release(self) -> None:
         """Let the first of the unpaired go: a decision is compared as it is, features alone are dropped."""
-        place, unpaired = self._unpaired.popitem(last=False)
+        position, unpaired = self._unpaired.popitem(last=False)
         if unpaired.decision is not None:
-            self.waiting[place] = LiveDecision(unpaired.decision, unpaired.features)
+            self.waiting[position] = LiveDecision(unpaired.decision, unpaired.features)
 
 
 def live_decisions(source: TopicSource, span: Span, *, features: bool) -> LiveDecisions:

@@ -28,7 +28,7 @@ class Numbering(NamedTuple):
         """The number of a record."""
         return offset * self.partitions + partition
 
-    def place(self, row: int) -> tuple[int, int]:
+    def position(self, row: int) -> tuple[int, int]:
         """(partition, offset) of a row."""
         offset, partition = divmod(row, self.partitions)
         return partition, offset

@@ -137,35 +137,35 @@ class TopicSource:
         client = admin_client(self.bootstrap, settings=self.settings)
         full = self.settings.topic(topic.name)
         numbers = partition_numbers(client, full)
-        places = [(full, number) for number in numbers]
+        positions = [(full, number) for number in numbers]
         first_ms, end_ms = span.arrivals(tolerance_us, None if to_end else self.lateness_us)
         if first_ms > ArrivalRange().first_ms:
-            starts = retried(lambda: offsets_at(client, places, first_ms))
+            starts = retried(lambda: offsets_at(client, positions, first_ms))
         else:
-            starts = retried(lambda: first_offsets(client, places))
+            starts = retried(lambda: first_offsets(client, positions))
         ends = stable_ends(self.bootstrap, self.settings, full, numbers)
         if end_ms < ArrivalRange().end_ms:
-            found = retried(lambda: offsets_at(client, places, end_ms))
+            found = retried(lambda: offsets_at(client, positions, end_ms))
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
         return {number: range(starts[full, number], ends[number]) for number in numbers}
 
     def refuse_lost(self, span: Span, partitions: int) -> None:
         """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
         client = admin_client(self.bootstrap, settings=self.settings)
-        places = [(self.name, number) for number in range(partitions)]
-        begins = retried(lambda: first_offsets(client, places))
+        positions = [(self.name, number) for number in range(partitions)]
+        begins = retried(lambda: first_offsets(client, positions))
         ends = stable_ends(self.bootstrap, self.settings, self.name, range(partitions))
         if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
             raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
         if span.to_us >= LATEST_US:
             return
         last_us = max(span.to_us + self.lateness_us, 0)
-        behind = retried(lambda: offsets_at(client, places, last_us // US_PER_MS))
-        if all(behind[place] <= begins[place] for place in places):
+        behind = retried(lambda: offsets_at(client, positions, last_us // US_PER_MS))
+        if all(behind[position] <= begins[position] for position in positions):
             first_ms = [
                 record.timestamp_ms
-                for place in places
-                for records in self.read(TRANSACTIONS, place[1], range(begins[place], ends[place[1]]), most=1)
+                for position in positions
+                for records in self.read(TRANSACTIONS, position[1], range(begins[position], ends[position[1]]), most=1)
                 for record in records
             ]
             raise RangeError(

@@ -97,9 +97,9 @@ class _Found:
             self._fraud_type.coded(held["fraud_type"]) if "fraud_type" in held else np.zeros(len(held), np.int32)
         )
         for block in blocks(len(decisions)):
-            places = pc.index_in(_names(decisions, block), value_set=names)
-            rows = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
-            numbers = places.drop_null().to_numpy()
+            positions = pc.index_in(_names(decisions, block), value_set=names)
+            rows = np.flatnonzero(positions.is_valid().to_numpy(zero_copy_only=False))
+            numbers = positions.drop_null().to_numpy()
             rows += block.start
             before = (self._rank[rows], self._at_us[rows], self._known[rows])
             # Of equal ones the last that was told.

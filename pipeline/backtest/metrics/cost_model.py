@@ -9,7 +9,7 @@ from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.spill import in_blocks
 
 
-class Value(NamedTuple):
+class Savings(NamedTuple):
     """In the major unit of the base currency."""
 
     fraud_amount: float
@@ -32,7 +32,7 @@ class SweepPoint(NamedTuple):
     """Alerts about frauds."""
     caught: int
     """Frauds from an alert on."""
-    value: Value
+    savings: Savings
 
 
 def from_alert_on(
@@ -77,8 +77,8 @@ def sweep(
     for threshold, alerts in zip(thresholds.tolist(), at_or_above.tolist(), strict=True):
         found = its_score >= threshold
         caught = from_alert_on(found, its_card, its_time, protection_us)
-        value = Value(total, float(its_amount[caught].sum()), review_cost * alerts)
-        points.append(SweepPoint(threshold, alerts, int(found.sum()), int(caught.sum()), value))
+        savings = Savings(total, float(its_amount[caught].sum()), review_cost * alerts)
+        points.append(SweepPoint(threshold, alerts, int(found.sum()), int(caught.sum()), savings))
     return points
 
 
@@ -86,7 +86,7 @@ def sweep_thresholds(score: NDArray[np.float64], points: int = 40) -> NDArray[np
     """Scores at which the number of alerts grows from one to all by about equal factors, the highest first."""
     if len(score) == 0:
         return np.empty(0)
-    places = np.unique(np.geomspace(1, len(score), points).astype(np.int64)) - 1
+    positions = np.unique(np.geomspace(1, len(score), points).astype(np.int64)) - 1
     ordered = in_blocks(len(score), np.float64, lambda rows: score[rows])
     ordered.sort()
-    return np.unique(ordered[::-1][places])[::-1]
+    return np.unique(ordered[::-1][positions])[::-1]

@@ -85,13 +85,13 @@ class Ranking:
         self, fraud: NDArray[np.bool_], score: NDArray[np.float64], unit: NDArray[np.int64], units: int
     ) -> None:
         """``unit`` (n,) holds integers below ``units``; ``fraud`` and ``score`` have shape (n,)."""
-        self._levels = np.unique(score[fraud])
-        self._cells = 2 * len(self._levels) + 1
+        self._thresholds = np.unique(score[fraud])
+        self._cells = 2 * len(self._thresholds) + 1
 
         def pairs(rows: slice, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
             scores, its_unit = score[rows][chosen], unit[rows][chosen]
-            above = np.searchsorted(self._levels, scores, side="left")
-            ties = np.r_[self._levels, np.nan][above] == scores
+            above = np.searchsorted(self._thresholds, scores, side="left")
+            ties = np.r_[self._thresholds, np.nan][above] == scores
             return np.asarray((2 * above + ties) * units + its_unit, np.int64)
 
         n = len(score)
@@ -113,7 +113,7 @@ class Ranking:
     def curve(self) -> Curve:
         """Precision and recall at each score that a fraud has, of unweighted rows."""
         found, chosen = (np.cumsum(counts[::-1]) for counts in self._levelled())
-        return Curve(self._levels[::-1], found / chosen, found / max(found[-1:].sum(), 1.0))
+        return Curve(self._thresholds[::-1], found / chosen, found / max(found[-1:].sum(), 1.0))
 
     def _levelled(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Frauds, and all rows, from each fraud score up to the next; rows below the lowest are left out."""
@@ -125,8 +125,8 @@ class Ranking:
         return self._sums(self._fraud, weight), self._sums(self._other, weight)
 
     def _sums(self, part: "_Gathered", weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        def rows_of(places: slice) -> NDArray[np.float64]:
-            return part.rows[places] if weight is None else part.rows[places] * weight[part.unit[places]]
+        def rows_of(positions: slice) -> NDArray[np.float64]:
+            return part.rows[positions] if weight is None else part.rows[positions] * weight[part.unit[positions]]
 
         return summed(part.cell, self._cells, rows_of)
 
@@ -155,7 +155,7 @@ def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
     def column(
         values: NDArray[np.int64], dtype: DTypeLike, values_of: Callable[[NDArray[np.int64]], Any]
     ) -> NDArray[Any]:
-        return in_blocks(len(values), dtype, lambda places: values_of(values[places]))
+        return in_blocks(len(values), dtype, lambda positions: values_of(values[positions]))
 
     return _Gathered(
         column(held, np.int64, lambda pairs: pairs // units),

@@ -17,18 +17,18 @@ def precision_recall(content: ReportContent) -> str:
     """Precision over recall of all variants, and where their alerts stand."""
     title = "Precision and recall"
     series, sentences = [], []
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         if variant.curve:
             points = tuple((point.recall, point.precision) for point in variant.curve)
-            series.append(Series(variant.name, points, markers=False, number=place))
+            series.append(Series(variant.name, points, markers=False, number=position))
     if not series:
         return nothing(title, _NO_FRAUD)
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         figures = {metric.name: metric.value for metric in variant.metrics}
         precision, recall = figures["alert_precision"], figures["alert_recall"]
         sentences.append(f"{variant.name} has an average precision of {ratio(figures['average_precision'])}")
         if precision is not None and recall is not None:
-            series.append(Series(f"{variant.name}, its alerts", ((recall, precision),), number=place))
+            series.append(Series(f"{variant.name}, its alerts", ((recall, precision),), number=position))
             sentences[-1] += f", its alerts a precision of {ratio(precision)} at a recall of {ratio(recall)}"
     alt = "Precision falls as recall grows. " + "; ".join(sentences) + "."
     return lines(title, "recall", "precision", series, x_ticks=_SHARES, y_most=1.0, alt=alt)
@@ -44,20 +44,20 @@ def precision_by_day(content: ReportContent) -> str:
     return _by_day(content, "Precision of alerts by day", "precision", lambda day: day.value("alert_precision"), 1.0)
 
 
-def score_distribution(variant: VariantContent, place: int) -> str:
-    """Frauds and other transactions by score; ``place`` of the variant among all gives its colour."""
+def score_distribution(variant: VariantContent, position: int) -> str:
+    """Frauds and other transactions by score; ``position`` of the variant among all gives its colour."""
     title = f"Scores of frauds and of other transactions: {variant.name}"
     if not variant.scores:
         return nothing(title, "Nothing was decided in the range.")
     series = []
     for name, number_, counts in (
-        ("frauds", place, [score_bin.frauds for score_bin in variant.scores]),
+        ("frauds", position, [score_bin.frauds for score_bin in variant.scores]),
         ("other transactions", QUIET, [score_bin.legitimate for score_bin in variant.scores]),
     ):
         total = sum(counts)
         if total:
-            places = [_log_odds(score_bin.from_score, score_bin.to_score) for score_bin in variant.scores]
-            points = tuple((at, 100 * count / total) for at, count in zip(places, counts, strict=True))
+            positions = [_log_odds(score_bin.from_score, score_bin.to_score) for score_bin in variant.scores]
+            points = tuple((at, 100 * count / total) for at, count in zip(positions, counts, strict=True))
             series.append(Series(name, points, number=number_))
     frauds = sum(score_bin.frauds for score_bin in variant.scores)
     high = sum(score_bin.frauds for score_bin in variant.scores if score_bin.from_score >= 0.5)
@@ -76,14 +76,14 @@ def calibration(content: ReportContent) -> str:
     title = "Calibration"
     series = [Series("calibrated", ((0.0, 0.0), (1.0, 1.0)), markers=False, number=QUIET)]
     sentences = []
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         points = tuple(
             (score_bin.mean_score, score_bin.fraud_share)
             for score_bin in variant.calibration
             if score_bin.mean_score is not None and score_bin.fraud_share is not None
         )
         if points:
-            series.append(Series(variant.name, points, number=place))
+            series.append(Series(variant.name, points, number=position))
             sentences.append(f"{variant.name} expects {number(variant.expected_frauds)} frauds")
     if len(series) == 1:
         return nothing(title, "Nothing was decided in the range.")
@@ -95,11 +95,11 @@ def threshold_sweep(content: ReportContent) -> str:
     """Net saving over the number of alerts that a threshold gives."""
     title = "Net saving by threshold"
     series, sentences = [], []
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         points = tuple((row.alerts_per_day, row.net_saving) for row in variant.sweep if row.net_saving >= 0)
         if len(points) > 1:
             best = max(variant.sweep, key=lambda row: row.net_saving)
-            series.append(Series(variant.name, points, number=place))
+            series.append(Series(variant.name, points, number=position))
             sentences.append(
                 f"{variant.name} saves most, {number(best.net_saving)}, at {number(best.alerts_per_day, 1)} alerts a "
                 f"day (threshold {score(best.threshold)})"
@@ -125,14 +125,14 @@ def feature_drift(drift: DriftContent, most: int) -> str:
     return bars(title, drawn, alt=alt)
 
 
-def top_reasons(variant: VariantContent, most: int, place: int) -> str:
-    """The reasons that most alerts give; ``place`` of the variant among all gives its colour."""
+def top_reasons(variant: VariantContent, most: int, position: int) -> str:
+    """The reasons that most alerts give; ``position`` of the variant among all gives its colour."""
     title = f"Top reasons of alerts: {variant.name}"
     rows = variant.reasons[:most]
     if not rows:
         return nothing(title, "No alert was explained.")
     alt = f"Of {number(variant.explained)} explained alerts {percent(rows[0].share)} give {rows[0].code}."
-    drawn = [Bar(row.code, row.alerts, f"{row.alerts:,} ({percent(row.share)})", number=place) for row in rows]
+    drawn = [Bar(row.code, row.alerts, f"{row.alerts:,} ({percent(row.share)})", number=position) for row in rows]
     return bars(title, drawn, alt=alt)
 
 
@@ -140,11 +140,11 @@ def _by_day(
     content: ReportContent, title: str, name: str, value: Callable[[Slice], float | None], most: float | None
 ) -> str:
     series, sentences = [], []
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         found = [(_day(day), value(day)) for day in variant.days]
         points = tuple((at, figure) for at, figure in found if figure is not None)
         if points:
-            series.append(Series(variant.name, points, markers=len(points) <= 31, number=place))
+            series.append(Series(variant.name, points, markers=len(points) <= 31, number=position))
             values = [figure for _, figure in points]
             sentences.append(
                 f"{variant.name} has {ratio(min(values)) if most else number(min(values))} to "

@@ -21,13 +21,13 @@ from pipeline.backtest.report.wording import (
     between,
     drift_sentence,
     figure,
+    headline,
     moment,
     number,
     pacing_sentence,
     percent,
     ratio,
     score,
-    verdict,
     wider,
 )
 from pipeline.backtest.runner.result import Parameter
@@ -36,7 +36,7 @@ from pipeline.backtest.runner.result import Parameter
 def opening(content: ReportContent) -> Markup:
     """Write the result, as a sentence and a picture."""
     curve = _figure(plots.precision_recall(content), "Each point is a threshold; up and right is better.")
-    return join([element("p", verdict(content), class_="verdict"), curve])
+    return join([element("p", headline(content), class_="verdict"), curve])
 
 
 def summary(content: ReportContent) -> Markup:
@@ -259,8 +259,8 @@ def _with_interval(metric: Metric) -> Markup:
 def scores(content: ReportContent) -> Markup:
     """Write the distribution and the calibration of scores."""
     parts = [
-        _figure(plots.score_distribution(variant, place), "Each line adds up to 100 percent.")
-        for place, variant in enumerate(content.variants)
+        _figure(plots.score_distribution(variant, position), "Each line adds up to 100 percent.")
+        for position, variant in enumerate(content.variants)
     ]
     parts.append(_figure(plots.calibration(content), "Below the diagonal scores are too high, above it too low."))
     for variant in content.variants:
@@ -281,9 +281,9 @@ def scores(content: ReportContent) -> Markup:
 def reasons(content: ReportContent) -> Markup:
     """Write the reasons of alerts."""
     parts: list[Markup] = []
-    for place, variant in enumerate(content.variants):
+    for position, variant in enumerate(content.variants):
         parts.append(
-            _figure(plots.top_reasons(variant, content.options.rows, place), "An alert may give several reasons.")
+            _figure(plots.top_reasons(variant, content.options.rows, position), "An alert may give several reasons.")
         )
         if variant.reasons:
             rows = [

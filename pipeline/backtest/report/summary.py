@@ -21,7 +21,7 @@ from pipeline.backtest.report.wording import (
     percent,
     ratio,
 )
-from pipeline.backtest.runner.input_quality import losses
+from pipeline.backtest.runner.input_quality import refused_text
 
 COLUMNS: Final = 80
 _SHOWN: Final = (
@@ -46,7 +46,7 @@ def summary(content: ReportContent) -> str:
             "times in UTC"
         )
     )
-    if text := losses(content.counts):
+    if text := refused_text(content.counts):
         console.print(Text(text))
     for variant in content.variants:
         level = f"{content.options.level:.0%}"

@@ -33,14 +33,14 @@ def curve(shared: Shared, observed: Observed) -> list[CurvePoint]:
     if not len(ranking.threshold):
         return []
     last = len(ranking.threshold) - 1
-    places = np.unique(np.searchsorted(ranking.recall, np.linspace(0.0, 1.0, CURVE_POINTS)).clip(max=last))
+    positions = np.unique(np.searchsorted(ranking.recall, np.linspace(0.0, 1.0, CURVE_POINTS)).clip(max=last))
     return [
         CurvePoint(
             threshold=float(ranking.threshold[at]),
             precision=float(ranking.precision[at]),
             recall=float(ranking.recall[at]),
         )
-        for at in places.tolist()
+        for at in positions.tolist()
     ]
 
 
@@ -58,9 +58,9 @@ def sweep_rows(shared: Shared, observed: Observed, review_cost: float, protectio
             alerts_per_day=point.alerts / shared.span_days,
             precision=point.frauds / point.alerts,
             recall=point.frauds / frauds if frauds else None,
-            caught_amount=point.value.caught_amount,
-            review_cost=point.value.review_cost,
-            net_saving=point.value.net_saving,
+            caught_amount=point.savings.caught_amount,
+            review_cost=point.savings.review_cost,
+            net_saving=point.savings.net_saving,
         )
         for point in points
     ]

@@ -71,7 +71,7 @@ def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
 
 
-def verdict(content: ReportContent) -> str:
+def headline(content: ReportContent) -> str:
     """Sum up the result in a sentence; of several variants, which of the others ranks frauds better than the first."""
     if not content.comparisons:
         (variant, *_) = content.variants

@@ -92,10 +92,10 @@ class DecisionMessages:
         texts[RATES] = [decisions.rates_version.encode()] * n
         texts[SOURCE] = [TRANSACTIONS.name.encode()] * n
         texts[CASE] = [b"%s-%d" % case for case in zip(texts[CARD], starts_s, strict=True)]
-        places = np.array([*map(self.numbering.place, taken.row.tolist())], np.int64).reshape(n, 2)
+        positions = np.array([*map(self.numbering.position, taken.row.tolist())], np.int64).reshape(n, 2)
         wholes: dict[int, NDArray[np.int64]] = {
-            SOURCE_PARTITION: places[:, 0],
-            SOURCE_OFFSET: places[:, 1],
+            SOURCE_PARTITION: positions[:, 0],
+            SOURCE_OFFSET: positions[:, 1],
             PRODUCER_US: taken.event_time_us,
             AMOUNT_BASE: taken.amount_base_minor,
             LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),

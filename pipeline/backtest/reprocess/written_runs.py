@@ -163,8 +163,8 @@ def hashes_of_block(record: Record) -> list[int]:
     """
     rows = read_features(record)
     block, at = rows.block, rows.rows
-    places = zip(block.narrow[PARTITION, at].tolist(), block.wide[OFFSET, at].tolist(), strict=True)
-    return _feature_hashes(places, block.features[at, : len(NUMBERS)], rows.own_features())
+    positions = zip(block.narrow[PARTITION, at].tolist(), block.wide[OFFSET, at].tolist(), strict=True)
+    return _feature_hashes(positions, block.features[at, : len(NUMBERS)], rows.own_features())
 
 
 class Fingerprint:
@@ -176,11 +176,13 @@ class Fingerprint:
 
     def add(self, decisions: Decisions) -> None:
         """Add some decisions."""
-        places = [*map(self._numbering.place, decisions.transactions.row.tolist())]
-        for place, score, code in zip(places, decisions.score.tolist(), decisions.selection.tolist(), strict=True):
-            self._decisions += _hash(*place, score, SELECTIONS[code] if code >= 0 else None)
+        positions = [*map(self._numbering.position, decisions.transactions.row.tolist())]
+        for position, score, code in zip(
+            positions, decisions.score.tolist(), decisions.selection.tolist(), strict=True
+        ):
+            self._decisions += _hash(*position, score, SELECTIONS[code] if code >= 0 else None)
         numbers = np.stack([decisions.logit, decisions.river_logit, decisions.score], axis=1)
-        self._features += sum(_feature_hashes(places, numbers, decisions.features))
+        self._features += sum(_feature_hashes(positions, numbers, decisions.features))
 
     def is_of(self, present: Present) -> bool:
         """Return whether both topics hold exactly the decisions that were added."""
@@ -193,9 +195,9 @@ def _hash(*values: object) -> int:
 
 
 def _feature_hashes(
-    places: Iterable[tuple[int, int]], numbers: NDArray[np.float64], features: NDArray[np.float64]
+    positions: Iterable[tuple[int, int]], numbers: NDArray[np.float64], features: NDArray[np.float64]
 ) -> list[int]:
     columns = np.concatenate([numbers, features], axis=1)
     # Of the many NaN all are one.
     columns[np.isnan(columns)] = np.nan
-    return [_hash(*place, row.tobytes()) for place, row in zip(places, columns, strict=True)]
+    return [_hash(*position, row.tobytes()) for position, row in zip(positions, columns, strict=True)]

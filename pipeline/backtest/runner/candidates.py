@@ -24,7 +24,7 @@ from pipeline.training.fit import Trained
 from schemas.times import US_PER_DAY
 
 LATEST: Final = "latest"
-UNTAUGHT: Final = "untaught"
+UNTRAINED: Final = "untaught"
 MOST_EXAMPLES: Final = 1_000_000
 """The newest examples by which models are compared before they learn; 40 MB."""
 _POLICY_ALONE: Final = (AlertThreshold(),)
@@ -40,7 +40,7 @@ def candidates_of(
     named = dict(request.models)
     if not named and request.training is None:
         changed = request.policy is not None or request.blend is not None
-        if request.order is Order.RECORDED and request.levels == _POLICY_ALONE and not changed:
+        if request.order is Order.RECORDED and request.alert_thresholds == _POLICY_ALONE and not changed:
             return {}
         named = {ACTIVE: ACTIVE}
     known: dict[str, ActiveModels] = {
@@ -52,27 +52,31 @@ def candidates_of(
     for name, (variant, every_us) in schedules.items():
         grown = trained[variant]
         if grown.trained is not None:
-            known[name] = ActiveModels(grown.trained.model, library.untaught_river(), grown.trained.policy)
+            known[name] = ActiveModels(grown.trained.model, library.untrained_river(), grown.trained.policy)
             parameters[name] = _training_parameters(grown.trained, grown.period, request, every_us)
     found = {}
     for name, active in known.items():
-        for level in request.levels:
+        for alert_threshold in request.alert_thresholds:
             under = _blended(request, active.policy)
-            if level.threshold is not None:
-                under = with_threshold(under, level.threshold)
+            if alert_threshold.threshold is not None:
+                under = with_threshold(under, alert_threshold.threshold)
             models = active if under is active.policy else active.under(under)
-            described = parameters[name] | ({} if level.budget is None else {"alerts a day": level.budget})
-            described |= {} if level.pace is None else {"paced at alerts a day": level.pace.alerts_per_day}
-            critical = None if level.pace is None else level.pace.critical
+            described = parameters[name] | (
+                {} if alert_threshold.budget is None else {"alerts a day": alert_threshold.budget}
+            )
+            described |= (
+                {} if alert_threshold.pace is None else {"paced at alerts a day": alert_threshold.pace.alerts_per_day}
+            )
+            critical = None if alert_threshold.pace is None else alert_threshold.pace.critical
             described |= {} if critical is None else {"critical from": critical}
             described |= {} if request.blend is None else {"blend": request.blend}
             trained_as, every = schedules.get(name, (None, None))
             renewed = None
             if trained_as is not None and every is not None:
-                renewed = RenewalSchedule(trained_as, every, level.threshold)
+                renewed = RenewalSchedule(trained_as, every, alert_threshold.threshold)
             learning = _learning(request, library, models)
-            found[name + level.suffix] = Candidate(
-                models, learning, level.budget, level.pace, described, trained_as, renewed
+            found[name + alert_threshold.suffix] = Candidate(
+                models, learning, alert_threshold.budget, alert_threshold.pace, described, trained_as, renewed
             )
     return found
 
@@ -130,8 +134,8 @@ def _version(request: Request, library: ModelLibrary, version: str) -> ActiveMod
         lightgbm,
         library.latest_river()
         if request.river == LATEST
-        else library.untaught_river()
-        if request.river == UNTAUGHT
+        else library.untrained_river()
+        if request.river == UNTRAINED
         else library.river(request.river, lightgbm.version),
         library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),
     )

@@ -120,7 +120,7 @@ def decide_by_time(
             )
             if comparer is not None:
                 within = first.take(inside)
-                comparer.take(within, [numbering.place(row) for row in within.transactions.row.tolist()])
+                comparer.take(within, [numbering.position(row) for row in within.transactions.row.tolist()])
             statistics.note(times_us, times_us[inside], statistics.worked_on + len(times_us))
             if statistics.stopped():
                 break

@@ -22,10 +22,10 @@ def refusal(kind: str, code: str) -> str:
     return f"refused {kind}s: {code}"
 
 
-def losses(counts: Mapping[str, int]) -> str:
+def refused_text(counts: Mapping[str, int]) -> str:
     """All that was refused, was repeated, or says nothing, in one sentence; empty where that is nothing.
 
-    >>> losses({"refused transactions: amount_zero": 3, "labels: first": 8})
+    >>> refused_text({"refused transactions: amount_zero": 3, "labels: first": 8})
     'Refused: 3 transactions (amount_zero 3).'
     """
     refused = [(kind, _refused(counts, kind)) for kind in ("transaction", "label")]

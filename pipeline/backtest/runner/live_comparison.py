@@ -99,11 +99,11 @@ class LiveComparer:
         """The first transaction that entered the windows of the backtest."""
         self._began_us = event_time_us if self._began_us is None else min(self._began_us, event_time_us)
 
-    def take(self, decisions: Decisions, places: Sequence[SourcePosition]) -> None:
+    def take(self, decisions: Decisions, positions: Sequence[SourcePosition]) -> None:
         """Compare some decisions of the range, each with the place of its transaction."""
-        for row, place in enumerate(places):
-            self._rows[place] = _Row(decisions, row)
-        self._given += len(places)
+        for row, position in enumerate(positions):
+            self._rows[position] = _Row(decisions, row)
+        self._given += len(positions)
         # As far as the backtest is, and a little further: neither side waits for long in memory.
         while self._read < self._given + _AHEAD and (more := self._live.pull()):
             self._read += more
@@ -149,9 +149,9 @@ class LiveComparer:
     def _match(self) -> None:
         waiting = self._live.waiting
         fewer = self._rows if len(self._rows) < len(waiting) else waiting
-        for place in [place for place in fewer if place in self._rows and place in waiting]:
-            here = self._rows.pop(place)
-            self.pair(here.decisions, here.row, waiting.pop(place))
+        for position in [position for position in fewer if position in self._rows and position in waiting]:
+            here = self._rows.pop(position)
+            self.pair(here.decisions, here.row, waiting.pop(position))
 
     def _note(
         self, decisions: Decisions, row: int, live: LiveDecision | None, cause: str, differs: Sequence[str]

@@ -61,7 +61,7 @@ class ModelLibrary:
         """The active policy, if there is one. Raises `RegistryError`, `ModelError`."""
         return self.policy(ACTIVE) if self._is_active(POLICY) else None
 
-    def untaught_river(self) -> RiverModel:
+    def untrained_river(self) -> RiverModel:
         """Return the online model before its first training update, which changes nothing."""
         return first_river(self._settings.river_classifier)
 
@@ -78,7 +78,7 @@ class ModelLibrary:
             # Workers refuse one that cannot be used, and go on with the one before it.
             with suppress(ModelError):
                 return self._load_river(payload)
-        return self.untaught_river()
+        return self.untrained_river()
 
     def river(self, version: str, lightgbm: str) -> RiverModel:
         """Return a version of the online model that scored beside a LightGBM version."""
@@ -93,7 +93,7 @@ class ModelLibrary:
         )
 
     def _find_river(self, version: str, lightgbm: str) -> RiverModel:
-        first = self.untaught_river()
+        first = self.untrained_river()
         if first.version == version:
             return first
         if self._cluster is None:
@@ -144,7 +144,7 @@ class ModelLibrary:
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:
             return None
-        return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(self.untaught_river, self._load_river))
+        return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(self.untrained_river, self._load_river))
 
     @cached_property
     def _rates(self) -> PublishedRates:

@@ -10,7 +10,7 @@ from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.collected import Collected
 from pipeline.backtest.runner.input_quality import refusal
-from pipeline.backtest.runner.input_quality import warnings as warnings_of_losses
+from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
@@ -62,7 +62,7 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
                 f"the windows are warmed up for {request.warm_up_us / US_PER_DAY:g} days, and features look back "
                 f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
             )
-    found += warnings_of_losses(statistics.counts, statistics.worked_on)
+    found += warnings_of_input(statistics.counts, statistics.worked_on)
     found += warnings_of_comparison(statistics.comparison)
     for name, grown in statistics.renewed.items():
         refused = [variant for variant in grown if variant.trained is None]

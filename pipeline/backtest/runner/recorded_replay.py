@@ -257,8 +257,10 @@ class RecordedReplay:
         event_time_us = subjects.wholes[EVENT_US]
         inside = np.flatnonzero((event_time_us >= self._span.from_us) & (event_time_us < self._span.to_us))
         subjects, features = subjects.take(inside), features[inside]
-        places: list[SourcePosition] = [*zip(*subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].tolist(), strict=True)]
-        found = [None if live is None else live.find(place) for place in places]
+        positions: list[SourcePosition] = [
+            *zip(*subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].tolist(), strict=True)
+        ]
+        found = [None if live is None else live.find(position) for position in positions]
         groups: dict[tuple[str, Versions | None], list[int]] = {}
         for row, (rates, recorded) in enumerate(zip(subjects.strings(RATES), found, strict=True)):
             if models is None and recorded is None:
@@ -270,7 +272,7 @@ class RecordedReplay:
             if chosen is None:
                 continue
             decisions = self._columns(subjects.take(np.array(rows)), features[rows], chosen, rates)
-            yield Scored(decisions, [places[row] for row in rows], [found[row] for row in rows])
+            yield Scored(decisions, [positions[row] for row in rows], [found[row] for row in rows])
 
     def _columns(
         self, subjects: Subjects, features: NDArray[np.float64], models: ActiveModels, rates_version: str

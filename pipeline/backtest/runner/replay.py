@@ -153,7 +153,7 @@ class _Lane:
         self._engine, self._renewal = Engine(options), renewal
         self._renewed = [candidate.renewed for candidate in candidates]
         self._models = [candidate.models for candidate in candidates]
-        self._teachers = [
+        self._trainers = [
             None
             if candidate.learning is None
             else OnlineTrainer(candidate.models, candidate.learning, options.partitions)
@@ -185,13 +185,13 @@ class _Lane:
 
     def _decided(self, part: Chunk, rejects: Sequence[Reject], *, publishes: bool) -> list[Decisions]:
         outcomes: list[Decisions] = []
-        for models, teacher in zip(self._models, self._teachers, strict=True):
-            if teacher is not None and publishes:
-                teacher.publish()
-            active = models if teacher is None else teacher.active(models)
+        for models, trainer in zip(self._models, self._trainers, strict=True):
+            if trainer is not None and publishes:
+                trainer.publish()
+            active = models if trainer is None else trainer.active(models)
             decisions = outcomes[0].under(active) if outcomes else self._engine.decide(active, part, rejects)
-            if teacher is not None:
-                teacher.learn(part, decisions)
+            if trainer is not None:
+                trainer.learn(part, decisions)
             outcomes.append(decisions)
         return outcomes
 

@@ -38,12 +38,12 @@ class Request:
     reviews: ReviewPolicy
     models: Mapping[str, str | ActiveModels]
     """Versions of LightGBM, or models, by the names of their variants."""
-    levels: tuple[AlertThreshold, ...]
+    alert_thresholds: tuple[AlertThreshold, ...]
     """At least one."""
     policy: str | None
     """A version; None: the one that was made for the model."""
     river: str
-    """`pipeline.backtest.runner.candidates.LATEST`, `UNTAUGHT`, or a version."""
+    """`pipeline.backtest.runner.candidates.LATEST`, `UNTRAINED`, or a version."""
     publish_every_us: int | None
     """Event time between versions of an online model that learns; None where it does not learn."""
     blend: float | None

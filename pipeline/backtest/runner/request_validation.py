@@ -14,9 +14,9 @@ from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, Spa
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy
 from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
-from pipeline.backtest.runner.candidates import LATEST, UNTAUGHT
+from pipeline.backtest.runner.candidates import LATEST, UNTRAINED
 from pipeline.backtest.runner.request import Request
-from pipeline.backtest.runner.thresholds import AlertThreshold, alert_thresholds
+from pipeline.backtest.runner.thresholds import AlertThreshold, parsed_thresholds
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import LATENESS_US, REACH_US
@@ -58,12 +58,15 @@ def request_of(
     source = source_of(history, mapping, labels, lateness_us, settings, bootstrap)
     recorded = order is Order.RECORDED
     refuse_off_topics(source, order, compare_live=compare_live)
-    levels = alert_thresholds(thresholds)
-    refuse_paced_beside_live(levels, compare_live=compare_live)
-    refuse_budgets_of_renewals(levels, training)
+    alert_thresholds = parsed_thresholds(thresholds)
+    refuse_paced_beside_live(alert_thresholds, compare_live=compare_live)
+    refuse_budgets_of_renewals(alert_thresholds, training)
     if recorded:
-        refuse_in_recorded_order(levels, learn=online.learn, training=training)
-    mode, regime = label_mode(labels.mode, source, levels, against_live=recorded or compare_live), labels.regime
+        refuse_in_recorded_order(alert_thresholds, learn=online.learn, training=training)
+    mode, regime = (
+        label_mode(labels.mode, source, alert_thresholds, against_live=recorded or compare_live),
+        labels.regime,
+    )
     if labels.reviews_a_day < 1:
         raise ValueError(f"reviews_a_day must be at least one, not {labels.reviews_a_day}")
     label_delay_us = duration_us("delay_days", regime.delay_days * SECONDS_PER_DAY)
@@ -82,16 +85,16 @@ def request_of(
         settings=settings,
         source=source,
         order=order,
-        span=span_of(from_us, to_us, warm_up_us, levels, validation_days),
+        span=span_of(from_us, to_us, warm_up_us, alert_thresholds, validation_days),
         warm_up_us=warm_up_us,
         compare_live=compare_live,
         labels=mode,
         regime=regime,
         reviews=reviews,
         models=named,
-        levels=levels,
+        alert_thresholds=alert_thresholds,
         policy=policy,
-        river=online.version or (UNTAUGHT if online.learn else LATEST),
+        river=online.version or (UNTRAINED if online.learn else LATEST),
         publish_every_us=publish_every_us,
         blend=online.blend,
         training=training,
@@ -131,27 +134,29 @@ def refuse_off_topics(source: Source, order: Order, *, compare_live: bool) -> No
         raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
 
 
-def refuse_in_recorded_order(levels: Sequence[AlertThreshold], *, learn: bool, training: Training | None) -> None:
+def refuse_in_recorded_order(
+    alert_thresholds: Sequence[AlertThreshold], *, learn: bool, training: Training | None
+) -> None:
     """Raise ValueError where the order of event time alone has what is asked for."""
     if learn:
         raise ValueError("in the recorded order River versions are those that were published: order by event time")
-    if training is not None or chooses(levels):
+    if training is not None or chooses(alert_thresholds):
         raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
 
 
-def refuse_paced_beside_live(levels: Sequence[AlertThreshold], *, compare_live: bool) -> None:
+def refuse_paced_beside_live(alert_thresholds: Sequence[AlertThreshold], *, compare_live: bool) -> None:
     """Refuse to compare paced decisions with live ones.
 
     Raises:
         ValueError: A variant is paced, and what was decided live is to be compared with.
     """
-    if compare_live and any(level.pace is not None for level in levels):
+    if compare_live and any(alert_threshold.pace is not None for alert_threshold in alert_thresholds):
         raise ValueError("live decisions had the thresholds of their time: leave --pace out to compare with them")
 
 
-def refuse_budgets_of_renewals(levels: Sequence[AlertThreshold], training: Training | None) -> None:
+def refuse_budgets_of_renewals(alert_thresholds: Sequence[AlertThreshold], training: Training | None) -> None:
     """Raise ValueError where thresholds are chosen for budgets, and models are renewed, each with a threshold."""
-    if training is not None and training.renew_days and chooses(levels):
+    if training is not None and training.renew_days and chooses(alert_thresholds):
         raise ValueError(
             "each training of a renewed model chooses a threshold, for --top alerts a day (alerts_per_day): leave "
             "--budget and --pace out, or hold one threshold with --threshold"
@@ -159,7 +164,7 @@ def refuse_budgets_of_renewals(levels: Sequence[AlertThreshold], training: Train
 
 
 def label_mode(
-    asked: LabelMode | str | None, source: Source, levels: Sequence[AlertThreshold], *, against_live: bool
+    asked: LabelMode | str | None, source: Source, alert_thresholds: Sequence[AlertThreshold], *, against_live: bool
 ) -> LabelMode:
     """Choose the labelling; ValueError where the source has no such labels, or the request has no place for them.
 
@@ -171,7 +176,7 @@ def label_mode(
             f"what was decided live was decided by the labels of the time: with labels {labels.value} nothing "
             "can be compared with it, and the recorded order has no place for them"
         )
-    if labels is LabelMode.REVIEW and chooses(levels):
+    if labels is LabelMode.REVIEW and chooses(alert_thresholds):
         raise ValueError(
             "reviews are of what a threshold alerts from the warm-up on, when the one for a budget is not chosen "
             "yet: name a threshold, or let labels be recorded or come after a delay"
@@ -234,11 +239,11 @@ def warm_up_of(asked_s: float | None, label_delay_us: int, order: Order, setting
 
 
 def span_of(
-    from_us: int, to_us: int, warm_up_us: int, levels: Sequence[AlertThreshold], validation_days: float
+    from_us: int, to_us: int, warm_up_us: int, alert_thresholds: Sequence[AlertThreshold], validation_days: float
 ) -> Span:
     """Return the span of the history that is read."""
     # The days that thresholds are chosen on must be as warm as those that are decided by them.
-    chosen_on_us = round(validation_days * US_PER_DAY) if chooses(levels) else 0
+    chosen_on_us = round(validation_days * US_PER_DAY) if chooses(alert_thresholds) else 0
     warm_up_from_us = EARLIEST_US if from_us == EARLIEST_US else from_us - warm_up_us - chosen_on_us
     return Span(warm_up_from_us, from_us, to_us)
 
@@ -260,9 +265,11 @@ def models_of(
     return dict(models)
 
 
-def chooses(levels: Sequence[AlertThreshold]) -> bool:
+def chooses(alert_thresholds: Sequence[AlertThreshold]) -> bool:
     """Return whether thresholds are chosen, or paced, for budgets."""
-    return any(level.budget is not None or level.pace is not None for level in levels)
+    return any(
+        alert_threshold.budget is not None or alert_threshold.pace is not None for alert_threshold in alert_thresholds
+    )
 
 
 def duration_us(name: str, seconds: float) -> int:

@@ -34,7 +34,7 @@ class AlertThreshold(NamedTuple):
         return "" if self.budget is None else f" at {_digits(self.budget)} a day"
 
 
-def alert_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
+def parsed_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
     """Return the threshold of each variant of a model, of which there is at least one.
 
     Raises:

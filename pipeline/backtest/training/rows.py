@@ -95,10 +95,10 @@ class TrainingRows:
         held, first_us = self._found_frauds(known_us)
         # Few of all rows: the first word tells most of them apart, the second one the rest.
         at = np.flatnonzero(np.isin(high, held["high"]))
-        places = pd.MultiIndex.from_arrays([held["high"], held["low"]]).get_indexer(
+        positions = pd.MultiIndex.from_arrays([held["high"], held["low"]]).get_indexer(
             pd.MultiIndex.from_arrays([high[at], low[at]])
         )
-        reported_us[at[places >= 0]] = first_us[places[places >= 0]]
+        reported_us[at[positions >= 0]] = first_us[positions[positions >= 0]]
         return reported_us
 
     def _found_frauds(self, known_us: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
