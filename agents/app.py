@@ -32,7 +32,6 @@ from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
 from pipeline.engine.layout import LAYOUT
 from pipeline.engine.models import ModelSet
-from pipeline.explained import explained, notes_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
@@ -42,14 +41,15 @@ from pipeline.kafka.startup import check_start
 from pipeline.kafka.transactions import Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.kafka.watch import BrokerWatch
-from pipeline.logs import configure_logging, logging_config
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
+from pipeline.observability.error_text import explained, notes_of
 from pipeline.observability.health import Health
+from pipeline.observability.logs import configure_logging, logging_config
 from pipeline.observability.metrics import WorkerMetrics
+from pipeline.protection.signing import Signer, Trust, snapshot_keys
 from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
-from pipeline.signing import Signer, Trust, snapshot_keys
 from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory

@@ -1,6 +1,6 @@
 """The online model that the settings ask for, with its state in the registry where its record only names it."""
 
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from pipeline.scoring import river_factory
 from pipeline.scoring.configured_river import ConfiguredRiverModel
 from pipeline.scoring.river_model import RiverLearner, RiverModel

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from pipeline.backtest.api import Backtest
     from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
     from pipeline.backtest.training.variants import Training
-    from pipeline.tokens import Tokeniser
+    from pipeline.protection.tokens import Tokeniser
 
 __all__ = ["Backtest", "LabelPolicy", "OnlineModel", "Thresholds", "TimeRange", "Tokeniser", "Training"]
 
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return Training
     if name == "Tokeniser":
-        from pipeline.tokens import Tokeniser
+        from pipeline.protection.tokens import Tokeniser
 
         return Tokeniser
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
+from pipeline.observability.terminal import printable_lines
 from pipeline.state.state_directory import keep_private
-from pipeline.terminal import printable_lines
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "acl": ("pipeline.commands.acl", "Show what each role may do on a secured cluster, or allow it."),
@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
 
 def _sentence(error: Exception) -> str:
     """Return any error in one sentence; an error of the program by its place, since its text may hold personal data."""
-    from pipeline.explained import explained
+    from pipeline.observability.error_text import explained
 
     if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
         click.echo(printable_lines("".join(traceback.format_exception(error))), err=True)
@@ -117,7 +117,7 @@ def _sentence(error: Exception) -> str:
 
 def _warn_of_variables() -> None:
     if any(name.upper().startswith("FRAUD_PIPELINE_") for name in os.environ):
-        from pipeline.explained import unknown_variables
+        from pipeline.observability.error_text import unknown_variables
 
         for sentence in unknown_variables(os.environ):
             click.echo(f"Warning: {printable_lines(sentence)}", err=True)

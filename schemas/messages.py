@@ -367,7 +367,7 @@ class Quarantine(Message, frozen=True, kw_only=True, tag_field="kind", tag="quar
     """A record that an agent could not process, or a range that nobody can read, on ``control``.
 
     Every later reading skips it. Control records are kept for ever; their header ``signature`` is that of
-    `pipeline.signing`.
+    `pipeline.protection.signing`.
     """
 
     agent: str

@@ -111,7 +111,7 @@ class Backtest:
         """Replay the range, and return the decisions of every variant.
 
         Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.clients.TopicError`,
-        `pipeline.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
+        `pipeline.models.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
 
         Args:
             progress: Called after each chunk with the progress of the run.
@@ -149,7 +149,7 @@ class Backtest:
     def candidates(self) -> dict[str, Candidate]:
         """The models that are asked for, and those that were trained, by their names.
 
-        None of them where those are asked for that decisions name. Raises `pipeline.registry.RegistryError`,
+        None of them where those are asked for that decisions name. Raises `pipeline.models.registry.RegistryError`,
         `pipeline.scoring.errors.ModelError`.
         """
         return candidates_of(self.request, self._library, self._grown)

@@ -22,9 +22,9 @@ from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
-from pipeline.logs import silence_clients
+from pipeline.observability.logs import silence_clients
+from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
-from pipeline.terminal import printable, printable_json
 from schemas.messages import Alert
 from schemas.records import Record
 from schemas.times import US_PER_SECOND

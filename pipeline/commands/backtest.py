@@ -39,10 +39,10 @@ from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.history.files import PRESETS
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
-from pipeline.registry import RegistryError
+from pipeline.models.registry import RegistryError
+from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.terminal import printable
 
 _DEFAULTS = ReportOptions()
 _SHOWN = 10

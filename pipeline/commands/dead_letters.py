@@ -15,9 +15,9 @@ from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.logs import silence_clients
+from pipeline.observability.logs import silence_clients
+from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
-from pipeline.terminal import printable
 from schemas.records import Headers, Record
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 

@@ -16,13 +16,13 @@ from pipeline.commands.replay import Duration, Moment
 from pipeline.exports.errors import ExportError
 from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.models.registry import RegistryError
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
 from pipeline.monitoring_data.drift import Monitored, MonitoredTopics, count_files
 from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.endpoint import Endpoint, EndpointError
 from pipeline.observability.health import Health
-from pipeline.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings

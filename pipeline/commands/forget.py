@@ -7,9 +7,9 @@ import click
 
 from pipeline.kafka.admin import topic_retentions
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
-from pipeline.tokens import CARD_ID, TokenKeys
 from schemas.times import MS_PER_DAY
 from schemas.topics import CONTROL, MODELS, PROGRESS
 

@@ -14,8 +14,8 @@ from pipeline.engine.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_bl
 from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.clients import TopicError, admin_client, partition_numbers, read_batches
+from pipeline.observability.terminal import printable_json
 from pipeline.settings import Settings
-from pipeline.terminal import printable_json
 from schemas.errors import UNREADABLE
 from schemas.messages import Message
 from schemas.records import Record

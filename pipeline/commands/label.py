@@ -16,8 +16,8 @@ from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.clients import TopicError, read_topic
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
+from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
-from pipeline.terminal import printable, printable_json
 from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.records import Record

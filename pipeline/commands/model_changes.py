@@ -24,8 +24,8 @@ from pipeline.models.held_labels import HeldExamples
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter
-from pipeline.registry import POLICY
-from pipeline.terminal import printable
+from pipeline.models.registry import POLICY
+from pipeline.observability.terminal import printable
 
 
 def now_active(active: Active) -> str:

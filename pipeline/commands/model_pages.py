@@ -17,10 +17,10 @@ from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, model_set_without_river
-from pipeline.registry import LIGHTGBM, Registry
+from pipeline.models.registry import LIGHTGBM, Registry
+from pipeline.observability.terminal import printable_lines
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.terminal import printable_lines
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pipeline.demo.text import PLAIN_WIDTH, count_text, utc_text
 from pipeline.models.description import Facts
 from pipeline.models.history import VersionEvent, event_time
-from pipeline.terminal import printable, printable_json
+from pipeline.observability.terminal import printable, printable_json
 from schemas.messages import Activation, Assessment, VersionReference
 
 COLUMNS: Final = (("time", 16), ("version", 12), ("kind", 8), ("active", 6), ("by", 9), ("step", 9), ("validation", 10))

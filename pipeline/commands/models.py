@@ -22,10 +22,10 @@ from pipeline.models.description import differences, facts_of
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, model_set_without_river
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
+from pipeline.observability.terminal import printable_json
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.terminal import printable_json
 from schemas.messages import Activation
 
 _HERE: Final = "pipeline.commands.models"
@@ -114,7 +114,7 @@ def _cluster_row(mention: Mention, known: KnownVersions, active: set[str]) -> di
 
 
 def registry_rows(limit: int) -> list[dict[str, Any]]:
-    """Return the newest versions of the registry, ready for JSON; raises `pipeline.registry.RegistryError`."""
+    """Return the newest versions of the registry, ready for JSON; raises `pipeline.models.registry.RegistryError`."""
     registry = Registry(Settings().registry_path)
     known = KnownVersions(registry)
     entries = sorted(

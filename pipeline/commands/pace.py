@@ -15,8 +15,8 @@ from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.logs import configure_logging
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
+from pipeline.observability.logs import configure_logging
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 

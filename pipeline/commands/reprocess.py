@@ -24,7 +24,7 @@ from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.registry import RegistryError
+from pipeline.models.registry import RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 

@@ -15,7 +15,7 @@ from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.logs import configure_logging
+from pipeline.observability.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings

@@ -11,9 +11,9 @@ from pipeline.commands.progress import interrupts
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.transactions import SessionError
-from pipeline.logs import configure_logging
+from pipeline.observability.logs import configure_logging
+from pipeline.protection.tokens import Tokeniser
 from pipeline.settings import Settings
-from pipeline.tokens import Tokeniser
 from schemas.topics import TRANSACTIONS
 
 

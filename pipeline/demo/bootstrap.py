@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.commands.train import publish_champion
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.cohorts import split_cohorts

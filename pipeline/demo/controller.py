@@ -26,7 +26,7 @@ from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text
 from pipeline.demo.world import World
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.registry import RegistryError
+from pipeline.models.registry import RegistryError
 from pipeline.replay.replayer import ReplayProgress
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings

@@ -6,7 +6,7 @@ from typing import Final
 
 from rich.text import Text
 
-from pipeline.terminal import printable
+from pipeline.observability.terminal import printable
 from schemas.messages import Alert
 
 PLAIN_WIDTH: Final = 80

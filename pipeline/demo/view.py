@@ -21,8 +21,8 @@ from pipeline.broker.running import demo_dir
 from pipeline.demo.figures import RunFigures
 from pipeline.demo.state import RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
+from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
-from pipeline.terminal import printable
 
 PLAIN_INTERVAL_S: Final = 2.0
 """Time between two progress lines in a pipe."""

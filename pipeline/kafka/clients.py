@@ -26,8 +26,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.kafka import log_consumer as logs
 from pipeline.kafka.callbacks import callback
+from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
-from pipeline.signing import Trust
 from schemas.records import Headers, Record
 
 log = logging.getLogger(__name__)

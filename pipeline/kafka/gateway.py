@@ -15,8 +15,8 @@ from pipeline.kafka.cluster import group_protocol
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Stateless
 from pipeline.kafka.transactions import Aborted, end_unfinished
+from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
-from pipeline.tokens import NotTokenised, Tokeniser
 from schemas.records import Output, Record
 from schemas.topics import DEAD_LETTERS, Topic
 

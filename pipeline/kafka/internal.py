@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 from pipeline.engine.blocks import BlockError
 from pipeline.engine.feature_blocks import FeatureRows, read_features
 from pipeline.kafka.clients import OncePerWhile
+from pipeline.protection.signing import SIGNATURE, Trust
 from pipeline.settings import Settings
-from pipeline.signing import SIGNATURE, Trust
 from schemas.errors import UNREADABLE
 from schemas.records import Record
 from schemas.topics import CONTROL

@@ -14,8 +14,8 @@ from pipeline.engine.results import redacted
 from pipeline.kafka.call_thread import CALL_TIMEOUT_AFTER_S, CallThread, CallTimedOut
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.clients import log_error, producer_config
+from pipeline.protection.signing import SIGNED, Signer
 from pipeline.settings import Settings
-from pipeline.signing import SIGNED, Signer
 from schemas.records import Output
 from schemas.topics import DEAD_LETTERS, PROGRESS, Topic
 

@@ -12,8 +12,8 @@ from pipeline.kafka.quarantine import decode_control
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents, sound_versions
+from pipeline.models.registry import LIGHTGBM
 from pipeline.observability.metrics import WorkerMetrics
-from pipeline.registry import LIGHTGBM
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference

@@ -22,7 +22,7 @@ from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel

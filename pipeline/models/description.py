@@ -7,7 +7,7 @@ import msgspec
 
 from pipeline.decision.policy import Policy
 from pipeline.models.known import KnownVersion
-from pipeline.registry import POLICY
+from pipeline.models.registry import POLICY
 from pipeline.scoring.payload import decode_payload
 from pipeline.scoring.trees import gain_shares, read_trees
 

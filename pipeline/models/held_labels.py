@@ -16,9 +16,9 @@ from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.producer import TopicRecord, TransactionalProducer
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import ChangeAuthor
+from pipeline.protection.signing import Signer
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from pipeline.signing import Signer
 from schemas.messages import Example, LabelRelease, RecordPosition
 from schemas.records import Record
 from schemas.topics import CONTROL, EXAMPLES

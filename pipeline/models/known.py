@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from pipeline.decision.policy import Policy
 from pipeline.models.history import BUNDLED, FALL_BACK
 from pipeline.models.library import PublishedVersions
-from pipeline.registry import POLICY, Registry, RegistryEntry
+from pipeline.models.registry import POLICY, Registry, RegistryEntry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
@@ -130,7 +130,7 @@ class KnownVersions:
         )
 
     def at_entry(self, entry: RegistryEntry) -> KnownVersion:
-        """Return a version of the registry; raises `pipeline.registry.RegistryError`."""
+        """Return a version of the registry; raises `pipeline.models.registry.RegistryError`."""
         return self._known(None, entry)
 
     def _registered(self, name: str) -> list[RegistryEntry]:

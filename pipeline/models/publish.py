@@ -8,9 +8,9 @@ from pipeline.engine.learn import model_record
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.ranges import log_ranges
+from pipeline.protection.signing import Signer
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
-from pipeline.signing import Signer
 from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Output
 from schemas.topics import MODELS

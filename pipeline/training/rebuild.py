@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.models.description import Facts
-from pipeline.registry import RegistryEntry
+from pipeline.models.registry import RegistryEntry
 
 
 def what_differs(first: Facts, again: Facts, entry: RegistryEntry | None, now: RegistryEntry) -> str:

@@ -26,7 +26,7 @@ from pipeline.broker import embedded_broker
 from pipeline.commands.train import publish_champion
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.admin import ensure_topics
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.messages import event_times_us
 from pipeline.settings import Settings
 from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, told

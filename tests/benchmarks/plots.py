@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.svg import Bar, Series, bars, lines, nothing, stacked
+from pipeline.backtest.report.svg import Bar, Series, bars, lines, nothing, stacked
 from tests.benchmarks.delays import STAGES
 from tests.benchmarks.report import MODES, split_rate
 

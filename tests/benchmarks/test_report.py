@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pipeline.backtest.report.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, contrast, lines
 from pipeline.broker.local import read_json
-from pipeline.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, contrast, lines
 from tests.benchmarks import docs, report
 from tests.benchmarks.bounds import check, read_bounds
 from tests.benchmarks.example import example, taken

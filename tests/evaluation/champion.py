@@ -12,7 +12,7 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.history.files import ColumnMapping, load_transactions
 from pipeline.learning.regimes import LabelRegime
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.replayer import EPOCH
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.datasets import from_history

@@ -32,7 +32,7 @@ from pipeline.history.files import UnusableSource, load_transactions, resolve_ma
 from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
-from pipeline.registry import LIGHTGBM, Registry, RegistryError
+from pipeline.models.registry import LIGHTGBM, Registry, RegistryError
 from pipeline.replay.replayer import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest

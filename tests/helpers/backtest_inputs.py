@@ -11,7 +11,7 @@ from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresho
 from pipeline.decision.policy import Policy
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.settings import Settings
 from tests.helpers.champion import policy
 from tests.unit.model_helpers import small_model

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.models.publish import VersionToPublish, publish_active
-from pipeline.signing import Trust
+from pipeline.protection.signing import Trust
 from schemas.messages import Alert, Decision
 from schemas.records import Record
 from schemas.topics import CONTROL, DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.kafka.clients import read_topic
-from pipeline.registry import LIGHTGBM, Registry
+from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.runs import RunStarter, gone, on_cluster

@@ -10,7 +10,7 @@ import pytest
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.producer import RecordProducer
-from pipeline.tokens import Tokeniser, TokenKeys
+from pipeline.protection.tokens import Tokeniser, TokenKeys
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS, Topic
 from tests.helpers.topics import Cluster
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.cli import main
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from schemas.topics import CONTROL, EXAMPLES
 from tests.helpers.champion import policy
 from tests.helpers.logs import after

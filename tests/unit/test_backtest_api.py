@@ -28,7 +28,7 @@ from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Origin
 from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US
 from pipeline.history.files import UnusableSource
-from pipeline.registry import POLICY, Registry, RegistryError
+from pipeline.models.registry import POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.times import US_PER_DAY

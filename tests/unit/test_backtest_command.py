@@ -25,7 +25,7 @@ from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import backtest, reprocess
 from pipeline.commands.backtest import command
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import START, simulated_days, with_a_champion
 from tests.helpers.champion import policy

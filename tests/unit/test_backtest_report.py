@@ -23,12 +23,12 @@ from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.backtest.report import BacktestReport, ReportOptions, build_report, plots
 from pipeline.backtest.report.content import Metric
+from pipeline.backtest.report.svg import COLOURS, QUIET_INK, contrast
 from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
-from pipeline.svg import COLOURS, QUIET_INK, contrast
 from tests.contract.records import RATES
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
 from tests.helpers.champion import active

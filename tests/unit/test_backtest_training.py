@@ -25,7 +25,7 @@ from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river

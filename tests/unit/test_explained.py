@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import LazyGroup, main
-from pipeline.logs import configure_logging, logging_config
+from pipeline.observability.logs import configure_logging, logging_config
 from pipeline.settings import Settings
 from tests.helpers.worker import inherited_environment
 

@@ -20,7 +20,7 @@ from pipeline.models.card import CardSources, cell, model_card
 from pipeline.models.description import facts_of, gains
 from pipeline.models.history import VersionEvent, VersionHistory
 from pipeline.models.known import KnownVersion
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.payload import payload_digest
 from pipeline.training.fit import Trained
 from pipeline.training.segments import outcomes_by_segment

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.registry import LIGHTGBM, Registry
+from pipeline.models.registry import LIGHTGBM, Registry
 from tests.unit.model_helpers import small_model
 from tests.unit.test_training import history
 

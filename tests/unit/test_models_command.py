@@ -11,7 +11,7 @@ from pipeline.cli import main
 from pipeline.commands.model_changes import changed_rules
 from pipeline.commands.model_text import difference_lines, event_lines, table_lines
 from pipeline.models.description import differences
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from tests.helpers.champion import policy
 from tests.unit.model_helpers import small_model
 from tests.unit.test_engine_models import other_model

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from tests.unit.model_helpers import small_model
 
 

@@ -3,7 +3,7 @@ import pytest
 from river import linear_model, preprocessing
 
 from pipeline.features.catalogue import FEATURES
-from pipeline.registry import Registry, RegistryError
+from pipeline.models.registry import Registry, RegistryError
 from pipeline.scoring.configured_river import ConfiguredRiverLearner, ConfiguredRiverModel, build_classifier
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.river_factory import first_river, load_river, resume_learner

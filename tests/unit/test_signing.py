@@ -17,8 +17,8 @@ from pipeline.engine.learn import model_record
 from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import control_record, decode_control
 from pipeline.models.contents import sound_versions
+from pipeline.protection.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
 from pipeline.settings import Settings
-from pipeline.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
 from pipeline.state.manifest import MANIFEST_SUFFIX
 from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.messages import LearningSwitch

@@ -65,7 +65,7 @@ FAILING = """
     from agents.app import FraudApp, WorkerContext
     from agents.channel import BatchChannel, register
     from agents.stopping import PipelineWorker
-    from pipeline.logs import logging_config
+    from pipeline.observability.logs import logging_config
     from pipeline.settings import Settings
 
     class Loop:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from pipeline.cli import LazyGroup, main
 from pipeline.commands.outputs import spreadsheet_safe
-from pipeline.logs import logging_config
+from pipeline.observability.logs import logging_config
+from pipeline.observability.terminal import printable, printable_json, printable_lines
 from pipeline.settings import Settings
-from pipeline.terminal import printable, printable_json, printable_lines
 
 HOSTILE = "\x1b[2J\x9b31m\x7f\u202e\u2066\u200f\r\u0085\u2028"
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from pipeline import Tokeniser
 from pipeline.cli import main
+from pipeline.protection.signing import KeyFileError
+from pipeline.protection.tokens import NotTokenised, TokenKeys
 from pipeline.settings import Settings
-from pipeline.signing import KeyFileError
-from pipeline.tokens import NotTokenised, TokenKeys
 from schemas.codec import MAX_VALUE_BYTES
 
 CARD = "4000001234567899"
@@ -93,7 +93,7 @@ def test_a_copy_of_a_forgotten_key_that_another_program_holds_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tokens.sqlite"
-    monkeypatch.setattr("pipeline.tokens._BUSY_S", 0.0)
+    monkeypatch.setattr("pipeline.protection.tokens._BUSY_S", 0.0)
     with TokenKeys(path, SECRET) as keys:
         Tokeniser(keys).token("card_id", CARD)
         reader = sqlite3.connect(path, isolation_level=None)

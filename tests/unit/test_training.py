@@ -18,7 +18,7 @@ from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
-from pipeline.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError

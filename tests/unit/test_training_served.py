@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.commands import train
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
 from tests.helpers.served import feature_records, label_records, simulated

@@ -5,8 +5,8 @@ from datetime import date, timedelta
 from math import exp, inf, isfinite, log
 
 from pipeline.backtest.report.content import DriftContent, ReportContent, Slice, VariantContent
+from pipeline.backtest.report.svg import QUIET, Bar, Series, bars, lines, nothing
 from pipeline.backtest.report.wording import MOVED, number, percent, ratio, score
-from pipeline.svg import QUIET, Bar, Series, bars, lines, nothing
 
 _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _NO_FRAUD = "No fraud is known in the range."

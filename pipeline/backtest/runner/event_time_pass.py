@@ -24,7 +24,7 @@ from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Reject
 from pipeline.engine.decisions import Decisions
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
 
 

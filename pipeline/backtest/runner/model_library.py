@@ -9,7 +9,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
-from pipeline.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner

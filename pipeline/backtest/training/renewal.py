@@ -13,7 +13,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.columns import Labels
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.models import ActiveModels
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from pipeline.scoring.errors import ModelError
 
 

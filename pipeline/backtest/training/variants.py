@@ -21,7 +21,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions
 from pipeline.learning.regimes import LabelRegime
-from pipeline.registry import Registry
+from pipeline.models.registry import Registry
 from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
@@ -137,7 +137,7 @@ class Training:
     ) -> Iterator[tuple[str, Callable[[], VariantTraining]]]:
         """Yield the name of each variant, and a function that trains it.
 
-        The function raises `pipeline.scoring.errors.ModelError`, `pipeline.registry.RegistryError`.
+        The function raises `pipeline.scoring.errors.ModelError`, `pipeline.models.registry.RegistryError`.
 
         Args:
             data: Transactions of the period, with what was known at its end.

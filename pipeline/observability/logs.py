@@ -5,8 +5,8 @@ import logging.config
 import time
 from typing import Any, Final
 
+from pipeline.observability.terminal import printable_json, printable_lines
 from pipeline.settings import Settings
-from pipeline.terminal import printable_json, printable_lines
 
 TEXT_FORMAT: Final = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
 _LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from pipeline.signing import KeyFileError, secret_of
+from pipeline.protection.signing import KeyFileError, secret_of
 from schemas.codec import MAX_VALUE_BYTES
 
 if TYPE_CHECKING:
