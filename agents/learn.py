@@ -77,14 +77,14 @@ class LearnPartitions:
         self._held = None
         self._started_s = time.monotonic()
         self._environment.health.state(LEARN.name, "restoring")
-        held = self._of()
+        held = self._partition()
         return Restored(dict.fromkeys(committed, held.next_offset), 0)
 
     def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Learn one batch, silently."""
         del partition, config
         self._environment.health.working(LEARN.name)
-        held = self._of()
+        held = self._partition()
         held.learn(self._environment.quarantines.without(records))
         held.commit()
 
@@ -97,7 +97,7 @@ class LearnPartitions:
     def digest(self, partition: int) -> str:
         """Return the digest of the learner's committed state."""
         del partition
-        return self._of().digest()
+        return self._partition().digest()
 
     def commit(self, partitions: Collection[int]) -> None:
         """The last batch is committed, one of no records included."""
@@ -139,7 +139,7 @@ class LearnPartitions:
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Learn a batch."""
-        held = self._of()
+        held = self._partition()
         result = held.learn(records)
         if self.due():
             result.outputs.append(self._publish(held, now))
@@ -161,7 +161,7 @@ class LearnPartitions:
         """Release the state."""
         self._models.close()
 
-    def _of(self) -> LearnPartition:
+    def _partition(self) -> LearnPartition:
         if self._held is None:
             river = self._models.model_set.river
             # The examples that the published version does not have are learned again, so that none is lost.

@@ -165,23 +165,25 @@ def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) 
 
 
 @click.command()
-@click.argument("one")
-@click.argument("other")
+@click.argument("first")
+@click.argument("second")
 @bootstrap_option
 @registry_option
 @json_option
-def diff(one: str, other: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
-    """Show in what version OTHER differs from version ONE; both LightGBM versions, or both policies."""
+def diff(first: str, second: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
+    """Show in what version SECOND differs from version FIRST; both LightGBM versions, or both policies."""
     with one_sentence():
         known = versions(bootstrap, of_registry)
-        first, second = known.find(one), known.find(other)
-        if first.name != second.name:
-            raise ModelError(f"{one} is a {first.name} version and {other} a {second.name} version: name two of a kind")
-        found = differences(facts_of(first), facts_of(second))
+        before, after = known.find(first), known.find(second)
+        if before.name != after.name:
+            raise ModelError(
+                f"{first} is a {before.name} version and {second} a {after.name} version: name two of a kind"
+            )
+        found = differences(facts_of(before), facts_of(after))
     if as_json:
         click.echo(json_line({name: {"before": a, "after": b} for name, (a, b) in found.items()}))
         return
-    for line in difference_lines(found, first.version, second.version):
+    for line in difference_lines(found, before.version, after.version):
         click.echo(line)
 
 

@@ -40,15 +40,15 @@ def failure(error: Exception, stop: threading.Event) -> click.ClickException:
     return exception
 
 
-def seldom(say: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
-    """Return ``say`` in a form that leaves out what comes within ``interval_s`` of the line before."""
+def seldom(report: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
+    """Return ``report`` in a form that leaves out what comes within ``interval_s`` of the line before."""
     next_s = time.monotonic() + interval_s
 
     def maybe(text: str) -> None:
         nonlocal next_s
         if time.monotonic() >= next_s:
             next_s = time.monotonic() + interval_s
-            say(text)
+            report(text)
 
     return maybe
 

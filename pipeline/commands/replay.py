@@ -138,7 +138,7 @@ def command(
     try:
         mapping = file_mapping(file, changes, preset, currency, time_zone)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
-        progress = Replay(settings, servers, frames, options, report=_say, stop=stop).run()
+        progress = Replay(settings, servers, frames, options, report=_echo, stop=stop).run()
     except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     finally:
@@ -164,7 +164,7 @@ def file_mapping(
     return resolve_mapping(file, pairs, preset=preset, currency=currency, time_zone=time_zone)
 
 
-def _say(progress: ReplayProgress) -> None:
+def _echo(progress: ReplayProgress) -> None:
     when = f"{progress.simulated_time:%Y-%m-%d %H:%M}" if progress.simulated_time is not None else "-"
     rate = progress.transactions / progress.elapsed_s if progress.elapsed_s else 0.0
     click.echo(

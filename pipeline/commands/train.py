@@ -221,7 +221,7 @@ def command(
         else:
             rows = _of_topics(servers or "", settings, delay_days, known_before, early=early_reports is True)
         data = rows.data
-        _say(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
+        _echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         split = _split(data, rows.delay_days, validation_days, train_from, known_before)
         policy = _active_policy(registry)
         if audit_share is not None:
@@ -252,7 +252,7 @@ def command(
             details=details,
             force=force,
             wrong_labels=wrong_labels,
-            report=seldom(_say),
+            report=seldom(_echo),
         )
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
@@ -302,12 +302,12 @@ def _of_file(
     """Compute the features of a file; raises `UnusableSource`, `ModelError`."""
     # What lies behind the date takes no part, not even in the features.
     if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
-        _say(f"columns that are not used: {', '.join(map(printable, ignored))}")
+        _echo(f"columns that are not used: {', '.join(map(printable, ignored))}")
     frame = load_transactions(file, mapping, end=known_before)
-    frame = _decidable(frame, settings)
-    _say(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
+    frame = _eligible_rows(frame, settings)
+    _echo(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
     known_us = _known_until(event_times_us(frame["event_time"]), known_before)
-    data = from_history(frame, regime, known_us, names, report=seldom(_say))
+    data = from_history(frame, regime, known_us, names, report=seldom(_echo))
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
     return _Rows(data, regime.maturity_days, reports, labels)
@@ -320,7 +320,7 @@ def _of_topics(
     rows = _served(servers, settings)
     before_us = _microseconds(known_before)
     data = rows.training_set(NEVER_US if before_us is None else before_us)
-    _say(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
+    _echo(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
     known_us = _known_until(data.event_time_us, known_before)
     reports = _early_of(rows, known_us, delay_days) if early else None
     described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
@@ -329,7 +329,7 @@ def _of_topics(
     return _Rows(data, delay_days, reports, labels)
 
 
-def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def _eligible_rows(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The transactions that workers would decide: no others have features, or move a window. Reports what is left out.
 
     Amounts come back in the base currency, converted by the rate table, as workers convert them.
@@ -337,13 +337,13 @@ def _decidable(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     found = eligible_rows(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
     if found.refused:
         codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
-        _say(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+        _echo(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")
     if found.repeated:
-        _say(f"{found.repeated:,} transactions are left out, since they repeat others")
+        _echo(f"{found.repeated:,} transactions are left out, since they repeat others")
     if not len(found.row):
         raise ModelError("no transaction is left to train on: workers would refuse all of them")
     if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
-        _say(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
+        _echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
     taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
     return taken.assign(amount_minor=found.amount_base_minor, currency=settings.base_currency)
 
@@ -392,7 +392,7 @@ def _warn_of_labels(model: LightGBMModel, settings: Settings) -> None:
     """Say so if workers with these settings would use the version under other labels."""
     warning = warning_of_labels(model, settings.label_regime) if settings.label_regime else None
     if warning is not None:
-        _say(f"warning: {warning}")
+        _echo(f"warning: {warning}")
 
 
 def _known_until(event_time_us: NDArray[np.int64], known_before: datetime | None) -> int:
@@ -430,6 +430,6 @@ def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReport
     return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))
 
 
-def _say(text: str) -> None:
+def _echo(text: str) -> None:
     click.echo(text, err=True)
     sys.stderr.flush()

@@ -113,14 +113,14 @@ class _Example:
                 finally:
                     self._signals.mode = Mode.HOLD
                     view.stage("stopping the broker")
-        view.say(f"The report is {options.page}: open it in a browser. As data, it is {options.content}.")
+        view.print_line(f"The report is {options.page}: open it in a browser. As data, it is {options.content}.")
         if self._given.kafka_bootstrap_servers is None:
-            view.say(
+            view.print_line(
                 f"Topics and models stay in {directory} until the next run; docs/backtest.md tells how to ask them "
                 "more."
             )
         else:
-            view.say(f"The topics begin with {settings.topic_prefix}, and stay.")
+            view.print_line(f"The topics begin with {settings.topic_prefix}, and stay.")
 
     def _write(self, history: pd.DataFrame, settings: Settings, servers: str) -> None:
         """Fill the topics, each label behind the transactions that came before it was known."""
@@ -181,7 +181,7 @@ class _Example:
                 ("--json", str(options.content)),
             ]
         ):
-            view.say(line)
+            view.print_line(line)
         self._signals.mode = Mode.NOTE
         try:
             result = Backtest(settings=settings, range=TimeRange(start, end), models=versions).run(
@@ -196,7 +196,7 @@ class _Example:
         options.content.write_text(report.json, encoding="utf-8")
         self._stream.write(f"\n{report.text}\n")
         if result.partial:
-            view.say(f"The report is partial. It is {options.page}; as data, {options.content}.")
+            view.print_line(f"The report is partial. It is {options.page}; as data, {options.content}.")
         self._signals.check()
 
     def _report_decided(self, step: BacktestProgress) -> None:

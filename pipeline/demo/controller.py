@@ -165,16 +165,16 @@ class Controller:
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
         """Report where everything is, for those who want to look from another terminal."""
         prefix = f", topics begin with {settings.topic_prefix}" if settings.topic_prefix else ""
-        self._view.say(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
-        self._view.say("In another terminal:")
-        self._view.say(COMMAND_INDENT + command_text(self._given, "alerts", settings.topic_prefix))
+        self._view.print_line(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
+        self._view.print_line("In another terminal:")
+        self._view.print_line(COMMAND_INDENT + command_text(self._given, "alerts", settings.topic_prefix))
 
     def _let_look(self, settings: Settings) -> None:
         """Leave broker and topics as they are until somebody stops the run."""
         self._workers = ()
         self._monitor = None
-        self._view.say(f"Kafka stays at {settings.kafka_bootstrap_servers} for a look:")
-        self._view.say(COMMAND_INDENT + command_text(self._given, "alerts --once", settings.topic_prefix))
+        self._view.print_line(f"Kafka stays at {settings.kafka_bootstrap_servers} for a look:")
+        self._view.print_line(COMMAND_INDENT + command_text(self._given, "alerts --once", settings.topic_prefix))
         self._view.stage("all is decided; broker and topics stay for a look, Ctrl-C stops them")
         self._signals.mode = Mode.NOTE
         while not self._signals.event.wait(LOOK_S):
@@ -191,7 +191,7 @@ class Controller:
         self._state.figures.river_version = model.river
         self._check()
         precision = "" if model.precision is None else f"; {model.precision:.0%} of its alerts on later days are fraud"
-        self._view.say(
+        self._view.print_line(
             f"The first model has {model.trees} trees, learned from {count_text(model.transactions)} transactions"
             f"{precision}."
         )

@@ -74,7 +74,7 @@ class RunFigures:
     refused: int = 0
     """Transactions of this run among the dead letters; they get no decision."""
     labels: int = 0
-    judged_alerts: int = 0
+    labelled_alerts: int = 0
     """Alerts whose label (fraud or legitimate) has come."""
     confirmed_alerts: int = 0
     """Those that the label calls fraud."""
@@ -98,7 +98,7 @@ class RunFigures:
     @property
     def precision(self) -> float | None:
         """Share of the alerts with a label that are fraud; None before the first label of an alert."""
-        return self.confirmed_alerts / self.judged_alerts if self.judged_alerts else None
+        return self.confirmed_alerts / self.labelled_alerts if self.labelled_alerts else None
 
 
 def summary_json(figures: RunFigures) -> str:

@@ -137,5 +137,5 @@ class Ledger:
         if label not in {FRAUD, LEGITIMATE}:
             return
         self._alerted.discard(transaction_id)
-        self._figures.judged_alerts += 1
+        self._figures.labelled_alerts += 1
         self._figures.confirmed_alerts += label == FRAUD

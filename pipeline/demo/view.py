@@ -55,7 +55,7 @@ def precision_text(figures: RunFigures) -> str:
     """Write the share of fraud among the alerts that have a label by now."""
     if figures.precision is None:
         return "precision not known yet: labels come days later"
-    return f"precision so far {figures.precision:.0%} of {count_text(figures.judged_alerts)} labelled"
+    return f"precision so far {figures.precision:.0%} of {count_text(figures.labelled_alerts)} labelled"
 
 
 def progress_line(state: RunState, now_s: float) -> str:
@@ -130,7 +130,7 @@ class View(Protocol):
     def stage(self, stage: str) -> None:
         """Begin ``stage``; it is shown until the next."""
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line that stays."""
 
     def tick(self) -> None:
@@ -205,9 +205,9 @@ class PlainView:
         self._state.stage = stage
         now_s = self._clock()
         self._next_s = now_s + PLAIN_INTERVAL_S
-        self.say(f"[{now_s - self._state.started_s:5.0f} s] {stage}")
+        self.print_line(f"[{now_s - self._state.started_s:5.0f} s] {stage}")
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print ``line``, wrapped at 80 columns under its own beginning; an indented one is a command, and whole."""
         if line.startswith(COMMAND_INDENT):
             self._stream.write(f"{line}\n")
@@ -223,7 +223,7 @@ class PlainView:
         now_s = self._clock()
         if now_s >= self._next_s and self._state.figures.transactions:
             self._next_s = now_s + PLAIN_INTERVAL_S
-            self.say(progress_line(self._state, now_s))
+            self.print_line(progress_line(self._state, now_s))
 
 
 class LiveView:
@@ -260,7 +260,7 @@ class LiveView:
         """Show ``stage`` from the next redraw on."""
         self._state.stage = stage
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print ``line`` above the picture."""
         self._console.print(Text(line), soft_wrap=line.startswith(COMMAND_INDENT))
 

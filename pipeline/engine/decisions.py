@@ -66,11 +66,11 @@ class Decisions:
         columns = decided(models, self.features, self.transactions.identities)._asdict()
         return replace(self, models=models, feedback=Counter(), **columns)
 
-    def judged(self, policy: Policy) -> "Decisions":
+    def under_policy(self, policy: Policy) -> "Decisions":
         """The same scores under a policy, which takes over the blend that they were made by."""
         if policy.blend != self.models.policy.blend:
             policy = policy.replace(blend=self.models.policy.blend)
-        selection, probability = _judged(policy, self.score, self.features, self.transactions.identities)
+        selection, probability = _selected(policy, self.score, self.features, self.transactions.identities)
         return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
@@ -169,10 +169,10 @@ def decided(
     logit = models.lightgbm.logit(features)
     river_logit = models.river.logit(features, logit)
     score = blend(logit, river_logit, models.policy.blend)
-    return PolicyResult(logit, river_logit, score, *_judged(models.policy, score, features, identities))
+    return PolicyResult(logit, river_logit, score, *_selected(models.policy, score, features, identities))
 
 
-def _judged(
+def _selected(
     policy: Policy,
     score: NDArray[np.float64],
     features: NDArray[np.float64],

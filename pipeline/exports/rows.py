@@ -120,8 +120,8 @@ class RowFormat:
             return None, False, _NO_VALUE
         try:
             message = self._decode_all(value)
-            judged_alike = len(value) <= MAX_VALUE_BYTES and not may_have_too_many_names(value)
-            if judged_alike and all(_is_plain(message, value, *amount) for amount in self._amounts):
+            read_alike = len(value) <= MAX_VALUE_BYTES and not may_have_too_many_names(value)
+            if read_alike and all(_is_plain(message, value, *amount) for amount in self._amounts):
                 return message, False, None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # The message itself is written below, as far as it can be read.

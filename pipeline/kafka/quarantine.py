@@ -64,14 +64,14 @@ class QuarantinedRecords:
 
         One that names another digest was written for another record, and is not believed.
         """
-        return any(item.position.row is None for item in self._of(agent, record))
+        return any(item.position.row is None for item in self._quarantines(agent, record))
 
     def skipped_rows(self, agent: str, record: Record) -> tuple[int, ...]:
         """Return the rows of a block that ``agent`` skips, ascending."""
-        rows = {item.position.row for item in self._of(agent, record)}
+        rows = {item.position.row for item in self._quarantines(agent, record)}
         return tuple(sorted(row for row in rows if row is not None))
 
-    def _of(self, agent: str, record: Record) -> list[Quarantine]:
+    def _quarantines(self, agent: str, record: Record) -> list[Quarantine]:
         items = self._known.get((agent, (record.topic, record.partition, record.offset)))
         return [] if items is None else [item for item in items if item.digest == value_digest(record.value)]
 

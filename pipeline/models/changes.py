@@ -211,7 +211,7 @@ class VersionChanges:
         refused = ""
         for bundle in reversed(stack[:-1]):
             try:
-                versions = self._of(bundle)
+                versions = self._versions_of(bundle)
             except ModelError as error:
                 refused = f": {error}"
                 continue
@@ -254,7 +254,7 @@ class VersionChanges:
         approved = self.history.approved()
         if approved is None:
             raise ModelError("no bundle was activated by a person or by `fraud-pipeline train`: there is none to use")
-        model, chosen = self._of(approved)
+        model, chosen = self._versions_of(approved)
         policy = Policy.from_payload(chosen.payload).replace(blend=0.0)
         bundle = Active(model.version, policy.version)
         if bundle == self.active():
@@ -270,7 +270,7 @@ class VersionChanges:
             raise ModelError("no version is active on this cluster; publish one with `fraud-pipeline train --publish`")
         return active.lightgbm.version, active.policy
 
-    def _of(self, bundle: Bundle) -> tuple[KnownVersion, KnownVersion]:
+    def _versions_of(self, bundle: Bundle) -> tuple[KnownVersion, KnownVersion]:
         """Return the versions of a bundle; raises `ModelError` where one cannot be read or used."""
         versions = self.known.at(bundle.lightgbm), self.known.at(bundle.policy)
         for version in versions:

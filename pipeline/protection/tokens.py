@@ -77,7 +77,7 @@ class TokenKeys:
         with self._database:
             insert = "INSERT INTO keys SELECT ?, x'' WHERE NOT EXISTS (SELECT 1 FROM keys)"
             self._database.execute(insert, (own,))
-        if not self._of([own]):
+        if not self._keys_of([own]):
             self._database.close()
             raise KeyFileError(
                 f"{self._path} was made with another secret, so that all values would get other tokens and none could "
@@ -115,7 +115,7 @@ class TokenKeys:
         found: dict[bytes, bytes] = {}
         asked = list(rows)
         for first in range(0, len(asked), _MOST_ASKED):
-            found |= self._of(asked[first : first + _MOST_ASKED])
+            found |= self._keys_of(asked[first : first + _MOST_ASKED])
         if missing := [row for row in asked if row not in found]:
             made = [(row, secrets.token_bytes(_KEY_BYTES)) for row in missing]
             self._database.execute("BEGIN IMMEDIATE")
@@ -123,7 +123,7 @@ class TokenKeys:
                 # Another process may have been first: its key counts.
                 self._database.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", made)
             for first in range(0, len(missing), _MOST_ASKED):
-                found |= self._of(missing[first : first + _MOST_ASKED])
+                found |= self._keys_of(missing[first : first + _MOST_ASKED])
         return {name: found[row] for row, name in rows.items()}
 
     def forget(self, name: Name) -> bool:
@@ -150,9 +150,9 @@ class TokenKeys:
         except sqlite3.Error as error:
             raise KeyFileError(f"the token keys in {self._path} cannot be used: {error}") from None
 
-    def _of(self, rows: Sequence[bytes]) -> dict[bytes, bytes]:
-        places = ", ".join("?" * len(rows))
-        return dict(self._database.execute(f"SELECT name, key FROM keys WHERE name IN ({places})", rows))  # noqa: S608
+    def _keys_of(self, rows: Sequence[bytes]) -> dict[bytes, bytes]:
+        marks = ", ".join("?" * len(rows))
+        return dict(self._database.execute(f"SELECT name, key FROM keys WHERE name IN ({marks})", rows))  # noqa: S608
 
     def _row(self, name: Name) -> bytes:
         return hmac.digest(self._secret, _text(name), hashlib.sha256)

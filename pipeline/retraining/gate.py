@@ -191,10 +191,10 @@ def _frauds_by_band(rows: Scorings, amount: NDArray[np.float64], fraud: NDArray[
     number = np.searchsorted(edges[1:-1], amount, side="left")
     found = []
     for band in np.unique(number).tolist():
-        its = number == band
-        expected, expected_active = (float(score[its].sum()) for score in (rows.candidate, rows.reference))
-        low, high = float(amount[its].min()), float(amount[its].max())
-        found.append(Band(low, high, int(np.count_nonzero(fraud & its)), expected, expected_active))
+        in_band = number == band
+        expected, expected_active = (float(score[in_band].sum()) for score in (rows.candidate, rows.reference))
+        low, high = float(amount[in_band].min()), float(amount[in_band].max())
+        found.append(Band(low, high, int(np.count_nonzero(fraud & in_band)), expected, expected_active))
     return found
 
 

@@ -85,10 +85,10 @@ def _bands(
     name: str, value: NDArray[np.float64], edges: list[float], text: str
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     for low, high in pairwise(edges):
-        its = (value > low) & (value <= high)
-        if its.any():
+        inside = (value > low) & (value <= high)
+        if inside.any():
             below, above = f"above {text.format(low)}", f"up to {text.format(high)}"
-            yield name, below if high == np.inf else above if low == -np.inf else f"{below}, {above}", its
+            yield name, below if high == np.inf else above if low == -np.inf else f"{below}, {above}", inside
 
 
 def _rounded(value: float) -> float:

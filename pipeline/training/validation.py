@@ -55,11 +55,11 @@ def calibration_table(
     bins = np.clip(np.searchsorted(SCORE_EDGES, score, side="right") - 1, 0, len(SCORE_EDGES) - 2)
     found = []
     for number, (low, high) in enumerate(pairwise(SCORE_EDGES)):
-        its = bins == number
-        rows = float(weight[its].sum())
+        inside = bins == number
+        rows = float(weight[inside].sum())
         if rows:
-            mean = float((weight[its] * score[its]).sum()) / rows
-            rate = float(weight[its & fraud].sum()) / rows
+            mean = float((weight[inside] * score[inside]).sum()) / rows
+            rate = float(weight[inside & fraud].sum()) / rows
             found.append({"from": low, "to": high, "rows": rows, "mean_score": mean, "observed_rate": rate})
     return found
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import msgspec
 
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
-from pipeline.backtest.runner.recorded_pass import count_judged
+from pipeline.backtest.runner.recorded_pass import count_processed
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.engine.results import Result
 from pipeline.settings import Settings
@@ -25,7 +25,7 @@ def statistics(from_us: int = EARLIEST_US) -> RunStatistics:
 
 def counted(results: list[Result], found: RunStatistics, settings: Settings | None = None) -> dict[str, int]:
     for result in results:
-        count_judged(found, settings or Settings(topic_prefix=""), result)
+        count_processed(found, settings or Settings(topic_prefix=""), result)
     return found.reported_counts()
 
 

@@ -88,7 +88,7 @@ def busy_state() -> RunState:
     state.transactions_per_s = 1803.4
     figures = state.figures
     figures.transactions, figures.warm_up_transactions, figures.decisions = 124_310, 80_000, 124_295
-    figures.alerts, figures.judged_alerts, figures.confirmed_alerts = 970, 100, 71
+    figures.alerts, figures.labelled_alerts, figures.confirmed_alerts = 970, 100, 71
     figures.labels, figures.river_version, figures.river_versions = 90_000, "sgd-7d1c@31337", 28
     for milliseconds in range(1, 101):
         figures.latencies.add(float(milliseconds))
@@ -297,7 +297,7 @@ def test_plain_lines_come_every_couple_of_seconds_and_without_escape_codes() -> 
         for _ in range(100):
             now_s += 0.1
             view.tick()
-        view.say("x " * 100)
+        view.print_line("x " * 100)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[    0 s] streaming"
     assert sum("decided" in line for line in lines) == pytest.approx(5, abs=1)
@@ -309,7 +309,7 @@ def test_the_live_view_leaves_what_was_said_and_removes_its_picture(monkeypatch:
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()
     with LiveView(busy_state(), stream) as view:
-        view.say("the first model is trained")
+        view.print_line("the first model is trained")
     text = stream.getvalue()
     assert "the first model is trained" in text
     assert "Day 12 of 30" in text
@@ -392,7 +392,7 @@ def test_the_alerts_of_the_warm_up_are_not_judged() -> None:
     ledger.decision(decision("w", "alert"), 1.0)
     ledger.label(label("w", "fraud"))
     assert ledger.alerts_decided == 1
-    assert figures.judged_alerts == 0
+    assert figures.labelled_alerts == 0
 
 
 def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read() -> None:
@@ -409,7 +409,7 @@ def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read()
     ledger.label(label("e", "fraud"))
     ledger.label(label("of another run", "fraud"))
     assert figures.labels == 5
-    assert (figures.judged_alerts, figures.confirmed_alerts) == (2, 1)
+    assert (figures.labelled_alerts, figures.confirmed_alerts) == (2, 1)
     assert figures.precision == 0.5
     ledger.label(label("c", "fraud"))
     assert figures.precision == pytest.approx(2 / 3)
@@ -449,5 +449,5 @@ def test_a_command_to_copy_is_never_wrapped() -> None:
     stream = io.StringIO()
     command = COMMAND_INDENT + command_text(Settings(), "alerts", "x" * 100)
     for view in (PlainView(busy_state(), stream), LiveView(busy_state(), stream)):
-        view.say(command)
+        view.print_line(command)
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == [command, command]

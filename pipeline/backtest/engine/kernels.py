@@ -196,11 +196,12 @@ class Engine:
             rejects += _contradictions(taken if isinstance(rows, slice) else taken.take(rows), joined.differs)
             outcomes += joined.counts
             found, chunk_labels = joined.following, joined.labels.labels
-            who = chunk_labels.take(found.label) if len(found.label) else no_labels()
+            labelled = chunk_labels.take(found.label) if len(found.label) else no_labels()
             followings.append(
                 _Following(
-                    found.position, identities(who.card_id, who.transaction_id), found.event_time_us, found.merchants,
-                    found.known, who.known_at_us,
+                    found.position, identities(labelled.card_id, labelled.transaction_id),
+                    found.event_time_us, found.merchants,
+                    found.known, labelled.known_at_us,
                 )
             )  # fmt: skip
             rejects += self._given_up(joined.given_up)

@@ -53,7 +53,7 @@ def summary(content: ReportContent) -> Markup:
     for variant in content.variants:
         rows = [_metric_row(metric) for metric in variant.metrics]
         metrics = table(f"Metrics of {variant.name}", ["Metric", "Value", *kinds], rows)
-        parts.append(_folded(metrics, f"{variant.name} with intervals") if many else metrics)
+        parts.append(_collapsed(metrics, f"{variant.name} with intervals") if many else metrics)
         if variant.paced is not None:
             parts.append(element("p", pacing_sentence(variant.paced)))
     options = content.options
@@ -157,7 +157,7 @@ def comparisons(content: ReportContent) -> Markup:
             element("p", "An interval that does not contain zero is a difference that chance does not easily explain.")
         )
         parts.append(_figures(f"By amount, {content.base_currency}", "Amount", comparison.amounts))
-        parts.append(_folded(_figures("By day", "Day", comparison.days), "By day"))
+        parts.append(_collapsed(_figures("By day", "Day", comparison.days), "By day"))
         parts.append(_sides(comparison))
         for name, side in ((comparison.base, comparison.only_base), (comparison.other, comparison.only_other)):
             if side.examples:
@@ -194,7 +194,9 @@ def money(content: ReportContent) -> Markup:
             for row in variant.sweep
         ]  # fmt: skip
         columns = ["Threshold", "Alerts a day", "Precision", "Recall", "Caught", "Review cost", "Net saving"]
-        parts.append(_folded(table(f"Thresholds: {variant.name}", columns, rows), f"Threshold table of {variant.name}"))
+        parts.append(
+            _collapsed(table(f"Thresholds: {variant.name}", columns, rows), f"Threshold table of {variant.name}")
+        )
     return join(parts)
 
 
@@ -214,7 +216,7 @@ def time(content: ReportContent) -> Markup:
                 _figures(f"Figures by day: {variant.name}", "Day", variant.days),
             ]
         )
-        parts.append(_folded(days, f"Tables by day of {variant.name}"))
+        parts.append(_collapsed(days, f"Tables by day of {variant.name}"))
     parts.append(
         element(
             "p",
@@ -339,7 +341,7 @@ def drift(content: ReportContent) -> Markup:
         ]  # fmt: skip
         columns = ["Feature", "Index", "Kolmogorov-Smirnov", "Without value, training", "Without value, range"]
         drawn = table(f"Drift of the features of LightGBM {model.lightgbm}", columns, rows)
-        parts.append(_folded(drawn, f"Table of all features of LightGBM {model.lightgbm}"))
+        parts.append(_collapsed(drawn, f"Table of all features of LightGBM {model.lightgbm}"))
     return join(parts) if parts else element("p", "Nothing was scored in the range.")
 
 
@@ -364,5 +366,5 @@ def _figure(svg: str, caption: str) -> Markup:
     return element("figure", Markup(svg), element("figcaption", caption))
 
 
-def _folded(inner: Markup, summary: str) -> Markup:
+def _collapsed(inner: Markup, summary: str) -> Markup:
     return element("details", element("summary", summary), inner)

@@ -103,7 +103,7 @@ class Present(NamedTuple):
             )
 
 
-class _Verdict(msgspec.Struct):
+class _WrittenDecision(msgspec.Struct):
     """Fields of a decision that tell it from the same decision of a log that has changed."""
 
     source: RecordPosition
@@ -111,7 +111,7 @@ class _Verdict(msgspec.Struct):
     selection: str | None = None
 
 
-_decode = msgspec.json.Decoder(_Verdict).decode
+_decode = msgspec.json.Decoder(_WrittenDecision).decode
 
 
 def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Sequence[int]]) -> RunRows:

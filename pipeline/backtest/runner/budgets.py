@@ -43,7 +43,7 @@ class Budget:
             return decisions
         if self._policy is None:
             self._policy = self._chosen(decisions.models.policy)
-        return decisions.judged(self._policy)
+        return decisions.under_policy(self._policy)
 
     def _chosen(self, policy: Policy) -> Policy:
         score = np.concatenate(self._scores)

@@ -137,7 +137,7 @@ class ModelLibrary:
         return payload if payload is not None else self._registry.load(name, version)
 
     def rates(self, config: CardConfig) -> RateTable:
-        """The rate table by which a batch was judged. Raises `RatesError` where it is not on ``models``."""
+        """The rate table by which a batch was processed. Raises `RatesError` where it is not on ``models``."""
         return self._rates.table(config.rates_version, config.rates_digest)
 
     @cached_property

@@ -71,7 +71,7 @@ class PacedVariant:
                 policy = given.policy.replace(threshold=pace.threshold, metadata={"paced_for_hour": hour})
                 self._changed_hour = hour
         self._policy = policy
-        decided = decisions.judged(policy)
+        decided = decisions.under_policy(policy)
         first = self._pacing.add(_scored(decided))
         if first:
             self._by_day[int(hour * US_PER_HOUR // US_PER_DAY)] += first

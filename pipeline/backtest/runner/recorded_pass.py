@@ -60,7 +60,7 @@ def decide_as_recorded(
         raise TypeError("only topics have a recorded order")
     options = request.card_options(partitions)
     source.refuse_lost(span, partitions)
-    replayed = RecordedReplay(source, span, options, library, partial(count_judged, statistics, source.settings))
+    replayed = RecordedReplay(source, span, options, library, partial(count_processed, statistics, source.settings))
     needs_live = request.compare_live or not candidates
     live = live_decisions(source, span, features=request.compare_live) if needs_live else None
     comparer = live_comparer(live, source, span, request.order) if live is not None and request.compare_live else None
@@ -84,7 +84,7 @@ def decide_as_recorded(
     _read_labels(request, source, options, statistics)
 
 
-def count_judged(statistics: RunStatistics, settings: Settings, result: Result) -> None:
+def count_processed(statistics: RunStatistics, settings: Settings, result: Result) -> None:
     """Count what the card kernel says of a batch: repeats, outcomes of labels, and refused records."""
     statistics.repeated(result.counts["duplicate", ""])
     outcomes = Counter({detail: count for (what, detail), count in result.counts.items() if what == "label"})

@@ -70,7 +70,7 @@ class Scored(NamedTuple):
     """Decisions about some transactions of the range, all by the same models."""
 
     decisions: Decisions
-    places: list[SourcePosition]
+    positions: list[SourcePosition]
     """Position of each transaction's record."""
     live: list[LiveDecision | None]
     """The recorded decision about each; None where there is none, or nobody asked."""
