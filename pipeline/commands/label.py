@@ -45,7 +45,7 @@ class AmbiguousTransaction(click.ClickException):
     """Several cards have a transaction of this identifier."""
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _TransactionHead(msgspec.Struct, frozen=True):
     transaction_id: str
     card_id: str
 
@@ -65,7 +65,7 @@ def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
     does not decode is passed over: the card agent sets it aside, so that there is no decision for a label to be about.
     """
     needle = max(_SAFE.findall(transaction_id.encode("utf-8", "surrogatepass")), key=len, default=b"")
-    decode = msgspec.json.Decoder(_Head).decode
+    decode = msgspec.json.Decoder(_TransactionHead).decode
     cards: set[str] = set()
     for record in records:
         if record.value is None or needle not in record.value:

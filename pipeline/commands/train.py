@@ -279,7 +279,7 @@ def command(
     )
 
 
-class _Rows(NamedTuple):
+class _TrainingInput(NamedTuple):
     """Rows to train on, with what is known of their labels."""
 
     data: TrainingSet
@@ -298,7 +298,7 @@ def _of_file(
     names: tuple[str, ...],
     *,
     early: bool,
-) -> _Rows:
+) -> _TrainingInput:
     """Compute the features of a file; raises `UnusableSource`, `ModelError`."""
     # What lies behind the date takes no part, not even in the features.
     if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
@@ -310,12 +310,12 @@ def _of_file(
     data = from_history(frame, regime, known_us, names, report=seldom(_echo))
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
-    return _Rows(data, regime.maturity_days, reports, labels)
+    return _TrainingInput(data, regime.maturity_days, reports, labels)
 
 
 def _of_topics(
     servers: str, settings: Settings, delay_days: float, known_before: datetime | None, *, early: bool
-) -> _Rows:
+) -> _TrainingInput:
     """Read what a cluster served; raises `ModelError`, `TopicError`."""
     rows = _served(servers, settings)
     before_us = _microseconds(known_before)
@@ -326,7 +326,7 @@ def _of_topics(
     described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
     by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
     labels = TrainedLabels(known_us, round(delay_days * US_PER_DAY), described, by_source)
-    return _Rows(data, delay_days, reports, labels)
+    return _TrainingInput(data, delay_days, reports, labels)
 
 
 def _eligible_rows(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:

@@ -50,7 +50,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return compared(features, self.feature, self.op, self.value)
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     threshold: float
     blend: float
@@ -63,7 +63,7 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     """Left out where there is none, so that policies without one keep their versions."""
 
 
-_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+_PAYLOAD: Final = msgspec.json.Decoder(_PolicyPayload)
 
 
 class PolicyDecisions(NamedTuple):
@@ -110,7 +110,7 @@ class Policy:
         metadata: dict[str, Any] | None = None,
         audit: Audit | None = None,
     ) -> None:
-        content = _Payload(
+        content = _PolicyPayload(
             kind=POLICY_KIND,
             threshold=float(threshold),
             blend=float(blend),
@@ -123,7 +123,7 @@ class Policy:
         )
         self._load(content, encode_payload(content))
 
-    def _load(self, content: _Payload, payload: bytes) -> None:
+    def _load(self, content: _PolicyPayload, payload: bytes) -> None:
         _check(content)
         self.threshold = content.threshold
         self.blend = content.blend
@@ -240,7 +240,7 @@ def _fill(selection: list[str | None], rows: NDArray[np.bool_], name: str) -> No
         selection[row] = name
 
 
-def _check(content: _Payload) -> None:
+def _check(content: _PolicyPayload) -> None:
     for name, value in (("threshold", content.threshold), ("blend", content.blend), ("audit rate", content.audit_rate)):
         if not 0.0 <= value <= (LARGEST_THRESHOLD if name == "threshold" else 1.0):
             raise ModelError(f"a policy's {name} must be between 0 and 1, not {value}")

@@ -253,7 +253,7 @@ _READERS: Final = {_FORMAT: _parse_1}
 """Readers by format: that of the format before stays when there is a new one."""
 
 
-class _Head(NamedTuple):
+class _BlockHead(NamedTuple):
     rows: int
     transactions: int
     features: int
@@ -285,7 +285,7 @@ class _Cursor:
         return self._value[self.at - count : self.at]
 
 
-def _parse_head(value: bytes) -> _Head:
+def _parse_head(value: bytes) -> _BlockHead:
     _, _, features, rows, head_bytes, body_checksum, head_checksum = _PREFIX.unpack_from(value)
     body_start = _PREFIX.size + head_bytes
     head = value[_PREFIX.size : body_start]
@@ -312,10 +312,10 @@ def _parse_head(value: bytes) -> _Head:
         version = kernel.decode()
     except UnicodeDecodeError as error:
         raise BlockError(f"a name is no UTF-8: {error}") from error
-    return _Head(rows, transactions, features, text_bytes, version, names, sources, body_start, body_checksum)
+    return _BlockHead(rows, transactions, features, text_bytes, version, names, sources, body_start, body_checksum)
 
 
-def _parse_body(value: bytes, head: _Head, layout: Layout) -> Block:
+def _parse_body(value: bytes, head: _BlockHead, layout: Layout) -> Block:
     n = head.rows
     size = (layout.row_bytes - _SOURCE_BYTES) * n + FEATURE_BYTES * head.features * head.transactions + head.text_bytes
     if len(value) - head.body_start != size:

@@ -67,7 +67,7 @@ class CardOptions(NamedTuple):
         )
 
 
-class _Values(msgspec.Struct):
+class _CardValues(msgspec.Struct):
     layout: int
     windows: bytes
     stream_time_us: int = msgspec.field(name="newest_us")
@@ -76,7 +76,7 @@ class _Values(msgspec.Struct):
     first_day: int = 0
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+_DECODER: Final = msgspec.msgpack.Decoder(_CardValues)
 
 
 class CardPartition:
@@ -163,7 +163,9 @@ class CardPartition:
         """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
         clock = self._join.clock
-        values = _Values(LAYOUT, windows, clock.stream_time_us, self._index.state, self._pending.state, clock.first_day)
+        values = _CardValues(
+            LAYOUT, windows, clock.stream_time_us, self._index.state, self._pending.state, clock.first_day
+        )
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def digest(self) -> str:

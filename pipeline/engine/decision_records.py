@@ -43,7 +43,7 @@ class DecisionRecord(NamedTuple):
     log: LogPosition
 
 
-class _Names(msgspec.Struct, frozen=True, array_like=True):
+class _RecordNames(msgspec.Struct, frozen=True, array_like=True):
     """The end of a packed record."""
 
     versions: Versions
@@ -54,7 +54,7 @@ class _Names(msgspec.Struct, frozen=True, array_like=True):
 _HEAD: Final = struct.Struct("<5I3q3i")
 """Count of the numbers; bytes of transaction, card, merchant and names; times and positions."""
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Names).decode
+_decode = msgspec.json.Decoder(_RecordNames).decode
 
 
 def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[bytes]:
@@ -70,7 +70,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
     versions = rows.versions()
     for version in versions:
         if version not in ends:
-            ends[version] = _encode(_Names(version, names))
+            ends[version] = _encode(_RecordNames(version, names))
     tails = [ends[version] for version in versions]
     lengths = [np.fromiter(map(len, column), "<u4", len(rows.rows)) for column in (*texts, tails)]
     heads = (

@@ -56,7 +56,7 @@ class FeedbackOptions(NamedTuple):
         return self._replace(**msgspec.structs.asdict(config))
 
 
-class _Values(msgspec.Struct):
+class _FeedbackValues(msgspec.Struct):
     layout: int
     stream_time_us: int = msgspec.field(name="newest_us")
     first_day: int
@@ -66,7 +66,7 @@ class _Values(msgspec.Struct):
     label_hours: dict[str, SourceHours]
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+_DECODER: Final = msgspec.msgpack.Decoder(_FeedbackValues)
 
 
 class FeedbackPartition:
@@ -138,7 +138,7 @@ class FeedbackPartition:
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state; what is large is in files, which are linked."""
         segments = self._segments.dump(full=full)
-        values = _Values(
+        values = _FeedbackValues(
             LAYOUT,
             *self._kernel.progress,
             self._served.state,

@@ -196,7 +196,7 @@ class FeedbackKernel:
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _Part(self, config, stream_time_us, first_day, decided, joined)
+            part = _BatchPart(self, config, stream_time_us, first_day, decided, joined)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
@@ -212,7 +212,7 @@ class FeedbackKernel:
         self.decisions.forget_before(self._first_day, forgotten_with(records))
 
 
-class _Part:
+class _BatchPart:
     """A batch, or a part of one behind which something is forgotten."""
 
     def __init__(

@@ -26,14 +26,14 @@ RELEARN_AT_MOST: Final = 1_000
 """Examples that a rollback may have to learn again: saving a large classifier before each batch would cost more."""
 
 
-class _Values(msgspec.Struct):
+class _LearnValues(msgspec.Struct):
     layout: int
     next_offset: int
     published_offset: int
     learner: bytes | None
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+_DECODER: Final = msgspec.msgpack.Decoder(_LearnValues)
 
 
 class LearnPartition:
@@ -122,7 +122,7 @@ class LearnPartition:
         del full
         next_offset, published_offset = self._committed
         learner = self._learner.numbers()
-        values = _Values(LAYOUT, next_offset, published_offset, learner)
+        values = _LearnValues(LAYOUT, next_offset, published_offset, learner)
         return StateDump(msgspec.msgpack.encode(values), {})
 
     def digest(self) -> str:

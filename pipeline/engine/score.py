@@ -27,13 +27,13 @@ class KernelChanged(KernelMismatch):
     """Several such blocks, and none of this worker's kernel behind them: no single record is to blame."""
 
 
-class _Values(msgspec.Struct):
+class _ScoreValues(msgspec.Struct):
     layout: int
     windows: bytes
     inputs: list[ReadInput]
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(_Values)
+_DECODER: Final = msgspec.msgpack.Decoder(_ScoreValues)
 
 
 class ScorePartition:
@@ -82,7 +82,7 @@ class ScorePartition:
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
-        return StateDump(msgspec.msgpack.encode(_Values(LAYOUT, windows, self._inputs.dump())), columns)
+        return StateDump(msgspec.msgpack.encode(_ScoreValues(LAYOUT, windows, self._inputs.dump())), columns)
 
     def digest(self) -> str:
         """Return the digest of the committed state."""

@@ -61,7 +61,7 @@ class _Built(NamedTuple):
     """Shape (n,): where they do not say what the message does."""
 
 
-class _Part(NamedTuple):
+class _FieldGroup(NamedTuple):
     """Columns that are made together, of a field or of what is within it."""
 
     fields: list[pa.Field]
@@ -196,9 +196,9 @@ def _nested(kind: Any) -> Any:
     return list[_nested(arguments[0])] if origin is list else kind  # type: ignore[misc]
 
 
-def _parts_of(kinds: Sequence[Struct]) -> tuple[_Part, ...]:
+def _parts_of(kinds: Sequence[Struct]) -> tuple[_FieldGroup, ...]:
     """Columns of messages that may be any of ``kinds``; a field that several have is one column."""
-    found: dict[str, _Part] = {}
+    found: dict[str, _FieldGroup] = {}
     tag_field = kinds[0].__struct_config__.tag_field
     if len(kinds) > 1 and tag_field is not None:
         found[tag_field] = _part(tag_field, pa.string(), lambda messages: _built(map(_tag, messages), pa.string()))
@@ -208,9 +208,9 @@ def _parts_of(kinds: Sequence[Struct]) -> tuple[_Part, ...]:
     return tuple(found.values())
 
 
-def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_Part]:
+def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_FieldGroup]:
     """``path`` leads to a message within a message; ``missing``: it may not be there."""
-    parts: list[_Part] = []
+    parts: list[_FieldGroup] = []
     for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
         field_kind, optional = _present(field.type)
         within = (*path, field.name)
@@ -218,14 +218,14 @@ def _fields_of(kind: Struct, path: tuple[str, ...], *, missing: bool) -> list[_P
         if isinstance(field_kind, msgspec.inspect.StructType):
             parts += _fields_of(field_kind.cls, within, missing=missing or optional)
         elif field.name == _FEATURES:
-            parts.append(_Part(FEATURE_FIELDS, partial(_features, get)))
+            parts.append(_FieldGroup(FEATURE_FIELDS, partial(_features, get)))
         else:
             parts.append(_part("_".join(within), *_column(field_kind, get)))
     return parts
 
 
-def _part(name: str, kind: pa.DataType, build: Callable[[Sequence[Any]], _Built]) -> _Part:
-    return _Part([pa.field(name, kind)], build)
+def _part(name: str, kind: pa.DataType, build: Callable[[Sequence[Any]], _Built]) -> _FieldGroup:
+    return _FieldGroup([pa.field(name, kind)], build)
 
 
 def _present(info: Any) -> tuple[Any, bool]:

@@ -150,7 +150,7 @@ class TopicExport:
                 run.write(log)
             return [log.exported for log in logs]
 
-    def _open(self, topic: Named, stack: ExitStack) -> "_Log":
+    def _open(self, topic: Named, stack: ExitStack) -> "_TopicLog":
         name = self._settings.topic(topic.name)
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = partition_numbers(client, name)
@@ -160,7 +160,7 @@ class TopicExport:
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
         begins = retried(lambda: first_offsets(client, [(name, number) for number in numbers]))
         asked, note = self._ranges(name, numbers, {number: begins[name, number] for number in numbers})
-        log = _Log(name, rows, files, [], {}, Exported(name, files.directory, note=note))
+        log = _TopicLog(name, rows, files, [], {}, Exported(name, files.directory, note=note))
         if note is not None:
             return log
         stack.enter_context(files.held())
@@ -223,7 +223,7 @@ class TopicExport:
 
 
 @dataclass(slots=True)
-class _Log:
+class _TopicLog:
     """A topic, and what of it is to be written."""
 
     name: str
@@ -253,7 +253,7 @@ class _Run:
     records: int = 0
     started_s: float = 0.0
 
-    def write(self, log: _Log) -> None:
+    def write(self, log: _TopicLog) -> None:
         """Write what of a topic is missing, file by file."""
         self.started_s = self.started_s or time.monotonic()
         for number, offsets in log.missing:
@@ -264,7 +264,7 @@ class _Run:
                 while at < offsets.stop and not self.stopped():
                     at = self._write_file(log, number, pieces, at, offsets.stop)
 
-    def _write_file(self, log: _Log, number: int, pieces: Pieces, start: int, end: int) -> int:
+    def _write_file(self, log: _TopicLog, number: int, pieces: Pieces, start: int, end: int) -> int:
         """Write one file; return the offset behind it."""
         at = start
         with log.files.part(number, start) as part:
@@ -283,7 +283,9 @@ class _Run:
         self._report_progress(log, 0)
         return at
 
-    def _batches(self, log: _Log, number: int, reader: RangeReader, end: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def _batches(
+        self, log: _TopicLog, number: int, reader: RangeReader, end: int
+    ) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Yield rows, and the offset behind their records, up to the end of the range."""
         most = min(_FIRST_RECORDS, self.file_rows)
         try:
@@ -302,14 +304,14 @@ class _Run:
         if self.stopped():
             raise _Interrupted
 
-    def _note(self, log: _Log, rows: pa.RecordBatch, records: int) -> None:
+    def _note(self, log: _TopicLog, rows: pa.RecordBatch, records: int) -> None:
         self.records += records
         log.exported.records += records
         log.exported.rows += rows.num_rows
         if ERROR in rows.schema.names:
             log.exported.undecoded += rows.num_rows - rows.column(ERROR).null_count
 
-    def _report_progress(self, log: _Log, ahead: int) -> None:
+    def _report_progress(self, log: _TopicLog, ahead: int) -> None:
         share = (self.passed + ahead) / self.total if self.total else 1.0
         self.progress(ExportProgress(log.name, self.records, time.monotonic() - self.started_s, share))
 

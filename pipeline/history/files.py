@@ -295,7 +295,7 @@ def _converted(
             raise UnusableSource(f"{bound} has no time zone; give --from and --to with an offset")
     row = 0
     for table in read_tables(path, list(dict.fromkeys(mapping.columns.values())), batch_rows):
-        frame = _Batch(path, mapping, table, row).frame()
+        frame = _FileBatch(path, mapping, table, row).frame()
         row += table.num_rows
         if start is not None:
             frame = frame[frame["event_time"] >= start]
@@ -306,7 +306,7 @@ def _converted(
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _FileBatch:
     """A table of a file, with the context that names the row of an error."""
 
     path: Path

@@ -26,7 +26,7 @@ read_batches = partial(clients.read_batches, skip_unreadable=True)
 """These checks decide nothing, and an unreadable batch must not keep the agent from starting that quarantines it."""
 
 
-class _Log(msgspec.Struct, frozen=True):
+class _LogPosition(msgspec.Struct, frozen=True):
     partition: int
     offset: int
 
@@ -34,7 +34,7 @@ class _Log(msgspec.Struct, frozen=True):
 class _Decided(msgspec.Struct, frozen=True):
     """The part of a decision that names its record of `profiled`."""
 
-    log: _Log | None = None
+    log: _LogPosition | None = None
     decided_at: str = ""
 
 
@@ -135,7 +135,7 @@ def newest_batches(
     tails = {number: max(0, ends[name, number] - CHECKED_RECORDS) for _, number in partitions if ends[name, number]}
     if not tails:
         return {}
-    found: dict[Partition, _Batch] = {}
+    found: dict[Partition, _ResultBatch] = {}
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         every = (record for records in batches for record in records)
         if key is not None:
@@ -143,7 +143,7 @@ def newest_batches(
             for record, marker in readable(own, decode_progress, on_refused):
                 for name, end in marker.ends.items():
                     # In the order of the log, which is that of the batches.
-                    found[settings.topic(name), record.partition] = _Batch(marker.starts.get(name, end), "", 0)
+                    found[settings.topic(name), record.partition] = _ResultBatch(marker.starts.get(name, end), "", 0)
         else:
             for record, decision in readable(every, _decode_decided, on_refused):
                 if decision.log is not None:
@@ -152,19 +152,19 @@ def newest_batches(
     return {at: batch.start for at, batch in found.items()}
 
 
-class _Batch(NamedTuple):
+class _ResultBatch(NamedTuple):
     start: int
     decided_at: str
     timestamp_ms: int
 
 
-def _newer(known: _Batch | None, offset: int, decided_at: str, timestamp_ms: int) -> _Batch:
+def _newer(known: _ResultBatch | None, offset: int, decided_at: str, timestamp_ms: int) -> _ResultBatch:
     """The newer batch of two: decisions of one batch bear one time, and lie in several partitions."""
     if known is not None and known.decided_at == decided_at:
         return known._replace(start=min(known.start, offset))
     if known is not None and known.timestamp_ms > timestamp_ms:
         return known
-    return _Batch(offset, decided_at, timestamp_ms)
+    return _ResultBatch(offset, decided_at, timestamp_ms)
 
 
 def _of_progress(

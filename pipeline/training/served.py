@@ -181,7 +181,7 @@ class ServedRows:
         )
 
 
-class _Part(NamedTuple):
+class _ServedPart(NamedTuple):
     """Columns of some rows, in the order in which they were read."""
 
     features: NDArray[np.float64]
@@ -197,8 +197,8 @@ class _Part(NamedTuple):
     partition: NDArray[np.int32]
     offset: NDArray[np.int64]
 
-    def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "_Part":
-        return _Part._make(column[rows] for column in self)
+    def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "_ServedPart":
+        return _ServedPart._make(column[rows] for column in self)
 
 
 class ServedLog:
@@ -216,7 +216,7 @@ class ServedLog:
     def __init__(self, settings: Settings, window_days: float = WINDOW_DAYS) -> None:
         self._topic_prefix = settings.topic_prefix
         self._window_us = round(window_days * US_PER_DAY)
-        self._parts: list[_Part] = []
+        self._parts: list[_ServedPart] = []
         self._labels: list[Labelled] = []
         self._codes: dict[str, int] = {}
         self._changed = False
@@ -282,7 +282,7 @@ class ServedLog:
         parts = [part.take(part.event_time_us >= since_us) for part in self._parts]
         return self._served(self._merged(parts, since_us) if parts else _no_rows())
 
-    def _served(self, part: _Part) -> ServedRows:
+    def _served(self, part: _ServedPart) -> ServedRows:
         """Return ordered rows, as far as their dates are to be believed."""
         if self.stream_time_us is not None:
             part = part.take(slice(int(np.searchsorted(part.event_time_us, self.stream_time_us, side="right"))))
@@ -306,7 +306,7 @@ class ServedLog:
             labels,
         )
 
-    def _columns(self, found: Sequence[tuple[FeatureRows, int]]) -> _Part:
+    def _columns(self, found: Sequence[tuple[FeatureRows, int]]) -> _ServedPart:
         """Return the rows of some blocks as one part."""
         blocks = [rows.block for rows, _ in found]
         counts = [block.rows for block in blocks]
@@ -319,7 +319,7 @@ class ServedLog:
         numbers = np.concatenate([block.features[:, [LOGIT, SCORE]] for block in blocks])
         codes = [self._coded(rows) for rows, _ in found]
         lightgbm, policy, topic = np.concatenate(codes, axis=1)
-        return _Part(
+        return _ServedPart(
             np.concatenate([rows.own_features() for rows, _ in found]),
             *(
                 column[kept]
@@ -350,10 +350,10 @@ class ServedLog:
         return numbers[block.codes[[LIGHTGBM, POLICY, SOURCE_TOPIC]]]
 
     @staticmethod
-    def _merged(parts: list[_Part], oldest_us: int) -> _Part:
+    def _merged(parts: list[_ServedPart], oldest_us: int) -> _ServedPart:
         """Merge parts, whose features are let go of: ordered by event time, each decision once, none of before."""
         columns = zip(*(part[1:] for part in parts), strict=True)
-        light = _Part._make([np.empty((0, 0)), *(np.concatenate(column) for column in columns)])
+        light = _ServedPart._make([np.empty((0, 0)), *(np.concatenate(column) for column in columns)])
         order = np.lexsort((light.offset, light.partition, light.topic, light.event_time_us))
         positions = [column[order] for column in (light.topic, light.partition, light.offset)]
         repeated = np.zeros(len(order), np.bool_)
@@ -368,7 +368,7 @@ class ServedLog:
             first += len(rows)
             features[rows[rows >= 0]] = part.features if (rows >= 0).all() else part.features[rows >= 0]
             parts[number] = part._replace(features=np.empty((0, 0)))
-        return _Part._make([features, *(column[order] for column in light[1:])])
+        return _ServedPart._make([features, *(column[order] for column in light[1:])])
 
     def _held_labels(self) -> Labelled:
         """Return the labels of the window."""
@@ -379,8 +379,8 @@ class ServedLog:
         return self._labels[0] if self._labels else _NO_LABELS
 
 
-def _no_rows() -> _Part:
+def _no_rows() -> _ServedPart:
     numbers, whole, codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int32)
-    return _Part(
+    return _ServedPart(
         np.empty((0, len(FEATURES))), whole, whole, whole, numbers, numbers, codes, codes, whole, codes, codes, whole
     )

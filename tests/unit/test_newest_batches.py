@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.kafka.offset_checks import _Batch, _newer
+from pipeline.kafka.offset_checks import _ResultBatch, _newer
 
 NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 
@@ -20,7 +20,7 @@ NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
     ],
 )
 def test_the_start_of_the_newest_batch(told: list[tuple[int, str, int]], start: int) -> None:
-    known: _Batch | None = None
+    known: _ResultBatch | None = None
     for offset, decided_at, timestamp_ms in told:
         known = _newer(known, offset, decided_at, timestamp_ms)
     assert known is not None

@@ -433,7 +433,7 @@ def test_a_file_has_no_more_rows_than_are_asked_for(monkeypatch: pytest.MonkeyPa
     of = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
     run = topics._Run("", Settings(), 1_000, lambda _: None, lambda: False)
     exported = Exported("models", of.directory, left=3_000)
-    run.write(topics._Log("models", rows, of, [(0, range(3_000))], {}, exported))
+    run.write(topics._TopicLog("models", rows, of, [(0, range(3_000))], {}, exported))
     paths = sorted(of.directory.rglob("*.parquet"))
     assert [pq.read_metadata(path).num_rows for path in paths] == [1_000] * 3
     assert of.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]

@@ -47,7 +47,7 @@ _WINDOW_KNOWN: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.
 """Number of each value of `KNOWN`, as the merchants' windows have it."""
 
 
-class _Names(NamedTuple):
+class _EntityNames(NamedTuple):
     """Names of n transactions, by which windows and partitions go."""
 
     card: NDArray[np.int64]
@@ -136,7 +136,7 @@ class Engine:
         duplicates = left_out - sum(reject.code == DUPLICATE_DIFFERS for reject in refused)
         if left_out:
             taken, position = taken.take(accepted), position[accepted]
-            names = _Names(*(column[accepted] for column in names))
+            names = _EntityNames(*(column[accepted] for column in names))
         n = len(taken)
         features = np.empty((n, len(FEATURES)))
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -157,8 +157,8 @@ class Engine:
             Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), refused,
         )  # fmt: skip
 
-    def _names(self, taken: Transactions) -> _Names:
-        return _Names(
+    def _names(self, taken: Transactions) -> _EntityNames:
+        return _EntityNames(
             name_keys(taken.card_id),
             partitions_of(taken.card_id, self._options.partitions),
             name_keys(taken.merchant_id),
@@ -166,7 +166,7 @@ class Engine:
         )
 
     def _join(
-        self, chunk: Chunk, names: _Names
+        self, chunk: Chunk, names: _EntityNames
     ) -> tuple[NDArray[np.bool_], _Following, NDArray[np.int64], list[Reject]]:
         """Return the mask of no repeats (n,), labels that travel on, label outcomes by `COUNTS`, and refused rows."""
         taken, labels = chunk.transactions, chunk.labels
@@ -221,7 +221,7 @@ class Engine:
         taken: Transactions,
         outliers: NDArray[np.bool_],
         position: NDArray[np.int64],
-        names: _Names,
+        names: _EntityNames,
         following: _Following,
         out: NDArray[np.float64],
     ) -> None:

@@ -47,7 +47,7 @@ class DecisionColumns(NamedTuple):
     versions: Versions
 
 
-class _Rows(Sequence[Any]):
+class _FeatureRows(Sequence[Any]):
     """Some rows of columns, each read as (columns, row)."""
 
     def __init__(self, columns: DecisionColumns, rows: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class ColumnSegments(MemorySegments):
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[int]) -> int:
         """Append rows of the columns that came last."""
-        return super().add(digests, event_time_us, _Rows(self._columns, decisions))
+        return super().add(digests, event_time_us, _FeatureRows(self._columns, decisions))
 
 
 class Learning(NamedTuple):
