@@ -228,7 +228,7 @@ def state(part: Content) -> Table:
     """Restores by size of state."""
     rows = part["state"]
     return Table(
-        "Restore of one card partition: from a snapshot, and by folding all of its log",
+        "Restore of one card partition: from a snapshot, and by a replay of all of its log",
         ("transactions", "snapshot MiB", "load s", "fold s", "fold to load", "write s"),
         columns(
             (number(row["transactions"]) for row in rows),
