@@ -216,7 +216,7 @@ class Engine:
         return self._log(outputs, now)
 
     def learned(self, examples: Sequence[Record]) -> None:
-        """River's lessons."""
+        """River's updates."""
         self._learner.learn(examples)
         self._learner.commit()
 

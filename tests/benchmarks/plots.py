@@ -90,7 +90,7 @@ def state(part: Content) -> str:
     """Restores."""
     series = [
         Series(name, tuple((float(row["transactions"]), float(row[key])) for row in part["state"]))
-        for name, key in (("fold of the whole log", "fold_s"), ("load of a snapshot", "load_s"))
+        for name, key in (("replay of the whole log", "fold_s"), ("load of a snapshot", "load_s"))
     ]
     return lines("Restore of one card partition", "transactions", "seconds", series, log_x=True, log_y=True)
 

@@ -229,7 +229,7 @@ def state(part: Content) -> Table:
     rows = part["state"]
     return Table(
         "Restore of one card partition: from a snapshot, and by a replay of all of its log",
-        ("transactions", "snapshot MiB", "load s", "fold s", "fold to load", "write s"),
+        ("transactions", "snapshot MiB", "load s", "replay s", "replay to load", "write s"),
         columns(
             (number(row["transactions"]) for row in rows),
             (mebibytes(row["snapshot_bytes"]) for row in rows),
@@ -248,7 +248,7 @@ def in_process(part: Content) -> Table:
         "transactions/s, file to decisions": number(part["transactions_a_second"]),
         "us a transaction, both hops": number(part["us_a_transaction"], 2),
         "us a transaction, feedback": number(part["feedback_us_a_transaction"], 2),
-        "us a transaction, River's lessons": number(part["learning_us_a_transaction"], 2),
+        "us a transaction, River's updates": number(part["learning_us_a_transaction"], 2),
         "transactions": number(part["transactions"]),
         "alerts": number(part["alerts"]),
         "bytes a decision": number(part["bytes_a_decision"]),
