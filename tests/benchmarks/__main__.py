@@ -99,13 +99,13 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def names(of: Mapping[str, Any]) -> Callable[[str], list[str]]:
+def names(row: Mapping[str, Any]) -> Callable[[str], list[str]]:
     """A parser of names that are separated by commas."""
 
     def parse(text: str) -> list[str]:
         found = text.split(",")
-        if unknown := [name for name in found if name not in of]:
-            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(of)}")
+        if unknown := [name for name in found if name not in row]:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(row)}")
         return found
 
     return parse
@@ -113,7 +113,7 @@ def names(of: Mapping[str, Any]) -> Callable[[str], list[str]]:
 
 def several(kind: Callable[[str], T], least: T) -> Callable[[str], list[T]]:
     """A parser of numbers that are separated by commas, none below ``least``."""
-    return lambda text: [at_least(kind, least)(one) for one in text.split(",")]
+    return lambda text: [at_least(kind, least)(item) for item in text.split(",")]
 
 
 def at_least(kind: Callable[[str], T], least: T) -> Callable[[str], T]:
@@ -152,7 +152,9 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=at_least(float, 0.01), default=1.0, help="throughput: factor on the numbers of records"
     )
-    parser.add_argument("--engines", type=names({one.name: one for one in ENGINES}), help="throughput: which; all")
+    parser.add_argument(
+        "--engines", type=names({engine.name: engine for engine in ENGINES}), help="throughput: which; all"
+    )
     parser.add_argument("--bench-python", default=throughput.Options.bench_python, help="of the other engines")
     parser.add_argument("--rates", type=several(int, 1), help="latency: a second")
     parser.add_argument("--seconds", type=at_least(float, 1.0), help="latency: of each rate")

@@ -120,12 +120,13 @@ class Arrivals(threading.Thread):
             topic = message.topic()
             stamp_ms = message.timestamp()[1]
             if self._topics[topic] is DECISIONS:
-                one = _decode_decision(message.value())
-                source, log = one.source, one.log
+                decision = _decode_decision(message.value())
+                source, log = decision.source, decision.log
                 self._rows[topic].append(
                     (
-                        one.transaction_id, received_ns, stamp_ms, source.partition, source.offset, log.partition,
-                        log.offset, (one.ingested_at - EPOCH) // MICROSECOND, (one.decided_at - EPOCH) // MICROSECOND,
+                        decision.transaction_id, received_ns, stamp_ms, source.partition, source.offset, log.partition,
+                        log.offset, (decision.ingested_at - EPOCH) // MICROSECOND,
+                        (decision.decided_at - EPOCH) // MICROSECOND,
                     )
                 )  # fmt: skip
                 decisions += 1

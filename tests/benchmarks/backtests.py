@@ -170,10 +170,10 @@ def describe(row: dict[str, Any]) -> str:
         f"{topics['us_a_transaction']} us each, of {topics['transactions']:,}"
     ]
     lines += [
-        f"range x {one['length']}: {one['transactions']:,} decisions, at most {one['anonymous_mib']:,} MiB of memory, "
-        f"{one['resident_mib']:,} MiB with mapped files; {one['decided_us_a_transaction']} us each to decide, "
-        f"{one['reported_us_a_transaction']} us with the report"
-        for one in row["ranges"]
+        f"range x {row['length']}: {row['transactions']:,} decisions, at most {row['anonymous_mib']:,} MiB of memory, "
+        f"{row['resident_mib']:,} MiB with mapped files; {row['decided_us_a_transaction']} us each to decide, "
+        f"{row['reported_us_a_transaction']} us with the report"
+        for row in row["ranges"]
     ]
     return "\n".join(lines)
 

@@ -91,10 +91,10 @@ def summarise(
     ``measured`` chooses transactions of ``sent``; ``numbers`` gives a transaction's place among them by its identity.
     """
     count = len(sent.number)
-    chosen = np.array([numbers.get(one, -1) for one in decisions.transaction], np.int64)
+    chosen = np.array([numbers.get(decision, -1) for decision in decisions.transaction], np.int64)
     ours = chosen >= 0
     decided_ns = first_arrivals(chosen[ours], decisions.received_ns[ours], count)
-    alerted = np.array([numbers.get(one, -1) for one in alerts.transaction], np.int64)
+    alerted = np.array([numbers.get(alert, -1) for alert in alerts.transaction], np.int64)
     alerted_ns = first_arrivals(alerted[alerted >= 0], alerts.received_ns[alerted >= 0], count)
     result = verdict(sent.scheduled_ns[measured], decided_ns[measured], rate)
     result["sent_late_ms"] = percentiles_ms((sent.sent_ns - sent.scheduled_ns)[measured] / 1e6)

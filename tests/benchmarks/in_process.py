@@ -295,7 +295,7 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
         outcome.stages_us = stages_row(stages.seconds, outcome.transactions)
     examples = []
     now = datetime.now(UTC)
-    batches = [[*engine._log(made, now), *told] for made, told in zip(features, labels, strict=True)]
+    batches = [[*engine._log(made, now), *label] for made, label in zip(features, labels, strict=True)]
     started = clocks()
     for batch in batches:
         examples.append(engine.joined(batch, now))

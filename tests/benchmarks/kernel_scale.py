@@ -203,10 +203,10 @@ def by_explanation(*, quick: bool = False) -> list[Row]:
 def _models_and_rows(
     counts: Sequence[int], *, quick: bool
 ) -> Iterator[tuple[tuple[int, int], LightGBMModel, NDArray[np.float64]]]:
-    of = {"cards": 300, "days": 40} if quick else {}
-    features = training_matrix(**of)[0]
+    source = {"cards": 300, "days": 40} if quick else {}
+    features = training_matrix(**source)[0]
     for size in ((10, 7),) if quick else MODELS:
-        model = forest(*size, **of)
+        model = forest(*size, **source)
         for count in counts:
             yield size, model, np.ascontiguousarray(features[:count])
 

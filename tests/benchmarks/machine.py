@@ -53,8 +53,8 @@ def versions(python: str) -> dict[str, str]:
     """Of the interpreter ``python`` and of those of ``PACKAGES`` that it has; empty when there is no such file."""
     if not Path(python).exists():
         return {}
-    said = subprocess.run([python, "-c", _VERSIONS, *PACKAGES], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(said.stdout)
+    run = subprocess.run([python, "-c", _VERSIONS, *PACKAGES], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(run.stdout)
     return found
 
 

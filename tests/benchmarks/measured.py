@@ -58,14 +58,14 @@ def measurement(appended_ms: npt.NDArray[np.int64], samples: Sequence[Sample]) -
     at_ms = [sample.at_ms for sample in samples]
     engine, broker = (
         np.interp([begin_ms, end_ms], at_ms, used)
-        for used in ([one.engine_cpu_s for one in samples], [one.broker_cpu_s for one in samples])
+        for used in ([sample.engine_cpu_s for sample in samples], [sample.broker_cpu_s for sample in samples])
     )
     return Measurement(
         records=len(appended_ms),
         rate_per_s=1_000 * count / span_ms,
         engine_cpu_us=1e6 * float(engine[1] - engine[0]) / count,
         broker_cpu_us=1e6 * float(broker[1] - broker[0]) / count,
-        peak_rss_bytes=max(one.engine_rss_bytes for one in samples),
+        peak_rss_bytes=max(sample.engine_rss_bytes for sample in samples),
     )
 
 
@@ -86,6 +86,6 @@ def summary(runs: Sequence[Measurement]) -> dict[str, float]:
 def ratios(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Every engine's rate over every other's."""
     return {
-        one: {other: mine["rate_per_s"] / theirs["rate_per_s"] for other, theirs in summaries.items() if other != one}
-        for one, mine in summaries.items()
+        item: {other: mine["rate_per_s"] / theirs["rate_per_s"] for other, theirs in summaries.items() if other != item}
+        for item, mine in summaries.items()
     }

@@ -15,7 +15,7 @@ NOT_MEASURED: Final = "Not measured yet: make bench, then make bench-docs."
 def throughput(part: Content) -> str:
     """Engines, fastest first."""
     found = sorted(part["engines"].items(), key=lambda item: -item[1]["rate_per_s"])
-    rows = [Bar(name, one["rate_per_s"], f"{one['rate_per_s']:,.0f}", name.startswith("ours")) for name, one in found]
+    rows = [Bar(name, row["rate_per_s"], f"{row['rate_per_s']:,.0f}", name.startswith("ours")) for name, row in found]
     return bars("Transactions a second", rows)
 
 

@@ -113,9 +113,9 @@ class _Reader(threading.Thread):
                 now_s = time.monotonic()
                 for message in messages:
                     if message.error() is None:
-                        one = _decode(message.value() or b"")
-                        places = (("card", one.source.partition), ("merchant", one.log.partition))
-                        self.arrivals.append(Arrival(now_s, places, one.ingested_at.timestamp()))
+                        item = _decode(message.value() or b"")
+                        places = (("card", item.source.partition), ("merchant", item.log.partition))
+                        self.arrivals.append(Arrival(now_s, places, item.ingested_at.timestamp()))
         except BaseException as error:  # the main thread raises it
             self.error = error
         finally:
@@ -175,8 +175,8 @@ class _Fleet:
 
     def joined(self, instance: str) -> bool:
         """Return whether a worker has restored a partition of each agent that a decision needs."""
-        said = self.workers[instance].log.read_text(errors="replace")
-        return all(f"{agent}: partition" in said for agent in ("card", "score"))
+        text = self.workers[instance].log.read_text(errors="replace")
+        return all(f"{agent}: partition" in text for agent in ("card", "score"))
 
 
 def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -264,8 +264,10 @@ class _Run:
         return longest_gap_s(list(self._reader.arrivals), killed_s)
 
     def _decided(self, wall_s: float) -> bool:
-        behind = {at for one in self._reader.arrivals[-5_000:] if one.ingested_s > wall_s for at in one.partitions}
-        known = {at for one in self._reader.arrivals for at in one.partitions}
+        behind = {
+            at for arrival in self._reader.arrivals[-5_000:] if arrival.ingested_s > wall_s for at in arrival.partitions
+        }
+        known = {at for arrival in self._reader.arrivals for at in arrival.partitions}
         return bool(behind) and behind == known and len(known) > 1
 
     def _await(self, holds: Callable[[], bool], otherwise: str) -> None:

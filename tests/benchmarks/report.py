@@ -19,8 +19,8 @@ def throughput(part: Content) -> Table:
     engines = part["engines"]
     names = sorted(engines, key=lambda name: -engines[name]["rate_per_s"])
 
-    def over(one: str, other: str) -> str:
-        return significant(part["ratios"][one].get(other)) if one != other else "1"
+    def over(name: str, other: str) -> str:
+        return significant(part["ratios"][name].get(other)) if name != other else "1"
 
     return Table(
         "Throughput: job (a) by every engine, job (b) by ours-b; medians",
@@ -295,9 +295,9 @@ def machines(measured: Content) -> Table:
             continue
         machine = taken["machine"]
         memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
-        said = f"{machine['processor']}, {machine['cores']} cores, {memory}, {machine['system']}"
+        reported = f"{machine['processor']}, {machine['cores']} cores, {memory}, {machine['system']}"
         quick = ", quick: figures mean nothing" if taken["quick"] else ""
-        rows.append((name, f"{taken['at']}, {said}, load {machine['load_average_1min']:.1f} at the start{quick}"))
+        rows.append((name, f"{taken['at']}, {reported}, load {machine['load_average_1min']:.1f} at the start{quick}"))
     return Table("Measured", ("part", "when and where"), tuple(rows), words=frozenset({0, 1}))
 
 

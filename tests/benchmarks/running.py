@@ -146,7 +146,9 @@ class Bench:
             if time.monotonic() - grew_s > STALLED_S:
                 raise EngineFailed(f"it stood still at {seen:,} of {prepared.decisions:,} decisions: {_end(log)}")
             samples.append(_sample(process, broker))
-            now = sum(retried(partial(reader.get_watermark_offsets, one, timeout=30))[1] for one in partitions)
+            now = sum(
+                retried(partial(reader.get_watermark_offsets, partition, timeout=30))[1] for partition in partitions
+            )
             if now != seen:
                 seen, grew_s = now, time.monotonic()
         reader.close()
@@ -157,14 +159,14 @@ class Bench:
 def running_process(command: list[str], log: Path) -> Iterator[psutil.Popen]:
     """A running command in a process group of its own, which is ended on the way out."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as said:
+    with log.open("wb") as reported:
         process = psutil.Popen(
             command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=reported,
+            stderr=reported,
             start_new_session=True,
         )
         try:
@@ -181,9 +183,9 @@ def running_process(command: list[str], log: Path) -> Iterator[psutil.Popen]:
 
 def _sample(process: psutil.Popen, broker: psutil.Process) -> Sample:
     cpu_s, rss_bytes = 0.0, 0
-    for one in (process, *process.children(recursive=True)):
+    for item in (process, *process.children(recursive=True)):
         try:
-            times, memory = one.cpu_times(), one.memory_info()
+            times, memory = item.cpu_times(), item.memory_info()
         except psutil.NoSuchProcess:  # a helper process that has ended since
             continue
         cpu_s, rss_bytes = cpu_s + times.user + times.system, rss_bytes + memory.rss

@@ -59,7 +59,7 @@ def test_a_row_is_picked_by_its_values() -> None:
 def test_every_bound_of_the_file_finds_its_value() -> None:
     bounds = read_bounds()
     assert len({bound.name for bound in bounds}) == len(bounds)
-    unmeasured = [one.bound.name for one in check(example(), bounds) if one.verdict is Verdict.UNMEASURED]
+    unmeasured = [bound.bound.name for bound in check(example(), bounds) if bound.verdict is Verdict.UNMEASURED]
     assert unmeasured == []
 
 

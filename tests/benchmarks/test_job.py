@@ -97,13 +97,13 @@ def test_the_inputs_agree_to_the_last_bit(frame: pd.DataFrame, profile: pd.DataF
     )
     many = definition.inputs_of_many(*columns, profile.to_numpy(float))
     assert np.array_equal(many, expected.to_numpy())
-    one = [
+    item = [
         definition.inputs_of_one(cents / 100, cents, time_ms, mcc, online, abroad, tuple(windows))
         for cents, time_ms, mcc, online, abroad, windows in zip(
             *(column.tolist() for column in columns), profile.to_numpy(float).tolist(), strict=True
         )
     ]
-    assert np.array_equal(np.array(one), expected.to_numpy())
+    assert np.array_equal(np.array(item), expected.to_numpy())
 
 
 @pytest.fixture

@@ -56,12 +56,14 @@ def decided(partition: OneHopPartition, records: list[Record], batch: int) -> li
         partition.commit()
         found += [msgspec.json.decode(output.value or b"", type=Decision) for output in outputs]
         assert {output.topic for output in outputs} == {DECISIONS}
-        assert [(output.key or b"").decode() for output in outputs] == [one.card_id for one in found[start:]]
+        assert [(output.key or b"").decode() for output in outputs] == [
+            transaction.card_id for transaction in found[start:]
+        ]
     return found
 
 
 def frame_of(decisions: list[Decision]) -> pd.DataFrame:
-    return pd.DataFrame([msgspec.structs.asdict(one) for one in decisions]).set_index("transaction_id")
+    return pd.DataFrame([msgspec.structs.asdict(decision) for decision in decisions]).set_index("transaction_id")
 
 
 def test_the_kernel_gives_the_reference_s_answers(frame: pd.DataFrame, workdir: Path, records: list[Record]) -> None:
@@ -91,12 +93,12 @@ def test_some_arrive_late_twice_or_with_a_label(frame: pd.DataFrame) -> None:
     assert made == arrivals(frame)
     assert len(made.accepted) == len(set(made.accepted)) == RECORDS
     read = [msgspec.json.decode(value, type=Transaction) for _, _, value, _ in made.transactions]
-    counts = Counter((one.card_id, one.transaction_id) for one in read)
+    counts = Counter((transaction.card_id, transaction.transaction_id) for transaction in read)
     assert set(counts) == set(made.accepted)
     assert set(counts.values()) == {1, 2}
     moments = [moment for *_, moment in made.transactions]
     assert moments == sorted(moments)
-    behind_ms = [moment - milliseconds(one.event_time) for one, moment in zip(read, moments, strict=True)]
+    behind_ms = [moment - milliseconds(item.event_time) for item, moment in zip(read, moments, strict=True)]
     assert 0 == min(behind_ms) < max(behind_ms) < LATEST_MS + prepare.RECORDS_PER_CARD * 3_600_000
     late = sum(ms > 0 for ms in behind_ms)
     assert late == pytest.approx(RECORDS * (LATE + DUPLICATE), rel=0.5)

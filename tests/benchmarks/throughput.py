@@ -68,15 +68,15 @@ def run(
                 continue
             prepare = partial(engine.prepare, records=round(scale * engine.records))
             try:
-                one = bench.run(engine.name, engine.command, prepare)
+                run = bench.run(engine.name, engine.command, prepare)
             except FAULTS as error:
                 failed[engine.name] = " ".join(str(error).split())
                 runs.pop(engine.name)
                 tell(f"{engine.name}: {error}")
                 continue
             if turn >= 0:
-                runs[engine.name].append(one)
-                tell(f"{turn + 1}/{repeats} {engine.name:16}{one.rate_per_s:>10,.0f}/s")
+                runs[engine.name].append(run)
+                tell(f"{turn + 1}/{repeats} {engine.name:16}{run.rate_per_s:>10,.0f}/s")
     return {name: measured for name, measured in runs.items() if measured}, failed
 
 
@@ -98,7 +98,7 @@ def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
             "seed": SEED,
         },
         "engines": summaries,
-        "rates_per_s": {name: [one.rate_per_s for one in measured] for name, measured in runs.items()},
+        "rates_per_s": {name: [item.rate_per_s for item in measured] for name, measured in runs.items()},
         "ratios": ratios(summaries),
         "deliveries": {engine.name: engine.delivery for engine in chosen},
         "missing": missing,

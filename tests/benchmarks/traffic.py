@@ -104,15 +104,17 @@ def write_items(path: Path, prepared: list[Item]) -> None:
     """Keep records in a file for another process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(
-        msgspec.msgpack.encode([(one.topic == "labels", one.number, one.key, one.value) for one in prepared])
+        msgspec.msgpack.encode(
+            [(record.topic == "labels", record.number, record.key, record.value) for record in prepared]
+        )
     )
 
 
 def read_items(path: Path) -> list[Item]:
     """What `write_items` kept."""
     return [
-        Item("labels" if one.is_label else "transactions", one.number, one.key, one.value)
-        for one in msgspec.msgpack.decode(path.read_bytes(), type=list[_Prepared])
+        Item("labels" if byte.is_label else "transactions", byte.number, byte.key, byte.value)
+        for byte in msgspec.msgpack.decode(path.read_bytes(), type=list[_Prepared])
     ]
 
 

@@ -57,11 +57,11 @@ def compared(codes: list[Path], arguments: list[str], repeats: int) -> Table:
     rows = [
         (
             code.name,
-            of[0]["version"],
-            number(of[0]["rows"]),
-            *(number(median(run[name] for run in of), digits) for name, digits in _SHOWN.items()),
+            run[0]["version"],
+            number(run[0]["rows"]),
+            *(number(median(run[name] for run in run), digits) for name, digits in _SHOWN.items()),
         )
-        for code, of in runs.items()
+        for code, run in runs.items()
     ]
     head = ("code", "version", "rows", "features, s", "fit, s", "peak, MB")
     return Table("Training: seconds of the processor, and peak memory", head, tuple(rows), words=frozenset({0, 1}))

@@ -75,7 +75,7 @@ def main(
         protocol=protocol,
         thorough=not short,
     )
-    told = {
+    reported = {
         "seed": seed,
         "seconds": seconds,
         "kills": kills,
@@ -87,7 +87,7 @@ def main(
         "expected": EXPECTED._asdict(),
     }
     with _kept(keep) as (directory, good):
-        result = as_json(_run(directory, options, told, everything=keep is not None), told)
+        result = as_json(_run(directory, options, reported, everything=keep is not None), reported)
         write(RESULT, result)
         print(as_text(result))
         print(f"Written to {RESULT}.")
@@ -117,7 +117,7 @@ def _kept(keep: Path | None) -> Iterator[tuple[Path, list[bool]]]:
                 print(f"Kept for a look: logs, ledger, topics and the broker's data, in {keep or FAILED}.")
 
 
-def _run(directory: Path, options: Options, told: dict[str, Any], *, everything: bool) -> Outcome:
+def _run(directory: Path, options: Options, row: dict[str, Any], *, everything: bool) -> Outcome:
     """Run; ledger and topics are saved where the run fails or ``everything`` is to be kept.
 
     A run that cannot go on writes what is known of it to `RESULT`, and raises.
@@ -129,8 +129,8 @@ def _run(directory: Path, options: Options, told: dict[str, Any], *, everything:
         try:
             outcome = chaos.run()
         except Exception as error:
-            endings = [one._asdict() for one in chaos.fleet.endings]
-            told_of = {"options": told, "failures": [f"{type(error).__name__}: {error}"]}
+            endings = [chao._asdict() for chao in chaos.fleet.endings]
+            told_of = {"options": row, "failures": [f"{type(error).__name__}: {error}"]}
             write(RESULT, {**told_of, "workers_that_ended_by_themselves": endings})
             _save(directory, chaos, broker.bootstrap_servers)
             raise
@@ -150,7 +150,7 @@ def _save(directory: Path, chaos: Chaos, bootstrap: str | None) -> None:
         except (KafkaException, RuntimeError) as error:
             print(f"The topics could not be read ({error}): they are in the broker's data.")
     if logs is not None:
-        save(directory / "topics.jsonl", [one for entries in logs.topics.values() for one in entries])
+        save(directory / "topics.jsonl", [entry for entries in logs.topics.values() for entry in entries])
 
 
 if __name__ == "__main__":

@@ -56,16 +56,16 @@ def name_twice(fleet: Fleet, worker: Running) -> str | None:
         took_s = until(lambda: rival.process.poll() is not None)
     finally:
         fleet.end_rival(rival)
-    said = rival.said
-    if took_s is None or rival.process.returncode != 1 or TAKEN not in said or "Traceback" in said:
-        fleet.wrong.append(f"a second {worker.name} was not refused as it must be:\n{said[-1_000:]}")
+    reported = rival.said
+    if took_s is None or rival.process.returncode != 1 or TAKEN not in reported or "Traceback" in reported:
+        fleet.wrong.append(f"a second {worker.name} was not refused as it must be:\n{reported[-1_000:]}")
     return "a second worker of its name was refused"
 
 
 def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str | None:
     """Start another worker of the same name as on another machine: one of the two must end with a sentence."""
-    others = [one for one in fleet.workers.values() if one is not worker]
-    shares = any(agent in one.agents for one in others for agent in worker.agents.split(","))
+    others = [item for item in fleet.workers.values() if item is not worker]
+    shares = any(agent in item.agents for item in others for agent in worker.agents.split(","))
     if worker.is_paused or shares or worker.agents == "learn":
         return None  # with few partitions the two may have none of one agent
     fleet.must_say(worker.name, RIVAL)
@@ -77,9 +77,9 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
         fleet.end_rival(rival)
     if which != "the first":
         fleet.sentences.pop(worker.name)
-    said = rival.said
-    if which == "the second" and (RIVAL not in said or "Traceback" in said):
-        fleet.wrong.append(f"a second {worker.name} did not end as it must:\n{said[-1_000:]}")
+    reported = rival.said
+    if which == "the second" and (RIVAL not in reported or "Traceback" in reported):
+        fleet.wrong.append(f"a second {worker.name} did not end as it must:\n{reported[-1_000:]}")
     if which == "neither":
         fleet.wrong.append(f"two workers of the name {worker.name} went on for {ENDS_S:.0f} s")
     return f"a second worker of its name elsewhere; {which} ended"

@@ -52,14 +52,14 @@ def features_stand_beside_decisions(run: Run) -> Check:
 def _by_source(run: Run, topic: str) -> dict[Place, list[tuple[Entry, Row]]]:
     """Messages by the position of the producer's record, which identifies a decision."""
     found: dict[Place, list[tuple[Entry, Row]]] = defaultdict(list)
-    for entry, one in run.logs.decoded(topic):
-        found[place_of(one["source"])].append((entry, one))
+    for entry, log in run.logs.decoded(topic):
+        found[place_of(log["source"])].append((entry, log))
     return found
 
 
 def _check_row(check: Check, source: Place, decided: list[tuple[Entry, Row]], found: list[tuple[Entry, Row]]) -> None:
     # Of a batch that failed there may be decisions by other models, whose rows were not written any more.
-    if not any(all(one[name] == row[name] for name in REPEATED) for _, one in decided for _, row in found):
+    if not any(all(item[name] == row[name] for name in REPEATED) for _, item in decided for _, row in found):
         for name in REPEATED:
             check.same(f"{source}: {name} of the row of features", found[-1][1][name], decided[-1][1][name])
     partition, features = found[-1][0].partition, found[-1][1]["features"]
@@ -67,9 +67,9 @@ def _check_row(check: Check, source: Place, decided: list[tuple[Entry, Row]], fo
         check.same(f"{source}: partition of {entry.topic}", entry.partition, partition)
     for _, row in found[:-1]:
         check.same(f"{source}: features of rows", _bits(row["features"]), _bits(features))
-    for _, one in decided:
-        served = one.get("features")
-        check.same(f"{source}: bears features", served is not None, one["selection"] is not None)
+    for _, item in decided:
+        served = item.get("features")
+        check.same(f"{source}: bears features", served is not None, item["selection"] is not None)
         if served is not None:
             check.count("decisions_with_features")
             check.same(f"{source}: features of the decision", _bits(served), _bits(features))
@@ -120,17 +120,17 @@ def card_features_travel_unchanged(run: Run) -> Check:
     """Compare the card features that the models saw, and what follows from them, with the profiled rows."""
     check = Check("card features travel unchanged")
     check.count("decisions", 0)
-    for entry, one in run.profiled_as_written:
-        packed = base64.b64decode(one["card_features"])
+    for entry, item in run.profiled_as_written:
+        packed = base64.b64decode(item["card_features"])
         values = struct.unpack(f"<{len(packed) // 8}d", packed)
         for row in run.features_at.get(entry.log, ()):
             check.count("decisions")
             named = row["features"]
             outlier = (named["card_amount_to_usual"] or 0.0) > 3 and named["card_count_30d"] >= 5
-            check.same(f"{key_of(one)}: outlier", one["outlier"], outlier)
+            check.same(f"{key_of(item)}: outlier", item["outlier"], outlier)
             seen = list(named.values())[: len(values)]
             if any(not _agree("", s, v) for s, v in zip(seen, values, strict=True)):
-                check.differs(f"{key_of(one)}: the models saw other card features than the profiled record has")
+                check.differs(f"{key_of(item)}: the models saw other card features than the profiled record has")
     return check
 
 
@@ -140,9 +140,9 @@ def _compare(check: Check, run: Run, row: Row, values: dict[Hashable, Any]) -> N
         check.differs(f"{row['transaction']} has no row of features to compare")
         return
     for name, value in values.items():
-        for one in found:
+        for item in found:
             check.count("values")
-            seen = one["features"].get(str(name))
+            seen = item["features"].get(str(name))
             if not _agree(str(name), seen, float(value)):
                 check.differs(f"{row['transaction']} {name}: the models saw {seen!r}, the reference has {value!r}")
 
@@ -159,10 +159,10 @@ def _card_rows(run: Run) -> list[Row]:
     rows = []
     for accepted in run.accepted.values():
         newest = 0
-        for _, entry, one in accepted:
-            case = one["case_id"], one["case_sequence"]
-            rows.append({**_stated(one), "partition_newest_us": newest, "case": case, "log": entry.log})
-            newest = max(newest, one["event_time_us"])
+        for _, entry, row in accepted:
+            case = row["case_id"], row["case_sequence"]
+            rows.append({**_stated(row), "partition_newest_us": newest, "case": case, "log": entry.log})
+            newest = max(newest, row["event_time_us"])
     return rows
 
 
@@ -170,39 +170,39 @@ def _merchant_rows(run: Run) -> list[Row]:
     newest: dict[int, int] = defaultdict(int)
     rows = []
     taken_in = {entry.log for entry, _ in run.profiled}
-    for entry, one in run.logs.decoded("profiled"):
+    for entry, item in run.logs.decoded("profiled"):
         log = entry.log
-        if one["kind"] == "transaction" and log not in taken_in:
+        if item["kind"] == "transaction" and log not in taken_in:
             continue  # written again, and passed over
-        row: Row = {"partition_newest_us": newest[entry.partition], "card_id": one["card_id"], "log": log}
-        if one["kind"] == "transaction":
-            newest[entry.partition] = max(newest[entry.partition], one["event_time_us"])
-            row |= {**_stated(one), "outlier": one["outlier"], "known": "none", "known_at_us": 0}
+        row: Row = {"partition_newest_us": newest[entry.partition], "card_id": item["card_id"], "log": log}
+        if item["kind"] == "transaction":
+            newest[entry.partition] = max(newest[entry.partition], item["event_time_us"])
+            row |= {**_stated(item), "outlier": item["outlier"], "known": "none", "known_at_us": 0}
         else:
             row |= {
                 "kind": "label",
-                "transaction": key_of(one),
-                "merchant_id": one["merchant_id"],
-                "event_time_us": one["event_time_us"],
+                "transaction": key_of(item),
+                "merchant_id": item["merchant_id"],
+                "event_time_us": item["event_time_us"],
                 "amount_minor": 0,
                 "counts": False,
                 "outlier": False,
-                "known": one["known"],
-                "known_at_us": one["known_at_us"],
+                "known": item["known"],
+                "known_at_us": item["known_at_us"],
             }
         rows.append(row)
     return rows
 
 
-def _stated(one: Row) -> Row:
+def _stated(row: Row) -> Row:
     """A transaction from its producer's own record."""
-    stated = one["transaction"]
+    stated = row["transaction"]
     time = datetime.fromisoformat(stated["event_time"]).astimezone(UTC)
     wall = datetime.fromisoformat(stated["local_time"]) if "local_time" in stated else time
     of_day = wall - wall.replace(hour=0, minute=0, second=0, microsecond=0)
     return {
         "kind": "transaction",
-        "transaction": key_of(one),
+        "transaction": key_of(row),
         "card_id": stated["card_id"],
         "merchant_id": stated["merchant_id"],
         "event_time_us": (time - EPOCH) // US,

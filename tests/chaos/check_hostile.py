@@ -45,9 +45,9 @@ def hostile_records_change_nothing(run: Run) -> Check:
         check.same(f"{letter.place} ({meant.kind}): value of the dead letter", entry.value, meant.value)
         check.same(f"{letter.place} ({meant.kind}): end of the dead letter", letter.end, meant.end)
     for place, agent in wanted.keys() | found.keys():
-        times, of = found[place, agent], f"{place} ({by_place[place].kind})"
+        times, source = found[place, agent], f"{place} ({by_place[place].kind})"
         if (times != wanted[place, agent]) if run.rules.exactly_once else (times == 0):
-            check.differs(f"{of} has {times} dead letters of {agent} instead of {wanted[place, agent]}")
+            check.differs(f"{source} has {times} dead letters of {agent} instead of {wanted[place, agent]}")
     _nothing_names(check, run, set(by_place))
     return check
 
@@ -73,33 +73,33 @@ def _stand_as_written(check: Check, run: Run, readable: list[Sent]) -> None:
 def _nothing_names(check: Check, run: Run, places: set[Place]) -> None:
     """No decision, profiled record or example is made of it, and no decision of a version that it alone holds."""
     for topic in ("profiled", "decisions", "features", "examples"):
-        for entry, one in run.logs.decoded(topic):
-            source, read, log = one.get("source"), one.get("read"), one.get("log")
-            of = [(at["topic"], at["partition"], at["offset"]) for at in (source, read) if at]
-            of += [("profiled", log["partition"], log["offset"])] if log else []
-            if made_of := places.intersection(of):
+        for entry, row in run.logs.decoded(topic):
+            source, read, log = row.get("source"), row.get("read"), row.get("log")
+            group = [(at["topic"], at["partition"], at["offset"]) for at in (source, read) if at]
+            group += [("profiled", log["partition"], log["offset"])] if log else []
+            if made_of := places.intersection(group):
                 check.differs(f"{entry.place} was made of {sorted(made_of)}, which is hostile")
-    published = {(one["name"], one["version"]) for _, one in run.logs.decoded("models")}
+    published = {(log["name"], log["version"]) for _, log in run.logs.decoded("models")}
     for entry in run.logs.entries("models"):
         if not entry.hostile:
             continue
         version = _version(entry)
         if version is None or version in published:
             continue
-        for decided, one in run.logs.decoded("decisions"):
-            if one["versions"].get(version[0]) == version[1]:
+        for decided, row in run.logs.decoded("decisions"):
+            if row["versions"].get(version[0]) == version[1]:
                 check.differs(f"{decided.place} was decided by {version}, which is hostile")
 
 
 def _version(entry: Entry) -> tuple[str, str] | None:
     """Name and version of a hostile record of ``models``, where it says any."""
     try:
-        one = json.loads(entry.value or b"")
+        row = json.loads(entry.value or b"")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(one, dict) or one.get("name") not in NAMES:
+    if not isinstance(row, dict) or row.get("name") not in NAMES:
         return None
-    return str(one["name"]), str(one.get("version"))
+    return str(row["name"]), str(row.get("version"))
 
 
 def quarantines_are_of_hostile_records(run: Run) -> Check:
@@ -127,9 +127,9 @@ def quarantines_are_of_hostile_records(run: Run) -> Check:
         digest = None if meant.value is None else hashlib.sha256(meant.value).hexdigest()
         check.same(f"{key}: digest of the quarantine", item.get("digest"), digest)
     listed = Counter(
-        (one["agent"], _place(position), position.get("end", -1))
-        for _, one in run.logs.decoded("progress")
-        for position in one.get("quarantined", ())
+        (log["agent"], _place(position), position.get("end", -1))
+        for _, log in run.logs.decoded("progress")
+        for position in log.get("quarantined", ())
     )
     for key, sent in wanted.items():
         _once(check, run, f"{key} ({sent.kind}): quarantines", found[key])

@@ -27,12 +27,12 @@ def labels_are_passed_on(run: Run) -> Check:
     check = Check("labels are passed on once, behind their transactions")
     fate = follow_cards(run)
     first: dict[Key, LogPlace] = {}
-    for entry, one in run.profiled_as_written:
-        first.setdefault(key_of(one), entry.log)
+    for entry, label in run.profiled_as_written:
+        first.setdefault(key_of(label), entry.log)
     found: dict[Key, list[Change]] = defaultdict(list)
-    for entry, one in run.profiled_labels:
-        key = key_of(one)
-        found[key].append(Change(one["known"], one["known_at_us"], place_of(one["source"])))
+    for entry, label in run.profiled_labels:
+        key = key_of(label)
+        found[key].append(Change(label["known"], label["known_at_us"], place_of(label["source"])))
         behind = first.get(key, (-1, 0, 0))
         if behind[0] != entry.partition or behind > entry.log:
             check.differs(f"{key}: label at profiled {entry.partition}/{entry.offset} is not behind its transaction")
@@ -52,10 +52,10 @@ def labels_are_passed_on(run: Run) -> Check:
 def _check_repeated(check: Check, key: Key, found: list[Change], wanted: list[Change], labels: list[Told]) -> None:
     """At least once: each label that was passed on is one that there is, and the last says what is known."""
     there: dict[Place, Told] = {label.place: label for label in labels}
-    for one in found:
-        label = there.get(one.place)
-        if label is None or label.known_at_us != one.known_at_us:
-            check.differs(f"{key}: labels in profiled: {one} was not to be passed on")
+    for sent_record in found:
+        label = there.get(sent_record.place)
+        if label is None or label.known_at_us != sent_record.known_at_us:
+            check.differs(f"{key}: labels in profiled: {sent_record} was not to be passed on")
     if (found[-1].known if found else "none") != (wanted[-1].known if wanted else "none"):
         check.differs(f"{key}: labels in profiled end with {found[-1:]} instead of {wanted[-1:]}")
 
@@ -70,8 +70,8 @@ def examples_are_consistent(run: Run) -> Check:
     wanted = [lesson for lessons in fate.lessons.values() for lesson in lessons]
     check.compared = {
         "examples": len(wanted),
-        "presumed": sum(one.label == PRESUMED for one in wanted),
-        "corrections": sum(one.revision > 0 for one in wanted),
+        "presumed": sum(label.label == PRESUMED for label in wanted),
+        "corrections": sum(item.revision > 0 for item in wanted),
         "not_sampled": fate.not_sampled,
         "labels_too_late": fate.too_late,
         "decisions_forgotten": fate.forgotten,
@@ -88,32 +88,32 @@ def examples_are_consistent(run: Run) -> Check:
 
 def _check_served(check: Check, run: Run, key: Key, example: dict[str, Any]) -> None:
     log = log_of(example)
-    served = [one for one in run.features_at.get(log, ()) if key_of(one) == key]
+    served = [feature for feature in run.features_at.get(log, ()) if key_of(feature) == key]
     if not served:
         check.differs(f"{key} has an example of profiled {log}, from which it was not decided")
-    elif not any(all(example[name] == one[name] for name in TAKEN_OVER) for one in served):
+    elif not any(all(example[name] == item[name] for name in TAKEN_OVER) for item in served):
         for name in TAKEN_OVER:
             check.same(f"{key}: {name} of the example", example[name], served[-1][name])
 
 
 def _check_exactly(check: Check, run: Run, key: Key, examples: list[dict[str, Any]], wanted: list[Lesson]) -> None:
-    found = [_lesson(one) for one in examples]
+    found = [_lesson(example) for example in examples]
     if not run.rules.exactly_once:
         # What was written by a batch that failed may be of the decision before; the last one counts.
-        found = list({one._replace(decided=""): one for one in found}.values())
+        found = list({item._replace(decided=""): item for item in found}.values())
     if found == wanted:
         return
     if len(found) > len(wanted):
         check.differs(f"{key} has {len(found)} examples instead of {len(wanted)}: {_missing(found, wanted)}")
     elif len(found) < len(wanted):
         check.differs(f"{key} lacks {len(wanted) - len(found)} examples: {_missing(wanted, found)}")
-    for one, right in zip(found, wanted, strict=False):
+    for item, right in zip(found, wanted, strict=False):
         for name in Lesson._fields:
-            check.same(f"{key}: {name} of an example", getattr(one, name), getattr(right, name))
+            check.same(f"{key}: {name} of an example", getattr(item, name), getattr(right, name))
 
 
 def _missing(more: list[Lesson], fewer: list[Lesson]) -> list[Lesson]:
-    return [one for one in more if one not in fewer] or more
+    return [item for item in more if item not in fewer] or more
 
 
 def _lesson(example: dict[str, Any]) -> Lesson:
@@ -135,18 +135,18 @@ def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, 
     Of a transaction that was accepted a second time only its examples are compared, above: its first life's end is
     not its second one's.
     """
-    fate, given_up = follow_cards(run), {one.place for one in told_of.given_up}
-    rate, twice = run.rules.negative_sample_rate, {one.key for one in fate.accepted if one.again}
+    fate, given_up = follow_cards(run), {sent_record.place for sent_record in told_of.given_up}
+    rate, twice = run.rules.negative_sample_rate, {record.key for record in fate.accepted if record.again}
     for key, labels in fate.applied.items():
         if key in twice:
             continue
-        if any(one.place in given_up for one in labels):
+        if any(label.place in given_up for label in labels):
             check.differs(
                 f"{key}: its decision came so late that feedback had given its label up: event time passes too fast "
                 "for the delays of this run"
             )
             continue
-        known = holds(one.triple for one in labels)
+        known = holds(label.triple for label in labels)
         kept, of_one = sampled(run, key), examples.get(key, [])
         last = of_one[-1]["label"] if of_one else None
         if known == "fraud" and last != "fraud":
@@ -157,24 +157,24 @@ def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, 
             check.differs(f"{key} is no longer known to be {last}, which is its last example")
     for key, of_one in examples.items():
         labels = fate.applied.get(key, [])
-        there = {(one.label, one.source, one.known_at_us) for one in labels}
-        by_revision = {one["revision"]: one["label"] for one in of_one}
-        for one in of_one:
-            told = one["label"], one["label_source"], microseconds(one["known_at"])
-            heavy = sampled(run, key) and one["label"] in ("legitimate", PRESUMED)
-            heavy &= one["label_source"] not in REVIEWERS
-            if one["held"] not in (told_of.held.get((key, told[1], told[2])) or {False}):
-                check.differs(f"{key}: held is {one['held']}, of an example {told[0]} of {told[1]}")
-            corrects = by_revision.get(one["revision"] - 1) == "fraud"
+        there = {(label.label, label.source, label.known_at_us) for label in labels}
+        by_revision = {row["revision"]: row["label"] for row in of_one}
+        for row in of_one:
+            reported = row["label"], row["label_source"], microseconds(row["known_at"])
+            heavy = sampled(run, key) and row["label"] in ("legitimate", PRESUMED)
+            heavy &= row["label_source"] not in REVIEWERS
+            if row["held"] not in (told_of.held.get((key, reported[1], reported[2])) or {False}):
+                check.differs(f"{key}: held is {row['held']}, of an example {reported[0]} of {reported[1]}")
+            corrects = by_revision.get(row["revision"] - 1) == "fraud"
             if not (corrects and key in twice):
-                check.same(f"{key}: weight", one["weight"], 1.0 / rate if heavy and not corrects else 1.0)
-            if one["label"] == PRESUMED:
-                matured_us = microseconds(one["event_time"]) + run.rules.maturity_us
-                check.same(f"{key}: known_at of what is presumed", told[1:], (None, matured_us))
+                check.same(f"{key}: weight", row["weight"], 1.0 / rate if heavy and not corrects else 1.0)
+            if row["label"] == PRESUMED:
+                matured_us = microseconds(row["event_time"]) + run.rules.maturity_us
+                check.same(f"{key}: known_at of what is presumed", reported[1:], (None, matured_us))
                 if not sampled(run, key):
                     check.differs(f"{key}: presumed legitimate, though not sampled")
-            elif told[0] == WITHDRAWN:
-                if told[1:] not in {label[1:] for label in there} and key not in twice:
-                    check.differs(f"{key}: an example of a label withdrawn by {told[1]} without such a label")
-            elif told not in there and key not in twice:
-                check.differs(f"{key}: an example {told[0]} of {told[1]} without such a label")
+            elif reported[0] == WITHDRAWN:
+                if reported[1:] not in {label[1:] for label in there} and key not in twice:
+                    check.differs(f"{key}: an example of a label withdrawn by {reported[1]} without such a label")
+            elif reported not in there and key not in twice:
+                check.differs(f"{key}: an example {reported[0]} of {reported[1]} without such a label")

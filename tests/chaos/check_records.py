@@ -107,12 +107,12 @@ def transactions_are_profiled_once(run: Run) -> Check:
     check = Check("one profiled record a transaction")
     fate = follow_cards(run)
     wanted: dict[Key, list[Accepted]] = defaultdict(list)
-    for one in fate.accepted:
-        wanted[one.key].append(one)
+    for record in fate.accepted:
+        wanted[record.key].append(record)
     check.compared = {
         "transactions": len(wanted),
         "repeats": fate.repeats,
-        "accepted_again": sum(one.again for one in fate.accepted),
+        "accepted_again": sum(item.again for item in fate.accepted),
         "forgotten": fate.forgotten,
     }
     found: dict[Key, list[Place]] = defaultdict(list)
@@ -126,7 +126,7 @@ def transactions_are_profiled_once(run: Run) -> Check:
             continue
         _same_transaction(check, run, message, meant)
         check.same(f"{key}: where it was read is of", run.origin(run.read_place(message)), source)
-        read = [one.read for one in wanted.get(key, ()) if one.source == source]
+        read = [item.read for item in wanted.get(key, ()) if item.source == source]
         if run.rules.exactly_once and read:
             check.same(f"{key}: where it was read", run.read_place(message), read[0])
     for key in found.keys() | wanted.keys():
@@ -134,7 +134,7 @@ def transactions_are_profiled_once(run: Run) -> Check:
         if run.rules.exactly_once and len(sources) != times:
             check.differs(f"{key} has {len(sources)} profiled records instead of {times}")
         elif run.rules.exactly_once:
-            rightly = [one.source for one in wanted[key]]
+            rightly = [item.source for item in wanted[key]]
             check.same(f"{key}: source, of several sendings", sources, rightly)
         elif len(set(sources)) < times:
             check.differs(f"{key} has {len(set(sources))} profiled records instead of {times} or more")
@@ -145,13 +145,13 @@ def _home(merchant: str, run: Run) -> int:
     return partition_of(merchant, run.rules.merchant_partitions)
 
 
-def _same_transaction(check: Check, run: Run, one: dict[str, Any], sent: Sent) -> None:
-    stated, key = exact(sent.value or b""), key_of(one)
-    check.same(f"{key}: the producer's own record", one["transaction"], _loose(sent.value))
-    check.same(f"{key}: merchant", one["merchant_id"], stated["merchant_id"])
-    check.same(f"{key}: event time", one["event_time_us"], microseconds(stated["event_time"]))
-    check.same(f"{key}: amount", one["amount_base_minor"], int(stated["amount"] * 100))
-    check.same(f"{key}: counts", one["counts"], stated.get("transaction_type", "purchase") in ("purchase", "cash"))
+def _same_transaction(check: Check, run: Run, row: dict[str, Any], sent: Sent) -> None:
+    stated, key = exact(sent.value or b""), key_of(row)
+    check.same(f"{key}: the producer's own record", row["transaction"], _loose(sent.value))
+    check.same(f"{key}: merchant", row["merchant_id"], stated["merchant_id"])
+    check.same(f"{key}: event time", row["event_time_us"], microseconds(stated["event_time"]))
+    check.same(f"{key}: amount", row["amount_base_minor"], int(stated["amount"] * 100))
+    check.same(f"{key}: counts", row["counts"], stated.get("transaction_type", "purchase") in ("purchase", "cash"))
 
 
 def _loose(value: bytes | None) -> Any:
@@ -161,34 +161,34 @@ def _loose(value: bytes | None) -> Any:
 def decisions_are_one_to_one(run: Run) -> Check:
     """Each profiled transaction has one decision, which names its place, and there is none without."""
     check = Check("one decision a profiled transaction")
-    there = {entry.log: one for entry, one in run.profiled_as_written}
-    waiting = {entry.log: one for entry, one in run.profiled}
+    there = {entry.log: item for entry, item in run.profiled_as_written}
+    waiting = {entry.log: item for entry, item in run.profiled}
     check.compared = {"decisions": len(run.logs.entries("decisions")), "profiled": len(waiting)}
-    meant, decided = Counter(key_of(one) for one in waiting.values()), Counter[Key]()
-    told: set[LogPlace] = set()
+    meant, decided = Counter(key_of(item) for item in waiting.values()), Counter[Key]()
+    places: set[LogPlace] = set()
     for entry, decision in run.logs.decoded("decisions"):
         key = key_of(decision)
         decided[key] += 1
         check.same(f"{key}: partition of decisions", entry.partition, run.home(key[0]))
         at = log_of(decision)
-        one = there.get(at)
-        if one is None or (at in told and run.rules.exactly_once):
+        row = there.get(at)
+        if row is None or (at in places and run.rules.exactly_once):
             check.differs(f"{key} was decided again, or from profiled {at}, which holds no transaction")
             continue
-        told.add(at)
-        stated = one["transaction"]
+        places.add(at)
+        stated = row["transaction"]
         for name, found, wanted in (
-            ("key", key, key_of(one)),
-            ("source", decision["source"], one["source"]),
-            ("merchant", decision["merchant_id"], one["merchant_id"]),
-            ("case", (decision["case_id"], decision["case_sequence"]), (one["case_id"], one["case_sequence"])),
-            ("event time", microseconds(decision["event_time"]), one["event_time_us"]),
+            ("key", key, key_of(row)),
+            ("source", decision["source"], row["source"]),
+            ("merchant", decision["merchant_id"], row["merchant_id"]),
+            ("case", (decision["case_id"], decision["case_sequence"]), (row["case_id"], row["case_sequence"])),
+            ("event time", microseconds(decision["event_time"]), row["event_time_us"]),
             ("amount", decision["amount"], stated["amount"]),
-            ("amount in the base currency", decision["amount_base"], one["amount_base_minor"] / 100),
-            ("ingestion", decision["ingested_at"], one["ingested_at"]),
+            ("amount in the base currency", decision["amount_base"], row["amount_base_minor"] / 100),
+            ("ingestion", decision["ingested_at"], row["ingested_at"]),
         ):
             check.same(f"{key}: {name} of the decision", found, wanted)
-    for at in waiting.keys() - told:
+    for at in waiting.keys() - places:
         check.differs(f"{key_of(waiting[at])} was profiled and not decided")
     for key, count in decided.items():
         if count > meant[key] and run.rules.exactly_once:
@@ -201,26 +201,28 @@ def alerts_are_one_to_one(run: Run) -> Check:
     check = Check("one alert a decision to alert")
     meant = {log: ones for log, all_of in run.decisions_at.items() if (ones := [o for o in all_of if is_alert(o)])}
     check.compared = {"alerts": len(run.logs.entries("alerts")), "decisions_to_alert": len(meant)}
-    told: set[LogPlace] = set()
+    places: set[LogPlace] = set()
     same = ["case_id", "case_sequence", "merchant_id", "event_time", "amount", "currency", "amount_base", "score"]
     same += ["base_currency", "model_scores", "threshold", "selection", "versions", "source", "log"]
     for _, alert in run.logs.decoded("alerts"):
         key = key_of(alert)
         log = log_of(alert)
-        decisions = [one for one in meant.get(log, ()) if key_of(one) == key]
-        if not decisions or (log in told and run.rules.exactly_once):
+        decisions = [item for item in meant.get(log, ()) if key_of(item) == key]
+        if not decisions or (log in places and run.rules.exactly_once):
             check.differs(f"{key} has an alert too many")
             continue
-        told.add(log)
+        places.add(log)
         check.same(f"{key}: alert_id", alert["alert_id"], f"{identity(*key):016x}")
         # Under at-least-once delivery a second decision may be one of other models.
-        decision = next((one for one in decisions if all(alert[name] == one[name] for name in same)), decisions[-1])
+        decision = next(
+            (decision for decision in decisions if all(alert[name] == decision[name] for name in same)), decisions[-1]
+        )
         check.same(f"{key}: severity", alert["severity"], round(decision["score"] * decision["amount_base"], 2))
         for name in same:
             check.same(f"{key}: {name} of the alert", alert[name], decision[name])
         if not alert["reasons"]:
             check.differs(f"{key}: an alert without a reason")
-    for log in meant.keys() - told:
+    for log in meant.keys() - places:
         check.differs(f"{key_of(meant[log][0])} was decided to be an alert and has none")
     return check
 
@@ -234,7 +236,7 @@ def dead_letters_are_complete(run: Run) -> Check:
     """Each input that cannot be accepted is set aside once, its bytes intact; no other is."""
     check = Check("dead letters are complete")
     wanted = follow_cards(run).dead
-    told: set[Place] = set()
+    places: set[Place] = set()
     check.compared = {
         "dead_letters": len(wanted),
         "labels_without_transaction": sum(code == UNKNOWN for code in wanted.values()),
@@ -246,16 +248,16 @@ def dead_letters_are_complete(run: Run) -> Check:
         place = letter.place
         if place in hostile:
             continue  # the check of what is hostile tells
-        if place not in wanted or (place in told and run.rules.exactly_once):
+        if place not in wanted or (place in places and run.rules.exactly_once):
             check.differs(f"{entry.place} is a dead letter of {place}, which was to be accepted, or had one")
             continue
-        told.add(place)
+        places.add(place)
         meant = run.sent_at[place]
         check.same(f"{place}: code of the dead letter", letter.error, wanted[place])
         _same_content(check, f"{place}: value of the dead letter", entry, meant.value)
         check.same(f"{place}: key of the dead letter", entry.key, meant.key)
         check.same(f"{place}: number of the dead letter", entry.header(NUMBER_HEADER), str(meant.number).encode())
-    for place in wanted.keys() - told:
+    for place in wanted.keys() - places:
         check.differs(f"{place} ({run.sent_at[place].kind}) has no dead letter ({wanted[place]})")
     return check
 

@@ -26,9 +26,9 @@ class NotThere(RuntimeError):
     """Nobody listens at the address that the worker's log names."""
 
 
-def address(said: str) -> Address | None:
+def address(name: str) -> Address | None:
     """Where a worker listens that has said this; None before it does."""
-    found = LISTENS.search(said)
+    found = LISTENS.search(name)
     return (found[1], int(found[2])) if found else None
 
 

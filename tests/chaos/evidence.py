@@ -63,8 +63,8 @@ def read_lines(log_dir: Path) -> list[Line]:
 
 def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
     """Read the evidence from logs."""
-    evidence = Evidence(met={one.kind: 0 for one in happened if one.snapshots})
-    told: dict[str, list[float]] = {}
+    evidence = Evidence(met={sent_record.kind: 0 for sent_record in happened if sent_record.snapshots})
+    row: dict[str, list[float]] = {}
     for line in lines:
         if (restored := RESTORED.search(line.text)) is not None:
             evidence.from_snapshot += restored[1] == "a snapshot"
@@ -72,7 +72,7 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
         elif (refused := REFUSED.search(line.text)) is not None:
             evidence.refused[refused[2]] += 1
             if refused[2] == "damaged":
-                told.setdefault(refused[1], []).append(line.wall_s)
+                row.setdefault(refused[1], []).append(line.wall_s)
         elif NOT_WRITTEN in line.text:
             if _within("snapshots full", line.wall_s, happened):
                 evidence.failed_writes += 1
@@ -80,18 +80,23 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
                 evidence.failed_upon_damage += 1
             elif not _within("snapshots gone", line.wall_s, happened):
                 evidence.failed_unasked.append(f"{line.worker}: {line.text}")
-    for one in happened:
-        if any(at_s > one.wall_s - 1.0 for name in one.snapshots for at_s in told.get(name, ())):
-            evidence.met[one.kind] += 1
+    for sent_record in happened:
+        if any(at_s > sent_record.wall_s - 1.0 for name in sent_record.snapshots for at_s in row.get(name, ())):
+            evidence.met[sent_record.kind] += 1
     return evidence
 
 
 def _within(kind: str, wall_s: float, happened: Iterable[Happened]) -> bool:
-    return any(one.kind == kind and 0.0 <= wall_s - one.wall_s + 1.0 <= AFTERWARDS_S for one in happened)
+    return any(
+        sent_record.kind == kind and 0.0 <= wall_s - sent_record.wall_s + 1.0 <= AFTERWARDS_S
+        for sent_record in happened
+    )
 
 
 def _damaged(place: str, wall_s: float, happened: Iterable[Happened]) -> bool:
-    return any(one.wall_s - 1.0 <= wall_s and any(n.startswith(f"{place}/") for n in one.snapshots) for one in happened)
+    return any(
+        item.wall_s - 1.0 <= wall_s and any(n.startswith(f"{place}/") for n in item.snapshots) for item in happened
+    )
 
 
 def lacking(
@@ -99,10 +104,10 @@ def lacking(
     days: float,
 ) -> list[str]:  # fmt: skip
     """What a long run of ``days`` of event time should have met and has not; ``kinds`` of faults were to happen."""
-    done = Counter(one.kind for one in happened)
+    done = Counter(sent_record.kind for sent_record in happened)
     lacks = [f"no fault of the kind {kind!r} could be done" for kind in sorted(set(kinds)) if not done[kind]]
-    shown = {one.kind: False for one in happened if one.met is not None}
-    shown |= {one.kind: True for one in happened if one.met}
+    shown = {sent_record.kind: False for sent_record in happened if sent_record.met is not None}
+    shown |= {sent_record.kind: True for sent_record in happened if sent_record.met}
     lacks += [
         f"no {kind} was seen to make a partition's age grow and fall again" for kind, met in shown.items() if not met
     ]

@@ -124,7 +124,7 @@ class Fleet:
 
     def pick(self, target: str, draw: float) -> Running | None:
         """One of the workers that run, by ``target`` (a kind of agent or ``any``) and a number from 0 to 1."""
-        able = [one for name, one in sorted(self.workers.items()) if target == "any" or target in one.agents]
+        able = [worker for name, worker in sorted(self.workers.items()) if target == "any" or target in worker.agents]
         return able[int(draw * len(able))] if able else None
 
     def kill(self, name: str) -> Running:
@@ -145,7 +145,7 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.paused_s, worker.is_paused = time.monotonic(), False
 
-    def terminate(self, name: str, *, twice: bool = False, told: bool = False) -> float:
+    def terminate(self, name: str, *, twice: bool = False, reported: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
 
         ``told``: the first SIGTERM was sent before.
@@ -153,7 +153,7 @@ class Fleet:
         worker = self.workers.pop(name)
         worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
-        if not told:
+        if not reported:
             worker.process.terminate()
         limit_s = AT_ONCE_S if twice else EXIT_S
         if twice:
@@ -188,7 +188,7 @@ class Fleet:
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""
             self.say(f"{name} ended by itself (exit code {code}){why}")
-            if sum(not one.meant for one in self.endings) > MOST_RESTARTS:
+            if sum(not item.meant for item in self.endings) > MOST_RESTARTS:
                 raise WorkerFailed(
                     f"workers end by themselves again and again; the last was {name}:\n{log_tail(worker.log)}"
                 )
@@ -200,7 +200,7 @@ class Fleet:
             worker.process.send_signal(signal.SIGCONT)
             worker.process.terminate()
         for name in list(self.workers):
-            self.terminate(name, told=True)
+            self.terminate(name, reported=True)
 
     def end_rival(self, rival: Running) -> None:
         """End a worker that `rival` started."""
@@ -223,8 +223,8 @@ class Fleet:
 
     def _says(self, worker: Running) -> bool:
         sentence, start = self.sentences.pop(worker.name, ("", 0))
-        said = worker.log.read_bytes()[start:].decode(errors="replace")
-        return sentence != "" and sentence in said and "Traceback" not in said
+        reported = worker.log.read_bytes()[start:].decode(errors="replace")
+        return sentence != "" and sentence in reported and "Traceback" not in reported
 
     @staticmethod
     def _ended(worker: Running) -> None:

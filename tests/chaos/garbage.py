@@ -90,8 +90,8 @@ def garbage(target: Target, number: int) -> Iterator[Garbage]:
     yield from _forged_models(target, number)
     foreign, far = _foreign(number), _features()
     yield Garbage("profiled", "foreign kernel", b"nobody", foreign, "set_aside", ("score",))
-    blocks = [("profiled", *one) for one in _damaged(foreign, far)]
-    blocks += [("features", *one) for one in (*_damaged(far, foreign), *impossible())]
+    blocks = [("profiled", *item) for item in _damaged(foreign, far)]
+    blocks += [("features", *item) for item in (*_damaged(far, foreign), *impossible())]
     for topic, kind, value in blocks:
         dead, agents = READERS[topic]
         yield Garbage(topic, kind, b"nobody", value, dead, agents)

@@ -200,8 +200,8 @@ class Chaos:
         finally:
             feeder.stop()
             tail.stop()
-        for one in self.happened:
-            self._look_for_recovery(one, tail)
+        for item in self.happened:
+            self._look_for_recovery(item, tail)
         self.fleet.stop()
         reading_s = time.monotonic()
         self.sent = sent = [*sent, *self.hostile.sent]
@@ -224,7 +224,7 @@ class Chaos:
             if waiting and waiting[0].at_s <= now_s:
                 fault = waiting.pop(0)
                 if not self._do(fault, feeder, tail):
-                    waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda one: one.at_s)
+                    waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda item: item.at_s)
             elif swaps and swaps[0] <= now_s and not self._broker_paused:
                 swaps.pop(0)
                 self.hostile.good = publish(self._bootstrap, self.settings, version=2 - len(swaps))
@@ -238,7 +238,7 @@ class Chaos:
         """Do a fault; False where it cannot be done now, and then it is as if nothing had happened."""
         self._cancel_timers(only_ended=True)
         what, agents = fault.kind, "any"
-        one = Happened(round(self._now_s(), 1), fault.kind, "", wall_s=time.time(), monotonic_s=time.monotonic())
+        item = Happened(round(self._now_s(), 1), fault.kind, "", wall_s=time.time(), monotonic_s=time.monotonic())
         if fault.kind in SCALES:
             what = self._scale(SCALES[fault.kind])
         elif fault.kind == "broker kill":
@@ -255,7 +255,7 @@ class Chaos:
             self._broker_paused = False
             what = f"stopped for {fault.length_s:.1f} s"
         elif fault.kind in WRITTEN:
-            written = self._write(fault, one, feeder, tail)
+            written = self._write(fault, item, feeder, tail)
             if written is None:
                 return False
             what, agents = written, "none"
@@ -266,13 +266,13 @@ class Chaos:
             if fault.kind.startswith("snapshot") and worker is not None and not self._has_snapshots(worker):
                 able = [other for other in self.fleet.workers.values() if self._has_snapshots(other)]
                 worker = able[0] if able else None
-            done = None if worker is None else self._hurt(fault, worker.name, worker.agents, one)
+            done = None if worker is None else self._hurt(fault, worker.name, worker.agents, item)
             if worker is None or done is None:
                 return False
-            agents = one.agents if one.agents == "none" else worker.agents if worker.agents in KINDS else "any"
+            agents = item.agents if item.agents == "none" else worker.agents if worker.agents in KINDS else "any"
             what = f"{worker.name}: {done}"
-        one.what, one.agents = what, agents
-        self.happened.append(one)
+        item.what, item.agents = what, agents
+        self.happened.append(item)
         self._tell(f"{fault.kind}: {what}")
         return True
 
@@ -282,7 +282,7 @@ class Chaos:
     def _has_snapshots(self, worker: Running) -> bool:
         return bool(self.snapshots.newest(self._kept_by(worker.agents)))
 
-    def _hurt(self, fault: Fault, name: str, agents: str, one: Happened) -> str | None:
+    def _hurt(self, fault: Fault, name: str, agents: str, item: Happened) -> str | None:
         """What was done to a worker, or to the snapshots of its agents; None: it could not be."""
         fleet, place = self.fleet, self.snapshots
         match fault.kind:
@@ -300,7 +300,7 @@ class Chaos:
                 fleet.start(name, agents)
                 return f"ended after {took_s:.1f} s"
             case "slow clients":
-                one.agents = "none"
+                item.agents = "none"
                 return slow_clients(fleet, fleet.workers[name])
             case "state deleted":
                 return state_deleted(fleet, fleet.workers[name])
@@ -318,15 +318,15 @@ class Chaos:
             what = f"{place.remove_all()} files removed"
         else:
             cut = fault.kind == "snapshot cut short"
-            one.snapshots = tuple(place.damage(self._kept_by(agents), cut=cut, draw=float(fault.draw * 1e3 % 1)))
-            what = ", ".join(one.snapshots)
+            item.snapshots = tuple(place.damage(self._kept_by(agents), cut=cut, draw=float(fault.draw * 1e3 % 1)))
+            what = ", ".join(item.snapshots)
         fleet.start(name, agents)
-        if one.snapshots:
+        if item.snapshots:
             # Another kill now, or snapshots that are removed, and nobody would ever read what was damaged.
             until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].said, RESTORE_S)
         return f"killed; {what}"
 
-    def _write(self, fault: Fault, one: Happened, feeder: Feeder, tail: Tail) -> str | None:
+    def _write(self, fault: Fault, item: Happened, feeder: Feeder, tail: Tail) -> str | None:
         """Write what a fault puts into topics; None where it cannot be done now."""
         match fault.kind:
             case "garbage":
@@ -343,13 +343,13 @@ class Chaos:
                     self.fleet.start(name, agents)
                 return f"all workers killed; {what}"
             case _:
-                one.met = False
-                return self.hostile.leave_open(fault.draw, fault.length_s, self._age, lambda met: _meet(one, met))
+                item.met = False
+                return self.hostile.leave_open(fault.draw, fault.length_s, self._age, lambda met: _meet(item, met))
 
     def _age(self, topic: str, partition: int) -> float | None:
         """As any worker's metrics have it."""
         listening = [address(worker.said) for worker in list(self.fleet.workers.values()) if not worker.is_paused]
-        return oldest_undecided([one for one in listening if one], self.settings.topic(topic), partition)
+        return oldest_undecided([item for item in listening if item], self.settings.topic(topic), partition)
 
     def _scale(self, wanted: Mapping[str, str]) -> str:
         """Have exactly these workers: start what is missing, end what is too many."""
@@ -410,8 +410,8 @@ class Chaos:
                 # Not the ends of the logs, where marks of transactions may stand.
                 known = [feeder.ends, self.hostile.ends] if topic in UNTAILED else [tail.ends]
                 wanted: dict[int, int] = {}
-                for (of, number), end in (item for ends in known for item in list(ends.items())):
-                    if of == topic:
+                for (source, number), end in (item for ends in known for item in list(ends.items())):
+                    if source == topic:
                         wanted[number] = max(end, wanted.get(number, 0))
                 behind = sum(max(0, end - max(0, there.get((name, n), 0))) for n, end in wanted.items())
                 if behind and (topic != "rerouted" or self._options.expected.rerouting):
@@ -446,11 +446,11 @@ class Chaos:
         if tail.error is not None:
             raise tail.error
 
-    def _look_for_recovery(self, one: Happened, tail: Tail) -> None:
-        if one.kind in SCALES or one.kind == "snapshots full" or one.agents == "none":
+    def _look_for_recovery(self, sent_record: Happened, tail: Tail) -> None:
+        if sent_record.kind in SCALES or sent_record.kind == "snapshots full" or sent_record.agents == "none":
             return
-        seen_s = tail.recovered(one.wall_s, one.agents, MERCHANT_PARTITIONS)
-        one.recovered_s = None if seen_s is None else seen_s - one.monotonic_s
+        seen_s = tail.recovered(sent_record.wall_s, sent_record.agents, MERCHANT_PARTITIONS)
+        sent_record.recovered_s = None if seen_s is None else seen_s - sent_record.monotonic_s
 
     def _now_s(self) -> float:
         return time.monotonic() - self._started_s
@@ -473,8 +473,8 @@ SCALES: dict[str, dict[str, str]] = {
 """Fleets that a run passes through."""
 
 
-def _meet(one: Happened, met: bool) -> None:
-    one.met = met
+def _meet(item: Happened, met: bool) -> None:
+    item.met = met
 
 
 def publish(bootstrap: str, settings: Settings, version: int) -> Content:

@@ -72,14 +72,23 @@ class Hostile:
         acknowledged: dict[int, int] = {}
         producer, first, now_ms = self._writer(), FIRST_NUMBER + len(self.sent), int(time.time() * 1e3)
         drafts = []
-        for number, one in enumerate(ones, first):
-            partition = (number + self._rounds) % self._partitions[one.topic]
-            draft = Sent(number, one.topic, partition, now_ms, one.key, one.value, f"hostile: {one.kind}", one.dead)
-            drafts.append(draft._replace(hostile=True, agents=one.agents))
+        for number, record in enumerate(ones, first):
+            partition = (number + self._rounds) % self._partitions[record.topic]
+            draft = Sent(
+                number,
+                record.topic,
+                partition,
+                now_ms,
+                record.key,
+                record.value,
+                f"hostile: {record.kind}",
+                record.dead,
+            )
+            drafts.append(draft._replace(hostile=True, agents=record.agents))
             producer.produce(
-                self._prefix + one.topic,
-                one.value,
-                one.key,
+                self._prefix + record.topic,
+                record.value,
+                record.key,
                 partition=partition,
                 timestamp=now_ms,
                 headers=[(HOSTILE_HEADER, str(number).encode())],
@@ -92,13 +101,13 @@ class Hostile:
 
     def bomb(self, draw: float, clock_ms: int) -> str:
         """Write a batch that nobody can decompress to each topic of the producers, and a large one that can be read."""
-        told = []
+        reported = []
         for topic in ("transactions", "labels"):
             kind, make, records = BOMBS[self._batches % len(BOMBS)]
             self._batches += 1
             partition = int(draw * 1e3 + self._batches) % self._partitions[topic]
             self._range(kind, topic, partition, make(), records)
-            told.append(f"{kind} on {topic} {partition}")
+            reported.append(f"{kind} on {topic} {partition}")
         number, partition = FIRST_NUMBER + len(self.sent), self._batches % self._partitions["transactions"]
         value, headers = b"a" * READABLE_BOMB_BYTES, [(NUMBER_HEADER, str(number).encode())]
         batch = record_batch([value], "gzip", key=b"bomb", timestamp_ms=clock_ms, headers=headers)
@@ -107,7 +116,7 @@ class Hostile:
         self.sent.append(
             Sent(number, "transactions", partition, clock_ms, b"bomb", value, "gzip bomb", "too_large", offset=base)
         )
-        return ", ".join([*told, f"gzip bomb on transactions {partition}"])
+        return ", ".join([*reported, f"gzip bomb on transactions {partition}"])
 
     def damage(self, draw: float) -> str:
         """Write a batch, and damage it on the broker's disk; no worker may run, or it could read it before.
@@ -154,8 +163,8 @@ class Hostile:
         self._note(topic, partition, base + records)
         agents = ("card",) if topic == "transactions" else ("label",)
         number = FIRST_NUMBER + len(self.sent)
-        one = Sent(number, topic, partition, 0, None, None, kind, "unreadable")
-        self.sent.append(one._replace(hostile=True, agents=agents, offset=base, end=base + records))
+        item = Sent(number, topic, partition, 0, None, None, kind, "unreadable")
+        self.sent.append(item._replace(hostile=True, agents=agents, offset=base, end=base + records))
         return base
 
     def _note(self, topic: str, partition: int, end: int) -> None:

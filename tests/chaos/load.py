@@ -128,9 +128,9 @@ def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iter
             oversize += bad.kind == "oversize"
             yield bad
         if random.random() < UNKNOWN_LABELS:
-            told = _label(clock_us, card, f"{name}-unheard-of", "fraud", "analyst")
+            label = _label(clock_us, card, f"{name}-unheard-of", "fraud", "analyst")
             yield _Draft(
-                clock_us, "labels", told, "unknown", card, f"{name}-unheard-of", dead="label_without_transaction"
+                clock_us, "labels", label, "unknown", card, f"{name}-unheard-of", dead="label_without_transaction"
             )
 
 

@@ -165,7 +165,7 @@ def rows_of(entry: Entry) -> list[Entry]:
     if entry.hostile:
         return [entry]
     rows = BLOCKS[entry.topic](entry.value or b"")
-    return [entry._replace(value=json.dumps(one).encode(), row=row) for row, one in enumerate(rows)]
+    return [entry._replace(value=json.dumps(item).encode(), row=row) for row, item in enumerate(rows)]
 
 
 def _control(entry: Entry) -> dict[str, Any]:
@@ -243,11 +243,15 @@ def _go_on(consumer: Consumer, place: TopicPartition) -> None:
     except KafkaException as error:
         if error.args[0].code() != KafkaError._STATE:
             raise
-        others = [one for one in consumer.assignment() if (one.topic, one.partition) != (place.topic, place.partition)]
-        at = [one for one in consumer.position(others) if one.offset >= 0]
-        known = {(one.topic, one.partition) for one in at}
-        fresh = [TopicPartition(one.topic, one.partition, OFFSET_BEGINNING) for one in others
-                 if (one.topic, one.partition) not in known]  # fmt: skip
+        others = [
+            record
+            for record in consumer.assignment()
+            if (record.topic, record.partition) != (place.topic, place.partition)
+        ]
+        at = [record for record in consumer.position(others) if record.offset >= 0]
+        known = {(record.topic, record.partition) for record in at}
+        fresh = [TopicPartition(record.topic, record.partition, OFFSET_BEGINNING) for record in others
+                 if (record.topic, record.partition) not in known]  # fmt: skip
         consumer.assign([*at, *fresh, place])
 
 

@@ -27,26 +27,33 @@ def failures(outcome: Outcome) -> list[str]:
     found += outcome.fleet.wrong
     if outcome.rules.expected.rides_out:
         found += [
-            f"{one.name} ended by itself at {one.at_s} s (exit code {one.code}); its last lines are above"
-            for one in outcome.fleet.endings
-            if not (one.after_pause or one.meant)
+            f"{reject.name} ended by itself at {reject.at_s} s (exit code {reject.code}); its last lines are above"
+            for reject in outcome.fleet.endings
+            if not (reject.after_pause or reject.meant)
         ]
     found += [f"a snapshot failed without a fault: {text}" for text in outcome.evidence.failed_unasked[:NAMED]]
     if outcome.options.thorough:
         days, kinds = outcome.options.load.days, [fault.kind for fault in outcome.options.faults]
         found += lacking(outcome.evidence, outcome.happened, kinds, outcome.checks, outcome.rules, days)
-    found += [f"no recovery was seen from {one.kind} at {one.at_s} s" for one in unrecovered(outcome.happened)]
+    found += [
+        f"no recovery was seen from {sent_record.kind} at {sent_record.at_s} s"
+        for sent_record in unrecovered(outcome.happened)
+    ]
     return found
 
 
 def unrecovered(happened: Iterable[Happened]) -> list[Happened]:
     """Faults after which some partition never showed work again; the last seconds of the load do not tell."""
     found = list(happened)
-    return [one for one in found[:-1] if one.monotonic_s and _meant(one) and one.recovered_s is None]
+    return [item for item in found[:-1] if item.monotonic_s and _meant(item) and item.recovered_s is None]
 
 
-def _meant(one: Happened) -> bool:
-    return one.kind not in SCALES and one.kind != "snapshots full" and one.agents not in ("none", "feedback", "learn")
+def _meant(sent_record: Happened) -> bool:
+    return (
+        sent_record.kind not in SCALES
+        and sent_record.kind != "snapshots full"
+        and sent_record.agents not in ("none", "feedback", "learn")
+    )
 
 
 def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +62,10 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
         "options": options,
         "differences": differences(outcome.checks),
         "failures": failures(outcome),
-        "faults": dict(Counter(one.kind for one in outcome.happened)),
-        "sigkills_of_workers": sum(one.kind in SIGKILLS and one.agents != "none" for one in outcome.happened),
+        "faults": dict(Counter(sent_record.kind for sent_record in outcome.happened)),
+        "sigkills_of_workers": sum(
+            sent_record.kind in SIGKILLS and sent_record.agents != "none" for sent_record in outcome.happened
+        ),
         "recovery_s": recoveries(outcome.happened),
         "records": {topic: len(entries) for topic, entries in outcome.logs.topics.items()},
         "inputs": dict(Counter(sent.kind for sent in outcome.ledger)),
@@ -70,17 +79,17 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
             "failed_upon_damage": outcome.evidence.failed_upon_damage,
             "failed_without_a_fault": len(outcome.evidence.failed_unasked),
         },
-        "workers_that_ended_by_themselves": [one._asdict() for one in outcome.fleet.endings],
+        "workers_that_ended_by_themselves": [item._asdict() for item in outcome.fleet.endings],
         "checks": summary(outcome.checks),
         "log": [
             {
-                "at_s": one.at_s,
-                "kind": one.kind,
-                "what": one.what,
-                "recovered_s": None if one.recovered_s is None else round(one.recovered_s, 2),
-                "met": one.met,
+                "at_s": sent_record.at_s,
+                "kind": sent_record.kind,
+                "what": sent_record.what,
+                "recovered_s": None if sent_record.recovered_s is None else round(sent_record.recovered_s, 2),
+                "met": sent_record.met,
             }
-            for one in outcome.happened
+            for sent_record in outcome.happened
         ],
     }
 
@@ -88,10 +97,10 @@ def as_json(outcome: Outcome, options: dict[str, Any]) -> dict[str, Any]:
 def recoveries(happened: Iterable[Happened]) -> dict[str, dict[str, float]]:
     """Recovery by kind of fault (of kills also by agent): count, median, longest, in seconds."""
     by_kind: dict[str, list[float]] = defaultdict(list)
-    for one in happened:
-        if one.recovered_s is not None:
-            name = one.kind if one.agents == "any" else f"{one.kind} {one.agents}"
-            by_kind[name].append(one.recovered_s)
+    for sent_record in happened:
+        if sent_record.recovered_s is not None:
+            name = sent_record.kind if sent_record.agents == "any" else f"{sent_record.kind} {sent_record.agents}"
+            by_kind[name].append(sent_record.recovered_s)
     return {
         kind: {
             "seen": len(values),
@@ -113,14 +122,14 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(f"  SIGKILLs of workers: {result['sigkills_of_workers']}")
     ended = result["workers_that_ended_by_themselves"]
     lines.append(f"  workers that ended by themselves: {len(ended)}")
-    for one in ended:
-        after = ", as it must" if one.get("meant") else ", after its pause" if one["after_pause"] else ""
-        lines.append(f"  {one['name']} at {one['at_s']} s (exit code {one['code']}{after}):")
-        lines += [text for line in one["log"].splitlines() for text in _wrapped(line, 6)]
+    for item in ended:
+        after = ", as it must" if item.get("meant") else ", after its pause" if item["after_pause"] else ""
+        lines.append(f"  {item['name']} at {item['at_s']} s (exit code {item['code']}{after}):")
+        lines += [text for line in item["log"].splitlines() for text in _wrapped(line, 6)]
     lines += ["", "Snapshots"]
     for name, value in result["snapshots"].items():
-        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
-        lines += _wrapped(f"{name.replace('_', ' ')}: {told or 0}")
+        reported = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
+        lines += _wrapped(f"{name.replace('_', ' ')}: {reported or 0}")
     lines += ["", "Records"]
     lines += _wrapped(", ".join(f"{topic} {count:,}" for topic, count in result["records"].items()))
     lines += ["", "Inputs"]

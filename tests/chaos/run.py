@@ -112,7 +112,7 @@ class Run:
     @cached_property
     def profiled_as_written(self) -> list[tuple[Entry, dict[str, Any]]]:
         """Profiled transactions, in the order of ``profiled``."""
-        return [(entry, one) for entry, one in self.logs.decoded("profiled") if one["kind"] == "transaction"]
+        return [(entry, log) for entry, log in self.logs.decoded("profiled") if log["kind"] == "transaction"]
 
     @cached_property
     def profiled(self) -> list[tuple[Entry, dict[str, Any]]]:
@@ -125,17 +125,17 @@ class Run:
             return self.profiled_as_written
         last: dict[tuple[int, str, int], int] = defaultdict(lambda: -1)
         found = []
-        for entry, one in self.profiled_as_written:
-            topic, partition, offset = self.read_place(one)
+        for entry, item in self.profiled_as_written:
+            topic, partition, offset = self.read_place(item)
             if offset > last[entry.partition, topic, partition]:
                 last[entry.partition, topic, partition] = offset
-                found.append((entry, one))
+                found.append((entry, item))
         return found
 
     @cached_property
     def profiled_labels(self) -> list[tuple[Entry, dict[str, Any]]]:
         """Profiled labels, in the order of ``profiled``."""
-        return [(entry, one) for entry, one in self.logs.decoded("profiled") if one["kind"] == "label"]
+        return [(entry, log) for entry, log in self.logs.decoded("profiled") if log["kind"] == "label"]
 
     @cached_property
     def decisions_at(self) -> dict[LogPlace, list[dict[str, Any]]]:
@@ -160,16 +160,16 @@ class Run:
         places: dict[tuple[str, int], list[int]] = defaultdict(list)
         for topic, partition, offset in sorted(self.entry_at):
             places[topic, partition].append(offset)
-        for entry, told in self.logs.decoded("progress"):
+        for entry, log in self.logs.decoded("progress"):
             batch: list[Place] = []
-            for topic in CARD_READS if told["agent"] == "card" else FEEDBACK_READS:
-                if topic not in told["starts"]:
+            for topic in CARD_READS if log["agent"] == "card" else FEEDBACK_READS:
+                if topic not in log["starts"]:
                     continue
-                start, end = told["starts"][topic], told["ends"][topic]
+                start, end = log["starts"][topic], log["ends"][topic]
                 offsets = places[topic, entry.partition]
                 read = offsets[bisect_left(offsets, start) : bisect_left(offsets, end)]
                 batch += [(topic, entry.partition, offset) for offset in read]
-            batches[told["agent"], entry.partition].append(batch)
+            batches[log["agent"], entry.partition].append(batch)
         return batches
 
     @cached_property
@@ -212,8 +212,8 @@ class Run:
         if not again:
             return set()
         sent = [self.sent_at[origin] for place in again if (origin := self.origin(place)) in self.sent_at]
-        decided = {key_of(one) for entry, one in self.logs.decoded("features") if entry.place in again}
-        return decided | {(one.card, one.transaction) for one in sent}
+        decided = {key_of(log) for entry, log in self.logs.decoded("features") if entry.place in again}
+        return decided | {(item.card, item.transaction) for item in sent}
 
     @cached_property
     def _origins(self) -> dict[Place, Place]:
@@ -237,18 +237,18 @@ class Run:
         places = sorted(place for place in self.entry_at if place[0] in CARD_READS)
         return {place: CARD_READS.index(place[0]) * 10**12 + place[2] for place in places}
 
-    def read_place(self, one: dict[str, Any]) -> Place:
+    def read_place(self, row: dict[str, Any]) -> Place:
         """Where the card agent read a profiled message: on ``rerouted``, or where it was sent."""
-        at = one.get("read") or one["source"]
+        at = row.get("read") or row["source"]
         return at["topic"], at["partition"], at["offset"]
 
     @cached_property
     def accepted(self) -> dict[int, list[tuple[Place, Entry, dict[str, Any]]]]:
         """Profiled transactions by card partition, with where they were read, in the order in which they were read."""
         by_partition: dict[int, list[tuple[Place, Entry, dict[str, Any]]]] = defaultdict(list)
-        for entry, one in self.profiled:
-            place = self.read_place(one)
-            by_partition[place[1]].append((place, entry, one))
+        for entry, item in self.profiled:
+            place = self.read_place(item)
+            by_partition[place[1]].append((place, entry, item))
         for rows in by_partition.values():
             rows.sort(key=lambda row: self.rank.get(row[0], 10**15))
         return by_partition
@@ -258,14 +258,14 @@ class Run:
         return partition_of(card, self.rules.card_partitions)
 
 
-def key_of(one: dict[str, Any]) -> Key:
+def key_of(row: dict[str, Any]) -> Key:
     """Card and transaction of any message."""
-    return one["card_id"], one["transaction_id"]
+    return row["card_id"], row["transaction_id"]
 
 
-def log_of(one: dict[str, Any]) -> LogPlace:
+def log_of(row: dict[str, Any]) -> LogPlace:
     """Partition, offset and row in ``profiled`` that a decision, an alert or an example names."""
-    log = one["log"]
+    log = row["log"]
     return log["partition"], log["offset"], log.get("row", 0)
 
 

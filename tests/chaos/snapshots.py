@@ -79,7 +79,7 @@ class SnapshotPlace:
         for manifest in self.newest(agents):
             text = manifest.read_text(encoding="utf-8", errors="replace")
             objects = [path for path in manifest.parent.glob("objects/*") if path.name in text]
-            path = max(objects, key=lambda one: one.stat().st_size) if objects and draw < 0.5 else manifest
+            path = max(objects, key=lambda item: item.stat().st_size) if objects and draw < 0.5 else manifest
             if cut:
                 os.truncate(path, int(path.stat().st_size * CUT_SHARE))
             else:

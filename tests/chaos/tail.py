@@ -111,12 +111,12 @@ class Tail:
             return
         wall_s = message.timestamp()[1] / 1e3
         if topic == "decisions":
-            one = json.loads(message.value())
-            ingested_s = microseconds(one["ingested_at"]) / 1e6
+            row = json.loads(message.value())
+            ingested_s = microseconds(row["ingested_at"]) / 1e6
             # Work of after the fault, by both agents: taken in and decided since.
-            home = partition_of(one["card_id"], self._card_partitions)
+            home = partition_of(row["card_id"], self._card_partitions)
             self._first_after["decided card", home].append((ingested_s, arrived_s))
-            self._first_after["decided merchant", one["log"]["partition"]].append((ingested_s, arrived_s))
+            self._first_after["decided merchant", row["log"]["partition"]].append((ingested_s, arrived_s))
         elif topic == "accepted-labels":
             self._first_after["accepted labels", message.partition()].append((wall_s, arrived_s))
         elif topic == "examples":

@@ -47,8 +47,8 @@ def test_a_fold_of_examples_gives_the_weights_of_the_learner() -> None:
     taught += [example(503, held=True), example(504, label="disputed")]
     learner, layer = LayerLearner(), arithmetic.Layer()
     learner.learn_examples(taught)
-    for one in taught:
-        layer.teach(msgspec.json.decode(msgspec.json.encode(one)), KERNEL_VERSION)
+    for item in taught:
+        layer.teach(msgspec.json.decode(msgspec.json.encode(item)), KERNEL_VERSION)
     published = learner.snapshot(403)
     assert np.allclose(layer.weights, published.weights, rtol=1e-12, atol=1e-13)
     assert np.allclose(layer.means, published.scale.means, rtol=1e-12, atol=1e-13)

@@ -58,10 +58,10 @@ class Cluster:
         self._stream_time_us = [0, 0]
         self._labels: dict[tuple[str, str], list[tuple[str, str, int]]] = defaultdict(list)
         self._early: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-        self._sent = {one.number: one for one in sent}
-        for one in sent:
-            header = ((NUMBER_HEADER, str(one.number).encode()),)
-            self.append(one.topic, one.partition, one.key, one.value, header, one.timestamp_ms)
+        self._sent = {item.number: item for item in sent}
+        for record in sent:
+            header = ((NUMBER_HEADER, str(record.number).encode()),)
+            self.append(record.topic, record.partition, record.key, record.value, header, record.timestamp_ms)
 
     def append(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers = (), at_ms: int = 0
@@ -172,10 +172,10 @@ class Cluster:
         if known_at_us - placed.event_us > HORIZON_US:
             return
         label = json.loads(origin.value or b"")
-        told = self._labels[key]
-        before = holds(told)
-        told.append((label["label"], label["source"], microseconds(label["labelled_at"])))
-        if (now := holds(told)) == before:
+        reported = self._labels[key]
+        before = holds(reported)
+        reported.append((label["label"], label["source"], microseconds(label["labelled_at"])))
+        if (now := holds(reported)) == before:
             return
         message = {
             "kind": "label",
@@ -193,7 +193,7 @@ class Cluster:
         limit_us = self._stream_time_us[partition] - PATIENCE_US
         for (card, _), waiting in list(self._early.items()):
             if partition_of(card, 2) == partition:
-                for origin in [one for one in waiting if known_at(one) < limit_us]:
+                for origin in [item for item in waiting if known_at(item) < limit_us]:
                     waiting.remove(origin)
                     self._dead(origin, "label_without_transaction")
 
@@ -203,8 +203,8 @@ class Cluster:
 
     def _dead(self, origin: Entry, code: str) -> None:
         place = (("topic", origin.topic), ("partition", origin.partition), ("offset", origin.offset), ("error", code))
-        told = tuple((f"dead-letter-{name}", str(value).encode()) for name, value in place)
-        self.append("dead-letters", origin.partition, origin.key, origin.value, (*origin.headers, *told))
+        reported = tuple((f"dead-letter-{name}", str(value).encode()) for name, value in place)
+        self.append("dead-letters", origin.partition, origin.key, origin.value, (*origin.headers, *reported))
 
 
 def known_at(label: Entry) -> int:

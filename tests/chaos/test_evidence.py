@@ -59,7 +59,7 @@ def gathered(directory: Path, lines: list[str]) -> Evidence:
 
 def told(directory: Path, lines: list[str], compared: dict[str, int], days: float = 20.0) -> str:
     faults = happened(directory)
-    kinds = [one.kind for one in faults]
+    kinds = [fault.kind for fault in faults]
     checks = [Check("all", compared)]
     return "\n".join(lacking(gathered(directory, lines), faults, kinds, checks, RULES, days))
 

@@ -77,12 +77,23 @@ def entry(topic: str, message: object) -> Entry:
 def run() -> Run:
     topics: dict[str, list[Entry]] = defaultdict(list)
     ledger: list[Sent] = []
-    for number, one in enumerate(garbage(TARGET, 1)):
-        offset = len(topics[one.topic])
-        sent = Sent(number, one.topic, 0, 0, one.key, one.value, one.kind, one.dead, hostile=True, agents=one.agents)
+    for number, record in enumerate(garbage(TARGET, 1)):
+        offset = len(topics[record.topic])
+        sent = Sent(
+            number,
+            record.topic,
+            0,
+            0,
+            record.key,
+            record.value,
+            record.kind,
+            record.dead,
+            hostile=True,
+            agents=record.agents,
+        )
         ledger.append(sent._replace(offset=offset))
         header = ((HOSTILE_HEADER, str(number).encode()),)
-        topics[one.topic].append(Entry(one.topic, 0, offset, 0, one.key, one.value, header))
+        topics[record.topic].append(Entry(record.topic, 0, offset, 0, record.key, record.value, header))
     readers = {"transactions": ("card",), "labels": ("label",), "accepted-labels": ("card", "feedback")}
     for number, (topic, agents) in enumerate(readers.items(), 900):
         bomb = Sent(number, topic, 0, 0, None, None, "bomb", "unreadable", hostile=True, agents=agents)
@@ -113,38 +124,40 @@ def test_good_logs_pass(run: Run, check: Callable[[Run], Check]) -> None:
     assert all(result.compared.values())
 
 
-@pytest.mark.parametrize("one", list(garbage(TARGET, 3)), ids=lambda one: f"{one.topic}: {one.kind}")
-def test_the_pipeline_believes_no_garbage(one: Garbage) -> None:
-    if one.topic == "models":
-        record = Record("models", 0, 0, 0, one.key, one.value)
+@pytest.mark.parametrize(
+    "one", list(garbage(TARGET, 3)), ids=lambda sent_record: f"{sent_record.topic}: {sent_record.kind}"
+)
+def test_the_pipeline_believes_no_garbage(garbage: Garbage) -> None:
+    if garbage.topic == "models":
+        record = Record("models", 0, 0, 0, garbage.key, garbage.value)
         believed = [version.name for _, version in sound_versions([record], TrustedRecords(Settings(), not_counted))]
         # Two have a digest of their own: what they say is for the models' own loaders to refuse.
-        assert believed == {"threshold 2.0": ["policy"], "River of nonsense": ["river"]}.get(one.kind, [])
-    elif one.kind.startswith(("forged", "activation")) or one.kind == "foreign kernel":
-        DECODERS[one.topic](one.value or b"")
-    elif one.topic == "profiled":
+        assert believed == {"threshold 2.0": ["policy"], "River of nonsense": ["river"]}.get(garbage.kind, [])
+    elif garbage.kind.startswith(("forged", "activation")) or garbage.kind == "foreign kernel":
+        DECODERS[garbage.topic](garbage.value or b"")
+    elif garbage.topic == "profiled":
         result = Result()
-        ScorePartition().profile(read_rows([Record("profiled", 0, 0, 0, one.key, one.value)]), range(1), result)
+        ScorePartition().profile(read_rows([Record("profiled", 0, 0, 0, garbage.key, garbage.value)]), range(1), result)
         assert result.counts == {("dead_letter", "unreadable"): 1}
-    elif one.topic == "accepted-labels":
-        assert len(read_accepted([Record(one.topic, 0, 0, 0, one.key, one.value)], "").refused) == 1
-    elif one.topic == "features":
+    elif garbage.topic == "accepted-labels":
+        assert len(read_accepted([Record(garbage.topic, 0, 0, 0, garbage.key, garbage.value)], "").refused) == 1
+    elif garbage.topic == "features":
         options = FeedbackOptions(DAY_US, DAY_US, 0.5)
         state = FeedbackPartition(options, MemoryStore())
-        result = state.process([Record("features", 0, 0, 0, one.key, one.value)], datetime.now(UTC))
+        result = state.process([Record("features", 0, 0, 0, garbage.key, garbage.value)], datetime.now(UTC))
         assert result.counts["dead_letter", "unreadable"] == 1
         assert [output.topic for output in result.outputs] == [DEAD_LETTERS]
-    elif one.topic not in ("rerouted", "decisions"):
+    elif garbage.topic not in ("rerouted", "decisions"):
         with pytest.raises(UNREADABLE):
-            DECODERS[one.topic](one.value or b"")
-    if one.topic in BLOCKS and one.dead == "unreadable" and one.kind not in IMPOSSIBLE:
+            DECODERS[garbage.topic](garbage.value or b"")
+    if garbage.topic in BLOCKS and garbage.dead == "unreadable" and garbage.kind not in IMPOSSIBLE:
         # The checks' own reader takes it for no block either.
         with pytest.raises((AssertionError, struct.error)):
-            BLOCKS[one.topic](one.value or b"")
+            BLOCKS[garbage.topic](garbage.value or b"")
 
 
 def test_garbage_goes_to_every_topic_that_agents_read_or_go_by() -> None:
-    assert {one.topic for one in garbage(TARGET, 1)} == set(READERS)
+    assert {record.topic for record in garbage(TARGET, 1)} == set(READERS)
 
 
 def test_a_missing_a_doubled_and_a_wrong_dead_letter_are_found(run: Run) -> None:
@@ -184,7 +197,7 @@ def test_an_output_that_was_made_of_something_hostile_is_found(run: Run, topic: 
 
 
 def test_a_decision_by_a_version_that_only_a_hostile_record_holds_is_found(run: Run) -> None:
-    (absurd,) = [one for one in garbage(TARGET, 1) if one.kind == "threshold 2.0"]
+    (absurd,) = [sent_record for sent_record in garbage(TARGET, 1) if sent_record.kind == "threshold 2.0"]
     version = json.loads(absurd.value or b"")["version"]
     message = {"log": {"partition": 0, "offset": 9_999}, "versions": {"policy": version}}
     text = found(run, "decisions", lambda e: [*e, entry("decisions", message)], hostile_records_change_nothing)
@@ -195,7 +208,7 @@ def test_a_missing_a_doubled_and_a_foreign_quarantine_are_found(run: Run) -> Non
     check = quarantines_are_of_hostile_records
     assert "quarantines: 0 instead of 1" in found(run, "control", lambda e: e[:-1], check)
     assert "quarantines: 2 instead of 1" in found(run, "control", lambda e: [*e, e[-1]], check)
-    (failing,) = [one for one in run.ledger if one.dead == "set_aside"]
+    (failing,) = [sent_record for sent_record in run.ledger if sent_record.dead == "set_aside"]
     other = quarantine(failing._replace(offset=77), "score")
     assert "was not made to fail" in found(run, "control", lambda e: [*e, other], check)
     wrong = quarantine(failing._replace(value=b"other"), "score")

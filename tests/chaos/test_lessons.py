@@ -114,8 +114,12 @@ def at(days: float) -> str:
 
 def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons: lessons) -> Run:
     """A run of all cases, each input a batch of its own, whose examples ``change`` has changed."""
-    inputs: list[tuple[float, str, str, str, str]] = [(0.0, "transactions", one.name, "", "") for one in CASES.values()]
-    inputs += [(day, "labels", one.name, label, source) for one in CASES.values() for day, label, source in one.labels]
+    inputs: list[tuple[float, str, str, str, str]] = [
+        (0.0, "transactions", case.name, "", "") for case in CASES.values()
+    ]
+    inputs += [
+        (day, "labels", case.name, label, source) for case in CASES.values() for day, label, source in case.labels
+    ]
     # Time goes on by the transactions of somebody else.
     inputs += [(float(day), "transactions", f"clock{day}", "", "") for day in (3, 6, 9, 12, 15)]
     topics: dict[str, list[Entry]] = {}
@@ -148,12 +152,12 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
         else:
             place = write("accepted-labels", stated, number, day)
             accepted = topics["accepted-labels"][-1]
-            origin = tuple((f"label-{name}", str(of).encode()) for name, of in
+            origin = tuple((f"label-{name}", str(source).encode()) for name, source in
                            (("topic", "labels"), ("partition", 0), ("offset", offset)))  # fmt: skip
             topics["accepted-labels"][-1] = accepted._replace(headers=(*accepted.headers, *origin))
             progress("card", "accepted-labels", place)
             progress("feedback", "accepted-labels", place)
-    served = {one["transaction_id"]: one for one in (json.loads(e.value or b"") for e in topics["features"])}
+    served = {topic["transaction_id"]: topic for topic in (json.loads(e.value or b"") for e in topics["features"])}
     for title, case in CASES.items():
         for lesson in change(title, list(case.lessons)):
             write("examples", {**served[case.name], **lesson.told()})
@@ -244,7 +248,7 @@ def test_at_least_once_allows_a_repeated_example_and_no_missing_one() -> None:
         return examples_are_consistent(loose).differences
 
     assert differences(lambda _, lessons: lessons) == 0
-    assert differences(lambda _, lessons: [one for one in lessons for _ in range(2)]) == 0
+    assert differences(lambda _, lessons: [lesson for lesson in lessons for _ in range(2)]) == 0
     assert differences(lambda title, lessons: [] if title == "fraud" else lessons) > 0
     assert differences(lambda title, lessons: [] if title == "only disputed" else lessons) > 0
 
@@ -259,27 +263,29 @@ def test_of_two_decisions_of_one_row_the_last_one_that_was_read_is_taught() -> N
         def decided_twice(entries: list[Entry]) -> list[Entry]:
             found = []
             for entry in entries:
-                one = json.loads(entry.value or b"")
-                again = [one, {**one, "score": 0.7}] if one["transaction_id"] == name else [one, one]
-                found += [entry._replace(offset=2 * entry.offset + n, value=_bytes(of)) for n, of in enumerate(again)]
+                row = json.loads(entry.value or b"")
+                again = [row, {**row, "score": 0.7}] if row["transaction_id"] == name else [row, row]
+                found += [
+                    entry._replace(offset=2 * entry.offset + n, value=_bytes(source)) for n, source in enumerate(again)
+                ]
             return found
 
         def read_both(entries: list[Entry]) -> list[Entry]:
             found = []
             for entry in entries:
-                one = json.loads(entry.value or b"")
-                if "features" in one["starts"]:
-                    start = 2 * one["starts"]["features"]
-                    one |= {"starts": {"features": start}, "ends": {"features": start + 2}}
-                found.append(entry._replace(value=_bytes(one)))
+                row = json.loads(entry.value or b"")
+                if "features" in row["starts"]:
+                    start = 2 * row["starts"]["features"]
+                    row |= {"starts": {"features": start}, "ends": {"features": start + 2}}
+                found.append(entry._replace(value=_bytes(row)))
             return found
 
         def taught(entries: list[Entry]) -> list[Entry]:
             found = []
             for entry in entries:
-                one = json.loads(entry.value or b"")
-                is_second = of_second and one["transaction_id"] == name
-                found.append(entry._replace(value=_bytes({**one, "score": 0.7})) if is_second else entry)
+                row = json.loads(entry.value or b"")
+                is_second = of_second and row["transaction_id"] == name
+                found.append(entry._replace(value=_bytes({**row, "score": 0.7})) if is_second else entry)
             return found
 
         logs = run.logs.changed("features", decided_twice).changed("progress", read_both)

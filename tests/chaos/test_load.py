@@ -24,7 +24,7 @@ def test_a_seed_gives_one_load_and_another_seed_another() -> None:
 
 def test_a_load_holds_everything_that_producers_and_analysts_may_do() -> None:
     sent = ledger(LOAD, Expected())
-    kinds = Counter(one.kind for one in sent)
+    kinds = Counter(sent_record.kind for sent_record in sent)
     expected = [
         "plain",
         "late",
@@ -43,26 +43,32 @@ def test_a_load_holds_everything_that_producers_and_analysts_may_do() -> None:
     expected += ["same instant", "a year ahead", "early label", "repeated label", "garbage label"]
     expected += ["again", "late label"]
     assert [kind for kind in expected if not kinds[kind]] == []
-    assert [one.timestamp_ms for one in sent] == sorted(one.timestamp_ms for one in sent)
-    for one in sent:
-        home = partition_of(one.card, 2) if one.card else one.partition
-        assert (one.partition != home) <= (
-            one.kind in ("foreign", "keyless", "repeat", "correction") or one.topic == "labels"
+    assert [record.timestamp_ms for record in sent] == sorted(record.timestamp_ms for record in sent)
+    for record in sent:
+        home = partition_of(record.card, 2) if record.card else record.partition
+        assert (record.partition != home) <= (
+            record.kind in ("foreign", "keyless", "repeat", "correction") or record.topic == "labels"
         )
     first: dict[tuple[str, str], bytes | None] = {}
-    for one in sent:
-        if one.topic == "transactions" and one.dead is None and one.kind != "changed repeat":
-            assert first.setdefault((one.card, one.transaction), one.value) == one.value
-    early = {one.transaction: one.number for one in sent if one.kind == "early label"}
-    shown = {one.transaction: one.number for one in reversed(sent) if one.topic == "transactions" and one.dead is None}
+    for record in sent:
+        if record.topic == "transactions" and record.dead is None and record.kind != "changed repeat":
+            assert first.setdefault((record.card, record.transaction), record.value) == record.value
+    early = {sent_record.transaction: sent_record.number for sent_record in sent if sent_record.kind == "early label"}
+    shown = {
+        sent_record.transaction: sent_record.number
+        for sent_record in reversed(sent)
+        if sent_record.topic == "transactions" and sent_record.dead is None
+    }
     assert all(number < shown[name] for name, number in early.items())
-    assert not any(one.kind in ("foreign", "keyless") for one in ledger(LOAD, Expected(rerouting=False)))
+    assert not any(
+        sent_record.kind in ("foreign", "keyless") for sent_record in ledger(LOAD, Expected(rerouting=False))
+    )
 
 
 def test_what_is_labelled_is_labelled_at_a_time_that_its_record_allows() -> None:
-    for one in ledger(LOAD, Expected()):
-        if one.topic == "transactions" and one.dead is None:
-            stated = json.loads(one.value or b"")
+    for record in ledger(LOAD, Expected()):
+        if record.topic == "transactions" and record.dead is None:
+            stated = json.loads(record.value or b"")
             assert stated["amount"] > 0 or stated["transaction_type"] == "verification"
 
 

@@ -32,9 +32,9 @@ def test_features_of_a_score_agent_are_read_alike() -> None:
     record = Record(PROFILED.name, 0, 3, 0, None, block.value)
     result = Decider("EUR", 2).process([(ScorePartition(), [record])], active(audit_rate=0.1), NOW)
     values = [output.value or b"" for output in to(DECISION_FEATURES, result)]
-    shown = [one for value in values for one in read_feature_messages(value)]
-    assert [one for value in values for _, one in rows(value)] == [
-        json.loads(msgspec.json.encode(one)) for one in shown
+    shown = [message for value in values for message in read_feature_messages(value)]
+    assert [row for value in values for _, row in rows(value)] == [
+        json.loads(msgspec.json.encode(item)) for item in shown
     ]
     assert len(shown) == len(to(DECISIONS, result)) > 100
     assert len(values) == 2
@@ -49,6 +49,6 @@ def test_features_of_several_versions_times_and_topics_are_read_alike() -> None:
             feature_row(3, START + timedelta(microseconds=7)),
         ]
     )
-    shown = [json.loads(msgspec.json.encode(one)) for one in read_feature_messages(value)]
+    shown = [json.loads(msgspec.json.encode(message)) for message in read_feature_messages(value)]
     assert rows(value) == list(enumerate(shown))
     assert str(rows(value)[1][1]["features"]["amount"]) == "-0.0"  # type: ignore[index]

@@ -47,13 +47,13 @@ def every_transaction_once(
     twice = [identity for identity, count in counts.items() if count > 1]
     if len(set(sent)) != len(sent):
         problems.append(f"{len(sent) - len(set(sent))} transactions were sent more than once")
-    for what, one, other in (
+    for what, item, other in (
         ("of the file are not on the topic", file, sent),
         ("on the topic are not of the file", sent, file),
         ("have no decision", sent, decided),
         ("were decided and never sent", decided, sent),
     ):
-        missing = sorted(set(one) - set(other))
+        missing = sorted(set(item) - set(other))
         if missing:
             problems.append(f"{len(missing)} transactions {what}, such as {missing[:EXAMPLES]}")
     if twice:

@@ -117,8 +117,10 @@ def command(file: Path) -> None:
     """Print the table of ``docs/evaluation.md`` from FILE, the Handbook's transactions (Parquet)."""
     click.echo("| features | model | AUC ROC | average precision | card precision at 100 |")
     click.echo("| --- | --- | --- | --- | --- |")
-    for features, name, of in rows(file):
-        click.echo(f"| {features} | {name} | {of.auc_roc:.3f} | {of.average_precision:.3f} | {of.card_precision:.3f} |")
+    for features, name, row in rows(file):
+        click.echo(
+            f"| {features} | {name} | {row.auc_roc:.3f} | {row.average_precision:.3f} | {row.card_precision:.3f} |"
+        )
 
 
 SINGLE: Final = "single split"
@@ -150,7 +152,7 @@ def measured(file: Path, first: datetime, weeks: int) -> Found:
     of_test = np.concatenate(rows[1:])
     alone[of_test] = np.concatenate(logit[1:])
     river[of_test] = history.corrected(np.concatenate(rows), np.concatenate(logit), first)
-    of: dict[str, list[Figures]] = {}
+    row: dict[str, list[Figures]] = {}
     for begin in begins:
         train_from = begin - timedelta(days=TRAIN_DAYS + DELAY_DAYS)
         weeks_of = Weeks(frame, train_from)
@@ -160,8 +162,8 @@ def measured(file: Path, first: datetime, weeks: int) -> Found:
         }
         here |= {f"{name}, here": figures for name, figures in baselines(frame, train_from).items()}
         for name, figures in here.items():
-            of.setdefault(name, []).append(figures)
-    return {name: np.mean([astuple(one) for one in ones], axis=0).tolist() for name, ones in of.items()}
+            row.setdefault(name, []).append(figures)
+    return {name: np.mean([astuple(item) for item in ones], axis=0).tolist() for name, ones in row.items()}
 
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
@@ -172,9 +174,9 @@ def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
 
 def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield the figures of each protocol beside those that were published."""
-    for name, of in found.items():
-        rows = [[f"{model}, published", *map(_cell, astuple(one))] for model, one in _PUBLISHED_OF[name].items()]
-        rows += [[model, *map(_cell, one)] for model, one in of.items()]
+    for name, source in found.items():
+        rows = [[f"{model}, published", *map(_cell, astuple(item))] for model, item in _PUBLISHED_OF[name].items()]
+        rows += [[model, *map(_cell, item)] for model, item in source.items()]
         yield markdown(f"Handbook's protocol, {name}", ("model", "AUC ROC", "average precision", "CP@100"), rows)
 
 

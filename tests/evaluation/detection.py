@@ -158,7 +158,9 @@ def daily(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> ND
     """Return the `MEASURES` of each day, shape (len(MEASURES), days)."""
     fraud, times, card = data.fraud[rows], data.times[rows], data.card[rows]
     chosen = top_of_days(score, times, TOP)
-    of_days = [average_precision_score(fraud[of], score[of]) if fraud[of].any() else np.nan for _, of in days_of(times)]
+    of_days = [
+        average_precision_score(fraud[day], score[day]) if fraud[day].any() else np.nan for _, day in days_of(times)
+    ]
     return np.array(
         [
             daily_card_precision(fraud, score, times, card, TOP)[1],
@@ -175,10 +177,10 @@ def figures(data: Data, found: Scored) -> dict[str, Any]:
     days = list(days_of(times))
     return {
         "days": [f"{EPOCH + timedelta(days=day):%Y-%m-%d}" for day, _ in days],
-        **{name: of.tolist() for name, of in zip(MEASURES, daily(data, rows, score), strict=True)},
+        **{name: row.tolist() for name, row in zip(MEASURES, daily(data, rows, score), strict=True)},
         "average_precision_of_period": float(average_precision_score(data.fraud[rows], score)),
         "alerts": found.alerts,
-        "kinds": _kinds(data, rows, top_of_days(score, times, TOP), [of for _, of in days]),
+        "kinds": _kinds(data, rows, top_of_days(score, times, TOP), [day for _, day in days]),
     }
 
 
@@ -191,8 +193,8 @@ def _kinds(
     kinds = data.kind[rows]
     return {
         str(kind): {
-            "found": [int(np.count_nonzero(chosen[of] & (kinds[of] == kind))) for of in days],
-            "all": [int(np.count_nonzero(kinds[of] == kind)) for of in days],
+            "found": [int(np.count_nonzero(chosen[day] & (kinds[day] == kind))) for day in days],
+            "all": [int(np.count_nonzero(kinds[day] == kind)) for day in days],
         }
         for kind in np.unique(kinds[data.fraud[rows]])
     }
@@ -200,14 +202,14 @@ def _kinds(
 
 def joined(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of several folds as those of one; periods and alerts are a day's or a fold's mean."""
-    kinds = {kind for of in folds for kind in of["kinds"]}
+    kinds = {kind for fold in folds for kind in fold["kinds"]}
     none = {"found": [], "all": []}
     return {
-        **{name: [one for of in folds for one in of[name]] for name in ("days", *MEASURES)},
-        "average_precision_of_period": float(np.mean([of["average_precision_of_period"] for of in folds])),
-        "alerts": sum(of["alerts"] for of in folds),
+        **{name: [item for fold in folds for item in fold[name]] for name in ("days", *MEASURES)},
+        "average_precision_of_period": float(np.mean([fold["average_precision_of_period"] for fold in folds])),
+        "alerts": sum(fold["alerts"] for fold in folds),
         "kinds": {
-            kind: {name: [n for of in folds for n in of["kinds"].get(kind, none)[name]] for name in none}
+            kind: {name: [n for fold in folds for n in fold["kinds"].get(kind, none)[name]] for name in none}
             for kind in sorted(kinds)
         },
     }

@@ -24,7 +24,7 @@ def detection(decisions: Decisions, frauds: set[Identity], from_us: int, to_us: 
     alert = decisions.alert[rows]
     days = (to_us - from_us) / US_PER_DAY
 
-    def of(score: NDArray[np.float64]) -> dict[str, float | None]:
+    def figures(score: NDArray[np.float64]) -> dict[str, float | None]:
         return {
             "average_precision": average_precision(fraud, score, weight),
             "auc_roc": auc_roc(fraud, score, weight),
@@ -34,8 +34,8 @@ def detection(decisions: Decisions, frauds: set[Identity], from_us: int, to_us: 
     return {
         "transactions": len(rows),
         "frauds": int(fraud.sum()),
-        "lightgbm": of(decisions.lightgbm[rows]),
-        "blend": of(decisions.score[rows]),
+        "lightgbm": figures(decisions.lightgbm[rows]),
+        "blend": figures(decisions.score[rows]),
         "alerts_per_day": float(alert.sum() / days),
         "alert_precision": float(fraud[alert].mean()) if alert.any() else None,
         "alert_recall": float(alert[fraud].mean()) if fraud.any() else None,

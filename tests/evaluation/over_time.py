@@ -46,15 +46,15 @@ def _history(file: Path) -> History:
 
 def months_tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield the measures of each month, and its recall."""
-    yield markdown("Months", _HEAD, [[name, *_means(of)] for name, of in found.items()])
+    yield markdown("Months", _HEAD, [[name, *_means(source)] for name, source in found.items()])
     yield recalls("Recall among the 100 highest scores of a day, by month", "days", found)
 
 
 _HEAD: Final = ("days", "card precision@100", "transaction precision@100", "average precision")
 
 
-def _means(of: Mapping[str, Any]) -> list[str]:
-    return [f"{np.nanmean(of[measure]):.4f}" for measure in MEASURES]
+def _means(row: Mapping[str, Any]) -> list[str]:
+    return [f"{np.nanmean(row[measure]):.4f}" for measure in MEASURES]
 
 
 def begun(file: Path, age_days: int, start: str, end: str) -> Found:
@@ -78,8 +78,8 @@ def cold_tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield the measures by age, and what the longest history has more."""
     *_, longest = found.values()
     rows = [
-        [name, *_means(of), "" if of is longest else compared(of[MEASURES[0]], longest[MEASURES[0]])]
-        for name, of in found.items()
+        [name, *_means(source), "" if source is longest else compared(source[MEASURES[0]], longest[MEASURES[0]])]
+        for name, source in found.items()
     ]
     yield markdown("Cold start", ("data", *_HEAD[1:], "card precision against the longest"), rows)
 

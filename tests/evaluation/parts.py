@@ -46,5 +46,5 @@ def markdown(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def compared(row: Sequence[float], base: Sequence[float], digits: int = 4) -> str:
     """Return the mean difference of paired days with its 95 % interval, as a cell."""
-    of = difference(row, base)
-    return f"{of['mean']:+.{digits}f} [{of['low']:+.{digits}f}, {of['high']:+.{digits}f}]"
+    source = difference(row, base)
+    return f"{source['mean']:+.{digits}f} [{source['low']:+.{digits}f}, {source['high']:+.{digits}f}]"

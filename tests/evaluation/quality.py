@@ -48,8 +48,8 @@ def measured(units: Sequence[Unit], jobs: int) -> Iterator[tuple[int, Found, flo
 
 def commit() -> str:
     """Return the commit that is measured, with ``+`` where files have changed since."""
-    told = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
 
 
 def keep(output: Path, reading: dict[str, Any]) -> None:
@@ -91,9 +91,9 @@ def command(file: Path, final: bool, output: Path, parts: tuple[str, ...], only:
         if not units:
             continue
         began_s, found, seconds = time.monotonic(), {}, {}
-        for number, of, took_s in measured(units, jobs):
+        for number, source, took_s in measured(units, jobs):
             click.echo(f"{name}: {units[number].name}, {took_s:.0f} s", err=True)
-            found[number], seconds[units[number].name] = of, round(took_s, 1)
+            found[number], seconds[units[number].name] = source, round(took_s, 1)
         took_s = time.monotonic() - began_s
         of_units = {unit.name: found[number] for number, unit in enumerate(units)}
         tables = list(part.tables(of_units))

@@ -116,20 +116,20 @@ class Topics:
         sources: list[_Source] = []
         for records in self.batches(DECISIONS):
             read = [decode(record.value or b"") for record in records]
-            identity += [(one.card_id, one.transaction_id) for one in read]
-            for one in read:
-                named = Versions(one.versions.lightgbm, one.versions.river, one.versions.policy)
+            identity += [(transaction.card_id, transaction.transaction_id) for transaction in read]
+            for item in read:
+                named = Versions(item.versions.lightgbm, item.versions.river, item.versions.policy)
                 versions.append(known.setdefault(named, named))
-            sources += [(one.source.topic, one.source.partition, one.source.offset) for one in read]
-            times.append(np.array([(one.event_time - EPOCH) // MICROSECOND for one in read], np.int64))
+            sources += [(item.source.topic, item.source.partition, item.source.offset) for item in read]
+            times.append(np.array([(item.event_time - EPOCH) // MICROSECOND for item in read], np.int64))
             parts.append(
                 (
-                    np.array([one.score for one in read]),
-                    np.array([one.model_scores.lightgbm for one in read]),
-                    np.array([one.model_scores.river for one in read]),
-                    np.array([one.logit for one in read]),
-                    np.array([one.action == "alert" for one in read], np.float64),
-                    np.array([(one.decided_at - one.ingested_at).total_seconds() for one in read]),
+                    np.array([decision.score for decision in read]),
+                    np.array([item.model_scores.lightgbm for item in read]),
+                    np.array([item.model_scores.river for item in read]),
+                    np.array([item.logit for item in read]),
+                    np.array([decision.action == "alert" for decision in read], np.float64),
+                    np.array([(item.decided_at - item.ingested_at).total_seconds() for item in read]),
                 )
             )
         if not parts:
@@ -188,11 +188,11 @@ class Topics:
         newest = _Newest()
         for records in self.batches(TRANSACTIONS):
             for record in records:
-                one = decode(record.value or b"")
-                identities.append((one.card_id, one.transaction_id))
-                before_us = newest.before(record.partition, (one.event_time - EPOCH) // MICROSECOND)
-                if one.card_id in cards:
-                    rows.append({**_stated(one), "partition_newest_us": before_us})
+                transaction = decode(record.value or b"")
+                identities.append((transaction.card_id, transaction.transaction_id))
+                before_us = newest.before(record.partition, (transaction.event_time - EPOCH) // MICROSECOND)
+                if transaction.card_id in cards:
+                    rows.append({**_stated(transaction), "partition_newest_us": before_us})
         return identities, _frame(rows)
 
     def profiled(self, merchants: set[str]) -> tuple[int, int, pd.DataFrame]:
@@ -206,24 +206,26 @@ class Topics:
         seen: set[tuple[int, str, str]] = set()
         newest = _Newest()
         for records in self.batches(PROFILED):
-            for record, one in ((of, one) for of in records for one in read_messages(of.value)):
-                place = (record.partition, one.card_id, one.transaction_id)
-                if isinstance(one, ProfiledLabel):
+            for record, transaction in (
+                (source, message) for source in records for message in read_messages(source.value)
+            ):
+                place = (record.partition, transaction.card_id, transaction.transaction_id)
+                if isinstance(transaction, ProfiledLabel):
                     labels += 1
                     early += place not in seen
                     before_us = newest.before(record.partition, None)
                 else:
                     seen.add(place)
-                    before_us = newest.before(record.partition, one.event_time_us)
-                if one.merchant_id not in merchants:
+                    before_us = newest.before(record.partition, transaction.event_time_us)
+                if transaction.merchant_id not in merchants:
                     continue
-                if isinstance(one, ProfiledTransaction):
-                    stated = _stated(decode(one.transaction))
+                if isinstance(transaction, ProfiledTransaction):
+                    stated = _stated(decode(transaction.transaction))
                     rows.append(
                         {
                             "kind": "transaction",
                             **stated,
-                            "outlier": one.outlier,
+                            "outlier": transaction.outlier,
                             "known": "none",
                             "known_at_us": 0,
                             "partition_newest_us": before_us,
@@ -233,15 +235,15 @@ class Topics:
                     rows.append(
                         {
                             "kind": "label",
-                            "card_id": one.card_id,
-                            "merchant_id": one.merchant_id,
-                            "transaction": one.transaction_id,
-                            "event_time_us": one.event_time_us,
+                            "card_id": transaction.card_id,
+                            "merchant_id": transaction.merchant_id,
+                            "transaction": transaction.transaction_id,
+                            "event_time_us": transaction.event_time_us,
                             "amount_minor": 0,
                             "counts": False,
                             "outlier": False,
-                            "known": one.known,
-                            "known_at_us": one.known_at_us,
+                            "known": transaction.known,
+                            "known_at_us": transaction.known_at_us,
                             "partition_newest_us": before_us,
                         }
                     )
@@ -264,19 +266,19 @@ class _Newest:
         return stream_time_us
 
 
-def _stated(one: Transaction) -> dict[str, Any]:
+def _stated(transaction: Transaction) -> dict[str, Any]:
     """A producer's transaction in the columns of the reference; amounts have two decimals here, as in the file."""
-    event_time_us = (one.event_time - EPOCH) // MICROSECOND
-    midnight = one.event_time.replace(hour=0, minute=0, second=0, microsecond=0)
+    event_time_us = (transaction.event_time - EPOCH) // MICROSECOND
+    midnight = transaction.event_time.replace(hour=0, minute=0, second=0, microsecond=0)
     return {
-        "card_id": one.card_id,
-        "merchant_id": one.merchant_id,
-        "transaction": one.transaction_id,
+        "card_id": transaction.card_id,
+        "merchant_id": transaction.merchant_id,
+        "transaction": transaction.transaction_id,
         "event_time_us": event_time_us,
-        "amount_minor": int(one.amount * 100),
-        "counts": one.transaction_type in COUNTING,
-        "hour": ((one.event_time - midnight) // MICROSECOND) / US_PER_HOUR,
-        "weekday": float(one.event_time.weekday()),
+        "amount_minor": int(transaction.amount * 100),
+        "counts": transaction.transaction_type in COUNTING,
+        "hour": ((transaction.event_time - midnight) // MICROSECOND) / US_PER_HOUR,
+        "weekday": float(transaction.event_time.weekday()),
     }
 
 

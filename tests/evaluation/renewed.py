@@ -36,10 +36,10 @@ def measured(
     found, shares = [], []
     for early in (False, True):
         variant = Variant("renewed", regime, renewed_days=(every_days,), early_reports=early)
-        *_, of = scored(data, variant, start, end).values()
-        told = figures(data, of)
-        found.append(np.array([told[name] for name in MEASURES]))
-        shares.append(share_found(told) or np.nan)
+        *_, source = scored(data, variant, start, end).values()
+        reported = figures(data, source)
+        found.append(np.array([reported[name] for name in MEASURES]))
+        shares.append(share_found(reported) or np.nan)
     return found[0], found[1], shares
 
 
@@ -59,13 +59,13 @@ def lines(
                 without, with_them, shares = measured(data, regime, every_days, start, end)
                 cells = []
                 for measure in (1, 0):
-                    of = difference(TOP * with_them[measure], TOP * without[measure])
+                    row = difference(TOP * with_them[measure], TOP * without[measure])
                     cells += [
                         f"{TOP * without[measure].mean():.2f}",
-                        f"{of['mean']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]",
+                        f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
                     ]
-                told = ["", ""] if attack is None else [f"{share:.3f}" for share in shares]
-                yield f"| {name} | {'' if attack is None else attack.seed} | {' | '.join([*cells, *told])} |"
+                reported = ["", ""] if attack is None else [f"{share:.3f}" for share in shares]
+                yield f"| {name} | {'' if attack is None else attack.seed} | {' | '.join([*cells, *reported])} |"
 
 
 @click.command("renewed")

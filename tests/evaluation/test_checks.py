@@ -118,7 +118,7 @@ def test_a_missing_or_double_transaction_is_found(
 ) -> None:
     check = checks.every_transaction_once(*break_it(identities(decisions)))
     assert not check.passed
-    assert any(problem in told for told in check.problems), check.problems
+    assert any(problem in reported for reported in check.problems), check.problems
 
 
 def test_right_features_pass(decisions: Decisions, card_log: pd.DataFrame, merchant_log: pd.DataFrame) -> None:

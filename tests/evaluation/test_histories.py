@@ -33,12 +33,12 @@ def test_versions_and_scores_are_those_of_a_backtest(tmp_path: Path, monkeypatch
     days = [start + timedelta(days=day) for day in range(3)]
     versions = [history.version(day, config=SMALL, early=True) for day in days]
     rows = [history.rows(day, day + timedelta(days=1)) for day in days]
-    daily = [history.logit(model, of) for (model, _), of in zip(versions, rows, strict=True)]
-    of = backtest["once every day"]
-    np.testing.assert_array_equal(np.concatenate(of.rows), np.concatenate(rows))
-    np.testing.assert_array_equal(np.concatenate(of.scores), np.concatenate(daily))
+    daily = [history.logit(model, row) for (model, _), row in zip(versions, rows, strict=True)]
+    source = backtest["once every day"]
+    np.testing.assert_array_equal(np.concatenate(source.rows), np.concatenate(rows))
+    np.testing.assert_array_equal(np.concatenate(source.scores), np.concatenate(daily))
     assert not np.array_equal(daily[1], history.logit(versions[0][0], rows[1]))
-    once = [history.logit(versions[0][0], of) for of in rows]
+    once = [history.logit(versions[0][0], row) for row in rows]
     np.testing.assert_array_equal(np.concatenate(backtest["once"].scores), np.concatenate(once))
 
     warm_up = history.rows(start - RIVER_WARM_UP, start)

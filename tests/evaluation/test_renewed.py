@@ -42,7 +42,7 @@ def test_renewals_are_compared_with_early_reports_and_without(
     monkeypatch.setattr(renewed, "FIRST", days[0])
     monkeypatch.setattr(renewed, "BEHIND", days[1])
     config = TrainingConfig(trees=20, leaves=6)
-    monkeypatch.setattr(renewed, "Variant", lambda *of, **more: detection.Variant(*of, config=config, **more))
+    monkeypatch.setattr(renewed, "Variant", lambda *source, **more: detection.Variant(*source, config=config, **more))
     _, _, line = renewed.lines(frame, 2, {"one delay": LabelRegime(reported="frauds-only")}, ())
     assert line.startswith("| one delay |")
     assert line.count("+0.00 [+0.00, +0.00]") == 2

@@ -57,7 +57,7 @@ VARIANTS: Final = (
 def measured(file: Path, variant: Variant, start: str, end: str) -> Found:
     """Return the figures of a fold by the names of what decided it: a variant, and those that are made of it."""
     data = Data.of(file)
-    return {name: figures(data, one) for name, one in scored(data, variant, at(start), at(end)).items()}
+    return {name: figures(data, item) for name, item in scored(data, variant, at(start), at(end)).items()}
 
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
@@ -75,33 +75,33 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield the variants beside each other, the first one as the one to compare with, and their recall."""
     of_names: dict[str, list[dict[str, Any]]] = {}
     for of_fold in found.values():
-        for name, of in of_fold.items():
-            of_names.setdefault(name, []).append(of)
+        for name, source in of_fold.items():
+            of_names.setdefault(name, []).append(source)
     rows = {name: joined(folds) for name, folds in of_names.items()}
     first = next(iter(rows.values()))
     head = (
         "variant", "card precision@100", "transaction precision@100", "average precision", "of the period",
         "alerts a day",
     )  # fmt: skip
-    yield markdown("Variants", head, [_cells(name, of, None if of is first else first) for name, of in rows.items()])
-    if any(of["kinds"] for of in rows.values()):
+    yield markdown("Variants", head, [_cells(name, row, None if row is first else first) for name, row in rows.items()])
+    if any(row["kinds"] for row in rows.values()):
         yield recalls("Recall among the 100 highest scores of a day", "variant", rows)
 
 
-def _cells(name: str, of: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
+def _cells(name: str, row: dict[str, Any], base: dict[str, Any] | None) -> list[str]:
     cells = [name]
     for measure in MEASURES:
-        against = "" if base is None else f" {compared(of[measure], base[measure]).split(' ', 1)[1]}"
-        cells.append(f"{np.nanmean(of[measure]):.4f}{against}")
-    return [*cells, f"{of['average_precision_of_period']:.4f}", f"{of['alerts'] / len(of['days']):.1f}"]
+        against = "" if base is None else f" {compared(row[measure], base[measure]).split(' ', 1)[1]}"
+        cells.append(f"{np.nanmean(row[measure]):.4f}{against}")
+    return [*cells, f"{row['average_precision_of_period']:.4f}", f"{row['alerts'] / len(row['days']):.1f}"]
 
 
 def recalls(title: str, what: str, rows: Mapping[str, dict[str, Any]]) -> Table:
     """Return the share of each kind of fraud that is among the top, for figures by name."""
-    kinds = sorted({kind for of in rows.values() for kind in of["kinds"]})
+    kinds = sorted({kind for row in rows.values() for kind in row["kinds"]})
     cells = []
-    for name, of in rows.items():
-        counts = [(sum(of["kinds"][kind]["found"]), sum(of["kinds"][kind]["all"])) for kind in kinds]
+    for name, row in rows.items():
+        counts = [(sum(row["kinds"][kind]["found"]), sum(row["kinds"][kind]["all"])) for kind in kinds]
         cells.append([name, *(f"{found / of_all:.3f} of {of_all}" if of_all else "" for found, of_all in counts)])
     return markdown(title, (what, *kinds), cells)
 

@@ -102,8 +102,8 @@ WORLDS: Final = {
 
 
 def _measured(history: History, start: datetime, end: datetime) -> Found:
-    of = {"default": DEFAULT_FEATURES, **sets()}
-    return {name: figures(history.data, history.scored(start, end, chosen, SMALLER)) for name, chosen in of.items()}
+    source = {"default": DEFAULT_FEATURES, **sets()}
+    return {name: figures(history.data, history.scored(start, end, chosen, SMALLER)) for name, chosen in source.items()}
 
 
 def of_fold(file: Path, start: str, end: str) -> Found:
@@ -141,15 +141,15 @@ def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
 
 def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield differences from the default: a table for each measure, with a column for each world."""
-    folds = [of for name, of in found.items() if name not in WORLDS]
+    folds = [source for name, source in found.items() if name not in WORLDS]
     columns: dict[str, Mapping[str, Any]] = {}
     if folds:
-        columns[_FOLDS] = {name: joined([of[name] for of in folds]) for name in folds[0]}
-    columns |= {name: of for name, of in found.items() if name in WORLDS}
+        columns[_FOLDS] = {name: joined([fold[name] for fold in folds]) for name in folds[0]}
+    columns |= {name: source for name, source in found.items() if name in WORLDS}
     for measure in (MEASURES[0], MEASURES[2]):
-        rows = [["default", *(f"{np.nanmean(of['default'][measure]):.4f}" for of in columns.values())]]
+        rows = [["default", *(f"{np.nanmean(column['default'][measure]):.4f}" for column in columns.values())]]
         rows += [
-            [name, *(_interval(of[name][measure], of["default"][measure]) for of in columns.values())]
+            [name, *(_interval(column[name][measure], column["default"][measure]) for column in columns.values())]
             for name in next(iter(columns.values()))
             if name != "default"
         ]
@@ -158,9 +158,9 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
 
 def _interval(row: Sequence[float], base: Sequence[float]) -> str:
     """Return an interval in thousandths; in bold where it leaves out 0."""
-    of = difference(row, base)
-    told = f"{1_000 * of['low']:+.0f} to {1_000 * of['high']:+.0f}"
-    return f"**{told}**" if of["low"] > 0 or of["high"] < 0 else told
+    source = difference(row, base)
+    reported = f"{1_000 * source['low']:+.0f} to {1_000 * source['high']:+.0f}"
+    return f"**{reported}**" if source["low"] > 0 or source["high"] < 0 else reported
 
 
 PART: Final = Part((_FOLDS, *WORLDS), units, tables)

@@ -27,8 +27,8 @@ def backtest_of(history: str | Path | None = None, **options: Any) -> Backtest:
     ``label_delay_s`` for the regime's delay.
     """
 
-    def taken(of: type, **names: str) -> dict[str, Any]:
-        fields = {names.get(field, field): field for field in of.__annotations__}
+    def taken(source: type, **names: str) -> dict[str, Any]:
+        fields = {names.get(field, field): field for field in source.__annotations__}
         return {fields[name]: options.pop(name) for name in fields.keys() & options.keys()}
 
     delay = {"delay_days": options.pop("label_delay_s") / 86_400.0} if "label_delay_s" in options else {}
@@ -49,10 +49,10 @@ def simulated_days(days: int, *, cards: int = 40, merchants: int = 20, seed: int
     return pd.concat(list(world.days(0, days)), ignore_index=True).drop(columns="amount_minor")
 
 
-def with_a_champion(data_dir: Path, of: Policy | None = None) -> Settings:
+def with_a_champion(data_dir: Path, source: Policy | None = None) -> Settings:
     """Settings whose registry has one active model, which tells no distributions, and a policy."""
     settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=None, timestamps="producer")
     registry = Registry(settings.registry_path)
     registry.activate(LIGHTGBM, registry.register(LIGHTGBM, small_model().to_payload()))
-    registry.activate(POLICY, registry.register(POLICY, (of or policy()).to_payload()))
+    registry.activate(POLICY, registry.register(POLICY, (source or policy()).to_payload()))
     return settings

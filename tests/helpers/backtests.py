@@ -63,7 +63,9 @@ def result(
         "base_currency": "EUR",
         "parameters": {"source": "history.parquet", "order": "event-time"},
         "counts": {"duplicates": 3},
-        "drift": [ModelDrift("0123456789ab", tuple(one.name for one in of_variants), before, counter.distributions())],
+        "drift": [
+            ModelDrift("0123456789ab", tuple(variant.name for variant in of_variants), before, counter.distributions())
+        ],
     }
     return BacktestResult(**(given | changes))
 

@@ -28,9 +28,9 @@ def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
     encoded = [[text.encode() for text in column] for column in texts]
     values = [[row.features[name] for name in columns] for row in rows]
     codes = [
-        [number(name) for name in (row.source.topic, of.lightgbm, of.river, of.policy, of.rates)]
+        [number(name) for name in (row.source.topic, models.lightgbm, models.river, models.policy, models.rates)]
         for row in rows
-        for of in [row.versions]
+        for models in [row.versions]
     ]
     wide = [[timestamp_us(row.event_time), round(row.amount_base * 100), row.source.offset] for row in rows]
     offsets = [row.event_time.utcoffset() for row in rows]
@@ -49,7 +49,8 @@ def features_block(rows: Sequence[DecisionFeatures]) -> bytes:
             ),
             np.array(wide, np.int64).T,
             np.array(
-                [[row.logit, row.river_logit, row.score, *of] for row, of in zip(rows, values, strict=True)], np.float64
+                [[row.logit, row.river_logit, row.score, *value] for row, value in zip(rows, values, strict=True)],
+                np.float64,
             ),
             np.array(narrow, np.int32).T,
             np.array([[len(text) for text in column] for column in encoded], np.int32),
@@ -67,9 +68,9 @@ def changed(value: bytes | None, **columns: Any) -> bytes:
     sources = {name: column.copy() for name, column in block.sources._asdict().items()}
     whole: dict[str, Any] = {}
     for name, to in columns.items():
-        for names, of in ((WIDE, wide), (NARROW, narrow), (CODES, codes)):
+        for names, source in ((WIDE, wide), (NARROW, narrow), (CODES, codes)):
             if name in names:
-                of[names.index(name)] = to
+                source[names.index(name)] = to
         if name.startswith("source_"):
             sources[name.removeprefix("source_")][:] = to
         if name in Block._fields:
@@ -86,7 +87,7 @@ def with_text(value: bytes | None, column: int, text: bytes) -> bytes:
     ends = block.ends()[:, 0].tolist()
     texts = [block.text[end - length : end] for end, length in zip(ends, block.lengths[:, 0].tolist(), strict=True)]
     texts[column] = text
-    lengths = np.array([[len(one)] for one in texts], np.int32)
+    lengths = np.array([[len(text)] for text in texts], np.int32)
     return pack_block(block._replace(lengths=lengths, text=b"".join(texts)))
 
 

@@ -45,20 +45,20 @@ def blocks(document: str) -> list[Block]:
 def outputs(document: str) -> Iterator[tuple[Block, str]]:
     """Run a document in the working directory; each ``text`` block, and what should stand in it."""
     names: dict[str, Any] = {"__name__": "__document__"}
-    said = ""
+    run = ""
     for block in blocks(document):
         if block.language == "text":
-            yield block, said
+            yield block, run
         elif block.language == "sh":
-            said = "".join(_call(line) for line in block.content.replace("\\\n", " ").splitlines())
+            run = "".join(_call(line) for line in block.content.replace("\\\n", " ").splitlines())
         else:
-            said = _run(block.content, names)
+            run = _run(block.content, names)
 
 
 def filled(document: str) -> str:
     """The document with what comes out in its ``text`` blocks."""
-    for block, said in reversed(list(outputs(document))):
-        document = document[: block.start] + said + document[block.end :]
+    for block, output in reversed(list(outputs(document))):
+        document = document[: block.start] + output + document[block.end :]
     return document
 
 
@@ -99,10 +99,10 @@ def _call(line: str) -> str:
 
 
 def _run(code: str, names: dict[str, Any]) -> str:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    reported = io.StringIO()
+    with contextlib.redirect_stdout(reported):
         exec(compile(code, "<document>", "exec"), names)
-    return "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in reported.getvalue().splitlines())
 
 
 def _update(path: Path) -> None:

@@ -54,22 +54,27 @@ def cut(table: pa.Table, rows: int | None) -> list[pa.Table]:
 def play(history: list[Happening], live: Live, publish_every_us: int | None = None) -> Live:
     """Carry the records through the live kernels, in their order; published is what a replay publishes, and when."""
     stream_time_us, period = 0, None
-    for one in history:
-        if one.kind == "label":
-            live.label(one.fields, one.at_us)
+    for sent_record in history:
+        if sent_record.kind == "label":
+            live.label(sent_record.fields, sent_record.at_us)
             continue
-        if publish_every_us is not None and (event_us := live.event_time_us(one.fields, one.at_us)) is not None:
+        if (
+            publish_every_us is not None
+            and (event_us := live.event_time_us(sent_record.fields, sent_record.at_us)) is not None
+        ):
             stream_time_us = max(stream_time_us, event_us)
             if period is not None and stream_time_us // publish_every_us != period:
                 live.publish()
             period = stream_time_us // publish_every_us
-        live.transaction(one.fields, one.at_us)
+        live.transaction(sent_record.fields, sent_record.at_us)
     return live
 
 
 def _table(history: list[Happening], kind: str, types: dict[str, pa.DataType]) -> pa.Table:
     rows = [
-        {**one.fields, "timestamp": moment(one.at_us), "sequence": one.sequence} for one in history if one.kind == kind
+        {**sent_record.fields, "timestamp": moment(sent_record.at_us), "sequence": sent_record.sequence}
+        for sent_record in history
+        if sent_record.kind == kind
     ]
     return pa.table({name: pa.array([row.get(name) for row in rows], type) for name, type in types.items()})
 
@@ -131,8 +136,8 @@ def _label(
     random: np.random.Generator, bought: list[dict[str, Any]], now_us: int, size: int
 ) -> tuple[dict[str, Any], int]:
     recent = bought[-40:]
-    of = recent[int(random.integers(len(recent)))]
-    transaction_id, card_id = of["transaction_id"], of["card_id"]
+    row = recent[int(random.integers(len(recent)))]
+    transaction_id, card_id = row["transaction_id"], row["card_id"]
     drawn = random.random()
     if drawn < 0.15:
         # Of a transaction that is yet to come, soon or in weeks, if it will be of this card.

@@ -121,7 +121,7 @@ class Live:
 
     def _hop(self, result: Result, partition: int) -> list[Record]:
         self._cards[partition].commit()
-        self.counts += Counter({of: count for of, count in result.counts.items() if of[0] != "dead_letter"})
+        self.counts += Counter({row: count for row, count in result.counts.items() if row[0] != "dead_letter"})
         self._refused(result)
         decided = []
         for output in result.outputs:
@@ -130,13 +130,13 @@ class Live:
             read = self._append(output)
             scored = self._decider.process([(self._scores[read.partition], [read])], self.models, NOW)
             self._scores[read.partition].commit()
-            for one in scored.outputs:
-                if one.topic is ALERTS:
-                    self.alerts.append(decode_alert(one.value or b""))
-                if one.topic is DECISIONS:
-                    self.decisions.append(decode_decision(one.value or b""))
-                if one.topic is DECISION_FEATURES:
-                    decided.append(self._append(one))
+            for record in scored.outputs:
+                if record.topic is ALERTS:
+                    self.alerts.append(decode_alert(record.value or b""))
+                if record.topic is DECISIONS:
+                    self.decisions.append(decode_decision(record.value or b""))
+                if record.topic is DECISION_FEATURES:
+                    decided.append(self._append(record))
         return decided
 
     def _teach(self, record: Record) -> None:

@@ -50,27 +50,31 @@ class PacedAlerts(NamedTuple):
     """Of each hour that has transactions."""
 
 
-def paced(of: Stream, options: PacingOptions, threshold: float) -> PacedAlerts:
+def paced(stream: Stream, options: PacingOptions, threshold: float) -> PacedAlerts:
     """Pace a stream that begins with a threshold."""
     pacing = Pacing(options)
-    hours = of.event_time_us // US_PER_HOUR
+    hours = stream.event_time_us // US_PER_HOUR
     starts = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
     alert = np.zeros(len(hours), np.bool_)
     thresholds = []
     for start, end in pairwise(starts):
         threshold = pacing.decide(threshold, int(hours[start])).threshold
         thresholds.append(threshold)
-        alert[start:end] = of.score[start:end] >= threshold
-        pacing.add(ScoredRows(of.event_time_us[start:end], of.score[start:end], alert[start:end], of.case[start:end]))
+        alert[start:end] = stream.score[start:end] >= threshold
+        pacing.add(
+            ScoredRows(
+                stream.event_time_us[start:end], stream.score[start:end], alert[start:end], stream.case[start:end]
+            )
+        )
     seen: set[str] = set()
     first = np.zeros(len(hours), np.bool_)
     for row in np.flatnonzero(alert).tolist():
-        first[row] = of.case[row] not in seen
-        seen.add(of.case[row])
+        first[row] = stream.case[row] not in seen
+        seen.add(stream.case[row])
     return PacedAlerts(alert, first, thresholds)
 
 
-def per_day(of: Stream, first: NDArray[np.bool_]) -> NDArray[np.int64]:
+def per_day(stream: Stream, first: NDArray[np.bool_]) -> NDArray[np.int64]:
     """First alerts of each day."""
-    days = of.event_time_us // US_PER_DAY - FIRST_DAY
+    days = stream.event_time_us // US_PER_DAY - FIRST_DAY
     return np.bincount(days[first], minlength=int(days[-1]) + 1)

@@ -84,16 +84,16 @@ def feature_records(
     names += [policy.encode(), b"rates"]
     first_code = len(NUMBERS) + len(FEATURES) + 1
     for first in range(0, len(frame), BLOCK_ROWS):
-        of = slice(first, first + BLOCK_ROWS)
-        cut = [column[of] for column in texts]
+        source = slice(first, first + BLOCK_ROWS)
+        cut = [column[source] for column in texts]
         n = len(cut[0])
         codes = np.repeat(np.arange(first_code, first_code + len(LAYOUT.codes), dtype=np.uint8)[:, None], n, axis=1)
         block = Block(
             KERNEL_VERSION,
             names,
-            Sources(numbers[of].astype(np.int64), np.zeros(n, np.int32), np.full(n, first_code - 1, np.uint8)),
-            np.array([time_us[of], np.full(n, 1_000), numbers[of]], np.int64),
-            numbered[of],
+            Sources(numbers[source].astype(np.int64), np.zeros(n, np.int32), np.full(n, first_code - 1, np.uint8)),
+            np.array([time_us[source], np.full(n, 1_000), numbers[source]], np.int64),
+            numbered[source],
             np.zeros((3, n), np.int32),
             np.array([[len(text) for text in column] for column in cut], np.int32),
             codes,
@@ -101,7 +101,7 @@ def feature_records(
             LAYOUT,
         )
         number = first // BLOCK_ROWS
-        at_ms = int(time_us[of][-1]) // 1_000
+        at_ms = int(time_us[source][-1]) // 1_000
         found.append(
             Record(DECISION_FEATURES.name, number % partitions, number // partitions, at_ms, None, pack_block(block))
         )
@@ -114,11 +114,11 @@ def label_records(
     """Return accepted labels of some rows, each reported in time."""
     log = Log(LABELS)
     for row in rows:
-        one = history.frame.iloc[row]
+        item = history.frame.iloc[row]
         at = moment(int(history.event_time_us[row]) + delay_us)
-        log.append(label(row, at, known, transaction_id=one["transaction_id"], card_id=one["card_id"]), at)
+        log.append(label(row, at, known, transaction_id=item["transaction_id"], card_id=item["card_id"]), at)
     outputs = to(ACCEPTED_LABELS, accept(log.records, LABEL_OPTIONS))
     return [
-        Record(ACCEPTED_LABELS.name, 0, number, 0, one.key, one.value, one.headers)
-        for number, one in enumerate(outputs)
+        Record(ACCEPTED_LABELS.name, 0, number, 0, output.key, output.value, output.headers)
+        for number, output in enumerate(outputs)
     ]

@@ -84,8 +84,8 @@ class Cluster:
         value = label(0, at, known, **{"transaction_id": name, "card_id": card, **fields})
         self.write(LABELS, value, card.encode(), at)
 
-    def publish(self, one: Policy | None = None) -> None:
-        publish_champion(self.bootstrap, self.settings, small_model(), one or policy())
+    def publish(self, item: Policy | None = None) -> None:
+        publish_champion(self.bootstrap, self.settings, small_model(), item or policy())
 
     def read(self, topic: Topic) -> list[Record]:
         return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))
@@ -95,8 +95,8 @@ class Cluster:
 
     def features(self) -> list[DecisionFeatures]:
         """Features of every decision."""
-        found = [one for record in self.read(DECISION_FEATURES) for one in read_feature_messages(record.value)]
-        assert {one.source for one in found} == {one.source for one in self.decisions()}
+        found = [message for record in self.read(DECISION_FEATURES) for message in read_feature_messages(record.value)]
+        assert {item.source for item in found} == {decision.source for decision in self.decisions()}
         return found
 
     def alerts(self) -> list[Alert]:

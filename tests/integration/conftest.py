@@ -44,5 +44,5 @@ def begin(tmp_path: Path) -> Iterator[RunStarter]:
         return begun[-1]
 
     yield run
-    for one in begun:
-        one.end()
+    for item in begun:
+        item.end()

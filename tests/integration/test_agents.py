@@ -54,9 +54,9 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
         cluster.write(TRANSACTIONS, value, f"key of {name}".encode(), after(hours=3), headers)
     cluster.write(LABELS, b"no label", None, after(hours=3))
     cluster.flush()
-    sent = [one for one in cluster.read(TRANSACTIONS) if (one.key or b"").startswith(b"c")]
+    sent = [transaction for transaction in cluster.read(TRANSACTIONS) if (transaction.key or b"").startswith(b"c")]
     # The earliest ones: a repeat with an arrival before its event time would be refused.
-    for record in sorted(sent, key=lambda one: one.timestamp_ms)[:5]:
+    for record in sorted(sent, key=lambda record: record.timestamp_ms)[:5]:
         cluster.write(TRANSACTIONS, record.value, record.key, after(hours=4))
     cluster.flush()
 
@@ -94,19 +94,19 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     again.until(lambda: len(cluster.decisions()) >= len(bought))
     bought[cluster.buy(500, after(2), card_id="c1", merchant_id="m1", amount=31)] = after(2)
     cluster.flush()
-    again.until(lambda: early in {(one.card_id, one.transaction_id) for one in cluster.examples()})
+    again.until(lambda: early in {(example.card_id, example.transaction_id) for example in cluster.examples()})
     assert again.stop() == 0, again.said
 
     decisions = cluster.decisions()
     assert sorted(keys(decisions)) == sorted(bought)
     assert differences(cluster.features(), expected_features(cluster.read(PROFILED))) == []
-    assert any(one.features["merchant_known_fraud_30d"] for one in cluster.features())
+    assert any(feature.features["merchant_known_fraud_30d"] for feature in cluster.features())
     after_restart = [decision for decision in decisions if int(decision.transaction_id[1:]) >= 380]
     assert {decision.versions.river for decision in after_restart} <= set(cluster.versions("river"))
     assert {decision.versions.lightgbm for decision in after_restart} == {small_model().version}
     assert "is refused" in again.said
     check_alerts(cluster.alerts(), decisions)
-    taught_about = Counter((one.card_id, one.transaction_id) for one in cluster.examples())
+    taught_about = Counter((example.card_id, example.transaction_id) for example in cluster.examples())
     assert taught_about == Counter(reported | {early})
     assert len(cluster.read(DEAD_LETTERS)) == len(bad) + 1
     # All that agents and programs wrote there was signed, and snapshots were.
@@ -135,10 +135,12 @@ def check_dead_letters(
 
 
 def check_alerts(alerts: Sequence[Alert], decisions: Sequence[Decision]) -> None:
-    alerted = {(one.card_id, one.transaction_id): one for one in decisions if one.action == "alert"}
+    alerted = {
+        (decision.card_id, decision.transaction_id): decision for decision in decisions if decision.action == "alert"
+    }
     assert alerted
     assert sorted((alert.card_id, alert.transaction_id) for alert in alerts) == sorted(alerted)
-    assert {one.transaction_id for one in decisions if one.amount_base >= LARGE_AMOUNT} <= {
+    assert {decision.transaction_id for decision in decisions if decision.amount_base >= LARGE_AMOUNT} <= {
         alert.transaction_id for alert in alerts
     }
     for alert in alerts:

@@ -51,10 +51,10 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
 
     assert "\x1b" not in run.output + run.errors
     assert max(map(len, run.output.splitlines())) <= 80
-    told = " ".join(run.output.split())
-    assert "newer beside older" in told
-    assert "The report is build/backtest.html: open it in a browser. As data, it is build/backtest.json." in told
-    assert told.endswith(f"The topics begin with {kafka_settings.topic_prefix}, and stay.")
+    reported = " ".join(run.output.split())
+    assert "newer beside older" in reported
+    assert "The report is build/backtest.html: open it in a browser. As data, it is build/backtest.json." in reported
+    assert reported.endswith(f"The topics begin with {kafka_settings.topic_prefix}, and stay.")
 
     # The command that it tells says the same.
     words = shlex.split(re.search(r"fraud-pipeline (backtest (?:.*\\\n)*.*)\n", run.output)[1].replace("\\\n", ""))

@@ -94,14 +94,14 @@ def test_the_command_runs_without_java_and_leaves_no_process(
     address = process.stdout.readline().strip()
     assert running_broker(tmp_path / "data" / "kafka") == address
     descendants = family(process)
-    assert any("kafka.Kafka" in one.cmdline() for one in descendants)
+    assert any("kafka.Kafka" in item.cmdline() for item in descendants)
 
     process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=PATIENCE_S)
 
-    assert process.returncode == 0, said
-    assert "Stopped." in said
-    assert [one for one in descendants if lives(one)] == []
+    assert process.returncode == 0, reported
+    assert "Stopped." in reported
+    assert [item for item in descendants if lives(item)] == []
     assert running_broker(tmp_path / "data" / "kafka") is None
 
 
@@ -115,7 +115,7 @@ def test_a_killed_command_leaves_no_process_and_does_not_block_the_next(
     assert len(descendants) == 2
 
     process.kill()
-    eventually(lambda: not any(lives(one) for one in descendants))
+    eventually(lambda: not any(lives(item) for item in descendants))
 
     assert (tmp_path / "data" / "kafka" / STATE_NAME).exists()
     assert running_broker(tmp_path / "data" / "kafka") is None
@@ -171,10 +171,10 @@ def test_a_killed_guard_takes_the_broker_with_it(command: Callable[..., subproce
     guard.kill()
     eventually(lambda: not lives(java))
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 1
-    assert "the embedded broker died" in said
+    assert "the embedded broker died" in reported
 
 
 def test_a_broker_that_dies_is_reported_with_its_last_words(
@@ -186,22 +186,22 @@ def test_a_broker_that_dies_is_reported_with_its_last_words(
     _guard, java = family(process)
 
     java.kill()
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 1
-    assert f"the embedded broker died (exit code {128 + signal.SIGKILL})" in said
-    assert "Kafka Server started" in said
-    assert "Traceback" not in said
+    assert f"the embedded broker died (exit code {128 + signal.SIGKILL})" in reported
+    assert "Kafka Server started" in reported
+    assert "Traceback" not in reported
 
 
 def test_a_port_in_use_is_a_clear_error(command: Callable[..., subprocess.Popen[str]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         process = command("broker", "--port", str(port))
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, reported = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert f"port {port} of 127.0.0.1 is in use by another program" in said
-    assert "Traceback" not in said
+    assert f"port {port} of 127.0.0.1 is in use by another program" in reported
+    assert "Traceback" not in reported
 
 
 def test_too_little_space_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_git_ignores_the_data(tmp_path: Path) -> None:
 
 
 def test_a_jar_that_was_changed_in_the_store_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jar = min(jars_module.pinned(), key=lambda one: one.size_bytes)
+    jar = min(jars_module.pinned(), key=lambda jar: jar.size_bytes)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     [path] = jars_module.fetched([jar], tmp_path)
     whole = path.read_bytes()

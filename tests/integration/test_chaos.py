@@ -84,9 +84,9 @@ def doubled(which: Callable[[Any], bool]) -> Change:
     """The last record that fits stands a second time at the end of its partition."""
 
     def change(entries: list[Entry]) -> list[Entry]:
-        one = entries[_last(entries, which)]
-        end = max(entry.offset for entry in entries if entry.partition == one.partition) + 2
-        return sorted([*entries, one._replace(offset=end)], key=lambda entry: (entry.partition, entry.offset))
+        record = entries[_last(entries, which)]
+        end = max(entry.offset for entry in entries if entry.partition == record.partition) + 2
+        return sorted([*entries, record._replace(offset=end)], key=lambda entry: (entry.partition, entry.offset))
 
     return change
 
@@ -112,38 +112,38 @@ def is_any(_: Any) -> bool:
     return True
 
 
-def is_selected(one: Any) -> bool:
-    return one["selection"] is not None
+def is_selected(row: Any) -> bool:
+    return row["selection"] is not None
 
 
-def is_transaction(one: Any) -> bool:
-    return bool(one["kind"] == "transaction")
+def is_transaction(row: Any) -> bool:
+    return bool(row["kind"] == "transaction")
 
 
-def is_label(one: Any) -> bool:
-    return bool(one["kind"] == "label")
+def is_label(row: Any) -> bool:
+    return bool(row["kind"] == "label")
 
 
-def is_river(one: Any) -> bool:
-    return bool(one.get("name") == "river")
+def is_river(item: Any) -> bool:
+    return bool(item.get("name") == "river")
 
 
-def is_lesson(one: Any) -> bool:
-    return bool(one["revision"] == 0 and one["label"] == "fraud" and not one["held"])
+def is_lesson(row: Any) -> bool:
+    return bool(row["revision"] == 0 and row["label"] == "fraud" and not row["held"])
 
 
-def is_trained(one: Any) -> bool:
+def is_trained(row: Any) -> bool:
     """True for a reported fraud that River learns; a late one has weight 0, since others' weights stand for it."""
-    weight = one["weight"] if one.get("online_weight") is None else one["online_weight"]
-    return is_lesson(one) and bool(weight > 0)
+    weight = row["weight"] if row.get("online_weight") is None else row["online_weight"]
+    return is_lesson(row) and bool(weight > 0)
 
 
-def is_correction(one: Any) -> bool:
-    return bool(one["revision"] == 1)
+def is_correction(row: Any) -> bool:
+    return bool(row["revision"] == 1)
 
 
-def is_presumed(one: Any) -> bool:
-    return bool(one["label"] == "presumed_legitimate")
+def is_presumed(row: Any) -> bool:
+    return bool(row["label"] == "presumed_legitimate")
 
 
 def add(name: str, amount: float) -> Callable[[Any], None]:
@@ -211,7 +211,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("decisions", edited(is_selected, without("features")), "features_stand_beside_decisions", "bears features"),
         (
             "decisions",
-            edited(lambda one: not is_selected(one), put("features", {})),
+            edited(lambda item: not is_selected(item), put("features", {})),
             "features_stand_beside_decisions",
             "bears features",
         ),
@@ -221,7 +221,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("decisions", edited(is_any, add("river_logit", 1e-6)), "scores_are_reproduced", "log-odds of River"),
         (
             "decisions",
-            edited(lambda one: one["action"] == "allow", put("action", "alert")),
+            edited(lambda row: row["action"] == "allow", put("action", "alert")),
             "alerts_are_one_to_one",
             "has none",
         ),

@@ -67,7 +67,7 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
     monitored = Monitored(None)
     topics = MonitoredTopics(cluster.bootstrap, cluster.settings, monitored)
     topics.refresh()
-    series = {one.name: one for one in monitored.counts.histories()}
+    series = {history.name: history for history in monitored.counts.histories()}
     assert series["amount"].counts.sum() == (DAYS - 3) * ROWS
     assert (series[ALERTS_SERIES].counts[1, 1], series[REPORTS].counts[2, 1]) == (1, 1)
     result = run(cluster, "drift")
@@ -119,32 +119,34 @@ def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cl
     start(cluster.settings, audit_keys={"k1": "secret"})
     eventually(lambda: len(cluster.decisions()) == 121)
     decisions = cluster.decisions()
-    who = transaction_hashes([one.card_id for one in decisions], [one.transaction_id for one in decisions])
+    who = transaction_hashes(
+        [decision.card_id for decision in decisions], [decision.transaction_id for decision in decisions]
+    )
     drawn = keyed_positions(who, AUDIT_SAMPLE, b"secret") < audit.rate
-    large = np.array([one.amount > 500 for one in decisions])
+    large = np.array([decision.amount > 500 for decision in decisions])
     expected = np.where(large, "rule", np.where(drawn, "audit", "none")).tolist()
-    assert [one.selection or "none" for one in decisions] == expected
-    assert {one.selection_probability for one in decisions} == {0.5, 1.0}
-    for one in decisions:
-        number = int(one.transaction_id[1:])
-        if one.selection == "audit":
+    assert [decision.selection or "none" for decision in decisions] == expected
+    assert {decision.selection_probability for decision in decisions} == {0.5, 1.0}
+    for decision in decisions:
+        number = int(decision.transaction_id[1:])
+        if decision.selection == "audit":
             known = "fraud" if number % 10 == 1 else "legitimate"
-            cluster.say((one.card_id, one.transaction_id), after(21), known, source="audit")
-        elif one.selection == "rule":
-            cluster.say((one.card_id, one.transaction_id), after(21))
+            cluster.say((decision.card_id, decision.transaction_id), after(21), known, source="audit")
+        elif decision.selection == "rule":
+            cluster.say((decision.card_id, decision.transaction_id), after(21))
         elif number % 10 == 5:
-            cluster.say((one.card_id, one.transaction_id), after(21), source="customer")
+            cluster.say((decision.card_id, decision.transaction_id), after(21), source="customer")
     cluster.flush()
     eventually(lambda: len(cluster.read(ACCEPTED_LABELS)) == len(cluster.read(LABELS)))
     result = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}", "--json")
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert (told["decisions"], told["decisions_without_audit"], told["alerted"]) == (121, 0, 10)
-    audits = [one for one in decisions if one.selection == "audit" and one.transaction_id != "t900"]
-    assert told["audited"] == len(audits)
-    silent = sum(int(one.transaction_id[1:]) % 10 == 1 for one in audits)
-    assert told["never_reported_found"] == silent > 0
-    low, high = told["never_reported"]
+    reported = json.loads(result.stdout)
+    assert (reported["decisions"], reported["decisions_without_audit"], reported["alerted"]) == (121, 0, 10)
+    audits = [decision for decision in decisions if decision.selection == "audit" and decision.transaction_id != "t900"]
+    assert reported["audited"] == len(audits)
+    silent = sum(int(audit.transaction_id[1:]) % 10 == 1 for audit in audits)
+    assert reported["never_reported_found"] == silent > 0
+    low, high = reported["never_reported"]
     assert low <= 12 <= high
     text = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}").stdout
     assert max(map(len, text.splitlines())) <= 80

@@ -87,8 +87,8 @@ def fill(cluster: Cluster, stretch: float = 1.0) -> None:
         value = transaction(number, after(minutes=minutes - late), **fields)
         cluster.write(TRANSACTIONS, value, card.encode(), after(minutes=minutes))
         if number % 3 == 0:
-            said = after(minutes=minutes + 60 * stretch)
-            cluster.say((card, f"t{number}"), said, "fraud" if number % 2 else "legitimate")
+            reported = after(minutes=minutes + 60 * stretch)
+            cluster.say((card, f"t{number}"), reported, "fraud" if number % 2 else "legitimate")
         if number % 50 == 0:
             cluster.buy(number, after(minutes=minutes), card_id=card)
             cluster.write(TRANSACTIONS, b"\xff{", None, after(minutes=minutes), [("who", b"knows"), ("none", None)])
@@ -96,9 +96,11 @@ def fill(cluster: Cluster, stretch: float = 1.0) -> None:
             cluster.write(LABELS, b"{}", card.encode(), after(minutes=minutes))
         if number % 120 == 0:
             cluster.flush()
-            of = [(transaction(9_000 + n, after(minutes=minutes), card_id="c1"), minutes / 1_440) for n in range(20)]
-            transacted(cluster, TRANSACTIONS, of, commit=False)
-            transacted(cluster, TRANSACTIONS, of[:2], commit=number > 0)
+            source = [
+                (transaction(9_000 + n, after(minutes=minutes), card_id="c1"), minutes / 1_440) for n in range(20)
+            ]
+            transacted(cluster, TRANSACTIONS, source, commit=False)
+            transacted(cluster, TRANSACTIONS, source[:2], commit=number > 0)
     cluster.flush()
     transacted(cluster, LABELS, [(label(1, after(2)), 2.0)] * 3, commit=False)
 
@@ -129,7 +131,7 @@ def same(rows: list[dict[str, Any]], records: list[Record]) -> None:
         assert [row["offset"] for row in found[number]] == [record.offset for record in expected]
         for row, record in zip(found[number], expected, strict=True):
             assert (row["key"], round(row["timestamp"].timestamp() * 1_000)) == (record.key, record.timestamp_ms)
-            headers = tuple((one["name"], one["value"]) for one in row["headers"] or [])
+            headers = tuple((row["name"], row["value"]) for row in row["headers"] or [])
             assert headers == record.headers
             if row["error"] is not None or row["value"] is not None:
                 assert row["value"] == record.value
@@ -144,10 +146,10 @@ def backtest(cluster: Cluster, history: Path | None, **asked: Any) -> BacktestRe
 
 def test_a_backtest_of_an_export_is_that_of_the_topics(cluster: Cluster, tmp_path: Path) -> None:
     fill(cluster)
-    sold, told = export(cluster, tmp_path / "out")
+    sold, reported = export(cluster, tmp_path / "out")
     records = cluster.read(TRANSACTIONS)
-    assert (sold.records, told.records) == (len(records), len(cluster.read(LABELS)))
-    assert (sold.undecoded, told.undecoded) == (16, 8)
+    assert (sold.records, reported.records) == (len(records), len(cluster.read(LABELS)))
+    assert (sold.undecoded, reported.undecoded) == (16, 8)
     same(kept(tmp_path / "out", TRANSACTIONS), records)
     same(kept(tmp_path / "out", LABELS), cluster.read(LABELS))
 
@@ -164,8 +166,8 @@ def test_a_backtest_of_an_export_is_that_of_the_topics(cluster: Cluster, tmp_pat
     for asked in ({}, {"start": after(1)}, {"start": after(1), "learn": True, "thresholds": [0.2, 0.5]}):
         live, again = (backtest(cluster, history, **asked) for history in (None, tmp_path / "out"))
         assert len(live.variants[0].decisions) > 100
-        for one, other in zip(live.variants, again.variants, strict=True):
-            pd.testing.assert_frame_equal(one.decisions, other.decisions, check_exact=True)
+        for variant, other in zip(live.variants, again.variants, strict=True):
+            pd.testing.assert_frame_equal(variant.decisions, other.decisions, check_exact=True)
         same_report(live, again)
         assert again.parameters["partitions"] == 3
 
@@ -176,10 +178,10 @@ def same_report(live: BacktestResult, again: BacktestResult) -> None:
     assert again.warnings == live.warnings
     assert (again.from_us, again.to_us, again.warm_up_from_us) == (live.from_us, live.to_us, live.warm_up_from_us)
     order = ["transaction_id", "labelled_at", "label"]
-    one, other = (result.labels.sort_values(order, ignore_index=True) for result in (live, again))
-    pd.testing.assert_frame_equal(one, other)
-    one, other = (build_report(result).metrics for result in (live, again))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    item, other = (result.labels.sort_values(order, ignore_index=True) for result in (live, again))
+    pd.testing.assert_frame_equal(item, other)
+    item, other = (build_report(result).metrics for result in (live, again))
+    pd.testing.assert_frame_equal(item, other, check_exact=True)
 
 
 def test_a_part_of_an_export_is_counted_and_measured_as_that_of_the_topics(cluster: Cluster, tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_what_was_read_is_whole_when_somebody_ends_it(cluster: Cluster, tmp_path
     with pytest.raises(ExportError, match=r"transactions lacks offsets .* give the command of the export again"):
         backtest(cluster, tmp_path)
     again = run.run(steps.append)
-    assert {one.left for one in again} == {0}
+    assert {item.left for item in again} == {0}
     for path in files(tmp_path, TRANSACTIONS):
         path.rename(path.with_suffix(".kept"))
         if files(tmp_path, TRANSACTIONS):
@@ -305,15 +307,15 @@ def test_ranges_are_those_of_records(cluster: Cluster, tmp_path: Path) -> None:
         export(cluster, tmp_path / "other", "transactions", **days(9, 9))
     with pytest.raises(ExportError, match="holds no record"):
         export(cluster, tmp_path / "other", "labels")
-    sold, told = export(cluster, tmp_path)
+    sold, reported = export(cluster, tmp_path)
     assert bought() == list(range(60))
-    assert (sold.records, told.records, told.note is None) == (40, 0, False)
+    assert (sold.records, reported.records, reported.note is None) == (40, 0, False)
 
     name = cluster.settings.topic(TRANSACTIONS.name)
     middle = next(path for path in files(tmp_path, TRANSACTIONS) if not path.name.startswith(f"{0:020d}"))
     first, end = map(int, middle.stem.split("-"))
-    of = int(middle.parent.name.partition("=")[2])
-    lost = [TopicPartition(name, number, end if number == of else 4) for number in range(3)]
+    source = int(middle.parent.name.partition("=")[2])
+    lost = [TopicPartition(name, number, end if number == source else 4) for number in range(3)]
     client = admin_client(cluster.bootstrap)
     for future in client.delete_records(lost).values():
         future.result()
@@ -325,7 +327,7 @@ def test_ranges_are_those_of_records(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"ends before the first record that topic .* still holds"):
         export(cluster, tmp_path / "late", "transactions", **days(0, 2))
     middle.unlink()
-    with pytest.raises(ExportError, match=f"partition {of} no longer holds offsets {first} to {end}"):
+    with pytest.raises(ExportError, match=f"partition {source} no longer holds offsets {first} to {end}"):
         export(cluster, tmp_path, "transactions")
 
 
@@ -392,7 +394,7 @@ def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Clus
     cluster.flush()
     ensure_topics(cluster.bootstrap, cluster.settings)
     some = export(cluster, tmp_path, "models", "transactions", "dead-letters", "decisions")
-    assert [one.records > 0 for one in some] == [True, True, False, False]
+    assert [item.records > 0 for item in some] == [True, True, False, False]
     versions = pq.read_table(tmp_path / "models")
     assert versions.column("name").to_pylist() == ["lightgbm", "policy"]
     assert versions.column("payload").null_count == 0

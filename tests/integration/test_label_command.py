@@ -225,11 +225,11 @@ def test_following_ends_in_one_line_with_its_broker(tmp_path: Path) -> None:
         assert "Following" in process.stderr.readline()
         assert process.stdout.readline()
     try:
-        _, told = process.communicate(timeout=PATIENCE_S)
+        _, reported = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 1
-    (line,) = told.splitlines()
+    (line,) = reported.splitlines()
     assert f"no broker answers at {broker.bootstrap_servers} any more" in line
 
 
@@ -254,7 +254,7 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
     assert "2  currency_unknown of transactions: Add the currency" in listed
     assert "repair" not in listed.replace("repair it at its producer", "")
     found = [json.loads(line) for line in command(cluster, "dead-letters", "list", "--json").output.splitlines()]
-    (odd,) = [one["position"] for one in found if one["error"] == "not_json"]
+    (odd,) = [row["position"] for row in found if row["error"] == "not_json"]
     explained = command(cluster, "dead-letters", "explain", odd, "--value").output
     assert "This is wrong: not_json." in explained
     assert "value:      not json" in explained

@@ -73,8 +73,8 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
-    said = worker.said.replace(cluster.settings.topic_prefix, "")
-    assert re.search(r"card: assigned accepted-labels \d.*; transactions \d", said)
+    reported = worker.said.replace(cluster.settings.topic_prefix, "")
+    assert re.search(r"card: assigned accepted-labels \d.*; transactions \d", reported)
     # It begins behind the agents that decide.
     for number in range(cluster.settings.card_partitions):
         worker.until_it_says(f"feedback: partition {number}: state restored")
@@ -184,7 +184,7 @@ def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(clu
     worker.until(lambda: len(cluster.decisions()) >= 60)
     genuine = next(record for record in cluster.read(PROFILED) if KERNEL_VERSION.encode() in (record.value or b""))
     # Of no position that was decided, or it would be taken for a repeat.
-    message = next(one for one in read_messages(genuine.value) if isinstance(one, ProfiledTransaction))
+    message = next(message for message in read_messages(genuine.value) if isinstance(message, ProfiledTransaction))
     source = msgspec.structs.replace(message.source, offset=message.source.offset + 1_000_000)
     forged = block_of(msgspec.structs.replace(message, kernel="0-other", source=source, read=None))
     cluster.write(PROFILED, forged, genuine.key, after(1), partition=genuine.partition)
@@ -195,7 +195,10 @@ def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(clu
     worker.until(lambda: len(cluster.decisions()) >= 100)
     assert "was profiled by kernel 0-other" in worker.said
     assert worker.stop() == 0, worker.said
-    decisions, genuine_ones = cluster.decisions(), [one for one in cluster.read(PROFILED) if one.value != forged]
+    decisions, genuine_ones = (
+        cluster.decisions(),
+        [record for record in cluster.read(PROFILED) if record.value != forged],
+    )
     assert sorted(keys(decisions)) == sorted(bought)
     assert differences(cluster.features(), expected_features(genuine_ones, cluster.read(PROGRESS))) == []
 

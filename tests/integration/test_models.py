@@ -39,8 +39,8 @@ Subscribers = Callable[[], ModelSubscriber]
 
 
 def of_policy(threshold: float) -> VersionToPublish:
-    one = policy(threshold)
-    return VersionToPublish("policy", one.version, one.to_payload())
+    version = policy(threshold)
+    return VersionToPublish("policy", version.version, version.to_payload())
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def subscriber(cluster: Cluster) -> Iterator[Subscribers]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for item in made:
+        item.close()
 
 
 def write(cluster: Cluster, *outputs: Output) -> None:
@@ -75,7 +75,7 @@ def reference(content: VersionToPublish, offset: int = 0) -> VersionReference:
 
 
 def table(rate: str) -> bytes:
-    currencies = {code: {"digits": 2, "rate": one} for code, one in (("EUR", "1"), ("GBP", rate))}
+    currencies = {code: {"digits": 2, "rate": item} for code, item in (("EUR", "1"), ("GBP", rate))}
     return json.dumps({"version": "v", "base": "EUR", "currencies": currencies}).encode()
 
 
@@ -118,8 +118,8 @@ def test_all_versions_of_an_activation_count_at_once_and_garbage_counts_never(
     publish_active(cluster.bootstrap, cluster.settings, [OTHER, of_policy(0.4)])
     late = subscriber()
     assert active(live) == active(late) == (OTHER.version, 0.4)
-    for one in (live, late):
-        assert refused(one, cluster, CONTROL.name) == 2 * len(GARBAGE)
+    for item in (live, late):
+        assert refused(item, cluster, CONTROL.name) == 2 * len(GARBAGE)
     # What cannot be used is refused whole: the policy beside it stays what it was.
     damaged = VersionToPublish("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
     publish_active(cluster.bootstrap, cluster.settings, [damaged, of_policy(0.5)])
@@ -135,11 +135,11 @@ def test_a_version_that_was_trained_on_other_labels_is_used_with_a_warning(
     publish_active(
         cluster.bootstrap, settings, [VersionToPublish("lightgbm", model.version, model.to_payload()), of_policy(0.3)]
     )
-    one = ModelSubscriber(cluster.bootstrap, settings, empty_model_set(), WorkerMetrics())
+    subscriber = ModelSubscriber(cluster.bootstrap, settings, empty_model_set(), WorkerMetrics())
     try:
-        assert active(one) == (model.version, 0.3)
+        assert active(subscriber) == (model.version, 0.3)
     finally:
-        one.close()
+        subscriber.close()
     assert f"LightGBM {model.version} was trained where all transactions get labels" in caplog.text
 
 
@@ -197,8 +197,8 @@ def test_the_newest_river_version_counts_whatever_champion_is_active(cluster: Cl
     publish_active(cluster.bootstrap, cluster.settings, [CHAMPION, of_policy(0.3)])
     versions = rivers(5, 7, 9)
 
-    def river(one: ModelSubscriber) -> str:
-        found = one.catch_up(lambda: None).active
+    def river(subscriber: ModelSubscriber) -> str:
+        found = subscriber.catch_up(lambda: None).active
         assert found is not None
         return found.river.version
 

@@ -51,9 +51,11 @@ def address_of(worker: Worker) -> str:
 def metric(address: str, name: str, **labels: str) -> float | None:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
         families = text_string_to_metric_families(response.read().decode())
-    samples = [one for family in families for one in family.samples]
+    samples = [sample for family in families for sample in family.samples]
     name = f"fraud_pipeline_{name}"
-    return next((one.value for one in samples if one.name == name and labels.items() <= one.labels.items()), None)
+    return next(
+        (sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()), None
+    )
 
 
 def test_versions_are_changed_and_learning_is_frozen(
@@ -81,8 +83,8 @@ def test_versions_are_changed_and_learning_is_frozen(
     assert active() == {MODEL.version, FIRST.version}
     newest, *_ = map(json.loads, models("history", "--json").splitlines())
     assert (newest["step"], newest["by"], newest["reason"]) == ("rollback", "dana", "It does not.")
-    told = json.loads(models("at", (before + timedelta(microseconds=1)).isoformat(), "--json"))
-    assert (told["lightgbm"], told["policy"], told["frozen"]) == (MODEL.version, FIRST.version, False)
+    reported = json.loads(models("at", (before + timedelta(microseconds=1)).isoformat(), "--json"))
+    assert (reported["lightgbm"], reported["policy"], reported["frozen"]) == (MODEL.version, FIRST.version, False)
     assert "no version was active" in models("at", "2020-01-01", code=1)
 
     models("freeze", "--fall-back", reason="A source is wrong.")
@@ -132,7 +134,7 @@ def test_versions_are_changed_and_learning_is_frozen(
     worker.until(lambda: metric(address, "lessons_total", outcome="learned") == 9)
     assert models("held") == "No label is held.\n"
     records = [json.loads(record.value or b"") for record in cluster.read(CONTROL)]
-    (record,) = [one for one in records if one["kind"] == "release"]
+    (record,) = [record for record in records if record["kind"] == "release"]
     assert (record["source"], record["examples"], record["by"]) == ("customer", 3, "dana")
     assert (record["position"]["offset"], record["position"]["end"]) == (5, 8)
     assert worker.stop() == 0

@@ -60,8 +60,8 @@ def decisions(cluster: Cluster, numbers: Sequence[int], lightgbm: str, **changes
 def report(cluster: Cluster, numbers: Sequence[int], at: datetime) -> None:
     source = cluster.settings.topic(LABELS.name)
     for number in numbers:
-        said = label(number, at, card_id=f"c{number % 100}")
-        record = Record(source, 0, number, microseconds(at) // 1_000, b"card", said)
+        reported = label(number, at, card_id=f"c{number % 100}")
+        record = Record(source, 0, number, microseconds(at) // 1_000, b"card", reported)
         (output,) = accept([record], LabelOptions(300_000_000, 3, topic_prefix=cluster.settings.topic_prefix)).outputs
         cluster.write(ACCEPTED_LABELS, output.value, output.key, at, output.headers or (), partition=0)
     cluster.flush()
@@ -74,14 +74,18 @@ def activations(cluster: Cluster) -> list[Activation]:
 
 def policies(cluster: Cluster) -> dict[str, Policy]:
     versions = [json.loads(record.value or b"{}") for record in cluster.read(MODELS)]
-    found = [Policy.from_payload(msgspec.json.encode(one["payload"])) for one in versions if one["name"] == "policy"]
-    return {one.version: one for one in found}
+    found = [
+        Policy.from_payload(msgspec.json.encode(version["payload"]))
+        for version in versions
+        if version["name"] == "policy"
+    ]
+    return {version.version: version for version in found}
 
 
-def publish(cluster: Cluster, model: Any, one: Policy) -> None:
+def publish(cluster: Cluster, model: Any, policy: Policy) -> None:
     champion = VersionToPublish("lightgbm", model.version, model.to_payload())
     publish_active(
-        cluster.bootstrap, cluster.settings, [champion, VersionToPublish("policy", one.version, one.to_payload())]
+        cluster.bootstrap, cluster.settings, [champion, VersionToPublish("policy", policy.version, policy.to_payload())]
     )
 
 
@@ -136,7 +140,7 @@ def test_thresholds_follow_the_budget_and_the_newest_of_two_paces_goes_on(cluste
     # An hour in which everything scores high moves the threshold; another pace takes over.
     written += decisions(cluster, range(4 * A_DAY, 4 * A_DAY + 11), version)
     second = start(cluster.settings, *PACE)
-    second.until(lambda: len({one.figures["pace"] for one in activations(cluster)}) == 2)
+    second.until(lambda: len({activation.figures["pace"] for activation in activations(cluster)}) == 2)
     assert first.code() == 0
     assert "another pace" in first.said
     newest = activations(cluster)[-1]
@@ -169,5 +173,5 @@ def test_thresholds_follow_the_budget_and_the_newest_of_two_paces_goes_on(cluste
 def _ranks(number: int, column: int) -> int:
     """How many of the day's decisions have a lower value: 1 is the online model's score, 2 LightGBM's log-odds."""
     day = range(number // A_DAY * A_DAY, (number // A_DAY + 1) * A_DAY)
-    values = [np.random.default_rng(one).random(3)[column] for one in day]
+    values = [np.random.default_rng(item).random(3)[column] for item in day]
     return int(sum(value < np.random.default_rng(number).random(3)[column] for value in values))

@@ -83,7 +83,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     cluster.flush()
     again.until(lambda: len(cluster.decisions()) >= 42)
     again.until(lambda: any(record.key == b"feedback" for record in cluster.read(PROGRESS)))
-    decided = {(one.card_id, one.transaction_id): one for one in cluster.decisions()}
+    decided = {(decision.card_id, decision.transaction_id): decision for decision in cluster.decisions()}
     assert sorted(decided) == sorted([*bought, pounds, ahead])
     assert decided[pounds].versions.rates == "2024-03-02"
     assert decided[pounds].amount_base == pytest.approx(14.44)
@@ -91,13 +91,13 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     # What was judged at first bears the old table still; the new one entered with the first batch of the new worker.
     messages = [message for record in cluster.read(PROFILED) for message in read_messages(record.value)]
     assert {getattr(message, "rates_version", "") for message in messages} == {"2024-03-01", "2024-03-02"}
-    told = [json.loads(record.value or b"") for record in cluster.read(PROGRESS)]
-    rules = [marker["rules"] for marker in told if marker["agent"] == "card"]
-    assert {(one["rates_version"], one["future_tolerance_us"] // 1_000_000) for one in rules} == {
+    reported = [json.loads(record.value or b"") for record in cluster.read(PROGRESS)]
+    rules = [marker["rules"] for marker in reported if marker["agent"] == "card"]
+    assert {(rule["rates_version"], rule["future_tolerance_us"] // 1_000_000) for rule in rules} == {
         ("2024-03-01", 300),
         ("2024-03-02", 4 * 3600),
     }
-    assert {marker["rules"]["kind"] for marker in told} == {"card", "feedback"}
+    assert {marker["rules"]["kind"] for marker in reported} == {"card", "feedback"}
     assert len(tables(cluster)) == 2
 
 

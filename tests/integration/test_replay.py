@@ -152,8 +152,10 @@ def test_only_the_reported_share_of_frauds_is_labelled(settings: Settings, frame
     names = frame["transaction_id"].iloc[due.row]
     # Some say the opposite first, and are corrected.
     assert set(due.known.tolist()) == {0, 1}
-    told = [(one.transaction_id, timestamp_us(one.labelled_at), int(one.label == "fraud")) for _, one in found]
-    assert sorted(told) == sorted(zip(names, due.known_at_us.tolist(), due.known.tolist(), strict=True))
+    reported = [
+        (label.transaction_id, timestamp_us(label.labelled_at), int(label.label == "fraud")) for _, label in found
+    ]
+    assert sorted(reported) == sorted(zip(names, due.known_at_us.tolist(), due.known.tolist(), strict=True))
 
 
 def test_a_frame_without_truth_gets_no_labels(settings: Settings, frame: pd.DataFrame) -> None:

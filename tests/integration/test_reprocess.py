@@ -60,7 +60,7 @@ def places(cluster: Cluster) -> set[tuple[str, int, int]]:
 
 def decided(records: list[Record]) -> dict[tuple[int, int], Decision]:
     messages = [msgspec.json.decode(record.value or b"", type=Decision) for record in records]
-    found = {(one.source.partition, one.source.offset): one for one in messages}
+    found = {(message.source.partition, message.source.offset): message for message in messages}
     assert len(found) == len(messages)
     return found
 
@@ -91,16 +91,16 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
     assert (done.written, done.present, done.complete) == (120, 0, True)
     records, live = written(cluster), {}
     for record in cluster.read(DECISIONS):
-        one = msgspec.json.decode(record.value or b"", type=Decision)
-        live[one.source.partition, one.source.offset] = (record.partition, record.key, one)
-    for record, one in zip(records, decided(records).values(), strict=True):
-        partition, key, other = live[one.source.partition, one.source.offset]
+        transaction = msgspec.json.decode(record.value or b"", type=Decision)
+        live[transaction.source.partition, transaction.source.offset] = (record.partition, record.key, transaction)
+    for record, transaction in zip(records, decided(records).values(), strict=True):
+        partition, key, other = live[transaction.source.partition, transaction.source.offset]
         # Keyed and placed alike, and the same but for when it was decided, and where nobody read it.
         assert (record.partition, record.key) == (partition, key)
-        assert one.log.offset == NOT_READ
-        assert one.log.partition == other.log.partition == partition_of(one.merchant_id, 2)
+        assert transaction.log.offset == NOT_READ
+        assert transaction.log.partition == other.log.partition == partition_of(transaction.merchant_id, 2)
         moved = {"log": other.log, "ingested_at": other.ingested_at, "decided_at": other.decided_at}
-        assert msgspec.structs.replace(one, **moved) == other
+        assert msgspec.structs.replace(transaction, **moved) == other
     assert len(records) == len(live)
     # What the models saw of each, in the same partition.
     blocks, of_live = seen(written(cluster, features_topic(INTO))), seen(cluster.read(DECISION_FEATURES))
@@ -110,7 +110,7 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
         assert partition == of_partition
         assert row.log == decided(records)[place].log
         assert msgspec.structs.replace(row, log=other_row.log) == other_row
-    assert {one.features is None for _, _, one in live.values()} == {True, False}
+    assert {item.features is None for _, _, item in live.values()} == {True, False}
     assert end_offsets(cluster.bootstrap, own) == before
 
     # By another threshold, and compared in a notebook as the page says.
@@ -136,34 +136,38 @@ def test_messages_are_what_the_backtest_decides(bought: Cluster) -> None:
     (variant,) = backtest_of(settings=bought.settings, **asked).run().variants
     found = decided(written(bought))
     assert done.written == len(found) == len(variant.decisions) > 50
-    by_key = {(one.card_id, one.transaction_id): one for one in found.values()}
+    by_key = {(transaction.card_id, transaction.transaction_id): transaction for transaction in found.values()}
     for row in variant.decisions.itertuples():
-        one = by_key[row.card_id, row.transaction_id]
-        assert (one.score, one.action, one.selection is None) == (row.score, row.action, pd.isna(row.selection))
-        assert (one.event_time, one.amount_base, one.threshold) == (row.event_time, row.amount_base, 0.3)
-        assert float(one.amount) == one.amount_base
-    assert {one.versions.lightgbm for one in found.values()} == {variant.models["lightgbm"]}
+        decision = by_key[row.card_id, row.transaction_id]
+        assert (decision.score, decision.action, decision.selection is None) == (
+            row.score,
+            row.action,
+            pd.isna(row.selection),
+        )
+        assert (decision.event_time, decision.amount_base, decision.threshold) == (row.event_time, row.amount_base, 0.3)
+        assert float(decision.amount) == decision.amount_base
+    assert {item.versions.lightgbm for item in found.values()} == {variant.models["lightgbm"]}
     assert sorted(partition_numbers(admin_client(bought.bootstrap), done.topic)) == [0, 1, 2]
     headers = [dict(record.headers) for record in written(bought)]
     assert {header[RUN] for header in headers} == {done.run.encode()}
     # A reader knows by the last transaction that all is there.
-    said = [header[DECIDED] for header in headers if DECIDED in header]
-    assert set(said) == {str(done.written).encode()}
-    assert 0 < len(said) <= 16
+    reported = [header[DECIDED] for header in headers if DECIDED in header]
+    assert set(reported) == {str(done.written).encode()}
+    assert 0 < len(reported) <= 16
     blocks = written(bought, features_topic(INTO))
     assert {place: row.score for place, (_, row) in seen(blocks).items()} == {
-        place: one.score for place, one in found.items()
+        place: decision.score for place, decision in found.items()
     }
-    told = [dict(record.headers) for record in blocks]
-    assert {header[RUN] for header in told} == {done.run.encode()}
-    assert {header[DECIDED] for header in told if DECIDED in header} == set(said)
+    emitted = [dict(record.headers) for record in blocks]
+    assert {header[RUN] for header in emitted} == {done.run.encode()}
+    assert {header[DECIDED] for header in emitted if DECIDED in header} == set(reported)
     assert sorted(partition_numbers(admin_client(bought.bootstrap), features_topic(done.topic))) == [0, 1, 2]
     # As live, decisions bear features where they are selected, or all do.
-    assert all((one.features is None) == (one.selection is None) for one in found.values())
+    assert all((decision.features is None) == (decision.selection is None) for decision in found.values())
     bought.settings = bought.settings.model_copy(update={"decision_features": "all"})
     again(bought, "full", **asked)
     full = decided(written(bought, "full"))
-    assert {place: one.features for place, one in full.items()} == {
+    assert {place: item.features for place, item in full.items()} == {
         place: row.features for place, (_, row) in seen(blocks).items()
     }
 
@@ -179,8 +183,8 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
         if len(calls) == 5:
             # The broker has a part of the transaction already when the program dies.
             self._producer.begin_transaction()
-            for one in [*records[:3], *records[-1:]]:
-                self._producer.produce(one.topic, one.value, one.key, headers=headers)
+            for record in [*records[:3], *records[-1:]]:
+                self._producer.produce(record.topic, record.value, record.key, headers=headers)
             assert self._producer.flush(30) == 0
             raise DeliveryFailed("the program was killed")
         write(self, records, headers)
@@ -195,18 +199,18 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
 
     done = again(bought, learn=learn)
     assert (done.present, done.written, done.complete) == (64, 236, True)
-    one, other = decided(written(bought)), again(bought, "other", learn=learn)
-    assert other.written == len(one) == 300
+    item, other = decided(written(bought)), again(bought, "other", learn=learn)
+    assert other.written == len(item) == 300
     same = decided(written(bought, "other"))
-    assert {place: (of.score, of.action) for place, of in one.items()} == {
-        place: (of.score, of.action) for place, of in same.items()
+    assert {place: (decision.score, decision.action) for place, decision in item.items()} == {
+        place: (decision.score, decision.action) for place, decision in same.items()
     }
     ours, theirs = (
         {place: row.features for place, (_, row) in seen(written(bought, features_topic(name))).items()}
         for name in (INTO, "other")
     )
     assert ours == theirs
-    assert ours.keys() == one.keys()
+    assert ours.keys() == item.keys()
     # Once more, there is nothing to do.
     assert again(bought, learn=learn)[2:5] == (300, 0, True)
 
@@ -269,11 +273,11 @@ def test_a_log_that_has_changed_meanwhile_is_seen(bought: Cluster, monkeypatch: 
 def test_who_comes_later_is_the_only_one_who_writes(bought: Cluster) -> None:
     name = bought.settings.topic(INTO)
     done = again(bought, end=after(0.3))
-    one = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
-    one.write([TopicRecord(name, b"k", b"1")], [])
+    producer = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
+    producer.write([TopicRecord(name, b"k", b"1")], [])
     other = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
     with pytest.raises(DeliveryFailed, match="another process writes under the same id"):
-        one.write([TopicRecord(name, b"k", b"2")], [])
+        producer.write([TopicRecord(name, b"k", b"2")], [])
     other.write([TopicRecord(name, b"k", b"3")], [])
     values = {record.value for record in written(bought)}
     assert {b"1", b"3"} <= values

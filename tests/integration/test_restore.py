@@ -80,4 +80,4 @@ def test_a_snapshot_older_than_the_log_is_passed_over(
     done = restore_partition(bootstrap, settings, "score", 0, {(topic, 0): 50}, handler, lambda: None)
     assert handler.offsets == list(range(folds_from, 50))
     assert done.records == len(handler.offsets)
-    assert [one.reason for one in handler.refused] == reasons
+    assert [item.reason for item in handler.refused] == reasons

@@ -98,7 +98,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     assert "replaces" in process.said
     promoted = activations(cluster)[-1]
     assert (promoted.step, promoted.by) == ("promote", BY)
-    assert {one.name: one.version for one in promoted.versions} == {
+    assert {version.name: version.version for version in promoted.versions} == {
         "lightgbm": found["lightgbm"],
         "policy": found["policy"],
     }
@@ -117,7 +117,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     loud = LightGBMModel(good._text, msgspec.structs.replace(good.calibration, intercept=9.0))
     bad_policy = policy(0.5, lightgbm_version=loud.version)
     contents = [("lightgbm", loud.version, loud.to_payload()), ("policy", bad_policy.version, bad_policy.to_payload())]
-    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*content) for content in contents])
     worker.until_it_says(f"lightgbm version {loud.version} is active")
     buy(cluster, later.iloc[half:])
     worker.until(lambda: len(cluster.decisions()) >= len(bought) + len(later))
@@ -138,15 +138,17 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     weak = LightGBMModel(few._text, few.calibration, {"training": {"trees": 40}}, distributions=tuple(names))
     weak_policy = Policy(0.5, lightgbm_version=weak.version, metadata={"alerts_per_day": BUDGET})
     contents = [("lightgbm", weak.version, weak.to_payload()), ("policy", weak_policy.version, weak_policy.payload)]
-    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*one) for one in contents])
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*content) for content in contents])
     propose = ("propose", "--compare-days", "5", "--fold-days", "5", "--by", "mona")
     assert "change something in it" in models(*propose, code=1)
     assert "hardly better than chance" in models(*propose, "--features", "weekday", code=1)
-    said = models(*propose, "--features", "+card_*,+merchant_*")
-    version = said.split()[1].rstrip(":")
-    assert f"accepted {version}: the challenger finds" in said
-    proposal = [msgspec.json.decode(one.value or b"") for one in cluster.read(CONTROL) if one.key == b"assessment"]
-    assert [one["outcome"] for one in proposal[-4:]] == ["declared", "failed", "declared", "accepted"]
+    reported = models(*propose, "--features", "+card_*,+merchant_*")
+    version = reported.split()[1].rstrip(":")
+    assert f"accepted {version}: the challenger finds" in reported
+    proposal = [
+        msgspec.json.decode(record.value or b"") for record in cluster.read(CONTROL) if record.key == b"assessment"
+    ]
+    assert [row["outcome"] for row in proposal[-4:]] == ["declared", "failed", "declared", "accepted"]
     assert "was never active" in models("promote", version, "--by", "mona", code=1)
     assert "somebody else has to approve it" in models("approve", version, "--by", "Mona", code=1)
     assert version in models("approve", version, "--by", "dana")
@@ -159,4 +161,4 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
 
 def served(cluster: Cluster, first: int) -> set[str]:
     """Return the LightGBM versions that served transactions from a number on."""
-    return {one.versions.lightgbm for one in cluster.decisions() if int(one.transaction_id[1:]) >= first}
+    return {decision.versions.lightgbm for decision in cluster.decisions() if int(decision.transaction_id[1:]) >= first}

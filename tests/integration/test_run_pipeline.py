@@ -29,9 +29,9 @@ STREAMING = "streaming"
 
 def summary(run: Run) -> dict[str, object]:
     """The last line of its output."""
-    told = json.loads(run.output.splitlines()[-1])
-    assert isinstance(told, dict)
-    return told
+    reported = json.loads(run.output.splitlines()[-1])
+    assert isinstance(reported, dict)
+    return reported
 
 
 def worker_among(processes: list[psutil.Process]) -> psutil.Process:
@@ -75,29 +75,29 @@ def test_a_run_of_the_wheel_decides_every_transaction_once_and_ends_by_itself(
     assert run.process.wait(120) == 0, run.errors
     assert gone(children)
 
-    told = summary(run)
-    assert told.keys() == KEYS
+    reported = summary(run)
+    assert reported.keys() == KEYS
     transactions = [msgspec.json.decode(value)["transaction_id"] for value in values(kafka_settings, TRANSACTIONS)]
     decisions = [msgspec.json.decode(value, type=Decision) for value in values(kafka_settings, DECISIONS)]
-    assert len(transactions) == told["transactions"] == told["decisions"] > 0
+    assert len(transactions) == reported["transactions"] == reported["decisions"] > 0
     assert sorted(transactions) == sorted(decision.transaction_id for decision in decisions)
-    assert told["dead_letters"] == 0
-    assert len(values(kafka_settings, LABELS)) == told["labels"] > 0
+    assert reported["dead_letters"] == 0
+    assert len(values(kafka_settings, LABELS)) == reported["labels"] > 0
 
     alerts = [msgspec.json.decode(value, type=Alert) for value in values(kafka_settings, ALERTS)]
-    assert len(alerts) == told["alerts"] > 0
+    assert len(alerts) == reported["alerts"] > 0
     assert all(alert.reasons and all(reason.sentence for reason in alert.reasons) for alert in alerts)
     alerted = {decision.transaction_id for decision in decisions if decision.action == "alert"}
     assert {alert.transaction_id for alert in alerts} == alerted
 
     published = [msgspec.json.decode(value, type=ModelVersion) for value in values(kafka_settings, MODELS)]
     river = [model.version for model in published if model.name == "river"]
-    assert told["river_version"] == river[-1]
+    assert reported["river_version"] == river[-1]
     assert river[-1] in {decision.versions.river for decision in decisions} | {river[-1]}
     assert len({decision.versions.river for decision in decisions}) > 1
-    assert isinstance(told["p50_ms"], float)
-    assert isinstance(told["p99_ms"], float)
-    assert 0 < told["p50_ms"] <= told["p99_ms"]
+    assert isinstance(reported["p50_ms"], float)
+    assert isinstance(reported["p99_ms"], float)
+    assert 0 < reported["p50_ms"] <= reported["p99_ms"]
 
     human = run.output.splitlines()[:-1]
     assert "\x1b" not in run.output

@@ -146,18 +146,18 @@ def output_of(size: int) -> Output:
     return Output(PROFILED, b"k", random.Random(0).randbytes(size))
 
 
-def work(one: Session, handler: Numbers, done: Callable[[], bool]) -> None:
+def work(session: Session, handler: Numbers, done: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline_s, "the records did not come"
-        batch = one.poll(0.1)
+        batch = session.poll(0.1)
         if batch is not None:
-            one.commit(batch, handler.process(batch))
+            session.commit(batch, handler.process(batch))
 
 
-def polled(one: Session) -> Batch:
+def polled(session: Session) -> Batch:
     deadline_s = time.monotonic() + PATIENCE_S
-    while (batch := one.poll(0.1)) is None:
+    while (batch := session.poll(0.1)) is None:
         assert time.monotonic() < deadline_s, "no batch came"
     return batch
 
@@ -173,16 +173,16 @@ def held(handler: Numbers) -> list[bytes]:
 def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> None:
     handler = Numbers()
     write(settings, ["1", "2", "3"])
-    with session(settings, handler) as one:
-        batch = polled(one)
+    with session(settings, handler) as opened:
+        batch = polled(opened)
         stranger = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
         foreign = replace(batch, group_metadata=stranger.consumer_group_metadata())
         with pytest.raises(Aborted):
-            one.commit(foreign, handler.process(foreign))
+            opened.commit(foreign, handler.process(foreign))
         stranger.close()
         assert held(handler) == []
         assert not handler.pending
-        work(one, handler, lambda: len(held(handler)) == 3)
+        work(opened, handler, lambda: len(held(handler)) == 3)
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
 
 
@@ -194,20 +194,20 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
     settings, handler = settings.model_copy(update={"delivery": delivery}), Numbers()
     write(settings, ["1", "2", "3"])
     renewals: list[None] = []
-    with session(settings, handler, renewed=lambda: renewals.append(None)) as one:
-        batch = polled(one)
+    with session(settings, handler, renewed=lambda: renewals.append(None)) as opened:
+        batch = polled(opened)
         # More often than a batch may be aborted: one by one is how the record is found.
         for _ in range(MOST_ABORTS + 2):
             large = output_of(too_large)
             with pytest.raises(OutputTooLarge, match="too large"):
-                one.commit(batch, [large, *handler.process(batch)])
+                opened.commit(batch, [large, *handler.process(batch)])
             assert held(handler) == []
             assert not handler.pending
         # What this client refuses itself leaves no gap in a transaction's numbers, and costs no producer.
         here = delivery == "exactly_once" and too_large > MAX_RECORD_BYTES
         assert len(renewals) == (0 if here else MOST_ABORTS + 2)
-        one.commit(batch, handler.process(batch))
-        work(one, handler, lambda: len(held(handler)) == 3)
+        opened.commit(batch, handler.process(batch))
+        work(opened, handler, lambda: len(held(handler)) == 3)
         assert held(handler) == [b"1", b"2", b"3"]
         if delivery == "exactly_once":
             assert decided(settings) == held(handler)
@@ -223,15 +223,15 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
-    with session(settings, handler) as one:
-        batch = polled(one)
+    with session(settings, handler) as opened:
+        batch = polled(opened)
         with monkeypatch.context() as patched:
             patched.setattr(TransactionalProducers, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
-                one.commit(batch, [output_of(BROKER_REFUSES)])
+                opened.commit(batch, [output_of(BROKER_REFUSES)])
             with pytest.raises(Aborted, match="Erroneous state"):
-                one.commit(batch, handler.process(batch))
-        work(one, handler, lambda: len(held(handler)) == 3)
+                opened.commit(batch, handler.process(batch))
+        work(opened, handler, lambda: len(held(handler)) == 3)
         assert decided(settings) == held(handler)
 
 
@@ -247,14 +247,14 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
-    with session(settings, handler) as one:
-        batch = polled(one)
+    with session(settings, handler) as opened:
+        batch = polled(opened)
         with monkeypatch.context() as patched:
             patched.setattr(TransactionalProducers, "_produce", slowly)
             with pytest.raises(OutputTooLarge, match="profiled"):
-                one.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
-        one.commit(batch, handler.process(batch))
-        work(one, handler, lambda: len(held(handler)) == 3)
+                opened.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
+        opened.commit(batch, handler.process(batch))
+        work(opened, handler, lambda: len(held(handler)) == 3)
         assert decided(settings) == held(handler)
 
 
@@ -274,16 +274,16 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
         original(self)
 
     write(settings, ["1", "2", "3"])
-    with session(settings, handler) as one:
-        batch = polled(one)
+    with session(settings, handler) as opened:
+        batch = polled(opened)
         monkeypatch.setattr(TransactionalProducers, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
-            one.commit(batch, outputs)
+            opened.commit(batch, outputs)
         else:
             with pytest.raises(Aborted):
-                one.commit(batch, outputs)
-        work(one, handler, lambda: len(held(handler)) == 3)
+                opened.commit(batch, outputs)
+        work(opened, handler, lambda: len(held(handler)) == 3)
         assert timed_out
         assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
 
@@ -301,32 +301,32 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
         raise CallTimedOut("the broker died")
 
     write(settings, [str(number) for number in range(20)])
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 20)
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 20)
         write(settings, [str(number) for number in range(20, 40)])
-        batch = polled(one)
+        batch = polled(opened)
         while len(batch.ends) < 2:
-            more = polled(one)
+            more = polled(opened)
             starts, ends = more.starts | batch.starts, batch.ends | more.ends
             batch = replace(more, records=batch.records + more.records, starts=starts, ends=ends)
-        known = one._offsets.from_coordinator
+        known = opened._offsets.from_coordinator
 
-        def told(consumer: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
-            found, first = known(consumer, places), min(batch.ends)
+        def reported(consumer: Consumer, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
+            found, first = known(consumer, partitions), min(batch.ends)
             if committed:
                 return {**found, first: Committed(batch.ends[first] + 5, Mark("another/1"))}
-            return {place: Committed(offset, Mark("another/1")) for place, offset in batch.ends.items()}
+            return {partition: Committed(offset, Mark("another/1")) for partition, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
             patched.setattr(TransactionalProducers, "_commit_open", hang)
-            patched.setattr(one._offsets, "from_coordinator", told)
+            patched.setattr(opened._offsets, "from_coordinator", reported)
             outputs = handler.process(batch)
             if committed:
-                one.commit(batch, outputs)
+                opened.commit(batch, outputs)
             else:
                 with pytest.raises(Aborted):
-                    one.commit(batch, outputs)
-        work(one, handler, lambda: len(held(handler)) == 40)
+                    opened.commit(batch, outputs)
+        work(opened, handler, lambda: len(held(handler)) == 40)
         assert decided(settings) == held(handler)
 
 
@@ -347,15 +347,15 @@ def test_partitions_that_are_given_up_in_order_are_released(
     settings, handler = settings.model_copy(update={"delivery": delivery}), Numbers()
     other = settings.model_copy(update={"instance": "other"})
     write(settings, [str(number) for number in range(20)])
-    with session(settings, handler, protocol) as one:
-        work(one, handler, lambda: len(held(handler)) == 20)
+    with session(settings, handler, protocol) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 20)
         assert all(at.mark is not None and at.mark.commit and not at.mark.released for at in marks(settings).values())
         second = Numbers()
         with session(other, second, protocol) as two:
             deadline_s = time.monotonic() + PATIENCE_S
-            while not (len(one.assigned) == len(two.assigned) == 2) or two._careful.plan.active:
+            while not (len(opened.assigned) == len(two.assigned) == 2) or two._careful.plan.active:
                 assert time.monotonic() < deadline_s
-                one.poll(0.05)
+                opened.poll(0.05)
                 two.poll(0.05)
             # The second one has put its own mark in the release's place, and needs no care.
             taken = {place: at.mark for place, at in marks(settings).items() if place in two.assigned}
@@ -370,29 +370,29 @@ def test_after_a_death_the_next_holder_is_careful_and_nothing_is_done_twice(
     write(settings, [str(number) for number in range(40)])
     for death in range(5):
         with ExitStack() as stack:
-            one = Session(servers(settings), settings, "card", READS, Numbers())
+            opened = Session(servers(settings), settings, "card", READS, Numbers())
             # As when the process dies: nothing is released.
-            stack.callback(partial(one.close, release=False))
-            one.start()
-            batch = polled(one)
+            stack.callback(partial(opened.close, release=False))
+            opened.start()
+            batch = polled(opened)
             # Batches as usual, then steps of one partition, then of one record.
             assert death < 1 or len(batch.ends) == 1
             assert death < 2 or len(batch.records) == 1
             assert batch.deaths == max(0, death - 2)
             first = min(batch.starts.items())
     handler = Numbers()
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 40)
-        assert not one._paused
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 40)
+        assert not opened._paused
         write(settings, ["after"])
-        work(one, handler, lambda: len(held(handler)) == 41)
+        work(opened, handler, lambda: len(held(handler)) == 41)
         assert decided(settings) == held(handler)
     assert f"{first[0][0]} partition {first[0][1]} offset {first[1]} is worked on alone" in caplog.text
 
 
 def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings: Settings) -> None:
     first, second = Numbers(), Numbers()
-    with session(settings, first) as one, session(settings, second) as two:
+    with session(settings, first) as opened, session(settings, second) as two:
         write(settings, [str(number) for number in range(20)])
 
         def both() -> None:
@@ -401,7 +401,7 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
             while time.monotonic() < deadline_s:
                 number += 1
                 write(settings, [str(number), str(number + 1_000)])
-                for member, handler in ((one, first), (two, second)):
+                for member, handler in ((opened, first), (two, second)):
                     batch = member.poll(0.1)
                     if batch is not None:
                         try:
@@ -418,7 +418,7 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
 def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
     config = FeedbackConfig(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
     live, batches = Numbers(config), []
-    with session(settings, live) as one:
+    with session(settings, live) as opened:
         for topic, values in ((LABELS, ["l1", "l2"]), (TRANSACTIONS, ["t1", "t2"]), (LABELS, ["l3"])):
             write(settings, values, topic.name)
             before = len(held(live))
@@ -429,10 +429,10 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
             deadline_s = time.monotonic() + PATIENCE_S
             while not come():
                 assert time.monotonic() < deadline_s
-                if (batch := one.poll(0.1)) is not None:
+                if (batch := opened.poll(0.1)) is not None:
                     for number in sorted(batch.partitions):
                         batches.append([r.value for r in batch.records if r.partition == number])
-                    one.commit(batch, live.process(batch))
+                    opened.commit(batch, live.process(batch))
     again = Numbers()
     with session(settings, again) as other:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -446,17 +446,17 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
 def test_partitions_move_whole_between_workers(settings: Settings) -> None:
     first, second = Numbers(), Numbers()
     other = settings.model_copy(update={"instance": "other"})
-    with session(settings, first) as one:
-        work(one, first, lambda: len(one.assigned) == 4)
+    with session(settings, first) as opened:
+        work(opened, first, lambda: len(opened.assigned) == 4)
         write(settings, [str(number) for number in range(10)])
-        work(one, first, lambda: len(held(first)) == 10)
+        work(opened, first, lambda: len(held(first)) == 10)
         with session(other, second) as two:
             deadline_s = time.monotonic() + PATIENCE_S
-            while not (len(one.assigned) == len(two.assigned) == 2):
+            while not (len(opened.assigned) == len(two.assigned) == 2):
                 assert time.monotonic() < deadline_s
-                assert one.poll(0.05) is None
+                assert opened.poll(0.05) is None
                 assert two.poll(0.05) is None
-            numbers = [{number for _, number in member.assigned} for member in (one, two)]
+            numbers = [{number for _, number in member.assigned} for member in (opened, two)]
             assert numbers[0] | numbers[1] == {0, 1}
             assert not numbers[0] & numbers[1]
             assert sorted([*held(first), *held(second)]) == sorted(str(number).encode() for number in range(10))
@@ -466,13 +466,13 @@ def test_offsets_are_committed_with_the_outputs_and_not_otherwise(settings: Sett
     handler = Numbers()
     write(settings, ["1", "2", "3"])
     topics = [settings.topic(topic.name) for topic in READS]
-    with session(settings, handler) as one:
-        batch = polled(one)
+    with session(settings, handler) as opened:
+        batch = polled(opened)
         handler.process(batch)
         # Where no offset was committed, a mark is all that may be there.
         assert not any(committed_offsets(servers(settings), settings.topic("card"), topics).values())
-        one.rewind(batch)
-        work(one, handler, lambda: len(held(handler)) == 3)
+        opened.rewind(batch)
+        work(opened, handler, lambda: len(held(handler)) == 3)
     assert sum(committed_offsets(servers(settings), settings.topic("card"), topics).values()) == 3
 
 
@@ -487,11 +487,11 @@ def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_t
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     topics = [settings.topic(topic.name) for topic in READS]
-    with session(settings, Numbers()) as one:
-        handler = one._handler
+    with session(settings, Numbers()) as opened:
+        handler = opened._handler
         assert isinstance(handler, Numbers)
         write(settings, [str(number) for number in range(20)])
-        work(one, handler, lambda: len(held(handler)) == 20)
+        work(opened, handler, lambda: len(held(handler)) == 20)
     committed = committed_offsets(servers(settings), settings.topic("card"), topics)
     write(settings, [str(number) for number in range(20, 60)])
     # Also of what a replay would read: nothing but the state lacks it.
@@ -499,14 +499,14 @@ def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_t
     with session(settings, Numbers()) as refused, pytest.raises(SessionError, match="ACCEPT_LOST_RECORDS=true"):
         polled(refused)
     accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Numbers()
-    with session(accepting, handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
+    with session(accepting, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
     for (topic, number), offset in committed.items():
         assert f"{topic} partition {number}: offsets {offset} to {offset + 1} were deleted" in caplog.text
     assert len(decided(settings)) == 60 - 2 * len(committed)
     again = Numbers()
-    with session(settings, again) as one:
-        work(one, again, lambda: len(one.assigned) == 4)
+    with session(settings, again) as opened:
+        work(opened, again, lambda: len(opened.assigned) == 4)
 
 
 def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings) -> None:
@@ -522,38 +522,38 @@ def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings)
             return Restored(dict.fromkeys(committed, 1), 0)
 
     first = Numbers()
-    with session(settings, first) as one:
+    with session(settings, first) as opened:
         write(settings, [str(number) for number in range(20)])
-        work(one, first, lambda: len(held(first)) == 20)
+        work(opened, first, lambda: len(held(first)) == 20)
     committed = committed_offsets(servers(settings), settings.topic("card"), topics)
     write(settings, [str(number) for number in range(20, 60)])
     delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
     accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Kept()
-    with session(accepting, handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
+    with session(accepting, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
 
 
 def test_outputs_without_records_are_refused_once_the_partitions_have_moved(settings: Settings) -> None:
     first, second = Numbers(), Numbers()
     other = settings.model_copy(update={"instance": "other"})
     output = Output(DECISIONS, b"k", b"late")
-    with session(settings, first) as one:
+    with session(settings, first) as opened:
         write(settings, [str(number) for number in range(10)])
-        work(one, first, lambda: len(held(first)) == 10 and len(one.assigned) == 4)
-        in_time, late = one.empty_batch(), one.empty_batch()
+        work(opened, first, lambda: len(held(first)) == 10 and len(opened.assigned) == 4)
+        in_time, late = opened.empty_batch(), opened.empty_batch()
         group, topics = settings.topic("card"), [settings.topic(TRANSACTIONS.name)]
         before = committed_offsets(servers(settings), group, topics)
-        one.commit(in_time, [output])
+        opened.commit(in_time, [output])
         assert committed_offsets(servers(settings), group, topics) == before
         with session(other, second) as two:
             deadline_s = time.monotonic() + PATIENCE_S
-            while not (len(one.assigned) == len(two.assigned) == 2):
+            while not (len(opened.assigned) == len(two.assigned) == 2):
                 assert time.monotonic() < deadline_s
-                one.poll(0.05)
+                opened.poll(0.05)
                 two.poll(0.05)
             with pytest.raises(Aborted):
-                one.commit(late, [output])
-            one.commit(one.empty_batch(), [output])
+                opened.commit(late, [output])
+            opened.commit(opened.empty_batch(), [output])
     assert decided(settings).count(b"late") == 2
 
 
@@ -561,32 +561,32 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = Numbers()
-    with session(settings, handler) as one:
+    with session(settings, handler) as opened:
         write(settings, ["1"])
-        work(one, handler, lambda: len(held(handler)) == 1)
+        work(opened, handler, lambda: len(held(handler)) == 1)
 
         def hang(_: TransactionalProducers) -> None:
             raise CallTimedOut("the broker died")
 
         monkeypatch.setattr(TransactionalProducers, "_commit_open", hang)
         with pytest.raises(Aborted):
-            one.commit(one.empty_batch(), [Output(DECISIONS, b"k", b"never")])
+            opened.commit(opened.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 
 
 def test_a_partition_that_came_in_part_and_went_is_read_once_it_comes_whole(settings: Settings) -> None:
     handler = Numbers()
     transactions, labels = (settings.topic(topic.name) for topic in READS)
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(one.assigned) == 4)
-        consumer = one._consumer
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(opened.assigned) == 4)
+        consumer = opened._consumer
         # As a rebalance does that moves the topics of a number one by one, away and back.
-        one._on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
-        one._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        one._on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        one._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        one._on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
+        opened._on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
+        opened._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        opened._on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        opened._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        opened._on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
         write(settings, [str(number) for number in range(10)])
-        work(one, handler, lambda: len(held(handler)) == 10)
+        work(opened, handler, lambda: len(held(handler)) == 10)
 
 
 def test_what_the_last_holder_committed_is_there_when_partitions_come(
@@ -605,8 +605,8 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
 
     monkeypatch.setattr(CommittedOffsets, "read", ask)
     handler = Watching()
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(one.assigned) == 4)
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(opened.assigned) == 4)
     assert asked[:2] == ["committed", "assigning"]
 
 
@@ -621,8 +621,8 @@ def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
 
     monkeypatch.setattr("pipeline.kafka.session.Consumer", consumer)
     handler = Numbers()
-    with session(settings, handler, "classic") as one:
-        work(one, handler, lambda: len(one.assigned) == 4)
+    with session(settings, handler, "classic") as opened:
+        work(opened, handler, lambda: len(opened.assigned) == 4)
     (config,) = configs
     assert (config["group.protocol"], config["session.timeout.ms"]) == ("classic", CLASSIC_SESSION_TIMEOUT_MS)
     assert config["auto.offset.reset"] == "error"
@@ -652,10 +652,10 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     with session(settings, handler) as third:
         forgetful = iter(range(2 * len(known)))
 
-        def told(_: Consumer, places: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
-            return {at: Committed(known.get(at, 0) if next(forgetful, None) is None else 0, None) for at in places}
+        def reported(_: Consumer, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
+            return {at: Committed(known.get(at, 0) if next(forgetful, None) is None else 0, None) for at in partitions}
 
-        monkeypatch.setattr(third._offsets, "from_coordinator", told)
+        monkeypatch.setattr(third._offsets, "from_coordinator", reported)
         work(third, handler, lambda: sum(map(len, handler.committed.values())) >= 25)
     assert decided(settings) == sorted(str(number).encode() for number in range(25))
 
@@ -674,8 +674,8 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
     monkeypatch.setattr("pipeline.kafka.session.Consumer", Unstable)
     write(settings, ["1", "2", "3"])
     handler = Numbers()
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 3)
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 3)
     assert decided(settings) == [b"1", b"2", b"3"]
 
 
@@ -684,25 +684,25 @@ def test_what_a_rebalance_raises_in_the_client_leaves_the_poll_as_it_was_raised(
     class Failing(Numbers):
         def assigning(self, waiting: Callable[[], None]) -> None:
             if when == "assigned":
-                one._consumer.seek(TopicPartition("no such topic", 0, 5))
+                opened._consumer.seek(TopicPartition("no such topic", 0, 5))
 
         def forget(self, partition: int) -> None:
             if when == "revoked" and partition in self.committed:
                 super().forget(partition)
-                one._consumer.seek(TopicPartition("no such topic", 0, 5))
+                opened._consumer.seek(TopicPartition("no such topic", 0, 5))
 
     handler = Failing()
-    one = Session(servers(settings), settings, "card", READS, handler)
-    one.start()
+    opened = Session(servers(settings), settings, "card", READS, handler)
+    opened.start()
 
     def rebalance() -> None:
-        work(one, handler, lambda: len(one.assigned) == 4)
-        one._consumer.unsubscribe()
-        work(one, handler, lambda: not one.assigned)
+        work(opened, handler, lambda: len(opened.assigned) == 4)
+        opened._consumer.unsubscribe()
+        work(opened, handler, lambda: not opened.assigned)
 
     with pytest.raises(KafkaException, match="Unknown partition"):
         rebalance()
-    one.close()
+    opened.close()
 
 
 def reset_offsets(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> None:
@@ -743,12 +743,12 @@ def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: S
     """A worker that delivers at least once can die between the two, and one that delivers exactly once follow it."""
     handler = Numbers()
     before = settings.model_copy(update={"delivery": "at_least_once"})
-    with session(before, handler) as one:
+    with session(before, handler) as opened:
         write(settings, [str(number) for number in range(10)])
-        work(one, handler, lambda: len(held(handler)) == 10)
+        work(opened, handler, lambda: len(held(handler)) == 10)
         write(settings, [str(number) for number in range(10, 20)])
-        batch = polled(one)
-        one.commit(batch, handler.process(batch))
+        batch = polled(opened)
+        opened.commit(batch, handler.process(batch))
     reset_offsets(settings, batch.starts)
     handler = Numbers()
     with session(settings, handler) as two:
@@ -761,18 +761,18 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
     monkeypatch.setattr("pipeline.kafka.session.MOST_REJOINS", 1)
     handler = Numbers()
     write(settings, [str(number) for number in range(10)])
-    with session(settings, handler) as one:
-        work(one, handler, lambda: len(held(handler)) >= 10)
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) >= 10)
         for number in (10, 11):
-            one._fatal.append("no such group")
+            opened._fatal.append("no such group")
             write(settings, [str(number)])
-            work(one, handler, lambda: len(held(handler)) > number)  # noqa: B023
+            work(opened, handler, lambda: len(held(handler)) > number)  # noqa: B023
         assert held(handler) == decided(settings) == sorted(str(number).encode() for number in range(12))
-        one._fatal.append("no such group")
-        assert one.poll(0.1) is None
-        one._fatal.append("no such group")
+        opened._fatal.append("no such group")
+        assert opened.poll(0.1) is None
+        opened._fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
-            one.poll(0.1)
+            opened.poll(0.1)
 
 
 def left_open(settings: Settings, instance: str) -> Producer:
@@ -798,10 +798,10 @@ def test_whoever_takes_over_ends_what_the_last_holder_left_open(
     handler = Numbers()
     dead = settings.model_copy(update={"instance": "dead"})
     with ExitStack() as stack:
-        one = Session(servers(settings), dead, "card", READS, handler)
-        stack.callback(partial(one.close, release=False))
-        one.start()
-        work(one, handler, lambda: len(held(handler)) == 20)
+        item = Session(servers(settings), dead, "card", READS, handler)
+        stack.callback(partial(item.close, release=False))
+        item.start()
+        work(item, handler, lambda: len(held(handler)) == 20)
     left = left_open(settings, "dead")
     with session(settings, Numbers()) as two:
         # Without the end of the transaction the brokers do not tell where the group stands.
@@ -818,8 +818,8 @@ def test_whoever_takes_over_ends_what_the_last_holder_left_open(
 def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(settings: Settings) -> None:
     write(settings, [str(number) for number in range(20)])
     handler = Numbers()
-    with session(settings.model_copy(update={"instance": "stopped"}), handler) as one:
-        work(one, handler, lambda: len(held(handler)) == 20)
+    with session(settings.model_copy(update={"instance": "stopped"}), handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 20)
     offsets = CommittedOffsets(
         servers(settings), settings, "card", READS, Retries("card", threading.Event(), lambda: None)
     )

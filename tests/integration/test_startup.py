@@ -151,13 +151,13 @@ def test_a_topic_that_forgets_too_soon_is_refused(bootstrap: str, settings: Sett
     days = needed_days(topic, settings)
     short_ms = 10_000 * MS_PER_DAY if days is None else round(days * MS_PER_DAY) - 1
     configure(bootstrap, name, retention_ms=str(short_ms))
-    told = refusal(bootstrap, settings)
-    assert f"topic {name} deletes records after" in told
-    assert "retention.ms" in told
-    assert "FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION=true" in told
-    assert len(told.splitlines()) == 1
+    reported = refusal(bootstrap, settings)
+    assert f"topic {name} deletes records after" in reported
+    assert "retention.ms" in reported
+    assert "FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION=true" in reported
+    assert len(reported.splitlines()) == 1
     (warning,) = check_start(bootstrap, changed(settings, accept_short_retention=True), ALL)
-    assert warning in told
+    assert warning in reported
     configure(bootstrap, name, retention_ms="-1" if days is None else str(short_ms + 1))
     assert check_start(bootstrap, settings, ALL) == []
 
@@ -165,10 +165,10 @@ def test_a_topic_that_forgets_too_soon_is_refused(bootstrap: str, settings: Sett
 def test_retention_by_size_and_compaction_are_refused(bootstrap: str, settings: Settings) -> None:
     configure(bootstrap, settings.topic("profiled"), retention_bytes="1000000")
     configure(bootstrap, settings.topic("features"), cleanup_policy="compact")
-    told = refusal(bootstrap, settings)
-    assert "retention.bytes=-1" in told
-    assert "cleanup.policy=delete" in told
-    assert len(told.splitlines()) == 2
+    reported = refusal(bootstrap, settings)
+    assert "retention.bytes=-1" in reported
+    assert "cleanup.policy=delete" in reported
+    assert len(reported.splitlines()) == 2
 
 
 def test_topics_keyed_alike_must_agree(bootstrap: str, settings: Settings) -> None:
@@ -178,9 +178,9 @@ def test_topics_keyed_alike_must_agree(bootstrap: str, settings: Settings) -> No
     eventually(lambda: name not in client.list_topics(timeout=PATIENCE_S).topics)
     client.create_topics([NewTopic(name, 3, 1)])[name].result(PATIENCE_S)
     eventually(lambda: name in client.list_topics(timeout=PATIENCE_S).topics)
-    told = refusal(bootstrap, settings)
-    assert "keyed by cards" in told
-    assert f"{name} 3" in told
+    reported = refusal(bootstrap, settings)
+    assert "keyed by cards" in reported
+    assert f"{name} 3" in reported
     with pytest.raises(TopicError, match="has 3 partitions"):
         ensure_topics(bootstrap, settings)
 
@@ -211,10 +211,10 @@ def test_lost_offsets_of_a_group_with_results_are_refused(
     write(bootstrap, settings, DEAD_LETTERS, headers=[("dead-letter-stage", b"another")])
     assert check_start(bootstrap, settings, [role]) == []
     write(bootstrap, settings, result, headers=[("dead-letter-stage", role.name.encode())])
-    told = refusal(bootstrap, settings, role)
-    assert "has no offsets" in told
-    assert settings.topic(result.name) in told
-    assert "FRAUD_PIPELINE_RESTART_FROM_BEGINNING=true" in told
+    reported = refusal(bootstrap, settings, role)
+    assert "has no offsets" in reported
+    assert settings.topic(result.name) in reported
+    assert "FRAUD_PIPELINE_RESTART_FROM_BEGINNING=true" in reported
     again = check_start(bootstrap, changed(settings, restart_from_beginning=True), [role])
     assert len(again) == 1
 
@@ -279,12 +279,12 @@ def test_undecided_records_of_another_kernel_are_refused(bootstrap: str, setting
     write(bootstrap, settings, PROFILED, b'{"kernel":"0-other"}', partition=1)
     assert check_start(bootstrap, settings, ALL) == []
     profiled(bootstrap, settings, 1, "0-other", "0-other")
-    told = refusal(bootstrap, settings, SCORE)
-    assert f"topic {name} partition 1 ends with undecided records of another kernel version (offset 4 is of" in told
-    assert f"0-other, this release has {KERNEL_VERSION}" in told
-    assert "partition 0" not in told
+    reported = refusal(bootstrap, settings, SCORE)
+    assert f"topic {name} partition 1 ends with undecided records of another kernel version (offset 4 is of" in reported
+    assert f"0-other, this release has {KERNEL_VERSION}" in reported
+    assert "partition 0" not in reported
     (warning,) = check_start(bootstrap, changed(settings, accept_other_kernel=True), [SCORE])
-    assert warning in told
+    assert warning in reported
     assert check_start(bootstrap, settings, [CARD]) == []
     # Once they are decided, they are in nobody's way.
     commit(bootstrap, settings, "score", {(PROFILED, 1): 6})
@@ -300,21 +300,21 @@ def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, setti
     at = TopicPartition(name, 2, 2)
     client = admin_client(bootstrap)
     client.delete_records([at])[at].result(PATIENCE_S)
-    told = refusal(bootstrap, settings, CARD)
-    assert f"offset 1 of {name} partition 2, whose log begins at 2" in told
-    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
+    reported = refusal(bootstrap, settings, CARD)
+    assert f"offset 1 of {name} partition 2, whose log begins at 2" in reported
+    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in reported
     (warning,) = check_start(bootstrap, changed(settings, accept_lost_records=True), [CARD])
-    assert warning in told
+    assert warning in reported
 
 
 def test_an_offset_behind_the_log_is_refused(bootstrap: str, settings: Settings) -> None:
     write(bootstrap, settings, ACCEPTED_LABELS, partition=0)
     commit(bootstrap, settings, "feedback", {(ACCEPTED_LABELS, 0): 2})
-    told = refusal(bootstrap, settings, FEEDBACK)
-    assert "offset 2" in told
-    assert "whose log ends at 1" in told
+    reported = refusal(bootstrap, settings, FEEDBACK)
+    assert "offset 2" in reported
+    assert "whose log ends at 1" in reported
     # Where to go on nobody knows, so that no setting may say so.
-    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS" not in told
+    assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS" not in reported
     assert "whose log ends at 1" in refusal(bootstrap, changed(settings, accept_lost_records=True), FEEDBACK)
 
 
@@ -339,13 +339,13 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, se
             write(bootstrap, settings, source, partition=0)
         for delivery in ("exactly_once", "at_least_once"):
             delivering = changed(settings, delivery=delivery)
-            told = refusal(bootstrap, delivering, role)
-            assert f"no offsets for topic {settings.topic(source.name)}, which ends before" in told
-            assert "partition 0 up to offset 3, partition 1 up to offset 3" in told
-            assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in told
-            assert len(told.splitlines()) == 1
+            reported = refusal(bootstrap, delivering, role)
+            assert f"no offsets for topic {settings.topic(source.name)}, which ends before" in reported
+            assert "partition 0 up to offset 3, partition 1 up to offset 3" in reported
+            assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in reported
+            assert len(reported.splitlines()) == 1
             (warning,) = check_start(bootstrap, changed(delivering, accept_lost_records=True), [role])
-            assert warning in told
+            assert warning in reported
 
 
 def test_a_trace_among_the_oldest_results_is_found(
@@ -357,11 +357,11 @@ def test_a_trace_among_the_oldest_results_is_found(
         for end in range(1, 8):
             progress(bootstrap, settings, "card", number, {TRANSACTIONS: end})
     for number in (0, 1):
-        told = progressed(bootstrap, "card", [0, 1, 2], settings)
+        reported = progressed(bootstrap, "card", [0, 1, 2], settings)
         labels, transactions = (settings.topic(topic.name) for topic in (LABELS, TRANSACTIONS))
-        assert told.ends[labels, number] == told.ends[transactions, number] == 7
-        assert told.newest == {(transactions, 0): 7, (transactions, 1): 7}
-        assert told.numbers == {0, 1}
+        assert reported.ends[labels, number] == reported.ends[transactions, number] == 7
+        assert reported.newest == {(transactions, 0): 7, (transactions, 1): 7}
+        assert reported.numbers == {0, 1}
 
 
 def test_committed_inputs_without_a_recorded_order_are_told(bootstrap: str, settings: Settings) -> None:
@@ -389,12 +389,12 @@ def test_inputs_that_producers_stamp_are_refused_where_brokers_should(
     for other in {TRANSACTIONS, LABELS} - {topic}:
         configure(bootstrap, settings.topic(other.name), message_timestamp_type="LogAppendTime")
     for role in roles:
-        told = refusal(bootstrap, live, role)
-        assert f"topic {name} has message.timestamp.type=CreateTime" in told
-        assert "FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS=true" in told
-        assert len(told.splitlines()) == 1
+        reported = refusal(bootstrap, live, role)
+        assert f"topic {name} has message.timestamp.type=CreateTime" in reported
+        assert "FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS=true" in reported
+        assert len(reported.splitlines()) == 1
         (warning,) = check_start(bootstrap, changed(live, accept_producer_timestamps=True), [role])
-        assert warning in told
+        assert warning in reported
     assert check_start(bootstrap, live, [SCORE]) == []
     assert check_start(bootstrap, settings, roles) == []
     configure(bootstrap, name, message_timestamp_type="LogAppendTime")

@@ -85,7 +85,7 @@ def write_raw(cluster: Cluster, partition: int, batch: bytes) -> int:
 def quarantined(cluster: Cluster) -> list[tuple[str, int, int, int | None]]:
     """Agent, partition, first offset and end of every quarantine, sorted."""
     items = [decode_control(record.value or b"") for record in cluster.read(CONTROL)]
-    found = [(one.agent, one.position) for one in items if isinstance(one, Quarantine)]
+    found = [(item.agent, item.position) for item in items if isinstance(item, Quarantine)]
     return sorted((agent, at.partition, at.offset, at.end) for agent, at in found)
 
 
@@ -137,7 +137,10 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     assert worker.stop() == 0, worker.said
     assert quarantined(cluster) == expected
     letters = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "unreadable"]
-    assert sorted(("card", *(int(reason(r, of)) for of in ("partition", "offset", "end"))) for r in letters) == expected
+    assert (
+        sorted(("card", *(int(reason(r, source)) for source in ("partition", "offset", "end"))) for r in letters)
+        == expected
+    )
     assert {(record.key, record.value) for record in letters} == {(None, None)}
     check(cluster, bought)
 

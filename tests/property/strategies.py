@@ -92,9 +92,9 @@ def merchant_logs(draw: st.DrawFn) -> pd.DataFrame:
     return _with_identities(rows)
 
 
-def _label(of: dict[str, object], anchor_us: int, draw: st.DrawFn) -> dict[str, object]:
+def _label(row: dict[str, object], anchor_us: int, draw: st.DrawFn) -> dict[str, object]:
     return {
-        **of,
+        **row,
         "kind": "label",
         "amount_minor": 0,
         "counts": False,
@@ -133,10 +133,10 @@ def busy_merchant_log(seed: int, size: int) -> pd.DataFrame:
     transactions: list[dict[str, object]] = []
     for number, time in enumerate(times.tolist()):
         if transactions and generator.random() < 0.4:
-            of = transactions[int(generator.integers(max(0, len(transactions) - 60), len(transactions)))]
+            transaction = transactions[int(generator.integers(max(0, len(transactions) - 60), len(transactions)))]
             rows.append(
                 {
-                    **of,
+                    **transaction,
                     "kind": "label",
                     "known": str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2])),
                     "known_at_us": time + int(generator.integers(-5 * DAY, 5 * DAY)),
@@ -216,10 +216,10 @@ def passing_merchants_log(seed: int, size: int) -> pd.DataFrame:
     transactions: list[dict[str, object]] = []
     for number, time in enumerate(times.tolist()):
         if transactions and generator.random() < 0.4:
-            of = transactions[int(generator.integers(max(0, len(transactions) - 40), len(transactions)))]
+            transaction = transactions[int(generator.integers(max(0, len(transactions) - 40), len(transactions)))]
             known = str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2]))
             known_at_us = time + int(generator.integers(-5 * DAY, 5 * DAY))
-            rows.append({**of, "kind": "label", "known": known, "known_at_us": known_at_us})
+            rows.append({**transaction, "kind": "label", "known": known, "known_at_us": known_at_us})
             continue
         row: dict[str, object] = {
             "kind": "transaction",

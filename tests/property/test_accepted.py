@@ -73,19 +73,33 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
         for row, message in enumerate(messages):
             assert isinstance(message, ProfiledTransaction)
             fields = decode_producer_fields(message.transaction)
-            said = decode_transaction(
+            transaction = decode_transaction(
                 bytes(message.transaction),
                 record_timestamp_us=ARRIVED_US,
                 future_tolerance_us=TOLERANCE_US,
                 rates=RATES,
             )
             texts = [rows.subjects.texts(column)[row] for column in (ID, CARD, MERCHANT, AMOUNT, CURRENCY, TYPE)]
-            names = [name.encode() for name in (said.transaction_id, said.card_id, said.merchant_id)]
-            assert texts == [*names, fields.amount_json, said.currency.encode(), said.transaction_type.encode()]
+            names = [
+                name.encode() for name in (transaction.transaction_id, transaction.card_id, transaction.merchant_id)
+            ]
+            assert texts == [
+                *names,
+                fields.amount_json,
+                transaction.currency.encode(),
+                transaction.transaction_type.encode(),
+            ]
             wholes = rows.subjects.wholes[
                 [EVENT_US, PRODUCER_US, PRODUCER_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row
             ]
-            expected = [said.event_time_us, said.event_time_us, fields.offset_min, said.amount_base_minor, 7, row]
+            expected = [
+                transaction.event_time_us,
+                transaction.event_time_us,
+                fields.offset_min,
+                transaction.amount_base_minor,
+                7,
+                row,
+            ]
             assert wholes.tolist() == expected
 
 

@@ -102,15 +102,15 @@ def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) ->
     assert refused == expected_refused
     np.testing.assert_array_equal(found.arrived_us, expected.arrived_us)
     for name in Transactions.__dataclass_fields__:
-        one, other = getattr(found.rows, name), getattr(expected.rows, name)
-        if isinstance(one, pa.Array):
-            one.validate(full=True)
-            assert one.equals(other), name
-        elif one is None:
+        item, other = getattr(found.rows, name), getattr(expected.rows, name)
+        if isinstance(item, pa.Array):
+            item.validate(full=True)
+            assert item.equals(other), name
+        elif item is None:
             assert other is None, name
         else:
-            assert one.dtype == other.dtype, name
-            np.testing.assert_array_equal(one, other, err_msg=name)
+            assert item.dtype == other.dtype, name
+            np.testing.assert_array_equal(item, other, err_msg=name)
 
 
 def usual() -> list[bytes]:

@@ -114,9 +114,15 @@ def converted_transaction(fields: dict[str, Any], stamp_us: int | None, row: int
         )
     except InvalidMessage as error:
         return Reject("transaction", row, error.code, str(error))
-    said = msgspec.json.decode(value, type=Transaction)
-    minor = RATES.currencies[said.currency].to_minor(said.amount)
-    names = (said.transaction_id, said.card_id, said.merchant_id, said.currency, said.transaction_type)
+    reported = msgspec.json.decode(value, type=Transaction)
+    minor = RATES.currencies[reported.currency].to_minor(reported.amount)
+    names = (
+        reported.transaction_id,
+        reported.card_id,
+        reported.merchant_id,
+        reported.currency,
+        reported.transaction_type,
+    )
     return (row, *names, item.event_time_us, minor, item.amount_base_minor, item.counts, item.hour, item.weekday)
 
 
@@ -183,8 +189,8 @@ def test_every_code_that_rows_can_have_is_given() -> None:
     ]  # fmt: skip
     stamps: list[int | None] = [timestamp_us(NOW)] * len(changes)
     accepted, rejects = accept_transactions(table([{**FINE, **change} for change in changes], stamps), RULES)
-    said = [{"labelled_at": (NOW + timedelta(hours=1)).isoformat()}, {"labelled_at": "1980-01-01T00:00:00Z"}]
-    kept, more = accept_labels(table([{**LABEL, **change} for change in said], stamps[:2]), RULES)
+    reported = [{"labelled_at": (NOW + timedelta(hours=1)).isoformat()}, {"labelled_at": "1980-01-01T00:00:00Z"}]
+    kept, more = accept_labels(table([{**LABEL, **change} for change in reported], stamps[:2]), RULES)
     assert len(accepted) == len(kept) == 0
     assert {reject.code for reject in [*rejects, *more]} == CODES - NOT_OF_ROWS
 

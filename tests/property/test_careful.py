@@ -94,7 +94,7 @@ def test_every_killer_is_quarantined_alone_and_all_else_is_done_once(log: Log, k
         lives += 1
         assert lives < 200, "nobody gets on"
     for place, end in log.ends.items():
-        lost = {at for of, at in log.quarantined if of == place}
+        lost = {at for source, at in log.quarantined if source == place}
         assert sorted([*log.done.get(place, []), *lost]) == list(range(end))
     assert len(log.quarantined) == len(set(log.quarantined))
     assert log.killers <= set(log.quarantined)

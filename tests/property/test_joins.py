@@ -35,32 +35,32 @@ class Places:
             self.join = CardJoin(StoreIndex(self.store), StorePending(PendingItems(self.store)))
 
     def work(self, happened: Happened) -> tuple[Any, ...]:
-        retention, bought, said = happened
+        retention, bought, reported = happened
         ids = pa.array([f"t{number}" for number, _ in bought], pa.string())
         times_us = np.array([time_us for _, time_us in bought], np.int64)
-        n, m = len(bought), len(said)
-        arrived_us = np.array([record.timestamp_ms * 1_000 for record in said], np.int64)
-        labels, rejects, _ = accept_labels([record.value for record in said], arrived_us, US_PER_DAY)
+        n, m = len(bought), len(reported)
+        arrived_us = np.array([record.timestamp_ms * 1_000 for record in reported], np.int64)
+        labels, rejects, _ = accept_labels([record.value for record in reported], arrived_us, US_PER_DAY)
         assert not rejects
         numbers = np.array([number for number, _ in bought], np.int64)
         merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]
         digest = digest_keys(pa.array(["c1"] * n, pa.string()), ids)
         given = Arrivals(
-            digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.from_labels(labels, said),
+            digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.from_labels(labels, reported),
             np.arange(n, n + m),
         )  # fmt: skip
         found = self.join.join(retention, given)
         self.join.forget(3)
         follows, who = found.following, found.labels.labels
         names = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
-        told = zip(
+        emitted = zip(
             follows.position.tolist(), names, who.known_at_us[follows.label].tolist(), follows.event_time_us.tolist(),
             follows.known.tolist(), who.transaction_id.take(pa.array(follows.label)).to_pylist(), strict=True,
         )  # fmt: skip
         given_up = found.given_up.labels
         in_vain = sorted(zip(given_up.transaction_id.to_pylist(), given_up.known_at_us.tolist(), strict=True))
         differs = found.differs.tolist()
-        return found.accepted.tolist(), list(told), in_vain, found.counts.tolist(), self.join.clock, differs
+        return found.accepted.tolist(), list(emitted), in_vain, found.counts.tolist(), self.join.clock, differs
 
     def commit(self) -> None:
         self.store.commit()
@@ -83,14 +83,14 @@ def history(random: np.random.Generator) -> Iterator[Happened]:
             )
             for k in range(int(random.integers(0, 4)))
         ]
-        said = []
+        reported = []
         for _ in range(int(random.integers(0, 3))):
             at = after(max(day - float(random.choice([0, 0, 8])), 0))
             number = max(3 * batch + int(random.integers(-30, 12)), 0)
             known, source = str(random.choice(["fraud", "legitimate"])), str(random.choice(["analyst", "customer"]))
             value = label(number, at, known, source=source)
-            said.append(Record("labels", 0, 0, microseconds(at) // 1_000, None, value))
-        yield HORIZONS[int(random.integers(len(HORIZONS)))], bought, said
+            reported.append(Record("labels", 0, 0, microseconds(at) // 1_000, None, value))
+        yield HORIZONS[int(random.integers(len(HORIZONS)))], bought, reported
 
 
 @pytest.mark.parametrize("seed", range(4))

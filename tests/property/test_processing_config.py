@@ -61,7 +61,7 @@ class Agent(NamedTuple):
 def card_batches(random: np.random.Generator) -> Batches:
     """Three months of three currencies, repeats after days and weeks, wrong clocks, and labels early and late."""
     transactions, labels = Log(TRANSACTIONS), LabelLog()
-    said = []
+    reported = []
     for number, days in enumerate(np.sort(random.uniform(0, 90, 400)).tolist()):
         ahead_s = int(random.choice(AHEAD_S)) if random.random() < 0.2 else 0
         if random.random() < 0.2 and number > 10:
@@ -76,8 +76,8 @@ def card_batches(random: np.random.Generator) -> Batches:
             )
         transactions.append(value, after(days))
         if random.random() < 0.6:
-            said.append((max(days + float(random.choice([-1.0, 0.5, 3, 9, 12, 25])), 0.0), number))
-    for days, number in sorted(said):
+            reported.append((max(days + float(random.choice([-1.0, 0.5, 3, 9, 12, 25])), 0.0), number))
+    for days, number in sorted(reported):
         value = json.loads(transactions.records[number].value or b"")
         ahead_s = int(random.choice(AHEAD_S)) if random.random() < 0.2 else 0
         known = str(random.choice(["fraud", "legitimate"]))
@@ -98,7 +98,9 @@ def card_config(random: np.random.Generator) -> CardOptions:
 
 def card_under(options: CardOptions, config: ProcessingConfig) -> CardOptions:
     assert isinstance(config, CardConfig)
-    (rates,) = [one for one in TABLES if (one.version, one.digest) == (config.rates_version, config.rates_digest)]
+    (rates,) = [
+        table for table in TABLES if (table.version, table.digest) == (config.rates_version, config.rates_digest)
+    ]
     return options.under(config, rates)
 
 

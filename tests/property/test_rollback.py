@@ -58,7 +58,7 @@ def card_batches(random: np.random.Generator) -> Batches:
     """Transactions, some of them passed on from another partition, and labels."""
     transactions, labels = busy_logs(int(random.integers(1 << 30)), 260)
     found, passed_on = [], Log(REROUTED)
-    for bought, said in interleaved(transactions.records, labels.records, random):
+    for bought, reported in interleaved(transactions.records, labels.records, random):
         here, there = [], []
         for record in bought:
             if random.random() < 0.2:
@@ -69,7 +69,7 @@ def card_batches(random: np.random.Generator) -> Batches:
                 there.append(passed)
             else:
                 here.append(record)
-        found.append([*here, *there, *said])
+        found.append([*here, *there, *reported])
     return found
 
 

@@ -96,13 +96,13 @@ def test_decisions_do_not_depend_on_how_rows_are_cut_into_blocks(seed: int, most
     for topic, decode in ((DECISIONS, decode_decision), (ALERTS, decode_alert)):
         expected: list[Any] = [decode(output.value or b"") for output in to(topic, whole)]
         read: list[Any] = [decode(output.value or b"") for result in found for output in to(topic, result)]
-        assert [msgspec.structs.replace(one, log=HERE) for one in read] == [
-            msgspec.structs.replace(one, log=HERE) for one in expected
+        assert [msgspec.structs.replace(item, log=HERE) for item in read] == [
+            msgspec.structs.replace(item, log=HERE) for item in expected
         ]
-        places = [(one.log.offset, one.log.row) for one in read]
+        places = [(item.log.offset, item.log.row) for item in read]
         assert places == sorted(set(places))
         named = [read_messages(blocks.records[offset].value)[row] for offset, row in places]
-        assert [one.source for one in named] == [one.source for one in read]
+        assert [item.source for item in named] == [item.source for item in read]
     assert sum((result.counts for result in found), Counter()) == whole.counts
     replayed = ScorePartition()
     for part in cuts(len(blocks.records), random):

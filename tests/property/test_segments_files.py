@@ -74,12 +74,12 @@ def test_files_hold_what_memory_holds(done: list[tuple[str, list[Any]]], sealed_
                 files.segments.forget_before(day - 2)
                 memory.forget_before(day - 2)
             elif name in ("commit", "rollback"):
-                for one in (files.segments, memory):
-                    getattr(one, name)()
+                for state in (files.segments, memory):
+                    getattr(state, name)()
             else:
                 # What is not committed is not saved.
-                for one in (files.segments, memory):
-                    one.rollback()
+                for state in (files.segments, memory):
+                    state.rollback()
                 if name == "dump":
                     files.dump()
                 else:
@@ -115,5 +115,5 @@ def test_files_do_not_depend_on_batches(seed: int, tmp_path: Path) -> None:
         first = end
     assert (tmp_path / "whole" / "open").read_bytes() == (tmp_path / "cut" / "open").read_bytes()
     assert whole.checksum(0) == cut.checksum(0)
-    for one in (whole, cut):
-        one.close()
+    for item in (whole, cut):
+        item.close()

@@ -71,33 +71,33 @@ def test_the_store_on_disk_is_the_store_in_memory(
                 store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory, write_at_once=write_at_once)
                 opened += 1
             asked = [*looked_up, key]
-            assert store.get_many(asked) == expected.get_many(asked) == [store.get(one) for one in asked]
+            assert store.get_many(asked) == expected.get_many(asked) == [store.get(item) for item in asked]
         assert list(store.scan(b"", b"\xff" * 4)) == list(expected.scan(b"", b"\xff" * 4))
         store.close()
 
 
 @pytest.fixture
 def store(memory: StoreMemory, tmp_path: Path) -> Iterator[RocksStore]:
-    one = RocksStore(tmp_path / "store", memory=memory)
-    yield one
-    one.close()
+    store = RocksStore(tmp_path / "store", memory=memory)
+    yield store
+    store.close()
 
 
 def test_a_scan_bears_writes_while_it_runs(store: RocksStore) -> None:
     expected = MemoryStore()
-    for one in (store, expected):
+    for state in (store, expected):
         for number in range(0, 20, 2):
-            one.put(bytes([number]), b"committed")
-        one.commit()
-        one.put(b"\x05", b"pending")
-        one.put(b"\x0c", b"pending")
+            state.put(bytes([number]), b"committed")
+        state.commit()
+        state.put(b"\x05", b"pending")
+        state.put(b"\x0c", b"pending")
     seen: list[list[tuple[bytes, bytes]]] = []
-    for one in (store, expected):
+    for state in (store, expected):
         seen.append([])
-        for key, value in one.scan(b"\x01", b"\x12"):
+        for key, value in state.scan(b"\x01", b"\x12"):
             seen[-1].append((key, value))
-            one.delete(b"\x06")
-            one.put(b"\x08", b"changed")
+            state.delete(b"\x06")
+            state.put(b"\x08", b"changed")
     assert seen[0] == seen[1]
     assert [key[0] for key, _ in seen[0]] == [2, 4, 5, 8, 10, 12, 14, 16]
 

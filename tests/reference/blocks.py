@@ -87,7 +87,7 @@ def read_content(value: bytes, form: Form) -> Content:
     assert data.at == len(value)
     assert text_bytes == sum(map(sum, lengths.values()))
     return Content(
-        kernel.decode(), names, numbers, [{name: of[row] for name, of in columns.items()} for row in range(n)]
+        kernel.decode(), names, numbers, [{name: column[row] for name, column in columns.items()} for row in range(n)]
     )
 
 
@@ -96,33 +96,33 @@ def read_block(value: bytes) -> list[dict[str, Any]]:
     content = read_content(value, PROFILED)
     numbers = list(content.numbers)
     rows = []
-    for one in content.rows:
-        source = {"topic": content.names[one["of_topic"]], "partition": one["of_partition"], "offset": one["of_offset"]}
-        found: dict[str, Any] = {name: one[name].decode() for name in ("transaction_id", "card_id", "merchant_id")}
-        found |= {"schema_version": 1, "event_time_us": one["event_time_us"], "source": source}
-        original = json.loads(one["original"])
-        if one["kind"] == 1:
-            found |= {"kind": "label", "known": ("legitimate", "fraud", "none")[one["known"]]}
-            rows.append({**found, "known_at_us": one["known_at_us"], "label": original})
+    for row in content.rows:
+        source = {"topic": content.names[row["of_topic"]], "partition": row["of_partition"], "offset": row["of_offset"]}
+        found: dict[str, Any] = {name: row[name].decode() for name in ("transaction_id", "card_id", "merchant_id")}
+        found |= {"schema_version": 1, "event_time_us": row["event_time_us"], "source": source}
+        original = json.loads(row["original"])
+        if row["kind"] == 1:
+            found |= {"kind": "label", "known": ("legitimate", "fraud", "none")[row["known"]]}
+            rows.append({**found, "known_at_us": row["known_at_us"], "label": original})
             continue
         read = {
-            "topic": content.names[one["input_topic"]],
-            "partition": one["input_partition"],
-            "offset": one["input_offset"],
+            "topic": content.names[row["input_topic"]],
+            "partition": row["input_partition"],
+            "offset": row["input_offset"],
         }
         rows.append(
             {
                 **found,
                 "kind": "transaction",
-                "amount_base_minor": one["amount_base_minor"],
-                "rates_version": content.names[one["rates"]],
-                "counts": bool(one["counts"] & 1),
-                "outlier": bool(one["counts"] & 2),
+                "amount_base_minor": row["amount_base_minor"],
+                "rates_version": content.names[row["rates"]],
+                "counts": bool(row["counts"] & 1),
+                "outlier": bool(row["counts"] & 2),
                 "card_features": base64.b64encode(numbers.pop(0)).decode(),
                 "kernel": content.kernel,
-                "case_id": one["case_id"].decode(),
-                "case_sequence": one["case_sequence"],
-                "ingested_at": _text(one["ingested_at_us"], 0),
+                "case_id": row["case_id"].decode(),
+                "case_sequence": row["case_sequence"],
+                "ingested_at": _text(row["ingested_at_us"], 0),
                 "transaction": original,
                 "read": None if read == source else read,
             }
@@ -135,31 +135,31 @@ def read_features(value: bytes) -> list[dict[str, Any]]:
     content = read_content(value, FEATURES)
     assert len(content.numbers) == len(content.rows)
     rows = []
-    for one, packed in zip(content.rows, content.numbers, strict=True):
+    for row, packed in zip(content.rows, content.numbers, strict=True):
         numbers = struct.unpack(f"<{len(packed) // 8}d", packed)
         named = dict(zip(content.names[: len(numbers)], numbers, strict=True))
         assert len(named) == len(numbers)
         assert content.names[:3] == ["logit", "river_logit", "score"]
         logit, river_logit, score = (named.pop(name) for name in content.names[:3])
-        assert content.names[one["of_topic"]] == "profiled"
-        versions = {name: content.names[one[name]] for name in ("lightgbm", "river", "policy")}
+        assert content.names[row["of_topic"]] == "profiled"
+        versions = {name: content.names[row[name]] for name in ("lightgbm", "river", "policy")}
         rows.append(
             {
                 "schema_version": 1,
-                **{name: one[name].decode() for name in FEATURES.texts},
-                "event_time": _text(one["event_time_us"], one["producer_offset_min"]),
-                "amount_base": one["amount_base_minor"] / 100,
+                **{name: row[name].decode() for name in FEATURES.texts},
+                "event_time": _text(row["event_time_us"], row["producer_offset_min"]),
+                "amount_base": row["amount_base_minor"] / 100,
                 "score": score,
                 "logit": logit,
                 "river_logit": river_logit,
                 "features": {name: None if math.isnan(number) else number for name, number in named.items()},
-                "versions": {**versions, "kernel": content.kernel, "rates": content.names[one["rates"]]},
+                "versions": {**versions, "kernel": content.kernel, "rates": content.names[row["rates"]]},
                 "source": {
-                    "topic": content.names[one["source_topic"]],
-                    "partition": one["source_partition"],
-                    "offset": one["source_offset"],
+                    "topic": content.names[row["source_topic"]],
+                    "partition": row["source_partition"],
+                    "offset": row["source_offset"],
                 },
-                "log": {"partition": one["of_partition"], "offset": one["of_offset"], "row": one["log_row"]},
+                "log": {"partition": row["of_partition"], "offset": row["of_offset"], "row": row["log_row"]},
             }
         )
     return rows

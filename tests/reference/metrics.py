@@ -28,8 +28,8 @@ def card_precision(
                 best[card[row]] = max(best.get(card[row], score[row]), score[row])
                 if fraud[row]:
                     compromised.add(card[row])
-        chosen = sorted(best, key=lambda one: (-best[one], one))[:top]
-        found = [one for one in chosen if one in compromised]
+        chosen = sorted(best, key=lambda item: (-best[item], item))[:top]
+        found = [item for item in chosen if item in compromised]
         shares.append(len(found) / top)
         if remove:
             found_before |= set(found)

@@ -40,8 +40,8 @@ def write_content(world: World, content: VersionToPublish) -> None:
 def activate(world: World, *contents: VersionToPublish) -> None:
     """Make versions active, whether or not their contents are there."""
     references = [
-        VersionReference(name=one.name, version=one.version, digest=payload_digest(one.payload), offset=0)
-        for one in contents
+        VersionReference(name=content.name, version=content.version, digest=payload_digest(content.payload), offset=0)
+        for content in contents
     ]
     output = control_record(Activation(versions=references, activated_at=world.clock.now(UTC)))
     world.cluster.write(PREFIX + "control", 0, output.key, output.value)

@@ -177,8 +177,8 @@ class SimulatedPipeline(RuleBasedStateMachine):
     def do_repeat(self, numbers: list[int], partition: int | None) -> None:
         for number in numbers:
             if self.bought:
-                one = self.bought[-1 - number % len(self.bought)]
-                self._write("transactions", partition, one.card, one.value)
+                record = self.bought[-1 - number % len(self.bought)]
+                self._write("transactions", partition, record.card, record.value)
 
     def do_say(self, items: list[tuple[int, str, str, int, int | None, str]], early: bool) -> None:
         for back, known, source, ago_h, partition, topic in items:
@@ -251,13 +251,13 @@ class SimulatedPipeline(RuleBasedStateMachine):
 
     def _work(self, rounds: list[Work]) -> None:
         cluster = self.world.cluster
-        for one in rounds:
-            steps = [(slot, agent) for agent in one.agents for slot in range(SLOTS)]
-            cluster.fetch, cluster.turn = one.fetch, one.at
+        for item in rounds:
+            steps = [(slot, agent) for agent in item.agents for slot in range(SLOTS)]
+            cluster.fetch, cluster.turn = item.fetch, item.at
             for number, (slot, agent) in enumerate(steps):
-                befallen = number == one.at % len(steps)
-                cluster.fate = one.fate if befallen else Fate.COMMIT
-                self.world.step(slot, agent, stall=one.stalls and befallen)
+                befallen = number == item.at % len(steps)
+                cluster.fate = item.fate if befallen else Fate.COMMIT
+                self.world.step(slot, agent, stall=item.stalls and befallen)
 
     def do_rebalance(self, agent: str, number: int, to: int) -> None:
         group = self.world.cluster.group(PREFIX + agent)
@@ -266,7 +266,7 @@ class SimulatedPipeline(RuleBasedStateMachine):
 
     def do_expel(self, slot: int, agent: str) -> None:
         group = self.world.cluster.group(PREFIX + agent)
-        for member in [one for one in group.members if one.client == f"w{slot}"]:
+        for member in [member for member in group.members if member.client == f"w{slot}"]:
             group.expel(member)
 
     def do_kill(self, slot: int) -> None:

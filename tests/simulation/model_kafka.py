@@ -59,7 +59,7 @@ class Log:
 
     def records(self, offsets: range) -> list[Record]:
         """Return the records within ``offsets``."""
-        return [one for one in self.entries if isinstance(one, Record) and one.offset in offsets]
+        return [entry for entry in self.entries if isinstance(entry, Record) and entry.offset in offsets]
 
 
 class Committed(NamedTuple):
@@ -89,9 +89,9 @@ class Group:
 
     def leave(self, member: "SimConsumer") -> None:
         """A member is gone: it left, or its session timed out. Others get what it held."""
-        self.members = [one for one in self.members if one is not member]
-        self.owner = {number: one for number, one in self.owner.items() if one is not member}
-        left = [number for number, one in self.target.items() if one is member]
+        self.members = [item for item in self.members if item is not member]
+        self.owner = {number: item for number, item in self.owner.items() if item is not member}
+        left = [number for number, item in self.target.items() if item is member]
         for number in left:
             del self.target[number]
             if self.members:
@@ -208,7 +208,7 @@ class Message:
 
 
 def _partitions_of(partitions: Iterable[TopicPartition]) -> list[Partition]:
-    return [(one.topic, one.partition) for one in partitions]
+    return [(partition.topic, partition.partition) for partition in partitions]
 
 
 class SimConsumer:
@@ -254,7 +254,7 @@ class SimConsumer:
             self.epoch += 1
             for number in away:
                 del group.owner[number]
-        elif new := [n for n, one in sorted(group.target.items()) if one is self and n not in group.owner]:
+        elif new := [n for n, item in sorted(group.target.items()) if item is self and n not in group.owner]:
             self.epoch += 1
             group.owner.update(dict.fromkeys(new, self))
             on_assign(self, self._held(new))

@@ -146,8 +146,8 @@ class Logs:
 
     def transactions(self, agent: str) -> list[Committed]:
         """Return the transactions of an agent, but for those that only put marks beside offsets."""
-        mine = [one for one in self.cluster.transactions if one.group == PREFIX + agent]
-        return [one for one in mine if any(len(offsets) for offsets in one.offsets.values())]
+        mine = [transaction for transaction in self.cluster.transactions if transaction.group == PREFIX + agent]
+        return [item for item in mine if any(len(offsets) for offsets in item.offsets.values())]
 
     def original(self, record: Record) -> Record:
         """Return the record as it lay with its producer; as it is, where nobody can tell."""

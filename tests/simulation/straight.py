@@ -63,7 +63,7 @@ def _check_agent(world: World, logs: Logs, spec: AgentSpec, handler: Partitions)
         else:
             # It was processed under other settings, which only a restore knows.
             for number in sorted({record.partition for record in records}):
-                handler.replay(number, [one for one in records if one.partition == number], config[number])
+                handler.replay(number, [record for record in records if record.partition == number], config[number])
     for number in range(PARTITIONS):
         group = logs.cluster.group(PREFIX + spec.name)
         names = sorted(PREFIX + topic.name for topic in spec.reads)
@@ -83,11 +83,11 @@ def _read(logs: Logs, spec: AgentSpec, transaction: Committed) -> list[Record]:
         for topic in spec.reads:
             partition = (PREFIX + topic.name, number)
             found = logs.cluster.logs[partition].records(transaction.offsets.get(partition, range(0)))
-            for one in found:
-                gone = rows.get((topic.name, number, one.offset), [])
+            for record in found:
+                gone = rows.get((topic.name, number, record.offset), [])
                 if None not in gone:
                     skipped = tuple(sorted(row for row in gone if row is not None))
-                    records.append(msgspec.structs.replace(one, skipped_rows=skipped))
+                    records.append(msgspec.structs.replace(record, skipped_rows=skipped))
     return records
 
 
@@ -101,9 +101,9 @@ def _config(transaction: Committed) -> Mapping[int, ProcessingConfig | None]:
 def _committed(transaction: Committed) -> list[Output]:
     by_name = {PREFIX + topic.name: topic for spec in SPECS.values() for topic in spec.writes}
     return [
-        Output(by_name[one.topic], one.key, one.value, one.headers, one.partition)
-        for one in transaction.outputs
-        if one.topic != PREFIX + "progress" and not _quarantines(one)
+        Output(by_name[output.topic], output.key, output.value, output.headers, output.partition)
+        for output in transaction.outputs
+        if output.topic != PREFIX + "progress" and not _quarantines(output)
     ]
 
 
@@ -120,7 +120,7 @@ def _without_clock(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sorted(outputs: Sequence[Output]) -> list[Any]:
     """Outputs without what the clock or the models say, by topic; alerts, which follow from scores, are left out."""
-    told: dict[str, list[Any]] = defaultdict(list)
+    row: dict[str, list[Any]] = defaultdict(list)
     for output in outputs:
         if output.topic.name == "alerts":
             continue
@@ -136,5 +136,5 @@ def _sorted(outputs: Sequence[Output]) -> list[Any]:
             models = (*_OF_THE_MODELS, "features") if output.topic.name == "decisions" else ()
             told_of = _without_clock(found)
             value = msgspec.json.encode({name: told_of[name] for name in told_of if name not in models})
-        told[output.topic.name].append((output.key, value, output.headers))
-    return sorted(told.items())
+        row[output.topic.name].append((output.key, value, output.headers))
+    return sorted(row.items())

@@ -56,7 +56,7 @@ def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quaranti
     world.kill(0)
     world.start(0)
     world.drain()
-    assert {(one.stage, one.at, one.end) for one in Logs(world.cluster).dead} == {
+    assert {(log.stage, log.at, log.end) for log in Logs(world.cluster).dead} == {
         ("feedback", ("accepted-labels", 0, 0), 2),
         ("card", ("accepted-labels", 0, 0), 2),
     }
@@ -70,4 +70,4 @@ def test_a_record_that_kills_right_behind_an_orderly_stop_is_quarantined(world: 
     world.start(0)
     world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(1, START, transaction_id="t!kill-card"))
     world.drain()
-    assert [(one.at, one.code) for one in Logs(world.cluster).dead] == [(("transactions", 0, 1), "set_aside")]
+    assert [(log.at, log.code) for log in Logs(world.cluster).dead] == [(("transactions", 0, 1), "set_aside")]

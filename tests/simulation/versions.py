@@ -23,31 +23,35 @@ def active_versions(cluster: Cluster) -> Versions:
     """Return the versions that ``control`` and ``models`` make active now (16, 17)."""
     published = _published(cluster)
     there = {(version.name, version.digest) for version in published}
-    controls = [one for one in cluster.logs[PREFIX + "control", 0].entries if isinstance(one, Record)]
+    controls = [entry for entry in cluster.logs[PREFIX + "control", 0].entries if isinstance(entry, Record)]
     found: dict[str, VersionReference] = {}
     for _, item in reversed(list(messages(controls, "control", decode_control))):
         if isinstance(item, Activation):
-            left = [one for one in item.versions if one.name in ("lightgbm", "policy") and one.name not in found]
-            if all((one.name, one.digest) in there for one in left):
-                found |= {one.name: one for one in left}
+            left = [
+                version
+                for version in item.versions
+                if version.name in ("lightgbm", "policy") and version.name not in found
+            ]
+            if all((version.name, version.digest) in there for version in left):
+                found |= {entry.name: entry for entry in left}
     return Versions(found["lightgbm"].version, found["policy"].version, newest_river(cluster) or first_river().version)
 
 
 def learning_is_frozen(cluster: Cluster) -> bool:
     """Return what the newest switch on ``control`` says (21)."""
-    controls = [one for one in cluster.logs[PREFIX + "control", 0].entries if isinstance(one, Record)]
+    controls = [entry for entry in cluster.logs[PREFIX + "control", 0].entries if isinstance(entry, Record)]
     items = [item for _, item in messages(controls, "control", decode_control)]
-    return next((one.frozen for one in reversed(items) if isinstance(one, LearningSwitch)), False)
+    return next((item.frozen for item in reversed(items) if isinstance(item, LearningSwitch)), False)
 
 
 def newest_river(cluster: Cluster) -> str:
     """Return the newest version of the online model; empty before there is one."""
-    return next((one.version for one in reversed(_published(cluster)) if one.name == "river"), "")
+    return next((version.version for version in reversed(_published(cluster)) if version.name == "river"), "")
 
 
 def _published(cluster: Cluster) -> list[ModelVersion]:
     """Return the records of ``models`` whose content has the digest that they name (15)."""
-    records = [one for one in cluster.logs[PREFIX + "models", 0].entries if isinstance(one, Record)]
+    records = [entry for entry in cluster.logs[PREFIX + "models", 0].entries if isinstance(entry, Record)]
     return [
         version
         for _, version in messages(records, "models", decode_version)

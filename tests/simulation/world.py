@@ -164,7 +164,9 @@ class World:
         self.directory = Path(self._scratch.name)
         self.address = f"simulated-{next(_NUMBERS)}"
         counts = {"one": 1, "cards": PARTITIONS, "merchants": PARTITIONS}
-        self.cluster = Cluster(self.address, {PREFIX + one.name: counts[one.partitions_like] for one in NAMED.topics})
+        self.cluster = Cluster(
+            self.address, {PREFIX + topic.name: counts[topic.partitions_like] for topic in NAMED.topics}
+        )
         self.workers: list[Worker | None] = [None] * slots
         self.snapshots = snapshots
         self.digests: dict[Observed, str] = {}
@@ -216,7 +218,7 @@ class World:
         if (worker := self.workers[slot]) is not None:
             self.workers[slot] = None
             for group in self.cluster.groups.values():
-                for member in [one for one in group.members if one.client == worker.name]:
+                for member in [member for member in group.members if member.client == worker.name]:
                     group.leave(member)
             worker.drop()
 
@@ -325,8 +327,8 @@ class Worker:
     def _check_versions(self, transactions: Sequence[Committed]) -> None:
         """All decisions of a batch are of the versions that were active when it was read (16, 17)."""
         for transaction in transactions:
-            for _, one in messages(transaction.outputs, "decisions", decode_decision):
-                used = (one.versions.lightgbm, one.versions.policy, one.versions.river)
+            for _, message in messages(transaction.outputs, "decisions", decode_decision):
+                used = (message.versions.lightgbm, message.versions.policy, message.versions.river)
                 assert used == self._versions, f"16, 17: {used} decided, {self._versions} are active"
 
     def close(self) -> None:

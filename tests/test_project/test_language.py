@@ -23,8 +23,8 @@ LEAST_SHARE_TO_THE_READER = 0.1
 DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
 
 PRIVATE = re.compile(
-    r"\b(?:in force|lessons?|untaught|taught|waiting room|(?:sets?|being|was|were) aside|folded|folding|folds? (?:the|what)|"
-    r"keepers?|hung|settles?|told (?!apart|from|or))\b"
+    r"\b(?:in force|lessons?|untaught|taught|waiting room|(?:sets?|being|was|were) aside|folded|folding|"
+    r"folds? (?:the|what)|keepers?|hung|settles?|told (?!apart|from|or))\b"
 )
 """Words of our own that readers would have to learn; the standard terms are: active, training update, untrained,
 trained, pending labels, quarantine, replay, snapshot scheduler, timed out, commit, emitted or reported, rolled back."""

@@ -16,7 +16,11 @@ from tests.helpers.recording import PICTURE, SUMMARY, svg_text
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = (ROOT / "docs", ROOT / "examples")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(page for of in FOLDERS for page in of.rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for folder in FOLDERS for page in folder.rglob("*.md")),
+]
 LINK = re.compile(r"(?<!`)\[[^\]]*\](?:\(([^)\s]+)\)|: (\S+))")
 
 

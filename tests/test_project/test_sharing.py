@@ -75,8 +75,8 @@ def test_each_test_is_run_by_one_of_them(project: Path) -> None:
     # A module's tests are one process's.
     for tests in ran:
         assert all(count == 3 for count in Counter(test.partition("::")[0] for test, _ in tests).values())
-    told = Counter((project / "log").read_text().splitlines())
-    assert told == {f"test_{number} {what}": 1 for number in range(MODULES) for what in ("begins", "ends")}
+    counter = Counter((project / "log").read_text().splitlines())
+    assert counter == {f"test_{number} {what}": 1 for number in range(MODULES) for what in ("begins", "ends")}
 
 
 def test_what_is_taken_already_is_left_to_whom_took_it(project: Path) -> None:

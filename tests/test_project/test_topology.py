@@ -13,10 +13,10 @@ def test_every_topic_has_the_writer_it_declares() -> None:
     for spec in AGENTS.values():
         for topic in spec.writes:
             writers.setdefault(topic.name, []).append(spec.name)
-    told = {name: f"{' and '.join(agents)} agent{'s' * (len(agents) > 1)}" for name, agents in writers.items()}
+    reported = {name: f"{' and '.join(agents)} agent{'s' * (len(agents) > 1)}" for name, agents in writers.items()}
     # Any agent may quarantine a record.
     elsewhere = (TRANSACTIONS, LABELS, CONTROL)
-    assert {topic.name: topic.writer for topic in TOPICS if topic not in elsewhere} == told
+    assert {topic.name: topic.writer for topic in TOPICS if topic not in elsewhere} == reported
 
 
 @pytest.mark.parametrize("spec", AGENTS.values(), ids=lambda spec: spec.name)

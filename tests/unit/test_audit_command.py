@@ -50,11 +50,14 @@ def test_what_was_found_gives_a_range(tmp_path: Path) -> None:
     assert "20 frauds raised an alert by score or rule\n" in result.stdout
     assert "10 frauds raised none and were reported so far" in result.stdout
     assert "40 audited transactions have an answer, 0 have none" in result.stdout
-    told = json.loads(audit("--file", directory, "--json").stdout)
-    low, high = told["never_reported"]
+    reported = json.loads(audit("--file", directory, "--json").stdout)
+    low, high = reported["never_reported"]
     assert 5 < low < 50 < high < 200
-    assert f"{told['never_reported_share'][0]:.0%} to {told['never_reported_share'][1]:.0%}: {low} to" in result.stdout
-    assert told["recall"][1] < told["recall_of_reported"][0] == pytest.approx(20 / 30)
+    assert (
+        f"{reported['never_reported_share'][0]:.0%} to {reported['never_reported_share'][1]:.0%}: {low} to"
+        in result.stdout
+    )
+    assert reported["recall"][1] < reported["recall_of_reported"][0] == pytest.approx(20 / 30)
 
 
 def test_where_nothing_was_found_it_says_at_most(tmp_path: Path) -> None:
@@ -75,8 +78,8 @@ def test_without_an_audit_it_says_unknown_and_what_to_do(tmp_path: Path) -> None
 
 def test_the_period_begins_with_the_first_audit_or_where_you_say(tmp_path: Path) -> None:
     directory = export_history(tmp_path, audits=4, frauds=1)
-    told = json.loads(audit("--file", directory, "--from", f"{after(5):%Y-%m-%d}", "--json").stdout)
-    assert (told["from"], told["decisions"]) == (f"{after(5):%Y-%m-%d}", 201)
+    reported = json.loads(audit("--file", directory, "--from", f"{after(5):%Y-%m-%d}", "--json").stdout)
+    assert (reported["from"], reported["decisions"]) == (f"{after(5):%Y-%m-%d}", 201)
 
 
 def test_without_a_decision_it_says_so(tmp_path: Path) -> None:

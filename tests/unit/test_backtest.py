@@ -66,31 +66,31 @@ def live_frame(live: Live) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "transaction_id": one.transaction_id,
-                "card_id": one.card_id,
-                "merchant_id": one.merchant_id,
-                "event_time": one.event_time,
-                "currency": one.currency,
-                "amount_base": one.amount_base,
-                "transaction_type": one.transaction_type,
-                "score": one.score,
-                "lightgbm": one.model_scores.lightgbm,
-                "river": one.model_scores.river,
-                "logit": one.logit,
-                "river_logit": one.river_logit,
-                "action": one.action,
-                "selection": one.selection,
-                "selection_probability": one.selection_probability,
-                "threshold": one.threshold,
-                "case_id": one.case_id,
-                "case_sequence": one.case_sequence,
-                "lightgbm_version": one.versions.lightgbm,
-                "river_version": one.versions.river,
-                "policy_version": one.versions.policy,
-                "rates_version": one.versions.rates,
-                **{f"feature_{name}": one.features[name] for name in FEATURES},
+                "transaction_id": decision.transaction_id,
+                "card_id": decision.card_id,
+                "merchant_id": decision.merchant_id,
+                "event_time": decision.event_time,
+                "currency": decision.currency,
+                "amount_base": decision.amount_base,
+                "transaction_type": decision.transaction_type,
+                "score": decision.score,
+                "lightgbm": decision.model_scores.lightgbm,
+                "river": decision.model_scores.river,
+                "logit": decision.logit,
+                "river_logit": decision.river_logit,
+                "action": decision.action,
+                "selection": decision.selection,
+                "selection_probability": decision.selection_probability,
+                "threshold": decision.threshold,
+                "case_id": decision.case_id,
+                "case_sequence": decision.case_sequence,
+                "lightgbm_version": decision.versions.lightgbm,
+                "river_version": decision.versions.river,
+                "policy_version": decision.versions.policy,
+                "rates_version": decision.versions.rates,
+                **{f"feature_{name}": decision.features[name] for name in FEATURES},
             }
-            for one in live.decisions
+            for decision in live.decisions
         ]
     ).astype({f"feature_{name}": float for name in FEATURES})
 
@@ -109,7 +109,9 @@ def assert_same(parts: list[Decisions], live: Live) -> None:
 
 
 def told(parts: list[Decisions]) -> list[tuple[str, int, str, str]]:
-    return sorted((f"{one.kind}s", one.row, one.code, one.text) for part in parts for one in part.rejects)
+    return sorted(
+        (f"{reject.kind}s", reject.row, reject.code, reject.text) for part in parts for reject in part.rejects
+    )
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

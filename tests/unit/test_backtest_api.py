@@ -97,7 +97,7 @@ def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Se
     kept: list[Decisions] = []
     asked = backtest_of(tmp_path / "outliers.parquet", start=begin + 57 * DAY, settings=settings)
     asked.each(lambda _, decisions: kept.append(decisions))
-    counts = np.concatenate([one.features[:, FEATURES.index("card_outlier_count_30d")] for one in kept])
+    counts = np.concatenate([item.features[:, FEATURES.index("card_outlier_count_30d")] for item in kept])
     assert counts.tolist() == [1.0, 0.0]
     assert asked.request.warm_up_us == REACH_US + LATENESS_US
 
@@ -112,7 +112,10 @@ def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
     result = backtest_of(file, models={"now": "active"}, thresholds=[0.2, 0.9], settings=settings).run()
-    assert [(one.name, one.threshold) for one in result.variants] == [("now at 0.2", 0.2), ("now at 0.9", 0.9)]
+    assert [(variant.name, variant.threshold) for variant in result.variants] == [
+        ("now at 0.2", 0.2),
+        ("now at 0.9", 0.9),
+    ]
     low, high = (decisions(result, number) for number in (0, 1))
     assert low["score"].equals(high["score"])
     assert (low["action"] == "alert").sum() > (high["action"] == "alert").sum()
@@ -137,7 +140,7 @@ def test_a_learning_model_decides_otherwise_than_a_frozen_one_beside_it(file: Pa
     assert figures["blend"].log_loss == pytest.approx(figures["river"].log_loss)
     assert figures["lightgbm"] != figures["river"]
     report = build_report(learning, ReportOptions(replicates=20))
-    assert [one.model for one in report.content.variants[0].prequential] == list(figures)
+    assert [variant.model for variant in report.content.variants[0].prequential] == list(figures)
     assert "before they were learned" in report.html
     assert frozen.variants[0].prequential == {}
 
@@ -150,14 +153,14 @@ def test_models_may_be_handed_over(file: Path, settings: Settings) -> None:
 
 def export(history: pd.DataFrame, directory: Path, partitions: int, shuffled_by: timedelta) -> None:
     """Write transactions and labels as exported topics, each partition a little out of order."""
-    told = pa.concat_tables(delayed_truth(frame_tables(history), 2 * 86_400.0)).to_pandas()
-    for name, frame, time in (("transactions", history, "event_time"), ("labels", told, "labelled_at")):
+    reported = pa.concat_tables(delayed_truth(frame_tables(history), 2 * 86_400.0)).to_pandas()
+    for name, frame, time in (("transactions", history, "event_time"), ("labels", reported, "labelled_at")):
         frame = frame.drop(columns=["fraud", "fraud_type"], errors="ignore")  # noqa: PLW2901
         number = frame["card_id"].map(lambda card: crc32(str(card).encode()) % partitions)
         late = pd.to_timedelta(frame.index % 5 * shuffled_by.total_seconds(), unit="s")
         frame = frame.assign(partition=number, timestamp=frame[time] + late)  # noqa: PLW2901
-        for partition, of in frame.groupby("partition"):
-            ordered = of.sort_values("timestamp", kind="stable").assign(offset=range(len(of)))
+        for partition, source in frame.groupby("partition"):
+            ordered = source.sort_values("timestamp", kind="stable").assign(offset=range(len(source)))
             path = directory / name / f"partition={partition}" / "0.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             ordered.to_parquet(path, index=False)
@@ -172,18 +175,18 @@ def test_exported_topics_that_are_out_of_order_give_what_the_file_gives(
     of_file = backtest_of(file, label_delay_s=2 * 86_400.0, **asked).run()
     of_export = backtest_of(directory, **asked).run()
     order = ["event_time", "transaction_id"]
-    one, other = (decisions(result).sort_values(order, ignore_index=True) for result in (of_file, of_export))
-    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    row, other = (decisions(result).sort_values(order, ignore_index=True) for result in (of_file, of_export))
+    pd.testing.assert_frame_equal(row, other, check_exact=True)
     assert of_export.label_mode == "recorded"
 
     shuffled = tmp_path / "shuffled"
     export(history, shuffled, 3, timedelta(hours=1))
     found = backtest_of(shuffled, **asked).run()
     assert decisions(found)["event_time"].is_monotonic_increasing
-    assert sorted(decisions(found)["transaction_id"]) == sorted(one["transaction_id"])
+    assert sorted(decisions(found)["transaction_id"]) == sorted(row["transaction_id"])
     late = backtest_of(shuffled, lateness_s=3_600.0, **asked).run()
     assert late.counts["refused transactions: late_beyond_margin"] > 0
-    assert len(decisions(late)) < len(one)
+    assert len(decisions(late)) < len(row)
 
 
 def test_an_export_is_read_no_further_than_its_span(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
@@ -226,8 +229,14 @@ def test_a_label_is_refused_where_its_transaction_can_only_lie_in_what_was_read(
     begin, grace, retention = START + 2 * DAY, 7 * DAY, 2 * DAY
     last = begin + retention + grace
     known = [last - 2 * DAY, last - timedelta(seconds=1), last, last + DAY]
-    told = {"transaction_id": "nobody's", "card_id": "c", "label": "fraud", "source": "analyst", "labelled_at": known}
-    pd.DataFrame(told).to_parquet(tmp_path / "labels.parquet", index=False)
+    reported = {
+        "transaction_id": "nobody's",
+        "card_id": "c",
+        "label": "fraud",
+        "source": "analyst",
+        "labelled_at": known,
+    }
+    pd.DataFrame(reported).to_parquet(tmp_path / "labels.parquet", index=False)
     asked = {
         "settings": settings.model_copy(update={"label_horizon_days": 2.0}),
         "label_file": tmp_path / "labels.parquet",
@@ -249,12 +258,12 @@ def test_an_export_of_which_something_is_missing_is_refused_or_warned_of(
     asked = {"start": START + 10 * DAY, "settings": settings, "warm_up_s": 86_400.0}
     of_the_warm_up = backtest_of(directory, **asked).run().warnings
     assert not any("labels" in warning for warning in of_the_warm_up)
-    told = directory / "labels"
-    note_contents(told, Contents(Origin("cluster", "labels", "id", 3), {1: Offsets(0, 5)}))
-    shutil.rmtree(told)
+    reported = directory / "labels"
+    note_contents(reported, Contents(Origin("cluster", "labels", "id", 3), {1: Offsets(0, 5)}))
+    shutil.rmtree(reported)
     with pytest.raises(ExportError, match="labels lacks offsets 0 to 5 of partition 1"):
         backtest_of(directory, **asked).run()
-    contents_path(told).unlink()
+    contents_path(reported).unlink()
     (warning,) = set(backtest_of(directory, **asked).run().warnings) - set(of_the_warm_up)
     assert "holds no labels/" in warning
     next(directory.rglob("*.parquet")).write_bytes(b"PAR1")
@@ -349,7 +358,7 @@ def test_variants_have_names_of_their_own(file: Path, settings: Settings) -> Non
 
 
 def told_by(warnings: Sequence[str]) -> list[str]:
-    return [one for one in warnings if re.search("refused|repeat|neither|none of", one)]
+    return [warning for warning in warnings if re.search("refused|repeat|neither|none of", warning)]
 
 
 def test_refusals_and_repeats_are_warned_about_where_they_are_many(

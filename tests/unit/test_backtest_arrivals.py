@@ -27,10 +27,10 @@ class Reader:
         self.position = 0
 
     def read_columns(self, end: int) -> RecordColumns:
-        of = range(self.position, min(self.position + self._batch, end))
-        self.position = of.stop
-        stamps = np.array([STAMPS_MS[number] for number in of], np.int64)
-        return RecordColumns(0, np.array(of, np.int64), stamps, [b"%d" % number for number in of])
+        source = range(self.position, min(self.position + self._batch, end))
+        self.position = source.stop
+        stamps = np.array([STAMPS_MS[number] for number in source], np.int64)
+        return RecordColumns(0, np.array(source, np.int64), stamps, [b"%d" % number for number in source])
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 20])

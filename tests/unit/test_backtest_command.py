@@ -42,8 +42,8 @@ def run(tmp_path: Path) -> Run:
     environment = {"FRAUD_PIPELINE_DATA_DIR": str(settings.data_dir), "KAFKA_BOOTSTRAP_SERVERS": None}
 
     def begin(*arguments: str, file: bool = True) -> Result:
-        of = [str(tmp_path / "history.parquet")] if file else []
-        return CliRunner().invoke(main, ["backtest", *of, *arguments], env=environment)
+        source = [str(tmp_path / "history.parquet")] if file else []
+        return CliRunner().invoke(main, ["backtest", *source, *arguments], env=environment)
 
     return begin
 
@@ -62,7 +62,7 @@ def test_a_file_is_decided_and_reported(run: Run, tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert json.loads(content.read_text(encoding="utf-8"))["partial"] is False
     named = json.loads((decisions / "variants.json").read_text(encoding="utf-8"))
-    assert [one["name"] for one in named] == ["now at 0.2", "now at 0.6"]
+    assert [row["name"] for row in named] == ["now at 0.2", "now at 0.6"]
     low, high = (pd.read_parquet(decisions / f"{number}.parquet") for number in (0, 1))
     assert low["event_time"].min() >= pd.Timestamp("2024-03-08", tz="UTC")
     assert (low["action"] == "alert").sum() > (high["action"] == "alert").sum()
@@ -72,11 +72,11 @@ def test_alerts_are_reviewed_as_is_asked_for(run: Run, tmp_path: Path) -> None:
     content = tmp_path / "content.json"
     result = run("--labels", "simulated-review", "--review-delay", "36h", "--top", "2", "--json", str(content))
     assert result.exit_code == 0, result.output
-    told = json.loads(content.read_text(encoding="utf-8"))
-    asked = {name: told["parameters"][name] for name in ("labels", "label_delay_days", "review_delay_days")}
+    reported = json.loads(content.read_text(encoding="utf-8"))
+    asked = {name: reported["parameters"][name] for name in ("labels", "label_delay_days", "review_delay_days")}
     assert asked == {"labels": "simulated-review", "label_delay_days": 7.0, "review_delay_days": 1.5}
-    assert told["parameters"]["reviews_a_day"] == told["options"]["top"] == 2
-    assert 0 < told["variants"][0]["reviewed"]["alerts"] <= 2 * 14
+    assert reported["parameters"]["reviews_a_day"] == reported["options"]["top"] == 2
+    assert 0 < reported["variants"][0]["reviewed"]["alerts"] <= 2 * 14
     assert "alerts that were looked at" in " ".join(result.stdout.split())
 
 
@@ -111,12 +111,12 @@ def test_models_are_renewed_and_told(run: Run) -> None:
         "--validation-days", "3", "--train-window", "9",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    told = re.findall(
+    reported = re.findall(
         r"^mine every 2 days, by what was known at (\S+) 00:00:00: LightGBM \w{12}", result.stderr, re.MULTILINE
     )
-    assert told == ["2024-03-13", "2024-03-15"][: len(told)]
-    assert told
-    assert f"mine every 2 days: {1 + len(told)} versions, by what was known from 2024-03-11" in " ".join(
+    assert reported == ["2024-03-13", "2024-03-15"][: len(reported)]
+    assert reported
+    assert f"mine every 2 days: {1 + len(reported)} versions, by what was known from 2024-03-11" in " ".join(
         result.stdout.split()
     )
 
@@ -172,7 +172,7 @@ def test_outputs_are_tried_before_anything_is_decided(
     file = tmp_path / "a file"
     file.touch()
     assert "cannot be written" in run("--decisions", str(file / "below")).stderr
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a file", "data", "history.parquet"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a file", "data", "history.parquet"]
 
 
 def test_an_output_that_fails_takes_no_other_with_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,8 @@ def test_a_cluster_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.Mo
 def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Request] = []
 
-    def keep(of: Backtest, *_: object, **_more: object) -> None:
-        asked.append(of.request)
+    def keep(backtest: Backtest, *_: object, **_more: object) -> None:
+        asked.append(backtest.request)
         raise RangeError("enough")
 
     monkeypatch.setattr(backtest.Backtest, "run", keep)
@@ -233,10 +233,10 @@ def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: p
 def test_the_page_tells_every_option() -> None:
     page = (ROOT / "docs/backtest.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
-    told = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
-    options = [one for one in command.params if isinstance(one, click.Option)]
-    offered = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-    assert told == offered
+    reported = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
+    options = [item for item in command.params if isinstance(item, click.Option)]
+    offered = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    assert reported == offered
 
 
 def test_causes_of_differences_are_in_the_page() -> None:

@@ -43,15 +43,15 @@ def test_features_are_those_of_training_sets(history: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_files_give_what_the_frame_gives(history: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
-    sold, told = tmp_path / f"sold.{suffix}", tmp_path / f"told.{suffix}"
+    sold, reported = tmp_path / f"sold.{suffix}", tmp_path / f"told.{suffix}"
     truth = pa.concat_tables(delayed_truth(frame_tables(history), DELAY_S, legitimate=False)).to_pandas()
-    for path, rows in ((sold, history.drop(columns="amount_minor")), (told, truth)):
+    for path, rows in ((sold, history.drop(columns="amount_minor")), (reported, truth)):
         if suffix == "csv":
             rows.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S.%f%z")
         else:
             rows.to_parquet(path, index=False)
     from_frame = replay(models(), frame_tables(history), frame_tables(truth), options=options())
-    from_files = replay(models(), file_tables(sold, chunk_rows=50), label_tables(told, 7), options=options())
+    from_files = replay(models(), file_tables(sold, chunk_rows=50), label_tables(reported, 7), options=options())
     pd.testing.assert_frame_equal(frame(list(from_files)), frame(list(from_frame)), check_exact=True)
 
 
@@ -75,15 +75,15 @@ def test_a_file_of_the_handbook_is_read_by_its_own_names(tmp_path: Path) -> None
     assert set(found["currency"]) == {"USD"}
     assert found["transaction_type"].tolist() == ["purchase", "purchase", "verification"]
     assert part.rejects == ()
-    told = pa.concat_tables(delayed_truth(file_tables(path), 60.0))
-    assert told["label"].to_pylist() == ["legitimate", "fraud", "legitimate"]
-    assert str(told["labelled_at"][0].as_py()) == "2018-04-01 00:01:31+00:00"
+    tables = pa.concat_tables(delayed_truth(file_tables(path), 60.0))
+    assert tables["label"].to_pylist() == ["legitimate", "fraud", "legitimate"]
+    assert str(tables["labelled_at"][0].as_py()) == "2018-04-01 00:01:31+00:00"
 
 
 def test_a_truth_that_nobody_can_tell_is_an_error(history: pd.DataFrame) -> None:
     words = history.head(3).assign(fraud=["1", "False", "perhaps"])
-    (told,) = delayed_truth(frame_tables(words.head(2)), 1.0)
-    assert told["label"].to_pylist() == ["fraud", "legitimate"]
+    (table,) = delayed_truth(frame_tables(words.head(2)), 1.0)
+    assert table["label"].to_pylist() == ["fraud", "legitimate"]
     with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
         list(delayed_truth(frame_tables(words), 1.0))
 

@@ -38,17 +38,17 @@ def microseconds(times: "pd.Series[pd.Timestamp]") -> np.ndarray[tuple[int], np.
 
 def expected_blends(rows: pd.DataFrame, history: pd.DataFrame, blend: float) -> list[float]:
     """The blend of each row: hour by hour, from frames; each label comes a day after its transaction."""
-    gate, found, told = Gate(), [], 0
+    gate, found, reported = Gate(), [], 0
     times_us, known_us = microseconds(rows["event_time"]), microseconds(history["event_time"]) + US_PER_DAY
     names = list(zip(rows["card_id"], rows["transaction_id"], strict=True))
     labelled = list(zip(history["card_id"], history["transaction_id"], history["fraud"], strict=True))
     for number, (_, of_hour) in enumerate(rows.groupby(times_us // US_PER_HOUR)):
         first = int(of_hour.index[0])
-        while told < len(labelled) and known_us[told] <= times_us[first]:
-            card, transaction, fraud = labelled[told]
-            at_us, known = int(known_us[told]), KNOWN.index("fraud" if fraud else "legitimate")
+        while reported < len(labelled) and known_us[reported] <= times_us[first]:
+            card, transaction, fraud = labelled[reported]
+            at_us, known = int(known_us[reported]), KNOWN.index("fraud" if fraud else "legitimate")
             gate.report(LabelReport((card, transaction), source_rank("simulator"), known, at_us, at_us))
-            told += 1
+            reported += 1
         blend = gate.decide(blend).blend if number else blend
         end = first + len(of_hour)
         scores = (of_hour["river"].to_numpy(), of_hour["lightgbm"].to_numpy())
@@ -62,7 +62,7 @@ def kept(file: Path, settings: Settings, **changes: Any) -> list[pd.DataFrame]:
     frames: dict[str, list[pd.DataFrame]] = {}
     asked = backtest_of(file, settings=settings, label_delay_s=86_400.0, learn=True, river="untaught", **changes)
     asked.each(lambda name, decisions: frames.setdefault(name, []).append(decisions.frame()))
-    return [pd.concat(of, ignore_index=True) for of in frames.values()]
+    return [pd.concat(frame, ignore_index=True) for frame in frames.values()]
 
 
 @pytest.mark.parametrize("before", [0.0, 1.0])
@@ -70,7 +70,7 @@ def test_each_hour_has_the_blend_that_reports_of_before_decide(
     file: Path, history: pd.DataFrame, tmp_path: Path, before: float
 ) -> None:
     settings = with_a_champion(tmp_path / "other", policy(blend=before))
-    (always,), (gated,) = (kept(file, settings, blend=one) for one in (1.0, None))
+    (always,), (gated,) = (kept(file, settings, blend=item) for item in (1.0, None))
     expected = np.array(expected_blends(always, history, before))
     # The online model goes in and out.
     assert set(expected.tolist()) == {0.0, 1.0}
@@ -93,9 +93,9 @@ def test_paced_and_chosen_thresholds_take_the_blend_over(file: Path, tmp_path: P
     found = kept(file, settings, start=START + 9 * DAY, validation_days=3.0, thresholds=[0.5], budgets=[3.0], pace=3.0)
     fixed = found[0]
     assert 0 < (fixed["score"] == fixed["lightgbm"]).sum() < len(fixed)
-    for one in found[1:]:
-        np.testing.assert_array_equal(one["score"], fixed["score"])
-        assert ((one["selection"] == "score") == (one["score"] >= one["threshold"])).all()
+    for row in found[1:]:
+        np.testing.assert_array_equal(row["score"], fixed["score"])
+        assert ((row["selection"] == "score") == (row["score"] >= row["threshold"])).all()
 
 
 def test_a_new_policy_leaves_the_online_model_to_the_gate() -> None:

@@ -29,15 +29,15 @@ def log(seed: int, number: int, size: int = 400) -> LogPart[Transactions]:
 
 def cut(part: LogPart[Transactions], size: int) -> Iterator[LogPart[Transactions]]:
     for first in range(0, len(part.rows), size):
-        of = slice(first, first + size)
-        yield LogPart(part.rows.take(of), part.arrived_us[of])
+        source = slice(first, first + size)
+        yield LogPart(part.rows.take(source), part.arrived_us[source])
 
 
 def merged(
     logs: list[LogPart[Transactions]], sizes: list[int], margin_us: int
 ) -> tuple[list[int], list[int], list[int]]:
     late: list[int] = []
-    parts = [cut(one, size) for one, size in zip(logs, sizes, strict=True)]
+    parts = [cut(log, size) for log, size in zip(logs, sizes, strict=True)]
     found = list(by_time(parts, margin_us, lambda refused: late.extend(refused.row.tolist())))
     return (
         [key for part in found for key in part.key.tolist()],
@@ -52,7 +52,7 @@ def test_the_order_is_that_of_time_and_place_alone(chunk: int, monkeypatch: pyte
     logs = [log(seed, seed) for seed in range(3)]
     keys, places, late = merged(logs, [7, 400, 31], 12 * HOUR)
     everything = sorted(
-        (key, row) for one in logs for key, row in zip(one.rows.key.tolist(), one.rows.row.tolist(), strict=True)
+        (key, row) for log in logs for key, row in zip(log.rows.key.tolist(), log.rows.row.tolist(), strict=True)
     )
     assert (keys, places, late) == ([key for key, _ in everything], [row for _, row in everything], [])
 
@@ -64,9 +64,9 @@ def test_what_is_too_late_depends_on_the_log_alone() -> None:
     keys, places, late = outcomes[0]
     clocks = {
         row: (key, int(newest))
-        for one in logs
+        for log in logs
         for key, row, newest in zip(
-            one.rows.key.tolist(), one.rows.row.tolist(), np.maximum.accumulate(one.arrived_us), strict=True
+            log.rows.key.tolist(), log.rows.row.tolist(), np.maximum.accumulate(log.arrived_us), strict=True
         )
     }
     assert late == sorted(row for row, (key, newest) in clocks.items() if key < newest - 5 * HOUR)

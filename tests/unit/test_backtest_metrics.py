@@ -43,38 +43,40 @@ SEEDS = pytest.mark.parametrize("seed", range(12))
 
 @SEEDS
 def test_ranking_is_that_of_scikit_learn_whatever_the_weights(seed: int) -> None:
-    one = history(seed, levels=(4, 12, 10_000)[seed % 3])
+    decision = history(seed, levels=(4, 12, 10_000)[seed % 3])
     weight = np.random.default_rng(seed).integers(0, 4, 14).astype(float)
-    ranking = Ranking(one.fraud, one.score, one.card, 14)
-    rows = weight[one.card]
-    assert ranking.areas(weight).auc_roc == pytest.approx(roc_auc_score(one.fraud, one.score, sample_weight=rows))
-    expected = average_precision_score(one.fraud, one.score, sample_weight=rows)
+    ranking = Ranking(decision.fraud, decision.score, decision.card, 14)
+    rows = weight[decision.card]
+    assert ranking.areas(weight).auc_roc == pytest.approx(
+        roc_auc_score(decision.fraud, decision.score, sample_weight=rows)
+    )
+    expected = average_precision_score(decision.fraud, decision.score, sample_weight=rows)
     assert ranking.areas(weight).average_precision == pytest.approx(expected)
 
 
 @SEEDS
 def test_the_curve_is_that_of_scikit_learn_where_recall_grows(seed: int) -> None:
-    one = history(seed)
-    precision, found, threshold = precision_recall_curve(one.fraud, one.score)
+    decision = history(seed)
+    precision, found, threshold = precision_recall_curve(decision.fraud, decision.score)
     expected = {
         (float(t), round(float(p), 12), round(float(r), 12))
         for t, p, r, after in zip(threshold, precision, found, [*found[1:]], strict=False)
         if r > after
     }
-    curve = Ranking(one.fraud, one.score, one.card, 14).curve()
+    curve = Ranking(decision.fraud, decision.score, decision.card, 14).curve()
     columns = zip(curve.threshold.tolist(), curve.precision.tolist(), curve.recall.tolist(), strict=True)
     assert {(t, round(p, 12), round(r, 12)) for t, p, r in columns} == expected
     assert len(expected) > 3
 
 
 def test_a_ranking_of_one_class_has_no_area() -> None:
-    one = history(0)
+    decision = history(0)
     ones, none, every = np.ones(14), np.zeros(120, bool), np.ones(120, bool)
     for fraud in (none, every):
-        assert np.isnan(Ranking(fraud, one.score, one.card, 14).areas(ones).auc_roc)
-    assert np.isnan(Ranking(none, one.score, one.card, 14).areas(ones).average_precision)
-    assert Ranking(every, one.score, one.card, 14).areas(ones).average_precision == 1.0
-    assert len(Ranking(none, one.score, one.card, 14).curve().threshold) == 0
+        assert np.isnan(Ranking(fraud, decision.score, decision.card, 14).areas(ones).auc_roc)
+    assert np.isnan(Ranking(none, decision.score, decision.card, 14).areas(ones).average_precision)
+    assert Ranking(every, decision.score, decision.card, 14).areas(ones).average_precision == 1.0
+    assert len(Ranking(none, decision.score, decision.card, 14).curve().threshold) == 0
     # A resample without a single row of frauds.
     alone = Ranking(np.array([True, False]), np.array([0.5, 0.5]), np.array([0, 1]), 2)
     assert np.isnan(alone.areas(np.array([0.0, 2.0])).auc_roc)
@@ -84,12 +86,12 @@ def test_a_ranking_of_one_class_has_no_area() -> None:
 @SEEDS
 @pytest.mark.parametrize("top", [1, 3, 100])
 def test_card_precision_is_that_of_its_definition(seed: int, top: int) -> None:
-    one = history(seed)
+    item = history(seed)
     for remove in (False, True):
-        expected = reference.card_precision(*(column.tolist() for column in one[:4]), top, remove)
-        found = card_precision(*one[:4], top, remove_detected=remove)
+        expected = reference.card_precision(*(column.tolist() for column in item[:4]), top, remove)
+        found = card_precision(*item[:4], top, remove_detected=remove)
         assert found == pytest.approx(expected)
-    kept = card_precision(*one[:4], top)
+    kept = card_precision(*item[:4], top)
     assert kept is not None
     assert found is not None
     assert kept > found or top < 100
@@ -98,12 +100,12 @@ def test_card_precision_is_that_of_its_definition(seed: int, top: int) -> None:
 @SEEDS
 @pytest.mark.parametrize("top", [1, 3, 100])
 def test_the_best_of_a_day_are_those_of_the_definition(seed: int, top: int) -> None:
-    one = history(seed)
-    chosen = top_of_days(one.score, one.event_time_us, top)
-    expected = reference.best_of_days(one.score.tolist(), one.event_time_us.tolist(), top)
+    decision = history(seed)
+    chosen = top_of_days(decision.score, decision.event_time_us, top)
+    expected = reference.best_of_days(decision.score.tolist(), decision.event_time_us.tolist(), top)
     assert set(np.flatnonzero(chosen).tolist()) == expected
-    _, precision = daily_precision(one.fraud, chosen, one.event_time_us, top)
-    assert precision.mean() == pytest.approx(reference.precision_at(*(column.tolist() for column in one[:3]), top))
+    _, precision = daily_precision(decision.fraud, chosen, decision.event_time_us, top)
+    assert precision.mean() == pytest.approx(reference.precision_at(*(column.tolist() for column in decision[:3]), top))
 
 
 def test_metrics_of_nothing() -> None:
@@ -115,44 +117,46 @@ def test_metrics_of_nothing() -> None:
 
 
 def test_a_card_is_known_from_the_day_after_its_fraud_was() -> None:
-    one = history(3)
+    item = history(3)
     never = np.iinfo(np.int64).max
-    known_us = np.where(one.fraud, one.event_time_us + DAY_US // 2, never)
-    found = known_cards(one.card, one.event_time_us, known_us)
+    known_us = np.where(item.fraud, item.event_time_us + DAY_US // 2, never)
+    found = known_cards(item.card, item.event_time_us, known_us)
     assert found.tolist() == reference.known_before_the_day(
-        *(c.tolist() for c in (one.card, one.event_time_us, known_us))
+        *(c.tolist() for c in (item.card, item.event_time_us, known_us))
     )
     assert 0 < found.sum() < len(found)
 
 
 @SEEDS
 def test_what_is_caught_lies_on_or_behind_an_alert_about_fraud_of_the_card(seed: int) -> None:
-    one = history(seed)
-    fraud = one.fraud
+    decision = history(seed)
+    fraud = decision.fraud
     # At whole hours, so that frauds of a card fall into one instant, and exactly on the end of a protection.
-    times = one.event_time_us[fraud] // (6 * 3_600_000_000) * (6 * 3_600_000_000)
-    alert = one.score[fraud] > 0.6
+    times = decision.event_time_us[fraud] // (6 * 3_600_000_000) * (6 * 3_600_000_000)
+    alert = decision.score[fraud] > 0.6
     for protection_us in (0, DAY_US, 100 * DAY_US):
-        caught = from_alert_on(alert, one.card[fraud], times, protection_us)
-        expected = reference.from_alert_on(alert.tolist(), one.card[fraud].tolist(), times.tolist(), protection_us)
+        caught = from_alert_on(alert, decision.card[fraud], times, protection_us)
+        expected = reference.from_alert_on(alert.tolist(), decision.card[fraud].tolist(), times.tolist(), protection_us)
         assert caught.tolist() == expected
     assert alert.sum() < caught.sum() < len(caught)
 
 
 @SEEDS
 def test_a_sweep_is_what_each_threshold_would_have_done(seed: int) -> None:
-    one = history(seed)
-    thresholds = sweep_thresholds(one.score, points=8)
-    points = sweep(*one[:2], one.card, *one[2::2], thresholds, review_cost=2.0, protection_us=DAY_US)
+    decision = history(seed)
+    thresholds = sweep_thresholds(decision.score, points=8)
+    points = sweep(*decision[:2], decision.card, *decision[2::2], thresholds, review_cost=2.0, protection_us=DAY_US)
     assert [point.threshold for point in points] == sorted(set(thresholds.tolist()), reverse=True)
-    assert points[0].threshold == one.score.max()
-    assert points[-1].alerts == len(one.score)
+    assert points[0].threshold == decision.score.max()
+    assert points[-1].alerts == len(decision.score)
     for point in points:
-        alert = one.score >= point.threshold
+        alert = decision.score >= point.threshold
         assert point.alerts == alert.sum()
-        assert point.frauds == (alert & one.fraud).sum()
-        caught = from_alert_on(alert[one.fraud], one.card[one.fraud], one.event_time_us[one.fraud], DAY_US)
-        amount = one.amount[one.fraud]
+        assert point.frauds == (alert & decision.fraud).sum()
+        caught = from_alert_on(
+            alert[decision.fraud], decision.card[decision.fraud], decision.event_time_us[decision.fraud], DAY_US
+        )
+        amount = decision.amount[decision.fraud]
         assert point.savings.caught_amount == amount[caught].sum()
         assert point.savings.net_saving == amount[caught].sum() - 2.0 * alert.sum()
 
@@ -206,11 +210,13 @@ def test_drift_counts_what_moved_and_what_has_no_value() -> None:
     assert missing_before.tolist() == [0.0, 0.0, 0.0]
     assert missing_now.tolist() == [0.0, 0.0, 0.2]
     # By the definition, of the two values of the flag.
-    p, q = (np.array([(of == 0).mean(), (of == 1).mean()]) for of in (before[:, 1], now[:, 1]))
+    p, q = (np.array([(source == 0).mean(), (source == 1).mean()]) for source in (before[:, 1], now[:, 1]))
     assert flag == pytest.approx(((p - q) * np.log(p / q)).sum())
     # Between tenths the statistic is a little less than between all values; of a flag there is no more to look at.
     distances = drift.ks_statistic()
-    exact = [ks_2samp(*(of[~np.isnan(of)] for of in (before[:, at], now[:, at]))).statistic for at in range(3)]
+    exact = [
+        ks_2samp(*(source[~np.isnan(source)] for source in (before[:, at], now[:, at]))).statistic for at in range(3)
+    ]
     assert distances[1] == pytest.approx(exact[1])
     assert exact[2] - 0.05 < distances[2] <= exact[2] + 1e-12
     empty = ModelDrift("0123456789ab", ("now",), reference, nothing)

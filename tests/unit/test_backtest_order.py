@@ -21,28 +21,28 @@ from tests.unit.test_backtest import CHUNKS, assert_same, assert_taught, frame, 
 def by_event_time(history: list[Happening]) -> list[Happening]:
     """What arrives at its own time, in the order of time, what is known at an instant before what happens then."""
 
-    def key(one: Happening) -> tuple[int, bool]:
-        return one.at_us, one.kind == "transaction"
+    def key(happening: Happening) -> tuple[int, bool]:
+        return happening.at_us, happening.kind == "transaction"
 
-    def own_us(one: Happening) -> int:
-        moment = one.fields["labelled_at" if one.kind == "label" else "event_time"]
+    def own_us(happening: Happening) -> int:
+        moment = happening.fields["labelled_at" if happening.kind == "label" else "event_time"]
         assert isinstance(moment, datetime)
         return timestamp_us(moment)
 
-    return sorted((replace(one, at_us=own_us(one)) for one in history), key=key)
+    return sorted((replace(item, at_us=own_us(item)) for item in history), key=key)
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_by_event_time_it_is_a_live_run_in_the_order_of_time(partitions: int) -> None:
     history, card = by_event_time(busy_history(21, 400, invalid=0)), options(partitions)
-    times = [one.at_us for one in history if one.kind == "transaction"]
+    times = [sent_record.at_us for sent_record in history if sent_record.kind == "transaction"]
     # Instants of two transactions, and of a label and a transaction.
     assert len(set(times)) < len(times)
     live = play(history, Live(models(), card))
     for rows in CHUNKS:
         sold = [table.drop_columns(["timestamp", "sequence"]) for table in cut(transactions(history), rows)]
-        told = [table.drop_columns(["timestamp", "sequence"]) for table in cut(labels(history), rows)]
-        assert_same(list(replay(models(), sold, told, options=card)), live)
+        reported = [table.drop_columns(["timestamp", "sequence"]) for table in cut(labels(history), rows)]
+        assert_same(list(replay(models(), sold, reported, options=card)), live)
 
 
 def test_a_label_of_an_instant_is_known_to_the_transactions_of_that_instant() -> None:
@@ -52,12 +52,12 @@ def test_a_label_of_an_instant_is_known_to_the_transactions_of_that_instant() ->
         Happening("transaction", {**fine(0), **at}, 0, 0),
         Happening("transaction", {**fine(1), "event_time": later, "card_id": "other"}, 0, 0),
     ]
-    said = [Happening("label", {**fraud(0), "labelled_at": moment}, 0, 0) for moment in (at["event_time"], later)]
-    parts = [table.drop_columns(["timestamp", "sequence"]) for table in (transactions(sold), labels(said[1:]))]
+    happenings = [Happening("label", {**fraud(0), "labelled_at": moment}, 0, 0) for moment in (at["event_time"], later)]
+    parts = [table.drop_columns(["timestamp", "sequence"]) for table in (transactions(sold), labels(happenings[1:]))]
     found = frame(list(replay(models(), parts[:1], parts[1:], options=options())))
     assert found["feature_merchant_known_fraud_30d"].tolist() == [0, 1]
     # One of its own transaction waits for it.
-    early = labels(said[:1]).drop_columns(["timestamp", "sequence"])
+    early = labels(happenings[:1]).drop_columns(["timestamp", "sequence"])
     found = frame(list(replay(models(), parts[:1], [early], options=options())))
     assert found["feature_merchant_known_fraud_30d"].tolist() == [0, 1]
 
@@ -65,10 +65,10 @@ def test_a_label_of_an_instant_is_known_to_the_transactions_of_that_instant() ->
 @pytest.mark.parametrize("rows", CHUNKS)
 def test_batches_are_replayed_as_they_were_read(rows: int | None) -> None:
     """Of one number transactions come first: so a number for each batch repeats what the card agent did."""
-    history = [replace(one, sequence=one.sequence // 20) for one in busy_history(31, 400)]
+    history = [replace(item, sequence=item.sequence // 20) for item in busy_history(31, 400)]
     live = Live(models(), options())
-    for _, batch in groupby(history, key=lambda one: one.sequence):
-        live.batch([(f"{one.kind}s", one.fields, one.at_us) for one in batch])
+    for _, batch in groupby(history, key=lambda item: item.sequence):
+        live.batch([(f"{sent_record.kind}s", sent_record.fields, sent_record.at_us) for sent_record in batch])
     assert_same(run(history, options(), rows), live)
 
 
@@ -84,9 +84,9 @@ def fraud(number: int) -> dict[str, Any]:
 
 def test_rows_that_are_out_of_order_are_an_error() -> None:
     history = busy_history(1, 60, invalid=0)
-    sold, told = (table.drop_columns(["timestamp"]) for table in (transactions(history), labels(history)))
+    sold, columns = (table.drop_columns(["timestamp"]) for table in (transactions(history), labels(history)))
     first = sold.filter(pc.equal(sold["transaction_id"], "t0"))
-    backwards = told.sort_by([("labelled_at", "descending")])
+    backwards = columns.sort_by([("labelled_at", "descending")])
     with pytest.raises(OutOfOrder, match=r"transaction of row \d+ .* sort the input by event_time"):
         list(replay(models(), [sold.sort_by([("event_time", "descending")])], options=options()))
     with pytest.raises(OutOfOrder, match=r"label of row \d+ .* sort the input by the time from which it counts"):
@@ -106,7 +106,11 @@ def test_labels_behind_the_last_transaction_come_at_the_end() -> None:
     history = busy_history(2, 80, invalid=0)
     while history[-1].kind == "label":
         history.pop()
-    late = [Happening("label", {**one.fields}, one.at_us + DAY, 10_000) for one in history if one.kind == "label"]
+    late = [
+        Happening("label", {**sent_record.fields}, sent_record.at_us + DAY, 10_000)
+        for sent_record in history
+        if sent_record.kind == "label"
+    ]
     parts = run([*history, *late], options())
     assert len(parts[-1]) == 0
     assert parts[-1].label_outcomes.total() == len(late) > 0
@@ -131,7 +135,7 @@ def test_horizons_end_at_the_same_microsecond(off_us: int, dedup_days: int, labe
                 one_of(second, 0, later_us),
                 one_of("sold", 2, later_us + DAY),
             ]
-            history = [replace(one, sequence=number) for number, one in enumerate(happened)]
+            history = [replace(item, sequence=number) for number, item in enumerate(happened)]
             live = assert_taught(history, card, feedback, DAY, None)
             parts = run(history, card)
             outcomes = {name: count for (what, name), count in live.counts.items() if what == "label"}

@@ -41,7 +41,7 @@ def kept(asked: Backtest) -> tuple[dict[str, pd.DataFrame], list[Decisions]]:
         parts.append(decisions)
 
     asked.each(take)
-    return {name: pd.concat(of, ignore_index=True) for name, of in frames.items()}, parts
+    return {name: pd.concat(frame, ignore_index=True) for name, frame in frames.items()}, parts
 
 
 def asked(file: Path, settings: Settings, **changes: Any) -> Backtest:
@@ -67,7 +67,7 @@ def reference(rows: pd.DataFrame, threshold: float) -> list[float]:
 
 def test_each_hour_is_decided_by_a_policy_of_earlier_hours(file: Path, settings: Settings) -> None:
     watched, _ = kept(asked(file, settings, start=FROM - 3 * DAY, pace=None))
-    rows = watched["now"].assign(event_time=lambda of: of["event_time"].dt.as_unit("us"))
+    rows = watched["now"].assign(event_time=lambda row: row["event_time"].dt.as_unit("us"))
     expected = np.array(reference(rows, rows["threshold"][0]))[(rows["event_time"] >= FROM).to_numpy()]
     frames, parts = kept(asked(file, settings))
     (paced,) = frames.values()
@@ -84,13 +84,13 @@ def test_each_hour_is_decided_by_a_policy_of_earlier_hours(file: Path, settings:
 def test_how_a_file_is_cut_changes_nothing(file: Path, settings: Settings, tmp_path: Path) -> None:
     pieces = tmp_path / "pieces.parquet"
     pq.write_table(pq.read_table(file), pieces, row_group_size=37)
-    (whole,), (cut,) = (list(kept(asked(one, settings))[0].values()) for one in (file, pieces))
+    (whole,), (cut,) = (list(kept(asked(item, settings))[0].values()) for item in (file, pieces))
     pd.testing.assert_frame_equal(whole, cut, check_exact=True)
 
 
 def test_a_report_tells_how_the_budget_was_kept(file: Path, settings: Settings) -> None:
     result = asked(file, settings, thresholds=[0.5]).run()
-    assert [one.name for one in result.variants] == ["now at 0.5", "now paced at 6 a day"]
+    assert [variant.name for variant in result.variants] == ["now at 0.5", "now paced at 6 a day"]
     fixed, paced = build_report(result).content.variants
     assert fixed.paced is None
     assert paced.paced is not None
@@ -109,7 +109,7 @@ def test_a_report_tells_how_the_budget_was_kept(file: Path, settings: Settings) 
 
 
 def test_critical_scores_alert_whatever_the_budget_says(file: Path, settings: Settings) -> None:
-    (usual,), (critical,) = (kept(asked(file, settings, critical=one))[0].values() for one in (None, 0.3))
+    (usual,), (critical,) = (kept(asked(file, settings, critical=item))[0].values() for item in (None, 0.3))
     assert usual["threshold"].max() > 0.3 >= critical["threshold"].max()
     assert (critical["action"] == "alert")[critical["score"] >= 0.3].all()
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None
         backtest_of(None, settings=live, pace=5.0, compare_live=True)
     with pytest.raises(ValueError, match="order of event time"):
         backtest_of(None, settings=live, pace=5.0, order="recorded")
-    assert [one.suffix for one in parsed_thresholds(Thresholds(fixed=[0.5], budgets=[5.0], pace=5.0))] == [
+    assert [threshold.suffix for threshold in parsed_thresholds(Thresholds(fixed=[0.5], budgets=[5.0], pace=5.0))] == [
         " at 0.5",
         " at 5 a day",
         " paced at 5 a day",

@@ -19,7 +19,7 @@ NUMBERING = Numbering(8)
 
 
 def records(history: list[Happening], kind: str) -> RecordColumns:
-    fields = [(one.fields, one.at_us) for one in history if one.kind == kind]
+    fields = [(sent_record.fields, sent_record.at_us) for sent_record in history if sent_record.kind == kind]
     return columns(
         3,
         [msgspec.json.encode({k: v for k, v in f.items() if v is not None}) for f, _ in fields],
@@ -31,9 +31,9 @@ def columns(partition: int, values: Sequence[bytes | None], timestamp_ms: Sequen
     return RecordColumns(partition, np.arange(len(values)), np.array(timestamp_ms, np.int64), list(values))
 
 
-def same(one: object, other: object, *, but: tuple[str, ...]) -> None:
-    for name in one.__dataclass_fields__:  # type: ignore[attr-defined]
-        left, right = getattr(one, name), getattr(other, name)
+def same(item: object, other: object, *, but: tuple[str, ...]) -> None:
+    for name in item.__dataclass_fields__:  # type: ignore[attr-defined]
+        left, right = getattr(item, name), getattr(other, name)
         if name in but:
             continue
         if isinstance(left, pa.Array):
@@ -59,20 +59,20 @@ def test_a_record_gives_what_its_row_gives() -> None:
 def test_labels_are_told_with_when_they_became_known() -> None:
     history = busy_history(5)
     rejects: list[Reject] = []
-    told: list[tuple[Label, int]] = []
+    reported: list[tuple[Label, int]] = []
     part = labels_of(
         records(history, "label"),
         RULES,
         NUMBERING,
         rejects,
-        lambda items, at: told.extend(zip(items, at, strict=True)),
+        lambda items, at: reported.extend(zip(items, at, strict=True)),
         "labels",
     )
     rows, refused = accept_labels(labels(history), RULES)
     same(part.rows, rows, but=("row",))
     assert len(rejects) == len(refused) > 0
-    assert [at for _, at in told] == rows.known_at_us.tolist()
-    assert [item.transaction_id for item, _ in told] == rows.transaction_id.to_pylist()
+    assert [at for _, at in reported] == rows.known_at_us.tolist()
+    assert [item.transaction_id for item, _ in reported] == rows.transaction_id.to_pylist()
 
 
 def test_what_is_no_message_is_refused_by_its_code() -> None:

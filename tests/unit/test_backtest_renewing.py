@@ -75,15 +75,15 @@ def asked(history: pd.DataFrame, first_day: datetime, settings: Settings, tmp_pa
 
 
 def of(result: BacktestResult, name: str = RENEWED) -> Variant:
-    return next(one for one in result.variants if one.name == name)
+    return next(variant for variant in result.variants if variant.name == name)
 
 
 def versions(result: BacktestResult, name: str = RENEWED) -> list[str | None]:
-    return [one.lightgbm for one in of(result, name).versions]
+    return [version.lightgbm for version in of(result, name).versions]
 
 
 def timeless(variant: Variant) -> list[TrainedVersion]:
-    return [replace(one, seconds=0.0) for one in variant.versions]
+    return [replace(version, seconds=0.0) for version in variant.versions]
 
 
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
@@ -93,22 +93,22 @@ def test_a_renewed_range_is_decided_as_its_pieces_are_by_models_of_their_own(
     variants = {"one": [], "two": ["amount", "hour", "card_*"]}
     renewed = asked(train={"variants": variants, "renew_days": [EVERY, 2 * EVERY]}, **regime).run()
     names = [f"{name}{every}" for name in variants for every in ("", " every 4 days", " every 8 days")]
-    assert [one.name for one in renewed.variants] == names
+    assert [variant.name for variant in renewed.variants] == names
     pieces = [asked(first, end, train={"variants": variants}, **regime).run() for first, end in pairwise(ENDS)]
     for name in variants:
         found, by_piece = of(renewed, f"{name} every 4 days"), [of(piece, name) for piece in pieces]
-        together = pd.concat([one.decisions for one in by_piece], ignore_index=True)
+        together = pd.concat([result.decisions for result in by_piece], ignore_index=True)
         pd.testing.assert_frame_equal(found.decisions, together, check_exact=True)
-        assert timeless(found) == [version for one in by_piece for version in timeless(one)]
-        assert len({one.lightgbm for one in found.versions}) == len(pieces)
-        assert sum(one.decisions for one in found.versions) == len(together)
-        assert len({one.metrics["threshold"] for one in found.versions}) > 1
+        assert timeless(found) == [version for item in by_piece for version in timeless(item)]
+        assert len({version.lightgbm for version in found.versions}) == len(pieces)
+        assert sum(version.decisions for version in found.versions) == len(together)
+        assert len({version.metrics["threshold"] for version in found.versions}) > 1
         # Schedules that meet share the training.
         slower = of(renewed, f"{name} every 8 days").versions
-        assert [one.lightgbm for one in slower] == [found.versions[at].lightgbm for at in (0, 2)]
+        assert [models.lightgbm for models in slower] == [found.versions[at].lightgbm for at in (0, 2)]
         assert slower[1].seconds == found.versions[2].seconds
         once = of(renewed, name)
-        assert [one.lightgbm for one in once.versions] == [found.versions[0].lightgbm]
+        assert [version.lightgbm for version in once.versions] == [found.versions[0].lightgbm]
         before = (once.decisions["event_time"] < by_piece[1].decisions["event_time"].iloc[0]).to_numpy()
         pd.testing.assert_frame_equal(once.decisions[before], found.decisions[before], check_exact=True)
         assert not once.decisions["score"].equals(found.decisions["score"])
@@ -118,14 +118,14 @@ def test_recorded_labels_renew_by_what_held_at_each_boundary(
     history: pd.DataFrame, asked: Callable[..., Backtest], first_day: datetime, tmp_path: Path
 ) -> None:
     frauds = history.loc[history["fraud"], ["transaction_id", "card_id", "event_time"]]
-    told = frauds.assign(label="fraud", source="analyst", labelled_at=frauds["event_time"] + DAY)
-    some = told[np.random.default_rng(4).random(len(told)) < 0.6]
+    reported = frauds.assign(label="fraud", source="analyst", labelled_at=frauds["event_time"] + DAY)
+    some = reported[np.random.default_rng(4).random(len(reported)) < 0.6]
     # They are taken back at the second boundary, and told again behind it.
     at = first_day + ENDS[1] * DAY
     back = some[some["labelled_at"] < at].assign(label="legitimate", source="audit", labelled_at=at)
     again = back.assign(label="fraud", labelled_at=at + DAY)
     path = tmp_path / "labels.parquet"
-    labels = pd.concat([told, back, again]).drop(columns="event_time")
+    labels = pd.concat([reported, back, again]).drop(columns="event_time")
     labels.sort_values("labelled_at", kind="stable").to_parquet(path, index=False)
     given = {"label_file": path, "train": {"gap_s": GAP_S}}
     renewed = asked(**given | {"train": {"gap_s": GAP_S, "renew_days": [EVERY]}}).run()
@@ -133,7 +133,7 @@ def test_recorded_labels_renew_by_what_held_at_each_boundary(
     assert versions(renewed) == [version for piece in pieces for version in versions(piece, "one")]
     together = pd.concat([piece.variants[0].decisions for piece in pieces], ignore_index=True)
     pd.testing.assert_frame_equal(of(renewed).decisions, together, check_exact=True)
-    frauds_trained_on = [one.frauds for one in of(renewed).versions]
+    frauds_trained_on = [version.frauds for version in of(renewed).versions]
     assert frauds_trained_on[1] < frauds_trained_on[0] < frauds_trained_on[2]
 
 
@@ -147,14 +147,16 @@ def test_the_online_model_is_kept_when_another_lightgbm_version_comes(asked: Cal
     # Several boundaries of both kinds lie in one chunk.
     learning = asked(train={"renew_days": [EVERY]}, learn=True, publish_every_s=20_000.0)
     learning.each(keep)
-    offsets = [(one.models.lightgbm.version, int(one.models.river.version.split("@")[1])) for one in found if len(one)]
+    offsets = [
+        (item.models.lightgbm.version, int(item.models.river.version.split("@")[1])) for item in found if len(item)
+    ]
     assert [number for _, number in offsets] == sorted(number for _, number in offsets)
     by_version = dict.fromkeys(version for version, _ in offsets)
     assert list(by_version) == versions(asked(train={"renew_days": [EVERY]}).run())
     # It goes on behind a boundary from what it had learned before it.
     first_of_second = next(number for version, number in offsets if version == list(by_version)[1])
     assert first_of_second > offsets[0][1] > 0
-    assert any((one.river_logit != one.logit).any() for one in found)
+    assert any((item.river_logit != item.logit).any() for item in found)
 
 
 def test_reviews_of_alerts_enter_the_features_of_each_candidate_s_trainings(asked: Callable[..., Backtest]) -> None:
@@ -163,8 +165,8 @@ def test_reviews_of_alerts_enter_the_features_of_each_candidate_s_trainings(aske
     plain = asked(**given | {"label_delay_s": 6 * 86_400.0}).run()
     found = asked(**given, **reviewed).run()
     names = ["one at 0.01", "one at 1", f"{RENEWED} at 0.01", f"{RENEWED} at 1"]
-    assert [one.name for one in found.variants] == names
-    assert [one.threshold for one in found.variants] == [0.01, 1.0, 0.01, 1.0]
+    assert [variant.name for variant in found.variants] == names
+    assert [variant.threshold for variant in found.variants] == [0.01, 1.0, 0.01, 1.0]
     # Frauds are known sooner where many alerts are looked at; nearly nothing is alerted at 1.
     often, seldom, never = (of(result, name).versions for result, name in zip(
         (found, found, plain), (names[2], names[3], names[3]), strict=True
@@ -177,7 +179,7 @@ def test_a_window_leaves_older_transactions_out(asked: Callable[..., Backtest], 
     window = {"window_days": 15.0, "start": first_day}
     renewed = asked(train={"renew_days": [EVERY], **window}).run()
     alone = [asked(end - EVERY, end, train={"start": first_day + (end - EVERY - 15) * DAY}).run() for end in ENDS[1:-1]]
-    assert versions(renewed)[:2] == [version for one in alone for version in versions(one, "one")]
+    assert versions(renewed)[:2] == [version for item in alone for version in versions(item, "one")]
     assert versions(renewed) != versions(asked(train={"renew_days": [EVERY]}).run())
 
 
@@ -202,7 +204,7 @@ def test_a_renewal_that_is_refused_leaves_the_version_before(
     assert third.lightgbm is None
     assert "the validation period holds" in third.refused
     assert first.decisions + second.decisions == len(result.variants[0].decisions)
-    assert any("1 of 2 trainings within the range were refused" in one for one in result.warnings)
+    assert any("1 of 2 trainings within the range were refused" in warning for warning in result.warnings)
     page = build_report(result, ReportOptions(replicates=2))
     assert "the validation period holds" in page.html
 
@@ -212,9 +214,9 @@ def test_days_without_a_transaction_are_not_trained_for(asked: Callable[..., Bac
         day = (frame["event_time"] - first_day) / DAY
         return frame[(day < 25) | (day > 31)]
 
-    known = [one.known_us for one in of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions]
+    known = [version.known_us for version in of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions]
     day_us = 86_400_000_000
-    assert [(one - known[0]) // day_us for one in known] == [0, 8]
+    assert [(item - known[0]) // day_us for item in known] == [0, 8]
 
 
 def test_what_is_to_come_changes_no_version(asked: Callable[..., Backtest], first_day: datetime) -> None:
@@ -244,13 +246,13 @@ def test_every_version_is_registered_where_that_is_asked_for(asked: Callable[...
 def test_the_report_lists_the_versions(asked: Callable[..., Backtest]) -> None:
     result = asked(train={"renew_days": [EVERY]}).run()
     report = build_report(result, ReportOptions(replicates=2))
-    (_, told) = report.content.variants
-    assert [version.lightgbm for version in told.versions] == versions(result)
-    assert [str(version.first_decision)[:10] for version in told.versions] == [
+    (_, variant) = report.content.variants
+    assert [version.lightgbm for version in variant.versions] == versions(result)
+    assert [str(version.first_decision)[:10] for version in variant.versions] == [
         f"{datetime.fromtimestamp(version.known_us / 1e6, UTC):%Y-%m-%d}" for version in of(result).versions
     ]
-    assert all(version.frauds > 0 and version.rows > version.frauds for version in told.versions)
-    for version in told.versions:
+    assert all(version.frauds > 0 and version.rows > version.frauds for version in variant.versions)
+    for version in variant.versions:
         assert str(version.lightgbm) in report.html
     assert f"{RENEWED}: 3 versions, by what was known from" in report.text
     # Drift is from the first training, of the whole range.

@@ -38,8 +38,8 @@ QUICK = ReportOptions(replicates=30, top=5)
 VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
 
 
-def quick(of: BacktestResult) -> BacktestReport:
-    return build_report(of, QUICK)
+def quick(result: BacktestResult) -> BacktestReport:
+    return build_report(result, QUICK)
 
 
 def by_name(metrics: Iterable[Metric]) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def test_figures_are_those_of_the_rows() -> None:
 
 def test_parts_add_up_to_the_whole() -> None:
     content = quick(result()).content
-    one = content.variants[0]
-    figures = by_name(one.metrics)
-    for slices in (one.days, one.amounts):
+    variant = content.variants[0]
+    figures = by_name(variant.metrics)
+    for slices in (variant.days, variant.amounts):
         assert sum(part.transactions for part in slices) == content.transactions
         assert sum(part.frauds for part in slices) == content.labels.frauds
         for name in ("caught_amount", "missed_amount"):
@@ -113,14 +113,14 @@ def test_parts_add_up_to_the_whole() -> None:
         assert best == pytest.approx(figures["precision_at_k"] * QUICK.top * DAYS)
         recalled = sum(part.frauds * (part.value("recall_at_k") or 0.0) for part in slices)
         assert recalled == pytest.approx(figures["recall_at_k"] * content.labels.frauds)
-        assert sum(part.alerts for part in slices) == sum(one.selections.values())
-    assert len(one.days) == DAYS
-    for bins in (one.scores, one.calibration):
+        assert sum(part.alerts for part in slices) == sum(variant.selections.values())
+    assert len(variant.days) == DAYS
+    for bins in (variant.scores, variant.calibration):
         assert all(part.from_score <= part.mean_score <= part.to_score for part in bins if part.mean_score is not None)
         assert sum(part.frauds for part in bins) == content.labels.frauds
         assert sum(part.legitimate for part in bins) == content.labels.legitimate + content.labels.unlabelled
-    assert sum(kind.frauds for kind in one.fraud_types) == content.labels.frauds
-    assert {kind.fraud_type for kind in one.fraud_types} == {"amount", "card"}
+    assert sum(kind.frauds for kind in variant.fraud_types) == content.labels.frauds
+    assert {kind.fraud_type for kind in variant.fraud_types} == {"amount", "card"}
     labels = content.labels
     assert labels.frauds + labels.legitimate + labels.unlabelled == content.transactions
     assert labels.median_delay_days == pytest.approx(2.0)
@@ -130,14 +130,14 @@ def test_parts_add_up_to_the_whole() -> None:
 def test_intervals_hold_the_figure_and_repeat_by_their_seed() -> None:
     given = result()
     options = ReportOptions(replicates=200, top=5, seed=1)
-    one, again = (build_report(given, options) for _ in range(2))
-    assert one.json == again.json
-    for metric in one.content.variants[0].metrics:
+    report, again = (build_report(given, options) for _ in range(2))
+    assert report.json == again.json
+    for metric in report.content.variants[0].metrics:
         assert metric.by_days is not None
         assert metric.by_days.low <= metric.value <= metric.by_days.high, metric.name
         assert metric.by_days.low < metric.by_days.high, metric.name
         assert (metric.by_cards is None) == metric.name.endswith(("at_k", "_kept"))
-    assert build_report(given, ReportOptions(replicates=200, top=5, seed=2)).json != one.json
+    assert build_report(given, ReportOptions(replicates=200, top=5, seed=2)).json != report.json
 
 
 SLICE_FIGURES = {
@@ -161,11 +161,11 @@ def test_slices_are_measured_as_their_rows_are() -> None:
     card = pd.factorize(frame["card_id"])[0]
     caught[fraud] = from_alert_on(alert[fraud], card[fraud], given.event_time_us[fraud], 14 * DAY_US)
     kinds = frame["transaction_id"].map(frauds).to_numpy(object)
-    one = content.variants[0]
+    variant = content.variants[0]
     bands = np.array([
-        next(band.name for band in one.amounts if within(value, band.name)) for value in amount.tolist()
+        next(band.name for band in variant.amounts if within(value, band.name)) for value in amount.tolist()
     ])  # fmt: skip
-    for names, slices in ((days, one.days), (bands, one.amounts)):
+    for names, slices in ((days, variant.days), (bands, variant.amounts)):
         assert {part.name for part in slices} == set(names.tolist())
         for part in slices:
             rows = names == part.name
@@ -177,7 +177,7 @@ def test_slices_are_measured_as_their_rows_are() -> None:
             assert part.value("caught_amount") == pytest.approx(amount[caught & rows].sum())
             assert part.value("missed_amount") == pytest.approx(amount[fraud & ~caught & rows].sum())
             assert {metric.name for metric in part.metrics} == SLICE_FIGURES
-    for kind in one.fraud_types:
+    for kind in variant.fraud_types:
         rows = kinds == kind.fraud_type
         found = by_name(kind.metrics)
         assert found.keys() == {"alert_recall", "recall_at_k", "caught_amount", "missed_amount"}
@@ -204,8 +204,8 @@ def test_intervals_of_slices_come_from_whole_days_and_cards() -> None:
     fraud = frame["transaction_id"].isin(frauds).to_numpy()
     best = top_of_days(frame["score"].to_numpy(), given.event_time_us, 5)
     amount = frame["amount_base"].to_numpy()
-    one = content.variants[0]
-    band = next(part for part in one.amounts if part.name == "100 to 200")
+    variant = content.variants[0]
+    band = next(part for part in variant.amounts if part.name == "100 to 200")
     inside = (amount >= 100) & (amount < 200)
     for units, attribute in ((given.event_time_us // DAY_US, "by_days"), (frame["card_id"], "by_cards")):
         number, names = pd.factorize(units)
@@ -218,22 +218,22 @@ def test_intervals_of_slices_come_from_whole_days_and_cards() -> None:
             values.append((fraud & best)[rows].sum() / fraud[rows].sum())
         metric = next(metric for metric in band.metrics if metric.name == "recall_at_k")
         assert getattr(metric, attribute) == pytest.approx(np.quantile(values, [0.025, 0.975]))
-    for part in (*one.days, *one.amounts, *one.fraud_types):
+    for part in (*variant.days, *variant.amounts, *variant.fraud_types):
         for metric in part.metrics:
-            by_days = None if part in one.days else metric.by_days
+            by_days = None if part in variant.days else metric.by_days
             assert (metric.by_days is None) == (by_days is None), (part, metric.name)
             for interval in (metric.by_days, metric.by_cards):
                 if interval is not None:
                     assert interval.low <= metric.value <= interval.high, (part, metric.name)
-    assert all(part.metrics[0].by_cards is not None for part in one.days)
+    assert all(part.metrics[0].by_cards is not None for part in variant.days)
 
 
 def test_variants_are_compared_by_day_and_by_amount() -> None:
     given = result(variants=2)
     content = quick(given).content
-    one, two = content.variants
+    variant, two = content.variants
     (beside,) = content.comparisons
-    for base, other, apart in ((one.days, two.days, beside.days), (one.amounts, two.amounts, beside.amounts)):
+    for base, other, apart in ((variant.days, two.days, beside.days), (variant.amounts, two.amounts, beside.amounts)):
         assert [part.name for part in apart] == [part.name for part in base]
         for mine, theirs, difference in zip(base, other, apart, strict=True):
             found = by_name(difference.metrics)
@@ -251,15 +251,15 @@ def test_variants_are_compared_by_day_and_by_amount() -> None:
 def test_what_the_labels_leave_open_is_told_of_the_best_of_each_day_too() -> None:
     given = result(labelled=0.2)
     report = quick(given)
-    one, labels = report.content.variants[0], report.content.labels
-    metrics = by_name(one.metrics)
-    assert one.precision_at_k_bounds.least == pytest.approx(metrics["precision_at_k"])
-    assert one.recall_at_k_bounds.as_legitimate == pytest.approx(metrics["recall_at_k"])
-    assert one.precision_at_k_bounds.least < one.precision_at_k_bounds.most <= 1.0
-    assert one.recall_at_k_bounds.least < metrics["recall_at_k"] < one.recall_at_k_bounds.most
+    item, labels = report.content.variants[0], report.content.labels
+    metrics = by_name(item.metrics)
+    assert item.precision_at_k_bounds.least == pytest.approx(metrics["precision_at_k"])
+    assert item.recall_at_k_bounds.as_legitimate == pytest.approx(metrics["recall_at_k"])
+    assert item.precision_at_k_bounds.least < item.precision_at_k_bounds.most <= 1.0
+    assert item.recall_at_k_bounds.least < metrics["recall_at_k"] < item.recall_at_k_bounds.most
     assert labels.labelled_share == pytest.approx((labels.frauds + labels.legitimate) / report.content.transactions)
-    alerts = sum(part.alerts for part in one.days)
-    labelled = one.alerts_labelled * alerts + one.others_labelled * (report.content.transactions - alerts)
+    alerts = sum(part.alerts for part in item.days)
+    labelled = item.alerts_labelled * alerts + item.others_labelled * (report.content.transactions - alerts)
     assert labelled == pytest.approx(labels.frauds + labels.legitimate)
     assert all(source.median_delay_days == pytest.approx(2.0) for source in labels.sources)
     cells = {text for _, text in Page(report.html).texts}
@@ -275,13 +275,13 @@ def test_the_report_says_how_labels_came_about(mode: LabelMode) -> None:
     if mode is LabelMode.REVIEW:
         given = replace(given, variants=[replace(given.variants[0], reviewed=ReviewOutcome(30, 4, answers))])
     report = quick(given)
-    said = {
+    reported = {
         LabelMode.RECORDED: "Labels are those that were recorded",
         LabelMode.DELAY: "nobody has to find a fraud",
         LabelMode.REVIEW: "the best alerts of a variant's day are reviewed",
     }
     for text in (report.html, " ".join(report.text.split())):
-        for other, words in said.items():
+        for other, words in reported.items():
             assert (words.replace("'", "&#x27;") in text or words in text) == (other is mode)
         assert ("ooked at" in text) == (mode is LabelMode.REVIEW) or mode is not LabelMode.REVIEW
     reviewed = report.content.variants[0].reviewed
@@ -304,8 +304,8 @@ def test_cards_are_known_from_the_review_on_where_it_came_before_the_report() ->
     moved = given.labels.assign(labelled_at=at.fillna(given.labels["labelled_at"]))
     options = ReportOptions(replicates=0, top=2)
     found, expected, without = (
-        by_name(build_report(one, options).content.variants[0].metrics)
-        for one in (replace(given, variants=[reviewed]), replace(given, labels=moved), given)
+        by_name(build_report(item, options).content.variants[0].metrics)
+        for item in (replace(given, variants=[reviewed]), replace(given, labels=moved), given)
     )
     assert found == expected
     assert found["card_precision_at_k"] != without["card_precision_at_k"]
@@ -329,7 +329,7 @@ def test_a_report_can_be_had_as_frames() -> None:
     row = amounts.loc[("variant 0", band.name)]
     metric = next(metric for metric in band.metrics if metric.name == "caught_amount")
     assert row["caught_amount"] == metric.value
-    widths = {one.high - one.low: one for one in (metric.by_days, metric.by_cards)}
+    widths = {item.high - item.low: item for item in (metric.by_days, metric.by_cards)}
     assert (row["caught_amount_low"], row["caught_amount_high"]) == widths[max(widths)]
     assert set(report.by_fraud_type["fraud_type"]) == {"amount", "card"}
     assert quick(result(fraud_rate=0.0)).by_fraud_type.empty
@@ -355,21 +355,21 @@ def test_the_costliest_misses_have_no_alert_before_them() -> None:
 def test_variants_are_told_apart_by_what_only_one_raises_and_catches() -> None:
     given = result(variants=3)
     content = quick(given).content
-    assert [(one.base, one.other) for one in content.comparisons] == [
+    assert [(comparison.base, comparison.other) for comparison in content.comparisons] == [
         ("variant 0", "variant 1"),
         ("variant 0", "variant 2"),
     ]
     base, other = ((variant.decisions["action"] == "alert").to_numpy() for variant in given.variants[:2])
-    one = content.comparisons[0]
-    assert one.only_base.alerts == (base & ~other).sum() > 0
-    assert one.only_other.alerts == (other & ~base).sum() > 0
-    assert one.alerts_of_both == (base & other).sum() > 0
+    comparison = content.comparisons[0]
+    assert comparison.only_base.alerts == (base & ~other).sum() > 0
+    assert comparison.only_other.alerts == (other & ~base).sum() > 0
+    assert comparison.alerts_of_both == (base & other).sum() > 0
     mine, theirs = (by_name(variant.metrics) for variant in content.variants[:2])
-    differences = by_name(one.differences)
+    differences = by_name(comparison.differences)
     assert differences["average_precision"] == pytest.approx(theirs["average_precision"] - mine["average_precision"])
-    money = one.only_other.caught_amount - one.only_base.caught_amount
+    money = comparison.only_other.caught_amount - comparison.only_base.caught_amount
     assert money == pytest.approx(theirs["caught_amount"] - mine["caught_amount"])
-    assert 0 < one.only_other.caught_amount < theirs["caught_amount"]
+    assert 0 < comparison.only_other.caught_amount < theirs["caught_amount"]
     assert "fraud_amount" not in differences
 
 
@@ -435,9 +435,9 @@ def test_the_page_can_be_read_in_light_in_the_dark_and_in_print() -> None:
 
 def test_names_are_never_markup() -> None:
     given = result(fraud_rate=0.3)
-    one = given.variants[0]
-    frame = one.decisions.assign(merchant_id=HOSTILE)
-    hostile = Variant(HOSTILE, frame, {HOSTILE: HOSTILE}, 0.3, {HOSTILE: HOSTILE}, one.reasons, one.explained)
+    variant = given.variants[0]
+    frame = variant.decisions.assign(merchant_id=HOSTILE)
+    hostile = Variant(HOSTILE, frame, {HOSTILE: HOSTILE}, 0.3, {HOSTILE: HOSTILE}, variant.reasons, variant.explained)
     labels = given.labels.assign(source=HOSTILE, fraud_type=HOSTILE)
     warned = replace(given, variants=[hostile], labels=labels, warnings=[HOSTILE], parameters={HOSTILE: HOSTILE})
     report = quick(warned)
@@ -520,25 +520,25 @@ def test_the_calendar_does_not_drift_in_a_range_that_is_shorter_than_its_cycle()
     counter.add(current)
     drift = [ModelDrift("0123456789ab", ("variant 0",), before, counter.distributions())]
 
-    def told(**changes: Any) -> dict[str, tuple[float | None, float | None]]:
-        (one,) = quick(result(drift=drift, **changes)).content.drift
-        return {row.feature: (row.stability_index, row.ks_statistic) for row in one.features}
+    def reported(**changes: Any) -> dict[str, tuple[float | None, float | None]]:
+        (item,) = quick(result(drift=drift, **changes)).content.drift
+        return {row.feature: (row.stability_index, row.ks_statistic) for row in item.features}
 
-    six_days = told()
+    six_days = reported()
     assert list(six_days)[-1] == "weekday"
     assert six_days["weekday"] == (None, None)
     assert None not in six_days["hour"] + six_days["amount"]
-    assert None not in told(to_us=FROM_US + 7 * DAY_US)["weekday"]
+    assert None not in reported(to_us=FROM_US + 7 * DAY_US)["weekday"]
 
 
 def test_a_model_that_does_not_tell_its_training_is_told_of_in_every_reading() -> None:
-    told = result().drift[0]
+    reported = result().drift[0]
     silent = ModelDrift("ba9876543210", ("variant 1",), (), ())
-    report = quick(result(variants=2, drift=[told, silent]))
+    report = quick(result(variants=2, drift=[reported, silent]))
     sentence = "LightGBM ba9876543210 (variant 1) does not tell how features were distributed in its training"
     assert sentence in " ".join(report.text.split())
     assert any(tag == "p" and text.startswith(sentence) for tag, text in Page(report.html).texts)
-    assert [one["known"] for one in json.loads(report.json)["drift"]] == [True, False]
+    assert [row["known"] for row in json.loads(report.json)["drift"]] == [True, False]
     moved = "Since the training of LightGBM 0123456789ab (variant 0), 1 of 3 features have moved (stability index above"
     assert f"{moved} 0.25): card_count_1h" in " ".join(report.text.split())
 
@@ -547,15 +547,15 @@ def test_an_interrupted_replay_says_so_everywhere_and_counts_only_its_days() -> 
     given = result()
     half = FROM_US + 3 * DAY_US
     rows = (given.event_time_us < half).sum()
-    one = replace(given.variants[0], decisions=given.variants[0].decisions.iloc[:rows])
-    partial = quick(replace(given, variants=[one], partial=True))
+    item = replace(given.variants[0], decisions=given.variants[0].decisions.iloc[:rows])
+    partial = quick(replace(given, variants=[item], partial=True))
     assert "Partial: the replay was interrupted." in partial.html
     assert "(partial)" in next(text for tag, text in Page(partial.html).texts if tag == "title")
     assert partial.text.startswith("Partial: the replay was interrupted.")
     assert json.loads(partial.json)["partial"] is True
     assert partial.content.days == pytest.approx(3.0, abs=0.1)
     assert len(partial.content.variants[0].days) == 3
-    whole = quick(replace(given, variants=[one]))
+    whole = quick(replace(given, variants=[item]))
     for text in (whole.html, whole.text):
         assert "artial" not in text
     assert whole.content.days == DAYS
@@ -610,9 +610,9 @@ def test_what_does_not_belong_together_is_refused() -> None:
 def test_every_metric_and_option_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "backtest-report.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    told = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    row = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
     names = {metric.name for metric in quick(result()).content.variants[0].metrics}
-    assert told == names | set(ReportOptions.__struct_fields__)
+    assert row == names | set(ReportOptions.__struct_fields__)
 
 
 def test_decisions_of_a_replay_can_be_reported() -> None:
@@ -620,7 +620,7 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
     card = CardOptions(RATES, 300_000_000, 5 * DAY_US, 8 * DAY_US, 1)
     known = labels(history)
     parts = list(replay(active(threshold=0.3), [transactions(history)], [known], options=card, order=Order.RECORDED))
-    reasons = [reason for part in parts for of in part.reasons() for reason in of]
+    reasons = [reason for part in parts for source in part.reasons() for reason in source]
     frame = pd.concat([part.frame() for part in parts], ignore_index=True).sort_values("event_time", kind="stable")
     times = frame["event_time"]
     variant = Variant(
@@ -629,11 +629,11 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
         reasons=pd.DataFrame([(reason.code, reason.contribution) for reason in reasons], columns=list(REASON_COLUMNS)),
         explained=int((frame["action"] == "alert").sum()),
     )
-    told = known.to_pandas()[list(LABEL_FIELDS)]
-    told["labelled_at"] = pd.to_datetime(told["labelled_at"], utc=True, format="ISO8601", errors="coerce")
-    told = told.dropna()
-    begin_us, end_us = (int(of.value // 1_000) for of in (times.min(), times.max()))
-    given = BacktestResult([variant], told, begin_us, end_us + 1, begin_us, "EUR")
+    dropna = known.to_pandas()[list(LABEL_FIELDS)]
+    dropna["labelled_at"] = pd.to_datetime(dropna["labelled_at"], utc=True, format="ISO8601", errors="coerce")
+    dropna = dropna.dropna()
+    begin_us, end_us = (int(record.value // 1_000) for record in (times.min(), times.max()))
+    given = BacktestResult([variant], dropna, begin_us, end_us + 1, begin_us, "EUR")
     content = quick(given).content
     assert content.transactions == len(frame) > 100
     assert content.labels.frauds > 5
@@ -676,16 +676,16 @@ def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> 
     alone = build_report(result(variants=1), ReportOptions(replicates=5, top=5)).content
     assert re.fullmatch(r"variant 0 raises [\d.,]+ alerts a day; .* of the known frauds\.", headline(alone))
     both = build_report(result(variants=2), ReportOptions(replicates=5, top=5)).content
-    (one,) = both.comparisons
+    (item,) = both.comparisons
     for low, high, value, words in (
         (-0.1, 0.2, 0.1, "No difference is certain"),
         (0.05, 0.2, 0.1, "variant 1 ranks frauds better than variant 0"),
         (-0.2, -0.05, -0.1, "variant 1 ranks frauds worse than variant 0"),
         (None, None, None, "Nobody can tell"),
     ):
-        metric = next(metric for metric in one.differences if metric.name == "average_precision")
+        metric = next(metric for metric in item.differences if metric.name == "average_precision")
         changed = msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
-        comparison = msgspec.structs.replace(one, differences=[changed])
-        said = headline(msgspec.structs.replace(both, comparisons=[comparison]))
-        assert words in said
-        assert said.count(". ") == 0
+        comparison = msgspec.structs.replace(item, differences=[changed])
+        reported = headline(msgspec.structs.replace(both, comparisons=[comparison]))
+        assert words in reported
+        assert reported.count(". ") == 0

@@ -41,10 +41,10 @@ def told(rows: Transactions, n: int) -> LabelBook:
         return pa.array(rng.choice(np.array(words, object), n), pa.string())
 
     book = LabelBook()
-    for of in np.split(rng.integers(0, len(rows) // 2, n), 3):
-        ids, cards = (column.take(pa.array(of)) for column in (rows.transaction_id, rows.card_id))
-        at_us = rng.integers(0, 4, len(of)) * DELAY_US
-        book.add(ids, cards, some(WORDS, len(of)), some(SOURCES, len(of)), at_us, some(("skimming", None), len(of)))
+    for row in np.split(rng.integers(0, len(rows) // 2, n), 3):
+        ids, cards = (column.take(pa.array(row)) for column in (rows.transaction_id, rows.card_id))
+        at_us = rng.integers(0, 4, len(row)) * DELAY_US
+        book.add(ids, cards, some(WORDS, len(row)), some(SOURCES, len(row)), at_us, some(("skimming", None), len(row)))
     others = pa.array(["t1"]), pa.array(["nobody"])
     book.add(*others, pa.array(["fraud"]), pa.array(["audit"]), np.zeros(1, np.int64), pa.nulls(1, pa.string()))
     return book
@@ -72,7 +72,7 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
     given = Transactions.concat(list(found.with_truth(iter(parts), DELAY_US, due)))
     names = list(zip(given.card_id.to_pylist(), given.transaction_id.to_pylist(), strict=True))
     assert given.truth is not None
-    assert [KNOWN[one] for one in given.truth.tolist()] == [expected.get(name, ("none",))[0] for name in names]
+    assert [KNOWN[item] for item in given.truth.tolist()] == [expected.get(name, ("none",))[0] for name in names]
     whole = due.whole()
     known = [row for row, name in enumerate(names) if name in expected]
     told_of = list(zip(whole["card_id"], whole["transaction_id"], strict=True))

@@ -37,14 +37,14 @@ def test_numbers_come_back_as_they_were_added() -> None:
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_texts_come_back_also_from_parts_of_longer_arrays(kind: pa.DataType) -> None:
-    said = ["Müller", "", "x" * 300, "b", ""]
+    reported = ["Müller", "", "x" * 300, "b", ""]
     column = TextColumn()
-    column.add(pa.array(["before", *said[:3], "behind"], kind)[1:4])
+    column.add(pa.array(["before", *reported[:3], "behind"], kind)[1:4])
     column.add(pa.array([], kind))
-    column.add(pa.array(said[3:], kind))
+    column.add(pa.array(reported[3:], kind))
     found = column.finish()
     found.validate(full=True)
-    assert found.to_pylist() == said
+    assert found.to_pylist() == reported
     assert TextColumn().finish().to_pylist() == []
     empty = TextColumn()
     empty.add(pa.array(["", ""], kind))
@@ -75,9 +75,9 @@ def test_a_frame_lies_where_its_columns_lie() -> None:
 def test_sums_of_blocks_are_those_of_the_whole_to_the_last_bit() -> None:
     assert [(rows.start, rows.stop) for rows in blocks(7)] == [(0, 3), (3, 6), (6, 7)]
     rng = np.random.default_rng(1)
-    of, values = rng.integers(0, 3, 1_000), rng.lognormal(0, 3, 1_000)
-    whole = np.bincount(of, weights=values, minlength=5)
-    assert summed(of, 5, lambda rows: values[rows]).tolist() == whole.tolist()
+    source, values = rng.integers(0, 3, 1_000), rng.lognormal(0, 3, 1_000)
+    whole = np.bincount(source, weights=values, minlength=5)
+    assert summed(source, 5, lambda rows: values[rows]).tolist() == whole.tolist()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -93,22 +93,24 @@ def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPa
     given = result(variants=2)
     # As the recorded order has them.
     mixed = np.random.default_rng(3).permutation(len(given.variants[0].decisions))
-    variants = [replace(one, decisions=one.decisions.iloc[mixed].reset_index(drop=True)) for one in given.variants]
+    variants = [
+        replace(variant, decisions=variant.decisions.iloc[mixed].reset_index(drop=True)) for variant in given.variants
+    ]
     disputed = given.labels[::7].assign(label="disputed", source="analyst")
     labels = pd.concat([given.labels, disputed], ignore_index=True)
     labels["labelled_at"] += pd.to_timedelta(np.arange(len(labels)) % 41, "h")
     known_at = given.labels["labelled_at"] - pd.Timedelta(hours=47)
     answers = given.labels[["transaction_id", "card_id"]].assign(known_at=known_at)
-    reviewed = [replace(one, reviewed=ReviewOutcome(len(answers), 0, answers)) for one in given.variants]
+    reviewed = [replace(variant, reviewed=ReviewOutcome(len(answers), 0, answers)) for variant in given.variants]
     few = ReportOptions(top=3, replicates=20)
-    asked = [replace(given, labels=labels, variants=of) for of in (given.variants, variants, reviewed)]
-    whole = [build_report(one, few).json for one in asked]
-    metrics_of = [json.loads(one)["variants"][0]["metrics"] for one in whole]
+    asked = [replace(given, labels=labels, variants=source) for source in (given.variants, variants, reviewed)]
+    whole = [build_report(item, few).json for item in asked]
+    metrics_of = [json.loads(item)["variants"][0]["metrics"] for item in whole]
     assert metrics_of[2] != metrics_of[0]
     monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
     monkeypatch.setattr(ground_truth, "LABEL_BLOCK_ROWS", 70)
     monkeypatch.setattr(ranking, "BLOCK_ROWS", 50)
-    assert [build_report(one, few).json for one in asked] == whole
+    assert [build_report(item, few).json for item in asked] == whole
 
 
 def test_texts_of_a_frame_may_be_of_any_kind() -> None:

@@ -113,7 +113,9 @@ def test_a_backtest_warns_of_a_version_that_was_trained_on_other_labels(asked: C
     models = {"other": ActiveModels(LightGBMModel(text, metadata={"labels": labels}), first_river(), policy())}
 
     def warned(**declared: Any) -> list[str]:
-        return [one for one in asked(models=models, **declared).run().warnings if "was trained where" in one]
+        return [
+            warning for warning in asked(models=models, **declared).run().warnings if "was trained where" in warning
+        ]
 
     (warning,) = warned(reported="frauds-only")
     assert "all transactions get labels, and is used where only frauds are reported" in warning
@@ -192,7 +194,7 @@ def test_labels_count_as_they_were_known_at_the_end(
     known = start + 28 * DAY
     rng = np.random.default_rng(4)
     frauds = history.loc[history["fraud"], ["transaction_id", "card_id", "event_time"]]
-    told = frauds.assign(label="fraud", source="analyst", labelled_at=frauds["event_time"] + DAY)
+    reported = frauds.assign(label="fraud", source="analyst", labelled_at=frauds["event_time"] + DAY)
 
     def version(labels: pd.DataFrame) -> str:
         path = tmp_path / "labels.parquet"
@@ -202,18 +204,18 @@ def test_labels_count_as_they_were_known_at_the_end(
         backtest.run()
         return backtest.trained["trained"].model.version
 
-    as_it_was = version(told)
-    some = told[rng.random(len(told)) < 0.5]
+    as_it_was = version(reported)
+    some = reported[rng.random(len(reported)) < 0.5]
     later = some.assign(label="legitimate", source="audit", labelled_at=known + timedelta(seconds=1))
-    assert version(pd.concat([told, later])) == as_it_was
+    assert version(pd.concat([reported, later])) == as_it_was
     bought = history.loc[~history["fraud"], ["transaction_id", "card_id", "event_time"]].iloc[::20]
     by_rule = bought.assign(label="fraud", source="rule", labelled_at=bought["event_time"] + DAY)
-    assert version(pd.concat([told, by_rule])) == as_it_was
-    assert version(pd.concat([told, by_rule.assign(source="customer")])) != as_it_was
+    assert version(pd.concat([reported, by_rule])) == as_it_was
+    assert version(pd.concat([reported, by_rule.assign(source="customer")])) != as_it_was
     outranked = some.assign(label="legitimate", source="customer", labelled_at=some["labelled_at"] + DAY)
-    assert version(pd.concat([told, outranked])) == as_it_was
+    assert version(pd.concat([reported, outranked])) == as_it_was
     corrected = outranked.assign(source="audit")
-    assert version(pd.concat([told, corrected])) != as_it_was
+    assert version(pd.concat([reported, corrected])) != as_it_was
 
 
 def test_exported_topics_of_several_partitions_train_what_their_file_trains(
@@ -222,8 +224,8 @@ def test_exported_topics_of_several_partitions_train_what_their_file_trains(
     of_file = asked(training=training(start))
     of_file.run()
     directory = tmp_path / "export"
-    told = pd.concat(table.to_pandas() for table in delayed_truth(frame_tables(history), GAP_S))
-    for name, frame, time in (("transactions", history, "event_time"), ("labels", told, "labelled_at")):
+    reported = pd.concat(table.to_pandas() for table in delayed_truth(frame_tables(history), GAP_S))
+    for name, frame, time in (("transactions", history, "event_time"), ("labels", reported, "labelled_at")):
         number = frame["card_id"].map(lambda card: crc32(str(card).encode()) % 3)
         placed = frame.drop(columns=["fraud", "fraud_type"], errors="ignore")
         placed = placed.assign(partition=number, timestamp=frame[time], offset=range(len(frame)))
@@ -238,7 +240,7 @@ def test_exported_topics_of_several_partitions_train_what_their_file_trains(
         training=training(start, gap_s=GAP_S),
     )
     of_export.run()
-    found, expected = (json.loads(one.trained["trained"].model.to_payload()) for one in (of_export, of_file))
+    found, expected = (json.loads(item.trained["trained"].model.to_payload()) for item in (of_export, of_file))
     # Recorded labels declare no regime; all else is the same.
     assert found["metadata"]["labels"].pop("regime") == {}
     assert expected["metadata"]["labels"].pop("regime") == {"delay_days": 2.0, "reported": "all"}
@@ -264,7 +266,7 @@ def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
     variants = {"all": ["*"], "no merchants": ["-merchant_*"], "few": ["amount", "merchant_known_*"]}
     backtest = asked(models={"now": "active"}, training=training(start, variants=variants))
     result = backtest.run()
-    assert [one.name for one in result.variants] == ["now", *variants]
+    assert [variant.name for variant in result.variants] == ["now", *variants]
     for name, allowed in (
         ("all", set(FEATURES)),
         ("no merchants", {name for name in DEFAULT_FEATURES if not name.startswith("merchant_")}),
@@ -272,7 +274,7 @@ def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
     ):
         model = backtest.trained[name].model
         assert set(model.trained_on) == allowed
-        assert {one.name for one in model.distributions} == allowed
+        assert {distribution.name for distribution in model.distributions} == allowed
         asks = {FEATURES[feature] for tree in read_trees(text(model), FEATURES) for feature in tree.feature}
         assert asks
         assert asks <= allowed
@@ -280,7 +282,7 @@ def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
     known = [f"merchant_known_{name}" for name in ("count_14d", "fraud_14d", "count_30d", "fraud_30d")]
     assert few.parameters["features"] == f"5 of {len(FEATURES)}: {', '.join(['amount', *known])}"
     assert few.parameters["trained by what was known at"] == f"{start + 28 * DAY:%Y-%m-%d %H:%M:%S}"
-    scores = [one.decisions["score"] for one in result.variants]
+    scores = [variant.decisions["score"] for variant in result.variants]
     assert not scores[1].equals(scores[3])
 
 
@@ -306,7 +308,7 @@ def test_without_a_model_in_force_one_can_be_trained(
 ) -> None:
     empty = Settings(data_dir=tmp_path / "nothing", kafka_bootstrap_servers=None)
     result = asked(training=training(start), settings=empty).run()
-    assert [one.name for one in result.variants] == ["trained"]
+    assert [variant.name for variant in result.variants] == ["trained"]
     assert not (tmp_path / "nothing").exists()
 
 
@@ -350,7 +352,7 @@ def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(
         return frame.assign(amount=np.where(frame.index % 300 == 7, LARGE_AMOUNT, frame["amount"]))
 
     result = asked(with_large_amounts, budgets=[2, 20], models={"now": "active"}).run()
-    assert [one.name for one in result.variants] == ["now at 2 a day", "now at 20 a day"]
+    assert [variant.name for variant in result.variants] == ["now at 2 a day", "now at 20 a day"]
     before = (
         asked(with_large_amounts, start=start + 22 * DAY, end=start + 28 * DAY).run().variants[0].decisions["score"]
     )
@@ -361,7 +363,7 @@ def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(
         scored = variant.decisions["score"] >= expected
         assert ((variant.decisions["selection"] == "score") == scored).all()
         assert variant.parameters["alerts a day"] == budget
-    few, many = ((one.decisions["action"] == "alert").sum() for one in result.variants)
+    few, many = ((variant.decisions["action"] == "alert").sum() for variant in result.variants)
     assert 0 < few < many
     # Rules raise theirs whatever the budget.
     assert (result.variants[0].decisions["selection"] == "rule").sum() > 0
@@ -384,29 +386,29 @@ def test_features_of_a_range_are_counted_in_the_bins_of_each_training(
     names = {"one": ["-hour"], "two": ["amount", "hour"]}
     backtest = asked(models={"old": "active"}, thresholds=[0.2, 0.4], training=training(start, variants=names))
     result = backtest.run()
-    old, one, two = result.drift
+    old, models, two = result.drift
     assert old.lightgbm == small_model().version
     assert old.variants == ("old at 0.2", "old at 0.4")
     assert (old.before, old.now) == ((), ())
-    assert one.variants == ("one at 0.2", "one at 0.4")
-    assert [of.name for of in one.now] == [name for name in DEFAULT_FEATURES if name != "hour"]
-    assert [of.name for of in two.now] == ["amount", "hour"]
+    assert models.variants == ("one at 0.2", "one at 0.4")
+    assert [entry.name for entry in models.now] == [name for name in DEFAULT_FEATURES if name != "hour"]
+    assert [entry.name for entry in two.now] == ["amount", "hour"]
 
     frame = history.assign(amount_minor=(history["amount"] * 100).round().astype("int64"))
     features = compute_features(frame, label_delay_s=GAP_S)[(history["event_time"] >= start + 28 * DAY).to_numpy()]
-    for of in one.now:
-        column = features[:, FEATURES.index(of.name)]
-        edges = [-np.inf, *of.edges, np.inf]
+    for entry in models.now:
+        column = features[:, FEATURES.index(entry.name)]
+        edges = [-np.inf, *entry.edges, np.inf]
         expected = [((low <= column) & (column < high)).sum() for low, high in pairwise(edges)]
-        assert list(of.counts) == [*expected, np.isnan(column).sum()], of.name
-    assert one.before == backtest.trained["one"].model.distributions
+        assert list(entry.counts) == [*expected, np.isnan(column).sum()], entry.name
+    assert models.before == backtest.trained["one"].model.distributions
 
     report = quick(result)
-    told = {drift.lightgbm: drift for drift in report.content.drift}
-    assert not told[old.lightgbm].known
-    assert told[one.lightgbm].known
-    assert len(told[two.lightgbm].features) == 2
+    reported = {drift.lightgbm: drift for drift in report.content.drift}
+    assert not reported[old.lightgbm].known
+    assert reported[models.lightgbm].known
+    assert len(reported[two.lightgbm].features) == 2
     words = " ".join(report.text.split())
     assert f"LightGBM {old.lightgbm} (old at 0.2, old at 0.4) does not tell how features were distributed" in words
-    assert f"Since the training of LightGBM {one.lightgbm} (one at 0.2, one at 0.4)" in words
+    assert f"Since the training of LightGBM {models.lightgbm} (one at 0.2, one at 0.4)" in words
     assert f"LightGBM {old.lightgbm} (old at 0.2, old at 0.4) does not tell" in report.html

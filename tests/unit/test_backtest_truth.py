@@ -54,8 +54,8 @@ def test_the_label_that_holds_is_the_one_that_holds_live(seed: int) -> None:
     found = np.where(truth.fraud, "fraud", np.where(truth.legitimate, "legitimate", "none")).tolist()
     assert found == [KNOWN[known] for _, _, known, _ in states.values()]
     assert len(set(found)) == 3
-    told = truth.known_us[~truth.unlabelled].tolist()
-    assert told == [at_us for _, at_us, known, _ in states.values() if KNOWN[known] != "none"]
+    reported = truth.known_us[~truth.unlabelled].tolist()
+    assert reported == [at_us for _, at_us, known, _ in states.values() if KNOWN[known] != "none"]
     assert (truth.known_us[truth.unlabelled] == NEVER).all()
 
 

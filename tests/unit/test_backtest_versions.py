@@ -87,12 +87,14 @@ def test_every_river_version_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp
     first, second = rivers()
     forged = model("river", second.version, first.to_payload())
     garbage = [model("river", "x", b'{"kind":"nothing"}'), model("river", "y", b"{}")]
-    records = published(*(model("river", one.version, one.to_payload()) for one in (first, second)), forged, *garbage)
+    records = published(
+        *(model("river", version.version, version.to_payload()) for version in (first, second)), forged, *garbage
+    )
     records.append(Record(MODELS.name, 0, len(records), 0, b"river", b"[" * 5_000))
     known = library(monkeypatch, tmp_path, records)
-    for one in (second, first):
-        found = known.river(one.version, base)
-        assert (found.version, found.to_payload()) == (one.version, one.to_payload())
+    for version in (second, first):
+        found = known.river(version.version, base)
+        assert (found.version, found.to_payload()) == (version.version, version.to_payload())
     # The newest record that can be used is active, and that is the copy of the first version.
     assert known.latest_river().version == first.version
     assert library(monkeypatch, tmp_path, []).latest_river().version.endswith("@0")
@@ -124,15 +126,15 @@ def test_quarantined_records_are_skipped_by_content(monkeypatch: pytest.MonkeyPa
 
 def test_what_was_activated_last_and_is_there_is_active(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     champion = ("lightgbm", small_model().version, small_model().to_payload())
-    one, other, never = (
+    row, other, never = (
         ("policy", policy(threshold).version, policy(threshold).to_payload()) for threshold in (0.3, 0.4, 0.9)
     )
     damaged = published(model(*never))[0]
     damaged = msgspec.structs.replace(damaged, value=(damaged.value or b"").replace(b"0.9", b"0.8"))
-    records = [*published(model(*champion), model(*one), model(*other)), msgspec.structs.replace(damaged, offset=3)]
-    control = [activation(champion, one), activation(other, offset=2), activation(never), activation(one, offset=9)]
+    records = [*published(model(*champion), model(*row), model(*other)), msgspec.structs.replace(damaged, offset=3)]
+    control = [activation(champion, row), activation(other, offset=2), activation(never), activation(row, offset=9)]
     known = library(monkeypatch, tmp_path, records, control)
     assert known.policy("active").version == other[1]
-    assert known.policy(one[1]).threshold == 0.3
+    assert known.policy(row[1]).threshold == 0.3
     assert known.lightgbm("active").version == small_model().version
     assert known.active_policy() is not None

@@ -81,12 +81,12 @@ def test_labels_stand_among_transactions_in_the_order_of_the_log() -> None:
         batch = [*transactions.records[first:end], *labels.records[first:end]]
         rows = [row for output in blocks(whole.process(batch, NOW)) for row in read_messages(output.value)]
         # Each transaction by itself, and then each label: what follows an earlier one stands behind all of these.
-        singly = [read_messages(output.value) for one in batch for output in blocks(alone.process([one], NOW))]
-        assert sorted(map(repr_of, rows)) == sorted(repr_of(row) for of in singly for row in of)
+        singly = [read_messages(output.value) for item in batch for output in blocks(alone.process([item], NOW))]
+        assert sorted(map(repr_of, rows)) == sorted(repr_of(row) for source in singly for row in source)
         for at, row in enumerate(rows):
             if isinstance(row, ProfiledLabel):
                 same = [r for r in rows[at:] if (r.card_id, r.transaction_id) == (row.card_id, row.transaction_id)]
-                assert all(isinstance(one, ProfiledLabel) for one in same)
+                assert all(isinstance(item, ProfiledLabel) for item in same)
 
 
 def repr_of(message: Profiled) -> tuple[str, str, int]:
@@ -127,7 +127,7 @@ def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> Non
     parts = []
     for number in range(2):
         log = Log(TRANSACTIONS, partition=number)
-        cards = [f"c{one}" for one in range(40) if partition_of(f"c{one}", 2) == number]
+        cards = [f"c{item}" for item in range(40) if partition_of(f"c{item}", 2) == number]
         for at, name in enumerate(cards):
             log.append(transaction(at, after(at), card_id=name, transaction_id=f"{number}-{at}"), after(at))
         labels = LabelLog(number)
@@ -135,9 +135,9 @@ def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> Non
         parts.append([*log.records, *labels.records])
     rules = options(partitions=2)
 
-    def processed(*of: list[Record]) -> list[Output]:
-        states = [CardPartition(rules, None, MemoryStore()) for _ in of]
-        return blocks(process_together(list(zip(states, of, strict=True)), NOW, rules))
+    def processed(*records: list[Record]) -> list[Output]:
+        states = [CardPartition(rules, None, MemoryStore()) for _ in records]
+        return blocks(process_together(list(zip(states, records, strict=True)), NOW, rules))
 
     outputs = processed(*parts)
     (rows,) = rows_of(outputs).values()
@@ -150,9 +150,9 @@ def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> Non
 def test_the_documented_bytes_are_read_alike_by_the_reference() -> None:
     transactions, labels = busy_logs(7, 120)
     outputs = blocks(card().process([*transactions.records, *labels.records], NOW))
-    told = [json.loads(encode(row)) for output in outputs for row in read_messages(output.value)]
-    assert [row for output in outputs for row in read_block(output.value or b"")] == told
-    assert {row["kind"] for row in told} == {"transaction", "label"}
+    reported = [json.loads(encode(row)) for output in outputs for row in read_messages(output.value)]
+    assert [row for output in outputs for row in read_block(output.value or b"")] == reported
+    assert {row["kind"] for row in reported} == {"transaction", "label"}
 
 
 def test_what_was_passed_on_says_where_it_was_read() -> None:

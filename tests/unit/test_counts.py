@@ -42,8 +42,8 @@ def test_log_lines_tell_dead_letters_by_code_and_what_was_done(
     for code, n in (("not_json", 2), ("amount_zero", 1), ("not_json", 5)):
         counts.batch(batch, refused(code, n))
         assert counts.lag(any_session)
-    told = lines(caplog, logging.WARNING)
-    assert [line.partition(" (see")[0] for line in told] == [
+    reported = lines(caplog, logging.WARNING)
+    assert [line.partition(" (see")[0] for line in reported] == [
         "card: 2 dead letters: not_json",
         "card: 1 dead letters: amount_zero",
     ]

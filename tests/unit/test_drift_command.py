@@ -79,11 +79,11 @@ def test_without_drift_it_says_so_and_ends_with_0(tmp_path: Path, run: Run) -> N
 def test_json_holds_what_is_printed(tmp_path: Path, run: Run) -> None:
     result = run("--file", exported(tmp_path, DAYS - 2), "--json")
     assert result.exit_code == DRIFTED
-    told = json.loads(result.stdout)
-    assert told["drift"] is True
-    (found,) = told["findings"]
+    reported = json.loads(result.stdout)
+    assert reported["drift"] is True
+    (found,) = reported["findings"]
     assert (found["name"], found["bin"], found["now"]) == ("amount", "no value", pytest.approx(1 / 3))
-    assert told["days"] == [{"day": found["day"], "findings": [found]}]
+    assert reported["days"] == [{"day": found["day"], "findings": [found]}]
 
 
 def test_too_short_a_history_is_told_with_what_is_needed(tmp_path: Path, run: Run) -> None:
@@ -115,10 +115,10 @@ def test_alerts_and_reports_of_the_export_are_counted(tmp_path: Path) -> None:
     directory = exported(tmp_path, 99, days=4)
     export(directory, ALERTS_TOPIC, [alert_at(1), alert_at(1.5), b"no JSON"])
     frauds = [example(0, event_time=after(0), known_at=after(2.5)), example(5, event_time=after(1), known_at=after(2))]
-    export(directory, EXAMPLES, [encode(one) for one in [*frauds, example(1)]])
+    export(directory, EXAMPLES, [encode(fraud) for fraud in [*frauds, example(1)]])
     monitored = Monitored(None)
     count_files(directory, monitored)
-    found = {one.name: one for one in monitored.counts.histories()}
+    found = {history.name: history for history in monitored.counts.histories()}
     assert found[ALERTS].counts[:, 1].tolist() == [0.0, 2.0, 0.0]
     assert found[REPORTS].counts[:, 1].tolist() == [0.0, 0.0, 2.0]
     assert found[REPORT_AGE].counts[2].sum() == 2
@@ -138,7 +138,7 @@ def test_only_features_that_the_trees_ask_for_are_watched() -> None:
     model = LightGBMModel(trees._text, Calibration(), distributions=distributions)
     monitored = Monitored(model)
     assert monitored.importance == shares
-    assert {one.name for one in monitored.counts._distributions} == shares.keys()
+    assert {distribution.name for distribution in monitored.counts._distributions} == shares.keys()
 
 
 def test_gauges_show_the_newest_day(tmp_path: Path) -> None:

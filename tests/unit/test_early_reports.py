@@ -28,9 +28,9 @@ def test_mature_rows_and_young_ones_weigh_as_defined() -> None:
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert found.fraud.tolist() == [True, False, True, False, True, False]
     # The share of the reports by an age does not hold what is never reported.
-    ten, one = (float(SPREAD.share_reported(np.array([age]))[0]) / 0.9 for age in (10.0, 1.0))
-    assert 1 / one > LARGEST_WEIGHT > 1 / ten
-    expected = [1, 1, 1 / ten, 1 - 0.3 * (1 - ten) / (1 - 0.3 * ten), 5, 1 - 0.8 * (1 - one) / (1 - 0.8 * one)]
+    ten, item = (float(SPREAD.share_reported(np.array([age]))[0]) / 0.9 for age in (10.0, 1.0))
+    assert 1 / item > LARGEST_WEIGHT > 1 / ten
+    expected = [1, 1, 1 / ten, 1 - 0.3 * (1 - ten) / (1 - 0.3 * ten), 5, 1 - 0.8 * (1 - item) / (1 - 0.8 * item)]
     np.testing.assert_allclose(found.weight, expected, rtol=1e-12)
 
 
@@ -44,8 +44,8 @@ def test_young_rows_weigh_together_what_they_turn_out_to_be() -> None:
     known = regime.known_at_us(times, fraud, random.integers(0, 2**63, n).astype(np.uint64))
     found = targets_at(NOW_US, times, known, p, ReportDelays.declared(regime))
     for level in (0.02, 0.4, 0.9):
-        of = p[found.rows] == level
-        weight, taken = found.weight[of], found.fraud[of]
+        source = p[found.rows] == level
+        weight, taken = found.weight[source], found.fraud[source]
         assert weight[taken].sum() / weight.sum() == pytest.approx(level, rel=0.03)
         assert weight.sum() == pytest.approx((p == level).sum(), rel=0.03)
 

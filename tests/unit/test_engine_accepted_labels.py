@@ -39,9 +39,9 @@ def read_again(result: Result, prefix: str = "") -> AcceptedLabels:
     outputs = enumerate(to(ACCEPTED_LABELS, result))
     return read_accepted(
         [
-            Record(ACCEPTED_LABELS.name, one.partition or 0, number, microseconds(after(90)) // 1_000, one.key,
-                   one.value, one.headers)
-            for number, one in outputs
+            Record(ACCEPTED_LABELS.name, output.partition or 0, number, microseconds(after(90)) // 1_000, output.key,
+                   output.value, output.headers)
+            for number, output in outputs
         ],
         prefix,
     )  # fmt: skip
@@ -123,8 +123,8 @@ def test_a_record_that_no_label_agent_wrote_is_refused_alone(name: str) -> None:
     value, headers = FOREIGN[name]
     (good,) = accept([Log(LABELS).append(label(7), after(1))], LABEL_OPTIONS).outputs
     records = [
-        Record(ACCEPTED_LABELS.name, 0, number, 0, b"c1", of, with_headers)
-        for number, (of, with_headers) in enumerate([(value, headers), (good.value, good.headers)])
+        Record(ACCEPTED_LABELS.name, 0, number, 0, b"c1", source, with_headers)
+        for number, (source, with_headers) in enumerate([(value, headers), (good.value, good.headers)])
     ]
     found = read_accepted(records, "")
     assert found.labels.transaction_id.to_pylist() == ["t7"]
@@ -174,10 +174,10 @@ def test_a_simulator_labels_where_the_clock_is_simulated() -> None:
 
 
 def test_a_forged_audit_does_not_overrule_an_analyst() -> None:
-    said = [("labels", "analyst", "fraud"), ("labels", "audit", "legitimate")]
+    reported = [("labels", "analyst", "fraud"), ("labels", "audit", "legitimate")]
     records = [
         Record(topic, 0, number, microseconds(START) // 1_000, None, label(1, START, known, source=source), ())
-        for number, (topic, source, known) in enumerate(said)
+        for number, (topic, source, known) in enumerate(reported)
     ]
     found = read_again(accept(records, LabelOptions(0, 1, SOURCES)))
     assert found.labels.source.to_pylist() == ["analyst"]

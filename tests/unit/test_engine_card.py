@@ -385,9 +385,9 @@ def test_only_what_changes_knowledge_travels() -> None:
         (6.0, "fraud", "analyst", "changed", "fraud"),
         (7.0, "unknown", "analyst", "changed", "none"),
     ]
-    for days, said, source, outcome, known in steps:
-        result = desk.say(0, after(days), said, arrived=after(8), source=source)
-        assert result.counts == {("label", outcome): 1}, (days, said, source)
+    for days, reported, source, outcome, known in steps:
+        result = desk.say(0, after(days), reported, arrived=after(8), source=source)
+        assert result.counts == {("label", outcome): 1}, (days, reported, source)
         assert [item[1] for item in told(result)] == ([] if known is None else [known])
 
 
@@ -516,7 +516,7 @@ def busy_logs(seed: int, size: int) -> tuple[Log, Log]:
     random = np.random.default_rng(seed)
     transactions, labels = Log(TRANSACTIONS), LabelLog()
     arrivals = sorted(random.uniform(0, 60, size).tolist())
-    said: list[tuple[float, bytes]] = []
+    reported: list[tuple[float, bytes]] = []
     for number, days in enumerate(arrivals):
         kind = random.random()
         card = f"c{random.integers(4)}"
@@ -538,13 +538,13 @@ def busy_logs(seed: int, size: int) -> tuple[Log, Log]:
         for _ in range(int(random.integers(0, 4))):
             # Early ones too, and some beyond the label horizon of twenty days.
             delay = float(random.choice([-0.5, 0.2, 2, 8, 19, 22]))
-            of = number if random.random() < 0.95 else 10_000 + number
+            group = number if random.random() < 0.95 else 10_000 + number
             source = str(random.choice(["analyst", "customer", "chargeback", "rule", "audit"]))
             known = str(random.choice(["fraud", "legitimate", "disputed"]))
             at = max(days + delay, 0.0)
-            value = label(of, after(at - float(random.choice([0, 1]))), known, card_id=card, source=source)
-            said.append((at, b"broken" if random.random() < 0.03 else value))
-    for days, value in sorted(said):
+            value = label(group, after(at - float(random.choice([0, 1]))), known, card_id=card, source=source)
+            reported.append((at, b"broken" if random.random() < 0.03 else value))
+    for days, value in sorted(reported):
         labels.append(value, after(days))
     return transactions, labels
 

@@ -120,7 +120,7 @@ def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
         everything += [Matured(at_us, digest, 0.5) for at_us, digest in items]
     found: list[Matured] = []
     for now_us in range(0, 200, 7):
-        due = sorted(one for one in everything if one.at_us <= now_us)
+        due = sorted(item for item in everything if item.at_us <= now_us)
         taken = kept.decisions.take_matured(now_us, 11)
         assert taken == due[len(found) : len(found) + 11]
         found += taken

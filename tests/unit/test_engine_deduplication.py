@@ -182,11 +182,13 @@ def test_every_transaction_is_decided_once_whatever_was_written_twice(seed: int)
 
 
 def inputs_of(state: ScorePartition) -> list[dict[str, object]]:
-    return [msgspec.structs.asdict(one) for one in state._inputs.dump()]
+    return [msgspec.structs.asdict(item) for item in state._inputs.dump()]
 
 
 def loaded(state: ScorePartition) -> ScorePartition:
     values, columns, _ = state.dump(full=True)
     return score(
-        LoadedState(values, {name: MemoryColumn(one.dtype, one.items, one.changed) for name, one in columns.items()})
+        LoadedState(
+            values, {name: MemoryColumn(column.dtype, column.items, column.changed) for name, column in columns.items()}
+        )
     )

@@ -178,7 +178,7 @@ Update = tuple[float | None, str | None, float, bool]
 
 
 def updates(found: list[Example]) -> list[Update]:
-    return [(one.online_weight, one.former, one.former_weight, one.held) for one in found]
+    return [(example.online_weight, example.former, example.former_weight, example.held) for example in found]
 
 
 def test_a_correction_undoes_what_was_learned_and_a_withdrawal_undoes_it_alone(desk: Desk) -> None:
@@ -196,7 +196,7 @@ def test_updates_of_the_online_model_are_balanced_by_the_share_that_is_reported_
         desk.decide(number, score=0.5)
     assert updates(desk.say(OUT[0], after(1))) == [(1.25, None, 0.0, False)]
     # 1 - q, where q = p (1 - F) / (1 - p F) = .5 x .2 / .6
-    assert [one.online_weight for one in desk.decide(OUT[2], after(MATURITY_DAYS))] == [pytest.approx(4 * 5 / 6)] * 2
+    assert [day.online_weight for day in desk.decide(OUT[2], after(MATURITY_DAYS))] == [pytest.approx(4 * 5 / 6)] * 2
     # What is reported later is allowed for, sampled or not.
     for number in (IN[0], OUT[1]):
         assert updates(desk.say(number, after(MATURITY_DAYS + 1))) == [(0.0, None, 0.0, False)]
@@ -211,15 +211,15 @@ def test_a_surge_of_a_source_is_held_and_changes_nothing_of_what_was_learned() -
     for number in range(400):
         desk.decide(number)
     for hour in range(24 * 8):
-        assert not any(one.held for one in desk.say(hour, after(hours=hour + 1), source="customer"))
+        assert not any(item.held for item in desk.say(hour, after(hours=hour + 1), source="customer"))
     moment = after(hours=24 * 8 + 1)
-    found = [one for number in range(200, 240) for one in desk.say(number, moment, source="customer")]
-    assert [one.held for one in found] == [False] * 20 + [True] * 20
-    assert not any(one.held for number in range(240, 280) for one in desk.say(number, moment, source="issuer"))
-    assert [one.held for one in desk.say(280, after(hours=24 * 8 + 2), source="customer")] == [False]
+    found = [item for number in range(200, 240) for item in desk.say(number, moment, source="customer")]
+    assert [item.held for item in found] == [False] * 20 + [True] * 20
+    assert not any(item.held for number in range(240, 280) for item in desk.say(number, moment, source="issuer"))
+    assert [item.held for item in desk.say(280, after(hours=24 * 8 + 2), source="customer")] == [False]
     # One that is held was not learned: a correction has nothing to undo.
-    corrected = [one for number in (219, 220) for one in desk.say(number, moment, "legitimate", source="audit")]
-    assert [one.former for one in corrected] == ["fraud", None]
+    corrected = [item for number in (219, 220) for item in desk.say(number, moment, "legitimate", source="audit")]
+    assert [example.former for example in corrected] == ["fraud", None]
 
 
 def test_rules_and_open_cases_teach_nothing(desk: Desk) -> None:
@@ -337,7 +337,7 @@ def test_rows_that_are_quarantined_are_not_there(desk: Desk) -> None:
     record = desk.decisions.append(features_block([feature_row(number, after(number)) for number in range(3)]))
     desk.work(msgspec.structs.replace(record, skipped_rows=(1,)))
     found = [desk.say(number, after(9)) for number in range(3)]
-    assert [[one.transaction_id for one in of] for of in found] == [["t0"], [], ["t2"]]
+    assert [[message.transaction_id for message in source] for source in found] == [["t0"], [], ["t2"]]
 
 
 def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
@@ -351,10 +351,10 @@ def test_of_two_decisions_of_a_transaction_the_last_one_is_kept(desk: Desk) -> N
     """The score agent may decide a batch again with other models; an example that is there stays as it is."""
     desk.decide(8, logit=-1.0)
     desk.decide(9, logit=-1.0)
-    assert [one.logit for one in desk.say(8, after(1))] == [-1.0]
+    assert [item.logit for item in desk.say(8, after(1))] == [-1.0]
     assert desk.decide(8, logit=-2.0) == desk.decide(9, logit=-2.0) == []
-    assert [one.logit for one in desk.say(9, after(1))] == [-2.0]
-    assert [one.logit for one in desk.say(8, after(2), "legitimate", source="audit")] == [-2.0]
+    assert [item.logit for item in desk.say(9, after(1))] == [-2.0]
+    assert [item.logit for item in desk.say(8, after(2), "legitimate", source="audit")] == [-2.0]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -399,8 +399,10 @@ def happenings(random: np.random.Generator, size: int) -> list[tuple[float, Reco
             for delay in random.choice([0.0, 1, 5, 25, 35, 45], int(random.integers(1, 4))).tolist():
                 source = str(random.choice(["analyst", "customer", "audit", "rule"]))
                 known = str(random.choice(["fraud", "legitimate", "disputed"], p=[0.4, 0.4, 0.2]))
-                of = number if random.random() < 0.95 else 10_000
-                moments.append((days + delay, "accepted-labels", label(of, after(days + delay), known, source=source)))
+                group = number if random.random() < 0.95 else 10_000
+                moments.append(
+                    (days + delay, "accepted-labels", label(group, after(days + delay), known, source=source))
+                )
     logs = {"features": Log(DECISION_FEATURES), "accepted-labels": LabelLog()}
     in_order = sorted(moments, key=lambda moment: moment[0])
     return [(days, logs[topic].append(value, after(days))) for days, topic, value in in_order]

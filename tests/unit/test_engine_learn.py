@@ -125,8 +125,8 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
         example(4, held=True),
     ]
     log = Log(EXAMPLES)
-    for one in others:
-        log.append(msgspec.json.encode(one))
+    for item in others:
+        log.append(msgspec.json.encode(item))
     result = state.learn(log.records)
     assert result.counts == {
         ("lesson", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
@@ -149,7 +149,7 @@ def test_an_unreadable_example_is_a_dead_letter_and_teaches_nothing(garbage: byt
     assert dict(letter.headers)["dead-letter-offset"] == b"1"
     without.learn(log.records[:1])
     assert state.next_offset == 2
-    learned, expected = (msgspec.json.decode(one.publish().to_payload()) for one in (state, without))
+    learned, expected = (msgspec.json.decode(item.publish().to_payload()) for item in (state, without))
     assert learned["weights"] == expected["weights"]
 
 

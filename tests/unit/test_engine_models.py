@@ -32,8 +32,8 @@ def champion(model: LightGBMModel | None = None) -> ModelVersion:
     return record("lightgbm", model.version, model.to_payload())
 
 
-def of_policy(one: Policy) -> ModelVersion:
-    return record("policy", one.version, one.to_payload())
+def of_policy(policy: Policy) -> ModelVersion:
+    return record("policy", policy.version, policy.to_payload())
 
 
 def river(count: int = 20) -> tuple[RiverModel, ModelVersion]:
@@ -57,8 +57,8 @@ def other_model() -> LightGBMModel:
 
 def active_after(*records: ModelVersion) -> ModelSet:
     model_set = empty_model_set()
-    for one in records:
-        model_set = model_set.updated(one)
+    for record in records:
+        model_set = model_set.updated(record)
     return model_set
 
 

@@ -172,14 +172,14 @@ def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.Mon
     batches: list[list[Record]] = []
     for number in range(200):
         days = number * 0.5
-        of = max(number - int(random.integers(0, 70)), 0)
+        source = max(number - int(random.integers(0, 70)), 0)
         batches.append([transactions.append(transaction(number, after(days)), after(days))])
         if random.random() < 0.5:
             # A repeat, from long ago or from just now.
-            batches.append([transactions.append(transaction(of, after(0.5 * of)), after(days))])
+            batches.append([transactions.append(transaction(source, after(0.5 * source)), after(days))])
         known_at = days - float(random.choice([0, 10, 20]))
         if known_at >= 0:
-            batches.append([labels.append(label(of, after(known_at)), after(known_at))])
+            batches.append([labels.append(label(source, after(known_at)), after(known_at))])
     prompt, slow = (CardPartition(options(10, 10), None, MemoryStore()) for _ in range(2))
     results = [prompt.process(batch, NOW) for batch in batches]
     monkeypatch.setattr(StoreIndex, "forget_before", lambda *_: None)
@@ -194,7 +194,7 @@ def words(digests: Sequence[bytes]) -> NDArray[np.int64]:
 
 def remember(index: StoreIndex, accepted: Sequence[tuple[bytes, int]]) -> None:
     """Accept (digest, event time) one after the other, whatever was accepted before."""
-    digest = words([one for one, _ in accepted])
+    digest = words([item for item, _ in accepted])
     none, few = np.empty(0, np.int64), np.empty(0, np.int8)
     times_us = np.array([time_us for _, time_us in accepted], np.int64)
     number = np.arange(len(accepted))
@@ -381,9 +381,9 @@ def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pyte
     for number in range(250):
         days = number * 0.5
         batches.append([decisions.append(features(number, after(days)), after(days))])
-        of = max(number - int(random.integers(0, 110)), 0)
+        source = max(number - int(random.integers(0, 110)), 0)
         known_at = after(days) - timedelta(days=float(random.choice([0, 5])))
-        batches.append([labels.append(label(of, known_at), known_at)])
+        batches.append([labels.append(label(source, known_at), known_at)])
     options_ = feedback_options(rate=0.5, horizon_days=20)
     prompt, slow = FeedbackPartition(options_, MemoryStore()), FeedbackPartition(options_, MemoryStore())
     results = [prompt.process(batch, NOW) for batch in batches]

@@ -152,7 +152,9 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
     result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
     found = {decision.transaction_id: decision for decision in decisions(result)}
     raised = alerts(result)
-    assert {alert.transaction_id for alert in raised} == {name for name, one in found.items() if one.action == "alert"}
+    assert {alert.transaction_id for alert in raised} == {
+        name for name, decision in found.items() if decision.action == "alert"
+    }
     assert {"t11", "t30"} <= {alert.transaction_id for alert in raised} < found.keys()
     for decision in found.values():
         by_score = decision.score >= 0.5
@@ -210,7 +212,7 @@ def test_an_audit_puts_a_share_before_an_analyst() -> None:
 
 def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> None:
     busy = enumerate([busy_logs(5, 60), busy_logs(6, 9)])
-    logs = [profile(of.records, labels.records, number=number) for number, (of, labels) in busy]
+    logs = [profile(source.records, labels.records, number=number) for number, (source, labels) in busy]
     models = active(learned(), blend=0.5, audit_rate=0.2)
     alone = [decide(score(), log.records, models, NOW) for log in logs]
     nothing = (score(), Log(PROFILED).records)
@@ -339,7 +341,7 @@ def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
         *(changed(only_block(), case_sequence=value) for value in (-1, 2**63 - 1)),
         *(changed(only_block(), producer_offset_min=value) for value in (-1_440, 1_440)),
         *(changed(only_block(), **{name: -1}) for name in ("source_offset", "source_partition", "input_offset")),
-        *(changed(only_block(), features=features_of(*of)) for of in ((0.0, 3), (math.inf,), (-math.inf,))),
+        *(changed(only_block(), features=features_of(*source)) for source in ((0.0, 3), (math.inf,), (-math.inf,))),
         *(
             with_text(only_block(), AMOUNT, text)
             for text in (b"", b"NaN", b"1,", b"01", b'1,"x":2', b"-", b"1e", b".5")
@@ -368,7 +370,9 @@ def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: byte
     assert letter.value == garbage
     assert dict(letter.headers)["dead-letter-error"] == b"unreadable"
     expected = decide(score(), log.records[1:], active(), NOW)
-    assert [one.features for one in decisions(result)] == [one.features for one in decisions(expected)]
+    assert [decision.features for decision in decisions(result)] == [
+        decision.features for decision in decisions(expected)
+    ]
     # A restore skips it as well.
     restored, live = score(), score()
     restored.replay(log.records)
@@ -487,8 +491,8 @@ def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
 
     decided(0, START)
     # Dated a day after the transaction, but here only on day five.
-    told = card.process([labels.append(label(0, after(1)), known_at)], START)
-    assert decide(state, log.take(told), models, NOW).outputs == []
+    reported = card.process([labels.append(label(0, after(1)), known_at)], START)
+    assert decide(state, log.take(reported), models, NOW).outputs == []
     before, at = decided(1, known_at - timedelta(microseconds=1)), decided(2, known_at)
     assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
     assert before.features["merchant_newest_label"] is None
@@ -498,12 +502,12 @@ def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
 
 def test_state_does_not_depend_on_models_or_clocks() -> None:
     log = profile(purchases(60, large=[7]).records)
-    one, other = score(), score()
+    item, other = score(), score()
     models = active()
     strict = ActiveModels(models.lightgbm, models.river, models.policy.replace(threshold=0.0))
-    decide(one, log.records[:40], models, NOW)
+    decide(item, log.records[:40], models, NOW)
     decide(other, log.records[:40], strict, after(300))
-    assert decide(one, log.records[40:], models, NOW).outputs == decide(other, log.records[40:], models, NOW).outputs
+    assert decide(item, log.records[40:], models, NOW).outputs == decide(other, log.records[40:], models, NOW).outputs
 
 
 def test_values_that_do_not_exist_are_null() -> None:
@@ -537,9 +541,9 @@ def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
 def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
     models, log = active(), profile(purchases(30).records)
     state, untouched = score(), score()
-    for one in (state, untouched):
-        decide(one, log.records[:10], models, NOW)
-        one.commit()
+    for item in (state, untouched):
+        decide(item, log.records[:10], models, NOW)
+        item.commit()
     with pytest.raises(KernelMismatch):
         decide(state, [*log.records[10:20], foreign(log.records[20])], models, NOW)
     state.rollback()

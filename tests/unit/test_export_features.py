@@ -54,12 +54,12 @@ def rows(values: Sequence[bytes | None]) -> list[dict[str, Any]]:
 
 def flat(row: DecisionFeatures) -> dict[str, Any]:
     """A row of ``features`` as the table has it, the features of this release alone."""
-    told = msgspec.to_builtins(row, builtin_types=(datetime,))
-    found = {name: told[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base")}
-    found |= {name: told[name] for name in ("score", "logit", "river_logit")}
+    reported = msgspec.to_builtins(row, builtin_types=(datetime,))
+    found = {name: reported[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base")}
+    found |= {name: reported[name] for name in ("score", "logit", "river_logit")}
     found |= {f"feature_{name}": row.features.get(name) for name in FEATURES}
     for part in ("versions", "source", "log"):
-        found |= {f"{part}_{name}": value for name, value in told[part].items()}
+        found |= {f"{part}_{name}": value for name, value in reported[part].items()}
     return found
 
 
@@ -91,9 +91,9 @@ def test_a_table_has_a_row_for_each_decision() -> None:
     whole = rows([features_block(SEVERAL), features_block(REORDERED), features_block(SEVERAL[:1])])
     meant = [*SEVERAL, *REORDERED, SEVERAL[0]]
     assert len(whole) == len(meant)
-    for row, one in zip(whole, meant, strict=True):
-        told = flat(one)
-        assert {name: row[name] for name in told} == told
+    for row, item in zip(whole, meant, strict=True):
+        reported = flat(item)
+        assert {name: row[name] for name in reported} == reported
         assert (row[VALUE], row[ERROR], row["key"], row["headers"]) == (None, None, None, None)
         assert (row["partition"], round(row["timestamp"].timestamp() * 1_000)) == (2, AT_MS)
     assert [(row["offset"], row["row"]) for row in whole] == [(0, 0), (0, 1), (0, 2), (10, 0), (10, 1), (20, 0)]
@@ -102,10 +102,10 @@ def test_a_table_has_a_row_for_each_decision() -> None:
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.rglob("decision-features*.json")), ids=lambda path: path.parent.name)
 def test_a_row_as_it_is_documented_needs_no_bytes(path: Path) -> None:
-    one = msgspec.json.decode(path.read_bytes(), type=DecisionFeatures)
-    (row,) = rows([features_block([one])])
-    told = flat(one)
-    assert {name: row[name] for name in told} == told
+    item = msgspec.json.decode(path.read_bytes(), type=DecisionFeatures)
+    (row,) = rows([features_block([item])])
+    reported = flat(item)
+    assert {name: row[name] for name in reported} == reported
     assert (row[VALUE], row[ERROR]) == (None, None)
 
 
@@ -173,8 +173,8 @@ def test_files_hold_whole_records_and_no_more_rows_than_they_may(most: int) -> N
         assert all(offset < at for offset in file)
         files.append(file)
     assert list(chain(*files)) == [2 * n for n, count in enumerate(chain(*sizes)) for _ in range(count)]
-    for one, following in pairwise(files):
-        assert not {*one} & {*following}
+    for item, following in pairwise(files):
+        assert not {*item} & {*following}
     assert all(len(file) <= most or len(set(file)) == 1 for file in files)
 
 
@@ -224,10 +224,13 @@ def write(directory: Path, topic: Topic, written: list[Record]) -> None:
     form = row_format(topic)
     files = TopicFiles(directory / topic.name, Origin("cluster", topic.name, "id", CARD_PARTITIONS), form.schema)
     for number in range(CARD_PARTITIONS):
-        of = [record for record in written if record.partition == number]
-        of.append(Record(topic.name, number, of[-1].offset + 1, AT_MS, None, b"?"))
-        cut = len(of) // 2
-        for part, start, end in ((of[:cut], 0, of[cut].offset), (of[cut:], of[cut].offset, of[-1].offset + 1)):
+        source = [record for record in written if record.partition == number]
+        source.append(Record(topic.name, number, source[-1].offset + 1, AT_MS, None, b"?"))
+        cut = len(source) // 2
+        for part, start, end in (
+            (source[:cut], 0, source[cut].offset),
+            (source[cut:], source[cut].offset, source[-1].offset + 1),
+        ):
             with files.part(number, start) as file:
                 file.add(form.rows(part))
                 file.finish(end)

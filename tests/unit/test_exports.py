@@ -86,15 +86,15 @@ NOT_DECODED: list[bytes | None] = [
 def test_columns_say_what_the_record_does_or_its_bytes_are_kept() -> None:
     values = [*SAID_BY_COLUMNS, *KEPT_AS_BYTES, *NOT_DECODED]
     rows = table(TRANSACTIONS, values).to_pylist()
-    said, kept, without = (rows[: len(SAID_BY_COLUMNS)], rows[len(SAID_BY_COLUMNS) : -len(NOT_DECODED)],
+    reported, kept, without = (rows[: len(SAID_BY_COLUMNS)], rows[len(SAID_BY_COLUMNS) : -len(NOT_DECODED)],
                            rows[-len(NOT_DECODED) :])  # fmt: skip
-    for row, value in zip(said, SAID_BY_COLUMNS, strict=True):
+    for row, value in zip(reported, SAID_BY_COLUMNS, strict=True):
         assert (row[VALUE], row[ERROR]) == (None, None)
-        told = {name: row[name] for name in Transaction.__struct_fields__ if row[name] is not None}
-        if "attributes" in told:
-            told["attributes"] = json.loads(told["attributes"])
-        told["amount"] = str(told["amount"])
-        assert msgspec.convert(told, Transaction, strict=False) == msgspec.json.decode(value, type=Transaction)
+        emitted = {name: row[name] for name in Transaction.__struct_fields__ if row[name] is not None}
+        if "attributes" in emitted:
+            emitted["attributes"] = json.loads(emitted["attributes"])
+        emitted["amount"] = str(emitted["amount"])
+        assert msgspec.convert(emitted, Transaction, strict=False) == msgspec.json.decode(value, type=Transaction)
     assert [row[VALUE] for row in kept] == KEPT_AS_BYTES
     assert [row[ERROR] for row in kept] == [None] * len(kept)
     assert [row["transaction_id"] for row in kept if row["transaction_id"] is None] == []
@@ -116,8 +116,8 @@ def test_rows_are_accepted_and_refused_as_the_records_are(shuffled: int) -> None
     rejects: list[Reject] = []
     expected = transactions_of(columns(values), acceptance, Numbering(1), rejects).rows
     found, refused = accept_transactions(table(TRANSACTIONS, values), acceptance)
-    assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
-    assert {one.code for one in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
+    assert [(reject.row, reject.code) for reject in refused] == [(reject.row, reject.code) for reject in rejects]
+    assert {reject.code for reject in refused} > {"null_value", "too_large", "not_utf8", "amount_too_many_decimals"}
     for name in ("row", "transaction_id", "card_id", "event_time_us", "amount_minor", "amount_base_minor", "hour"):
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
 
@@ -140,8 +140,8 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
     rejects: list[Reject] = []
     expected = labels_of(columns(values), acceptance, Numbering(1), rejects, lambda *_: None, "labels").rows
     found, refused = accept_labels(table(LABELS, values), acceptance, topic="labels")
-    assert [(one.row, one.code) for one in refused] == [(one.row, one.code) for one in rejects]
-    assert [one.code for one in refused[-2:]] == [NOT_ALLOWED, NOT_ALLOWED]
+    assert [(reject.row, reject.code) for reject in refused] == [(reject.row, reject.code) for reject in rejects]
+    assert [reject.code for reject in refused[-2:]] == [NOT_ALLOWED, NOT_ALLOWED]
     assert len(refused) == 6
     for name in ("row", "transaction_id", "known", "rank", "known_at_us"):
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
@@ -163,11 +163,11 @@ def test_every_topic_has_columns_of_its_own_that_no_record_changes(topic: Topic)
 
 def written() -> list[tuple[str, Path]]:
     """Topic and file of each golden message whose topic is not kept as bytes."""
-    of = {"transaction": "transactions", "label": "labels", "decision": "decisions", "alert": "alerts",
+    source = {"transaction": "transactions", "label": "labels", "decision": "decisions", "alert": "alerts",
           "example": "examples", "progress": "progress"}  # fmt: skip
     # Rows of features are no records of their own.
     paths = sorted(path for path in GOLDEN.rglob("*.json") if not path.stem.startswith("decision-features"))
-    return [(topic, path) for path in paths for kind, topic in of.items() if path.stem.startswith(kind)]
+    return [(topic, path) for path in paths for kind, topic in source.items() if path.stem.startswith(kind)]
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_messages_as_they_are_written_need_no_bytes(name: str, path: Path) -> No
     (row,) = table(topic, [value]).to_pylist()
     assert row[ERROR] is None
     flat = dict(flattened(json.loads(value)))
-    told = {name: one for name, one in row.items() if one is not None}
+    reported = {name: item for name, item in row.items() if item is not None}
     unknown = {name for name in flat if name not in RowFormat(topic).schema.names}
     assert (row[VALUE] is not None) == bool(unknown), unknown
-    assert {name for name, one in flat.items() if one is not None} - unknown <= set(told)
+    assert {name for name, item in flat.items() if item is not None} - unknown <= set(reported)
 
 
 def flattened(fields: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -251,43 +251,43 @@ def files(directory: Path, origin: Origin = ORIGIN, topic: Topic = TRANSACTIONS)
     return TopicFiles(directory / "transactions", origin, RowFormat(topic).schema)
 
 
-def write(of: TopicFiles, number: int, start: int, end: int) -> Path:
-    with of.part(number, start) as part:
-        part.add(RowFormat(TRANSACTIONS).rows(records(TRANSACTIONS, [transaction(one) for one in range(start, end)])))
+def write(files: TopicFiles, number: int, start: int, end: int) -> Path:
+    with files.part(number, start) as part:
+        part.add(RowFormat(TRANSACTIONS).rows(records(TRANSACTIONS, [transaction(item) for item in range(start, end)])))
         part.finish(end)
-    return of.directory / f"kafka_partition={number}" / f"{start:020d}-{end:020d}.parquet"
+    return files.directory / f"kafka_partition={number}" / f"{start:020d}-{end:020d}.parquet"
 
 
-def fill_the_disk(of: TopicFiles) -> None:
-    with of.part(0, 5) as part:
+def fill_the_disk(files: TopicFiles) -> None:
+    with files.part(0, 5) as part:
         part.add(RowFormat(TRANSACTIONS).rows(records(TRANSACTIONS, [transaction(5)])))
-        assert of.covered(0) == [range(0, 5)]
+        assert files.covered(0) == [range(0, 5)]
         raise OSError("the disk is full")
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
-    of = files(tmp_path)
-    with of.held():
-        write(of, 0, 0, 5)
+    source = files(tmp_path)
+    with source.held():
+        write(source, 0, 0, 5)
         with pytest.raises(OSError, match="full"):
-            fill_the_disk(of)
-        assert [path.name for path in (of.directory / "kafka_partition=0").iterdir()] == [
+            fill_the_disk(source)
+        assert [path.name for path in (source.directory / "kafka_partition=0").iterdir()] == [
             "00000000000000000000-00000000000000000005.parquet"
         ]
-    left = of.directory / "kafka_partition=0" / ".00000000000000000005.unfinished"
+    left = source.directory / "kafka_partition=0" / ".00000000000000000005.unfinished"
     left.write_bytes(b"PAR1")
-    with of.held():
+    with source.held():
         assert not left.exists()
-        assert of.covered(0) == [range(0, 5)]
-        write(of, 0, 5, 9)
-        write(of, 1, 0, 2)
+        assert source.covered(0) == [range(0, 5)]
+        write(source, 0, 5, 9)
+        write(source, 1, 0, 2)
         with pytest.raises(ExportError, match="another process exports into"), files(tmp_path).held():
             pass
-    whole = ds.dataset(of.directory, partitioning="hive").to_table()
+    whole = ds.dataset(source.directory, partitioning="hive").to_table()
     assert whole.num_rows == 11
-    assert pq.read_table(of.directory).column("kafka_partition").to_pylist() == [0] * 9 + [1] * 2
-    assert origin_of(pq.read_schema(write(of, 2, 0, 1))) == ORIGIN
-    assert pq.read_schema(write(of, 2, 1, 2)).equals(of.schema, check_metadata=True)
+    assert pq.read_table(source.directory).column("kafka_partition").to_pylist() == [0] * 9 + [1] * 2
+    assert origin_of(pq.read_schema(write(source, 2, 0, 1))) == ORIGIN
+    assert pq.read_schema(write(source, 2, 1, 2)).equals(source.schema, check_metadata=True)
 
 
 @pytest.mark.parametrize(
@@ -301,10 +301,10 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_there_is_checked(tmp_path: Path, spoil: Any, text: str) -> None:
-    of = files(tmp_path)
-    spoil(write(of, 0, 0, 5))
+    source = files(tmp_path)
+    spoil(write(source, 0, 0, 5))
     with pytest.raises(ExportError, match=text):
-        of.covered(0)
+        source.covered(0)
 
 
 @pytest.mark.parametrize(
@@ -321,11 +321,11 @@ def test_a_directory_of_another_cluster_or_topic_is_refused(tmp_path: Path, othe
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """A topic's directory with offsets 0 to 9 of partition 0 in three files, 4 to 7 of partition 1, none of 2."""
-    of = files(tmp_path)
+    source = files(tmp_path)
     for number, start, end in ((0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 4, 7)):
-        write(of, number, start, end)
-    note_contents(of.directory, Contents(ORIGIN, {0: Offsets(0, 9), 1: Offsets(4, 7)}))
-    return of.directory
+        write(source, number, start, end)
+    note_contents(source.directory, Contents(ORIGIN, {0: Offsets(0, 9), 1: Offsets(4, 7)}))
+    return source.directory
 
 
 def part(directory: Path, number: int, start: int, end: int) -> Path:
@@ -347,19 +347,22 @@ def test_a_whole_export_is_taken_as_it_is(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (lambda of: part(of, 0, 0, 3).unlink(), "lacks offsets 0 to 3 of partition 0"),
-        (lambda of: part(of, 0, 3, 5).unlink(), "lacks offsets 3 to 5 of partition 0"),
-        (lambda of: part(of, 0, 5, 9).unlink(), "lacks offsets 5 to 9 of partition 0"),
-        (lambda of: shutil.rmtree(of / "kafka_partition=1"), "lacks offsets 4 to 7 of partition 1"),
+        (lambda source: part(source, 0, 0, 3).unlink(), "lacks offsets 0 to 3 of partition 0"),
+        (lambda source: part(source, 0, 3, 5).unlink(), "lacks offsets 3 to 5 of partition 0"),
+        (lambda source: part(source, 0, 5, 9).unlink(), "lacks offsets 5 to 9 of partition 0"),
+        (lambda source: shutil.rmtree(source / "kafka_partition=1"), "lacks offsets 4 to 7 of partition 1"),
         (shutil.rmtree, "lacks offsets 0 to 9 of partition 0"),
-        (lambda of: part(of, 1, 4, 7).write_bytes(b"PAR1"), "is damaged"),
-        (lambda of: write(files(of.parent), 0, 4, 6), "hold offset 4"),
-        (lambda of: shutil.copytree(of / "kafka_partition=1", of / "kept"), "is no file of the export beside it"),
+        (lambda source: part(source, 1, 4, 7).write_bytes(b"PAR1"), "is damaged"),
+        (lambda source: write(files(source.parent), 0, 4, 6), "hold offset 4"),
         (
-            lambda of: write(files(of.parent, Origin("cluster", "transactions", "new", 3)), 2, 0, 1),
+            lambda source: shutil.copytree(source / "kafka_partition=1", source / "kept"),
             "is no file of the export beside it",
         ),
-        (lambda of: contents_path(of).write_text("{}"), "does not tell what an export wrote"),
+        (
+            lambda source: write(files(source.parent, Origin("cluster", "transactions", "new", 3)), 2, 0, 1),
+            "is no file of the export beside it",
+        ),
+        (lambda source: contents_path(source).write_text("{}"), "does not tell what an export wrote"),
     ],
 )
 def test_an_export_that_is_not_whole_is_refused(whole: Path, spoil: Any, text: str) -> None:

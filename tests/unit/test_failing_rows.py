@@ -53,16 +53,16 @@ def block(odd: Sequence[int] = (), rows: int = 12) -> Record:
 def test_the_rows_to_blame_are_found_whichever_they_are(odd: set[int]) -> None:
     record, whole = block(), set(range(13))
 
-    def tried(one: Record) -> Exception | None:
-        return ODD if odd - set(one.skipped_rows) else None
+    def tried(record: Record) -> Exception | None:
+        return ODD if odd - set(record.skipped_rows) else None
 
     found = failing_rows(record, tried)
     assert [row for row, _ in found] == ([] if odd == whole else sorted(odd))
 
 
 def test_rows_that_fail_together_alone_leave_the_block_to_blame() -> None:
-    def tried(one: Record) -> Exception | None:
-        return None if {3, 9} & set(one.skipped_rows) else ODD
+    def tried(record: Record) -> Exception | None:
+        return None if {3, 9} & set(record.skipped_rows) else ODD
 
     assert failing_rows(block(), tried) == []
     assert failing_rows(Record("profiled", 0, 0, 0, None, b"no block"), lambda _: ODD) == []
@@ -87,7 +87,13 @@ class Known(Quarantines):
     written: list[Output]
 
     def refresh(self, waiting: object) -> None:
-        self._take([Record(CONTROL.name, 0, 0, 0, one.key, one.value) for one in self.written if one.topic is CONTROL])
+        self._take(
+            [
+                Record(CONTROL.name, 0, 0, 0, record.key, record.value)
+                for record in self.written
+                if record.topic is CONTROL
+            ]
+        )
 
 
 class Worker:
@@ -127,14 +133,17 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
 ) -> None:
     worker, record = Worker(tmp_path / "home", monkeypatch), block(odd=(2, 7))
     worker.loop.work(make_batch([record], None))
-    numbers = [int(decode_decision(one.value or b"").transaction_id[1:]) for one in worker.of(DECISIONS)]
+    numbers = [int(decode_decision(decision.value or b"").transaction_id[1:]) for decision in worker.of(DECISIONS)]
     assert numbers == [number for number in range(12) if number not in (2, 7)]
     letters = worker.of(DEAD_LETTERS)
-    assert [(reason(one, "row"), reason(one, "error")) for one in letters] == [("2", "set_aside"), ("7", "set_aside")]
-    assert [reason(one, "offset") for one in letters] == [str(record.offset)] * 2
+    assert [(reason(letter, "row"), reason(letter, "error")) for letter in letters] == [
+        ("2", "set_aside"),
+        ("7", "set_aside"),
+    ]
+    assert [reason(letter, "offset") for letter in letters] == [str(record.offset)] * 2
     messages = read_messages(record.value)
     originals = [bytes(cast(ProfiledTransaction, messages[row]).transaction) for row in (2, 7)]
-    assert [one.value for one in letters] == originals
+    assert [letter.value for letter in letters] == originals
     assert len(worker.of(CONTROL)) == 2
 
     # A replay skips the same rows, and only those.

@@ -67,18 +67,18 @@ def test_every_decision_has_a_row_with_what_the_models_saw(partitions: int) -> N
         assert row.features == decision.features
         assert [getattr(row, name) for name in SAME] == [getattr(decision, name) for name in SAME]
     for output in to(DECISION_FEATURES, result):
-        of = {partition_of(row.card_id, partitions) for row in read_feature_messages(output.value)}
-        assert of == {output.partition}
+        message = {partition_of(row.card_id, partitions) for row in read_feature_messages(output.value)}
+        assert message == {output.partition}
         assert output.key is None
 
 
 def test_features_travel_in_decisions_that_are_selected() -> None:
     slim, full = decisions_of(decided()), decisions_of(decided(all_features=True))
-    assert {one.selection for one in slim} == {None, "rule", "score"}
-    for one, other in zip(slim, full, strict=True):
-        assert one.features == (None if one.selection is None else other.features)
+    assert {decision.selection for decision in slim} == {None, "rule", "score"}
+    for decision, other in zip(slim, full, strict=True):
+        assert decision.features == (None if decision.selection is None else other.features)
         assert other.features is not None
-        assert msgspec.structs.replace(one, features=None) == msgspec.structs.replace(other, features=None)
+        assert msgspec.structs.replace(decision, features=None) == msgspec.structs.replace(other, features=None)
     assert b"features" not in (to(DECISIONS, decided())[0].value or b"")
     assert to(ALERTS, decided()) == to(ALERTS, decided(all_features=True))
 
@@ -148,17 +148,17 @@ def test_what_is_written_is_read_and_stored(
 
 
 def test_the_names_of_this_kernel_s_features_are_not_stored() -> None:
-    of = dict.fromkeys(FEATURES, 1.5)
-    found = read_features(record(features(features=of)))
+    source = dict.fromkeys(FEATURES, 1.5)
+    found = read_features(record(features(features=source)))
     (packed,) = pack_records(found, found.texts())
     assert b"card_usual_amount" not in packed
-    assert unpack_record(packed).features == of
+    assert unpack_record(packed).features == source
 
 
 def test_rows_that_are_skipped_are_not_read() -> None:
     value = features_block([feature_row(number) for number in range(4)])
     found = read_features(record(value, skipped=(1, 3, 9)))
-    assert [unpack_record(one).transaction_id for one in pack_records(found, found.texts())] == ["t0", "t2"]
+    assert [unpack_record(record).transaction_id for record in pack_records(found, found.texts())] == ["t0", "t2"]
 
 
 def changed(**columns: object) -> bytes:
@@ -168,9 +168,9 @@ def changed(**columns: object) -> bytes:
     sources = {name: column.copy() for name, column in block.sources._asdict().items()}
     names = list(block.names)
     for name, to_value in columns.items():
-        for of, array in ((LAYOUT.wide, wide), (LAYOUT.narrow, narrow), (LAYOUT.codes, codes)):
-            if name in of:
-                array[of.index(name), 1] = to_value
+        for source, array in ((LAYOUT.wide, wide), (LAYOUT.narrow, narrow), (LAYOUT.codes, codes)):
+            if name in source:
+                array[source.index(name), 1] = to_value
         if name.startswith("log_") and name != "log_row":
             sources[name.removeprefix("log_")][1] = to_value
         if name.startswith("number_"):

@@ -37,7 +37,7 @@ def amounts(rows: int = DAYS * 1_500) -> NDArray[np.float64]:
 
 def test_an_equal_challenger_passes_in_nine_cases_of_ten() -> None:
     judged = [judge(scorings(seed), amounts(), LIMITS) for seed in range(20)]
-    assert sum(one.accepted for one in judged) >= 18, [one.reason for one in judged if not one.accepted]
+    assert sum(item.accepted for item in judged) >= 18, [item.reason for item in judged if not item.accepted]
     assert judged[0].figures["compared_days"] == DAYS
     assert judged[0].figures["margin"] == pytest.approx(0.2**0.5)
 

@@ -48,11 +48,13 @@ def reference(frame: pd.DataFrame, labels: KnownLabels) -> pd.DataFrame:
         known_at_us=0,
     )
     rows["outlier"] = card_outliers(rows)
-    said = rows.iloc[labels.row].assign(
+    reported = rows.iloc[labels.row].assign(
         kind="label", known=[["legitimate", "fraud", "none"][known] for known in labels.known]
     )
-    said["known_at_us"] = labels.known_at_us
-    log = pd.concat([said.assign(at=said["known_at_us"]), rows.assign(at=rows["event_time_us"])], ignore_index=True)
+    reported["known_at_us"] = labels.known_at_us
+    log = pd.concat(
+        [reported.assign(at=reported["known_at_us"]), rows.assign(at=rows["event_time_us"])], ignore_index=True
+    )
     log = log.sort_values("at", kind="stable", ignore_index=True)
     merchant = merchant_features(log)[(log["kind"] == "transaction").to_numpy()].reset_index(drop=True)
     return pd.concat([card_features(rows), merchant], axis=1)[list(FEATURES)]

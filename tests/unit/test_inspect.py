@@ -26,10 +26,10 @@ def block() -> tuple[Record, list[bytes]]:
 def test_a_block_is_shown_by_its_header_and_its_rows() -> None:
     record, rows = block()
     header, *found = shown(record, "profiled", None)
-    told = json.loads(header)
-    assert (told["rows"], told["transactions"], told["bytes"]) == (3, 3, len(record.value or b""))
-    assert told["sources"] == "transactions partition 0 offsets 0-2"
-    assert [json.loads(one) for one in found] == [{"row": n, **json.loads(row)} for n, row in enumerate(rows)]
+    reported = json.loads(header)
+    assert (reported["rows"], reported["transactions"], reported["bytes"]) == (3, 3, len(record.value or b""))
+    assert reported["sources"] == "transactions partition 0 offsets 0-2"
+    assert [json.loads(item) for item in found] == [{"row": n, **json.loads(row)} for n, row in enumerate(rows)]
 
 
 def test_one_row_is_shown_alone() -> None:

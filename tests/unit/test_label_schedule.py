@@ -141,9 +141,9 @@ def test_a_wrong_label_is_corrected_and_a_review_takes_the_corrections_place() -
         return made
 
     plain = schedule()
-    told = [plain.pop(NEVER_US - 1) for _ in range(3)]
-    assert [(one.due_us, one.fraud) for one in told if one is not None] == [(10, False), (30, True)]
-    assert (told[2], plain.pending, plain.next_due_us) == (None, 0, NEVER_US)
+    reported = [plain.pop(NEVER_US - 1) for _ in range(3)]
+    assert [(item.due_us, item.fraud) for item in reported if item is not None] == [(10, False), (30, True)]
+    assert (reported[2], plain.pending, plain.next_due_us) == (None, 0, NEVER_US)
     reviewed = schedule()
     reviewed.pop(10)
     reviewed.review("c", "t1", "alert", 20)

@@ -37,8 +37,8 @@ def label(value: str, source: str = "analyst", minutes: float = 0) -> Stated:
 
 def replay(*labels: Stated) -> tuple[StateNumbers, list[Outcome]]:
     state, outcomes = UNSEEN, []
-    for one in labels:
-        state, outcome = resolve_numbers(state, *one)
+    for label in labels:
+        state, outcome = resolve_numbers(state, *label)
         outcomes.append(OUTCOMES[outcome])
     return state, outcomes
 

@@ -68,9 +68,9 @@ def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[Mode
     """Process and commit one more example."""
     number = len(log.records)
     record = log.append(msgspec.json.encode(example(number, lightgbm=lightgbm)))
-    told = published(agent.process([record], NOW))
+    reported = published(agent.process([record], NOW))
     agent.commit([0])
-    return told
+    return reported
 
 
 def test_another_champion_changes_nothing_of_what_is_learned() -> None:
@@ -80,21 +80,21 @@ def test_another_champion_changes_nothing_of_what_is_learned() -> None:
         if number == 20:
             promote(model_set, "another")
             assert agent.ready()
-        (told,) = teach(agent, log, "another" if number >= 20 else "base")
+        (reported,) = teach(agent, log, "another" if number >= 20 else "base")
         (wanted,) = published(other.process([log.records[-1]], NOW))
         other.commit([0])
-        assert told == wanted
-        assert told.version.endswith(f"@{number + 1}")
+        assert reported == wanted
+        assert reported.version.endswith(f"@{number + 1}")
 
 
 def test_the_next_owner_goes_on_from_the_published_version() -> None:
     model_set, log = _ModelSet(active()), Log(EXAMPLES)
     first = agent_on(model_set)
-    told = [message for _ in range(40) for message in teach(first, log)]
-    model_set.river = load_river(bytes(told[29].payload), None, no_files)
+    reported = [message for _ in range(40) for message in teach(first, log)]
+    model_set.river = load_river(bytes(reported[29].payload), None, no_files)
     second = agent_on(model_set)
     (by_second,) = published(second.process(log.records, NOW))
-    assert by_second == told[-1]
+    assert by_second == reported[-1]
 
 
 def test_a_version_waits_for_its_interval() -> None:

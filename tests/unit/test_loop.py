@@ -236,11 +236,11 @@ def test_a_restore_replays_no_batch_of_which_all_was_quarantined(
 ) -> None:
     """Live its batch was never processed; a kernel drops pending labels and forgets even for an empty batch."""
     worker = Worker(in_memory(), tmp_path, monkeypatch)
-    one = Quarantines("nowhere:1", Settings(), "score", SCORE.reads, [].append)
-    worker.partitions._environment.quarantines = one
+    quarantines = Quarantines("nowhere:1", Settings(), "score", SCORE.reads, [].append)
+    worker.partitions._environment.quarantines = quarantines
     (record,) = bought(1)
-    outputs = to(CONTROL, one.outputs(record, ArithmeticError(), NOW))
-    one._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in outputs])
+    outputs = to(CONTROL, quarantines.outputs(record, ArithmeticError(), NOW))
+    quarantines._take([Record("control", 0, 0, 0, output.key, output.value, ()) for output in outputs])
     replayed: list[Sequence[Record]] = []
     monkeypatch.setattr(worker.partitions, "replay_into", lambda _, records, config: replayed.append(records))
     others = bought(2, first=1)

@@ -49,9 +49,9 @@ def test_a_full_disk_is_told_when_a_column_grows(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="free space there") as told:
+    with pytest.raises(OSError, match="free space there") as reported:
         storage.column("a", "<i8", 10_000)
-    assert told.value.errno == errno.ENOSPC
+    assert reported.value.errno == errno.ENOSPC
     assert column.tolist() == [5] * 10
     assert storage.column("a", "<i8", 10) is column
 

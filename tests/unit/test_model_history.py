@@ -90,7 +90,7 @@ def test_the_newest_switch_counts() -> None:
 
 def test_a_mention_is_of_the_newest_activation_else_of_the_newest_assessment() -> None:
     history = VersionHistory([A, assessed(1, "b0", "a0"), assessed(2, "a0", "c0", "kept"), made(3, rates="r0")])
-    found = {one.reference.version: one for one in history.mentions()}
+    found = {mention.reference.version: mention for mention in history.mentions()}
     assert list(found) == ["b0", "a1", "a0"] or list(found) == ["b0", "a0", "a1"]
     assert isinstance(found["b0"].event, Assessment)
     assert found["a0"].event == A
@@ -99,8 +99,8 @@ def test_a_mention_is_of_the_newest_activation_else_of_the_newest_assessment() -
 
 def test_assessments_are_found_from_both_sides() -> None:
     history = VersionHistory([A, assessed(1, "b0", "a0"), assessed(2, "c0", "a0")])
-    assert [one.versions[0].version for one in history.challengers_of("a0" * 32)] == ["b0", "c0"]
-    assert [one.outcome for one in history.assessments_of("b0" * 32)] == ["rejected"]
+    assert [challenger.versions[0].version for challenger in history.challengers_of("a0" * 32)] == ["b0", "c0"]
+    assert [assessment.outcome for assessment in history.assessments_of("b0" * 32)] == ["rejected"]
     assert history.activations_of("a0" * 32) == [A]
 
 

@@ -27,8 +27,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     made = Registry(tmp_path / "registry")
     details = {"metrics": {"average_precision": 0.8123}}
-    for one, about in ((MODEL, details), (OTHER, None), (FIRST, None), (SECOND, None)):
-        made.register(LIGHTGBM if hasattr(one, "trees") else POLICY, one.to_payload(), about)
+    for item, about in ((MODEL, details), (OTHER, None), (FIRST, None), (SECOND, None)):
+        made.register(LIGHTGBM if hasattr(item, "trees") else POLICY, item.to_payload(), about)
     made.activate(LIGHTGBM, MODEL.version)
     return made
 
@@ -50,7 +50,7 @@ def test_versions_are_a_table_of_80_columns(registry: Registry) -> None:
 
 def test_versions_are_json_for_programs(registry: Registry) -> None:
     rows = [json.loads(line) for line in run("list", "--registry", "--json").output.splitlines()]
-    assert {row["version"] for row in rows} == {one.version for one in (MODEL, OTHER, FIRST, SECOND)}
+    assert {row["version"] for row in rows} == {version.version for version in (MODEL, OTHER, FIRST, SECOND)}
     assert [row["facts"]["threshold"] for row in rows if row["kind"] == "policy"] == [0.5, 0.6]
 
 
@@ -125,16 +125,16 @@ def test_a_cell_cannot_move_the_others() -> None:
 
 
 def test_differences_read_in_words() -> None:
-    one = {"training": {"seed": 20_180_401, "rows": 1_000}, "features": ["a", "b"], "libraries": {"numpy": "2"}}
+    item = {"training": {"seed": 20_180_401, "rows": 1_000}, "features": ["a", "b"], "libraries": {"numpy": "2"}}
     other = {"training": {"seed": 7, "rows": 2_000}, "features": ["b", "c", "d"], "libraries": {}}
-    assert list(difference_lines(differences(one, other), "x", "y")) == [
+    assert list(difference_lines(differences(item, other), "x", "y")) == [
         "training.seed: 20180401 -> 7",
         "training.rows: 1,000 -> 2,000",
         "features only in x: a",
         "features only in y: c, d",
     ]
     newer = other | {"libraries": {"numpy": "3"}}
-    assert list(difference_lines(differences(one, newer), "x", "y"))[-1] == "libraries.numpy: 2 -> 3"
+    assert list(difference_lines(differences(item, newer), "x", "y"))[-1] == "libraries.numpy: 2 -> 3"
 
 
 def test_rules_are_added_replaced_and_removed() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.kafka.offset_checks import _ResultBatch, _newer
+from pipeline.kafka.offset_checks import _newer, _ResultBatch
 
 NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 
@@ -19,9 +19,9 @@ NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
         ([(900, NOON, 5), (3, LATER, 9)], 3),
     ],
 )
-def test_the_start_of_the_newest_batch(told: list[tuple[int, str, int]], start: int) -> None:
+def test_the_start_of_the_newest_batch(numbers: list[tuple[int, str, int]], start: int) -> None:
     known: _ResultBatch | None = None
-    for offset, decided_at, timestamp_ms in told:
+    for offset, decided_at, timestamp_ms in numbers:
         known = _newer(known, offset, decided_at, timestamp_ms)
     assert known is not None
     assert known.start == start

@@ -74,10 +74,10 @@ class Client:
         position: int,
         batches_a_fetch: int = 1,
         *,
-        told: bool = True,
+        reported: bool = True,
         committed: bool = False,
     ) -> None:
-        self.batches, self.position, self.batches_a_fetch, self.told = batches, position, batches_a_fetch, told
+        self.batches, self.position, self.batches_a_fetch, self.told = batches, position, batches_a_fetch, reported
         self.unseen = (MARK, "aborted") if committed else (MARK,)
         self.fetches = self._read()
 
@@ -95,7 +95,7 @@ class Client:
             if found and self.told:
                 yield Fetch(found, start, is_batch=not marks)
             else:
-                yield from (Fetch([one]) for one in found)
+                yield from (Fetch([item]) for item in found)
 
     def read(self) -> Fetch | NotSeen:
         fetch = next(self.fetches, None)
@@ -159,7 +159,7 @@ def read_all(
             taken += polled
             continue
         reach = check(
-            batches, expected[gaps[0]], polled[gaps[-1]].offset, claims=[one.offset for one in polled], own=own
+            batches, expected[gaps[0]], polled[gaps[-1]].offset, claims=[record.offset for record in polled], own=own
         )
         if reach is None:
             taken += polled
@@ -183,25 +183,25 @@ def test_every_honest_record_is_taken_and_no_range_holds_one(
 ) -> None:
     batches = log_of(parts)
     taken, ranges = read_all(batches, most, stale)
-    wanted = {(one.base + n, (one.base, n)) for one in batches if one.writer == "honest" for n in one.deltas}
+    wanted = {(batch.base + n, (batch.base, n)) for batch in batches if batch.writer == "honest" for n in batch.deltas}
     found = [(seen.offset, seen.content) for seen in taken]
     assert wanted <= set(found)
     assert [offset for offset, _ in found] == sorted({offset for offset, _ in found})
     assert not any(start <= offset < end for offset, _ in wanted for start, end in ranges)
     # Readers that take other numbers of records at a time skip the same.
-    if all(delta >= 0 for one in batches for delta in one.deltas):
+    if all(delta >= 0 for batch in batches for delta in batch.deltas):
         assert read_all(batches, 4) == (taken, ranges)
 
 
 @given(PARTS, st.booleans(), st.sampled_from([1, 3]))
 def test_where_nobody_lies_nothing_is_passed_over(
-    parts: list[tuple[str, list[int]]], told: bool, batches_a_fetch: int
+    parts: list[tuple[str, list[int]]], reported: bool, batches_a_fetch: int
 ) -> None:
     batches = log_of([part for part in parts if part[0] in ("honest", MARK)])
-    last = max((one.end - 1 for one in batches if not one.is_mark), default=-1)
-    reach = check(batches, 0, last, told=told, batches_a_fetch=batches_a_fetch)
+    last = max((batch.end - 1 for batch in batches if not batch.is_mark), default=-1)
+    reach = check(batches, 0, last, told=reported, batches_a_fetch=batches_a_fetch)
     assert reach is None or reach.position == reach.resume > 0
-    assert reach is None or not told or batches_a_fetch > 1
+    assert reach is None or not reported or batches_a_fetch > 1
 
 
 def test_the_range_is_the_batch_and_its_copies() -> None:

@@ -45,20 +45,20 @@ def test_reported_frauds_in_one_top_alone_are_counted_however_rows_are_cut(data:
     seed = data.draw(st.integers(0, 100))
     days = [day(number, seed) for number in range(3)]
     frauds = set(
-        data.draw(st.lists(st.sampled_from([name for one in days for name in one.identity]), min_size=40, max_size=80))
+        data.draw(st.lists(st.sampled_from([name for day in days for name in day.identity]), min_size=40, max_size=80))
     )
     won = lost = 0
-    for one in days:
-        blend, lightgbm = (highest(score, list(one.identity)) for score in (one.blend, one.lightgbm))
+    for scores in days:
+        blend, lightgbm = (highest(score, list(scores.identity)) for score in (scores.blend, scores.lightgbm))
         won, lost = won + len((blend - lightgbm) & frauds), lost + len((lightgbm - blend) & frauds)
     gate = Gate()
     size = data.draw(st.sampled_from((1, 60, 250, 500)))
-    for one in days:
-        order = np.random.default_rng(seed).permutation(len(one.blend))
+    for scores in days:
+        order = np.random.default_rng(seed).permutation(len(scores.blend))
         for at in range(0, len(order), size):
             rows = order[at : at + size]
-            names = [one.identity[row] for row in rows.tolist()]
-            gate.add(BothScores(one.event_time_us[rows], one.blend[rows], one.lightgbm[rows], names))
+            names = [scores.identity[row] for row in rows.tolist()]
+            gate.add(BothScores(scores.event_time_us[rows], scores.blend[rows], scores.lightgbm[rows], names))
     for name in frauds:
         gate.report(said(name, START_US + 3 * US_PER_DAY))
     found = gate.decide(0.5)
@@ -67,12 +67,12 @@ def test_reported_frauds_in_one_top_alone_are_counted_however_rows_are_cut(data:
 
 
 def test_the_online_model_goes_out_by_its_losses_and_comes_back_by_clear_wins() -> None:
-    one = day(0, seed=1)
-    names = list(one.identity)
-    blend, lightgbm = highest(one.blend, names), highest(one.lightgbm, names)
+    models = day(0, seed=1)
+    names = list(models.identity)
+    blend, lightgbm = highest(models.blend, names), highest(models.lightgbm, names)
     wins, losses = sorted(blend - lightgbm), sorted(lightgbm - blend)
     gate = Gate()
-    gate.add(one)
+    gate.add(models)
     assert gate.decide(1.0).blend == 1.0
     gate.report(said(losses[0], START_US))
     assert gate.decide(1.0).blend == 0.0

@@ -26,12 +26,12 @@ def test_a_redacted_dead_letter_holds_nothing_of_its_record() -> None:
     letter = redacted(result.outputs[0])
     assert (letter.key, letter.value, letter.partition) == (None, None, None)
     assert not any(b"4711" in (content or b"") for _, content in letter.headers)
-    told = dict(letter.headers)
-    assert (told["dead-letter-topic"], told["dead-letter-partition"], told["dead-letter-offset"]) == (
+    reported = dict(letter.headers)
+    assert (reported["dead-letter-topic"], reported["dead-letter-partition"], reported["dead-letter-offset"]) == (
         b"transactions", b"2", b"7",
     )  # fmt: skip
-    assert told["dead-letter-error"] == b"not_json"
-    assert told["dead-letter-value-bytes"] == str(len(VALUE)).encode()
+    assert reported["dead-letter-error"] == b"not_json"
+    assert reported["dead-letter-value-bytes"] == str(len(VALUE)).encode()
 
 
 def test_a_redacted_dead_letter_has_no_digest_by_which_a_card_could_be_found() -> None:

@@ -165,12 +165,12 @@ def test_the_key_orders_the_audit_and_nothing_else_does() -> None:
     rows = 40_000
     features, _ = audited_rows(rows)
     who, scores = identities(rows), np.zeros(rows)
-    one = Policy(0.5, audit=AUDIT).keyed(KEYS).decide(scores, features, who).alert
+    key = Policy(0.5, audit=AUDIT).keyed(KEYS).decide(scores, features, who).alert
     again = Policy.from_payload(Policy(0.5, audit=AUDIT).payload).keyed(KEYS).replace(threshold=0.4)
-    np.testing.assert_array_equal(again.decide(scores, features, who).alert, one)
+    np.testing.assert_array_equal(again.decide(scores, features, who).alert, key)
     changed = Audit(rate=AUDIT.rate, key_id="2026-12", strata=AUDIT.strata)
     other = Policy(0.5, audit=changed).keyed(KEYS).decide(scores, features, who).alert
-    overlap = (one & other).sum() / one.sum()
+    overlap = (key & other).sum() / key.sum()
     assert overlap < 0.2
     plain = Audit(rate=0.02)
     np.testing.assert_array_equal(
@@ -199,10 +199,10 @@ def test_a_new_audit_needs_a_key() -> None:
 
 def test_keyed_positions_are_uniform_and_independent_of_each_other() -> None:
     who = np.arange(20_000, dtype=np.uint64)
-    one, other = keyed_positions(who, AUDIT_SAMPLE, b"k1"), keyed_positions(who, AUDIT_SAMPLE, b"k2")
-    assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
-    assert np.bincount((one * 10).astype(int), minlength=10).min() > 1_850
-    assert not np.array_equal(one, keyed_positions(who, NEGATIVE_SAMPLE, b"k1"))
+    positions, other = keyed_positions(who, AUDIT_SAMPLE, b"k1"), keyed_positions(who, AUDIT_SAMPLE, b"k2")
+    assert abs(np.corrcoef(positions, other)[0, 1]) < 0.03
+    assert np.bincount((positions * 10).astype(int), minlength=10).min() > 1_850
+    assert not np.array_equal(positions, keyed_positions(who, NEGATIVE_SAMPLE, b"k1"))
 
 
 def test_a_policy_without_its_key_is_refused_with_what_to_do() -> None:

@@ -22,11 +22,11 @@ def test_the_figures_are_those_of_scikit_learn_over_the_newest_examples() -> Non
     prequential.add(examples[:130])
     prequential.add(examples[130:])
     newest = examples[-100:]
-    fraud, weight = [one.label == "fraud" for one in newest], [one.weight for one in newest]
+    fraud, weight = [label.label == "fraud" for label in newest], [item.weight for item in newest]
     wanted = {
-        "lightgbm": sigmoid(np.array([one.logit for one in newest])),
-        "river": sigmoid(np.array([one.river_logit for one in newest], np.float64)),
-        "blend": np.array([one.score for one in newest]),
+        "lightgbm": sigmoid(np.array([item.logit for item in newest])),
+        "river": sigmoid(np.array([item.river_logit for item in newest], np.float64)),
+        "blend": np.array([decision.score for decision in newest]),
     }
     figures = prequential.figures()
     assert list(figures) == list(wanted)

@@ -47,7 +47,7 @@ def test_recipes_are_told_apart_by_what_versions_keep_of_them() -> None:
     rows = HISTORY.served(champion().model)
     active = recipe_of(champion().model)
     other = active._replace(early_reports=False, maturity_days=9.0)
-    assert len({one.digest for one in (active, other, active._replace(features=("amount", "hour")))}) == 3
+    assert len({version.digest for version in (active, other, active._replace(features=("amount", "hour")))}) == 3
     seeded = active._replace(config=msgspec.structs.replace(active.config, seed=5, threads=2))
     assert seeded.digest == active.digest
     model = trained_by(other, rows, NOW_US, champion(), OPTIONS._replace(maturity_days=None)).model

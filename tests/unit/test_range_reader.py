@@ -93,21 +93,21 @@ def reader(consumer: Any, *parts: Sequence[FakeMessage]) -> RangeReader:
 
 def test_records_come_once_and_in_order_up_to_each_end(consumer: Any) -> None:
     # Transactions leave marks, so that offsets are missing.
-    one = reader(
+    item = reader(
         consumer,
         [FakeMessage(0), FakeMessage(1), FakeMessage(3)],
         [FakeMessage(4), FakeMessage(7), FakeMessage(8)],
         [END],
     )
-    assert [record.offset for record in one.read_to(3)] == [0, 1]
-    assert one.position == 3
-    assert [record.offset for record in one.read_to(3)] == []
-    assert [record.offset for record in one.read_to(8, most=2)] == [3, 4]
-    assert one.position == 5
-    assert [record.offset for record in one.read_to(6)] == []
-    assert one.position == 6
-    assert [record.offset for record in one.read_to(20)] == [7, 8]
-    assert one.position == 20
+    assert [record.offset for record in item.read_to(3)] == [0, 1]
+    assert item.position == 3
+    assert [record.offset for record in item.read_to(3)] == []
+    assert [record.offset for record in item.read_to(8, most=2)] == [3, 4]
+    assert item.position == 5
+    assert [record.offset for record in item.read_to(6)] == []
+    assert item.position == 6
+    assert [record.offset for record in item.read_to(20)] == [7, 8]
+    assert item.position == 20
 
 
 def test_a_call_returns_so_many_bytes_and_the_next_one_goes_on(consumer: Any) -> None:
@@ -115,12 +115,12 @@ def test_a_call_returns_so_many_bytes_and_the_next_one_goes_on(consumer: Any) ->
         [FakeMessage(0), FakeMessage(1), FakeMessage(2), FakeMessage(3), FakeMessage(9)],
         [FakeMessage(11), END],
     ]
-    one = RangeReader("nobody:1", Settings(), "t", 1, 0, most_bytes=40)
+    reader = RangeReader("nobody:1", Settings(), "t", 1, 0, most_bytes=40)
     found = []
-    while records := one.read_to(11):
-        found.append(([record.offset for record in records], one.position))
+    while records := reader.read_to(11):
+        found.append(([record.offset for record in records], reader.position))
     assert found == [([0, 1, 2], 3), ([3], 9), ([9], 11)]
-    assert [record.offset for record in one.read_to(20)] == [11]
+    assert [record.offset for record in reader.read_to(20)] == [11]
 
 
 def test_columns_say_what_records_say(consumer: Any) -> None:

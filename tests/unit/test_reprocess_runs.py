@@ -68,16 +68,16 @@ def test_messages_are_those_of_the_live_kernels() -> None:
     values = [value for part in parts for value in writer.values(writer.batch(part, now))]
     rows = [int(row) for part in parts for row in part.transactions.row]
     assert len(values) == len(live) > 100
-    assert {one.currency for one in live} > {"EUR"}
+    assert {item.currency for item in live} > {"EUR"}
     schema = json.loads((ROOT / "schemas/json/decision.json").read_text(encoding="utf-8"))
     for value, row, other in zip(values, rows, live, strict=True):
-        one = msgspec.json.decode(value, type=Decision)
-        assert (one.ingested_at, one.decided_at, one.log.offset) == (now, now, NOT_READ)
-        assert one.log.partition == partition_of(one.merchant_id, 2)
-        assert one.source == RecordPosition(topic="transactions", partition=row % 3, offset=row // 3)
+        transaction = msgspec.json.decode(value, type=Decision)
+        assert (transaction.ingested_at, transaction.decided_at, transaction.log.offset) == (now, now, NOT_READ)
+        assert transaction.log.partition == partition_of(transaction.merchant_id, 2)
+        assert transaction.source == RecordPosition(topic="transactions", partition=row % 3, offset=row // 3)
         moved = {name: getattr(other, name) for name in ("ingested_at", "decided_at", "log", "source")}
-        assert msgspec.structs.replace(one, **moved) == other
-        assert one.event_time.utcoffset() == timedelta(0)
+        assert msgspec.structs.replace(transaction, **moved) == other
+        assert transaction.event_time.utcoffset() == timedelta(0)
     jsonschema.validate(json.loads(values[0]), schema, format_checker=jsonschema.FormatChecker())
 
 
@@ -88,23 +88,28 @@ def test_decisions_bear_features_as_live_and_blocks_have_those_of_all() -> None:
     for part in run(busy_history(7), card, 100):
         batch = writer.batch(part, now)
         whole = [msgspec.json.decode(value, type=Decision) for value in writer.values(batch)]
-        for one, value in zip(whole, slim.values(slim.batch(part, now)), strict=True):
-            bears = {"features": one.features if one.selection is not None else None}
-            assert msgspec.json.decode(value, type=Decision) == msgspec.structs.replace(one, **bears)
+        for written, value in zip(whole, slim.values(slim.batch(part, now)), strict=True):
+            bears = {"features": written.features if written.selection is not None else None}
+            assert msgspec.json.decode(value, type=Decision) == msgspec.structs.replace(written, **bears)
         served += whole
         for block in writer.blocks(batch, batch.subjects.texts(CARD)):
             rows = read_feature_messages(block.value)
             blocks += rows
             assert {partition_of(row.card_id, 3) for row in rows} == {block.partition}
-    assert {one.selection is None for one in served} == {True, False}
+    assert {decision.selection is None for decision in served} == {True, False}
     found = {(row.source.partition, row.source.offset): row for row in blocks}
     assert len(found) == len(blocks) == len(served) > 100
-    for one in served:
-        row = found[one.source.partition, one.source.offset]
+    for written in served:
+        row = found[written.source.partition, written.source.offset]
         for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit",
                      "river_logit"):  # fmt: skip
-            assert getattr(row, name) == getattr(one, name)
-        assert (row.features, row.versions, row.source, row.log) == (one.features, one.versions, one.source, one.log)
+            assert getattr(row, name) == getattr(written, name)
+        assert (row.features, row.versions, row.source, row.log) == (
+            written.features,
+            written.versions,
+            written.source,
+            written.log,
+        )
 
 
 def test_topics_of_a_pipeline_are_refused_whatever_their_prefix() -> None:
@@ -156,8 +161,8 @@ TOPICS_OF_RUN = RunTopics("candidate", "candidate-features")
 
 
 def headers(run: str | None, total: int | None = None) -> Headers:
-    told = {RUN: run, DECIDED: None if total is None else str(total)}
-    return tuple((name, value.encode()) for name, value in told.items() if value is not None)
+    reported = {RUN: run, DECIDED: None if total is None else str(total)}
+    return tuple((name, value.encode()) for name, value in reported.items() if value is not None)
 
 
 def decided(offset: int, run: str | None, total: int | None = None) -> Record:
@@ -201,7 +206,7 @@ def test_a_run_of_which_records_are_gone_is_not_complete() -> None:
 def test_records_that_cannot_be_read_count_as_deleted() -> None:
     decisions = [decided(0, "r"), decided(1, "r", 2)]
     blocks = [block([0], "r"), block([1], "r", 2)]
-    broken = [msgspec.structs.replace(one, value=(one.value or b"")[:-1]) for one in (decisions[0], blocks[0])]
+    broken = [msgspec.structs.replace(record, value=(record.value or b"")[:-1]) for record in (decisions[0], blocks[0])]
     for found, text in (
         (held([broken[0], decisions[1]], blocks), "candidate holds 1 of the 2 decisions"),
         (held(decisions, [broken[1], blocks[1]]), "candidate-features holds the features of 1 of the 2 decisions"),
@@ -284,7 +289,7 @@ def test_what_is_replaced_goes_once_the_new_run_has_begun_and_not_before(monkeyp
     begun.finish()
     assert happened[:3] == [40, "replaced", 40]
     assert happened.count("replaced") == 1
-    assert sum(one for one in happened if isinstance(one, int)) == begun.written == decisions
+    assert sum(item for item in happened if isinstance(item, int)) == begun.written == decisions
 
 
 def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,15 +299,17 @@ def test_each_transaction_has_decisions_and_their_features(monkeypatch: pytest.M
     take_all(writer, run(busy_history(7), options(3), 37))
     writer.finish()
     for records, _ in producer.transactions:
-        places = [msgspec.json.decode(one.value, type=Decision).source for one in records if one.topic == "candidate"]
-        rows = [row for one in records if one.topic != "candidate" for row in read_feature_messages(one.value)]
+        places = [
+            msgspec.json.decode(record.value, type=Decision).source for record in records if record.topic == "candidate"
+        ]
+        rows = [row for record in records if record.topic != "candidate" for row in read_feature_messages(record.value)]
         assert sorted(places, key=str) == sorted((row.source for row in rows), key=str)
         assert {partition_of(row.card_id, 3) for row in rows} == {
-            one.partition for one in records if one.topic != "candidate"
+            record.partition for record in records if record.topic != "candidate"
         }
-    told = [dict(headers) for _, headers in producer.transactions]
-    assert {one[RUN] for one in told} == {b"run"}
-    assert [DECIDED in one for one in told] == [False] * (len(told) - 1) + [True]
+    reported = [dict(headers) for _, headers in producer.transactions]
+    assert {item[RUN] for item in reported} == {b"run"}
+    assert [DECIDED in item for item in reported] == [False] * (len(reported) - 1) + [True]
     assert (producer.present.total, producer.present.decisions.size) == (writer.written, writer.written)
     producer.present.refuse_other(TOPICS_OF_RUN, "run")
 
@@ -336,8 +343,8 @@ def test_a_run_goes_on_behind_what_is_there_if_that_is_what_it_decides(monkeypat
 )
 def test_the_pages_tell_every_option(command: click.Command, page: str) -> None:
     cells = re.findall(r"^\| (`[^|]*) \|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
-    told = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
-    assert told == {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
+    reported = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
+    assert reported == {name for item in command.params if isinstance(item, click.Option) for name in item.opts}
 
 
 @pytest.mark.parametrize(
@@ -400,11 +407,11 @@ def twice(*_: object, **_more: object) -> Reprocessed:
     ],
 )
 def test_an_exit_code_tells_that_something_is_left_after_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch, of: object, name: str, run: Callable[..., object], code: int
+    monkeypatch: pytest.MonkeyPatch, source: object, name: str, run: Callable[..., object], code: int
 ) -> None:
-    monkeypatch.setattr(of, name, run)
+    monkeypatch.setattr(source, name, run)
     before = signal.getsignal(signal.SIGINT)
-    arguments = ["export", "out"] if of is TopicExport else ["reprocess", "--into", "candidate"]
+    arguments = ["export", "out"] if source is TopicExport else ["reprocess", "--into", "candidate"]
     result = CliRunner().invoke(main, [*arguments, "--bootstrap", "127.0.0.1:1"])
     assert result.exit_code == code, result.output
     assert ("the same command goes on from here" in result.output) == (
@@ -430,11 +437,11 @@ class Log:
 def test_a_file_has_no_more_rows_than_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(topics, "RangeReader", Log)
     rows = RowFormat(MODELS)
-    of = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
+    files = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
     run = topics._Run("", Settings(), 1_000, lambda _: None, lambda: False)
-    exported = Exported("models", of.directory, left=3_000)
-    run.write(topics._TopicLog("models", rows, of, [(0, range(3_000))], {}, exported))
-    paths = sorted(of.directory.rglob("*.parquet"))
+    exported = Exported("models", files.directory, left=3_000)
+    run.write(topics._TopicLog("models", rows, files, [(0, range(3_000))], {}, exported))
+    paths = sorted(files.directory.rglob("*.parquet"))
     assert [pq.read_metadata(path).num_rows for path in paths] == [1_000] * 3
-    assert of.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]
+    assert files.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]
     assert (exported.records, exported.left) == (3_000, 0)

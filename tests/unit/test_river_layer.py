@@ -84,8 +84,8 @@ def test_folding_in_any_batches_and_from_any_checkpoint_gives_the_same_numbers()
     checkpoint = halves.snapshot(77).to_payload()
     resumed = LayerLearner()
     assert resumed.restore(checkpoint) == 77
-    for one in examples[77:]:
-        resumed.learn_examples([one])
+    for later in examples[77:]:
+        resumed.learn_examples([later])
     assert resumed.snapshot(200).to_payload() == whole.snapshot(200).to_payload()
     assert halves.snapshot(77).to_payload() == checkpoint
 
@@ -266,9 +266,9 @@ def test_inputs_say_what_the_features_are() -> None:
 
 
 def test_versions_name_configuration_and_offset() -> None:
-    one, more = LayerLearner().snapshot(7), LayerLearner().snapshot(8)
-    assert one.version.endswith("@7")
-    assert more.version == one.version.replace("@7", "@8")
+    snapshot, more = LayerLearner().snapshot(7), LayerLearner().snapshot(8)
+    assert snapshot.version.endswith("@7")
+    assert more.version == snapshot.version.replace("@7", "@8")
     assert RiverLayer.identity().version.endswith("@0")
     resumed = LayerLearner()
     resumed.restore(more.payload)

@@ -57,10 +57,10 @@ def decision(number: int) -> bytes:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    one = Desk(tmp_path)
-    yield one
-    one.segments.close()
-    assert not one.directory.exists()
+    desk = Desk(tmp_path)
+    yield desk
+    desk.segments.close()
+    assert not desk.directory.exists()
 
 
 def test_a_segment_is_sealed_by_a_commit_once_it_is_large(desk: Desk) -> None:

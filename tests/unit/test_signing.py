@@ -90,7 +90,7 @@ def test_models_need_a_signature_too(signing: tuple[Settings, Settings]) -> None
     output = model_record("policy", "0" * 12, b"{}", NOW)
     records = [record(output, own, 0), record(output, own, 1, other), record(output, own, 2, own)]
     found = sound_versions(records, TrustedRecords(own, not_counted))
-    assert [one.offset for one, _ in found] == [2]
+    assert [record.offset for record, _ in found] == [2]
 
 
 def test_a_copy_of_a_signed_record_does_not_count_again(signing: tuple[Settings, Settings]) -> None:
@@ -196,9 +196,9 @@ def secret_file(directory: Path, name: str) -> str:
 
 
 def test_snapshots_that_no_key_signed_are_not_used(tmp_path: Path) -> None:
-    one, two = secret_file(tmp_path, "1"), secret_file(tmp_path, "2")
-    old = snapshot_keys(Settings(snapshot_keys=one))
-    rotated = snapshot_keys(Settings(snapshot_keys=f"{two}, {one}"))
+    file, two = secret_file(tmp_path, "1"), secret_file(tmp_path, "2")
+    old = snapshot_keys(Settings(snapshot_keys=file))
+    rotated = snapshot_keys(Settings(snapshot_keys=f"{two}, {file}"))
     new = snapshot_keys(Settings(snapshot_keys=two))
     refused: list[Refused] = []
 
@@ -217,11 +217,11 @@ def test_snapshots_that_no_key_signed_are_not_used(tmp_path: Path) -> None:
     # What another key signed is not damaged: where a state cannot be made without it, a worker must not start.
     for root, keys in (("signed", new), ("signed", ()), ("unsigned", old)):
         assert not newest(root, keys)
-        assert [one.reason for one in refused] == [UnusableReason.UNSIGNED]
+        assert [item.reason for item in refused] == [UnusableReason.UNSIGNED]
     (manifest,) = (tmp_path / "signed").rglob(f"*{MANIFEST_SUFFIX}")
     manifest.write_bytes(manifest.read_bytes().replace(b'"created_at":"2', b'"created_at":"3'))
     assert not newest("signed", old)
-    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
+    assert [item.reason for item in refused] == [UnusableReason.DAMAGED]
 
 
 def test_a_key_of_snapshots_is_long_and_private(tmp_path: Path) -> None:

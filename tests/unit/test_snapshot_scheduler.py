@@ -53,10 +53,10 @@ class Bench:
             number = len(self.log.records)
             at = after(minutes=number)
             record = self.log.append(transaction(number, at, card_id=f"c{number % 50}"), at)
-            for one in (self.state, state):
-                if one is not None:
-                    found += [message.card_features for message in bought(one.process([record], NOW))]
-                    one.commit()
+            for item in (self.state, state):
+                if item is not None:
+                    found += [message.card_features for message in bought(item.process([record], NOW))]
+                    item.commit()
         self.session.committed["transactions", 0] = len(self.log.records)
         return found
 
@@ -95,9 +95,9 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    one = Bench(tmp_path)
-    yield one
-    one.snapshots._thread.shutdown()
+    bench = Bench(tmp_path)
+    yield bench
+    bench.snapshots._thread.shutdown()
 
 
 def test_a_partition_without_a_snapshot_gets_one_soon(bench: Bench) -> None:

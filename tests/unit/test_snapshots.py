@@ -38,9 +38,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RocksStore]:
-    one = RocksStore(tmp_path / "store", memory=StoreMemory(MINIMUM_BYTES))
-    yield one
-    one.close()
+    store = RocksStore(tmp_path / "store", memory=StoreMemory(MINIMUM_BYTES))
+    yield store
+    store.close()
 
 
 def found(repository: SnapshotRepository, scratch: Path) -> Snapshot:
@@ -317,7 +317,7 @@ def test_an_address_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> No
     refused: list[Refused] = []
     repository = SnapshotRepository(str(root), pauses_s=(), on_refused=refused.append)
     assert repository.newest(KEY, FOREVER, tmp_path / "scratch") is None
-    assert [one.reason for one in refused] == [UnusableReason.UNREADABLE]
+    assert [item.reason for item in refused] == [UnusableReason.UNREADABLE]
     writer = repository.writer(KEY, None)
     with pytest.raises(SnapshotError, match="rights"):
         writer.write(positions_at(1), 1, dump_at(1))

@@ -96,7 +96,7 @@ def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
             assert refused == []
         else:
             expected = UnusableReason.MISSING if harm is remove else UnusableReason.DAMAGED
-            assert [(one.name, one.reason) for one in refused] == [(f"card/3/{newer.name}", expected)]
+            assert [(entry.name, entry.reason) for entry in refused] == [(f"card/3/{newer.name}", expected)]
         assert snapshot is not None
         check_state(snapshot.state, 1)
         assert snapshot.store is not None
@@ -169,7 +169,7 @@ def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: Un
     written(root, tmp_path)
     snapshot, refused = read(root, tmp_path / "scratch", **changed)
     assert snapshot is None
-    assert [one.reason for one in refused] == [reason, reason]
+    assert [item.reason for item in refused] == [reason, reason]
 
 
 def reseal(path: Path, changes: dict[str, bytes]) -> None:
@@ -243,7 +243,7 @@ def test_a_manifest_that_is_consistent_and_absurd_is_damaged(changes: dict[str, 
     written(root, tmp_path)
     reseal(manifests(root)[1], changes)
     snapshot, refused = read(root, tmp_path / "scratch")
-    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
+    assert [item.reason for item in refused] == [UnusableReason.DAMAGED]
     assert snapshot is not None
     check_state(snapshot.state, 1)
 
@@ -274,7 +274,7 @@ def test_a_snapshot_copied_from_another_partition_is_not_used(tmp_path: Path) ->
     shutil.copytree(root / "card" / "3", root / "card" / "4")
     snapshot, refused = read(root, tmp_path / "scratch", partition=4)
     assert snapshot is None
-    assert [one.reason for one in refused] == [UnusableReason.OTHER_PARTITION] * 2
+    assert [item.reason for item in refused] == [UnusableReason.OTHER_PARTITION] * 2
 
 
 def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
     snapshot, refused = read(root, tmp_path / "scratch", committed=positions_at(1))
     assert snapshot is not None
     check_state(snapshot.state, 1)
-    assert [one.reason for one in refused] == [UnusableReason.AHEAD]
+    assert [item.reason for item in refused] == [UnusableReason.AHEAD]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_another_format_is_told_and_its_objects_are_let_be(
     snapshot, refused = read(root, tmp_path / "scratch")
     assert snapshot is not None
     check_state(snapshot.state, 1)
-    assert [one.reason for one in refused] == [reason]
+    assert [item.reason for item in refused] == [reason]
     hasty = SnapshotRepository(str(root), grace_s=0).writer(KEY, snapshot)
     hasty.write(positions_at(2), 2, dump_at(2, full=False))
     assert newer.exists()
@@ -373,7 +373,7 @@ def test_a_snapshot_from_which_no_fold_leads_to_now_is_not_used(
     repository = SnapshotRepository(str(root), on_refused=refused.append)
     committed = {"transactions": 400, "labels": 40}
     snapshot = repository.newest(KEY, committed, tmp_path / "scratch", logs)
-    assert [one.reason for one in refused] == reasons
+    assert [item.reason for item in refused] == reasons
     if reasons:
         assert (None if snapshot is None else snapshot.progress) == progress_of_older
     else:
@@ -460,7 +460,7 @@ def test_what_cannot_be_read_is_passed_over_only_where_the_topics_hold_it_all(
         refused: list[Refused] = []
         repository = troubled(call, error, 99, irreplaceable=irreplaceable, on_refused=refused.append)
         assert repository.newest(KEY, committed, tmp_path / "scratch", logs) is None
-        assert {one.reason for one in refused} == {reason}
+        assert {item.reason for item in refused} == {reason}
     repository = troubled(call, error, 99, irreplaceable=True)
     with pytest.raises(SnapshotUnreadable, match="labels begins at offset 3"):
         repository.newest(KEY, committed, tmp_path / "scratch", short)
@@ -486,7 +486,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     newer.write_bytes(encode_manifest(manifest))
     snapshot, refused = read(root, tmp_path / "deep" / "scratch")
     assert snapshot is not None
-    assert [one.reason for one in refused] == [UnusableReason.DAMAGED]
+    assert [item.reason for item in refused] == [UnusableReason.DAMAGED]
     assert not list(tmp_path.rglob("outside"))
 
 
@@ -502,23 +502,23 @@ def test_a_writer_killed_at_any_moment_leaves_whole_snapshots(tmp_path: Path) ->
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline()
-            told = reached
+            reported = reached
             for _ in range(random.randrange(3)):
-                told = int(process.stdout.readline())
+                reported = int(process.stdout.readline())
             # Somewhere in the next snapshot, which takes some hundredths of a second.
             try:
                 process.wait(random.random() * 0.08)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
-            told = max([told, *map(int, process.stdout.read().split())])
+            reported = max([reported, *map(int, process.stdout.read().split())])
             assert process.wait() == -signal.SIGKILL
         snapshot, refused = read(tmp_path / "snapshots", tmp_path / "look")
         assert refused == []
         if snapshot is None:
-            assert told == 0
+            assert reported == 0
             continue
         # Killed between the snapshot and its word, it has one more.
-        assert snapshot.progress in (told, told + 1)
+        assert snapshot.progress in (reported, reported + 1)
         reached = snapshot.progress
         check_state(snapshot.state, reached)
         assert snapshot.store is not None

@@ -55,28 +55,28 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[CarefulStep]:
 
 
 def test_a_step_is_named_by_a_mark_before_it_is_read(read: list[CarefulStep]) -> None:
-    one = Session(Attempt(9, size=2))
-    one.fails = True
+    session = Session(Attempt(9, size=2))
+    session.fails = True
     with pytest.raises(Aborted):
-        one.poll()
+        session.poll()
     assert not read
-    one.fails = False
-    assert one.poll() == [5]
-    assert one.marks[0][0] == 5
-    assert one.marks[0][1].attempt == Attempt(6, 1)
-    one.reading.end_step()
+    session.fails = False
+    assert session.poll() == [5]
+    assert session.marks[0][0] == 5
+    assert session.marks[0][1].attempt == Attempt(6, 1)
+    session.reading.end_step()
 
 
 def test_marks_of_transactions_are_committed_as_a_batch_without_records() -> None:
-    one = Session(Attempt(9, size=2))
-    assert one.poll() == [5]
-    assert one.poll() == []
-    assert one.positions == {PARTITION: 7}
-    assert one.poll() == [7]
-    assert one.poll() == []
-    assert one.reading.plan.active is True
-    assert one.poll() is None
-    assert one.reading.plan.active is False
+    session = Session(Attempt(9, size=2))
+    assert session.poll() == [5]
+    assert session.poll() == []
+    assert session.positions == {PARTITION: 7}
+    assert session.poll() == [7]
+    assert session.poll() == []
+    assert session.reading.plan.active is True
+    assert session.poll() is None
+    assert session.reading.plan.active is False
 
 
 def test_no_two_agents_of_a_process_are_in_a_step() -> None:
@@ -96,10 +96,10 @@ def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.undo()
     monkeypatch.setattr(steps.RangeReader, "read_to", fail)
-    one = Session(Attempt(9, size=2))
-    assert one.poll() is None
-    assert one.reading.plan.active is False
-    assert one.positions == {PARTITION: 5}
+    session = Session(Attempt(9, size=2))
+    assert session.poll() is None
+    assert session.reading.plan.active is False
+    assert session.positions == {PARTITION: 5}
     assert not steps._ALONE.locked()
 
 

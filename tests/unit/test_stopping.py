@@ -102,20 +102,20 @@ def failing(tmp_path: Path, *arguments: str) -> list[str]:
 
 
 def test_a_full_disk_is_told_once_and_without_a_traceback(tmp_path: Path) -> None:
-    told = failing(tmp_path)
-    assert not [line for line in told if "Traceback" in line or line.startswith(" ")]
-    (reason,) = (line for line in told if "cannot go on" in line)
+    reported = failing(tmp_path)
+    assert not [line for line in reported if "Traceback" in line or line.startswith(" ")]
+    (reason,) = (line for line in reported if "cannot go on" in line)
     assert "/data/state: No space left on device: free space there" in reason
     # The other agent may fail in the same moment, and each tells that it could not close.
-    assert len(told) <= 4, told
+    assert len(reported) <= 4, reported
 
 
 def test_an_error_of_the_program_keeps_one_traceback(tmp_path: Path) -> None:
-    told = [json.loads(line) for line in failing(tmp_path, "bug", "json")]
-    (found,) = (line["message"] for line in told if "in poll" in line["message"])
+    reported = [json.loads(line) for line in failing(tmp_path, "bug", "json")]
+    (found,) = (line["message"] for line in reported if "in poll" in line["message"])
     assert "cannot go on: KeyError\n" in found
     # What a record holds may be in the text of an error.
-    assert not [line for line in told if "card-4711" in json.dumps(line)]
+    assert not [line for line in reported if "card-4711" in json.dumps(line)]
 
 
 @pytest.fixture
@@ -134,10 +134,10 @@ def test_a_worker_that_has_closed_ends_whatever_the_interpreter_waits_for(worker
     before = list(takewhile(lambda line: "started" not in line, worker.stderr))
     assert worker.poll() is None, before
     worker.send_signal(signal.SIGTERM)
-    _, told = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == 0, told
-    assert "closed" in told
-    assert "did not end in time" not in told
+    _, reported = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 0, reported
+    assert "closed" in reported
+    assert "did not end in time" not in reported
 
 
 @pytest.mark.parametrize("worker", [("hang",)], indirect=True)
@@ -145,27 +145,27 @@ def test_a_worker_that_does_not_end_in_time_says_where_it_stood(worker: subproce
     assert worker.stderr is not None
     assert any("started" in line for line in worker.stderr)
     worker.send_signal(signal.SIGTERM)
-    _, told = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == EXIT_LATE, told
-    assert "in on_stop" in told
-    assert "did not end in time" in told
+    _, reported = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == EXIT_LATE, reported
+    assert "in on_stop" in reported
+    assert "did not end in time" in reported
 
 
 @pytest.mark.parametrize("worker", [("crash",)], indirect=True)
 def test_a_worker_that_crashes_says_so_with_its_code(worker: subprocess.Popen[str]) -> None:
-    _, told = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == 1, told
-    assert "of no use" in told
+    _, reported = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 1, reported
+    assert "of no use" in reported
 
 
 @pytest.mark.parametrize(
     ("worker", "thread"), [(("thread",), "watch"), (("executor",), "agent-card_0")], indirect=["worker"]
 )
 def test_a_worker_ends_with_any_of_its_threads(worker: subprocess.Popen[str], thread: str) -> None:
-    _, told = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == 1, told
-    assert f"thread {thread} died of " in told
-    assert "Start it again" in told
+    _, reported = worker.communicate(timeout=PATIENCE_S)
+    assert worker.returncode == 1, reported
+    assert f"thread {thread} died of " in reported
+    assert "Start it again" in reported
 
 
 def test_the_app_watches_its_threads_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

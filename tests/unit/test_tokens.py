@@ -44,7 +44,7 @@ def test_all_processes_give_a_value_one_token(tmp_path: Path) -> None:
         with TokenKeys(tmp_path / "tokens.sqlite", SECRET) as keys:
             tokeniser = Tokeniser(keys)
             found = tokeniser.many([msgspec.json.encode({"card_id": card}) for card in cards])
-            return [one[0] for one in found if not isinstance(one, NotTokenised)]
+            return [row[0] for row in found if not isinstance(row, NotTokenised)]
 
     with ThreadPoolExecutor(4) as threads:
         first, *others = threads.map(tokens, range(4))

@@ -118,17 +118,17 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
     assert with_them.model.calibration == without.model.calibration
     assert with_them.model.metadata["periods"] == without.model.metadata["periods"]
     young = (data.event_time_us > as_of_us - 7 * US_PER_DAY) & (data.event_time_us <= as_of_us)
-    told = with_them.model.metadata["early"]
-    assert told["rows"] == pytest.approx(young.sum(), rel=0.01)
-    assert told["frauds"] == int(data.fraud[young].sum())
-    assert told["fraud_weight"] == pytest.approx(told["frauds"] / 0.3, rel=0.1)
+    reported = with_them.model.metadata["early"]
+    assert reported["rows"] == pytest.approx(young.sum(), rel=0.01)
+    assert reported["frauds"] == int(data.fraud[young].sum())
+    assert reported["fraud_weight"] == pytest.approx(reported["frauds"] / 0.3, rel=0.1)
     booster = lightgbm.Booster(model_str=json.loads(with_them.model.to_payload())["text"])
     root = booster.dump_model()["tree_info"][0]["tree_structure"]
-    assert root["internal_count"] == len(split.training) + len(split.validation) + told["rows"]
+    assert root["internal_count"] == len(split.training) + len(split.validation) + reported["rows"]
     # Before the first tree every row weighs what it counts for, times p (1 - p) of the share of fraud.
     mature = np.union1d(split.training, split.validation)
-    total = len(mature) + told["weight"]
-    share = (data.fraud[mature].sum() + told["fraud_weight"]) / total
+    total = len(mature) + reported["weight"]
+    share = (data.fraud[mature].sum() + reported["fraud_weight"]) / total
     assert root["internal_weight"] == pytest.approx(total * share * (1 - share), rel=1e-3)
     # What is to come takes no part: neither rows nor reports behind that time.
     later = replace(data, reported_us=np.where(data.reported_us > as_of_us, NEVER_US, data.reported_us))
@@ -168,10 +168,10 @@ def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     later = TrainingSet(**{name: getattr(data, name)[2_000:] for name in COLUMNS})
     config = msgspec.structs.replace(SMALL, legitimate_rows=1)
 
-    def drawn(of: TrainingSet, **changes: int) -> set[int]:
-        rows = np.arange(len(of.fraud))[-3_000:]
-        kept, _ = _Trees(of, msgspec.structs.replace(config, **changes), FEATURES).sampled(rows)
-        return {*of.identity[kept].tolist()}
+    def drawn(source: TrainingSet, **changes: int) -> set[int]:
+        rows = np.arange(len(source.fraud))[-3_000:]
+        kept, _ = _Trees(source, msgspec.structs.replace(config, **changes), FEATURES).sampled(rows)
+        return {*source.identity[kept].tolist()}
 
     assert drawn(data) == drawn(later) != drawn(data, seed=1)
 
@@ -450,10 +450,12 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
 
     # Without a date it knows what was known when the history ended, and no later report.
     late, ended = ["--delay-spread", "1", "--label-delay-days", "2"], history(30)["event_time"].max()
-    one, other = (version(*late, *more) for more in ((), ("--known-before", (ended + pd.Timedelta("1us")).isoformat())))
-    assert one != other  # by their arguments alone
+    item, other = (
+        version(*late, *more) for more in ((), ("--known-before", (ended + pd.Timedelta("1us")).isoformat()))
+    )
+    assert item != other  # by their arguments alone
     registry = Registry(tmp_path / "registry")
-    assert registry.load_lightgbm(one).metadata["frauds"] == registry.load_lightgbm(other).metadata["frauds"]
+    assert registry.load_lightgbm(item).metadata["frauds"] == registry.load_lightgbm(other).metadata["frauds"]
     early = version("--early-share", "0.3")
     assert early != version("--early-share", "0.3", "--no-early-reports")
     plain, without = (json.loads(registry.load(LIGHTGBM, version(*more))) for more in ((), ("--no-early-reports",)))
@@ -486,12 +488,12 @@ def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path,
     frame.loc[frame.index[[100, 700]], ["amount", "amount_minor"]] = 0
     arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
     versions = []
-    for name, of in (("all", frame), ("accepted", frame.drop(frame.index[[100, 700]]))):
-        of.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    for name, source in (("all", frame), ("accepted", frame.drop(frame.index[[100, 700]]))):
+        source.to_parquet(tmp_path / f"{name}.parquet", index=False)
         run = CliRunner().invoke(command, [str(tmp_path / f"{name}.parquet"), *arguments])
         assert run.exit_code == 0, run.output
-        told = "2 transactions are left out, since workers refuse them: amount_zero 2" in run.stderr
-        assert told == (name == "all")
+        reported = "2 transactions are left out, since workers refuse them: amount_zero 2" in run.stderr
+        assert reported == (name == "all")
         versions.append(json.loads(run.stdout)["lightgbm"])
     assert versions[0] == versions[1]
 
@@ -502,11 +504,11 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
     frame = history(30)
     # Repeats within the horizon, whose labels say otherwise, and others that are transactions of their own again.
     repeats, others = (
-        frame.iloc[rows].assign(event_time=lambda of, days=days: of["event_time"] + timedelta(days=days), fraud=True)
+        frame.iloc[rows].assign(event_time=lambda row, days=days: row["event_time"] + timedelta(days=days), fraud=True)
         for rows, days in (([400, 410], 8), ([500, 510], 10))
     )
     arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
-    versions, told = [], []
+    versions, reported = [], []
     for number, more in enumerate(([repeats, others], [others], [])):
         path = tmp_path / f"{number}.parquet"
         whole = pd.concat([frame, *more]).sort_values("event_time", kind="stable", ignore_index=True)
@@ -514,8 +516,8 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
         run = CliRunner().invoke(command, [str(path), *arguments])
         assert run.exit_code == 0, run.output
         versions.append(json.loads(run.stdout)["lightgbm"])
-        told.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
-    assert told == [True, False, False]
+        reported.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
+    assert reported == [True, False, False]
     assert versions[0] == versions[1] != versions[2]
 
 
@@ -532,8 +534,8 @@ def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path,
     for column in ("amount", "amount_minor"):
         foreign.loc[dollars, column] *= 2
     versions = []
-    for name, of in (("euros", frame), ("mixed", foreign)):
-        of.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    for name, source in (("euros", frame), ("mixed", foreign)):
+        source.to_parquet(tmp_path / f"{name}.parquet", index=False)
         arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
         run = CliRunner().invoke(command, arguments)
         assert run.exit_code == 0, run.output
@@ -544,17 +546,17 @@ def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path,
 
 
 def test_progress_is_told_as_it_goes() -> None:
-    told: list[str] = []
-    data = from_history(history(30), LabelRegime(delay_days=7.0), report=told.append)
-    say = seldom(told.append, 0.0)
+    names: list[str] = []
+    data = from_history(history(30), LabelRegime(delay_days=7.0), report=names.append)
+    say = seldom(names.append, 0.0)
     split = split_cohorts(data.event_time_us, label_delay_us=7 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     train(data, split, alerts_per_day=5, config=TrainingConfig(trees=3, threads=1), report=say)
-    text = "\n".join(told)
+    text = "\n".join(names)
     for part in ("features of cards", "features of merchants", "3 trees of at most 3", "trees on both periods"):
         assert part in text
-    never = seldom(told.append, 1e9)
+    never = seldom(names.append, 1e9)
     never("nothing of this")
-    assert "nothing of this" not in told
+    assert "nothing of this" not in names
 
 
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:

@@ -154,8 +154,8 @@ def alert_value(case: str, minute: int) -> bytes:
 def test_alerts_of_a_case_are_counted_and_late_ones_marked() -> None:
     alerts = Alerts()
     shown = [alerts.next(alert_value(case, minute)) for case, minute in (("a", 5), ("b", 9), ("a", 7), ("a", 12))]
-    assert [one.number for one in shown] == [1, 1, 2, 3]
-    assert [one.late for one in shown] == [False, False, True, False]
+    assert [item.number for item in shown] == [1, 1, 2, 3]
+    assert [item.late for item in shown] == [False, False, True, False]
     assert alerts.next(b"no alert").alert is None
     late = "\n".join(line.plain for line in alert_lines(make_alert(), late=True))
     assert "out of order" in late

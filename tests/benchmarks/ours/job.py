@@ -135,7 +135,7 @@ def check(topics: Topics, made: Arrivals, payloads: dict[str, bytes]) -> None:
         ),
         checks.lightgbm_scores_are_reproduced(decisions, payloads.__getitem__),
     ]
-    problems = [f"{one.name}: {'; '.join(one.problems)}" for one in outcomes if not one.passed]
+    problems = [f"{outcome.name}: {'; '.join(outcome.problems)}" for outcome in outcomes if not outcome.passed]
     if problems:
         raise WrongAnswers(" | ".join(problems))
 

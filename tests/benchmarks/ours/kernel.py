@@ -67,18 +67,18 @@ class OneHopPartition:
         rows = inputs_of_many(
             cents,
             time_us // 1_000,
-            np.fromiter((float(one.mcc) for one in batch), float, n),
-            np.fromiter((one.channel == "online" for one in batch), float, n),
-            np.fromiter((one.country != HOME_COUNTRY for one in batch), float, n),
+            np.fromiter((float(item.mcc) for item in batch), float, n),
+            np.fromiter((item.channel == "online" for item in batch), float, n),
+            np.fromiter((item.country != HOME_COUNTRY for item in batch), float, n),
             profile,
         )
         trees, lines = self._models.probabilities(rows)
         scores, output = (trees + lines) / 2, self._output
-        for one, score, tree, line, windows in zip(
+        for transaction, score, tree, line, windows in zip(
             batch, scores.tolist(), trees.tolist(), lines.tolist(), profile.tolist(), strict=True
         ):
-            decision = Decision(one.transaction_id, one.card_id, score, tree, line, *windows)
-            result.outputs.append(Output(output, one.card_id.encode(), _encode(decision)))
+            decision = Decision(transaction.transaction_id, transaction.card_id, score, tree, line, *windows)
+            result.outputs.append(Output(output, transaction.card_id.encode(), _encode(decision)))
         return result
 
     def replay(self, records: Sequence[Record]) -> None:
@@ -104,10 +104,10 @@ class OneHopPartition:
     def _enter(self, batch: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """(event times in us, cents, counts and means of shape (n, 6)); the batch then lies in the windows."""
         n = len(batch)
-        time_us = np.fromiter((timestamp_us(one.event_time) for one in batch), np.int64, n)
-        cents = np.fromiter((round(100 * one.amount) for one in batch), np.int64, n)
+        time_us = np.fromiter((timestamp_us(item.event_time) for item in batch), np.int64, n)
+        cents = np.fromiter((round(100 * transaction.amount) for transaction in batch), np.int64, n)
         # The job has no merchants and takes the hour from the time: what they would give is not among its inputs.
-        cards, zeros = keys([one.card_id for one in batch]), np.zeros(n)
+        cards, zeros = keys([transaction.card_id for transaction in batch]), np.zeros(n)
         features = self._windows.profile(cards, cards, time_us, cents, np.ones(n, np.bool_), zeros, zeros).features
         counts = features[:, COUNTS]
         # From whole cents, as the job defines a mean to the last bit.

@@ -104,28 +104,28 @@ class Scorer:
         """One decision for each message, in their order."""
         batch = [self._decoder.decode(message.value()) for message in messages]
         n, cards = len(batch), self._cards
-        times_ms = [round(1_000 * one.event_time.timestamp()) for one in batch]
-        cents = [round(100 * one.amount) for one in batch]
+        times_ms = [round(1_000 * item.event_time.timestamp()) for item in batch]
+        cents = [round(100 * transaction.amount) for transaction in batch]
         profiles = []
-        for one, time_ms, amount in zip(batch, times_ms, cents, strict=True):
-            card = cards.get(one.card_id)
+        for transaction, time_ms, amount in zip(batch, times_ms, cents, strict=True):
+            card = cards.get(transaction.card_id)
             if card is None:
-                card = cards[one.card_id] = Card()
+                card = cards[transaction.card_id] = Card()
             profiles.append(card.profile(time_ms, amount))
         rows = inputs_of_many(
             np.array(cents),
             np.array(times_ms),
-            np.fromiter((float(one.mcc) for one in batch), float, n),
-            np.fromiter((one.channel == "online" for one in batch), float, n),
-            np.fromiter((one.country != HOME_COUNTRY for one in batch), float, n),
+            np.fromiter((float(item.mcc) for item in batch), float, n),
+            np.fromiter((item.channel == "online" for item in batch), float, n),
+            np.fromiter((item.country != HOME_COUNTRY for item in batch), float, n),
             np.array(profiles, float),
         )
         trees = self._booster.predict(rows)
         lines = self._river.predict_proba_many(pd.DataFrame(rows, columns=INPUTS))[True].to_numpy()
         scores = (trees + lines) / 2
         return [
-            Decision(one.transaction_id, one.card_id, score, tree, line, *profile)
-            for one, score, tree, line, profile in zip(
+            Decision(transaction.transaction_id, transaction.card_id, score, tree, line, *profile)
+            for transaction, score, tree, line, profile in zip(
                 batch, scores.tolist(), trees.tolist(), lines.tolist(), profiles, strict=True
             )
         ]

@@ -97,9 +97,9 @@ def flow_of(options: Arguments) -> Dataflow:
         rows = inputs_of_many(
             np.array([cents for _, _, cents, _ in values]),
             np.array([time_ms for _, time_ms, _, _ in values]),
-            np.fromiter((float(one.mcc) for one, _, _, _ in values), float, n),
-            np.fromiter((one.channel == "online" for one, _, _, _ in values), float, n),
-            np.fromiter((one.country != HOME_COUNTRY for one, _, _, _ in values), float, n),
+            np.fromiter((float(item.mcc) for item, _, _, _ in values), float, n),
+            np.fromiter((item.channel == "online" for item, _, _, _ in values), float, n),
+            np.fromiter((item.country != HOME_COUNTRY for item, _, _, _ in values), float, n),
             np.array([profile for _, _, _, profile in values], float),
         )
         trees = booster.predict(rows)
@@ -109,7 +109,7 @@ def flow_of(options: Arguments) -> Dataflow:
                 card.encode(),
                 encoder.encode(
                     {
-                        "transaction_id": one.transaction_id,
+                        "transaction_id": message.transaction_id,
                         "card_id": card,
                         "score": (tree + line) / 2,
                         "lightgbm": tree,
@@ -118,7 +118,9 @@ def flow_of(options: Arguments) -> Dataflow:
                     }
                 ),
             )
-            for (card, (one, _, _, profile)), tree, line in zip(batch, trees.tolist(), logistic.tolist(), strict=True)
+            for (card, (message, _, _, profile)), tree, line in zip(
+                batch, trees.tolist(), logistic.tolist(), strict=True
+            )
         ]
 
     brokers = [options.bootstrap_servers]
