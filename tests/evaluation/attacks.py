@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.decision.online_gate import BothScores, Gate, Identity, LabelReport
+from pipeline.decision.policy import FIRST_BLEND
 from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
@@ -142,6 +143,8 @@ def gated(
 ) -> NDArray[np.float64]:
     """Return the log-odds that the product's gate lets through: it decides each hour, by what was reported until then.
 
+    It begins as a new policy does, with `FIRST_BLEND`.
+
     Args:
         data: Truth of the rows.
         rows: Rows in the order of time, shape (n,).
@@ -152,7 +155,7 @@ def gated(
     known_us = data.reported_us(REGIME, frauds)
     order = np.argsort(known_us, kind="stable")
     frauds, known_us = frauds[order], known_us[order]
-    gate, blend, told = Gate(), 1.0, 0
+    gate, blend, told = Gate(), FIRST_BLEND, 0
     found = np.empty(len(rows))
     for begin, end in hours_of(data.times[rows]):
         now_us = int(data.times[rows[begin]]) // US_PER_HOUR * US_PER_HOUR
