@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from pipeline.learning.regimes import Reported
+from pipeline.learning.report_delays import LEAST_SHARE
 
 
 class LearningSettings(BaseModel):
@@ -22,10 +23,10 @@ class LearningSettings(BaseModel):
     )
     reported_share: float = Field(
         default=1.0,
-        ge=0.2,
+        ge=LEAST_SHARE,
         le=1,
         description="Share of the reported frauds whose reports come within the maturity: by it the online model "
-        "allows for those that come later.",
+        "allows for those that come later. Backtests with a declared label regime take its share instead.",
     )
     label_regime: Reported | None = Field(
         default=None,

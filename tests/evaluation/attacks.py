@@ -34,7 +34,7 @@ GATED: Final = "with River behind its gate"
 SOONER: Final = "with River and early reports"
 SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
-TOLD: Final = Settings(maturity_days=0.25, reported_share=0.3)
+TOLD: Final = Settings(maturity_days=0.25)
 """Settings that presume legitimate after six hours without a report; a report by then stands for all."""
 FROZEN: Final = "frozen"
 DAILY: Final = "daily"
