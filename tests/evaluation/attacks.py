@@ -39,7 +39,9 @@ TOLD: Final = Settings(maturity_days=0.25)
 FROZEN: Final = "frozen"
 DAILY: Final = "daily"
 EARLY: Final = "daily, early reports"
-SCHEDULES: Final = (FROZEN, DAILY, EARLY)
+AFTERWARDS: Final = "afterwards, early reports"
+"""Trained when the attack is over, on all of its reports: what a renewal could find at most."""
+SCHEDULES: Final = (FROZEN, DAILY, EARLY, AFTERWARDS)
 LAST_DAYS: Final = 7
 
 
@@ -101,12 +103,12 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
     """Return the figures of a schedule under an attack: without the online model, with it, and behind its gate."""
     history = _history(file, attack, start, end)
     first_day, last_day = at(start), at(end)
-    early = schedule == EARLY
-    model, _ = history.version(first_day, early=early)
+    early = schedule in (EARLY, AFTERWARDS)
+    model, _ = history.version(last_day if schedule == AFTERWARDS else first_day, early=early)
     rows = [history.rows(first_day - RIVER_WARM_UP, first_day)]
     logit = [history.logit(model, rows[0])]
     for day in (first_day + timedelta(days=number) for number in range((last_day - first_day).days)):
-        if schedule != FROZEN and day > first_day:
+        if schedule in (DAILY, EARLY) and day > first_day:
             model, _ = history.version(day, early=early)
         rows.append(history.rows(day, day + timedelta(days=1)))
         logit.append(history.logit(model, rows[-1]))
@@ -232,13 +234,20 @@ def _caught(title: str, runs: Runs) -> Table:
 def _of_river(title: str, runs: Runs) -> Table:
     rows = []
     for schedule, seeds in runs.items():
+        if schedule == AFTERWARDS:
+            continue
         alone = _mean_days(seeds, ALONE)
         rows.append([schedule, *(compared(_mean_days(seeds, way), alone, 2) for way in WAYS)])
     return markdown(title, ("LightGBM", *WAYS), rows)
 
 
 def _by_seed(title: str, runs: Runs) -> Table:
-    columns = {f"{schedule}, {way}": (runs[schedule], way) for schedule in runs for way in (ALONE, RIVER)}
+    columns = {
+        f"{schedule}, {way}": (runs[schedule], way)
+        for schedule in runs
+        for way in (ALONE, RIVER)
+        if (schedule, way) != (AFTERWARDS, RIVER)
+    }
     rows = [
         [
             str(seed),

@@ -98,6 +98,9 @@ def test_schedules_are_compared_under_an_attack(file: Path) -> None:
     assert frozen["alone"]["average_precision"] != daily["alone"]["average_precision"]
     assert frozen["alone"]["average_precision"] != frozen["with River"]["average_precision"]
     assert set(frozen["alone"]["kinds"]) == {"9", "amount", "merchant"}
+    afterwards = attacks.share_found(units["bursts 1, afterwards, early reports"]["alone"])
+    assert afterwards is not None
+    assert afterwards > (attacks.share_found(frozen["alone"]) or 0.0)
     assert "| daily, early reports | 1 |" in result.output
     assert "by seed: bursts" in result.output
 
