@@ -70,9 +70,9 @@ class CardOptions(NamedTuple):
 class _CardValues(msgspec.Struct):
     layout: int
     windows: bytes
-    stream_time_us: int = msgspec.field(name="newest_us")
+    stream_time_us: int
     index: IndexState
-    pending: PendingItemsState = msgspec.field(name="waiting")
+    pending: PendingItemsState
     first_day: int = 0
 
 

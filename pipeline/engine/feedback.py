@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 
+from pipeline.decision.event_clock import ClockState
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.blocks import BlockError, row_count
 from pipeline.engine.decision_records import DecisionRecord, pack_records, unpack_record
@@ -27,7 +28,7 @@ from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsStat
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
-from pipeline.learning.surges import SourceHours
+from pipeline.learning.surges import SourceHours, Surges
 from schemas.messages import Example, FeedbackConfig
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, EXAMPLES
@@ -58,12 +59,13 @@ class FeedbackOptions(NamedTuple):
 
 class _FeedbackValues(msgspec.Struct):
     layout: int
-    stream_time_us: int = msgspec.field(name="newest_us")
+    stream_time_us: int
     first_day: int
     decisions: DecisionState
     segments: SegmentsState
-    pending: PendingItemsState = msgspec.field(name="waiting")
+    pending: PendingItemsState
     label_hours: dict[str, SourceHours]
+    label_clock: ClockState | None
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_FeedbackValues)
@@ -102,8 +104,8 @@ class FeedbackPartition:
         self._served = DecisionStore(store, self._segments, values.decisions if values else None)
         self._pending = PendingItems(store, values.pending if values else None)
         progress = (values.stream_time_us, values.first_day) if values else (0, 0)
-        hours = values.label_hours if values else None
-        self._kernel = FeedbackKernel(self._served, self._pending, *progress, hours)
+        surges = Surges(values.label_hours, values.label_clock) if values else Surges()
+        self._kernel = FeedbackKernel(self._served, self._pending, *progress, surges)
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -145,6 +147,7 @@ class FeedbackPartition:
             segments.state,
             self._pending.state,
             self._kernel.surges.hours,
+            self._kernel.surges.clock,
         )
         frozen = self._store.freeze()
         if frozen is not None:
@@ -155,9 +158,9 @@ class FeedbackPartition:
         """Return the digest of the committed state."""
         stream_time_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
-        hours = sorted(self._kernel.surges.hours.items())
+        surges = [sorted(self._kernel.surges.hours.items()), self._kernel.surges.clock]
         return state_digest(
-            stream_time_us, first_day, decisions, self._pending.state, list(self._pending.contents()), hours
+            stream_time_us, first_day, decisions, self._pending.state, list(self._pending.contents()), surges
         )
 
     def close(self) -> None:
