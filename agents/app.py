@@ -48,8 +48,8 @@ from pipeline.observability.health import Health
 from pipeline.observability.logs import configure_logging, logging_config
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.protection.signing import Signer, Trust, snapshot_keys
-from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import fitting, read_rates
 from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory

@@ -10,8 +10,8 @@ from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
 from pipeline.models.rates import PublishedRates
-from pipeline.options import card_options
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options
 from schemas.messages import CardConfig, ProcessingConfig
 from schemas.money import RateTable
 from schemas.records import Record

@@ -8,7 +8,7 @@ from agents.partitions import STORE, Environment, KernelPartitions, StateLocatio
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.results import Result, merged
 from pipeline.engine.state import LoadedState
-from pipeline.options import feedback_options
+from pipeline.settings.kernel_options import feedback_options
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore
 from schemas.messages import FeedbackConfig, ProcessingConfig

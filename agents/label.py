@@ -9,8 +9,8 @@ from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.results import Result
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Stateless
-from pipeline.options import label_options
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import label_options
 from schemas.money import RateTable
 from schemas.records import Record
 

@@ -9,8 +9,8 @@ from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.terminal import printable
-from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import RatesError
 from schemas.money import InvalidRates
 
 

@@ -33,12 +33,12 @@ from pipeline.models.history import VersionHistory
 from pipeline.models.publish import ModelChange, VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.observability.terminal import printable
-from pipeline.options import card_options
-from pipeline.rates import RatesError, load_rates
 from pipeline.retraining.topics import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options
+from pipeline.settings.rate_table import RatesError, load_rates
 from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.datasets import from_history

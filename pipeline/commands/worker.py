@@ -11,8 +11,8 @@ from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.kafka.startup import StartRefused
 from pipeline.observability.endpoint import EndpointError
-from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import RatesError
 from pipeline.state.state_directory import DirectoryInUse
 from schemas.money import InvalidRates
 

@@ -9,8 +9,8 @@ from pipeline.kafka.quarantine import decode_control
 from pipeline.kafka.replay_reader import NewRecords
 from pipeline.models.contents import VersionContents
 from pipeline.models.publish import VersionToPublish, publish_active
-from pipeline.rates import RatesError
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import RatesError
 from schemas.messages import Activation, VersionReference
 from schemas.money import InvalidRates, RateTable, load
 from schemas.topics import CONTROL, MODELS

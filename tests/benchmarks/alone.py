@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
-from pipeline.options import card_options, feedback_options
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options, feedback_options
+from pipeline.settings.rate_table import load_rates
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
 from tests.benchmarks.traffic import LABELLED, Traffic
 

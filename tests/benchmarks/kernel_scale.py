@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from pipeline.rates import load_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import load_rates
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import SnapshotRepository

@@ -17,9 +17,9 @@ from pipeline.engine.state import PartitionState
 from pipeline.kafka.admin import committed_offsets, partition_count
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.restore import restore_partition
-from pipeline.options import card_options
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options
+from pipeline.settings.rate_table import load_rates
 
 Digests = dict[tuple[str, int], str]
 """Digests by agent and partition."""

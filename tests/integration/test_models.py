@@ -14,10 +14,10 @@ from pipeline.models.active import ModelSubscriber
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.metrics import WorkerMetrics
-from pipeline.rates import RatesError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner
+from pipeline.settings.rate_table import RatesError
 from schemas.messages import Activation, VersionReference
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS

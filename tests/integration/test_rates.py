@@ -13,7 +13,7 @@ from pipeline.engine.block_messages import read_messages
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.producer import RecordProducer
 from pipeline.models.rates import PublishedRates
-from pipeline.rates import RatesError
+from pipeline.settings.rate_table import RatesError
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
 from tests.helpers.logs import after, transaction
 from tests.helpers.topics import PATIENCE_S, Cluster, Starter, shop

@@ -7,9 +7,9 @@ from typing import Final
 from pipeline.engine.learn import model_record
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.publish import VersionToPublish
-from pipeline.rates import read_rates
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
+from pipeline.settings.rate_table import read_rates
 from schemas.messages import Activation, LearningSwitch, VersionReference
 from tests.helpers.champion import policy
 from tests.simulation.names import PREFIX

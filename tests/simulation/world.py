@@ -37,8 +37,8 @@ from pipeline.kafka.batch import Batch
 from pipeline.kafka.cluster import ClusterIdentities
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.models.rates import PublishedRates
-from pipeline.rates import fitting, read_rates
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import fitting, read_rates
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, StoreMemory
 from schemas.records import Record

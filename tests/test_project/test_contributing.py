@@ -76,3 +76,7 @@ def test_every_make_target_exists(page: str) -> None:
     named = set(re.findall(r"(?:`|^|\$ )make ([a-z-]+)", text, re.MULTILINE))
     assert named
     assert named - targets == set()
+
+
+def test_every_module_of_the_pipeline_is_in_a_package() -> None:
+    assert {path.name for path in (ROOT / "pipeline").glob("*.py")} == {"__init__.py", "cli.py"}

@@ -82,7 +82,7 @@ def test_alerts_are_reviewed_as_is_asked_for(run: Run, tmp_path: Path) -> None:
 
 def test_an_interrupt_leaves_a_partial_report(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", in_small_tables)
-    monkeypatch.setattr(backtest.ProgressBar, "tell", lambda self, *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(backtest.ProgressBar, "show", lambda self, *_: signal.raise_signal(signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     content = tmp_path / "content.json"
     result = run("--json", str(content))

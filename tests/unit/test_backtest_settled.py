@@ -12,8 +12,8 @@ from pipeline.backtest.labels.final_labels import FinalLabels
 from pipeline.backtest.labels.ground_truth import held_labels
 from pipeline.engine.columns import Transactions
 from pipeline.learning.labels import KNOWN, known_value
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import load_rates
 
 DELAY_US = 86_400_000_000
 WORDS = ("fraud", "legitimate", "disputed")

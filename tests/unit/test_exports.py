@@ -24,8 +24,8 @@ from pipeline.exports.topics import named, row_format
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.replay_reader import RecordColumns
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import load_rates
 from schemas.messages import Transaction
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, MODELS, TOPICS, TRANSACTIONS, Topic

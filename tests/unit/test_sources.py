@@ -18,9 +18,9 @@ from pipeline.engine.history import compute_features
 from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.history.columns import COLUMNS
 from pipeline.history.files import UnusableSource, load_transactions, read_transactions, resolve_mapping
-from pipeline.rates import load_rates
 from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import load_rates
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.codec import decode_transaction
 

@@ -16,9 +16,9 @@ from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
-from pipeline.options import card_options, feedback_options
-from pipeline.rates import load_rates
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options, feedback_options
+from pipeline.settings.rate_table import load_rates
 from schemas.times import US_PER_DAY
 
 
