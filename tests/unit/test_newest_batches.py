@@ -8,7 +8,7 @@ NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 
 
 @pytest.mark.parametrize(
-    ("told", "start"),
+    ("numbers", "start"),
     [
         # One batch, in two partitions of decisions.
         ([(7, NOON, 5), (9, NOON, 6), (8, NOON, 4)], 7),

@@ -395,7 +395,7 @@ def twice(*_: object, **_more: object) -> Reprocessed:
 
 
 @pytest.mark.parametrize(
-    ("of", "name", "run", "code"),
+    ("source", "name", "run", "code"),
     [
         (TopicExport, "run", export_of(3), 130),
         (TopicExport, "run", export_of(0), 0),
