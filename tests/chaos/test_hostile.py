@@ -125,7 +125,7 @@ def test_good_logs_pass(run: Run, check: Callable[[Run], Check]) -> None:
 
 
 @pytest.mark.parametrize(
-    "one", list(garbage(TARGET, 3)), ids=lambda sent_record: f"{sent_record.topic}: {sent_record.kind}"
+    "garbage", list(garbage(TARGET, 3)), ids=lambda sent_record: f"{sent_record.topic}: {sent_record.kind}"
 )
 def test_the_pipeline_believes_no_garbage(garbage: Garbage) -> None:
     if garbage.topic == "models":
