@@ -89,9 +89,9 @@ TAKEN_OVER = (
 """Fields of a row of ``features`` that its examples repeat."""
 
 
-def taken_over(one: dict[str, Any]) -> str:
+def taken_over(row: dict[str, Any]) -> str:
     """Digest of what a row of ``features`` and its examples have in common: rows of one source differ by models."""
-    return hashlib.sha256(json.dumps([one[name] for name in TAKEN_OVER], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([row[name] for name in TAKEN_OVER], sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Lesson(NamedTuple):
@@ -148,8 +148,8 @@ def follow_feedback(run: Run) -> FeedbackFate:
     """All partitions of the feedback agent."""
     fate = FeedbackFate()
     decisions: dict[Place, list[dict[str, Any]]] = defaultdict(list)
-    for entry, one in run.logs.decoded("features"):
-        decisions[entry.place].append(one)
+    for entry, log in run.logs.decoded("features"):
+        decisions[entry.place].append(log)
     for (agent, partition), batches in sorted(run.first_batches.items()):
         if agent == "feedback":
             follower = _FeedbackPartition(run, partition, fate, decisions)
@@ -241,30 +241,30 @@ class _CardPartition:
         self._fate.accepted.append(Accepted(key, origin, place, before is not None))
         return True
 
-    def _forgotten(self, one: _Held) -> bool:
+    def _forgotten(self, item: _Held) -> bool:
         """Whole days, as they are forgotten; twice the patience behind both retention."""
         horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
         behind_us = self._stream_time_us - horizon_us - 2 * self._rules.label_patience_us
-        return one.stream_time_us // DAY_US < behind_us // DAY_US
+        return item.stream_time_us // DAY_US < behind_us // DAY_US
 
     def _meets(self, key: Key, label: Told) -> bool:
         """Let a label meet its transaction; False where it must wait for one."""
-        rules, one = self._rules, self._held.get(key)
-        if one is None:
+        rules, result = self._rules, self._held.get(key)
+        if result is None:
             return False
-        if self._forgotten(one):
+        if self._forgotten(result):
             self._fate.forgotten += 1
             return False
-        latest_us = one.event_us + rules.label_horizon_us + rules.label_patience_us
-        if not one.stream_time_us - rules.label_patience_us <= label.known_at_us <= latest_us:
+        latest_us = result.event_us + rules.label_horizon_us + rules.label_patience_us
+        if not result.stream_time_us - rules.label_patience_us <= label.known_at_us <= latest_us:
             return False
-        if label.known_at_us - one.event_us > rules.label_horizon_us:
+        if label.known_at_us - result.event_us > rules.label_horizon_us:
             self._fate.too_late += 1
             return True
-        before = holds(known.triple for known in one.labels)
-        one.labels.append(label)
+        before = holds(known.triple for known in result.labels)
+        result.labels.append(label)
         self._fate.applied[key].append(label)
-        now = holds(known.triple for known in one.labels)
+        now = holds(known.triple for known in result.labels)
         if now != before:
             self._fate.changes[key].append(Change(now, label.known_at_us, label.place))
         return True
@@ -274,10 +274,10 @@ def _too_old(waiting: dict[Key, list[Told]], limit_us: int) -> list[Told]:
     """Take those out of ``waiting`` that are known since before ``limit_us``."""
     taken: list[Told] = []
     for key, labels in list(waiting.items()):
-        old = [one for one in labels if one.known_at_us < limit_us]
+        old = [label for label in labels if label.known_at_us < limit_us]
         if old:
             taken += old
-            waiting[key] = [one for one in labels if one.known_at_us >= limit_us]
+            waiting[key] = [label for label in labels if label.known_at_us >= limit_us]
         if not waiting[key]:
             del waiting[key]
     return taken
@@ -314,7 +314,7 @@ class _FeedbackPartition:
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
-        filed = [self._file(one) for place in batch for one in self._decisions.get(place, ())]
+        filed = [self._file(decision) for place in batch for decision in self._decisions.get(place, ())]
         for key in dict.fromkeys(key for key in filed if key is not None):
             if key in self._waiting and self._kept(key) is not None:
                 for label in self._waiting.pop(key):
@@ -345,10 +345,10 @@ class _FeedbackPartition:
         if hours and hour < hours[-1][0]:
             hours.clear()
         if hours and hour - hours[0][0] >= 7 * 24:
-            past = Counter(one for one, is_held in hours if hour - 28 * 24 <= one < hour and not is_held)
+            past = Counter(item for item, is_held in hours if hour - 28 * 24 <= item < hour and not is_held)
             # The lowest count that 99 % of the hours do not exceed.
             usual = sorted(past.values())[math.ceil(0.99 * len(past)) - 1] if past else 0
-            held = sum(one == hour for one, _ in hours) >= max(5 * usual, 20)
+            held = sum(item == hour for item, _ in hours) >= max(5 * usual, 20)
         hours.append((hour, held))
         return held
 
@@ -385,63 +385,63 @@ class _FeedbackPartition:
         return (self._stream_time_us - horizon_us - self._rules.label_patience_us) // DAY_US
 
     def _kept(self, key: Key) -> _Decided | None:
-        one = self._decided.get(key)
-        return None if one is None or one.event_us // DAY_US < self._forgotten_day() else one
+        item = self._decided.get(key)
+        return None if item is None or item.event_us // DAY_US < self._forgotten_day() else item
 
     def _join(self, key: Key, label: Told) -> None:
-        one = self._decided[key]
-        if label.known_at_us - one.event_us > self._rules.label_horizon_us:
+        result = self._decided[key]
+        if label.known_at_us - result.event_us > self._rules.label_horizon_us:
             self._fate.too_late += 1
             return
         kept = sampled(self._run, key)
-        if one.lessons == 0 and kept and label.known_at_us > one.event_us + self._rules.maturity_us:
+        if result.lessons == 0 and kept and label.known_at_us > result.event_us + self._rules.maturity_us:
             # By the times alone it was presumed legitimate before.
-            one.lessons, one.learned = 1, (PRESUMED, 0.0)
-        before = holds(known.triple for known in one.labels)
-        one.labels.append(label)
-        now = holds(known.triple for known in one.labels)
-        if now == before or (now == "none" and one.lessons == 0):
+            result.lessons, result.learned = 1, (PRESUMED, 0.0)
+        before = holds(known.triple for known in result.labels)
+        result.labels.append(label)
+        now = holds(known.triple for known in result.labels)
+        if now == before or (now == "none" and result.lessons == 0):
             return
         reviewed = label.source in REVIEWERS
-        if now == "legitimate" and one.lessons == 0 and not kept and not reviewed:
+        if now == "legitimate" and result.lessons == 0 and not kept and not reviewed:
             self._fate.not_sampled += 1
             return
         heavy = now == "legitimate" and kept and not reviewed and before != "fraud"
         weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
-        said = WITHDRAWN if now == "none" else now
-        is_late = label.known_at_us > one.event_us + self._rules.maturity_us
-        online = self._online(one, said, weight, is_late=is_late)
-        self._tell(key, one, said, label.source, label.known_at_us, weight, online)
+        reported = WITHDRAWN if now == "none" else now
+        is_late = label.known_at_us > result.event_us + self._rules.maturity_us
+        online = self._online(result, reported, weight, is_late=is_late)
+        self._tell(key, result, reported, label.source, label.known_at_us, weight, online)
 
     @staticmethod
-    def _online(one: _Decided, label: str, weight: float, *, is_late: bool) -> tuple[float, str | None, float]:
+    def _online(item: _Decided, label: str, weight: float, *, is_late: bool) -> tuple[float, str | None, float]:
         """What a label is to the online model; the rules of the run take all frauds as reported within the maturity."""
-        former, former_weight = one.learned
+        former, former_weight = item.learned
         if former in (PRESUMED, label):
             return 0.0, None, 0.0
         if label == WITHDRAWN or (label == "fraud" and former is None and is_late):
             weight = 0.0
-        one.learned = (label, weight) if weight else (None, 0.0)
+        item.learned = (label, weight) if weight else (None, 0.0)
         return weight, former, former_weight
 
     def _mature(self, key: Key, at_us: int) -> None:
-        one = self._kept(key)
-        if one is None or one.lessons or holds(label.triple for label in one.labels) != "none":
+        result = self._kept(key)
+        if result is None or result.lessons or holds(label.triple for label in result.labels) != "none":
             return
         weight = 1.0 / self._rules.negative_sample_rate
-        one.learned = (PRESUMED, weight)
-        self._tell(key, one, PRESUMED, None, at_us, weight, (weight, None, 0.0))
+        result.learned = (PRESUMED, weight)
+        self._tell(key, result, PRESUMED, None, at_us, weight, (weight, None, 0.0))
 
     def _tell(
         self,
         key: Key,
-        one: _Decided,
+        item: _Decided,
         label: str,
         source: str | None,
         known_at_us: int,
         weight: float,
         online: tuple[float, str | None, float],
     ) -> None:
-        of = log_of(one.decision), taken_over(one.decision)
-        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, one.lessons, *of, online))
-        one.lessons += 1
+        group = log_of(item.decision), taken_over(item.decision)
+        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, item.lessons, *group, online))
+        item.lessons += 1

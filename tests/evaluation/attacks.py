@@ -115,10 +115,10 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
     of_all, served = np.concatenate(rows), np.concatenate(logit)
     river = history.corrected(of_all, served, first_day)
     sooner = history.corrected(of_all, served, first_day, TOLD)
-    of, alone = np.concatenate(rows[1:]), np.concatenate(logit[1:])
-    ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, of, alone, river)}
-    ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, of, alone, sooner)}
-    return {name: _figures(history.data, of, score) for name, score in ways.items()}
+    source, alone = np.concatenate(rows[1:]), np.concatenate(logit[1:])
+    ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, source, alone, river)}
+    ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, source, alone, sooner)}
+    return {name: _figures(history.data, source, score) for name, score in ways.items()}
 
 
 def _figures(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> dict[str, Any]:
@@ -157,19 +157,21 @@ def gated(
     known_us = data.reported_us(REGIME, frauds)
     order = np.argsort(known_us, kind="stable")
     frauds, known_us = frauds[order], known_us[order]
-    gate, blend, told = Gate(), FIRST_BLEND, 0
+    gate, blend, reported = Gate(), FIRST_BLEND, 0
     found = np.empty(len(rows))
     for begin, end in hours_of(data.times[rows]):
         now_us = int(data.times[rows[begin]]) // US_PER_HOUR * US_PER_HOUR
         until = int(np.searchsorted(known_us, now_us, side="right"))
-        for row, at_us in zip(frauds[told:until].tolist(), known_us[told:until].tolist(), strict=True):
+        for row, at_us in zip(frauds[reported:until].tolist(), known_us[reported:until].tolist(), strict=True):
             identity = ("", f"{row:012d}")
             gate.report(LabelReport(identity, source_rank("chargeback"), KNOWN.index(FRAUD), at_us, at_us))
-        told = until
+        reported = until
         blend = gate.decide(blend).blend
-        of = slice(begin, end)
-        found[of] = river[of] if blend else without[of]
-        gate.add(BothScores(data.times[rows[of]], sigmoid(river[of]), sigmoid(without[of]), _Rows(rows[of])))
+        source = slice(begin, end)
+        found[source] = river[source] if blend else without[source]
+        gate.add(
+            BothScores(data.times[rows[source]], sigmoid(river[source]), sigmoid(without[source]), _Rows(rows[source]))
+        )
     return found
 
 
@@ -199,9 +201,9 @@ Runs = Mapping[str, Mapping[int, Found]]
 def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     """Yield frauds caught a day, without an attack and under each kind: as the mean of its seeds, and of each."""
     of_kinds: dict[str, dict[str, dict[int, Found]]] = {}
-    for name, of in found.items():
+    for name, source in found.items():
         kind, seed, schedule = _NAMES[name]
-        of_kinds.setdefault(kind, {}).setdefault(schedule, {})[seed] = of
+        of_kinds.setdefault(kind, {}).setdefault(schedule, {})[seed] = source
     for kind, runs in of_kinds.items():
         yield _caught(f"Frauds a day among the {TOP} highest scores: {kind}", runs)
         yield _of_river(f"Frauds a day more by the online model: {kind}", runs)
@@ -217,7 +219,7 @@ def _caught(title: str, runs: Runs) -> Table:
         against = ""
         if schedule != DAILY and both:
             against = compared(_mean_days(seeds, ALONE, both), _mean_days(runs[DAILY], ALONE, both), 2)
-        shares = [share for of in seeds.values() if (share := share_found(of[ALONE])) is not None]
+        shares = [share for seed in seeds.values() if (share := share_found(seed[ALONE])) is not None]
         rows.append(
             [
                 schedule, ", ".join(map(str, seeds)), f"{alone.mean():.2f}", f"{alone[-LAST_DAYS:].mean():.2f}",
@@ -258,19 +260,19 @@ def _by_seed(title: str, runs: Runs) -> Table:
     return markdown(title, ("seed", *columns), rows)
 
 
-def _days(of: Mapping[str, Any]) -> NDArray[np.float64]:
-    return TOP * np.array(of["transaction_precision"])
+def _days(row: Mapping[str, Any]) -> NDArray[np.float64]:
+    return TOP * np.array(row["transaction_precision"])
 
 
 def _mean_days(seeds: Mapping[int, Found], way: str, chosen: Collection[int] | None = None) -> NDArray[np.float64]:
     """Return the frauds caught on each day, as the mean of some seeds."""
-    of = [_days(found[way]) for seed, found in seeds.items() if chosen is None or seed in chosen]
-    return np.asarray(np.mean(of, axis=0), np.float64)
+    source = [_days(found[way]) for seed, found in seeds.items() if chosen is None or seed in chosen]
+    return np.asarray(np.mean(source, axis=0), np.float64)
 
 
-def share_found(of: Mapping[str, Any]) -> float | None:
+def share_found(row: Mapping[str, Any]) -> float | None:
     """Return the share of the attack that is among the top."""
-    counts = of["kinds"].get(str(ATTACK))
+    counts = row["kinds"].get(str(ATTACK))
     return None if counts is None else sum(counts["found"]) / sum(counts["all"])
 
 

@@ -77,18 +77,18 @@ class History:
         return trained.model, trained.policy.threshold
 
     def _known(self, period: TrainingPeriod) -> TrainingSet:
-        of = self._set
-        first, end = np.searchsorted(of.event_time_us, [period.from_us, period.known_us])
+        source = self._set
+        first, end = np.searchsorted(source.event_time_us, [period.from_us, period.known_us])
         rows = slice(int(first), int(end))
-        assert of.reported_us is not None
-        reported_us = np.where(of.reported_us[rows] <= period.known_us, of.reported_us[rows], NEVER_US)
+        assert source.reported_us is not None
+        reported_us = np.where(source.reported_us[rows] <= period.known_us, source.reported_us[rows], NEVER_US)
         return TrainingSet(
-            features=of.features[rows],
+            features=source.features[rows],
             fraud=reported_us < NEVER_US,
-            weight=of.weight[rows],
-            event_time_us=of.event_time_us[rows],
-            card=of.card[rows],
-            identity=of.identity[rows],
+            weight=source.weight[rows],
+            event_time_us=source.event_time_us[rows],
+            card=source.card[rows],
+            identity=source.identity[rows],
             reported_us=reported_us,
         )
 
@@ -138,8 +138,8 @@ class History:
                 learned.add_to_scale(inputs[row], weight)
             taught = until
             layer = RiverLayer(LayerConfig(), learned.weights, float(learned.river.intercept), learned.scale, taught)
-            of = slice(first + begin, first + end)
-            found[begin:end] = layer.logit(self._set.features[rows[of]], logit[of])
+            source = slice(first + begin, first + end)
+            found[begin:end] = layer.logit(self._set.features[rows[source]], logit[source])
         return found
 
     def _examples(self, rows: NDArray[np.int64], settings: Settings) -> "_Examples":

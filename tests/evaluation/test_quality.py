@@ -68,18 +68,18 @@ def test_variants_are_compared_day_by_day(file: Path) -> None:
     assert all(reading["commit"] and reading["seconds"] > 0 for reading in readings)
     units = readings[0]["units"]
     first_fold, _ = detection.FOLDS
-    of = {name: units[f"{name}, {first_fold[0]} to {first_fold[1]}"] for name in ("default", "frauds-only", "renewed")}
+    row = {name: units[f"{name}, {first_fold[0]} to {first_fold[1]}"] for name in ("default", "frauds-only", "renewed")}
     # None of the default features needs a legitimate label.
-    assert of["frauds-only"]["frauds-only"]["average_precision"] == of["default"]["default"]["average_precision"]
-    assert 0 < np.mean(of["default"]["default"]["card_precision"]) < 0.2
+    assert row["frauds-only"]["frauds-only"]["average_precision"] == row["default"]["default"]["average_precision"]
+    assert 0 < np.mean(row["default"]["default"]["card_precision"]) < 0.2
     # It is measured as it is trained once, too; without River it is the default.
-    assert of["renewed"]["renewed"] == of["default"]["default"]
-    once, renewed = of["renewed"]["renewed"], of["renewed"]["renewed every 4 days"]
+    assert row["renewed"]["renewed"] == row["default"]["default"]
+    once, renewed = row["renewed"]["renewed"], row["renewed"]["renewed every 4 days"]
     assert renewed["average_precision"] != once["average_precision"]
-    assert of["renewed"]["renewed every 4 days, with River"]["average_precision"] != renewed["average_precision"]
-    kinds = of["default"]["default"]["kinds"]
+    assert row["renewed"]["renewed every 4 days, with River"]["average_precision"] != renewed["average_precision"]
+    kinds = row["default"]["default"]["kinds"]
     assert set(kinds) == {"amount", "merchant"}
-    assert all(0 <= found <= of_all for one in kinds.values() for found, of_all in zip(*one.values(), strict=True))
+    assert all(0 <= found <= of_all for kind in kinds.values() for found, of_all in zip(*kind.values(), strict=True))
     lines = result.output.splitlines()
     assert next(line for line in lines if line.startswith("| the same |")).count("[+0.0000, +0.0000]") == 3
     assert "[" not in next(line for line in lines if line.startswith("| default |"))

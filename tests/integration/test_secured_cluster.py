@@ -133,7 +133,7 @@ def produced(client: Client, values: dict[str, tuple[bytes, ...]]) -> dict[str, 
     )
     for topic, of_topic in values.items():
         for value in of_topic:
-            producer.produce(name(topic), value, b"c1", partition=0, on_delivery=told)
+            producer.produce(name(topic), value, b"c1", partition=0, on_delivery=reported)
     assert producer.flush(TIMEOUT_S) == 0
     return errors
 
@@ -199,9 +199,9 @@ def test_a_client_without_its_security_settings_is_told_what_to_check(
         impatient.setattr("pipeline.broker.running.ANSWER_TIMEOUT_S", 1.0)
         assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
     stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
-    said = stranger.run("alerts", "--once", code=1)
-    assert "Authentication failed" in said
-    assert PASSWORDS.format("stranger") not in said
+    run = stranger.run("alerts", "--once", code=1)
+    assert "Authentication failed" in run
+    assert PASSWORDS.format("stranger") not in run
     distrustful = {"security.protocol": "ssl", "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode()}
     other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
     assert "certificate" in other.run("alerts", "--once", code=1)
@@ -257,7 +257,7 @@ def test_each_role_does_its_part(by_role: Roles, start: Starter, tmp_path: Path)
     assert "Sent 1 to chargebacks" in clients["resender"].run("dead-letters", "resend", "--code", NOT_ALLOWED, "--yes")
     worker.until(lambda: len(cluster.read(DEAD_LETTERS)) == 2)
     worker.until(lambda: len(cluster.examples()) == 2)
-    assert {(one.transaction_id, one.label_source) for one in cluster.examples()} == {
+    assert {(example.transaction_id, example.label_source) for example in cluster.examples()} == {
         ("t1", "analyst"),
         ("t2", "chargeback"),
     }
@@ -301,8 +301,8 @@ def test_the_replayer_feeds_a_simulation_and_reviews_its_alerts(
     frame.assign(amount=LARGE_AMOUNT).to_parquet(file := tmp_path / "history.parquet", index=False)
     worker = start(client("worker").whole)
     worker.until_it_says("lightgbm version")
-    told = client("replayer").run("replay", str(file), "--review-delay", "60", "--max-in-flight", "5")
-    summary = json.loads(told.splitlines()[-1])
+    run = client("replayer").run("replay", str(file), "--review-delay", "60", "--max-in-flight", "5")
+    summary = json.loads(run.splitlines()[-1])
     assert (summary["transactions"], summary["stopped"]) == (20, False)
     assert summary["reviews"] > 0
     assert worker.stop() == 0

@@ -31,47 +31,49 @@ def rows_of(part: Stream, threshold: float) -> ScoredRows:
 def test_neither_cuts_nor_the_order_within_an_hour_nor_late_records_between_partitions_change_a_threshold(
     data: st.DataObject,
 ) -> None:
-    of = stream(3, 150, seed=data.draw(st.integers(0, 50)))
-    hours = of.event_time_us // US_PER_HOUR
+    source = stream(3, 150, seed=data.draw(st.integers(0, 50)))
+    hours = source.event_time_us // US_PER_HOUR
     # A hour's rows in any order, and each card's rows in a partition of its own.
     shuffled = np.random.default_rng(data.draw(st.integers(0, 1_000))).permutation(len(hours))
     order = shuffled[np.argsort(hours[shuffled], kind="stable")]
-    partition = np.array([crc32(case.split("-")[0].encode()) % 3 for case in of.case])
+    partition = np.array([crc32(case.split("-")[0].encode()) % 3 for case in source.case])
     straight, cut = Pacing(BUDGET), Pacing(BUDGET)
     for number in range(3):
         of_partition = np.flatnonzero(partition == number)
-        straight.add(_some(of, of_partition), number)
+        straight.add(_some(source, of_partition), number)
     # Of one partition after the other or in turns, and by batches of any size.
     size = data.draw(st.integers(1, 400))
     for at in range(0, len(order), size):
         for number in range(3):
             batch = order[at : at + size]
-            cut.add(_some(of, batch[partition[batch] == number]), number)
+            cut.add(_some(source, batch[partition[batch] == number]), number)
     assert straight.decide(0.5) == cut.decide(0.5)
     assert straight.decide(0.5).threshold != 0.5
 
 
-def _some(of: Stream, rows: np.ndarray) -> ScoredRows:
-    return rows_of(Stream(of.event_time_us[rows], of.score[rows], [of.case[row] for row in rows.tolist()]), 0.3)
+def _some(stream: Stream, rows: np.ndarray) -> ScoredRows:
+    return rows_of(
+        Stream(stream.event_time_us[rows], stream.score[rows], [stream.case[row] for row in rows.tolist()]), 0.3
+    )
 
 
 @settings(max_examples=12)
 @given(st.integers(0, 1_000), st.floats(1.0, 200.0), st.floats(1.0, 3.0))
 def test_a_larger_budget_never_has_a_higher_threshold(seed: int, budget: float, times: float) -> None:
-    of = stream(4, 200, seed)
+    source = stream(4, 200, seed)
     # The same alerts for both, which are few: none of the two is braked.
     found = []
     for alerts_per_day in (budget, budget * times):
         pacing = Pacing(PacingOptions(alerts_per_day))
-        pacing.add(rows_of(of, 2.0))
+        pacing.add(rows_of(source, 2.0))
         found.append(pacing.decide(0.5).threshold)
     assert found[1] <= found[0]
 
 
 def test_a_stationary_stream_keeps_its_budget() -> None:
-    of = stream(35, 1_000, seed=7)
+    source = stream(35, 1_000, seed=7)
     # Begun with a threshold at which everything is an alert.
-    days = per_day(of, paced(of, PacingOptions(60.0), 0.02).first)[9:]
+    days = per_day(source, paced(source, PacingOptions(60.0), 0.02).first)[9:]
     weekly = np.convolve(days, np.ones(7) / 7, "valid")
     assert np.mean(abs(weekly / 60.0 - 1.0) <= 0.05) >= 0.9
     assert np.mean(abs(days / 60.0 - 1.0) <= 0.3) >= 0.9
@@ -107,9 +109,9 @@ def test_the_first_alert_of_a_case_is_what_counts() -> None:
 
 
 def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_scores() -> None:
-    of = stream(2, 500, seed=2)
+    decision = stream(2, 500, seed=2)
     pacing = Pacing(BUDGET)
-    pacing.add(rows_of(of, 0.5))
+    pacing.add(rows_of(decision, 0.5))
     assert pacing.decide(0.7).threshold < 0.7
     pacing.forget_scores()
     pace = pacing.decide(0.7)
@@ -117,9 +119,9 @@ def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_sc
     # What was alerted stays counted.
     assert pace.figures["alerts_7d"] > 0
     # Scores of the version before do not count, those of its training's end do.
-    later = of.event_time_us + 2 * 24 * US_PER_HOUR
+    later = decision.event_time_us + 2 * 24 * US_PER_HOUR
     strange = np.zeros(len(later), np.bool_)
-    pacing.add(ScoredRows(later, of.score, strange, of.case, comparable=strange))
+    pacing.add(ScoredRows(later, decision.score, strange, decision.case, comparable=strange))
     assert pacing.decide(0.7).threshold == 0.7
     first = START_HOUR + 96
     pacing.seed([(first - hour, 0.4 + hour / 1_000) for hour in range(1, HOURS)] + [(first, 0.99)], before=first)
@@ -141,20 +143,20 @@ def test_a_threshold_stays_until_there_is_a_day_of_scores_of_the_version_that_sc
 
 @pytest.mark.parametrize("away_days", [1, 5, 9])
 def test_a_version_that_returns_begins_anew(away_days: int) -> None:
-    of = stream(14, 300, seed=3)
-    day = (of.event_time_us - of.event_time_us[0]) // (24 * US_PER_HOUR)
+    decision = stream(14, 300, seed=3)
+    day = (decision.event_time_us - decision.event_time_us[0]) // (24 * US_PER_HOUR)
     own = (day < 13 - away_days) | (day >= 13)
     pacing = Pacing(BUDGET)
-    pacing.add(ScoredRows(of.event_time_us, of.score, of.score >= 0.2, of.case, comparable=own))
+    pacing.add(ScoredRows(decision.event_time_us, decision.score, decision.score >= 0.2, decision.case, comparable=own))
     pace = pacing.decide(0.2)
     assert (pace.threshold, pace.figures["cold"]) == (0.2, True)
     assert pace.figures["hours"] <= 24
 
 
 def test_days_without_decisions_say_nothing_of_a_rate() -> None:
-    of, later = stream(10, 300, seed=3), stream(1, 300, seed=4)
+    source, later = stream(10, 300, seed=3), stream(1, 300, seed=4)
     pacing = Pacing(BUDGET)
-    pacing.add(rows_of(of, 0.2))
+    pacing.add(rows_of(source, 0.2))
     pacing.add(rows_of(Stream(later.event_time_us + 14 * 24 * US_PER_HOUR, later.score, later.case), 0.2))
     assert pacing.decide(0.2).threshold == 0.2
 
@@ -178,11 +180,11 @@ def test_behind_five_quarters_of_the_budget_a_quarter_of_the_rate_passes() -> No
 
 
 def test_critical_scores_pass_whatever_the_budget_says() -> None:
-    of = stream(3, 500, seed=2)
+    source = stream(3, 500, seed=2)
     thresholds = []
     for critical in (None, 0.3):
         pacing = Pacing(PacingOptions(1.0, critical))
-        pacing.add(rows_of(of, 0.5))
+        pacing.add(rows_of(source, 0.5))
         thresholds.append(pacing.decide(0.5).threshold)
     assert thresholds[0] > 0.3
     assert thresholds[1] == 0.3
@@ -198,24 +200,28 @@ def test_a_critical_score_holds_before_there_is_a_day_of_scores() -> None:
 @pytest.mark.parametrize("at", [0.3, 0.99])
 def test_critical_cases_exceed_the_budget_and_count(at: float) -> None:
     """More critical cases than the budget has: all alert, and nothing below does."""
-    of = stream(14, 600, seed=5)
-    score = np.where(np.arange(len(of.score)) % 60 == 0, 0.995, np.minimum(of.score, 0.9))
-    found = paced(of._replace(score=score), PacingOptions(3.0, at), 0.5)
+    decision = stream(14, 600, seed=5)
+    score = np.where(np.arange(len(decision.score)) % 60 == 0, 0.995, np.minimum(decision.score, 0.9))
+    found = paced(decision._replace(score=score), PacingOptions(3.0, at), 0.5)
     assert found.alert[score >= at].all()
-    days = per_day(of, found.first)
+    days = per_day(decision, found.first)
     assert days[8:13].mean() > 2 * 3.0
     if at == 0.99:
-        later = of.event_time_us // US_PER_HOUR >= START_HOUR + 24 * 9
+        later = decision.event_time_us // US_PER_HOUR >= START_HOUR + 24 * 9
         assert not found.alert[later & (score < at)].any()
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 1_000])
 def test_one_event_of_another_century_changes_nothing(at: int) -> None:
-    of = stream(10, 300, seed=3)
+    decision = stream(10, 300, seed=3)
     straight, odd = Pacing(BUDGET), Pacing(BUDGET)
-    straight.add(rows_of(of, 0.3))
+    straight.add(rows_of(decision, 0.3))
     wrong = Stream(np.array([4_070_908_800_000_000]), np.array([0.01]), ["c-2099"])
-    for part in (_some(of, np.arange(at)), rows_of(wrong, 0.3), _some(of, np.arange(at, len(of.score)))):
+    for part in (
+        _some(decision, np.arange(at)),
+        rows_of(wrong, 0.3),
+        _some(decision, np.arange(at, len(decision.score))),
+    ):
         odd.add(part)
     assert odd.hour == straight.hour
     assert odd.decide(0.5) == straight.decide(0.5)
@@ -255,10 +261,12 @@ def test_a_budget_that_is_none_is_refused(options: PacingOptions) -> None:
 
 
 def test_memory_is_that_of_a_week_and_a_few_budgets() -> None:
-    of = stream(16, 2_000, seed=4)
+    decision = stream(16, 2_000, seed=4)
     pacing = Pacing(PacingOptions(2.0))
-    pacing.add(rows_of(of, 0.5))
+    pacing.add(rows_of(decision, 0.5))
     assert len(pacing._reaches) <= HOURS + 1
-    assert max(len(one.columns()[0]) for one in pacing._reaches.values()) <= 2 * 2 + 64
+    assert max(len(item.columns()[0]) for item in pacing._reaches.values()) <= 2 * 2 + 64
     cases = pacing._partitions[0]._cases
-    assert len(cases) < 0.5 * len({case for case, score in zip(of.case, of.score, strict=True) if score >= 0.02})
+    assert len(cases) < 0.5 * len(
+        {case for case, score in zip(decision.case, decision.score, strict=True) if score >= 0.02}
+    )

@@ -66,9 +66,9 @@ def by_the_replays_schedule(
     labels = []
     while (due := schedule.pop(NEVER_US - 1)) is not None:
         at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=due.due_us)
-        said = "fraud" if due.truth.fraud else "legitimate"
+        reported = "fraud" if due.truth.fraud else "legitimate"
         source = "simulator" if due.alert_id is None else "analyst"
-        labels.append((due.truth.transaction_id, due.truth.card_id, said, source, at))
+        labels.append((due.truth.transaction_id, due.truth.card_id, reported, source, at))
     return pd.DataFrame(labels, columns=LABEL_COLUMNS)
 
 
@@ -96,11 +96,13 @@ def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
     result = asked.run()
     truth = truth_of(history)
     for variant, candidate in zip(result.variants, asked.candidates().values(), strict=True):
-        told = by_the_replays_schedule(variant.decisions, truth, a_day=3, delay_us=5 * DAY_US, review_us=6 * HOUR_US)
-        again = replayed(asked, candidate.models, history, told, candidate.learning)
+        schedule = by_the_replays_schedule(
+            variant.decisions, truth, a_day=3, delay_us=5 * DAY_US, review_us=6 * HOUR_US
+        )
+        again = replayed(asked, candidate.models, history, schedule, candidate.learning)
         pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
         assert variant.reviewed is not None
-        answers = told[told["source"] == "analyst"]
+        answers = schedule[schedule["source"] == "analyst"]
         assert list(variant.reviewed.answers["transaction_id"]) == list(answers["transaction_id"])
         assert list(variant.reviewed.answers["known_at"]) == list(answers["labelled_at"])
         assert variant.reviewed.unanswered == 0
@@ -131,13 +133,15 @@ def test_nothing_is_known_before_its_day_is_over(
     half.to_parquet(part, index=False)
     cut = backtest_of(part, **asked).run().variants[0].decisions
     pd.testing.assert_frame_equal(cut, whole.iloc[: len(cut)], check_exact=True)
-    monkeypatch.setattr("pipeline.backtest.input.file_source.file_tables", lambda *of: file_tables(*of, chunk_rows=7))
+    monkeypatch.setattr(
+        "pipeline.backtest.input.file_source.file_tables", lambda *source: file_tables(*source, chunk_rows=7)
+    )
     small = backtest_of(file, **asked).run()
     pd.testing.assert_frame_equal(small.variants[0].decisions, whole, check_exact=True)
     assert small.variants[0].reviewed is not None
     over = small.variants[0].reviewed.answers["known_at"]
-    of = whole.set_index("transaction_id")["event_time"].loc[small.variants[0].reviewed.answers["transaction_id"]]
-    assert (us(over) >= (us(of.reset_index(drop=True)) // DAY_US + 1) * DAY_US).all()
+    source = whole.set_index("transaction_id")["event_time"].loc[small.variants[0].reviewed.answers["transaction_id"]]
+    assert (us(over) >= (us(source.reset_index(drop=True)) // DAY_US + 1) * DAY_US).all()
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 3_600.0, 4 * 86_400.0])
@@ -164,37 +168,39 @@ def test_a_truth_is_known_after_its_delay(
 def told_about(history: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str], bool]]:
     """Recorded labels, with corrections, withdrawals and rules among them, and what they say in the end."""
     rng = np.random.default_rng(2)
-    told, final = [], {}
+    emitted, final = [], {}
     for row in history.itertuples(index=False):
         if rng.random() > (0.9 if row.fraud else 0.3):
             continue
         at = row.event_time.to_pydatetime() + timedelta(hours=float(rng.integers(1, 200)))
-        said, key = "fraud" if row.fraud else "legitimate", (row.card_id, row.transaction_id)
+        reported, key = "fraud" if row.fraud else "legitimate", (row.card_id, row.transaction_id)
         kind = int(rng.integers(5))
         if kind == 0:
-            told.append((row.transaction_id, row.card_id, "legitimate", "customer", at - timedelta(minutes=30), None))
+            emitted.append(
+                (row.transaction_id, row.card_id, "legitimate", "customer", at - timedelta(minutes=30), None)
+            )
         if kind == 1:
-            told.append((row.transaction_id, row.card_id, "fraud", "rule", at + timedelta(days=1), None))
+            emitted.append((row.transaction_id, row.card_id, "fraud", "rule", at + timedelta(days=1), None))
         if kind == 2:
-            told.append((row.transaction_id, row.card_id, "disputed", "audit", at + timedelta(days=2), None))
-        told.append((row.transaction_id, row.card_id, said, "chargeback", at, "card" if row.fraud else None))
+            emitted.append((row.transaction_id, row.card_id, "disputed", "audit", at + timedelta(days=2), None))
+        emitted.append((row.transaction_id, row.card_id, reported, "chargeback", at, "card" if row.fraud else None))
         if kind != 2:
             final[key] = bool(row.fraud)
-    frame = pd.DataFrame(told, columns=[*LABEL_COLUMNS, "fraud_type"])
+    frame = pd.DataFrame(emitted, columns=[*LABEL_COLUMNS, "fraud_type"])
     return frame.sort_values("labelled_at", kind="stable", ignore_index=True), final
 
 
 def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: Path, history: pd.DataFrame) -> None:
     settings = with_a_champion(tmp_path).model_copy(update={"maturity_days": 0.25, "reported_share": 0.6})
     history.to_parquet(file := tmp_path / "history.parquet", index=False)
-    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(told := tmp_path / "labels.parquet", index=False)
+    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(reported := tmp_path / "labels.parquet", index=False)
 
     def share(**options: Any) -> float:
         return backtest_of(file, settings=settings, **options).request.feedback_options().reported_share
 
     assert share(labels="delay", label_delay_s=7 * 86_400.0, early_share=0.3) == 0.3
     assert share(labels="delay", label_delay_s=3_600.0) == 1.0
-    assert share(labels="recorded", label_file=told) == 0.6
+    assert share(labels="recorded", label_file=reported) == 0.6
 
 
 @pytest.mark.parametrize("labels", ["delay", "simulated-review"])
@@ -216,8 +222,8 @@ def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
     (candidate,) = asked.candidates().values()
     again = replayed(asked, candidate.models, history, expected)
     pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
-    said = result.labels.set_index(["card_id", "transaction_id"])["label"]
-    assert {key: word == "fraud" for key, word in said.items()} == final
+    label = result.labels.set_index(["card_id", "transaction_id"])["label"]
+    assert {key: word == "fraud" for key, word in label.items()} == final
     assert set(result.labels["source"]) == {"chargeback"}
     assert set(result.labels.loc[result.labels["label"] == "fraud", "fraud_type"]) == {"card"}
     if labels == "simulated-review":
@@ -334,7 +340,7 @@ def test_a_regime_gives_the_labels_that_it_says(
     fraud = history["fraud"].to_numpy(bool)
     known_us = regime.known_at_us(us(history["event_time"]), fraud, identity)
     due = labels_known(known_us, fraud, corrected_at_us=regime.corrected_at_us(known_us, identity))
-    told = pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "transaction_id": history["transaction_id"].iloc[due.row],
             "card_id": history["card_id"].iloc[due.row],
@@ -344,14 +350,14 @@ def test_a_regime_gives_the_labels_that_it_says(
         }
     )
     frauds_alone = regime.reported == "frauds-only" and not regime.corrected_share
-    assert set(told["label"]) == {"fraud"} if frauds_alone else {"fraud", "legitimate"}
+    assert set(frame["label"]) == {"fraud"} if frauds_alone else {"fraud", "legitimate"}
     (candidate,) = asked.candidates().values()
-    again = replayed(asked, candidate.models, history, told, candidate.learning)
+    again = replayed(asked, candidate.models, history, frame, candidate.learning)
     pd.testing.assert_frame_equal(again.astype(variant.decisions.dtypes), variant.decisions, check_exact=True)
     outcomes = {name: count for name, count in result.counts.items() if name.startswith("labels")}
-    corrected = int(told.duplicated(["card_id", "transaction_id"]).sum())
+    corrected = int(frame.duplicated(["card_id", "transaction_id"]).sum())
     assert (corrected > 0) == (regime.corrected_share > 0)
-    expected = {"labels: first": len(told) - corrected, "labels: changed": corrected}
+    expected = {"labels: first": len(frame) - corrected, "labels: changed": corrected}
     assert outcomes == {name: count for name, count in expected.items() if count}
     assert result.parameters["reported"] == regime.reported
 
@@ -370,13 +376,13 @@ def test_reviews_answer_alerts_that_nobody_would_report(history: pd.DataFrame, f
     assert variant.reviewed is not None
     truth = truth_of(history)
     answers = variant.reviewed.answers
-    said = [truth[key] for key in zip(answers["card_id"], answers["transaction_id"], strict=True)]
-    assert False in said
-    assert True in said
+    reported = [truth[key] for key in zip(answers["card_id"], answers["transaction_id"], strict=True)]
+    assert False in reported
+    assert True in reported
 
 
 def test_recorded_labels_have_no_regime(file: Path, settings: Settings, tmp_path: Path) -> None:
-    told = tmp_path / "labels.parquet"
-    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(told)
+    reported = tmp_path / "labels.parquet"
+    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(reported)
     with pytest.raises(ValueError, match="recorded labels say themselves"):
-        backtest_of(file, models=["active"], label_file=told, reported="frauds-only", settings=settings)
+        backtest_of(file, models=["active"], label_file=reported, reported="frauds-only", settings=settings)

@@ -78,12 +78,12 @@ def test_a_weekday_that_differs_every_week_is_no_drift() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_shift_is_found_within_two_days_and_keeps_its_first_day(seed: int) -> None:
     days = judge(stream(seed, shifted=(60, 3, 0.5)))
-    alarmed = [day for day in days if any(one.name == "s3" for one in day.findings)]
+    alarmed = [day for day in days if any(finding.name == "s3" for finding in day.findings)]
     assert 60 <= alarmed[0].day <= 61
     first = alarmed[0].day
     shown = {found.since for day in alarmed for found in day.findings if found.name == "s3" and day.day < first + 6}
     assert shown == {first}
-    (found,) = (one for one in alarmed[0].findings if one.name == "s3")
+    (found,) = (finding for finding in alarmed[0].findings if finding.name == "s3")
     assert (found.bin, found.now > found.before) == ("0", True)
 
 
@@ -129,20 +129,24 @@ def test_days_without_enough_past_are_not_judged() -> None:
 
 def test_days_judged_before_do_not_change_when_days_are_added() -> None:
     long = judge(stream(4, shifted=(60, 3, 0.5)))
-    short = judge([one._replace(days=one.days[:65], counts=one.counts[:65]) for one in stream(4, shifted=(60, 3, 0.5))])
+    short = judge(
+        [item._replace(days=item.days[:65], counts=item.counts[:65]) for item in stream(4, shifted=(60, 3, 0.5))]
+    )
     assert short == long[: len(short)]
 
 
 def test_findings_are_ranked_by_importance_times_distance() -> None:
-    one, other = stream(5, series=8, shifted=(60, 3, 0.6)), stream(5, series=8, shifted=(60, 4, 0.6))
-    both = [other[4] if history.name == "s4" else history for history in one]
+    item, other = stream(5, series=8, shifted=(60, 3, 0.6)), stream(5, series=8, shifted=(60, 4, 0.6))
+    both = [other[4] if history.name == "s4" else history for history in item]
     for first, importance in (("s3", {"s3": 0.9, "s4": 0.01}), ("s4", {"s3": 0.01, "s4": 0.9})):
         day = next(day for day in judge(both, importance) if day.day == 60)
         assert [found.name for found in day.findings] == [first, "s4" if first == "s3" else "s3"]
 
 
 def test_reasons_to_train_again_leave_out_what_another_version_changes() -> None:
-    histories = [one._replace(name=SCORE) if one.name == "s3" else one for one in stream(0, 62, shifted=(60, 3, 0.6))]
+    histories = [
+        entry._replace(name=SCORE) if entry.name == "s3" else entry for entry in stream(0, 62, shifted=(60, 3, 0.6))
+    ]
     days = judge(histories)
     assert [found.name for found in drifted(days, ignored=())] == [SCORE]
     assert drifted(days) == []
@@ -166,7 +170,7 @@ def counted(days: int, rows: int = 50) -> DailyCounts:
 
 
 def by_name(counts: DailyCounts, through_day: int) -> dict[str, History]:
-    return {one.name: one for one in counts.histories(through_day)}
+    return {history.name: history for history in counts.histories(through_day)}
 
 
 def test_counts_do_not_depend_on_the_order_of_rows() -> None:
@@ -174,11 +178,11 @@ def test_counts_do_not_depend_on_the_order_of_rows() -> None:
     times = random.integers(0, 3 * US_PER_DAY, 500)
     features, score = random.normal(10, 8, (500, len(FEATURES))), random.random(500)
     distributions = [FeatureDistribution(name=name, edges=(5.0, 15.0), counts=(0.0,) * 4) for name in FEATURES[:3]]
-    one, other = DailyCounts(distributions), DailyCounts(distributions)
-    one.add_decisions(times, features, score)
+    item, other = DailyCounts(distributions), DailyCounts(distributions)
+    item.add_decisions(times, features, score)
     for rows in np.array_split(random.permutation(500), 7):
         other.add_decisions(times[rows], features[rows], score[rows])
-    for first, second in zip(one.histories(2), other.histories(2), strict=True):
+    for first, second in zip(item.histories(2), other.histories(2), strict=True):
         assert first.name == second.name
         np.testing.assert_array_equal(first.counts, second.counts)
         assert first.counts.sum() == 500
@@ -235,9 +239,9 @@ def served(drifting: int, days: int = 40, rows: int = 150) -> tuple[NDArray[np.i
     return times.astype(np.int64), features
 
 
-@pytest.mark.parametrize(("importance", "told"), [({"amount": 0.9, "hour": 0.1}, True), ({"hour": 1.0}, False)])
+@pytest.mark.parametrize(("importance", "reported"), [({"amount": 0.9, "hour": 0.1}, True), ({"hour": 1.0}, False)])
 def test_served_decisions_give_a_reason_to_train_where_an_important_feature_drifts(
-    importance: dict[str, float], told: bool
+    importance: dict[str, float], reported: bool
 ) -> None:
     edges = {"amount": (10.0, 15.0, 20.0, 27.0, 40.0), "hour": (6.0, 12.0, 18.0)}
     distributions = [
@@ -245,7 +249,7 @@ def test_served_decisions_give_a_reason_to_train_where_an_important_feature_drif
     ]
     times, features = served(drifting=1)
     reason = drift_reason(times, features, np.full(len(times), 0.1), distributions, importance)
-    if told:
+    if reported:
         assert reason is not None
         assert reason.startswith("drift of amount since 1970-02-08 (share of ")
     else:

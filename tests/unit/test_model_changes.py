@@ -60,14 +60,14 @@ class Cluster(ControlWriter, VersionContents):
         self.items.append(item)
 
     def find(self, reference: VersionReference, waiting: Any = None) -> ModelVersion | None:
-        return next((one for one in self.models if one.digest == reference.digest), None)
+        return next((model for model in self.models if model.digest == reference.digest), None)
 
     def readable(self, waiting: Any = None) -> range:
         return range(len(self.models))
 
     def published(self) -> PublishedVersions:
         outputs = [control_record(item) for item in self.items]
-        records = [Record("control", 0, at, 0, one.key, one.value) for at, one in enumerate(outputs)]
+        records = [Record("control", 0, at, 0, output.key, output.value) for at, output in enumerate(outputs)]
         return PublishedVersions(self._settings, records, self, model_set_without_river())
 
     def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
@@ -75,14 +75,14 @@ class Cluster(ControlWriter, VersionContents):
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
-            VersionToPublish(LIGHTGBM if hasattr(one, "trees") else POLICY, one.version, one.to_payload())
-            for one in versions
+            VersionToPublish(LIGHTGBM if hasattr(version, "trees") else POLICY, version.version, version.to_payload())
+            for version in versions
         ]
         self.activate(self.contents(contents), ModelChange(step, by, "A test."))
 
     def register(self, *versions: Any) -> None:
-        for one in versions:
-            self.registry.register(LIGHTGBM if hasattr(one, "trees") else POLICY, one.to_payload())
+        for version in versions:
+            self.registry.register(LIGHTGBM if hasattr(version, "trees") else POLICY, version.to_payload())
 
 
 @pytest.fixture
@@ -158,13 +158,15 @@ def test_a_version_is_named_by_enough_of_its_digits(cluster: Cluster) -> None:
 def test_a_version_that_may_be_several_asks_for_more_digits(cluster: Cluster) -> None:
     known: dict[str, Policy] = {}
     for number in range(100_000):
-        one = policy(0.1 + number / 1e6)
-        other = known.setdefault(one.version[:4], one)
-        if other is not one:
+        version = policy(0.1 + number / 1e6)
+        other = known.setdefault(version.version[:4], version)
+        if other is not version:
             break
-    cluster.register(one, other)
-    with pytest.raises(ModelError, match=rf"{one.version[:4]} may be any of policy .*, policy .*: give more digits"):
-        cluster.changes().known.find(one.version[:4])
+    cluster.register(version, other)
+    with pytest.raises(
+        ModelError, match=rf"{version.version[:4]} may be any of policy .*, policy .*: give more digits"
+    ):
+        cluster.changes().known.find(version.version[:4])
 
 
 def test_a_rollback_goes_back_by_one_and_then_further(cluster: Cluster) -> None:
@@ -244,7 +246,7 @@ def test_the_versions_of_a_time_are_those_that_workers_had(cluster: Cluster) -> 
     first = cluster.items[0].activated_at
     cluster.publish(OTHER, SECOND)
     published = cluster.published()
-    then, now = (published.model_set_at(one.activated_at).active for one in (cluster.items[0], cluster.items[-1]))
+    then, now = (published.model_set_at(item.activated_at).active for item in (cluster.items[0], cluster.items[-1]))
     assert then is not None
     assert now is not None
     assert (then.lightgbm.version, now.lightgbm.version) == (MODEL.version, OTHER.version)
@@ -281,7 +283,7 @@ def test_records_that_come_later_change_what_is_known(tmp_path: Path) -> None:
     cluster.models = models
     come()
     assert published.model_set.lightgbm.version == OTHER.version
-    assert [one.lightgbm.digest for one in published.history.tenures()] == [MODEL.digest, OTHER.digest]
+    assert [tenure.lightgbm.digest for tenure in published.history.tenures()] == [MODEL.digest, OTHER.digest]
 
 
 def proposed(

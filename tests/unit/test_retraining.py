@@ -198,11 +198,11 @@ def test_control_tells_which_versions_served_and_what_the_service_did() -> None:
         Assessment(versions=[], outcome="kept", by="somebody", reason="", figures={AS_OF: 70}, assessed_at=at(7)),
     )
     tenures = found.tenures()
-    told = [(one.lightgbm.version, one.policy and one.policy.version, one.step) for one in tenures]
-    assert told == [("a", "p2", "publish"), ("b", "p3", "promote"), ("a", "p2", "rollback")]
-    assert [one.activated_ms for one in tenures] == [1_000, 3_000, 5_000]
+    reported = [(tenure.lightgbm.version, tenure.policy and tenure.policy.version, tenure.step) for tenure in tenures]
+    assert reported == [("a", "p2", "publish"), ("b", "p3", "promote"), ("a", "p2", "rollback")]
+    assert [tenure.activated_ms for tenure in tenures] == [1_000, 3_000, 5_000]
     assert cycles_of(found) == Cycles(last_us=60, rollback_us=50)
-    assert [one.given and one.given.version for one in tenures] == ["p1", "p3", "p2"]
+    assert [tenure.given and tenure.given.version for tenure in tenures] == ["p1", "p3", "p2"]
 
 
 def test_a_rollback_of_a_person_counts_from_the_last_cycle() -> None:
@@ -233,7 +233,9 @@ def inverted(model: LightGBMModel, number: int = 0) -> LightGBMModel:
 
     def turned(line: str) -> str:
         name, _, values = line.partition("=")
-        return line if name != "leaf_value" else f"{name}=" + " ".join(f"{-float(one):.17g}" for one in values.split())
+        return (
+            line if name != "leaf_value" else f"{name}=" + " ".join(f"{-float(value):.17g}" for value in values.split())
+        )
 
     text = "\n".join(map(turned, model._text.split("\n")))
     return LightGBMModel(edited_text(text, "^Tree=0$", "Tree=0"), model.calibration, {"number": number})
@@ -289,7 +291,7 @@ def test_harm_of_a_chain_of_renewals_returns_to_the_version_before_it() -> None:
     starts = [SWITCH_US + 2 * number * US_PER_DAY for number in range(10)]
     log = served_by((good, START_US), *zip(bad, starts, strict=True))
     versions = tenures(
-        (good, START_US, "publish"), *((one, from_us, "promote") for one, from_us in zip(bad, starts, strict=True))
+        (good, START_US, "publish"), *((item, from_us, "promote") for item, from_us in zip(bad, starts, strict=True))
     )
     found = harm_done(log, Contents(good, *bad), Policy(1.0), versions, BUDGET, whole=True)
     assert found is not None

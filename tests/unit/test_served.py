@@ -52,20 +52,20 @@ def test_the_last_word_counts_and_a_fraud_is_dated_by_its_first_report() -> None
     assert np.flatnonzero(served.rows().reported_us < NEVER_US).tolist() == frauds[:10]
     # The same labels, known a day later, change nothing.
     stamped = []
-    for one in label_records(HISTORY, frauds[:10]):
-        *others, (name, known_at) = one.headers
+    for record in label_records(HISTORY, frauds[:10]):
+        *others, (name, known_at) = record.headers
         later = str(int(known_at or b"") + US_PER_DAY).encode()
-        stamped.append(msgspec.structs.replace(one, headers=(*others, (name, later))))
+        stamped.append(msgspec.structs.replace(record, headers=(*others, (name, later))))
     served.add_labels(stamped)
     served.add_labels(label_records(HISTORY, frauds[20:]))
     served.add_labels(label_records(HISTORY, frauds[20:21], "legitimate"))  # as new, and less severe
     served.add_labels(label_records(HISTORY, frauds[11:12], "disputed"))
     rows = served.rows()
-    told = frauds[:10] + frauds[20:]
-    assert np.flatnonzero(rows.known == KNOWN.index("fraud")).tolist() == told
-    np.testing.assert_array_equal(rows.reported_us[told], HISTORY.event_time_us[told] + DELAY_US)
+    fraud = frauds[:10] + frauds[20:]
+    assert np.flatnonzero(rows.known == KNOWN.index("fraud")).tolist() == fraud
+    np.testing.assert_array_equal(rows.reported_us[fraud], HISTORY.event_time_us[fraud] + DELAY_US)
     expected = np.full(len(rows), NO_LABEL)
-    expected[told] = source_rank("analyst")
+    expected[fraud] = source_rank("analyst")
     np.testing.assert_array_equal(rows.reported_by, expected)
     as_of_us = int(rows.reported_us[frauds[5]])
     assert rows.training_set(as_of_us).fraud.tolist() == (rows.reported_us <= as_of_us).tolist()
@@ -82,8 +82,8 @@ def test_a_training_in_the_past_does_not_know_what_was_corrected_later() -> None
     rows = served.rows()
     assert np.flatnonzero(rows.reported_us < NEVER_US).tolist() == frauds[3:]
     reported_us = int(HISTORY.event_time_us[frauds[0]]) + DELAY_US
-    told = [row for row in frauds if HISTORY.event_time_us[row] + DELAY_US <= reported_us]
-    assert np.flatnonzero(rows.training_set(reported_us).fraud).tolist() == told
+    reported = [row for row in frauds if HISTORY.event_time_us[row] + DELAY_US <= reported_us]
+    assert np.flatnonzero(rows.training_set(reported_us).fraud).tolist() == reported
     assert frauds[0] not in np.flatnonzero(rows.training_set(reported_us + US_PER_DAY).fraud)
     part = rows.take(slice(frauds[0], frauds[-1] + 1))
     assert part.training_set(NEVER_US).fraud.sum() == 7
