@@ -136,7 +136,7 @@ def arguments(description: str | None, defaults: Size) -> argparse.ArgumentParse
     return parser
 
 
-def told(given: argparse.Namespace) -> dict[str, Any]:
-    """What `arguments` was told, as fields of a `Size`."""
+def size_fields(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a `Size` that the arguments give."""
     traffic = Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days)
     return {"rows": given.rows, "partitions": given.partitions, "traffic": traffic, "labelled": given.labelled}

@@ -148,7 +148,7 @@ class Stamps:
     by_partition: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
     """Partition to (offsets, ascending; timestamps in ms)."""
 
-    def of(self, partition: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.float64]:
+    def stamps_of(self, partition: NDArray[np.int64], offset: NDArray[np.int64]) -> NDArray[np.float64]:
         """Timestamps in ms, NaN where the place is not among them."""
         found = np.full(len(offset), np.nan)
         for number, (offsets, stamps_ms) in self.by_partition.items():

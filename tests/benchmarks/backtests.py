@@ -29,7 +29,7 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.messages import event_times_us
 from pipeline.settings import Settings
-from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, told
+from tests.benchmarks.alone import DAYS_AGO, SMALL, Size, Timed, arguments, clocks, scratch, since, size_fields
 from tests.benchmarks.job.prepare import write
 from tests.benchmarks.ours.job import pipeline_settings
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
@@ -183,7 +183,7 @@ def main() -> None:
     parser: argparse.ArgumentParser = arguments(__doc__, Options())
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that all of it works")
     given = parser.parse_args()
-    row = run(QUICK if given.quick else Options(**told(given)))
+    row = run(QUICK if given.quick else Options(**size_fields(given)))
     print(json.dumps(row, indent=2) if given.json else describe(row))
 
 

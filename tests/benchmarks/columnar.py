@@ -37,8 +37,8 @@ from tests.benchmarks.alone import (
     one_core,
     scratch,
     since,
+    size_fields,
     stages_row,
-    told,
 )
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.traffic import a_while_ago
@@ -192,7 +192,7 @@ def main() -> None:
     parser = arguments(__doc__, defaults)
     parser.add_argument("--chunk-rows", type=int, default=defaults.chunk_rows)
     given = parser.parse_args()
-    options = Options(**told(given), chunk_rows=given.chunk_rows)
+    options = Options(**size_fields(given), chunk_rows=given.chunk_rows)
     row = run_benchmark(options).row()
     print(json.dumps(row, indent=2) if given.json else describe(row))
 

@@ -124,9 +124,9 @@ def _stages(
     moments = [
         wall_ms(sent.scheduled_ns[number]),
         wall_ms(sent.sent_ns[number]),
-        appended.of(decisions.partition[rows], decisions.offset[rows]),
+        appended.stamps_of(decisions.partition[rows], decisions.offset[rows]),
         decisions.ingested_us[rows] / 1e3,
-        profiled.of(decisions.log_partition[rows], decisions.log_offset[rows]),
+        profiled.stamps_of(decisions.log_partition[rows], decisions.log_offset[rows]),
         decisions.decided_us[rows] / 1e3,
         decisions.timestamp_ms[rows].astype(np.float64),
         wall_ms(decisions.received_ns[rows]),

@@ -59,8 +59,8 @@ from tests.benchmarks.alone import (
     one_core,
     scratch,
     since,
+    size_fields,
     stages_row,
-    told,
 )
 from tests.benchmarks.forests import BUILD
 from tests.benchmarks.stages import Stages
@@ -383,7 +383,9 @@ def main() -> None:
     parser.add_argument("--no-stages", action="store_true")
     parser.add_argument("--profile", action="store_true", help="write build/profile-in-process.txt instead")
     given = parser.parse_args()
-    options = Options(**told(given), batch_rows=given.batch_rows, in_memory=given.memory, stages=not given.no_stages)
+    options = Options(
+        **size_fields(given), batch_rows=given.batch_rows, in_memory=given.memory, stages=not given.no_stages
+    )
     if given.profile:
         print(write_profile(options, "in-process"))
         return

@@ -96,5 +96,5 @@ def test_a_run_that_does_not_keep_up_gives_no_percentiles() -> None:
 
 def test_stamps_are_found_by_place() -> None:
     stamps = Stamps({0: (np.array([3, 5]), np.array([30, 50])), 2: (np.array([1]), np.array([10]))})
-    found = stamps.of(np.array([0, 0, 2, 1, 0]), np.array([5, 4, 1, 1, 9]))
+    found = stamps.stamps_of(np.array([0, 0, 2, 1, 0]), np.array([5, 4, 1, 1, 9]))
     assert np.array_equal(found, [50, np.nan, 10, np.nan, np.nan], equal_nan=True)

@@ -18,7 +18,7 @@ RIVAL = "another worker runs with --instance"
 
 def slow_clients(fleet: Fleet, worker: Running) -> str | None:
     """Hold many connections to the worker's endpoint; probes must be answered all the same."""
-    where = address(worker.said)
+    where = address(worker.output)
     if where is None or worker.is_paused:
         return None
     try:
@@ -32,7 +32,7 @@ def slow_clients(fleet: Fleet, worker: Running) -> str | None:
 
 def state_deleted(fleet: Fleet, worker: Running) -> str | None:
     """Remove the worker's state; it must end with a sentence, and its harness starts it again."""
-    where = address(worker.said)
+    where = address(worker.output)
     if worker.is_paused or where is None or not holds_state(where):
         return None
     fleet.must_say(worker.name, REMOVED)
@@ -49,14 +49,14 @@ def state_deleted(fleet: Fleet, worker: Running) -> str | None:
 
 def name_twice(fleet: Fleet, worker: Running) -> str | None:
     """Start another worker of the same name and data directory: it must be refused, and the first one go on."""
-    if worker.is_paused or address(worker.said) is None:
+    if worker.is_paused or address(worker.output) is None:
         return None
     rival = fleet.rival(worker.name, worker.agents, fleet.settings.data_dir)
     try:
         took_s = until(lambda: rival.process.poll() is not None)
     finally:
         fleet.end_rival(rival)
-    reported = rival.said
+    reported = rival.output
     if took_s is None or rival.process.returncode != 1 or TAKEN not in reported or "Traceback" in reported:
         fleet.wrong.append(f"a second {worker.name} was not refused as it must be:\n{reported[-1_000:]}")
     return "a second worker of its name was refused"
@@ -77,7 +77,7 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
         fleet.end_rival(rival)
     if which != "the first":
         fleet.sentences.pop(worker.name)
-    reported = rival.said
+    reported = rival.output
     if which == "the second" and (RIVAL not in reported or "Traceback" in reported):
         fleet.wrong.append(f"a second {worker.name} did not end as it must:\n{reported[-1_000:]}")
     if which == "neither":

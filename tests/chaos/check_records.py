@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import identity, microseconds, partition_of
-from tests.chaos.model import DIFFERS, UNKNOWN, Accepted, follow_cards
-from tests.chaos.model import told as label_of
+from tests.chaos.model import DIFFERS, UNKNOWN, Accepted, follow_cards, label_of
 from tests.chaos.records import INPUTS, NUMBER_HEADER, ORIGINS, Entry, Key, Place, Sent, exact, origin_of
 from tests.chaos.run import CARD_READS, FEEDBACK_READS, Check, LogPlace, Run, key_of, log_of, place_of
 

@@ -40,7 +40,7 @@ class Models:
     """Versions and payloads of the online model, as they were published."""
 
     @classmethod
-    def of(cls, run: Run, check: Check) -> "Models":
+    def from_run(cls, run: Run, check: Check) -> "Models":
         """Read ``models``; digests and versions must be those of the payloads."""
         models = cls()
         for entry, record in run.logs.decoded("models"):
@@ -85,7 +85,7 @@ def configuration_digest(config: dict[str, Any]) -> str:
 def weights_are_a_fresh_fold(run: Run) -> Check:
     """Weights, intercept and lessons of every published layer, against a replay of the same examples from the start."""
     check = Check("River's weights are a fresh replay of the examples")
-    models = Models.of(run, check)
+    models = Models.from_run(run, check)
     layers = models.replayed(run)
     check.compared = {"versions": len(models.in_order), "examples": len(run.logs.decoded("examples"))}
     for version, payload in models.in_order:
@@ -112,7 +112,7 @@ def weights_are_a_fresh_fold(run: Run) -> Check:
 def scores_are_reproduced(run: Run) -> Check:
     """Log-odds, probabilities, blend, selection and action of every decision from the versions that it names."""
     check = Check("scores are reproduced from their versions")
-    models = Models.of(run, Check("models"))
+    models = Models.from_run(run, Check("models"))
     layers = models.replayed(run)
     names = {version: list(payload["feature_names"]) for version, payload in models.lightgbm.items()}
     by_version: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -66,7 +66,7 @@ class Running:
     """Where in its log its own lines begin."""
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """Its own lines."""
         return self.log.read_bytes()[self.log_start :].decode(errors="replace")
 
@@ -183,7 +183,7 @@ class Fleet:
             self._ended(worker)
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
             tail = log_tail(worker.log, ENDING_LINES)
-            aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.said
+            aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.output
             meant = self._says(worker) or NO_BROKER in tail.splitlines()[-1] or aborted
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""

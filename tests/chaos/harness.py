@@ -323,7 +323,7 @@ class Chaos:
         fleet.start(name, agents)
         if item.snapshots:
             # Another kill now, or snapshots that are removed, and nobody would ever read what was damaged.
-            until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].said, RESTORE_S)
+            until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].output, RESTORE_S)
         return f"killed; {what}"
 
     def _write(self, fault: Fault, item: Happened, feeder: Feeder, tail: Tail) -> str | None:
@@ -348,7 +348,7 @@ class Chaos:
 
     def _age(self, topic: str, partition: int) -> float | None:
         """As any worker's metrics have it."""
-        listening = [address(worker.said) for worker in list(self.fleet.workers.values()) if not worker.is_paused]
+        listening = [address(worker.output) for worker in list(self.fleet.workers.values()) if not worker.is_paused]
         return oldest_undecided([item for item in listening if item], self.settings.topic(topic), partition)
 
     def _scale(self, wanted: Mapping[str, str]) -> str:

@@ -158,7 +158,7 @@ def follow_feedback(run: Run) -> FeedbackFate:
     return fate
 
 
-def told(place: Place, sent: Sent) -> Told:
+def label_of(place: Place, sent: Sent) -> Told:
     """A valid label as it was sent."""
     label = exact(sent.value or b"")
     labelled_at_us = microseconds(label["labelled_at"])
@@ -219,7 +219,7 @@ class _CardPartition:
                 self._waiting[key] = [label for label in waiting if not self._meets(key, label)]
         for _, origin, sent in here:
             if sent.topic == "labels":
-                key, label = (sent.card, sent.transaction), told(origin, sent)
+                key, label = (sent.card, sent.transaction), label_of(origin, sent)
                 if not self._meets(key, label):
                     self._waiting[key].append(label)
         for label in _too_old(self._waiting, self._stream_time_us - self._rules.label_patience_us):
@@ -326,7 +326,7 @@ class _FeedbackPartition:
                 continue
             if self._run.home(sent.card) != self._partition:
                 continue
-            key, label = (sent.card, sent.transaction), told(origin, sent)
+            key, label = (sent.card, sent.transaction), label_of(origin, sent)
             self._fate.held[key, label.source, label.known_at_us].add(self._surges(label))
             if self._kept(key) is None:
                 self._fate.forgotten += key in self._decided

@@ -57,7 +57,7 @@ def gathered(directory: Path, lines: list[str]) -> Evidence:
     return gather(read_lines(directory), faults)
 
 
-def told(directory: Path, lines: list[str], compared: dict[str, int], days: float = 20.0) -> str:
+def reported(directory: Path, lines: list[str], compared: dict[str, int], days: float = 20.0) -> str:
     faults = happened(directory)
     kinds = [fault.kind for fault in faults]
     checks = [Check("all", compared)]
@@ -69,7 +69,7 @@ def test_the_evidence_of_a_good_run(tmp_path: Path) -> None:
     assert (evidence.from_snapshot, evidence.from_log, evidence.failed_writes) == (1, 1, 1)
     assert (evidence.met, evidence.refused) == ({"snapshot corrupt": 1}, {"damaged": 1})
     assert evidence.failed_unasked == []
-    assert told(tmp_path, GOOD, dict.fromkeys(ALL, 3)) == ""
+    assert reported(tmp_path, GOOD, dict.fromkeys(ALL, 3)) == ""
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_evidence_of_a_good_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_met_no_snapshot_fault_is_told(tmp_path: Path, lines: list[str], saying: str) -> None:
-    assert saying in told(tmp_path, lines, dict.fromkeys(ALL, 3))
+    assert saying in reported(tmp_path, lines, dict.fromkeys(ALL, 3))
 
 
 def test_a_snapshot_that_fails_although_nothing_was_done_is_told(tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_a_kind_of_fault_that_was_never_done_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ALL)
 def test_a_load_that_never_comes_behind_a_horizon_is_told(tmp_path: Path, what: str) -> None:
-    assert what.replace("_", " ") in told(tmp_path, GOOD, {**dict.fromkeys(ALL, 3), what: 0})
+    assert what.replace("_", " ") in reported(tmp_path, GOOD, {**dict.fromkeys(ALL, 3), what: 0})
 
 
 def test_a_long_run_must_have_forgotten_something(tmp_path: Path) -> None:
-    assert "forgotten" in told(tmp_path, GOOD, dict.fromkeys(ALL, 3), days=54.0)
+    assert "forgotten" in reported(tmp_path, GOOD, dict.fromkeys(ALL, 3), days=54.0)
     enough = dict.fromkeys((*ALL, "forgotten", "decisions_forgotten"), 3)
-    assert told(tmp_path, GOOD, enough, days=54.0) == ""
+    assert reported(tmp_path, GOOD, enough, days=54.0) == ""
 
 
 def test_a_snapshot_that_fails_upon_damage_that_was_done_is_no_failure(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Lesson(NamedTuple):
     online_weight: float | None = None
     """None for ``weight``."""
 
-    def told(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the fields of an example that say it."""
         return {
             "label": self.label,
@@ -160,10 +160,10 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
     served = {topic["transaction_id"]: topic for topic in (json.loads(e.value or b"") for e in topics["features"])}
     for title, case in CASES.items():
         for lesson in change(title, list(case.lessons)):
-            write("examples", {**served[case.name], **lesson.told()})
+            write("examples", {**served[case.name], **lesson.fields()})
     for day in (3, 6, 9, 12, 15):
         if sampled(EMPTY, (CARD, f"clock{day}")) and day + 5 <= 15:
-            write("examples", {**served[f"clock{day}"], **Lesson(PRESUMED, None, day + 5, 2.0, 0).told()})
+            write("examples", {**served[f"clock{day}"], **Lesson(PRESUMED, None, day + 5, 2.0, 0).fields()})
     return Run(Logs({name: tuple(entries) for name, entries in topics.items()}), ledger, RULES)
 
 

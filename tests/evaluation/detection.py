@@ -81,7 +81,7 @@ class Data:
 
     @staticmethod
     @lru_cache(maxsize=1)
-    def of(file: Path) -> "Data":
+    def from_file(file: Path) -> "Data":
         """Return the data of a file; what was read last is kept, since many units measure the same file."""
         return Data(file)
 

@@ -41,7 +41,7 @@ def of_month(file: Path, start: str, end: str) -> Found:
 
 @lru_cache(maxsize=1)
 def _history(file: Path) -> History:
-    return History(Data.of(file), FRAUDS)
+    return History(Data.from_file(file), FRAUDS)
 
 
 def months_tables(found: Mapping[str, Found]) -> Iterator[Table]:

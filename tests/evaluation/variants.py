@@ -56,7 +56,7 @@ VARIANTS: Final = (
 
 def measured(file: Path, variant: Variant, start: str, end: str) -> Found:
     """Return the figures of a fold by the names of what decided it: a variant, and those that are made of it."""
-    data = Data.of(file)
+    data = Data.from_file(file)
     return {name: figures(data, item) for name, item in scored(data, variant, at(start), at(end)).items()}
 
 

@@ -113,7 +113,7 @@ def of_fold(file: Path, start: str, end: str) -> Found:
 
 @lru_cache(maxsize=1)
 def _history(file: Path) -> History:
-    return History(Data.of(file), FRAUDS)
+    return History(Data.from_file(file), FRAUDS)
 
 
 def of_world(world: World) -> Found:

@@ -50,7 +50,7 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
             if row["kind"] == "transaction":
                 features.setdefault(row["transaction"], {}).update(values)  # type: ignore[arg-type,call-overload]
 
-    in_reading_order = sorted(transactions, key=lambda message: order.of(message.read or message.source))
+    in_reading_order = sorted(transactions, key=lambda message: order.rank(message.read or message.source))
     for _, of_partition in groupby(in_reading_order, lambda message: (message.read or message.source).partition):
         compute([_card_row(message) for message in of_partition], card_features)
     for _, of_log in groupby(messages, lambda item: item[0]):
@@ -69,7 +69,7 @@ class _ReadingOrder:
                 for topic, end in marker.ends.items():
                     self._batches.setdefault((record.partition, topic), []).append((end, number))
 
-    def of(self, place: RecordPosition) -> tuple[int, int, int, int]:
+    def rank(self, place: RecordPosition) -> tuple[int, int, int, int]:
         """(partition, batch, topic, offset)."""
         batches = self._batches.get((place.partition, place.topic), [])
         at = bisect_right(batches, (place.offset, sys.maxsize))

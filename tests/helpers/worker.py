@@ -41,7 +41,7 @@ class Worker:
             )
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -52,13 +52,13 @@ class Worker:
         deadline_s = time.monotonic() + PATIENCE_S
         looked_s = time.monotonic()
         while not condition():
-            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.said}"
-            assert time.monotonic() < deadline_s, f"the condition did not come true; the worker said:\n{self.said}"
+            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.output}"
+            assert time.monotonic() < deadline_s, f"the condition did not come true; the worker said:\n{self.output}"
             time.sleep(min(max(POLL_S, time.monotonic() - looked_s), LONGEST_PAUSE_S))
             looked_s = time.monotonic()
 
     def until_it_says(self, text: str) -> None:
-        self.until(lambda: text in self.said)
+        self.until(lambda: text in self.output)
 
     def code(self) -> int:
         """Its exit code, once it has ended."""

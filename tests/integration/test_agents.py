@@ -83,7 +83,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     # Stopped in the middle of its work.
     bought |= shop(cluster, range(340, 380), seed=78)
     cluster.flush()
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
 
     # While nobody runs, more comes in, and somebody publishes a champion that cannot be used.
     damaged = VersionToPublish("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
@@ -95,7 +95,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     bought[cluster.buy(500, after(2), card_id="c1", merchant_id="m1", amount=31)] = after(2)
     cluster.flush()
     again.until(lambda: early in {(example.card_id, example.transaction_id) for example in cluster.examples()})
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
 
     decisions = cluster.decisions()
     assert sorted(keys(decisions)) == sorted(bought)
@@ -104,7 +104,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     after_restart = [decision for decision in decisions if int(decision.transaction_id[1:]) >= 380]
     assert {decision.versions.river for decision in after_restart} <= set(cluster.versions("river"))
     assert {decision.versions.lightgbm for decision in after_restart} == {small_model().version}
-    assert "is refused" in again.said
+    assert "is refused" in again.output
     check_alerts(cluster.alerts(), decisions)
     taught_about = Counter((example.card_id, example.transaction_id) for example in cluster.examples())
     assert taught_about == Counter(reported | {early})
@@ -113,7 +113,7 @@ def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Star
     trust = Trust.from_settings(cluster.settings)
     for topic in (MODELS, CONTROL):
         assert [trust.refusal(record) for record in cluster.read(topic)] == [None] * len(cluster.read(topic))
-    assert "from a snapshot" in again.said
+    assert "from a snapshot" in again.output
 
 
 def check_dead_letters(
@@ -168,7 +168,7 @@ def test_workers_share_partitions_and_a_killed_one_loses_nothing(cluster: Cluste
     decisions = cluster.decisions()
     assert sorted(keys(decisions)) == sorted(bought)
     assert differences(cluster.features(), expected_features(cluster.read(PROFILED))) == []
-    assert workers[1].stop() == 0, workers[1].said
+    assert workers[1].stop() == 0, workers[1].output
 
 
 def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: Cluster, start: Starter) -> None:
@@ -180,14 +180,14 @@ def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: 
     cluster.publish()
     worker.until(lambda: len(cluster.decisions()) >= 20)
     assert sorted(keys(cluster.decisions())) == sorted(bought)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
 
 
 def test_a_wrong_number_of_partitions_ends_the_worker_with_what_to_do(cluster: Cluster, start: Starter) -> None:
     worker = start(cluster.settings, card_partitions=7)
     assert worker.code() == 1
-    assert f"topic {cluster.settings.topic('transactions')} has 3 partitions, but 7 are expected" in worker.said
-    assert "set FRAUD_PIPELINE_CARD_PARTITIONS=3" in worker.said
+    assert f"topic {cluster.settings.topic('transactions')} has 3 partitions, but 7 are expected" in worker.output
+    assert "set FRAUD_PIPELINE_CARD_PARTITIONS=3" in worker.output
     assert cluster.committed("card", TRANSACTIONS) == {}
 
 

@@ -27,7 +27,7 @@ def test_a_backlog_of_ten_minutes_is_decided_once_in_bounded_batches_and_memory(
     worker = start(cluster.settings)
     worker.until_it_says("learn: joined")
     idle_bytes = psutil.Process(worker.process.pid).memory_info().rss
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
 
     sent = [(f"c{number % 5_000}", f"t{number}") for number in range(RATE_PER_S * SECONDS)]
     text = random.Random(0)
@@ -49,7 +49,7 @@ def test_a_backlog_of_ten_minutes_is_decided_once_in_bounded_batches_and_memory(
 
     again.until(decided)
     again.until(lambda: len(cluster.read(DECISIONS)) >= len(sent))
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     assert sorted(keys(cluster.decisions())) == sorted(sent)
     assert cluster.read(DEAD_LETTERS) == []
     blocks = cluster.read(PROFILED)

@@ -84,7 +84,7 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     # What is bought from now on is decided by what was learned of these.
     worker.until(lambda: cluster.versions("river") != [])
     bought |= buy_out_of_order(cluster, range(150, 230), seed=3)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
 
     cluster.publish(policy(0.4))
     cluster.buy(240, after(minutes=4_800), card_id="c1", amount=-1)
@@ -100,7 +100,7 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     bought |= buy_out_of_order(cluster, range(310, 360), seed=6)
     again.until(lambda: len(cluster.decisions()) >= len(bought))
     again.until(lambda: are_accepted(cluster))
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     assert sorted(keys(cluster.decisions())) == sorted(bought)
     return cluster
 
@@ -277,7 +277,7 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     written = tmp_path / "differences.csv"
     options = ["backtest", "--order", "recorded", "--compare", "live", "--differences", str(written)]
     ran = CliRunner().invoke(main, options, env=settings_environment(cluster.settings))

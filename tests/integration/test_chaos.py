@@ -348,8 +348,8 @@ def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBrok
     assert struck.exists(), "the bug did not strike; the worker's internals have other names now"
     name, saying = BUGS[bug]
     (found,) = [check for check in checks if check.name == name]
-    assert any(saying in problem for problem in found.problems), told(checks)
+    assert any(saying in problem for problem in found.problems), problems_of(checks)
 
 
-def told(checks: list[Check]) -> str:
+def problems_of(checks: list[Check]) -> str:
     return "\n".join(f"{check.name}: {check.differences} {check.problems}" for check in checks)

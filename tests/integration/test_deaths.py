@@ -55,14 +55,14 @@ def test_a_record_that_kills_every_worker_is_quarantined_and_all_others_are_deci
     cluster.flush()
     (killer,) = (key for key in bought if key[1] == "t31")
     worker, deaths = start(cluster.settings, "-c", DYING, agents="card"), 0
-    while "is quarantined" not in worker.said:
+    while "is quarantined" not in worker.output:
         if worker.process.poll() is not None:
             deaths += 1
-            assert deaths <= max(DEATHS), worker.said
+            assert deaths <= max(DEATHS), worker.output
             worker = start(cluster.settings, "-c", DYING, agents="card")
         time.sleep(0.05)
     assert deaths in DEATHS
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     (dead_letter,) = cluster.read(DEAD_LETTERS)
     assert dict(dead_letter.headers)["dead-letter-error"] == b"set_aside"
     assert b'"t31"' in (dead_letter.value or b"")
@@ -74,8 +74,8 @@ def test_a_record_that_kills_every_worker_is_quarantined_and_all_others_are_deci
     cluster.flush()
     again = start(cluster.settings, "-c", DYING, agents="card,score", snapshot_url="")
     again.until(lambda: len(cluster.decisions()) >= len(bought) - 1)
-    assert again.stop() == 0, again.said
-    assert "died" not in again.said
+    assert again.stop() == 0, again.output
+    assert "died" not in again.output
     check(cluster, bought - {killer})
 
 
@@ -93,6 +93,6 @@ def test_kills_at_any_moment_quarantine_nothing(cluster: Cluster, start: Starter
             worker.process.kill()
             worker.process.wait()
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     assert cluster.read(DEAD_LETTERS) == quarantines(cluster) == []
     check(cluster, bought)

@@ -110,7 +110,7 @@ def test_records_that_claim_other_offsets_hide_nothing_and_are_quarantined(
     worker.until(lambda: len(quarantined(cluster)) >= len(expected))
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
     worker.until(lambda: len(cluster.examples()) >= 1)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     assert quarantined(cluster) == sorted(expected)
     letters = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "unreadable"]
     assert len(letters) == len(expected) == len(cluster.read(DEAD_LETTERS))
@@ -120,7 +120,7 @@ def test_records_that_claim_other_offsets_hide_nothing_and_are_quarantined(
     buy(cluster, bought, range(330, 340))
     again = start(cluster.settings, snapshot_url="", data_dir=cluster.settings.data_dir / "again")
     again.until(lambda: len(cluster.decisions()) >= len(bought))
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)
     assert quarantined(cluster) == sorted(expected)
 

@@ -73,12 +73,12 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
-    reported = worker.said.replace(cluster.settings.topic_prefix, "")
+    reported = worker.output.replace(cluster.settings.topic_prefix, "")
     assert re.search(r"card: assigned accepted-labels \d.*; transactions \d", reported)
     # It begins behind the agents that decide.
     for number in range(cluster.settings.card_partitions):
         worker.until_it_says(f"feedback: partition {number}: state restored")
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     assert manifests(cluster.settings)
     bought |= shop(cluster, range(120, 200), seed=2)
     cluster.flush()
@@ -86,8 +86,8 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     again.until(lambda: len(cluster.decisions()) >= 200)
     for agent in ("card", "score", "feedback"):
         again.until_it_says(f"{agent}: partition 1: state restored")
-        assert f"{agent}: partition 1: state restored in 0.0 s from the log" not in again.said
-    assert again.stop() == 0, again.said
+        assert f"{agent}: partition 1: state restored in 0.0 s from the log" not in again.output
+    assert again.stop() == 0, again.output
     check(cluster, bought)
 
 
@@ -97,7 +97,7 @@ def test_damaged_snapshots_are_told_of_and_done_without(cluster: Cluster, start:
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     noise = random.Random(5)
     files = [path for path in (cluster.settings.data_dir / "snapshots").rglob("*") if path.is_file()]
     for path in files:
@@ -108,12 +108,12 @@ def test_damaged_snapshots_are_told_of_and_done_without(cluster: Cluster, start:
     cluster.flush()
     again = start(cluster.settings)
     again.until(lambda: len(cluster.decisions()) >= 200)
-    assert "is not used (damaged)" in again.said
+    assert "is not used (damaged)" in again.output
     # A partition that the group took away for a moment may come back from a snapshot that this worker made since.
-    first = {part.group(1): part.group(2) for part in reversed([*RESTORED.finditer(again.said)])}
+    first = {part.group(1): part.group(2) for part in reversed([*RESTORED.finditer(again.output)])}
     assert first
     assert set(first.values()) == {"the log alone"}
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)
 
 
@@ -129,10 +129,10 @@ def test_a_second_signal_ends_at_once_and_loses_nothing(
     worker.process.send_signal(received)
     worker.until_it_says(f"{received.name}: finishing the batch")
     worker.process.send_signal(received)
-    assert worker.code() in (0, 128 + received), worker.said
+    assert worker.code() in (0, 128 + received), worker.output
     again = start(cluster.settings)
     again.until(lambda: len(cluster.decisions()) >= len(bought))
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)
 
 
@@ -157,20 +157,20 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
     for record in aside:
         headers = {key: (value or b"").decode() for key, value in record.headers}
         place = f"{name} partition {headers['dead-letter-partition']} offset {headers['dead-letter-offset']}"
-        assert re.search(rf"{place} fails \(3 of 3 times\) of .+; nothing of it is committed", worker.said)
+        assert re.search(rf"{place} fails \(3 of 3 times\) of .+; nothing of it is committed", worker.output)
     control = [msgspec.json.decode(record.value or b"", type=Control) for record in cluster.read(CONTROL)]
     quarantined = [item for item in control if isinstance(item, Quarantine)]
     assert {(item.agent, item.position.topic, item.digest) for item in quarantined} == {
         ("score", "profiled", hashlib.sha256(failing(number)).hexdigest()) for number in (0, 1)
     }
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     # A replay from the beginning meets the same records.
     bought |= shop(cluster, range(150, 200), seed=3)
     cluster.flush()
     again = start(cluster.settings, snapshot_url="")
     again.until(lambda: len(cluster.decisions()) >= 200)
-    assert "fails" not in again.said
-    assert again.stop() == 0, again.said
+    assert "fails" not in again.output
+    assert again.stop() == 0, again.output
     decisions = cluster.decisions()
     assert once(decisions)
     assert sorted(keys(decisions)) == sorted(bought)
@@ -193,8 +193,8 @@ def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(clu
     bought |= shop(cluster, range(60, 100), seed=2)
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) >= 100)
-    assert "was profiled by kernel 0-other" in worker.said
-    assert worker.stop() == 0, worker.said
+    assert "was profiled by kernel 0-other" in worker.output
+    assert worker.stop() == 0, worker.output
     decisions, genuine_ones = (
         cluster.decisions(),
         [record for record in cluster.read(PROFILED) if record.value != forged],
@@ -242,7 +242,7 @@ def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter)
     (aside,) = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "set_aside"]
     assert reason(aside, "value-sha256") == hashlib.sha256(misplaced).hexdigest()
     assert "a record that it writes is too large" in reason(aside, "message")
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     check(cluster, bought)
 
 
@@ -253,13 +253,13 @@ def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> N
     cluster.flush()
     worker = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
     assert worker.code() == 1
-    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.said
+    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.output
     aside = cluster.read(DEAD_LETTERS)
     assert [record.value for record in aside] == [failing(0)]
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
     again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
     assert again.code() == 1
-    assert "1 records were quarantined within a day" in again.said
+    assert "1 records were quarantined within a day" in again.output
     assert cluster.read(DEAD_LETTERS) == aside
 
 
@@ -283,19 +283,19 @@ def test_records_of_foreign_partitioners_and_without_keys_find_their_card(cluste
     worker.until(lambda: len(cluster.decisions()) >= 120)
     passed_on = cluster.read(REROUTED)
     assert 0 < len(passed_on) < 60
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     check(cluster, bought)
     again = start(cluster.settings, snapshot_url="")
     bought |= shop(cluster, range(120, 160), seed=2)
     cluster.flush()
     again.until(lambda: len(cluster.decisions()) >= 160)
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)
 
 
 def ready(worker: Worker) -> int:
     """The status of /readyz, 0 where nobody answers yet."""
-    for line in worker.said.splitlines():
+    for line in worker.output.splitlines():
         if ", metrics on " in line:
             address = line.rpartition(", metrics on ")[2].strip()
             break
@@ -327,7 +327,7 @@ def test_a_broker_that_is_killed_is_ridden_out(tmp_path: Path, start: Starter) -
             expected = len(bought)
             worker.until(lambda expected=expected: len(cluster.decisions()) >= expected)  # type: ignore[misc]
             worker.until(lambda: ready(worker) == 200)
-        assert worker.stop() == 0, worker.said
+        assert worker.stop() == 0, worker.output
         check(cluster, bought)
 
 
@@ -348,11 +348,11 @@ def test_two_workers_of_one_name_on_one_machine_are_refused(cluster: Cluster, st
     worker.until_it_says("card: joined")
     second = start(cluster.settings)
     assert second.code() == 1
-    assert "runs already, in process" in second.said
-    assert str(worker.process.pid) in second.said
-    assert "--instance" in second.said
-    assert "Traceback" not in second.said
-    assert worker.stop() == 0, worker.said
+    assert "runs already, in process" in second.output
+    assert str(worker.process.pid) in second.output
+    assert "--instance" in second.output
+    assert "Traceback" not in second.output
+    assert worker.stop() == 0, worker.output
 
 
 def test_a_worker_that_stood_still_does_no_harm_when_it_goes_on(cluster: Cluster, start: Starter) -> None:
@@ -375,7 +375,7 @@ def test_a_worker_that_stood_still_does_no_harm_when_it_goes_on(cluster: Cluster
     cluster.flush()
     workers[1].until(lambda: len(cluster.decisions()) >= len(bought))
     for worker in workers:
-        assert worker.stop() == 0, worker.said
+        assert worker.stop() == 0, worker.output
     check(cluster, bought)
 
 
@@ -388,12 +388,12 @@ def test_state_that_is_deleted_under_a_worker_ends_it_with_a_sentence(cluster: C
     # Out of the way first: the worker adds files to a directory that is being emptied.
     shutil.rmtree((cluster.settings.data_dir / "state").rename(cluster.settings.data_dir / "deleted"))
     assert worker.code() == 1
-    assert "was removed while the worker ran; nothing is lost" in worker.said
-    assert "start the worker again" in worker.said
-    assert "Traceback" not in worker.said
+    assert "was removed while the worker ran; nothing is lost" in worker.output
+    assert "start the worker again" in worker.output
+    assert "Traceback" not in worker.output
     bought |= shop(cluster, range(60, 100), seed=2)
     cluster.flush()
     again = start(cluster.settings)
     again.until(lambda: len(cluster.decisions()) >= 100)
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)

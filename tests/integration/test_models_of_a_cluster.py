@@ -45,7 +45,7 @@ def models(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 def address_of(worker: Worker) -> str:
     """Where the worker serves metrics; waits until it does."""
     worker.until_it_says(", metrics on ")
-    return next(line.split()[-1] for line in worker.said.splitlines() if ", metrics on " in line)
+    return next(line.split()[-1] for line in worker.output.splitlines() if ", metrics on " in line)
 
 
 def metric(address: str, name: str, **labels: str) -> float | None:

@@ -142,7 +142,7 @@ def test_thresholds_follow_the_budget_and_the_newest_of_two_paces_goes_on(cluste
     second = start(cluster.settings, *PACE)
     second.until(lambda: len({activation.figures["pace"] for activation in activations(cluster)}) == 2)
     assert first.code() == 0
-    assert "another pace" in first.said
+    assert "another pace" in first.output
     newest = activations(cluster)[-1]
 
     # While learning is stopped nothing is activated.

@@ -66,7 +66,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     first.until(lambda: len(cluster.decisions()) >= 40 and len(cluster.read(DEAD_LETTERS)) >= 2)
     refused = [dict(record.headers)["dead-letter-error"] for record in cluster.read(DEAD_LETTERS)]
     assert sorted(refused) == [b"currency_unknown", b"event_time_in_future"]
-    assert first.stop() == 0, first.said
+    assert first.stop() == 0, first.output
 
     again = start(
         cluster.settings,
@@ -87,7 +87,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
     assert sorted(decided) == sorted([*bought, pounds, ahead])
     assert decided[pounds].versions.rates == "2024-03-02"
     assert decided[pounds].amount_base == pytest.approx(14.44)
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     # What was judged at first bears the old table still; the new one entered with the first batch of the new worker.
     messages = [message for record in cluster.read(PROFILED) for message in read_messages(record.value)]
     assert {getattr(message, "rates_version", "") for message in messages} == {"2024-03-01", "2024-03-02"}
@@ -109,8 +109,8 @@ def test_another_table_of_the_same_version_is_refused_at_the_start(
     file.write_bytes(table("2024-03-02", GBP="1.18"))
     worker = start(cluster.settings, rates_file=file)
     assert worker.code() == 1
-    assert "rate table '2024-03-02' says something else" in worker.said
-    assert "give what was changed a version of its own" in worker.said
+    assert "rate table '2024-03-02' says something else" in worker.output
+    assert "give what was changed a version of its own" in worker.output
     assert len(tables(cluster)) == 1
     # Other spaces and notes say nothing else.
     assert published(cluster).publish(json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
@@ -142,7 +142,7 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
     cluster.flush()
     first = start(cluster.settings)
     first.until(lambda: len(cluster.decisions()) >= 20)
-    assert first.stop() == 0, first.said
+    assert first.stop() == 0, first.output
     # As if `models` had been made anew, and the champion been published again.
     client = admin_client(cluster.bootstrap, settings=cluster.settings)  # kept for as long as its future is awaited
     (deleted,) = client.delete_records([TopicPartition(cluster.settings.topic(MODELS.name), 0, OFFSET_END)]).values()
@@ -154,13 +154,13 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
     file.write_bytes(NEW)
     lost = start(cluster.settings, rates_file=file, snapshot_url="")
     assert lost.code() == 1
-    assert "were judged by rate table 'indicative-1'" in lost.said
-    assert "publish its file with `fraud-pipeline rates FILE`, and start again" in lost.said
+    assert "were judged by rate table 'indicative-1'" in lost.output
+    assert "publish its file with `fraud-pipeline rates FILE`, and start again" in lost.output
     assert len(cluster.decisions()) == 20
     assert rates_command(cluster, str(ROOT / "pipeline/data/rates.json")).returncode == 0
     found = start(cluster.settings, rates_file=file, snapshot_url="")
     found.until(lambda: len(cluster.decisions()) >= 30)
-    assert found.stop() == 0, found.said
+    assert found.stop() == 0, found.output
 
 
 def test_the_command_publishes_tables_and_lists_them(cluster: Cluster, tmp_path: Path) -> None:

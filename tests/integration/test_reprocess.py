@@ -84,7 +84,7 @@ def test_live_decisions_come_again_beside_themselves(cluster: Cluster, start: St
     worker = start(cluster.settings)
     own = [cluster.settings.topic(topic.name) for topic in (DECISIONS, DECISION_FEATURES)]
     worker.until(lambda: len(cluster.decisions()) >= 120)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     before = end_offsets(cluster.bootstrap, own)
 
     done = again(cluster, order="recorded")

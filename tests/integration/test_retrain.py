@@ -48,8 +48,8 @@ def buy(cluster: Cluster, frame: pd.DataFrame) -> None:
 def retrain(start: Starter, cluster: Cluster, *options: str) -> tuple[dict[str, Any], Worker]:
     """Run one cycle; returns the line that it prints."""
     process = start(cluster.settings, "-m", "pipeline.cli", "retrain", "--once", *OPTIONS, *options)
-    assert process.code() == 0, process.said
-    return json.loads(process.said.splitlines()[-1]), process
+    assert process.code() == 0, process.output
+    return json.loads(process.output.splitlines()[-1]), process
 
 
 def activations(cluster: Cluster) -> Sequence[Activation]:
@@ -95,7 +95,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
 
     found, process = retrain(start, cluster)
     assert found["outcome"] == "promoted", found
-    assert "replaces" in process.said
+    assert "replaces" in process.output
     promoted = activations(cluster)[-1]
     assert (promoted.step, promoted.by) == ("promote", BY)
     assert {version.name: version.version for version in promoted.versions} == {
@@ -124,12 +124,12 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     assert served(cluster, len(bought) + half) == {loud.version}
 
     back, process = retrain(start, cluster)
-    assert (back["outcome"], back["lightgbm"]) == ("rolled_back", found["lightgbm"]), process.said
+    assert (back["outcome"], back["lightgbm"]) == ("rolled_back", found["lightgbm"]), process.output
     assert activations(cluster)[-1].step == "rollback"
     # Another process reads on `control` what this one did, and waits.
     service = start(cluster.settings, "-m", "pipeline.cli", "retrain", *OPTIONS)
     service.until_it_says("nothing to do: a version was rolled back")
-    assert service.stop() == 0, service.said
+    assert service.stop() == 0, service.output
     worker.until_it_says(f"lightgbm version {found['lightgbm']} is active (was {loud.version})")
 
     # A new recipe, by two people; the routine had no need of them.
@@ -156,7 +156,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     approved = activations(cluster)[-1]
     assert (approved.step, approved.by, approved.figures["proposed_by"]) == ("promote", "dana", "mona")
     assert "was active already" in models("approve", version, "--by", "dana", code=1)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
 
 
 def served(cluster: Cluster, first: int) -> set[str]:

@@ -119,7 +119,7 @@ def produced(client: Client, values: dict[str, tuple[bytes, ...]]) -> dict[str, 
     """Write to topics (without prefix); return the code of the error of each, None for those that took everything."""
     name, errors = client.settings.topic, dict.fromkeys(values)
 
-    def told(error: KafkaError | None, message: Message) -> None:
+    def reported(error: KafkaError | None, message: Message) -> None:
         if error is not None:
             errors[message.topic().removeprefix(client.settings.topic_prefix)] = error.code()
 
@@ -262,7 +262,7 @@ def test_each_role_does_its_part(by_role: Roles, start: Starter, tmp_path: Path)
         ("t2", "chargeback"),
     }
     assert worker.stop() == 0
-    assert "cannot be checked" not in worker.said
+    assert "cannot be checked" not in worker.output
     run_operators_commands(operator, tmp_path)
 
 

@@ -29,7 +29,7 @@ def stamped(request: pytest.FixtureRequest, kafka_settings: Settings) -> Cluster
 
 def oldest_undecided(worker: Worker) -> dict[tuple[str, int], float]:
     """What the worker exports, by topic and partition; empty while nobody serves metrics."""
-    address = next((line.split()[-1] for line in worker.said.splitlines() if ", metrics on " in line), None)
+    address = next((line.split()[-1] for line in worker.output.splitlines() if ", metrics on " in line), None)
     if address is None:
         return {}
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
@@ -81,4 +81,4 @@ def test_records_behind_an_open_transaction_age_until_it_is_aborted(stamped: Clu
     worker.until(lambda: profiled() == 18)
     worker.until(lambda: set(oldest_undecided(worker).values()) == {0.0})
     assert {topic for topic, _ in oldest_undecided(worker)} >= {name, settings.topic(ACCEPTED_LABELS.name)}
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output

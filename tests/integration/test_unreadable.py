@@ -134,7 +134,7 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
     worker.until(lambda: len(quarantined(cluster)) >= len(expected))
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     assert quarantined(cluster) == expected
     letters = [record for record in cluster.read(DEAD_LETTERS) if reason(record, "error") == "unreadable"]
     assert (
@@ -149,7 +149,7 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     cluster.flush()
     again = start(cluster.settings, snapshot_url="", data_dir=cluster.settings.data_dir / "again")
     again.until(lambda: len(cluster.decisions()) >= 180)
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     check(cluster, bought)
     assert quarantined(cluster) == expected
 
@@ -189,14 +189,14 @@ def test_a_batch_that_a_disk_has_damaged_is_quarantined(
 
     deadline_s = time.monotonic() + 3 * PATIENCE_S
     while not done():
-        assert time.monotonic() < deadline_s, worker.said
+        assert time.monotonic() < deadline_s, worker.output
         if (code := worker.process.poll()) is not None:
-            assert code == -signal.SIGABRT, worker.said
+            assert code == -signal.SIGABRT, worker.output
             aborts += 1
-            assert aborts <= MOST_ABORTS, worker.said
+            assert aborts <= MOST_ABORTS, worker.output
             worker = start(cluster.settings)
         time.sleep(POLL_S)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     check(cluster, bought)
 
 
@@ -210,7 +210,7 @@ def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
     cluster.flush()
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 30)
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     expected = []
     for agent, topic in (("score", PROFILED), ("feedback", DECISION_FEATURES)):
         base = produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 1, bomb("zstd"))
@@ -220,7 +220,7 @@ def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
     again = start(cluster.settings)
     again.until(lambda: len(quarantined(cluster)) >= len(expected))
     again.until(lambda: len(cluster.decisions()) >= 60)
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
     assert quarantined(cluster) == sorted(expected)
     check(cluster, bought)
 
@@ -274,7 +274,7 @@ def test_the_largest_legitimate_batch_of_every_codec_is_decided(cluster: Cluster
             expected += [("c1", f"t{first + n}") for n in range(len(values))]
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) + len(cluster.read(DEAD_LETTERS)) >= len(expected))
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     assert cluster.read(DEAD_LETTERS) == []
     assert sorted(keys(cluster.decisions())) == sorted(expected)
 
@@ -295,14 +295,14 @@ def test_a_header_whose_name_is_not_utf_8_stops_nobody(cluster: Cluster, start: 
         produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 0, with_header([b"garbage"]))
     worker.until(lambda: len(cluster.read(DEAD_LETTERS)) >= 2)
     assert {reason(record, "error") for record in cluster.read(DEAD_LETTERS)} == {"not_json", "unreadable"}
-    assert worker.stop() == 0, worker.said
+    assert worker.stop() == 0, worker.output
     # Whoever starts later reads them all.
     cluster.buy(1, after(2), card_id="c1")
     cluster.flush()
     again = start(cluster.settings, snapshot_url="")
     again.until(lambda: len(cluster.decisions()) >= 2)
     assert keys(cluster.decisions()) == [("c1", "t0"), ("c1", "t1")]
-    assert again.stop() == 0, again.said
+    assert again.stop() == 0, again.output
 
 
 @pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)

@@ -21,7 +21,7 @@ from schemas.records import Record
 from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
-from tests.property.test_rollback import NOW, Batches, Kernel, Run, cut, own_values, told
+from tests.property.test_rollback import NOW, Batches, Kernel, Run, comparable, cut, own_values
 from tests.unit.test_engine_card import interleaved
 from tests.unit.test_engine_feedback import happenings
 
@@ -198,7 +198,7 @@ def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, 
     outputs = 0
     for batch in lived.ahead:
         result = going_on.commit(batch)
-        assert told(again.commit(batch)) == told(result)
+        assert comparable(again.commit(batch)) == comparable(result)
         outputs += len(result.outputs)
     assert outputs > 5
 

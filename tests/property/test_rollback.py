@@ -178,7 +178,7 @@ def own_values(run: Run) -> dict[str, Any]:
     return values
 
 
-def told(result: Result) -> tuple[Any, ...]:
+def comparable(result: Result) -> tuple[Any, ...]:
     return result.outputs, result.counts
 
 
@@ -193,7 +193,7 @@ def differences(kernel: Kernel, seed: int) -> list[str]:
             # What an abort takes back may have been cut otherwise than what is committed later.
             ahead = [record for part in batches[number : number + int(random.integers(1, 5))] for record in part]
             shaken.abort(ahead[: int(random.integers(1, len(ahead) + 1))])
-        if told(straight.commit(batch)) != told(shaken.commit(batch)):
+        if comparable(straight.commit(batch)) != comparable(shaken.commit(batch)):
             found.append(f"batch {number} has other results")
         if number % 8 == 0 and own_values(straight) != own_values(shaken):
             found.append(f"batch {number} leaves other values")
@@ -308,7 +308,7 @@ def test_a_loaded_dump_goes_on_alike(name: str, seed: int) -> None:
         outputs += len(result.outputs)
         for run in runs:
             run.abort(batch[: 1 + len(batch) // 2])
-            assert told(run.commit(batch)) == told(result)
+            assert comparable(run.commit(batch)) == comparable(result)
     assert len(runs) >= 2
     assert outputs > 20 or name == "learn"
     for run in runs:
@@ -337,7 +337,7 @@ def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
             on_disk = Run(kernel, store, LoadedState(dump.values, on_disk.columns))
             assert on_disk.state.digest() == straight.state.digest()
         on_disk.abort(batch[: 1 + len(batch) // 2])
-        assert told(on_disk.commit(batch)) == told(straight.commit(batch))
+        assert comparable(on_disk.commit(batch)) == comparable(straight.commit(batch))
     assert dict(on_disk.store.scan(b"", b"\xff")) == dict(straight.store.scan(b"", b"\xff"))
     assert on_disk.state.digest() == straight.state.digest()
     assert (name == "card") == (not list(tmp_path.glob("segments-*/*.segment")))
@@ -365,7 +365,7 @@ def test_a_fold_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name:
     assert replayed.state.digest() == live.state.digest()
     replayed.kernel = kernel
     for batch in batches[20:]:
-        assert told(live.commit(batch)) == told(replayed.commit(batch))
+        assert comparable(live.commit(batch)) == comparable(replayed.commit(batch))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -382,14 +382,14 @@ def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
             results.append(parts.commit(half))
     for topic in {output.topic.name for output in expected.outputs}:
-        assert of(topic, [expected]) == of(topic, results)
+        assert records_of(topic, [expected]) == records_of(topic, results)
     replay = Run(kernel._replace(work=lambda state, batch: state.replay(batch) or Result()))
     for batch in cut(records, random):
         replay.commit(batch)
     assert own_values(replay) == own_values(parts) == own_values(whole)
 
 
-def of(topic: str, results: Sequence[Result]) -> list[Any]:
+def records_of(topic: str, results: Sequence[Result]) -> list[Any]:
     outputs = [output for result in results for output in result.outputs if output.topic.name == topic]
     if topic == DECISION_FEATURES.name:
         return [(output.partition, row) for output in outputs for row in read_feature_messages(output.value)]

@@ -167,7 +167,7 @@ def check_outcomes(logs: Logs) -> None:
             accepted[source] = (message.card_id, message.transaction_id)
             profiled[place_of(record)][row] = source
     outcomes: dict[At, list[str]] = defaultdict(list)
-    for _, decision in logs.of("decisions", decode_decision):
+    for _, decision in logs.messages_of("decisions", decode_decision):
         source = at_of(decision.source)
         assert profiled["profiled", decision.log.partition, decision.log.offset][decision.log.row] == source
         outcomes[source].append("decision")
@@ -336,7 +336,7 @@ def check_examples(logs: Logs) -> None:
         if (label := label_of(record)) is not None:
             labels[label.card_id, label.transaction_id, label.source].append(known_at_us(record, label))
     revisions = Counter[tuple[int, int, int, int]]()
-    for _, example in logs.of("examples", decode_example):
+    for _, example in logs.messages_of("examples", decode_example):
         log = example.log
         served = decisions[log.partition, log.offset, log.row]
         revisions[log.partition, log.offset, log.row, example.revision] += 1
@@ -369,7 +369,7 @@ def microseconds_of(moment: datetime) -> int:
 def contents(logs: Logs, name: str) -> dict[str, bytes]:
     """Return what ``models`` holds of one name, by version; the first record of a digest counts (15)."""
     found: dict[str, bytes] = {}
-    for _, version in logs.of("models", decode_version):
+    for _, version in logs.messages_of("models", decode_version):
         payload = bytes(version.payload)
         if version.name == name and payload_digest(payload) == version.digest:
             found.setdefault(version.version, payload)
@@ -401,7 +401,7 @@ def check_scores(logs: Logs) -> None:
 def check_online_models(logs: Logs) -> None:
     """A version of the online model is what the examples in front of it make of its beginning (11, 15)."""
     gone = {one.at[2] for one in logs.dead if one.stage == "learn"}
-    examples = [(record.offset, example) for record, example in logs.of("examples", decode_example)]
+    examples = [(record.offset, example) for record, example in logs.messages_of("examples", decode_example)]
     for version, payload in contents(logs, "river").items():
         end = int(version.rpartition("@")[2])
         learner = new_learner()
@@ -412,5 +412,5 @@ def check_online_models(logs: Logs) -> None:
 def check_rates(logs: Logs) -> None:
     """A batch's rate table is on ``models`` (18)."""
     published = {load(payload).digest for payload in contents(logs, "rates").values()}
-    for _, marker in logs.of("progress", decode_progress):
+    for _, marker in logs.messages_of("progress", decode_progress):
         assert not isinstance(marker.config, CardConfig) or marker.config.rates_digest in published, "18"

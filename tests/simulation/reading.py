@@ -141,7 +141,7 @@ class Logs:
             self.records[bare(topic)] += [entry for entry in log.entries if isinstance(entry, Record)]
         self.dead = [dead_letter(record) for record in self.records["dead-letters"]]
 
-    def of(self, topic: str, decode: Callable[[bytes], T]) -> list[tuple[Record, T]]:
+    def messages_of(self, topic: str, decode: Callable[[bytes], T]) -> list[tuple[Record, T]]:
         return list(messages(self.records[topic], topic, decode))
 
     def transactions(self, agent: str) -> list[Committed]:

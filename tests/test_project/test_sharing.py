@@ -53,7 +53,7 @@ def begun(project: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str]) -> list[tuple[str, str]]:
+def outcomes(process: subprocess.Popen[str]) -> list[tuple[str, str]]:
     """What the process ran, as (test, outcome)."""
     output, _ = process.communicate(timeout=120)
     lines = [line.split() for line in output.splitlines() if line.startswith("tests/") and "::" in line]
@@ -62,7 +62,7 @@ def said(process: subprocess.Popen[str]) -> list[tuple[str, str]]:
 
 def test_each_test_is_run_by_one_of_them(project: Path) -> None:
     processes = [begun(project) for _ in range(3)]
-    ran = [said(process) for process in processes]
+    ran = [outcomes(process) for process in processes]
     assert Counter(test for tests in ran for test, _ in tests) == {
         f"tests/folder_{number % 2}/test_{number}.py::test_something[{case}]": 1
         for number in range(MODULES)
@@ -84,9 +84,9 @@ def test_what_is_taken_already_is_left_to_whom_took_it(project: Path) -> None:
     for number in range(MODULES - 1):
         (project / "taken" / f"tests-folder_{number % 2}-test_{number}.py").touch()
     alone = begun(project)
-    assert {test.partition("::")[0] for test, _ in said(alone)} == {f"tests/folder_1/test_{MODULES - 1}.py"}
+    assert {test.partition("::")[0] for test, _ in outcomes(alone)} == {f"tests/folder_1/test_{MODULES - 1}.py"}
     nothing_left = begun(project)
-    assert said(nothing_left) == []
+    assert outcomes(nothing_left) == []
     assert (alone.returncode, nothing_left.returncode) == (0, 0)
 
 
@@ -96,7 +96,7 @@ def test_the_longest_modules_come_first(project: Path) -> None:
         path = project / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("def test_long():\n    pass\n")
-    ran = list(dict.fromkeys(test.partition("::")[0] for test, _ in said(begun(project))))
+    ran = list(dict.fromkeys(test.partition("::")[0] for test, _ in outcomes(begun(project))))
     assert (ran[:2], len(ran)) == ([first, second], MODULES + 2)
 
 
@@ -108,8 +108,8 @@ def test_tests_with_a_broker_come_first_or_last(project: Path) -> None:
     (project / "pytest.ini").write_text("[pytest]\nmarkers = broker: of this test\n")
     marked = "import pytest\n\n@pytest.mark.broker\ndef test_marked():\n    pass\n"
     (project / "tests" / "folder_0" / "test_marked.py").write_text(marked)
-    first = said(begun(project, "--broker-first", "--share", "other"))
-    last = said(begun(project))
+    first = outcomes(begun(project, "--broker-first", "--share", "other"))
+    last = outcomes(begun(project))
     name = "tests/folder_0/test_marked.py::test_marked"
     assert [ran[0] for ran in (first[0], last[-1])] == [name, name]
     assert sorted(first) == sorted(last)

@@ -108,7 +108,7 @@ def assert_same(parts: list[Decisions], live: Live) -> None:
             assert [pair for pair in pairs if pair[0] != pair[1] and not all(map(pd.isna, pair))] == [], name
 
 
-def told(parts: list[Decisions]) -> list[tuple[str, int, str, str]]:
+def dead_letters(parts: list[Decisions]) -> list[tuple[str, int, str, str]]:
     return sorted(
         (f"{reject.kind}s", reject.row, reject.code, reject.text) for part in parts for reject in part.rejects
     )
@@ -121,7 +121,7 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     live = play(history, Live(models(), card))
     parts = run(history, card, 100)
     assert_same(parts, live)
-    assert told(parts) == sorted(live.dead_letters)
+    assert dead_letters(parts) == sorted(live.dead_letters)
     assert sum(part.duplicates for part in parts) == live.counts["duplicate", ""] > 0
     outcomes = sum((part.label_outcomes for part in parts), Counter[str]())
     assert outcomes == {name: count for (what, name), count in live.counts.items() if what == "label"}
@@ -137,7 +137,7 @@ def test_how_rows_are_cut_changes_nothing(partitions: int) -> None:
     assert len(whole) < len(others[-1])
     for parts in others:
         pd.testing.assert_frame_equal(frame(parts), frame(whole), check_exact=True)
-        assert told(parts) == told(whole)
+        assert dead_letters(parts) == dead_letters(whole)
         assert sum(part.duplicates for part in parts) == sum(part.duplicates for part in whole)
 
 
@@ -187,7 +187,7 @@ def assert_taught(
     if live.decisions:
         assert_same(parts, live)
     assert sum(map(len, parts)) == len(live.decisions)
-    assert told(parts) == sorted(live.dead_letters)
+    assert dead_letters(parts) == sorted(live.dead_letters)
     assert list(map(comparable, pupil.told)) == list(map(comparable, live.examples))
     outcomes = sum((part.feedback for part in parts), Counter[tuple[str, str]]())
     refused = {("label", "invalid"), ("label", "rerouted")}

@@ -74,12 +74,12 @@ def asked(history: pd.DataFrame, first_day: datetime, settings: Settings, tmp_pa
     return ask
 
 
-def of(result: BacktestResult, name: str = RENEWED) -> Variant:
+def variant_of(result: BacktestResult, name: str = RENEWED) -> Variant:
     return next(variant for variant in result.variants if variant.name == name)
 
 
 def versions(result: BacktestResult, name: str = RENEWED) -> list[str | None]:
-    return [version.lightgbm for version in of(result, name).versions]
+    return [version.lightgbm for version in variant_of(result, name).versions]
 
 
 def timeless(variant: Variant) -> list[TrainedVersion]:
@@ -96,7 +96,7 @@ def test_a_renewed_range_is_decided_as_its_pieces_are_by_models_of_their_own(
     assert [variant.name for variant in renewed.variants] == names
     pieces = [asked(first, end, train={"variants": variants}, **regime).run() for first, end in pairwise(ENDS)]
     for name in variants:
-        found, by_piece = of(renewed, f"{name} every 4 days"), [of(piece, name) for piece in pieces]
+        found, by_piece = variant_of(renewed, f"{name} every 4 days"), [variant_of(piece, name) for piece in pieces]
         together = pd.concat([result.decisions for result in by_piece], ignore_index=True)
         pd.testing.assert_frame_equal(found.decisions, together, check_exact=True)
         assert timeless(found) == [version for item in by_piece for version in timeless(item)]
@@ -104,10 +104,10 @@ def test_a_renewed_range_is_decided_as_its_pieces_are_by_models_of_their_own(
         assert sum(version.decisions for version in found.versions) == len(together)
         assert len({version.metrics["threshold"] for version in found.versions}) > 1
         # Schedules that meet share the training.
-        slower = of(renewed, f"{name} every 8 days").versions
+        slower = variant_of(renewed, f"{name} every 8 days").versions
         assert [models.lightgbm for models in slower] == [found.versions[at].lightgbm for at in (0, 2)]
         assert slower[1].seconds == found.versions[2].seconds
-        once = of(renewed, name)
+        once = variant_of(renewed, name)
         assert [version.lightgbm for version in once.versions] == [found.versions[0].lightgbm]
         before = (once.decisions["event_time"] < by_piece[1].decisions["event_time"].iloc[0]).to_numpy()
         pd.testing.assert_frame_equal(once.decisions[before], found.decisions[before], check_exact=True)
@@ -132,8 +132,8 @@ def test_recorded_labels_renew_by_what_held_at_each_boundary(
     pieces = [asked(first, end, **given).run() for first, end in pairwise(ENDS)]
     assert versions(renewed) == [version for piece in pieces for version in versions(piece, "one")]
     together = pd.concat([piece.variants[0].decisions for piece in pieces], ignore_index=True)
-    pd.testing.assert_frame_equal(of(renewed).decisions, together, check_exact=True)
-    frauds_trained_on = [version.frauds for version in of(renewed).versions]
+    pd.testing.assert_frame_equal(variant_of(renewed).decisions, together, check_exact=True)
+    frauds_trained_on = [version.frauds for version in variant_of(renewed).versions]
     assert frauds_trained_on[1] < frauds_trained_on[0] < frauds_trained_on[2]
 
 
@@ -168,7 +168,7 @@ def test_reviews_of_alerts_enter_the_features_of_each_candidate_s_trainings(aske
     assert [variant.name for variant in found.variants] == names
     assert [variant.threshold for variant in found.variants] == [0.01, 1.0, 0.01, 1.0]
     # Frauds are known sooner where many alerts are looked at; nearly nothing is alerted at 1.
-    often, seldom, never = (of(result, name).versions for result, name in zip(
+    often, seldom, never = (variant_of(result, name).versions for result, name in zip(
         (found, found, plain), (names[2], names[3], names[3]), strict=True
     ))  # fmt: skip
     assert often[0].lightgbm == seldom[0].lightgbm == never[0].lightgbm
@@ -199,7 +199,7 @@ def test_a_renewal_that_is_refused_leaves_the_version_before(
         return frame.assign(fraud=frame["fraud"] & (frame["event_time"] < first_day + 22 * DAY))
 
     result = asked(changed=no_fraud_later, train={"renew_days": [EVERY]}).run()
-    first, second, third = of(result).versions
+    first, second, third = variant_of(result).versions
     assert second.lightgbm is not None
     assert third.lightgbm is None
     assert "the validation period holds" in third.refused
@@ -214,7 +214,9 @@ def test_days_without_a_transaction_are_not_trained_for(asked: Callable[..., Bac
         day = (frame["event_time"] - first_day) / DAY
         return frame[(day < 25) | (day > 31)]
 
-    known = [version.known_us for version in of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions]
+    known = [
+        version.known_us for version in variant_of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions
+    ]
     day_us = 86_400_000_000
     assert [(item - known[0]) // day_us for item in known] == [0, 8]
 
@@ -249,7 +251,7 @@ def test_the_report_lists_the_versions(asked: Callable[..., Backtest]) -> None:
     (_, variant) = report.content.variants
     assert [version.lightgbm for version in variant.versions] == versions(result)
     assert [str(version.first_decision)[:10] for version in variant.versions] == [
-        f"{datetime.fromtimestamp(version.known_us / 1e6, UTC):%Y-%m-%d}" for version in of(result).versions
+        f"{datetime.fromtimestamp(version.known_us / 1e6, UTC):%Y-%m-%d}" for version in variant_of(result).versions
     ]
     assert all(version.frauds > 0 and version.rows > version.frauds for version in variant.versions)
     for version in variant.versions:

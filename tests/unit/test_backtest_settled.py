@@ -33,7 +33,7 @@ def transactions(n: int) -> Transactions:
     return rows
 
 
-def told(rows: Transactions, n: int) -> LabelBook:
+def label_book(rows: Transactions, n: int) -> LabelBook:
     """``n`` labels of some of ``rows``, several of many, and of others."""
     rng = np.random.default_rng(4)
 
@@ -50,7 +50,7 @@ def told(rows: Transactions, n: int) -> LabelBook:
     return book
 
 
-def said(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
+def labels_by_key(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
     """By card and transaction what is known, who told it, and the type of the fraud."""
     texts = labels.astype(dict.fromkeys(("card_id", "transaction_id", "label", "source", "fraud_type"), object))
     names = zip(texts["card_id"], texts["transaction_id"], strict=True)
@@ -63,9 +63,9 @@ def said(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | No
 def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows: int | None) -> None:
     if part_rows is not None:
         monkeypatch.setattr(final_labels, "PART_ROWS", part_rows)
-    rows, book = transactions(1_000), told(transactions(1_000), 3_000)
+    rows, book = transactions(1_000), label_book(transactions(1_000), 3_000)
     held = held_labels(book.whole())
-    expected = said(held[held["known"] != KNOWN.index("none")])
+    expected = labels_by_key(held[held["known"] != KNOWN.index("none")])
     found, due = FinalLabels(book.whole()), LabelBook()
     assert len(found) == len(expected) > 300
     parts = [rows.take(slice(0, 400)), rows.take(slice(400, 400)), rows.take(slice(400, None))]
@@ -77,7 +77,7 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
     known = [row for row, name in enumerate(names) if name in expected]
     told_of = list(zip(whole["card_id"], whole["transaction_id"], strict=True))
     assert told_of == [names[row] for row in known]
-    assert list(said(whole).values()) == [expected[name] for name in told_of]
+    assert list(labels_by_key(whole).values()) == [expected[name] for name in told_of]
     at_us = whole["labelled_at"].astype("int64").to_numpy()
     np.testing.assert_array_equal(at_us, given.event_time_us[known] + DELAY_US)
 

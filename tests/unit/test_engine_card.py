@@ -75,7 +75,7 @@ def values_of(packed: bytes) -> list[float]:
     return np.frombuffer(packed, "<f8").tolist()
 
 
-def told(result: Result) -> list[tuple[str, str, int]]:
+def followed(result: Result) -> list[tuple[str, str, int]]:
     """(transaction, what is known, since when) of the labels that travel on."""
     return [
         (message.transaction_id, message.known, message.known_at_us)
@@ -366,7 +366,7 @@ def test_a_label_counts_from_the_later_of_its_time_and_its_arrival(
 ) -> None:
     desk = Desk()
     desk.buy(0)
-    assert told(desk.say(0, labelled_at, arrived=arrived)) == [("t0", "fraud", microseconds(known_at))]
+    assert followed(desk.say(0, labelled_at, arrived=arrived)) == [("t0", "fraud", microseconds(known_at))]
 
 
 def test_only_what_changes_knowledge_travels() -> None:
@@ -388,7 +388,7 @@ def test_only_what_changes_knowledge_travels() -> None:
     for days, reported, source, outcome, known in steps:
         result = desk.say(0, after(days), reported, arrived=after(8), source=source)
         assert result.counts == {("label", outcome): 1}, (days, reported, source)
-        assert [item[1] for item in told(result)] == ([] if known is None else [known])
+        assert [item[1] for item in followed(result)] == ([] if known is None else [known])
 
 
 def test_an_early_label_waits_for_its_transaction_and_stands_behind_it() -> None:
@@ -396,12 +396,12 @@ def test_an_early_label_waits_for_its_transaction_and_stands_behind_it() -> None
     result = desk.say(0, after(hours=2))
     assert everything(result) == ([], {("label", "early"): 1})
     assert everything(desk.say(0, after(hours=3), "legitimate")) == ([], {("label", "early"): 1})
-    assert not told(desk.buy(0, card_id="c2"))
-    assert not told(desk.buy(1))
+    assert not followed(desk.buy(0, card_id="c2"))
+    assert not followed(desk.buy(1))
     result = desk.buy(0)
     kinds = [type(message) for message in profiled(result, PROFILED)]
     assert kinds == [ProfiledTransaction, ProfiledLabel, ProfiledLabel]
-    assert told(result) == [
+    assert followed(result) == [
         ("t0", "fraud", microseconds(after(hours=2))),
         ("t0", "legitimate", microseconds(after(hours=3))),
     ]
@@ -434,7 +434,7 @@ def test_a_label_without_transaction_becomes_a_dead_letter_after_its_patience() 
     assert [reason(dead, name) for name in ("topic", "offset")] == ["labels", "0"]
     assert result.counts["label", "unknown_transaction"] == 1
     assert not to(DEAD_LETTERS, desk.buy(2, after(30)))
-    assert not told(desk.buy(404, after(30)))
+    assert not followed(desk.buy(404, after(30)))
 
 
 def test_each_waiting_label_has_its_own_patience() -> None:
@@ -443,13 +443,13 @@ def test_each_waiting_label_has_its_own_patience() -> None:
     desk.say(0, after(6))
     dead = to(DEAD_LETTERS, desk.buy(1, after(9)))
     assert [reason(output, "offset") for output in dead] == ["0"]
-    assert told(desk.buy(0, after(0.5), arrived=after(9))) == [("t0", "fraud", microseconds(after(6)))]
+    assert followed(desk.buy(0, after(0.5), arrived=after(9))) == [("t0", "fraud", microseconds(after(6)))]
 
 
 def test_a_label_past_its_horizon_is_counted_and_changes_nothing() -> None:
     desk = Desk(label_days=30)
     desk.buy(0)
-    assert told(desk.say(0, after(30))) == [("t0", "fraud", microseconds(after(30)))]
+    assert followed(desk.say(0, after(30))) == [("t0", "fraud", microseconds(after(30)))]
     result = desk.say(0, after(30, microseconds=1), "legitimate")
     assert everything(result) == ([], {("label", "too_late"): 1})
     assert desk.say(0, after(29), "legitimate", arrived=after(29)).counts == {("label", "contradicted"): 1}
@@ -464,8 +464,8 @@ def test_batches_do_not_show() -> None:
     assert to(DEAD_LETTERS, at_once) == [output for result in one_by_one for output in to(DEAD_LETTERS, result)]
     at_once = whole.process(labels.records, NOW)
     one_by_one = [parts.process([record], NOW) for record in labels.records]
-    assert told(at_once) == [item for result in one_by_one for item in told(result)]
-    assert len(told(at_once)) > 50
+    assert followed(at_once) == [item for result in one_by_one for item in followed(result)]
+    assert len(followed(at_once)) > 50
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -503,12 +503,12 @@ def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
     desk, replayed = Desk(), partition()
     desk.say(0, after(1), "legitimate", source="audit")
     desk.buy(1, after(20))
-    assert not told(desk.buy(0, after(0.5), arrived=after(20)))
+    assert not followed(desk.buy(0, after(0.5), arrived=after(20)))
     replayed.process(desk.transactions.records, None)
     replayed.process(desk.labels.records, None)
     record = desk.labels.append(label(0, after(21)), after(21))
-    assert told(desk.state.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
-    assert told(replayed.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert followed(desk.state.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
+    assert followed(replayed.process([record], NOW)) == [("t0", "fraud", microseconds(after(21)))]
 
 
 def busy_logs(seed: int, size: int) -> tuple[Log, Log]:

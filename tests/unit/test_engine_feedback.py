@@ -61,9 +61,9 @@ class Desk:
     def say(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> list[Example]:
-        return examples(self.said(number, at, known, arrived, **changes))
+        return examples(self.report(number, at, known, arrived, **changes))
 
-    def said(
+    def report(
         self, number: int, at: datetime, known: str = "fraud", arrived: datetime | None = None, **changes: Any
     ) -> Result:
         return self.work(self.labels.append(label(number, at, known, **changes), arrived or at))
@@ -84,7 +84,7 @@ def kept_bytes(desk: Desk, number: int) -> bool:
     return bool(desk.segments.find([digest]))
 
 
-def told(found: list[Example]) -> list[tuple[str, str, int, float]]:
+def emitted(found: list[Example]) -> list[tuple[str, str, int, float]]:
     return [(example.transaction_id, example.label, example.revision, example.weight) for example in found]
 
 
@@ -92,7 +92,7 @@ def test_an_example_holds_the_features_as_served(desk: Desk) -> None:
     versions = Versions(lightgbm="l1", river="r@7", policy="p", kernel="k", rates="x")
     seen = {"amount": 1.5, "card_usual_amount": None, "one of a later release": 2.0}
     desk.decide(8, after(1), logit=-2.5, score=0.125, features=seen, versions=versions, merchant_id="m4")
-    result = desk.said(8, after(2), source="chargeback", arrived=after(3))
+    result = desk.report(8, after(2), source="chargeback", arrived=after(3))
     (output,) = result.outputs
     assert output.key == b"c1"
     (example,) = examples(result)
@@ -111,39 +111,39 @@ def test_a_label_may_come_before_its_decision(desk: Desk) -> None:
     assert desk.say(5, after(hours=1)) == []
     assert desk.say(5, after(hours=2), "legitimate", card_id="c2") == []
     assert desk.decide(5, card_id="c3") == []
-    assert told(desk.decide(5)) == [("t5", "fraud", 0, 1.0)]
+    assert emitted(desk.decide(5)) == [("t5", "fraud", 0, 1.0)]
     assert desk.decide(6) == []
 
 
 def test_a_label_in_the_batch_of_its_decision_is_joined(desk: Desk) -> None:
     records = [desk.decisions.append(features(number)) for number in (1, 2)]
     labels = [desk.labels.append(label(2, after(1)), after(1))]
-    assert told(examples(desk.state.process([*records, *labels], NOW))) == [("t2", "fraud", 0, 1.0)]
+    assert emitted(examples(desk.state.process([*records, *labels], NOW))) == [("t2", "fraud", 0, 1.0)]
 
 
 def test_frauds_are_kept_and_legitimate_ones_sampled_with_their_weight(desk: Desk) -> None:
     for number in range(400):
         desk.decide(number, after(minutes=number))
     found = [example for number in range(200) for example in desk.say(number, after(1))]
-    assert told(found) == [(f"t{number}", "fraud", 0, 1.0) for number in range(200)]
+    assert emitted(found) == [(f"t{number}", "fraud", 0, 1.0) for number in range(200)]
     found = [
         example for number in range(200, 400) for example in desk.say(number, after(1), "legitimate", source="issuer")
     ]
-    assert told(found) == [(f"t{number}", "legitimate", 0, 4.0) for number in IN if number >= 200]
+    assert emitted(found) == [(f"t{number}", "legitimate", 0, 4.0) for number in IN if number >= 200]
     assert sum(example.weight for example in found) == pytest.approx(200, rel=0.3)
-    assert desk.said(OUT[-1], after(2), "legitimate", source="audit").counts == {("label", "confirmed"): 1}
+    assert desk.report(OUT[-1], after(2), "legitimate", source="audit").counts == {("label", "confirmed"): 1}
 
 
 def test_what_is_not_sampled_is_counted(desk: Desk) -> None:
     desk.decide(OUT[0])
-    result = desk.said(OUT[0], after(1), "legitimate", source="issuer")
+    result = desk.report(OUT[0], after(1), "legitimate", source="issuer")
     assert result.counts == {("label", "first"): 1, ("label", "not_sampled"): 1}
 
 
 @pytest.mark.parametrize("number", [IN[0], OUT[0]])
 def test_a_reviewers_verdict_is_the_example(desk: Desk, number: int) -> None:
     desk.decide(number)
-    assert told(desk.say(number, after(1), "legitimate", source="analyst")) == [(f"t{number}", "legitimate", 0, 1.0)]
+    assert emitted(desk.say(number, after(1), "legitimate", source="analyst")) == [(f"t{number}", "legitimate", 0, 1.0)]
     assert desk.decide(OUT[1], after(2 * MATURITY_DAYS)) == []
 
 
@@ -151,27 +151,27 @@ def test_a_reviewers_verdict_is_the_example(desk: Desk, number: int) -> None:
 def test_a_correction_is_a_further_revision(desk: Desk, number: int) -> None:
     desk.decide(number)
     name = f"t{number}"
-    assert told(desk.say(number, after(1))) == [(name, "fraud", 0, 1.0)]
+    assert emitted(desk.say(number, after(1))) == [(name, "fraud", 0, 1.0)]
     assert desk.say(number, after(1)) == []
     assert desk.say(number, after(2), source="audit") == []
     # It stands for itself where no legitimate transaction of its kind would have been kept.
-    assert told(desk.say(number, after(3), "legitimate", source="audit")) == [(name, "legitimate", 1, 1.0)]
-    assert told(desk.say(number, after(4), "unknown", source="audit")) == [(name, "withdrawn", 2, 1.0)]
-    assert told(desk.say(number, after(5), source="audit")) == [(name, "fraud", 3, 1.0)]
+    assert emitted(desk.say(number, after(3), "legitimate", source="audit")) == [(name, "legitimate", 1, 1.0)]
+    assert emitted(desk.say(number, after(4), "unknown", source="audit")) == [(name, "withdrawn", 2, 1.0)]
+    assert emitted(desk.say(number, after(5), source="audit")) == [(name, "fraud", 3, 1.0)]
 
 
 @pytest.mark.parametrize("number", [IN[0], OUT[0]])
 def test_a_correction_is_an_example_for_certain_whoever_makes_it(desk: Desk, number: int) -> None:
     desk.decide(number)
     desk.say(number, after(1), source="customer")
-    assert told(desk.say(number, after(2), "legitimate", source="issuer")) == [(f"t{number}", "legitimate", 1, 1.0)]
+    assert emitted(desk.say(number, after(2), "legitimate", source="issuer")) == [(f"t{number}", "legitimate", 1, 1.0)]
 
 
 def test_a_label_of_what_was_presumed_stands_for_its_sample(desk: Desk) -> None:
     desk.decide(IN[0])
-    assert told(desk.decide(OUT[0], after(2 * MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+    assert emitted(desk.decide(OUT[0], after(2 * MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
     found = desk.say(IN[0], after(2 * MATURITY_DAYS), "legitimate", source="issuer")
-    assert told(found) == [(f"t{IN[0]}", "legitimate", 1, 4.0)]
+    assert emitted(found) == [(f"t{IN[0]}", "legitimate", 1, 4.0)]
 
 
 Update = tuple[float | None, str | None, float, bool]
@@ -236,9 +236,9 @@ def test_what_nobody_reports_is_presumed_legitimate_once_mature(desk: Desk) -> N
     desk.say(reported, after(2))
     assert desk.decide(second, after(MATURITY_DAYS) - timedelta(microseconds=1)) == []
     (example,) = desk.decide(OUT[1], after(MATURITY_DAYS))
-    assert told([example]) == [(f"t{first}", "presumed_legitimate", 0, 4.0)]
+    assert emitted([example]) == [(f"t{first}", "presumed_legitimate", 0, 4.0)]
     assert (example.label_source, example.known_at) == (None, after(MATURITY_DAYS))
-    assert told(desk.decide(OUT[2], after(2 * MATURITY_DAYS))) == [(f"t{second}", "presumed_legitimate", 0, 4.0)]
+    assert emitted(desk.decide(OUT[2], after(2 * MATURITY_DAYS))) == [(f"t{second}", "presumed_legitimate", 0, 4.0)]
     assert desk.decide(OUT[3], after(3 * MATURITY_DAYS)) == []
 
 
@@ -246,37 +246,37 @@ def test_a_report_after_the_presumption_is_a_revision(desk: Desk) -> None:
     number = IN[0]
     desk.decide(number)
     desk.decide(OUT[0], after(MATURITY_DAYS))
-    assert told(desk.say(number, after(MATURITY_DAYS + 1))) == [(f"t{number}", "fraud", 1, 1.0)]
+    assert emitted(desk.say(number, after(MATURITY_DAYS + 1))) == [(f"t{number}", "fraud", 1, 1.0)]
 
 
 def test_a_report_known_after_maturity_is_a_revision_even_where_it_is_read_first(desk: Desk) -> None:
     """By its times: a replay reads all labels before all decisions."""
     for number in (IN[0], OUT[0]):
         desk.decide(number)
-    assert told(desk.say(IN[0], after(MATURITY_DAYS + 1))) == [(f"t{IN[0]}", "fraud", 1, 1.0)]
-    assert told(desk.say(OUT[0], after(MATURITY_DAYS + 1))) == [(f"t{OUT[0]}", "fraud", 0, 1.0)]
+    assert emitted(desk.say(IN[0], after(MATURITY_DAYS + 1))) == [(f"t{IN[0]}", "fraud", 1, 1.0)]
+    assert emitted(desk.say(OUT[0], after(MATURITY_DAYS + 1))) == [(f"t{OUT[0]}", "fraud", 0, 1.0)]
     assert desk.decide(OUT[1], after(2 * MATURITY_DAYS)) == []
 
 
 def test_a_withdrawn_report_leaves_no_presumption_behind(desk: Desk) -> None:
     number = IN[0]
     desk.decide(number)
-    assert told(desk.say(number, after(1))) == [(f"t{number}", "fraud", 0, 1.0)]
-    assert told(desk.say(number, after(2), "unknown", source="audit")) == [(f"t{number}", "withdrawn", 1, 1.0)]
+    assert emitted(desk.say(number, after(1))) == [(f"t{number}", "fraud", 0, 1.0)]
+    assert emitted(desk.say(number, after(2), "unknown", source="audit")) == [(f"t{number}", "withdrawn", 1, 1.0)]
     assert desk.decide(OUT[0], after(2 * MATURITY_DAYS)) == []
 
 
 def test_a_disputed_transaction_is_presumed_like_any_other(desk: Desk) -> None:
     desk.decide(IN[0])
     desk.say(IN[0], after(1), "disputed")
-    assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+    assert emitted(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
 
 
 def test_a_label_past_its_horizon_teaches_nothing() -> None:
     desk = Desk(rate=1e-9, horizon_days=40)
     desk.decide(0)
-    assert desk.said(0, after(40, microseconds=1)).counts == {("label", "too_late"): 1}
-    assert told(desk.say(0, after(40), arrived=after(40))) == [("t0", "fraud", 0, 1.0)]
+    assert desk.report(0, after(40, microseconds=1)).counts == {("label", "too_late"): 1}
+    assert emitted(desk.say(0, after(40), arrived=after(40))) == [("t0", "fraud", 0, 1.0)]
 
 
 def test_decisions_are_forgotten_behind_the_horizon() -> None:
@@ -302,7 +302,7 @@ def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
     desk.say(0, after(6))
     result = desk.state.process([desk.decisions.append(features(1, after(9)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
-    assert told(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
+    assert emitted(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
 
 
 def test_a_label_that_no_label_agent_wrote_is_left_to_the_card_agent(desk: Desk) -> None:
@@ -344,7 +344,7 @@ def test_a_repeated_decision_teaches_once(desk: Desk) -> None:
     """At-least-once delivery may write a decision twice."""
     desk.decide(IN[0])
     desk.decide(IN[0])
-    assert told(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
+    assert emitted(desk.decide(OUT[0], after(MATURITY_DAYS))) == [(f"t{IN[0]}", "presumed_legitimate", 0, 4.0)]
 
 
 def test_of_two_decisions_of_a_transaction_the_last_one_is_kept(desk: Desk) -> None:

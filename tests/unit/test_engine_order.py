@@ -26,7 +26,7 @@ from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
 from tests.helpers.logs import START, LabelLog, Log, after, features, label, microseconds, reason, to, transaction
-from tests.unit.test_engine_card import NOW, Desk, bought, everything, options, told, values_of
+from tests.unit.test_engine_card import NOW, Desk, bought, everything, followed, options, values_of
 
 
 def counted(result: Result, window: str = "1d") -> float:
@@ -84,7 +84,7 @@ def test_a_transaction_a_year_ahead_of_its_arrival_moves_no_time() -> None:
     # Nothing is forgotten or given up because of it.
     assert counted(desk.buy(2, after(hours=3))) == 1
     assert not bought(desk.buy(0))
-    assert told(desk.buy(1, after(hours=4))) == [("t1", "fraud", microseconds(after(hours=1)))]
+    assert followed(desk.buy(1, after(hours=4))) == [("t1", "fraud", microseconds(after(hours=1)))]
 
 
 def test_the_tolerance_of_the_future_is_exact() -> None:
@@ -97,7 +97,7 @@ def test_a_label_before_its_transaction_waits_and_one_of_an_unknown_transaction_
     desk = Desk()
     assert everything(desk.say(0, after(hours=1))) == ([], {("label", "early"): 1})
     assert everything(desk.say(404, after(hours=1))) == ([], {("label", "early"): 1})
-    assert told(desk.buy(0, after(hours=2))) == [("t0", "fraud", microseconds(after(hours=1)))]
+    assert followed(desk.buy(0, after(hours=2))) == [("t0", "fraud", microseconds(after(hours=1)))]
     (dead,) = to(DEAD_LETTERS, desk.buy(1, after(8)))
     assert reason(dead, "error") == "label_without_transaction"
     assert not [key for key in desk.store.items() if key[:1] in b"wix"]
@@ -160,7 +160,7 @@ def test_many_labels_of_one_transaction_that_is_not_there() -> None:
     for number in range(50):
         desk.say(0, after(hours=1, seconds=number), "fraud" if number % 2 else "legitimate")
     result = desk.buy(0, after(hours=2))
-    assert len(told(result)) == 50
+    assert len(followed(result)) == 50
     assert desk.state._pending.state.count == 0
 
 
@@ -185,7 +185,7 @@ def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(StoreIndex, "forget_before", lambda *_: None)
     assert [everything(slow.process(batch, NOW)) for batch in batches] == [everything(result) for result in results]
     assert sum(result.counts["duplicate", ""] for result in results) > 10
-    assert sum(len(told(result)) for result in results) > 10
+    assert sum(len(followed(result)) for result in results) > 10
 
 
 def words(digests: Sequence[bytes]) -> NDArray[np.int64]:

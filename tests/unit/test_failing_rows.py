@@ -115,7 +115,7 @@ class Worker:
         self.quarantines.written = self.outputs
         shutil.rmtree(home, ignore_errors=True)
 
-    def of(self, topic: Any) -> list[Output]:
+    def outputs_of(self, topic: Any) -> list[Output]:
         return to(topic, Result(self.outputs))
 
 
@@ -133,9 +133,11 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
 ) -> None:
     worker, record = Worker(tmp_path / "home", monkeypatch), block(odd=(2, 7))
     worker.loop.work(make_batch([record], None))
-    numbers = [int(decode_decision(decision.value or b"").transaction_id[1:]) for decision in worker.of(DECISIONS)]
+    numbers = [
+        int(decode_decision(decision.value or b"").transaction_id[1:]) for decision in worker.outputs_of(DECISIONS)
+    ]
     assert numbers == [number for number in range(12) if number not in (2, 7)]
-    letters = worker.of(DEAD_LETTERS)
+    letters = worker.outputs_of(DEAD_LETTERS)
     assert [(reason(letter, "row"), reason(letter, "error")) for letter in letters] == [
         ("2", "set_aside"),
         ("7", "set_aside"),
@@ -144,7 +146,7 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
     messages = read_messages(record.value)
     originals = [bytes(cast(ProfiledTransaction, messages[row]).transaction) for row in (2, 7)]
     assert [letter.value for letter in letters] == originals
-    assert len(worker.of(CONTROL)) == 2
+    assert len(worker.outputs_of(CONTROL)) == 2
 
     # A replay skips the same rows, and only those.
     replayed = ScorePartition()
@@ -161,8 +163,8 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
 def test_rows_count_towards_the_limit_of_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(tmp_path / "home", monkeypatch, set_aside_limit=3)
     worker.loop.work(make_batch([block(odd=(1, 2, 3))], None))
-    assert len(worker.of(DEAD_LETTERS)) == 3
+    assert len(worker.outputs_of(DEAD_LETTERS)) == 3
     more = msgspec.structs.replace(block(odd=(5,)), offset=40)
     with pytest.raises(failures.TooManyFailures):
         worker.loop.work(make_batch([more], None))
-    assert len(worker.of(DEAD_LETTERS)) == 3
+    assert len(worker.outputs_of(DEAD_LETTERS)) == 3

@@ -35,7 +35,7 @@ def highest(score: np.ndarray, names: list[Identity]) -> set[Identity]:
     return {name for _, name in sorted(zip((-score).tolist(), names, strict=True))[:TOP]}
 
 
-def said(name: Identity, known_us: int, known: int = FRAUD, source: str = "customer", at_us: int = 0) -> LabelReport:
+def report(name: Identity, known_us: int, known: int = FRAUD, source: str = "customer", at_us: int = 0) -> LabelReport:
     return LabelReport(name, source_rank(source), known, at_us or known_us, known_us)
 
 
@@ -60,7 +60,7 @@ def test_reported_frauds_in_one_top_alone_are_counted_however_rows_are_cut(data:
             names = [scores.identity[row] for row in rows.tolist()]
             gate.add(BothScores(scores.event_time_us[rows], scores.blend[rows], scores.lightgbm[rows], names))
     for name in frauds:
-        gate.report(said(name, START_US + 3 * US_PER_DAY))
+        gate.report(report(name, START_US + 3 * US_PER_DAY))
     found = gate.decide(0.5)
     assert (found.won, found.lost) == (won, lost)
     assert found.z == pytest.approx((won - lost) / max(won + lost, 1) ** 0.5)
@@ -74,21 +74,21 @@ def test_the_online_model_goes_out_by_its_losses_and_comes_back_by_clear_wins() 
     gate = Gate()
     gate.add(models)
     assert gate.decide(1.0).blend == 1.0
-    gate.report(said(losses[0], START_US))
+    gate.report(report(losses[0], START_US))
     assert gate.decide(1.0).blend == 0.0
     # As many wins as losses are no reason to let it back.
-    gate.report(said(wins[0], START_US))
+    gate.report(report(wins[0], START_US))
     assert (gate.decide(0.0).blend, gate.decide(1.0).blend) == (0.0, 1.0)
     for name in wins[1:6]:
-        gate.report(said(name, START_US))
+        gate.report(report(name, START_US))
     found = gate.decide(0.0)
     assert (found.won, found.lost, found.blend) == (6, 1, 1.0)
     # A report that is taken back counts no more; a weaker source takes nothing back.
     for name in wins[1:6]:
-        gate.report(said(name, START_US + 2, LEGITIMATE, "some system"))
+        gate.report(report(name, START_US + 2, LEGITIMATE, "some system"))
     assert gate.decide(0.0).won == 6
     for name in wins[:6]:
-        gate.report(said(name, START_US + 1, LEGITIMATE, "analyst"))
+        gate.report(report(name, START_US + 1, LEGITIMATE, "analyst"))
     assert gate.decide(1.0)[:3] == (0.0, 0, 1)
 
 
@@ -101,7 +101,7 @@ def test_reports_of_a_week_count_about_transactions_of_a_fortnight() -> None:
         gate = Gate()
         gate.add(first)
         gate.add(day(days_later, seed=1))
-        gate.report(said(lost, START_US + round(reported * US_PER_DAY)))
+        gate.report(report(lost, START_US + round(reported * US_PER_DAY)))
         return gate.decide(1.0).lost
 
     assert counted(8, 8.0) == 1
@@ -114,6 +114,6 @@ def test_legitimate_labels_alone_are_not_kept() -> None:
     gate = Gate()
     gate.add(day(0, seed=1))
     for name in day(0, seed=1).identity:
-        gate.report(said(name, START_US, LEGITIMATE))
+        gate.report(report(name, START_US, LEGITIMATE))
     assert not gate._held
     assert gate.decide(1.0) == decide_blend(0, 0, 1.0)

@@ -26,7 +26,7 @@ def trained_under(described: Any) -> LightGBMModel:
     return LightGBMModel(text, metadata={} if described is None else {LABELS: described})
 
 
-def told(regime: LabelRegime) -> dict[str, Any]:
+def described(regime: LabelRegime) -> dict[str, Any]:
     labels = TrainedLabels(0, round(regime.maturity_days * US_PER_DAY), regime.describe())
     return labels.describe(np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
@@ -74,7 +74,7 @@ def test_a_version_says_which_labels_it_was_trained_on() -> None:
     ],
 )
 def test_a_version_of_another_regime_is_warned_about(trained: Reported, used: Reported, words: str | None) -> None:
-    warning = warning_of_labels(trained_under(told(LabelRegime(reported=trained))), used)
+    warning = warning_of_labels(trained_under(described(LabelRegime(reported=trained))), used)
     assert (warning is None) == (words is None)
     assert words is None or words in (warning or "")
 
@@ -93,7 +93,7 @@ def test_a_version_that_counts_no_legitimate_label_scores_alike_everywhere() -> 
 
 
 def test_other_delays_are_warned_about_where_they_are_known() -> None:
-    model = trained_under(told(LabelRegime(delay_days=7.0)))
+    model = trained_under(described(LabelRegime(delay_days=7.0)))
     assert warning_of_labels(model, "all") is None
     assert warning_of_labels(model, "all", 10.0) is None
     assert "within 7 days, and is used where they take 18" in (warning_of_labels(model, "all", 18.0) or "")
@@ -101,7 +101,7 @@ def test_other_delays_are_warned_about_where_they_are_known() -> None:
 
 
 def test_another_share_of_reports_in_time_is_warned_about() -> None:
-    model, six_hours_us = trained_under(told(FRAUDS)), US_PER_DAY // 4
+    model, six_hours_us = trained_under(described(FRAUDS)), US_PER_DAY // 4
     assert warning_of_share(model, 7 * US_PER_DAY, 1.0) is None
     assert warning_of_share(model, six_hours_us, 0.3) is None
     assert "trained where 30% of the reports come within 0.25 days, and FRAUD_PIPELINE_REPORTED_SHARE is 1" in (
