@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.features.compiled import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.features.timelines.layout import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.state.mapped import MappedStorage
 from tests.helpers.keys import keys
 

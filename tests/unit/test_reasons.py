@@ -8,8 +8,7 @@ import pytest
 from pipeline.decision.policy import Policy, Rule
 from pipeline.decision.reasons import CODES, explain, explain_row
 from pipeline.decision.stories import STORIES, Facts, pattern
-from pipeline.features.catalogue import FEATURES
-from pipeline.features.meanings import MEANINGS
+from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_inputs import INPUTS, describe
 from pipeline.scoring.river_layer import RiverLayer
@@ -43,7 +42,7 @@ def weights(**values: float) -> np.ndarray:
     return row(**values)
 
 
-def test_every_feature_belongs_to_one_story() -> None:
+def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
     told = [name for story in STORIES for name in story.features]
     assert sorted(told) == sorted(FEATURES)
 
