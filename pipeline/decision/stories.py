@@ -17,6 +17,7 @@ from pipeline.features.catalogue import (
     OUTLIER_RATIO,
     SECONDS,
 )
+from pipeline.scoring.kinds import BESIDE
 
 CODES: Final[dict[str, str]] = {
     "AMOUNT_HIGH": "The amount by itself raised the score.",
@@ -34,7 +35,7 @@ CODES: Final[dict[str, str]] = {
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
-    "ONLINE_MODEL": "The online model, from recent labels.",
+    **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
 }
 """Every code that a reason can have, with its meaning; rules bring their own. ``docs/models.md`` lists them."""

@@ -1,0 +1,96 @@
+"""A further kind of model is one registration and two wire fields: a third one decides through the real engine."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pipeline.decision.policy import Policy
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import BESIDE, BY_NAME, KINDS, LIGHTGBM, WITH_LOG_ODDS
+from schemas.messages import Decision, DecisionFeatures, Example, ModelScores, Versions
+from tests.helpers.third_kind import BLEND, NAME, WEIGHT
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What a process with a third kind decides."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.third_kind"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def sigmoid(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-logit))
+
+
+def own_logit(decision: dict[str, Any]) -> float:
+    return 3.0 if decision["amount"] >= 100 else -3.0
+
+
+def test_the_wire_has_a_field_for_every_kind() -> None:
+    assert ModelScores.__struct_fields__ == tuple(BY_NAME)
+    assert Versions.__struct_fields__ == (*BY_NAME, "policy", "kernel", "rates")
+    for message in (Decision, DecisionFeatures, Example):
+        assert {kind.log_odds for _, kind in WITH_LOG_ODDS} <= {*message.__struct_fields__}
+
+
+def test_every_kind_beside_lightgbm_has_a_reason() -> None:
+    assert KINDS[0] is LIGHTGBM
+    assert all(kind.reason is not None for kind in BESIDE)
+
+
+def test_a_third_kind_is_scored_and_blended(told: dict[str, Any]) -> None:
+    assert len(told["decisions"]) == 40
+    for one in told["decisions"]:
+        assert one["model_scores"] == pytest.approx(
+            {"lightgbm": sigmoid(one["logit"]), "river": sigmoid(one["river_logit"]), NAME: sigmoid(own_logit(one))}
+        )
+        rest = (1 - BLEND) * one["logit"] + BLEND * one["river_logit"]
+        assert one["score"] == pytest.approx(sigmoid((1 - WEIGHT) * rest + WEIGHT * own_logit(one)))
+
+
+def test_its_version_is_named_wherever_versions_are(told: dict[str, Any]) -> None:
+    versions = [one["versions"] for one in told["decisions"]]
+    assert {one[NAME] for one in versions} == {"limit-100"}
+    assert told["rows"] == versions
+    assert told["exported"][f"versions_{NAME}"] == ["limit-100"] * 40
+    assert set(told["frame"][f"{NAME}_version"]) == {"limit-100"}
+    assert {round(value, 9) for value in told["frame"][NAME]} <= {round(sigmoid(3.0), 9), round(sigmoid(-3.0), 9)}
+    assert told["unpublished"][NAME] == "none"
+
+
+def test_what_it_adds_is_a_reason_of_alerts(told: dict[str, Any]) -> None:
+    decisions = {one["transaction_id"]: one for one in told["decisions"]}
+    reasons = [
+        (reason, decisions[alert["transaction_id"]])
+        for alert in told["alerts"]
+        for reason in alert["reasons"]
+        if reason["feature"] == NAME
+    ]
+    assert len(reasons) > 10
+    for reason, decision in reasons:
+        assert (reason["code"], reason["sentence"]) == ("OVER_LIMIT", "Over the limit (100).")
+        assert reason["contribution"] == pytest.approx(WEIGHT * (own_logit(decision) - decision["logit"]), abs=1e-4)
+
+
+def test_its_metrics_have_series_from_the_start(told: dict[str, Any]) -> None:
+    assert told["changes"] == 0.0
+
+
+def test_a_policy_weighs_registered_kinds_alone() -> None:
+    assert Policy(0.5, blend=0.3).model_weights == [0.3]
+    with pytest.raises(ModelError, match="a weight for 'limit', which is no model"):
+        Policy(0.5, weights={"limit": 0.5})
+    with pytest.raises(ModelError, match="a weight for 'river'"):
+        Policy(0.5, weights={"river": 0.5})
+
+
+def test_a_policy_without_weights_keeps_its_version() -> None:
+    assert b"weights" not in Policy(0.5).payload
+    assert Policy(0.5, weights={}).version == Policy(0.5).version
