@@ -1,5 +1,6 @@
 """The learn agent: examples in, versions of the online model out."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
@@ -48,8 +49,8 @@ class LearnPartitions:
         self._new_learner, self._keep_state = new_learner, keep_state
         self._models, self._interval_s = models, publish_interval_s
         self._held: LearnPartition | None = None
-        self._published_s = 0.0
-        self._report, self._reported_s, self._reported = report, 0.0, 0
+        self._published_s = -math.inf
+        self._report, self._reported_s, self._reported = report, -math.inf, 0
 
     @classmethod
     def prepare(cls, settings: Settings, rates: RateTable) -> None:

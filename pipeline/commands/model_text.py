@@ -13,7 +13,6 @@ from schemas.messages import Activation, Assessment, VersionReference
 
 COLUMNS: Final = (("time", 16), ("version", 12), ("kind", 8), ("active", 6), ("by", 9), ("step", 9), ("validation", 10))
 """Columns of the table of versions, with their widths; with a space between them 76."""
-_ORDER: Final = ("auc_roc", "average_precision", "card_precision_100", "alert_precision", "alert_recall")
 
 
 def table_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
@@ -133,12 +132,6 @@ def event_word(event: VersionEvent) -> str:
 def reference_text(references: Sequence[VersionReference]) -> str:
     """Return names and versions in a row."""
     return ", ".join(f"{printable(reference.name)} {printable(reference.version)}" for reference in references)
-
-
-def metric_text(metrics: Mapping[str, Any]) -> str:
-    """Return the best known metrics of a training in a row; empty without any."""
-    found = [f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in _ORDER if metrics.get(name) is not None]
-    return ", ".join(found)
 
 
 def json_line(value: Any) -> str:

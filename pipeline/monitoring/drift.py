@@ -1,7 +1,6 @@
 """Drift: days on which a series is further from its usual distribution than it has been before."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -150,12 +149,6 @@ def drifted(
         finding for finding in newest.values() if finding.name not in ignored and finding.importance >= least_importance
     ]
     return sorted(found, key=lambda finding: (-finding.importance * finding.distance, finding.name))
-
-
-def episodes(days: Sequence[DayDrift], options: DriftOptions = DEFAULT_OPTIONS) -> list[int]:
-    """Return the days on which an alarm began: those with drift after ``gap_days`` days without any."""
-    alarmed = [day.day for day in days if day.findings]
-    return alarmed[:1] + [day for before, day in pairwise(alarmed) if day - before > options.gap_days]
 
 
 def _compared(history: History, options: DriftOptions) -> _Compared:

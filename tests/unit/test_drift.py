@@ -1,12 +1,15 @@
 """Drift on synthetic daily histograms: quiet on stationary streams, quick on shifts, and ranked by importance."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS, SCORE, DailyCounts, History
-from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, episodes, judge
+from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, judge
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.scoring.distributions import FeatureDistribution
 from schemas.times import US_PER_DAY
@@ -14,6 +17,12 @@ from schemas.times import US_PER_DAY
 ROWS = 2_000
 BINS = 6
 QUIET = DriftOptions()
+
+
+def episodes(days: Sequence[DayDrift]) -> list[int]:
+    """Return the days on which an alarm began: those with drift after some days without any."""
+    alarmed = [day.day for day in days if day.findings]
+    return alarmed[:1] + [day for before, day in pairwise(alarmed) if day - before > QUIET.gap_days]
 
 
 def stream(

@@ -1,5 +1,7 @@
 """Work of a worker beside its questions to brokers, and the order in which its agents begin."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import cast
@@ -76,3 +78,10 @@ def test_they_wait_no_longer_than_they_must(
     if ends == "the worker ends":
         worker._closing.set()
     worker._await_pressing()
+
+
+def test_a_worker_imports_no_library_that_it_does_not_need() -> None:
+    """pandas and scipy take a quarter of a worker's imports, and a restart waits for those."""
+    look = "import sys, agents.app; print(*sorted({'lightgbm', 'pandas', 'river', 'scipy.special'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True).stdout
+    assert loaded.split() == []
