@@ -4,10 +4,12 @@ The lines of the list are put into the sources of `pipeline.scoring.kinds` and `
 anything else imports them, and nothing else is changed. Prints what came out as a JSON object.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +48,7 @@ class Limit:
     def __init__(self, payload: bytes) -> None:
         self._payload = payload
         self._limit = float(msgspec.json.decode(payload)["limit"])
-        self.version = f"limit-{self._limit:g}"
+        self.version = hashlib.sha256(payload).hexdigest()[:12]
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return 3 from the limit on, else -3."""
@@ -85,13 +87,17 @@ def main() -> None:
     """Decide transactions with three models, live and in a backtest."""
     install()
     from pipeline.backtest import Order, replay
+    from pipeline.backtest.runner.model_library import ModelLibrary
     from pipeline.engine.card import CardOptions
     from pipeline.engine.decider import Decider
     from pipeline.engine.feature_blocks import read_feature_messages
     from pipeline.engine.learn import model_record
     from pipeline.exports.feature_rows import FeatureRowFormat
+    from pipeline.models.activation import Activations
     from pipeline.observability.metrics import WorkerMetrics
-    from schemas.messages import ModelVersion
+    from pipeline.registry import Registry
+    from pipeline.settings import Settings
+    from schemas.messages import Activation, ModelVersion, VersionReference
     from schemas.records import Record
     from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, TRANSACTIONS
     from tests.contract.records import RATES
@@ -101,14 +107,26 @@ def main() -> None:
     from tests.unit.model_helpers import small_model
     from tests.unit.test_engine_score import NOW, profile, score
 
-    def published(name: str, payload: bytes) -> ModelVersion:
-        return msgspec.json.decode(model_record(name, "v", payload, START).value or b"", type=ModelVersion)
-
     weighted = policy(0.2, blend=BLEND, weights={NAME: WEIGHT}, rules=())
-    champion = published("lightgbm", small_model().to_payload()), published("policy", weighted.to_payload())
-    without = empty_board().updated(*champion)
-    models = without.updated(published(NAME, b'{"limit": 100}')).active
-    if without.active is None or models is None:
+    payloads = {
+        "lightgbm": small_model().to_payload(),
+        "policy": weighted.to_payload(),
+        NAME: b'{"limit": 100}',
+    }
+    contents: dict[str, ModelVersion] = {}
+    activations = Activations(lambda name: sys.exit(f"{name} is refused"))
+    boards = [empty_board()]
+    for names in (("lightgbm", "policy"), (NAME,)):
+        references = []
+        for name in names:
+            record = model_record(name, hashlib.sha256(payloads[name]).hexdigest()[:12], payloads[name], START)
+            one = msgspec.json.decode(record.value or b"", type=ModelVersion)
+            contents[one.digest] = one
+            references.append(VersionReference(name=name, version=one.version, digest=one.digest, offset=0))
+        activations.add(Activation(versions=references, activated_at=START))
+        boards.append(activations.apply(boards[-1], lambda reference: contents[reference.digest]))
+    without, models = boards[1].active, boards[2].active
+    if without is None or models is None:
         raise RuntimeError("nothing is active")
     source = Log(TRANSACTIONS)
     for number in range(40):
@@ -119,13 +137,19 @@ def main() -> None:
     options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 2)
     history = [transactions(busy_history(1, 50))]
     frame = next(replay(models, history, options=options, order=Order.RECORDED)).frame()
+    with tempfile.TemporaryDirectory() as directory:
+        registry = Registry(Path(directory))
+        for name, payload in payloads.items():
+            registry.register(name, payload, {})
+        found = ModelLibrary(Settings(registry_dir=directory)).named(models.versions("1"))
     told: dict[str, Any] = {
         "decisions": [msgspec.json.decode(output.value or b"") for output in to(DECISIONS, result)],
         "alerts": [msgspec.json.decode(output.value or b"") for output in to(ALERTS, result)],
         "rows": [msgspec.to_builtins(row.versions) for row in read_feature_messages(block.value)],
         "exported": FeatureRowFormat().rows([Record("features", 0, 0, 0, None, block.value)]).to_pydict(),
         "frame": frame[[NAME, f"{NAME}_version"]].to_dict("list"),
-        "unpublished": msgspec.to_builtins(without.active.versions("1")),
+        "unpublished": msgspec.to_builtins(without.versions("1")),
+        "found": msgspec.to_builtins(found.versions("1")),
         "changes": WorkerMetrics().registry.get_sample_value("fraud_pipeline_model_changes_total", {"model": NAME}),
     }
     json.dump(told, sys.stdout, default=str)

@@ -1,5 +1,6 @@
 """A further kind of model is one registration and two wire fields: a third one decides through the real engine."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -23,6 +24,9 @@ def told() -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+VERSION = hashlib.sha256(b'{"limit": 100}').hexdigest()[:12]
 
 
 def sigmoid(logit: float) -> float:
@@ -57,12 +61,16 @@ def test_a_third_kind_is_scored_and_blended(told: dict[str, Any]) -> None:
 
 def test_its_version_is_named_wherever_versions_are(told: dict[str, Any]) -> None:
     versions = [one["versions"] for one in told["decisions"]]
-    assert {one[NAME] for one in versions} == {"limit-100"}
+    assert {one[NAME] for one in versions} == {VERSION}
     assert told["rows"] == versions
-    assert told["exported"][f"versions_{NAME}"] == ["limit-100"] * 40
-    assert set(told["frame"][f"{NAME}_version"]) == {"limit-100"}
+    assert told["exported"][f"versions_{NAME}"] == [VERSION] * 40
+    assert set(told["frame"][f"{NAME}_version"]) == {VERSION}
     assert {round(value, 9) for value in told["frame"][NAME]} <= {round(sigmoid(3.0), 9), round(sigmoid(-3.0), 9)}
     assert told["unpublished"][NAME] == "none"
+
+
+def test_what_a_decision_names_is_found_again(told: dict[str, Any]) -> None:
+    assert told["found"] == told["decisions"][0]["versions"] | {"rates": "1"}
 
 
 def test_what_it_adds_is_a_reason_of_alerts(told: dict[str, Any]) -> None:
