@@ -11,7 +11,6 @@ from pipeline.features.catalogue import (
     CARD_FEATURES,
     DECLARED,
     FEATURES,
-    KERNEL_VERSION,
     MERCHANT,
     MERCHANT_FEATURES,
     STATISTICS,
@@ -52,11 +51,6 @@ def test_names_say_entity_aggregate_and_window() -> None:
     assert BY_NAME["card_outlier_count_7d"][:2] == ("card", "outlier_count")
     assert BY_NAME["hour"].entity == "transaction"
     assert {feature.window for feature in DECLARED if feature.window} == {*WINDOWS_US, "14d"}
-
-
-def test_the_kernel_version_follows_from_the_names() -> None:
-    """Models and states name it: another one refuses all that was made before."""
-    assert KERNEL_VERSION == "3-8bf4e429"
 
 
 def test_every_declaration_is_on_the_page() -> None:
