@@ -22,6 +22,8 @@ REVIEWER: Final = "analyst"
 """Source of the labels that people give by `fraud-pipeline label`."""
 REPROCESSED: Final = "reprocess-"
 """Prefix of the topics that an operator may reprocess into, and of that program's transactional ids."""
+DEMO: Final = "demo-"
+"""Prefix of everything that `fraud-pipeline run` makes on a cluster where no prefix is set."""
 
 
 class Grant(NamedTuple):
@@ -44,6 +46,9 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
         "analyst": _analyst(settings),
         "worker": _worker(settings),
         "operator": _operator(settings),
+        "resender": _resender(settings),
+        "replayer": _replayer(settings),
+        "demo": _demo(),
     }
 
 
@@ -116,4 +121,34 @@ def _operator(settings: Settings) -> list[Grant]:
         _grant(settings, REPROCESSED, READ, WRITE, CREATE, DELETE, DESCRIBE_CONFIGS, prefixed=True),
         _grant(settings, REPROCESSED, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
         _grant(settings, RELEASE, WRITE, resource=TRANSACTIONAL_ID),
+    ]
+
+
+def _resender(settings: Settings) -> list[Grant]:
+    """Look at dead letters, and send them again as their producers did."""
+    return [
+        _grant(settings, DEAD_LETTERS.name, READ),
+        *(_grant(settings, name, WRITE) for name in (TRANSACTIONS.name, *settings.label_topics)),
+        _READS,
+    ]
+
+
+def _replayer(settings: Settings) -> list[Grant]:
+    """Feed a simulation to topics with a simulated clock, no faster than the card agent, and review its alerts."""
+    return [
+        *(_grant(settings, name, WRITE, DESCRIBE_CONFIGS) for name in (TRANSACTIONS.name, *settings.label_topics)),
+        _grant(settings, ALERTS.name, READ),
+        _grant(settings, CARD.name, DESCRIBE, resource=GROUP),
+        _READS,
+    ]
+
+
+def _demo() -> list[Grant]:
+    """Run everything below a prefix of its own, beside whatever else there is on the cluster."""
+    return [
+        Grant(TOPIC, DEMO, (READ, WRITE, CREATE, DESCRIBE_CONFIGS), prefixed=True),
+        Grant(GROUP, DEMO, (READ,), prefixed=True),
+        Grant(TRANSACTIONAL_ID, DEMO, (WRITE,), prefixed=True),
+        _READS,
+        _JOINS,
     ]

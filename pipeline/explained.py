@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from pipeline.kafka.clients import FailedRequest, failure_text
-from pipeline.setting_files import SettingFileError
 from pipeline.settings import PREFIX, Settings
+from pipeline.settings.files import SettingFileError
 
 _OURS: Final = frozenset({"agents", "pipeline", "schemas"})
 _OURS_BEGIN: Final = "Value error, "

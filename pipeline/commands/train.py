@@ -27,7 +27,7 @@ from pipeline.kafka.clients import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
-from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels
+from pipeline.learning.trained_labels import TrainedLabels, warning_of_labels, warning_of_share
 from pipeline.models.changes import refuse_unapproved
 from pipeline.models.history import VersionHistory
 from pipeline.models.publish import ModelChange, VersionToPublish, publish_active
@@ -390,8 +390,10 @@ def _split(
 
 def _warn_of_labels(model: LightGBMModel, settings: Settings) -> None:
     """Say so if workers with these settings would use the version under other labels."""
-    warning = warning_of_labels(model, settings.label_regime) if settings.label_regime else None
-    if warning is not None:
+    found = [warning_of_share(model, round(settings.maturity_days * US_PER_DAY), settings.reported_share)]
+    if settings.label_regime:
+        found.append(warning_of_labels(model, settings.label_regime))
+    for warning in filter(None, found):
         _say(f"warning: {warning}")
 
 

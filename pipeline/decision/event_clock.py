@@ -1,59 +1,118 @@
-"""The clock of a partition: its newest event hour, as far as it is to be believed."""
+"""The clock of a partition: its newest time, as far as it is to be believed."""
 
+from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.times import US_PER_HOUR
 
 AHEAD_HOURS: Final = 24
-"""Event hours ahead of the clock that are believed at once."""
+"""Hours ahead of the clock that are believed at once."""
 WITNESSES: Final = 3
-"""Decisions in a row that must lie further ahead, to be believed."""
+"""Times in a row that must lie further ahead, to be believed."""
+_AHEAD_US: Final = AHEAD_HOURS * US_PER_HOUR
+
+
+class ClockState(msgspec.Struct, frozen=True):
+    """The state of a clock; times in microseconds since 1970."""
+
+    newest_us: int
+    """Newest time that is believed."""
+    witnesses: int = 1
+    """Times that support it, at most `WITNESSES`."""
+    ahead: tuple[int, ...] = ()
+    """The last times, where they lie too far ahead."""
+
+    @property
+    def is_confirmed(self) -> bool:
+        """True once no earlier time sets the clock back."""
+        return self.witnesses >= WITNESSES
+
+
+def advanced(clock: ClockState | None, time_us: int) -> ClockState:
+    """Return a clock behind one more time.
+
+    A time more than a day ahead is believed once three in a row lie so far ahead, as they do behind days without
+    traffic: then the clock goes to the earliest of these. Until three times support a clock, one that is more than a
+    day earlier sets it back, so that a wrong first date does not stay.
+
+    Args:
+        clock: The state so far; None before the first time.
+        time_us: Microseconds since 1970.
+
+    >>> clock = None
+    >>> for day in (99, 1, 1, 1, 99, 1):
+    ...     clock = advanced(clock, day * 24 * US_PER_HOUR)
+    >>> clock.newest_us // (24 * US_PER_HOUR)
+    1
+    """
+    if clock is None:
+        return ClockState(time_us)
+    if time_us > clock.newest_us + _AHEAD_US:
+        ahead = (*clock.ahead, time_us)
+        if len(ahead) < WITNESSES:
+            return ClockState(clock.newest_us, clock.witnesses, ahead)
+        return ClockState(min(ahead), WITNESSES)
+    if time_us >= clock.newest_us - _AHEAD_US:
+        return ClockState(max(clock.newest_us, time_us), min(clock.witnesses + 1, WITNESSES))
+    return ClockState(clock.newest_us, clock.witnesses) if clock.is_confirmed else ClockState(time_us)
 
 
 class EventClock:
-    """Gives each decision of a partition its hour: the newest event hour so far, since late ones count in that.
+    """Gives each decision of a partition its time: the newest event time so far, since late ones count in that.
 
-    Where producers stamp their records, one event with a wrong date would move the clock for good. An event that lies
-    more than a day ahead therefore counts in the hour that the clock shows, until three in a row lie so far ahead, as
-    they do behind days without traffic. Then the clock goes to the earliest of these.
+    Where producers stamp their records, one event with a wrong date would move the clock for good: `advanced` says
+    which are believed. An event that is not counts in the hour that the clock shows.
 
     >>> clock = EventClock()
-    >>> clock.hours(np.array([5, 6, 900_000, 7]) * US_PER_HOUR).tolist(), clock.hour
-    ([5, 6, 6, 7], 7)
+    >>> clock.hours(np.array([5, 6, 6, 900_000, 7]) * US_PER_HOUR).tolist(), clock.hour
+    ([5, 6, 6, 6, 7], 7)
     >>> clock.hours(np.array([80, 81, 80, 82]) * US_PER_HOUR).tolist()
     [7, 7, 80, 82]
     """
 
     def __init__(self) -> None:
-        self.hour: int | None = None
+        self.state: ClockState | None = None
+        """None before the first decision."""
+
+    @property
+    def hour(self) -> int | None:
         """Event hour since 1970; None before the first decision."""
-        self._ahead: list[int] = []
+        return None if self.state is None else self.state.newest_us // US_PER_HOUR
 
     def hours(self, event_time_us: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the hour that each of the next n decisions counts in; shape (n,)."""
-        hours: NDArray[np.int64] = event_time_us // US_PER_HOUR
-        if not len(hours):
-            return hours
-        first = int(hours[0]) if self.hour is None else self.hour
-        found = np.maximum.accumulate(np.maximum(hours, first))
-        if self._ahead or (np.diff(found, prepend=first) > AHEAD_HOURS).any():
-            found = np.array([self._hour(hour) for hour in hours.tolist()], np.int64)
-        self.hour = int(found[-1])
-        return found
+        found, begin = np.empty(len(event_time_us), np.int64), 0
+        while begin < len(found) and not self._is_steady:
+            found[begin] = self._advance(int(event_time_us[begin]))
+            begin += 1
+        if begin < len(found) and self.state is not None:
+            rest, newest_us = event_time_us[begin:], self.state.newest_us
+            believed = np.maximum.accumulate(np.maximum(rest, newest_us))
+            if (np.diff(believed, prepend=newest_us) > _AHEAD_US).any():
+                believed = np.array([self._advance(time_us) for time_us in rest.tolist()], np.int64)
+            else:
+                self.state = ClockState(int(believed[-1]), WITNESSES)
+            found[begin:] = believed
+        return np.asarray(found // US_PER_HOUR)
 
-    def _hour(self, hour: int) -> int:
-        """Return the hour that one decision counts in."""
-        clock = hour if self.hour is None else self.hour
-        if hour <= clock + AHEAD_HOURS:
-            self._ahead.clear()
-            self.hour = max(clock, hour)
-        else:
-            self._ahead.append(hour)
-            self.hour = clock
-            if len(self._ahead) == WITNESSES:
-                self.hour = min(self._ahead)
-                self._ahead.clear()
-        return self.hour
+    @property
+    def _is_steady(self) -> bool:
+        return self.state is not None and self.state.is_confirmed and not self.state.ahead
+
+    def _advance(self, time_us: int) -> int:
+        self.state = advanced(self.state, time_us)
+        return self.state.newest_us
+
+
+def newest_of(clocks: Iterable[EventClock]) -> int | None:
+    """Return the newest time of several partitions, in microseconds since 1970; None before the first decision.
+
+    A clock that nothing confirms yet counts only where all are so, and then the earliest of them does.
+    """
+    states = [clock.state for clock in clocks if clock.state is not None]
+    confirmed = [state.newest_us for state in states if state.is_confirmed]
+    return max(confirmed) if confirmed else min((state.newest_us for state in states), default=None)

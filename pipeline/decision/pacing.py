@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.case_scores import CaseScores, ThresholdRange
-from pipeline.decision.event_clock import EventClock
+from pipeline.decision.event_clock import EventClock, newest_of
 from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
 from pipeline.scoring.errors import ModelError
+from schemas.times import US_PER_HOUR
 
 HOURS: Final = 168
 """Hours of scores and alerts that a threshold is set by."""
@@ -163,7 +164,8 @@ class Pacing:
     @property
     def hour(self) -> int | None:
         """The newest event hour since 1970; None before the first decision."""
-        return max((clock.hour for clock in self._clocks.values() if clock.hour is not None), default=None)
+        newest_us = newest_of(self._clocks.values())
+        return None if newest_us is None else newest_us // US_PER_HOUR
 
     @property
     def first_scored(self) -> int | None:

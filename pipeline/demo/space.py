@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from agents.permissions import DEMO
 from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.broker.running import demo_dir
 from pipeline.kafka.admin import end_offsets, ensure_topics
@@ -83,7 +84,7 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
         counts = dict.fromkeys(("card_partitions", "merchant_partitions"), max(FEWEST_PARTITIONS, workers))
     prefix = settings.topic_prefix
     if settings.kafka_bootstrap_servers is not None and not prefix:
-        prefix = f"demo-{now.astimezone(UTC):%Y%m%d-%H%M%S}-"
+        prefix = f"{DEMO}{now.astimezone(UTC):%Y%m%d-%H%M%S}-"
     return settings.model_copy(
         update={
             "data_dir": directory,

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 
+from pipeline.decision.event_clock import ClockState
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.blocks import BlockError, row_count
 from pipeline.engine.decision_records import DecisionRecord, pack_records, unpack_record
@@ -27,7 +28,7 @@ from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.waiting import WaitingRoom, WaitingState
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
-from pipeline.learning.surges import SourceHours
+from pipeline.learning.surges import SourceHours, Surges
 from schemas.messages import Example, FeedbackRules
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, EXAMPLES
@@ -64,6 +65,7 @@ class _Values(msgspec.Struct):
     segments: SegmentsState
     waiting: WaitingState
     label_hours: dict[str, SourceHours]
+    label_clock: ClockState | None
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_Values)
@@ -102,8 +104,8 @@ class FeedbackPartition:
         self._served = DecisionStore(store, self._segments, values.decisions if values else None)
         self._waiting = WaitingRoom(store, values.waiting if values else None)
         progress = (values.newest_us, values.first_day) if values else (0, 0)
-        hours = values.label_hours if values else None
-        self._kernel = FeedbackKernel(self._served, self._waiting, *progress, hours)
+        surges = Surges(values.label_hours, values.label_clock) if values else Surges()
+        self._kernel = FeedbackKernel(self._served, self._waiting, *progress, surges)
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -145,6 +147,7 @@ class FeedbackPartition:
             segments.state,
             self._waiting.state,
             self._kernel.surges.hours,
+            self._kernel.surges.clock,
         )
         frozen = self._store.freeze()
         if frozen is not None:
@@ -155,8 +158,10 @@ class FeedbackPartition:
         """Return the digest of the committed state."""
         newest_us, first_day = self._kernel.progress
         decisions = list(self._served.contents(first_day))
-        hours = sorted(self._kernel.surges.hours.items())
-        return state_digest(newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()), hours)
+        surges = [sorted(self._kernel.surges.hours.items()), self._kernel.surges.clock]
+        return state_digest(
+            newest_us, first_day, decisions, self._waiting.state, list(self._waiting.contents()), surges
+        )
 
     def close(self) -> None:
         """Let go of the state."""

@@ -24,7 +24,7 @@ from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
-from pipeline.learning.surges import SourceHours, Surges
+from pipeline.learning.surges import Surges
 from schemas.codec import EARLIEST_US
 from schemas.messages import FeedbackRules
 from schemas.times import US_PER_DAY
@@ -137,10 +137,10 @@ class FeedbackKernel:
         pending: WaitingRoom,
         newest_us: int = 0,
         first_day: int = 0,
-        hours: Mapping[str, SourceHours] | None = None,
+        surges: Surges | None = None,
     ) -> None:
         self.decisions, self.pending = decisions, pending
-        self.surges = Surges(hours)
+        self.surges = surges or Surges()
         self._newest_us = self._settled_newest_us = newest_us
         # Only grows, whatever the rules become: what was forgotten under a short horizon stays forgotten under a longer
         # one, and nothing is filed where deleting has passed by.

@@ -10,7 +10,7 @@ import xxhash
 
 from schemas.times import US_PER_DAY
 
-LAYOUT: Final = 12
+LAYOUT: Final = 13
 DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)

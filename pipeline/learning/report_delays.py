@@ -13,7 +13,8 @@ from schemas.times import US_PER_DAY
 COHORT_AGE_US: Final = 60 * US_PER_DAY
 LEAST_REPORTS: Final = 50
 FALLBACK: Final = LabelRegime(delay_days=30.0)
-
+LEAST_SHARE: Final = 0.2
+"""Least F that weights allow for: a fraud never weighs more than its inverse."""
 
 _TINY: Final = float(np.finfo(float).tiny)
 
@@ -108,6 +109,19 @@ class ReportDelays:
         """Return how many reports were observed, and the ages by which half and nine tenths of them had come."""
         half, most = np.quantile(self.observed_us, (0.5, MATURE_SHARE), method="inverted_cdf") / US_PER_DAY
         return {"reports": len(self.observed_us), "half_days": float(half), "nine_tenths_days": float(most)}
+
+
+def share_in_time(regime: LabelRegime, maturity_us: int) -> float:
+    """Return F, the share of the reported frauds whose reports come within the maturity, as updates allow for it.
+
+    Args:
+        regime: The declared regime.
+        maturity_us: Age at which a transaction without a report is presumed legitimate.
+
+    >>> share_in_time(LabelRegime(delay_days=7.0, early_share=0.3), US_PER_DAY // 4)
+    0.3
+    """
+    return max(float(ReportDelays.declared(regime).share_reported(np.array([maturity_us]))[0]), LEAST_SHARE)
 
 
 def described_by_source(

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from pipeline.decision.event_clock import ClockState, advanced
 from pipeline.learning.labels import SOURCE_RANK
 from schemas.times import US_PER_HOUR
 
@@ -57,7 +58,8 @@ class SourceHours(msgspec.Struct, frozen=True):
 class Surges:
     """Counts the labels of each source by hour; used by one partition of the feedback kernel.
 
-    What it says depends on the labels that came before and on nothing else.
+    What it says depends on the labels that came before and on nothing else. The hour is that of a clock over all
+    sources, which a single label with a wrong date does not move.
 
     >>> surges = Surges()
     >>> hours = [surges.take("customer", hour * US_PER_HOUR) for hour in range(200) for _ in range(10)]
@@ -65,14 +67,19 @@ class Surges:
     40
     """
 
-    def __init__(self, hours: Mapping[str, SourceHours] | None = None) -> None:
-        self._hours = dict(hours or {})
-        self._committed = dict(self._hours)
+    def __init__(self, hours: Mapping[str, SourceHours] | None = None, clock: ClockState | None = None) -> None:
+        self._hours, self._clock = dict(hours or {}), clock
+        self._committed = dict(self._hours), clock
 
     @property
     def hours(self) -> dict[str, SourceHours]:
         """Return the counts so far, for a dump."""
         return self._hours
+
+    @property
+    def clock(self) -> ClockState | None:
+        """Return the clock of the labels, for a dump; None before the first one."""
+        return self._clock
 
     def take(self, source: str, known_at_us: int) -> bool:
         """Count a label; return whether it is to be held.
@@ -81,17 +88,22 @@ class Surges:
             source: The label's source.
             known_at_us: When it was known here.
         """
-        name, hour = source if source in SOURCE_RANK else OTHER, known_at_us // US_PER_HOUR
-        held = self._hours.get(name) or SourceHours(hour, hour)
-        if hour > held.hour:
+        self._clock = advanced(self._clock, known_at_us)
+        name, hour = source if source in SOURCE_RANK else OTHER, self._clock.newest_us // US_PER_HOUR
+        held = self._hours.get(name)
+        if held is None or hour < held.hour:
+            # The clock was set back behind a wrong first date, of which no hour follows.
+            held = SourceHours(hour, hour)
+        elif hour > held.hour:
             held = held.moved_to(hour)
         held = self._hours[name] = msgspec.structs.replace(held, count=held.count + 1)
         return held.limit is not None and held.count > held.limit
 
     def settle(self) -> None:
         """The batch is committed."""
-        self._committed = dict(self._hours)
+        self._committed = dict(self._hours), self._clock
 
     def undo(self) -> None:
         """The batch is not committed."""
-        self._hours = dict(self._committed)
+        hours, self._clock = self._committed
+        self._hours = dict(hours)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import LEGITIMATE_LABEL_FEATURES
-from pipeline.learning.regimes import Reported
+from pipeline.learning.regimes import LabelRegime, Reported
+from pipeline.learning.report_delays import share_in_time
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from schemas.times import US_PER_DAY
 
@@ -106,3 +107,29 @@ def warning_of_labels(model: LightGBMModel, reported: Reported, maturity_days: f
             "the delays that you have"
         )
     return None
+
+
+def warning_of_share(model: LightGBMModel, maturity_us: int, reported_share: float) -> str | None:
+    """Return a sentence if other reports come in time than a version's regime says.
+
+    Args:
+        model: The version.
+        maturity_us: Age at which a transaction without a report is presumed legitimate.
+        reported_share: F, the share of the reported frauds whose reports are taken to come by then.
+
+    Returns:
+        None where both agree, and where the version does not say how long reports take.
+    """
+    try:
+        trained = msgspec.convert(model.metadata.get(LABELS, {}), _Described).regime
+        regime = msgspec.convert(trained, LabelRegime)
+    except (msgspec.ValidationError, ValueError):
+        return None
+    share = share_in_time(regime, maturity_us)
+    if "delay_days" not in trained or 1 / LARGEST_RATIO <= share / reported_share <= LARGEST_RATIO:
+        return None
+    return (
+        f"LightGBM {model.version} was trained where {share:.0%} of the reports come within "
+        f"{maturity_us / US_PER_DAY:g} days, and FRAUD_PIPELINE_REPORTED_SHARE is {reported_share:g}: set it to "
+        f"{share:.2g}, or FRAUD_PIPELINE_MATURITY_DAYS to an age by which most reports have come"
+    )

@@ -9,7 +9,7 @@ from pipeline.engine.models import ActiveModels, ModelBoard
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import TrustedRecords
 from pipeline.kafka.quarantine import decode_control
-from pipeline.learning.trained_labels import warning_of_labels
+from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.observability.metrics import WorkerMetrics
@@ -18,6 +18,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference
 from schemas.records import Record
+from schemas.times import US_PER_DAY
 from schemas.topics import CONTROL, MODELS
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class ModelSubscriber:
         """True while contents are left to look for: a few at each call, so that no number of them stops deciding."""
         self._started = self._reported_none = False
         self._reported = settings.label_regime
+        self._in_time = round(settings.maturity_days * US_PER_DAY), settings.reported_share
 
     def refresh(self) -> ModelBoard:
         """Take in what was published since the last call; what is there already at the first one."""
@@ -173,7 +175,9 @@ class ModelSubscriber:
                 logging.DEBUG if name == RIVER else logging.INFO, "%s version %s is active (was %s)", name, new, old
             )
             self._metrics.model_changed(name)
-            if name == LIGHTGBM and self._reported is not None:
-                warning = warning_of_labels(after.lightgbm, self._reported)
-                if warning is not None:
+            if name == LIGHTGBM:
+                found = [warning_of_share(after.lightgbm, *self._in_time)]
+                if self._reported is not None:
+                    found.append(warning_of_labels(after.lightgbm, self._reported))
+                for warning in filter(None, found):
                     log.warning("%s", warning)

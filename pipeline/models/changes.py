@@ -21,7 +21,7 @@ from pipeline.models.history import (
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, board_without_river
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
-from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
+from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, inherited, recipe_of_facts
 from pipeline.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
@@ -172,12 +172,15 @@ class VersionChanges:
         active, policy = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
+        champion_facts = lightgbm_facts(champion)
         is_compared = champion.digest in {one.digest for one in proposal.against}
-        if not is_compared and recipe_of_facts(lightgbm_facts(champion)) != proposal.figures.get(AGAINST_RECIPE):
+        if not is_compared and recipe_of_facts(champion_facts) != proposal.figures.get(AGAINST_RECIPE):
             raise ModelError(f"the active version {active} is of another recipe than that was compared: propose again")
         (reference,) = (one for one in proposal.versions if one.name == POLICY)
         made = Policy.from_payload(self.known.at(reference).payload)
-        new = policy.replace(threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata)
+        new = inherited(policy, champion_facts).replace(
+            threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata
+        )
         figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
         self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, said, figures)
         return Active(model.version, new.version)

@@ -5,10 +5,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.models.description import Facts
 
 LABEL_HANDLING: Final = "label_handling"
 """The key of a version's metadata: ``early_reports`` and ``maturity_days``, where a proposal has set them."""
+TREELESS: Final = "cold_start"
+"""The key of the metadata of a version without trees."""
 RECIPE: Final = "recipe"
 """The figure of a proposal that has its recipe's digest."""
 AGAINST_RECIPE: Final = "against_recipe"
@@ -35,6 +38,19 @@ def recipe_digest(training: Mapping[str, Any], features: Sequence[str], handling
         {name: value for name, value in handling.items() if value is not None},
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def inherited(policy: Policy, metadata: Mapping[str, Any]) -> Policy:
+    """Return the policy that a new version takes over from the one before it.
+
+    The online model scores alone beside a version without trees. What it learned there would count twice beside trees,
+    so that it is left out until its gate lets it in.
+
+    Args:
+        policy: The policy of the version before.
+        metadata: Metadata of the version before.
+    """
+    return policy.replace(blend=FIRST_BLEND) if TREELESS in metadata else policy
 
 
 def recipe_of_facts(facts: Facts) -> str:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.event_clock import AHEAD_HOURS, WITNESSES
 from pipeline.scoring.distributions import BinCounter, FeatureDistribution
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
@@ -67,7 +68,7 @@ class DailyCounts:
         self._scores: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_SCORE_EDGES) + 1))
         self._alerts: dict[int, int] = defaultdict(int)
         self._ages: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_AGE_EDGES) + 1))
-        self._newest_us = -1
+        self._newest_us: dict[int, int] = {}
 
     def add_decisions(
         self, event_time_us: NDArray[np.int64], features: NDArray[np.float64], score: NDArray[np.float64]
@@ -79,12 +80,12 @@ class DailyCounts:
             features: Shape (n, len(FEATURES)), NaN for no value.
             score: Shape (n,).
         """
-        self._newest_us = max(self._newest_us, int(event_time_us.max(initial=-1)))
         bins = np.searchsorted(_SCORE_EDGES, score, side="right")
         for day, rows in _by_day(event_time_us):
             if day not in self._features:
                 self._features[day] = BinCounter.like(self._distributions)
             self._features[day].add(features[rows])
+            self._newest_us[day] = max(self._newest_us.get(day, 0), int(event_time_us[rows].max()))
             self._scores[day] += np.bincount(bins[rows], minlength=len(_SCORE_EDGES) + 1)
 
     def add_alerts(self, event_time_us: NDArray[np.int64]) -> None:
@@ -100,8 +101,17 @@ class DailyCounts:
 
     @property
     def newest_whole_day(self) -> int:
-        """The newest day that is over: a later one has begun, or its last hour has. -1 without one."""
-        return (self._newest_us + US_PER_HOUR) // US_PER_DAY - 1
+        """The newest day that is over: a later one has begun, or its last hour has. -1 without one.
+
+        As in `pipeline.decision.event_clock`, times that lie more than a day ahead are believed where there are three.
+        """
+        days, believed_us = sorted(self._newest_us), -1
+        for number, day in enumerate(days):
+            is_near = number == 0 or day * US_PER_DAY - believed_us <= AHEAD_HOURS * US_PER_HOUR
+            if not is_near and sum(self._scores[later].sum() for later in days[number:]) < WITNESSES:
+                break
+            believed_us = self._newest_us[day]
+        return (believed_us + US_PER_HOUR) // US_PER_DAY - 1
 
     def histories(self, through_day: int | None = None) -> list[History]:
         """Return all series that have counts, features first.

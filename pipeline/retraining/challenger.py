@@ -13,9 +13,10 @@ from pipeline.decision.policy import Policy
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
-from pipeline.models.recipes import LABEL_HANDLING, recipe_digest
+from pipeline.models.recipes import LABEL_HANDLING, TREELESS, inherited, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
+from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.early_reports import EarlyReports
@@ -43,6 +44,16 @@ class Champion(NamedTuple):
         budget = self.policy.metadata.get("alerts_per_day")
         usable = isinstance(budget, int | float) and not isinstance(budget, bool) and 0 < budget < 1e9
         return float(budget) if usable else DEFAULT_BUDGET  # type: ignore[arg-type]
+
+    @property
+    def inherited(self) -> Policy:
+        """The policy that the next version takes over."""
+        return inherited(self.policy, self.model.metadata)
+
+    @property
+    def has_trees(self) -> bool:
+        """False for the version of a cold start, beside which the online model scores alone."""
+        return TREELESS not in self.model.metadata
 
 
 class CycleOptions(NamedTuple):
@@ -149,7 +160,7 @@ def challenge(
     trial = trained_by(recipe, rows, start_us, champion, options)
     compared = rows.take(slice(*np.searchsorted(rows.event_time_us, [start_us, end_us]).tolist()))
     try:
-        judgement = judge(scorings(compared, trial.model, reference), compared.amount, limits)
+        judgement = judge(scorings(compared, champion, trial.model, reference), compared.amount, limits)
     except ValueError as error:
         raise ModelError(str(error)) from error
     final = trained_by(recipe, rows, now_us, champion, options) if judgement.accepted else trial
@@ -164,7 +175,7 @@ def challenge_of(
     Raises:
         ModelError: The version scores otherwise once it is read back.
     """
-    policy = policy_for(rows, trained.model, champion.policy, limits)
+    policy = policy_for(rows, trained.model, champion, limits)
     _check_parity(rows, trained.model, policy)
     return Challenge(judgement, trained, policy)
 
@@ -201,7 +212,7 @@ def trained_by(recipe: Recipe, rows: ServedRows, as_of_us: int, champion: Champi
             rows.split(as_of_us, delays.maturity_us, options.validation_days),
             alerts_per_day=champion.alerts_per_day,
             config=msgspec.structs.replace(recipe.config, threads=options.threads),
-            policy=champion.policy,
+            policy=champion.inherited,
             features=recipe.features,
             details={"as_of_us": as_of_us, **handling},
             early=EarlyReports(as_of_us, delays) if options.early_reports and recipe.early_reports else None,
@@ -242,30 +253,39 @@ def recipe_of(model: LightGBMModel) -> Recipe:
     return Recipe(config, tuple(model.trained_on), handling.early_reports, handling.maturity_days)
 
 
-def scorings(rows: ServedRows, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
-    """Return the scores of a challenger and of a reference, None for those served, under the online model as served."""
+def scorings(rows: ServedRows, champion: Champion, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
+    """Return the scores of a challenger and of a reference on the same rows.
 
-    def scored(by: LightGBMModel) -> NDArray[np.float64]:
-        return rescored(by.logit(rows.features), rows.logit, rows.score)
+    Args:
+        rows: Decisions as they were served.
+        champion: The active version.
+        model: The challenger.
+        reference: The version to compare with; None for the scores as they were served.
+    """
+    served = rows.score if reference is None else _scored(rows, champion, reference)
+    return Scorings(_scored(rows, champion, model), served, rows.event_time_us, rows.card, rows.reported_us)
 
-    served = rows.score if reference is None else scored(reference)
-    return Scorings(scored(model), served, rows.event_time_us, rows.card, rows.reported_us)
+
+def _scored(rows: ServedRows, champion: Champion, model: LightGBMModel) -> NDArray[np.float64]:
+    """Return a version's scores under the online model as served, or alone where that was all that scored."""
+    logit = model.logit(rows.features)
+    return rescored(logit, rows.logit, rows.score) if champion.has_trees else sigmoid(logit)
 
 
-def policy_for(rows: ServedRows, model: LightGBMModel, active: Policy, limits: GateLimits) -> Policy:
-    """Return the active policy with a threshold for a version's own scores of the newest days.
+def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limits: GateLimits) -> Policy:
+    """Return the policy that a version takes over, with a threshold for its own scores of the newest days.
 
     Args:
         rows: Decisions as they were served; at least one.
         model: The version.
-        active: Gives rules, blend and audit rate.
+        champion: The active version, whose policy gives rules, blend and audit rate.
         limits: Has the budget.
     """
     now_us = int(rows.event_time_us[-1])
     newest = rows.take(
         slice(int(np.searchsorted(rows.event_time_us, now_us - round(THRESHOLD_DAYS * US_PER_DAY))), None)
     )
-    score = rescored(model.logit(newest.features), newest.logit, newest.score)
+    score = _scored(newest, champion, model)
     # A shorter history has fewer days.
     days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)
     threshold = budget_threshold(score, np.ones(len(score)), days, limits.alerts_per_day)
@@ -274,7 +294,7 @@ def policy_for(rows: ServedRows, model: LightGBMModel, active: Policy, limits: G
         "threshold_days": round(days, 3),
         "recent_scores": _recent_scores(score, newest.event_time_us, limits.alerts_per_day),
     }
-    return active.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
+    return champion.inherited.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
 
 
 def _recent_scores(

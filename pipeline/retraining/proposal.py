@@ -95,7 +95,7 @@ def compare_recipes(
         end_us = min(origin_us + fold_days * US_PER_DAY, period.end_us)
         fold = compared.take(slice(*np.searchsorted(compared.event_time_us, [origin_us, end_us]).tolist()))
         trial, reference = (trained_by(one, rows, origin_us, champion, options) for one in (proposed, active))
-        parts.append(scorings(fold, trial.model, reference.model))
+        parts.append(scorings(fold, champion, trial.model, reference.model))
     try:
         scored = Scorings(*map(np.concatenate, zip(*parts, strict=True)))
         judgement = judge(scored, compared.amount, limits._replace(superior=True))
@@ -195,7 +195,7 @@ def propose(
         outcome, reason = "kept", "the active recipe was changed while the other one was compared"
     elif current.policy.digest != champion.policy.digest:
         # Pacing goes on meanwhile.
-        found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+        found = found._replace(policy=policy_for(rows, found.trained.model, current, limits))
     versions, why = _contents(writer, found), f"{said.reason} {reason}"
     writer.assess(outcome, versions, against, ModelChange(outcome, said.by, why, figures))
     if outcome == ACCEPTED and not second_approval:

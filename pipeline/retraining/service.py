@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.recipes import TREELESS
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
 from pipeline.retraining.cycles import AS_OF, BY, cycles_of
@@ -135,13 +136,11 @@ class Retrainer:
         return self._done("rolled_back", reason, references, figures)
 
     def _policy_behind(self, policy: Policy, to: Tenure) -> list[VersionReference]:
-        """Publish the policy for a rollback: rules, audit and blend of now, the threshold of the version's last one."""
-        before = self._topics.policy(to)
-        if before is None:
+        """Publish the policy for a rollback."""
+        before, model = self._topics.policy(to), self._topics.model(to)
+        if before is None or model is None:
             return []
-        made = policy.replace(
-            threshold=before.threshold, lightgbm_version=to.lightgbm.version, metadata=before.metadata
-        )
+        made = policy_back(policy, before, model)
         return self._writer.contents([VersionToPublish("policy", made.version, made.to_payload())])
 
     def _waits(self, model: LightGBMModel, newest_us: int, *, now: bool, new_day: bool) -> str | None:
@@ -192,7 +191,7 @@ class Retrainer:
             return self._assessed("kept", reason, self._contents(found), against, figures)
         if current.policy.digest != champion.policy.digest:
             # Pacing goes on meanwhile.
-            found = found._replace(policy=policy_for(rows, found.trained.model, current.policy, limits))
+            found = found._replace(policy=policy_for(rows, found.trained.model, current, limits))
         versions = self._contents(found)
         reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
         self._writer.activate(versions, ModelChange(PROMOTE, BY, reason, figures))
@@ -231,3 +230,17 @@ class Retrainer:
         self._topics.read_control()
         named = {reference.name: reference.version for reference in versions}
         return CycleOutcome(outcome, reason, named.get("lightgbm"), named.get("policy"), figures)
+
+
+def policy_back(policy: Policy, before: Policy, model: LightGBMModel) -> Policy:
+    """Return the policy for a rollback: rules, audit and blend of now, the threshold of the version's last one.
+
+    Args:
+        policy: The policy of now.
+        before: The last one of the version.
+        model: The version. One without trees keeps its blend: nothing but the online model tells transactions apart.
+    """
+    blend = before.blend if TREELESS in model.metadata else policy.blend
+    return policy.replace(
+        threshold=before.threshold, blend=blend, lightgbm_version=model.version, metadata=before.metadata
+    )

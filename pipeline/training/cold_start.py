@@ -7,11 +7,10 @@ import numpy as np
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.models.recipes import TREELESS
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 
-COLD_START: Final = "cold_start"
-"""The key of the version's metadata."""
 _SILENT: Final = {"verbosity": -1}
 
 
@@ -36,7 +35,7 @@ def treeless_model(fraud_share: float) -> LightGBMModel:
     return LightGBMModel(
         booster.model_to_string(),
         Calibration(intercept=float(np.log(fraud_share / (1.0 - fraud_share)))),
-        {COLD_START: {"fraud_share": fraud_share}},
+        {TREELESS: {"fraud_share": fraud_share}},
         # Everything in one bin: nothing is known of the features, so that nothing can have drifted.
         distributions=tuple(FeatureDistribution(name=name, edges=(), counts=(1.0, 0.0)) for name in DEFAULT_FEATURES),
     )

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.event_clock import EventClock
+from pipeline.decision.event_clock import EventClock, newest_of
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.columns import digest_keys, name_keys
 from pipeline.engine.feature_blocks import (
@@ -34,7 +34,7 @@ from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import TrainingSet
 from schemas.records import Record
-from schemas.times import US_PER_DAY, US_PER_HOUR
+from schemas.times import US_PER_DAY
 
 WINDOW_DAYS: Final = 120.0
 """Days of event time that are held by default."""
@@ -246,11 +246,8 @@ class ServedLog:
         self._changed = True
 
     def _advance(self, partition: int, event_time_us: NDArray[np.int64]) -> None:
-        hours = self._clocks.setdefault(partition, EventClock()).hours(event_time_us)
-        believed = event_time_us[event_time_us // US_PER_HOUR <= hours]
-        if len(believed):
-            newest_us = int(believed.max())
-            self.newest_us = newest_us if self.newest_us is None else max(self.newest_us, newest_us)
+        self._clocks.setdefault(partition, EventClock()).hours(event_time_us)
+        self.newest_us = newest_of(self._clocks.values())
 
     def add_labels(self, records: Sequence[Record]) -> None:
         """Take in records of ``accepted-labels``; labels of rules are left out, since nothing is known by them."""

@@ -309,6 +309,8 @@ class _FeedbackPartition:
         self._waiting: dict[Key, list[Told]] = defaultdict(list)
         self._hours: dict[str, list[tuple[int, bool]]] = defaultdict(list)
         """Hours of each source's labels, and whether they are held."""
+        self._label_us, self._supported, self._ahead = -1, 0, list[int]()
+        """Newest time of a label, how many labels support it, and the last ones that lie a day ahead of it."""
 
     def take(self, batch: list[Place]) -> None:
         """One batch: decisions, then labels, then what has matured, then what has waited for too long."""
@@ -339,8 +341,9 @@ class _FeedbackPartition:
     def _surges(self, label: Told) -> bool:
         """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
         hours = self._hours[label.source if label.source in SOURCE_RANK else "other"]
-        hour = max([label.known_at_us // HOUR_US, *(one for one, _ in hours)])
-        held = False
+        hour, held = self._label_hour(label.known_at_us), False
+        if hours and hour < hours[-1][0]:
+            hours.clear()
         if hours and hour - hours[0][0] >= 7 * 24:
             past = Counter(one for one, is_held in hours if hour - 28 * 24 <= one < hour and not is_held)
             # The lowest count that 99 % of the hours do not exceed.
@@ -348,6 +351,19 @@ class _FeedbackPartition:
             held = sum(one == hour for one, _ in hours) >= max(5 * usual, 20)
         hours.append((hour, held))
         return held
+
+    def _label_hour(self, known_at_us: int) -> int:
+        """Return the newest hour: one a day ahead counts after three in a row, and the first three may be wrong."""
+        if self._supported == 0 or (self._supported < 3 and known_at_us < self._label_us - DAY_US):
+            self._label_us, self._supported, self._ahead = known_at_us, 1, []
+        elif known_at_us <= self._label_us + DAY_US:
+            self._supported += known_at_us >= self._label_us - DAY_US
+            self._label_us, self._ahead = max(self._label_us, known_at_us), []
+        else:
+            self._ahead.append(known_at_us)
+            if len(self._ahead) == 3:
+                self._label_us, self._supported, self._ahead = min(self._ahead), 3, []
+        return self._label_us // HOUR_US
 
     def _file(self, decision: dict[str, Any]) -> Key | None:
         key, event_us = key_of(decision), microseconds(decision["event_time"])

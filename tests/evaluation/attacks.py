@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.decision.online_gate import BothScores, Gate, Identity, LabelReport
+from pipeline.decision.policy import FIRST_BLEND
 from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.blend import sigmoid
@@ -33,12 +34,14 @@ GATED: Final = "with River behind its gate"
 SOONER: Final = "with River and early reports"
 SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
-TOLD: Final = Settings(maturity_days=0.25, reported_share=0.3)
+TOLD: Final = Settings(maturity_days=0.25)
 """Settings that presume legitimate after six hours without a report; a report by then stands for all."""
 FROZEN: Final = "frozen"
 DAILY: Final = "daily"
 EARLY: Final = "daily, early reports"
-SCHEDULES: Final = (FROZEN, DAILY, EARLY)
+AFTERWARDS: Final = "afterwards, early reports"
+"""Trained when the attack is over, on all of its reports: what a renewal could find at most."""
+SCHEDULES: Final = (FROZEN, DAILY, EARLY, AFTERWARDS)
 LAST_DAYS: Final = 7
 
 
@@ -100,12 +103,12 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
     """Return the figures of a schedule under an attack: without the online model, with it, and behind its gate."""
     history = _history(file, attack, start, end)
     first_day, last_day = at(start), at(end)
-    early = schedule == EARLY
-    model, _ = history.version(first_day, early=early)
+    early = schedule in (EARLY, AFTERWARDS)
+    model, _ = history.version(last_day if schedule == AFTERWARDS else first_day, early=early)
     rows = [history.rows(first_day - RIVER_WARM_UP, first_day)]
     logit = [history.logit(model, rows[0])]
     for day in (first_day + timedelta(days=number) for number in range((last_day - first_day).days)):
-        if schedule != FROZEN and day > first_day:
+        if schedule in (DAILY, EARLY) and day > first_day:
             model, _ = history.version(day, early=early)
         rows.append(history.rows(day, day + timedelta(days=1)))
         logit.append(history.logit(model, rows[-1]))
@@ -142,6 +145,8 @@ def gated(
 ) -> NDArray[np.float64]:
     """Return the log-odds that the product's gate lets through: it decides each hour, by what was reported until then.
 
+    It begins as a new policy does, with `FIRST_BLEND`.
+
     Args:
         data: Truth of the rows.
         rows: Rows in the order of time, shape (n,).
@@ -152,7 +157,7 @@ def gated(
     known_us = data.reported_us(REGIME, frauds)
     order = np.argsort(known_us, kind="stable")
     frauds, known_us = frauds[order], known_us[order]
-    gate, blend, told = Gate(), 1.0, 0
+    gate, blend, told = Gate(), FIRST_BLEND, 0
     found = np.empty(len(rows))
     for begin, end in hours_of(data.times[rows]):
         now_us = int(data.times[rows[begin]]) // US_PER_HOUR * US_PER_HOUR
@@ -229,13 +234,20 @@ def _caught(title: str, runs: Runs) -> Table:
 def _of_river(title: str, runs: Runs) -> Table:
     rows = []
     for schedule, seeds in runs.items():
+        if schedule == AFTERWARDS:
+            continue
         alone = _mean_days(seeds, ALONE)
         rows.append([schedule, *(compared(_mean_days(seeds, way), alone, 2) for way in WAYS)])
     return markdown(title, ("LightGBM", *WAYS), rows)
 
 
 def _by_seed(title: str, runs: Runs) -> Table:
-    columns = {f"{schedule}, {way}": (runs[schedule], way) for schedule in runs for way in (ALONE, RIVER)}
+    columns = {
+        f"{schedule}, {way}": (runs[schedule], way)
+        for schedule in runs
+        for way in (ALONE, RIVER)
+        if (schedule, way) != (AFTERWARDS, RIVER)
+    }
     rows = [
         [
             str(seed),

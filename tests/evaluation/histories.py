@@ -16,6 +16,7 @@ from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.history import identities_of
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.learning.report_delays import share_in_time
 from pipeline.learning.sampling import keep_negatives
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -153,7 +154,8 @@ class History:
         known_us = np.minimum(labelled_us, presumed_us)[kept]
         order = np.argsort(known_us, kind="stable")
         kept = kept[order]
-        weight = np.where(fraud[kept], 1.0 / settings.reported_share, 1.0 / settings.negative_sample_rate)
+        share = share_in_time(self.regime, round(settings.maturity_days * US_PER_DAY))
+        weight = np.where(fraud[kept], 1.0 / share, 1.0 / settings.negative_sample_rate)
         return _Examples(kept, known_us[order], fraud[kept], weight)
 
 

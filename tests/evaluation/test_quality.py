@@ -98,6 +98,9 @@ def test_schedules_are_compared_under_an_attack(file: Path) -> None:
     assert frozen["alone"]["average_precision"] != daily["alone"]["average_precision"]
     assert frozen["alone"]["average_precision"] != frozen["with River"]["average_precision"]
     assert set(frozen["alone"]["kinds"]) == {"9", "amount", "merchant"}
+    afterwards = attacks.share_found(units["bursts 1, afterwards, early reports"]["alone"])
+    assert afterwards is not None
+    assert afterwards > (attacks.share_found(frozen["alone"]) or 0.0)
     assert "| daily, early reports | 1 |" in result.output
     assert "by seed: bursts" in result.output
 
@@ -109,10 +112,10 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
     telling = np.where(data.fraud, 0.0, -5.0)
     helped = attacks.gated(data, rows, blind, telling)
     harmed = attacks.gated(data, rows, telling, blind)
-    # The blend is 1 at first, as in policies of before; a new one begins at 0.
-    assert np.array_equal(helped, telling)
-    assert np.array_equal(harmed[:20], blind[:20])
-    assert np.array_equal(harmed[len(rows) // 2 :], telling[len(rows) // 2 :])
+    # A new policy begins without the online model.
+    assert np.array_equal(helped[:20], blind[:20])
+    assert np.array_equal(helped[len(rows) // 2 :], telling[len(rows) // 2 :])
+    assert np.array_equal(harmed, telling)
 
 
 def test_sets_of_features_are_compared_in_worlds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

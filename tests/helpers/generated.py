@@ -22,7 +22,7 @@ from pipeline.features.catalogue import DECLARED, Feature
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
-from pipeline.settings import Settings
+from pipeline.settings import SECTIONS, Settings
 from schemas.export import MESSAGES
 from schemas.topics import TOPICS, Topic
 
@@ -47,13 +47,17 @@ def _fence(text: str) -> str:
 
 
 def settings_table() -> str:
-    """Every setting with its default and meaning."""
-    return _table(
-        ("variable", "default", "meaning"),
-        (
-            (f"`{_variable(name, field)}`", _default(field), str(field.description))
-            for name, field in Settings.model_fields.items()
-        ),
+    """Every setting with its default and meaning, by subject."""
+    return "\n".join(
+        f"## {subject}\n\n"
+        + _table(
+            ("variable", "default", "meaning"),
+            (
+                (f"`{_variable(name, field)}`", _default(field), str(field.description))
+                for name, field in section.model_fields.items()
+            ),
+        )
+        for subject, section in SECTIONS.items()
     )
 
 

@@ -1,11 +1,13 @@
 """Commands and agents on a cluster with TLS, client certificates, SASL and access rules."""
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 import pytest
 import trustme
 from click.testing import CliRunner
@@ -19,7 +21,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from agents.permissions import GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
+from agents.permissions import DEMO, GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -30,15 +32,19 @@ from pipeline.kafka.gateway import STAGE
 from pipeline.kafka.producer import RecordProducer
 from pipeline.learning.label_sources import NOT_ALLOWED
 from pipeline.settings import Settings
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS, Topic
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.logs import label, transaction
+from tests.helpers.runs import RunStarter
 from tests.helpers.secured import PASSWORDS, SUPER, Secured, secured_broker
 from tests.helpers.topics import Cluster, Starter
 
 pytestmark = pytest.mark.broker
 
 TOPICS_OF_LABELS: Final = {"labels": ("analyst", "audit"), "chargebacks": ("chargeback",)}
+OTHERS: Final = "other."
+"""Prefix of topics that nobody of these may touch."""
 TIMEOUT_S: Final = 30.0
 DENIED: Final = frozenset(
     {
@@ -68,10 +74,15 @@ class Client(NamedTuple):
         more = {} if name is None else {"sasl.password": PASSWORDS.format(name)}
         return self.settings.model_copy(update={"kafka_config": {**self.settings.kafka_config, **more}})
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of its processes."""
+        secrets = {} if self.secret is None else {"FRAUD_PIPELINE_KAFKA_CONFIG_FILE": str(self.secret)}
+        return {**settings_environment(self.settings), **secrets}
+
     def run(self, *arguments: str, code: int = 0) -> str:
         """Run a command, and return what it printed."""
-        secrets = {} if self.secret is None else {"FRAUD_PIPELINE_KAFKA_CONFIG_FILE": str(self.secret)}
-        result = CliRunner().invoke(main, arguments, env={**settings_environment(self.settings), **secrets})
+        result = CliRunner().invoke(main, arguments, env=self.environment)
         assert result.exit_code == code, f"{arguments}: {result.output} {result.exception!r}"
         return result.output
 
@@ -133,6 +144,10 @@ def now() -> datetime:
 
 def run_operators_commands(client: Client, directory: Path) -> None:
     """Run the commands for people who look after a pipeline that has decided something."""
+    history = simulate_days(make_profiles(np.random.default_rng(4), 70, 140, Scenario()), 4, 0, 24)
+    history[history["amount_minor"] > 0].to_parquet(file := directory / "history.parquet", index=False)
+    quick = ("--trees", "5", "--force", "--label-delay-days", "1", "--validation-days", "4")
+    assert "no challenger could be made" in client.run("retrain", "--once", code=1)
     for arguments in (
         ["topics", "--check"],
         ["rates"],
@@ -145,6 +160,7 @@ def run_operators_commands(client: Client, directory: Path) -> None:
         ["export", str(directory / "files"), TRANSACTIONS.name, *TOPICS_OF_LABELS],
         ["backtest", "--order", "recorded", "--compare", "live"],
         ["reprocess", "--into", f"{REPROCESSED}one"],
+        ["train", str(file), *quick, "--publish"],
         ["models", "freeze", "--reason", "a look"],
     ):
         assert client.run(*arguments)
@@ -159,7 +175,7 @@ def test_the_commands_for_analysts_work_by_tls(secured: Secured, tmp_path: Path)
     assert "is fraud, says analyst" in client.run("label", "t1", "fraud")
 
 
-def test_all_agents_and_commands_work_by_client_certificates(secured: Secured, tmp_path: Path, start: Starter) -> None:
+def test_all_agents_work_by_client_certificates(secured: Secured, tmp_path: Path, start: Starter) -> None:
     client = client_of(secured, "MUTUAL", SUPER, "mutual-", tmp_path / "data")
     assert "created" in client.run("topics")
     cluster = Cluster(client.whole)
@@ -171,7 +187,6 @@ def test_all_agents_and_commands_work_by_client_certificates(secured: Secured, t
     assert "is fraud, says analyst dana" in client.run("label", "t1", "fraud", "--analyst", "dana")
     worker.until(lambda: len(cluster.examples()) == 1)
     assert worker.stop() == 0
-    run_operators_commands(client, tmp_path)
 
 
 def test_a_client_without_its_security_settings_is_told_what_to_check(
@@ -210,11 +225,14 @@ def by_role(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Roles
     principals = [option for role, name in names.items() for option in ("--principal", f"{role}=User:{name}")]
     assert " 0 were there already" in root.run("acl", *principals, "--apply")
     assert root.run("acl", *principals, "--apply").startswith("0 access rules created")
-    clients = {role: client_of(secured, "LOGIN", name, "bank.", directory / name) for role, name in names.items()}
+    clients = {
+        role: client_of(secured, "LOGIN", name, "" if role == "demo" else "bank.", directory / name)
+        for role, name in names.items()
+    }
     assert "created" in clients["operator"].run("topics")
-    # Topics of others, which nobody of these may touch.
-    others = root.settings.model_copy(update={"topic_prefix": "other."})
-    ensure_topics(secured.addresses["LOGIN"], Client(others, None).whole, [TRANSACTIONS])
+    for prefix in (OTHERS, f"{DEMO}0-"):
+        others = root.settings.model_copy(update={"topic_prefix": prefix})
+        ensure_topics(secured.addresses["LOGIN"], Client(others, None).whole, [TRANSACTIONS])
     return Roles(clients, Cluster(root.whole), granted)
 
 
@@ -235,6 +253,9 @@ def test_each_role_does_its_part(by_role: Roles, start: Starter, tmp_path: Path)
     worker.until(lambda: len(cluster.read(DEAD_LETTERS)) == 1)
     (dead,) = cluster.read(DEAD_LETTERS)
     assert ("dead-letter-error", NOT_ALLOWED.encode()) in dead.headers
+    # What is sent again is refused again.
+    assert "Sent 1 to chargebacks" in clients["resender"].run("dead-letters", "resend", "--code", NOT_ALLOWED, "--yes")
+    worker.until(lambda: len(cluster.read(DEAD_LETTERS)) == 2)
     worker.until(lambda: len(cluster.examples()) == 2)
     assert {(one.transaction_id, one.label_source) for one in cluster.examples()} == {
         ("t1", "analyst"),
@@ -263,6 +284,40 @@ def test_the_gateway_writes_tokens_by_its_role(by_role: Roles, tmp_path: Path) -
     assert len(by_role.cluster.read(DEAD_LETTERS)) == before + 1
 
 
+def test_the_replayer_feeds_a_simulation_and_reviews_its_alerts(
+    secured: Secured, by_role: Roles, tmp_path: Path, start: Starter
+) -> None:
+    def client(name: str) -> Client:
+        found = client_of(secured, "LOGIN", name, "simulated.", tmp_path / name)
+        more = {"timestamps": "producer", "accept_producer_timestamps": True, "label_topics": {"labels": ("*",)}}
+        return found._replace(settings=found.settings.model_copy(update=more))
+
+    root = client(SUPER)
+    given = [option for role in ("replayer", "worker") for option in ("--principal", f"{role}=User:{role}")]
+    assert "access rules created" in root.run("acl", *given, "--apply")
+    assert "created" in root.run("topics")
+    Cluster(root.whole).publish()
+    frame = simulate_days(make_profiles(np.random.default_rng(1), 60, 120), 1, 20, 1).head(20)
+    frame.assign(amount=LARGE_AMOUNT).to_parquet(file := tmp_path / "history.parquet", index=False)
+    worker = start(client("worker").whole)
+    worker.until_it_says("lightgbm version")
+    told = client("replayer").run("replay", str(file), "--review-delay", "60", "--max-in-flight", "5")
+    summary = json.loads(told.splitlines()[-1])
+    assert (summary["transactions"], summary["stopped"]) == (20, False)
+    assert summary["reviews"] > 0
+    assert worker.stop() == 0
+
+
+def test_a_run_of_the_demo_stays_below_its_prefix(by_role: Roles, begin: RunStarter) -> None:
+    client = by_role.clients["demo"]
+    small = ("--cards", "200", "--merchants", "400", "--history-days", "40", "--day-seconds", "0.5")
+    run = begin("run", *small, "--days", "1", **client.environment)
+    assert run.process.wait(120) == 0, run.errors
+    summary = json.loads(run.output.splitlines()[-1])
+    assert summary["decisions"] == summary["transactions"] > 0
+    assert f"topics begin with {DEMO}" in " ".join(run.output.split())
+
+
 def expected(grants: list[Grant], resource: str, name: str) -> set[str]:
     """Operations that the table allows on a resource (full name), with those that Kafka infers."""
     found = {
@@ -276,7 +331,8 @@ def expected(grants: list[Grant], resource: str, name: str) -> set[str]:
 
 def test_each_role_may_do_with_topics_what_the_table_says_and_nothing_else(by_role: Roles) -> None:
     settings = by_role.cluster.settings
-    names = [settings.topic(topic.name) for topic in settings.topics] + ["other.transactions"]
+    names = [settings.topic(topic.name) for topic in settings.topics]
+    names += [f"{prefix}{TRANSACTIONS.name}" for prefix in (OTHERS, f"{DEMO}0-")]
     for role, client in by_role.clients.items():
         admin = admin_client(str(client.settings.kafka_bootstrap_servers), settings=client.whole)
         asked = admin.describe_topics(TopicCollection(names), include_authorized_operations=True)
@@ -290,7 +346,9 @@ def test_each_role_may_do_with_topics_what_the_table_says_and_nothing_else(by_ro
 def test_each_role_writes_where_it_may_and_nowhere_else(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     names = [topic.name for topic in settings.topics]
-    for role, client in by_role.clients.items():
+    for role, of_role in by_role.clients.items():
+        # The demo has a prefix of its own: it tries the others' topics.
+        client = of_role._replace(settings=of_role.settings.model_copy(update={"topic_prefix": settings.topic_prefix}))
         may = {name: "write" in expected(by_role.granted[role], TOPIC, settings.topic(name)) for name in names}
         errors = produced(client, dict.fromkeys(names, (b"{}",)))
         assert {name: error is None for name, error in errors.items()} == may, role
@@ -300,7 +358,12 @@ def test_each_role_writes_where_it_may_and_nowhere_else(by_role: Roles) -> None:
 def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 0)
-    groups = [*(settings.topic(name) for name in (*AGENTS, f"{STAGE}-labels")), READER_GROUP, "somebody"]
+    groups = [
+        *(settings.topic(name) for name in (*AGENTS, f"{STAGE}-labels")),
+        READER_GROUP,
+        f"{DEMO}0-card",
+        "somebody",
+    ]
     for role, client in by_role.clients.items():
         admin = admin_client(str(client.settings.kafka_bootstrap_servers), settings=client.whole)
         for group in groups:
@@ -316,6 +379,7 @@ def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> Non
     settings = by_role.cluster.settings
     ids = [settings.topic(f"{agent}-w1") for agent in AGENTS]
     ids += [settings.topic(name) for name in (f"{REPROCESSED}one-reprocess", f"{STAGE}-labels-w1", RELEASE, "somebody")]
+    ids.append(f"{DEMO}0-card-w1")
 
     def denied(cell: tuple[str, str]) -> bool:
         client = by_role.clients[cell[0]]

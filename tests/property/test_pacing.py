@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.event_clock import EventClock
+from pipeline.decision.event_clock import EventClock, advanced
 from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows, is_news
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_HOUR
@@ -209,26 +209,43 @@ def test_critical_cases_exceed_the_budget_and_count(at: float) -> None:
         assert not found.alert[later & (score < at)].any()
 
 
-def test_one_event_of_another_century_changes_nothing() -> None:
+@pytest.mark.parametrize("at", [0, 1, 2, 1_000])
+def test_one_event_of_another_century_changes_nothing(at: int) -> None:
     of = stream(10, 300, seed=3)
     straight, odd = Pacing(BUDGET), Pacing(BUDGET)
     straight.add(rows_of(of, 0.3))
     wrong = Stream(np.array([4_070_908_800_000_000]), np.array([0.01]), ["c-2099"])
-    for part in (_some(of, np.arange(1_000)), rows_of(wrong, 0.3), _some(of, np.arange(1_000, len(of.score)))):
+    for part in (_some(of, np.arange(at)), rows_of(wrong, 0.3), _some(of, np.arange(at, len(of.score)))):
         odd.add(part)
+    assert odd.hour == straight.hour
+    assert odd.decide(0.5) == straight.decide(0.5)
+    # So does a partition that has no other.
+    odd.add(rows_of(wrong, 0.3), partition=1)
     assert odd.hour == straight.hour
     assert odd.decide(0.5) == straight.decide(0.5)
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 30, 31, 60, 900_000]), min_size=1, max_size=30), st.data())
 def test_a_clock_does_not_depend_on_batches(steps: list[int], data: st.DataObject) -> None:
-    times_us = (START_HOUR + np.array(steps)) * US_PER_HOUR
-    cut = data.draw(st.integers(0, len(steps)))
+    # Behind three decisions that confirm the clock it never goes back.
+    times_us = (START_HOUR + np.array([0, 0, 0, *steps])) * US_PER_HOUR
+    cut = data.draw(st.integers(0, len(times_us)))
     whole, parts = EventClock(), EventClock()
     expected = whole.hours(times_us).tolist()
     assert parts.hours(times_us[:cut]).tolist() + parts.hours(times_us[cut:]).tolist() == expected
     assert expected == sorted(expected)
-    assert all(hour in (START_HOUR + np.array(steps)).tolist() for hour in expected)
+    assert set(expected) <= set((times_us // US_PER_HOUR).tolist())
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 30, 31, 60, 900_000]), min_size=1, max_size=30))
+def test_a_clock_is_the_same_event_by_event_and_in_columns(steps: list[int]) -> None:
+    times_us = (START_HOUR + np.array(steps)) * US_PER_HOUR
+    clock, state, expected = EventClock(), None, []
+    for time_us in times_us.tolist():
+        state = advanced(state, time_us)
+        expected.append(state.newest_us // US_PER_HOUR)
+    assert clock.hours(times_us).tolist() == expected
+    assert clock.state == state
 
 
 @pytest.mark.parametrize("options", [PacingOptions(0.0), PacingOptions(float("nan")), PacingOptions(10.0, 1.5)])

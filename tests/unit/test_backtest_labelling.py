@@ -24,7 +24,7 @@ from pipeline.history.files import UnusableSource
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
-from tests.helpers.backtest_inputs import backtest_of, simulated_days
+from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import active
 
 DAY_US = 86_400_000_000
@@ -182,6 +182,19 @@ def told_about(history: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str
             final[key] = bool(row.fraud)
     frame = pd.DataFrame(told, columns=[*LABEL_COLUMNS, "fraud_type"])
     return frame.sort_values("labelled_at", kind="stable", ignore_index=True), final
+
+
+def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: Path, history: pd.DataFrame) -> None:
+    settings = with_a_champion(tmp_path).model_copy(update={"maturity_days": 0.25, "reported_share": 0.6})
+    history.to_parquet(file := tmp_path / "history.parquet", index=False)
+    pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(told := tmp_path / "labels.parquet", index=False)
+
+    def share(**options: Any) -> float:
+        return backtest_of(file, settings=settings, **options).request.feedback_options().reported_share
+
+    assert share(labels="delay", label_delay_s=7 * 86_400.0, early_share=0.3) == 0.3
+    assert share(labels="delay", label_delay_s=3_600.0) == 1.0
+    assert share(labels="recorded", label_file=told) == 0.6
 
 
 @pytest.mark.parametrize("labels", ["delay", "simulated-review"])

@@ -198,6 +198,18 @@ def test_alerts_and_reports_are_counted_by_their_days() -> None:
     assert found[REPORT_AGE].bins[int(found[REPORT_AGE].counts[2].argmax())] == "1 d to 3 d"
 
 
+def test_one_decision_of_another_century_ends_no_day() -> None:
+    empty = np.full((1, len(FEATURES)), np.nan)
+    counts = counted(1, rows=50)
+    whole = counts.newest_whole_day
+    for number in range(2):
+        counts.add_decisions(np.array([4_070_908_800_000_000 + number * US_PER_DAY]), empty, np.array([0.5]))
+        assert counts.newest_whole_day == whole
+    # Three do, as behind days without traffic.
+    counts.add_decisions(np.array([4_070_908_800_000_000 + 2 * US_PER_DAY]), empty, np.array([0.5]))
+    assert counts.newest_whole_day > whole
+
+
 def test_a_day_is_whole_once_a_later_one_or_its_last_hour_has_begun() -> None:
     counts = counted(1, rows=2)
     assert counts.newest_whole_day == -1

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pipeline.commands.models import rows_of
-from pipeline.decision.policy import Policy
+from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.kafka.quarantine import control_record
 from pipeline.models.changes import Active, Said, VersionChanges, switch_learning
 from pipeline.models.contents import VersionContents
@@ -338,6 +338,8 @@ def test_a_proposal_against_a_version_that_does_not_tell_its_recipe_is_approved(
     cluster.publish(cold, of_cold)
     proposed(cluster, against=recipe_of(cold).digest, compared=cluster.published().history.tenures()[-1].references)
     assert cluster.changes().approve(OTHER.version, DANA).lightgbm == OTHER.version
+    # Beside trees the online model waits for its gate.
+    assert (of_cold.blend, cluster.changes().active_policy().blend) == (1.0, FIRST_BLEND)
 
 
 def test_with_a_second_approval_nobody_promotes_what_was_never_active(tmp_path: Path) -> None:

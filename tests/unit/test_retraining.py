@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.budget import budget_threshold
+from pipeline.decision.policy import FIRST_BLEND, Policy, Rule
 from pipeline.kafka.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
 from pipeline.models.history import Tenure, VersionHistory
@@ -20,6 +21,8 @@ from pipeline.retraining.challenger import (
     CycleOptions,
     challenge,
     compared_days,
+    policy_for,
+    scorings,
     trained_until_us,
 )
 from pipeline.retraining.cycles import AS_OF, BY, Cycles, cycles_of
@@ -28,6 +31,7 @@ from pipeline.retraining.guard import harm_done
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.training.cold_start import cold_start
 from pipeline.training.fit import TrainingConfig, train
 from pipeline.training.served import ServedLog, ServedRows
 from schemas.messages import Activation, Assessment, Control, VersionReference
@@ -97,6 +101,20 @@ def test_the_first_threshold_and_the_recent_scores_are_those_of_the_newest_week(
     np.testing.assert_allclose(sorted(scores), np.sort(score)[-LEAST_RECENT_SCORES:], rtol=1e-5)
     assert list(hours) == sorted(hours)
     assert hours[-1] <= NOW_US // (US_PER_DAY // 24) < hours[0] + 7 * 24 + 2
+
+
+def test_behind_a_cold_start_a_version_scores_without_the_online_model() -> None:
+    cold = Champion(*cold_start(0.01, 0.5, 0.0))
+    assert cold.policy.blend == 1.0
+    model = champion().model
+    alone = HISTORY.served(model).score
+    # The online model alone tells transactions apart: beside trees it would count again what they know.
+    rows = with_columns(HISTORY.served(cold.model), score=alone)
+    made = policy_for(rows, model, cold, LIMITS)
+    assert made.blend == FIRST_BLEND
+    week = alone[HISTORY.event_time_us >= NOW_US - 7 * US_PER_DAY]
+    assert made.threshold == budget_threshold(week, np.ones(len(week)), 7.0, BUDGET)
+    np.testing.assert_array_equal(scorings(rows, cold, model, None).candidate, alone)
 
 
 def test_the_gate_judges_a_version_that_knows_nothing_of_the_compared_days() -> None:

@@ -7,11 +7,13 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.commands.retrain import command
+from pipeline.decision.policy import FIRST_BLEND
 from pipeline.kafka.quarantine import control_record
 from pipeline.retraining.cycles import AS_OF, BY
-from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions
+from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, policy_back
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.training.cold_start import cold_start
 from schemas.messages import Assessment, Control, LearningSwitch
 from schemas.records import Record
 from schemas.times import US_PER_DAY
@@ -71,6 +73,14 @@ def test_drift_brings_a_challenger_ahead_of_time_once_a_day() -> None:
     assert waits([CYCLE], 0.5, drifted=drifted) is None
     assert waits([CYCLE], 0.5, drifted=drifted, new_day=False) == "no challenger is due"
     assert waits([switch(True)], 0.5, drifted=drifted) is not None
+
+
+def test_a_rollback_to_a_cold_start_lets_the_online_model_score_again() -> None:
+    cold, of_cold = cold_start(0.01, 0.4, 0.0)
+    back = policy_back(of_cold.replace(blend=FIRST_BLEND, threshold=0.9), of_cold, cold)
+    assert (back.blend, back.threshold, back.lightgbm_version) == (1.0, 0.4, cold.version)
+    back = policy_back(of_cold.replace(blend=0.25), of_cold, small_model())
+    assert (back.blend, back.lightgbm_version) == (0.25, small_model().version)
 
 
 def test_without_a_cluster_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -126,6 +126,21 @@ def test_rows_teach_once_they_are_mature() -> None:
         rows.split(now_us, 60 * US_PER_DAY, 5.0)
 
 
+def test_a_first_date_that_is_wrong_moves_no_window() -> None:
+    first_us = int(HISTORY.event_time_us[0])
+    times_us = [first_us + hours * US_PER_HOUR for hours in (600_000, 1, 2, 3, 4)]
+    moved = HISTORY._replace(event_time_us=np.array(times_us))
+    records = [record for row in range(5) for record in feature_records(moved, small_model(), rows=slice(row, row + 1))]
+    served = log(window_days=1)
+    for record in records:
+        served.add_features([record])
+    assert served.newest_us == times_us[-1]
+    assert served.rows().event_time_us.tolist() == times_us[1:]
+    # Neither does one of another partition, whose first it is.
+    served.add_features([msgspec.structs.replace(records[0], partition=7)])
+    assert served.rows().event_time_us.tolist() == times_us[1:]
+
+
 def test_a_date_that_is_wrong_moves_no_window() -> None:
     times_us = [int(HISTORY.event_time_us[0]) + hours * US_PER_HOUR for hours in (1, 2, 600_000, 3, 75, 76, 77, 78)]
     moved = HISTORY._replace(event_time_us=np.array(times_us))

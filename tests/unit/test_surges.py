@@ -32,8 +32,12 @@ def test_the_usual_most_is_a_quantile_of_hours_with_labels() -> None:
     surges = Surges()
     # One batch a week, and one of four times as many long ago.
     take(surges, 0, 400)
-    for week in range(1, 4):
-        take(surges, week * WEEK, 100)
+    for week in range(1, 5):
+        # Others go on: the clock is that of all sources.
+        usual(surges, range((week - 1) * WEEK, week * WEEK, 12), 1, "issuer")
+        if week < 4:
+            take(surges, week * WEEK, 100)
+    usual(surges, range(4 * WEEK, 4 * WEEK + 1), 1, "issuer")
     assert sum(take(surges, 4 * WEEK, 3_000)) == 1_000
     assert sum(take(surges, 4 * WEEK + 1, 3_000)) == 0, "the batch before was learned as far as 2,000"
     surges = Surges()
@@ -67,6 +71,22 @@ def test_a_new_name_is_no_way_around_the_limit_and_takes_no_memory() -> None:
     assert list(surges.hours) == ["other"]
 
 
+@pytest.mark.parametrize("at", [0, 1, 200, 200 * 10])
+@pytest.mark.parametrize("source", ["customer", "issuer"])
+def test_one_label_of_another_century_changes_nothing(at: int, source: str) -> None:
+    labels = [("customer", hour * US_PER_HOUR) for hour in range(WEEK) for _ in range(10)]
+    labels += [("customer", WEEK * US_PER_HOUR)] * 90
+    straight, odd = Surges(), Surges()
+    found = []
+    for number, label in enumerate(labels):
+        if number == at:
+            odd.take(source, 4_070_908_800_000_000)
+        found.append(odd.take(*label))
+    assert found == [straight.take(*label) for label in labels]
+    assert sum(found) == 40
+    assert odd.clock == straight.clock
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_rollbacks_and_dumps_change_nothing(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -87,5 +107,5 @@ def test_batches_rollbacks_and_dumps_change_nothing(seed: int) -> None:
         found += [parts.take(*label) for label in batch]
         parts.settle()
         if random.random() < 0.2:
-            parts = Surges(parts.hours)
+            parts = Surges(parts.hours, parts.clock)
     assert found == wanted

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, LEGITIMATE_LABEL_FEATURES
 from pipeline.learning.regimes import LabelRegime, Reported
-from pipeline.learning.trained_labels import LABELS, TrainedLabels, warning_of_labels
+from pipeline.learning.trained_labels import LABELS, TrainedLabels, warning_of_labels, warning_of_share
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.early_reports import EarlyReports
@@ -100,6 +100,17 @@ def test_other_delays_are_warned_about_where_they_are_known() -> None:
     assert warning_of_labels(model, "all", 1.0) is not None
 
 
+def test_another_share_of_reports_in_time_is_warned_about() -> None:
+    model, six_hours_us = trained_under(told(FRAUDS)), US_PER_DAY // 4
+    assert warning_of_share(model, 7 * US_PER_DAY, 1.0) is None
+    assert warning_of_share(model, six_hours_us, 0.3) is None
+    assert "trained where 30% of the reports come within 0.25 days, and FRAUD_PIPELINE_REPORTED_SHARE is 1" in (
+        warning_of_share(model, six_hours_us, 1.0) or ""
+    )
+    assert warning_of_share(model, 7 * US_PER_DAY, 0.3) is not None
+
+
 @pytest.mark.parametrize("described", [None, {}, [], "all", {"regime": "all"}, {"regime": {"reported": ["all"]}}])
 def test_a_version_that_does_not_say_is_not_warned_about(described: Any) -> None:
     assert warning_of_labels(trained_under(described), "frauds-only", 3.0) is None
+    assert warning_of_share(trained_under(described), US_PER_DAY, 1.0) is None

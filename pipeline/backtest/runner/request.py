@@ -15,6 +15,7 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.feedback import FeedbackOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import share_in_time
 from pipeline.options import card_options, feedback_options
 from pipeline.rates import load_rates
 from pipeline.settings import Settings
@@ -73,8 +74,11 @@ class Request:
         return card_options(self.settings, load_rates(self.settings), partitions)
 
     def feedback_options(self) -> FeedbackOptions:
-        """The feedback agent's options, as the settings say."""
-        return feedback_options(self.settings)
+        """The feedback agent's options, as the settings say; reports come in time as the declared regime has them."""
+        options = feedback_options(self.settings)
+        if self.labels is LabelMode.RECORDED:
+            return options
+        return options._replace(reported_share=share_in_time(self.regime, options.maturity_us))
 
     def acceptance(self, options: CardOptions) -> Acceptance:
         """Return the rules for rows of the source."""
