@@ -12,6 +12,7 @@ from pipeline.decision.audit import Audit, check_audit, key_check
 from pipeline.decision.comparisons import check_comparison, compared
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import BESIDE, RIVER
 from pipeline.scoring.payload import VERSION_DIGITS, check_metadata, decode_payload, encode_payload, payload_digest
 
 POLICY_KIND: Final = "policy"
@@ -61,6 +62,8 @@ class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any]
     audit: Audit | msgspec.UnsetType = msgspec.UNSET
     """Left out where there is none, so that policies without one keep their versions."""
+    weights: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    """Likewise."""
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_PolicyPayload)
@@ -80,7 +83,8 @@ class Policy:
     """Threshold, blend, audit and rules. Raises `ModelError` where they make no sense.
 
     ``lightgbm_version`` names the version for whose scores the threshold was chosen. An ``audit`` takes the place of
-    ``audit_rate``; one with a key decides only after `keyed`.
+    ``audit_rate``; one with a key decides only after `keyed`. ``weights`` are those of further kinds of
+    models in the score, by name. ``blend`` shares what they leave between the online model and LightGBM.
     """
 
     __slots__ = (
@@ -96,6 +100,7 @@ class Policy:
         "rules",
         "threshold",
         "version",
+        "weights",
     )
 
     def __init__(
@@ -109,6 +114,7 @@ class Policy:
         lightgbm_version: str | None = None,
         metadata: dict[str, Any] | None = None,
         audit: Audit | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         content = _PolicyPayload(
             kind=POLICY_KIND,
@@ -120,6 +126,7 @@ class Policy:
             lightgbm_version=lightgbm_version,
             metadata=metadata or {},
             audit=msgspec.UNSET if audit is None else audit,
+            weights={name: float(weight) for name, weight in weights.items()} if weights else msgspec.UNSET,
         )
         self._load(content, encode_payload(content))
 
@@ -133,6 +140,7 @@ class Policy:
         self.lightgbm_version = content.lightgbm_version
         self.metadata = content.metadata
         self.audit: Audit | None = None if content.audit is msgspec.UNSET else content.audit
+        self.weights: dict[str, float] = {} if content.weights is msgspec.UNSET else content.weights
         self._key: bytes | None = None
         self.payload: bytes = payload
         self.digest: str = payload_digest(payload)
@@ -196,6 +204,12 @@ class Policy:
         policy._key = keys[self.audit.key_id].encode()
         return policy
 
+    @property
+    def model_weights(self) -> list[float]:
+        """The weight of each kind of `BESIDE` in the score; LightGBM has what is left to 1."""
+        left = 1.0 - sum(self.weights.values())
+        return [self.blend * left if kind is RIVER else self.weights.get(kind.name, 0.0) for kind in BESIDE]
+
     def _audit_positions(self, identity: NDArray[np.uint64]) -> NDArray[np.float64]:
         if self.audit is None or self.audit.key_id is None:
             return sample_positions(identity, AUDIT_SAMPLE)
@@ -228,6 +242,7 @@ class Policy:
             "lightgbm_version": self.lightgbm_version,
             "metadata": self.metadata,
             "audit": self.audit,
+            "weights": self.weights,
         }
         policy = Policy(**{**fields, **changes})
         if self.audit is not None and policy.audit is not None and policy.audit.key_id == self.audit.key_id:
@@ -240,10 +255,20 @@ def _fill(selection: list[str | None], rows: NDArray[np.bool_], name: str) -> No
         selection[row] = name
 
 
+def _check_weights(weights: Mapping[str, float]) -> None:
+    names = {kind.name for kind in BESIDE if kind is not RIVER}
+    if foreign := sorted(weights.keys() - names):
+        raise ModelError(f"a policy has a weight for {foreign[0]!r}, which is no model beside LightGBM and River here")
+    if not all(weight >= 0.0 for weight in weights.values()) or not sum(weights.values()) <= 1.0:
+        raise ModelError("a policy's weights must be 0 or more, and at most 1 together")
+
+
 def _check(content: _PolicyPayload) -> None:
     for name, value in (("threshold", content.threshold), ("blend", content.blend), ("audit rate", content.audit_rate)):
         if not 0.0 <= value <= (LARGEST_THRESHOLD if name == "threshold" else 1.0):
             raise ModelError(f"a policy's {name} must be between 0 and 1, not {value}")
+    if content.weights is not msgspec.UNSET:
+        _check_weights(content.weights)
     if not 1 <= content.max_reasons <= MOST_REASONS:
         raise ModelError(
             f"an alert has at least one reason and at most {MOST_REASONS}; max_reasons is {content.max_reasons}"

@@ -7,8 +7,17 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES, OUTLIER_RATIO, WINDOWS_US
-from pipeline.features.meanings import MEANINGS
+from pipeline.features.catalogue import (
+    BY_NAME,
+    COUNT,
+    DECLARED,
+    FEATURES,
+    MONEY,
+    MULTIPLE,
+    OUTLIER_RATIO,
+    SECONDS,
+)
+from pipeline.scoring.kinds import BESIDE
 
 CODES: Final[dict[str, str]] = {
     "AMOUNT_HIGH": "The amount by itself raised the score.",
@@ -26,7 +35,7 @@ CODES: Final[dict[str, str]] = {
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
-    "ONLINE_MODEL": "The online model, from recent labels.",
+    **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
 }
 """Every code that a reason can have, with its meaning; rules bring their own. ``docs/models.md`` lists them."""
@@ -83,10 +92,14 @@ class ReasonText(NamedTuple):
     """Features whose contributions are added up. ``write`` says nothing where the values do not bear the reason out."""
 
     code: str
-    """Reason code used where ``write`` returns nothing."""
-    features: tuple[str, ...]
+    """Reason code used where ``write`` returns nothing; features are declared with it."""
     write: Callable[[Facts], WordedReason | None]
     subject: str
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features."""
+        return tuple(feature.name for feature in DECLARED if feature.reason == self.code)
 
 
 def count(number: float, what: str) -> str:
@@ -227,80 +240,18 @@ def _nothing(facts: Facts) -> WordedReason | None:
     return None
 
 
-def _windows(entity: str, windows: tuple[str, ...], statistics: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{entity}_{statistic}_{window}" for window in windows for statistic in statistics)
-
-
-_SHORT: Final = ("1h", "1d")
-_LONG: Final = ("7d", "30d")
-_SHAPE: Final = ("mean", "std", "max", "min")
-
 REASON_TEXTS: Final = (
-    ReasonText("AMOUNT_HIGH", ("amount",), _amount, "The amount"),
-    ReasonText(
-        "AMOUNT_UNUSUAL_FOR_CARD",
-        (
-            "card_usual_amount",
-            "card_amount_to_usual",
-            "card_amount_deviation",
-            "card_regular_mean_30d",
-            "card_amount_to_regular",
-            *_windows("card", tuple(WINDOWS_US), _SHAPE),
-        ),
-        _usual_amount,
-        "The card's amounts",
-    ),
-    ReasonText(
-        "CARD_BURST",
-        (*_windows("card", _SHORT, ("count", "sum")), "card_seconds_since_last"),
-        _burst,
-        "The card's rhythm",
-    ),
-    ReasonText("CARD_PATTERN", _windows("card", _LONG, ("count", "sum")), _nothing, "The card's spending over weeks"),
-    ReasonText(
-        "CARD_RECENT_OUTLIERS",
-        ("card_outlier_count_1d", "card_outlier_count_7d", "card_outlier_count_30d", "card_seconds_since_outlier"),
-        _outliers,
-        "The card's range of amounts",
-    ),
-    ReasonText("CARD_NEW_TO_MERCHANT", ("card_merchant_count",), _new_to_merchant, "The card at this merchant"),
-    ReasonText("UNUSUAL_HOUR", ("hour", "weekday"), _hour, "The time"),
-    ReasonText(
-        "AMOUNT_UNUSUAL_FOR_MERCHANT",
-        ("merchant_amount_to_mean", *_windows("merchant", tuple(WINDOWS_US), _SHAPE)),
-        _merchant_amount,
-        "The merchant's amounts",
-    ),
-    ReasonText(
-        "MERCHANT_SURGE",
-        (*_windows("merchant", _SHORT, ("count", "sum")), "merchant_surge", "merchant_seconds_since_last"),
-        _surge,
-        "The merchant's rhythm",
-    ),
-    ReasonText(
-        "MERCHANT_PATTERN",
-        (*_windows("merchant", _LONG, ("count", "sum")), "merchant_seconds_since_first"),
-        _nothing,
-        "The merchant's trade over weeks",
-    ),
-    ReasonText(
-        "MERCHANT_LABELS",
-        (
-            "merchant_known_count_14d",
-            "merchant_known_fraud_14d",
-            "merchant_known_count_30d",
-            "merchant_known_fraud_30d",
-            "merchant_fraud_risk_30d",
-            "merchant_newest_label",
-            "merchant_seconds_since_fraud",
-            "merchant_seconds_since_legitimate",
-            "merchant_unexplained_fraud_30d",
-            "merchant_unreported_since_fraud",
-            "merchant_fraud_run_seconds",
-        ),
-        _merchant_labels,
-        "What is known of the merchant",
-    ),
+    ReasonText("AMOUNT_HIGH", _amount, "The amount"),
+    ReasonText("AMOUNT_UNUSUAL_FOR_CARD", _usual_amount, "The card's amounts"),
+    ReasonText("CARD_BURST", _burst, "The card's rhythm"),
+    ReasonText("CARD_PATTERN", _nothing, "The card's spending over weeks"),
+    ReasonText("CARD_RECENT_OUTLIERS", _outliers, "The card's range of amounts"),
+    ReasonText("CARD_NEW_TO_MERCHANT", _new_to_merchant, "The card at this merchant"),
+    ReasonText("UNUSUAL_HOUR", _hour, "The time"),
+    ReasonText("AMOUNT_UNUSUAL_FOR_MERCHANT", _merchant_amount, "The merchant's amounts"),
+    ReasonText("MERCHANT_SURGE", _surge, "The merchant's rhythm"),
+    ReasonText("MERCHANT_PATTERN", _nothing, "The merchant's trade over weeks"),
+    ReasonText("MERCHANT_LABELS", _merchant_labels, "What is known of the merchant"),
 )
 
 _PATTERN_CODE: Final = {
@@ -316,33 +267,25 @@ _PATTERN_CODE: Final = {
 def pattern(reason: ReasonText, strongest: str, facts: Facts) -> WordedReason:
     """Write a reason in general terms, by its strongest feature."""
     resemble = "resemble" if reason.subject.endswith("amounts") else "resembles"
-    text = (
-        f"{reason.subject} {resemble} earlier fraud, most of all the {MEANINGS[strongest]}{_value(strongest, facts)}."
-    )
+    meaning = BY_NAME[strongest].meaning
+    text = f"{reason.subject} {resemble} earlier fraud, most of all the {meaning}{_value(strongest, facts)}."
     return WordedReason(_PATTERN_CODE.get(reason.code, reason.code), strongest, text, general=True)
 
 
 def _value(name: str, facts: Facts) -> str:
-    """The value of a feature as people write it, in brackets; nothing where it has none, or its meaning says it."""
+    """Return the value of a feature as people write it, in brackets; nothing for a unit without a form of its own."""
     value = facts[name]
     if math.isnan(value):
         return " (none yet)"
-    words = name.split("_")
-    if name in _WITHOUT_UNIT:
-        return ""
-    if "seconds" in words:
-        return f" ({ago(value)})"
-    if words[-1] in WINDOWS_US and words[1] not in _COUNTED:
-        return f" ({facts.money(value)})"
-    if name in _AMOUNTS:
-        return f" ({facts.money(value)})"
-    return f" ({value:,.1f})" if "surge" in words or "to" in words else f" ({value:,.0f})"
+    write = _WRITTEN.get(BY_NAME[name].unit)
+    return "" if write is None else f" ({write(facts, value)})"
 
 
-_WITHOUT_UNIT: Final = frozenset(
-    {"hour", "weekday", "card_amount_deviation", "merchant_fraud_risk_30d", "merchant_newest_label"}
-)
-_COUNTED: Final = frozenset({"count", "outlier", "known", "unexplained"})
-_AMOUNTS: Final = frozenset({"amount", "card_usual_amount"})
+_WRITTEN: Final[dict[str, Callable[[Facts, float], str]]] = {
+    SECONDS: lambda _, value: ago(value),
+    MONEY: Facts.money,
+    MULTIPLE: lambda _, value: f"{value:,.1f}",
+    COUNT: lambda _, value: f"{value:,.0f}",
+}
 _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}

@@ -4,7 +4,7 @@ The contributions of features with the same reason text are added up; each text 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pipeline.decision.policy import BY_AUDIT, Policy
 from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
 from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import BESIDE, ModelKind, Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.river_model import RiverModel
 from schemas.messages import Reason
 
-__all__ = ["CODES", "ScoringModels", "explain", "explain_row"]
+__all__ = ["CODES", "ScoringModels", "explain", "explain_row", "score_reason"]
 
 SMALLEST_CONTRIBUTION: Final = 0.25
 """Log-odds below which a reason is left out: it changes the odds by less than 28 percent."""
@@ -39,8 +40,8 @@ class ScoringModels(Protocol):
         ...
 
     @property
-    def river(self) -> RiverModel:
-        """The online model on top of it."""
+    def beside(self) -> Mapping[str, Scorer]:
+        """The models that are scored beside it, by kind, in the order of `BESIDE`."""
         ...
 
     @property
@@ -64,10 +65,12 @@ def explain(
     its code, ``""`` where it is the base currency. Rules that hold and audit samples come first, then what
     raised the log-odds of the score, the largest first. Costs some hundred microseconds a row.
     """
-    blend, river, policy = models.policy.blend, models.river, models.policy
+    policy, logit = models.policy, np.ascontiguousarray(logit)
     contributions = models.lightgbm.contributions(features)
-    online = blend * (river.logit(features, logit) - logit)
-    evidence = river.evidence(features, logit)
+    added = [
+        (kind, weight * (model.logit(features, logit) - logit), model.evidence(features, logit))
+        for kind, model, weight in zip(BESIDE, models.beside.values(), policy.model_weights, strict=True)
+    ]
     matched = [(rule, rule.matches(features)) for rule in policy.rules]
     reasons = []
     for i, row in enumerate(features):
@@ -88,8 +91,7 @@ def explain(
             explain_row(
                 row,
                 contributions[i],
-                float(online[i]),
-                evidence[i],
+                [score_reason(kind, float(weights[i]), evidence[i]) for kind, weights, evidence in added],
                 first,
                 policy.max_reasons,
                 currency,
@@ -102,8 +104,7 @@ def explain(
 def explain_row(
     row: NDArray[np.float64],
     contributions: NDArray[np.float64],
-    online: float,
-    evidence: str,
+    beside: Sequence[Reason],
     first: Sequence[Reason],
     max_reasons: int,
     currency: str,
@@ -111,8 +112,8 @@ def explain_row(
 ) -> list[Reason]:
     """Reasons of one alert: ``first``, then positive contributions, the largest first.
 
-    ``row`` and ``contributions`` (log-odds) have shape (len(FEATURES),); ``online`` is what the online model added, and
-    ``evidence`` what it saw. A reason in general terms is left out beside others, unless it is strong. Where nothing
+    ``row`` and ``contributions`` (log-odds) have shape (len(FEATURES),); ``beside`` are the reasons of the models
+    beside LightGBM. A reason in general terms is left out beside others, unless it is strong. Where nothing
     was raised, the largest contribution there is stands alone.
     """
     facts, parts = Facts(row, currency, home_amount), contributions.tolist()
@@ -127,8 +128,7 @@ def explain_row(
     ]
     general = {wording.code for wording, _ in worded if wording.general}
     candidates = [_reason(wording, facts, weight) for wording, weight in worded]
-    if not round(online, 4) < least:
-        candidates.append(_online(online, evidence))
+    candidates += [reason for reason in beside if not reason.contribution < least]
     candidates.sort(key=_by_contribution)
     raised: dict[str, Reason] = {}
     for reason in candidates:
@@ -167,16 +167,24 @@ def _reason(wording: WordedReason, facts: Facts, weight: float) -> Reason:
     )
 
 
-def _online(weight: float, evidence: str) -> Reason:
-    like = f" ({evidence})" if evidence else ""
+def score_reason(kind: ModelKind, weight: float, evidence: str) -> Reason:
+    """Return the reason for what a model beside LightGBM added to the score.
+
+    Args:
+        kind: The model's.
+        weight: Log-odds that it added.
+        evidence: What it saw, in words; empty for nothing.
+    """
+    if kind.reason is None:
+        raise ModelError(f"the kind {kind.name!r} is registered without a reason")
     times = np.exp(min(weight, 20.0))
     raised = f"{times:.3g} times" if times >= NOTABLE_ODDS else "a little"
-    sentence = (
-        f"Recent labels raised the odds of transactions like this one{like} {raised}."
-        if weight > 0
-        else f"Recent labels say nothing against transactions like this one{like}."
+    sentence = (kind.reason.raised if weight > 0 else kind.reason.not_raised).format(
+        evidence=f" ({evidence})" if evidence else "", times=raised
     )
-    return Reason(code="ONLINE_MODEL", feature="river", value=None, contribution=round(weight, 4), sentence=sentence)
+    return Reason(
+        code=kind.reason.code, feature=kind.name, value=None, contribution=round(weight, 4), sentence=sentence
+    )
 
 
 def _value(number: float) -> float | None:

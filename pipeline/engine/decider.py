@@ -1,4 +1,4 @@
-"""Decides profiled transactions: both models, the policy, and the reasons of alerts."""
+"""Decides profiled transactions: the models, the policy, and the reasons of alerts."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime

@@ -54,14 +54,18 @@ from pipeline.engine.subjects import (
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 
 _BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
 """Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
 _FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
-_NUMBERS: Final = ("amount_base", "score", "lightgbm", "river", "logit", "river_logit", "selection_probability")
-_AMOUNT_BASE, _SCORE, _LIGHTGBM, _RIVER, _LOGIT, _RIVER_LOGIT, _PROBABILITY = range(len(_NUMBERS))
+_AMOUNT_BASE, _SCORE, _PROBABILITY, _FIRST_SCORE = range(4)
+_FIRST_LOG_ODDS: Final = _FIRST_SCORE + len(KINDS)
+_NUMBERS: Final = _FIRST_LOG_ODDS + len(WITH_LOG_ODDS)
+"""Numbers of a decision besides its features."""
 
-_MODEL_SCORES: Final = {"lightgbm": number(_LIGHTGBM), "river": number(_RIVER)}
+_MODEL_SCORES: Final = {kind.name: number(at) for at, kind in enumerate(KINDS, _FIRST_SCORE)}
+_LOG_ODDS: Final = {kind.log_odds: number(at) for at, (_, kind) in enumerate(WITH_LOG_ODDS, _FIRST_LOG_ODDS)}
 _SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
 _LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
 _LONGEST_AMOUNT: Final = 32
@@ -81,13 +85,12 @@ DECISION: Final[Shape] = {
     "transaction_type": text(TYPE),
     "score": number(_SCORE),
     "model_scores": _MODEL_SCORES,
-    "logit": number(_LOGIT),
-    "river_logit": number(_RIVER_LOGIT),
+    **_LOG_ODDS,
     "action": one_of(ACTION),
     "selection": one_of(SELECTION),
     "selection_probability": number(_PROBABILITY),
     "threshold": same(_THRESHOLD),
-    "features": {name: number(len(_NUMBERS) + column) for column, name in enumerate(FEATURES)},
+    "features": {name: number(_NUMBERS + column) for column, name in enumerate(FEATURES)},
     "versions": one_of(VERSIONS),
     "source": _SOURCE,
     "log": _LOG,
@@ -98,7 +101,7 @@ DECISION: Final[Shape] = {
 }
 _SLIM_DECISION: Final[Shape] = {name: value for name, value in DECISION.items() if name != "features"}
 _ALERT_ID, _REASONS = len(TEXTS), len(TEXTS) + 1
-_SEVERITY: Final = len(_NUMBERS)
+_SEVERITY: Final = _NUMBERS
 ALERT: Final[Shape] = {
     "schema_version": b"1",
     "alert_id": text(_ALERT_ID),
@@ -168,7 +171,7 @@ class DecisionWriter:
 
     def _with_features(self, batch: DecisionBatch) -> Iterator[bytes]:
         numbers = _numbers(batch, len(FEATURES))
-        numbers[:, len(_NUMBERS) :] = batch.features
+        numbers[:, _NUMBERS:] = batch.features
         return self._decisions.write(self._rows(batch, numbers))
 
     def _rows(self, batch: DecisionBatch, numbers: NDArray[np.float64]) -> Rows:
@@ -180,7 +183,9 @@ class DecisionWriter:
         subjects, numbers = batch.subjects, _numbers(batch, 1)
         selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
         home = self._home_amounts(subjects)
-        reasons = explain(batch.features, batch.decided.logit, batch.models, selections, self._base_currency, home)
+        reasons = explain(
+            batch.features, batch.decided.logits[:, 0], batch.models, selections, self._base_currency, home
+        )
         more = [f"{identity:016x}".encode() for identity in subjects.identities().tolist()]
         more += [_encode(alert_reasons) for alert_reasons in reasons]
         ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
@@ -242,14 +247,14 @@ class DecisionWriter:
 
 
 def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:
-    """Columns of `_NUMBERS`, and room for ``more``."""
+    """Return the numbers of each decision, and room for ``more``."""
     decided = batch.decided
-    numbers = np.empty((batch.subjects.rows, len(_NUMBERS) + more))
+    numbers = np.empty((batch.subjects.rows, _NUMBERS + more))
     numbers[:, _AMOUNT_BASE] = batch.subjects.wholes[AMOUNT_BASE] / 100
     numbers[:, _SCORE] = decided.score
-    numbers[:, _LIGHTGBM] = sigmoid(decided.logit)
-    numbers[:, _RIVER] = sigmoid(decided.river_logit)
-    numbers[:, _LOGIT] = decided.logit
-    numbers[:, _RIVER_LOGIT] = decided.river_logit
+    for column in range(len(KINDS)):
+        numbers[:, _FIRST_SCORE + column] = sigmoid(decided.logits[:, column])
+    for at, (column, _) in enumerate(WITH_LOG_ODDS, _FIRST_LOG_ODDS):
+        numbers[:, at] = decided.logits[:, column]
     numbers[:, _PROBABILITY] = decided.selection_probability
     return numbers

@@ -16,6 +16,7 @@ from pipeline.engine.columns import Reject, Transactions
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
+from pipeline.scoring.kinds import KINDS, LIGHTGBM, RIVER, WITH_LOG_ODDS
 from schemas.messages import Reason
 from schemas.times import US_PER_SECOND
 
@@ -36,9 +37,8 @@ class Decisions:
     """Partition of the card."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)), NaN for no value: exactly what the models saw."""
-    logit: NDArray[np.float64]
-    """LightGBM's calibrated log-odds."""
-    river_logit: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    """Shape (n, len(KINDS)): log-odds of each model."""
     score: NDArray[np.float64]
     selection: NDArray[np.int8]
     """Index of `SELECTIONS`, -1 for no alert."""
@@ -67,9 +67,10 @@ class Decisions:
         return replace(self, models=models, feedback=Counter(), **columns)
 
     def under_policy(self, policy: Policy) -> "Decisions":
-        """The same scores under a policy, which takes over the blend that they were made by."""
-        if policy.blend != self.models.policy.blend:
-            policy = policy.replace(blend=self.models.policy.blend)
+        """The same scores under a policy, which takes over the weights that they were made by."""
+        own = self.models.policy
+        if (policy.blend, policy.weights) != (own.blend, own.weights):
+            policy = policy.replace(blend=own.blend, weights=own.weights)
         selection, probability = _selected(policy, self.score, self.features, self.transactions.identities)
         return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 
@@ -77,6 +78,16 @@ class Decisions:
         """Some of the rows; counts and refused rows stay those of the whole chunk."""
         columns = {name: getattr(self, name)[rows] for name in _ROWS}
         return replace(self, transactions=self.transactions.take(rows), **columns)
+
+    @property
+    def logit(self) -> NDArray[np.float64]:
+        """LightGBM's calibrated log-odds."""
+        return self.logits[:, KINDS.index(LIGHTGBM)]
+
+    @property
+    def river_logit(self) -> NDArray[np.float64]:
+        """The online model's log-odds."""
+        return self.logits[:, KINDS.index(RIVER)]
 
     @property
     def alert(self) -> NDArray[np.bool_]:
@@ -106,18 +117,14 @@ class Decisions:
             "base_currency": _same(self.base_currency, n),
             "transaction_type": taken.transaction_type,
             "score": self.score,
-            "lightgbm": sigmoid(self.logit),
-            "river": sigmoid(self.river_logit),
-            "logit": self.logit,
-            "river_logit": self.river_logit,
+            **{kind.name: sigmoid(self.logits[:, column]) for column, kind in enumerate(KINDS)},
+            **{kind.log_odds: self.logits[:, column] for column, kind in WITH_LOG_ODDS},
             **outcome_columns(self.selection),
             "selection_probability": self.selection_probability,
             "threshold": np.full(n, self.models.policy.threshold),
             "case_id": pc.binary_join_element_wise(taken.card_id, started, "-"),
             "case_sequence": self.case_sequence,
-            "lightgbm_version": _same(versions.lightgbm, n),
-            "river_version": _same(versions.river, n),
-            "policy_version": _same(versions.policy, n),
+            **{f"{name}_version": _same(model.version, n) for name, model in self.models.named.items()},
             "kernel_version": _same(versions.kernel, n),
             "rates_version": _same(versions.rates, n),
         }
@@ -149,8 +156,7 @@ def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray
 class PolicyResult(NamedTuple):
     """The result of models and policy for n transactions; as in `Decisions`."""
 
-    logit: NDArray[np.float64]
-    river_logit: NDArray[np.float64]
+    logits: NDArray[np.float64]
     score: NDArray[np.float64]
     selection: NDArray[np.int8]
     selection_probability: NDArray[np.float64]
@@ -167,9 +173,9 @@ def decided(
         identities: Gives the `transaction_hash` of each, shape (n,), where the policy asks.
     """
     logit = models.lightgbm.logit(features)
-    river_logit = models.river.logit(features, logit)
-    score = blend(logit, river_logit, models.policy.blend)
-    return PolicyResult(logit, river_logit, score, *_selected(models.policy, score, features, identities))
+    logits = np.stack([logit, *(model.logit(features, logit) for model in models.beside.values())], axis=1)
+    score = blend(logits, models.policy.model_weights)
+    return PolicyResult(logits, score, *_selected(models.policy, score, features, identities))
 
 
 def _selected(
@@ -189,7 +195,7 @@ def _selected(
 
 
 _ROWS: Final = (
-    "position", "partition", "features", "logit", "river_logit", "score", "selection", "selection_probability",
+    "position", "partition", "features", "logits", "score", "selection", "selection_probability",
     "case_start_us", "case_sequence",
 )  # fmt: skip
 

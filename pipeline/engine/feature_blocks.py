@@ -39,6 +39,7 @@ from pipeline.engine.subjects import (
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
 from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
 from schemas.records import Output, Record
@@ -49,16 +50,18 @@ LAYOUT: Final = Layout(
     wide=("event_time_us", "amount_base_minor", "source_offset"),
     narrow=("producer_offset_min", "source_partition", "log_row"),
     texts=("transaction_id", "card_id", "merchant_id"),
-    codes=("source_topic", "lightgbm", "river", "policy", "rates"),
+    codes=("source_topic", *(kind.name for kind in KINDS), "policy", "rates"),
 )
 EVENT_US, AMOUNT_MINOR, OFFSET = range(len(LAYOUT.wide))
 OFFSET_MIN, PARTITION, ROW = range(len(LAYOUT.narrow))
 _TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
 """Columns of `Subjects` that become the texts."""
-SOURCE_TOPIC, LIGHTGBM, RIVER, POLICY, RATES_VERSION = range(len(LAYOUT.codes))
-NUMBERS: Final = (b"logit", b"river_logit", b"score")
+SOURCE_TOPIC, LIGHTGBM, POLICY, RATES_VERSION = map(LAYOUT.codes.index, ("source_topic", "lightgbm", "policy", "rates"))
+NAMED_VERSIONS: Final = LAYOUT.codes[LIGHTGBM:]
+"""Fields of `Versions` that codes name."""
+NUMBERS: Final = (*(kind.log_odds.encode() for _, kind in WITH_LOG_ODDS), b"score")
 """Names of the first columns of numbers; those of the features follow, and then what codes name."""
-LOGIT, RIVER_LOGIT, SCORE = range(len(NUMBERS))
+LOGIT, RIVER_LOGIT, SCORE = map(NUMBERS.index, (b"logit", b"river_logit", b"score"))
 OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
 """Names of this kernel's features, as blocks have them."""
 _NAMED: Final = (*NUMBERS, *OWN_FEATURES, PROFILED.name.encode())
@@ -93,8 +96,7 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
     partition = partitions_of(pa.array(cards, pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
-    for column, values in ((LOGIT, decided.logit), (RIVER_LOGIT, decided.river_logit), (SCORE, decided.score)):
-        numbers[:, column] = values
+    numbers[:, : len(NUMBERS)] = first_numbers(decided.logits, decided.score)
     numbers[:, len(NUMBERS) :] = batch.features
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[PRODUCER_US, AMOUNT_BASE, SOURCE_OFFSET]]
@@ -121,13 +123,23 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
     return outputs
 
 
+def first_numbers(logits: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the columns of `NUMBERS`.
+
+    Args:
+        logits: Shape (n, len(KINDS)).
+        score: Shape (n,).
+    """
+    return np.column_stack([logits[:, [column for column, _ in WITH_LOG_ODDS]], score])
+
+
 def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
     """Return the names of a batch, and the numbers of those that each row has."""
     subjects = batch.subjects
     versions = batch.models.versions("")
-    names = [*_NAMED, versions.lightgbm.encode(), versions.river.encode(), versions.policy.encode()]
+    names = [*_NAMED, *(getattr(versions, name).encode() for name in LAYOUT.codes[LIGHTGBM:RATES_VERSION])]
     codes = np.empty((len(LAYOUT.codes), subjects.rows), np.int64)
-    for code in (LIGHTGBM, RIVER, POLICY):
+    for code in range(LIGHTGBM, RATES_VERSION):
         codes[code] = len(_NAMED) + code - LIGHTGBM
     for code, column in ((SOURCE_TOPIC, SOURCE), (RATES_VERSION, RATES)):
         found: dict[bytes, int] = {}
@@ -187,13 +199,11 @@ class FeatureRows(NamedTuple):
         """Return the versions that each row names."""
         names = [name.decode() for name in self.block.names]
         made: dict[tuple[int, ...], Versions] = {}
-        codes = self.block.codes[[LIGHTGBM, RIVER, POLICY, RATES_VERSION]][:, self.rows].T.tolist()
+        codes = self.block.codes[LIGHTGBM:][:, self.rows].T.tolist()
         for codes_of_row in map(tuple, codes):
             if codes_of_row not in made:
-                lightgbm, river, policy, rates = (names[code] for code in codes_of_row)
-                made[codes_of_row] = Versions(
-                    lightgbm=lightgbm, river=river, policy=policy, kernel=self.block.kernel, rates=rates
-                )
+                versions = dict(zip(NAMED_VERSIONS, (names[code] for code in codes_of_row), strict=True))
+                made[codes_of_row] = Versions(**versions, kernel=self.block.kernel)
         return [made[tuple(codes_of_row)] for codes_of_row in codes]
 
 

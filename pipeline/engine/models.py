@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.scoring.kinds import BESIDE, BY_NAME, LIGHTGBM, RIVER, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ModelVersion, Versions
@@ -15,23 +17,33 @@ FirstRiver = Callable[[], RiverModel]
 """Returns the online model as it is before its first training update."""
 
 
+_UNPUBLISHED: Final = Unpublished()
+
+
 @dataclass(frozen=True, slots=True)
 class ActiveModels:
     """The models that score a batch."""
 
     lightgbm: LightGBMModel
-    river: RiverModel
+    river: Scorer
     policy: Policy
+    others: Mapping[str, Scorer] = field(default_factory=dict)
+    """Models of further kinds, by name."""
+
+    @property
+    def beside(self) -> dict[str, Scorer]:
+        """The model of each kind of `BESIDE`, by name."""
+        return {kind.name: self.river if kind is RIVER else self.others.get(kind.name, _UNPUBLISHED) for kind in BESIDE}
+
+    @property
+    def named(self) -> dict[str, LightGBMModel | Scorer | Policy]:
+        """All that decides, by its name in ``versions``."""
+        return {LIGHTGBM.name: self.lightgbm, **self.beside, "policy": self.policy}
 
     def versions(self, rates: str) -> Versions:
         """Return the versions that a decision names, enough to score it again."""
-        return Versions(
-            lightgbm=self.lightgbm.version,
-            river=self.river.version,
-            policy=self.policy.version,
-            kernel=KERNEL_VERSION,
-            rates=rates,
-        )
+        versions = {name: model.version for name, model in self.named.items()}
+        return Versions(**versions, kernel=KERNEL_VERSION, rates=rates)
 
     def under(self, policy: Policy) -> "ActiveModels":
         """The same models under another policy."""
@@ -52,6 +64,8 @@ class ModelSet:
     river: RiverModel | None = None
     policy: Policy | None = None
     active: ActiveModels | None = None
+    others: Mapping[str, Scorer] = field(default_factory=dict)
+    """Models of further kinds, by name."""
     audit_keys: Mapping[str, str] | None = field(default=None, repr=False)
     """Keys of audit samples by id; a policy that names another one cannot be used. None for programs that decide
     nothing: they need no key."""
@@ -71,19 +85,20 @@ class ModelSet:
 
     def _with(self, version: ModelVersion) -> "ModelSet":
         payload = bytes(version.payload)
-        match version.name:
-            case "lightgbm":
-                return replace(self, lightgbm=LightGBMModel.from_payload(payload))
-            case "river":
-                return replace(self, river=self.load_river(payload))
-            case "policy":
-                policy = Policy.from_payload(payload)
-                return replace(self, policy=policy if self.audit_keys is None else policy.keyed(self.audit_keys))
-            case _:
-                return self
+        if version.name == "policy":
+            policy = Policy.from_payload(payload)
+            return replace(self, policy=policy if self.audit_keys is None else policy.keyed(self.audit_keys))
+        kind = BY_NAME.get(version.name)
+        if kind is LIGHTGBM:
+            return replace(self, lightgbm=LightGBMModel.from_payload(payload))
+        if kind is RIVER:
+            return replace(self, river=self.load_river(payload))
+        if kind is not None and kind.load is not None:
+            return replace(self, others={**self.others, kind.name: kind.load(payload)})
+        return self
 
     def _composed(self) -> "ModelSet":
         if self.lightgbm is None or self.policy is None:
             return self
         river = self.river if self.river is not None else self.first_river()
-        return replace(self, active=ActiveModels(self.lightgbm, river, self.policy))
+        return replace(self, active=ActiveModels(self.lightgbm, river, self.policy, self.others))

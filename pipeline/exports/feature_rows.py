@@ -13,15 +13,12 @@ from pipeline.engine.feature_blocks import (
     EVENT_US,
     LAYOUT,
     LIGHTGBM,
-    LOGIT,
+    NAMED_VERSIONS,
     NUMBERS,
     OFFSET,
     OWN_FEATURES,
     PARTITION,
-    POLICY,
     RATES_VERSION,
-    RIVER,
-    RIVER_LOGIT,
     ROW,
     SCORE,
     SOURCE_TOPIC,
@@ -30,6 +27,7 @@ from pipeline.engine.feature_blocks import (
     read_features,
 )
 from pipeline.exports.rows import ERROR, FEATURE_FIELDS, RECORD_FIELDS, VALUE, feature_columns, record_columns
+from pipeline.scoring.kinds import WITH_LOG_ODDS
 from schemas.records import Record
 from schemas.topics import PROFILED
 
@@ -40,10 +38,9 @@ _FIELDS: Final = (
     pa.field("event_time", _TIME),
     pa.field("amount_base", pa.float64()),
     pa.field("score", pa.float64()),
-    pa.field("logit", pa.float64()),
-    pa.field("river_logit", pa.float64()),
+    *(pa.field(kind.log_odds, pa.float64()) for _, kind in WITH_LOG_ODDS),
     *FEATURE_FIELDS,
-    *(pa.field(f"versions_{name}", pa.string()) for name in ("lightgbm", "river", "policy", "kernel", "rates")),
+    *(pa.field(f"versions_{name}", pa.string()) for name in (*NAMED_VERSIONS[:-1], "kernel", "rates")),
     pa.field("source_topic", pa.string()),
     pa.field("source_partition", pa.int64()),
     pa.field("source_offset", pa.int64()),
@@ -141,10 +138,9 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
         pa.array(wide[EVENT_US]).cast(_TIME),
         wide[AMOUNT_MINOR] / 100,
         numbers[:, SCORE],
-        numbers[:, LOGIT],
-        numbers[:, RIVER_LOGIT],
+        *numbers[:, :SCORE].T,
         *feature_columns(np.concatenate([rows.own_features() for rows in found])),
-        *(names.take(pa.array(codes[code])) for code in (LIGHTGBM, RIVER, POLICY)),
+        *(names.take(pa.array(codes[code])) for code in range(LIGHTGBM, RATES_VERSION)),
         kernels.take(pa.array(np.repeat(np.arange(len(blocks)), counts))),
         names.take(pa.array(codes[RATES_VERSION])),
         names.take(pa.array(codes[SOURCE_TOPIC])),

@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features import compiled as layout
 from pipeline.features.catalogue import HORIZON_US
+from pipeline.features.timelines import layout
 
 _LABEL_COLUMNS: Final = 5
 """Columns of a label's row before the sums over its chunk."""
@@ -27,14 +27,14 @@ def window_contents(state: layout.State, event_words: int) -> list[tuple[bytes, 
     used = int(state.meta[layout.SLOTS_END]) * int(layout.SLOT_WORDS)
     slots = state.slots[:used].reshape(-1, int(layout.SLOT_WORDS))
     found = []
-    for slot in slots[1:][slots[1:, layout._TAIL] != layout._FREE]:
-        events = _rows(state.chunks, state.events, int(slot[layout._HEAD]), event_words, floor_us)
-        first_label = int(slot[layout._HEAD + layout._KIND_STEP]) if len(state.labels) else 0
+    for slot in slots[1:][slots[1:, layout.TAIL] != layout.FREE]:
+        events = _rows(state.chunks, state.events, int(slot[layout.HEAD]), event_words, floor_us)
+        first_label = int(slot[layout.HEAD + layout.KIND_STEP]) if len(state.labels) else 0
         labels = _rows(state.label_chunks, state.labels, first_label, int(layout.LABEL_WORDS), floor_us)
-        case = slot[[layout._CASE_START, layout._CASE_SEQUENCE]]
+        case = slot[[layout.CASE_START, layout.CASE_SEQUENCE]]
         has_case = not len(state.labels) and int(case[0]) > floor_us
         if len(events) or len(labels) or has_case:
-            key = slot[[layout._KEY_HIGH, layout._KEY_LOW]].tobytes()
+            key = slot[[layout.KEY_HIGH, layout.KEY_LOW]].tobytes()
             shown = case.tobytes() if has_case else b""
             found.append((key, shown, events.tobytes(), labels[:, :_LABEL_COLUMNS].tobytes()))
     return sorted(found)
@@ -46,7 +46,7 @@ def _rows(
     """Return the rows of a timeline behind ``floor_us``, in log order; shape (n, words)."""
     parts = [np.empty((0, words), np.int64)]
     for chunk in _chain(chunks, first):
-        start, length = (int(chunks[chunk * layout.CHUNK_WORDS + word]) for word in (layout._START, layout._LENGTH))
+        start, length = (int(chunks[chunk * layout.CHUNK_WORDS + word]) for word in (layout.START, layout.LENGTH))
         parts.append(items[start * words : (start + length) * words].reshape(-1, words))
     rows = np.concatenate(parts)
     return rows[rows[:, 0] > floor_us]
@@ -55,4 +55,4 @@ def _rows(
 def _chain(chunks: NDArray[np.int64], first: int) -> Iterator[int]:
     while first > 0:
         yield first
-        first = int(chunks[first * layout.CHUNK_WORDS + layout._NEXT])
+        first = int(chunks[first * layout.CHUNK_WORDS + layout.NEXT])

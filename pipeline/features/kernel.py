@@ -13,18 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.card_kernel import profile_cards
 from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
 from pipeline.features.columns import Pages, SavedColumn, Storage
-from pipeline.features.compiled import (
-    CARD_EVENT_WORDS,
-    MERCHANT_EVENT_WORDS,
-    NEWEST,
-    NOTHING_YET_US,
-    profile_cards,
-    profile_merchants,
-)
 from pipeline.features.digest import window_contents
+from pipeline.features.merchant_kernel import profile_merchants
 from pipeline.features.tables import Tables
+from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS, NEWEST, NOTHING_YET_US
 
 
 class CardProfile(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Final
 import numpy as np
 
 from pipeline.features.columns import PAGE_ITEMS, MemoryStorage, Pages, SavedColumn, Storage, aligned_zeros
-from pipeline.features.compiled import (
+from pipeline.features.timelines.entities import fill_index
+from pipeline.features.timelines.layout import (
     CHUNK_WORDS,
     CHUNKS_END,
     ENTITIES,
@@ -26,10 +27,8 @@ from pipeline.features.compiled import (
     SLOT_WORDS,
     SLOTS_END,
     State,
-    fill_index,
-    sweep,
-    take_back,
 )
+from pipeline.features.timelines.maintenance import roll_back, sweep
 
 _INITIAL_ROWS: Final = 1_024
 _INITIAL_INDEX: Final = 4_096
@@ -62,7 +61,7 @@ class Tables:
         empty, no_marks = np.zeros(0, np.int64), np.zeros(0, np.uint8)
         self.state = State(
             meta=meta,
-            places=aligned_zeros(_INITIAL_INDEX, "<i8"),
+            slot_index=aligned_zeros(_INITIAL_INDEX, "<i8"),
             journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
             scratch=np.zeros(SCRATCH_WORDS, np.int64),
             slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
@@ -82,7 +81,7 @@ class Tables:
         self._rows += rows
         meta = self.state.meta
         self._hold("slots", int(meta[SLOTS_END]) + rows)
-        size = len(self.state.places)
+        size = len(self.state.slot_index)
         if 2 * (int(meta[ENTITIES]) + rows) > size:
             self._index(2 * (int(meta[ENTITIES]) + rows))
 
@@ -111,7 +110,7 @@ class Tables:
     def rollback(self) -> None:
         """Take back all that changed since the last `commit`."""
         if self._before is not None:
-            take_back(self.state)
+            roll_back(self.state)
             self.state.meta[:] = self._before
             self._before = None
         self._rows = 0
@@ -165,7 +164,7 @@ class Tables:
     def nbytes(self) -> int:
         """Bytes of all arrays, as far as they are used."""
         used = sum(int(self.state.meta[end]) * words * 8 for words, end in self._words.values())
-        return used + self.state.places.nbytes + self.state.journal.nbytes
+        return used + self.state.slot_index.nbytes + self.state.journal.nbytes
 
     @property
     def entities(self) -> int:
@@ -200,5 +199,5 @@ class Tables:
         size = _INITIAL_INDEX
         while size < wanted:
             size *= 2
-        self.state = self.state._replace(places=aligned_zeros(size, "<i8"))
+        self.state = self.state._replace(slot_index=aligned_zeros(size, "<i8"))
         fill_index(self.state)

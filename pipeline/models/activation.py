@@ -5,14 +5,16 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from pipeline.engine.models import ModelSet
+from pipeline.scoring import kinds
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import KINDS
 from schemas.messages import Activation, ModelVersion, VersionReference
 
 log = logging.getLogger(__name__)
 
-ACTIVATED: Final = frozenset({"lightgbm", "policy"})
+ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy"})
 """Names whose active version an `Activation` says; it may name rate tables besides, which batches name themselves."""
-RIVER: Final = "river"
+RIVER: Final = kinds.RIVER.name
 
 Find = Callable[[VersionReference], ModelVersion | None]
 """Return the content of a reference; None while it cannot be read."""

@@ -165,9 +165,8 @@ class ModelSubscriber:
     def _report(self, before: ActiveModels | None, after: ActiveModels | None) -> None:
         if after is None:
             return
-        for name in ("lightgbm", "river", "policy"):
-            old = None if before is None else getattr(before, name).version
-            new = getattr(after, name).version
+        for name, model in after.named.items():
+            old, new = None if before is None else before.named[name].version, model.version
             self._metrics.model_version(name, new)
             if new == old:
                 continue

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from pipeline.features.meanings import MEANINGS
+from pipeline.features.catalogue import MEANINGS
 from pipeline.models.description import Facts, label_regime
 from pipeline.models.history import VersionHistory, event_time
 from schemas.messages import Activation, Assessment

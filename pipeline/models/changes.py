@@ -248,7 +248,7 @@ class VersionChanges:
         return policy
 
     def fall_back(self, author: ChangeAuthor) -> Active:
-        """Make the last approved bundle active, with blend 0: the online model takes no part in scores.
+        """Make the last approved bundle active, with blend 0 and no weights: LightGBM scores alone.
 
         Raises:
             ModelError: There is none, it cannot be used, or it is active.
@@ -258,7 +258,7 @@ class VersionChanges:
         if approved is None:
             raise ModelError("no bundle was activated by a person or by `fraud-pipeline train`: there is none to use")
         model, chosen = self._versions_of(approved)
-        policy = Policy.from_payload(chosen.payload).replace(blend=0.0)
+        policy = Policy.from_payload(chosen.payload).replace(blend=0.0, weights={})
         bundle = Active(model.version, policy.version)
         if bundle == self.active():
             raise ModelError(f"LightGBM version {bundle.lightgbm} is active already, without the online model")
@@ -326,6 +326,6 @@ def switch_learning(writer: ControlWriter, author: ChangeAuthor, *, frozen: bool
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
-    fields = ("threshold", "blend", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
+    fields = ("threshold", "blend", "weights", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
     pairs = {name: tuple(msgspec.to_builtins(getattr(version, name)) for version in (before, after)) for name in fields}
     return {name: {"before": old, "after": new} for name, (old, new) in pairs.items() if old != new}

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.endpoint import Endpoint
 from pipeline.observability.health import Health, HealthCollector
+from pipeline.scoring.kinds import BY_NAME
 from pipeline.scoring.prequential import ScoreMeasures
 
 PREFIX: Final = "fraud_pipeline_"
@@ -157,8 +158,8 @@ class WorkerMetrics:
             (self._alerts, ("score", "rule", "audit")),
             (self._examples, ("fraud", "legitimate", "presumed_legitimate", "withdrawn")),
             (self._training_updates, ("learned", "corrections", "held")),
-            (self._refused, ("lightgbm", "river", "policy")),
-            (self._changes, ("lightgbm", "river", "policy")),
+            (self._refused, (*BY_NAME, "policy")),
+            (self._changes, (*BY_NAME, "policy")),
             (self._rerouted, ("transactions",)),
             *(
                 (family, ("label", "card", "score", "feedback", "learn"))

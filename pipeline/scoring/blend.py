@@ -1,5 +1,7 @@
 """The blend of log-odds into the score."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,12 +16,18 @@ def sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0)))
 
 
-def blend(lightgbm_logit: NDArray[np.float64], river_logit: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    """The score: sigmoid((1 - beta) x LightGBM's log-odds + beta x the online model's); shape (n,).
+def blend(logits: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return the score: the sigmoid of the weighted log-odds of all models; shape (n,).
 
-    With ``beta`` 1 the online layer, which has LightGBM's log-odds as an input, decides alone; with 0 LightGBM does.
+    Args:
+        logits: Shape (n, number of kinds); LightGBM's first.
+        weights: Weights of the other kinds; LightGBM has what is left to 1. With a weight of 1 the online layer, which
+            has LightGBM's log-odds as an input, decides alone; with 0 LightGBM does.
 
-    >>> blend(np.array([2.0]), np.array([0.0]), 1.0).tolist()
+    >>> blend(np.array([[2.0, 0.0]]), [1.0]).tolist()
     [0.5]
     """
-    return sigmoid((1.0 - beta) * lightgbm_logit + beta * river_logit)
+    total = (1.0 - sum(weights)) * logits[:, 0]
+    for column, weight in enumerate(weights, 1):
+        total = total + weight * logits[:, column]
+    return sigmoid(total)

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.kinds import WITH_LOG_ODDS
 from pipeline.scoring.lessons import TARGETS
 from schemas.messages import Example
 
-MODELS: Final = ("lightgbm", "river", "blend")
+MODELS: Final = (*(kind.name for _, kind in WITH_LOG_ODDS), "blend")
 WINDOW: Final = 10_000
 """Examples that are looked back upon."""
 _CERTAIN: Final = float(np.finfo(float).eps)
@@ -47,8 +48,9 @@ class Prequential:
         for example in examples:
             if example.label not in TARGETS or example.revision or example.held or example.label_source == "rule":
                 continue
-            river_logit = example.logit if example.river_logit is None else example.river_logit
-            self._rows[self._next] = (TARGETS[example.label], example.weight, example.logit, river_logit, example.score)
+            logits = [getattr(example, kind.log_odds) for _, kind in WITH_LOG_ODDS]
+            logits = [example.logit if logit is None else logit for logit in logits]
+            self._rows[self._next] = (TARGETS[example.label], example.weight, *logits, example.score)
             self._next = (self._next + 1) % len(self._rows)
             self.examples += 1
 
@@ -58,7 +60,7 @@ class Prequential:
         if not len(rows):
             return {}
         fraud, weight = rows[:, 0] > 0, rows[:, 1]
-        scores = (sigmoid(rows[:, 2]), sigmoid(rows[:, 3]), rows[:, 4])
+        scores = (*(sigmoid(rows[:, column]) for column in range(2, rows.shape[1] - 1)), rows[:, -1])
         return {
             name: ScoreMeasures(weighted_auc(fraud, score, weight), log_loss(fraud, score, weight))
             for name, score in zip(MODELS, scores, strict=True)

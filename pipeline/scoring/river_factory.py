@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.scoring.configured_river import (
     CONFIGURED_KIND,
     ClassifierConfig,
@@ -14,6 +11,7 @@ from pipeline.scoring.configured_river import (
     read_reference,
 )
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Unpublished
 from pipeline.scoring.payload import VERSION_DIGITS, payload_kind
 from pipeline.scoring.river_layer import LAYER_KIND, RiverLayer
 from pipeline.scoring.river_model import RiverModel
@@ -25,21 +23,11 @@ ReadFile = Callable[[str, str], bytes]
 """(file name, SHA-256) to the bytes of a registry file with that digest."""
 
 
-class Unlearned:
+class Unlearned(Unpublished):
     """A configured classifier before its first training update: LightGBM's log-odds as they are."""
 
     def __init__(self, config: ClassifierConfig) -> None:
-        self.version = f"{config.digest[:VERSION_DIGITS]}@0"
-
-    def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``base_logit``."""
-        del features
-        return base_logit
-
-    def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
-        """Nothing."""
-        del features
-        return [""] * len(base_logit)
+        super().__init__(f"{config.digest[:VERSION_DIGITS]}@0")
 
     def to_payload(self) -> bytes:
         """Nothing was learned, so there is nothing to publish."""

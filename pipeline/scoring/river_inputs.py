@@ -6,9 +6,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, MEANINGS
 from pipeline.features.compiled import compiled
-from pipeline.features.meanings import MEANINGS
 
 LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name != "hour")
 """Features that enter as log1p of what is above 0; NaN enters as 0."""

@@ -3,31 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.scoring.kinds import Scorer
 from schemas.messages import Example
 
 
-class RiverModel(Protocol):
-    """An immutable scorer on top of whichever LightGBM version scores."""
+class RiverModel(Scorer, Protocol):
+    """An immutable scorer on top of whichever LightGBM version scores.
 
-    @property
-    def version(self) -> str:
-        """``<first digits of the configuration's digest>@<offset in examples>``; two models never share one."""
-        ...
-
-    def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log-odds, shape (n,), of features of shape (n, len(FEATURES)) and LightGBM's log-odds (n,)."""
-        ...
-
-    def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
-        """For each row, what it saw that raised its log-odds most, in words; empty where nothing did."""
-        ...
-
-    def to_payload(self) -> bytes:
-        """The model as one JSON object, without code."""
-        ...
+    Its version is ``<first digits of the configuration's digest>@<offset in examples>``.
+    """
 
 
 class RiverLearner(Protocol):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.features.compiled import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.features.timelines.layout import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
 from pipeline.state.mapped import MappedStorage
 from tests.helpers.keys import keys
 
@@ -53,7 +53,7 @@ def measured(windows: CardWindows | MerchantWindows, live_events: int) -> Size:
         8 * int(meta[SLOTS_END]) * words["slots"],
         8 * (int(meta[CHUNKS_END]) * words["chunks"] + int(meta[LABEL_CHUNKS_END]) * words.get("label_chunks", 0)),
         8 * (int(meta[EVENTS_END]) * words["events"] + int(meta[LABELS_END]) * words.get("labels", 0)),
-        tables.state.places.nbytes,
+        tables.state.slot_index.nbytes,
     )
 
 

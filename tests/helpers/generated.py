@@ -9,7 +9,8 @@ import json
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -17,8 +18,7 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from agents.topology import diagram
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.features.meanings import MEANINGS
+from pipeline.features.catalogue import DECLARED, Feature
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
@@ -131,11 +131,33 @@ def process_metrics_table() -> str:
 
 
 def features_table() -> str:
-    """Every feature with its meaning; the page defines it above."""
+    """Every feature with its unit and meaning; the page defines it above."""
     return _table(
-        ("feature", "by default", "meaning"),
-        ((f"`{name}`", "yes" if name in DEFAULT_FEATURES else "", MEANINGS[name]) for name in FEATURES),
+        ("feature", "by default", "unit", "meaning"),
+        ((f"`{of.name}`", "yes" if of.by_default else "", of.unit, of.meaning) for of in DECLARED),
     )
+
+
+def _section(feature: Feature) -> str:
+    """Return the part of the page that defines a feature."""
+    return f"{feature.topic or feature.entity}-features"
+
+
+def definitions_table(section: str) -> str:
+    """Definitions of a section's features, one row for an aggregate whatever its entity and window."""
+    groups: dict[str, list[Feature]] = {}
+    for feature in DECLARED:
+        if _section(feature) == section:
+            groups.setdefault(feature.aggregate, []).append(feature)
+    return _table(("feature", "value"), ((_code(_labels(group)), group[0].definition) for group in groups.values()))
+
+
+def _labels(group: Sequence[Feature]) -> list[str]:
+    """Return names of features that differ in entity (``*``: both) or window (``W``: all)."""
+    first, *others = group
+    if len({feature.entity for feature in group}) > 1:
+        return [f"*_{first.aggregate}{'_W' if first.window else ''}"]
+    return [first.name, *(f"_{feature.window}" for feature in others)]
 
 
 def topics_table() -> str:
@@ -210,7 +232,10 @@ def _summary(package: str) -> str:
 PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"topology": topology},
     "docs/architecture.md": {"topology": topology, "layers": layers_diagram, "packages": packages_table},
-    "docs/features.md": {"features": features_table},
+    "docs/features.md": {
+        **{section: partial(definitions_table, section) for section in map(_section, DECLARED)},
+        "features": features_table,
+    },
     "docs/metrics.md": {
         "metrics": metrics_table,
         "drift-metrics": drift_metrics_table,

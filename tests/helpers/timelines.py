@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.features import compiled as layout
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
+from pipeline.features.timelines import layout
+from pipeline.features.timelines.entities import find_slot
 from tests.helpers.memory_columns import MemoryColumn
 
 Windows = CardWindows | MerchantWindows
@@ -29,21 +30,21 @@ def contents(windows: Windows) -> dict[tuple[int, int], Held]:
     meta, labelled = state.meta, isinstance(windows, MerchantWindows)
     slots = state.slots[: meta[layout.SLOTS_END] * layout.SLOT_WORDS].reshape(-1, layout.SLOT_WORDS)
     held: dict[tuple[int, int], Held] = {}
-    free = _chain(int(meta[layout.FREE_SLOT]), lambda slot: int(slots[slot][layout._HEAD]))
+    free = _chain(int(meta[layout.FREE_SLOT]), lambda slot: int(slots[slot][layout.HEAD]))
     used: tuple[list[int], list[int]] = ([], [])
     for slot in range(1, len(slots)):
         record = slots[slot]
-        if record[layout._TAIL] == layout._FREE:
+        if record[layout.TAIL] == layout.FREE:
             assert slot in free
             continue
         assert slot not in free
-        key = (int(record[layout._KEY_HIGH]), int(record[layout._KEY_LOW]))
-        assert layout._find(state, *key)[0] == slot
+        key = (int(record[layout.KEY_HIGH]), int(record[layout.KEY_LOW]))
+        assert find_slot(state, *key)[0] == slot
         events = _rows(tables, layout.EVENTS, record, used[0])
         labels = _rows(tables, layout.LABELS, record, used[1]) if labelled else []
-        case = (0, 0) if labelled else (int(record[layout._CASE_START]), int(record[layout._CASE_SEQUENCE]))
+        case = (0, 0) if labelled else (int(record[layout.CASE_START]), int(record[layout.CASE_SEQUENCE]))
         held[key] = Held(events, labels, case)
-    assert len(held) == windows.entities == np.count_nonzero(state.places)
+    assert len(held) == windows.entities == np.count_nonzero(state.slot_index)
     assert windows.events == sum(len(one.events) for one in held.values())
     assert windows.labels == sum(len(one.labels) for one in held.values())
     for kind in (layout.EVENTS, layout.LABELS) if labelled else (layout.EVENTS,):
@@ -61,7 +62,7 @@ def _chain(first: int, following: Any) -> list[int]:
 
 
 def _chunks(tables: Tables, kind: int) -> np.ndarray:
-    chunks = layout._tables(tables.state, kind)[0]
+    chunks = layout.tables_of(tables.state, kind)[0]
     return chunks[: tables.state.meta[layout.CHUNKS_END + 2 * kind] * layout.CHUNK_WORDS].reshape(
         -1, layout.CHUNK_WORDS
     )
@@ -71,60 +72,58 @@ def _all_accounted_for(tables: Tables, kind: int, used: list[int]) -> None:
     """Every chunk is in one chain or on one free list, and the chunks tile the arena."""
     chunks, meta = _chunks(tables, kind), tables.state.meta
     free: list[int] = []
-    for size_class in range(layout._SIZE_CLASSES):
-        head = int(meta[layout._FREE_CHUNKS + layout._SIZE_CLASSES * kind + size_class])
-        on_list = _chain(head, lambda chunk: int(chunks[chunk][layout._NEXT]))
-        assert all(chunks[chunk][layout._CAPACITY] == layout.SMALLEST_CHUNK << size_class for chunk in on_list)
+    for size_class in range(layout.SIZE_CLASSES):
+        head = int(meta[layout.FREE_CHUNKS + layout.SIZE_CLASSES * kind + size_class])
+        on_list = _chain(head, lambda chunk: int(chunks[chunk][layout.NEXT]))
+        assert all(chunks[chunk][layout.CAPACITY] == layout.SMALLEST_CHUNK << size_class for chunk in on_list)
         free += on_list
     assert sorted([*free, *used]) == list(range(1, len(chunks)))
     words = tables._words["labels" if kind == layout.LABELS else "events"][0]
-    capacity = chunks[1:, layout._CAPACITY]
-    with_totals = (capacity >= layout._LEAST_WITH_TOTALS) & (kind == layout.EVENTS)
-    behind = -(-(capacity // layout._RUN * layout.TOTALS_WORDS) // words)
-    ends = chunks[1:, layout._START] + capacity + np.where(with_totals, behind, 0)
-    assert [0, *ends.tolist()] == [*chunks[1:, layout._START].tolist(), int(meta[layout.EVENTS_END + 2 * kind])]
+    capacity = chunks[1:, layout.CAPACITY]
+    with_totals = (capacity >= layout.LEAST_WITH_TOTALS) & (kind == layout.EVENTS)
+    behind = -(-(capacity // layout.RUN * layout.TOTALS_WORDS) // words)
+    ends = chunks[1:, layout.START] + capacity + np.where(with_totals, behind, 0)
+    assert [0, *ends.tolist()] == [*chunks[1:, layout.START].tolist(), int(meta[layout.EVENTS_END + 2 * kind])]
 
 
 def _rows(tables: Tables, kind: int, slot: np.ndarray, used: list[int]) -> list[tuple[int, ...]]:
-    chunks, items = _chunks(tables, kind), layout._tables(tables.state, kind)[1]
+    chunks, items = _chunks(tables, kind), layout.tables_of(tables.state, kind)[1]
     words = tables._words["labels" if kind == layout.LABELS else "events"][0]
-    step = layout._KIND_STEP * kind
+    step = layout.KIND_STEP * kind
     found: list[tuple[int, ...]] = []
-    chain = _chain(int(slot[layout._HEAD + step]), lambda chunk: int(chunks[chunk][layout._NEXT]))
+    chain = _chain(int(slot[layout.HEAD + step]), lambda chunk: int(chunks[chunk][layout.NEXT]))
     previous = 0
     for number in chain:
         chunk = chunks[number]
-        assert chunk[layout._PREVIOUS] == previous
-        assert 0 < chunk[layout._LENGTH] <= chunk[layout._CAPACITY]
-        start = int(chunk[layout._START])
-        rows = items[start * words : (start + int(chunk[layout._LENGTH])) * words].reshape(-1, words).tolist()
-        assert (chunk[layout._FIRST], chunk[layout._LAST]) == (rows[0][0], rows[-1][0])
+        assert chunk[layout.PREVIOUS] == previous
+        assert 0 < chunk[layout.LENGTH] <= chunk[layout.CAPACITY]
+        start = int(chunk[layout.START])
+        rows = items[start * words : (start + int(chunk[layout.LENGTH])) * words].reshape(-1, words).tolist()
+        assert (chunk[layout.FIRST], chunk[layout.LAST]) == (rows[0][0], rows[-1][0])
         if kind == layout.LABELS:
             found += _labels(chunk, rows)
         else:
             events = [(row[0], row[1] >> 1, row[1] & 1, row[2] if len(row) > 2 else 0) for row in rows]
-            if chunk[layout._CAPACITY] >= layout._LEAST_WITH_TOTALS:
-                _check_totals(chunk[layout._TOTALS :], events)
-                runs = items[(start + int(chunk[layout._CAPACITY])) * words :]
-                for run in range(0, -(-len(rows) // layout._RUN)):
-                    _check_totals(
-                        runs[run * layout.TOTALS_WORDS :], events[run * layout._RUN : (run + 1) * layout._RUN]
-                    )
+            if chunk[layout.CAPACITY] >= layout.LEAST_WITH_TOTALS:
+                _check_totals(chunk[layout.TOTALS :], events)
+                runs = items[(start + int(chunk[layout.CAPACITY])) * words :]
+                for run in range(0, -(-len(rows) // layout.RUN)):
+                    _check_totals(runs[run * layout.TOTALS_WORDS :], events[run * layout.RUN : (run + 1) * layout.RUN])
             found += events
         previous = number
     used += chain
-    assert slot[layout._TAIL + step] == previous
-    assert slot[layout._HELD + step] == len(found)
+    assert slot[layout.TAIL + step] == previous
+    assert slot[layout.HELD + step] == len(found)
     assert [row[0] for row in found] == sorted(row[0] for row in found)
     return found
 
 
 def _check_totals(totals: np.ndarray, events: list[tuple[int, ...]]) -> None:
     amounts = [amount for _, amount, *_ in events]
-    assert (totals[layout._MAX], totals[layout._MIN]) == (max(amounts), min(amounts))
-    assert (totals[layout._SUM], totals[layout._FLAGS]) == (sum(amounts), sum(flag for _, _, flag, _ in events))
-    assert totals[layout._FLAGGED_SUM] == sum(amount for _, amount, flag, _ in events if flag)
-    high, low = int(totals[layout._SQUARE_HIGH]), int(totals[layout._SQUARE_LOW])
+    assert (totals[layout.LARGEST], totals[layout.SMALLEST]) == (max(amounts), min(amounts))
+    assert (totals[layout.SUM], totals[layout.FLAGS]) == (sum(amounts), sum(flag for _, _, flag, _ in events))
+    assert totals[layout.FLAGGED_SUM] == sum(amount for _, amount, flag, _ in events if flag)
+    high, low = int(totals[layout.SQUARE_HIGH]), int(totals[layout.SQUARE_LOW])
     assert ((high % 2**64) << 64) + low % 2**64 == sum(amount * amount for amount in amounts)
 
 
@@ -133,9 +132,9 @@ def _labels(chunk: np.ndarray, rows: list[list[int]]) -> list[tuple[int, ...]]:
     for row in rows:
         known, frauds, unexplained = known + (row[4] != 2), frauds + row[4] % 2, unexplained + (row[4] == 1)
         assert row[5:8] == [known, frauds, unexplained]
-    assert tuple(chunk[[layout._KNOWN, layout._FRAUDS, layout._UNEXPLAINED]]) == (known, frauds, unexplained)
-    assert chunk[layout._LATEST_KNOWN_AT] == max(row[2] for row in rows)
-    assert chunk[layout._CORRECTED] == sum(row[3] != layout.NEVER for row in rows)
+    assert tuple(chunk[[layout.KNOWN, layout.FRAUDS, layout.UNEXPLAINED]]) == (known, frauds, unexplained)
+    assert chunk[layout.LATEST_KNOWN_AT] == max(row[2] for row in rows)
+    assert chunk[layout.CORRECTED] == sum(row[3] != layout.NEVER for row in rows)
     return [tuple(row[:5]) for row in rows]
 
 

@@ -12,7 +12,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.labels.ground_truth import ground_truth
-from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, LIGHTGBM, POLICY, RIVER, UNEXPLAINED, WINDOWS
+from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, OTHER_VERSION, UNEXPLAINED, WINDOWS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.clients import TopicError, admin_client
@@ -201,7 +201,7 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     assert what_if.comparison.compared == len(live)
     assert causes[ARRIVAL] > 0
     assert UNEXPLAINED not in causes
-    assert causes.keys() <= {ARRIVAL, BETWEEN, RIVER, POLICY, LIGHTGBM}
+    assert causes.keys() <= {ARRIVAL, BETWEEN, *OTHER_VERSION.values()}
     assert {name: first.counts[name] for name in losses} == losses
     assert offsets(lived) == before
 
@@ -290,7 +290,7 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     by_time.run()
     assert by_time.comparison is not None
     assert by_time.comparison.compared == len(bought)
-    assert by_time.comparison.causes.keys() <= {BETWEEN, RIVER}
+    assert by_time.comparison.causes.keys() <= {BETWEEN, OTHER_VERSION["river"]}
     # Without the features of a partition, everything else is still compared.
     client, name = admin_client(cluster.bootstrap), cluster.settings.topic(DECISION_FEATURES.name)
     for future in client.delete_records([TopicPartition(name, 0, -1)]).values():

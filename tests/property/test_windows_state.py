@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
 from pipeline.features.columns import Storage
-from pipeline.features.compiled import (
-    _CAPACITY,
-    _HEAD,
-    _HELD,
-    _TAIL,
-    CHUNK_WORDS,
-    CHUNKS_END,
-    LARGEST_BLOCK,
-    SLOT_WORDS,
-)
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
 from pipeline.features.tables import Tables
+from pipeline.features.timelines.layout import (
+    CAPACITY,
+    CHUNK_WORDS,
+    CHUNKS_END,
+    HEAD,
+    HELD,
+    LARGEST_BLOCK,
+    SLOT_WORDS,
+    TAIL,
+)
 from pipeline.state.mapped import MappedStorage
 from tests.helpers.keys import keys
 from tests.helpers.timelines import Saved, Windows, contents
@@ -121,11 +121,11 @@ def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int)
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
     state = windows._tables.state
     slots = state.slots.reshape(-1, SLOT_WORDS)[1 : windows.entities + 1]
-    in_one_chunk = slots[:, _HEAD] == slots[:, _TAIL]
+    in_one_chunk = slots[:, HEAD] == slots[:, TAIL]
     assert in_one_chunk.sum() >= 3
-    assert (slots[in_one_chunk, _HELD] <= LARGEST_BLOCK).all()
-    chunks = state.chunks.reshape(-1, CHUNK_WORDS)[slots[in_one_chunk, _HEAD]]
-    assert len(set(chunks[:, _CAPACITY])) > 1
+    assert (slots[in_one_chunk, HELD] <= LARGEST_BLOCK).all()
+    chunks = state.chunks.reshape(-1, CHUNK_WORDS)[slots[in_one_chunk, HEAD]]
+    assert len(set(chunks[:, CAPACITY])) > 1
     # What a card no more uses, another one has taken, or will.
     assert state.meta[CHUNKS_END] < 24
 

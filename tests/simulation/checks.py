@@ -392,7 +392,7 @@ def check_scores(logs: Logs) -> None:
             own = load_river(rivers[river], None, no_files)
             river_logit = own.logit(features, logit)
             assert river_logit.tolist() == [one.river_logit for one in decisions], "15: another score of River"
-            score = blend(logit, river_logit, 1.0)
+            score = blend(np.stack([logit, river_logit], axis=1), [1.0])
             assert score.tolist() == [one.score for one in decisions], "15: another score"
         else:
             assert river.endswith("@0"), f"15: {river} is not on models"

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 THINGS = {
-    "A feature": ("merchant_seconds_since_first", "first"),
+    "A feature": ("usual_amount",),
     "A model": ("lightgbm", "modelversion"),
     "An agent": ("feedback",),
     "A command": ("drift",),

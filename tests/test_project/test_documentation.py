@@ -10,7 +10,6 @@ import pytest
 from agents.topology import AGENTS
 from pipeline.cli import COMMANDS
 from pipeline.commands.models import SUBCOMMANDS
-from pipeline.features.catalogue import FEATURES, WINDOWS_US
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
@@ -59,18 +58,6 @@ def test_every_module_with_a_command_is_offered() -> None:
         if re.search(r"^def command\(", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert found == {module for module, _ in COMMANDS.values()}
-
-
-def test_every_feature_is_defined() -> None:
-    """Names of the page: ``*`` stands for card or merchant, ``W`` for a window, ``_30d`` for another window."""
-    names: list[str] = []
-    for line in table_rows("docs/features.md", r"[a-z*]\w*(?:`,|` \|)"):
-        for name in re.findall(r"`([\w*]+)`", line.split(" | ")[0]):
-            names.append(re.sub(r"_\d+[dh]$", name, names[-1]) if name.startswith("_") else name)
-    windows = "|".join(WINDOWS_US)
-    patterns = [name.replace("*", "(?:card|merchant)").replace("_W", f"_(?:{windows})") for name in names]
-    assert [name for name in FEATURES if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
-    assert [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in FEATURES)] == []
 
 
 def test_every_kind_of_model_is_listed() -> None:

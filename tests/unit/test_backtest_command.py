@@ -242,7 +242,7 @@ def test_the_page_tells_every_option() -> None:
 def test_causes_of_differences_are_in_the_page() -> None:
     page = (ROOT / "docs/backtest.md").read_text(encoding="utf-8")
     causes = [
-        live.RULES, live.WINDOWS, live.ARRIVAL, live.BETWEEN, live.LIGHTGBM, live.RIVER, live.POLICY, live.ONLY_LIVE,
+        live.RULES, live.WINDOWS, live.ARRIVAL, live.BETWEEN, *live.OTHER_VERSION.values(), live.ONLY_LIVE,
         live.ONLY_HERE, live.UNEXPLAINED,
     ]  # fmt: skip
     assert [cause for cause in causes if f"`{cause}`" not in page] == []

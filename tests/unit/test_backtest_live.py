@@ -164,7 +164,7 @@ def other_river() -> ActiveModels:
     ("changed", "cause"),
     [
         (lambda decisions: dataclasses.replace(decisions, rates_version="another"), compared.RULES),
-        (lambda decisions: decisions.under(other_river()), compared.RIVER),
+        (lambda decisions: decisions.under(other_river()), compared.OTHER_VERSION["river"]),
         (lambda decisions: dataclasses.replace(decisions, case_sequence=decisions.case_sequence + 1), compared.ARRIVAL),
     ],
 )

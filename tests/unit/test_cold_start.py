@@ -13,6 +13,7 @@ from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.identity import transaction_hashes
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.kinds import KINDS, RIVER
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner
 from pipeline.training.cold_start import cold_start, treeless_model
@@ -40,7 +41,7 @@ def test_the_online_model_scores_alone(classifier: str | None) -> None:
     def scored(river: object) -> tuple[np.ndarray, np.ndarray]:
         models = ActiveModels(lightgbm_model, river, policy)  # type: ignore[arg-type]
         found = decided(models, features[2_000:], lambda: transaction_hashes(names[2_000:], names[2_000:]))
-        return found.score, found.river_logit
+        return found.score, found.logits[:, KINDS.index(RIVER)]
 
     before, _ = scored(first_river(classifier))
     assert len(set(before.tolist())) == 1

@@ -14,8 +14,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.commands.model_pages import as_html
-from pipeline.features.catalogue import FEATURES
-from pipeline.features.meanings import MEANINGS
+from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.models.card import CardSources, cell, model_card
 from pipeline.models.description import facts_of, gains
 from pipeline.models.history import VersionEvent, VersionHistory

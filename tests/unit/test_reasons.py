@@ -7,14 +7,15 @@ import pytest
 
 from pipeline.decision.policy import Policy, Rule
 from pipeline.decision.reason_texts import REASON_TEXTS, Facts, pattern
-from pipeline.decision.reasons import CODES, explain, explain_row
-from pipeline.features.catalogue import FEATURES
-from pipeline.features.meanings import MEANINGS
+from pipeline.decision.reasons import CODES, explain, explain_row, score_reason
+from pipeline.features.catalogue import FEATURES, MEANINGS
+from pipeline.scoring.kinds import RIVER, Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_inputs import INPUTS, describe
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverModel
+from schemas.messages import Reason
 from tests.unit.model_helpers import COLUMN, example, matrix, small_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -23,13 +24,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 @dataclass(frozen=True)
 class Models:
     lightgbm: LightGBMModel
-    river: RiverModel
+    beside: dict[str, Scorer]
     policy: Policy
+
+
+def online(weight: float, evidence: str = "") -> Reason:
+    return score_reason(RIVER, weight, evidence)
 
 
 def models(policy: Policy | None = None, river: RiverModel | None = None) -> Models:
     model = small_model()
-    return Models(model, river or RiverLayer.identity(), policy or Policy(0.5))
+    return Models(model, {"river": river or RiverLayer.identity()}, policy or Policy(0.5))
 
 
 def row(**values: float) -> np.ndarray:
@@ -43,7 +48,7 @@ def weights(**values: float) -> np.ndarray:
     return row(**values)
 
 
-def test_every_feature_belongs_to_one_story() -> None:
+def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
     told = [name for text in REASON_TEXTS for name in text.features]
     assert sorted(told) == sorted(FEATURES)
 
@@ -57,7 +62,9 @@ def test_every_code_is_documented_and_nothing_else() -> None:
 
 def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
     features = row(amount=412.90, card_usual_amount=65.40, card_amount_to_usual=412.90 / 65.40)
-    reasons = explain_row(features, weights(card_amount_to_usual=1.5, card_usual_amount=0.5), 0.0, "", [], 5, "EUR")
+    reasons = explain_row(
+        features, weights(card_amount_to_usual=1.5, card_usual_amount=0.5), [online(0.0)], [], 5, "EUR"
+    )
     assert len(reasons) == 1
     (reason,) = reasons
     assert reason.code == "AMOUNT_UNUSUAL_FOR_CARD"
@@ -122,7 +129,7 @@ def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
     ],
 )
 def test_codes_follow_from_values(values: dict[str, float], strongest: str, code: str) -> None:
-    (reason,) = explain_row(row(**values), weights(**{strongest: 1.0}), 0.0, "", [], 5, "EUR")
+    (reason,) = explain_row(row(**values), weights(**{strongest: 1.0}), [online(0.0)], [], 5, "EUR")
     assert reason.code == code
     assert reason.code in CODES
     assert reason.sentence.endswith(".")
@@ -131,7 +138,7 @@ def test_codes_follow_from_values(values: dict[str, float], strongest: str, code
 def test_reasons_are_positive_largest_first_and_not_too_many() -> None:
     given = weights(amount=0.5, card_merchant_count=2.0, hour=-3.0, card_count_1h=1.0, merchant_count_7d=0.7)
     features = row(card_count_1h=4.0, card_count_30d=4.0)
-    reasons = explain_row(features, given, 0.9, "hours below 4", [], 3, "EUR")
+    reasons = explain_row(features, given, [online(0.9, "hours below 4")], [], 3, "EUR")
     assert [reason.code for reason in reasons] == ["CARD_NEW_TO_MERCHANT", "CARD_BURST", "ONLINE_MODEL"]
     assert [reason.contribution for reason in reasons] == [2.0, 1.0, 0.9]
     assert "hours below 4" in reasons[2].sentence
@@ -139,29 +146,29 @@ def test_reasons_are_positive_largest_first_and_not_too_many() -> None:
 
 def test_one_code_appears_once() -> None:
     given = weights(card_outlier_count_7d=0.4, card_count_7d=0.5)
-    reasons = explain_row(row(), given, 0.0, "", [], 5, "EUR")
+    reasons = explain_row(row(), given, [online(0.0)], [], 5, "EUR")
     assert [(reason.code, reason.contribution) for reason in reasons] == [("CARD_PATTERN", 0.9)]
 
 
 def test_what_is_told_is_all_that_is_more_than_noise() -> None:
     given = weights(amount=0.2500, hour=0.2499, card_merchant_count=0.28)
-    reasons = explain_row(row(), given, 0.27, "", [], 5, "EUR")
+    reasons = explain_row(row(), given, [online(0.27)], [], 5, "EUR")
     assert [reason.contribution for reason in reasons] == [0.28, 0.27, 0.25]
-    assert [reason.contribution for reason in explain_row(row(), given, 0.22, "", [], 5, "EUR")] == [0.28, 0.25]
+    assert [reason.contribution for reason in explain_row(row(), given, [online(0.22)], [], 5, "EUR")] == [0.28, 0.25]
 
 
-@pytest.mark.parametrize(("online", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
-def test_where_nothing_was_raised_the_largest_is_told(online: float, code: str) -> None:
+@pytest.mark.parametrize(("added", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
+def test_where_nothing_was_raised_the_largest_is_told(added: float, code: str) -> None:
     given = np.full(len(FEATURES), -1.0)
     given[[COLUMN["amount"], COLUMN["card_merchant_count"]]] = -0.3
-    (reason,) = explain_row(row(), given, online, "", [], 5, "EUR")
-    assert (reason.code, reason.contribution) == (code, max(online, -0.3))
+    (reason,) = explain_row(row(), given, [online(added)], [], 5, "EUR")
+    assert (reason.code, reason.contribution) == (code, max(added, -0.3))
 
 
 def test_an_alert_always_has_a_reason() -> None:
-    reasons = explain_row(row(), -np.ones(len(FEATURES)), -1.0, "", [], 5, "EUR")
+    reasons = explain_row(row(), -np.ones(len(FEATURES)), [online(-1.0)], [], 5, "EUR")
     assert len(reasons) == 1
-    empty = explain_row(np.full(len(FEATURES), np.nan), np.zeros(len(FEATURES)), 0.0, "", [], 5, "")
+    empty = explain_row(np.full(len(FEATURES), np.nan), np.zeros(len(FEATURES)), [online(0.0)], [], 5, "")
     assert len(empty) == 1
     assert empty[0].value is None
 
@@ -186,7 +193,7 @@ def test_no_sentence_names_a_feature_as_programs_do() -> None:
         features[generator.random(len(FEATURES)) < 0.2] = np.nan
         for text in REASON_TEXTS:
             for name in text.features:
-                for reason in explain_row(features, weights(**{name: 1.0}), 0.3, "", [], 9, "EUR"):
+                for reason in explain_row(features, weights(**{name: 1.0}), [online(0.3)], [], 9, "EUR"):
                     assert not [leak for leak in named if leak in reason.sentence], reason.sentence
                     assert "e+" not in reason.sentence
 
@@ -203,18 +210,18 @@ def test_no_sentence_names_a_feature_as_programs_do() -> None:
 )
 def test_what_is_no_argument_gives_way_to_what_is(values: dict[str, float], strongest: str) -> None:
     features = row(hour=3.0, weekday=2, **values)
-    both = explain_row(features, weights(**{strongest: 0.6, "hour": 0.5}), 0.0, "", [], 5, "EUR")
+    both = explain_row(features, weights(**{strongest: 0.6, "hour": 0.5}), [online(0.0)], [], 5, "EUR")
     assert [reason.code for reason in both] == ["UNUSUAL_HOUR"]
-    (alone,) = explain_row(features, weights(**{strongest: 0.6}), 0.0, "", [], 5, "EUR")
+    (alone,) = explain_row(features, weights(**{strongest: 0.6}), [online(0.0)], [], 5, "EUR")
     assert "resemble" in alone.sentence
     assert " times " not in alone.sentence
-    strong = explain_row(features, weights(**{strongest: 1.5, "hour": 0.5}), 0.0, "", [], 5, "EUR")
+    strong = explain_row(features, weights(**{strongest: 1.5, "hour": 0.5}), [online(0.0)], [], 5, "EUR")
     assert [reason.contribution for reason in strong] == [1.5, 0.5]
 
 
 def test_an_amount_in_another_currency_stands_beside_the_base_currency_s() -> None:
     features = row(amount=412.90, card_usual_amount=65.40, card_amount_to_usual=412.90 / 65.40)
-    (reason,) = explain_row(features, weights(card_amount_to_usual=1.0), 0.0, "", [], 5, "EUR", "450.00 USD")
+    (reason,) = explain_row(features, weights(card_amount_to_usual=1.0), [online(0.0)], [], 5, "EUR", "450.00 USD")
     assert reason.sentence == "412.90 EUR (450.00 USD) is 6.3 times this card's usual 65.40 EUR."
 
 

@@ -173,9 +173,10 @@ def test_trees_of_other_features_than_the_payload_says_are_refused() -> None:
 
 def test_the_blend_goes_from_lightgbm_to_the_online_model() -> None:
     own, online = np.array([-3.0, 0.0, 4.0]), np.array([1.0, 1.0, 1.0])
-    np.testing.assert_array_equal(blend(own, online, 0.0), sigmoid(own))
-    np.testing.assert_array_equal(blend(own, online, 1.0), sigmoid(online))
-    np.testing.assert_allclose(blend(own, online, 0.25), sigmoid(0.75 * own + 0.25 * online), rtol=1e-15)
+    logits = np.stack([own, online], axis=1)
+    np.testing.assert_array_equal(blend(logits, [0.0]), sigmoid(own))
+    np.testing.assert_array_equal(blend(logits, [1.0]), sigmoid(online))
+    np.testing.assert_allclose(blend(logits, [0.25]), sigmoid(0.75 * own + 0.25 * online), rtol=1e-15)
 
 
 def test_probabilities_stay_within_0_and_1_without_overflow() -> None:

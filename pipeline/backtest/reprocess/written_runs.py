@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.records import Numbering
 from pipeline.engine.blocks import BlockError
 from pipeline.engine.decisions import SELECTIONS, Decisions
-from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, read_features
+from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, first_numbers, read_features
 from pipeline.kafka.internal import not_counted, refuse
 from schemas.errors import UNREADABLE
 from schemas.messages import RecordPosition
@@ -181,7 +181,7 @@ class Fingerprint:
             positions, decisions.score.tolist(), decisions.selection.tolist(), strict=True
         ):
             self._decisions += _hash(*position, score, SELECTIONS[code] if code >= 0 else None)
-        numbers = np.stack([decisions.logit, decisions.river_logit, decisions.score], axis=1)
+        numbers = first_numbers(decisions.logits, decisions.score)
         self._features += sum(_feature_hashes(positions, numbers, decisions.features))
 
     def is_of(self, present: Present) -> bool:

@@ -138,6 +138,7 @@ def _version(request: Request, library: ModelLibrary, version: str) -> ActiveMod
         if request.river == UNTRAINED
         else library.river(request.river, lightgbm.version),
         library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),
+        library.others(),
     )
 
 

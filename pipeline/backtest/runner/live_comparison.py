@@ -14,6 +14,7 @@ from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.engine.decisions import SELECTIONS, Decisions
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US
+from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_SECOND
 from schemas.topics import TRANSACTIONS
@@ -28,9 +29,8 @@ BETWEEN: Final = "order between partitions"
 """Live, the merchant's transactions of several cards, or its labels, were read in another order."""
 RULES: Final = "other rules"
 """Another kernel or rate table decided."""
-LIGHTGBM: Final = "other LightGBM version"
-RIVER: Final = "other River version"
-POLICY: Final = "other policy"
+OTHER_VERSION: Final = {**{kind.name: f"other {kind.title} version" for kind in KINDS}, "policy": "other policy"}
+"""A model or policy decided that is not the live one, by name."""
 ONLY_LIVE: Final = "decided live only"
 ONLY_HERE: Final = "decided here only"
 NO_FEATURES: Final = "features not recorded"
@@ -182,7 +182,7 @@ class LiveComparer:
             if self._order is Order.RECORDED:
                 return UNEXPLAINED
             return ARRIVAL if "case" in differs or any(name in CARD_FEATURES for name in features) else BETWEEN
-        for cause, name in ((LIGHTGBM, "lightgbm"), (RIVER, "river"), (POLICY, "policy")):
+        for name, cause in OTHER_VERSION.items():
             if getattr(versions, name) != getattr(live.decision.versions, name):
                 return cause
         return NO_FEATURES if live.features is None else UNEXPLAINED
@@ -211,11 +211,14 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
     code = int(decisions.selection[row])
     started_s = int(decisions.case_start_us[row]) // US_PER_SECOND
     case = (f"{recorded.card_id}-{started_s}", int(decisions.case_sequence[row]))
+    log_odds = [
+        (kind.log_odds.removesuffix("_logit"), float(decisions.logits[row, column]), getattr(recorded, kind.log_odds))
+        for column, kind in WITH_LOG_ODDS
+    ]
     pairs: Iterator[tuple[str, object, object]] = iter(
         (
             ("case", case, (recorded.case_id, recorded.case_sequence)),
-            ("logit", float(decisions.logit[row]), recorded.logit),
-            ("river", float(decisions.river_logit[row]), recorded.river_logit),
+            *log_odds,
             ("score", float(decisions.score[row]), recorded.score),
             ("action", "alert" if code >= 0 else "allow", recorded.action),
             ("selection", SELECTIONS[code] if code >= 0 else None, recorded.selection),

@@ -1,6 +1,6 @@
 """Models by version: of the registry, and of the cluster's ``models``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
@@ -11,6 +11,7 @@ from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import BESIDE, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.river_model import RiverLearner, RiverModel
@@ -90,7 +91,16 @@ class ModelLibrary:
             self.lightgbm(versions.lightgbm),
             self.river(versions.river, versions.lightgbm),
             self.policy(versions.policy),
+            {
+                kind.name: kind.load(self._payload(kind.name, version))
+                for kind in BESIDE
+                if kind.load is not None and (version := getattr(versions, kind.name)) != Unpublished().version
+            },
         )
+
+    def others(self) -> Mapping[str, Scorer]:
+        """Return the active models of kinds besides LightGBM and River, by name."""
+        return {} if self._cluster is None else self._cluster.model_set.others
 
     def _find_river(self, version: str, lightgbm: str) -> RiverModel:
         first = self.untrained_river()

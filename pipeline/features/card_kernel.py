@@ -1,0 +1,196 @@
+"""The kernel of a card's features; ``docs/features.md`` defines them."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.features.catalogue import (
+    CARD,
+    EPISODE_US,
+    HORIZON_US,
+    OUTLIER_MINIMUM_EVENTS,
+    OUTLIER_RATIO,
+    USUAL_EVENTS,
+    WINDOWS_US,
+)
+from pipeline.features.compiled import compiled, inlined
+from pipeline.features.timelines.chunks import has_room, position_at
+from pipeline.features.timelines.entities import enter_slot
+from pipeline.features.timelines.insertion import insert_event
+from pipeline.features.timelines.layout import (
+    CARD_EVENT_WORDS,
+    CASE_SEQUENCE,
+    CASE_START,
+    CHUNK_WORDS,
+    EVENT_AMOUNT,
+    EVENT_OTHER,
+    EVENTS,
+    FOUND,
+    LENGTH,
+    NEVER,
+    NEWEST,
+    ORDERED,
+    PREVIOUS,
+    RECENT,
+    ROWS_AHEAD,
+    SLOT_WORDS,
+    SLOTS_AHEAD,
+    START,
+    State,
+)
+from pipeline.features.timelines.look_ahead import look_ahead
+from pipeline.features.window_statistics import N_WINDOWS, last_flagged_us, window_features
+from schemas.times import US_PER_SECOND
+
+_FEW_EVENTS: Final = 8
+_USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
+_DAY, _WEEK, _MONTH = map([*WINDOWS_US].index, ("1d", "7d", "30d"))
+_MAD_TO_SIGMA: Final = 1.4826
+_DEVIATION_FLOOR: Final = 0.1
+
+
+@inlined
+def _order_by_rank(keys: Any, n: Any, compared: Any, ordered: Any) -> None:
+    for k in range(n, compared):
+        keys[k] = NEVER
+    for j in range(n):
+        key, smaller = keys[j], 0
+        for k in range(compared):
+            smaller += 1 if keys[k] < key else 0
+        ordered[smaller] = key >> _USUAL_SHIFT
+
+
+@inlined
+def _order(keys: Any, n: Any, ordered: Any) -> None:
+    """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
+
+    Each goes to the position that the number of smaller ones gives. One of two fixed numbers of them is compared,
+    whatever ``n``: comparisons without a branch take a few vector instructions, where a sort's branches are guessed
+    wrong.
+    """
+    if n <= _FEW_EVENTS:
+        _order_by_rank(keys, n, _FEW_EVENTS, ordered)
+    else:
+        _order_by_rank(keys, n, USUAL_EVENTS, ordered)
+
+
+@compiled
+def _median_and_spread(ordered: Any, n: Any) -> Any:
+    """(2 x median, 4 x MAD) of ``ordered[:n]`` (ascending integers); MAD: median absolute deviation from the median."""
+    median_2 = ordered[(n - 1) // 2] + ordered[n // 2]
+    # The distances from the median fall and then rise along the sorted amounts, so that the
+    # smallest ones are met by walking outwards from the middle.
+    right = n // 2
+    left = right - 1
+    distance = previous = np.int64(0)
+    for _ in range(n // 2 + 1):
+        previous = distance
+        take_left = right >= n or (left >= 0 and median_2 - 2 * ordered[left] <= 2 * ordered[right] - median_2)
+        if take_left:
+            distance = median_2 - 2 * ordered[left]
+            left -= 1
+        else:
+            distance = 2 * ordered[right] - median_2
+            right += 1
+    return median_2, (2 * distance if n % 2 == 1 else previous + distance)
+
+
+@compiled
+def profile_cards(
+    state: State,
+    first_row: Any,
+    keys: Any,
+    merchants: Any,
+    times: Any,
+    amounts: Any,
+    counts: Any,
+    hours: Any,
+    weekdays: Any,
+    out: Any,
+    case_starts: Any,
+    case_sequences: Any,
+    outliers: Any,
+) -> int:
+    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full)."""
+    meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
+    words = CARD_EVENT_WORDS
+    ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]
+    recent = state.scratch[RECENT : RECENT + USUAL_EVENTS]
+    flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
+    slots_ahead = state.scratch[SLOTS_AHEAD : SLOTS_AHEAD + ROWS_AHEAD]
+    slots_ahead[:] = 0
+    for i in range(first_row, keys.shape[0]):
+        if not has_room(state, EVENTS, words):
+            return i
+        look_ahead(state, EVENTS, words, keys, i, slots_ahead)
+        slot = enter_slot(state, keys[i, 0], keys[i, 1], slots_ahead[i % ROWS_AHEAD])
+        slots_ahead[i % ROWS_AHEAD] = 0
+        time_us, amount = times[i], amounts[i]
+        floor_us = meta[NEWEST] - HORIZON_US
+        base = slot * SLOT_WORDS
+        if (
+            slots[base + CASE_SEQUENCE] == 0
+            or slots[base + CASE_START] <= floor_us
+            or time_us >= slots[base + CASE_START] + EPISODE_US
+        ):
+            slots[base + CASE_START] = time_us
+            slots[base + CASE_SEQUENCE] = 0
+        slots[base + CASE_SEQUENCE] += 1
+        case_starts[i] = slots[base + CASE_START]
+        case_sequences[i] = slots[base + CASE_SEQUENCE]
+        row = out[i]
+        row[CARD.amount] = amount / 100.0
+        row[CARD.hour] = hours[i]
+        row[CARD.weekday] = weekdays[i]
+        chunk, end = position_at(state, EVENTS, words, slot, time_us)
+        sum_, outlier_sum, _, _ = window_features(
+            state, words, chunk, end, time_us, floor_us, row, CARD.card_count_1h, flagged
+        )
+        month = np.int64(row[CARD.card_count_30d])
+        n: Any = min(month, USUAL_EVENTS)
+        row[CARD.card_seconds_since_last] = row[CARD.card_usual_amount] = np.nan
+        row[CARD.card_amount_to_usual] = row[CARD.card_amount_deviation] = np.nan
+        flag, seen = np.int64(0), 0
+        if n > 0:
+            last = chunks[chunk * CHUNK_WORDS + START] + end - 1
+            row[CARD.card_seconds_since_last] = (time_us - events[last * words]) / US_PER_SECOND
+            inside, at = chunk, end
+            for j in range(n):
+                if at == 0:
+                    inside = chunks[inside * CHUNK_WORDS + PREVIOUS]
+                    at = chunks[inside * CHUNK_WORDS + LENGTH]
+                at -= 1
+                event = (chunks[inside * CHUNK_WORDS + START] + at) * words
+                value = events[event + EVENT_AMOUNT] >> 1
+                if events[event + EVENT_OTHER] == merchants[i]:
+                    seen += 1
+                recent[j] = (value << _USUAL_SHIFT) | j
+            _order(recent, n, ordered)
+            median_2, spread_4 = _median_and_spread(ordered, n)
+            row[CARD.card_usual_amount] = median_2 / 200.0
+            if median_2 > 0:
+                row[CARD.card_amount_to_usual] = amount / (median_2 / 2.0)
+            scale = max(_MAD_TO_SIGMA * spread_4 / 4.0, _DEVIATION_FLOOR * median_2 / 2.0)
+            if scale > 0:
+                row[CARD.card_amount_deviation] = (amount - median_2 / 2.0) / scale
+            if n >= OUTLIER_MINIMUM_EVENTS and 2 * amount > OUTLIER_RATIO * median_2:
+                flag = np.int64(1)
+        row[CARD.card_outlier_count_1d] = flagged[_DAY]
+        row[CARD.card_outlier_count_7d] = flagged[_WEEK]
+        row[CARD.card_outlier_count_30d] = flagged[_MONTH]
+        row[CARD.card_merchant_count] = seen
+        row[CARD.card_regular_mean_30d] = row[CARD.card_amount_to_regular] = np.nan
+        row[CARD.card_seconds_since_outlier] = np.nan
+        regular = month - flagged[_MONTH]
+        if regular > 0:
+            mean = (sum_ - outlier_sum) / regular / 100.0
+            row[CARD.card_regular_mean_30d] = mean
+            if mean > 0:
+                row[CARD.card_amount_to_regular] = amount / 100.0 / mean
+        if flagged[_MONTH] > 0:
+            row[CARD.card_seconds_since_outlier] = (time_us - last_flagged_us(state, words, chunk, end)) / US_PER_SECOND
+        outliers[i] = flag == 1
+        if counts[i] and time_us > floor_us:
+            insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
+        meta[NEWEST] = max(meta[NEWEST], time_us)
+    return int(keys.shape[0])
