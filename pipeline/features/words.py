@@ -8,8 +8,8 @@ from numba.extending import intrinsic
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def word_at(_typing: Any, text: Any, place: Any) -> Any:
-    """Return eight bytes of an array of bytes from ``place`` on, aligned or not, as a little-endian number.
+def word_at(_typing: Any, text: Any, position: Any) -> Any:
+    """Return eight bytes of an array of bytes from ``position`` on, aligned or not, as a little-endian number.
 
     Byte by byte a comparison took five times as long.
     """
@@ -19,4 +19,4 @@ def word_at(_typing: Any, text: Any, place: Any) -> Any:
         address = builder.gep(held.data, [arguments[1]])
         return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
 
-    return types.uint64(text, place), generate
+    return types.uint64(text, position), generate

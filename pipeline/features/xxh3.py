@@ -76,8 +76,10 @@ def hash_pairs(
     hashes = np.empty((n, 2), np.uint64)
     if _hash_pairs(*first, *second, _SECRET, np.empty(LONGEST, np.uint8), hashes):
         for row in np.flatnonzero(np.diff(first[1]) + np.diff(second[1]) > LONGEST - _MOST_HEAD_BYTES).tolist():
-            one, other = (data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second))
-            _store(hashes, row, b"%d %b%b" % (len(one.decode("utf-8", "surrogatepass")), one, other))
+            first_name, second_name = (data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second))
+            _store(
+                hashes, row, b"%d %b%b" % (len(first_name.decode("utf-8", "surrogatepass")), first_name, second_name)
+            )
     return hashes
 
 
@@ -123,22 +125,22 @@ def _hash_pairs(data: Any, offsets: Any, other: Any, other_offsets: Any, secret:
             longer = True
             continue
         characters = 0
-        for place in range(first, end):
-            characters += (data[place] & _TOP_BITS) != _CONTINUES
+        for position in range(first, end):
+            characters += (data[position] & _TOP_BITS) != _CONTINUES
         at, limit = 1, _TEN
         while characters >= limit:
             at += 1
             limit *= _TEN
-        for place in range(at - 1, -1, -1):
-            text[place] = _ZERO + characters % _TEN
+        for position in range(at - 1, -1, -1):
+            text[position] = _ZERO + characters % _TEN
             characters //= _TEN
         text[at] = _SPACE
         at += 1
-        for place in range(first, end):
-            text[at] = data[place]
+        for position in range(first, end):
+            text[at] = data[position]
             at += 1
-        for place in range(other_first, other_end):
-            text[at] = other[place]
+        for position in range(other_first, other_end):
+            text[at] = other[position]
             at += 1
         hashes[row, 0], hashes[row, 1] = _hash(text, np.int64(0), np.int64(at), secret)
     return longer
@@ -242,11 +244,11 @@ def _long(text: Any, at: Any, size: Any, secret: Any) -> Any:
         for step in range((size - 1) // 32, -1, -1):
             low, high = _mix(low, high, text, at + 16 * step, end - 16 * (step + 1), secret, 32 * step)
     else:
-        for place in range(0, 128, 32):
-            low, high = _mix(low, high, text, at + place, at + place + 16, secret, place)
+        for position in range(0, 128, 32):
+            low, high = _mix(low, high, text, at + position, at + position + 16, secret, position)
         low, high = _avalanche(low), _avalanche(high)
-        for place in range(160, size + 1, 32):
-            low, high = _mix(low, high, text, at + place - 32, at + place - 16, secret, place - 157)
+        for position in range(160, size + 1, 32):
+            low, high = _mix(low, high, text, at + position - 32, at + position - 16, secret, position - 157)
         low, high = _mix(low, high, text, end - 16, end - 32, secret, 103)
     total = low * _PRIME64_1 + high * _PRIME64_4 + np.uint64(size) * _PRIME64_2
     return _NONE - _avalanche(total), _avalanche(low + high)

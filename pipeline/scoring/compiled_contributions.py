@@ -156,7 +156,7 @@ def _contributions(
     # A feature without a test: its factor is 1, and it adds nothing.
     inverse[0], passed[0], gap[0] = 1.0, 1.0, 0.0
     values, added = np.empty(columns.shape[0]), np.empty((columns.shape[0], POINTS))
-    one = _all(1.0)
+    ones = _all(1.0)
     for r in range(features.shape[0]):
         for c in range(columns.shape[0]):
             value = features[r, columns[c]]
@@ -166,8 +166,8 @@ def _contributions(
             first, nodes = tree_node[tree], tree_node[tree + 1] - tree_node[tree]
             for rule in range(tree_rule[tree], tree_rule[tree] + tree_passes[tree]):
                 known = _load(rule_point, rule)
-                unknown = one - known
-                over_unknown = one / unknown
+                unknown = ones - known
+                over_unknown = ones / unknown
                 _store(product, 0, _load(rule_weight, rule))
                 for n in range(nodes):
                     node = first + n
@@ -182,7 +182,7 @@ def _contributions(
                     rest = _load(product, above) * _load(inverse, before)
                     factor = _all(taken_cover) * unknown + _all(passed[before]) * known
                     _store(product, taken, rest * factor * _all(taken_value))
-                    _store(inverse, taken, one / factor)
+                    _store(inverse, taken, ones / factor)
                     _store(product, other, rest * unknown * _all(other_cover * other_value))
                     _store(inverse, other, over_unknown * _all(1.0 / other_cover))
                 for n in range(nodes - 1, -1, -1):

@@ -54,7 +54,7 @@ def lay_out_forest(trees: Sequence[Tree]) -> Forest | None:
         order, ranges = leaf_order(tree)
         leaf_value += [tree.leaf[leaf] for leaf in order]
         for node, (first, end) in enumerate(ranges):
-            node_column.append(columns.of(tree, node))
+            node_column.append(columns.number(tree, node))
             node_threshold.append(tree.threshold[node])
             node_mask.append(everything ^ (((1 << (end - first)) - 1) << first))
         tree_node.append(len(node_column))

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import choose, example_sources
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import VERSION_DIGITS, Offset, decode_payload, encode_payload
 from pipeline.scoring.river_inputs import CLASSIFIER_INPUTS, classifier_rows
 from pipeline.scoring.river_layer import LAYER_REVISION
+from pipeline.scoring.training_updates import choose, example_sources
 from schemas.messages import Example
 
 CONFIGURED_KIND: Final = "river-file"
@@ -47,7 +47,7 @@ class ClassifierConfig(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(encode_payload(self)).hexdigest()
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+class _ReferencePayload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     config: ClassifierConfig
     examples_offset: Offset
@@ -55,7 +55,7 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True):
     state_digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+_PAYLOAD: Final = msgspec.json.Decoder(_ReferencePayload)
 
 
 def build_classifier(path: str) -> Any:
@@ -119,7 +119,7 @@ class ConfiguredRiverModel:
     def to_payload(self) -> bytes:
         """Encode the message: configuration, offset, and the name and digest of the registry file."""
         return encode_payload(
-            _Payload(
+            _ReferencePayload(
                 kind=CONFIGURED_KIND,
                 config=self.config,
                 examples_offset=self.examples_offset,
@@ -149,7 +149,7 @@ class ConfiguredRiverModel:
         return cls(content.config, state, content.examples_offset)
 
 
-def read_reference(payload: bytes) -> _Payload:
+def read_reference(payload: bytes) -> _ReferencePayload:
     """The reference that a payload holds; raises `ModelError` when it is none, or names a file elsewhere."""
     content = decode_payload(payload, _PAYLOAD, "a reference to a River classifier")
     if content.kind != CONFIGURED_KIND:
@@ -160,13 +160,13 @@ def read_reference(payload: bytes) -> _Payload:
 
 
 class ConfiguredRiverLearner:
-    """Trains a classifier of the user's choice on examples, with the rules of `pipeline.scoring.lessons`."""
+    """Trains a classifier of the user's choice on examples, with the rules of `pipeline.scoring.training_updates`."""
 
     sources: Final = FEATURES
 
     def __init__(self, classifier: str) -> None:
         self.config = ClassifierConfig(classifier=classifier)
-        self.lessons: Counter[str] = Counter()
+        self.updates: Counter[str] = Counter()
         self._set(build_classifier(classifier))
 
     def _set(self, classifier: Any) -> None:
@@ -183,7 +183,7 @@ class ConfiguredRiverLearner:
                 if update.target is not None:
                     # A classifier in general has no way to undo: the new label takes the weight of the former one too.
                     self._learn(row, update.target, update.weight + update.former_weight)
-        self.lessons.update(counts)
+        self.updates.update(counts)
         return counts
 
     def _learn(self, row: dict[str, float], target: bool, weight: float) -> None:
@@ -207,11 +207,11 @@ class ConfiguredRiverLearner:
 
     def save(self) -> bytes:
         """The pickled classifier with its counts, for `go_back` in this process and for nobody else."""
-        return pickle.dumps((self._classifier, self.lessons), protocol=5)
+        return pickle.dumps((self._classifier, self.updates), protocol=5)
 
     def go_back(self, saved: bytes) -> None:
         """Be as it was at `save`."""
-        classifier, self.lessons = pickle.loads(saved)  # noqa: S301 (never leaves the process)
+        classifier, self.updates = pickle.loads(saved)  # noqa: S301 (never leaves the process)
         self._set(classifier)
 
     def numbers(self) -> bytes | None:

@@ -47,11 +47,11 @@ class BinCounter:
         """
         self._names = tuple(names)
         self._columns = np.array([held.index(name) for name in names], np.int64)
-        self._sizes = np.array([len(of) for of in edges], np.int64)
+        self._sizes = np.array([len(feature_edges) for feature_edges in edges], np.int64)
         width = int(self._sizes.max(initial=0))
         self._edges = np.zeros((len(names), width))
-        for row, of in zip(self._edges, edges, strict=True):
-            row[: len(of)] = of
+        for row, feature_edges in zip(self._edges, edges, strict=True):
+            row[: len(feature_edges)] = feature_edges
         self._counts = np.zeros((len(names), width + 2))
 
     @classmethod

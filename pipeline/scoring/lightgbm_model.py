@@ -38,7 +38,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     intercept: float = 0.0
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _ForestPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str
     kernel: str
     feature_names: tuple[str, ...]
@@ -48,7 +48,7 @@ class _Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     distributions: tuple[FeatureDistribution, ...] = ()
 
 
-_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+_PAYLOAD: Final = msgspec.json.Decoder(_ForestPayload)
 
 
 class LightGBMModel:
@@ -70,7 +70,7 @@ class LightGBMModel:
         kernel: str = KERNEL_VERSION,
     ) -> None:
         """``distributions`` are those of the features that the trees were trained on, and of no other."""
-        content = _Payload(
+        content = _ForestPayload(
             kind=LIGHTGBM_KIND,
             kernel=kernel,
             feature_names=feature_names,
@@ -81,7 +81,7 @@ class LightGBMModel:
         )
         self._load(content, encode_payload(content))
 
-    def _load(self, content: _Payload, payload: bytes) -> None:
+    def _load(self, content: _ForestPayload, payload: bytes) -> None:
         if content.feature_names != FEATURES or content.kernel != KERNEL_VERSION:
             raise ModelError(_mismatch(content))
         slope, intercept = content.calibration.slope, content.calibration.intercept
@@ -205,7 +205,7 @@ def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: 
         )
 
 
-def _mismatch(content: _Payload) -> str:
+def _mismatch(content: _ForestPayload) -> str:
     missing = [name for name in content.feature_names if name not in FEATURES]
     new = [name for name in FEATURES if name not in content.feature_names]
     differences = [

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from river import linear_model, optim, utils
 
-from pipeline.scoring.lessons import importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.river_inputs import LOGIT
 from pipeline.scoring.river_layer import Scale, reciprocal_deviations, standardized
+from pipeline.scoring.training_updates import importance_aware_weight
 
 LEAST_WEIGHT: Final = 100.0
 """Weight of the examples that set the scale before the first of them is learned."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import WITH_LOG_ODDS
-from pipeline.scoring.lessons import TARGETS
+from pipeline.scoring.training_updates import TARGETS
 from schemas.messages import Example
 
 MODELS: Final = (*(kind.name for _, kind in WITH_LOG_ODDS), "blend")

@@ -31,7 +31,7 @@ class Unlearned(Unpublished):
 
     def to_payload(self) -> bytes:
         """Nothing was learned, so there is nothing to publish."""
-        raise ModelError("an online model without a lesson is not published; every worker has it already")
+        raise ModelError("an online model without a training update is not published; every worker has it already")
 
 
 def first_river(classifier: str | None = None) -> RiverModel:

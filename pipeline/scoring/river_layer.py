@@ -50,7 +50,7 @@ class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(encode_payload(self)).hexdigest()
 
 
-class Lessons(msgspec.Struct, frozen=True, kw_only=True):
+class UpdateCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of examples by what became of them."""
 
     learned: int = 0
@@ -77,17 +77,17 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     """Sums of weighted squared distances from the mean."""
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+class _LayerPayload(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     config: LayerConfig
     examples_offset: Offset
     weights: tuple[float, ...]
     intercept: float
     scale: Scale
-    lessons: Lessons
+    updates: UpdateCounts = msgspec.field(name="lessons")
 
 
-_PAYLOAD: Final = msgspec.json.Decoder(_Payload)
+_PAYLOAD: Final = msgspec.json.Decoder(_LayerPayload)
 _LARGEST_MOMENT: Final = 1e18
 
 
@@ -95,8 +95,8 @@ class RiverLayer:
     """An immutable scorer. Raises `ModelError` when its numbers do not fit this version of the inputs."""
 
     __slots__ = (
-        "_factors", "_means", "_weights", "config", "digest", "examples_offset", "intercept", "lessons", "payload",
-        "scale", "version",
+        "_factors", "_means", "_weights", "config", "digest", "examples_offset", "intercept", "payload",
+        "scale", "updates", "version",
     )  # fmt: skip
 
     def __init__(
@@ -106,7 +106,7 @@ class RiverLayer:
         intercept: float,
         scale: Scale,
         examples_offset: int,
-        lessons: Lessons | None = None,
+        updates: UpdateCounts | None = None,
     ) -> None:
         if config != LayerConfig():
             raise ModelError(
@@ -121,20 +121,20 @@ class RiverLayer:
                 f"a River layer has {len(INPUTS)} finite weights and means within {LARGEST_COEFFICIENT:g}; "
                 "restore an earlier version"
             )
-        content = _Payload(
+        content = _LayerPayload(
             kind=LAYER_KIND,
             config=config,
             examples_offset=examples_offset,
             weights=tuple(map(float, weights)),
             intercept=float(intercept),
             scale=scale,
-            lessons=lessons or Lessons(),
+            updates=updates or UpdateCounts(),
         )
         self.config = config
         self.intercept: float = content.intercept
         self.scale = scale
         self.examples_offset = examples_offset
-        self.lessons = content.lessons
+        self.updates = content.updates
         self._weights: NDArray[np.float64] = np.array(content.weights)
         self._weights.flags.writeable = False
         self._means = np.array(scale.means)
@@ -188,7 +188,7 @@ class RiverLayer:
         if content.kind != LAYER_KIND:
             raise ModelError(f"the payload is a {content.kind!r}, not a River layer; look at what was published")
         return cls(
-            content.config, content.weights, content.intercept, content.scale, content.examples_offset, content.lessons
+            content.config, content.weights, content.intercept, content.scale, content.examples_offset, content.updates
         )
 
 

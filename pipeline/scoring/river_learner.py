@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from river import linear_model
 
-from pipeline.scoring.lessons import Update, add_lessons, choose, example_sources
 from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.river_inputs import INPUTS, SOURCES, river_inputs
-from pipeline.scoring.river_layer import LayerConfig, Lessons, RiverLayer
+from pipeline.scoring.river_layer import LayerConfig, RiverLayer, UpdateCounts
+from pipeline.scoring.training_updates import Update, add_counts, choose, example_sources
 from schemas.messages import Example
 
 
@@ -28,7 +28,7 @@ class LayerLearner:
 
     def _start_from(self, layer: RiverLayer) -> None:
         self.config: LayerConfig = layer.config
-        self.lessons: Lessons = layer.lessons
+        self.updates: UpdateCounts = layer.updates
         rate = layer.config.learning_rate
         self._regression = OnlineRegression(INPUTS, rate, layer.weights, layer.intercept, layer.scale)
 
@@ -38,13 +38,13 @@ class LayerLearner:
         return self._regression.river
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Learn examples in order; returns what became of them (`pipeline.scoring.lessons.choose`)."""
+        """Learn examples in order; returns what became of them (`pipeline.scoring.training_updates.choose`)."""
         chosen, counts = choose(examples)
         if chosen:
             inputs = river_inputs(example_sources([update.example.features for update in chosen], SOURCES))
             for row, update in zip(inputs, chosen, strict=True):
                 self._learn(row, update)
-        self.lessons = add_lessons(self.lessons, counts)
+        self.updates = add_counts(self.updates, counts)
         return counts
 
     def _learn(self, row: NDArray[np.float64], update: Update) -> None:
@@ -66,7 +66,7 @@ class LayerLearner:
             float(regression.river.intercept),
             regression.scale,
             examples_offset,
-            self.lessons,
+            self.updates,
         )
 
     def restore(self, payload: bytes) -> int:

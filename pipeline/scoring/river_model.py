@@ -23,7 +23,7 @@ class RiverLearner(Protocol):
         ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
-        """Learn examples in order; counts by what became of them (fields of `pipeline.scoring.river_layer.Lessons`)."""
+        """Learn examples in order; counts by what became of them (fields of `UpdateCounts`)."""
         ...
 
     def snapshot(self, examples_offset: int) -> RiverModel:

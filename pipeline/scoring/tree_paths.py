@@ -72,7 +72,7 @@ def lay_out_paths(trees: Sequence[Tree]) -> Paths | None:
     tree_node, tree_passes = [0], []
     for tree in trees:
         edges = _edges(tree)
-        node_column += [columns.of(tree, node) for node in edges.node]
+        node_column += [columns.number(tree, node) for node in edges.node]
         node_threshold += [tree.threshold[node] for node in edges.node]
         node_parent += edges.parent
         node_previous += edges.previous

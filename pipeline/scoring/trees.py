@@ -75,7 +75,7 @@ class SplitColumns:
     def __init__(self) -> None:
         self._columns: dict[tuple[int, bool], int] = {}
 
-    def of(self, tree: Tree, node: int) -> int:
+    def number(self, tree: Tree, node: int) -> int:
         """The column of a node's test."""
         decision = tree.decision[node]
         # Where training saw no missing value of a feature, LightGBM takes one for 0.

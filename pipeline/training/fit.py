@@ -407,7 +407,7 @@ def _sensitivity(
     """Return how the training does on wrong labels."""
     rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
     sample = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, attributes={})
-    training, checked = (np.searchsorted(rows, its) for its in (split.training, split.validation))
+    training, checked = (np.searchsorted(rows, part) for part in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
         booster, _ = _Trees(replace(sample, fraud=fraud), config, features).grown_until_best(training, checked)

@@ -352,7 +352,7 @@ class ServedLog:
         order = np.lexsort((light.offset, light.partition, light.topic, light.event_time_us))
         positions = [column[order] for column in (light.topic, light.partition, light.offset)]
         repeated = np.zeros(len(order), np.bool_)
-        repeated[1:] = np.all([place[1:] == place[:-1] for place in positions], axis=0)
+        repeated[1:] = np.all([column[1:] == column[:-1] for column in positions], axis=0)
         order = order[(light.event_time_us[order] >= oldest_us) & ~repeated]
         to = np.full(len(repeated), -1)
         to[order] = np.arange(len(order))

@@ -54,7 +54,7 @@ def test_a_fold_of_examples_gives_the_weights_of_the_learner() -> None:
     assert np.allclose(layer.means, published.scale.means, rtol=1e-12, atol=1e-13)
     assert np.allclose(layer.squares, published.scale.squares, rtol=1e-9, atol=1e-9)
     assert layer.intercept == pytest.approx(published.intercept, rel=1e-12)
-    assert layer.lessons == msgspec.to_builtins(published.lessons)
+    assert layer.lessons == msgspec.to_builtins(published.updates)
     features = matrix(20, seed=5)
     named = [{name: None if np.isnan(row[c]) else float(row[c]) for name, c in COLUMN.items()} for row in features]
     own = [layer.logit(row, -3.0) for row in named]

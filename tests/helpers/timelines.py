@@ -45,8 +45,8 @@ def contents(windows: Windows) -> dict[tuple[int, int], Held]:
         case = (0, 0) if labelled else (int(record[layout.CASE_START]), int(record[layout.CASE_SEQUENCE]))
         held[key] = Held(events, labels, case)
     assert len(held) == windows.entities == np.count_nonzero(state.slot_index)
-    assert windows.events == sum(len(one.events) for one in held.values())
-    assert windows.labels == sum(len(one.labels) for one in held.values())
+    assert windows.events == sum(len(item.events) for item in held.values())
+    assert windows.labels == sum(len(result.labels) for result in held.values())
     for kind in (layout.EVENTS, layout.LABELS) if labelled else (layout.EVENTS,):
         _all_accounted_for(tables, kind, used[kind])
     return held

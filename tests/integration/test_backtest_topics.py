@@ -58,8 +58,8 @@ def buy_out_of_order(cluster: Cluster, numbers: range, seed: int) -> dict[Key, f
 def label(cluster: Cluster, bought: dict[Key, float], seed: int, minutes: float) -> set[Key]:
     """Labels of a third, of which some are corrected and some withdrawn later."""
     random = np.random.default_rng(seed)
-    told = {key for key in bought if random.random() < 0.35}
-    for number, key in enumerate(sorted(told)):
+    reported = {key for key in bought if random.random() < 0.35}
+    for number, key in enumerate(sorted(reported)):
         cluster.say(key, after(minutes=minutes + number), "fraud" if number % 2 else "legitimate")
         if number % 5 == 0:
             known = "disputed" if number % 10 else "fraud"
@@ -68,7 +68,7 @@ def label(cluster: Cluster, bought: dict[Key, float], seed: int, minutes: float)
             )
     # Before its transaction comes.
     cluster.flush()
-    return told
+    return reported
 
 
 @pytest.fixture
@@ -79,8 +79,10 @@ def lived(cluster: Cluster, start: Starter) -> Cluster:
     bought = buy_out_of_order(cluster, range(150), seed=1)
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= len(bought))
-    told = label(cluster, bought, seed=2, minutes=3_000)
-    worker.until(lambda: len({(one.card_id, one.transaction_id) for one in cluster.examples()}) >= len(told) // 2)
+    reported = label(cluster, bought, seed=2, minutes=3_000)
+    worker.until(
+        lambda: len({(example.card_id, example.transaction_id) for example in cluster.examples()}) >= len(reported) // 2
+    )
     # What is bought from now on is decided by what was learned of these.
     worker.until(lambda: cluster.versions("river") != [])
     bought |= buy_out_of_order(cluster, range(150, 230), seed=3)
@@ -121,7 +123,7 @@ def by_key(frame: pd.DataFrame) -> dict[Key, tuple[float, str]]:
 
 
 def recorded(decisions: list[Decision]) -> dict[Key, tuple[float, str]]:
-    return {(one.card_id, one.transaction_id): (one.score, one.action) for one in decisions}
+    return {(decision.card_id, decision.transaction_id): (decision.score, decision.action) for decision in decisions}
 
 
 def offsets(cluster: Cluster) -> list[dict[tuple[str, int], int]]:
@@ -135,8 +137,8 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     before = offsets(lived)
     live = lived.decisions()
     # Something must be there to be told: several River versions and both policies.
-    assert len({one.versions.river for one in live}) > 1
-    assert len({one.versions.policy for one in live}) == 2
+    assert len({item.versions.river for item in live}) > 1
+    assert len({item.versions.policy for item in live}) == 2
     assert lived.read(REROUTED) != []
 
     again = backtest_of(order="recorded", compare_live=True, settings=lived.settings)
@@ -158,8 +160,8 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
         "refused labels: not_json": 1,
     }
     assert result.counts["labels: first"] > 0
-    told = set(result.labels["transaction_id"])
-    assert told
+    reported = set(result.labels["transaction_id"])
+    assert reported
     assert set(result.labels["label"]) == {"fraud", "legitimate", "disputed"}
 
     # The state too: of the snapshots that the workers left, of the log alone, and of the backtest.
@@ -176,7 +178,7 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     part.run()
     assert part.comparison is not None
     assert part.comparison.differences == []
-    assert part.comparison.compared == sum(one.event_time >= after(3) for one in live)
+    assert part.comparison.compared == sum(item.event_time >= after(3) for item in live)
 
     # With less than that, what differs is what the windows have not seen.
     cut = backtest_of(order="recorded", compare_live=True, start=after(3), warm_up_s=86_400.0, settings=lived.settings)
@@ -187,7 +189,7 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
 
     # Another policy on the recorded order: the same scores, where versions are the same.
     strict = backtest_of(order="recorded", models=["active"], thresholds=[0.99, 0.01], settings=lived.settings).run()
-    alerts = [int((one.decisions["action"] == "alert").sum()) for one in strict.variants]
+    alerts = [int((variant.decisions["action"] == "alert").sum()) for variant in strict.variants]
     assert alerts[0] < alerts[1]
 
     what_if = backtest_of(compare_live=True, settings=lived.settings)
@@ -208,20 +210,20 @@ def test_live_decisions_come_again_to_the_last_bit_and_by_event_time_with_causes
     frame = what_if.comparison.frame()
     assert Counter(frame["cause"]) == causes
     late = set(frame[frame["cause"] == ARRIVAL]["transaction_id"])
-    assert late <= {one.transaction_id for one in live}
+    assert late <= {message.transaction_id for message in live}
 
 
 def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
     cluster.publish()
     bought = buy_out_of_order(cluster, range(150), seed=1)
-    told = label(cluster, bought, seed=2, minutes=3_000)
+    reported = label(cluster, bought, seed=2, minutes=3_000)
     # What was withdrawn in the end is not known, and what came before its transaction is.
     cluster.say(("c1", "t250"), after(minutes=1))
     cluster.flush()
     recorded = backtest_of(settings=cluster.settings).run()
     assert recorded.label_mode == "recorded"
     held = ground_truth(recorded.variants[0].decisions, recorded.labels)
-    assert 0 < held.fraud.sum() < len(told)
+    assert 0 < held.fraud.sum() < len(reported)
     for labels in ("delay", "simulated-review"):
         asked = backtest_of(
             settings=cluster.settings, labels=labels, label_delay_s=86_400.0, review_delay_s=60.0, reviews_a_day=2,
@@ -239,7 +241,7 @@ def test_labels_of_topics_may_become_known_otherwise(cluster: Cluster) -> None:
         if labels == "delay":
             assert reviewed == [None, None]
         else:
-            alerts = [one.alerts for one in reviewed if one is not None]
+            alerts = [item.alerts for item in reviewed if item is not None]
             assert alerts[0] > alerts[1]
             # Every transaction is alerted by the first: the two best of each day, of which many were never labelled.
             assert reviewed[0] is not None

@@ -200,7 +200,7 @@ def test_state_stays_bounded_while_entities_come_and_go(kind: str) -> None:
     held = contents(windows)
     assert max(used[len(used) // 3 :]) <= 1.3 * max(used[: len(used) // 3])
     floor_us = windows.stream_time_us - HORIZON_US
-    live = sum(time > floor_us for one in held.values() for time, *_ in one.events)
+    live = sum(time > floor_us for item in held.values() for time, *_ in item.events)
     assert windows.events < 3 * live + 200
     names = log["card_id" if kind == "cards" else "merchant_id"]
     assert len(held) < 0.5 * names.nunique()
@@ -281,7 +281,7 @@ def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
         got.append(profile_cards(windows)(batch))
         windows.commit()
     held = contents(windows)
-    assert max(len(one.events) for one in held.values()) > 50_000
+    assert max(len(item.events) for item in held.values()) > 50_000
     chunks = windows._tables.state.chunks
     assert len(chunks) // CHUNK_WORDS < 2_000
     # The last rows, by hand.

@@ -95,15 +95,17 @@ def check_transaction(logs: Logs, transaction: Committed) -> None:
         assert is_read(("profiled", decision.log.partition, decision.log.offset)), "7: a decision of what was not read"
     check_features(outputs, decided)
     alerts = [message for _, message in messages(outputs, "alerts", decode_alert)]
-    assert [(one.log, one.score) for one in alerts] == [
-        (one.log, one.score) for one in decided if one.action == "alert"
+    assert [(alert.log, alert.score) for alert in alerts] == [
+        (decision.log, decision.score) for decision in decided if decision.action == "alert"
     ], "3: alerts are not those of the decisions of their transaction"
-    assert len({(one.versions.lightgbm, one.versions.policy, one.versions.river) for one in decided}) <= 1, "16"
+    assert len({(item.versions.lightgbm, item.versions.policy, item.versions.river) for item in decided}) <= 1, "16"
     for marker in (message for _, message in messages(outputs, "progress", decode_progress)):
         for topic, end in marker.ends.items():
             places = [at for at in transaction.offsets if at[0] == PREFIX + topic]
             assert end in [transaction.offsets[at].stop for at in places], "7: a marker says otherwise than offsets"
-    check_quarantining(transaction, [dead_letter(one) for one in outputs if one.topic == PREFIX + "dead-letters"])
+    check_quarantining(
+        transaction, [dead_letter(output) for output in outputs if output.topic == PREFIX + "dead-letters"]
+    )
 
 
 def check_quarantining(transaction: Committed, dead: list[DeadLetter]) -> None:
@@ -111,21 +113,25 @@ def check_quarantining(transaction: Committed, dead: list[DeadLetter]) -> None:
     controls = [
         item for _, item in messages(transaction.outputs, "control", decode_control) if isinstance(item, Quarantine)
     ]
-    set_aside = [one for one in dead if one.code in ("set_aside", "unreadable") and one.stage == agent_of(transaction)]
+    set_aside = [
+        reject
+        for reject in dead
+        if reject.code in ("set_aside", "unreadable") and reject.stage == agent_of(transaction)
+    ]
     named = [
         (at_of(item.position), item.position.end or item.position.offset + 1, item.position.row) for item in controls
     ]
-    own = {(one.at, one.end, one.row) for one in set_aside}
+    own = {(row.at, row.end, row.row) for row in set_aside}
     assert set(named) <= own, "5: a quarantine without its dead letter"
     assert len(named) == len(set(named)), "5: quarantined twice"
     assert len({at for at, _, _ in named}) <= 1, "5: several records were quarantined together"
     of_controls = set(named)
-    assert all(one.code != "set_aside" or (one.at, one.end, one.row) in of_controls for one in set_aside), (
-        "5: without control record"
-    )
+    assert all(
+        reject.code != "set_aside" or (reject.at, reject.end, reject.row) in of_controls for reject in set_aside
+    ), "5: without control record"
     for (topic, number, _), end, row in named:
         assert transaction.offsets[PREFIX + topic, number].stop == end, "5: without the offset behind it"
-        others = [one for one in transaction.outputs if one.topic.removeprefix(PREFIX) not in QUARANTINING]
+        others = [output for output in transaction.outputs if output.topic.removeprefix(PREFIX) not in QUARANTINING]
         assert row is not None or others == [], "5: outputs of a quarantined record"
 
 
@@ -145,7 +151,7 @@ def check_features(outputs: list[Record], decided: list[Decision]) -> None:
     """Every decision has one row of features, in its card's partition; it bears them itself where it is selected."""
     rows = {at_of(row.source): (record.partition, row) for record, _, row in feature_rows(outputs)}
     count = sum(1 for _ in feature_rows(outputs))
-    assert {at_of(one.source) for one in decided} == rows.keys(), "3: decisions and rows of features differ"
+    assert {at_of(item.source) for item in decided} == rows.keys(), "3: decisions and rows of features differ"
     assert count == len(rows) == len(decided), "7: a row of features twice"
     for decision in decided:
         partition, row = rows[at_of(decision.source)]
@@ -187,8 +193,8 @@ def check_outcomes(logs: Logs) -> None:
         if at in accepted:
             assert len(found) == 1, f"1, 3: {at} was accepted and has {found}"
         elif not found:
-            told = fields(logs.at(at))
-            assert (told.get("card_id"), told.get("transaction_id")) in ids, f"1: {at} has no outcome"
+            reported = fields(logs.at(at))
+            assert (reported.get("card_id"), reported.get("transaction_id")) in ids, f"1: {at} has no outcome"
         else:
             assert len(found) == 1, f"1: {at} has {found}"
     check_repeats(logs, accepted)
@@ -223,11 +229,11 @@ def check_repeats(logs: Logs, accepted: dict[At, tuple[str, str]]) -> None:
 def check_labels(logs: Logs) -> None:
     """Every label is accepted or a dead letter; of one without a transaction the card agent has another (2, 4)."""
     dead: dict[At, list[str]] = defaultdict(list)
-    for one in logs.dead:
-        if one.stage in ("label", "card"):
-            for offset in range(one.at[2], one.end):
-                at = (*one.at[:2], offset)
-                dead[place_of(logs.original(logs.at(at))) if at[0] in FORWARDED else at].append(one.code)
+    for log in logs.dead:
+        if log.stage in ("label", "card"):
+            for offset in range(log.at[2], log.end):
+                at = (*log.at[:2], offset)
+                dead[place_of(logs.original(logs.at(at))) if at[0] in FORWARDED else at].append(log.code)
     accepted = Counter(place_of(logs.original(record)) for record in logs.records["accepted-labels"])
     for at in [at for topic in LABEL_TOPICS for at in positions(logs, topic)]:
         entry = logs.cluster.logs[PREFIX + at[0], at[1]].at(at[2])
@@ -254,16 +260,16 @@ def label_of(record: Record) -> Label | None:
 
 def check_quarantines(logs: Logs) -> None:
     """What makes an agent fail, and what it cannot read, is quarantined once (5)."""
-    quarantined = Counter((one.stage, one.at, one.row) for one in logs.dead if one.code == "set_aside")
+    quarantined = Counter((log.stage, log.at, log.row) for log in logs.dead if log.code == "set_aside")
     assert all(count == 1 for count in quarantined.values()), "5: quarantined twice"
     for agent, topics in READS.items():
         for topic in topics:
             for record in logs.records[topic]:
-                rows = tuple(one.row for one in logs.dead if (one.stage, one.at) == (agent, place_of(record)))
+                rows = tuple(log.row for log in logs.dead if (log.stage, log.at) == (agent, place_of(record)))
                 left = msgspec.structs.replace(record, skipped_rows=tuple(row for row in rows if row is not None))
                 fails = any(f"!{what}-{agent}".encode() in written(left) for what in ("fail", "kill"))
                 assert not fails or (agent, place_of(record), None) in quarantined, f"5: {agent} {place_of(record)}"
-    ranges = Counter((one.stage, one.at, one.end) for one in logs.dead if one.code == "unreadable")
+    ranges = Counter((log.stage, log.at, log.end) for log in logs.dead if log.code == "unreadable")
     assert all(count == 1 for count in ranges.values()), "5: a range was quarantined twice"
 
 
@@ -294,15 +300,15 @@ def check_known_at(logs: Logs) -> None:
                 assert label is not None
                 assert message.known_at_us == known_at_us(record, label), "14"
                 held[message.card_id, message.transaction_id] = message.known
-    lost = {one.at for one in logs.dead if one.stage in ("label", "card")}
-    lost |= {place_of(logs.original(logs.at(one.at))) for one in logs.dead if one.at[0] in FORWARDED}
-    told: dict[tuple[str, str], list[tuple[int, Label]]] = defaultdict(list)
+    lost = {log.at for log in logs.dead if log.stage in ("label", "card")}
+    lost |= {place_of(logs.original(logs.at(log.at))) for log in logs.dead if log.at[0] in FORWARDED}
+    row: dict[tuple[str, str], list[tuple[int, Label]]] = defaultdict(list)
     for record in [record for topic in LABEL_TOPICS for record in logs.records[topic]]:
         label = label_of(record)
         if label is not None and place_of(record) not in lost:
-            told[label.card_id, label.transaction_id].append((known_at_us(record, label), label))
+            row[label.card_id, label.transaction_id].append((known_at_us(record, label), label))
     times = event_times(logs)
-    for identity, labels in told.items():
+    for identity, labels in row.items():
         first_us, event_time_us = times.get(identity, (0, None))
         if event_time_us is None or any(
             not first_us - GRACE_US <= at_us <= event_time_us + SHORTEST_LABEL_HORIZON_US for at_us, _ in labels
@@ -310,8 +316,8 @@ def check_known_at(logs: Logs) -> None:
             continue
         state = UNSEEN
         for _, label in labels:
-            said = source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
-            state, _ = resolve_numbers(state, *said)
+            reported = source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+            state, _ = resolve_numbers(state, *reported)
         assert held.get(identity, NOTHING) == KNOWN[state[2]], f"2, 14: {identity}"
 
 
@@ -330,7 +336,7 @@ def event_times(logs: Logs) -> dict[tuple[str, str], tuple[int, int | None]]:
 def check_examples(logs: Logs) -> None:
     """Learning uses the features that were served, and labels from when they were known (14)."""
     rows = feature_rows(logs.records["features"])
-    decisions = {(one.log.partition, one.log.offset, one.log.row): one for _, _, one in rows}
+    decisions = {(row.log.partition, row.log.offset, row.log.row): row for _, _, row in rows}
     labels = defaultdict(list)
     for record in [record for topic in LABEL_TOPICS for record in logs.records[topic]]:
         if (label := label_of(record)) is not None:
@@ -384,28 +390,30 @@ def check_scores(logs: Logs) -> None:
         by_versions[decision.versions.lightgbm, decision.versions.river, decision.versions.policy].append(decision)
     for (lightgbm, river, _), decisions in by_versions.items():
         model = LightGBMModel.from_payload(lightgbms[lightgbm])
-        features = np.array([[math.nan if one.features[name] is None else one.features[name] for name in FEATURES]
-                             for one in decisions])  # fmt: skip
+        given = [[decision.features[name] for name in FEATURES] for decision in decisions]
+        features = np.array([[math.nan if value is None else value for value in row] for row in given])
         logit = model.logit(features)
-        assert logit.tolist() == [one.logit for one in decisions], "15: another score of LightGBM"
+        assert logit.tolist() == [decision.logit for decision in decisions], "15: another score of LightGBM"
         if river in rivers:
             own = load_river(rivers[river], None, no_files)
             river_logit = own.logit(features, logit)
-            assert river_logit.tolist() == [one.river_logit for one in decisions], "15: another score of River"
+            assert river_logit.tolist() == [decision.river_logit for decision in decisions], (
+                "15: another score of River"
+            )
             score = blend(np.stack([logit, river_logit], axis=1), [1.0])
-            assert score.tolist() == [one.score for one in decisions], "15: another score"
+            assert score.tolist() == [decision.score for decision in decisions], "15: another score"
         else:
             assert river.endswith("@0"), f"15: {river} is not on models"
 
 
 def check_online_models(logs: Logs) -> None:
     """A version of the online model is what the examples in front of it make of its beginning (11, 15)."""
-    gone = {one.at[2] for one in logs.dead if one.stage == "learn"}
+    gone = {log.at[2] for log in logs.dead if log.stage == "learn"}
     examples = [(record.offset, example) for record, example in logs.messages_of("examples", decode_example)]
     for version, payload in contents(logs, "river").items():
         end = int(version.rpartition("@")[2])
         learner = new_learner()
-        learner.learn_examples([one for offset, one in examples if offset < end and offset not in gone])
+        learner.learn_examples([example for offset, example in examples if offset < end and offset not in gone])
         assert learner.snapshot(end).to_payload() == payload, f"11: {version} is not what its examples make"
 
 

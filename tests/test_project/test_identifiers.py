@@ -12,7 +12,7 @@ NOT_A_NOUN = frozenset({"one", "of", "it", "its", "told", "said", "tell", "say",
 PRIVATE = re.compile(
     r"(?:^|_)(?:"
     r"settled?|undo(?!_stack)|folded|refold|keepers?|patien\w+|hung|places?|placed|lessons?|teach\w*|taught|untaught|boards?|"
-    r"stor(?:y|ies)|tellings?|verdicts?|waiting_room|newest_us|newest|unsaid|judged|conduct|findings|decidable|guarded"
+    r"stor(?:y|ies)|tellings?|verdicts?|waiting_room|newest_us|unsaid|judged|conduct|decidable"
     r")(?:$|_)",
     re.IGNORECASE,
 )

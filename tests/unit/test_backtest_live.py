@@ -37,9 +37,9 @@ LONG_AGO = Span(-(2**61), -(2**61), 2**61)
 @pytest.fixture(scope="module")
 def history() -> list[Happening]:
     """Transactions in the order of their events, so that live and backtest agree."""
-    bought = [one for one in busy_history(11, 300, invalid=0.0) if one.kind == "transaction"]
-    bought.sort(key=lambda one: one.fields["event_time"])
-    return [dataclasses.replace(one, sequence=number) for number, one in enumerate(bought)]
+    bought = [sent_record for sent_record in busy_history(11, 300, invalid=0.0) if sent_record.kind == "transaction"]
+    bought.sort(key=lambda item: item.fields["event_time"])
+    return [dataclasses.replace(item, sequence=number) for number, item in enumerate(bought)]
 
 
 def here(history: list[Happening], scored_by: ActiveModels | None = None) -> tuple[Decisions, list[SourcePosition]]:
@@ -81,7 +81,7 @@ class Lived(NamedTuple):
 def lived(history: list[Happening]) -> Lived:
     live = KeptFeatures(models(), options())
     play(history, live)
-    decisions = [msgspec.structs.replace(one, features=None) for one in live.decisions]
+    decisions = [msgspec.structs.replace(decision, features=None) for decision in live.decisions]
     return Lived(decisions, [row for block in live.blocks for row in read_feature_messages(block)])
 
 
@@ -92,7 +92,10 @@ def written(
     encode = msgspec.json.Encoder(decimal_format="number").encode
     blocks = [features[first : first + rows] for first in range(0, len(features), rows)]
     return Logs(
-        [Record(DECISIONS.name, 0, offset, stamp_ms(one), b"", encode(one)) for offset, one in enumerate(decisions)],
+        [
+            Record(DECISIONS.name, 0, offset, stamp_ms(decision), b"", encode(decision))
+            for offset, decision in enumerate(decisions)
+        ],
         [
             Record(DECISION_FEATURES.name, 0, offset, stamp_ms(block[-1]) + later_ms, None, features_block(block))
             for offset, block in enumerate(blocks)
@@ -100,8 +103,8 @@ def written(
     )
 
 
-def stamp_ms(one: Decision | DecisionFeatures) -> int:
-    return round(one.event_time.timestamp() * 1_000)
+def stamp_ms(decision: Decision | DecisionFeatures) -> int:
+    return round(decision.event_time.timestamp() * 1_000)
 
 
 def live_of(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, features: bool = True) -> LiveDecisions:
@@ -146,7 +149,9 @@ def test_the_last_bit_is_a_difference(history: list[Happening], lived: Lived) ->
     found = comparer(lived.logs())
     found.take(dataclasses.replace(decisions, features=features, score=score), places)
     comparison = found.finish()
-    assert [(one.transaction_id, one.cause, one.differs) for one in comparison.differences] == [
+    assert [
+        (difference.transaction_id, difference.cause, difference.differs) for difference in comparison.differences
+    ] == [
         (decisions.transactions.transaction_id[3].as_py(), compared.ARRIVAL, "amount"),
         (decisions.transactions.transaction_id[5].as_py(), compared.UNEXPLAINED, "score"),
     ]
@@ -234,22 +239,24 @@ def test_features_are_joined_whichever_comes_first(
 
 def test_features_are_found_by_name_and_those_of_decisions_are_not_read(history: list[Happening], lived: Lived) -> None:
     decisions, places = here(history)
-    wrong = [msgspec.structs.replace(one, features=dict.fromkeys(FEATURES, 1.0)) for one in lived.decisions]
+    wrong = [msgspec.structs.replace(decision, features=dict.fromkeys(FEATURES, 1.0)) for decision in lived.decisions]
     backwards = [
-        msgspec.structs.replace(one, features={"another": 1.0, **dict(reversed(one.features.items()))})
-        for one in lived.features
+        msgspec.structs.replace(feature, features={"another": 1.0, **dict(reversed(feature.features.items()))})
+        for feature in lived.features
     ]
     found = comparer(written(wrong, backwards))
     found.take(decisions, places)
     assert found.finish().differences == []
 
     lacking = [
-        msgspec.structs.replace(one, features={name: of for name, of in one.features.items() if name != "amount"})
-        for one in lived.features
+        msgspec.structs.replace(
+            feature, features={name: feature for name, feature in feature.features.items() if name != "amount"}
+        )
+        for feature in lived.features
     ]
     found = comparer(written(wrong, lacking))
     found.take(decisions, places)
-    assert {one.differs for one in found.finish().differences} == {"amount"}
+    assert {difference.differs for difference in found.finish().differences} == {"amount"}
 
 
 def damaged(record: Record) -> Record:
@@ -272,9 +279,9 @@ def test_a_decision_without_recorded_features_is_compared_in_everything_else(
     found.take(dataclasses.replace(decisions, features=features, score=score), places)
     comparison = found.finish()
     assert (comparison.compared, comparison.without_features) == (len(decisions), 7)
-    assert [(one.transaction_id, one.cause, one.differs) for one in comparison.differences] == [
-        (decisions.transactions.transaction_id[3].as_py(), compared.NO_FEATURES, "score")
-    ]
+    assert [
+        (difference.transaction_id, difference.cause, difference.differs) for difference in comparison.differences
+    ] == [(decisions.transactions.transaction_id[3].as_py(), compared.NO_FEATURES, "score")]
     (warning,) = warnings_of_comparison(comparison)
     assert f"7 of {len(decisions)} live decisions have no recorded features" in warning
 
@@ -329,7 +336,7 @@ def test_what_has_no_other_side_does_not_stay_in_memory(monkeypatch: pytest.Monk
     orphans = live_of(written(messages(range(150, 200)), rows_of(numbers), rows=1), at_once=1)
     while orphans.pull():
         assert len(orphans._unpaired) <= 20
-    assert [place for place, one in orphans.waiting.items() if one.features is not None] == [
+    assert [place for place, item in orphans.waiting.items() if item.features is not None] == [
         (0, number) for number in range(150, 200)
     ]
 
@@ -340,7 +347,7 @@ def test_features_of_other_event_times_are_passed_over() -> None:
     live = live_of(written(messages(range(10)), rows_of(range(10))), span=span, at_once=1)
     while live.pull():
         assert live._unpaired.keys() <= {(0, 3), (0, 4), (0, 5)}
-    assert {place: one.features is None for place, one in live.waiting.items()} == {
+    assert {place: item.features is None for place, item in live.waiting.items()} == {
         (0, 3): False, (0, 4): False, (0, 5): False,
     }  # fmt: skip
 

@@ -22,7 +22,10 @@ FEATURES_ROOM = Path(__file__).parents[2] / "pipeline" / "features"
 KERNELS = ("card_kernel.py", "merchant_kernel.py", "label_features.py", "fraud_runs.py")
 LINE = re.compile(r"row\[(?:CARD|MERCHANT)\.(\w+)\](?= =)")
 WINDOW_STATISTICS = {
-    f"{entity}_{of}_{window}" for entity in ("card", "merchant") for of in STATISTICS for window in WINDOWS_US
+    f"{entity}_{statistic}_{window}"
+    for entity in ("card", "merchant")
+    for statistic in STATISTICS
+    for window in WINDOWS_US
 }
 
 
@@ -42,7 +45,7 @@ def test_a_column_has_the_name_of_its_feature(columns: object, names: tuple[str,
 def test_statistics_of_windows_follow_each_other(entity: str, columns: object) -> None:
     """The kernel writes them from the first one on."""
     first = getattr(columns, f"{entity}_count_1h")
-    names = [f"{entity}_{of}_{window}" for window in WINDOWS_US for of in STATISTICS]
+    names = [f"{entity}_{statistic}_{window}" for window in WINDOWS_US for statistic in STATISTICS]
     assert [getattr(columns, name) for name in names] == list(range(first, first + len(names)))
 
 

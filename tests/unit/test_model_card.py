@@ -53,21 +53,21 @@ def reference(digest: str) -> VersionReference:
 
 
 def test_the_card_has_the_figures_of_the_training() -> None:
-    text, one = card(), version()
-    metrics = one.metrics
-    assert f"# Model card: LightGBM version {one.model.version}" in text
+    text, item = card(), version()
+    metrics = item.metrics
+    assert f"# Model card: LightGBM version {item.model.version}" in text
     for name in ("average_precision", "auc_roc", "alert_precision", "threshold"):
         assert f"| {cell(metrics[name])} |" in text
-    simple = cell(one.model.metadata["benchmark"]["logistic_regression"])
+    simple = cell(item.model.metadata["benchmark"]["logistic_regression"])
     assert (
         f"| logistic regression on `amount`, `card_amount_to_regular`, `merchant_unexplained_fraud_30d` | {simple} |"
         in (text)
     )
     assert text.count("| `card_") == sum(name.startswith("card_") for name in FEATURES)
-    assert f"| seed | {one.model.metadata['training']['seed']} |" in text
+    assert f"| seed | {item.model.metadata['training']['seed']} |" in text
     assert "| regime.reported | frauds-only |" in text
     assert "Legitimate transactions had no labels" in text
-    by_arguments = {**facts_of(known(LIGHTGBM, one.model.to_payload())), "labels": None}
+    by_arguments = {**facts_of(known(LIGHTGBM, item.model.to_payload())), "labels": None}
     by_arguments["request"] = {"arguments": {"reported": "frauds-only", "label_delay_days": None, "seed": 3}}
     text = card(facts=by_arguments)
     assert "### Label regime\n\n|  |  |\n| --- | --- |\n| reported | frauds-only |\n\n" in text
@@ -75,9 +75,9 @@ def test_the_card_has_the_figures_of_the_training() -> None:
 
 
 def test_shares_of_gain_add_up_and_are_those_of_lightgbm() -> None:
-    one = version().model
-    found = gains(known(LIGHTGBM, one.to_payload()))
-    wanted = one._booster.feature_importance("gain")
+    item = version().model
+    found = gains(known(LIGHTGBM, item.to_payload()))
+    wanted = item._booster.feature_importance("gain")
     for name, gain in found.items():
         assert gain == pytest.approx(wanted[FEATURES.index(name)] / wanted.sum(), rel=1e-3)
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -123,18 +123,18 @@ def test_a_calibration_table_counts_every_row_once() -> None:
     score = np.r_[random.random(1_000), 0.0, 1.0]
     fraud, weight = random.random(1_002) < score, random.uniform(1, 3, 1_002)
     found = calibration_table(fraud, score, weight)
-    assert sum(one["rows"] for one in found) == pytest.approx(weight.sum())
-    assert sum(one["rows"] * one["observed_rate"] for one in found) == pytest.approx(weight[fraud].sum())
-    for one in found:
-        its = (score >= one["from"]) & ((score < one["to"]) | (one["to"] == SCORE_EDGES[-1]))
-        assert one["mean_score"] == pytest.approx(np.average(score[its], weights=weight[its]))
+    assert sum(row["rows"] for row in found) == pytest.approx(weight.sum())
+    assert sum(row["rows"] * row["observed_rate"] for row in found) == pytest.approx(weight[fraud].sum())
+    for row in found:
+        its = (score >= row["from"]) & ((score < row["to"]) | (row["to"] == SCORE_EDGES[-1]))
+        assert row["mean_score"] == pytest.approx(np.average(score[its], weights=weight[its]))
 
 
 def test_a_season_is_shown_by_months() -> None:
     time_us = np.arange(31 * 86_400, (31 + 70) * 86_400, 8_640) * 1_000_000
     found = by_period(np.zeros(len(time_us), bool), np.zeros(len(time_us)), np.ones(len(time_us)), time_us)
-    assert [(one["from"], one["days"]) for one in found] == [("1970-02-01", 28), ("1970-03-01", 31), ("1970-04-01", 11)]
-    assert sum(one["rows"] for one in found) == len(time_us)
+    assert [(row["from"], row["days"]) for row in found] == [("1970-02-01", 28), ("1970-03-01", 31), ("1970-04-01", 11)]
+    assert sum(row["rows"] for row in found) == len(time_us)
 
 
 def test_outcomes_of_segments_add_up() -> None:
@@ -143,24 +143,24 @@ def test_outcomes_of_segments_add_up() -> None:
     features, score, weight = matrix(n, seed=1), random.random(n), random.integers(1, 3, n).astype(float)
     fraud = random.random(n) < score / 4
     channel = np.array(["web", "pos", None], object)[random.integers(0, 3, n)]
-    mcc = np.array([f"{one}" for one in random.integers(0, 15, n)], object)
+    mcc = np.array([f"{item}" for item in random.integers(0, 15, n)], object)
     found = outcomes_by_segment(features, {"channel": channel, "mcc": mcc}, fraud, score, weight, threshold)
     for name in ("amount", "channel", "mcc"):
-        its = [one for one in found if one["segment"] == name]
-        assert sum(one["rows"] for one in its) == weight.sum()
-        assert sum(one["frauds"] for one in its) == weight[fraud].sum()
-        assert sum(one["expected_frauds"] for one in its) == pytest.approx((weight * score).sum(), rel=1e-4)
-        alerts = sum(one["alert_rate"] * one["rows"] for one in its)
+        its = [row for row in found if row["segment"] == name]
+        assert sum(row["rows"] for row in its) == weight.sum()
+        assert sum(row["frauds"] for row in its) == weight[fraud].sum()
+        assert sum(row["expected_frauds"] for row in its) == pytest.approx((weight * score).sum(), rel=1e-4)
+        alerts = sum(row["alert_rate"] * row["rows"] for row in its)
         assert alerts == pytest.approx(weight[score >= threshold].sum(), rel=1e-4)
-    assert {one["value"] for one in found if one["segment"] == "channel"} == {"web", "pos", "none"}
-    assert [one["value"] for one in found if one["segment"] == "mcc"][-1] == "others"
-    web = next(one for one in found if one["value"] == "web")
+    assert {row["value"] for row in found if row["segment"] == "channel"} == {"web", "pos", "none"}
+    assert [row["value"] for row in found if row["segment"] == "mcc"][-1] == "others"
+    web = next(row for row in found if row["value"] == "web")
     its = (channel == "web") & (score >= threshold)
     wrong = weight[its & ~fraud].sum()
     assert web["precision"] == pytest.approx(1 - wrong / weight[its].sum(), rel=1e-4)
     assert web["false_positives_per_1000"] == pytest.approx(1_000 * wrong / weight[channel == "web"].sum(), rel=1e-4)
     quiet = outcomes_by_segment(features, {}, fraud, score, weight, 2.0)
-    assert {one["precision"] for one in quiet} == {None}
+    assert {row["precision"] for row in quiet} == {None}
 
 
 def test_wrong_labels_are_measured_on_true_ones() -> None:
@@ -168,17 +168,17 @@ def test_wrong_labels_are_measured_on_true_ones() -> None:
     assert "`fraud-pipeline train --wrong-labels` measures it" in text
     assert "Outcomes by segment" in text
     data = synthetic()
-    one = trained(data, wrong_labels=True)
-    found = one.model.metadata["sensitivity"]
+    item = trained(data, wrong_labels=True)
+    found = item.model.metadata["sensitivity"]
     assert [part["labels"][:4] for part in found] == ["none", "1% o", "5% o", "10% ", "a so"]
     assert found[0]["wrong"] == 0
-    assert found[0]["average_precision"] == pytest.approx(one.metrics["average_precision"])
-    assert found[0]["card_precision_100"] == pytest.approx(one.metrics["card_precision_100"])
+    assert found[0]["average_precision"] == pytest.approx(item.metrics["average_precision"])
+    assert found[0]["card_precision_100"] == pytest.approx(item.metrics["card_precision_100"])
     wrong = [part["wrong"] for part in found[1:4]]
     assert wrong == sorted(wrong)
     assert wrong[2] == pytest.approx(0.2 * data.fraud.sum(), rel=0.3)
     assert all(part["average_precision"] < found[0]["average_precision"] + 0.02 for part in found[1:])
-    text = card(payload=one.model.to_payload())
+    text = card(payload=item.model.to_payload())
     assert f"| 10% of the frauds, and as many others | {wrong[2]:,} |" in text
 
 
@@ -194,8 +194,8 @@ def test_the_highest_scores_are_compared_with_the_version_before() -> None:
 def test_a_short_period_is_shown_by_days_and_a_long_one_by_weeks(days: int, step: int, rows: int) -> None:
     time_us = np.arange(days * 10) * 8_640_000_000
     found = by_period(np.zeros(len(time_us), bool), np.zeros(len(time_us)), np.ones(len(time_us)), time_us)
-    assert [one["days"] for one in found] == [step] * rows
-    assert sum(one["rows"] for one in found) == len(time_us)
+    assert [row["days"] for row in found] == [step] * rows
+    assert sum(row["rows"] for row in found) == len(time_us)
 
 
 def test_the_benchmark_uses_no_feature_that_the_version_may_not_use() -> None:
@@ -212,9 +212,9 @@ def test_the_digest_is_of_what_a_training_sees() -> None:
     names = ("amount", "card_amount_to_usual")
 
     def digest(**changes: Any) -> str:
-        of = {"features": data.features, "fraud": data.fraud, "weight": data.weight, "names": names, **changes}
-        column = replace(data, features=of["features"]).column
-        return input_digest(column, of["fraud"], of["weight"], data.event_time_us, rows, of["names"])
+        row = {"features": data.features, "fraud": data.fraud, "weight": data.weight, "names": names, **changes}
+        column = replace(data, features=row["features"]).column
+        return input_digest(column, row["fraud"], row["weight"], data.event_time_us, rows, row["names"])
 
     other = data.features.copy()
     other[:, FEATURES.index("hour")] += 1

@@ -49,8 +49,8 @@ def weights(**values: float) -> np.ndarray:
 
 
 def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
-    told = [name for text in REASON_TEXTS for name in text.features]
-    assert sorted(told) == sorted(FEATURES)
+    reported = [name for text in REASON_TEXTS for name in text.features]
+    assert sorted(reported) == sorted(FEATURES)
 
 
 def test_every_code_is_documented_and_nothing_else() -> None:

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lessons import MOST_UNDONE, importance_aware_weight
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.online_regression import LEAST_WEIGHT
 from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
 from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.training_updates import MOST_UNDONE, importance_aware_weight
 from schemas.messages import Example
 from tests.unit.model_helpers import COLUMN, example, matrix
 
@@ -127,8 +127,8 @@ def test_which_examples_are_lessons() -> None:
     assert counts == {**nothing, "other_kernel": 1, "rule": 1, "unlabelled": 1}
     np.testing.assert_array_equal(learner.snapshot(4).weights, untouched)
     assert learner.learn_examples([example(5, label="presumed_legitimate", label_source=None)])["learned"] == 1
-    assert learner.lessons.learned == 1
-    assert learner.lessons.other_kernel == 1
+    assert learner.updates.learned == 1
+    assert learner.updates.other_kernel == 1
     assert learner.learn_examples([example(6, lightgbm="another")])["learned"] == 1
 
 

@@ -84,10 +84,10 @@ def distributed(names: tuple[str, ...] = FEATURES) -> tuple[FeatureDistribution,
 
 
 def test_distributions_of_the_training_travel_with_a_version() -> None:
-    told = LightGBMModel(raw_text(), distributions=distributed())
-    again = LightGBMModel.from_payload(told.to_payload())
-    assert again.distributions == told.distributions == distributed()
-    assert (again.version, again.trained_on) == (told.version, FEATURES)
+    model = LightGBMModel(raw_text(), distributions=distributed())
+    again = LightGBMModel.from_payload(model.to_payload())
+    assert again.distributions == model.distributions == distributed()
+    assert (again.version, again.trained_on) == (model.version, FEATURES)
     np.testing.assert_array_equal(again.logit(matrix(50)), LightGBMModel(raw_text()).logit(matrix(50)))
 
 
@@ -130,11 +130,11 @@ def test_distributions_have_bins_of_equal_shares_and_one_for_no_value() -> None:
     features[:, amount] = np.arange(1_000)
     features[:300, hour] = np.nan
     features[:, weekday] = np.nan
-    of = {one.name: one for one in distributions_of(features, np.ones(1_000))}
-    assert of["amount"].edges == tuple(np.arange(99.0, 999, 100))
-    assert of["amount"].counts == (99.0, *[100.0] * 8, 101.0, 0.0)
-    assert (of["hour"].edges, of["hour"].counts) == ((0.0,), (0.0, 700.0, 300.0))
-    assert (of["weekday"].edges, of["weekday"].counts) == ((), (0.0, 1_000.0))
+    row = {distribution.name: distribution for distribution in distributions_of(features, np.ones(1_000))}
+    assert row["amount"].edges == tuple(np.arange(99.0, 999, 100))
+    assert row["amount"].counts == (99.0, *[100.0] * 8, 101.0, 0.0)
+    assert (row["hour"].edges, row["hour"].counts) == ((0.0,), (0.0, 700.0, 300.0))
+    assert (row["weekday"].edges, row["weekday"].counts) == ((), (0.0, 1_000.0))
     # A row that stands for three is counted three times, and draws edges as three rows would.
     weight = np.where(np.arange(1_000) < 500, 3.0, 1.0)
     (weighed,) = distributions_of(features, weight, ["amount"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.scoring.river_layer import Lessons
+from pipeline.scoring.river_layer import UpdateCounts
 from schemas.messages import Example
 
 TARGETS = {"fraud": True, "legitimate": False, "presumed_legitimate": False}
@@ -32,12 +32,12 @@ class Update(NamedTuple):
 
 
 def choose(examples: Iterable[Example]) -> tuple[list[Update], dict[str, int]]:
-    """Return the updates that examples ask for, in order, and how many became what (by the fields of `Lessons`).
+    """Return the updates that examples ask for, in order, and how many became what (by the fields of `UpdateCounts`).
 
     Features of another kernel mean something else; a rule's label would train the rule.
     """
     chosen: list[Update] = []
-    counts = dict.fromkeys(Lessons.__struct_fields__, 0)
+    counts = dict.fromkeys(UpdateCounts.__struct_fields__, 0)
     for example in examples:
         if example.label_source == "rule":
             counts["rule"] += 1
@@ -59,9 +59,9 @@ def choose(examples: Iterable[Example]) -> tuple[list[Update], dict[str, int]]:
     return chosen, counts
 
 
-def add_lessons(lessons: Lessons, counts: Mapping[str, int]) -> Lessons:
+def add_counts(total: UpdateCounts, counts: Mapping[str, int]) -> UpdateCounts:
     """The sum."""
-    return msgspec.structs.replace(lessons, **{name: getattr(lessons, name) + n for name, n in counts.items()})
+    return msgspec.structs.replace(total, **{name: getattr(total, name) + n for name, n in counts.items()})
 
 
 def example_sources(features: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> NDArray[np.float64]:
