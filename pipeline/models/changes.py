@@ -207,7 +207,7 @@ class VersionChanges:
             DeliveryFailed: Nothing became active.
         """
         active = self.active()
-        stack = self.history.undo_stack()
+        stack = self.history.rollback_stack()
         # Above the active bundle lies what workers have refused.
         while stack and tuple(digest[:VERSION_DIGITS] for digest in stack[-1].digests) != active:
             stack.pop()

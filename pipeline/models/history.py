@@ -166,7 +166,7 @@ class VersionHistory:
                 found[-1] = found[-1]._replace(policy=policy)
         return found
 
-    def undo_stack(self) -> list[Bundle]:
+    def rollback_stack(self) -> list[Bundle]:
         """Return the bundles that rollbacks would go back through, the present one last.
 
         A paced threshold belongs to its bundle. A rollback takes the bundles above its own off the stack, so that the

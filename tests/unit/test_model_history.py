@@ -38,7 +38,7 @@ def pair(bundle: Bundle | None) -> tuple[str, str] | None:
 
 
 def stack(*events: VersionEvent) -> list[Any]:
-    return [pair(bundle) for bundle in VersionHistory(events).undo_stack()]
+    return [pair(bundle) for bundle in VersionHistory(events).rollback_stack()]
 
 
 A, B = made(0, lightgbm="a0", policy="a1"), made(1, "promote", "retrain", lightgbm="b0", policy="b1")
