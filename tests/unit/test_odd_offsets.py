@@ -64,7 +64,7 @@ class Client:
         batches: The log.
         batches_a_fetch: How many a fetch brings.
         position: Where it begins.
-        told: Whether its log says where fetches begin.
+        reported: Whether its log says where fetches begin.
         committed: Whether it leaves out aborted records.
     """
 
@@ -77,7 +77,7 @@ class Client:
         reported: bool = True,
         committed: bool = False,
     ) -> None:
-        self.batches, self.position, self.batches_a_fetch, self.told = batches, position, batches_a_fetch, reported
+        self.batches, self.position, self.batches_a_fetch, self.reported = batches, position, batches_a_fetch, reported
         self.unseen = (MARK, "aborted") if committed else (MARK,)
         self.fetches = self._read()
 
@@ -92,7 +92,7 @@ class Client:
                         found.append(Seen(last, "copy" if batch.writer == "copy" else (batch.base, number)))
             marks = any(batch.is_mark for batch in left[: self.batches_a_fetch])
             start, self.position = self.position, max(last + 1, left[: self.batches_a_fetch][-1].end)
-            if found and self.told:
+            if found and self.reported:
                 yield Fetch(found, start, is_batch=not marks)
             else:
                 yield from (Fetch([item]) for item in found)
@@ -199,7 +199,7 @@ def test_where_nobody_lies_nothing_is_passed_over(
 ) -> None:
     batches = log_of([part for part in parts if part[0] in ("honest", MARK)])
     last = max((batch.end - 1 for batch in batches if not batch.is_mark), default=-1)
-    reach = check(batches, 0, last, told=reported, batches_a_fetch=batches_a_fetch)
+    reach = check(batches, 0, last, reported=reported, batches_a_fetch=batches_a_fetch)
     assert reach is None or reach.position == reach.resume > 0
     assert reach is None or not reported or batches_a_fetch > 1
 
@@ -217,7 +217,7 @@ def test_the_range_is_the_batch_and_its_copies() -> None:
 def test_a_log_that_begins_later_and_one_that_ends_are_no_lies() -> None:
     batches = [Batch(50, honest(3), "honest")]
     assert check(batches, 0, 50, log_start=50) is None
-    assert check(batches, 0, 50, log_start=50, told=False) == ReadableEnd(51, 51)
+    assert check(batches, 0, 50, log_start=50, reported=False) == ReadableEnd(51, 51)
     for position, reached in ((0, 7), (8, 8)):
         reach = check_claims(partial(NotSeen, position), first_at([]), first_at([]), range(7, 10), [9], lambda: 0, {})
         assert reach == (reached, reached)
