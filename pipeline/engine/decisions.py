@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -19,6 +18,9 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
 from schemas.messages import Reason
 from schemas.times import US_PER_SECOND
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
 
@@ -81,12 +83,15 @@ class Decisions:
         """True where there is an alert."""
         return self.selection >= 0
 
-    def frame(self, *, features: bool = False) -> pd.DataFrame:
+    def frame(self, *, features: bool = False) -> "pd.DataFrame":
         """Return a row a decision, in the terms of ``docs/wire-contract.md``; ``features`` adds a column for each.
 
         ``row`` is the transaction's number in the input; ``amount`` is in whole minor units of ``currency``; texts are
         backed by Arrow. There is no ``source``, ``log`` or time of decision, since nothing was written anywhere.
         """
+        # Workers need no frames, and pandas takes a third of a second to import.
+        import pandas as pd
+
         taken, n = self.transactions, len(self)
         versions = self.models.versions(self.rates_version)
         started = pc.cast(pa.array(self.case_start_us // US_PER_SECOND), pa.string())
@@ -119,7 +124,8 @@ class Decisions:
         }
         if features:
             columns |= {f"feature_{name}": self.features[:, column] for column, name in enumerate(FEATURES)}
-        frame: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=_TYPES.get)
+        types = {pa.string(): pd.ArrowDtype(pa.string())}
+        frame: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=types.get)
         return frame
 
     def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
@@ -187,7 +193,6 @@ _ROWS: Final = (
     "position", "partition", "features", "logit", "river_logit", "score", "selection", "selection_probability",
     "case_start_us", "case_sequence",
 )  # fmt: skip
-_TYPES: Final = {pa.string(): pd.ArrowDtype(pa.string())}
 
 
 def _same(text: str, n: int) -> pa.Array:

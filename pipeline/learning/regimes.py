@@ -5,7 +5,6 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from pipeline.learning.sampling import sample_positions
 from schemas.times import US_PER_DAY
@@ -113,7 +112,9 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
 
     def _late_days(self, share: float) -> float:
         """Return the age by which a share of the reports that are not early have come."""
-        return float(self.delay_days * (np.exp(self.delay_spread * ndtri(share)) if self.delay_spread else 1.0))
+        return float(
+            self.delay_days * (np.exp(self.delay_spread * _normal_quantile(share)) if self.delay_spread else 1.0)
+        )
 
     def _come(self, age_days: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of the reports that have come by an age."""
@@ -121,7 +122,7 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
             late = (age_days >= self.delay_days).astype(np.float64)
         else:
             with np.errstate(divide="ignore"):
-                late = ndtr((np.log(age_days) - np.log(self.delay_days)) / self.delay_spread)
+                late = _normal_share((np.log(age_days) - np.log(self.delay_days)) / self.delay_spread)
         if self.early_share == 0:
             return np.asarray(late)
         early = np.clip(age_days * 24 / self.early_hours, 0.0, 1.0)
@@ -155,7 +156,7 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         """
         delay_days = np.full(len(fraud), self.delay_days, np.float64)
         if self.delay_spread:
-            delay_days *= np.exp(self.delay_spread * ndtri(sample_positions(identity, DELAY_SAMPLE)))
+            delay_days *= np.exp(self.delay_spread * _normal_quantile(sample_positions(identity, DELAY_SAMPLE)))
         if self.early_share:
             early = fraud & (sample_positions(identity, EARLY_SAMPLE) < self.early_share)
             delay_days[early] = sample_positions(identity[early], EARLY_DELAY_SAMPLE) * (self.early_hours / 24)
@@ -181,3 +182,16 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         corrected = np.full(len(known_at_us), NEVER_US)
         corrected[wrong] = known_at_us[wrong] + round(self.correction_days * US_PER_DAY)
         return corrected
+
+
+# SciPy takes a quarter of a second to import, and a worker has no use for it: settings alone import this module.
+def _normal_share(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.special import ndtr
+
+    return np.asarray(ndtr(values))
+
+
+def _normal_quantile(share: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri(share))
