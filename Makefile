@@ -20,10 +20,12 @@ INSTALLED := $(VENV)/.installed
 # The home directory may be read-only (containers, CI): Numba's compiled code goes into the checkout.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/build/cache/numba
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start hundreds of processes: each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline backtest broker worker test check lint types imports pytest evaluate quality chaos bench bench-docs run-docs docs format lock release clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports prepare pytest evaluate quality chaos bench bench-docs run-docs docs format lock release clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -86,7 +88,14 @@ worker: $(INSTALLED) ## Run the agents against KAFKA_BOOTSTRAP_SERVERS
 
 # --- Checking ----------------------------------------------------------------------------------------------------
 
-test: check pytest ## Check everything: lint, types, import contract, tests
+# The static checks take one core; what the tests need is made by the other one meanwhile.
+test: $(INSTALLED) ## Check everything: lint, types, import contract, tests
+	@$(MAKE) --no-print-directory prepare & prepared=$$!; \
+	  trap 'kill $$prepared 2>/dev/null' INT TERM; \
+	  $(MAKE) --no-print-directory check; code=$$?; \
+	  wait $$prepared || code=$$?; \
+	  exit $$code
+	@$(MAKE) --no-print-directory pytest PREPARED=yes
 
 check: lint types imports ## The static part of `test`, in seconds
 
@@ -109,6 +118,18 @@ TEST_TOOLS := chromium promtool prometheus
 # directory of its own for temporary files: pytest's own are cleared by whichever ends.
 SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -p tests.helpers.sharing --share build/tests/taken
 
+# Made once, or each of the processes would make it, at the same time: compiled kernels, an archive of the classes of the
+# broker's JVM, and the bytecode of the tests with their assertions.
+prepare: $(INSTALLED) ## Compile once what all processes of `pytest` use
+	@echo "==> Compiling kernels and tests (a minute, where they have changed)"
+	@mkdir -p build/cache; \
+	  "$(PYTHON_OF_VENV)" -m tests.helpers.kernels & kernels=$$!; \
+	  "$(PYTHON_OF_VENV)" -m tests.helpers.classes; \
+	  "$(PYTHON_OF_VENV)" -m pytest --collect-only --quiet -p no:cacheprovider >build/cache/collected.log 2>&1; code=$$?; \
+	  [ $$code = 0 ] || cat build/cache/collected.log; \
+	  wait $$kernels || code=$$?; \
+	  exit $$code
+
 pytest: $(INSTALLED) ## Run the tests only (ARGS="-k name" for some of them)
 	@echo "==> Tests"
 ifneq ($(ARGS),)
@@ -117,8 +138,7 @@ else
 	@rm -rf build/tests && mkdir -p build/tests
 	@for tool in $(TEST_TOOLS); do command -v $$tool >/dev/null || \
 	  echo "    $$tool is not installed: tests that use it are skipped (Debian, Ubuntu: apt-get install chromium prometheus)."; done
-	@echo "    Compiling the kernels, once for all processes (a minute, where they have changed)"
-	@"$(PYTHON_OF_VENV)" -m tests.helpers.kernels
+	@$(if $(PREPARED),,$(MAKE) --no-print-directory prepare)
 	@echo "    Four processes share them. The output of the first follows, that of the others at the end."
 	@others=; for name in second third fourth; do \
 	  case $$name in second) first=;; *) first=--broker-first;; esac; \

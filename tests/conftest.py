@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
+from tests.helpers.classes import use_archive
 
 # The one profile, the same wherever tests run: no test may fail because a machine is busy.
 hypothesis_settings.register_profile(
@@ -24,6 +25,7 @@ hypothesis_settings.load_profile("project")
 
 def pytest_configure() -> None:
     """Hear Ctrl-C even where a shell runs the tests in the background: it has it ignored, by their children too."""
+    use_archive()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

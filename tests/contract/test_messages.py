@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import jsonschema
 import msgspec
 import pytest
 
@@ -28,6 +27,7 @@ from schemas.messages import (
     ProfiledTransaction,
     Quarantine,
 )
+from tests.helpers.schemas import check_schema, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "schemas/json"
@@ -73,7 +73,7 @@ def test_the_command_writes_every_schema(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_exported_schemas_are_valid(name: str) -> None:
-    jsonschema.Draft202012Validator.check_schema(schema_of(name))
+    check_schema(schema_of(name))
 
 
 def test_every_message_type_is_exported_and_has_golden_bytes() -> None:
@@ -100,7 +100,7 @@ def test_golden_bytes_still_decode_to_what_they_say(path: Path) -> None:
         assert comparable(written.get(field, defaults.get(field))) == comparable(stated), field
     for field in written.keys() - original.keys():
         assert written[field] == defaults[field], field
-    jsonschema.validate(original, schema_of(name), format_checker=jsonschema.FormatChecker())
+    assert violations(original, schema_of(name)) == []
 
 
 def test_a_position_without_a_row_is_of_the_first_one() -> None:
@@ -120,14 +120,14 @@ def comparable(value: object) -> object:
 def test_the_schema_refuses_what_the_codec_refuses(name: str, required: str) -> None:
     stated = json.loads((GOLDEN / f"v1/{name}.json").read_bytes())
     del stated[required]
-    with pytest.raises(jsonschema.ValidationError, match=required):
-        jsonschema.validate(stated, schema_of(name))
+    (found,) = violations(stated, schema_of(name))
+    assert required in found
 
 
 @pytest.mark.parametrize(("amount", "valid"), [(1, True), ("1.50", True), ("1_0", False), (-1, False), (None, False)])
 def test_the_schema_knows_how_amounts_are_written(amount: object, valid: bool) -> None:
     stated = json.loads((GOLDEN / "v1/transaction.json").read_bytes()) | {"amount": amount}
-    assert jsonschema.Draft202012Validator(schema_of("transaction")).is_valid(stated) is valid
+    assert (violations(stated, schema_of("transaction")) == []) is valid
 
 
 def test_unknown_fields_of_a_transaction_travel_on_untouched() -> None:
@@ -157,7 +157,7 @@ def test_enumerations_are_open(name: str, field: str) -> None:
     stated = json.loads((GOLDEN / f"v1/{name}.json").read_bytes()) | {field: "invented-later", "more": {"of": [1]}}
     kind = TYPES[name.removesuffix("-full")]
     assert getattr(msgspec.json.decode(json.dumps(stated), type=kind), field) == "invented-later"
-    jsonschema.validate(stated, schema_of(name.removesuffix("-full")))
+    assert violations(stated, schema_of(name.removesuffix("-full"))) == []
 
 
 @pytest.mark.parametrize("kind", [Alert, Decision])

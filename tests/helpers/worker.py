@@ -47,14 +47,14 @@ class Worker:
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds; fails when the worker ends before, or after `PATIENCE_S`.
 
-        The checks take half of the time at most. A check that reads a topic takes CPU time from the worker.
+        The checks take a fifth of the time at most. A check that reads a topic takes CPU time from the worker.
         """
         deadline_s = time.monotonic() + PATIENCE_S
         looked_s = time.monotonic()
         while not condition():
             assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.output}"
             assert time.monotonic() < deadline_s, f"the condition did not come true; the worker said:\n{self.output}"
-            time.sleep(min(max(POLL_S, time.monotonic() - looked_s), LONGEST_PAUSE_S))
+            time.sleep(min(max(POLL_S, 4 * (time.monotonic() - looked_s)), LONGEST_PAUSE_S))
             looked_s = time.monotonic()
 
     def until_it_says(self, text: str) -> None:

@@ -2,18 +2,23 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for room in ("pipeline", "agents") for path in sorted((ROOT / room).rglob("*.py"))]
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
 
 def optional_settings() -> set[str]:
     """Names of the functions of `pipeline.kafka` whose keyword ``settings`` may be left out."""
     return {
         node.name
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if path.parent.name == "kafka"
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
@@ -24,7 +29,7 @@ def optional_settings() -> set[str]:
 
 def calls_without() -> Iterator[str]:
     names = optional_settings()
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -54,6 +53,9 @@ def expressions() -> list[str]:
 
 
 def test_compose_file_fits_the_compose_specification() -> None:
+    # It builds a grammar of IRIs when it is imported, for seconds.
+    import jsonschema
+
     schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     errors = jsonschema.Draft7Validator(schema).iter_errors(COMPOSE)
@@ -270,7 +272,7 @@ def test_promtool_accepts_the_configuration_and_rules() -> None:
 
 
 def test_alerts_fire_when_they_should_and_only_then() -> None:
-    promtool("test", "rules", "rules-test.yml")
+    promtool("test", "rules", "rules-test.yml", "rules-test-days.yml")
 
 
 def test_promtool_parses_the_dashboards_expressions(tmp_path: Path) -> None:

@@ -176,22 +176,23 @@ def comparable(example: Example) -> Example:
 
 
 def assert_taught(
-    history: list[Happening], card: CardOptions, feedback: FeedbackOptions, every_us: int, rows: int | None
+    history: list[Happening], card: CardOptions, feedback: FeedbackOptions, every_us: int, *chunks: int | None
 ) -> Live:
-    """That a replay decides, tells and counts what the live kernels do, of which it returns the run."""
+    """That a replay by chunks decides, tells and counts what the live kernels do, of which it returns the run."""
     base = small_model()
     start = ActiveModels(base, first_river(), models().policy)
     live = play(history, Live(start, card, feedback), every_us)
-    pupil = Pupil()
-    parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us, pupil))
-    if live.decisions:
-        assert_same(parts, live)
-    assert sum(map(len, parts)) == len(live.decisions)
-    assert dead_letters(parts) == sorted(live.dead_letters)
-    assert list(map(comparable, pupil.told)) == list(map(comparable, live.examples))
-    outcomes = sum((part.feedback for part in parts), Counter[tuple[str, str]]())
-    refused = {("label", "invalid"), ("label", "rerouted")}
-    assert outcomes == {name: count for name, count in live.feedback_counts.items() if name not in refused}
+    for rows in chunks:
+        pupil = Pupil()
+        parts = run(history, card, rows, scored_by=start, learning=Learning(feedback, every_us, pupil))
+        if live.decisions:
+            assert_same(parts, live)
+        assert sum(map(len, parts)) == len(live.decisions)
+        assert dead_letters(parts) == sorted(live.dead_letters)
+        assert list(map(comparable, pupil.told)) == list(map(comparable, live.examples))
+        outcomes = sum((part.feedback for part in parts), Counter[tuple[str, str]]())
+        refused = {("label", "invalid"), ("label", "rerouted")}
+        assert outcomes == {name: count for name, count in live.feedback_counts.items() if name not in refused}
     return live
 
 
@@ -200,8 +201,7 @@ def assert_taught(
 def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
     history, card = busy_history(seed, 600), options(partitions)
     feedback = FeedbackOptions(8 * DAY, 3 * DAY, 0.4)
-    for rows in (7, None):
-        live = assert_taught(history, card, feedback, 36 * HOUR, rows)
+    live = assert_taught(history, card, feedback, 36 * HOUR, 7, None)
     assert len({decision.versions.river for decision in live.decisions}) > 3
     assert {example.label for example in live.examples} >= {"fraud", "legitimate", "presumed_legitimate"}
     assert max(example.revision for example in live.examples) > 0

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jsonschema
 import msgspec
 import pyarrow.parquet as pq
 import pytest
@@ -55,6 +54,7 @@ from tests.helpers.champion import active
 from tests.helpers.histories import busy_history, play
 from tests.helpers.live import Live
 from tests.helpers.logs import after, decision, feature_row
+from tests.helpers.schemas import violations
 from tests.unit.test_backtest import models, options, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_messages_are_those_of_the_live_kernels() -> None:
         moved = {name: getattr(other, name) for name in ("ingested_at", "decided_at", "log", "source")}
         assert msgspec.structs.replace(transaction, **moved) == other
         assert transaction.event_time.utcoffset() == timedelta(0)
-    jsonschema.validate(json.loads(values[0]), schema, format_checker=jsonschema.FormatChecker())
+    assert violations(json.loads(values[0]), schema) == []
 
 
 def test_decisions_bear_features_as_live_and_blocks_have_those_of_all() -> None:

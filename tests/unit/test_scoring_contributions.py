@@ -57,20 +57,21 @@ def narrow(depth: int) -> lightgbm.Booster:
 
 
 @pytest.mark.parametrize(
-    "booster",
+    "parameters",
     [
-        grown(),
-        grown(leaves=2),
-        grown(trees=1, leaves=3),
-        grown(gaps=False),
-        grown(use_missing=False),
-        grown(leaves=100, trees=5),
-        grown(leaves=200, trees=20, min_data_in_leaf=1),
-        grown(min_data_in_leaf=10_000, trees=3),
+        {},
+        {"leaves": 2},
+        {"trees": 1, "leaves": 3},
+        {"gaps": False},
+        {"use_missing": False},
+        {"leaves": 100, "trees": 5},
+        {"leaves": 200, "trees": 20, "min_data_in_leaf": 1},
+        {"min_data_in_leaf": 10_000, "trees": 3},
     ],
     ids=["usual", "stumps", "one tree", "no gaps", "missing is zero", "100 leaves", "200 leaves", "no splits"],
 )
-def test_contributions_are_lightgbm_s(booster: lightgbm.Booster) -> None:
+def test_contributions_are_lightgbm_s(parameters: dict[str, Any]) -> None:
+    booster = grown(**parameters)
     rows = matrix(60) if booster.trees_to_dataframe()["threshold"].isna().all() else hard_rows(booster, 60)
     expected = booster.predict(rows, pred_contrib=True)
     found = path_contributions(paths_of(booster), rows)
@@ -199,17 +200,20 @@ def test_what_explains_is_compiled_when_a_model_is_loaded(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("parameters", "edit"),
     [
-        grown(zero_as_missing=True).model_to_string(),
-        edited_text(grown().model_to_string(), "^leaf_count=.*\n", ""),
-        edited_text(grown().model_to_string(), "^internal_count=.*\n", ""),
-        edited_text(grown().model_to_string(), r"^leaf_count=\d+", "leaf_count=0"),
-        edited_text(grown().model_to_string(), r"^leaf_count=\d+", "leaf_count=999999"),
+        ({"zero_as_missing": True}, None),
+        ({}, ("^leaf_count=.*\n", "")),
+        ({}, ("^internal_count=.*\n", "")),
+        ({}, (r"^leaf_count=\d+", "leaf_count=0")),
+        ({}, (r"^leaf_count=\d+", "leaf_count=999999")),
     ],
     ids=["zero is missing", "no counts of leaves", "no counts of nodes", "a leaf without rows", "a leaf with too many"],
 )
-def test_what_has_no_paths_is_left_to_lightgbm(text: str) -> None:
+def test_what_has_no_paths_is_left_to_lightgbm(parameters: dict[str, Any], edit: tuple[str, str] | None) -> None:
+    text = grown(**parameters).model_to_string()
+    if edit is not None:
+        text = edited_text(text, *edit)
     assert lay_out_paths(read_trees(text, FEATURES)) is None
     rows = matrix(30)
     expected = lightgbm.Booster(model_str=text).predict(rows, pred_contrib=True)[:, :-1]
