@@ -35,7 +35,7 @@ from tests.chaos.run import EXPECTED, Check, Expected, Rules
 from tests.chaos.schedule import KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
-from tests.unit.model_helpers import small_model
+from tests.helpers.models import small_model
 
 POLL_S = 0.1
 FIRST_DECISION_S = 120.0

@@ -9,7 +9,7 @@ from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import sample_position as pipelines_position
 from pipeline.scoring.river_learner import LayerLearner
 from tests.chaos import arithmetic
-from tests.unit.model_helpers import COLUMN, example, matrix
+from tests.helpers.models import COLUMN, example, matrix
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.chaos.records import Entry, rows_of
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import active
 from tests.helpers.logs import START, feature_row, to
-from tests.unit.test_engine_card import NOW, busy_logs, options
+from tests.unit.engine.test_engine_card import NOW, busy_logs, options
 
 
 def rows(value: bytes) -> list[tuple[int, object]]:

@@ -16,8 +16,8 @@ from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from tests.evaluation import checks
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Versions
+from tests.helpers.models import small_model
 from tests.reference.features import card_outliers
-from tests.unit.model_helpers import small_model
 
 Arguments = tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]], dict[str, int]]
 DELAY_US = 7 * 86_400_000_000

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("classifier", [None, "tests.unit.test_river_configured.scaled_regression"])
+@pytest.mark.parametrize("classifier", [None, "tests.unit.scoring.test_river_configured.scaled_regression"])
 def test_it_tells_frauds_before_it_learns_them(file: Path, classifier: str | None) -> None:
     arguments = [str(file), *(["--classifier", classifier] if classifier else [])]
     result = CliRunner().invoke(main, arguments)

@@ -14,7 +14,7 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.settings import Settings
 from tests.helpers.champion import policy
-from tests.unit.model_helpers import small_model
+from tests.helpers.models import small_model
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 """When `simulated_days` begin."""

@@ -17,7 +17,7 @@ from schemas.topics import DECISIONS, PROFILED
 from tests.helpers.blocks import sealed
 from tests.helpers.champion import active
 from tests.helpers.logs import after, decode_decision, to
-from tests.unit.test_engine_card import NOW, busy_logs, options
+from tests.unit.engine.test_engine_card import NOW, busy_logs, options
 
 NUMBERS = (0, 1, 2, 127, 128, 255)
 

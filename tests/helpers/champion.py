@@ -11,7 +11,7 @@ from pipeline.engine.score import ScorePartition
 from pipeline.scoring.river_factory import first_river, load_river
 from pipeline.scoring.river_model import RiverModel
 from schemas.records import Record
-from tests.unit.model_helpers import small_model
+from tests.helpers.models import small_model
 
 LARGE_AMOUNT = 900.0
 """From here on the policy's rule raises an alert, whatever the score."""

@@ -11,7 +11,7 @@ from pipeline.scoring.river_factory import first_river
 from tests.contract.records import RATES
 from tests.helpers.histories import DAY, busy_history, labels, play, transactions
 from tests.helpers.live import Live
-from tests.unit.model_helpers import small_model
+from tests.helpers.models import small_model
 
 
 def main() -> None:

@@ -39,10 +39,10 @@ LONGEST: Final = (
     "tests/integration/test_models.py",
     "tests/evaluation/test_handbook.py",
     "tests/property/test_at_least_once.py",
-    "tests/unit/test_backtest_labelling.py",
-    "tests/unit/test_backtest_renewing.py",
-    "tests/unit/test_backtest.py",
-    "tests/unit/test_notebook.py",
+    "tests/unit/backtest/test_backtest_labelling.py",
+    "tests/unit/backtest/test_backtest_renewing.py",
+    "tests/unit/backtest/test_backtest.py",
+    "tests/test_project/test_notebook.py",
 )
 """Modules that take about half a minute or longer, the longest first. The order of the others does not matter."""
 

@@ -104,8 +104,8 @@ def main() -> None:
     from tests.helpers.champion import empty_model_set, policy
     from tests.helpers.histories import DAY, busy_history, transactions
     from tests.helpers.logs import START, Log, after, to, transaction
-    from tests.unit.model_helpers import small_model
-    from tests.unit.test_engine_score import NOW, profile, score
+    from tests.helpers.models import small_model
+    from tests.unit.engine.test_engine_score import NOW, profile, score
 
     weighted = policy(0.2, blend=BLEND, weights={NAME: WEIGHT}, rules=())
     payloads = {

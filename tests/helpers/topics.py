@@ -21,9 +21,9 @@ from schemas.records import Record
 from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, label, microseconds, transaction
+from tests.helpers.models import small_model
 from tests.helpers.waiting import BUSY_S, retried
 from tests.helpers.worker import Worker
-from tests.unit.model_helpers import small_model
 
 PATIENCE_S = 60.0
 Key = tuple[str, str]

@@ -18,10 +18,10 @@ from schemas.topics import CONTROL, DEAD_LETTERS, LABELS, MODELS, PROFILED, TRAN
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
+from tests.helpers.models import small_model
 from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
 from tests.helpers.worker import FAUST
-from tests.unit.model_helpers import small_model
-from tests.unit.test_signing import key_pair, secret_file
+from tests.unit.protection.test_signing import key_pair, secret_file
 
 pytestmark = pytest.mark.broker
 

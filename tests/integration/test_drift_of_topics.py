@@ -27,10 +27,10 @@ from schemas.messages import Alert
 from schemas.topics import ACCEPTED_LABELS, ALERTS, DECISION_FEATURES, EXAMPLES, LABELS
 from tests.helpers.drifting import ROWS, drifting_blocks
 from tests.helpers.logs import after
+from tests.helpers.models import example
 from tests.helpers.topics import PATIENCE_S, Cluster, Starter
 from tests.helpers.waiting import eventually
 from tests.helpers.worker import ROOT
-from tests.unit.model_helpers import example
 
 pytestmark = pytest.mark.broker
 

@@ -37,8 +37,8 @@ from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import policy
 from tests.helpers.logs import after, feature_row, label, microseconds, transaction
+from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster
-from tests.unit.model_helpers import small_model
 
 pytestmark = pytest.mark.broker
 

@@ -8,7 +8,7 @@ from schemas.topics import PROFILED, TRANSACTIONS
 from tests.helpers.logs import START, Log, profiled, transaction
 from tests.helpers.topics import Cluster
 from tests.integration.test_label_command import command
-from tests.unit.test_engine_card import NOW, partition
+from tests.unit.engine.test_engine_card import NOW, partition
 
 pytestmark = pytest.mark.broker
 

@@ -23,11 +23,11 @@ from schemas.records import Output, Record
 from schemas.topics import CONTROL, EXAMPLES, MODELS
 from tests.helpers.champion import empty_model_set, policy
 from tests.helpers.logs import after
+from tests.helpers.models import example, small_model
 from tests.helpers.topics import Cluster
-from tests.unit.model_helpers import example, small_model
-from tests.unit.test_backtest_versions import ENCODE
-from tests.unit.test_engine_models import other_model
-from tests.unit.test_signing import key_pair
+from tests.unit.backtest.test_backtest_versions import ENCODE
+from tests.unit.engine.test_engine_models import other_model
+from tests.unit.protection.test_signing import key_pair
 
 pytestmark = pytest.mark.broker
 

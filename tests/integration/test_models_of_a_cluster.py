@@ -15,10 +15,10 @@ from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from schemas.topics import CONTROL, EXAMPLES
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
+from tests.helpers.models import example, small_model
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
-from tests.unit.model_helpers import example, small_model
-from tests.unit.test_engine_models import other_model
+from tests.unit.engine.test_engine_models import other_model
 
 pytestmark = pytest.mark.broker
 

@@ -23,9 +23,9 @@ from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISIONS, LABELS, MODELS
 from tests.helpers.champion import policy
 from tests.helpers.logs import after, decision, label, microseconds
+from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster, Starter
-from tests.unit.model_helpers import small_model
-from tests.unit.test_engine_models import other_model
+from tests.unit.engine.test_engine_models import other_model
 
 pytestmark = pytest.mark.broker
 

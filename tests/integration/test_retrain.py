@@ -21,9 +21,9 @@ from pipeline.training.cold_start import treeless_model
 from schemas.messages import Activation, LearningSwitch
 from schemas.topics import ACCEPTED_LABELS, CONTROL
 from tests.helpers.champion import policy
+from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
-from tests.unit.model_helpers import small_model
 
 pytestmark = pytest.mark.broker
 

@@ -44,7 +44,7 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
-from tests.unit.test_engine_card import options
+from tests.unit.engine.test_engine_card import options
 
 MERCHANT_PARTITIONS = 3
 NOW = after(900)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine.feedback import FeedbackOptions
 from tests.helpers.histories import DAY, HOUR, busy_history
-from tests.unit.test_backtest import assert_taught, options
+from tests.unit.backtest.test_backtest import assert_taught, options
 
 horizons_us = st.sampled_from((0, HOUR, DAY, 3 * DAY, 10 * DAY, 40 * DAY))
 

@@ -9,8 +9,8 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.compiled_contributions import path_contributions
 from pipeline.scoring.tree_paths import lay_out_paths
 from pipeline.scoring.trees import read_trees
+from tests.helpers.models import tolerance
 from tests.reference import shapley
-from tests.unit.model_helpers import tolerance
 
 
 @given(

@@ -20,7 +20,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import MAX_METADATA_BYTES, payload_kind
 from pipeline.scoring.river_factory import load_river, resume_learner
 from pipeline.scoring.river_layer import RiverLayer
-from tests.unit.model_helpers import grown, matrix
+from tests.helpers.models import grown, matrix
 
 CLASSIFIER = "river.naive_bayes.GaussianNB"
 STATE = pickle.dumps(None)

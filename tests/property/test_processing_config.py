@@ -22,8 +22,8 @@ from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
 from tests.property.test_rollback import NOW, Batches, Kernel, Run, comparable, cut, own_values
-from tests.unit.test_engine_card import interleaved
-from tests.unit.test_engine_feedback import happenings
+from tests.unit.engine.test_engine_card import interleaved
+from tests.unit.engine.test_engine_feedback import happenings
 
 Options = Any
 TOLERANCES_S = (0, 300, 7_200)

@@ -36,9 +36,9 @@ from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED
 from tests.helpers.champion import active, decide
 from tests.helpers.logs import START, Log, after
 from tests.helpers.memory_columns import MemoryColumn
-from tests.unit.model_helpers import example
-from tests.unit.test_engine_card import busy_logs, interleaved, options
-from tests.unit.test_engine_feedback import happenings
+from tests.helpers.models import example
+from tests.unit.engine.test_engine_card import busy_logs, interleaved, options
+from tests.unit.engine.test_engine_feedback import happenings
 
 NOW = after(200)
 Partition = CardPartition | ScorePartition | FeedbackPartition | LearnPartition

@@ -37,7 +37,7 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
-from tests.unit.test_engine_card import busy_logs
+from tests.unit.engine.test_engine_card import busy_logs
 
 OPTIONS = CardOptions(RATES, TOLERANCE_US, 120 * US_PER_DAY, 120 * US_PER_DAY, 1)
 NOW = datetime(2026, 1, 1, 12, 30, 15, 5, tzinfo=UTC)

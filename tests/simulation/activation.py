@@ -12,9 +12,9 @@ from pipeline.scoring.payload import payload_digest
 from pipeline.settings.rate_table import read_rates
 from schemas.messages import Activation, LearningSwitch, VersionReference
 from tests.helpers.champion import policy
+from tests.helpers.models import small_model
 from tests.simulation.names import PREFIX
 from tests.simulation.world import World
-from tests.unit.model_helpers import small_model
 
 LIGHTGBM: Final = ("lightgbm one", "lightgbm two")
 POLICIES: Final = ("policy one", "policy two")

@@ -1,0 +1,250 @@
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.reason_texts import REASON_TEXTS, Facts, pattern
+from pipeline.decision.reasons import CODES, explain, explain_row, score_reason
+from pipeline.features.catalogue import FEATURES, MEANINGS
+from pipeline.scoring.kinds import RIVER, Scorer
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_inputs import INPUTS, describe
+from pipeline.scoring.river_layer import RiverLayer
+from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_model import RiverModel
+from schemas.messages import Reason
+from tests.helpers.models import COLUMN, example, matrix, small_model
+
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
+
+
+@dataclass(frozen=True)
+class Models:
+    lightgbm: LightGBMModel
+    beside: dict[str, Scorer]
+    policy: Policy
+
+
+def online(weight: float, evidence: str = "") -> Reason:
+    return score_reason(RIVER, weight, evidence)
+
+
+def models(policy: Policy | None = None, river: RiverModel | None = None) -> Models:
+    model = small_model()
+    return Models(model, {"river": river or RiverLayer.identity()}, policy or Policy(0.5))
+
+
+def row(**values: float) -> np.ndarray:
+    features = np.zeros(len(FEATURES))
+    for name, value in values.items():
+        features[COLUMN[name]] = value
+    return features
+
+
+def weights(**values: float) -> np.ndarray:
+    return row(**values)
+
+
+def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
+    reported = [name for text in REASON_TEXTS for name in text.features]
+    assert sorted(reported) == sorted(FEATURES)
+
+
+def test_every_code_is_documented_and_nothing_else() -> None:
+    table = PAGE.read_text(encoding="utf-8").split("## Reasons")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE)) == sorted(CODES)
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {meaning} |" in table
+
+
+def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
+    features = row(amount=412.90, card_usual_amount=65.40, card_amount_to_usual=412.90 / 65.40)
+    reasons = explain_row(
+        features, weights(card_amount_to_usual=1.5, card_usual_amount=0.5), [online(0.0)], [], 5, "EUR"
+    )
+    assert len(reasons) == 1
+    (reason,) = reasons
+    assert reason.code == "AMOUNT_UNUSUAL_FOR_CARD"
+    assert reason.sentence == "412.90 EUR is 6.3 times this card's usual 65.40 EUR."
+    assert reason.usual == 65.4
+    assert reason.contribution == 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "strongest", "code"),
+    [
+        ({"card_count_1h": 3, "card_count_30d": 30}, "card_count_1h", "CARD_BURST"),
+        ({"card_count_1d": 5, "card_count_30d": 30}, "card_count_1d", "CARD_BURST"),
+        ({"card_count_1d": 0, "card_seconds_since_last": 9e5}, "card_count_1d", "CARD_PATTERN"),
+        ({"card_outlier_count_7d": 1}, "card_outlier_count_7d", "CARD_RECENT_OUTLIERS"),
+        ({"card_outlier_count_7d": 0}, "card_outlier_count_7d", "CARD_PATTERN"),
+        ({"card_merchant_count": 0}, "card_merchant_count", "CARD_NEW_TO_MERCHANT"),
+        ({"card_merchant_count": 2}, "card_merchant_count", "CARD_KNOWN_AT_MERCHANT"),
+        ({"hour": 3.5, "weekday": 6}, "hour", "UNUSUAL_HOUR"),
+        ({"amount": 900}, "amount", "AMOUNT_HIGH"),
+        ({"merchant_count_1d": 50, "merchant_count_30d": 60}, "merchant_surge", "MERCHANT_SURGE"),
+        ({"merchant_count_1d": 1, "merchant_count_30d": 60}, "merchant_surge", "MERCHANT_PATTERN"),
+        ({"merchant_count_7d": 5}, "merchant_count_7d", "MERCHANT_PATTERN"),
+        (
+            {"merchant_known_count_30d": 9, "merchant_known_fraud_30d": 4, "merchant_newest_label": 1},
+            "merchant_newest_label",
+            "MERCHANT_NEWEST_LABEL_FRAUD",
+        ),
+        (
+            {"merchant_known_count_30d": 9, "merchant_known_fraud_30d": 4, "merchant_newest_label": 0},
+            "merchant_known_fraud_30d",
+            "MERCHANT_KNOWN_FRAUD",
+        ),
+        (
+            {
+                "merchant_known_count_30d": 9,
+                "merchant_known_fraud_30d": 4,
+                "merchant_unexplained_fraud_30d": 4,
+                "merchant_unreported_since_fraud": 0,
+                "merchant_fraud_run_seconds": 9e5,
+            },
+            "merchant_fraud_run_seconds",
+            "MERCHANT_FRAUD_RUN",
+        ),
+        (
+            {
+                "merchant_known_count_30d": 9,
+                "merchant_known_fraud_30d": 4,
+                "merchant_unexplained_fraud_30d": 4,
+                "merchant_unreported_since_fraud": 2,
+                "merchant_fraud_run_seconds": 9e5,
+            },
+            "merchant_unreported_since_fraud",
+            "MERCHANT_KNOWN_FRAUD",
+        ),
+        ({"merchant_known_count_30d": 9}, "merchant_fraud_risk_30d", "MERCHANT_LABELS"),
+        (
+            {"amount": 90, "merchant_amount_to_mean": 3, "merchant_mean_30d": 30},
+            "merchant_amount_to_mean",
+            "AMOUNT_UNUSUAL_FOR_MERCHANT",
+        ),
+    ],
+)
+def test_codes_follow_from_values(values: dict[str, float], strongest: str, code: str) -> None:
+    (reason,) = explain_row(row(**values), weights(**{strongest: 1.0}), [online(0.0)], [], 5, "EUR")
+    assert reason.code == code
+    assert reason.code in CODES
+    assert reason.sentence.endswith(".")
+
+
+def test_reasons_are_positive_largest_first_and_not_too_many() -> None:
+    given = weights(amount=0.5, card_merchant_count=2.0, hour=-3.0, card_count_1h=1.0, merchant_count_7d=0.7)
+    features = row(card_count_1h=4.0, card_count_30d=4.0)
+    reasons = explain_row(features, given, [online(0.9, "hours below 4")], [], 3, "EUR")
+    assert [reason.code for reason in reasons] == ["CARD_NEW_TO_MERCHANT", "CARD_BURST", "ONLINE_MODEL"]
+    assert [reason.contribution for reason in reasons] == [2.0, 1.0, 0.9]
+    assert "hours below 4" in reasons[2].sentence
+
+
+def test_one_code_appears_once() -> None:
+    given = weights(card_outlier_count_7d=0.4, card_count_7d=0.5)
+    reasons = explain_row(row(), given, [online(0.0)], [], 5, "EUR")
+    assert [(reason.code, reason.contribution) for reason in reasons] == [("CARD_PATTERN", 0.9)]
+
+
+def test_what_is_told_is_all_that_is_more_than_noise() -> None:
+    given = weights(amount=0.2500, hour=0.2499, card_merchant_count=0.28)
+    reasons = explain_row(row(), given, [online(0.27)], [], 5, "EUR")
+    assert [reason.contribution for reason in reasons] == [0.28, 0.27, 0.25]
+    assert [reason.contribution for reason in explain_row(row(), given, [online(0.22)], [], 5, "EUR")] == [0.28, 0.25]
+
+
+@pytest.mark.parametrize(("added", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
+def test_where_nothing_was_raised_the_largest_is_told(added: float, code: str) -> None:
+    given = np.full(len(FEATURES), -1.0)
+    given[[COLUMN["amount"], COLUMN["card_merchant_count"]]] = -0.3
+    (reason,) = explain_row(row(), given, [online(added)], [], 5, "EUR")
+    assert (reason.code, reason.contribution) == (code, max(added, -0.3))
+
+
+def test_an_alert_always_has_a_reason() -> None:
+    reasons = explain_row(row(), -np.ones(len(FEATURES)), [online(-1.0)], [], 5, "EUR")
+    assert len(reasons) == 1
+    empty = explain_row(np.full(len(FEATURES), np.nan), np.zeros(len(FEATURES)), [online(0.0)], [], 5, "")
+    assert len(empty) == 1
+    assert empty[0].value is None
+
+
+def test_general_words_hold_for_every_feature() -> None:
+    for features in (row(), np.full(len(FEATURES), np.nan)):
+        facts = Facts(features, "EUR")
+        for text in REASON_TEXTS:
+            for name in text.features:
+                wording = pattern(text, name, facts)
+                assert wording.code in CODES
+                assert MEANINGS[name] in wording.sentence
+                assert wording.general
+
+
+def test_no_sentence_names_a_feature_as_programs_do() -> None:
+    generator = np.random.default_rng(5)
+    named = [name for name in FEATURES if "_" in name]
+    assert not [text for text in map(describe, range(len(INPUTS))) if "_" in text]
+    for scale in (1.0, 30.0, 3e5):
+        features = generator.exponential(scale, len(FEATURES))
+        features[generator.random(len(FEATURES)) < 0.2] = np.nan
+        for text in REASON_TEXTS:
+            for name in text.features:
+                for reason in explain_row(features, weights(**{name: 1.0}), [online(0.3)], [], 9, "EUR"):
+                    assert not [leak for leak in named if leak in reason.sentence], reason.sentence
+                    assert "e+" not in reason.sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "strongest"),
+    [
+        ({"amount": 90, "card_usual_amount": 85, "card_amount_to_usual": 90 / 85}, "card_amount_to_usual"),
+        ({"amount": 90, "merchant_mean_30d": 80, "merchant_amount_to_mean": 90 / 80}, "merchant_amount_to_mean"),
+        ({"merchant_known_count_30d": 3}, "merchant_known_count_30d"),
+        ({"card_count_1d": 3, "card_count_30d": 75, "card_seconds_since_last": 9e5}, "card_count_1d"),
+        ({"merchant_count_1d": 30, "merchant_count_30d": 840}, "merchant_surge"),
+    ],
+)
+def test_what_is_no_argument_gives_way_to_what_is(values: dict[str, float], strongest: str) -> None:
+    features = row(hour=3.0, weekday=2, **values)
+    both = explain_row(features, weights(**{strongest: 0.6, "hour": 0.5}), [online(0.0)], [], 5, "EUR")
+    assert [reason.code for reason in both] == ["UNUSUAL_HOUR"]
+    (alone,) = explain_row(features, weights(**{strongest: 0.6}), [online(0.0)], [], 5, "EUR")
+    assert "resemble" in alone.sentence
+    assert " times " not in alone.sentence
+    strong = explain_row(features, weights(**{strongest: 1.5, "hour": 0.5}), [online(0.0)], [], 5, "EUR")
+    assert [reason.contribution for reason in strong] == [1.5, 0.5]
+
+
+def test_an_amount_in_another_currency_stands_beside_the_base_currency_s() -> None:
+    features = row(amount=412.90, card_usual_amount=65.40, card_amount_to_usual=412.90 / 65.40)
+    (reason,) = explain_row(features, weights(card_amount_to_usual=1.0), [online(0.0)], [], 5, "EUR", "450.00 USD")
+    assert reason.sentence == "412.90 EUR (450.00 USD) is 6.3 times this card's usual 65.40 EUR."
+
+
+def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
+    learner = LayerLearner()
+    learner.learn_examples([example(i) for i in range(100)])
+    layer, features = learner.snapshot(100), matrix(20, seed=8)
+    logit = small_model().logit(features)
+    many = Policy(0.5, blend=0.6, max_reasons=50)
+    base = small_model().logit(features) - small_model().contributions(features).sum(axis=1)
+    blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
+    for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, "EUR")):
+        # The parts that lower the score are not told: what is told may only exceed the sum.
+        assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(REASON_TEXTS) + 1)
+        assert all(reason.contribution >= 0.25 for reason in reasons) or len(reasons) == 1
+
+
+def test_rules_and_audits_come_first() -> None:
+    rule = Rule(code="SMALL_HOURS", feature="hour", op=">=", value=0.0, sentence="A house rule.")
+    policy = Policy(0.5, rules=(rule,), audit_rate=0.1, max_reasons=2)
+    features = matrix(40)
+    selections = ["audit", *["rule"] * 39]
+    by_audit, *by_rule = explain(features, small_model().logit(features), models(policy), selections, "EUR")
+    assert all((found[0].code, found[0].sentence) == ("SMALL_HOURS", "A house rule.") for found in by_rule)
+    assert [reason.code for reason in by_audit] == ["SMALL_HOURS", "AUDIT_SAMPLE"]
+    assert max(map(len, by_rule)) == 2

@@ -1,0 +1,245 @@
+"""The learn agent's kernel: a replay over ``examples`` that knows how far it has come and what it has published."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.engine.layout import OtherLayout
+from pipeline.engine.learn import LearnPartition, model_record
+from pipeline.engine.state import LoadedState
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.river_factory import new_learner, resume_learner
+from schemas.messages import Example, ModelVersion
+from schemas.records import Record
+from schemas.topics import DEAD_LETTERS, EXAMPLES, MODELS
+from tests.helpers.champion import no_files
+from tests.helpers.logs import START, Log
+from tests.helpers.models import example
+
+
+def lessons(count: int, **changes: object) -> list[Record]:
+    """``examples`` with a hole after every tenth record, as the markers of transactions leave them."""
+    log = Log(EXAMPLES)
+    for number in range(count):
+        log.append(msgspec.json.encode(example(number, **changes)))
+    return [msgspec.structs.replace(record, offset=record.offset + record.offset // 10) for record in log.records]
+
+
+def fresh(next_offset: int = 0) -> LearnPartition:
+    return LearnPartition(new_learner(), next_offset)
+
+
+def resumed(payload: bytes) -> LearnPartition:
+    learner, offset = resume_learner(payload, None, no_files)
+    return LearnPartition(learner, offset)
+
+
+def test_it_learns_in_order_and_knows_the_next_offset() -> None:
+    records = lessons(25)
+    state = fresh()
+    assert (state.next_offset, state.unpublished) == (0, False)
+    result = state.learn(records[:12])
+    assert (state.next_offset, state.unpublished) == (13, True)
+    assert result.outputs == []
+    assert result.counts == {("lesson", "learned"): 12}
+    state.learn(records[12:])
+    assert state.next_offset == 27
+    assert state.publish().version.endswith("@27")
+
+
+def test_no_records_are_no_progress() -> None:
+    state = fresh(5)
+    assert state.learn([]).counts == {}
+    assert (state.next_offset, state.unpublished) == (5, False)
+
+
+def test_what_was_folded_before_is_not_learned_again() -> None:
+    records = lessons(30)
+    state, once = fresh(), fresh()
+    state.learn(records[:20])
+    result = state.learn(records[10:])
+    once.learn(records)
+    assert result.counts == {("lesson", "learned"): 10}
+    assert state.publish().to_payload() == once.publish().to_payload()
+    assert state.learn(records).counts == {}
+    assert not state.unpublished
+
+
+def test_publishing_takes_the_present_version_and_is_due_again_after_a_lesson() -> None:
+    records = lessons(20)
+    state = fresh()
+    state.learn(records[:10])
+    first = state.publish()
+    assert not state.unpublished
+    before = first.to_payload()
+    state.learn(records[10:])
+    assert state.unpublished
+    assert first.to_payload() == before
+    second = state.publish()
+    assert second.version != first.version
+    assert second.version.rpartition("@")[0] == first.version.rpartition("@")[0]
+    assert second.to_payload() != before
+
+
+def test_batches_do_not_show() -> None:
+    records = lessons(40)
+    whole, parts = fresh(), fresh()
+    whole.learn(records)
+    for record in records:
+        parts.learn([record])
+    assert whole.publish().to_payload() == parts.publish().to_payload()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 39])
+def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> None:
+    records = lessons(40)
+    straight = fresh()
+    straight.learn(records[:cut])
+    published = straight.publish().to_payload()
+    straight.learn(records[cut:])
+    again = resumed(published)
+    assert (again.next_offset, again.unpublished) == (records[cut - 1].offset + 1, False)
+    # A restart reads the topic from its beginning.
+    again.learn(records)
+    assert again.publish().to_payload() == straight.publish().to_payload()
+    assert again.publish().to_payload() != published
+
+
+def test_lessons_move_the_model() -> None:
+    state = fresh()
+    state.learn(lessons(40))
+    payload = msgspec.json.decode(state.publish().to_payload())
+    assert payload["weights"] != msgspec.json.decode(fresh().publish().to_payload())["weights"]
+    assert payload["lessons"]["learned"] == 40
+
+
+def test_what_teaches_nothing_is_counted_and_passed() -> None:
+    state = fresh()
+    others: list[Example] = [
+        example(0, kernel="another"),
+        example(1, online_weight=0.0),
+        example(2, label_source="rule"),
+        example(3, label="disputed"),
+        example(4, held=True),
+    ]
+    log = Log(EXAMPLES)
+    for item in others:
+        log.append(msgspec.json.encode(item))
+    result = state.learn(log.records)
+    assert result.counts == {
+        ("lesson", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
+    }
+    assert (state.next_offset, state.unpublished) == (5, True)
+    learned = msgspec.json.decode(state.publish().to_payload())
+    assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
+
+
+@pytest.mark.parametrize("garbage", [b"[]", b"", None, b"\xff", b"[" * 5_000, b'{"features":{"amount":NaN}}'])
+def test_an_unreadable_example_is_a_dead_letter_and_teaches_nothing(garbage: bytes | None) -> None:
+    log = Log(EXAMPLES)
+    log.append(msgspec.json.encode(example(0)))
+    log.append(garbage)
+    state, without = fresh(), fresh()
+    result = state.learn(log.records)
+    assert result.counts["dead_letter", "unreadable"] == 1
+    (letter,) = result.outputs
+    assert (letter.topic, letter.value) == (DEAD_LETTERS, garbage)
+    assert dict(letter.headers)["dead-letter-offset"] == b"1"
+    without.learn(log.records[:1])
+    assert state.next_offset == 2
+    learned, expected = (msgspec.json.decode(item.publish().to_payload()) for item in (state, without))
+    assert learned["weights"] == expected["weights"]
+
+
+def test_the_record_of_a_version_names_its_digest() -> None:
+    state = fresh()
+    state.learn(lessons(3))
+    model = state.publish()
+    output = model_record("river", model.version, model.to_payload(), START)
+    assert (output.topic, output.key, output.headers) == (MODELS, payload_digest(model.to_payload()).encode(), ())
+    message = msgspec.json.decode(output.value or b"", type=ModelVersion)
+    assert (message.name, message.version, message.published_at) == ("river", model.version, START)
+    assert bytes(message.payload) == model.to_payload()
+    assert message.digest == payload_digest(model.to_payload())
+
+
+def test_what_is_undone_was_never_learned() -> None:
+    records = lessons(40)
+    state, once = fresh(), fresh()
+    for first in range(0, 40, 4):
+        for _ in range(2):
+            state.learn(records[first : first + 9])
+            state.publish()
+            state.rollback()
+        assert state.next_offset == once.next_offset
+        assert state.learn(records[first : first + 4]).counts == once.learn(records[first : first + 4]).counts
+        state.commit()
+        assert state.unpublished
+    assert state.publish().to_payload() == once.publish().to_payload()
+
+
+def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
+    records = lessons(20)
+    state = fresh()
+    for _ in range(2):
+        state.learn(records[:10])
+        assert state.prequential.examples == 0
+        state.rollback()
+    state.learn(records[:10])
+    state.commit()
+    state.commit()
+    assert state.prequential.examples == 10
+
+
+def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.learn.RELEARN_AT_MOST", 10)
+    records = lessons(40)
+    state, once = fresh(), fresh()
+    for first in range(0, 40, 4):
+        state.learn(records[first : first + 4])
+        state.commit()
+        assert len(state._since) <= 10
+        state.learn(records[first + 4 : first + 6])
+        state.rollback()
+    once.learn(records)
+    assert state.publish().to_payload() == once.publish().to_payload()
+
+
+@pytest.mark.parametrize("cut", [0, 17, 40])
+def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
+    records = lessons(40)
+    straight = fresh()
+    straight.learn(records[:cut])
+    straight.commit()
+    dump = straight.dump()
+    straight.learn(records[cut:])
+    again = LearnPartition(new_learner(), 0, loaded=LoadedState(dump.values, {}))
+    assert again.unpublished is (cut > 0)
+    again.learn(records)
+    assert again.publish().to_payload() == straight.publish().to_payload()
+
+
+def test_a_dump_without_numbers_is_refused() -> None:
+    classifier = "river.naive_bayes.BernoulliNB"
+    state = LearnPartition(new_learner(classifier))
+    with pytest.raises(ModelError, match="published versions only"):
+        LearnPartition(new_learner(classifier), loaded=LoadedState(state.dump().values, {}))
+    with pytest.raises(OtherLayout, match="replayed from the log"):
+        LearnPartition(new_learner(), loaded=LoadedState(b"\xc1", {}))
+
+
+def test_a_configured_classifier_is_taken_back_too() -> None:
+    records = lessons(40)
+    state, once = (LearnPartition(new_learner("river.tree.HoeffdingTreeClassifier")) for _ in range(2))
+    for first in range(0, 40, 8):
+        state.learn(records[first : first + 20])
+        state.rollback()
+        state.learn(records[first : first + 8])
+        state.commit()
+    once.learn(records)
+    features = np.array([[float(row)] * len(FEATURES) for row in range(5)])
+    logits = np.linspace(-3, 3, 5)
+    np.testing.assert_array_equal(state.publish().logit(features, logits), once.publish().logit(features, logits))
+    assert state._learner.updates == once._learner.updates  # type: ignore[attr-defined]

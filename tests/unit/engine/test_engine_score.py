@@ -1,0 +1,611 @@
+"""The score agent's kernel: one decision a transaction, from its log and the active models alone."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.engine.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL
+from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
+from pipeline.engine.history import compute_features
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.profiled import read_rows
+from pipeline.engine.results import Result
+from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.identity import transaction_hash
+from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.river_factory import new_learner
+from pipeline.scoring.river_model import RiverModel
+from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
+from schemas.records import Record
+from schemas.times import US_PER_DAY
+from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
+from tests.helpers.blocks import changed, with_text
+from tests.helpers.champion import LARGE_AMOUNT, active, decide
+from tests.helpers.expected import differences, expected_features
+from tests.helpers.logs import (
+    START,
+    LabelLog,
+    Log,
+    after,
+    block_of,
+    decode_alert,
+    decode_decision,
+    decode_profiled,
+    label,
+    reason,
+    to,
+    transaction,
+)
+from tests.helpers.models import example
+from tests.unit.engine.test_engine_card import busy_logs, chunks, interleaved, partition
+
+NOW = after(hours=1)
+
+
+def score() -> ScorePartition:
+    return ScorePartition()
+
+
+def learned() -> RiverModel:
+    """A layer that has learned from 30 examples."""
+    learner = new_learner()
+    learner.learn_examples([example(number) for number in range(30)])
+    return learner.snapshot(30)
+
+
+def foreign(record: Record) -> Record:
+    """``record`` as a card agent with another kernel would have written it."""
+    return msgspec.structs.replace(record, value=changed(record.value, kernel="0-other"))
+
+
+def profile(
+    transactions: Sequence[Record], labels: Sequence[Record] = (), card: CardPartition | None = None, number: int = 2
+) -> Log:
+    """The log of one merchant partition, as the card agent writes it: labels behind all transactions."""
+    log = Log(PROFILED, partition=number)
+    log.take((card or partition()).process([*transactions, *labels], START))
+    return log
+
+
+def purchases(count: int, *, large: Sequence[int] = (), **changes: object) -> Log:
+    log = Log(TRANSACTIONS)
+    for number in range(count):
+        at = after(hours=number)
+        amount = 1_500.0 + number if number in large else 10.0 + number
+        log.append(transaction(number, at, amount=amount, **changes), at)
+    return log
+
+
+def decisions(result: Result) -> list[Decision]:
+    return [decode_decision(output.value or b"") for output in to(DECISIONS, result)]
+
+
+def alerts(result: Result) -> list[Alert]:
+    return [decode_alert(output.value or b"") for output in to(ALERTS, result)]
+
+
+def rows(found: Sequence[Decision]) -> np.ndarray:
+    return np.array([[decision.features[name] for name in FEATURES] for decision in found], np.float64)
+
+
+def test_a_decision_says_what_was_decided_about_what_and_by_what() -> None:
+    models = active()
+    source = Log(TRANSACTIONS, partition=5)
+    source.append(b"refused")
+    record = source.append(
+        transaction(4, after(hours=7), amount="20.50", currency="USD", transaction_type="refund", merchant_id="m3")
+    )
+    log = Log(PROFILED, partition=2)
+    log.append(profile([source.append(transaction(3))], card=partition(partitions=6)).records[0].value)
+    later = msgspec.structs.replace(record, timestamp_ms=record.timestamp_ms + 10**9)
+    log.append(profile([later], card=partition(partitions=6)).records[0].value)
+    result = decide(score(), log.records[1:], models, NOW)
+    (output,) = to(DECISIONS, result)
+    assert (output.key, output.headers) == (b"c1", ())
+    (decision,) = decisions(result)
+    profiled = decode_profiled(log.records[1].value or b"")
+    assert isinstance(profiled, ProfiledTransaction)
+    assert (decision.transaction_id, decision.card_id, decision.merchant_id) == ("t4", "c1", "m3")
+    assert decision.event_time == after(hours=7)
+    assert (str(decision.amount), decision.currency) == ("20.50", "USD")
+    assert (decision.amount_base, decision.base_currency) == (profiled.amount_base_minor / 100, "EUR")
+    assert decision.transaction_type == "refund"
+    assert decision.source == profiled.source
+    assert (decision.source.partition, decision.source.offset) == (5, 1)
+    assert decision.log == LogPosition(partition=2, offset=1)
+    assert (decision.case_id, decision.case_sequence) == (profiled.case_id, 1)
+    assert (decision.ingested_at, decision.decided_at) == (START, NOW)
+    assert decision.versions == models.versions(profiled.rates_version)
+    assert (decision.versions.kernel, decision.versions.lightgbm) == (KERNEL_VERSION, models.lightgbm.version)
+    assert decision.threshold == models.policy.threshold
+    assert result.latencies_s == [3_600.0]
+    assert b"NaN" not in (output.value or b"")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_scores_are_those_of_the_models_on_the_features_as_served(weight: float) -> None:
+    models = active(learned(), blend=weight)
+    result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    found = decisions(result)
+    features = rows(found)
+    logit = models.lightgbm.logit(features)
+    river = models.river.logit(features, logit)
+    assert [decision.logit for decision in found] == logit.tolist()
+    assert [decision.model_scores for decision in found] == [
+        ModelScores(lightgbm=a, river=b) for a, b in zip(sigmoid(logit).tolist(), sigmoid(river).tolist(), strict=True)
+    ]
+    assert np.abs(river - logit).max() > 0.1
+    expected = sigmoid((1 - weight) * logit + weight * river)
+    assert [decision.score for decision in found] == pytest.approx(expected.tolist(), rel=1e-9)
+    assert {decision.versions.river for decision in found} == {learned().version}
+
+
+def test_the_policy_selects_and_an_alert_explains() -> None:
+    models = active(threshold=0.5)
+    result = decide(score(), profile(purchases(40, large=[11, 30]).records).records, models, NOW)
+    found = {decision.transaction_id: decision for decision in decisions(result)}
+    raised = alerts(result)
+    assert {alert.transaction_id for alert in raised} == {
+        name for name, decision in found.items() if decision.action == "alert"
+    }
+    assert {"t11", "t30"} <= {alert.transaction_id for alert in raised} < found.keys()
+    for decision in found.values():
+        by_score = decision.score >= 0.5
+        by_rule = decision.amount_base >= LARGE_AMOUNT
+        assert decision.selection == ("score" if by_score else "rule" if by_rule else None)
+        assert decision.action == ("allow" if decision.selection is None else "alert")
+        assert decision.selection_probability == (0.0 if decision.selection is None else 1.0)
+    for alert in raised:
+        decision = found[alert.transaction_id]
+        for name in ("card_id", "merchant_id", "event_time", "amount", "currency", "amount_base", "base_currency"):
+            assert getattr(alert, name) == getattr(decision, name)
+        for name in ("score", "model_scores", "threshold", "selection", "versions", "source", "log", "case_id"):
+            assert getattr(alert, name) == getattr(decision, name)
+        assert alert.alert_id == f"{transaction_hash('c1', alert.transaction_id):016x}"
+        assert alert.raised_at == NOW
+        assert alert.severity == pytest.approx(alert.score * alert.amount_base, abs=0.005)
+        assert 1 <= len(alert.reasons) <= models.policy.max_reasons
+        assert all(reason.code and reason.sentence for reason in alert.reasons)
+        if alert.amount_base >= LARGE_AMOUNT:
+            assert alert.reasons[0].code == "large-amount"
+    assert result.counts["alert", "score"] + result.counts["alert", "rule"] == len(raised)
+    assert result.counts["decision", "alert"] == len(raised)
+    assert result.counts["decision", "allow"] == 40 - len(raised)
+
+
+def test_sentences_have_an_amount_in_another_currency_beside_the_base_currency_s() -> None:
+    result = decide(score(), profile(purchases(40, large=[30], currency="USD").records).records, active(), NOW)
+    (alert,) = (alert for alert in alerts(result) if alert.transaction_id == "t30")
+    assert alert.currency == "USD"
+    assert any(f"{alert.amount_base:,.2f} EUR (1530.0 USD)" in reason.sentence for reason in alert.reasons)
+
+
+@pytest.mark.parametrize("number", [b"9" * 500, b"9" * 5_000, b"0." + b"1" * 500, b"1e999"])
+def test_a_long_number_in_an_unknown_field_comes_through_both_hops_as_it_is(number: bytes) -> None:
+    plain, odd = transaction(1), transaction(1)[:-1] + b',"unknown":' + number + b"}"
+    logs = []
+    for value in (plain, odd):
+        source = Log(TRANSACTIONS)
+        source.append(value)
+        logs.append(profile(source.records))
+    assert b'"unknown":' + number in (logs[1].records[0].value or b"")
+    models = active()
+    (expected,), (found,) = (decisions(decide(score(), log.records, models, NOW)) for log in logs)
+    assert found == expected
+
+
+def test_an_audit_puts_a_share_before_an_analyst() -> None:
+    models = active(threshold=math.nextafter(1.0, 2.0), audit_rate=0.2, rules=())
+    found = decisions(decide(score(), profile(purchases(200).records).records, models, NOW))
+    audited = [decision for decision in found if decision.selection == "audit"]
+    assert 20 < len(audited) < 60
+    assert {decision.selection_probability for decision in found} == {0.2}
+    assert {decision.action for decision in audited} == {"alert"}
+
+
+def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> None:
+    busy = enumerate([busy_logs(5, 60), busy_logs(6, 9)])
+    logs = [profile(source.records, labels.records, number=number) for number, (source, labels) in busy]
+    models = active(learned(), blend=0.5, audit_rate=0.2)
+    alone = [decide(score(), log.records, models, NOW) for log in logs]
+    nothing = (score(), Log(PROFILED).records)
+    together = Decider("EUR", 1, all_features=True).process(
+        [(score(), logs[0].records), nothing, (score(), logs[1].records)], models, NOW
+    )
+    for topic in (DECISIONS, ALERTS):
+        assert to(topic, together) == [output for result in alone for output in to(topic, result)]
+    assert to(ALERTS, together)
+    assert together.counts == alone[0].counts + alone[1].counts
+    assert together.latencies_s == [*alone[0].latencies_s, *alone[1].latencies_s]
+
+
+def test_every_transaction_has_exactly_one_decision_however_the_log_is_cut() -> None:
+    transactions, labels = busy_logs(3, 300)
+    log = profile(transactions.records, labels.records)
+    models = active()
+    whole = decide(score(), log.records, models, NOW)
+    state, random = score(), np.random.default_rng(1)
+    parts = [decide(state, records, models, NOW) for records in chunks(log.records, random)]
+    assert to(DECISIONS, whole) == [output for part in parts for output in to(DECISIONS, part)]
+    assert to(ALERTS, whole) == [output for part in parts for output in to(ALERTS, part)]
+    messages = [decode_profiled(record.value or b"") for record in log.records]
+    expected = [m.transaction_id for m in messages if isinstance(m, ProfiledTransaction)]
+    assert [decision.transaction_id for decision in decisions(whole)] == expected
+    assert len(set(expected)) == len(expected) > 200
+    assert whole.counts["label", "profiled"] == len(messages) - len(expected) > 50
+
+
+def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats() -> None:
+    transactions, labels = busy_logs(4, 350)
+    card, state, models = partition(), score(), active()
+    log, found = Log(PROFILED), list[Decision]()
+    for batch, known in interleaved(transactions.records, labels.records, np.random.default_rng(4)):
+        found += decisions(decide(state, log.take(card.process([*batch, *known], START)), models, NOW))
+    expected = expected_features(log.records)
+    assert len(found) == len(expected) > 200
+    assert differences(found, expected) == []
+    assert any(decision.features["merchant_known_fraud_30d"] for decision in found)
+
+
+def test_features_are_those_that_training_computes_from_history() -> None:
+    random = np.random.default_rng(9)
+    days = np.sort(random.uniform(0, 60, 400))
+    frame = pd.DataFrame(
+        {
+            "transaction_id": [f"t{number}" for number in range(400)],
+            "event_time": [after(float(value)) for value in days],
+            "card_id": [f"c{number}" for number in random.integers(0, 5, 400)],
+            "merchant_id": [f"m{number}" for number in random.integers(0, 4, 400)],
+            "amount_minor": random.integers(1, 50_000, 400),
+            "transaction_type": random.choice(["purchase", "cash", "refund"], 400),
+            "fraud": random.random(400) < 0.2,
+        }
+    )
+    delay = timedelta(days=3)
+    moments: list[tuple[datetime, int, dict[str, object]]] = []
+    for row in frame.to_dict("records"):
+        moments.append((row["event_time"], 1, row))
+        moments.append((row["event_time"] + delay, 0, row))
+    card, state, models = partition(), score(), active()
+    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
+    found: list[Decision] = []
+    for at, is_transaction, row in sorted(moments, key=lambda item: item[:2]):
+        name, owner = row["transaction_id"], row["card_id"]
+        if is_transaction:
+            value = transaction(
+                0,
+                at,
+                transaction_id=name,
+                card_id=owner,
+                merchant_id=row["merchant_id"],
+                amount=int(str(row["amount_minor"])) / 100,
+                transaction_type=row["transaction_type"],
+            )
+            result = card.process([transactions.append(value, at)], START)
+        else:
+            value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
+            result = card.process([labels.append(value, at)], START)
+        found += decisions(decide(state, log.take(result), models, NOW))
+    expected = compute_features(frame, label_delay_s=delay.total_seconds())
+    np.testing.assert_array_equal(rows(found), expected)
+
+
+def test_a_repeat_by_source_offset_is_dropped() -> None:
+    """At-least-once delivery may write a batch of ``profiled`` twice."""
+    models = active()
+    log = profile(purchases(6).records)
+    twice = Log(PROFILED, partition=2)
+    for record in (*log.records[:4], *log.records[2:]):
+        twice.append(record.value)
+    state = score()
+    first, second = decide(state, twice.records[:5], models, NOW), decide(state, twice.records[5:], models, NOW)
+    found = decisions(first) + decisions(second)
+    assert [decision.transaction_id for decision in found] == [f"t{number}" for number in range(6)]
+    assert first.counts["duplicate", ""] == second.counts["duplicate", ""] == 1
+    once = decisions(decide(score(), log.records, models, NOW))
+    assert [decision.features for decision in found] == [decision.features for decision in once]
+
+
+def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
+    log = Log(PROFILED)
+    for number in range(2):
+        source = Log(TRANSACTIONS, partition=number)
+        record = source.append(transaction(number, card_id=f"c{number}"))
+        log.append(profile([record], card=partition(partitions=2)).records[0].value)
+    assert len(decisions(decide(score(), log.records, active(), NOW))) == 2
+
+
+def only_block() -> bytes:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    return record.value or b""
+
+
+def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
+    return np.full((1, count), value)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"{}", b"", None, b"\xff", b"[" * 5_000, b'{"kind":"other"}'),
+        *(changed(only_block(), event_time_us=value) for value in (2**63 - 1, -1, 0)),
+        *(changed(only_block(), amount_base_minor=value) for value in (-1, 2**62)),
+        *(changed(only_block(), ingested_at_us=value) for value in (-1, 2**62)),
+        *(changed(only_block(), case_sequence=value) for value in (-1, 2**63 - 1)),
+        *(changed(only_block(), producer_offset_min=value) for value in (-1_440, 1_440)),
+        *(changed(only_block(), **{name: -1}) for name in ("source_offset", "source_partition", "input_offset")),
+        *(changed(only_block(), features=features_of(*source)) for source in ((0.0, 3), (math.inf,), (-math.inf,))),
+        *(
+            with_text(only_block(), AMOUNT, text)
+            for text in (b"", b"NaN", b"1,", b"01", b'1,"x":2', b"-", b"1e", b".5")
+        ),
+        *(with_text(only_block(), column, b"") for column in (ID, CARD, MERCHANT)),
+        *(with_text(only_block(), column, b"x" * 1_025) for column in (ID, CARD, MERCHANT)),
+        *(with_text(only_block(), column, b"\xe4") for column in (ID, CURRENCY, ORIGINAL)),
+        changed(only_block(), known_at_us=2**63 - 1),
+        only_block()[:-1],
+        only_block() + b" ",
+        only_block().replace(b"transactions", b"transactionz"),
+        only_block().replace(b"purchase", b"Purchase"),
+    ],
+)
+def test_an_unreadable_record_is_a_dead_letter_and_changes_nothing(garbage: bytes | None) -> None:
+    log = Log(PROFILED)
+    log.append(garbage)
+    for number in range(3):
+        source = Log(TRANSACTIONS)
+        source.records += [Record(TRANSACTIONS.name, 0, 0, 0, b"", b"")] * number
+        record = source.append(transaction(number, after(number)), after(number))
+        (read,) = profile([msgspec.structs.replace(record, offset=number)]).records
+        log.append(read.value)
+    result = decide(score(), log.records, active(), NOW)
+    (letter,) = to(DEAD_LETTERS, result)
+    assert letter.value == garbage
+    assert dict(letter.headers)["dead-letter-error"] == b"unreadable"
+    expected = decide(score(), log.records[1:], active(), NOW)
+    assert [decision.features for decision in decisions(result)] == [
+        decision.features for decision in decisions(expected)
+    ]
+    # A restore skips it as well.
+    restored, live = score(), score()
+    restored.replay(log.records)
+    live.profile(read_rows(log.records[1:]), range(3), Result())
+    restored.commit()
+    live.commit()
+    assert restored.dump(full=True).values == live.dump(full=True).values
+
+
+def test_a_damaged_block_s_dead_letter_lists_the_source_records_in_it() -> None:
+    log = Log(PROFILED)
+    log.take_whole(partition().process(purchases(4).records, START))
+    (record,) = log.records
+    damaged = (record.value or b"")[:-1] + b"!"
+    result = decide(score(), [msgspec.structs.replace(record, value=damaged)], active(), NOW)
+    (letter,) = to(DEAD_LETTERS, result)
+    assert letter.value == damaged
+    assert "transactions partition 0 offsets 0-3" in reason(letter, "message")
+
+
+def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    log = Log(PROFILED, partition=2)
+    log.append(record.value)
+    log.append(changed(record.value, kernel="0-other", source_offset=1, input_offset=1))
+    with pytest.raises(KernelMismatch, match=r"profiled partition 2 offset 1 .* kernel 0-other"):
+        decide(score(), log.records, active(), NOW)
+    # What was decided by an earlier version may stay in the log: a replay uses none of its features.
+    score().replay(log.records)
+
+
+def by_kernels(kernels: str) -> list[Record]:
+    """Transactions of one partition, ``x`` for each of another kernel."""
+    records = profile(purchases(len(kernels)).records).records
+    return [foreign(record) if kernel == "x" else record for kernel, record in zip(kernels, records, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "changed"),
+    [("oox", False), ("oxo", False), ("xxxo", False), ("x", False), ("oxx", True), ("xx", True), ("oxoxx", False)],
+)
+def test_a_run_of_another_kernel_at_the_end_is_no_single_record_s_fault(kernels: str, *, changed: bool) -> None:
+    with pytest.raises(KernelMismatch) as raised:
+        decide(score(), by_kernels(kernels), active(), NOW)
+    assert isinstance(raised.value, KernelChanged) == changed
+    assert f"offset {kernels.index('x')} " in str(raised.value)
+
+
+def test_halves_of_a_batch_are_judged_by_all_of_it() -> None:
+    state, records = score(), by_kernels("oxo")
+    with pytest.raises(KernelMismatch):
+        decide(state, records, active(), NOW)
+    state.rollback()
+    with pytest.raises(KernelMismatch) as alone:
+        decide(state, records[1:2], active(), NOW)
+    assert not isinstance(alone.value, KernelChanged)
+
+
+def test_a_second_record_of_another_kernel_tells_of_an_upgrade_though_the_first_was_quarantined() -> None:
+    state, records = score(), by_kernels("oxxo")
+    decide(state, records[:1], active(), NOW)
+    state.commit()
+    for end, expected in ((2, KernelMismatch), (3, KernelChanged)):
+        with pytest.raises(KernelMismatch) as raised:
+            decide(state, records[end - 1 : end], active(), NOW)
+        assert type(raised.value) is expected
+        state.rollback()
+    assert len(decisions(decide(state, records[3:], active(), NOW))) == 1
+
+
+def test_where_another_kernel_is_accepted_each_record_fails_for_itself() -> None:
+    with pytest.raises(KernelMismatch) as raised:
+        decide(ScorePartition(accept_other_kernel=True), by_kernels("xx"), active(), NOW)
+    assert not isinstance(raised.value, KernelChanged)
+
+
+def test_another_kernel_with_another_number_of_features_is_refused_by_name_too() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    wider = msgspec.structs.replace(message, kernel="0-other", card_features=message.card_features + b"\0" * 8)
+    with pytest.raises(KernelMismatch, match=r"offset 0 .* kernel 0-other"):
+        decide(score(), [Log(PROFILED).append(block_of(wider))], active(), NOW)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
+    transactions, labels = busy_logs(seed, 300)
+    card, log = partition(), Log(PROFILED)
+    random = np.random.default_rng(seed)
+    for batch, known in interleaved(transactions.records, labels.records, random):
+        log.take(card.process([*batch, *known], START))
+    cut = len(log.records) * 2 // 3
+    models, lived, replayed = active(), score(), score()
+    for records in chunks(log.records[:cut], random):
+        decide(lived, records, models, NOW)
+    for records in chunks(log.records[:cut], random):
+        replayed.replay(records)
+    # What was decided last is read once more: a repeat must be known after a replay as well.
+    rest = [*log.records[cut - 3 :]]
+    after_live, after_replay = decide(lived, rest, models, NOW), decide(replayed, rest, models, NOW)
+    assert after_live.outputs == after_replay.outputs
+    assert after_live.counts == after_replay.counts
+    assert len(after_live.outputs) > 50
+
+
+def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
+    known_at = after(5)
+    card, state, models = partition(), score(), active()
+    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
+
+    def decided(number: int, at: datetime) -> Decision:
+        result = card.process([transactions.append(transaction(number, at), after(20))], START)
+        (decision,) = decisions(decide(state, log.take(result), models, NOW))
+        return decision
+
+    decided(0, START)
+    # Dated a day after the transaction, but here only on day five.
+    reported = card.process([labels.append(label(0, after(1)), known_at)], START)
+    assert decide(state, log.take(reported), models, NOW).outputs == []
+    before, at = decided(1, known_at - timedelta(microseconds=1)), decided(2, known_at)
+    assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
+    assert before.features["merchant_newest_label"] is None
+    assert at.features["merchant_newest_label"] == 1
+    assert at.features["merchant_seconds_since_fraud"] == 5 * US_PER_DAY / 1e6
+
+
+def test_state_does_not_depend_on_models_or_clocks() -> None:
+    log = profile(purchases(60, large=[7]).records)
+    item, other = score(), score()
+    models = active()
+    strict = ActiveModels(models.lightgbm, models.river, models.policy.replace(threshold=0.0))
+    decide(item, log.records[:40], models, NOW)
+    decide(other, log.records[:40], strict, after(300))
+    assert decide(item, log.records[40:], models, NOW).outputs == decide(other, log.records[40:], models, NOW).outputs
+
+
+def test_values_that_do_not_exist_are_null() -> None:
+    result = decide(score(), profile(purchases(1).records).records, active(), NOW)
+    (output,) = to(DECISIONS, result)
+    features = msgspec.json.decode(output.value or b"")["features"]
+    assert tuple(features) == FEATURES
+    assert features["card_mean_1h"] is None
+    assert all(value is None or math.isfinite(value) for value in features.values())
+
+
+def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
+    """What was passed on comes out of order by its first place, and in order by the place where it was read."""
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    log = Log(PROFILED)
+    for number, (source, read) in enumerate([(9, None), (12, 4), (3, 5), (12, 4), (10, None), (9, None)]):
+        moved = msgspec.structs.replace(
+            message,
+            transaction_id=f"t{number}",
+            source=RecordPosition(topic="transactions", partition=0, offset=source),
+            read=None if read is None else RecordPosition(topic="rerouted", partition=0, offset=read),
+        )
+        log.append(block_of(moved))
+    result = decide(score(), log.records, active(), NOW)
+    assert [decision.transaction_id for decision in decisions(result)] == ["t0", "t1", "t2", "t4"]
+    assert result.counts["duplicate", ""] == 2
+
+
+def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
+    models, log = active(), profile(purchases(30).records)
+    state, untouched = score(), score()
+    for item in (state, untouched):
+        decide(item, log.records[:10], models, NOW)
+        item.commit()
+    with pytest.raises(KernelMismatch):
+        decide(state, [*log.records[10:20], foreign(log.records[20])], models, NOW)
+    state.rollback()
+    after_undo, expected = (
+        decide(state, log.records[10:], models, NOW),
+        decide(untouched, log.records[10:], models, NOW),
+    )
+    assert after_undo.outputs == expected.outputs
+    assert len(decisions(expected)) == 20
+
+
+def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
+    models, decider = active(), Decider("EUR", 1)
+    logs = [profile(purchases(20).records, number=number) for number in range(2)]
+    failing = [*logs[1].records[:-1], foreign(logs[1].records[-1])]
+    states, untouched = [score(), score()], [score(), score()]
+    with pytest.raises(KernelMismatch):
+        decider.process([(states[0], logs[0].records), (states[1], failing)], models, NOW)
+    for state in states:
+        state.rollback()
+    records = [log.records for log in logs]
+    after_undo = decider.process(zip(states, records, strict=True), models, NOW)
+    assert after_undo.outputs == decider.process(zip(untouched, records, strict=True), models, NOW).outputs
+    assert len(decisions(after_undo)) == 40
+
+
+def test_a_topic_made_anew_holds_no_repeats() -> None:
+    """Its offsets begin again; nothing of it was decided before."""
+    models, state = active(), score()
+    before = profile(purchases(50).records)
+    assert len(decisions(decide(state, before.records, models, NOW))) == 50
+    anew = Log(TRANSACTIONS)
+    for number in range(100, 110):
+        anew.append(transaction(number, after(hours=number)), after(hours=number))
+    log = Log(PROFILED, partition=2)
+    for record in before.records:
+        log.append(record.value)
+    later = log.take(partition().process(anew.records, after(hours=200)))
+    result = decide(state, later, models, after(hours=201))
+    assert len(decisions(result)) == 10
+    assert result.counts["duplicate", ""] == 0
+
+
+def test_a_batch_written_again_by_a_later_worker_is_a_repeat_but_for_what_it_has_more() -> None:
+    models, state, card = active(), score(), partition()
+    source = purchases(8).records
+    log = Log(PROFILED, partition=2)
+    for at, records in ((START, source[:3]), (START + timedelta(seconds=5), source[3:6])):
+        log.take(card.process(records, at))
+    again = partition()
+    again.process(source[:3], None)
+    log.take(again.process(source[3:], START + timedelta(seconds=30)))
+    result = decide(state, log.records, models, NOW)
+    assert [decision.transaction_id for decision in decisions(result)] == [f"t{number}" for number in range(8)]
+    assert result.counts["duplicate", ""] == 3
+
+
+def test_features_of_another_number_are_refused_like_those_of_another_kernel() -> None:
+    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
+    message = decode_profiled(record.value or b"")
+    assert isinstance(message, ProfiledTransaction)
+    log = Log(PROFILED, partition=2)
+    log.append(block_of(msgspec.structs.replace(message, card_features=message.card_features[:-8], kernel="0-other")))
+    with pytest.raises(KernelMismatch):
+        decide(score(), log.records, active(), NOW)

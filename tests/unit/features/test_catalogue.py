@@ -1,0 +1,64 @@
+"""A feature is declared once; the kernel, the reference and the pages follow from its declaration."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.features.catalogue import (
+    BY_NAME,
+    CARD,
+    CARD_FEATURES,
+    DECLARED,
+    FEATURES,
+    MERCHANT,
+    MERCHANT_FEATURES,
+    STATISTICS,
+    WINDOWS_US,
+)
+from tests.helpers.generated import PARTS
+
+FEATURES_ROOM = Path(__file__).parents[3] / "pipeline" / "features"
+KERNELS = ("card_kernel.py", "merchant_kernel.py", "label_features.py", "fraud_runs.py")
+LINE = re.compile(r"row\[(?:CARD|MERCHANT)\.(\w+)\](?= =)")
+WINDOW_STATISTICS = {
+    f"{entity}_{statistic}_{window}"
+    for entity in ("card", "merchant")
+    for statistic in STATISTICS
+    for window in WINDOWS_US
+}
+
+
+def test_every_declared_feature_has_a_line_in_a_kernel() -> None:
+    """Those of windows have theirs in a loop over the windows."""
+    written = {name for file in KERNELS for name in LINE.findall((FEATURES_ROOM / file).read_text(encoding="utf-8"))}
+    assert written | WINDOW_STATISTICS == set(FEATURES)
+    assert written & WINDOW_STATISTICS == set()
+
+
+@pytest.mark.parametrize(("columns", "names"), [(CARD, CARD_FEATURES), (MERCHANT, MERCHANT_FEATURES)])
+def test_a_column_has_the_name_of_its_feature(columns: object, names: tuple[str, ...]) -> None:
+    assert [getattr(columns, name) for name in names] == list(range(len(names)))
+
+
+@pytest.mark.parametrize(("entity", "columns"), [("card", CARD), ("merchant", MERCHANT)])
+def test_statistics_of_windows_follow_each_other(entity: str, columns: object) -> None:
+    """The kernel writes them from the first one on."""
+    first = getattr(columns, f"{entity}_count_1h")
+    names = [f"{entity}_{statistic}_{window}" for window in WINDOWS_US for statistic in STATISTICS]
+    assert [getattr(columns, name) for name in names] == list(range(first, first + len(names)))
+
+
+def test_names_say_entity_aggregate_and_window() -> None:
+    assert len(BY_NAME) == len(DECLARED) == len(FEATURES)
+    assert BY_NAME["card_outlier_count_7d"][:2] == ("card", "outlier_count")
+    assert BY_NAME["hour"].entity == "transaction"
+    assert {feature.window for feature in DECLARED if feature.window} == {*WINDOWS_US, "14d"}
+
+
+def test_every_declaration_is_on_the_page() -> None:
+    tables = {name: table() for name, table in PARTS["docs/features.md"].items()}
+    defined = "".join(table for name, table in tables.items() if name != "features")
+    for feature in DECLARED:
+        assert f"| {feature.definition} |" in defined
+        assert f"| {feature.unit} | {feature.meaning} |" in tables["features"]

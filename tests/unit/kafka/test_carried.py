@@ -1,0 +1,165 @@
+"""Batches are bounded by rows and by bytes; what exceeds them is carried over, in order and without a gap."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from confluent_kafka import Consumer, Message
+
+from pipeline.kafka.carried import AT_ONCE, CarriedMessages
+from pipeline.kafka.session import Session
+from pipeline.kafka.state_handler import StateHandler
+from pipeline.settings import Settings
+from schemas.topics import PROFILED, TRANSACTIONS
+from tests.helpers.logs import Log, after, transaction
+from tests.unit.engine.test_engine_card import NOW, partition
+
+
+class FakeMessage:
+    """A message of partition 0 or another, with a value."""
+
+    def __init__(self, offset: int, value: bytes = b"", partition: int = 0, topic: str = TRANSACTIONS.name) -> None:
+        self._offset, self._value, self._partition, self._topic = offset, value, partition, topic
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return self._topic
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 0
+
+    def key(self) -> None:
+        return None
+
+    headers = key
+
+    def value(self) -> bytes:
+        return self._value
+
+
+def added(carried: CarriedMessages, messages: Sequence[FakeMessage]) -> CarriedMessages:
+    carried.add(cast(list[Message], list(messages)))
+    return carried
+
+
+def offsets(messages: Sequence[Any]) -> list[int]:
+    return [message.offset() for message in messages]
+
+
+def blocks(rows: Sequence[int]) -> list[bytes]:
+    """Values of blocks with so many rows."""
+    found = []
+    for number, count in enumerate(rows):
+        log = Log(TRANSACTIONS)
+        for row in range(count):
+            log.append(transaction(100 * number + row, after(minutes=row)), after(minutes=row))
+        (output,) = partition().process(log.records, NOW).outputs
+        found.append(output.value or b"")
+    return found
+
+
+def test_a_batch_holds_so_many_records_and_the_next_one_goes_on() -> None:
+    carried = added(CarriedMessages(3), [FakeMessage(number) for number in range(7)])
+    assert [offsets(carried.take()) for _ in range(4)] == [[0, 1, 2], [3, 4, 5], [6], []]
+    assert carried.wanted() == 3
+
+
+def test_a_batch_holds_so_many_bytes_and_at_least_one_record() -> None:
+    sizes = [40, 40, 40, 500, 1, 99, 1]
+    carried = added(CarriedMessages(100, 100), [FakeMessage(number, b"x" * size) for number, size in enumerate(sizes)])
+    assert carried.wanted() == 0
+    assert [offsets(carried.take()) for _ in range(4)] == [[0, 1], [2], [3], [4, 5]]
+    assert offsets(carried.take()) == [6]
+
+
+def test_the_rows_of_blocks_are_counted() -> None:
+    values = [*blocks([3, 2, 6, 1]), b"no block"]
+    carried = added(
+        CarriedMessages(5, blocks=True), [FakeMessage(number, value) for number, value in enumerate(values)]
+    )
+    assert [offsets(carried.take()) for _ in range(3)] == [[0, 1], [2], [3, 4]]
+
+
+def test_no_more_is_asked_for_than_a_batch_needs() -> None:
+    carried = CarriedMessages(2_000)
+    assert carried.wanted() == AT_ONCE
+    added(carried, [FakeMessage(number) for number in range(1_990)])
+    assert carried.wanted() == 10
+    added(carried, [FakeMessage(number) for number in range(10)])
+    assert carried.wanted() == 0
+
+
+def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
+    carried = added(CarriedMessages(2), [FakeMessage(number, partition=number % 2) for number in range(6)])
+    assert offsets(carried.take()) == [0, 1]
+    carried.drop(lambda place: place == (TRANSACTIONS.name, 1))
+    assert offsets(carried.take()) == [2, 4]
+    carried.drop(lambda _: True)
+    assert len(carried) == 0
+
+
+class Client:
+    """A log of one partition, which is read from where it is sought."""
+
+    def __init__(self, messages: Sequence[FakeMessage]) -> None:
+        self.messages, self.at = list(messages), 0
+
+    def poll(self, timeout_s: float) -> FakeMessage | None:
+        del timeout_s
+        return next(iter(self.consume(1, 0)), None)
+
+    def consume(self, most: int, timeout_s: float) -> list[FakeMessage]:
+        del timeout_s
+        found = self.messages[self.at : self.at + most]
+        self.at += len(found)
+        return found
+
+    def consumer_group_metadata(self) -> None:
+        return None
+
+    def seek(self, at: Any) -> None:
+        self.at = max(at.offset, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewound(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = blocks(random.integers(1, 9, 30).tolist())
+    log = [FakeMessage(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
+    settings = Settings(batch_max_records=12)
+    session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
+    own = session._consumer
+    session._consumer = cast(Consumer, Client(log))
+    session._positions[PROFILED.name, 0] = 0
+    read: list[int] = []
+    while (batch := session.poll(0.0)) is not None:
+        assert offsets_of(batch) == list(range(len(read), len(read) + len(batch.records)))
+        if random.random() < 0.3:
+            session.rewind(batch)
+            continue
+        read += offsets_of(batch)
+    assert read == list(range(30))
+    session._consumer = own
+    session._unreadable.close()
+    own.close()
+
+
+def offsets_of(batch: Any) -> list[int]:
+    return [record.offset for record in batch.records]
+
+
+class _Handler:
+    def rollback(self, partitions: object) -> None:
+        del partitions
