@@ -83,9 +83,10 @@ class Counts:
     def _log_dead_letters(self, now_s: float) -> None:
         for code in [code for code, count in self._refused.items() if count]:
             if now_s - self._refused_at_s.get(code, -DEAD_LETTERS_INTERVAL_S) >= DEAD_LETTERS_INTERVAL_S:
+                count = self._refused.pop(code)
                 log.warning(
-                    "%s: %d dead letters: %s (see `fraud-pipeline dead-letters list --code %s`)",
-                    self._agent, self._refused.pop(code), code, code,
+                    "%s: %d %s: %s (see `fraud-pipeline dead-letters list --code %s`)",
+                    self._agent, count, "dead letter" if count == 1 else "dead letters", code, code,
                 )  # fmt: skip
                 self._refused_at_s[code] = now_s
 

@@ -97,7 +97,7 @@ def accept_transactions(
         values: The records' values.
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
         rates: Table that converts the amounts.
-        future_tolerance_us: How far an event may lie behind its record's arrival.
+        future_tolerance_us: How much later than its record's arrival an event may be.
         producer_fields: Whether ``producer_amount`` and ``producer_offset_min`` are wanted.
 
     Returns:
@@ -138,7 +138,7 @@ def accept_labels(
     Args:
         values: The records' values.
         arrived_us: Shape (n,), when each record arrived, in microseconds since 1970.
-        future_tolerance_us: How far ``labelled_at`` may lie behind its record's arrival.
+        future_tolerance_us: How much later than its record's arrival ``labelled_at`` may be.
         check: Called with the number of each label that was decoded and the label; raises `InvalidMessage` to refuse
             it. None: all are accepted.
 

@@ -55,7 +55,7 @@ class Result:
         first: tuple[int, int] | None = None,
         row: int | None = None,
     ) -> None:
-        """Set ``record`` aside with its reason: original key, value and headers, and where it came from.
+        """Refuse ``record``: write its dead letter, with original key, value and headers, and where it came from.
 
         Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
         digest then show what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.

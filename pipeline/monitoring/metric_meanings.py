@@ -9,8 +9,9 @@ METRIC_MEANINGS: Final = {
     "dead_letters": "Records written to `dead-letters`, by the stage that refused them and the class of error.",
     "duplicates": "Transactions that repeated one within the deduplication horizon; they emit nothing.",
     "labels": (
-        "Labels, by what became of them at the agent (accepted, forwarded, held for their transaction, "
-        "outranked, past the horizon, joined)."
+        "Labels by agent and outcome: `accepted`, `invalid`; `first`, `changed`, `confirmed`, `noted`, `repeated`, "
+        "`outranked`, `contradicted`, `ignored` (a rule's) of those that were joined; `early` (waits for its "
+        "transaction), `too_late`, `unknown_transaction`, `not_sampled`, `profiled`."
     ),
     "examples": "Examples published for learning, by `fraud`, `legitimate`, `presumed_legitimate` or `withdrawn`.",
     "lessons": (

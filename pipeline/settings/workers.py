@@ -30,8 +30,8 @@ class WorkerSettings(BaseModel):
         default=0.25,
         ge=0,
         le=60,
-        description="Shortest time between two batches of the feedback and learn agents, for which no alert waits: few "
-        "large batches leave processors and brokers to the agents that decide.",
+        description="Shortest time between two batches of the label, feedback and learn agents, for which no alert "
+        "waits: few large batches leave processors and brokers to the agents that decide.",
     )
     data_dir: Path = Field(
         default=Path(".fraud-pipeline"),
