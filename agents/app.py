@@ -210,7 +210,7 @@ class WorkerContext:
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
         shared = WorkerResources(self._rates, self._published_rates, self._models)
-        partitions: Partitions = resolve_name(spec.partitions).create(self._environment(spec, quarantines), shared)
+        partitions: Partitions = resolve_name(spec.partitions_class).create(self._environment(spec, quarantines), shared)
         return partitions
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
@@ -242,7 +242,7 @@ class WorkerContext:
 
         def new_loop() -> AgentLoop:
             self.connect()
-            if not spec.pressing:
+            if not spec.latency_critical:
                 self._await_pressing()
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
@@ -268,9 +268,9 @@ class WorkerContext:
 
     def _await_pressing(self) -> None:
         """Wait until the agents that an alert waits for hold partitions: restores share the processors."""
-        pressing = [name for name in self._settings.agent_names if AGENTS[name].pressing]
+        critical = [name for name in self._settings.agent_names if AGENTS[name].latency_critical]
         deadline_s = time.monotonic() + PRESSING_FIRST_S
-        while not all(name in self._loops and self._loops[name].positions() for name in pressing):
+        while not all(name in self._loops and self._loops[name].positions() for name in critical):
             if time.monotonic() > deadline_s or self._closing.wait(_LOOK_S):
                 return
 

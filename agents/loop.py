@@ -76,7 +76,7 @@ class AgentLoop:
         self._full_batch = settings.batch_max_records
         self._failures = Failures(spec.name, settings, quarantines, health)
         self._counts = Counts(spec.name, metrics)
-        self._interval_s = 0.0 if spec.pressing else settings.feedback_interval_s
+        self._interval_s = 0.0 if spec.latency_critical else settings.feedback_interval_s
         self._session = Session(
             bootstrap,
             settings,

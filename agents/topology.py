@@ -43,7 +43,7 @@ class AgentSpec:
 
     name: str
     reads: tuple[Topic, ...]
-    partitions: str
+    partitions_class: str
     """Full name of the class that holds its kernel by partition. Its ``create`` makes it for a worker; its ``prepare``
     loads what batches will need."""
     writes: tuple[Topic, ...]
@@ -51,7 +51,7 @@ class AgentSpec:
     the card agent publishes its rate table on ``models`` and ``control``."""
     follows: tuple[Topic, ...] = ()
     """Topics that every worker reads whole, outside the consumer group."""
-    pressing: bool = True
+    latency_critical: bool = True
     """True if an alert waits for this agent; the others work in fewer and larger batches."""
     snapshots: bool = True
     """True if snapshots are taken of its state."""
@@ -59,16 +59,16 @@ class AgentSpec:
     @property
     def producers(self) -> int:
         """Producers that take turns: while the markers of one's transaction are written, the other works."""
-        return 2 if self.pressing else 1
+        return 2 if self.latency_critical else 1
 
 
 LABEL: Final = AgentSpec(
     name="label",
     reads=(LABELS,),
     # Check labels, stamp from when they count, place them by card.
-    partitions="agents.label.LabelPartitions",
+    partitions_class="agents.label.LabelPartitions",
     writes=(ACCEPTED_LABELS, DEAD_LETTERS),
-    pressing=False,
+    latency_critical=False,
     snapshots=False,
 )
 
@@ -76,14 +76,14 @@ CARD: Final = AgentSpec(
     name="card",
     reads=(TRANSACTIONS, REROUTED, ACCEPTED_LABELS),
     # Validate, place, windows per card; labels follow their transactions.
-    partitions="agents.card.CardPartitions",
+    partitions_class="agents.card.CardPartitions",
     writes=(PROFILED, REROUTED, DEAD_LETTERS, PROGRESS),
 )
 SCORE: Final = AgentSpec(
     name="score",
     reads=(PROFILED,),
     # Known fraud and windows per merchant, models, policy.
-    partitions="agents.score.ScorePartitions",
+    partitions_class="agents.score.ScorePartitions",
     writes=(DECISIONS, DECISION_FEATURES, ALERTS),
     follows=(MODELS, CONTROL),
 )
@@ -91,18 +91,18 @@ FEEDBACK: Final = AgentSpec(
     name="feedback",
     reads=(ACCEPTED_LABELS, DECISION_FEATURES),
     # Join a label to what the models saw.
-    partitions="agents.feedback.FeedbackPartitions",
+    partitions_class="agents.feedback.FeedbackPartitions",
     writes=(EXAMPLES, PROGRESS),
-    pressing=False,
+    latency_critical=False,
 )
 LEARN: Final = AgentSpec(
     name="learn",
     reads=(EXAMPLES,),
     # The online model learns, its versions are published.
-    partitions="agents.learn.LearnPartitions",
+    partitions_class="agents.learn.LearnPartitions",
     writes=(MODELS,),
     follows=(MODELS, CONTROL),
-    pressing=False,
+    latency_critical=False,
     # The versions that it publishes are its snapshots.
     snapshots=False,
 )

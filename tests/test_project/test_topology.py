@@ -21,7 +21,7 @@ def test_every_topic_has_the_writer_it_declares() -> None:
 
 @pytest.mark.parametrize("spec", AGENTS.values(), ids=lambda spec: spec.name)
 def test_the_declaration_of_an_agent_names_what_holds_its_state(spec: AgentSpec) -> None:
-    partitions = resolve_name(spec.partitions)
+    partitions = resolve_name(spec.partitions_class)
     assert callable(partitions.create)
     needed = ("prepare", "ready", "process", "due", "save", "commit", "rollback")
     missing = [name for name in needed if not hasattr(partitions, name)]

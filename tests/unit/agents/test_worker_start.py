@@ -68,12 +68,12 @@ def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
     assert not waiting.is_alive()
 
 
-@pytest.mark.parametrize("ends", ["nobody comes", "the worker ends", "none is pressing"])
+@pytest.mark.parametrize("ends", ["nobody comes", "the worker ends", "none is latency-critical"])
 def test_they_wait_no_longer_than_they_must(
     worker: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     monkeypatch.setattr(app, "PRESSING_FIRST_S", 0.0 if ends == "nobody comes" else 1e9)
-    if ends == "none is pressing":
+    if ends == "none is latency-critical":
         worker = WorkerContext(Settings(data_dir=tmp_path, metrics_port=0, agents="feedback,learn"))
     if ends == "the worker ends":
         worker._closing.set()
