@@ -59,7 +59,7 @@ from schemas.topics import PROGRESS, Topic, has_order
 log = logging.getLogger(__name__)
 
 GC_THRESHOLDS: Final = (100_000, 20, 100)
-PRESSING_FIRST_S: Final = 5.0
+CRITICAL_FIRST_S: Final = 5.0
 """Longest time for which agents that no alert waits for let the others restore their partitions first."""
 _LOOK_S: Final = 0.05
 SWITCH_INTERVAL_S: Final = 0.0005
@@ -205,12 +205,13 @@ class WorkerContext:
     def _prepare(self) -> None:
         """Import the agents and load their kernels, so that none does it when its partitions come."""
         for name in self._settings.agent_names:
-            resolve_name(AGENTS[name].partitions).prepare(self._settings, self._rates)
+            resolve_name(AGENTS[name].partitions_class).prepare(self._settings, self._rates)
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
         shared = WorkerResources(self._rates, self._published_rates, self._models)
-        partitions: Partitions = resolve_name(spec.partitions_class).create(self._environment(spec, quarantines), shared)
+        environment = self._environment(spec, quarantines)
+        partitions: Partitions = resolve_name(spec.partitions_class).create(environment, shared)
         return partitions
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
@@ -243,7 +244,7 @@ class WorkerContext:
         def new_loop() -> AgentLoop:
             self.connect()
             if not spec.latency_critical:
-                self._await_pressing()
+                self._await_critical()
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
             )
@@ -266,10 +267,10 @@ class WorkerContext:
         self._channels.append(channel)
         return channel
 
-    def _await_pressing(self) -> None:
+    def _await_critical(self) -> None:
         """Wait until the agents that an alert waits for hold partitions: restores share the processors."""
         critical = [name for name in self._settings.agent_names if AGENTS[name].latency_critical]
-        deadline_s = time.monotonic() + PRESSING_FIRST_S
+        deadline_s = time.monotonic() + CRITICAL_FIRST_S
         while not all(name in self._loops and self._loops[name].positions() for name in critical):
             if time.monotonic() > deadline_s or self._closing.wait(_LOOK_S):
                 return

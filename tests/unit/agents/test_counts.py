@@ -45,7 +45,7 @@ def test_log_lines_tell_dead_letters_by_code_and_what_was_done(
     reported = lines(caplog, logging.WARNING)
     assert [line.partition(" (see")[0] for line in reported] == [
         "card: 2 dead letters: not_json",
-        "card: 1 dead letters: amount_zero",
+        "card: 1 dead letter: amount_zero",
     ]
     assert lines(caplog, logging.INFO) == []
     monkeypatch.setattr(module, "STATUS_INTERVAL_S", 0.0)

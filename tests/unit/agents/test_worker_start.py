@@ -53,10 +53,10 @@ def test_kernels_are_loaded_for_the_agents_that_run(
 def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
     worker: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "PRESSING_FIRST_S", PATIENCE_S)
+    monkeypatch.setattr(app, "CRITICAL_FIRST_S", PATIENCE_S)
     card, score = Loop(), Loop()
     card.held["transactions", 0] = 0
-    waiting = threading.Thread(target=worker._await_pressing)
+    waiting = threading.Thread(target=worker._await_critical)
     waiting.start()
     worker._loops["card"] = cast(AgentLoop, card)
     worker._loops["score"] = cast(AgentLoop, score)
@@ -72,12 +72,12 @@ def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
 def test_they_wait_no_longer_than_they_must(
     worker: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
-    monkeypatch.setattr(app, "PRESSING_FIRST_S", 0.0 if ends == "nobody comes" else 1e9)
+    monkeypatch.setattr(app, "CRITICAL_FIRST_S", 0.0 if ends == "nobody comes" else 1e9)
     if ends == "none is latency-critical":
         worker = WorkerContext(Settings(data_dir=tmp_path, metrics_port=0, agents="feedback,learn"))
     if ends == "the worker ends":
         worker._closing.set()
-    worker._await_pressing()
+    worker._await_critical()
 
 
 def test_a_worker_imports_no_library_that_it_does_not_need() -> None:
