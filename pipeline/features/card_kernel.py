@@ -126,6 +126,7 @@ def profile_cards(
         slot = enter_slot(state, keys[i, 0], keys[i, 1], slots_ahead[i % ROWS_AHEAD])
         slots_ahead[i % ROWS_AHEAD] = 0
         time_us, amount = times[i], amounts[i]
+        # A late event enters at its event time, unless it lies behind the horizon: then no window holds it.
         floor_us = meta[NEWEST] - HORIZON_US
         base = slot * SLOT_WORDS
         if (
