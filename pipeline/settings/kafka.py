@@ -35,8 +35,12 @@ class KafkaSettings(BaseModel):
         description="Topics of labels, without prefix, and the sources that labels on each may claim, as a JSON "
         'object; `"*"` is every source. A label that claims another one is a dead letter.',
     )
-    card_partitions: int = Field(default=4, ge=1, description="Partitions of the topics keyed by card.")
-    merchant_partitions: int = Field(default=4, ge=1, description="Partitions of the topic keyed by merchant.")
+    card_partitions: int = Field(
+        default=4, ge=1, description="Partitions of the topics keyed by card; fixed once these exist."
+    )
+    merchant_partitions: int = Field(
+        default=4, ge=1, description="Partitions of the topic keyed by merchant; fixed once it exists."
+    )
     replication_factor: int | None = Field(
         default=None,
         ge=1,
