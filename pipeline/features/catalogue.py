@@ -60,12 +60,12 @@ class Feature(NamedTuple):
     entity: str
     """``transaction``, ``card`` or ``merchant``: whose history it looks at."""
     aggregate: str
-    """What is computed of the history."""
+    """Statistic of the history."""
     unit: str
     meaning: str
     """In a few words for people."""
     definition: str
-    """As ``docs/features.md`` gives it, in the terms of that page."""
+    """Definition in the terms of ``docs/features.md``."""
     reason: str
     """The reason text that it belongs to, by the code of `pipeline.decision.reason_texts.ReasonText`."""
     window: str = ""

@@ -1,4 +1,4 @@
-"""How functions are compiled, and the instructions that Python has no syntax for.
+"""Decorators that compile functions, and the instructions that Python has no syntax for.
 
 Numba's cache notices changes of a function's own file only: where a compiled function of another module is called, a
 change of that module needs an empty cache.

@@ -39,7 +39,7 @@ class ScoreReason(NamedTuple):
 
     code: str
     meaning: str
-    """As the table of reasons in ``docs/models.md`` has it."""
+    """Reason code, as in the table of reasons in ``docs/models.md``."""
     raised: str
     """The sentence; ``{evidence}`` is what the model saw, in brackets, and ``{times}`` how far it raised the odds."""
     not_raised: str

@@ -17,7 +17,7 @@ from tests.chaos.run import Check, Run, key_of, log_of
 Features = dict[str, float | None]
 """As a row of ``features`` has them."""
 CLOSE = 1e-9
-"""Of a replay that is written otherwise, and so rounds otherwise; a lesson that is missed moves weights by far more."""
+"""Tolerance for a replay that rounds otherwise; a training update that is missed moves weights by far more."""
 VERSION_DIGITS = 12
 COMPARISONS = {
     ">": lambda a, b: a > b,
@@ -31,7 +31,7 @@ COMPARISONS = {
 
 @dataclass
 class Models:
-    """What stands in ``models``, by version; and the online layers, replayed again from ``examples``."""
+    """Contents of ``models`` by version; and the online layers, replayed again from ``examples``."""
 
     lightgbm: dict[str, dict[str, Any]] = field(default_factory=dict)
     policy: dict[str, dict[str, Any]] = field(default_factory=dict)

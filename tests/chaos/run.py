@@ -1,4 +1,4 @@
-"""What a run leaves for the checks: logs, ledger, the rules that were active; and what all checks ask of them."""
+"""Results of a run for the checks: logs, ledger, active processing configs; and questions that all checks ask."""
 
 from bisect import bisect_left
 from collections import Counter, defaultdict

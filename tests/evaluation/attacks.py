@@ -40,7 +40,7 @@ FROZEN: Final = "frozen"
 DAILY: Final = "daily"
 EARLY: Final = "daily, early reports"
 AFTERWARDS: Final = "afterwards, early reports"
-"""Trained when the attack is over, on all of its reports: what a renewal could find at most."""
+"""Trained when the attack is over, by the reports of then: no renewal before knew more of it. Without River."""
 SCHEDULES: Final = (FROZEN, DAILY, EARLY, AFTERWARDS)
 LAST_DAYS: Final = 7
 
@@ -112,10 +112,12 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
             model, _ = history.version(day, early=early)
         rows.append(history.rows(day, day + timedelta(days=1)))
         logit.append(history.logit(model, rows[-1]))
+    source, alone = np.concatenate(rows[1:]), np.concatenate(logit[1:])
+    if schedule == AFTERWARDS:
+        return {ALONE: _figures(history.data, source, alone)}
     of_all, served = np.concatenate(rows), np.concatenate(logit)
     river = history.corrected(of_all, served, first_day)
     sooner = history.corrected(of_all, served, first_day, TOLD)
-    source, alone = np.concatenate(rows[1:]), np.concatenate(logit[1:])
     ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, source, alone, river)}
     ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, source, alone, sooner)}
     return {name: _figures(history.data, source, score) for name, score in ways.items()}

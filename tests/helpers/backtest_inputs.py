@@ -1,4 +1,4 @@
-"""What backtests read: simulated history, and a registry with an active model."""
+"""Inputs of backtests: simulated history, and a registry with an active model."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -47,7 +47,7 @@ class Agent(NamedTuple):
     random_options: Callable[[np.random.Generator], Options]
     batches: Callable[[np.random.Generator], Batches]
     under: Callable[[Options, ProcessingConfig], Options]
-    """What the options of today are under the config that a record of ``progress`` names."""
+    """Today's options under the config that a record of ``progress`` names."""
 
     def kernel(self, options: Options) -> Kernel:
         """A worker that was started with ``options``."""

@@ -49,7 +49,7 @@ FREE_CHUNKS: Final = 16
 SIZE_CLASSES: Final = 16
 META_WORDS: Final = 48
 META_KIND_STEP: Final = 2
-"""From a number of the events' timelines to the same of the labels'."""
+"""Distance of a number of the labels' timelines behind the same of the events'."""
 
 # Constants that are arguments of compiled functions are NumPy's integers: of Python's, Numba would compile each
 # function once for each value.

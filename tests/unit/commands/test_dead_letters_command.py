@@ -1,4 +1,4 @@
-"""What people are told of dead letters, and which of them are sent again, whatever their headers claim."""
+"""Words for people about dead letters, and which of them are sent again, whatever their headers claim."""
 
 import msgspec
 import pytest

@@ -250,7 +250,7 @@ def test_a_report_after_the_presumption_is_a_revision(desk: Desk) -> None:
 
 
 def test_a_report_known_after_maturity_is_a_revision_even_where_it_is_read_first(desk: Desk) -> None:
-    """By its times: a replay reads all labels before all decisions."""
+    """Times decide: a replay reads all labels before all decisions."""
     for number in (IN[0], OUT[0]):
         desk.decide(number)
     assert emitted(desk.say(IN[0], after(MATURITY_DAYS + 1))) == [(f"t{IN[0]}", "fraud", 1, 1.0)]

@@ -166,7 +166,7 @@ def test_many_labels_of_one_transaction_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies behind the retention is as if it were not there, however late it is swept."""
+    """Events behind the retention are as if it were not there, however late they are swept."""
     random = np.random.default_rng(seed)
     transactions, labels = Log(TRANSACTIONS), LabelLog()
     batches: list[list[Record]] = []

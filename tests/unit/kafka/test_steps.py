@@ -20,7 +20,7 @@ PARTITION: Partition = ("transactions", 0)
 
 
 class Session:
-    """One agent that holds `PARTITION`, of which others have died."""
+    """An agent that holds `PARTITION`, of which others have died."""
 
     def __init__(self, died: Attempt) -> None:
         retries = Retries("card", threading.Event(), lambda: None)

@@ -18,7 +18,7 @@ from tests.helpers.third_kind import BLEND, NAME, WEIGHT
 
 @pytest.fixture(scope="module")
 def decided() -> dict[str, Any]:
-    """What a process with a third kind decides."""
+    """Decisions of a process with a third kind."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.third_kind"], capture_output=True, text=True, check=True
     )
