@@ -92,6 +92,7 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     currency: str
     """ISO 4217 code of the currency that it was sent in."""
     transaction_type: str
+    attributes: dict[str, str | float | None] | None
 
 
 class _AmountText(msgspec.Struct):
@@ -156,6 +157,7 @@ def decode_transaction(
         float(weekday),
         transaction.currency,
         transaction.transaction_type,
+        transaction.attributes,
     )
 
 

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import (
+    ATTRIBUTE_FEATURES,
+    ATTRIBUTE_REASON,
     BY_NAME,
     COUNT,
     DECLARED,
     FEATURES,
     MONEY,
     MULTIPLE,
+    NUMBER,
     OUTLIER_RATIO,
     SECONDS,
 )
@@ -35,6 +38,7 @@ CODES: Final[dict[str, str]] = {
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
+    ATTRIBUTE_REASON: "Numbers that the producer states of the transaction resemble earlier fraud.",
     **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
 }
@@ -252,6 +256,7 @@ REASON_TEXTS: Final = (
     ReasonText("MERCHANT_SURGE", _surge, "The merchant's rhythm"),
     ReasonText("MERCHANT_PATTERN", _nothing, "The merchant's trade over weeks"),
     ReasonText("MERCHANT_LABELS", _merchant_labels, "What is known of the merchant"),
+    *([ReasonText(ATTRIBUTE_REASON, _nothing, "What the producer states")] if ATTRIBUTE_FEATURES else []),
 )
 
 _PATTERN_CODE: Final = {
@@ -276,7 +281,7 @@ def _value(name: str, facts: Facts) -> str:
     """Return the value of a feature as people write it, in brackets; nothing for a unit without a form of its own."""
     value = facts[name]
     if math.isnan(value):
-        return " (none yet)"
+        return " (none)" if name in ATTRIBUTE_FEATURES else " (none yet)"
     write = _WRITTEN.get(BY_NAME[name].unit)
     return "" if write is None else f" ({write(facts, value)})"
 
@@ -286,6 +291,7 @@ _WRITTEN: Final[dict[str, Callable[[Facts, float], str]]] = {
     MONEY: Facts.money,
     MULTIPLE: lambda _, value: f"{value:,.1f}",
     COUNT: lambda _, value: f"{value:,.0f}",
+    NUMBER: lambda _, value: f"{value:,.4g}",
 }
 _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.engine.amounts import rate_terms, read_amounts
 from pipeline.engine.columns import Labels, Reject, Transactions, no_labels, text_buffers
-from pipeline.engine.json_scanner import AMOUNT, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
+from pipeline.engine.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
+from pipeline.features.attributes import attribute_values
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
@@ -60,6 +62,7 @@ class ProducerFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 _MINUTE: Final = timedelta(minutes=1)
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+_decode_attributes: Final = msgspec.json.Decoder(dict[str, str | float | None]).decode
 decode_producer_fields: Final = msgspec.json.Decoder(ProducerFields).decode
 
 _COUNTING: Final = tuple(
@@ -217,6 +220,9 @@ def read_fast_path(
     data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
     _copy(text, found.spans, copied, row, data, offsets)
     buffer = pa.py_buffer(data)
+    attributes = (
+        attribute_values(_given(found.text, found.spans[ATTRIBUTES][row].tolist())) if ATTRIBUTE_FEATURES else None
+    )
     texts = {
         name: pa.StringArray.from_buffers(m, pa.py_buffer(ends), buffer)
         for (_, name), ends in zip(columns, offsets, strict=True)
@@ -228,9 +234,15 @@ def read_fast_path(
     rows = Transactions(
         row=row, key=event_us, event_time_us=event_us, amount_minor=minor, amount_base_minor=base, counts=counts,
         hour=hours(clock_us), weekday=weekdays(clock_us),
-        producer_offset_min=_offsets_min(text, found.spans[TIME], row) if producer_fields else None, **texts,
+        producer_offset_min=_offsets_min(text, found.spans[TIME], row) if producer_fields else None,
+        attributes=attributes, **texts,
     )  # fmt: skip
     return FastPathTransactions(on_fast_path, rows)
+
+
+def _given(text: bytes, spans: Sequence[tuple[int, int]]) -> list[dict[str, str | float | None] | None]:
+    """Return the attributes that lie in ``text`` at each of n spans; None for an empty one."""
+    return [_decode_attributes(text[first:end]) if end > first else None for first, end in spans]
 
 
 def counting(types: pa.Array) -> NDArray[np.bool_]:
@@ -270,6 +282,7 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transac
         counts=np.array([item.counts for item in items], np.bool_),
         hour=np.array([item.hour for item in items], np.float64),
         weekday=np.array([item.weekday for item in items], np.float64),
+        attributes=attribute_values([item.attributes for item in items]),
     )
 
 

@@ -145,6 +145,7 @@ class CardPartition:
             transactions.counts[rows],
             transactions.hour[rows],
             transactions.weekday[rows],
+            None if transactions.attributes is None else transactions.attributes[rows],
         )
 
     def commit(self) -> None:

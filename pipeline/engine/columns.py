@@ -96,6 +96,8 @@ class Transactions(_Columns):
     """JSON of the amount as the producer wrote it; None, like ``producer_offset_min``, where nothing asks for it."""
     producer_offset_min: NDArray[np.int64] | None = None
     """Minutes of the UTC offset in which the producer wrote the event time."""
+    attributes: NDArray[np.float64] | None = None
+    """Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None where none is declared."""
 
     def __len__(self) -> int:
         return len(self.row)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import counting
 from pipeline.engine.columns import digest_keys, identities, name_keys
 from pipeline.engine.merchants import MerchantLog, behind, labels_log, transactions_log
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FEATURES, MERCHANT_FEATURES
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.regimes import NEVER_US
@@ -104,7 +104,7 @@ def compute_features(
         frame: Columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
             ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a
             purchase, as on the wire) and, unless ``labels`` are given, ``fraud`` (bool). Rows must be sorted by
-            ``event_time``.
+            ``event_time``. Declared attributes have columns of their features' names; one that is absent has no value.
         label_delay_s: From a transaction to its label, where ``labels`` are not given; None: there are none.
         labels: What was known when.
         names: The features to return, in this order; memory is theirs alone.
@@ -124,6 +124,7 @@ def compute_features(
         if "transaction_type" in frame
         else np.ones(len(frame), bool)
     )
+    attributes = frame.reindex(columns=list(ATTRIBUTE_FEATURES)).to_numpy(np.float64)
     features, outliers = np.empty((len(frame), len(names))), np.empty(len(frame), np.bool_)
     to, own = _columns(names, CARD_FEATURES)
     windows = CardWindows()
@@ -137,6 +138,7 @@ def compute_features(
             counts[part],
             hours(event_time_us[part]),
             weekdays(event_time_us[part]),
+            attributes[part],
         )
         features[part, to], outliers[part] = profile.features[:, own], profile.outlier
         windows.commit()

@@ -1,9 +1,9 @@
 """Transactions as most producers write them, found by compiled code that needs no interpreter.
 
-A record is plain where nobody could read it in two ways: one flat object of ASCII without escapes, each field of the
-wire contract at most once, times and amounts written in the ordinary way and within limits that are narrower than the
-decoder's. Of such a record `scan` finds what `schemas.codec.decode_transaction` would; of any other it says nothing,
-and the decoder itself is to be asked. Tests hold the two to each other.
+A record is plain where nobody could read it in two ways: one object of ASCII without escapes, flat but for the
+attributes, each field of the wire contract at most once, times and amounts written in the ordinary way and within
+limits that are narrower than the decoder's. Of such a record `scan` finds what `schemas.codec.decode_transaction`
+would; of any other it says nothing, and the decoder itself is to be asked. Tests hold the two to each other.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,12 @@ TEXTS: Final = ("transaction_id", "card_id", "merchant_id", "currency", "transac
 ID, CARD, MERCHANT, CURRENCY, TYPE = range(len(TEXTS))
 TIME, AMOUNT = range(len(TEXTS), len(TEXTS) + 2)
 """Places of what is read as numbers too, behind those of the texts."""
-SPAN_FIELDS: Final = (*TEXTS, "event_time", "amount")
+SPAN_FIELDS: Final = (*TEXTS, "event_time", "amount", "attributes")
+ATTRIBUTES: Final = len(SPAN_FIELDS) - 1
+"""Column of the JSON of the attributes; empty for none."""
 # What a value may be, by field.
 _OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
-"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: nothing but null is on the fast path."""
+"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: a flat object, or null."""
 _KINDS: Final = {
     "transaction_id": _IDENTIFIER, "card_id": _IDENTIFIER, "merchant_id": _IDENTIFIER, "currency": _TEXT,
     "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
@@ -55,6 +57,7 @@ _LONGEST_NAME: Final = 32
 _MOST_DIGITS: Final = 15
 _MOST_WHOLE_DIGITS: Final = 9
 _MOST_DECIMALS: Final = 3
+_MOST_ATTRIBUTE_DECIMALS: Final = 20
 """With `_MOST_DIGITS` before the point an amount is within 64 bits."""
 _QUOTE, _BACKSLASH, _SPACE, _COLON, _COMMA, _OPEN, _CLOSE = b'"\\ :,{}'
 _POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
@@ -118,6 +121,7 @@ def _scan(
     for row in range(len(ends)):
         end = ends[row]
         one_spans[TYPE, 0], one_spans[TYPE, 1] = default_first, default_end
+        one_spans[ATTRIBUTES, 0] = one_spans[ATTRIBUTES, 1] = first
         one_numbers[1] = NO_TIME
         if read_object(text, first, end, names, fields, one_spans, one_numbers) == end:
             on_fast_path[row] = True
@@ -167,10 +171,15 @@ def read_object(
             at = last + 1
         elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
             # Of a name that nobody knows, null is skipped.
-            for letter in range(4):
-                if at + letter >= end or text[at + letter] != _NULL[letter]:
-                    return -1
-            at += 4
+            at = _past_null(text, at, end)
+            if at < 0:
+                return -1
+        elif text[at] == _OPEN and kind == _NESTED:
+            first = at
+            at, names_seen = _past_flat_object(text, at, end, names_seen)
+            if at < 0:
+                return -1
+            spans[ATTRIBUTES, 0], spans[ATTRIBUTES, 1] = first, at
         elif kind in (_AMOUNT, _WHOLE):
             first = at
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
@@ -212,6 +221,70 @@ def _take_text(
         clock_on_fast_path: bool = FAST_PATH_TIMES_US[0] <= clock_us < FAST_PATH_TIMES_US[1]
         return clock_on_fast_path
     return kind == _AMOUNT and _amount(text, first, last, numbers)
+
+
+@compiled
+def _past_flat_object(text: IntArray, at: int, end: int, names_seen: int) -> tuple[int, int]:
+    """Return where an object of plain strings, plain numbers and nulls ends, and the names so far; -1 for any other."""
+    at = _past_spaces(text, at + 1, end)
+    if at < end and text[at] == _CLOSE:
+        return at + 1, names_seen
+    while True:
+        names_seen += 1
+        if names_seen > MAX_NAMES:
+            return -1, names_seen
+        first, last = _string(text, at, end)
+        if first < 0:
+            return -1, names_seen
+        at = _past_spaces(text, last + 1, end)
+        if at >= end or text[at] != _COLON:
+            return -1, names_seen
+        at = _past_spaces(text, at + 1, end)
+        if at < end and text[at] == _QUOTE:
+            first, last = _string(text, at, end)
+            at = last + 1 if first >= 0 else -1
+        elif at < end and text[at] == _N:
+            at = _past_null(text, at, end)
+        else:
+            at = _past_number(text, at, end)
+        if at < 0:
+            return -1, names_seen
+        at = _past_spaces(text, at, end)
+        if at >= end or text[at] not in (_COMMA, _CLOSE):
+            return -1, names_seen
+        at += 1
+        if text[at - 1] == _CLOSE:
+            return at, names_seen
+        at = _past_spaces(text, at, end)
+
+
+@compiled
+def _past_null(text: IntArray, at: int, end: int) -> int:
+    """Return where the null ends that begins at ``at``; -1 for none."""
+    for letter in range(4):
+        if at + letter >= end or text[at + letter] != _NULL[letter]:
+            return -1
+    return at + 4
+
+
+@compiled
+def _past_number(text: IntArray, at: int, end: int) -> int:
+    """Return where the plain number ends that begins at ``at``: digits, and decimals behind a point; -1 for none."""
+    if at < end and text[at] == _MINUS:
+        at += 1
+    first = at
+    while at < end and _ZERO <= text[at] <= _NINE:
+        at += 1
+    if not _whole(text, first, at, _MOST_DIGITS):
+        return -1
+    if at < end and text[at] == _POINT:
+        first = at + 1
+        at = first
+        while at < end and _ZERO <= text[at] <= _NINE:
+            at += 1
+        if not 0 < at - first <= _MOST_ATTRIBUTE_DECIMALS:
+            return -1
+    return at
 
 
 @compiled

@@ -9,6 +9,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from pipeline.features.attributes import ATTRIBUTES
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOWS_US: Final[dict[str, int]] = {
@@ -52,6 +53,11 @@ MONEY: Final = "money"
 COUNT: Final = "count"
 SECONDS: Final = "seconds"
 MULTIPLE: Final = "multiple"
+NUMBER: Final = "number"
+
+
+ATTRIBUTE_REASON: Final = "PRODUCER_ATTRIBUTES"
+"""Reason that attributes belong to."""
 
 
 class Feature(NamedTuple):
@@ -166,6 +172,15 @@ def _known_counts() -> Iterator[Feature]:
         )  # fmt: skip
 
 
+def _attributes() -> Iterator[Feature]:
+    for attribute in ATTRIBUTES:
+        yield Feature(
+            "transaction", f"attribute_{attribute.name}", NUMBER, attribute.meaning,
+            f"`attributes.{attribute.name}`; NaN if it is absent, null or text",
+            ATTRIBUTE_REASON, by_default=True,
+        )  # fmt: skip
+
+
 _DECLARED_CARD: Final = (
     Feature("transaction", "amount", MONEY, "amount in the base currency", "`a / 100`", "AMOUNT_HIGH", by_default=True),
     Feature(
@@ -219,6 +234,8 @@ _DECLARED_CARD: Final = (
         "`t` minus the largest event time of an outlier in the history, in seconds; NaN if there is none",
         "CARD_RECENT_OUTLIERS", by_default=True,
     ),
+    # Last: the kernel of cards fills the columns before them.
+    *_attributes(),
 )  # fmt: skip
 
 _DECLARED_MERCHANT: Final = (
@@ -291,6 +308,8 @@ def _names(features: Iterable[Feature]) -> tuple[str, ...]:
 
 
 CARD_FEATURES: Final = _names(_DECLARED_CARD)
+ATTRIBUTE_FEATURES: Final = CARD_FEATURES[len(CARD_FEATURES) - len(ATTRIBUTES) :]
+"""Features that the producer states (`pipeline.features.attributes`)."""
 MERCHANT_FEATURES: Final = _names(_DECLARED_MERCHANT)
 FEATURES: Final = (*CARD_FEATURES, *MERCHANT_FEATURES)
 BY_NAME: Final = dict(zip(FEATURES, DECLARED, strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.card_kernel import profile_cards
-from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, MERCHANT_FEATURES
 from pipeline.features.columns import Pages, SavedColumn, Storage
 from pipeline.features.digest import window_contents
 from pipeline.features.merchant_kernel import profile_merchants
@@ -132,6 +132,7 @@ class CardWindows(_Windows):
         counts: NDArray[np.bool_],
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
+        attributes: NDArray[np.float64] | None = None,
     ) -> CardProfile:
         """Let n transactions enter the windows in log order; return their features and cases.
 
@@ -143,6 +144,7 @@ class CardWindows(_Windows):
             counts: Whether each enters the windows.
             hour: Hours since midnight, with fraction.
             weekday: 0 (Monday) to 6.
+            attributes: Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None for no values.
         """
         n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
@@ -152,6 +154,8 @@ class CardWindows(_Windows):
         )  # fmt: skip
         profile = CardProfile.of_rows(n)
         self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *profile)
+        if ATTRIBUTE_FEATURES:
+            profile.features[:, -len(ATTRIBUTE_FEATURES) :] = np.nan if attributes is None else attributes
         return profile
 
 

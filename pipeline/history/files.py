@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from pipeline.features.attributes import ATTRIBUTES
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import FRAUD_TYPES, canonical_frame
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
@@ -32,7 +34,7 @@ PASSED_ON: Final = (
     "mcc",
 )
 """Optional text fields of the wire contract that a file may hold too; they follow the canonical columns."""
-FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON)
+FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)
 
 HANDBOOK: Final[Mapping[str, str]] = {
     "transaction_id": "TRANSACTION_ID",
@@ -63,6 +65,7 @@ _FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
 
 
 NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
+NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
 
 
 class UnusableSource(ValueError):
@@ -122,7 +125,12 @@ def resolve_mapping(
         preset = fits[0] if fits else "canonical"
     if preset not in PRESETS:
         raise UnusableSource(f"there is no preset {preset}; there are {', '.join(PRESETS)}")
-    columns = {name: column for name, column in {**PRESETS[preset], **changes}.items() if column in present}
+    attributes = {
+        feature: feature if feature in present else attribute.name
+        for feature, attribute in zip(ATTRIBUTE_FEATURES, ATTRIBUTES, strict=True)
+    }
+    mapped = {**PRESETS[preset], **attributes, **changes}
+    columns = {name: column for name, column in mapped.items() if column in present}
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         needed = " ".join(f"--map {name}=COLUMN" for name in missing)
@@ -144,11 +152,12 @@ def read_transactions(
 ) -> Iterator[pd.DataFrame]:
     """Yield frames of at most ``batch_rows`` rows with `pipeline.history.columns.COLUMNS`, ordered by event time.
 
-    Columns of ``PASSED_ON`` that the mapping names follow them, ``transaction_type`` also where the mapping has a
-    ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only if the mapping names
-    ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the whole file into memory
-    and orders it (stable); without it a row that is earlier than the one before raises `UnusableSource`, as do times,
-    amounts and truths that cannot be read. Memory otherwise is that of one batch.
+    Columns of ``PASSED_ON`` and of declared attributes that the mapping names follow them, ``transaction_type`` also
+    where the mapping has a ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only
+    if the mapping names ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the
+    whole file into memory and orders it (stable); without it a row that is earlier than the one before raises
+    `UnusableSource`, as do times, amounts, truths and attributes that cannot be read. Memory otherwise is that of one
+    batch.
     """
     mapping = mapping if mapping is not None else resolve_mapping(path)
     frames = _converted(path, mapping, start, end, batch_rows)
@@ -223,6 +232,13 @@ def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[
     true = np.array([text in _TRUE for text in texts], np.bool_)
     unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
     return true[codes], unknown[codes]
+
+
+def numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Parse a column of numbers: (values, NaN for a missing one; is it none); shape (n,)."""
+    values = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    missing = pc.is_null(column, nan_is_null=True).to_numpy()
+    return values, ~np.isfinite(values) & ~missing
 
 
 def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
@@ -340,6 +356,9 @@ class _FileBatch:
         for name in PASSED_ON:
             if name in columns:
                 frame[name] = pd.Series(self._optional_text(name), dtype=object)
+        for name in ATTRIBUTE_FEATURES:
+            if name in columns:
+                frame[name] = self._numbers(name)
         if self.mapping.zero_amount_type is not None and "transaction_type" not in columns:
             types: npt.NDArray[np.object_] = np.full(len(frame), None, dtype=object)
             types[amount_minor == 0] = self.mapping.zero_amount_type
@@ -414,6 +433,12 @@ class _FileBatch:
                 "amount", fractions, f"has more than the {currency_decimals(code)} decimals of {code}; round it first"
             )
         return minor / unit, minor.astype(np.int64)
+
+    def _numbers(self, name: str) -> npt.NDArray[np.float64]:
+        values, wrong = numbers(self._column(name))
+        if wrong.any():
+            raise self._fail(name, np.flatnonzero(wrong), NO_NUMBER)
+        return values
 
     def _truth(self) -> npt.NDArray[np.bool_]:
         true, unknown = truths(self._column("fraud"))

@@ -1,5 +1,6 @@
 """Rows of canonical frames as messages of the wire contract."""
 
+import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC
 from decimal import Decimal
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.features.attributes import ATTRIBUTES
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import PASSED_ON, currency_decimals
 from schemas.messages import Transaction
 
@@ -28,7 +31,8 @@ def event_times_us(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
 def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> Iterator[Transaction]:
     """Yield each row as a message, its amount exact to the minor unit; ``times_us`` are the rows' event times.
 
-    Columns of ``pipeline.history.files.PASSED_ON`` go along where the frame has them and they are not missing.
+    Declared attributes and columns of ``pipeline.history.files.PASSED_ON`` go along where the frame has them and they
+    are not missing.
     """
     currencies: list[str] = frame["currency"].tolist()
     scales = {code: -currency_decimals(code) for code in set(currencies)}
@@ -43,6 +47,7 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
         else ({} for _ in range(len(frame)))
     )
     columns = zip(
+        _attributes(frame),
         frame["transaction_id"].tolist(),
         times_us.astype("datetime64[us]").tolist(),
         frame["card_id"].tolist(),
@@ -52,7 +57,7 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
         optional,
         strict=True,
     )
-    for transaction_id, event_time, card_id, merchant_id, amount_minor, currency, extra in columns:
+    for attributes, transaction_id, event_time, card_id, merchant_id, amount_minor, currency, extra in columns:
         yield Transaction(
             transaction_id=transaction_id,
             event_time=event_time.replace(tzinfo=UTC),
@@ -60,5 +65,19 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
             merchant_id=merchant_id,
             amount=Decimal(amount_minor).scaleb(scales[currency]),
             currency=currency,
+            attributes=attributes,
             **extra,
         )
+
+
+def _attributes(frame: pd.DataFrame) -> list[dict[str, str | float | None] | None]:
+    """Return the declared attributes of each row; None for a row without any."""
+    columns = {
+        attribute.name: frame[feature].tolist()
+        for feature, attribute in zip(ATTRIBUTE_FEATURES, ATTRIBUTES, strict=True)
+        if feature in frame.columns
+    }
+    if not columns:
+        return [None] * len(frame)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [{name: value for name, value in row.items() if not math.isnan(value)} or None for row in rows]

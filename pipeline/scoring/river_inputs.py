@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, MEANINGS
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, DEFAULT_FEATURES, FEATURES, MEANINGS
 from pipeline.features.compiled import compiled
 
-LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name != "hour")
+LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name not in ("hour", *ATTRIBUTE_FEATURES))
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
 MISSING: Final = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
 """Features whose absence is an input of its own."""
@@ -19,7 +19,7 @@ AMOUNT_EDGES: Final = (10.0, 30.0, 100.0, 300.0, 1000.0)
 """Amounts in the base currency's major unit; band i holds edge[i - 1] <= amount < edge[i]."""
 HOUR_EDGES: Final = (4.0, 8.0, 12.0, 16.0, 20.0)
 
-SOURCES: Final = (*LOGARITHMS, "hour")
+SOURCES: Final = (*LOGARITHMS, "hour", *ATTRIBUTE_FEATURES)
 """The features that the inputs are made of."""
 SOURCE_COLUMNS: Final = np.array([FEATURES.index(name) for name in SOURCES])
 
@@ -37,18 +37,22 @@ INPUTS: Final = (
     *(f"{name} is 0" for name in ZERO),
     *(f"amount {band}" for band in _bands(AMOUNT_EDGES)),
     *(f"hour {band}" for band in _bands(HOUR_EDGES)),
+    *ATTRIBUTE_FEATURES,
+    *(f"no {name}" for name in ATTRIBUTE_FEATURES),
 )
-"""Names of the inputs, in order."""
+"""Names of the inputs, in order. Attributes enter as they are, 0 for no value."""
 
-CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in MISSING))
+_CLASSIFIER_FLAGS: Final = (*MISSING, *ATTRIBUTE_FEATURES)
+CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in _CLASSIFIER_FLAGS))
 """Inputs of a configured classifier: every feature as it is, 0 where it has no value."""
-_CLASSIFIER_MISSING: Final = np.array([FEATURES.index(name) for name in MISSING])
+_CLASSIFIER_MISSING: Final = np.array([FEATURES.index(name) for name in _CLASSIFIER_FLAGS])
 
 _MISSING: Final = np.array([SOURCES.index(name) for name in MISSING])
 _ZERO: Final = np.array([SOURCES.index(name) for name in ZERO])
 _AMOUNT, _HOUR = SOURCES.index("amount"), SOURCES.index("hour")
 _FIRST_AMOUNT: Final = len(LOGARITHMS) + len(MISSING) + len(ZERO)
 _FIRST_HOUR: Final = _FIRST_AMOUNT + len(AMOUNT_EDGES) + 1
+_FIRST_ATTRIBUTE: Final = _FIRST_HOUR + len(HOUR_EDGES) + 1
 _LARGEST: Final = 1e18
 """Beyond what a logarithm is taken of; keeps infinities out."""
 
@@ -61,6 +65,10 @@ def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     inputs = np.zeros((len(sources), len(INPUTS)))
     _fill(np.ascontiguousarray(sources), inputs)
+    if ATTRIBUTE_FEATURES:
+        attributes, end = sources[:, -len(ATTRIBUTE_FEATURES) :], _FIRST_ATTRIBUTE + len(ATTRIBUTE_FEATURES)
+        inputs[:, _FIRST_ATTRIBUTE:end] = _finite(attributes)
+        inputs[:, end:] = np.isnan(attributes)
     return inputs
 
 
@@ -72,9 +80,12 @@ def classifier_rows(features: NDArray[np.float64], logit: NDArray[np.float64]) -
         logit: LightGBM's log-odds, shape (n,).
     """
     missing = np.isnan(features[:, _CLASSIFIER_MISSING]).astype(np.float64)
-    values = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-    rows = np.column_stack([logit, values, missing]).tolist()
+    rows = np.column_stack([logit, _finite(features), missing]).tolist()
     return [dict(zip(CLASSIFIER_INPUTS, row, strict=True)) for row in rows]
+
+
+def _finite(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.clip(np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), -_LARGEST, _LARGEST)
 
 
 @compiled
@@ -104,9 +115,9 @@ def _fill(sources: Any, inputs: Any) -> None:
 def describe(index: int) -> str:
     """Return an input in words, of transactions in the plural."""
     name = INPUTS[index]
-    if index >= _FIRST_HOUR:
+    if _FIRST_ATTRIBUTE > index >= _FIRST_HOUR:
         return f"hours {name.removeprefix('hour ')}"
-    if index >= _FIRST_AMOUNT:
+    if _FIRST_HOUR > index >= _FIRST_AMOUNT:
         return f"amounts {name.removeprefix('amount ')}"
     if (feature := name.removeprefix("no ")) != name:
         return f"no {MEANINGS[feature]}"

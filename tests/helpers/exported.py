@@ -9,10 +9,14 @@ from schemas.records import Record
 from schemas.topics import Topic
 
 
-def export(directory: Path, topic: Topic, values: Sequence[bytes]) -> None:
-    """Write records of one partition below ``directory``."""
+def export(directory: Path, topic: Topic, values: Sequence[bytes], timestamps_ms: Sequence[int] | None = None) -> None:
+    """Write records of one partition below ``directory``, by default all of 1970."""
     rows = row_format(topic)
-    records = [Record(topic.name, 0, number, 0, None, value) for number, value in enumerate(values)]
+    stamps = [0] * len(values) if timestamps_ms is None else timestamps_ms
+    records = [
+        Record(topic.name, 0, number, stamp, None, value)
+        for number, (value, stamp) in enumerate(zip(values, stamps, strict=True))
+    ]
     files = TopicFiles(directory / topic.name, Origin("cluster", topic.name, "id", 1), rows.schema)
     with files.held(), files.part(0, 0) as part:
         part.add(rows.rows(records))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from pipeline.engine import accept
 from pipeline.engine.accept import decode_producer_fields
 from pipeline.engine.block_messages import read_messages, write_messages
 from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.json_scanner import ATTRIBUTES, scan
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.state import MemoryStore
@@ -28,7 +30,8 @@ from pipeline.engine.subjects import (
     PRODUCER_US,
     TYPE,
 )
-from schemas.codec import decode_transaction
+from schemas.codec import MAX_NAMES, decode_transaction
+from schemas.errors import InvalidMessage
 from schemas.messages import ProfiledTransaction
 from schemas.records import Record
 from schemas.times import US_PER_DAY
@@ -101,6 +104,58 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
                 row,
             ]
             assert wholes.tolist() == expected
+
+
+def with_attributes(attributes: bytes) -> bytes:
+    """A usual transaction with such JSON as its attributes."""
+    return usual()[0].replace(b"}", b',"attributes":' + attributes + b"}", 1)
+
+
+attribute_parts = st.sampled_from([
+    "{", "}", ",", ":", " ", '"a"', '"b":', '"a":1', '"b":-0.25', '"c":null', '"d":"x"', '"e":""', '"f":1e5', '"g":01',
+    '"h":-', '"i":1.', '"j":{}', '"k":[1]', '"l":true', '"m":"\\n"', '"a" : 7', "null", "nul", '"n":123456789012345678',
+    '"o":0.00000000000000000000001',
+])  # fmt: skip
+any_attributes = st.one_of(
+    st.lists(attribute_parts, max_size=8).map("".join),
+    st.lists(attribute_parts, max_size=5).map(lambda parts: "{" + ",".join(parts) + "}"),
+)
+
+
+@given(st.lists(any_attributes, min_size=1, max_size=20))
+def test_attributes_are_read_alike(texts: list[str]) -> None:
+    values = [with_attributes(text.encode()) for text in texts]
+    found = scan(values)
+    for row, value in enumerate(values):
+        first, end = found.spans[ATTRIBUTES, row].tolist()
+        try:
+            transaction = decode_transaction(
+                value, record_timestamp_us=ARRIVED_US, future_tolerance_us=TOLERANCE_US, rates=RATES
+            )
+        except InvalidMessage:
+            assert not found.on_fast_path[row]
+            continue
+        if found.on_fast_path[row]:
+            given_attributes = msgspec.json.decode(found.text[first:end]) if end > first else None
+            assert given_attributes == transaction.attributes
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fast"),
+    [
+        (b'{"risk":0.25,"terminal":"7","note":null}', True),
+        (b'{ "a" : -1 , "b" : 123456789012345.125 }', True),
+        (b"{}", True),
+        (b"null", True),
+        (b'{"a":1e5}', False),
+        (b'{"a":"\\u00fc"}', False),
+        (b'{"a":{}}', False),
+        (b"{%s}" % b",".join(b'"n%d":1' % number for number in range(MAX_NAMES)), False),
+    ],
+)
+def test_plain_attributes_are_on_the_fast_path(attributes: bytes, fast: bool) -> None:
+    found = scan([with_attributes(attributes)])
+    assert found.on_fast_path.tolist() == [fast]
 
 
 def test_usual_messages_need_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:

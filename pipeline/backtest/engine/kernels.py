@@ -146,6 +146,7 @@ class Engine:
             profile = windows.profile(
                 names.card[rows], names.merchant[rows], taken.event_time_us[rows], taken.amount_base_minor[rows],
                 taken.counts[rows], taken.hour[rows], taken.weekday[rows],
+                None if taken.attributes is None else taken.attributes[rows],
             )  # fmt: skip
             windows.commit()
             features[rows, : len(CARD_FEATURES)] = profile.features

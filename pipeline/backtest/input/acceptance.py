@@ -18,6 +18,7 @@ from pipeline.engine.accept import counting
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.engine.json_scanner import NO_TIME
 from pipeline.exports.rows import ERROR, VALUE
+from pipeline.features.attributes import attribute_values
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
@@ -34,7 +35,8 @@ SEQUENCE: Final = "sequence"
 TRANSACTION_FIELDS: Final = (
     "transaction_id", "event_time", "card_id", "merchant_id", "amount", "currency", "transaction_type", "local_time",
 )  # fmt: skip
-"""Fields of a transaction that are read; other columns of the wire contract decide nothing."""
+"""Fields of a transaction that are read, besides declared attributes; other columns of the wire contract decide
+nothing."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 
 Rows = TypeVar("Rows", Transactions, Labels)
@@ -88,6 +90,7 @@ def accept_transactions(
     }  # fmt: skip
     own = _own_bytes(table)
     fast &= ~own.given
+    attributes = wire.attributes(table)
     rejects = []
     for row in np.flatnonzero(~fast).tolist():
         rate = acceptance.rates.currencies.get(currency[row].as_py())
@@ -110,11 +113,14 @@ def accept_transactions(
         fast[row] = True
         event_us[row], base[row], counts[row] = item.event_time_us, item.amount_base_minor, item.counts
         hour[row], weekday[row], minor[row] = item.hour, item.weekday, item.amount_minor
+        if own.given[row] and (values := attribute_values([item.attributes])) is not None and attributes is not None:
+            attributes[row] = values[0]
     accepted = Transactions(
         row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, event_us, acceptance),
         transaction_id=ids,
         card_id=cards, merchant_id=merchants, event_time_us=event_us, currency=currency, amount_minor=minor,
         amount_base_minor=base, transaction_type=types, counts=counts, hour=hour, weekday=weekday,
+        attributes=attributes,
     )  # fmt: skip
     return (accepted.take(fast) if rejects else accepted), rejects
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 
 from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
-from pipeline.history.files import in_zone, whole_units
+from pipeline.features.attributes import attribute_values
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES
+from pipeline.history.files import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
 from schemas.money import RateTable
 
 Mask = NDArray[np.bool_]
+_decode_attributes = msgspec.json.Decoder(dict[str, str | float | None]).decode
 
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
@@ -156,6 +160,28 @@ def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], 
 
 def _mask(values: pa.Array) -> Mask:
     return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def attributes(table: pa.Table) -> NDArray[np.float64] | None:
+    """Return the declared attributes of the rows, shape (n, len(ATTRIBUTE_FEATURES)); None where none is declared.
+
+    They are columns named as their features, or members of the JSON in ``attributes``. Raises `UnusableSource` for one
+    that is no number, and for JSON of another kind.
+    """
+    if not ATTRIBUTE_FEATURES:
+        return None
+    try:
+        given = [None if text is None else _decode_attributes(text) for text in column(table, "attributes").to_pylist()]
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise UnusableSource(f"the column attributes holds no flat JSON object ({error}); export it again") from error
+    found = attribute_values(given)
+    for number, name in enumerate(ATTRIBUTE_FEATURES):
+        if found is not None and name in table.column_names:
+            found[:, number], wrong = numbers(table.column(name))
+            if wrong.any():
+                value = table.column(name)[int(wrong.argmax())].as_py()
+                raise UnusableSource(f"the column {name} holds {value!r}, which {NO_NUMBER}")
+    return found
 
 
 def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:

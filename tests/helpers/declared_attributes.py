@@ -1,0 +1,139 @@
+"""A deployment with declared attributes: ``python -m tests.helpers.declared_attributes`` decides with them.
+
+They are declared before anything else of the pipeline is imported, and nothing else is changed. Prints what came out as
+a JSON object.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from pipeline.features import attributes
+
+NAMES: Final = ("device_risk", "basket")
+FEATURE_NAMES: Final = tuple(f"attribute_{name}" for name in NAMES)
+DAYS: Final = 40
+
+
+def declare() -> None:
+    """Declare `NAMES`; raises RuntimeError where the catalogue was imported already."""
+    if "pipeline.features.catalogue" in sys.modules:
+        raise RuntimeError("pipeline.features.catalogue is imported already")
+    attributes.ATTRIBUTES = tuple(  # type: ignore[misc]
+        attributes.Attribute(name, f"{name.replace('_', ' ')} by the producer") for name in NAMES
+    )
+
+
+def history() -> pd.DataFrame:
+    """Return simulated days in which a device's risk tells most frauds; a value in five is missing."""
+    from tests.helpers.backtest_inputs import simulated_days
+
+    frame, random = simulated_days(DAYS, cards=30), np.random.default_rng(3)
+    # Fraud that nothing else tells.
+    frame["fraud"] = random.random(len(frame)) < 0.05
+    risk = random.normal(size=len(frame)) + 4.0 * frame["fraud"]
+    frame["attribute_device_risk"] = np.where(random.random(len(frame)) < 0.2, np.nan, risk)
+    frame["basket"] = random.integers(1, 9, len(frame))
+    return frame.drop(columns="fraud_type")
+
+
+def main() -> None:
+    """Train, score and learn with the attributes: live in memory, from a file, and from an export."""
+    declare()
+    from pipeline.backtest import file_tables, replay
+    from pipeline.engine.card import CardOptions
+    from pipeline.engine.feedback import FeedbackOptions
+    from pipeline.engine.models import ActiveModels
+    from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+    from pipeline.history.files import load_transactions, resolve_mapping
+    from pipeline.learning.regimes import LabelRegime
+    from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+    from pipeline.replay.messages import event_times_us, transaction_messages
+    from pipeline.scoring.configured_river import ConfiguredRiverLearner
+    from pipeline.scoring.river_factory import first_river
+    from pipeline.scoring.river_inputs import INPUTS
+    from pipeline.settings import Settings
+    from pipeline.training.cohorts import split_cohorts
+    from pipeline.training.datasets import from_history
+    from pipeline.training.fit import TrainingConfig, train
+    from schemas.codec import encode
+    from schemas.topics import TRANSACTIONS
+    from tests.contract.records import RATES
+    from tests.helpers.backtest_inputs import backtest_of
+    from tests.helpers.exported import export
+    from tests.helpers.histories import DAY
+    from tests.helpers.live import Live, moment
+    from tests.helpers.models import example
+
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        path = directory / "history.csv"
+        history().to_csv(path, index=False)
+        frame = load_transactions(path, resolve_mapping(path))
+        data = from_history(frame, LabelRegime(delay_days=1.0))
+        split = split_cohorts(data.event_time_us, label_delay_us=DAY, validation_us=10 * DAY)
+        trained = train(data, split, alerts_per_day=20.0, config=TrainingConfig(trees=60, early_stopping_rounds=0))
+        models = ActiveModels(trained.model, first_river(), trained.policy)
+        card = CardOptions(RATES, 300_000_000, 60 * DAY, 60 * DAY, 1)
+        live = Live(models, card, FeedbackOptions(60 * DAY, 30 * DAY, 1.0))
+        values, messages, times_us = [], [], event_times_us(frame)
+        for message, time_us in zip(transaction_messages(frame, times_us), times_us.tolist(), strict=True):
+            values.append(encode(message))
+            messages.append(json.loads(values[-1]))
+            live.transaction(messages[-1], time_us)
+        for message, fraud, time_us in zip(messages, frame["fraud"].tolist(), times_us.tolist(), strict=True):
+            label = {"label": "fraud" if fraud else "legitimate", "source": "analyst"}
+            known_us = int(times_us[-1]) + 1_000 * len(live.examples)
+            names = {name: message[name] for name in ("transaction_id", "card_id")}
+            live.label({**names, **label, "labelled_at": moment(max(known_us, time_us)).isoformat()}, known_us)
+        decided = pd.concat([part.frame(features=True) for part in replay(models, file_tables(path), options=card)])
+        settings = Settings(data_dir=directory / "data", kafka_bootstrap_servers=None, timestamps="producer")
+        registry = Registry(settings.registry_path)
+        registry.activate(LIGHTGBM, registry.register(LIGHTGBM, trained.model.to_payload()))
+        registry.activate(POLICY, registry.register(POLICY, trained.policy.to_payload()))
+        export(directory / "export", TRANSACTIONS, values, (times_us // 1_000).tolist())
+        exported = backtest_of(
+            directory / "export", settings=settings, models={"now": "active"}, labels="recorded"
+        ).run()
+        learner = ConfiguredRiverLearner("tests.unit.scoring.test_river_configured.scaled_regression")
+        rows = [dict.fromkeys(FEATURES, 1.0) | {"attribute_device_risk": float(number % 2)} for number in range(200)]
+        learner.learn_examples(
+            example(number, label="fraud" if number % 2 else "legitimate", features=row, logit=0.0, weight=1.0)
+            for number, row in enumerate(rows)
+        )
+        two = np.array([[*rows[0].values()], [*rows[1].values()]])
+        layer = live.learn.publish()
+        live_features = [decision.features or {} for decision in live.decisions]
+        columns = [f"feature_{name}" for name in FEATURES]
+        reported: dict[str, Any] = {
+            "defaults": DEFAULT_FEATURES,
+            "gain_share": trained.model.gain_shares["attribute_device_risk"],
+            "given": [message.get("attributes") for message in messages],
+            "live": [[features[name] for name in FEATURE_NAMES] for features in live_features],
+            "unequal": [
+                name
+                for name, column in zip(FEATURES, columns, strict=True)
+                if not np.array_equal(
+                    np.array([features[name] for features in live_features], float),
+                    decided[column].to_numpy(float),
+                    equal_nan=True,
+                )
+            ],
+            "live_scores": [decision.score for decision in live.decisions],
+            "file_scores": decided["score"].tolist(),
+            "export_scores": exported.variants[0].decisions["score"].tolist(),
+            "examples": [[example.label, example.features.get("attribute_device_risk")] for example in live.examples],
+            "weights": dict(zip(INPUTS, layer.weights.tolist(), strict=True)),
+            "reasons": [[reason.code, reason.sentence] for alert in live.alerts for reason in alert.reasons],
+            "classifier": learner.snapshot(200).logit(two, np.zeros(2)).tolist(),
+        }
+    json.dump(reported, sys.stdout, default=str)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A declared attribute is a feature everywhere: live, in files and exports, in trainings, examples and reasons."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.features import attributes
+from pipeline.features.attributes import Attribute, attribute_values
+from pipeline.history.files import numbers
+from tests.helpers.declared_attributes import FEATURE_NAMES, NAMES
+
+
+@pytest.fixture(scope="module")
+def decided() -> dict[str, Any]:
+    """The report of a process that declares two."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.declared_attributes"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_decision_has_what_the_producer_states(decided: dict[str, Any]) -> None:
+    given = [[None if row is None else row.get(name) for name in NAMES] for row in decided["given"]]
+    assert decided["live"] == given
+    assert {row[0] is None for row in given} == {True, False}
+
+
+def test_live_files_and_exports_agree(decided: dict[str, Any]) -> None:
+    assert decided["unequal"] == []
+    assert decided["live_scores"] == decided["file_scores"] == decided["export_scores"]
+
+
+def test_trees_use_it_by_default(decided: dict[str, Any]) -> None:
+    assert tuple(decided["defaults"][-len(NAMES) :]) != FEATURE_NAMES, "those of merchants stay behind them"
+    assert {*FEATURE_NAMES} < {*decided["defaults"]}
+    assert decided["gain_share"] > 0.5
+
+
+def test_online_models_learn_it(decided: dict[str, Any]) -> None:
+    assert decided["weights"]["attribute_device_risk"] != 0.0
+    assert decided["weights"]["no attribute_device_risk"] != 0.0
+    low, high = decided["classifier"]
+    assert high > low + 1.0
+    known = {label for label, _ in decided["examples"]}
+    assert {"fraud", "legitimate"} <= known
+    assert any(value is not None for _, value in decided["examples"])
+
+
+def test_it_is_a_reason_in_its_own_words(decided: dict[str, Any]) -> None:
+    sentences = {sentence for code, sentence in decided["reasons"] if code == "PRODUCER_ATTRIBUTES"}
+    beginning = "What the producer states resembles earlier fraud, most of all the device risk by the producer ("
+    assert any(sentence.startswith(beginning) for sentence in sentences)
+    assert f"{beginning}none)." in sentences
+
+
+def test_only_numbers_of_declared_attributes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "ATTRIBUTES", (Attribute("a", "an a"), Attribute("b", "a b")))
+    found = attribute_values([{"a": 1.5, "c": 2.0}, {"b": "7", "a": None}, None, {"b": -1e300}])
+    np.testing.assert_array_equal(found, [[1.5, math.nan], [math.nan] * 2, [math.nan] * 2, [math.nan, -1e300]])
+    monkeypatch.setattr(attributes, "ATTRIBUTES", ())
+    assert attribute_values([{"a": 1.5}]) is None
+
+
+def test_a_column_of_numbers_may_lack_some() -> None:
+    values, wrong = numbers(pa.chunked_array([pa.array(["1.5", None, "x", "inf", "-2e3"])]))
+    np.testing.assert_array_equal(values, [1.5, math.nan, math.nan, math.inf, -2_000.0])
+    assert wrong.tolist() == [False, False, True, True, False]
+    values, wrong = numbers(pa.chunked_array([pa.array([1.0, math.nan, None])]))
+    np.testing.assert_array_equal(values, [1.0, math.nan, math.nan])
+    assert not wrong.any()
