@@ -1,7 +1,7 @@
 """Part ``attacks``: a new kind of fraud in real data, by how LightGBM is renewed, with and without the online model."""
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -12,15 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.decision.online_gate import BothScores, Gate, Identity, LabelReport
-from pipeline.decision.policy import FIRST_BLEND
-from pipeline.learning.labels import FRAUD, KNOWN, source_rank
 from pipeline.learning.regimes import LabelRegime
-from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
-from schemas.times import US_PER_HOUR
 from tests.evaluation.detection import TOP, Data, Scored, at, before, figures
-from tests.evaluation.histories import RIVER_WARM_UP, History, hours_of
+from tests.evaluation.gate import gated
+from tests.evaluation.histories import RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 
 DAYS: Final = ("2018-06-24", "2018-07-08")
@@ -118,8 +114,8 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
     of_all, served = np.concatenate(rows), np.concatenate(logit)
     river = history.corrected(of_all, served, first_day)
     sooner = history.corrected(of_all, served, first_day, TOLD)
-    ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, source, alone, river)}
-    ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, source, alone, sooner)}
+    ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, REGIME, source, alone, river)}
+    ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, REGIME, source, alone, sooner)}
     return {name: _figures(history.data, source, score) for name, score in ways.items()}
 
 
@@ -127,54 +123,6 @@ def _figures(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) ->
     found = Scored()
     found.add(rows, score, np.nan)
     return figures(data, found)
-
-
-class _Rows(Sequence[Identity]):
-    """Identities of rows, made only for those that are asked for."""
-
-    def __init__(self, rows: NDArray[np.int64]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return ("", f"{self._rows[index]:012d}")
-
-
-def gated(
-    data: Data, rows: NDArray[np.int64], without: NDArray[np.float64], river: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the log-odds that the product's gate lets through: it decides each hour, by what was reported until then.
-
-    It begins as a new policy does, with `FIRST_BLEND`.
-
-    Args:
-        data: Truth of the rows.
-        rows: Rows in the order of time, shape (n,).
-        without: Log-odds of LightGBM alone, shape (n,).
-        river: Log-odds with the online model, shape (n,).
-    """
-    frauds = rows[data.fraud[rows]]
-    known_us = data.reported_us(REGIME, frauds)
-    order = np.argsort(known_us, kind="stable")
-    frauds, known_us = frauds[order], known_us[order]
-    gate, blend, reported = Gate(), FIRST_BLEND, 0
-    found = np.empty(len(rows))
-    for begin, end in hours_of(data.times[rows]):
-        now_us = int(data.times[rows[begin]]) // US_PER_HOUR * US_PER_HOUR
-        until = int(np.searchsorted(known_us, now_us, side="right"))
-        for row, at_us in zip(frauds[reported:until].tolist(), known_us[reported:until].tolist(), strict=True):
-            identity = ("", f"{row:012d}")
-            gate.report(LabelReport(identity, source_rank("chargeback"), KNOWN.index(FRAUD), at_us, at_us))
-        reported = until
-        blend = gate.decide(blend).blend
-        source = slice(begin, end)
-        found[source] = river[source] if blend else without[source]
-        gate.add(
-            BothScores(data.times[rows[source]], sigmoid(river[source]), sigmoid(without[source]), _Rows(rows[source]))
-        )
-    return found
 
 
 def _name(kind: str, seed: int, schedule: str) -> str:

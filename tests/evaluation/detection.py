@@ -41,6 +41,8 @@ TRAIN_FROM: Final = "2018-04-08"
 """No label could be known in the days before."""
 VALIDATION_DAYS: Final = 7.0
 REPLICATES: Final = 4_000
+WITH_RIVER: Final = ", with River"
+"""Behind the name of a variant with the online model."""
 MEASURES: Final = ("card_precision", "transaction_precision", "average_precision")
 
 ALL: Final = LabelRegime(delay_days=7.0)
@@ -113,13 +115,18 @@ class Scored:
     def __init__(self) -> None:
         self.rows: list[NDArray[np.int64]] = []
         self.scores: list[NDArray[np.float64]] = []
-        self.alerts = 0
+        self.thresholds: list[NDArray[np.float64]] = []
 
-    def add(self, rows: NDArray[np.int64], score: NDArray[np.float64], threshold: float) -> None:
-        """Add rows of the file with their scores."""
+    def add(self, rows: NDArray[np.int64], score: NDArray[np.float64], threshold: ArrayLike) -> None:
+        """Add rows of the file with their scores, and one threshold or that of each row."""
         self.rows.append(rows)
         self.scores.append(score)
-        self.alerts += int(np.count_nonzero(sigmoid(score) >= threshold))
+        self.thresholds.append(np.broadcast_to(np.asarray(threshold, np.float64), score.shape))
+
+    @property
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Rows, scores and thresholds, each of shape (n,)."""
+        return np.concatenate(self.rows), np.concatenate(self.scores), np.concatenate(self.thresholds)
 
 
 def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict[str, Scored]:
@@ -130,7 +137,7 @@ def scored(data: Data, variant: Variant, start: datetime, end: datetime) -> dict
         rows, threshold = decisions.transactions.row, decisions.models.policy.threshold
         found[name].add(rows, decisions.logit, threshold)
         if variant.learns:
-            found[f"{name}, with River"].add(rows, decisions.river_logit, threshold)
+            found[f"{name}{WITH_RIVER}"].add(rows, decisions.river_logit, threshold)
 
     training = Training(
         variants={variant.name: variant.features},
@@ -172,14 +179,14 @@ def daily(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> ND
 
 def figures(data: Data, found: Scored) -> dict[str, Any]:
     """Return the figures of a fold, as JSON has them: lists by day, and of all days."""
-    rows, score = np.concatenate(found.rows), np.concatenate(found.scores)
+    rows, score, threshold = found.columns
     times = data.times[rows]
     days = list(days_of(times))
     return {
         "days": [f"{EPOCH + timedelta(days=day):%Y-%m-%d}" for day, _ in days],
         **{name: row.tolist() for name, row in zip(MEASURES, daily(data, rows, score), strict=True)},
         "average_precision_of_period": float(average_precision_score(data.fraud[rows], score)),
-        "alerts": found.alerts,
+        "alerts": int(np.count_nonzero(sigmoid(score) >= threshold)),
         "kinds": _kinds(data, rows, top_of_days(score, times, TOP), [day for _, day in days]),
     }
 

@@ -13,6 +13,7 @@ from pipeline.simulation.simulator import Scenario
 from pipeline.training.fit import TrainingConfig
 from tests.evaluation import attacks, compared, detection, over_time, quality, variants, worlds
 from tests.evaluation.detection import Variant
+from tests.evaluation.gate import gated
 from tests.evaluation.parts import Unit
 from tests.helpers.handbook import handbook_frame
 
@@ -76,7 +77,10 @@ def test_variants_are_compared_day_by_day(file: Path) -> None:
     assert row["renewed"]["renewed"] == row["default"]["default"]
     once, renewed = row["renewed"]["renewed"], row["renewed"]["renewed every 4 days"]
     assert renewed["average_precision"] != once["average_precision"]
-    assert row["renewed"]["renewed every 4 days, with River"]["average_precision"] != renewed["average_precision"]
+    river = row["renewed"]["renewed every 4 days, with River"]
+    assert river["average_precision"] != renewed["average_precision"]
+    gated_row = row["renewed"]["renewed every 4 days, with River behind its gate"]
+    assert gated_row["average_precision"][0] == renewed["average_precision"][0], "a new policy begins without it"
     kinds = row["default"]["default"]["kinds"]
     assert set(kinds) == {"amount", "merchant"}
     assert all(0 <= found <= of_all for kind in kinds.values() for found, of_all in zip(*kind.values(), strict=True))
@@ -110,8 +114,8 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
     rows = np.arange(len(data.fraud))
     blind = np.where(data.fraud, -9.0, -5.0) + np.linspace(0, 1e-3, len(rows))
     telling = np.where(data.fraud, 0.0, -5.0)
-    helped = attacks.gated(data, rows, blind, telling)
-    harmed = attacks.gated(data, rows, telling, blind)
+    helped = gated(data, attacks.REGIME, rows, blind, telling)
+    harmed = gated(data, attacks.REGIME, rows, telling, blind)
     # A new policy begins without the online model.
     assert np.array_equal(helped[:20], blind[:20])
     assert np.array_equal(helped[len(rows) // 2 :], telling[len(rows) // 2 :])

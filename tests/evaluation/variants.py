@@ -15,13 +15,16 @@ from tests.evaluation.detection import (
     LATE,
     LATE_ALL,
     MEASURES,
+    WITH_RIVER,
     Data,
+    Scored,
     Variant,
     at,
     figures,
     joined,
     scored,
 )
+from tests.evaluation.gate import gated
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 
 BEFORE: Final = tuple(
@@ -57,7 +60,16 @@ VARIANTS: Final = (
 def measured(file: Path, variant: Variant, start: str, end: str) -> Found:
     """Return the figures of a fold by the names of what decided it: a variant, and those that are made of it."""
     data = Data.from_file(file)
-    return {name: figures(data, item) for name, item in scored(data, variant, at(start), at(end)).items()}
+    scores, found = scored(data, variant, at(start), at(end)), dict[str, Any]()
+    for name, source in scores.items():
+        found[name] = figures(data, source)
+        if name.endswith(WITH_RIVER):
+            rows, logit, threshold = source.columns
+            _, alone, _ = scores[name.removesuffix(WITH_RIVER)].columns
+            behind = Scored()
+            behind.add(rows, gated(data, variant.regime, rows, alone, logit), threshold)
+            found[f"{name} behind its gate"] = figures(data, behind)
+    return found
 
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
