@@ -33,8 +33,12 @@ OUTLIER_MINIMUM_EVENTS: Final = 5
 OUTLIER_RATIO: Final = 3
 MERCHANT_OUTLIER_MINIMUM_EVENTS: Final = 10
 MERCHANT_OUTLIER_RATIO: Final = 4
-LABEL_MATURITY_US: Final = 7 * US_PER_DAY
-"""Age from which a transaction without a known fraud counts as unreported: most reports have come by then."""
+SILENCE_AGES_US: Final[dict[str, int]] = {"2d": 2 * US_PER_DAY, "": 7 * US_PER_DAY, "14d": 14 * US_PER_DAY}
+"""Ages from which a transaction without a known fraud counts as unreported, by the suffix of their features.
+
+Most reports should have come by then. How long they take differs, and trees find out which age tells most: decision
+0071.
+"""
 FRAUD_RUN_GAP: Final = 1
 """Mature transactions that may lie between two frauds of one run."""
 FRAUD_RUN_STEPS: Final = 64
@@ -172,6 +176,23 @@ def _known_counts() -> Iterator[Feature]:
         )  # fmt: skip
 
 
+def _silence() -> Iterator[Feature]:
+    for window, age_us in SILENCE_AGES_US.items():
+        days = age_us // US_PER_DAY
+        yield Feature(
+            "merchant", "unreported_since_fraud", COUNT,
+            f"number of transactions at the merchant, {days} days old or older, without a report since such a fraud",
+            "mature transactions later than the newest unexplained fraud of `known(x, 30 d)`; NaN if there is none",
+            "MERCHANT_LABELS", window, "silence", by_default=True,
+        )  # fmt: skip
+        yield Feature(
+            "merchant", "fraud_run_seconds", SECONDS,
+            f"time since the first fraud of the merchant's present run of frauds, by transactions {days} days old",
+            "`t` minus the event time of the first fraud of the run, in seconds; NaN if there is none",
+            "MERCHANT_LABELS", window, "silence", by_default=True,
+        )  # fmt: skip
+
+
 def _attributes() -> Iterator[Feature]:
     for attribute in ATTRIBUTES:
         yield Feature(
@@ -281,17 +302,7 @@ _DECLARED_MERCHANT: Final = (
         "unexplained frauds in `known(x, 30 d)`",
         "MERCHANT_LABELS", "30d", "silence", by_default=True,
     ),
-    Feature(
-        "merchant", "unreported_since_fraud", COUNT,
-        "number of old enough transactions at the merchant without a report since such a fraud",
-        "mature transactions later than the newest unexplained fraud of `known(x, 30 d)`; NaN if there is none",
-        "MERCHANT_LABELS", topic="silence", by_default=True,
-    ),
-    Feature(
-        "merchant", "fraud_run_seconds", SECONDS, "time since the first fraud of the merchant's present run of frauds",
-        "`t` minus the event time of the first fraud of the run, in seconds; NaN if there is none",
-        "MERCHANT_LABELS", topic="silence", by_default=True,
-    ),
+    *_silence(),
     Feature(
         "merchant", "seconds_since_first", SECONDS, "time since the merchant's first transaction in 30 days",
         "`t` minus the smallest event time in the history, in seconds; NaN for an empty history",

@@ -1,10 +1,10 @@
-"""Features of unexplained frauds: the run that the newest one ends, and the silence since."""
+"""Features of unexplained frauds: the run that the newest one ends, and the silence since, by ages of maturity."""
 
 from typing import Any
 
 import numpy as np
 
-from pipeline.features.catalogue import FRAUD_RUN_GAP, FRAUD_RUN_STEPS, LABEL_MATURITY_US, MERCHANT
+from pipeline.features.catalogue import FRAUD_RUN_GAP, FRAUD_RUN_STEPS, MERCHANT, SILENCE_AGES_US
 from pipeline.features.compiled import compiled
 from pipeline.features.known_labels import first_reaching, is_known
 from pipeline.features.timelines.chunks import first_later, position_at, position_from
@@ -27,6 +27,8 @@ from pipeline.features.timelines.layout import (
     State,
 )
 from schemas.times import US_PER_SECOND
+
+_AGE_2D_US, _AGE_7D_US, _AGE_14D_US = (SILENCE_AGES_US[suffix] for suffix in ("2d", "", "14d"))
 
 
 @compiled
@@ -72,12 +74,34 @@ def _time_before(state: State, words: Any, chunk: Any, end: Any, n: Any) -> int:
 
 
 @compiled
-def fraud_run(state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month_us: Any, row: Any) -> None:
-    """Write the mature transactions since the newest unexplained fraud, and the seconds since its run began."""
-    chunks, label_chunks, words = state.chunks, state.label_chunks, MERCHANT_EVENT_WORDS
+def fraud_runs(state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month_us: Any, row: Any) -> None:
+    """Write for each age the mature transactions since the newest unexplained fraud, and the time since its run began.
+
+    There must be one.
+    """
     chunk, at = _unexplained_before(state, chunk, end, time_us, month_us)
+    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_2D_US)
+    row[MERCHANT.merchant_unreported_since_fraud_2d] = since
+    row[MERCHANT.merchant_fraud_run_seconds_2d] = (time_us - first_us) / US_PER_SECOND
+    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_7D_US)
+    row[MERCHANT.merchant_unreported_since_fraud] = since
+    row[MERCHANT.merchant_fraud_run_seconds] = (time_us - first_us) / US_PER_SECOND
+    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_14D_US)
+    row[MERCHANT.merchant_unreported_since_fraud_14d] = since
+    row[MERCHANT.merchant_fraud_run_seconds_14d] = (time_us - first_us) / US_PER_SECOND
+
+
+@compiled
+def _fraud_run(
+    state: State, slot: Any, chunk: Any, at: Any, time_us: Any, month_us: Any, age_us: Any
+) -> tuple[Any, Any]:
+    """(mature transactions since the newest unexplained fraud, time of its run's first one), by an age of maturity.
+
+    The fraud lies at position ``at`` of ``chunk``.
+    """
+    chunks, label_chunks, words = state.chunks, state.label_chunks, MERCHANT_EVENT_WORDS
     first_us = state.labels[(label_chunks[chunk * CHUNK_WORDS + START] + at) * LABEL_WORDS]
-    mature_us = time_us - LABEL_MATURITY_US
+    mature_us = time_us - age_us
     inside, end = position_at(state, EVENTS, words, slot, mature_us)
     since = np.int64(0)
     while inside > 0 and first_us < mature_us:
@@ -88,7 +112,6 @@ def fraud_run(state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month
         since += end
         inside = chunks[inside * CHUNK_WORDS + PREVIOUS]
         end = chunks[inside * CHUNK_WORDS + LENGTH]
-    row[MERCHANT.merchant_unreported_since_fraud] = since
     for _ in range(FRAUD_RUN_STEPS):
         chunk, at = _unexplained_before(state, chunk, at, time_us, month_us)
         if chunk == 0:
@@ -98,4 +121,4 @@ def fraud_run(state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month
         if _time_before(state, words, inside, end, FRAUD_RUN_GAP + 1) > earlier_us:
             break
         first_us = earlier_us
-    row[MERCHANT.merchant_fraud_run_seconds] = (time_us - first_us) / US_PER_SECOND
+    return since, first_us

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.features.catalogue import LONGEST_WINDOW_US, MERCHANT, RISK_PRIOR_RATE, RISK_PRIOR_STRENGTH
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.fraud_runs import fraud_run
+from pipeline.features.fraud_runs import fraud_runs
 from pipeline.features.known_labels import first_reaching, is_known
 from pipeline.features.timelines.chunks import first_later, position_at
 from pipeline.features.timelines.layout import (
@@ -99,6 +99,13 @@ def _count_known(state: State, chunk: Any, first: Any, end: Any, time_us: Any, f
 
 
 @inlined
+def _no_runs(row: Any) -> None:
+    row[MERCHANT.merchant_unreported_since_fraud_2d] = row[MERCHANT.merchant_fraud_run_seconds_2d] = np.nan
+    row[MERCHANT.merchant_unreported_since_fraud] = row[MERCHANT.merchant_fraud_run_seconds] = np.nan
+    row[MERCHANT.merchant_unreported_since_fraud_14d] = row[MERCHANT.merchant_fraud_run_seconds_14d] = np.nan
+
+
+@inlined
 def unlabelled_features(row: Any) -> None:
     """Write the features of a merchant without labels."""
     row[MERCHANT.merchant_known_count_14d] = row[MERCHANT.merchant_known_fraud_14d] = 0.0
@@ -107,7 +114,7 @@ def unlabelled_features(row: Any) -> None:
     row[MERCHANT.merchant_newest_label] = np.nan
     row[MERCHANT.merchant_seconds_since_fraud] = row[MERCHANT.merchant_seconds_since_legitimate] = np.nan
     row[MERCHANT.merchant_unexplained_fraud_30d] = 0.0
-    row[MERCHANT.merchant_unreported_since_fraud] = row[MERCHANT.merchant_fraud_run_seconds] = np.nan
+    _no_runs(row)
 
 
 @compiled
@@ -154,6 +161,6 @@ def label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: An
         np.nan if legitimate_us == NEVER else (time_us - legitimate_us) / US_PER_SECOND
     )
     row[MERCHANT.merchant_unexplained_fraud_30d] = found[_UNEXPLAINED]
-    row[MERCHANT.merchant_unreported_since_fraud] = row[MERCHANT.merchant_fraud_run_seconds] = np.nan
+    _no_runs(row)
     if found[_UNEXPLAINED] > 0:
-        fraud_run(state, slot, newest, newest_end, time_us, month_us, row)
+        fraud_runs(state, slot, newest, newest_end, time_us, month_us, row)

@@ -6,10 +6,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES, DEFAULT_FEATURES, FEATURES, MEANINGS
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, DEFAULT_FEATURES, FEATURES, MEANINGS, SILENCE_AGES_US
 from pipeline.features.compiled import compiled
 
-LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name not in ("hour", *ATTRIBUTE_FEATURES))
+OTHER_SILENCE: Final = tuple(
+    f"merchant_{aggregate}_{age}"
+    for age in SILENCE_AGES_US
+    for aggregate in ("unreported_since_fraud", "fraud_run_seconds")
+    if age
+)
+"""Silence of other ages than a week, which is what trees choose from; a residual needs one."""
+LOGARITHMS: Final = tuple(
+    name for name in DEFAULT_FEATURES if name not in ("hour", *ATTRIBUTE_FEATURES) and name not in OTHER_SILENCE
+)
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
 MISSING: Final = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
 """Features whose absence is an input of its own."""

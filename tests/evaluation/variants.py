@@ -34,6 +34,8 @@ BEFORE: Final = tuple(
     not in (
         "card_regular_mean_30d", "card_amount_to_regular", "card_seconds_since_outlier",
         "merchant_unexplained_fraud_30d", "merchant_unreported_since_fraud", "merchant_fraud_run_seconds",
+        "merchant_unreported_since_fraud_2d", "merchant_fraud_run_seconds_2d", "merchant_unreported_since_fraud_14d",
+        "merchant_fraud_run_seconds_14d",
         "merchant_seconds_since_first",
     )
 )  # fmt: skip

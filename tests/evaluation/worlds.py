@@ -49,6 +49,8 @@ GROUPS: Final = {
     ),
     "merchant's silence": (
         "merchant_unexplained_fraud_30d", "merchant_unreported_since_fraud", "merchant_fraud_run_seconds",
+        "merchant_unreported_since_fraud_2d", "merchant_fraud_run_seconds_2d", "merchant_unreported_since_fraud_14d",
+        "merchant_fraud_run_seconds_14d",
     ),
 }  # fmt: skip
 """All features but ``amount``, by what they describe."""

@@ -154,7 +154,10 @@ def definitions_table(section: str) -> str:
 
 def _labels(group: Sequence[Feature]) -> list[str]:
     """Return names of features that differ in entity (``*``: both) or window (``W``: all)."""
-    first, *others = group
+    # A name without a window comes first: the others add theirs to it.
+    first, *others = sorted(
+        group, key=lambda feature: bool(feature.window) and not all(member.window for member in group)
+    )
     if len({feature.entity for feature in group}) > 1:
         return [f"*_{first.aggregate}{'_W' if first.window else ''}"]
     return [first.name, *(f"_{feature.window}" for feature in others)]

@@ -216,21 +216,17 @@ def run_features(
         if time - 30 * DAY < at <= time and at > newest - HORIZON:
             times.append(at)
     times.sort(reverse=True)
-    values = {
-        "merchant_unexplained_fraud_30d": float(len(times)),
-        "merchant_unreported_since_fraud": NAN,
-        "merchant_fraud_run_seconds": NAN,
-    }
-    if not times:
-        return values
-    mature = [e.time for e in past if e.time <= time - 7 * DAY]
-    values["merchant_unreported_since_fraud"] = float(sum(at > times[0] for at in mature))
-    first = times[0]
-    for before in times[1:65]:
-        if sum(before < at < first for at in mature) > 1:
-            break
-        first = before
-    values["merchant_fraud_run_seconds"] = (time - first) / SECOND
+    values = {"merchant_unexplained_fraud_30d": float(len(times))}
+    for suffix, age in (("_2d", 2 * DAY), ("", 7 * DAY), ("_14d", 14 * DAY)):
+        mature = [e.time for e in past if e.time <= time - age]
+        silent, run = f"merchant_unreported_since_fraud{suffix}", f"merchant_fraud_run_seconds{suffix}"
+        values[silent] = float(sum(at > times[0] for at in mature)) if times else NAN
+        first = times[0] if times else 0
+        for before in times[1:65]:
+            if sum(before < at < first for at in mature) > 1:
+                break
+            first = before
+        values[run] = (time - first) / SECOND if times else NAN
     return values
 
 
