@@ -32,12 +32,12 @@ from pipeline.commands.backtest_options import (
     show_step,
     time_range,
 )
+from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
 from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
-from pipeline.commands.replay import Duration, Moment, file_mapping
+from pipeline.commands.times import Duration, Moment
 from pipeline.engine.score import KernelMismatch
-from pipeline.history.files import PRESETS
 from pipeline.kafka.clients import ClusterUnreachable, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable
@@ -49,7 +49,7 @@ _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
 
 
-class _Options(SharedOptions, RegimeOptions):
+class _Options(SharedOptions, ColumnOptions, RegimeOptions):
     """Keywords of `pipeline.Backtest` that the command hands over as they are."""
 
 
@@ -134,10 +134,7 @@ class _Options(SharedOptions, RegimeOptions):
 )
 @click.option("--register", is_flag=True, help="Keep what was trained in the registry; it is not activated.")
 @model_options
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
-@click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
-@click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column.")
-@click.option("--time-zone", default="UTC", show_default=True, help="Zone of times without an offset.")
+@column_options
 @click.option(
     "--label-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -188,10 +185,6 @@ def command(
     renew_days: tuple[float, ...],
     window_days: float | None,
     register: bool,
-    preset: str | None,
-    changes: tuple[str, ...],
-    currency: str,
-    time_zone: str,
     label_file: Path | None,
     labels: str | None,
     label_delay: float,
@@ -218,7 +211,7 @@ def command(
         training = _training(trainings, train_from, train_to, top, schedule, register=register)
         shown = ReportOptions(top=top, review_cost=review_cost)
         from_file = history is not None and history.is_file()
-        mapping = file_mapping(history, changes, preset, currency, time_zone) if history and from_file else None
+        mapping = file_mapping(history, shared) if history and from_file else None
         asked = Backtest(
             history,
             range=time_range(shared, validation_days),

@@ -1,8 +1,7 @@
 """The options that backtest and reprocess share, and their progress."""
 
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 import click
 
@@ -10,10 +9,9 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.runner.arguments import OnlineModel, TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
+from pipeline.commands.option_groups import option_group
 from pipeline.commands.progress import ProgressBar
-from pipeline.commands.replay import Duration, Moment
-
-Decorator = Callable[[Any], Any]
+from pipeline.commands.times import Duration, Moment
 
 
 class SharedOptions(TypedDict):
@@ -32,7 +30,7 @@ class SharedOptions(TypedDict):
     blend: float | None
 
 
-_RANGE: Final[tuple[Decorator, ...]] = (
+range_options: Final = option_group(
     click.option("--bootstrap", help="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]"),
     click.option("--from", "start", type=Moment(), help="First event time."),
     click.option("--to", "end", type=Moment(), help="Event time to end before."),
@@ -59,7 +57,8 @@ _RANGE: Final[tuple[Decorator, ...]] = (
         help="All partitions by event time, or the logs as they are.",
     ),
 )
-_POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
+"""The options for the range that is read, and its order."""
+model_options: Final = option_group(
     click.option("--policy", help="Policy version.  [default: the one that was made for the model]"),
     click.option(
         "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
@@ -79,16 +78,7 @@ _POLICY_AND_ONLINE_MODEL: Final[tuple[Decorator, ...]] = (
         help="Weight of the online model in the score.  [default: the policy's; with --learn, reported frauds decide]",
     ),
 )
-
-
-def range_options(command: Any) -> Any:
-    """Add the options for the range that is read, and its order."""
-    return _with(command, _RANGE)
-
-
-def model_options(command: Any) -> Any:
-    """Add the options for the policy and the online model."""
-    return _with(command, _POLICY_AND_ONLINE_MODEL)
+"""The options for the policy and the online model."""
 
 
 def time_range(options: SharedOptions, validation_days: float = TimeRange().validation_days) -> TimeRange:
@@ -104,12 +94,6 @@ def online_model(options: SharedOptions) -> OnlineModel:
         publish_every_s=options["publish_every_s"],
         blend=options["blend"],
     )
-
-
-def _with(command: Any, options: tuple[Decorator, ...]) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def show_step(bar: ProgressBar, step: BacktestProgress) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.broker.running import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
-from pipeline.commands.replay import Duration, Moment
+from pipeline.commands.times import Duration, Moment
 from pipeline.exports.errors import ExportError
 from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
