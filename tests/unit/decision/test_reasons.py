@@ -48,7 +48,7 @@ def weights(**values: float) -> np.ndarray:
     return row(**values)
 
 
-def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
+def test_every_feature_is_declared_with_its_reason() -> None:
     reported = [name for text in REASON_TEXTS for name in text.features]
     assert sorted(reported) == sorted(FEATURES)
 

@@ -169,7 +169,7 @@ REFUSED_TRANSACTIONS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
-def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str) -> None:
+def test_a_refused_transaction_becomes_a_dead_letter_and_leaves_no_trace(code: str) -> None:
     headers = (("trace", b"abc"), ("empty", None), ("trace", b"again"))
     with_it, without = Log(TRANSACTIONS, partition=3), Log(TRANSACTIONS, partition=3)
     with_it.append(transaction(0))

@@ -43,7 +43,7 @@ def test_it_learns_in_order_and_knows_the_next_offset() -> None:
     result = state.learn(records[:12])
     assert (state.next_offset, state.unpublished) == (13, True)
     assert result.outputs == []
-    assert result.counts == {("lesson", "learned"): 12}
+    assert result.counts == {("training_update", "learned"): 12}
     state.learn(records[12:])
     assert state.next_offset == 27
     assert state.publish().version.endswith("@27")
@@ -61,7 +61,7 @@ def test_what_was_folded_before_is_not_learned_again() -> None:
     state.learn(records[:20])
     result = state.learn(records[10:])
     once.learn(records)
-    assert result.counts == {("lesson", "learned"): 10}
+    assert result.counts == {("training_update", "learned"): 10}
     assert state.publish().to_payload() == once.publish().to_payload()
     assert state.learn(records).counts == {}
     assert not state.unpublished
@@ -129,7 +129,7 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
         log.append(msgspec.json.encode(item))
     result = state.learn(log.records)
     assert result.counts == {
-        ("lesson", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
+        ("training_update", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
     }
     assert (state.next_offset, state.unpublished) == (5, True)
     learned = msgspec.json.decode(state.publish().to_payload())
