@@ -39,7 +39,7 @@ class Speed(click.ParamType):
         return speed
 
 
-class _Options(ColumnOptions, RegimeOptions):
+class _FileOptions(ColumnOptions, RegimeOptions):
     """Options that other commands have too."""
 
 
@@ -77,7 +77,7 @@ def command(
     flush_labels: bool,
     max_in_flight: int,
     wait: bool,
-    **shared: Unpack[_Options],
+    **shared: Unpack[_FileOptions],
 ) -> None:
     """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
 
