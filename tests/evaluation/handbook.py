@@ -239,7 +239,7 @@ def _check(
 
 
 def _river_versions(topics: Topics) -> Iterator[tuple[str, RiverModel]]:
-    """Every online model that can be got by name: those of the topic, and the one before the first lesson."""
+    """Every online model that can be got by name: those of the topic, and the one before the first example."""
     first = first_river()
     yield first.version, first
     decode = msgspec.json.Decoder(ModelVersion).decode

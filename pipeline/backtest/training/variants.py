@@ -174,7 +174,7 @@ def read_rows(
 ) -> TrainingRows:
     """Return the transactions from a time on, among records by event time that begin with what warms the windows up.
 
-    ``note`` is told the event times of each chunk's transactions.
+    ``note`` receives the event times of each chunk's transactions.
     """
     rows = TrainingRows(from_us)
     with closing(profile_chunks(chunks, options)) as passed:
