@@ -46,7 +46,7 @@ class Counts:
         metrics.alerts(by_kind.get("alert", {}))
         metrics.labels(agent, by_kind.get("label", {}))
         metrics.examples(by_kind.get("example", {}))
-        metrics.training_updates(by_kind.get("lesson", {}))
+        metrics.training_updates(by_kind.get("training_update", {}))
         for code, count in by_kind.get("dead_letter", {}).items():
             metrics.dead_letters(agent, code, count)
         self._done.update(records=len(batch.records), decisions=sum(by_kind.get("decision", {}).values()))
@@ -54,7 +54,7 @@ class Counts:
         self._refused.update(by_kind.get("dead_letter", {}))
         for topic, count in by_kind.get("rerouted", {}).items():
             metrics.rerouted(topic, count)
-        for topic, count in by_kind.get("set_aside", {}).items():
+        for topic, count in by_kind.get("quarantined", {}).items():
             metrics.quarantined(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
             (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))

@@ -87,7 +87,7 @@ def write_alert(shown: Shown, console: Console | None) -> None:
 
 
 def write_json(value: bytes) -> None:
-    """Write a record of the topic on one line; what is no JSON is told on the standard error."""
+    """Write a record of the topic on one line; what is no JSON is reported on the standard error."""
     try:
         text = msgspec.json.format(value, indent=-1).decode()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

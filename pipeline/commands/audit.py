@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.commands.replay import Moment
+from pipeline.commands.times import Moment
 from pipeline.exports.errors import ExportError
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess

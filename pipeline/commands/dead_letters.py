@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict, Unpack
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.commands.replay import Moment
+from pipeline.commands.times import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.broker.running import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
-from pipeline.commands.replay import Duration, Moment
+from pipeline.commands.times import Duration, Moment
 from pipeline.exports.errors import ExportError
 from pipeline.kafka.admin import cluster_is_up
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
@@ -147,7 +147,7 @@ def _lines(
     """Return the report in lines of at most 80 columns."""
     if not days:
         least = 7 * options.least_weeks + options.least_history
-        return [f"No day can be judged yet: {whole_days} whole days are counted, {least} and one more are needed."]
+        return [f"No day can be assessed yet: {whole_days} whole days are counted, {least} and one more are needed."]
     newest = days[-1]
     head = f"{len(newest.p_values)} series, days {day_text(days[0].day)} to {day_text(newest.day)}: "
     shown = [finding for day in days for finding in day.findings] if show_all else list(found)

@@ -10,7 +10,7 @@ import click
 
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.progress import ProgressBar, failure, interrupts
-from pipeline.commands.replay import Moment
+from pipeline.commands.times import Moment
 from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError

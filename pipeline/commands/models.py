@@ -16,7 +16,7 @@ from pipeline.commands.model_text import (
     json_line,
     table_lines,
 )
-from pipeline.commands.replay import Moment
+from pipeline.commands.times import Moment
 from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time

@@ -1,14 +1,15 @@
 """Options of the commands that turn a file's truth into labels."""
 
-from typing import Any, Final, TypedDict, get_args
+from typing import Final, TypedDict, get_args
 
 import click
 
+from pipeline.commands.option_groups import option_group
 from pipeline.learning.regimes import LabelRegime, Reported
 from schemas.times import SECONDS_PER_DAY
 
 _DEFAULTS: Final = LabelRegime()
-_OPTIONS: Final = (
+regime_options: Final = option_group(
     click.option(
         "--reported",
         type=click.Choice(get_args(Reported)),
@@ -66,6 +67,7 @@ _OPTIONS: Final = (
         help="From such a label to its correction.",
     ),
 )
+"""The options of a label regime, whose values are `RegimeOptions`."""
 
 
 class RegimeOptions(TypedDict):
@@ -81,18 +83,16 @@ class RegimeOptions(TypedDict):
     correction_days: float
 
 
-def regime_options(command: Any) -> Any:
-    """Add the options of a label regime, whose values are `RegimeOptions`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 def regime_of(options: RegimeOptions, label_delay_s: float) -> LabelRegime:
     """Return the label regime that a command's options name."""
+    return declared_regime(options, label_delay_s / SECONDS_PER_DAY)
+
+
+def declared_regime(options: RegimeOptions, delay_days: float) -> LabelRegime:
+    """Return the same, for a delay in days."""
     return LabelRegime(
         reported=options["reported"],
-        delay_days=label_delay_s / SECONDS_PER_DAY,
+        delay_days=delay_days,
         delay_spread=options["delay_spread"],
         never_reported=options["never_reported"],
         early_share=options["early_share"],

@@ -4,39 +4,21 @@ import json
 import math
 import signal
 import threading
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Unpack
 
 import click
 
+from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
-from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
+from pipeline.commands.times import Duration, Moment
+from pipeline.history.files import UnusableSource, read_transactions
 from pipeline.kafka.clients import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-
-
-class Duration(click.ParamType):
-    """Seconds, or a number with a unit: ``90``, ``30m``, ``12h``, ``7d``."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of ``value``."""
-        text = str(value).strip().lower()
-        number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
-        try:
-            seconds = float(number) * unit
-        except ValueError:
-            self.fail(f"{value!r} is no duration; write 90, 30m, 12h or 7d", param, ctx)
-        if not 0 <= seconds < math.inf:
-            self.fail(f"{value!r} is negative or without end; write 90, 30m, 12h or 7d", param, ctx)
-        return seconds
 
 
 class Speed(click.ParamType):
@@ -57,28 +39,15 @@ class Speed(click.ParamType):
         return speed
 
 
-class Moment(click.ParamType):
-    """An ISO 8601 date or time; without an offset it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """An aware time."""
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is no time; write 2018-04-01 or 2018-04-01T12:00:00+02:00", param, ctx)
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+class _FileOptions(ColumnOptions, RegimeOptions):
+    """Options that other commands have too."""
 
 
 @click.command("replay")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--bootstrap", help="Cluster to feed.  [default: KAFKA_BOOTSTRAP_SERVERS]")
 @click.option("--speed", type=Speed(), default="max", show_default=True, help="Simulated seconds a second, or max.")
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit.")
-@click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated.")
-@click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column.")
-@click.option("--time-zone", default="UTC", show_default=True, help="Zone of times without an offset.")
+@column_options
 @click.option("--from", "start", type=Moment(), help="First event time.")
 @click.option("--to", "end", type=Moment(), help="Event time to end before.")
 @click.option("--sort", is_flag=True, help="Order the file by event time first, in memory.")
@@ -100,10 +69,6 @@ def command(
     file: Path,
     bootstrap: str | None,
     speed: float,
-    preset: str | None,
-    changes: tuple[str, ...],
-    currency: str,
-    time_zone: str,
     start: datetime | None,
     end: datetime | None,
     sort: bool,
@@ -112,7 +77,7 @@ def command(
     flush_labels: bool,
     max_in_flight: int,
     wait: bool,
-    **declared: Unpack[RegimeOptions],
+    **shared: Unpack[_FileOptions],
 ) -> None:
     """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
 
@@ -127,7 +92,7 @@ def command(
         )
     options = ReplayOptions(
         speed=speed,
-        regime=regime_of(declared, label_delay),
+        regime=regime_of(shared, label_delay),
         review_delay_s=review_delay,
         flush_labels=flush_labels,
         max_in_flight=max_in_flight,
@@ -136,7 +101,7 @@ def command(
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        mapping = file_mapping(file, changes, preset, currency, time_zone)
+        mapping = file_mapping(file, shared)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
         progress = Replay(settings, servers, frames, options, report=_echo, stop=stop).run()
     except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:
@@ -146,22 +111,6 @@ def command(
     if not progress.transactions and not progress.stopped:
         raise click.ClickException(f"{file} holds no transaction in the chosen time; widen --from and --to")
     click.echo(json.dumps(_summary(progress)))
-
-
-def file_mapping(
-    file: Path, changes: tuple[str, ...], preset: str | None, currency: str, time_zone: str
-) -> ColumnMapping:
-    """Build a file's column mapping from ``--map``, ``--preset``, ``--currency`` and ``--time-zone``.
-
-    Raises `UnusableSource`, and ``click.BadParameter`` for a change that is not written FIELD=COLUMN.
-    """
-    pairs = {}
-    for change in changes:
-        name, equals, column = change.partition("=")
-        if not (name and equals and column):
-            raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
-        pairs[name] = column
-    return resolve_mapping(file, pairs, preset=preset, currency=currency, time_zone=time_zone)
 
 
 def _echo(progress: ReplayProgress) -> None:

@@ -280,7 +280,7 @@ class Controller:
             parts.append(f"{labels - figures.labels} labels that were sent are not on their topic")
         return (
             f"{'; '.join(parts)}, and nothing has moved for {STALLED_AFTER_S:.0f} s. "
-            f"{count_text(figures.dead_letters)} records were set aside as dead letters. "
+            f"{count_text(figures.dead_letters)} records became dead letters. "
             f"The workers' logs are in {self._given.data_dir / 'logs'}."
         )
 

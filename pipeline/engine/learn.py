@@ -91,7 +91,7 @@ class LearnPartition:
             outcomes = self._learner.learn_examples(examples)
             for outcome, count in outcomes.items():
                 if count:
-                    result.counts["lesson", outcome] += count
+                    result.counts["training_update", outcome] += count
             self.next_offset = fresh[-1].offset + 1
         return result
 

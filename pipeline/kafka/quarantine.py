@@ -188,7 +188,7 @@ class Quarantines:
         )
         result = Result()
         result.outputs.append(control_record(item))
-        result.counts["set_aside", position.topic] += 1
+        result.counts["quarantined", position.topic] += 1
         return result
 
 

@@ -80,7 +80,7 @@ class PublishedRates:
             self._unfound = [reference for reference in self._unfound if reference not in found]
         if (version, digest) not in self._tables:
             raise RatesError(
-                f"batches were judged by rate table {version!r} ({digest}), which topic "
+                f"batches were processed by rate table {version!r} ({digest}), which topic "
                 f"{self._settings.topic(MODELS.name)} does not hold: publish its file with `fraud-pipeline rates "
                 "FILE`, and start again"
             )
@@ -96,7 +96,7 @@ class PublishedRates:
         if first != table.digest:
             raise RatesError(
                 f"rate table {table.version!r} says something else ({table.digest}) than the one of this version by "
-                f"which transactions were judged ({first}): give what was changed a version of its own, or set "
+                f"which transactions were processed ({first}): give what was changed a version of its own, or set "
                 "FRAUD_PIPELINE_RATES_FILE to the file as it was"
             )
 

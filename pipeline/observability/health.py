@@ -167,7 +167,7 @@ class Health:
         silence_s = now_s - agent.beat_s
         detail = f"{agent.state}, came round {silence_s:.0f} s ago"
         if self._broker.watched and self._broker.silent:
-            return Check(f"agent {name}", True, f"{detail}; not judged while no broker answers")
+            return Check(f"agent {name}", True, f"{detail}; not checked while no broker answers")
         # A thread that waited for the broker could not come round before the broker did.
         waited_s = min(silence_s, now_s - self._broker.back_s)
         ok = waited_s <= self.liveness_timeout_s

@@ -151,8 +151,10 @@ class WorkerMetrics:
         self._latency = ArrayHistogram(
             latency, METRIC_MEANINGS["decision_latency_seconds"], LATENCY_BUCKETS_S, self.registry
         )
+        self._begin_series()
 
-        # A series that first appears at 1 has no increase that Prometheus could see.
+    def _begin_series(self) -> None:
+        """Let series whose labels are known begin at 0: one that first appears at 1 has no increase to see."""
         for family, values in (
             (self._decisions, ("allow", "alert")),
             (self._alerts, ("score", "rule", "audit")),

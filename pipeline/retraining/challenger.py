@@ -20,7 +20,7 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import Trained, TrainingConfig, train
+from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, train
 from pipeline.training.served import ServedRows
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
@@ -29,7 +29,6 @@ THRESHOLD_DAYS: Final = 7.0
 MOST_RECENT_SCORES: Final = 3_500
 """Scores that fit into the 64 KiB of a policy's metadata."""
 LEAST_RECENT_SCORES: Final = 1_000
-DEFAULT_BUDGET: Final = 100.0
 
 
 class Champion(NamedTuple):

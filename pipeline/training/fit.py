@@ -75,6 +75,9 @@ class TrainingSet:
 COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
 """Fields of `TrainingSet` that every row has."""
 
+DEFAULT_BUDGET: Final = 100.0
+"""Alerts a day that a threshold is chosen for, where nobody says how many."""
+
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The hyperparameters of the trees. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
@@ -108,7 +111,7 @@ def train(
     data: TrainingSet,
     split: Split,
     *,
-    alerts_per_day: float = 100.0,
+    alerts_per_day: float = DEFAULT_BUDGET,
     config: TrainingConfig | None = None,
     policy: Policy | None = None,
     features: Sequence[str] = DEFAULT_FEATURES,

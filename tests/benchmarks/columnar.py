@@ -162,10 +162,10 @@ def run_benchmark(options: Options) -> Outcome:
             with stages.around(STAGES), stages.stage("file, order, handover"):
                 staged = once(directory, models, options, stages, learning=False)
             outcome.stages_us = stages_row(stages.seconds, staged.transactions)
-            lessons = Stages()
-            with lessons.around({"learning": [(OnlineTrainer, "learn")]}):
-                once(directory, models, options, lessons, learning=True)
-            outcome.learning_s = lessons.seconds["learning"]
+            learning_stages = Stages()
+            with learning_stages.around({"learning": [(OnlineTrainer, "learn")]}):
+                once(directory, models, options, learning_stages, learning=True)
+            outcome.learning_s = learning_stages.seconds["learning"]
             return outcome
 
 

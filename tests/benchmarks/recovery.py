@@ -45,14 +45,14 @@ class Options:
     """Of each way."""
     rate: int = 500
     """Transactions a second."""
-    settle_s: float = 5.0
+    calm_s: float = 5.0
     """Calm between a recovery and the next kill."""
     most_s: int = 600
     """Seconds for which transactions are prepared."""
     traffic: Traffic = field(default_factory=lambda: Traffic(cards=2_000, merchants=1_000, history_days=5))
 
 
-QUICK: Final = Options(kills=1, settle_s=1.0, most_s=120)
+QUICK: Final = Options(kills=1, calm_s=1.0, most_s=120)
 
 
 class _Decision(msgspec.Struct):
@@ -221,7 +221,7 @@ def _running(
     try:
         fleet.start("worker-1")
         feeder.start()
-        run = _Run(fleet, reader, options.settle_s)
+        run = _Run(fleet, reader, options.calm_s)
         run.await_work(time.time())
         yield run
     finally:
@@ -233,8 +233,8 @@ def _running(
 class _Run:
     """One kill after the other."""
 
-    def __init__(self, fleet: _Fleet, reader: _Reader, settle_s: float) -> None:
-        self._fleet, self._reader, self._settle_s = fleet, reader, settle_s
+    def __init__(self, fleet: _Fleet, reader: _Reader, calm_s: float) -> None:
+        self._fleet, self._reader, self._calm_s = fleet, reader, calm_s
 
     def restart(self) -> float:
         """Kill the only worker and start it again; returns the longest gap in seconds."""
@@ -256,7 +256,7 @@ class _Run:
     def await_work(self, wall_s: float) -> None:
         """Wait until every partition has decided what came in after ``wall_s``, and for some calm behind that."""
         self._await(lambda: self._decided(wall_s), "not every partition decides")
-        calm_s = time.time() + self._settle_s
+        calm_s = time.time() + self._calm_s
         self._await(lambda: self._decided(calm_s), "not every partition decides")
 
     def _gap_s(self, killed_s: float, wall_s: float) -> float:

@@ -85,7 +85,7 @@ def test_windows_are_measured_with_the_cards_that_were_asked_for() -> None:
     assert row["bytes_a_card"] > 64
 
 
-def test_a_restore_loads_what_was_folded() -> None:
+def test_a_restore_loads_what_was_replayed() -> None:
     row = kernel_scale.restore_row(1_000)
     assert row["transactions"] == 1_000
     assert row["snapshot_bytes"] > 10_000

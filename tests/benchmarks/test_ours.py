@@ -33,7 +33,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory, frame: pd.DataFrame) -> Pa
     """The job's files with smaller models."""
     directory = tmp_path_factory.mktemp("job")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("TREES", 5), ("TRAINING_RECORDS", RECORDS), ("RIVER_LESSONS", 500)):
+        for name, value in (("TREES", 5), ("TRAINING_RECORDS", RECORDS), ("RIVER_EXAMPLES", 500)):
             patch.setattr(prepare, name, value)
         prepare.write_job(directory)
     return directory
@@ -71,7 +71,7 @@ def test_the_kernel_gives_the_reference_s_answers(frame: pd.DataFrame, workdir: 
     check(frame_of(decisions), reference.decisions(frame, workdir))
 
 
-def test_its_state_is_taken_back_folded_and_loaded(workdir: Path, records: list[Record]) -> None:
+def test_its_state_is_taken_back_replayed_and_loaded(workdir: Path, records: list[Record]) -> None:
     models, half = Models(workdir), RECORDS // 2
     whole = OneHopPartition(models, DECISIONS)
     decided(whole, records[:half], 500)

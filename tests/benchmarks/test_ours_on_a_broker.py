@@ -50,7 +50,7 @@ def appended(bench: Bench, run: str, prepared: Prepared, command: Callable[[Task
 
 
 def test_job_a_on_this_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TREES", 5), ("TRAINING_RECORDS", RECORDS), ("RIVER_LESSONS", 500)):
+    for name, value in (("TREES", 5), ("TRAINING_RECORDS", RECORDS), ("RIVER_EXAMPLES", 500)):
         monkeypatch.setattr(prepare, name, value)
     prepare.write_job(bench.workdir)
     prepared = prepare_one_hop(bench, "", RECORDS)

@@ -130,8 +130,8 @@ def _run(directory: Path, options: Options, row: dict[str, Any], *, everything: 
             outcome = chaos.run()
         except Exception as error:
             endings = [chao._asdict() for chao in chaos.fleet.endings]
-            told_of = {"options": row, "failures": [f"{type(error).__name__}: {error}"]}
-            write(RESULT, {**told_of, "workers_that_ended_by_themselves": endings})
+            failed = {"options": row, "failures": [f"{type(error).__name__}: {error}"]}
+            write(RESULT, {**failed, "workers_that_ended_by_themselves": endings})
             _save(directory, chaos, broker.bootstrap_servers)
             raise
     result = as_json(outcome, {})

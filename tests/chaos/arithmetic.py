@@ -96,7 +96,7 @@ def holds(labels: Iterable[tuple[str, str, int]]) -> str:
 
 
 class Layer:
-    """The online layer: weights on standardized inputs, taught one example after the other."""
+    """The online layer: weights on standardized inputs, trained on one example after the other."""
 
     def __init__(self) -> None:
         """Before its first training update: LightGBM's log-odds themselves."""
@@ -105,7 +105,7 @@ class Layer:
         self.weight = 0.0
         self.means, self.squares = [0.0] * LAYER_INPUTS, [0.0] * LAYER_INPUTS
         fates = ("learned", "corrections", "allowed_for", "held", "other_kernel", "rule", "unlabelled")
-        self.lessons = dict.fromkeys(fates, 0)
+        self.updates = dict.fromkeys(fates, 0)
 
     def logit(self, features: Mapping[str, float | None], base_logit: float) -> float:
         """Log-odds of one transaction."""
@@ -123,10 +123,10 @@ class Layer:
             found.append(max(-INPUT_BOUND, min(INPUT_BOUND, scaled)))
         return found
 
-    def teach(self, example: Mapping[str, Any], kernel: str) -> None:
+    def learn(self, example: Mapping[str, Any], kernel: str) -> None:
         """Learn a record of ``examples``; ``kernel`` is the kernel version of the layer."""
         fate = self._fate(example, kernel)
-        self.lessons[fate] += 1
+        self.updates[fate] += 1
         if fate not in ("learned", "corrections"):
             return
         inputs, weight = layer_inputs(example["features"]), example["online_weight"]

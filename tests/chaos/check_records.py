@@ -232,7 +232,7 @@ def is_alert(decision: dict[str, Any]) -> bool:
 
 
 def dead_letters_are_complete(run: Run) -> Check:
-    """Each input that cannot be accepted is set aside once, its bytes intact; no other is."""
+    """Each input that cannot be accepted becomes a dead letter once, its bytes intact; no other is."""
     check = Check("dead letters are complete")
     wanted = follow_cards(run).dead
     places: set[Place] = set()

@@ -72,7 +72,7 @@ class Models:
         for entry, example in run.logs.decoded("examples"):
             while waiting and waiting[0] <= entry.offset:
                 layers[waiting.pop(0)] = copy.deepcopy(layer)
-            layer.teach(example, self.kernel)
+            layer.learn(example, self.kernel)
         return layers | dict.fromkeys(waiting, layer)
 
 
@@ -82,15 +82,15 @@ def configuration_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:VERSION_DIGITS]
 
 
-def weights_are_a_fresh_fold(run: Run) -> Check:
-    """Weights, intercept and lessons of every published layer, against a replay of the same examples from the start."""
+def weights_are_a_fresh_replay(run: Run) -> Check:
+    """Weights, intercept and updates of every published layer, against a replay of the same examples from the start."""
     check = Check("River's weights are a fresh replay of the examples")
     models = Models.from_run(run, check)
     layers = models.replayed(run)
     check.compared = {"versions": len(models.in_order), "examples": len(run.logs.decoded("examples"))}
     for version, payload in models.in_order:
         layer = layers[int(payload["examples_offset"])]
-        check.same(f"River {version}: lessons", payload["lessons"], layer.lessons)
+        check.same(f"River {version}: updates", payload["lessons"], layer.updates)
         scale = payload["scale"]
         for name, numbers, own in (
             ("weight", payload["weights"], layer.weights),

@@ -7,7 +7,7 @@ reference, LightGBM's scores from LightGBM itself.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.chaos import check_features, check_hostile, check_lessons, check_records, check_scores
+from tests.chaos import check_examples, check_features, check_hostile, check_records, check_scores
 from tests.chaos.records import Logs, Sent
 from tests.chaos.run import Check, Rules, Run
 
@@ -27,9 +27,9 @@ CHECKS: tuple[Callable[[Run], Check], ...] = (
     check_features.features_equal_the_reference,
     check_features.cases_follow_from_the_log,
     check_scores.scores_are_reproduced,
-    check_scores.weights_are_a_fresh_fold,
-    check_lessons.labels_are_passed_on,
-    check_lessons.examples_are_consistent,
+    check_scores.weights_are_a_fresh_replay,
+    check_examples.labels_are_passed_on,
+    check_examples.examples_are_consistent,
 )
 
 WITH_TIME = (

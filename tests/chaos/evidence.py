@@ -122,7 +122,7 @@ def lacking(
     for check in checks:
         compared.update(check.compared)
     wanted = ["accepted_again", "too_late", "labels_too_late", "presumed", "corrections", "not_sampled"]
-    if days * DAY_US > 2 * rules.label_patience_us:
+    if days * DAY_US > 2 * rules.label_grace_us:
         wanted.append("labels_without_transaction")
     if days * DAY_US > max(rules.label_horizon_us, rules.dedup_horizon_us) + LONG_DAYS * DAY_US:
         wanted += ["forgotten", "decisions_forgotten"]

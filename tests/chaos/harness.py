@@ -41,7 +41,7 @@ POLL_S = 0.1
 FIRST_DECISION_S = 120.0
 FIRST_INPUTS = 20
 QUIET_S = 3.0
-SETTLE_S = 240.0
+WORK_OFF_S = 240.0
 CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
 SAMPLE_RATE = 0.3
 SNAPSHOT_INTERVAL_S = 3.0
@@ -91,7 +91,7 @@ class Options:
     first_agents: tuple[tuple[str, str], ...] = (("w1", "label,card,score,feedback,learn"),)
     command: Sequence[str] = WORKER
     environment: Mapping[str, str] = field(default_factory=dict)
-    settle_s: float = SETTLE_S
+    work_off_s: float = WORK_OFF_S
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     protocol: Literal["auto", "consumer", "classic"] = "auto"
     thorough: bool = False
@@ -109,7 +109,7 @@ class Outcome:
     happened: list[Happened]
     seconds: dict[str, float]
     fleet: Fleet
-    settled: str
+    unfinished: str
     """Empty, or what had not been worked off in time."""
     evidence: Evidence
     options: Options
@@ -195,7 +195,7 @@ class Chaos:
             self._misbehave(feeder, tail)
             feeder.finish()
             seconds["under load and faults"] = self._now_s()
-            settled = self._settle(feeder, tail)
+            unfinished = self._work_off(feeder, tail)
             seconds["until everything was worked off"] = self._now_s() - seconds["under load and faults"]
         finally:
             feeder.stop()
@@ -212,7 +212,9 @@ class Chaos:
             checks.append(states_are_functions_of_the_log(self._bootstrap, kept, self._restored))
         seconds["to read and check"] = time.monotonic() - reading_s
         evidence = gather(read_lines(self.fleet.log_dir), self.happened)
-        return Outcome(logs, sent, self.rules, checks, self.happened, seconds, self.fleet, settled, evidence, options)
+        return Outcome(
+            logs, sent, self.rules, checks, self.happened, seconds, self.fleet, unfinished, evidence, options
+        )
 
     def _misbehave(self, feeder: Feeder, tail: Tail) -> None:
         """Do the faults at their times, for as long as there is load; new models come in between."""
@@ -376,14 +378,14 @@ class Chaos:
                 timer.function()
             self._timers.remove(timer)
 
-    def _settle(self, feeder: Feeder, tail: Tail) -> str:
+    def _work_off(self, feeder: Feeder, tail: Tail) -> str:
         """End all faults and wait until all is worked off and nothing comes any more; what is left, if not."""
         self._cancel_timers()
         self.hostile.finish()
         self.snapshots.empty_again()
         for name in list(self.fleet.workers):
             self.fleet.go_on(name)
-        deadline_s = time.monotonic() + self._options.settle_s
+        deadline_s = time.monotonic() + self._options.work_off_s
         while True:
             self._check(tail)
             left = self._left(feeder, tail)

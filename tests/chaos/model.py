@@ -24,7 +24,7 @@ UNKNOWN = "label_without_transaction"
 DIFFERS = "repeat_differs"
 
 
-class Told(NamedTuple):
+class GivenLabel(NamedTuple):
     """A valid label."""
 
     place: Place
@@ -66,7 +66,7 @@ class CardFate:
     dead: dict[Place, str] = field(default_factory=dict)
     """Codes of dead letters, by where the records were sent."""
     changes: dict[Key, list[Change]] = field(default_factory=lambda: defaultdict(list))
-    applied: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
+    applied: dict[Key, list[GivenLabel]] = field(default_factory=lambda: defaultdict(list))
     """Labels that met a transaction of theirs in time."""
     repeats: int = 0
     too_late: int = 0
@@ -94,7 +94,7 @@ def taken_over(row: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([row[name] for name in TAKEN_OVER], sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Lesson(NamedTuple):
+class ExpectedExample(NamedTuple):
     """An example as it must stand in ``examples``."""
 
     label: str
@@ -103,7 +103,7 @@ class Lesson(NamedTuple):
     weight: float
     revision: int
     log: LogPlace
-    """Row of ``profiled`` of the decision whose features it teaches."""
+    """Row of ``profiled`` of the decision whose features it has."""
     decided: str
     """Which decision of that row (`taken_over`)."""
     online: tuple[float, str | None, float]
@@ -116,8 +116,8 @@ class FeedbackFate:
 
     held: dict[tuple[Key, str, int], set[bool]] = field(default_factory=lambda: defaultdict(set))
     """True for a label of a surge, by card, source and time known. Two alike may differ."""
-    lessons: dict[Key, list[Lesson]] = field(default_factory=lambda: defaultdict(list))
-    given_up: list[Told] = field(default_factory=list)
+    examples: dict[Key, list[ExpectedExample]] = field(default_factory=lambda: defaultdict(list))
+    given_up: list[GivenLabel] = field(default_factory=list)
     """Labels that no decision came for in time."""
     too_late: int = 0
     not_sampled: int = 0
@@ -158,12 +158,12 @@ def follow_feedback(run: Run) -> FeedbackFate:
     return fate
 
 
-def label_of(place: Place, sent: Sent) -> Told:
+def label_of(place: Place, sent: Sent) -> GivenLabel:
     """A valid label as it was sent."""
     label = exact(sent.value or b"")
     labelled_at_us = microseconds(label["labelled_at"])
     known_at_us = max(labelled_at_us, sent.timestamp_ms * 1_000)
-    return Told(place, label["label"], label["source"], labelled_at_us, known_at_us)
+    return GivenLabel(place, label["label"], label["source"], labelled_at_us, known_at_us)
 
 
 def content_of(sent: Sent) -> tuple[Any, ...]:
@@ -186,7 +186,7 @@ class _Held:
     stream_time_us: int
     """The largest event time of the partition when it was accepted, its own among them."""
     content: tuple[Any, ...]
-    labels: list[Told] = field(default_factory=list)
+    labels: list[GivenLabel] = field(default_factory=list)
 
 
 class _CardPartition:
@@ -194,7 +194,7 @@ class _CardPartition:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
         self._stream_time_us = 0
         self._held: dict[Key, _Held] = {}
-        self._waiting: dict[Key, list[Told]] = defaultdict(list)
+        self._waiting: dict[Key, list[GivenLabel]] = defaultdict(list)
 
     def take(self, batch: list[Place]) -> None:
         """One batch: transactions, then labels, then what has waited for too long."""
@@ -222,7 +222,7 @@ class _CardPartition:
                 key, label = (sent.card, sent.transaction), label_of(origin, sent)
                 if not self._meets(key, label):
                     self._waiting[key].append(label)
-        for label in _too_old(self._waiting, self._stream_time_us - self._rules.label_patience_us):
+        for label in _too_old(self._waiting, self._stream_time_us - self._rules.label_grace_us):
             self._fate.dead[label.place] = UNKNOWN
 
     def _accept(self, place: Place, origin: Place, sent: Sent) -> bool:
@@ -242,12 +242,12 @@ class _CardPartition:
         return True
 
     def _forgotten(self, item: _Held) -> bool:
-        """Whole days, as they are forgotten; twice the patience behind both retention."""
+        """Whole days, as they are forgotten; twice the grace period behind both retention."""
         horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
-        behind_us = self._stream_time_us - horizon_us - 2 * self._rules.label_patience_us
+        behind_us = self._stream_time_us - horizon_us - 2 * self._rules.label_grace_us
         return item.stream_time_us // DAY_US < behind_us // DAY_US
 
-    def _meets(self, key: Key, label: Told) -> bool:
+    def _meets(self, key: Key, label: GivenLabel) -> bool:
         """Let a label meet its transaction; False where it must wait for one."""
         rules, result = self._rules, self._held.get(key)
         if result is None:
@@ -255,8 +255,8 @@ class _CardPartition:
         if self._forgotten(result):
             self._fate.forgotten += 1
             return False
-        latest_us = result.event_us + rules.label_horizon_us + rules.label_patience_us
-        if not result.stream_time_us - rules.label_patience_us <= label.known_at_us <= latest_us:
+        latest_us = result.event_us + rules.label_horizon_us + rules.label_grace_us
+        if not result.stream_time_us - rules.label_grace_us <= label.known_at_us <= latest_us:
             return False
         if label.known_at_us - result.event_us > rules.label_horizon_us:
             self._fate.too_late += 1
@@ -270,9 +270,9 @@ class _CardPartition:
         return True
 
 
-def _too_old(waiting: dict[Key, list[Told]], limit_us: int) -> list[Told]:
+def _too_old(waiting: dict[Key, list[GivenLabel]], limit_us: int) -> list[GivenLabel]:
     """Take those out of ``waiting`` that are known since before ``limit_us``."""
-    taken: list[Told] = []
+    taken: list[GivenLabel] = []
     for key, labels in list(waiting.items()):
         old = [label for label in labels if label.known_at_us < limit_us]
         if old:
@@ -285,14 +285,14 @@ def _too_old(waiting: dict[Key, list[Told]], limit_us: int) -> list[Told]:
 
 @dataclass
 class _Decided:
-    """A decision that feedback keeps, and what it has been told about it."""
+    """A decision that feedback keeps, and the labels that it has read of it."""
 
     event_us: int
     decision: dict[str, Any]
     """The last row of ``features`` that feedback has read, of those of the transaction."""
-    labels: list[Told] = field(default_factory=list)
-    lessons: int = 0
-    """Told so far; or counted as told, where maturity had come before the first label."""
+    labels: list[GivenLabel] = field(default_factory=list)
+    revisions: int = 0
+    """Examples so far; one counts as emitted where maturity had come before the first label."""
     learned: tuple[str | None, float] = (None, 0.0)
     """Label that the online model was given last, and its weight."""
 
@@ -306,7 +306,7 @@ class _FeedbackPartition:
         self._stream_time_us = 0
         self._decided: dict[Key, _Decided] = {}
         self._maturing: list[tuple[int, Key]] = []
-        self._waiting: dict[Key, list[Told]] = defaultdict(list)
+        self._waiting: dict[Key, list[GivenLabel]] = defaultdict(list)
         self._hours: dict[str, list[tuple[int, bool]]] = defaultdict(list)
         """Hours of each source's labels, and whether they are held."""
         self._label_us, self._supported, self._ahead = -1, 0, list[int]()
@@ -336,9 +336,9 @@ class _FeedbackPartition:
         while self._maturing and self._maturing[0][0] <= self._stream_time_us:
             at_us, key = heappop(self._maturing)
             self._mature(key, at_us)
-        self._fate.given_up += _too_old(self._waiting, self._stream_time_us - self._rules.label_patience_us)
+        self._fate.given_up += _too_old(self._waiting, self._stream_time_us - self._rules.label_grace_us)
 
-    def _surges(self, label: Told) -> bool:
+    def _surges(self, label: GivenLabel) -> bool:
         """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
         hours = self._hours[label.source if label.source in SOURCE_RANK else "other"]
         hour, held = self._label_hour(label.known_at_us), False
@@ -382,28 +382,28 @@ class _FeedbackPartition:
     def _forgotten_day(self) -> int:
         """Whole days of event time, as they are forgotten."""
         horizon_us = max(self._rules.label_horizon_us, self._rules.maturity_us)
-        return (self._stream_time_us - horizon_us - self._rules.label_patience_us) // DAY_US
+        return (self._stream_time_us - horizon_us - self._rules.label_grace_us) // DAY_US
 
     def _kept(self, key: Key) -> _Decided | None:
         item = self._decided.get(key)
         return None if item is None or item.event_us // DAY_US < self._forgotten_day() else item
 
-    def _join(self, key: Key, label: Told) -> None:
+    def _join(self, key: Key, label: GivenLabel) -> None:
         result = self._decided[key]
         if label.known_at_us - result.event_us > self._rules.label_horizon_us:
             self._fate.too_late += 1
             return
         kept = sampled(self._run, key)
-        if result.lessons == 0 and kept and label.known_at_us > result.event_us + self._rules.maturity_us:
+        if result.revisions == 0 and kept and label.known_at_us > result.event_us + self._rules.maturity_us:
             # By the times alone it was presumed legitimate before.
-            result.lessons, result.learned = 1, (PRESUMED, 0.0)
+            result.revisions, result.learned = 1, (PRESUMED, 0.0)
         before = holds(known.triple for known in result.labels)
         result.labels.append(label)
         now = holds(known.triple for known in result.labels)
-        if now == before or (now == "none" and result.lessons == 0):
+        if now == before or (now == "none" and result.revisions == 0):
             return
         reviewed = label.source in REVIEWERS
-        if now == "legitimate" and result.lessons == 0 and not kept and not reviewed:
+        if now == "legitimate" and result.revisions == 0 and not kept and not reviewed:
             self._fate.not_sampled += 1
             return
         heavy = now == "legitimate" and kept and not reviewed and before != "fraud"
@@ -426,7 +426,7 @@ class _FeedbackPartition:
 
     def _mature(self, key: Key, at_us: int) -> None:
         result = self._kept(key)
-        if result is None or result.lessons or holds(label.triple for label in result.labels) != "none":
+        if result is None or result.revisions or holds(label.triple for label in result.labels) != "none":
             return
         weight = 1.0 / self._rules.negative_sample_rate
         result.learned = (PRESUMED, weight)
@@ -443,5 +443,7 @@ class _FeedbackPartition:
         online: tuple[float, str | None, float],
     ) -> None:
         group = log_of(item.decision), taken_over(item.decision)
-        self._fate.lessons[key].append(Lesson(label, source, known_at_us, weight, item.lessons, *group, online))
-        item.lessons += 1
+        self._fate.examples[key].append(
+            ExpectedExample(label, source, known_at_us, weight, item.revisions, *group, online)
+        )
+        item.revisions += 1

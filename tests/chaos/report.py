@@ -21,8 +21,8 @@ SIGKILLS = ("kill", "garbage, kill", "snapshot corrupt", "snapshot cut short", "
 def failures(outcome: Outcome) -> list[str]:
     """What, beside differences, a run must not show."""
     found = []
-    if outcome.settled:
-        found.append(f"not worked off in time: {outcome.settled}")
+    if outcome.unfinished:
+        found.append(f"not worked off in time: {outcome.unfinished}")
     found += [f"slow or bad exit: {text}" for text in outcome.fleet.slow_exits]
     found += outcome.fleet.wrong
     if outcome.rules.expected.rides_out:

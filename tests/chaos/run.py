@@ -45,7 +45,7 @@ class Rules(NamedTuple):
     label_horizon_us: int
     dedup_horizon_us: int
     prefix: str = ""
-    label_patience_us: int = 7 * DAY_US
+    label_grace_us: int = 7 * DAY_US
     expected: Expected = EXPECTED
     exactly_once: bool = True
     """Else at least once: what is repeated is allowed, what is lost or wrong is not."""

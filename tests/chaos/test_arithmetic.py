@@ -34,27 +34,27 @@ def test_identities_and_samples_are_the_pipeline_s() -> None:
         assert arithmetic.sample_position(own, "audit") == pipelines_position(own, "audit")
 
 
-def test_a_fold_of_examples_gives_the_weights_of_the_learner() -> None:
-    taught = [example(number, online_weight=1.0 if number % 5 == 0 else 10.0) for number in range(400)]
-    # Corrections both ways, withdrawals, and what teaches nothing.
+def test_a_replay_of_examples_gives_the_weights_of_the_learner() -> None:
+    examples = [example(number, online_weight=1.0 if number % 5 == 0 else 10.0) for number in range(400)]
+    # Corrections both ways, withdrawals, and what nothing is learned from.
     for number in range(0, 40, 3):
         former, weight = ("fraud", 1.0) if number % 5 == 0 else ("legitimate", 10.0)
         now = "withdrawn" if number % 2 else "legitimate" if former == "fraud" else "fraud"
         online_weight = 0.0 if now == "withdrawn" else 2.5
         undone = {"former": former, "former_weight": weight, "revision": 1}
-        taught.append(example(number, label=now, online_weight=online_weight, **undone))
-    taught += [example(500, label_source="rule"), example(501, online_weight=0.0), example(502, kernel="other")]
-    taught += [example(503, held=True), example(504, label="disputed")]
+        examples.append(example(number, label=now, online_weight=online_weight, **undone))
+    examples += [example(500, label_source="rule"), example(501, online_weight=0.0), example(502, kernel="other")]
+    examples += [example(503, held=True), example(504, label="disputed")]
     learner, layer = LayerLearner(), arithmetic.Layer()
-    learner.learn_examples(taught)
-    for item in taught:
-        layer.teach(msgspec.json.decode(msgspec.json.encode(item)), KERNEL_VERSION)
+    learner.learn_examples(examples)
+    for item in examples:
+        layer.learn(msgspec.json.decode(msgspec.json.encode(item)), KERNEL_VERSION)
     published = learner.snapshot(403)
     assert np.allclose(layer.weights, published.weights, rtol=1e-12, atol=1e-13)
     assert np.allclose(layer.means, published.scale.means, rtol=1e-12, atol=1e-13)
     assert np.allclose(layer.squares, published.scale.squares, rtol=1e-9, atol=1e-9)
     assert layer.intercept == pytest.approx(published.intercept, rel=1e-12)
-    assert layer.lessons == msgspec.to_builtins(published.updates)
+    assert layer.updates == msgspec.to_builtins(published.updates)
     features = matrix(20, seed=5)
     named = [{name: None if np.isnan(row[c]) else float(row[c]) for name, c in COLUMN.items()} for row in features]
     own = [layer.logit(row, -3.0) for row in named]

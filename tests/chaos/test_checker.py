@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.chaos.arithmetic import DAY_US, holds, microseconds, partition_of
-from tests.chaos.check_lessons import labels_are_passed_on
+from tests.chaos.check_examples import labels_are_passed_on
 from tests.chaos.check_records import (
     dead_letters_are_complete,
     inputs_are_the_ledger,
@@ -32,7 +32,7 @@ CHECKS = (
     dead_letters_are_complete,
     labels_are_passed_on,
 )
-HORIZON_US, PATIENCE_US = 2 * DAY_US, 7 * DAY_US
+HORIZON_US, GRACE_US = 2 * DAY_US, 7 * DAY_US
 RULES = Rules(2, 2, 0.3, DAY_US, HORIZON_US, HORIZON_US, expected=Expected())
 
 Topics = dict[str, list[Entry]]
@@ -165,8 +165,8 @@ class Cluster:
     def _label(self, sent: Sent, origin: Entry) -> None:
         key = sent.card, sent.transaction
         placed, known_at_us = self._placed.get(key), known_at(origin)
-        latest_us = placed.event_us + HORIZON_US + PATIENCE_US if placed is not None else 0
-        if placed is None or not placed.stream_time_us - PATIENCE_US <= known_at_us <= latest_us:
+        latest_us = placed.event_us + HORIZON_US + GRACE_US if placed is not None else 0
+        if placed is None or not placed.stream_time_us - GRACE_US <= known_at_us <= latest_us:
             self._early[key].append(origin)
             return
         if known_at_us - placed.event_us > HORIZON_US:
@@ -190,7 +190,7 @@ class Cluster:
         self._profile(message)
 
     def _give_up(self, partition: int) -> None:
-        limit_us = self._stream_time_us[partition] - PATIENCE_US
+        limit_us = self._stream_time_us[partition] - GRACE_US
         for (card, _), waiting in list(self._early.items()):
             if partition_of(card, 2) == partition:
                 for origin in [item for item in waiting if known_at(item) < limit_us]:
@@ -306,7 +306,7 @@ def test_a_label_behind_the_label_horizon_must_not_be_passed_on(run: Run) -> Non
 
 def test_a_label_that_is_given_up_too_early_or_too_late_is_found(run: Run) -> None:
     for days in (1, 14):
-        other = run.rules._replace(label_patience_us=days * DAY_US)
+        other = run.rules._replace(label_grace_us=days * DAY_US)
         assert dead_letters_are_complete(Run(run.logs, run.ledger, other)).differences
 
 

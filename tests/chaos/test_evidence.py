@@ -83,16 +83,16 @@ def test_the_evidence_of_a_good_run(tmp_path: Path) -> None:
         ([DAMAGED, FROM_SNAPSHOT, FROM_LOG], "while there was no room"),
     ],
 )
-def test_a_run_that_met_no_snapshot_fault_is_told(tmp_path: Path, lines: list[str], saying: str) -> None:
+def test_a_run_that_met_no_snapshot_fault_is_reported(tmp_path: Path, lines: list[str], saying: str) -> None:
     assert saying in reported(tmp_path, lines, dict.fromkeys(ALL, 3))
 
 
-def test_a_snapshot_that_fails_although_nothing_was_done_is_told(tmp_path: Path) -> None:
+def test_a_snapshot_that_fails_although_nothing_was_done_is_reported(tmp_path: Path) -> None:
     (failed,) = gathered(tmp_path, [*GOOD, FULL.replace("10:01:05", "10:02:00")]).failed_unasked
     assert "no snapshot" in failed
 
 
-def test_a_kind_of_fault_that_was_never_done_is_told(tmp_path: Path) -> None:
+def test_a_kind_of_fault_that_was_never_done_is_reported(tmp_path: Path) -> None:
     evidence, checks = gathered(tmp_path, GOOD), [Check("all", dict.fromkeys(ALL, 3))]
     assert lacking(evidence, happened(tmp_path), ["pause"], checks, RULES, 20.0) == [
         "no fault of the kind 'pause' could be done"
@@ -100,7 +100,7 @@ def test_a_kind_of_fault_that_was_never_done_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ALL)
-def test_a_load_that_never_comes_behind_a_horizon_is_told(tmp_path: Path, what: str) -> None:
+def test_a_load_that_never_comes_behind_a_horizon_is_reported(tmp_path: Path, what: str) -> None:
     assert what.replace("_", " ") in reported(tmp_path, GOOD, {**dict.fromkeys(ALL, 3), what: 0})
 
 

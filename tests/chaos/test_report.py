@@ -41,7 +41,7 @@ def test_a_run_with_differences_is_kept_where_it_was_asked_to_be(
     assert str(tmp_path / "keep") in capsys.readouterr().out
 
 
-def test_the_last_lines_of_a_worker_that_ended_by_itself_are_told() -> None:
+def test_the_last_lines_of_a_worker_that_ended_by_itself_are_reported() -> None:
     ending = {"at_s": 17.5, "name": "w2", "code": 1, "after_pause": False, "log": "first\n" + "ended " * 30}
     result = {
         "options": {"seed": 1},

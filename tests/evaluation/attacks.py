@@ -30,7 +30,7 @@ GATED: Final = "with River behind its gate"
 SOONER: Final = "with River and early reports"
 SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
-TOLD: Final = Settings(maturity_days=0.25)
+EARLY_MATURITY: Final = Settings(maturity_days=0.25)
 """Settings that presume legitimate after six hours without a report; a report by then stands for all."""
 FROZEN: Final = "frozen"
 DAILY: Final = "daily"
@@ -113,7 +113,7 @@ def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: 
         return {ALONE: _figures(history.data, source, alone)}
     of_all, served = np.concatenate(rows), np.concatenate(logit)
     river = history.corrected(of_all, served, first_day)
-    sooner = history.corrected(of_all, served, first_day, TOLD)
+    sooner = history.corrected(of_all, served, first_day, EARLY_MATURITY)
     ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, REGIME, source, alone, river)}
     ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, REGIME, source, alone, sooner)}
     return {name: _figures(history.data, source, score) for name, score in ways.items()}

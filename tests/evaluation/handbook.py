@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.broker import BrokerError, provide_broker
-from pipeline.commands.replay import Duration, Moment, Speed
+from pipeline.commands.replay import Speed
+from pipeline.commands.times import Duration, Moment
 from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerDied
 from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
@@ -238,7 +239,7 @@ def _check(
 
 
 def _river_versions(topics: Topics) -> Iterator[tuple[str, RiverModel]]:
-    """Every online model that can be got by name: those of the topic, and the one before the first lesson."""
+    """Every online model that can be got by name: those of the topic, and the one before the first example."""
     first = first_river()
     yield first.version, first
     decode = msgspec.json.Decoder(ModelVersion).decode

@@ -172,7 +172,7 @@ class Topics:
         return np.concatenate(parts)[[rows[source] for source in sources]]
 
     def dead_letters(self) -> dict[str, int]:
-        """How many records were set aside, by error."""
+        """Number of dead letters, by error."""
         counts: dict[str, int] = {}
         for records in self.batches(DEAD_LETTERS):
             for record in records:

@@ -118,7 +118,7 @@ class Streaming:
         self._broker, self._settings, self._workers, self._options = broker, settings, workers, options
         self._servers = broker.bootstrap_servers
         self._started_s = 0.0
-        self._told_s = time.monotonic()
+        self._reported_s = time.monotonic()
 
     def await_joined(self) -> None:
         """Wait until every worker has joined the groups of the agents that a transaction passes.
@@ -197,8 +197,8 @@ class Streaming:
     def _report(self, progress: ReplayProgress) -> None:
         self._check()
         now_s = time.monotonic()
-        if now_s - self._told_s >= STATEMENT_INTERVAL_S and progress.simulated_time is not None:
-            self._told_s = now_s
+        if now_s - self._reported_s >= STATEMENT_INTERVAL_S and progress.simulated_time is not None:
+            self._reported_s = now_s
             rate = progress.transactions / max(now_s - self._started_s, 1e-9)
             print(
                 f"  {progress.simulated_time:%Y-%m-%d}  {progress.transactions:,} transactions ({rate:,.0f}/s), "

@@ -25,7 +25,7 @@ from tests.helpers.models import small_model
 from tests.helpers.waiting import BUSY_S, retried
 from tests.helpers.worker import Worker
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 Key = tuple[str, str]
 Starter = Callable[..., Worker]
 
@@ -71,7 +71,7 @@ class Cluster:
         )
 
     def flush(self) -> None:
-        assert self._producer.flush(PATIENCE_S) == 0
+        assert self._producer.flush(TIMEOUT_S) == 0
 
     def buy(self, number: int, at: datetime, **fields: Any) -> Key:
         """Write a transaction; returns what identifies it."""

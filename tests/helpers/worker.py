@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.demo.processes import settings_environment
 from pipeline.settings import Settings
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 POLL_S = 0.05
 LONGEST_PAUSE_S = 1.0
 ROOT = Path(__file__).parents[2]
@@ -45,11 +45,11 @@ class Worker:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition`` holds; fails when the worker ends before, or after `PATIENCE_S`.
+        """Wait until ``condition`` holds; fails when the worker ends before, or after `TIMEOUT_S`.
 
         The checks take a fifth of the time at most. A check that reads a topic takes CPU time from the worker.
         """
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         looked_s = time.monotonic()
         while not condition():
             assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.output}"
@@ -62,7 +62,7 @@ class Worker:
 
     def code(self) -> int:
         """Its exit code, once it has ended."""
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(TIMEOUT_S)
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""

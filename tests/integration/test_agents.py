@@ -19,7 +19,7 @@ from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
 from tests.helpers.models import small_model
-from tests.helpers.topics import PATIENCE_S, Cluster, Key, Starter, keys, shop
+from tests.helpers.topics import TIMEOUT_S, Cluster, Key, Starter, keys, shop
 from tests.helpers.worker import FAUST
 from tests.unit.protection.test_signing import key_pair, secret_file
 
@@ -193,6 +193,6 @@ def test_a_wrong_number_of_partitions_ends_the_worker_with_what_to_do(cluster: C
 
 def test_an_unknown_agent_is_refused() -> None:
     command = [sys.executable, "-m", "pipeline.cli", "worker", "scorer"]
-    result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=PATIENCE_S)
+    result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=TIMEOUT_S)
     assert result.returncode == 2
     assert "'scorer' is not one of 'card', 'feedback', 'label', 'learn', 'score'" in result.stderr

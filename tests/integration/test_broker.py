@@ -30,7 +30,7 @@ from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, first_offsets, producer_config, read_topic, retried
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
-from tests.helpers.waiting import PATIENCE_S, eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 from tests.helpers.worker import ROOT, inherited_environment
 
 pytestmark = pytest.mark.broker
@@ -40,7 +40,7 @@ def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
     producer = Producer(producer_config(bootstrap))
     for value in values:
         producer.produce(topic, value, b"key")
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
 
 def values(bootstrap: str, topic: str) -> list[bytes | None]:
@@ -97,7 +97,7 @@ def test_the_command_runs_without_java_and_leaves_no_process(
     assert any("kafka.Kafka" in item.cmdline() for item in descendants)
 
     process.send_signal(number)
-    _, reported = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 0, reported
     assert "Stopped." in reported
@@ -171,7 +171,7 @@ def test_a_killed_guard_takes_the_broker_with_it(command: Callable[..., subproce
     guard.kill()
     eventually(lambda: not lives(java))
     process.send_signal(signal.SIGCONT)
-    _, reported = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 1
     assert "the embedded broker died" in reported
@@ -186,7 +186,7 @@ def test_a_broker_that_dies_is_reported_with_its_last_words(
     _guard, java = family(process)
 
     java.kill()
-    _, reported = process.communicate(timeout=PATIENCE_S)
+    _, reported = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 1
     assert f"the embedded broker died (exit code {128 + signal.SIGKILL})" in reported
@@ -198,7 +198,7 @@ def test_a_port_in_use_is_a_clear_error(command: Callable[..., subprocess.Popen[
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         process = command("broker", "--port", str(port))
-        _, reported = process.communicate(timeout=PATIENCE_S)
+        _, reported = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
     assert f"port {port} of 127.0.0.1 is in use by another program" in reported
     assert "Traceback" not in reported

@@ -36,7 +36,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """A short run on a broker of its own, which is killed in it."""
     directory = tmp_path_factory.mktemp("chaos")
     load = Load(SEED, 1_600, 6.0, 2, horizon_days=2.5)
-    options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, settle_s=300.0)
+    options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, work_off_s=300.0)
     with embedded_broker(directory / "kafka") as broker, Chaos(broker, directory, options, print) as chaos:
         return chaos.run()
 
@@ -128,14 +128,14 @@ def is_river(item: Any) -> bool:
     return bool(item.get("name") == "river")
 
 
-def is_lesson(row: Any) -> bool:
+def is_example(row: Any) -> bool:
     return bool(row["revision"] == 0 and row["label"] == "fraud" and not row["held"])
 
 
 def is_trained(row: Any) -> bool:
     """True for a reported fraud that River learns; a late one has weight 0, since others' weights stand for it."""
     weight = row["weight"] if row.get("online_weight") is None else row["online_weight"]
-    return is_lesson(row) and bool(weight > 0)
+    return is_example(row) and bool(weight > 0)
 
 
 def is_correction(row: Any) -> bool:
@@ -233,20 +233,20 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("profiled", dropped(is_label), "labels_are_passed_on", "labels in profiled"),
         ("profiled", doubled(is_label), "labels_are_passed_on", "labels in profiled"),
         ("profiled", edited(is_label, add("known_at_us", 1)), "labels_are_passed_on", "labels in profiled"),
-        ("examples", dropped(is_lesson), "examples_are_consistent", "lacks 1 examples"),
+        ("examples", dropped(is_example), "examples_are_consistent", "lacks 1 examples"),
         ("examples", dropped(is_correction), "examples_are_consistent", "lacks 1 examples"),
         ("examples", dropped(is_presumed), "examples_are_consistent", "lacks 1 examples"),
-        ("examples", doubled(is_lesson), "examples_are_consistent", "examples instead of"),
+        ("examples", doubled(is_example), "examples_are_consistent", "examples instead of"),
         ("examples", doubled(is_presumed), "examples_are_consistent", "examples instead of"),
         ("examples", edited(is_correction, put("revision", 7)), "examples_are_consistent", "revision"),
-        ("examples", edited(is_lesson, put("label_source", "nobody")), "examples_are_consistent", "source"),
+        ("examples", edited(is_example, put("label_source", "nobody")), "examples_are_consistent", "source"),
         ("examples", edited(is_any, put("weight", 7.0)), "examples_are_consistent", "weight"),
         ("examples", edited(is_any, add("logit", 1e-6)), "examples_are_consistent", "logit"),
         ("examples", edited(is_any, add("river_logit", 1e-6)), "examples_are_consistent", "river_logit"),
-        ("examples", dropped(is_trained), "weights_are_a_fresh_fold", "weight"),
-        ("examples", edited(is_trained, put("label", "legitimate")), "weights_are_a_fresh_fold", "weight"),
-        ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_fold", "weight 0"),
-        ("models", edited(is_river, add("payload.lessons.learned", 1)), "weights_are_a_fresh_fold", "lessons"),
+        ("examples", dropped(is_trained), "weights_are_a_fresh_replay", "weight"),
+        ("examples", edited(is_trained, put("label", "legitimate")), "weights_are_a_fresh_replay", "weight"),
+        ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_replay", "weight 0"),
+        ("models", edited(is_river, add("payload.lessons.learned", 1)), "weights_are_a_fresh_replay", "updates"),
         ("dead-letters", lambda entries: entries[1:], "dead_letters_are_complete", "has no dead letter"),
         ("dead-letters", lambda entries: [*entries, entries[0]], "dead_letters_are_complete", "or had one"),
         (
@@ -302,7 +302,7 @@ def test_the_checker_follows_progress(outcome: Outcome, change: Change, saying: 
         ("alerts", is_any, "alerts_are_one_to_one", "has none"),
         ("profiled", is_transaction, "transactions_are_profiled_once", "profiled records instead of"),
         ("profiled", is_label, "labels_are_passed_on", "labels in profiled end with"),
-        ("examples", is_lesson, "examples_are_consistent", "lacks 1 examples"),
+        ("examples", is_example, "examples_are_consistent", "lacks 1 examples"),
     ],
 )
 def test_at_least_once_allows_what_is_repeated_and_not_what_is_missing(

@@ -20,7 +20,7 @@ from tests.helpers.cluster import Nodes, kafka_nodes
 
 pytestmark = pytest.mark.broker
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 REPLICATED = {
     "offsets.topic.replication.factor": "3",
     "transaction.state.log.replication.factor": "3",
@@ -46,16 +46,16 @@ def test_topics_of_a_cluster_are_replicated_and_fit(cluster: Nodes) -> None:
     for topic in describe_topics(client, names).values():
         assert {len(partition.replicas) for partition in topic.partitions} == {3}
     resource = ConfigResource(ResourceType.TOPIC, names[0])
-    assert client.describe_configs([resource])[resource].result(PATIENCE_S)["min.insync.replicas"].value == "2"
+    assert client.describe_configs([resource])[resource].result(TIMEOUT_S)["min.insync.replicas"].value == "2"
     assert check_start(cluster.bootstrap_servers, settings, tuple(AGENTS.values())) == []
 
 
-def test_topics_that_the_loss_of_a_broker_would_lose_are_told(cluster: Nodes) -> None:
+def test_topics_that_the_loss_of_a_broker_would_lose_are_reported(cluster: Nodes) -> None:
     settings = settings_of(cluster, "bare-")
     client = admin_client(cluster.bootstrap_servers)
     labels = settings.topic("labels")
     bare = {"min.insync.replicas": "1", "message.timestamp.type": "LogAppendTime"}
-    client.create_topics([NewTopic(labels, 4, 3, config=bare)])[labels].result(PATIENCE_S)
+    client.create_topics([NewTopic(labels, 4, 3, config=bare)])[labels].result(TIMEOUT_S)
     ensure_topics(cluster.bootstrap_servers, settings.model_copy(update={"replication_factor": 1}))
     warnings = check_start(cluster.bootstrap_servers, settings, tuple(AGENTS.values()))
     assert len(warnings) == len(TOPICS)
@@ -71,7 +71,7 @@ def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> Non
     assert watch.ask()
     cluster.processes[2].kill()
     client = admin_client(cluster.bootstrap_servers, overrides={"log_level": 0, "error_cb": lambda _error: None})
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while brokers(client) != [1, 2]:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
@@ -80,7 +80,7 @@ def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> Non
     producer = Producer(producer_config(cluster.bootstrap_servers, overrides={"error_cb": lambda _error: None}))
     for number in range(settings.card_partitions):
         producer.produce(settings.topic(TRANSACTIONS.name), b"{}", partition=number)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
 
 def test_brokers_without_the_newer_group_protocol_get_the_classic_one(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -94,7 +94,7 @@ def test_brokers_without_the_newer_group_protocol_get_the_classic_one(tmp_path_f
         consumer = Consumer(consumer_config(nodes.bootstrap_servers, "group", settings=settings, protocol=protocol))
         try:
             consumer.subscribe([TRANSACTIONS.name])
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while len(consumer.assignment()) < settings.card_partitions:
                 assert time.monotonic() < deadline_s
                 consumer.poll(0.1)

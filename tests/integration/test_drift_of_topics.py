@@ -28,7 +28,7 @@ from schemas.topics import ACCEPTED_LABELS, ALERTS, DECISION_FEATURES, EXAMPLES,
 from tests.helpers.drifting import ROWS, drifting_blocks
 from tests.helpers.logs import after
 from tests.helpers.models import example
-from tests.helpers.topics import PATIENCE_S, Cluster, Starter
+from tests.helpers.topics import TIMEOUT_S, Cluster, Starter
 from tests.helpers.waiting import eventually
 from tests.helpers.worker import ROOT
 
@@ -41,7 +41,7 @@ def run(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *arguments],
         env={"PATH": "", **settings_environment(cluster.settings)},
-        cwd=ROOT, capture_output=True, check=False, text=True, timeout=PATIENCE_S,
+        cwd=ROOT, capture_output=True, check=False, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
         address = re.search(r"http://\S+/metrics", log.read_text())
         if address is None:
             return None
-        with urllib.request.urlopen(address[0], timeout=PATIENCE_S) as response:
+        with urllib.request.urlopen(address[0], timeout=TIMEOUT_S) as response:
             found = re.search(rf"^fraud_pipeline_{name} (\S+)$", response.read().decode(), re.MULTILINE)
         return None if found is None else float(found[1])
 
@@ -93,7 +93,7 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
         eventually(lambda: gauge('drift_alarm{series="amount"}') == 1.0)
         assert gauge("drift_day_timestamp_seconds") == after(DAYS - 2).timestamp()
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(PATIENCE_S) == 130, log.read_text()
+        assert follower.wait(TIMEOUT_S) == 130, log.read_text()
     finally:
         follower.kill()
         follower.wait()

@@ -42,14 +42,14 @@ from tests.helpers.topics import Cluster
 
 pytestmark = pytest.mark.broker
 
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 
 
 @lru_cache(maxsize=2)
 def transactional(bootstrap: str, transactional_id: str) -> Producer:
     """For all transactions of a test: each new one waits for its id."""
     producer = Producer(producer_config(bootstrap, transactional_id=transactional_id))
-    producer.init_transactions(PATIENCE_S)
+    producer.init_transactions(TIMEOUT_S)
     return producer
 
 
@@ -61,11 +61,11 @@ def transacted(cluster: Cluster, topic: Topic, values: list[tuple[bytes, float]]
     for value, days in values:
         producer.produce(name, value, b"c1", timestamp=microseconds(after(days)) // 1_000)
     if commit:
-        producer.commit_transaction(PATIENCE_S)
+        producer.commit_transaction(TIMEOUT_S)
     else:
         # Or the records never reach the log.
-        assert producer.flush(PATIENCE_S) == 0
-        producer.abort_transaction(PATIENCE_S)
+        assert producer.flush(TIMEOUT_S) == 0
+        producer.abort_transaction(TIMEOUT_S)
 
 
 def fill(cluster: Cluster, stretch: float = 1.0) -> None:
@@ -218,11 +218,11 @@ def test_an_export_that_is_killed_goes_on_where_whole_files_end(cluster: Cluster
     for _ in range(3):
         before = len(files(out, TRANSACTIONS))
         process = subprocess.Popen(command, env=environment(cluster.settings), stderr=subprocess.DEVNULL)
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while len(files(out, TRANSACTIONS)) == before and time.monotonic() < deadline_s:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
     whole = {path: path.stat().st_mtime_ns for path in files(out, TRANSACTIONS)}
     assert whole
     partial = kept(out, TRANSACTIONS)
@@ -372,13 +372,13 @@ def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Clus
     client = admin_client(cluster.bootstrap)
     client.create_topics([NewTopic(name, num_partitions=2, replication_factor=1, config=config)])[name].result()
     producer = Producer(producer_config(cluster.bootstrap))
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     written = 0
     while not (gaps := list(holes(cluster, name))) and time.monotonic() < deadline_s:
         for _ in range(20):
             producer.produce(name, transaction(written), f"k{written % 3}".encode())
             written += 1
-        assert producer.flush(PATIENCE_S) == 0
+        assert producer.flush(TIMEOUT_S) == 0
         time.sleep(0.3)
     assert gaps
     # What the cleaner takes away meanwhile may be in files.

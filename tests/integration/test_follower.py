@@ -9,19 +9,19 @@ from schemas.topics import MODELS
 from tests.helpers.topics import Cluster
 
 pytestmark = pytest.mark.broker
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) -> None:
     name = cluster.settings.topic(MODELS.name)
     producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-writer"))
-    producer.init_transactions(PATIENCE_S)
+    producer.init_transactions(TIMEOUT_S)
 
     def write(value: bytes, *, abort: bool = False) -> None:
         producer.begin_transaction()
         producer.produce(name, value, b"k", partition=0)
-        producer.flush(PATIENCE_S)
-        (producer.abort_transaction if abort else producer.commit_transaction)(PATIENCE_S)
+        producer.flush(TIMEOUT_S)
+        (producer.abort_transaction if abort else producer.commit_transaction)(TIMEOUT_S)
 
     follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
     waited: list[None] = []

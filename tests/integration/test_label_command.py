@@ -24,7 +24,7 @@ from pipeline.settings import Settings
 from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
 from schemas.records import Headers, Output, Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
-from tests.helpers.topics import PATIENCE_S, shared_producer
+from tests.helpers.topics import TIMEOUT_S, shared_producer
 
 pytestmark = pytest.mark.broker
 
@@ -55,7 +55,7 @@ def write(settings: Settings, topic: Topic, values: list[bytes], timestamp: date
     for value in values:
         timestamp_ms = int((timestamp or datetime.now(UTC)).timestamp() * 1_000)
         producer.produce(settings.topic(topic.name), value, b"key", timestamp=timestamp_ms)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
 
 def labels(settings: Settings) -> list[tuple[bytes | None, Label]]:
@@ -225,7 +225,7 @@ def test_following_ends_in_one_line_with_its_broker(tmp_path: Path) -> None:
         assert "Following" in process.stderr.readline()
         assert process.stdout.readline()
     try:
-        _, reported = process.communicate(timeout=PATIENCE_S)
+        _, reported = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
     assert process.returncode == 1
@@ -249,7 +249,7 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
     for value, code in zip(values, codes, strict=True):
         letter = refused(cluster, value, code, (("trace", b"x"), ("dead-letter-topic", b"a producer's own")))
         producer.produce(cluster.topic(DEAD_LETTERS.name), letter.value, letter.key, headers=list(letter.headers))
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     listed = command(cluster, "dead-letters", "list").output
     assert "2  currency_unknown of transactions: Add the currency" in listed
     assert "repair" not in listed.replace("repair it at its producer", "")

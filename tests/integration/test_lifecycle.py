@@ -91,7 +91,7 @@ def test_a_stop_keeps_the_state_and_a_start_goes_on_from_it(cluster: Cluster, st
     check(cluster, bought)
 
 
-def test_damaged_snapshots_are_told_of_and_done_without(cluster: Cluster, start: Starter) -> None:
+def test_damaged_snapshots_are_reported_and_done_without(cluster: Cluster, start: Starter) -> None:
     cluster.publish()
     bought = shop(cluster, range(120), seed=1)
     cluster.flush()

@@ -16,7 +16,7 @@ from pipeline.models.rates import PublishedRates
 from pipeline.settings.rate_table import RatesError
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
 from tests.helpers.logs import after, transaction
-from tests.helpers.topics import PATIENCE_S, Cluster, Starter, shop
+from tests.helpers.topics import TIMEOUT_S, Cluster, Starter, shop
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
@@ -42,7 +42,7 @@ def rates_command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "rates", *arguments],
         env={"PATH": "", **settings_environment(cluster.settings)},
-        cwd=ROOT, capture_output=True, check=False, text=True, timeout=PATIENCE_S,
+        cwd=ROOT, capture_output=True, check=False, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
     file.write_bytes(NEW)
     lost = start(cluster.settings, rates_file=file, snapshot_url="")
     assert lost.code() == 1
-    assert "were judged by rate table 'indicative-1'" in lost.output
+    assert "were processed by rate table 'indicative-1'" in lost.output
     assert "publish its file with `fraud-pipeline rates FILE`, and start again" in lost.output
     assert len(cluster.decisions()) == 20
     assert rates_command(cluster, str(ROOT / "pipeline/data/rates.json")).returncode == 0

@@ -245,7 +245,7 @@ def test_without_a_reader_it_says_so_and_can_be_stopped(settings: Settings, fram
     assert progress.labels == 0
 
 
-def test_an_endless_stream_ends_when_it_is_told(settings: Settings) -> None:
+def test_an_endless_stream_ends_when_it_is_stopped(settings: Settings) -> None:
     stop = threading.Event()
 
     def endless() -> Iterator[pd.DataFrame]:

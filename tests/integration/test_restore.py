@@ -20,7 +20,7 @@ from schemas.records import Record
 from schemas.topics import PROFILED
 
 pytestmark = pytest.mark.broker
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 KEY = SnapshotKey("score", 0, "cluster", {"profiled": "topic"}, 1, "kernel")
 
 
@@ -74,7 +74,7 @@ def test_a_snapshot_older_than_the_log_is_passed_over(
             producer.produce(topic, b"k", b"v", 1_700_000_000_000)
     at = TopicPartition(topic, 0, 20)
     client = admin_client(bootstrap)
-    client.delete_records([at])[at].result(PATIENCE_S)
+    client.delete_records([at])[at].result(TIMEOUT_S)
     handler = Kept(settings, tmp_path / "scratch")
     handler.repository.writer(KEY, None).write({"profiled": position}, 0, StateDump(b"", {}))
     done = restore_partition(bootstrap, settings, "score", 0, {(topic, 0): 50}, handler, lambda: None)

@@ -189,14 +189,14 @@ def test_all_agents_work_by_client_certificates(secured: Secured, tmp_path: Path
     assert worker.stop() == 0
 
 
-def test_a_client_without_its_security_settings_is_told_what_to_check(
+def test_a_client_without_its_security_settings_learns_what_to_check(
     secured: Secured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = client_of(secured, "TLS", SUPER, "", tmp_path)
     plain = client._replace(settings=client.settings.model_copy(update={"kafka_config": {}}))
-    with monkeypatch.context() as impatient:
+    with monkeypatch.context() as shortened:
         # A broker with TLS never answers a client without.
-        impatient.setattr("pipeline.broker.running.ANSWER_TIMEOUT_S", 1.0)
+        shortened.setattr("pipeline.broker.running.ANSWER_TIMEOUT_S", 1.0)
         assert "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings" in plain.run("alerts", "--once", code=1)
     stranger = client_of(secured, "LOGIN", "stranger", "", tmp_path)
     run = stranger.run("alerts", "--once", code=1)

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.broker
 
 BROKER_REFUSES = PROFILED.max_message_bytes + 1_000_000
 """Bytes of an output that this client accepts and the broker does not."""
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 READS = (TRANSACTIONS, LABELS)
 
 
@@ -138,7 +138,7 @@ def write(settings: Settings, values: Sequence[str], topic: str = TRANSACTIONS.n
     producer = shared_producer(servers(settings))
     for value in values:
         producer.produce(settings.topic(topic), value.encode(), f"k{value}".encode(), timestamp=1_700_000_000_000)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
 
 def output_of(size: int) -> Output:
@@ -147,7 +147,7 @@ def output_of(size: int) -> Output:
 
 
 def work(session: Session, handler: Numbers, done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not done():
         assert time.monotonic() < deadline_s, "the records did not come"
         batch = session.poll(0.1)
@@ -156,7 +156,7 @@ def work(session: Session, handler: Numbers, done: Callable[[], bool]) -> None:
 
 
 def polled(session: Session) -> Batch:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while (batch := session.poll(0.1)) is None:
         assert time.monotonic() < deadline_s, "no batch came"
     return batch
@@ -218,7 +218,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
 ) -> None:
     def late(self: TransactionalProducers, *_: object) -> None:
         # As librdkafka does where the broker refuses a record while the offsets are under way.
-        self._producer.flush(PATIENCE_S)
+        self._producer.flush(TIMEOUT_S)
         raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
 
     handler = Numbers()
@@ -243,7 +243,7 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
     def slowly(self: TransactionalProducers, outputs: Sequence[Output]) -> None:
         for output in outputs:
             original(self, [output])
-            self._producer.flush(PATIENCE_S)
+            self._producer.flush(TIMEOUT_S)
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
@@ -334,7 +334,7 @@ def marks(settings: Settings) -> dict[tuple[str, int], Committed]:
     """What stands beside the committed offsets of transactions."""
     reader = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings, protocol="classic"))
     topic = settings.topic(TRANSACTIONS.name)
-    found = reader.committed([TopicPartition(topic, number) for number in (0, 1)], PATIENCE_S)
+    found = reader.committed([TopicPartition(topic, number) for number in (0, 1)], TIMEOUT_S)
     reader.close()
     return {(at.topic, at.partition): Committed(at.offset, read_mark(at.metadata)) for at in found}
 
@@ -352,7 +352,7 @@ def test_partitions_that_are_given_up_in_order_are_released(
         assert all(at.mark is not None and at.mark.commit and not at.mark.released for at in marks(settings).values())
         second = Numbers()
         with session(other, second, protocol) as two:
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while not (len(opened.assigned) == len(two.assigned) == 2) or two._careful.plan.active:
                 assert time.monotonic() < deadline_s
                 opened.poll(0.05)
@@ -396,7 +396,7 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
         write(settings, [str(number) for number in range(20)])
 
         def both() -> None:
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             number = 100
             while time.monotonic() < deadline_s:
                 number += 1
@@ -415,7 +415,7 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
     assert len(values) == len(set(values))
 
 
-def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
+def test_a_replay_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
     config = FeedbackConfig(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
     live, batches = Numbers(config), []
     with session(settings, live) as opened:
@@ -426,7 +426,7 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
             def come(count: int = before + len(values)) -> bool:
                 return len(held(live)) == count
 
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while not come():
                 assert time.monotonic() < deadline_s
                 if (batch := opened.poll(0.1)) is not None:
@@ -435,7 +435,7 @@ def test_a_fold_repeats_the_batches_as_they_were_read(settings: Settings) -> Non
                     opened.commit(batch, live.process(batch))
     again = Numbers()
     with session(settings, again) as other:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while len(other.assigned) < 4:
             assert time.monotonic() < deadline_s
             other.poll(0.1)
@@ -451,7 +451,7 @@ def test_partitions_move_whole_between_workers(settings: Settings) -> None:
         write(settings, [str(number) for number in range(10)])
         work(opened, first, lambda: len(held(first)) == 10)
         with session(other, second) as two:
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while not (len(opened.assigned) == len(two.assigned) == 2):
                 assert time.monotonic() < deadline_s
                 assert opened.poll(0.05) is None
@@ -480,7 +480,7 @@ def delete_below(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> 
     client = admin_client(servers(settings))
     at = [TopicPartition(*place, offset) for place, offset in offsets.items()]
     for future in client.delete_records(at).values():
-        future.result(PATIENCE_S)
+        future.result(TIMEOUT_S)
 
 
 def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_the_settings_say_so(
@@ -546,7 +546,7 @@ def test_outputs_without_records_are_refused_once_the_partitions_have_moved(sett
         opened.commit(in_time, [output])
         assert committed_offsets(servers(settings), group, topics) == before
         with session(other, second) as two:
-            deadline_s = time.monotonic() + PATIENCE_S
+            deadline_s = time.monotonic() + TIMEOUT_S
             while not (len(opened.assigned) == len(two.assigned) == 2):
                 assert time.monotonic() < deadline_s
                 opened.poll(0.05)
@@ -557,7 +557,7 @@ def test_outputs_without_records_are_refused_once_the_partitions_have_moved(sett
     assert decided(settings).count(b"late") == 2
 
 
-def test_nobody_is_told_that_outputs_without_records_were_committed(
+def test_nobody_hears_that_outputs_without_records_were_committed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = Numbers()
@@ -646,7 +646,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
         pytest.raises(SessionError, match=r"older offsets, or none, .*transactions"),
     ):
         work(second, Numbers(), lambda: False)
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", PATIENCE_S)
+    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", TIMEOUT_S)
     handler = Numbers()
     write(settings, [str(number) for number in range(20, 25)])
     with session(settings, handler) as third:
@@ -777,16 +777,16 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
 
 def left_open(settings: Settings, instance: str) -> Producer:
     """Begin a transaction in the name of an instance's card agent: a record, and an offset of its group."""
-    patient = {"transaction.timeout.ms": 60_000}  # no broker ends it while a test waits
+    long_timeout = {"transaction.timeout.ms": 60_000}  # no broker ends it while a test waits
     name = f"{settings.topic('card')}-{instance}"
-    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=patient))
-    left.init_transactions(PATIENCE_S)
+    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=long_timeout))
+    left.init_transactions(TIMEOUT_S)
     left.begin_transaction()
     left.produce(settings.topic(PROFILED.name), b"unfinished", partition=0)
     member = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
     at = TopicPartition(settings.topic(TRANSACTIONS.name), 0, 1)
-    left.send_offsets_to_transaction([at], member.consumer_group_metadata(), PATIENCE_S)
-    left.flush(PATIENCE_S)
+    left.send_offsets_to_transaction([at], member.consumer_group_metadata(), TIMEOUT_S)
+    left.flush(TIMEOUT_S)
     member.close()
     return left
 
@@ -805,12 +805,12 @@ def test_whoever_takes_over_ends_what_the_last_holder_left_open(
     left = left_open(settings, "dead")
     with session(settings, Numbers()) as two:
         # Without the end of the transaction the brokers do not tell where the group stands.
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while len(two.assigned) < 4:
             assert time.monotonic() < deadline_s
             two.poll(0.1)
         with pytest.raises(KafkaException) as fenced:
-            left.commit_transaction(PATIENCE_S)
+            left.commit_transaction(TIMEOUT_S)
         assert fenced.value.args[0].code() in FENCED
     assert "instance dead died with partitions" in caplog.text
 
@@ -832,10 +832,10 @@ def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(sett
     left = Producer(
         producer_config(servers(settings), transactional_id=f"{settings.topic('card')}.2-{settings.instance}")
     )
-    left.init_transactions(PATIENCE_S)
+    left.init_transactions(TIMEOUT_S)
     left.begin_transaction()
     left.produce(name, b"unfinished", partition=0)
-    left.flush(PATIENCE_S)
+    left.flush(TIMEOUT_S)
 
     def end(isolation: IsolationLevel) -> int:
         return last_offsets(client, [(name, 0)], isolation)[name, 0]
@@ -845,5 +845,5 @@ def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(sett
     # The record, and the marker of its end.
     assert (end(IsolationLevel.READ_UNCOMMITTED), end(IsolationLevel.READ_COMMITTED)) == (2, 2)
     with pytest.raises(KafkaException) as fenced:
-        left.commit_transaction(PATIENCE_S)
+        left.commit_transaction(TIMEOUT_S)
     assert fenced.value.args[0].code() in FENCED

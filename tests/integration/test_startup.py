@@ -51,7 +51,7 @@ from schemas.topics import (
 )
 from tests.helpers.logs import block_of
 from tests.helpers.topics import shared_producer
-from tests.helpers.waiting import PATIENCE_S, eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -86,10 +86,10 @@ def configure(bootstrap: str, name: str, **config: str) -> None:
     ]
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
     client = admin_client(bootstrap)
-    client.incremental_alter_configs([resource])[resource].result(PATIENCE_S)
+    client.incremental_alter_configs([resource])[resource].result(TIMEOUT_S)
 
     def described() -> bool:
-        found = client.describe_configs([resource])[resource].result(PATIENCE_S)
+        found = client.describe_configs([resource])[resource].result(TIMEOUT_S)
         return all(found[entry.name].value == entry.value for entry in entries)
 
     # A busy broker may go on describing the topic as it was for a moment.
@@ -99,7 +99,7 @@ def configure(bootstrap: str, name: str, **config: str) -> None:
 def write(bootstrap: str, settings: Settings, topic: Topic, value: bytes = b"{}", **where: object) -> None:
     producer = shared_producer(bootstrap)
     producer.produce(settings.topic(topic.name), value, **where)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
 
 def commit(bootstrap: str, settings: Settings, agent: str, offsets: dict[tuple[Topic, int], int]) -> None:
@@ -110,7 +110,7 @@ def commit(bootstrap: str, settings: Settings, agent: str, offsets: dict[tuple[T
     request = [ConsumerGroupTopicPartitions(settings.topic(agent), positions)]
     client = admin_client(bootstrap)
     (future,) = client.alter_consumer_group_offsets(request).values()
-    for position in future.result(PATIENCE_S).topic_partitions:
+    for position in future.result(TIMEOUT_S).topic_partitions:
         assert position.error is None
     if len(AGENTS[agent].reads) > 1:
         for number in {number for _, number in offsets}:
@@ -130,8 +130,8 @@ def progress(bootstrap: str, settings: Settings, agent: str, number: int, ends: 
 def made_anew(bootstrap: str, settings: Settings, topic: Topic) -> None:
     """Delete a topic, with which Kafka forgets the groups' offsets, and create it again."""
     client, name = admin_client(bootstrap), settings.topic(topic.name)
-    client.delete_topics([name])[name].result(PATIENCE_S)
-    eventually(lambda: name not in client.list_topics(timeout=PATIENCE_S).topics)
+    client.delete_topics([name])[name].result(TIMEOUT_S)
+    eventually(lambda: name not in client.list_topics(timeout=TIMEOUT_S).topics)
     ensure_topics(bootstrap, settings)
 
 
@@ -174,10 +174,10 @@ def test_retention_by_size_and_compaction_are_refused(bootstrap: str, settings: 
 def test_topics_keyed_alike_must_agree(bootstrap: str, settings: Settings) -> None:
     client = admin_client(bootstrap)
     name = settings.topic("progress")
-    client.delete_topics([name])[name].result(PATIENCE_S)
-    eventually(lambda: name not in client.list_topics(timeout=PATIENCE_S).topics)
-    client.create_topics([NewTopic(name, 3, 1)])[name].result(PATIENCE_S)
-    eventually(lambda: name in client.list_topics(timeout=PATIENCE_S).topics)
+    client.delete_topics([name])[name].result(TIMEOUT_S)
+    eventually(lambda: name not in client.list_topics(timeout=TIMEOUT_S).topics)
+    client.create_topics([NewTopic(name, 3, 1)])[name].result(TIMEOUT_S)
+    eventually(lambda: name in client.list_topics(timeout=TIMEOUT_S).topics)
     reported = refusal(bootstrap, settings)
     assert "keyed by cards" in reported
     assert f"{name} 3" in reported
@@ -228,11 +228,11 @@ def test_models_that_somebody_published_are_no_result_of_the_learn_agent(bootstr
 def test_what_an_aborted_transaction_left_is_no_result(bootstrap: str, settings: Settings) -> None:
     write(bootstrap, settings, TRANSACTIONS)
     producer = Producer(producer_config(bootstrap, transactional_id=settings.topic("aborting")))
-    producer.init_transactions(PATIENCE_S)
+    producer.init_transactions(TIMEOUT_S)
     producer.begin_transaction()
     producer.produce(settings.topic("profiled"), b"{}")
-    producer.flush(PATIENCE_S)
-    producer.abort_transaction(PATIENCE_S)
+    producer.flush(TIMEOUT_S)
+    producer.abort_transaction(TIMEOUT_S)
     assert check_start(bootstrap, settings, [CARD]) == []
 
 
@@ -299,7 +299,7 @@ def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, setti
     assert check_start(bootstrap, settings, [CARD]) == []
     at = TopicPartition(name, 2, 2)
     client = admin_client(bootstrap)
-    client.delete_records([at])[at].result(PATIENCE_S)
+    client.delete_records([at])[at].result(TIMEOUT_S)
     reported = refusal(bootstrap, settings, CARD)
     assert f"offset 1 of {name} partition 2, whose log begins at 2" in reported
     assert "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true" in reported
@@ -364,7 +364,7 @@ def test_a_trace_among_the_oldest_results_is_found(
         assert reported.numbers == {0, 1}
 
 
-def test_committed_inputs_without_a_recorded_order_are_told(bootstrap: str, settings: Settings) -> None:
+def test_committed_inputs_without_a_recorded_order_are_reported(bootstrap: str, settings: Settings) -> None:
     for _ in range(4):
         write(bootstrap, settings, TRANSACTIONS, partition=0)
     commit(bootstrap, settings, "card", {(TRANSACTIONS, 0): 2})
@@ -401,7 +401,7 @@ def test_inputs_that_producers_stamp_are_refused_where_brokers_should(
     assert check_start(bootstrap, live, roles) == []
 
 
-def test_a_snapshot_belongs_to_the_topics_that_its_state_is_folded_from(bootstrap: str, settings: Settings) -> None:
+def test_a_snapshot_belongs_to_the_topics_that_its_state_is_replayed_from(bootstrap: str, settings: Settings) -> None:
     context = WorkerContext(settings)
     context.connect()
     try:
@@ -428,8 +428,8 @@ def test_a_topic_made_anew_has_another_identity(bootstrap: str, settings: Settin
     before = topic_identities(client, names)
     assert topic_identities(client, names) == before
     assert before.cluster_id
-    client.delete_topics(names[:1])[names[0]].result(PATIENCE_S)
-    eventually(lambda: names[0] not in client.list_topics(timeout=PATIENCE_S).topics)
+    client.delete_topics(names[:1])[names[0]].result(TIMEOUT_S)
+    eventually(lambda: names[0] not in client.list_topics(timeout=TIMEOUT_S).topics)
     with pytest.raises(TopicError, match="there is no topic"):
         topic_identities(client, names)
     ensure_topics(bootstrap, settings)

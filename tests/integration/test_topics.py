@@ -28,7 +28,7 @@ from tests.helpers.topics import raise_failure, shared_producer
 
 pytestmark = pytest.mark.broker
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 JAVA_MURMUR2 = {
     b"21": -973_932_308,
     b"foobar": -790_332_482,
@@ -57,12 +57,12 @@ def test_topics_are_created_as_declared_and_then_found(kafka_settings: Settings)
     assert {state.action for state in first} == {"created"}
     assert {(state.action, state.warnings) for state in again} == {("present", ())}
     client = admin_client(bootstrap)
-    found = client.list_topics(timeout=PATIENCE_S).topics
+    found = client.list_topics(timeout=TIMEOUT_S).topics
     for topic in TOPICS:
         name = kafka_settings.topic(topic.name)
         assert len(found[name].partitions) == {"cards": 4, "merchants": 4, "one": 1}[topic.partitions_like]
         resource = ConfigResource(ResourceType.TOPIC, name)
-        actual = client.describe_configs([resource])[resource].result(PATIENCE_S)
+        actual = client.describe_configs([resource])[resource].result(TIMEOUT_S)
         expected = topic_config(topic, kafka_settings)
         assert {key: actual[key].value for key in expected} == expected
     assert topic_config(MODELS, kafka_settings)["cleanup.policy"] == "delete"
@@ -84,7 +84,7 @@ def test_a_simulated_clock_may_stand_anywhere(kafka_settings: Settings) -> None:
     producer = shared_producer(bootstrap)
     for stamp_ms in stamps_ms:
         producer.produce(name, b"value", b"card", timestamp=stamp_ms)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     assert [record.timestamp_ms for record in read_topic(bootstrap, name)] == stamps_ms
 
 
@@ -104,7 +104,7 @@ def test_other_differences_are_warnings(kafka_settings: Settings) -> None:
     name = kafka_settings.topic("transactions")
     drifted = {**topic_config(TRANSACTIONS, kafka_settings), "retention.ms": "1000", "max.message.bytes": "9000000"}
     client = admin_client(bootstrap)
-    client.create_topics([NewTopic(name, 4, 1, config=drifted)], operation_timeout=PATIENCE_S)[name].result(PATIENCE_S)
+    client.create_topics([NewTopic(name, 4, 1, config=drifted)], operation_timeout=TIMEOUT_S)[name].result(TIMEOUT_S)
     (state,) = ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     assert state.action == "present"
     assert state.warnings == ("retention.ms is 1000, should be -1",)
@@ -129,7 +129,7 @@ def test_workers_that_start_together_create_together(kafka_settings: Settings) -
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(PATIENCE_S)
+        worker.join(TIMEOUT_S)
     assert len(actions) == 4 * len(TOPICS)
     assert actions.count("created") == len(TOPICS)
 
@@ -143,7 +143,7 @@ def test_dead_letters_hold_the_largest_transaction_with_its_headers(kafka_settin
     )
     producer.produce(kafka_settings.topic(TRANSACTIONS.name), largest, b"card")
     producer.produce(kafka_settings.topic(DEAD_LETTERS.name), largest, b"card", headers=[("reason", b"y" * 10_000)])
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     (record,) = read_topic(bootstrap, kafka_settings.topic(DEAD_LETTERS.name))
     assert record.value == largest
     assert record.headers == (("reason", b"y" * 10_000),)
@@ -154,12 +154,12 @@ def test_only_committed_records_are_read_up_to_the_end(kafka_settings: Settings)
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     name = kafka_settings.topic("transactions")
     producer = Producer(producer_config(bootstrap, transactional_id=kafka_settings.topic("writer")))
-    producer.init_transactions(PATIENCE_S)
+    producer.init_transactions(TIMEOUT_S)
     for outcome in ("committed", "aborted"):
         producer.begin_transaction()
         for number in range(100):
             producer.produce(name, f"{outcome} {number}".encode(), f"card {number}".encode())
-        (producer.commit_transaction if outcome == "committed" else producer.abort_transaction)(PATIENCE_S)
+        (producer.commit_transaction if outcome == "committed" else producer.abort_transaction)(TIMEOUT_S)
 
     records = list(read_topic(bootstrap, name))
 
@@ -177,13 +177,13 @@ def test_an_open_transaction_ends_the_readable_log(kafka_settings: Settings) -> 
     ensure_topics(bootstrap, settings, [TRANSACTIONS])
     name = settings.topic("transactions")
     producer = Producer(producer_config(bootstrap, transactional_id=settings.topic("writer")))
-    producer.init_transactions(PATIENCE_S)
+    producer.init_transactions(TIMEOUT_S)
     producer.begin_transaction()
     producer.produce(name, b"open", b"card")
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     assert end_offsets(bootstrap, [name]) == {(name, 0): 0}
     assert list(read_topic(bootstrap, name)) == []
-    producer.commit_transaction(PATIENCE_S)
+    producer.commit_transaction(TIMEOUT_S)
     assert end_offsets(bootstrap, [name]) == {(name, 0): 2}
     assert [record.value for record in read_topic(bootstrap, name)] == [b"open"]
 
@@ -194,19 +194,19 @@ def test_a_tail_follows_from_the_end_until_it_is_stopped(kafka_settings: Setting
     name = kafka_settings.topic("transactions")
     producer = shared_producer(bootstrap)
     producer.produce(name, b"old", b"card")
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     stopped = threading.Event()
     seen: list[Record] = []
     tail = tail_topic(bootstrap, name, stopped=stopped)
     follower = threading.Thread(target=lambda: seen.extend(tail))
     follower.start()
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not seen and time.monotonic() < deadline_s:
         producer.produce(name, b"new", b"card")
-        producer.flush(PATIENCE_S)
+        producer.flush(TIMEOUT_S)
         stopped.wait(0.05)
     stopped.set()
-    follower.join(PATIENCE_S)
+    follower.join(TIMEOUT_S)
     assert {record.value for record in seen} == {b"new"}
 
 
@@ -218,14 +218,14 @@ def test_lag_counts_from_what_a_group_committed(kafka_settings: Settings) -> Non
     producer = shared_producer(bootstrap)
     for _ in range(10):
         producer.produce(name, b"value", b"card")
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
 
     assert committed_offsets(bootstrap, group, [name]) == {}
     assert group_lag(bootstrap, group, [name]) == {(name, 0): 10}
 
     consumer = Consumer(consumer_config(bootstrap, group))
     consumer.subscribe([name])
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while consumer.poll(0.1) is None:
         assert time.monotonic() < deadline_s
     consumer.commit(offsets=[TopicPartition(name, 0, 4)], asynchronous=False)
@@ -242,7 +242,7 @@ def test_keys_are_placed_as_java_places_them(kafka_settings: Settings) -> None:
     java = {key: (murmur2 & 0x7FFF_FFFF) % 4 for key, murmur2 in JAVA_MURMUR2.items()}
     for key in java:
         producer.produce(name, b"value", key)
-    assert producer.flush(PATIENCE_S) == 0
+    assert producer.flush(TIMEOUT_S) == 0
     assert {record.key: record.partition for record in read_topic(bootstrap, name)} == java
 
 

@@ -38,7 +38,7 @@ from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.helpers.worker import POLL_S
-from tests.integration.test_session import PATIENCE_S, Numbers, session
+from tests.integration.test_session import TIMEOUT_S, Numbers, session
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
@@ -187,7 +187,7 @@ def test_a_batch_that_a_disk_has_damaged_is_quarantined(
     def done() -> bool:
         return len(cluster.decisions()) >= len(bought) and quarantined(cluster) == expected
 
-    deadline_s = time.monotonic() + 3 * PATIENCE_S
+    deadline_s = time.monotonic() + 3 * TIMEOUT_S
     while not done():
         assert time.monotonic() < deadline_s, worker.output
         if (code := worker.process.poll()) is not None:
@@ -240,7 +240,7 @@ def test_a_session_passes_over_an_unreadable_batch_once_what_stands_before_it_is
     handler = Numbers()
     found = []
     with session(cluster.settings, handler, protocol) as reading:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         while len(handler.committed.get(1, [])) < 4 or len(handler.committed.get(0, [])) < 9:
             assert time.monotonic() < deadline_s, handler.committed
             if (batch := reading.poll(0.1)) is None:

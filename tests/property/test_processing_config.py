@@ -83,7 +83,7 @@ def card_batches(random: np.random.Generator) -> Batches:
         known = str(random.choice(["fraud", "legitimate"]))
         spoken = label(0, after(days, seconds=ahead_s), known, **{k: value[k] for k in ("transaction_id", "card_id")})
         labels.append(spoken, after(days))
-    return [[*bought, *told_] for bought, told_ in interleaved(transactions.records, labels.records, random)]
+    return [[*bought, *labelled] for bought, labelled in interleaved(transactions.records, labels.records, random)]
 
 
 def card_config(random: np.random.Generator) -> CardOptions:
@@ -186,7 +186,7 @@ def replayed(agent: Agent, lived: Lived, today: Options) -> Run:
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("name", AGENTS)
-def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, seed: int) -> None:
+def test_a_replay_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, seed: int) -> None:
     agent = AGENTS[name]
     lived = live(agent, seed)
     today = agent.random_options(np.random.default_rng(seed + 1_000))
@@ -204,7 +204,7 @@ def test_a_fold_leaves_what_was_live_whatever_the_rules_were_and_are(name: str, 
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_a_fold_by_the_rules_of_today_would_show(name: str) -> None:
+def test_a_replay_by_the_rules_of_today_would_show(name: str) -> None:
     """The test above notices where the config of markers is passed over, or any field of it."""
     agent = AGENTS[name]
     lived = live(agent, 0)

@@ -352,7 +352,7 @@ def on_files(home: Path, store: RocksStore, loaded: LoadedState | None) -> Feedb
 
 
 @pytest.mark.parametrize("name", ["card", "feedback"])
-def test_a_fold_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name: str) -> None:
+def test_a_replay_of_the_recorded_batches_leaves_the_state_and_emits_nothing(name: str) -> None:
     kernel = KERNELS[name]
     batches = kernel.batches(np.random.default_rng(7))
     live, replayed = Run(kernel), Run(kernel._replace(work=lambda state, records: state.process(records, None)))

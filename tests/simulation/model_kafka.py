@@ -222,7 +222,7 @@ class SimConsumer:
         self._topics: list[str] = []
         self._positions: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
-        self._ends_told: dict[Partition, int] = {}
+        self._ends_reported: dict[Partition, int] = {}
         self.lost = False
         """Set by the simulation: the group has given this member's partitions to others."""
         self.epoch = 0
@@ -292,8 +292,8 @@ class SimConsumer:
             self._positions[partition] = entry.offset + 1
             return Message(partition, entry.offset, entry)
         self._positions[partition] = max(position, log.end)
-        if self._tells_ends and self._ends_told.get(partition) != log.end:
-            self._ends_told[partition] = log.end
+        if self._tells_ends and self._ends_reported.get(partition) != log.end:
+            self._ends_reported[partition] = log.end
             return Message(partition, log.end, code=KafkaError._PARTITION_EOF)
         return None
 
@@ -305,7 +305,7 @@ class SimConsumer:
         for at in partitions:
             assert at.offset >= 0 or at.offset == OFFSET_BEGINNING
             self._positions[at.topic, at.partition] = max(at.offset, 0)
-            self._ends_told.pop((at.topic, at.partition), None)
+            self._ends_reported.pop((at.topic, at.partition), None)
 
     def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in _partitions_of(partitions):

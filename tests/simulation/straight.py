@@ -134,7 +134,7 @@ def _sorted(outputs: Sequence[Output]) -> list[Any]:
             value = output.partition, msgspec.json.encode(left)
         elif found := fields(Record("", 0, 0, 0, None, output.value)):
             models = (*_OF_THE_MODELS, "features") if output.topic.name == "decisions" else ()
-            told_of = _without_clock(found)
-            value = msgspec.json.encode({name: told_of[name] for name in told_of if name not in models})
+            written = _without_clock(found)
+            value = msgspec.json.encode({name: written[name] for name in written if name not in models})
         row[output.topic.name].append((output.key, value, output.headers))
     return sorted(row.items())

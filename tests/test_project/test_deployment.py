@@ -164,6 +164,12 @@ def test_every_alert_links_to_a_heading_that_exists() -> None:
         assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, rule["alert"]
 
 
+def test_every_alert_is_tested() -> None:
+    texts = [(PROMETHEUS / f"{name}.yml").read_text(encoding="utf-8") for name in ("rules-test", "rules-test-days")]
+    tested = {alert for text in texts for alert in re.findall(r"alertname: (\w+)", text)}
+    assert tested == {rule["alert"] for rule in rules()}
+
+
 def test_the_dashboard_asks_for_the_job_that_is_chosen() -> None:
     assert [one["name"] for one in json.loads(DASHBOARD.read_text())["templating"]["list"]] == ["job", "instance"]
     for target in (target for panel in panels() for target in panel["targets"]):

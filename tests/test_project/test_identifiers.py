@@ -20,6 +20,11 @@ PRIVATE = re.compile(
 """Words of our own, each of which the glossary replaces: commit, rollback, replay, snapshot scheduler, retry, timeout,
 partition, position, training update, train, model set, reason text, decision, stream time, and so on."""
 
+OF_TESTS = re.compile(
+    r"(?:^|_)(?:settle[ds]?|told(?!_apart)|judged|folded|refold|keepers?|patien\w+|lessons?)(?:$|_)", re.IGNORECASE
+)
+"""Those of them that tests have none of either. Metrics and fields of messages with such names are no names of code."""
+
 
 def is_private(name: str) -> bool:
     """Return whether a name is no noun, or has a word of our own."""
@@ -44,6 +49,14 @@ def test_names_are_nouns_and_standard_terms() -> None:
         given = {path.stem, *names(ast.parse(path.read_text(encoding="utf-8")))}
         wrong = sorted(filter(is_private, given))
         found += [f"{path.relative_to(ROOT)}: {name}" for name in wrong]
+    assert found == []
+
+
+def test_names_of_tests_are_standard_terms_too() -> None:
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        given = {path.stem, *names(ast.parse(path.read_text(encoding="utf-8")))}
+        found += [f"{path.relative_to(ROOT)}: {name}" for name in sorted(filter(OF_TESTS.search, given))]
     assert found == []
 
 

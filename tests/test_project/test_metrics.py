@@ -1,6 +1,7 @@
 """The metrics as Prometheus reads them, from the endpoint."""
 
 import math
+import re
 import socket
 import time
 import urllib.request
@@ -89,7 +90,16 @@ def test_something_counts_every_metric() -> None:
     assert [name for name in methods if not any(f".{name}" in text for text in texts)] == []
 
 
-def test_state_and_its_snapshots_are_told_until_the_partition_goes(metrics: WorkerMetrics) -> None:
+def test_agents_count_what_kernels_count() -> None:
+    """A kind that an agent does not hand on is on no metric; one that no kernel counts leaves its metric at 0."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py")]
+    counted = {kind for text in texts for kind in re.findall(r"counts\[\"(\w+)\", ", text)}
+    handed_on = set(re.findall(r"by_kind\.get\(\"(\w+)\"", (ROOT / "agents/counts.py").read_text(encoding="utf-8")))
+    # Of accepted transactions the decisions are a metric.
+    assert counted - {"accepted"} == handed_on
+
+
+def test_state_and_its_snapshots_are_reported_until_the_partition_goes(metrics: WorkerMetrics) -> None:
     metrics.state_restored("card", 0, source="snapshot", seconds=1.5, records=70, snapshot_at_s=1_000.0)
     metrics.state_restored("card", 1, source="log", seconds=40.0, records=900)
     metrics.snapshot_written("card", 0, size_bytes=2_048, seconds=0.2, taken_at_s=1_060.0)

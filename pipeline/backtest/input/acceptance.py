@@ -64,8 +64,8 @@ def accept_transactions(
 ) -> tuple[Transactions, list[Reject]]:
     """The accepted rows of ``table`` (`TRANSACTION_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
-    Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
-    first row. Raises ValueError where ``recorded`` rows have no sequence.
+    Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
+    number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in TRANSACTION_FIELDS}
     ids, fast = wire.identifiers(raw["transaction_id"])
@@ -130,9 +130,9 @@ def accept_labels(
 ) -> tuple[Labels, list[Reject]]:
     """The accepted rows of ``table`` (`LABEL_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
 
-    Rows that bear bytes of their own (`pipeline.exports.rows`) are judged by these. ``first_row`` is the number of its
-    first row. ``topic``, without prefix, speaks for the rows' sources; in a file of no topic all are believed. Raises
-    ValueError where ``recorded`` rows have no sequence.
+    Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
+    number of its first row. ``topic``, without prefix, speaks for the rows' sources; in a file of no topic all are
+    believed. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
     ids, fast = wire.identifiers(raw["transaction_id"])
@@ -193,7 +193,7 @@ def accept_each(
 
 
 class _OwnBytes(NamedTuple):
-    """Records of a table that are judged by their own bytes."""
+    """Records of a table that are accepted or refused by their own bytes."""
 
     given: NDArray[np.bool_]
     """Shape (n,): which they are."""

@@ -89,7 +89,7 @@ class ExportSource:
         warnings = [text for topic in (TRANSACTIONS, *of_labels) for text in check_whole(self.directory / topic.name)]
         if missing := [f"{topic.name}/" for topic in of_labels if not self._files(topic)]:
             what_follows = (
-                "nothing is learned, and no decision can be judged"
+                "nothing is learned, and no decision can be evaluated"
                 if len(missing) == len(of_labels)
                 else "labels are missing"
             )

@@ -19,7 +19,7 @@ class LogPart(NamedTuple, Generic[Rows]):
 
     rows: Rows
     arrived_us: NDArray[np.int64]
-    """Shape (n,): when each arrived; of rows that were refused nothing is told."""
+    """Shape (n,): when each arrived; unset for rows that were refused."""
 
 
 def by_time(

@@ -71,7 +71,7 @@ def delayed_truth(
 ) -> Iterator[pa.Table]:
     """A label for each transaction of a history that knows its frauds (column ``fraud``), ``delay_s`` after it.
 
-    ``tables`` as of `file_tables`, in the order of event time; without ``legitimate`` only frauds are told;
+    ``tables`` as of `file_tables`, in the order of event time; without ``legitimate`` only frauds are labelled;
     ``time_zone`` is of times without an offset. Raises `UnusableSource` for a truth that nobody can tell.
     """
     for table in tables:

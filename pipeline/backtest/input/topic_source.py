@@ -80,7 +80,7 @@ class TopicSource:
         late = note_late(rejects)
         of_range = span.arrivals(acceptance.future_tolerance_us, self.lateness_us)
         until_now = span.arrivals(acceptance.future_tolerance_us, None)
-        # Their ends as well are told by records.
+        # Records bound their ends as well.
         sold = self.ranges(TRANSACTIONS, span, acceptance.future_tolerance_us, to_end=True)
         label_logs = [
             (topic, number, offsets)

@@ -32,7 +32,7 @@ _LABEL: Final = np.dtype(
 
 
 class FinalLabels:
-    """The label that holds of each transaction, of all that were ever told: on disk, sorted by digests.
+    """The label that holds of each transaction, of all that ever came: on disk, sorted by digests.
 
     Memory is that of one part of the labels, which are parted by their digests.
     """

@@ -37,7 +37,7 @@ class GroundTruth(NamedTuple):
     source: "pd.Categorical[str]"
     """Source of the label that holds, empty where there is none."""
     fraud_type: "pd.Categorical[str]"
-    """Empty where it is not told."""
+    """Empty where it is not known."""
     known_us: NDArray[np.int64]
     """When the label that holds was known, in microseconds since 1970; `NEVER` where there is none."""
 
@@ -102,7 +102,7 @@ class _Found:
             numbers = positions.drop_null().to_numpy()
             rows += block.start
             before = (self._rank[rows], self._at_us[rows], self._known[rows])
-            # Of equal ones the last that was told.
+            # Of equal ones the last that came.
             holds = ~_less((rank[numbers], at_us[numbers], known[numbers]), before)
             rows, numbers = rows[holds], numbers[holds]
             self._rank[rows], self._at_us[rows], self._known[rows] = rank[numbers], at_us[numbers], known[numbers]

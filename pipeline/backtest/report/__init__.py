@@ -54,7 +54,7 @@ class BacktestReport:
 
     @property
     def by_fraud_type(self) -> pd.DataFrame:
-        """Recall and money by type of fraud; empty where no type is told."""
+        """Recall and money by type of fraud; empty where no type is known."""
         return fraud_types_frame(self.content)
 
 

@@ -48,7 +48,7 @@ def bands(shared: Shared) -> Slicing:
 
 
 def kinds(shared: Shared) -> Slicing:
-    """Types of fraud; none where no type is told. What is no known fraud belongs to no slice."""
+    """Types of fraud; none where no type is known. What is no known fraud belongs to no slice."""
     truth = shared.truth
     names = sorted(truth.fraud_type[truth.fraud].unique().tolist())
     if names == [""]:
@@ -57,7 +57,7 @@ def kinds(shared: Shared) -> Slicing:
     number = np.array([slice_of.get(name, OUTSIDE) for name in truth.fraud_type.categories], np.int64)
     fraud, codes = truth.fraud, truth.fraud_type.codes
     kind = in_blocks(len(fraud), np.int64, lambda rows: np.where(fraud[rows], number[codes[rows]], OUTSIDE))
-    return Slicing([name or "not told" for name in names], kind)
+    return Slicing([name or "not known" for name in names], kind)
 
 
 def slices(
@@ -97,7 +97,7 @@ def _counted(cut: Slicing, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def fraud_types(shared: Shared, cut: Slicing, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:
-    """Recall and money by type, of alerts and of the best of each day; nothing where no type is told."""
+    """Recall and money by type, of alerts and of the best of each day; nothing where no type is known."""
     return [
         TypeRecall(
             fraud_type=name,

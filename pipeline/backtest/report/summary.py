@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.backtest.report.content import ReportContent
+from pipeline.backtest.report.content import ReportContent, VariantContent
 from pipeline.backtest.report.trainings import sentence
 from pipeline.backtest.report.wording import (
     between,
@@ -49,35 +49,7 @@ def summary(content: ReportContent) -> str:
     if text := refused_text(content.counts):
         console.print(Text(text))
     for variant in content.variants:
-        level = f"{content.options.level:.0%}"
-        grid = _grid(variant.name, ["metric", "value", f"{level}, days", f"{level}, cards"])
-        for metric in variant.metrics:
-            if metric.name in _SHOWN:
-                by_days, by_cards = between(metric.by_days, metric), between(metric.by_cards, metric)
-                grid.add_row(Text(metric.title), figure(metric), by_days, by_cards)
-        console.print(grid)
-        if content.labels.unlabelled:
-            precision, recall = variant.precision_bounds, variant.recall_bounds
-            console.print(
-                Text(
-                    f"Of the alerts {percent(variant.alerts_labelled)} have a label, of other transactions "
-                    f"{percent(variant.others_labelled)}. Those without could put precision of alerts between "
-                    f"{ratio(precision.least)} and {ratio(precision.most)}, recall between {ratio(recall.least)} and "
-                    f"{ratio(recall.most)}."
-                )
-            )
-        if variant.paced is not None:
-            console.print(Text(pacing_sentence(variant.paced)))
-        if text := sentence(variant):
-            console.print(Text(text))
-        if variant.reviewed is not None:
-            console.print(
-                Text(
-                    f"Of {number(variant.reviewed.alerts)} alerts that were looked at, "
-                    f"{number(variant.reviewed.sooner)} were answered before a report; about "
-                    f"{number(variant.reviewed.unanswered)} nobody knows the truth."
-                )
-            )
+        _print_variant(console, variant, content)
     for comparison in content.comparisons:
         console.print(
             Text(
@@ -99,6 +71,39 @@ def summary(content: ReportContent) -> str:
     for statement in content.labels.statements:
         console.print(Text(statement))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip("\n") + "\n"
+
+
+def _print_variant(console: Console, variant: VariantContent, content: ReportContent) -> None:
+    """Print the metrics of a variant, and what is known of its alerts."""
+    level = f"{content.options.level:.0%}"
+    grid = _grid(variant.name, ["metric", "value", f"{level}, days", f"{level}, cards"])
+    for metric in variant.metrics:
+        if metric.name in _SHOWN:
+            by_days, by_cards = between(metric.by_days, metric), between(metric.by_cards, metric)
+            grid.add_row(Text(metric.title), figure(metric), by_days, by_cards)
+    console.print(grid)
+    if content.labels.unlabelled:
+        precision, recall = variant.precision_bounds, variant.recall_bounds
+        console.print(
+            Text(
+                f"Of the alerts {percent(variant.alerts_labelled)} have a label, of other transactions "
+                f"{percent(variant.others_labelled)}. Those without could put precision of alerts between "
+                f"{ratio(precision.least)} and {ratio(precision.most)}, recall between {ratio(recall.least)} and "
+                f"{ratio(recall.most)}."
+            )
+        )
+    if variant.paced is not None:
+        console.print(Text(pacing_sentence(variant.paced)))
+    if text := sentence(variant):
+        console.print(Text(text))
+    if variant.reviewed is not None:
+        console.print(
+            Text(
+                f"Of {number(variant.reviewed.alerts)} alerts that were looked at, "
+                f"{number(variant.reviewed.sooner)} were answered before a report; about "
+                f"{number(variant.reviewed.unanswered)} nobody knows the truth."
+            )
+        )
 
 
 def _grid(title: str, columns: list[str]) -> Table:

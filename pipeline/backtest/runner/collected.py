@@ -13,7 +13,7 @@ from pipeline.engine.columns import Transactions
 from pipeline.engine.decisions import Decisions, outcome_columns
 
 EXPLAINED_AT_MOST: Final = 500
-"""Alerts of a variant whose reasons are told, the first of the range; each costs milliseconds."""
+"""Alerts of a variant whose reasons are put into words, the first of the range; each costs milliseconds."""
 
 
 class _Kept:

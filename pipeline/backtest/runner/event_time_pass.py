@@ -42,7 +42,7 @@ def renewals_of(
         candidates: All of them.
         rows: What was trained on before the range; None where nothing was trained.
         library: Has the policy whose rules, blend and audit rate are taken over.
-        statistics: Is told of the trainings.
+        statistics: Records the trainings.
     """
     names = list(candidates)
     of_lanes = [[name] for name in names] if request.labels is LabelMode.REVIEW else [names]
@@ -159,7 +159,7 @@ def _decided(
     options: CardOptions,
     statistics: RunStatistics,
 ) -> Generator[list[Decisions], None, None]:
-    """Decisions of all candidates, with labels as they were told or as they are due."""
+    """Decisions of all candidates, with labels as they were emitted or as they are due."""
     every = list(candidates.values())
     if not schedules:
         return replay_accepted(every, opened.transactions, opened.labels, rejects, options=options, renewal=renewals[0])

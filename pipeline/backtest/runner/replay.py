@@ -171,7 +171,7 @@ class _Lane:
     def work(self, chunk: Chunk, rejects: Sequence[Reject]) -> Iterator[list[Decisions]]:
         """Decide about a chunk, in as many parts as its transactions lie in periods: the `Decisions` of each.
 
-        What ``rejects`` holds is told with the first part.
+        What ``rejects`` holds is reported with the first part.
         """
         for part, due in _scheduled(chunk, () if self._renewal is None else self._renewal.periods):
             if self._renewal is not None and due:

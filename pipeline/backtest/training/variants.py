@@ -22,7 +22,7 @@ from pipeline.engine.card import CardOptions
 from pipeline.engine.columns import Labels, Transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import Registry
-from pipeline.training.fit import Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
 from schemas.times import US_PER_DAY, US_PER_SECOND
@@ -52,7 +52,7 @@ class Training:
     gap_s: float | None = None
     """Transactions of the last ``gap_s`` before the end are no targets, since not all of their labels are known.
     Default: the labels' delay where a file's truth becomes labels, else the setting ``maturity_days``."""
-    alerts_per_day: float = 100.0
+    alerts_per_day: float = DEFAULT_BUDGET
     """Alerts a day for which the new policies' thresholds are chosen, where no other is asked for."""
     config: TrainingConfig = field(default_factory=TrainingConfig)
     """Hyperparameters of the trees."""
@@ -174,7 +174,7 @@ def read_rows(
 ) -> TrainingRows:
     """Return the transactions from a time on, among records by event time that begin with what warms the windows up.
 
-    ``note`` is told the event times of each chunk's transactions.
+    ``note`` receives the event times of each chunk's transactions.
     """
     rows = TrainingRows(from_us)
     with closing(profile_chunks(chunks, options)) as passed:

@@ -30,7 +30,7 @@ DAYS: Final = 44
 RECORDS_PER_CARD: Final = 70
 MERCHANTS_PER_CARD: Final = 2
 TRAINING_RECORDS: Final = 60_000
-RIVER_LESSONS: Final = 20_000
+RIVER_EXAMPLES: Final = 20_000
 TREES: Final = 200
 LEAVES: Final = 63
 MCCS: Final = (5411, 5812, 5541, 5912, 4111, 5999, 5732, 7995)
@@ -171,7 +171,7 @@ def _lightgbm_text(rows: np.ndarray, fraud: np.ndarray) -> str:
 def _river_numbers(rows: np.ndarray, fraud: np.ndarray) -> dict[str, Any]:
     """Weights on the inputs as they are: the scaler that River learns with is multiplied in."""
     scaler, model = preprocessing.StandardScaler(), linear_model.LogisticRegression(optimizer=optim.SGD(0.005))
-    for row, label in zip(rows[:RIVER_LESSONS].tolist(), fraud[:RIVER_LESSONS].tolist(), strict=True):
+    for row, label in zip(rows[:RIVER_EXAMPLES].tolist(), fraud[:RIVER_EXAMPLES].tolist(), strict=True):
         named = dict(zip(INPUTS, row, strict=True))
         scaler.learn_one(named)
         model.learn_one(scaler.transform_one(named), label)

@@ -1,7 +1,7 @@
 """Job (a) as an agent of this project's engine: everything of a live agent but its kernel and its topics.
 
-A Faust agent on a batch channel, a session with at-least-once delivery, state in mapped files, snapshots on, records
-set aside, metrics counted: ``agents`` and ``pipeline.kafka`` as they are. Only `tests.benchmarks.ours.kernel` is other.
+A Faust agent on a batch channel, a session with at-least-once delivery, state in mapped files, snapshots on, dead
+letters, metrics counted: ``agents`` and ``pipeline.kafka`` as they are. Only `tests.benchmarks.ours.kernel` is other.
 """
 
 import gc

@@ -171,13 +171,13 @@ def main(options: Arguments) -> None:
                 producer.produce(options.output, encoder.encode(decision), message.key(), on_delivery=failed)
         producer.poll(0)
         if time.monotonic() > commit_at_s:
-            settle(producer, consumer, failures)
+            commit_batch(producer, consumer, failures)
             commit_at_s = time.monotonic() + COMMIT_EVERY_S
-    settle(producer, consumer, failures)
+    commit_batch(producer, consumer, failures)
     consumer.close()
 
 
-def settle(producer: Producer, consumer: Consumer, failures: list[object]) -> None:
+def commit_batch(producer: Producer, consumer: Consumer, failures: list[object]) -> None:
     """Wait until every decision is delivered, then commit what was consumed."""
     if producer.flush(60) or failures:
         raise RuntimeError(f"decisions were not delivered: {failures[:1]}")

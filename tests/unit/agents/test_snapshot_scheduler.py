@@ -158,7 +158,7 @@ def test_a_broken_store_ends_the_worker(bench: Bench) -> None:
     assert bench.counted("failed") == 0
 
 
-def test_a_write_that_fails_after_its_partition_went_is_told_and_counted(
+def test_a_write_that_fails_after_its_partition_went_is_reported_and_counted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = threading.Event()

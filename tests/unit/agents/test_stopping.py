@@ -17,7 +17,7 @@ from agents.stopping import EXIT_LATE
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[3]
-PATIENCE_S = 240.0
+TIMEOUT_S = 240.0
 PROGRAM = """
     import atexit, ctypes, logging, sys, threading
     from concurrent.futures import ThreadPoolExecutor
@@ -96,12 +96,12 @@ FAILING = """
 def failing(tmp_path: Path, *arguments: str) -> list[str]:
     """Return the output of a worker whose agents fail; it ends with code 1."""
     command = [sys.executable, "-c", textwrap.dedent(FAILING), str(tmp_path), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 1, done.stderr
     return (done.stdout + done.stderr).splitlines()
 
 
-def test_a_full_disk_is_told_once_and_without_a_traceback(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_and_without_a_traceback(tmp_path: Path) -> None:
     reported = failing(tmp_path)
     assert not [line for line in reported if "Traceback" in line or line.startswith(" ")]
     (reason,) = (line for line in reported if "cannot go on" in line)
@@ -134,7 +134,7 @@ def test_a_worker_that_has_closed_ends_whatever_the_interpreter_waits_for(worker
     before = list(takewhile(lambda line: "started" not in line, worker.stderr))
     assert worker.poll() is None, before
     worker.send_signal(signal.SIGTERM)
-    _, reported = worker.communicate(timeout=PATIENCE_S)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
     assert worker.returncode == 0, reported
     assert "closed" in reported
     assert "did not end in time" not in reported
@@ -145,7 +145,7 @@ def test_a_worker_that_does_not_end_in_time_says_where_it_stood(worker: subproce
     assert worker.stderr is not None
     assert any("started" in line for line in worker.stderr)
     worker.send_signal(signal.SIGTERM)
-    _, reported = worker.communicate(timeout=PATIENCE_S)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
     assert worker.returncode == EXIT_LATE, reported
     assert "in on_stop" in reported
     assert "did not end in time" in reported
@@ -153,7 +153,7 @@ def test_a_worker_that_does_not_end_in_time_says_where_it_stood(worker: subproce
 
 @pytest.mark.parametrize("worker", [("crash",)], indirect=True)
 def test_a_worker_that_crashes_says_so_with_its_code(worker: subprocess.Popen[str]) -> None:
-    _, reported = worker.communicate(timeout=PATIENCE_S)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
     assert worker.returncode == 1, reported
     assert "of no use" in reported
 
@@ -162,7 +162,7 @@ def test_a_worker_that_crashes_says_so_with_its_code(worker: subprocess.Popen[st
     ("worker", "thread"), [(("thread",), "watch"), (("executor",), "agent-card_0")], indirect=["worker"]
 )
 def test_a_worker_ends_with_any_of_its_threads(worker: subprocess.Popen[str], thread: str) -> None:
-    _, reported = worker.communicate(timeout=PATIENCE_S)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
     assert worker.returncode == 1, reported
     assert f"thread {thread} died of " in reported
     assert "Start it again" in reported

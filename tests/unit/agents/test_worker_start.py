@@ -16,7 +16,7 @@ from pipeline.engine.card import CardOptions
 from pipeline.settings import Settings
 from tests.contract.records import RATES
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class Loop:
@@ -53,7 +53,7 @@ def test_kernels_are_loaded_for_the_agents_that_run(
 def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
     worker: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "CRITICAL_FIRST_S", PATIENCE_S)
+    monkeypatch.setattr(app, "CRITICAL_FIRST_S", TIMEOUT_S)
     card, score = Loop(), Loop()
     card.held["transactions", 0] = 0
     waiting = threading.Thread(target=worker._await_critical)
@@ -61,10 +61,10 @@ def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
     worker._loops["card"] = cast(AgentLoop, card)
     worker._loops["score"] = cast(AgentLoop, score)
     for _ in range(2):
-        assert score.looks.acquire(timeout=PATIENCE_S)
+        assert score.looks.acquire(timeout=TIMEOUT_S)
     assert waiting.is_alive()
     score.held["profiled", 0] = 7
-    waiting.join(PATIENCE_S)
+    waiting.join(TIMEOUT_S)
     assert not waiting.is_alive()
 
 

@@ -157,15 +157,15 @@ def test_reasons_are_those_of_the_alerts() -> None:
 
 
 class Pupil(LayerLearner):
-    """A learner that keeps what it was told."""
+    """A learner that keeps the examples that it was given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Example] = []
+        self.examples: list[Example] = []
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
         examples = list(examples)
-        self.told += examples
+        self.examples += examples
         return super().learn_examples(examples)
 
 
@@ -189,7 +189,7 @@ def assert_taught(
             assert_same(parts, live)
         assert sum(map(len, parts)) == len(live.decisions)
         assert dead_letters(parts) == sorted(live.dead_letters)
-        assert list(map(comparable, pupil.told)) == list(map(comparable, live.examples))
+        assert list(map(comparable, pupil.examples)) == list(map(comparable, live.examples))
         outcomes = sum((part.feedback for part in parts), Counter[tuple[str, str]]())
         refused = {("label", "invalid"), ("label", "rerouted")}
         assert outcomes == {name: count for name, count in live.feedback_counts.items() if name not in refused}

@@ -63,7 +63,7 @@ def test_a_range_is_decided_as_it_is_within_the_whole(file: Path, settings: Sett
     assert (part.label_mode, part.partial) == ("delay", False)
 
 
-def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_told(file: Path, settings: Settings) -> None:
+def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_reported(file: Path, settings: Settings) -> None:
     start = START + 12 * DAY
     short = backtest_of(file, start=start, settings=settings, warm_up_s=3 * 86_400.0).run()
     assert short.warm_up_from_us >= (start - 3 * DAY).timestamp() * 1e6
@@ -293,7 +293,7 @@ def test_progress_tells_the_warm_up_from_the_range(
     assert {step.stage for step in steps} == {"warming the windows up", ""}
 
 
-def test_what_cannot_be_decided_is_told(file: Path, settings: Settings, tmp_path: Path) -> None:
+def test_what_cannot_be_decided_is_reported(file: Path, settings: Settings, tmp_path: Path) -> None:
     late = START + 100 * DAY
     with pytest.raises(RangeError, match=r"history\.parquet has no transaction to decide from 2024-06-09"):
         backtest_of(file, start=late, settings=settings).run()
@@ -357,7 +357,7 @@ def test_variants_have_names_of_their_own(file: Path, settings: Settings) -> Non
     assert list(budgets.candidates()) == ["active at 10.0000001 a day", "active at 10 a day"]
 
 
-def told_by(warnings: Sequence[str]) -> list[str]:
+def reported_in(warnings: Sequence[str]) -> list[str]:
     return [warning for warning in warnings if re.search("refused|repeat|neither|none of", warning)]
 
 
@@ -365,11 +365,11 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path
 ) -> None:
     rows = len(history)
-    assert told_by(backtest_of(file, settings=settings).run().warnings) == []
+    assert reported_in(backtest_of(file, settings=settings).run().warnings) == []
     strange = tmp_path / "strange.parquet"
     odd = history["currency"].where(np.arange(rows) % 2 == 0, "XXX")
     history.assign(currency=odd).to_parquet(strange, index=False)
-    (refused,) = told_by(backtest_of(strange, settings=settings).run().warnings)
+    (refused,) = reported_in(backtest_of(strange, settings=settings).run().warnings)
     half = f"{rows // 2:,}"
     assert refused == f"{half} of {rows:,} transactions were refused, and not decided: currency_unknown {half}"
     of_labels = history[["transaction_id", "card_id"]].assign(
@@ -377,31 +377,31 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     )
     label_file = tmp_path / "labels.parquet"
     of_labels.to_parquet(label_file, index=False)
-    (senseless,) = told_by(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
+    (senseless,) = reported_in(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
     assert senseless == f"{rows:,} of {rows:,} labels say neither fraud nor legitimate, and count as none"
     of_labels.assign(transaction_id="of another file").to_parquet(label_file, index=False)
-    (wrong,) = told_by(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
+    (wrong,) = reported_in(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
     assert wrong == f"none of {rows:,} labels has its transaction among those that were read"
     of_labels.assign(labelled_at="now").to_parquet(label_file, index=False)
-    (timeless,) = told_by(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
+    (timeless,) = reported_in(backtest_of(file, label_file=label_file, settings=settings).run().warnings)
     assert timeless == f"{rows:,} of {rows:,} labels were refused: invalid_value {rows:,}"
     # Labels of what was not read are no error of theirs.
     of_labels.assign(label="fraud").to_parquet(label_file, index=False)
     late = backtest_of(file, start=START + 12 * DAY, warm_up_s=86_400.0, label_file=label_file, settings=settings).run()
     assert late.counts["labels: transaction_not_read"] > rows / 3
     assert "refused labels: label_without_transaction" not in late.counts
-    assert told_by(late.warnings) == []
+    assert reported_in(late.warnings) == []
     twice = tmp_path / "twice.parquet"
     same = history.assign(transaction_id="t", card_id="c")
     same.to_parquet(twice, index=False)
-    (repeated,) = told_by(backtest_of(twice, settings=settings).run().warnings)
+    (repeated,) = reported_in(backtest_of(twice, settings=settings).run().warnings)
     assert repeated.startswith(f"{rows - 1:,} of {rows:,} transactions were refused, and not decided: repeat_differs")
     pd.concat([history.iloc[:1]] * 3).to_parquet(twice, index=False)
-    (repeated,) = told_by(backtest_of(twice, settings=settings).run().warnings)
+    (repeated,) = reported_in(backtest_of(twice, settings=settings).run().warnings)
     assert repeated == "2 of 3 transactions repeat others, and were not decided"
 
 
-def test_a_file_without_a_row_is_told_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+def test_a_file_without_a_row_is_reported_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "empty.parquet"
     history.iloc[:0].to_parquet(path, index=False)
     with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):

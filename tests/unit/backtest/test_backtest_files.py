@@ -103,7 +103,7 @@ def test_rows_in_order_are_not_shown_to_the_decoder(history: pd.DataFrame, monke
     assert sum(map(len, replay(models(), frame_tables(history), truth, options=options()))) == len(history)
 
 
-def test_nothing_gives_nothing_and_refused_rows_are_told_all_the_same() -> None:
+def test_nothing_gives_nothing_and_refused_rows_are_reported_all_the_same() -> None:
     assert list(replay(models(), [], options=options())) == []
     bad = pa.table({"transaction_id": ["t"], "amount": ["1"]})
     (part,) = replay(models(), [bad, bad], options=options())

@@ -165,7 +165,7 @@ def test_a_truth_is_known_after_its_delay(
     assert (result.label_mode, result.parameters["labels"]) == ("delay", "delay")
 
 
-def told_about(history: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str], bool]]:
+def labelled(history: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str], bool]]:
     """Recorded labels, with corrections, withdrawals and rules among them, and what they say in the end."""
     rng = np.random.default_rng(2)
     emitted, final = [], {}
@@ -207,7 +207,7 @@ def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: P
 def test_the_truth_of_recorded_labels_is_what_they_say_in_the_end(
     history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path, labels: str
 ) -> None:
-    frame, final = told_about(history)
+    frame, final = labelled(history)
     path = tmp_path / "labels.csv"
     frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S.%f%z")
     asked = backtest_of(

@@ -208,7 +208,7 @@ def test_windows_that_began_later_explain_what_lies_within_their_reach(history: 
     assert causes(found) == {compared.WINDOWS: before, compared.ARRIVAL: len(decisions) - before}
 
 
-def test_what_only_one_side_decided_is_told(history: list[Happening], lived: Lived) -> None:
+def test_what_only_one_side_decided_is_reported(history: list[Happening], lived: Lived) -> None:
     decisions, places = here(history)
     found = comparer(written(lived.decisions[10:], lived.features))
     found.take(decisions.take(np.arange(len(decisions) - 20)), places[:-20])

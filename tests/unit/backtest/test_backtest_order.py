@@ -123,8 +123,8 @@ def test_horizons_end_at_the_same_microsecond(off_us: int, dedup_days: int, labe
     """Repeats, late labels, labels of the forgotten and early labels, each where its rule turns."""
     card = options(dedup=dedup_days * DAY, label=label_days * DAY)
     feedback = FeedbackOptions(8 * DAY, 5 * DAY, 1.0)
-    patience_us = EARLY_LABEL_GRACE_US
-    distances = (5 * DAY, 8 * DAY, 8 * DAY + patience_us, 8 * DAY + 2 * patience_us, patience_us, 30 * DAY)
+    grace_us = EARLY_LABEL_GRACE_US
+    distances = (5 * DAY, 8 * DAY, 8 * DAY + grace_us, 8 * DAY + 2 * grace_us, grace_us, 30 * DAY)
     for distance_us in distances:
         then_us, later_us = START_US, START_US + distance_us + off_us
         for first, second in product(("sold", "told"), repeat=2):

@@ -15,7 +15,7 @@ from tests.helpers.logs import Log, after, microseconds, transaction
 from tests.unit.engine.test_engine_card import Desk
 
 HORIZON_DAYS = 2
-PATIENCE_DAYS = 7
+GRACE_DAYS = 7
 
 
 def statistics(from_us: int = EARLIEST_US) -> RunStatistics:
@@ -56,13 +56,13 @@ def test_refusals_repeats_and_labels_are_counted_of_every_batch() -> None:
 def test_labels_in_vain_are_refused_where_their_transaction_was_not_before_the_warm_up() -> None:
     desk = Desk(label_days=HORIZON_DAYS)
     warm_up = after(10)
-    last = warm_up + timedelta(days=HORIZON_DAYS + PATIENCE_DAYS)
+    last = warm_up + timedelta(days=HORIZON_DAYS + GRACE_DAYS)
     results = [
         desk.say(1, last - timedelta(seconds=1), card_id="nobody"),
         desk.say(2, last, card_id="nobody"),
         # It counts from when it came, whenever it was made.
         desk.say(3, last - timedelta(days=3), arrived=last, card_id="nobody"),
-        desk.buy(4, last + timedelta(days=PATIENCE_DAYS + 1)),
+        desk.buy(4, last + timedelta(days=GRACE_DAYS + 1)),
     ]
     found = counted(results, statistics(microseconds(warm_up)))
     assert found == {

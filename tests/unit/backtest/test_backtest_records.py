@@ -56,7 +56,7 @@ def test_a_record_gives_what_its_row_gives() -> None:
     assert len(part.arrived_us) == len(part.rows)
 
 
-def test_labels_are_told_with_when_they_became_known() -> None:
+def test_labels_are_returned_with_when_they_became_known() -> None:
     history = busy_history(5)
     rejects: list[Reject] = []
     reported: list[tuple[Label, int]] = []

@@ -248,7 +248,7 @@ def test_variants_are_compared_by_day_and_by_amount() -> None:
         assert all(metric.by_cards in ((0.0, 0.0), None) for metric in part.metrics)
 
 
-def test_what_the_labels_leave_open_is_told_of_the_best_of_each_day_too() -> None:
+def test_what_the_labels_leave_open_is_shown_of_the_best_of_each_day_too() -> None:
     given = result(labelled=0.2)
     report = quick(given)
     item, labels = report.content.variants[0], report.content.labels
@@ -500,7 +500,7 @@ def test_what_was_refused_or_repeated_is_in_the_summary() -> None:
     assert "Refused" not in quick(result()).text
 
 
-def test_bounds_are_told_where_something_is_open() -> None:
+def test_bounds_are_reported_where_something_is_open() -> None:
     assert "could put precision" in quick(result()).text
     assert "could put precision" not in quick(result(labelled=1.0)).text
 
@@ -531,7 +531,7 @@ def test_the_calendar_does_not_drift_in_a_range_that_is_shorter_than_its_cycle()
     assert None not in reported(to_us=FROM_US + 7 * DAY_US)["weekday"]
 
 
-def test_a_model_that_does_not_tell_its_training_is_told_of_in_every_reading() -> None:
+def test_a_model_that_does_not_tell_its_training_is_named_in_every_reading() -> None:
     reported = result().drift[0]
     silent = ModelDrift("ba9876543210", ("variant 1",), (), ())
     report = quick(result(variants=2, drift=[reported, silent]))

@@ -325,7 +325,7 @@ def test_a_training_that_is_stopped_decides_nothing(asked: Callable[..., Backtes
         asked(training=training(start)).run(stopped=lambda: True)
 
 
-def test_a_training_that_cannot_be_is_told(asked: Callable[..., Backtest], start: datetime, tmp_path: Path) -> None:
+def test_a_training_that_cannot_be_is_reported(asked: Callable[..., Backtest], start: datetime, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="still to come"):
         asked(training=training(start, end=start + 29 * DAY))
     with pytest.raises(ValueError, match="what lies before the range"):
@@ -369,7 +369,7 @@ def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(
     assert (result.variants[0].decisions["selection"] == "rule").sum() > 0
 
 
-def test_days_that_a_budget_lacks_are_told(asked: Callable[..., Backtest], start: datetime) -> None:
+def test_days_that_a_budget_lacks_are_reported(asked: Callable[..., Backtest], start: datetime) -> None:
     result = asked(budgets=[5], start=start + 3 * DAY).run()
     assert any("chosen on 3.0 days before the range, not on 6" in warning for warning in result.warnings)
     with pytest.raises(ValueError, match="there is no transaction"):

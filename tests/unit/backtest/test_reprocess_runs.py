@@ -357,7 +357,7 @@ def test_the_pages_tell_every_option(command: click.Command, page: str) -> None:
         (["reprocess"], 2, "--into"),
     ],
 )
-def test_what_cannot_be_done_is_told(arguments: list[str], code: int, text: str, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_reported(arguments: list[str], code: int, text: str, tmp_path: Path) -> None:
     environment = {"FRAUD_PIPELINE_DATA_DIR": str(tmp_path), "KAFKA_BOOTSTRAP_SERVERS": None}
     result = CliRunner().invoke(main, arguments, env=environment)
     assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output

@@ -105,7 +105,7 @@ def test_a_model_is_trained_and_kept(run: Run, tmp_path: Path) -> None:
     assert "no merchants at 5 a day beside now at 5 a day" in " ".join(result.stdout.split())
 
 
-def test_models_are_renewed_and_told(run: Run) -> None:
+def test_models_are_renewed_and_reported(run: Run) -> None:
     result = run(
         "--from", "2024-03-11", "--train", "mine", "--train-from", "2024-03-02", "--renew", "2", "--label-delay", "1d",
         "--validation-days", "3", "--train-window", "9",
@@ -158,7 +158,7 @@ def in_small_tables(*arguments: object) -> object:
         (["--from", "2024-03-13", "--train", "a=colour", "--train-from", "2024-03-01"], 1, "matches no feature"),
     ],
 )
-def test_what_cannot_be_done_is_told(run: Run, arguments: list[str], code: int, text: str) -> None:
+def test_what_cannot_be_done_is_reported(run: Run, arguments: list[str], code: int, text: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, text in result.output.replace("\n", " ")) == (code, True), result.output
 
@@ -194,7 +194,7 @@ def test_without_a_history_and_a_cluster_there_is_nothing_to_read(run: Run) -> N
     assert "name a file, a directory of exported topics, or a cluster" in result.output
 
 
-def test_a_cluster_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.kafka.admin.CONNECT_TIMEOUT_S", 0.2)
     result = run("--bootstrap", "127.0.0.1:1", file=False)
     assert result.exit_code == 1

@@ -86,10 +86,10 @@ def test_json_holds_what_is_printed(tmp_path: Path, run: Run) -> None:
     assert reported["days"] == [{"day": found["day"], "findings": [found]}]
 
 
-def test_too_short_a_history_is_told_with_what_is_needed(tmp_path: Path, run: Run) -> None:
+def test_too_short_a_history_is_reported_with_what_is_needed(tmp_path: Path, run: Run) -> None:
     result = run("--file", exported(tmp_path, 99, days=10))
     assert result.exit_code == 0
-    assert result.stdout == "No day can be judged yet: 9 whole days are counted, 28 and one more are needed.\n"
+    assert result.stdout == "No day can be assessed yet: 9 whole days are counted, 28 and one more are needed.\n"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.commands import train
+from pipeline.commands import train, training_input
 from pipeline.models.registry import Registry
 from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
@@ -20,7 +20,7 @@ HISTORY = simulated(40, cards=150, merchants=300)
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: ServedLog, *options: str) -> Result:
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     # What is read is what `tests/integration/test_retrain.py` reads from a broker.
-    monkeypatch.setattr(train, "read_served", lambda *_: log)
+    monkeypatch.setattr(training_input, "read_served", lambda *_: log)
     return CliRunner().invoke(train.command, ["--from-topics", "--bootstrap", "b", "--trees", "20", *options])
 
 

@@ -48,7 +48,7 @@ def weights(**values: float) -> np.ndarray:
     return row(**values)
 
 
-def test_every_feature_is_declared_with_the_reason_of_a_story() -> None:
+def test_every_feature_is_declared_with_its_reason() -> None:
     reported = [name for text in REASON_TEXTS for name in text.features]
     assert sorted(reported) == sorted(FEATURES)
 
@@ -150,7 +150,7 @@ def test_one_code_appears_once() -> None:
     assert [(reason.code, reason.contribution) for reason in reasons] == [("CARD_PATTERN", 0.9)]
 
 
-def test_what_is_told_is_all_that_is_more_than_noise() -> None:
+def test_what_is_in_words_is_all_that_is_more_than_noise() -> None:
     given = weights(amount=0.2500, hour=0.2499, card_merchant_count=0.28)
     reasons = explain_row(row(), given, [online(0.27)], [], 5, "EUR")
     assert [reason.contribution for reason in reasons] == [0.28, 0.27, 0.25]
@@ -158,7 +158,7 @@ def test_what_is_told_is_all_that_is_more_than_noise() -> None:
 
 
 @pytest.mark.parametrize(("added", "code"), [(-0.4, "AMOUNT_HIGH"), (-0.3, "AMOUNT_HIGH"), (-0.2, "ONLINE_MODEL")])
-def test_where_nothing_was_raised_the_largest_is_told(added: float, code: str) -> None:
+def test_where_nothing_was_raised_the_largest_is_in_words(added: float, code: str) -> None:
     given = np.full(len(FEATURES), -1.0)
     given[[COLUMN["amount"], COLUMN["card_merchant_count"]]] = -0.3
     (reason,) = explain_row(row(), given, [online(added)], [], 5, "EUR")
@@ -234,7 +234,7 @@ def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
     base = small_model().logit(features) - small_model().contributions(features).sum(axis=1)
     blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
     for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, "EUR")):
-        # The parts that lower the score are not told: what is told may only exceed the sum.
+        # The parts that lower the score are not in words: what is may only exceed the sum.
         assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(REASON_TEXTS) + 1)
         assert all(reason.contribution >= 0.25 for reason in reasons) or len(reasons) == 1
 

@@ -385,7 +385,7 @@ def test_a_refused_transaction_is_not_waited_for_and_a_refused_label_changes_not
     assert ledger.missing(10) == ["good"]
 
 
-def test_the_alerts_of_the_warm_up_are_not_judged() -> None:
+def test_the_alerts_of_the_warm_up_are_not_rated() -> None:
     figures = RunFigures()
     ledger = Ledger(figures)
     ledger.sent("w", 0.0, warm_up=True)

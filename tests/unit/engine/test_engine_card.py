@@ -169,7 +169,7 @@ REFUSED_TRANSACTIONS: dict[str, bytes | None] = {
 
 
 @pytest.mark.parametrize("code", REFUSED_TRANSACTIONS)
-def test_a_refused_transaction_is_set_aside_whole_and_leaves_no_trace(code: str) -> None:
+def test_a_refused_transaction_becomes_a_dead_letter_and_leaves_no_trace(code: str) -> None:
     headers = (("trace", b"abc"), ("empty", None), ("trace", b"again"))
     with_it, without = Log(TRANSACTIONS, partition=3), Log(TRANSACTIONS, partition=3)
     with_it.append(transaction(0))
@@ -421,7 +421,7 @@ def test_a_label_in_the_batch_of_its_transaction_stands_behind_it() -> None:
     ]
 
 
-def test_a_label_without_transaction_becomes_a_dead_letter_after_its_patience() -> None:
+def test_a_label_without_transaction_becomes_a_dead_letter_after_its_grace_period() -> None:
     desk = Desk()
     known_at = after(1)
     desk.say(404, known_at, key="value")
@@ -437,7 +437,7 @@ def test_a_label_without_transaction_becomes_a_dead_letter_after_its_patience() 
     assert not followed(desk.buy(404, after(30)))
 
 
-def test_each_waiting_label_has_its_own_patience() -> None:
+def test_each_waiting_label_has_its_own_grace_period() -> None:
     desk = Desk()
     desk.say(0, after(1), "legitimate")
     desk.say(0, after(6))
@@ -469,7 +469,7 @@ def test_batches_do_not_show() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
+def test_a_replay_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     """A replay reads all committed transactions, then all committed labels; live they came in any interleaving."""
     random = np.random.default_rng(seed)
     transactions, labels = busy_logs(seed, 400)
@@ -499,7 +499,7 @@ def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
 
 
 def test_a_late_transaction_does_not_find_a_label_that_was_given_up() -> None:
-    """Live the label was set aside before its transaction came; a replay meets them the other way round."""
+    """Live the label became a dead letter before its transaction came; a replay meets them the other way round."""
     desk, replayed = Desk(), partition()
     desk.say(0, after(1), "legitimate", source="audit")
     desk.buy(1, after(20))
@@ -568,15 +568,15 @@ def interleaved(
     if not transactions:
         return [([], labels)]
     cuts = sorted({*random.integers(1, len(transactions), 40).tolist(), len(transactions)})
-    batches, first, told_up_to = [], 0, 0
+    batches, first, labels_up_to = [], 0, 0
     for cut in cuts:
         batch = transactions[first:cut]
         end_ms = batch[-1].timestamp_ms + int(random.integers(-6, 6)) * 3_600_000
-        upto = told_up_to + sum(record.timestamp_ms <= end_ms for record in labels[told_up_to:])
+        upto = labels_up_to + sum(record.timestamp_ms <= end_ms for record in labels[labels_up_to:])
         if cut == len(transactions):
             upto = len(labels)
-        batches.append((batch, labels[told_up_to:upto]))
-        first, told_up_to = cut, upto
+        batches.append((batch, labels[labels_up_to:upto]))
+        first, labels_up_to = cut, upto
     return batches
 
 

@@ -288,7 +288,7 @@ def test_decisions_are_forgotten_behind_the_horizon() -> None:
     assert desk.say(100, after(101))
 
 
-def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
+def test_a_waiting_label_is_given_up_after_its_grace_period(desk: Desk) -> None:
     desk.say(404, after(1))
     result = desk.state.process([desk.decisions.append(features(0, after(8)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 0
@@ -297,7 +297,7 @@ def test_a_waiting_label_is_given_up_after_its_patience(desk: Desk) -> None:
     assert desk.decide(404, after(0.5)) == []
 
 
-def test_each_waiting_label_has_its_own_patience(desk: Desk) -> None:
+def test_each_waiting_label_has_its_own_grace_period(desk: Desk) -> None:
     desk.say(0, after(1), "legitimate")
     desk.say(0, after(6))
     result = desk.state.process([desk.decisions.append(features(1, after(9)))], NOW)
@@ -358,7 +358,7 @@ def test_of_two_decisions_of_a_transaction_the_last_one_is_kept(desk: Desk) -> N
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_fold_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
+def test_a_replay_leaves_the_state_that_live_processing_leaves(seed: int) -> None:
     """A replay reads all committed labels, then all committed decisions; live they came as they happened."""
     random = np.random.default_rng(seed)
     live, replayed = Desk(horizon_days=40), Desk(horizon_days=40)

@@ -19,7 +19,7 @@ from tests.helpers.logs import START, Log
 from tests.helpers.models import example
 
 
-def lessons(count: int, **changes: object) -> list[Record]:
+def examples(count: int, **changes: object) -> list[Record]:
     """``examples`` with a hole after every tenth record, as the markers of transactions leave them."""
     log = Log(EXAMPLES)
     for number in range(count):
@@ -37,13 +37,13 @@ def resumed(payload: bytes) -> LearnPartition:
 
 
 def test_it_learns_in_order_and_knows_the_next_offset() -> None:
-    records = lessons(25)
+    records = examples(25)
     state = fresh()
     assert (state.next_offset, state.unpublished) == (0, False)
     result = state.learn(records[:12])
     assert (state.next_offset, state.unpublished) == (13, True)
     assert result.outputs == []
-    assert result.counts == {("lesson", "learned"): 12}
+    assert result.counts == {("training_update", "learned"): 12}
     state.learn(records[12:])
     assert state.next_offset == 27
     assert state.publish().version.endswith("@27")
@@ -55,20 +55,20 @@ def test_no_records_are_no_progress() -> None:
     assert (state.next_offset, state.unpublished) == (5, False)
 
 
-def test_what_was_folded_before_is_not_learned_again() -> None:
-    records = lessons(30)
+def test_what_was_replayed_before_is_not_learned_again() -> None:
+    records = examples(30)
     state, once = fresh(), fresh()
     state.learn(records[:20])
     result = state.learn(records[10:])
     once.learn(records)
-    assert result.counts == {("lesson", "learned"): 10}
+    assert result.counts == {("training_update", "learned"): 10}
     assert state.publish().to_payload() == once.publish().to_payload()
     assert state.learn(records).counts == {}
     assert not state.unpublished
 
 
-def test_publishing_takes_the_present_version_and_is_due_again_after_a_lesson() -> None:
-    records = lessons(20)
+def test_publishing_takes_the_present_version_and_is_due_again_after_an_example() -> None:
+    records = examples(20)
     state = fresh()
     state.learn(records[:10])
     first = state.publish()
@@ -84,7 +84,7 @@ def test_publishing_takes_the_present_version_and_is_due_again_after_a_lesson() 
 
 
 def test_batches_do_not_show() -> None:
-    records = lessons(40)
+    records = examples(40)
     whole, parts = fresh(), fresh()
     whole.learn(records)
     for record in records:
@@ -94,7 +94,7 @@ def test_batches_do_not_show() -> None:
 
 @pytest.mark.parametrize("cut", [1, 10, 39])
 def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> None:
-    records = lessons(40)
+    records = examples(40)
     straight = fresh()
     straight.learn(records[:cut])
     published = straight.publish().to_payload()
@@ -107,9 +107,9 @@ def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> 
     assert again.publish().to_payload() != published
 
 
-def test_lessons_move_the_model() -> None:
+def test_examples_move_the_model() -> None:
     state = fresh()
-    state.learn(lessons(40))
+    state.learn(examples(40))
     payload = msgspec.json.decode(state.publish().to_payload())
     assert payload["weights"] != msgspec.json.decode(fresh().publish().to_payload())["weights"]
     assert payload["lessons"]["learned"] == 40
@@ -129,7 +129,7 @@ def test_what_teaches_nothing_is_counted_and_passed() -> None:
         log.append(msgspec.json.encode(item))
     result = state.learn(log.records)
     assert result.counts == {
-        ("lesson", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
+        ("training_update", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
     }
     assert (state.next_offset, state.unpublished) == (5, True)
     learned = msgspec.json.decode(state.publish().to_payload())
@@ -155,7 +155,7 @@ def test_an_unreadable_example_is_a_dead_letter_and_teaches_nothing(garbage: byt
 
 def test_the_record_of_a_version_names_its_digest() -> None:
     state = fresh()
-    state.learn(lessons(3))
+    state.learn(examples(3))
     model = state.publish()
     output = model_record("river", model.version, model.to_payload(), START)
     assert (output.topic, output.key, output.headers) == (MODELS, payload_digest(model.to_payload()).encode(), ())
@@ -166,7 +166,7 @@ def test_the_record_of_a_version_names_its_digest() -> None:
 
 
 def test_what_is_undone_was_never_learned() -> None:
-    records = lessons(40)
+    records = examples(40)
     state, once = fresh(), fresh()
     for first in range(0, 40, 4):
         for _ in range(2):
@@ -181,7 +181,7 @@ def test_what_is_undone_was_never_learned() -> None:
 
 
 def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
-    records = lessons(20)
+    records = examples(20)
     state = fresh()
     for _ in range(2):
         state.learn(records[:10])
@@ -193,9 +193,9 @@ def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
     assert state.prequential.examples == 10
 
 
-def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undo_costs_no_more_than_the_examples_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.engine.learn.RELEARN_AT_MOST", 10)
-    records = lessons(40)
+    records = examples(40)
     state, once = fresh(), fresh()
     for first in range(0, 40, 4):
         state.learn(records[first : first + 4])
@@ -209,7 +209,7 @@ def test_an_undo_costs_no_more_than_the_lessons_since_the_last_save(monkeypatch:
 
 @pytest.mark.parametrize("cut", [0, 17, 40])
 def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
-    records = lessons(40)
+    records = examples(40)
     straight = fresh()
     straight.learn(records[:cut])
     straight.commit()
@@ -231,7 +231,7 @@ def test_a_dump_without_numbers_is_refused() -> None:
 
 
 def test_a_configured_classifier_is_taken_back_too() -> None:
-    records = lessons(40)
+    records = examples(40)
     state, once = (LearnPartition(new_learner("river.tree.HoeffdingTreeClassifier")) for _ in range(2))
     for first in range(0, 40, 8):
         state.learn(records[first : first + 20])

@@ -354,12 +354,12 @@ def test_presumptions_come_piece_by_piece_and_once(monkeypatch: pytest.MonkeyPat
     state = FeedbackPartition(feedback_options(rate=1.0), MemoryStore())
     log = Log(DECISION_FEATURES)
     state.process([log.append(features(number, after(minutes=number))) for number in range(100)], NOW)
-    told_of = []
+    emitted = []
     for number in range(4):
         result = state.process([log.append(features(100 + number, after(40)))], NOW)
         state.commit()
-        told_of.append(len(to(EXAMPLES, result)))
-    assert told_of == [40, 40, 20, 0]
+        emitted.append(len(to(EXAMPLES, result)))
+    assert emitted == [40, 40, 20, 0]
 
 
 def test_a_decision_behind_the_horizon_is_not_kept() -> None:

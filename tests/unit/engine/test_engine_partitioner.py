@@ -235,7 +235,7 @@ def test_the_origin_is_the_record_that_was_forwarded() -> None:
     assert origin(read, REROUTED, "blue-") == (record, None)
 
 
-def test_a_prefix_is_no_part_of_the_names_that_are_told() -> None:
+def test_a_prefix_is_no_part_of_the_names_that_are_reported() -> None:
     state = CardPartition(options(partitions=PARTITIONS, prefix="blue-"), None, MemoryStore())
     record = Record("blue-transactions", ELSEWHERE, 0, microseconds(START) // 1_000, None, transaction(1), ())
     result = state.process([record], NOW)

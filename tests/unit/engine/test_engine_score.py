@@ -421,7 +421,7 @@ def test_a_run_of_another_kernel_at_the_end_is_no_single_record_s_fault(kernels:
     assert f"offset {kernels.index('x')} " in str(raised.value)
 
 
-def test_halves_of_a_batch_are_judged_by_all_of_it() -> None:
+def test_halves_of_a_batch_are_decided_by_all_of_it() -> None:
     state, records = score(), by_kernels("oxo")
     with pytest.raises(KernelMismatch):
         decide(state, records, active(), NOW)
@@ -459,7 +459,7 @@ def test_another_kernel_with_another_number_of_features_is_refused_by_name_too()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_fold_leaves_the_state_that_deciding_leaves(seed: int) -> None:
+def test_a_replay_leaves_the_state_that_deciding_leaves(seed: int) -> None:
     transactions, labels = busy_logs(seed, 300)
     card, log = partition(), Log(PROFILED)
     random = np.random.default_rng(seed)
@@ -519,7 +519,7 @@ def test_values_that_do_not_exist_are_null() -> None:
     assert all(value is None or math.isfinite(value) for value in features.values())
 
 
-def test_repeats_are_told_by_where_the_card_agent_read_the_record() -> None:
+def test_repeats_are_known_by_where_the_card_agent_read_the_record() -> None:
     """What was passed on comes out of order by its first place, and in order by the place where it was read."""
     (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
     message = decode_profiled(record.value or b"")

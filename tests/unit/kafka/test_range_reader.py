@@ -136,9 +136,9 @@ def test_columns_say_what_records_say(consumer: Any) -> None:
     assert whole.read_columns(9).values == []
 
 
-def test_an_error_that_passes_is_waited_for_and_another_is_told(consumer: Any) -> None:
-    patient = reader(consumer, [FakeMessage(-1, KafkaError._TRANSPORT)], [FakeMessage(0)])
-    assert [record.offset for record in patient.read_to(1)] == [0]
+def test_an_error_that_passes_is_waited_for_and_another_is_reported(consumer: Any) -> None:
+    retrying = reader(consumer, [FakeMessage(-1, KafkaError._TRANSPORT)], [FakeMessage(0)])
+    assert [record.offset for record in retrying.read_to(1)] == [0]
     with pytest.raises(TopicError, match="no longer holds offset 0"):
         reader(consumer, [FakeMessage(-1, KafkaError._AUTO_OFFSET_RESET)]).read_to(1)
 
@@ -146,8 +146,8 @@ def test_an_error_that_passes_is_waited_for_and_another_is_told(consumer: Any) -
 def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a new leader that does not know yet how much is committed, or behind an open transaction."""
     early = FakeMessage(2, KafkaError._PARTITION_EOF)
-    patient = reader(consumer, [FakeMessage(0), FakeMessage(1), early], [FakeMessage(3), FakeMessage(5), END])
-    assert [record.offset for record in patient.read_to(6)] == [0, 1, 3, 5]
+    retrying = reader(consumer, [FakeMessage(0), FakeMessage(1), early], [FakeMessage(3), FakeMessage(5), END])
+    assert [record.offset for record in retrying.read_to(6)] == [0, 1, 3, 5]
     monkeypatch.setattr(replay_reader, "EARLY_END_S", 0.0)
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
         reader(consumer, [FakeMessage(0), FakeMessage(1), early]).read_to(6)

@@ -59,7 +59,7 @@ def test_a_marker_of_what_is_not_committed_does_not_lead_beyond_it() -> None:
     assert replayed([Recorded("a", [0, 1, 2])], [marker({"a": 0}, {"a": 3})], {"a": 2}) == [[("a", 0), ("a", 1)]]
 
 
-def test_a_batch_that_was_told_twice_is_folded_once() -> None:
+def test_a_batch_that_was_recorded_twice_is_replayed_once() -> None:
     twice = [marker({"a": 0}, {"a": 2})] * 2
     assert replayed([Recorded("a", [0, 1, 2])], [*twice, marker({"a": 2}, {"a": 3})], {"a": 3}) == [
         [("a", 0), ("a", 1)],
@@ -67,7 +67,7 @@ def test_a_batch_that_was_told_twice_is_folded_once() -> None:
     ]
 
 
-def test_a_fold_from_a_snapshot_starts_behind_it() -> None:
+def test_a_replay_from_a_snapshot_starts_behind_it() -> None:
     markers = [marker({"a": 0}, {"a": 2}), marker({"a": 2}, {"a": 3})]
     assert replayed([Recorded("a", [0, 1, 2], position=2)], markers, {"a": 3}) == [[("a", 2)]]
 

@@ -10,7 +10,7 @@ from pipeline.kafka import startup
 from pipeline.kafka.startup import CheckResult, Cluster, Role, StartRefused, check_start
 from pipeline.settings import Settings
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 CHECKS = ("partitions", "retention", "timestamps", "replication", "offsets", "kernel")
 ROLES = tuple(AGENTS.values())
 
@@ -23,7 +23,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_checks_run_at_once_and_report_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nobody passes before all have come.
-    together = threading.Barrier(len(CHECKS), timeout=PATIENCE_S)
+    together = threading.Barrier(len(CHECKS), timeout=TIMEOUT_S)
     ended = {name: threading.Event() for name in CHECKS}
 
     def check(name: str, number: int, cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
@@ -31,7 +31,7 @@ def test_all_checks_run_at_once_and_report_in_order(monkeypatch: pytest.MonkeyPa
         together.wait()
         # The last one ends first.
         if number + 1 < len(CHECKS):
-            assert ended[CHECKS[number + 1]].wait(PATIENCE_S)
+            assert ended[CHECKS[number + 1]].wait(TIMEOUT_S)
         ended[name].set()
         return CheckResult([f"problem of {name}"], [])
 
@@ -45,7 +45,7 @@ def test_all_checks_run_at_once_and_report_in_order(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_groups_are_looked_at_together_and_reported_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = threading.Barrier(len(ROLES), timeout=PATIENCE_S)
+    together = threading.Barrier(len(ROLES), timeout=TIMEOUT_S)
 
     def offsets_of(cluster: Cluster, role: Role) -> startup.OffsetFindings:
         del cluster

@@ -31,7 +31,7 @@ def described(regime: LabelRegime) -> dict[str, Any]:
     return labels.describe(np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
-def test_estimated_delays_are_told_by_source_where_there_are_some() -> None:
+def test_estimated_delays_are_reported_by_source_where_there_are_some() -> None:
     by_source = {"all": {"reports": 90, "half_days": 3.0, "nine_tenths_days": 8.0}}
     none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
     assert TrainedLabels(0, US_PER_DAY, {}, by_source).describe(*none)["report_delays"] == by_source

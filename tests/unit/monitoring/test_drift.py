@@ -61,13 +61,13 @@ def stream(
 
 
 def test_stationary_streams_raise_at_most_one_alarm_a_month() -> None:
-    judged, began = 0, 0
+    assessed, began = 0, 0
     for seed in range(12):
         days = judge(stream(seed))
-        judged += len(days)
+        assessed += len(days)
         began += len(episodes(days))
-    assert judged > 600
-    assert began <= judged / 30
+    assert assessed > 600
+    assert began <= assessed / 30
 
 
 def test_a_weekday_that_differs_every_week_is_no_drift() -> None:
@@ -120,14 +120,14 @@ def test_a_day_of_little_traffic_is_not_an_alarm() -> None:
     assert judge(histories)[-1].findings == ()
 
 
-def test_days_without_enough_past_are_not_judged() -> None:
+def test_days_without_enough_past_are_not_assessed() -> None:
     days = judge(stream(0, days=40))
     first = 7 * QUIET.least_weeks + QUIET.least_history
     assert [day.day for day in days] == list(range(first, 40))
     assert judge(stream(0, days=first)) == []
 
 
-def test_days_judged_before_do_not_change_when_days_are_added() -> None:
+def test_days_assessed_before_do_not_change_when_days_are_added() -> None:
     long = judge(stream(4, shifted=(60, 3, 0.5)))
     short = judge(
         [item._replace(days=item.days[:65], counts=item.counts[:65]) for item in stream(4, shifted=(60, 3, 0.5))]

@@ -63,7 +63,7 @@ def test_an_agent_in_any_other_state_is_not_ready_but_live(health: Health, state
     assert health.live().ok
 
 
-def test_a_short_silence_of_the_broker_is_told_and_a_long_one_ends_readiness(health: Health, clock: Clock) -> None:
+def test_a_short_silence_of_the_broker_is_reported_and_a_long_one_ends_readiness(health: Health, clock: Clock) -> None:
     health.broker_answered()
     run_all(health)
     assert health.unreachable_s() == 0

@@ -89,7 +89,7 @@ def test_a_forgotten_key_is_gone_from_the_disk(tmp_path: Path) -> None:
         assert Tokeniser(keys).token("card_id", CARD) != token
 
 
-def test_a_copy_of_a_forgotten_key_that_another_program_holds_is_told(
+def test_a_copy_of_a_forgotten_key_that_another_program_holds_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "tokens.sqlite"

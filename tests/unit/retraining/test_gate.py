@@ -36,10 +36,10 @@ def amounts(rows: int = DAYS * 1_500) -> NDArray[np.float64]:
 
 
 def test_an_equal_challenger_passes_in_nine_cases_of_ten() -> None:
-    judged = [judge(scorings(seed), amounts(), LIMITS) for seed in range(20)]
-    assert sum(item.accepted for item in judged) >= 18, [item.reason for item in judged if not item.accepted]
-    assert judged[0].figures["compared_days"] == DAYS
-    assert judged[0].figures["margin"] == pytest.approx(0.2**0.5)
+    compared = [judge(scorings(seed), amounts(), LIMITS) for seed in range(20)]
+    assert sum(item.accepted for item in compared) >= 18, [item.reason for item in compared if not item.accepted]
+    assert compared[0].figures["compared_days"] == DAYS
+    assert compared[0].figures["margin"] == pytest.approx(0.2**0.5)
 
 
 @pytest.mark.parametrize("harm", ["shuffled", "inverted", "overconfident", "narrow"])

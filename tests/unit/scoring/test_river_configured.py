@@ -64,7 +64,7 @@ def test_a_correction_takes_the_weight_of_the_former_label_too() -> None:
     )
 
 
-def test_later_lessons_do_not_move_a_snapshot_and_scoring_does_not_teach() -> None:
+def test_later_examples_do_not_move_a_snapshot_and_scoring_does_not_train() -> None:
     learner = ConfiguredRiverLearner(BAYES)
     learner.learn_examples([example(i) for i in range(40)])
     model = learner.snapshot(40)
@@ -75,7 +75,7 @@ def test_later_lessons_do_not_move_a_snapshot_and_scoring_does_not_teach() -> No
     assert learner.snapshot(80).state_digest != model.state_digest
 
 
-def test_a_resumed_fold_gives_the_same_scores(tmp_path) -> None:
+def test_a_resumed_replay_gives_the_same_scores(tmp_path) -> None:
     registry = Registry(tmp_path)
     whole, first = (ConfiguredRiverLearner(BAYES) for _ in range(2))
     examples = [example(i) for i in range(80)]
@@ -138,7 +138,7 @@ def test_the_setting_decides_which_payloads_are_taken() -> None:
         load_river(configured, None, no_file)
 
 
-def test_before_its_first_lesson_a_configured_model_changes_nothing() -> None:
+def test_before_its_first_example_a_configured_model_changes_nothing() -> None:
     base = np.array([-3.0, 2.0])
     for classifier in (None, BAYES):
         np.testing.assert_array_equal(first_river(classifier).logit(matrix(2), base), base)

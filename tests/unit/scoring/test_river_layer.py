@@ -20,9 +20,9 @@ def logits(rows: int, seed: int = 0) -> np.ndarray:
     return np.clip(np.random.default_rng(seed).normal(-4, 3, rows), -LOGIT_BOUND, LOGIT_BOUND)
 
 
-def taught(lessons: int = 300) -> LayerLearner:
+def trained(count: int = 300) -> LayerLearner:
     learner = LayerLearner()
-    learner.learn_examples([example(i) for i in range(lessons)])
+    learner.learn_examples([example(i) for i in range(count)])
     return learner
 
 
@@ -33,7 +33,7 @@ def test_a_new_layer_changes_nothing() -> None:
 
 
 def test_the_compiled_sum_is_river_s_own_prediction() -> None:
-    learner = taught()
+    learner = trained()
     features, base = matrix(500, seed=9), logits(500)
     layer = learner.snapshot(300)
     deviations = np.sqrt(np.array(layer.scale.squares) / layer.scale.weight)
@@ -50,7 +50,7 @@ def test_the_compiled_sum_is_river_s_own_prediction() -> None:
 
 def test_the_scale_is_that_of_the_weighted_inputs() -> None:
     examples = [example(i) for i in range(200)]
-    scale = taught(200).snapshot(200).scale
+    scale = trained(200).snapshot(200).scale
     rows = np.array([[example.features[name] for name in SOURCES] for example in examples], float)
     inputs, weights = river_inputs(rows), np.array([example.weight for example in examples])
     means = np.average(inputs, axis=0, weights=weights)
@@ -70,7 +70,7 @@ def test_nothing_is_learned_before_there_is_a_scale() -> None:
 
 
 def test_a_row_scores_the_same_alone_and_in_any_batch() -> None:
-    layer, features, base = taught().snapshot(300), matrix(200), logits(200)
+    layer, features, base = trained().snapshot(300), matrix(200), logits(200)
     alone = np.concatenate([layer.logit(features[i : i + 1], base[i : i + 1]) for i in range(200)])
     np.testing.assert_array_equal(layer.logit(features, base), alone)
 
@@ -90,8 +90,8 @@ def test_folding_in_any_batches_and_from_any_checkpoint_gives_the_same_numbers()
     assert halves.snapshot(77).to_payload() == checkpoint
 
 
-def test_scoring_and_snapshots_are_not_moved_by_later_lessons() -> None:
-    learner = taught(50)
+def test_scoring_and_snapshots_are_not_moved_by_later_examples() -> None:
+    learner = trained(50)
     layer = learner.snapshot(50)
     features, base = matrix(100), logits(100)
     before, payload = layer.logit(features, base), layer.to_payload()
@@ -104,13 +104,13 @@ def test_scoring_and_snapshots_are_not_moved_by_later_lessons() -> None:
 
 
 def test_scoring_does_not_teach() -> None:
-    learner = taught(50)
+    learner = trained(50)
     before = learner.snapshot(50).to_payload()
     learner.snapshot(50).logit(matrix(100), logits(100))
     assert learner.snapshot(50).to_payload() == before
 
 
-def test_which_examples_are_lessons() -> None:
+def test_which_examples_are_learned() -> None:
     learner = LayerLearner()
     untouched = learner.snapshot(0).weights.copy()
     counts = learner.learn_examples(
@@ -276,7 +276,7 @@ def test_versions_name_configuration_and_offset() -> None:
 
 
 def test_a_layer_that_does_not_fit_is_refused() -> None:
-    payload = taught(10).snapshot(10).to_payload()
+    payload = trained(10).snapshot(10).to_payload()
     with pytest.raises(ModelError, match="other inputs"):
         LayerLearner().restore(payload.replace(b'"learning_rate":0.001', b'"learning_rate":0.002'))
     with pytest.raises(ModelError, match="not a River layer"):

@@ -117,8 +117,8 @@ def test_a_compromised_card_pays_five_times_a_third_of_the_time() -> None:
     assert set(ratio) <= {5.0, 25.0}
     assert (ratio == 5.0).mean() > 0.95
     # Of the transactions that a card makes within 14 days, a third: 42 cards with two a day from day 13 on.
-    settled = frame[frame["event_time"] >= pd.Timestamp("2018-04-14", tz="UTC")]
-    assert settled["fraud"].sum() / 17 == pytest.approx(42 * 2 * 0.969 / 3, rel=0.2)
+    later = frame[frame["event_time"] >= pd.Timestamp("2018-04-14", tz="UTC")]
+    assert later["fraud"].sum() / 17 == pytest.approx(42 * 2 * 0.969 / 3, rel=0.2)
 
 
 def test_a_share_of_what_a_compromised_merchant_takes_can_be_fraud() -> None:
@@ -156,7 +156,7 @@ def test_the_seed_decides(profiles: Profiles) -> None:
     assert (make_profiles(np.random.default_rng(1), 9, 9).mean_amount != profiles.mean_amount[:9]).any()
 
 
-def test_the_calendar_starts_where_it_is_told(profiles: Profiles) -> None:
+def test_the_calendar_starts_where_it_is_asked_to(profiles: Profiles) -> None:
     frame = simulate_days(profiles, 0, 1, 1, start=date(2024, 2, 28))
     assert frame["event_time"].iloc[0] >= datetime(2024, 2, 29, tzinfo=UTC)
     assert frame["event_time"].iloc[-1] < datetime(2024, 3, 1, tzinfo=UTC)

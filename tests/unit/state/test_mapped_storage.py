@@ -40,7 +40,7 @@ def test_what_another_process_left_is_not_read(tmp_path: Path) -> None:
     assert not MappedStorage(tmp_path).column("a", "<i8", 20).any()
 
 
-def test_a_full_disk_is_told_when_a_column_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_when_a_column_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = MappedStorage(tmp_path)
     column = storage.column("a", "<i8", 10)
     column[:] = 5

@@ -185,7 +185,7 @@ def test_a_write_that_comes_short_goes_on(desk: Desk, monkeypatch: pytest.Monkey
     assert desk.read(0, 3 * GROUP_ROWS - 1) == [decision(0), decision(3 * GROUP_ROWS - 1)]
 
 
-def test_a_directory_that_was_removed_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_was_removed_is_reported(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     desk.commit(0, 2 * GROUP_ROWS)
     shutil.rmtree(desk.directory)

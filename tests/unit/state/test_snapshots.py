@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_the_snapshots_before_and_can_be_got_over(store: Rock
     check_state(found(repository, tmp_path / "scratch").state, 3)
 
 
-def test_an_address_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
+def test_an_address_that_cannot_be_written_or_read_is_reported(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.write_text("a file, where a directory should be")
     refused: list[Refused] = []

@@ -289,7 +289,7 @@ def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format_number", "reason"), [(FORMAT + 1, UnusableReason.NEWER_FORMAT), (FORMAT - 1, UnusableReason.OLDER_FORMAT)]
 )
-def test_another_format_is_told_and_its_objects_are_let_be(
+def test_another_format_is_reported_and_its_objects_are_let_be(
     format_number: int, reason: UnusableReason, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -364,7 +364,7 @@ def test_snapshots_of_another_format_stay_for_a_week_as_many_as_own_ones(format_
         ({"progress": range(0, 0)}, None, [UnusableReason.AHEAD, UnusableReason.AHEAD]),
     ],
 )
-def test_a_snapshot_from_which_no_fold_leads_to_now_is_not_used(
+def test_a_snapshot_from_which_no_replay_leads_to_now_is_not_used(
     logs: dict[str, range], progress_of_older: int | None, reasons: list[UnusableReason], tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
@@ -381,7 +381,7 @@ def test_a_snapshot_from_which_no_fold_leads_to_now_is_not_used(
         assert snapshot.progress == 2
 
 
-def test_a_snapshot_behind_which_nothing_is_to_be_folded_is_used(tmp_path: Path) -> None:
+def test_a_snapshot_behind_which_nothing_is_to_be_replayed_is_used(tmp_path: Path) -> None:
     root = tmp_path / "root"
     written(root, tmp_path)
     logs = {"transactions": range(300, 300), "labels": range(30, 30), "progress": range(7, 7)}

@@ -545,7 +545,7 @@ def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path,
     assert versions[0] == versions[1]
 
 
-def test_progress_is_told_as_it_goes() -> None:
+def test_progress_is_reported_as_it_goes() -> None:
     names: list[str] = []
     data = from_history(history(30), LabelRegime(delay_days=7.0), report=names.append)
     say = seldom(names.append, 0.0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.chaos.arithmetic import DAY_US, EPOCH
-from tests.chaos.check_lessons import examples_are_consistent
+from tests.chaos.check_examples import examples_are_consistent
 from tests.chaos.model import PRESUMED, sampled
 from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent
 from tests.chaos.run import Check, Expected, Rules, Run
@@ -25,7 +25,7 @@ def name_of(number: int, *, kept: bool) -> str:
     return [name for _, name in zip(range(number + 1), (n for n in names if sampled(EMPTY, (CARD, n)) == kept))][-1]  # noqa: B905
 
 
-class Lesson(NamedTuple):
+class GivenExample(NamedTuple):
     """What an example says."""
 
     label: str
@@ -58,52 +58,57 @@ class Case(NamedTuple):
 
     name: str
     labels: tuple[tuple[float, str, str], ...]
-    lessons: tuple[Lesson, ...]
+    examples: tuple[GivenExample, ...]
 
 
 CASES = {
-    "nothing, sampled": Case(name_of(0, kept=True), (), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
+    "nothing, sampled": Case(name_of(0, kept=True), (), (GivenExample(PRESUMED, None, 5, 2.0, 0),)),
     "nothing, unsampled": Case(name_of(0, kept=False), (), ()),
     "legitimate, unsampled": Case(name_of(1, kept=False), ((1, "legitimate", "issuer"),), ()),
     "legitimate, sampled": Case(
-        name_of(1, kept=True), ((1, "legitimate", "issuer"),), (Lesson("legitimate", "issuer", 1, 2.0, 0),)
+        name_of(1, kept=True), ((1, "legitimate", "issuer"),), (GivenExample("legitimate", "issuer", 1, 2.0, 0),)
     ),
     "legitimate, reviewed": Case(
-        name_of(7, kept=False), ((1, "legitimate", "analyst"),), (Lesson("legitimate", "analyst", 1, 1.0, 0),)
+        name_of(7, kept=False), ((1, "legitimate", "analyst"),), (GivenExample("legitimate", "analyst", 1, 1.0, 0),)
     ),
-    "fraud": Case(name_of(2, kept=False), ((1, "fraud", "analyst"),), (Lesson("fraud", "analyst", 1, 1.0, 0),)),
-    "only a rule": Case(name_of(2, kept=True), ((1, "fraud", "rule"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
-    "only disputed": Case(name_of(3, kept=True), ((1, "disputed", "issuer"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)),
+    "fraud": Case(name_of(2, kept=False), ((1, "fraud", "analyst"),), (GivenExample("fraud", "analyst", 1, 1.0, 0),)),
+    "only a rule": Case(name_of(2, kept=True), ((1, "fraud", "rule"),), (GivenExample(PRESUMED, None, 5, 2.0, 0),)),
+    "only disputed": Case(
+        name_of(3, kept=True), ((1, "disputed", "issuer"),), (GivenExample(PRESUMED, None, 5, 2.0, 0),)
+    ),
     "corrected, unsampled": Case(
         name_of(3, kept=False),
         ((1, "fraud", "customer"), (2, "legitimate", "analyst")),
-        (Lesson("fraud", "customer", 1, 1.0, 0), Lesson("legitimate", "analyst", 2, 1.0, 1, ("fraud", 1.0))),
+        (
+            GivenExample("fraud", "customer", 1, 1.0, 0),
+            GivenExample("legitimate", "analyst", 2, 1.0, 1, ("fraud", 1.0)),
+        ),
     ),
     "corrected by who has not looked": Case(
         name_of(9, kept=True),
         ((1, "fraud", "customer"), (2, "legitimate", "issuer")),
-        (Lesson("fraud", "customer", 1, 1.0, 0), Lesson("legitimate", "issuer", 2, 1.0, 1, ("fraud", 1.0))),
+        (GivenExample("fraud", "customer", 1, 1.0, 0), GivenExample("legitimate", "issuer", 2, 1.0, 1, ("fraud", 1.0))),
     ),
     "withdrawn before maturity": Case(
         name_of(4, kept=True),
         ((1, "fraud", "customer"), (2, "unknown", "analyst")),
         (
-            Lesson("fraud", "customer", 1, 1.0, 0),
-            Lesson("withdrawn", "analyst", 2, 1.0, 1, ("fraud", 1.0), online_weight=0.0),
+            GivenExample("fraud", "customer", 1, 1.0, 0),
+            GivenExample("withdrawn", "analyst", 2, 1.0, 1, ("fraud", 1.0), online_weight=0.0),
         ),
     ),
     "fraud after maturity": Case(
         name_of(5, kept=True),
         ((7, "fraud", "chargeback"),),
-        (Lesson(PRESUMED, None, 5, 2.0, 0), Lesson("fraud", "chargeback", 7, 1.0, 1, online_weight=0.0)),
+        (GivenExample(PRESUMED, None, 5, 2.0, 0), GivenExample("fraud", "chargeback", 7, 1.0, 1, online_weight=0.0)),
     ),
     "fraud after maturity, unsampled": Case(
         name_of(8, kept=False),
         ((7, "fraud", "chargeback"),),
-        (Lesson("fraud", "chargeback", 7, 1.0, 0, online_weight=0.0),),
+        (GivenExample("fraud", "chargeback", 7, 1.0, 0, online_weight=0.0),),
     ),
     "behind the horizon": Case(
-        name_of(6, kept=True), ((11, "fraud", "chargeback"),), (Lesson(PRESUMED, None, 5, 2.0, 0),)
+        name_of(6, kept=True), ((11, "fraud", "chargeback"),), (GivenExample(PRESUMED, None, 5, 2.0, 0),)
     ),
 }
 
@@ -112,7 +117,7 @@ def at(days: float) -> str:
     return (EPOCH + timedelta(days=START_DAY + days)).isoformat()
 
 
-def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons: lessons) -> Run:
+def made(change: Callable[[str, list[GivenExample]], list[GivenExample]] = lambda _, examples: examples) -> Run:
     """A run of all cases, each input a batch of its own, whose examples ``change`` has changed."""
     inputs: list[tuple[float, str, str, str, str]] = [
         (0.0, "transactions", case.name, "", "") for case in CASES.values()
@@ -159,11 +164,11 @@ def made(change: Callable[[str, list[Lesson]], list[Lesson]] = lambda _, lessons
             progress("feedback", "accepted-labels", place)
     served = {topic["transaction_id"]: topic for topic in (json.loads(e.value or b"") for e in topics["features"])}
     for title, case in CASES.items():
-        for lesson in change(title, list(case.lessons)):
-            write("examples", {**served[case.name], **lesson.fields()})
+        for example in change(title, list(case.examples)):
+            write("examples", {**served[case.name], **example.fields()})
     for day in (3, 6, 9, 12, 15):
         if sampled(EMPTY, (CARD, f"clock{day}")) and day + 5 <= 15:
-            write("examples", {**served[f"clock{day}"], **Lesson(PRESUMED, None, day + 5, 2.0, 0).fields()})
+            write("examples", {**served[f"clock{day}"], **GivenExample(PRESUMED, None, day + 5, 2.0, 0).fields()})
     return Run(Logs({name: tuple(entries) for name, entries in topics.items()}), ledger, RULES)
 
 
@@ -184,9 +189,9 @@ def decided(name: str, day: float, offset: int) -> dict[str, Any]:
     }
 
 
-def found(title: str, change: Callable[[list[Lesson]], list[Lesson]]) -> str:
+def found(title: str, change: Callable[[list[GivenExample]], list[GivenExample]]) -> str:
     """What the check says where the examples of one case are others."""
-    check: Check = examples_are_consistent(made(lambda name, lessons: change(lessons) if name == title else lessons))
+    check: Check = examples_are_consistent(made(lambda name, examples: change(examples) if name == title else examples))
     assert check.differences
     assert all(CASES[title].name in problem for problem in check.problems), check.problems
     return "\n".join(check.problems)
@@ -199,29 +204,29 @@ def test_examples_that_are_right_pass() -> None:
     assert [check.compared[what] for what in ("corrections", "not_sampled", "labels_too_late")] == [4, 1, 1]
 
 
-@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.lessons])
+@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.examples])
 def test_an_example_that_is_missing_is_found(title: str) -> None:
-    assert "lacks 1 examples" in found(title, lambda lessons: lessons[:-1])
+    assert "lacks 1 examples" in found(title, lambda examples: examples[:-1])
 
 
-@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.lessons])
-def test_an_example_that_is_told_twice_is_found(title: str) -> None:
-    assert "examples instead of" in found(title, lambda lessons: [*lessons, lessons[-1]])
+@pytest.mark.parametrize("title", [title for title, case in CASES.items() if case.examples])
+def test_an_example_that_is_emitted_twice_is_found(title: str) -> None:
+    assert "examples instead of" in found(title, lambda examples: [*examples, examples[-1]])
 
 
 @pytest.mark.parametrize(
-    ("title", "lesson"),
+    ("title", "example"),
     [
-        ("legitimate, unsampled", Lesson("legitimate", "analyst", 1, 1.0, 0)),
-        ("nothing, unsampled", Lesson(PRESUMED, None, 5, 2.0, 0)),
-        ("behind the horizon", Lesson("fraud", "chargeback", 11, 1.0, 1)),
-        ("only a rule", Lesson("fraud", "rule", 1, 1.0, 1)),
-        ("only disputed", Lesson("fraud", "issuer", 1, 1.0, 1)),
-        ("withdrawn before maturity", Lesson(PRESUMED, None, 5, 2.0, 1)),
+        ("legitimate, unsampled", GivenExample("legitimate", "analyst", 1, 1.0, 0)),
+        ("nothing, unsampled", GivenExample(PRESUMED, None, 5, 2.0, 0)),
+        ("behind the horizon", GivenExample("fraud", "chargeback", 11, 1.0, 1)),
+        ("only a rule", GivenExample("fraud", "rule", 1, 1.0, 1)),
+        ("only disputed", GivenExample("fraud", "issuer", 1, 1.0, 1)),
+        ("withdrawn before maturity", GivenExample(PRESUMED, None, 5, 2.0, 1)),
     ],
 )
-def test_an_example_too_many_is_found(title: str, lesson: Lesson) -> None:
-    assert "examples instead of" in found(title, lambda lessons: [*lessons, lesson])
+def test_an_example_too_many_is_found(title: str, example: GivenExample) -> None:
+    assert "examples instead of" in found(title, lambda examples: [*examples, example])
 
 
 @pytest.mark.parametrize(
@@ -238,19 +243,19 @@ def test_an_example_too_many_is_found(title: str, lesson: Lesson) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_an_example_that_says_something_else_is_found(change: dict[str, Any]) -> None:
-    found("fraud", lambda lessons: [lessons[0]._replace(**change)])
+    found("fraud", lambda examples: [examples[0]._replace(**change)])
 
 
 def test_at_least_once_allows_a_repeated_example_and_no_missing_one() -> None:
-    def differences(change: Callable[[str, list[Lesson]], list[Lesson]]) -> int:
+    def differences(change: Callable[[str, list[GivenExample]], list[GivenExample]]) -> int:
         run = made(change)
         loose = Run(run.logs, run.ledger, run.rules._replace(exactly_once=False))
         return examples_are_consistent(loose).differences
 
-    assert differences(lambda _, lessons: lessons) == 0
-    assert differences(lambda _, lessons: [lesson for lesson in lessons for _ in range(2)]) == 0
-    assert differences(lambda title, lessons: [] if title == "fraud" else lessons) > 0
-    assert differences(lambda title, lessons: [] if title == "only disputed" else lessons) > 0
+    assert differences(lambda _, examples: examples) == 0
+    assert differences(lambda _, examples: [example for example in examples for _ in range(2)]) == 0
+    assert differences(lambda title, examples: [] if title == "fraud" else examples) > 0
+    assert differences(lambda title, examples: [] if title == "only disputed" else examples) > 0
 
 
 def test_of_two_decisions_of_one_row_the_last_one_that_was_read_is_taught() -> None:

@@ -1,4 +1,4 @@
-"""Labels and lessons: what is passed on, what becomes an example, and that nothing is told twice."""
+"""Labels and examples: what is passed on, what becomes an example, and that nothing is emitted twice."""
 
 from collections import defaultdict
 from typing import Any
@@ -10,9 +10,9 @@ from tests.chaos.model import (
     TAKEN_OVER,
     WITHDRAWN,
     Change,
+    ExpectedExample,
     FeedbackFate,
-    Lesson,
-    Told,
+    GivenLabel,
     follow_cards,
     follow_feedback,
     sampled,
@@ -49,9 +49,11 @@ def labels_are_passed_on(run: Run) -> Check:
     return check
 
 
-def _check_repeated(check: Check, key: Key, found: list[Change], wanted: list[Change], labels: list[Told]) -> None:
+def _check_repeated(
+    check: Check, key: Key, found: list[Change], wanted: list[Change], labels: list[GivenLabel]
+) -> None:
     """At least once: each label that was passed on is one that there is, and the last says what is known."""
-    there: dict[Place, Told] = {label.place: label for label in labels}
+    there: dict[Place, GivenLabel] = {label.place: label for label in labels}
     for sent_record in found:
         label = there.get(sent_record.place)
         if label is None or label.known_at_us != sent_record.known_at_us:
@@ -67,7 +69,7 @@ def examples_are_consistent(run: Run) -> Check:
     examples: dict[Key, list[dict[str, Any]]] = defaultdict(list)
     for _, example in run.logs.decoded("examples"):
         examples[key_of(example)].append(example)
-    wanted = [lesson for lessons in fate.lessons.values() for lesson in lessons]
+    wanted = [example for expected in fate.examples.values() for example in expected]
     check.compared = {
         "examples": len(wanted),
         "presumed": sum(label.label == PRESUMED for label in wanted),
@@ -76,12 +78,12 @@ def examples_are_consistent(run: Run) -> Check:
         "labels_too_late": fate.too_late,
         "decisions_forgotten": fate.forgotten,
     }
-    for key in sorted(examples.keys() | fate.lessons.keys()):
+    for key in sorted(examples.keys() | fate.examples.keys()):
         of_one = examples.get(key, [])
         for example in of_one:
             _check_served(check, run, key, example)
         if key not in run.transactions_read_again:
-            _check_exactly(check, run, key, of_one, fate.lessons.get(key, []))
+            _check_exactly(check, run, key, of_one, fate.examples.get(key, []))
     _check_knowledge(check, run, examples, fate)
     return check
 
@@ -96,8 +98,10 @@ def _check_served(check: Check, run: Run, key: Key, example: dict[str, Any]) -> 
             check.same(f"{key}: {name} of the example", example[name], served[-1][name])
 
 
-def _check_exactly(check: Check, run: Run, key: Key, examples: list[dict[str, Any]], wanted: list[Lesson]) -> None:
-    found = [_lesson(example) for example in examples]
+def _check_exactly(
+    check: Check, run: Run, key: Key, examples: list[dict[str, Any]], wanted: list[ExpectedExample]
+) -> None:
+    found = [_expected(example) for example in examples]
     if not run.rules.exactly_once:
         # What was written by a batch that failed may be of the decision before; the last one counts.
         found = list({item._replace(decided=""): item for item in found}.values())
@@ -108,16 +112,16 @@ def _check_exactly(check: Check, run: Run, key: Key, examples: list[dict[str, An
     elif len(found) < len(wanted):
         check.differs(f"{key} lacks {len(wanted) - len(found)} examples: {_missing(wanted, found)}")
     for item, right in zip(found, wanted, strict=False):
-        for name in Lesson._fields:
+        for name in ExpectedExample._fields:
             check.same(f"{key}: {name} of an example", getattr(item, name), getattr(right, name))
 
 
-def _missing(more: list[Lesson], fewer: list[Lesson]) -> list[Lesson]:
+def _missing(more: list[ExpectedExample], fewer: list[ExpectedExample]) -> list[ExpectedExample]:
     return [item for item in more if item not in fewer] or more
 
 
-def _lesson(example: dict[str, Any]) -> Lesson:
-    return Lesson(
+def _expected(example: dict[str, Any]) -> ExpectedExample:
+    return ExpectedExample(
         label=example["label"],
         source=example["label_source"],
         known_at_us=microseconds(example["known_at"]),
@@ -129,13 +133,15 @@ def _lesson(example: dict[str, Any]) -> Lesson:
     )
 
 
-def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, Any]]], told_of: FeedbackFate) -> None:
-    """Whatever the order in which feedback met labels and decisions: what is known at the end has been told.
+def _check_knowledge(
+    check: Check, run: Run, examples: dict[Key, list[dict[str, Any]]], labels_fate: FeedbackFate
+) -> None:
+    """Whatever the order in which feedback met labels and decisions: what is known at the end has been emitted.
 
     Of a transaction that was accepted a second time only its examples are compared, above: its first life's end is
     not its second one's.
     """
-    fate, given_up = follow_cards(run), {sent_record.place for sent_record in told_of.given_up}
+    fate, given_up = follow_cards(run), {sent_record.place for sent_record in labels_fate.given_up}
     rate, twice = run.rules.negative_sample_rate, {record.key for record in fate.accepted if record.again}
     for key, labels in fate.applied.items():
         if key in twice:
@@ -163,7 +169,7 @@ def _check_knowledge(check: Check, run: Run, examples: dict[Key, list[dict[str, 
             reported = row["label"], row["label_source"], microseconds(row["known_at"])
             heavy = sampled(run, key) and row["label"] in ("legitimate", PRESUMED)
             heavy &= row["label_source"] not in REVIEWERS
-            if row["held"] not in (told_of.held.get((key, reported[1], reported[2])) or {False}):
+            if row["held"] not in (labels_fate.held.get((key, reported[1], reported[2])) or {False}):
                 check.differs(f"{key}: held is {row['held']}, of an example {reported[0]} of {reported[1]}")
             corrects = by_revision.get(row["revision"] - 1) == "fraud"
             if not (corrects and key in twice):

@@ -51,7 +51,7 @@ def label_book(rows: Transactions, n: int) -> LabelBook:
 
 
 def labels_by_key(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
-    """By card and transaction what is known, who told it, and the type of the fraud."""
+    """By card and transaction what is known, who said so, and the type of the fraud."""
     texts = labels.astype(dict.fromkeys(("card_id", "transaction_id", "label", "source", "fraud_type"), object))
     names = zip(texts["card_id"], texts["transaction_id"], strict=True)
     kinds = texts["fraud_type"].where(texts["fraud_type"].notna(), None)
@@ -60,7 +60,7 @@ def labels_by_key(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str,
 
 
 @pytest.mark.parametrize("part_rows", [None, 100, 1])
-def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows: int | None) -> None:
+def test_the_label_that_holds_is_returned(monkeypatch: pytest.MonkeyPatch, part_rows: int | None) -> None:
     if part_rows is not None:
         monkeypatch.setattr(final_labels, "PART_ROWS", part_rows)
     rows, book = transactions(1_000), label_book(transactions(1_000), 3_000)
@@ -75,14 +75,14 @@ def test_the_label_that_holds_is_told(monkeypatch: pytest.MonkeyPatch, part_rows
     assert [KNOWN[item] for item in given.truth.tolist()] == [expected.get(name, ("none",))[0] for name in names]
     whole = due.whole()
     known = [row for row, name in enumerate(names) if name in expected]
-    told_of = list(zip(whole["card_id"], whole["transaction_id"], strict=True))
-    assert told_of == [names[row] for row in known]
-    assert list(labels_by_key(whole).values()) == [expected[name] for name in told_of]
+    labelled = list(zip(whole["card_id"], whole["transaction_id"], strict=True))
+    assert labelled == [names[row] for row in known]
+    assert list(labels_by_key(whole).values()) == [expected[name] for name in labelled]
     at_us = whole["labelled_at"].astype("int64").to_numpy()
     np.testing.assert_array_equal(at_us, given.event_time_us[known] + DELAY_US)
 
 
-def test_where_nothing_was_told_nothing_is_known() -> None:
+def test_where_no_label_came_nothing_is_known() -> None:
     found, due = FinalLabels(LabelBook().whole()), LabelBook()
     (given,) = found.with_truth(iter([transactions(3)]), DELAY_US, due)
     assert given.truth is not None

@@ -1,0 +1,41 @@
+"""Times and durations as options of commands take them."""
+
+import math
+from datetime import UTC, datetime
+from typing import Final
+
+import click
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+class Duration(click.ParamType):
+    """Seconds, or a number with a unit: ``90``, ``30m``, ``12h``, ``7d``."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of ``value``."""
+        text = str(value).strip().lower()
+        number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+        try:
+            seconds = float(number) * unit
+        except ValueError:
+            self.fail(f"{value!r} is no duration; write 90, 30m, 12h or 7d", param, ctx)
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value!r} is negative or without end; write 90, 30m, 12h or 7d", param, ctx)
+        return seconds
+
+
+class Moment(click.ParamType):
+    """An ISO 8601 date or time; without an offset it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """An aware time."""
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2018-04-01 or 2018-04-01T12:00:00+02:00", param, ctx)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

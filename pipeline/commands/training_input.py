@@ -1,0 +1,164 @@
+"""The input of ``fraud-pipeline train``: rows with features and labels, from a file or from what was served."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.backtest import frame_tables
+from pipeline.backtest.input.eligible import eligible_rows
+from pipeline.commands.progress import seldom
+from pipeline.engine.history import event_times_us
+from pipeline.history.files import ColumnMapping, column_names, load_transactions
+from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.learning.report_delays import ReportDelays, described_by_source
+from pipeline.learning.trained_labels import TrainedLabels
+from pipeline.observability.terminal import printable
+from pipeline.retraining.topics import read_served
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options
+from pipeline.settings.rate_table import load_rates
+from pipeline.training.datasets import from_history
+from pipeline.training.early_reports import EarlyReports
+from pipeline.training.fit import TrainingSet
+from pipeline.training.served import WINDOW_DAYS, ServedRows
+from schemas.codec import timestamp_us
+from schemas.times import US_PER_DAY
+
+
+class TrainingInput(NamedTuple):
+    """Rows to train on, with what is known of their labels."""
+
+    data: TrainingSet
+    delay_days: float
+    """Age from which a transaction is a target."""
+    early: EarlyReports | None
+    labels: TrainedLabels
+
+
+def rows_of_file(
+    file: Path,
+    mapping: ColumnMapping,
+    settings: Settings,
+    regime: LabelRegime,
+    known_before: datetime | None,
+    names: tuple[str, ...],
+    *,
+    early: bool,
+) -> TrainingInput:
+    """Compute the features of a file's transactions.
+
+    Args:
+        file: The file.
+        mapping: Its columns.
+        settings: Settings that decide which transactions count, and in which currency.
+        regime: How the truth becomes labels.
+        known_before: Time from which nothing takes part; None for the end of the file.
+        names: Features to compute.
+        early: Whether younger transactions are trained on too.
+
+    Raises:
+        UnusableSource: The file cannot be read.
+        ModelError: No transaction is left.
+    """
+    # What lies behind the date takes no part, not even in the features.
+    if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
+        echo(f"columns that are not used: {', '.join(map(printable, ignored))}")
+    frame = load_transactions(file, mapping, end=known_before)
+    frame = _eligible_rows(frame, settings)
+    echo(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
+    known_us = _known_until(event_times_us(frame["event_time"]), known_before)
+    data = from_history(frame, regime, known_us, names, report=seldom(echo))
+    reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
+    labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
+    return TrainingInput(data, regime.maturity_days, reports, labels)
+
+
+def rows_of_topics(
+    servers: str, settings: Settings, delay_days: float, known_before: datetime | None, *, early: bool
+) -> TrainingInput:
+    """Read what a cluster served.
+
+    Args:
+        servers: Addresses of brokers.
+        settings: The settings.
+        delay_days: Age from which a transaction is a target.
+        known_before: Time of which the labels are; None for the newest.
+        early: Whether younger transactions are trained on too.
+
+    Raises:
+        ModelError: Nothing was served.
+        TopicError: A topic cannot be read.
+    """
+    rows = _served(servers, settings)
+    before_us = microseconds(known_before)
+    data = rows.training_set(NEVER_US if before_us is None else before_us)
+    echo(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
+    known_us = _known_until(data.event_time_us, known_before)
+    reports = _early_of(rows, known_us, delay_days) if early else None
+    described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
+    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
+    labels = TrainedLabels(known_us, round(delay_days * US_PER_DAY), described, by_source)
+    return TrainingInput(data, delay_days, reports, labels)
+
+
+def _eligible_rows(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The transactions that workers would decide: no others have features, or move a window. Reports what is left out.
+
+    Amounts come back in the base currency, converted by the rate table, as workers convert them.
+    """
+    found = eligible_rows(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
+    if found.refused:
+        codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
+        echo(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if found.repeated:
+        echo(f"{found.repeated:,} transactions are left out, since they repeat others")
+    if not len(found.row):
+        raise ModelError("no transaction is left to train on: workers would refuse all of them")
+    if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
+        echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
+    taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
+    return taken.assign(amount_minor=found.amount_base_minor, currency=settings.base_currency)
+
+
+def _known_until(event_time_us: NDArray[np.int64], known_before: datetime | None) -> int:
+    """Return until when what was known is used; by default, until the history ends."""
+    known_us = microseconds(known_before)
+    return int(event_time_us.max()) if known_us is None else known_us
+
+
+def _served(servers: str, settings: Settings) -> ServedRows:
+    """Return the newest days of what a cluster served."""
+    served = read_served(servers, settings, WINDOW_DAYS)
+    rows = served.rows()
+    if not len(rows):
+        raise ModelError(
+            "topic features holds no decision to train on"
+            + (f" ({served.other_kernel} are of another kernel version)" if served.other_kernel else "")
+            + ": train from a file until workers have decided"
+        )
+    return rows
+
+
+def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
+    """Return how reports of what was served are taken at once, by the delays of old ones."""
+    fallback = LabelRegime(delay_days=delay_days)
+    reported_us = rows.reports_by(known_us)
+    return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))
+
+
+def microseconds(moment: datetime | None) -> int | None:
+    """Return a time in microseconds since 1970."""
+    return None if moment is None else timestamp_us(moment)
+
+
+def echo(text: str) -> None:
+    """Report progress on the standard error."""
+    click.echo(text, err=True)
+    sys.stderr.flush()
