@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.features.identity import transaction_hashes
-from pipeline.features.xxh3 import hash_pairs, hash_spans, hash_texts
+from pipeline.engine.layout import DIGEST_BYTES
+from pipeline.features.xxh3 import hash_joined, hash_pairs, hash_spans, hash_texts
 
 
 class Reject(NamedTuple):
@@ -200,13 +200,23 @@ def content_keys(taken: Transactions) -> NDArray[np.int64]:
 
 
 def digest_keys(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.int64]:
-    """Return `transaction_digest` of n rows as two big-endian words, which sort as its bytes do; shape (n, 2)."""
+    """Return the digests of n rows as two big-endian words, which sort as their bytes do; shape (n, 2)."""
     return hash_pairs(text_buffers(card_id), text_buffers(transaction_id)).view(np.int64)
 
 
+def digests(card_id: pa.Array, transaction_id: pa.Array) -> list[bytes]:
+    """Return what stands for each of n transactions in the store's keys: 16 bytes, since 128 bits do not collide.
+
+    XXH3 of the number of characters of the card's name, a space, and both names: so the place where the second begins
+    shows, whatever characters they hold. Names are texts or their UTF-8.
+    """
+    found = digest_keys(card_id, transaction_id).astype(">i8").tobytes()
+    return [found[at : at + DIGEST_BYTES] for at in range(0, len(found), DIGEST_BYTES)]
+
+
 def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64]:
-    """Return `transaction_hash` of n rows; shape (n,)."""
-    return transaction_hashes(card_id.to_pylist(), transaction_id.to_pylist())
+    """Return `transaction_hash` of n rows, whose identifiers are texts or their UTF-8; shape (n,)."""
+    return hash_joined(text_buffers(card_id), text_buffers(transaction_id))
 
 
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)

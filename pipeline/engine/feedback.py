@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from pipeline.decision.event_clock import ClockState
 from pipeline.engine.accepted_labels import read_accepted
@@ -169,8 +170,8 @@ class FeedbackPartition:
         self._store.close()
 
     def _read_decisions(self, records: Sequence[Record], result: Result) -> DecidedBatch:
-        transactions: list[str] = []
-        cards: list[str] = []
+        transactions: list[bytes] = []
+        cards: list[bytes] = []
         event_time_us: list[int] = []
         packed: list[bytes] = []
         for record in records:
@@ -180,13 +181,12 @@ class FeedbackPartition:
                 result.unreadable(record, "feedback", error)
                 continue
             texts = rows.texts()
-            transactions += [text.decode() for text in texts[0]]
-            cards += [text.decode() for text in texts[1]]
+            transactions += texts[0]
+            cards += texts[1]
             event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
             packed += pack_records(rows, texts)
-        return DecidedBatch(
-            TransactionIdentities.from_ids(cards, transactions), event_time_us, [0] * len(packed), packed
-        )
+        names = TransactionIdentities.from_ids(pa.array(cards, pa.binary()), pa.array(transactions, pa.binary()))
+        return DecidedBatch(names, event_time_us, [0] * len(packed), packed)
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""

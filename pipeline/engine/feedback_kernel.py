@@ -13,14 +13,14 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.columns import Labels
+from pipeline.engine.columns import Labels, digests, identities
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
-from pipeline.engine.layout import day_of, forgotten_with, transaction_digest
+from pipeline.engine.layout import day_of, forgotten_with
 from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST, PendingItems
 from pipeline.engine.segments import DecisionReference
-from pipeline.features.identity import transaction_hashes
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
@@ -49,10 +49,9 @@ class TransactionIdentities(NamedTuple):
     hash: NDArray[np.uint64]
 
     @classmethod
-    def from_ids(cls, card_id: Sequence[str], transaction_id: Sequence[str]) -> "TransactionIdentities":
-        """Return those of transactions by their names."""
-        digests = list(map(transaction_digest, card_id, transaction_id))
-        return cls(digests, transaction_hashes(card_id, transaction_id))
+    def from_ids(cls, card_id: pa.Array, transaction_id: pa.Array) -> "TransactionIdentities":
+        """Return those of transactions by their names, which are texts or their UTF-8."""
+        return cls(digests(card_id, transaction_id), identities(card_id, transaction_id))
 
 
 class DecidedBatch(NamedTuple):
@@ -103,10 +102,10 @@ class JoinedRows(NamedTuple):
     @classmethod
     def from_labels(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
         """Return the rows of columns."""
-        digests, hashes = TransactionIdentities.from_ids(labels.card_id.to_pylist(), labels.transaction_id.to_pylist())
-        numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, hashes)
+        found = TransactionIdentities.from_ids(labels.card_id, labels.transaction_id)
+        numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, found.hash)
         rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
-        return cls(digests, list(rows), position)
+        return cls(found.digest, list(rows), position)
 
 
 NO_LABELS: Final = JoinedRows([], [], [])

@@ -78,7 +78,7 @@ def identities_of(frame: pd.DataFrame) -> NDArray[np.uint64]:
 
 
 def digests_of(frame: pd.DataFrame) -> NDArray[np.int64]:
-    """Return the first word of each row's `transaction_digest`, by which trainings sample; shape (n,)."""
+    """Return the first word of each row's digest, by which trainings sample; shape (n,)."""
     words = digest_keys(_texts(frame["card_id"]), _texts(frame["transaction_id"]))
     return np.ascontiguousarray(words[:, 0])
 

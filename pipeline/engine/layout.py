@@ -6,7 +6,6 @@ Raise `LAYOUT` when either changes, but for a new value whose default is what wa
 from typing import Final, TypeVar
 
 import msgspec
-import xxhash
 
 from schemas.times import US_PER_DAY
 
@@ -18,17 +17,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class OtherLayout(ValueError):
     """A dump was made by a release that lays its state out in another way; the state must be replayed from the log."""
-
-
-def transaction_digest(card_id: str, transaction_id: str) -> bytes:
-    """16 bytes that stand for a card's transaction in the store's keys; 128 bits do not collide.
-
-    The length of the first shows where the second begins, whatever characters they hold.
-
-    >>> len(transaction_digest("c1", "t1")), transaction_digest("c1", "t1") == transaction_digest("c1t", "1")
-    (16, False)
-    """
-    return xxhash.xxh3_128_digest(f"{len(card_id)} {card_id}{transaction_id}".encode("utf-8", "surrogatepass"))
 
 
 def day_key(prefix: bytes, day: int, digest: bytes = b"") -> bytes:

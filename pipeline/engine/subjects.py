@@ -5,9 +5,10 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.features.identity import transaction_hashes
+from pipeline.engine.columns import identities
 
 TEXTS: Final = (
     "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "rates_version",
@@ -73,4 +74,4 @@ class Subjects(NamedTuple):
 
     def identities(self) -> NDArray[np.uint64]:
         """Return the `transaction_hash` of each row; shape (n,)."""
-        return transaction_hashes(self.strings(CARD), self.strings(ID))
+        return identities(*(pa.array(self.texts(column), pa.binary()) for column in (CARD, ID)))

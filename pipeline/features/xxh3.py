@@ -1,4 +1,4 @@
-"""XXH3 with 128 bits of many texts at once, after the specification of the algorithm (github.com/Cyan4973/xxHash).
+"""XXH3 with 128 or 64 bits of many texts at once, after its specification (github.com/Cyan4973/xxHash).
 
 Compiled code hashes texts of up to 240 bytes, which identifiers seldom exceed. `xxhash` hashes the longer ones.
 """
@@ -83,6 +83,26 @@ def hash_pairs(
     return hashes
 
 
+def hash_joined(
+    first: tuple[NDArray[np.uint8], IntArray], second: tuple[NDArray[np.uint8], IntArray]
+) -> NDArray[np.uint64]:
+    """Hash n pairs of texts to 64 bits: the first, a byte of 0, the second.
+
+    Args:
+        first: (data, offsets) of n texts, as of `hash_texts`.
+        second: The same.
+
+    Returns:
+        Shape (n,).
+    """
+    hashes = np.empty(len(first[1]) - 1, np.uint64)
+    if _hash_joined(*first, *second, _SECRET, np.empty(LONGEST, np.uint8), hashes):
+        for row in np.flatnonzero(np.diff(first[1]) + np.diff(second[1]) >= LONGEST).tolist():
+            names = (data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second))
+            hashes[row] = xxhash.xxh3_64_intdigest(b"\0".join(names))
+    return hashes
+
+
 _MOST_HEAD_BYTES: Final = 4
 """Bytes before a first text of up to 240 bytes: three digits and the space."""
 
@@ -144,6 +164,71 @@ def _hash_pairs(data: Any, offsets: Any, other: Any, other_offsets: Any, secret:
             at += 1
         hashes[row, 0], hashes[row, 1] = _hash(text, np.int64(0), np.int64(at), secret)
     return longer
+
+
+@compiled
+def _hash_joined(data: Any, offsets: Any, other: Any, other_offsets: Any, secret: Any, text: Any, hashes: Any) -> bool:
+    """Hash pairs to 64 bits and return True if some are too long and left out; ``text`` as of `_hash_pairs`."""
+    longer = False
+    for row in range(len(hashes)):
+        first, end = offsets[row], offsets[row + 1]
+        other_first, other_end = other_offsets[row], other_offsets[row + 1]
+        if (end - first) + (other_end - other_first) >= LONGEST:
+            longer = True
+            continue
+        at = 0
+        for position in range(first, end):
+            text[at] = data[position]
+            at += 1
+        text[at] = 0
+        at += 1
+        for position in range(other_first, other_end):
+            text[at] = other[position]
+            at += 1
+        hashes[row] = _hash_64(text, np.int64(at), secret)
+    return longer
+
+
+@compiled
+def _hash_64(text: Any, size: Any, secret: Any) -> Any:
+    """64 bits of the first ``size`` bytes, of which there is at least one."""
+    if size > 16:
+        return _long_64(text, size, secret)
+    if size > 8:
+        low = word_at(text, 0) ^ (word_at(secret, 24) ^ word_at(secret, 32))
+        high = word_at(text, size - 8) ^ (word_at(secret, 40) ^ word_at(secret, 48))
+        upper, lower = wide_product(low, high)
+        return _avalanche(np.uint64(size) + _swapped(low) + high + (upper ^ lower))
+    if size >= 4:
+        word = _half(text, size - 4) + (_half(text, 0) << np.uint64(32))
+        word ^= word_at(secret, 8) ^ word_at(secret, 16)
+        word ^= _rotated(word, 49) ^ _rotated(word, 24)
+        word *= _MIX_2
+        word = (word ^ ((word >> np.uint64(35)) + np.uint64(size))) * _MIX_2
+        return word ^ (word >> np.uint64(28))
+    _, low = _one_to_three(text, np.int64(0), size, secret)
+    return low
+
+
+@inlined
+def _rotated(word: Any, bits: Any) -> Any:
+    return (word << np.uint64(bits)) | (word >> np.uint64(64 - bits))
+
+
+@inlined
+def _long_64(text: Any, size: Any, secret: Any) -> Any:
+    total = np.uint64(size) * _PRIME64_1
+    if size <= 128:
+        for step in range((size - 1) // 32, -1, -1):
+            total += _fold(text, 16 * step, secret, 32 * step)
+            total += _fold(text, size - 16 * (step + 1), secret, 32 * step + 16)
+        return _avalanche(total)
+    for position in range(0, 128, 16):
+        total += _fold(text, position, secret, position)
+    total = _avalanche(total)
+    for position in range(128, size // 16 * 16, 16):
+        total += _fold(text, position, secret, position - 125)
+    return _avalanche(total + _fold(text, size - 16, secret, 119))
 
 
 @compiled

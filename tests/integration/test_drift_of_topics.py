@@ -16,7 +16,7 @@ from pipeline.commands.drift import DRIFTED
 from pipeline.decision.audit import Audit
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.processes import settings_environment
-from pipeline.features.identity import transaction_hashes
+from pipeline.features.identity import transaction_hash
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
 from pipeline.monitoring.daily import ALERTS as ALERTS_SERIES
 from pipeline.monitoring.daily import REPORTS
@@ -119,9 +119,7 @@ def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cl
     start(cluster.settings, audit_keys={"k1": "secret"})
     eventually(lambda: len(cluster.decisions()) == 121)
     decisions = cluster.decisions()
-    who = transaction_hashes(
-        [decision.card_id for decision in decisions], [decision.transaction_id for decision in decisions]
-    )
+    who = np.array([transaction_hash(decision.card_id, decision.transaction_id) for decision in decisions], np.uint64)
     drawn = keyed_positions(who, AUDIT_SAMPLE, b"secret") < audit.rate
     large = np.array([decision.amount > 500 for decision in decisions])
     expected = np.where(large, "rule", np.where(drawn, "audit", "none")).tolist()

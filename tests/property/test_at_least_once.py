@@ -23,7 +23,6 @@ from pipeline.engine.decision_records import unpack_record
 from pipeline.engine.deduplication import ReadInput, ReadInputs
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.partitioner import partition_of
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
@@ -44,6 +43,7 @@ from tests.helpers.logs import (
     to,
     transaction,
 )
+from tests.reference.identities import transaction_digest
 from tests.unit.engine.test_engine_card import options
 
 MERCHANT_PARTITIONS = 3

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.engine.columns import Reject, digest_keys, identities, name_keys, span_keys, text_buffers
-from pipeline.engine.layout import transaction_digest
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import KNOWN, SOURCE_RANK, known_value, source_rank
 from schemas.codec import CODES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Transaction
 from tests.contract.records import RATES
+from tests.reference.identities import transaction_digest
 
 TOLERANCE_US = 300_000_000
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)

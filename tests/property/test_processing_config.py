@@ -12,7 +12,6 @@ from pipeline.engine.block_messages import read_messages
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from schemas.codec import encode
 from schemas.messages import CardConfig, FeedbackConfig, ProcessingConfig, ProfiledTransaction, Progress
@@ -22,6 +21,7 @@ from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 from tests.helpers.logs import LabelLog, Log, after, label, to, transaction
 from tests.property.test_rollback import NOW, Batches, Kernel, Run, comparable, cut, own_values
+from tests.reference.identities import transaction_digest
 from tests.unit.engine.test_engine_card import interleaved
 from tests.unit.engine.test_engine_feedback import happenings
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import DecisionReference, MemorySegments
 from pipeline.state.segments import FileSegments
 from schemas.times import US_PER_DAY
 from tests.helpers.memory_columns import MemoryColumn
+from tests.reference.identities import transaction_digest
 
 DIGESTS = [transaction_digest("c", f"t{number}") for number in range(60)]
 

@@ -5,8 +5,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.layout import transaction_digest
-from pipeline.features.xxh3 import LONGEST, hash_pairs, hash_texts
+from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import LONGEST, hash_joined, hash_pairs, hash_texts
+from tests.reference.identities import transaction_digest
 
 
 def columns(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -39,3 +40,17 @@ def test_pairs_of_every_length_have_the_digests_of_transactions() -> None:
     first, second = (columns([pair[which].encode() for pair in pairs]) for which in (0, 1))
     digests = hash_pairs(first, second).astype(">u8").tobytes()
     assert digests == b"".join(transaction_digest(*pair) for pair in pairs)
+
+
+@given(st.lists(st.tuples(st.text(max_size=140), st.text(max_size=140)), max_size=20))
+def test_pairs_have_the_identities_of_transactions(pairs: list[tuple[str, str]]) -> None:
+    first, second = (columns([pair[which].encode() for pair in pairs]) for which in (0, 1))
+    assert hash_joined(first, second).tolist() == [transaction_hash(*pair) for pair in pairs]
+
+
+def test_pairs_of_every_length_have_the_identities_of_transactions() -> None:
+    random = np.random.default_rng(0)
+    letters = "".join(map(chr, random.integers(32, 127, LONGEST + 20)))
+    pairs = [(letters[:split], letters[split:size]) for size in range(len(letters)) for split in {0, size // 3, size}]
+    first, second = (columns([pair[which].encode() for pair in pairs]) for which in (0, 1))
+    assert hash_joined(first, second).tolist() == [transaction_hash(*pair) for pair in pairs]

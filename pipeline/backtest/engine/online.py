@@ -152,10 +152,10 @@ class OnlineTrainer:
     def learn(self, chunk: Chunk, decisions: Decisions) -> None:
         """Learn from the examples that the decisions and labels of a part of a chunk give."""
         taken = decisions.transactions
-        cards, names = taken.card_id.to_pylist(), taken.transaction_id.to_pylist()
         if self._gate is not None:
-            _show_gate(self._gate, chunk.labels, decisions, list(zip(cards, names, strict=True)))
-        identities = TransactionIdentities.from_ids(cards, names)
+            names = zip(taken.card_id.to_pylist(), taken.transaction_id.to_pylist(), strict=True)
+            _show_gate(self._gate, chunk.labels, decisions, list(names))
+        identities = TransactionIdentities.from_ids(taken.card_id, taken.transaction_id)
         columns = DecisionColumns(
             taken,
             np.ascontiguousarray(decisions.features[:, self._columns]),

@@ -5,11 +5,11 @@ import numpy as np
 from pipeline.backtest.engine.online import ColumnSegments, DecisionColumns
 from pipeline.engine.columns import no_transactions
 from pipeline.engine.decision_store import DecisionStore
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import DecisionReference
 from pipeline.engine.state import MemoryStore
 from schemas.messages import Versions
 from schemas.times import US_PER_DAY
+from tests.reference.identities import transaction_digest
 
 VERSIONS = Versions(lightgbm="l", river="r@0", policy="p", kernel="k", rates="1")
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline.engine.decision_store import DecisionStore, Known, Matured
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
 from schemas.times import US_PER_DAY
+from tests.reference.identities import transaction_digest
 
 ONE, OTHER = transaction_digest("c1", "t1"), transaction_digest("c1", "t2")
 

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
@@ -22,6 +21,7 @@ from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
 from tests.helpers.blocks import features_block
 from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label
+from tests.reference.identities import transaction_digest
 
 NOW = after(500)
 RATE = 0.25

@@ -14,7 +14,7 @@ from pipeline.engine.card import CardPartition
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.joins import STREAM_TIME_US, Clock, PassInput, Retention, join
-from pipeline.engine.layout import day_of, transaction_digest
+from pipeline.engine.layout import day_of
 from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
@@ -26,6 +26,7 @@ from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
 from tests.helpers.logs import START, LabelLog, Log, after, features, label, microseconds, reason, to, transaction
+from tests.reference.identities import transaction_digest
 from tests.unit.engine.test_engine_card import NOW, Desk, bought, everything, followed, options, values_of
 
 

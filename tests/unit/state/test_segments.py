@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engine.layout import transaction_digest
 from pipeline.engine.segments import DecisionReference
 from pipeline.engine.state import LoadedState, StateDump
 from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
@@ -19,6 +18,7 @@ from pipeline.state.segments import FileSegments
 from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
 from schemas.times import US_PER_DAY
 from tests.helpers.snapshots import KEY
+from tests.reference.identities import transaction_digest
 
 SEALED_BYTES = 1_500 * GROUP_ROWS
 
