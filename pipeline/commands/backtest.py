@@ -38,7 +38,7 @@ from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_op
 from pipeline.commands.replay import Duration, Moment, file_mapping
 from pipeline.engine.score import KernelMismatch
 from pipeline.history.files import PRESETS
-from pipeline.kafka.clients import ClusterUnreachable, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError

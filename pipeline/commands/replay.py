@@ -12,7 +12,7 @@ import click
 
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, read_transactions, resolve_mapping
-from pipeline.kafka.clients import ConfigError, TopicError
+from pipeline.kafka.errors import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings

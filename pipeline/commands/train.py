@@ -23,7 +23,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.history import event_times_us
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import PRESETS, ColumnMapping, UnusableSource, column_names, load_transactions
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
