@@ -31,7 +31,7 @@ from pipeline.kafka.shutdown import Shutdown
 from pipeline.kafka.state_handler import StateHandler
 from pipeline.kafka.steps import CarefulReading
 from pipeline.kafka.transactional_producers import TransactionalProducers
-from pipeline.kafka.transactions import MOST_ABORTS, Transactions
+from pipeline.kafka.transactions import MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.unreadable_batches import UnreadableBatches
 from pipeline.settings import Settings
 from schemas.records import Output
@@ -105,7 +105,7 @@ class Session:
             marks=has_order(topics),
             producers=producers,
         )
-        self._transactions = Transactions(
+        self._transactions = TransactionalWriter(
             settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting
         )
         self._state = CommittedState(self._member, handler, self._offsets, self._shutdown, on_refused)

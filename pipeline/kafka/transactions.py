@@ -58,7 +58,7 @@ PARTITION_UA: Final = -1
 """librdkafka's number for a record that goes where its key belongs."""
 
 
-class Transactions:
+class TransactionalWriter:
     """Writes the outputs of batches, in transactions under exactly-once; used from one thread, but for ``stopping``."""
 
     def __init__(

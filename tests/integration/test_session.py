@@ -39,7 +39,7 @@ from pipeline.kafka.retries import Retries
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Restored
 from pipeline.kafka.topic_reader import read_topic
-from pipeline.kafka.transactions import FENCED, MOST_ABORTS, Transactions
+from pipeline.kafka.transactions import FENCED, MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
 from schemas.messages import FeedbackConfig, ProcessingConfig
@@ -210,7 +210,7 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: Transactions, *_: object) -> None:
+    def late(self: TransactionalWriter, *_: object) -> None:
         # As librdkafka does where the broker refuses a record while the offsets are under way.
         self._producers.current.flush(PATIENCE_S)
         raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
@@ -220,7 +220,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
     with session(settings, handler) as opened:
         batch = polled(opened)
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_send_offsets", late)
+            patched.setattr(TransactionalWriter, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 opened.commit(batch, [output_of(BROKER_REFUSES)])
             with pytest.raises(Aborted, match="Erroneous state"):
@@ -232,9 +232,9 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
 def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Transactions._produce
+    original = TransactionalWriter._produce
 
-    def slowly(self: Transactions, outputs: Sequence[Output]) -> None:
+    def slowly(self: TransactionalWriter, outputs: Sequence[Output]) -> None:
         for output in outputs:
             original(self, [output])
             self._producers.current.flush(PATIENCE_S)
@@ -244,7 +244,7 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
     with session(settings, handler) as opened:
         batch = polled(opened)
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_produce", slowly)
+            patched.setattr(TransactionalWriter, "_produce", slowly)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 opened.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
         opened.commit(batch, handler.process(batch))
@@ -257,9 +257,9 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     handler, timed_out = Numbers(), []
-    original = Transactions._commit_open
+    original = TransactionalWriter._commit_open
 
-    def once(self: Transactions) -> None:
+    def once(self: TransactionalWriter) -> None:
         if not timed_out:
             timed_out.append("commit")
             if committed:
@@ -270,7 +270,7 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as opened:
         batch = polled(opened)
-        monkeypatch.setattr(Transactions, "_commit_open", once)
+        monkeypatch.setattr(TransactionalWriter, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
             opened.commit(batch, outputs)
@@ -287,9 +287,9 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), Transactions._commit_open
+    handler, original = Numbers(), TransactionalWriter._commit_open
 
-    def hang(self: Transactions) -> None:
+    def hang(self: TransactionalWriter) -> None:
         if committed:
             original(self)
         raise CallTimedOut("the broker died")
@@ -312,7 +312,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             return {partition: Committed(offset, Mark("another/1")) for partition, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
-            patched.setattr(Transactions, "_commit_open", hang)
+            patched.setattr(TransactionalWriter, "_commit_open", hang)
             patched.setattr(opened._offsets, "from_coordinator", reported)
             outputs = handler.process(batch)
             if committed:
@@ -559,10 +559,10 @@ def test_nobody_is_told_that_outputs_without_records_were_committed(
         write(settings, ["1"])
         work(opened, handler, lambda: len(held(handler)) == 1)
 
-        def hang(_: Transactions) -> None:
+        def hang(_: TransactionalWriter) -> None:
             raise CallTimedOut("the broker died")
 
-        monkeypatch.setattr(Transactions, "_commit_open", hang)
+        monkeypatch.setattr(TransactionalWriter, "_commit_open", hang)
         with pytest.raises(Aborted):
             opened.commit(opened.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 
