@@ -36,10 +36,11 @@ from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import ClusterIdentities, group_protocol, topic_identities
+from pipeline.kafka.errors import Stopped
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
-from pipeline.kafka.transactions import Stopped, end_unfinished
 from pipeline.kafka.undecided import UndecidedWatch
+from pipeline.kafka.unfinished_transactions import end_unfinished
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates

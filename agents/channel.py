@@ -16,7 +16,7 @@ from faust.types import AppT
 
 from agents.loop import AgentLoop
 from pipeline.kafka.batch import Batch
-from pipeline.kafka.transactions import Stopped
+from pipeline.kafka.errors import Stopped
 
 T = TypeVar("T")
 

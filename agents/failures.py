@@ -16,8 +16,8 @@ from pipeline.engine.results import Result, merged
 from pipeline.engine.score import KernelChanged, KernelMismatch
 from pipeline.engine.state import StoreError
 from pipeline.kafka.batch import Batch, UnreadableRange
+from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError
 from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
-from pipeline.kafka.transactions import Aborted, OutputTooLarge, SessionError
 from pipeline.observability.health import Health
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings

@@ -12,10 +12,10 @@ from agents.topology import AgentSpec
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
+from pipeline.kafka.errors import Aborted, OutputTooLarge
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import StateHandler
-from pipeline.kafka.transactions import Aborted, OutputTooLarge
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings

@@ -110,7 +110,7 @@ class Backtest:
     ) -> BacktestResult:
         """Replay the range, and return the decisions of every variant.
 
-        Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.clients.TopicError`,
+        Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.errors.TopicError`,
         `pipeline.models.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
 
         Args:

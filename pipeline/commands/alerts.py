@@ -21,7 +21,9 @@ from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at, tail_topic
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.log_offsets import starts_at
+from pipeline.kafka.topic_reader import read_topic, tail_topic
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings

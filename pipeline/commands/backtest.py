@@ -44,7 +44,7 @@ from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.times import Duration
 from pipeline.engine.score import KernelMismatch
-from pipeline.kafka.clients import ClusterUnreachable, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError

@@ -13,8 +13,10 @@ from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.times import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
-from pipeline.kafka.clients import ClusterUnreachable, TopicError, read_topic, starts_at
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.log_offsets import starts_at
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings

@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from pipeline.kafka.admin import topic_retentions
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url

@@ -13,7 +13,10 @@ from pipeline.engine.block_messages import read_messages
 from pipeline.engine.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
 from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.kafka.clients import TopicError, admin_client, partition_numbers, read_batches
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.log_offsets import partition_numbers
+from pipeline.kafka.topic_reader import read_batches
 from pipeline.observability.terminal import printable_json
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE

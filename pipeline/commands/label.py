@@ -13,9 +13,10 @@ import msgspec
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.demo.text import utc_text
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.clients import TopicError, read_topic
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.changes import ChangeAuthor
 from pipeline.scoring.errors import ModelError

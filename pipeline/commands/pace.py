@@ -13,7 +13,7 @@ import click
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
 from pipeline.observability.logs import configure_logging

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.terminal import printable

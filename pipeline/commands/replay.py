@@ -14,7 +14,7 @@ from pipeline.commands.column_options import ColumnOptions, column_options, file
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.times import Duration, Moment
 from pipeline.history.files import UnusableSource, read_transactions
-from pipeline.kafka.clients import ConfigError, TopicError
+from pipeline.kafka.errors import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings

@@ -22,7 +22,7 @@ from pipeline.commands.backtest_options import (
 )
 from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.score import KernelMismatch
-from pipeline.kafka.clients import ClusterUnreachable, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError
 from pipeline.scoring.errors import ModelError

@@ -13,7 +13,7 @@ import click
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.observability.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions

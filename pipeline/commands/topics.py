@@ -4,7 +4,7 @@ import click
 
 from pipeline.broker import BrokerError, ensure_broker
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 
 

@@ -27,7 +27,7 @@ from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import UnusableSource
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.changes import refuse_unapproved

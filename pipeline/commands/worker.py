@@ -7,7 +7,7 @@ import click
 
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
-from pipeline.kafka.clients import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.kafka.startup import StartRefused
 from pipeline.observability.endpoint import EndpointError

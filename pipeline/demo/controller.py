@@ -24,7 +24,7 @@ from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
 from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text, make_view, summary_lines
 from pipeline.demo.world import World
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError
 from pipeline.replay.replayer import ReplayProgress

@@ -14,7 +14,8 @@ from confluent_kafka.admin import (
 )
 
 from pipeline.kafka.admin import REQUEST_TIMEOUT_S, reached
-from pipeline.kafka.clients import admin_client, failure_text
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.errors import failure_text
 from pipeline.settings import Settings
 
 _KINDS: Final = {

@@ -10,18 +10,12 @@ from typing import Any, Final
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
 
-from pipeline.kafka.clients import (
-    PASSING_ERRORS,
-    ClusterUnreachable,
-    TopicError,
-    admin_client,
-    consumer_config,
-    last_offsets,
-    partition_numbers,
-    retried,
-)
+from pipeline.kafka.clients import admin_client, consumer_config
 from pipeline.kafka.cluster import configs_of
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.retention import retention_ms, wanted_problems
+from pipeline.kafka.retries import PASSING_ERRORS, retried
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS, Topic
 

@@ -7,7 +7,9 @@ from typing import Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
-from pipeline.kafka.clients import GroupProtocol, TopicError, retried
+from pipeline.kafka.clients import GroupProtocol
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 
 REQUEST_TIMEOUT_S: Final = 30.0

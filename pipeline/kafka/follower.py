@@ -6,8 +6,11 @@ from typing import Final, Self
 from confluent_kafka import KafkaError
 
 from pipeline.kafka.batch import start_at
-from pipeline.kafka.clients import READ_BATCH, TopicError, log_consumer, partition_numbers, record_of
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.log_offsets import partition_numbers
+from pipeline.kafka.message_records import record_of
 from pipeline.kafka.replay_reader import stable_end
+from pipeline.kafka.topic_reader import READ_BATCH, log_consumer
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic

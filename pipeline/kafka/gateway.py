@@ -10,11 +10,13 @@ from confluent_kafka import KafkaException
 from pipeline.engine.results import Result, redacted
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.batch import Batch
-from pipeline.kafka.clients import admin_client, partition_numbers
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import group_protocol
+from pipeline.kafka.errors import Aborted
+from pipeline.kafka.log_offsets import partition_numbers
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Stateless
-from pipeline.kafka.transactions import Aborted, end_unfinished
+from pipeline.kafka.unfinished_transactions import end_unfinished
 from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
 from schemas.records import Output, Record

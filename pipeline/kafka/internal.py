@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from pipeline.engine.blocks import BlockError
 from pipeline.engine.feature_blocks import FeatureRows, read_features
-from pipeline.kafka.clients import OncePerWhile
+from pipeline.kafka.client_log import OncePerWhile
 from pipeline.protection.signing import SIGNATURE, Trust
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE

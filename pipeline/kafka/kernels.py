@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from pipeline.engine.blocks import BlockError, parse_block
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.clients import read_batches
+from pipeline.kafka.topic_reader import read_batches
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import PROFILED

@@ -18,6 +18,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.kafka.batch import Partition
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
@@ -37,10 +38,6 @@ _MOST_FAILURES: Final = 3 * FETCHES
 _SILENT_S: Final = 20.0
 """Longest wait for a broker that is to say why a partition stands still; what then still stands is asked again."""
 _decode: Final = msgspec.json.Decoder(Control).decode
-
-
-class TopicError(RuntimeError):
-    """A topic is missing or not what it must be; the text says what to do."""
 
 
 class LogConsumer:

@@ -9,11 +9,13 @@ from typing import Final, NamedTuple
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.kafka import clients
+from pipeline.kafka import topic_reader
 from pipeline.kafka.batch import Partition
-from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, partition_numbers, retried
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.internal import OnRefused, not_counted, readable
+from pipeline.kafka.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.kafka.replay_reader import decode_progress
+from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic, has_order
@@ -22,7 +24,7 @@ CHECKED_RECORDS: Final = 2_000
 """Records at either end of a partition in which a trace is looked for."""
 
 
-read_batches = partial(clients.read_batches, skip_unreadable=True)
+read_batches = partial(topic_reader.read_batches, skip_unreadable=True)
 """These checks decide nothing, and an unreadable batch must not keep the agent from starting that quarantines it."""
 
 

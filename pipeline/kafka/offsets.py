@@ -13,11 +13,12 @@ from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaExcep
 from pipeline.kafka.admin import group_consumer
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.careful import Committed, holder, read_mark
-from pipeline.kafka.clients import admin_client, last_offsets
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.errors import SessionError
 from pipeline.kafka.internal import OnRefused, not_counted
+from pipeline.kafka.log_offsets import last_offsets
 from pipeline.kafka.offset_checks import newest_batches, result_offsets
 from pipeline.kafka.retries import Retries
-from pipeline.kafka.transactions import SessionError
 from pipeline.settings import Settings
 from schemas.topics import Topic
 

@@ -8,14 +8,11 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
 from pipeline.kafka.admin import committed_by_group, group_consumer
-from pipeline.kafka.clients import (
-    TopicError,
-    admin_client,
-    last_offsets,
-    log_consumer,
-    partition_numbers,
-    retried,
-)
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.log_offsets import last_offsets, partition_numbers
+from pipeline.kafka.retries import retried
+from pipeline.kafka.topic_reader import log_consumer
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 30.0

@@ -14,9 +14,9 @@ import msgspec
 from pipeline.engine.block_messages import row_value
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
+from pipeline.kafka.errors import OutputTooLarge
 from pipeline.kafka.internal import OnRefused, TrustedRecords
 from pipeline.kafka.replay_reader import NewRecords
-from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
 from schemas.records import Output, Record

@@ -7,7 +7,9 @@ from typing import Final, TypeVar
 from confluent_kafka import IsolationLevel, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.kafka.clients import PASSING_ERRORS, admin_client, first_offsets, last_offsets
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.log_offsets import first_offsets, last_offsets
+from pipeline.kafka.retries import PASSING_ERRORS
 from pipeline.settings import Settings
 
 _RETRY_S: Final = 0.2

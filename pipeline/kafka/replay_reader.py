@@ -25,20 +25,15 @@ from confluent_kafka import (
 from numpy.typing import NDArray
 
 from pipeline.kafka.batch import start_at
-from pipeline.kafka.clients import (
-    EARLY_END_S,
-    PASSING_ERRORS,
-    READ_BATCH,
-    TopicError,
-    admin_client,
-    ends_early,
-    last_offsets,
-    log_consumer,
-    record_of,
-)
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_consumer import LogConsumer
+from pipeline.kafka.log_offsets import last_offsets
+from pipeline.kafka.message_records import record_of
 from pipeline.kafka.ranges import answered
+from pipeline.kafka.retries import PASSING_ERRORS
+from pipeline.kafka.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
 from schemas.records import Record

@@ -1,4 +1,4 @@
-"""Calls whose errors pass by themselves, repeated for as long as the worker goes on."""
+"""Calls whose errors pass by themselves, repeated for a time or for as long as the worker goes on."""
 
 import logging
 import threading
@@ -8,16 +8,48 @@ from typing import Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.kafka.clients import PASSING_ERRORS
-from pipeline.kafka.transactions import CALL_TIMEOUT_S, Stopped
+from pipeline.kafka.clients import CALL_TIMEOUT_S, METADATA_TIMEOUT_S
+from pipeline.kafka.errors import Stopped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PASSING_ERRORS: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,  # a broker that stood still and lets nothing be sent
+        KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
+    }
+)
+"""Errors of a fresh topic, a moving leader or a restarting broker, for a while; the client does not retry these."""
+RETRY_INTERVAL_S: Final = 0.1
 RETRY_S: Final = 0.2
 HANGING_S: Final = 3 * CALL_TIMEOUT_S
 """Longer than this no transaction is open that its coordinator still knows of."""
 _PASSING: Final = PASSING_ERRORS | {KafkaError.UNSTABLE_OFFSET_COMMIT}
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Repeat ``call`` for as long as its ``KafkaException`` may pass, up to ``METADATA_TIMEOUT_S``."""
+    deadline_s = time.monotonic() + METADATA_TIMEOUT_S
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in PASSING_ERRORS or time.monotonic() > deadline_s:
+                raise
+            time.sleep(RETRY_INTERVAL_S)
 
 
 class Retries:

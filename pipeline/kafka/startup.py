@@ -17,12 +17,14 @@ from confluent_kafka.admin import AdminClient, ResourceType
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.batch import Partition
-from pipeline.kafka.clients import admin_client, first_offsets, last_offsets, retried
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.kernels import newest_of_other_kernels
+from pipeline.kafka.log_offsets import first_offsets, last_offsets
 from pipeline.kafka.offset_checks import ResultOffsets, any_record, result_offsets
 from pipeline.kafka.retention import retention_problems
+from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic, has_order
 

@@ -14,7 +14,9 @@ from confluent_kafka import IsolationLevel, KafkaException
 
 from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark
-from pipeline.kafka.clients import FETCH_BYTES, TopicError, admin_client, last_offsets
+from pipeline.kafka.clients import FETCH_BYTES, admin_client
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.log_offsets import last_offsets
 from pipeline.kafka.ranges import answered
 from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.retries import Retries

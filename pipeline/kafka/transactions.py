@@ -3,17 +3,18 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.engine.results import redacted
-from pipeline.kafka.call_thread import CALL_TIMEOUT_AFTER_S, CallThread, CallTimedOut
+from pipeline.kafka.call_thread import CallTimedOut
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.clients import log_error, producer_config
+from pipeline.kafka.clients import CALL_TIMEOUT_S
+from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError, Stopped, Unknown
+from pipeline.kafka.transactional_producers import TransactionalProducers
 from pipeline.protection.signing import SIGNED, Signer
 from pipeline.settings import Settings
 from schemas.records import Output
@@ -44,13 +45,6 @@ NOT_A_MEMBER: Final = frozenset(
     }
 )
 """The group does not know this member as it was when the batch was formed."""
-CALL_TIMEOUT_S: Final = 8.0
-"""Longest wait for one transactional call; the broker ends a transaction after as long."""
-CALL_TIMEOUT_SOON_S: Final = 4.0
-"""Longest wait for a call of a transaction during which all brokers were away.
-
-What the client knows of coordinators may be from before, and it may wait for one of them for ever.
-"""
 FENCED_AGAIN_S: Final = 60.0
 MOST_FENCED: Final = 3
 TAKEOVER_S: Final = 10.0
@@ -59,172 +53,39 @@ TAKEOVER_S: Final = 10.0
 Others that take its partitions over fence it too, each once, within a few seconds.
 """
 RETRY_S: Final = 0.5
-MOST_START_S: Final = 60.0
-"""Longest wait, at a start, for the end of unfinished transactions."""
 
 PARTITION_UA: Final = -1
 """librdkafka's number for a record that goes where its key belongs."""
 
 
-class SessionError(RuntimeError):
-    """The session cannot go on; the worker must end, and nothing of the current batch is committed."""
-
-
-class Stopped(SessionError):
-    """The worker ends, and what it waited for has not come."""
-
-
-class Aborted(Exception):
-    """Nothing of the batch is committed; its state was taken back, and it is read again."""
-
-
-class OutputTooLarge(Exception):
-    """A record to be written is larger than this client or its topic takes; nothing of the batch is committed.
-
-    Unlike an abort, this is the fault of what was read: the same records would fail for ever.
-    """
-
-
-class Unknown(Exception):
-    """A transaction ended without word of how; a new producer has ended it, the committed offsets show the rest."""
-
-
-class _Client(NamedTuple):
-    """A producer, and the thread of its transactional calls."""
-
-    producer: Producer
-    call_thread: CallThread
-
-
-def _transactional_ids(settings: Settings, agent: str, count: int) -> tuple[str, ...]:
-    """Return ``count`` ids of a worker's agent, none of which any other worker or agent can have."""
-    groups = (settings.topic(agent), *(f"{settings.topic(agent)}.{number}" for number in range(2, count + 1)))
-    return tuple(f"{group}-{settings.instance}" for group in groups)
-
-
-def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, int]) -> None:
-    """Abort the transactions that an earlier process of this worker has left open.
-
-    Whoever reads what is committed, and whoever asks for a group's offsets, waits for their end: for the brokers'
-    time limit, if nobody ends them.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: The worker's settings.
-        producers: Number of producers of each agent.
-
-    Raises:
-        SessionError: An id cannot be initialised, or not within `MOST_START_S`.
-    """
-    deadline_s = time.monotonic() + MOST_START_S
-
-    def end(agent: str) -> None:
-        def waiting() -> None:
-            if time.monotonic() > deadline_s:
-                raise SessionError(
-                    f"agent {agent}: no broker has ended what an earlier process of this worker left open within "
-                    f"{MOST_START_S:.0f} s: look at the brokers' transaction coordinators"
-                )
-
-        end_agent(bootstrap, settings, agent, producers[agent], threading.Event(), waiting)
-
-    # All at once: each takes as long as a client needs to connect.
-    with ThreadPoolExecutor(len(producers)) as threads:
-        list(threads.map(end, producers))
-
-
-def end_agent(
-    bootstrap: str,
-    settings: Settings,
-    agent: str,
-    producers: int,
-    stopping: threading.Event,
-    waiting: Callable[[], None],
-) -> None:
-    """Abort the transactions of one agent of an instance, and fence the process that began them.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Settings with the name of the instance.
-        agent: Name of the agent.
-        producers: Number of its producers.
-        stopping: Set when this worker ends.
-        waiting: Called while no broker answers; may raise.
-
-    Raises:
-        SessionError: An id cannot be initialised.
-    """
-    if settings.delivery != "exactly_once":
-        return
-    own = TransactionalProducers(
-        bootstrap, settings, agent, stopping=stopping, waiting=waiting, renewed=lambda: None,
-        marks=False, producers=producers,
-    )  # fmt: skip
-    try:
-        own.start()
-    finally:
-        own.close()
-
-
-class TransactionalProducers:
-    """Producers that are replaced when they can no longer be used; used from one thread, but for ``stopping``."""
+class TransactionalWriter:
+    """Writes the outputs of batches, in transactions under exactly-once; used from one thread, but for ``stopping``."""
 
     def __init__(
         self,
-        bootstrap: str,
         settings: Settings,
         agent: str,
-        *,
+        producers: TransactionalProducers,
         stopping: threading.Event,
         waiting: Callable[[], None],
-        renewed: Callable[[], None],
-        marks: bool,
-        producers: int = 1,
     ) -> None:
-        """Make the producers; `start` comes before the first commit.
+        """Begin with producers that have not written.
 
         Args:
-            bootstrap: Addresses of brokers.
             settings: The worker's settings.
             agent: Name of the agent.
+            producers: The producers; started before the first commit.
             stopping: Set when the worker ends.
             waiting: Called while a call waits for a broker; may raise.
-            renewed: Called when producers are replaced.
-            marks: Whether records of ``progress`` will be among the outputs, whose offsets `marked` returns.
-            producers: Number of producers that take turns, each with a transactional id of its own.
         """
-        self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._stopping, self._waiting, self._report_renewed = stopping, waiting, renewed
-        self.exactly_once = settings.delivery == "exactly_once"
-        self._ids = _transactional_ids(settings, agent, producers) if self.exactly_once else (None,)
-        self._brokers_down = threading.Event()
+        self._settings, self._agent, self._producers = settings, agent, producers
+        self._stopping, self._waiting = stopping, waiting
+        self.exactly_once = producers.exactly_once
         self._undelivered: KafkaError | None = None
         self._signer, self._redacts = Signer.from_settings(settings), settings.dead_letters == "redacted"
-        self._marks = marks
         self._marked: dict[int, int] = {}
         self._fenced_s: list[float] = []
         self._aborts = 0
-        self._began_s = 0.0
-        self._in_transaction = False
-        self._clients = [self._new(name) for name in self._ids]
-        self._turn = 0
-
-    @property
-    def _producer(self) -> Producer:
-        return self._clients[self._turn].producer
-
-    @property
-    def _call_thread(self) -> CallThread:
-        return self._clients[self._turn].call_thread
-
-    def start(self) -> None:
-        """Fence earlier holders of the transactional ids; what they left unfinished is aborted."""
-        self._initialise()
-
-    @property
-    def reachable(self) -> bool:
-        """Return whether any broker was there when last heard of."""
-        return not self._brokers_down.is_set()
 
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
         """``outputs`` and ``offsets`` in one transaction, by the producer whose turn it is.
@@ -235,12 +96,8 @@ class TransactionalProducers:
         Raises ``Aborted`` and ``OutputTooLarge`` (nothing is committed), ``Unknown`` (the transaction was ended by a
         new producer) and ``SessionError``.
         """
-        self._turn = (self._turn + 1) % len(self._clients)
-        self._producer.poll(0)  # hear of brokers that went away since
-        if self._brokers_down.is_set():
-            # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
-            self._renew("brokers were away")
-        producing, committing, self._in_transaction = True, False, True
+        self._producers.next_turn()
+        producing, committing, self._producers.in_transaction = True, False, True
 
         def commit() -> None:
             nonlocal committing
@@ -248,20 +105,20 @@ class TransactionalProducers:
             self._commit_open()
 
         try:
-            self._call("begin_transaction", self._producer.begin_transaction)
+            self._producers.call("begin_transaction", self._producers.current.begin_transaction)
             self._produce(outputs)
             producing = False
             sending = [partial(self._send_offsets, offsets, metadata)] if offsets else []
-            self._transactional("commit_transaction", *sending, commit)
+            self._producers.call_transaction("commit_transaction", *sending, commit)
         except CallTimedOut as error:
-            self._in_transaction = False
-            self._renew(str(error))
+            self._producers.in_transaction = False
+            self._producers.renew(str(error))
             raise (Unknown if committing else Aborted)(str(error)) from error
         except KafkaException as error:
-            self._in_transaction = False
+            self._producers.in_transaction = False
             self._after_failure(error, producing=producing, committing=committing)
         finally:
-            self._in_transaction = False
+            self._producers.in_transaction = False
         self._aborts = 0
 
     def write(self, outputs: Sequence[Output]) -> None:
@@ -274,13 +131,17 @@ class TransactionalProducers:
                 raise
             self._undelivered = error.args[0]
         deadline_s = time.monotonic() + 3 * CALL_TIMEOUT_S
-        while (left := self._producer.flush(0.5)) and time.monotonic() < deadline_s and not self._stopping.is_set():
+        while (
+            (left := self._producers.current.flush(0.5))
+            and time.monotonic() < deadline_s
+            and not self._stopping.is_set()
+        ):
             self._waiting()
         if left or self._undelivered is not None:
             reason = self._undelivered.str() if self._undelivered is not None else f"{left} were not acknowledged"
             # What is still queued must not be written after its batch was read again and written anew.
-            self._producer.purge()
-            self._renew(f"records were not written: {reason}")
+            self._producers.current.purge()
+            self._producers.renew(f"records were not written: {reason}")
             if self._undelivered is not None and self._undelivered.code() == TOO_LARGE:
                 raise OutputTooLarge(self._advice(self._undelivered))
             raise Aborted(f"records were not written: {reason}")
@@ -288,115 +149,17 @@ class TransactionalProducers:
 
     def marked(self) -> dict[int, int]:
         """Offsets behind the records of the last commit that went to ``progress``, by partition number."""
-        self._producer.poll(0)
+        self._producers.current.poll(0)
         return dict(self._marked)
 
-    def close(self) -> None:
-        """Give the producers up; a transaction that is open is left to the broker, or to its id's next holder."""
-        for client in self._clients:
-            client.call_thread.end()
-
     def _send_offsets(self, offsets: list[TopicPartition], metadata: Any) -> None:
-        self._producer.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
+        self._producers.current.send_offsets_to_transaction(offsets, metadata, CALL_TIMEOUT_S)
 
     def _commit_open(self) -> None:
-        self._producer.commit_transaction(CALL_TIMEOUT_S)
-
-    def _new(self, transactional_id: str | None) -> "_Client":
-        config = producer_config(
-            self._bootstrap,
-            transactional_id=transactional_id,
-            settings=self._settings,
-            # A report of each record that was written would take as long as to write it.
-            overrides={"error_cb": self._on_error, "delivery.report.only.error": not self._marks},
-        )
-        return _Client(Producer(config), CallThread(self._agent, self._while_waiting))
-
-    def _renew(self, reason: str) -> None:
-        """Replace the producers, which ends what is unfinished of any of them."""
-        log.warning("%s: a new producer takes over: %s", self._agent, reason)
-        self._report_renewed()
-        self.close()
-        self._brokers_down.clear()
-        self._clients = [self._new(name) for name in self._ids]
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Initialise every transactional id: none of them may have a transaction when offsets are asked for."""
-        if self.exactly_once:
-            for turn in range(len(self._clients)):
-                self._turn = turn
-                self._initialise_one()
-
-    def _initialise_one(self) -> None:
-        while True:
-            try:
-                self._transactional("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
-            except CallTimedOut as error:
-                if self._stopping.is_set():
-                    raise Stopped(f"agent {self._agent}: {error}") from error
-                log.warning("%s: %s; trying again with a new producer", self._agent, error)
-                self._call_thread.end()
-                self._clients[self._turn] = self._new(self._ids[self._turn])
-            except KafkaException as error:
-                cause: KafkaError = error.args[0]
-                raise SessionError(f"agent {self._agent}: {cause.str()} ({cause.name()})") from error
-            else:
-                return
-
-    def _call(self, what: str, call: Callable[[], Any], timeout_s: float = CALL_TIMEOUT_AFTER_S) -> None:
-        self._began_s = time.monotonic()
-        self._call_thread.call(what, call, timeout_s)
-
-    def _while_waiting(self) -> None:
-        self._waiting()
-        self._producer.poll(0)
-        if (
-            self._in_transaction
-            and self._brokers_down.is_set()
-            and time.monotonic() - self._began_s > CALL_TIMEOUT_SOON_S
-        ):
-            raise CallTimedOut(f"{self._agent}: brokers went away during a transaction")
-
-    def _transactional(self, what: str, *calls: Callable[[], Any]) -> None:
-        """Make transactional calls, one after the other; a failed one again for as long as its error allows.
-
-        All are made on the caller's thread at once: to hand a call over and back costs as much as a small batch.
-
-        Raises:
-            CallTimedOut: The repetitions take longer than a transaction may: a coordinator that answers again and again
-                that a transaction is in progress is one that this producer will not be rid of.
-            KafkaException: A call must not be repeated.
-            Stopped: The worker ends.
-        """
-        deadline_s = time.monotonic() + 2 * CALL_TIMEOUT_S
-        left, given_up = list(calls), threading.Event()
-
-        def make() -> None:
-            # Whoever gave the first call up may look at the offsets meanwhile: the second one must not follow it.
-            while left and not given_up.is_set():
-                left[0]()
-                del left[0]
-
-        while True:
-            try:
-                self._call(what, make, CALL_TIMEOUT_AFTER_S + (len(left) - 1) * CALL_TIMEOUT_S)
-                return
-            except KafkaException as error:
-                cause: KafkaError = error.args[0]
-                if not cause.retriable():
-                    raise
-                if self._stopping.is_set():
-                    raise Stopped(f"agent {self._agent}: {what}: {cause.str()}") from error
-                if time.monotonic() > deadline_s:
-                    raise CallTimedOut(f"{self._agent}: {what}: {cause.str()}") from error
-                log.warning("%s: %s: %s; trying again", self._agent, what, cause.str())
-            except BaseException:
-                given_up.set()
-                raise
+        self._producers.current.commit_transaction(CALL_TIMEOUT_S)
 
     def _produce(self, outputs: Sequence[Output]) -> None:
-        produce = self._producer.produce
+        produce = self._producers.current.produce
         delivered = None if self.exactly_once else self._on_delivery
         topic: Topic | None = None
         self._marked.clear()
@@ -418,19 +181,11 @@ class TransactionalProducers:
                     break
                 except BufferError:
                     # The client's queue is full: let it send.
-                    self._producer.poll(0.1)
+                    self._producers.current.poll(0.1)
                     self._waiting()
-                    if self._stopping.is_set() and self._brokers_down.is_set():
+                    if self._stopping.is_set() and not self._producers.reachable:
                         raise Stopped(f"agent {self._agent}: the broker takes no records") from None
-        self._producer.poll(0)
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._brokers_down.set()
-        if error.fatal() and self.exactly_once:
-            # The call that is under way, or the next one, fails with it and is dealt with there.
-            return
-        log_error(error)
+        self._producers.current.poll(0)
 
     @callback
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
@@ -455,7 +210,7 @@ class TransactionalProducers:
                     f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
                     "give each worker an --instance of its own"
                 ) from error
-            self._renew(f"{reason}; this worker stood still for longer than its session, or has a rival")
+            self._producers.renew(f"{reason}; this worker stood still for longer than its session, or has a rival")
             raise (Unknown if committing else Aborted)(reason) from error
         if cause.code() == TOO_LARGE:
             if producing and error.args[0].code() == TOO_LARGE:
@@ -464,7 +219,7 @@ class TransactionalProducers:
             else:
                 # librdkafka has numbered the refused record, the broker has not: with this producer the next one to
                 # the same partition could be refused for the gap, and the search for the large one would never end.
-                self._renew(reason)
+                self._producers.renew(reason)
             raise OutputTooLarge(self._advice(cause)) from error
         if cause.code() in NOT_A_MEMBER:
             # It joins again while it polls, or hears there that it cannot.
@@ -479,7 +234,7 @@ class TransactionalProducers:
         if cause.txn_requires_abort():
             self._abort()
             raise Aborted(reason) from error
-        self._renew(reason)
+        self._producers.renew(reason)
         raise (Unknown if committing else Aborted)(reason) from error
 
     def _cause(self, error: KafkaError) -> KafkaError:
@@ -488,7 +243,7 @@ class TransactionalProducers:
             return error
         try:
             # Refused with the cause, and without effect, whatever has become of the transaction.
-            self._call("begin_transaction", self._producer.begin_transaction)
+            self._producers.call("begin_transaction", self._producers.current.begin_transaction)
         except KafkaException as refused:
             cause: KafkaError = refused.args[0]
             return error if cause.code() == KafkaError._STATE else cause
@@ -498,9 +253,11 @@ class TransactionalProducers:
 
     def _abort(self) -> None:
         try:
-            self._transactional("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+            self._producers.call_transaction(
+                "abort_transaction", lambda: self._producers.current.abort_transaction(CALL_TIMEOUT_S)
+            )
         except (CallTimedOut, KafkaException) as failed:
-            self._renew(f"{failed}")
+            self._producers.renew(f"{failed}")
 
     def _advice(self, cause: KafkaError) -> str:
         return (

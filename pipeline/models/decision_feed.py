@@ -14,9 +14,10 @@ from pipeline.decision.online_gate import BothScores, LabelReport
 from pipeline.decision.pacing import ScoredRows
 from pipeline.engine.accepted_labels import read_accepted, reports_of
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.clients import read_topic, starts_at
 from pipeline.kafka.follower import TopicFollower
 from pipeline.kafka.internal import not_counted, readable
+from pipeline.kafka.log_offsets import starts_at
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import not_counted, readable
 from pipeline.kafka.producer import TopicRecord, TransactionalProducer
 from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.models.changes import ChangeAuthor
 from pipeline.protection.signing import Signer
 from pipeline.scoring.errors import ModelError

@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Self
 
 from pipeline.engine.models import ModelSet
-from pipeline.kafka.clients import read_topic
 from pipeline.kafka.internal import TrustedRecords, not_counted
 from pipeline.kafka.quarantine import QuarantinedRecords
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import VersionHistory

@@ -9,8 +9,8 @@ import msgspec
 
 from pipeline.engine.accepted_labels import read_accepted
 from pipeline.exports.reading import export_batches, require_export
-from pipeline.kafka.clients import read_batches, read_topic
 from pipeline.kafka.internal import not_counted, readable, refuse
+from pipeline.kafka.topic_reader import read_batches, read_topic
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

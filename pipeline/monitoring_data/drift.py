@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pipeline.engine.feature_blocks import EVENT_US, SCORE
 from pipeline.exports.reading import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.kafka.clients import QUEUE_OF_BLOCKS, read_batches, starts_at
 from pipeline.kafka.internal import not_counted, readable, readable_features
+from pipeline.kafka.log_offsets import starts_at
+from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.learning.labels import FRAUD
 from pipeline.monitoring.daily import DailyCounts
 from pipeline.scoring.distributions import FeatureDistribution, distributions_of

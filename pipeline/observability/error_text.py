@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from pipeline.kafka.clients import FailedRequest, failure_text
+from pipeline.kafka.errors import FailedRequest, failure_text
 from pipeline.settings import PREFIX, Settings
 from pipeline.settings.files import SettingFileError
 

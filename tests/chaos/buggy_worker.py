@@ -19,8 +19,8 @@ from pipeline.demo.child_process import watch_parent
 from pipeline.engine import decider
 from pipeline.features.kernel import CardWindows
 from pipeline.kafka.batch import make_batch
+from pipeline.kafka.errors import Aborted
 from pipeline.kafka.session import Session
-from pipeline.kafka.transactions import Aborted
 
 STRIKES_AT = 2
 """The batch of some size at which a bug strikes."""

@@ -16,7 +16,9 @@ from pipeline.broker import EmbeddedBroker
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
 from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import admin_client, last_offsets, retried
+from pipeline.kafka.clients import admin_client
+from pipeline.kafka.log_offsets import last_offsets
+from pipeline.kafka.retries import retried
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US

@@ -30,7 +30,7 @@ from pipeline.commands.times import Duration, Moment
 from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerDied
 from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError

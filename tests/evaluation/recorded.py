@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.feature_blocks import NUMBERS, OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
-from pipeline.kafka.clients import read_batches
+from pipeline.kafka.topic_reader import read_batches
 from pipeline.replay.replayer import EPOCH
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, RecordPosition, Transaction

@@ -27,7 +27,10 @@ from pipeline.broker.errors import BrokerInUse
 from pipeline.broker.fencing import ACTIVE, FENCED
 from pipeline.broker.local import STATE_NAME
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, first_offsets, producer_config, read_topic, retried
+from pipeline.kafka.clients import admin_client, producer_config
+from pipeline.kafka.log_offsets import first_offsets
+from pipeline.kafka.retries import retried
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 from tests.helpers.waiting import TIMEOUT_S, eventually

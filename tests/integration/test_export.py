@@ -28,7 +28,8 @@ from pipeline.engine.models import ActiveModels
 from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, producer_config, read_topic
+from pipeline.kafka.clients import admin_client, producer_config
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.records import Record

@@ -19,7 +19,7 @@ from pipeline.cli import main
 from pipeline.commands.dead_letters import DeadLetter
 from pipeline.engine.results import Result as Dead
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import read_topic
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
 from schemas.records import Headers, Output, Record

@@ -20,8 +20,9 @@ from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
 from pipeline.engine.history import identities_of, labels_known
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
-from pipeline.kafka.clients import TopicError, read_topic
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline.demo.view import COMMAND_INDENT
-from pipeline.kafka.clients import read_topic
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
 from schemas.topics import ALERTS, DECISIONS, LABELS, MODELS, TRANSACTIONS, Topic

@@ -30,23 +30,17 @@ from pipeline.kafka.clients import (
     GroupProtocol,
     admin_client,
     consumer_config,
-    last_offsets,
     producer_config,
-    read_topic,
 )
+from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError
+from pipeline.kafka.log_offsets import last_offsets
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Restored
-from pipeline.kafka.transactions import (
-    FENCED,
-    MOST_ABORTS,
-    Aborted,
-    OutputTooLarge,
-    SessionError,
-    TransactionalProducers,
-    end_unfinished,
-)
+from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.transactions import FENCED, MOST_ABORTS, TransactionalWriter
+from pipeline.kafka.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
 from schemas.messages import FeedbackConfig, ProcessingConfig
 from schemas.records import Output, Record
@@ -216,9 +210,9 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: TransactionalProducers, *_: object) -> None:
+    def late(self: TransactionalWriter, *_: object) -> None:
         # As librdkafka does where the broker refuses a record while the offsets are under way.
-        self._producer.flush(TIMEOUT_S)
+        self._producers.current.flush(TIMEOUT_S)
         raise KafkaException(KafkaError(KafkaError._STATE, "Erroneous state", txn_requires_abort=True))
 
     handler = Numbers()
@@ -226,7 +220,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
     with session(settings, handler) as opened:
         batch = polled(opened)
         with monkeypatch.context() as patched:
-            patched.setattr(TransactionalProducers, "_send_offsets", late)
+            patched.setattr(TransactionalWriter, "_send_offsets", late)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 opened.commit(batch, [output_of(BROKER_REFUSES)])
             with pytest.raises(Aborted, match="Erroneous state"):
@@ -238,19 +232,19 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
 def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = TransactionalProducers._produce
+    original = TransactionalWriter._produce
 
-    def slowly(self: TransactionalProducers, outputs: Sequence[Output]) -> None:
+    def slowly(self: TransactionalWriter, outputs: Sequence[Output]) -> None:
         for output in outputs:
             original(self, [output])
-            self._producer.flush(TIMEOUT_S)
+            self._producers.current.flush(TIMEOUT_S)
 
     handler = Numbers()
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as opened:
         batch = polled(opened)
         with monkeypatch.context() as patched:
-            patched.setattr(TransactionalProducers, "_produce", slowly)
+            patched.setattr(TransactionalWriter, "_produce", slowly)
             with pytest.raises(OutputTooLarge, match="profiled"):
                 opened.commit(batch, [output_of(BROKER_REFUSES), *handler.process(batch)])
         opened.commit(batch, handler.process(batch))
@@ -263,9 +257,9 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     handler, timed_out = Numbers(), []
-    original = TransactionalProducers._commit_open
+    original = TransactionalWriter._commit_open
 
-    def once(self: TransactionalProducers) -> None:
+    def once(self: TransactionalWriter) -> None:
         if not timed_out:
             timed_out.append("commit")
             if committed:
@@ -276,7 +270,7 @@ def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
     write(settings, ["1", "2", "3"])
     with session(settings, handler) as opened:
         batch = polled(opened)
-        monkeypatch.setattr(TransactionalProducers, "_commit_open", once)
+        monkeypatch.setattr(TransactionalWriter, "_commit_open", once)
         outputs = handler.process(batch)
         if committed:
             opened.commit(batch, outputs)
@@ -293,9 +287,9 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), TransactionalProducers._commit_open
+    handler, original = Numbers(), TransactionalWriter._commit_open
 
-    def hang(self: TransactionalProducers) -> None:
+    def hang(self: TransactionalWriter) -> None:
         if committed:
             original(self)
         raise CallTimedOut("the broker died")
@@ -318,7 +312,7 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
             return {partition: Committed(offset, Mark("another/1")) for partition, offset in batch.ends.items()}
 
         with monkeypatch.context() as patched:
-            patched.setattr(TransactionalProducers, "_commit_open", hang)
+            patched.setattr(TransactionalWriter, "_commit_open", hang)
             patched.setattr(opened._offsets, "from_coordinator", reported)
             outputs = handler.process(batch)
             if committed:
@@ -565,10 +559,10 @@ def test_nobody_hears_that_outputs_without_records_were_committed(
         write(settings, ["1"])
         work(opened, handler, lambda: len(held(handler)) == 1)
 
-        def hang(_: TransactionalProducers) -> None:
+        def hang(_: TransactionalWriter) -> None:
             raise CallTimedOut("the broker died")
 
-        monkeypatch.setattr(TransactionalProducers, "_commit_open", hang)
+        monkeypatch.setattr(TransactionalWriter, "_commit_open", hang)
         with pytest.raises(Aborted):
             opened.commit(opened.empty_batch(), [Output(DECISIONS, b"k", b"never")])
 
@@ -578,13 +572,14 @@ def test_a_partition_that_came_in_part_and_went_is_read_once_it_comes_whole(sett
     transactions, labels = (settings.topic(topic.name) for topic in READS)
     with session(settings, handler) as opened:
         work(opened, handler, lambda: len(opened.assigned) == 4)
-        consumer = opened._consumer
+        consumer = opened._client.consumer
         # As a rebalance does that moves the topics of a number one by one, away and back.
-        opened._on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
-        opened._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        opened._on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        opened._on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        opened._on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
+        assignment = opened._assignment
+        assignment.on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
+        assignment.on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        assignment.on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        assignment.on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
+        assignment.on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
         write(settings, [str(number) for number in range(10)])
         work(opened, handler, lambda: len(held(handler)) == 10)
 
@@ -619,7 +614,7 @@ def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
         configs.append(config)
         return Consumer(config)
 
-    monkeypatch.setattr("pipeline.kafka.session.Consumer", consumer)
+    monkeypatch.setattr("pipeline.kafka.group_client.Consumer", consumer)
     handler = Numbers()
     with session(settings, handler, "classic") as opened:
         work(opened, handler, lambda: len(opened.assigned) == 4)
@@ -671,7 +666,7 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
                 raise KafkaException(KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT))
             return super().committed(*arguments, **more)
 
-    monkeypatch.setattr("pipeline.kafka.session.Consumer", Unstable)
+    monkeypatch.setattr("pipeline.kafka.group_client.Consumer", Unstable)
     write(settings, ["1", "2", "3"])
     handler = Numbers()
     with session(settings, handler) as opened:
@@ -684,12 +679,12 @@ def test_what_a_rebalance_raises_in_the_client_leaves_the_poll_as_it_was_raised(
     class Failing(Numbers):
         def assigning(self, waiting: Callable[[], None]) -> None:
             if when == "assigned":
-                opened._consumer.seek(TopicPartition("no such topic", 0, 5))
+                opened._client.consumer.seek(TopicPartition("no such topic", 0, 5))
 
         def forget(self, partition: int) -> None:
             if when == "revoked" and partition in self.committed:
                 super().forget(partition)
-                opened._consumer.seek(TopicPartition("no such topic", 0, 5))
+                opened._client.consumer.seek(TopicPartition("no such topic", 0, 5))
 
     handler = Failing()
     opened = Session(servers(settings), settings, "card", READS, handler)
@@ -697,7 +692,7 @@ def test_what_a_rebalance_raises_in_the_client_leaves_the_poll_as_it_was_raised(
 
     def rebalance() -> None:
         work(opened, handler, lambda: len(opened.assigned) == 4)
-        opened._consumer.unsubscribe()
+        opened._client.consumer.unsubscribe()
         work(opened, handler, lambda: not opened.assigned)
 
     with pytest.raises(KafkaException, match="Unknown partition"):
@@ -764,13 +759,13 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
     with session(settings, handler) as opened:
         work(opened, handler, lambda: len(held(handler)) >= 10)
         for number in (10, 11):
-            opened._fatal.append("no such group")
+            opened._client.fatal.append("no such group")
             write(settings, [str(number)])
             work(opened, handler, lambda: len(held(handler)) > number)  # noqa: B023
         assert held(handler) == decided(settings) == sorted(str(number).encode() for number in range(12))
-        opened._fatal.append("no such group")
+        opened._client.fatal.append("no such group")
         assert opened.poll(0.1) is None
-        opened._fatal.append("no such group")
+        opened._client.fatal.append("no such group")
         with pytest.raises(SessionError, match="no such group"):
             opened.poll(0.1)
 

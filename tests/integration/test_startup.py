@@ -23,8 +23,9 @@ from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import TopicError, admin_client, consumer_config, producer_config
+from pipeline.kafka.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import not_counted
 from pipeline.kafka.offset_checks import progressed
 from pipeline.kafka.quarantine import Quarantines

@@ -11,16 +11,9 @@ from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from pipeline.commands.topics import command
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics, group_lag, topic_config
-from pipeline.kafka.clients import (
-    ClusterUnreachable,
-    ConfigError,
-    TopicError,
-    admin_client,
-    consumer_config,
-    producer_config,
-    read_topic,
-    tail_topic,
-)
+from pipeline.kafka.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.topic_reader import read_topic, tail_topic
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS

@@ -16,8 +16,10 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.partitioner import partition_of
 from pipeline.kafka import standstill
-from pipeline.kafka.clients import GroupProtocol, TopicError, read_topic
+from pipeline.kafka.clients import GroupProtocol
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.quarantine import decode_control
+from pipeline.kafka.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import Quarantine

@@ -55,7 +55,7 @@ def lost_offset(patch: Patch) -> None:
         partition = next((at for at in batch.ends if len(batch.records) > 1), None)
         if partition is not None:
             batch.ends[partition] += 1
-            session._positions[partition] += 1
+            session._client.positions[partition] += 1
         commit(session, batch, outputs)
 
     patch.setattr(Session, "commit", commit_more)

@@ -17,15 +17,21 @@ import agents.learn
 import agents.loop
 import agents.partitions
 import agents.snapshot_scheduler
+import pipeline.kafka.client_log
 import pipeline.kafka.clients
+import pipeline.kafka.group_client
 import pipeline.kafka.log_consumer
+import pipeline.kafka.log_offsets
 import pipeline.kafka.odd_offsets
 import pipeline.kafka.ranges
 import pipeline.kafka.replay_reader
 import pipeline.kafka.retries
 import pipeline.kafka.session
+import pipeline.kafka.shutdown
 import pipeline.kafka.standstill
 import pipeline.kafka.steps
+import pipeline.kafka.topic_reader
+import pipeline.kafka.transactional_producers
 import pipeline.kafka.transactions
 import pipeline.kafka.unreadable
 import pipeline.kafka.unreadable_batches
@@ -68,14 +74,18 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     agents.learn,
     agents.loop,
     agents.partitions,
-    pipeline.kafka.clients,
+    pipeline.kafka.client_log,
     pipeline.kafka.replay_reader,
     pipeline.kafka.log_consumer,
+    pipeline.kafka.log_offsets,
     pipeline.kafka.odd_offsets,
     pipeline.kafka.retries,
     pipeline.kafka.ranges,
     pipeline.kafka.session,
+    pipeline.kafka.shutdown,
     pipeline.kafka.standstill,
+    pipeline.kafka.topic_reader,
+    pipeline.kafka.transactional_producers,
     pipeline.kafka.transactions,
     pipeline.kafka.unreadable,
 )
@@ -136,11 +146,11 @@ class _Inline:
 def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Put the model's clients, the clock and inline threads in their places."""
     kafka = pipeline.kafka
-    for module in (kafka.admin, kafka.session, kafka.log_consumer, kafka.unreadable):
+    for module in (kafka.admin, kafka.group_client, kafka.log_consumer, kafka.unreadable):
         patch.setattr(module, "Consumer", SimConsumer)
-    patch.setattr(kafka.transactions, "Producer", SimProducer)
+    patch.setattr(kafka.transactional_producers, "Producer", SimProducer)
     patch.setattr(kafka.clients, "AdminClient", SimAdmin)
-    for module in (kafka.session, kafka.transactions):
+    for module in (kafka.group_client, kafka.transactional_producers):
         patch.setattr(module, "CallThread", _Inline)
     for module in (kafka.unreadable_batches, agents.snapshot_scheduler):
         patch.setattr(module, "ThreadPoolExecutor", _Inline)

@@ -51,7 +51,7 @@ class Source(Protocol):
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
         Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,
-        `pipeline.kafka.clients.TopicError`.
+        `pipeline.kafka.errors.TopicError`.
         """
 
 

@@ -18,18 +18,12 @@ from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, See
 from pipeline.engine.columns import Labels, Reject
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.admin import reached
-from pipeline.kafka.clients import (
-    QUEUE_OF_BLOCKS,
-    READ_BATCH,
-    admin_client,
-    first_offsets,
-    offsets_at,
-    partition_numbers,
-    retried,
-    stable_ends,
-)
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import stamped_by_producers
+from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
 from pipeline.kafka.replay_reader import RangeReader, RecordColumns
+from pipeline.kafka.retries import retried
+from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.records import Record

@@ -31,9 +31,11 @@ from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import delete_before, ensure_topics, reached
-from pipeline.kafka.clients import QUEUE_OF_BLOCKS, admin_client, partition_numbers, read_batches, stable_ends
+from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import topic_identities
+from pipeline.kafka.log_offsets import partition_numbers, stable_ends
 from pipeline.kafka.producer import TransactionalProducer
+from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
 from schemas.messages import CardConfig, FeedbackConfig
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic

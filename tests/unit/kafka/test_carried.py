@@ -140,9 +140,9 @@ def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewou
     log = [FakeMessage(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
     session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
-    own = session._consumer
-    session._consumer = cast(Consumer, Client(log))
-    session._positions[PROFILED.name, 0] = 0
+    own = session._client.consumer
+    session._client.consumer = cast(Consumer, Client(log))
+    session._client.positions[PROFILED.name, 0] = 0
     read: list[int] = []
     while (batch := session.poll(0.0)) is not None:
         assert offsets_of(batch) == list(range(len(read), len(read) + len(batch.records)))
@@ -151,7 +151,7 @@ def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewou
             continue
         read += offsets_of(batch)
     assert read == list(range(30))
-    session._consumer = own
+    session._client.consumer = own
     session._unreadable.close()
     own.close()
 

@@ -8,7 +8,8 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka import log_consumer
-from pipeline.kafka.log_consumer import LogConsumer, TopicError
+from pipeline.kafka.errors import TopicError
+from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.odd_offsets import ReadableEnd
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.unreadable import FETCHES, NoAnswer

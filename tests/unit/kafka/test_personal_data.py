@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pipeline.engine.profiled_blocks import without_fields
 from pipeline.engine.results import Result, redacted
 from pipeline.kafka.admin import ensure_topics, topic_config
-from pipeline.kafka.clients import TopicError
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.retention import wanted_problems
 from pipeline.settings import Settings
 from schemas.records import Record

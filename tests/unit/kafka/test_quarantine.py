@@ -10,8 +10,8 @@ from agents.topology import CARD, SCORE, AgentSpec
 from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.state import MemoryStore, StoreError
 from pipeline.kafka.batch import UnreadableRange
+from pipeline.kafka.errors import OutputTooLarge
 from pipeline.kafka.quarantine import ProcessDied, Quarantines
-from pipeline.kafka.transactions import OutputTooLarge
 from pipeline.settings import Settings
 from schemas.records import Output, Record
 from schemas.topics import CONTROL

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka import clients, log_consumer, replay_reader
-from pipeline.kafka.clients import TopicError, read_batches
+from pipeline.kafka import log_consumer, replay_reader, topic_reader
+from pipeline.kafka.errors import TopicError
 from pipeline.kafka.replay_reader import RangeReader
+from pipeline.kafka.topic_reader import read_batches
 from pipeline.settings import Settings
 
 
@@ -154,12 +155,12 @@ def test_an_end_before_the_range_is_read_is_waited_behind(consumer: Any, monkeyp
 
 
 def test_an_end_before_a_topic_is_read_is_waited_behind_too(consumer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "stable_ends", lambda *_: {1: 6})
+    monkeypatch.setattr(topic_reader, "stable_ends", lambda *_: {1: 6})
     early = FakeMessage(2, KafkaError._PARTITION_EOF)
     consumer.given = [[FakeMessage(0), FakeMessage(1), early], [FakeMessage(3), FakeMessage(5), END]]
     batches = read_batches("nobody:1", "t", partitions=[1])
     assert [record.offset for records in batches for record in records] == [0, 1, 3, 5]
-    monkeypatch.setattr(clients, "EARLY_END_S", 0.0)
+    monkeypatch.setattr(topic_reader, "EARLY_END_S", 0.0)
     consumer.given = [[FakeMessage(0), FakeMessage(1), early]]
     batches = read_batches("nobody:1", "t", partitions=[1])
     assert [record.offset for record in next(batches)] == [0, 1]

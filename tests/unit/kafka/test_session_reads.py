@@ -86,17 +86,17 @@ class Client:
 @pytest.fixture
 def session() -> Iterator[Session]:
     made = Session("127.0.0.1:1", Settings(), "card", [TRANSACTIONS], cast(StateHandler, object()))
-    own = made._consumer
+    own = made._client.consumer
     yield made
-    made._consumer = own
+    made._client.consumer = own
     made._unreadable.close()
     own.close()
 
 
 def test_a_record_that_is_read_clears_the_failures_before_it(session: Session) -> None:
     session._unreadable.failed(READ, 5, KafkaError(KafkaError._BAD_MSG))
-    session._consumer = cast(Consumer, Client())
-    session._positions[READ] = 5
+    session._client.consumer = cast(Consumer, Client())
+    session._client.positions[READ] = 5
     batch = session.poll(0.0)
     assert batch is not None
     assert batch.ends == {READ: 6}
@@ -114,13 +114,13 @@ def test_reading_goes_on_everywhere_but_where_a_search_runs(session: Session, mo
     for _ in range(FETCHES):
         session._unreadable.failed(SEARCHED, 17, KafkaError(KafkaError._BAD_MSG))
     client = Client()
-    session._consumer = cast(Consumer, client)
+    session._client.consumer = cast(Consumer, client)
     session._paused = True
-    session._positions.update({READ: 5, SEARCHED: 17, STOPPED: 7, LOST: 9, NEW: 0})
+    session._client.positions.update({READ: 5, SEARCHED: 17, STOPPED: 7, LOST: 9, NEW: 0})
     session._resume()
     ended.set()
     assert client.seeks == [(*READ, 5), (*NEW, OFFSET_BEGINNING)]
     assert client.restarted == [(*STOPPED, 7)]
     assert client.resumed == [READ, STOPPED, LOST, NEW]
-    assert LOST not in session._positions
+    assert LOST not in session._client.positions
     assert not session._paused

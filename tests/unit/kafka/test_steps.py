@@ -8,11 +8,11 @@ import pytest
 from pipeline.kafka import steps
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
-from pipeline.kafka.clients import FETCH_BYTES, TopicError
+from pipeline.kafka.clients import FETCH_BYTES
+from pipeline.kafka.errors import Aborted, TopicError
 from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.steps import CarefulReading, restore_tuning
-from pipeline.kafka.transactions import Aborted
 from pipeline.settings import Settings
 from schemas.records import Record
 
