@@ -17,8 +17,11 @@ BENCH_VENV := build/bench-venv
 PYTHON_OF_VENV := $(BIN)/python
 INSTALLED := $(VENV)/.installed
 
-# The home directory may be read-only (containers, CI): Numba's compiled code goes into the checkout.
-export NUMBA_CACHE_DIR ?= $(CURDIR)/build/cache/numba
+# The home directory may be read-only (containers, CI): Numba's compiled code goes into the checkout. Its cache does not
+# notice a change in a module that a compiled one imports, so that each state of the core has a cache of its own.
+CORE := $(shell find pipeline/features pipeline/scoring pipeline/learning pipeline/decision pipeline/engine schemas \
+  -name '*.py' | LC_ALL=C sort | xargs cat | cksum | cut -d ' ' -f 1)
+export NUMBA_CACHE_DIR ?= $(CURDIR)/build/cache/numba/$(CORE)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests start hundreds of processes: each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -122,7 +125,8 @@ SHARED_TESTS := "$(PYTHON_OF_VENV)" -m pytest -p tests.helpers.sharing --share b
 # broker's JVM, and the bytecode of the tests with their assertions.
 prepare: $(INSTALLED) ## Compile once what all processes of `pytest` use
 	@echo "==> Compiling kernels and tests (a minute, where they have changed)"
-	@mkdir -p build/cache; \
+	@mkdir -p build/cache/numba; \
+	  find build/cache/numba -mindepth 1 -maxdepth 1 ! -name '$(CORE)' -exec rm -rf {} +; \
 	  "$(PYTHON_OF_VENV)" -m tests.helpers.kernels & kernels=$$!; \
 	  "$(PYTHON_OF_VENV)" -m tests.helpers.classes; \
 	  "$(PYTHON_OF_VENV)" -m pytest --collect-only --quiet -p no:cacheprovider >build/cache/collected.log 2>&1; code=$$?; \

@@ -11,7 +11,7 @@ from pipeline.commands.model_changes import cold_start_command
 from pipeline.engine.decisions import decided
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.features.identity import transaction_hashes
+from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, RIVER
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -37,10 +37,11 @@ def test_the_online_model_scores_alone(classifier: str | None) -> None:
     lightgbm_model, policy = cold_start(0.05, 0.5, 0.0)
     features = matrix(4_000, seed=1)
     fraud, names = truth(features), list(map(str, range(4_000)))
+    identities = np.array([transaction_hash(name, name) for name in names[2_000:]], np.uint64)
 
     def scored(river: object) -> tuple[np.ndarray, np.ndarray]:
         models = ActiveModels(lightgbm_model, river, policy)  # type: ignore[arg-type]
-        found = decided(models, features[2_000:], lambda: transaction_hashes(names[2_000:], names[2_000:]))
+        found = decided(models, features[2_000:], lambda: identities)
         return found.score, found.logits[:, KINDS.index(RIVER)]
 
     before, _ = scored(first_river(classifier))
