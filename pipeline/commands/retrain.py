@@ -19,6 +19,7 @@ from pipeline.observability.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings
+from pipeline.training.fit import DEFAULT_BUDGET
 from pipeline.training.served import WINDOW_DAYS
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ _CYCLE: Final = CycleOptions()
 @click.option(
     "--budget-per-day",
     type=FiniteRange(min=0, min_open=True),
-    help="Alerts a day that analysts can look at.  [default: that of the active policy, else 100]",
+    help=f"Alerts a day that analysts can look at.  [default: that of the active policy, else {DEFAULT_BUDGET:g}]",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=_CYCLE.threads, show_default=True, help="To train.")
 @click.option(

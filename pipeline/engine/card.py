@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.card_batch import CardKeys, process_together
+from pipeline.engine.card_join import Arrivals, CardJoin, Joined
 from pipeline.engine.columns import Transactions
 from pipeline.engine.joins import Clock, Retention
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
 from pipeline.engine.partitioner import partition_of
 from pipeline.engine.pending import StorePending
 from pipeline.engine.pending_items import PendingItems, PendingItemsState
-from pipeline.engine.profiling import Arrivals, CardJoin, Joined
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.accept import accept_transactions, record_columns
 from pipeline.engine.accepted_labels import read_accepted
+from pipeline.engine.card_join import Arrivals, Joined
 from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
 from pipeline.engine.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
 from pipeline.engine.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTION, SAME, contradicts, not_joined
@@ -21,7 +22,6 @@ from pipeline.engine.profiled_blocks import (
     joined_labels,
     profiled_columns,
 )
-from pipeline.engine.profiling import Arrivals, Joined
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardProfile
 from schemas.records import Record

@@ -21,12 +21,12 @@ from pipeline.engine.blocks import (
     Sources,
     pack_block,
 )
+from pipeline.engine.card_join import Joined
 from pipeline.engine.columns import Transactions, text_buffers
 from pipeline.engine.forwarding import ForwardedBatch
 from pipeline.engine.json_bytes import copy_bytes
 from pipeline.engine.json_numbers import LONGEST_VALUE, write_whole
 from pipeline.engine.partitioner import partitions_of
-from pipeline.engine.profiling import Joined
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
 from pipeline.features.kernel import CardProfile

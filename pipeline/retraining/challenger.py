@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.learning.regimes import LabelRegime
-from pipeline.learning.report_delays import ReportDelays, described_by_source
+from pipeline.learning.report_delays import FALLBACK, ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.models.recipes import LABEL_HANDLING, TREELESS, inherited, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
@@ -60,7 +60,7 @@ class CycleOptions(NamedTuple):
 
     maturity_days: float | None = None
     """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports show it."""
-    fallback_days: float = 30.0
+    fallback_days: float = FALLBACK.delay_days
     """The same, where too few reports show it."""
     early_reports: bool = True
     """Grow challengers on younger transactions too, if reports show the delays."""

@@ -25,13 +25,13 @@ from pipeline.engine import accepted_labels, card_batch, decision_messages
 from pipeline.engine import decider as decider_module
 from pipeline.engine.accepted_labels import LabelOptions
 from pipeline.engine.card import CardPartition
+from pipeline.engine.card_join import CardJoin
 from pipeline.engine.decider import Decider
 from pipeline.engine.deduplication import ReadInputs
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.partitioner import partition_of
-from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result, merged
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore, PartitionState, Store

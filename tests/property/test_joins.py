@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.engine.accept import accept_labels
+from pipeline.engine.card_join import Arrivals, CardJoin
 from pipeline.engine.columns import digest_keys
 from pipeline.engine.joins import COUNTS, Retention
 from pipeline.engine.pending import LabelBatch, MemoryPending, StorePending
 from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.state import MemoryStore
 from pipeline.engine.transaction_index import MemoryIndex, StoreIndex
 from schemas.records import Record

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.card import CardPartition
+from pipeline.engine.card_join import CardJoin
 from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
@@ -19,7 +20,6 @@ from pipeline.engine.journal import JournaledDict
 from pipeline.engine.layout import LAYOUT, OtherLayout
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments

@@ -14,11 +14,11 @@ import pipeline.kafka.replay_reader
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from pipeline.engine.card import CardPartition
+from pipeline.engine.card_join import CardJoin
 from pipeline.engine.decider import Decider
 from pipeline.engine.deduplication import ReadInputs
 from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
-from pipeline.engine.profiling import CardJoin
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.kafka.batch import Batch

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.order import Chunk
 from pipeline.engine.blocks import KNOWN_NAMES
 from pipeline.engine.card import CardOptions
+from pipeline.engine.card_join import Arrivals, CardJoin
 from pipeline.engine.columns import (
     Reject,
     Transactions,
@@ -37,7 +38,6 @@ from pipeline.engine.merchants import behind, labels_log, transactions_log
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.pending import LabelBatch, MemoryPending
-from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_each, accept_transactions
 from pipeline.engine.card import CardOptions
+from pipeline.engine.card_join import Arrivals, CardJoin
 from pipeline.engine.columns import Reject, Transactions, content_keys, digest_keys
 from pipeline.engine.joins import DUPLICATE_DIFFERS, SAME, Retention
 from pipeline.engine.pending import NO_LABELS, MemoryPending
-from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 
 

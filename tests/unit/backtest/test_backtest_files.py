@@ -13,11 +13,11 @@ from pipeline.backtest.engine.kernels import Engine
 from pipeline.backtest.input import acceptance
 from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
+from pipeline.engine.card_join import Arrivals, CardJoin
 from pipeline.engine.columns import digest_keys
 from pipeline.engine.history import compute_features
 from pipeline.engine.joins import Retention
 from pipeline.engine.pending import NO_LABELS, MemoryPending
-from pipeline.engine.profiling import Arrivals, CardJoin
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.history.files import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY

@@ -1,4 +1,4 @@
-"""The profile of one partition of cards: repeats, and labels that follow their transactions; live and in backtests."""
+"""The join of one partition of cards: repeats, and labels that follow their transactions; live and in backtests."""
 
 from typing import Generic, NamedTuple
 
