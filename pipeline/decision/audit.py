@@ -34,7 +34,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rate is selected at every higher one.
 
     >>> audit = Audit(rate=0.01, strata=(Stratum(feature="amount", op=">", value=500.0, rate=0.2),))
-    >>> features = np.zeros((2, 77))
+    >>> features = np.zeros((2, 81))
     >>> features[1, 0] = 900.0
     >>> audit.probabilities(features).tolist()
     [0.01, 0.2]

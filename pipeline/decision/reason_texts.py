@@ -19,8 +19,10 @@ from pipeline.features.catalogue import (
     NUMBER,
     OUTLIER_RATIO,
     SECONDS,
+    SILENCE_FEATURES,
 )
 from pipeline.scoring.kinds import BESIDE
+from schemas.times import US_PER_DAY, US_PER_SECOND
 
 CODES: Final[dict[str, str]] = {
     "AMOUNT_HIGH": "The amount by itself raised the score.",
@@ -34,11 +36,11 @@ CODES: Final[dict[str, str]] = {
     "AMOUNT_UNUSUAL_FOR_MERCHANT": "The amount is unlike what the merchant usually takes.",
     "MERCHANT_SURGE": "The merchant has more traffic than usual.",
     "MERCHANT_PATTERN": "What the merchant took over days and weeks resembles that of merchants with fraud.",
-    "MERCHANT_FRAUD_RUN": "Frauds are reported at this merchant, and nothing older has gone unreported since.",
+    "MERCHANT_FRAUD_RUN": "Frauds are reported at this merchant, and nothing since that is old enough lacks a report.",
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
-    ATTRIBUTE_REASON: "Numbers that the producer states of the transaction resemble earlier fraud.",
+    ATTRIBUTE_REASON: "Numbers that the producer sends with the transaction resemble earlier fraud.",
     **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
 }
@@ -215,10 +217,13 @@ def _surge(facts: Facts) -> WordedReason | None:
 def _merchant_labels(facts: Facts) -> WordedReason | None:
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
     share = f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
-    if facts["merchant_unexplained_fraud_30d"] >= 1 and facts["merchant_unreported_since_fraud"] == 0:
-        began = ago(facts["merchant_fraud_run_seconds"])
-        text = f"{share}; they began {began} earlier, and no older transaction since has stayed without a report."
-        return WordedReason("MERCHANT_FRAUD_RUN", "merchant_unreported_since_fraud", text)
+    if facts["merchant_unexplained_fraud_30d"] >= 1:
+        for age_us, (unreported, run_seconds) in SILENCE_FEATURES.items():
+            # Of a younger run the age says nothing.
+            if facts[unreported] == 0 and facts[run_seconds] * US_PER_SECOND >= age_us:
+                began, days = ago(facts[run_seconds]), age_us // US_PER_DAY
+                text = f"{share}; they began {began} earlier, and none since that is {days} days old lacks a report."
+                return WordedReason("MERCHANT_FRAUD_RUN", unreported, text)
     if fraud >= 1 and facts["merchant_newest_label"] == 1:
         return WordedReason("MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}, the newest of them.")
     if fraud >= 1:
@@ -256,7 +261,7 @@ REASON_TEXTS: Final = (
     ReasonText("MERCHANT_SURGE", _surge, "The merchant's rhythm"),
     ReasonText("MERCHANT_PATTERN", _nothing, "The merchant's trade over weeks"),
     ReasonText("MERCHANT_LABELS", _merchant_labels, "What is known of the merchant"),
-    *([ReasonText(ATTRIBUTE_REASON, _nothing, "What the producer states")] if ATTRIBUTE_FEATURES else []),
+    *([ReasonText(ATTRIBUTE_REASON, _nothing, "What the producer sends")] if ATTRIBUTE_FEATURES else []),
 )
 
 _PATTERN_CODE: Final = {

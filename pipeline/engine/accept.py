@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.engine.amounts import rate_terms, read_amounts
 from pipeline.engine.columns import Labels, Reject, Transactions, no_labels, text_buffers
 from pipeline.engine.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
-from pipeline.features.attributes import attribute_values
+from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
@@ -62,7 +62,6 @@ class ProducerFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 _MINUTE: Final = timedelta(minutes=1)
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-_decode_attributes: Final = msgspec.json.Decoder(dict[str, str | float | None]).decode
 decode_producer_fields: Final = msgspec.json.Decoder(ProducerFields).decode
 
 _COUNTING: Final = tuple(
@@ -242,7 +241,7 @@ def read_fast_path(
 
 def _given(text: bytes, spans: Sequence[tuple[int, int]]) -> list[dict[str, str | float | None] | None]:
     """Return the attributes that lie in ``text`` at each of n spans; None for an empty one."""
-    return [_decode_attributes(text[first:end]) if end > first else None for first, end in spans]
+    return [decode_attributes(text[first:end]) if end > first else None for first, end in spans]
 
 
 def counting(types: pa.Array) -> NDArray[np.bool_]:

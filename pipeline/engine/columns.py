@@ -149,8 +149,10 @@ def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.signedi
     """
     if not len(texts):
         return _NO_BYTES, _ONE_OFFSET
+    kind = _ENDS_OF_TYPE.get(texts.type)
+    if kind is None:
+        raise TypeError(f"texts of {texts.type} are not read: cast them to string or binary")
     _, offsets, data = texts.buffers()
-    kind = _LARGE_ENDS if texts.type == _LARGE else _ENDS
     ends = np.frombuffer(offsets, kind, len(texts) + 1, kind.itemsize * texts.offset)
     ends.setflags(write=False)
     if data is None or not data.size:
@@ -222,9 +224,13 @@ def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 """2^64 divided by the golden ratio: a multiplication by it spreads differences over the upper bits."""
 _HALF: Final = np.uint64(32)
-_LARGE: Final = pa.large_string()
-_ENDS: Final[np.dtype[Any]] = np.dtype(np.int32)
-_LARGE_ENDS: Final[np.dtype[Any]] = np.dtype(np.int64)
+_ENDS_OF_TYPE: Final[dict[pa.DataType, np.dtype[Any]]] = {
+    pa.string(): np.dtype(np.int32),
+    pa.binary(): np.dtype(np.int32),
+    pa.large_string(): np.dtype(np.int64),
+    pa.large_binary(): np.dtype(np.int64),
+}
+"""Type of the offsets of each type of texts."""
 _NO_BYTES: Final = np.empty(0, np.uint8)
 _ONE_OFFSET: Final = np.zeros(1, np.int32)
 _NO_BYTES.flags.writeable = _ONE_OFFSET.flags.writeable = False

@@ -9,7 +9,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from pipeline.features.attributes import ATTRIBUTES
+from pipeline.features.attributes import DECLARED_ATTRIBUTES, attribute_features
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOWS_US: Final[dict[str, int]] = {
@@ -39,6 +39,11 @@ SILENCE_AGES_US: Final[dict[str, int]] = {"2d": 2 * US_PER_DAY, "": 7 * US_PER_D
 Most reports should have come by then. How long they take differs, and trees find out which age tells most: decision
 0071.
 """
+SILENCE_FEATURES: Final[dict[int, tuple[str, str]]] = {
+    age_us: (f"merchant_unreported_since_fraud{suffix}", f"merchant_fraud_run_seconds{suffix}")
+    for suffix, age_us in ((f"_{name}" if name else "", age_us) for name, age_us in SILENCE_AGES_US.items())
+}
+"""By age, the features of the number that went unreported and of the time since the run began."""
 FRAUD_RUN_GAP: Final = 1
 """Mature transactions that may lie between two frauds of one run."""
 FRAUD_RUN_STEPS: Final = 64
@@ -83,7 +88,7 @@ class Feature(NamedTuple):
     topic: str = ""
     """Part of ``docs/features.md``; empty for the part of its entity."""
     by_default: bool = False
-    """Used by a training that names no features, and by the online model; decision 0041 says why these."""
+    """Used by a training that names no features; decisions 0041 and 0071 say why these."""
     legitimate_labels: bool = False
     """Takes legitimate labels into account; others mean the same where nobody reports legitimate ones."""
 
@@ -194,9 +199,9 @@ def _silence() -> Iterator[Feature]:
 
 
 def _attributes() -> Iterator[Feature]:
-    for attribute in ATTRIBUTES:
+    for name, attribute in zip(attribute_features(), DECLARED_ATTRIBUTES, strict=True):
         yield Feature(
-            "transaction", f"attribute_{attribute.name}", NUMBER, attribute.meaning,
+            "transaction", name, NUMBER, attribute.meaning,
             f"`attributes.{attribute.name}`; NaN if it is absent, null or text",
             ATTRIBUTE_REASON, by_default=True,
         )  # fmt: skip
@@ -319,8 +324,8 @@ def _names(features: Iterable[Feature]) -> tuple[str, ...]:
 
 
 CARD_FEATURES: Final = _names(_DECLARED_CARD)
-ATTRIBUTE_FEATURES: Final = CARD_FEATURES[len(CARD_FEATURES) - len(ATTRIBUTES) :]
-"""Features that the producer states (`pipeline.features.attributes`)."""
+ATTRIBUTE_FEATURES: Final = attribute_features()
+"""The last of `CARD_FEATURES`: numbers that producers send (`pipeline.features.attributes`)."""
 MERCHANT_FEATURES: Final = _names(_DECLARED_MERCHANT)
 FEATURES: Final = (*CARD_FEATURES, *MERCHANT_FEATURES)
 BY_NAME: Final = dict(zip(FEATURES, DECLARED, strict=True))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.features.attributes import ATTRIBUTES
+from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import FRAUD_TYPES, canonical_frame
 
@@ -46,6 +46,7 @@ HANDBOOK: Final[Mapping[str, str]] = {
     "fraud_type": "TX_FRAUD_SCENARIO",
 }
 CANONICAL: Final[Mapping[str, str]] = {name: name for name in FIELDS}
+CANONICAL_ATTRIBUTES: Final[Mapping[str, str]] = {name: name for name in ATTRIBUTE_FEATURES}
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {"canonical": CANONICAL, "handbook": HANDBOOK}
 ZERO_AMOUNT_TYPES: Final[Mapping[str, str]] = {"handbook": "verification"}
 """The transaction type of rows with amount zero, which a purchase may not have, by preset. The Handbook's simulator
@@ -65,6 +66,10 @@ _FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
 
 
 NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
+_NUMERIC: Final = (
+    pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,
+    pa.types.is_string_view, pa.types.is_null,
+)  # fmt: skip
 NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
 
 
@@ -125,11 +130,14 @@ def resolve_mapping(
         preset = fits[0] if fits else "canonical"
     if preset not in PRESETS:
         raise UnusableSource(f"there is no preset {preset}; there are {', '.join(PRESETS)}")
+    taken = {*FIELDS, *PRESETS[preset].values(), *changes.values()}
     attributes = {
-        feature: feature if feature in present else attribute.name
-        for feature, attribute in zip(ATTRIBUTE_FEATURES, ATTRIBUTES, strict=True)
+        feature: attribute.name
+        for feature, attribute in zip(ATTRIBUTE_FEATURES, DECLARED_ATTRIBUTES, strict=True)
+        # A column that holds another field, such as the truth, is no attribute of the same name.
+        if feature not in present and attribute.name not in taken
     }
-    mapped = {**PRESETS[preset], **attributes, **changes}
+    mapped = {**CANONICAL_ATTRIBUTES, **PRESETS[preset], **attributes, **changes}
     columns = {name: column for name, column in mapped.items() if column in present}
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
@@ -235,7 +243,12 @@ def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[
 
 
 def numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Parse a column of numbers: (values, NaN for a missing one; is it none); shape (n,)."""
+    """Parse a column of numbers: (values, NaN for a missing one; is it none); shape (n,).
+
+    Truths and times are no numbers.
+    """
+    if not any(is_kind(column.type) for is_kind in _NUMERIC):
+        return np.full(len(column), np.nan), ~column.is_null().to_numpy()
     values = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce").to_numpy(np.float64, na_value=np.nan)
     missing = pc.is_null(column, nan_is_null=True).to_numpy()
     return values, ~np.isfinite(values) & ~missing

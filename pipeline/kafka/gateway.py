@@ -17,6 +17,7 @@ from pipeline.kafka.log_offsets import partition_numbers
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Stateless
 from pipeline.kafka.unfinished_transactions import end_unfinished
+from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
 from schemas.records import Output, Record
@@ -67,6 +68,8 @@ class Gateway:
         partition_numbers(client, settings.topic(raw))
         name = f"{STAGE}-{target.name}"
         source = Topic(raw, "any", bytes, "producers", "cards")
+        # Before another process of this name is fenced: a key that cannot be used ends this one.
+        Signer.from_settings(settings)
         end_unfinished(bootstrap, settings, {name: 1})
         self._target, self._tokeniser = target, tokeniser
         self._session = Session(

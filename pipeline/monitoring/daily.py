@@ -53,7 +53,7 @@ class DailyCounts:
     """Counts rows by day, in any order; memory is one histogram a day and series.
 
     >>> counts = DailyCounts([FeatureDistribution(name="amount", edges=(10.0,), counts=(0.0, 0.0, 0.0))])
-    >>> features = np.full((3, 77), 5.0)
+    >>> features = np.full((3, 81), 5.0)
     >>> counts.add_decisions(np.zeros(3, np.int64), features, np.full(3, 0.5))
     >>> [(one.name, float(one.counts.sum())) for one in counts.histories(0)]
     [('amount', 3.0), ('score', 3.0)]

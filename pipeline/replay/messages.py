@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.features.attributes import ATTRIBUTES
+from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import PASSED_ON, currency_decimals
 from schemas.messages import Transaction
@@ -74,7 +74,7 @@ def _attributes(frame: pd.DataFrame) -> list[dict[str, str | float | None] | Non
     """Return the declared attributes of each row; None for a row without any."""
     columns = {
         attribute.name: frame[feature].tolist()
-        for feature, attribute in zip(ATTRIBUTE_FEATURES, ATTRIBUTES, strict=True)
+        for feature, attribute in zip(ATTRIBUTE_FEATURES, DECLARED_ATTRIBUTES, strict=True)
         if feature in frame.columns
     }
     if not columns:

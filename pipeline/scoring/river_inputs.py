@@ -6,16 +6,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES, DEFAULT_FEATURES, FEATURES, MEANINGS, SILENCE_AGES_US
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, DEFAULT_FEATURES, FEATURES, MEANINGS, SILENCE_FEATURES
 from pipeline.features.compiled import compiled
+from schemas.times import US_PER_DAY
 
-OTHER_SILENCE: Final = tuple(
-    f"merchant_{aggregate}_{age}"
-    for age in SILENCE_AGES_US
-    for aggregate in ("unreported_since_fraud", "fraud_run_seconds")
-    if age
-)
-"""Silence of other ages than a week, which is what trees choose from; a residual needs one."""
+OTHER_SILENCE: Final = {
+    name for age_us, names in SILENCE_FEATURES.items() if age_us != 7 * US_PER_DAY for name in names
+}
+"""Silence of other ages than a week, among which trees choose; a residual needs one."""
 LOGARITHMS: Final = tuple(
     name for name in DEFAULT_FEATURES if name not in ("hour", *ATTRIBUTE_FEATURES) and name not in OTHER_SILENCE
 )
@@ -49,7 +47,7 @@ INPUTS: Final = (
     *ATTRIBUTE_FEATURES,
     *(f"no {name}" for name in ATTRIBUTE_FEATURES),
 )
-"""Names of the inputs, in order. Attributes enter as they are, 0 for no value."""
+"""Names of the inputs, in order. Attributes enter as the logarithm of 1 + their size, with their sign; 0 for none."""
 
 _CLASSIFIER_FLAGS: Final = (*MISSING, *ATTRIBUTE_FEATURES)
 CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in _CLASSIFIER_FLAGS))
@@ -76,7 +74,8 @@ def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
     _fill(np.ascontiguousarray(sources), inputs)
     if ATTRIBUTE_FEATURES:
         attributes, end = sources[:, -len(ATTRIBUTE_FEATURES) :], _FIRST_ATTRIBUTE + len(ATTRIBUTE_FEATURES)
-        inputs[:, _FIRST_ATTRIBUTE:end] = _finite(attributes)
+        finite = _finite(attributes)
+        inputs[:, _FIRST_ATTRIBUTE:end] = np.sign(finite) * np.log1p(np.abs(finite))
         inputs[:, end:] = np.isnan(attributes)
     return inputs
 

@@ -13,7 +13,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.scoring.errors import ModelError
 from pipeline.training.fit import TrainingSet
-from pipeline.training.segments import ATTRIBUTES
+from pipeline.training.segments import SEGMENT_FIELDS
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,15 +62,15 @@ def from_history(
         card=card,
         identity=digests_of(frame),
         reported_us=reported_us,
-        attributes=_attributes(frame),
+        segment_fields=_segment_fields(frame),
         names=names,
     )
 
 
-def _attributes(frame: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
-    """Return the attributes that distinguish transactions of a history."""
+def _segment_fields(frame: pd.DataFrame) -> dict[str, NDArray[np.object_]]:
+    """Return the fields that distinguish transactions of a history."""
     found = {}
-    for name in ATTRIBUTES:
+    for name in SEGMENT_FIELDS:
         if name in frame and frame[name].nunique(dropna=False) > 1:
             values = frame[name].astype(object)
             found[name] = values.where(values.notna(), None).to_numpy()

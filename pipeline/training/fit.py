@@ -54,8 +54,8 @@ class TrainingSet:
     """First word of `pipeline.engine.columns.digests`, by which legitimate transactions are sampled."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
-    attributes: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
-    """Declared attributes by which outcomes are split, each of shape (n,)."""
+    segment_fields: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    """Fields by which outcomes are split, each of shape (n,)."""
     names: tuple[str, ...] = FEATURES
     """Names of the columns of ``features``. Only these can be trained on."""
 
@@ -397,7 +397,7 @@ def _validation_record(
         "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
         "segments": outcomes_by_segment(
             data.wide(checked),
-            {name: values[checked] for name, values in data.attributes.items()},
+            {name: values[checked] for name, values in data.segment_fields.items()},
             *(fraud, score, weight, threshold),
         ),
         "benchmark": benchmark(data.column, data.fraud, data.weight, training, checked, features),
@@ -409,7 +409,7 @@ def _sensitivity(
 ) -> list[dict[str, Any]]:
     """Return how the training does on wrong labels."""
     rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
-    sample = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, attributes={})
+    sample = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, segment_fields={})
     training, checked = (np.searchsorted(rows, part) for part in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
 
-ATTRIBUTES: Final = ("currency", "country", "channel", "mcc", "transaction_type")
+SEGMENT_FIELDS: Final = ("currency", "country", "channel", "mcc", "transaction_type")
 """Fields of a transaction that are segments where a history has them."""
 MOST_VALUES: Final = 10
 """Most frequent values of an attribute that are distinguished."""
@@ -22,7 +22,7 @@ _AMOUNT, _AGE_S = (FEATURES.index(name) for name in SEGMENT_FEATURES)
 
 def outcomes_by_segment(
     features: NDArray[np.float64],
-    attributes: Mapping[str, NDArray[np.object_]],
+    fields: Mapping[str, NDArray[np.object_]],
     fraud: NDArray[np.bool_],
     score: NDArray[np.float64],
     weight: NDArray[np.float64],
@@ -32,7 +32,7 @@ def outcomes_by_segment(
 
     Args:
         features: Shape (n, len(FEATURES)).
-        attributes: Declared attributes, each of shape (n,), with None for no value.
+        fields: Values of `SEGMENT_FIELDS`, each of shape (n,), with None for no value.
         fraud: Shape (n,).
         score: Shape (n,).
         weight: How many transactions each row stands for, shape (n,).
@@ -44,7 +44,7 @@ def outcomes_by_segment(
     """
     alert = score >= threshold
     found = []
-    for segment, value, inside in _segments(features, attributes):
+    for segment, value, inside in _segments(features, fields):
         weights, rows = weight[inside], float(weight[inside].sum())
         alerts, frauds = float(weights[alert[inside]].sum()), float(weights[fraud[inside]].sum())
         hits = float(weights[(alert & fraud)[inside]].sum())
@@ -64,14 +64,14 @@ def outcomes_by_segment(
 
 
 def _segments(
-    features: NDArray[np.float64], attributes: Mapping[str, NDArray[np.object_]]
+    features: NDArray[np.float64], fields: Mapping[str, NDArray[np.object_]]
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield name, value and rows of each segment that has rows."""
     amount = features[:, _AMOUNT]
     edges = np.unique(np.quantile(amount, np.linspace(0, 1, AMOUNT_BANDS + 1)[1:-1]))
     yield from _bands("amount", amount, [-np.inf, *edges.tolist(), np.inf], "{:.2f}")
     yield from _bands("merchant age in days", features[:, _AGE_S] / 86_400, [-np.inf, *MERCHANT_AGE_DAYS, np.inf], "{}")
-    for name, values in attributes.items():
+    for name, values in fields.items():
         texts = np.array(["none" if value is None else str(value) for value in values])
         distinct, counts = np.unique(texts, return_counts=True)
         kept = distinct[np.argsort(-counts, kind="stable")[:MOST_VALUES]]

@@ -27,7 +27,7 @@ def test_each_model_decides_the_week_of_the_test(file: Path) -> None:
     found = own_models(file)
     assert list(found) == [SAME_WEEK, HISTORY, SAME_WEEK + ON_TOP, HISTORY + ON_TOP]
     # Scores of other rows than those that are measured would rank like chance: with a precision of 0.05.
-    assert all(figures.average_precision is not None and figures.average_precision > 0.2 for figures in found.values())
+    assert all(figures.average_precision is not None and figures.average_precision > 0.1 for figures in found.values())
     assert len({astuple(figures) for figures in found.values()}) == len(found)
 
 

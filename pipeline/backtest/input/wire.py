@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
-from pipeline.features.attributes import attribute_values
+from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR
 from schemas.money import RateTable
 
 Mask = NDArray[np.bool_]
-_decode_attributes = msgspec.json.Decoder(dict[str, str | float | None]).decode
+_SHOWN: Final = 80
+"""Characters of a wrong value that an error shows."""
 
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
@@ -171,16 +172,18 @@ def attributes(table: pa.Table) -> NDArray[np.float64] | None:
     if not ATTRIBUTE_FEATURES:
         return None
     try:
-        given = [None if text is None else _decode_attributes(text) for text in column(table, "attributes").to_pylist()]
+        given = [None if text is None else decode_attributes(text) for text in column(table, "attributes").to_pylist()]
     except (msgspec.MsgspecError, TypeError) as error:
-        raise UnusableSource(f"the column attributes holds no flat JSON object ({error}); export it again") from error
+        raise UnusableSource(
+            f"the column attributes holds something else than a flat JSON object of numbers, texts and nulls ({error})"
+        ) from error
     found = attribute_values(given)
     for number, name in enumerate(ATTRIBUTE_FEATURES):
         if found is not None and name in table.column_names:
             found[:, number], wrong = numbers(table.column(name))
             if wrong.any():
-                value = table.column(name)[int(wrong.argmax())].as_py()
-                raise UnusableSource(f"the column {name} holds {value!r}, which {NO_NUMBER}")
+                value = repr(table.column(name)[int(wrong.argmax())].as_py())[:_SHOWN]
+                raise UnusableSource(f"the column for {name} holds {value}, which {NO_NUMBER}")
     return found
 
 

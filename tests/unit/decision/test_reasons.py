@@ -44,6 +44,18 @@ def row(**values: float) -> np.ndarray:
     return features
 
 
+def fraud_run(after_2d: int, after_7d: int, after_14d: int, days: float = 10) -> dict[str, float]:
+    """Known frauds that began so many days ago, with so many unreported transactions of each age since."""
+    ages = {"_2d": after_2d, "": after_7d, "_14d": after_14d}
+    return {
+        "merchant_known_count_30d": 9,
+        "merchant_known_fraud_30d": 4,
+        "merchant_unexplained_fraud_30d": 4,
+        **{f"merchant_unreported_since_fraud{age}": count for age, count in ages.items()},
+        **{f"merchant_fraud_run_seconds{age}": days * 86_400 for age in ages},
+    }
+
+
 def weights(**values: float) -> np.ndarray:
     return row(**values)
 
@@ -98,28 +110,10 @@ def test_an_unusual_amount_reads_as_an_analyst_would_say_it() -> None:
             "merchant_known_fraud_30d",
             "MERCHANT_KNOWN_FRAUD",
         ),
-        (
-            {
-                "merchant_known_count_30d": 9,
-                "merchant_known_fraud_30d": 4,
-                "merchant_unexplained_fraud_30d": 4,
-                "merchant_unreported_since_fraud": 0,
-                "merchant_fraud_run_seconds": 9e5,
-            },
-            "merchant_fraud_run_seconds",
-            "MERCHANT_FRAUD_RUN",
-        ),
-        (
-            {
-                "merchant_known_count_30d": 9,
-                "merchant_known_fraud_30d": 4,
-                "merchant_unexplained_fraud_30d": 4,
-                "merchant_unreported_since_fraud": 2,
-                "merchant_fraud_run_seconds": 9e5,
-            },
-            "merchant_unreported_since_fraud",
-            "MERCHANT_KNOWN_FRAUD",
-        ),
+        (fraud_run(0, 0, 0), "merchant_fraud_run_seconds", "MERCHANT_FRAUD_RUN"),
+        (fraud_run(50, 0, 0), "merchant_unreported_since_fraud_2d", "MERCHANT_FRAUD_RUN"),
+        (fraud_run(50, 2, 1), "merchant_unreported_since_fraud", "MERCHANT_KNOWN_FRAUD"),
+        (fraud_run(0, 0, 0, days=1), "merchant_fraud_run_seconds", "MERCHANT_KNOWN_FRAUD"),
         ({"merchant_known_count_30d": 9}, "merchant_fraud_risk_30d", "MERCHANT_LABELS"),
         (
             {"amount": 90, "merchant_amount_to_mean": 3, "merchant_mean_30d": 30},
@@ -133,6 +127,19 @@ def test_codes_follow_from_values(values: dict[str, float], strongest: str, code
     assert reason.code == code
     assert reason.code in CODES
     assert reason.sentence.endswith(".")
+
+
+def test_the_age_that_bears_a_run_out_is_in_the_sentence() -> None:
+    def sentence(**values: float) -> str:
+        (reason,) = explain_row(row(**values), weights(merchant_fraud_run_seconds=1.0), [online(0.0)], [], 5, "EUR")
+        return reason.sentence
+
+    text = "they began 10.0 days earlier, and none since that is {} days old lacks a report."
+    assert sentence(**fraud_run(0, 0, 0)).endswith(text.format(2))
+    assert sentence(**fraud_run(9, 0, 0)).endswith(text.format(7))
+    # The run is younger than 14 days.
+    assert "lacks a report" not in sentence(**fraud_run(9, 2, 0))
+    assert sentence(**fraud_run(9, 2, 0, days=20)).endswith("none since that is 14 days old lacks a report.")
 
 
 def test_reasons_are_positive_largest_first_and_not_too_many() -> None:

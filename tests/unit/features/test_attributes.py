@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.features import attributes
-from pipeline.features.attributes import Attribute, attribute_values
-from pipeline.history.files import numbers
+from pipeline.features.attributes import Attribute, attribute_features, attribute_values
+from pipeline.history import files
+from pipeline.history.files import numbers, resolve_mapping
 from tests.helpers.declared_attributes import FEATURE_NAMES, NAMES
 
 
@@ -55,23 +58,47 @@ def test_online_models_learn_it(decided: dict[str, Any]) -> None:
 
 def test_it_is_a_reason_in_its_own_words(decided: dict[str, Any]) -> None:
     sentences = {sentence for code, sentence in decided["reasons"] if code == "PRODUCER_ATTRIBUTES"}
-    beginning = "What the producer states resembles earlier fraud, most of all the device risk by the producer ("
+    beginning = "What the producer sends resembles earlier fraud, most of all the device risk by the producer ("
     assert any(sentence.startswith(beginning) for sentence in sentences)
     assert f"{beginning}none)." in sentences
 
 
 def test_only_numbers_of_declared_attributes_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attributes, "ATTRIBUTES", (Attribute("a", "an a"), Attribute("b", "a b")))
+    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", (Attribute("a", "an a"), Attribute("b", "a b")))
     found = attribute_values([{"a": 1.5, "c": 2.0}, {"b": "7", "a": None}, None, {"b": -1e300}])
     np.testing.assert_array_equal(found, [[1.5, math.nan], [math.nan] * 2, [math.nan] * 2, [math.nan, -1e300]])
-    monkeypatch.setattr(attributes, "ATTRIBUTES", ())
+    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", ())
     assert attribute_values([{"a": 1.5}]) is None
+
+
+@pytest.mark.parametrize("names", [("device-risk",), ("größe",), ("a", "a"), ("",), ("x" * 65,)])
+def test_a_wrong_declaration_is_refused_in_words(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = tuple(Attribute(name, "something") for name in names)
+    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", declared)
+    with pytest.raises(ValueError, match=f"holds {names[-1]!r}: give each attribute a name of its own"):
+        attribute_features()
+
+
+def test_a_column_of_another_field_is_no_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text("transaction_id,event_time,card_id,merchant_id,amount,fraud,risk,attribute_score\n")
+    names = ("fraud", "amount", "risk", "score", "absent")
+    monkeypatch.setattr(files, "DECLARED_ATTRIBUTES", tuple(Attribute(name, name) for name in names))
+    monkeypatch.setattr(files, "ATTRIBUTE_FEATURES", tuple(f"attribute_{name}" for name in names))
+    monkeypatch.setattr(files, "CANONICAL_ATTRIBUTES", {"attribute_score": "attribute_score"})
+    columns = resolve_mapping(path).columns
+    assert {name: column for name, column in columns.items() if name.startswith("attribute_")} == {
+        "attribute_risk": "risk",
+        "attribute_score": "attribute_score",
+    }
 
 
 def test_a_column_of_numbers_may_lack_some() -> None:
     values, wrong = numbers(pa.chunked_array([pa.array(["1.5", None, "x", "inf", "-2e3"])]))
     np.testing.assert_array_equal(values, [1.5, math.nan, math.nan, math.inf, -2_000.0])
     assert wrong.tolist() == [False, False, True, True, False]
+    for others in ([True, False, None], [datetime(2024, 3, 1, tzinfo=UTC), None, None]):
+        assert numbers(pa.chunked_array([pa.array(others)]))[1].any()
     values, wrong = numbers(pa.chunked_array([pa.array([1.0, math.nan, None])]))
     np.testing.assert_array_equal(values, [1.0, math.nan, math.nan])
     assert not wrong.any()
