@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline.demo.figures import RunFigures
 from pipeline.demo.state import RunState
 from pipeline.demo.view import dashboard, summary_lines
+from pipeline.features.catalogue import KERNEL_VERSION
 from tests.helpers.recording import PICTURE, SUMMARY, svg_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,12 @@ def test_the_picture_shows_the_view_as_it_is() -> None:
     labels = re.findall(r"^(\w+(?: \w+)?) {2,}[\d-]", captured.get(), re.MULTILINE)
     assert len(labels) == 7
     assert [label for label in ["Fraud detection on simulated transactions", *labels] if label not in picture] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/wire-contract.md"])
+def test_examples_name_the_kernel_of_now(page: str) -> None:
+    versions = re.findall(r"""kernel['"]: ?['"](\d-[0-9a-f]{8})""", (ROOT / page).read_text(encoding="utf-8"))
+    assert set(versions) == {KERNEL_VERSION}
 
 
 def test_the_picture_loads_nothing() -> None:
