@@ -17,7 +17,9 @@ SCORE: Final = "score"
 ALERTS: Final = "alerts"
 REPORTS: Final = "reports"
 REPORT_AGE: Final = "report_age"
-OUTCOMES: Final = (SCORE, ALERTS)
+REPORT_SCORE: Final = "report_score"
+"""Scores, as served, of the frauds that were reported on a day: they fall where the models miss new fraud."""
+OUTCOMES: Final = (SCORE, ALERTS, REPORT_SCORE)
 """Series that also change when another version becomes active."""
 
 _SCORE_EDGES: Final = 1.0 / (1.0 + np.exp(-np.arange(-9.0, 5.0, 0.5)))
@@ -68,6 +70,7 @@ class DailyCounts:
         self._scores: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_SCORE_EDGES) + 1))
         self._alerts: dict[int, int] = defaultdict(int)
         self._ages: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_AGE_EDGES) + 1))
+        self._report_scores: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_SCORE_EDGES) + 1))
         self._stream_time_us: dict[int, int] = {}
 
     def add_decisions(
@@ -93,11 +96,18 @@ class DailyCounts:
         for day, rows in _by_day(event_time_us):
             self._alerts[day] += len(rows)
 
-    def add_reports(self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64]) -> None:
-        """Count frauds by the day on which they became known, and by their age then; both of shape (n,)."""
-        bins = np.searchsorted(_AGE_EDGES, (known_at_us - event_time_us) / US_PER_DAY, side="right")
+    def add_reports(
+        self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64], score: NDArray[np.float64]
+    ) -> None:
+        """Count frauds by the day on which they became known: by their age then, and by their scores as served.
+
+        All of shape (n,).
+        """
+        ages = np.searchsorted(_AGE_EDGES, (known_at_us - event_time_us) / US_PER_DAY, side="right")
+        scores = np.searchsorted(_SCORE_EDGES, score, side="right")
         for day, rows in _by_day(known_at_us):
-            self._ages[day] += np.bincount(bins[rows], minlength=len(_AGE_EDGES) + 1)
+            self._ages[day] += np.bincount(ages[rows], minlength=len(_AGE_EDGES) + 1)
+            self._report_scores[day] += np.bincount(scores[rows], minlength=len(_SCORE_EDGES) + 1)
 
     @property
     def newest_whole_day(self) -> int:
@@ -143,6 +153,9 @@ class DailyCounts:
             ages = np.array([self._ages.get(day, empty) for day in days.tolist()])
             histories.append(_share(REPORTS, days, rows, ages.sum(axis=1)))
             histories.append(History(REPORT_AGE, _bins(_AGE_EDGES.tolist(), unit=" d"), days, ages))
+            none = np.zeros(len(_SCORE_EDGES) + 1)
+            reported = np.array([self._report_scores.get(day, none) for day in days.tolist()])
+            histories.append(History(REPORT_SCORE, _bins(_SCORE_EDGES.tolist()), days, reported))
         return histories
 
 

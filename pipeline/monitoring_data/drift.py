@@ -38,6 +38,7 @@ class _Event(msgspec.Struct):
     event_time: datetime
     label: str | None = None
     known_at: datetime | None = None
+    score: float | None = None
 
 
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
@@ -53,7 +54,8 @@ class Monitored:
     def __init__(self, model: LightGBMModel | None) -> None:
         self._counts: DailyCounts | None = None
         self._first: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
-        self._others: list[tuple[NDArray[np.int64], NDArray[np.int64] | None]] = []
+        self._alerts: list[NDArray[np.int64]] = []
+        self._reports: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
         self.importance: dict[str, float] = dict.fromkeys(DEFAULT_FEATURES, 1 / len(DEFAULT_FEATURES))
         """Gain share by feature."""
         if model is not None:
@@ -79,11 +81,13 @@ class Monitored:
 
     def add_alerts(self, event_time_us: NDArray[np.int64]) -> None:
         """Count alerts, as `DailyCounts.add_alerts`."""
-        self._others.append((event_time_us, None))
+        self._alerts.append(event_time_us)
 
-    def add_reports(self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64]) -> None:
+    def add_reports(
+        self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64], score: NDArray[np.float64]
+    ) -> None:
         """Count reported frauds, as `DailyCounts.add_reports`."""
-        self._others.append((event_time_us, known_at_us))
+        self._reports.append((event_time_us, known_at_us, score))
 
     @property
     def counts(self) -> DailyCounts:
@@ -91,12 +95,11 @@ class Monitored:
         if self._counts is None:
             self._find_bins()
         counts = self._counts or DailyCounts([])
-        for event_time_us, known_at_us in self._others:
-            if known_at_us is None:
-                counts.add_alerts(event_time_us)
-            else:
-                counts.add_reports(event_time_us, known_at_us)
-        self._others = []
+        for event_time_us in self._alerts:
+            counts.add_alerts(event_time_us)
+        for reported in self._reports:
+            counts.add_reports(*reported)
+        self._alerts, self._reports = [], []
         return counts
 
     def _find_bins(self) -> None:
@@ -176,9 +179,11 @@ def count_files(directory: Path, into: Monitored) -> None:
         into.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
     for table in _tables(directory, ALERTS, ["event_time"]):
         into.add_alerts(_times_us(table, "event_time"))
-    for table in _tables(directory, EXAMPLES, ["event_time", "known_at", "label"]):
+    for table in _tables(directory, EXAMPLES, ["event_time", "known_at", "label", "score"]):
         frauds = table.filter(pc.equal(table.column("label"), FRAUD))
-        into.add_reports(_times_us(frauds, "event_time"), _times_us(frauds, "known_at"))
+        into.add_reports(
+            _times_us(frauds, "event_time"), _times_us(frauds, "known_at"), frauds.column("score").to_numpy()
+        )
 
 
 def _tables(directory: Path, topic: Topic, columns: list[str]) -> Iterator[pa.Table]:
@@ -199,4 +204,5 @@ def _add_reports(into: Monitored, events: Iterable[_Event]) -> None:
     into.add_reports(
         np.array([timestamp_us(event.event_time) for event in frauds], np.int64),
         np.array([timestamp_us(event.known_at) for event in frauds if event.known_at], np.int64),
+        np.array([np.nan if event.score is None else event.score for event in frauds], np.float64),
     )

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.commands.drift import DRIFTED
 from pipeline.features.catalogue import DEFAULT_FEATURES, KERNEL_VERSION
-from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS
+from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORT_SCORE, REPORTS
 from pipeline.monitoring.drift import judge
 from pipeline.monitoring_data.drift import Monitored, count_files
 from pipeline.observability.drift_metrics import DriftMetrics
@@ -121,7 +121,7 @@ def test_alerts_and_reports_of_the_export_are_counted(tmp_path: Path) -> None:
     found = {history.name: history for history in monitored.counts.histories()}
     assert found[ALERTS].counts[:, 1].tolist() == [0.0, 2.0, 0.0]
     assert found[REPORTS].counts[:, 1].tolist() == [0.0, 0.0, 2.0]
-    assert found[REPORT_AGE].counts[2].sum() == 2
+    assert found[REPORT_AGE].counts[2].sum() == found[REPORT_SCORE].counts[2].sum() == 2
     assert found["amount"].counts.sum() == 3 * ROWS
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
-from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORTS, SCORE, DailyCounts, History
+from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORT_SCORE, REPORTS, SCORE, DailyCounts, History
 from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, judge
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.scoring.distributions import FeatureDistribution
@@ -192,7 +192,7 @@ def test_alerts_and_reports_are_counted_by_their_days() -> None:
     counts = counted(3)
     half_day: NDArray[np.int64] = np.array([US_PER_DAY // 2], np.int64)
     counts.add_alerts(np.repeat(half_day, 4))
-    counts.add_reports(half_day, half_day + 2 * US_PER_DAY)
+    counts.add_reports(half_day, half_day + 2 * US_PER_DAY, np.array([0.5]))
     found = by_name(counts, 2)
     assert found["amount"].counts[0].tolist() == [15.0, 16.0, 17.0, 2.0]
     assert found["amount"].bins == ("below 10", "10 to 20", "20 or more", "no value")
@@ -200,6 +200,21 @@ def test_alerts_and_reports_are_counted_by_their_days() -> None:
     assert found[REPORTS].counts.tolist() == [[50.0, 0.0], [50.0, 0.0], [49.0, 1.0]]
     assert found[REPORT_AGE].counts.sum(axis=1).tolist() == [0.0, 0.0, 1.0]
     assert found[REPORT_AGE].bins[int(found[REPORT_AGE].counts[2].argmax())] == "1 d to 3 d"
+    assert found[REPORT_SCORE].bins[int(found[REPORT_SCORE].counts[2].argmax())] == "0.5 to 0.6225"
+
+
+def test_frauds_that_the_models_no_longer_see_are_drift() -> None:
+    """Scores of all transactions stay as they were; those of the frauds that are reported fall."""
+    random, counts = np.random.default_rng(3), counted(60)
+    for day in range(60):
+        reported = np.full(40, day * US_PER_DAY + US_PER_DAY // 2, np.int64)
+        seen = random.random(40) < (0.9 if day < 50 else 0.4)
+        score = np.where(seen, random.uniform(0.6, 0.99, 40), random.uniform(0.001, 0.02, 40))
+        counts.add_reports(reported - 7 * US_PER_DAY, reported, score)
+    days = judge([history for history in counts.histories(59) if history.name in (SCORE, REPORTS, REPORT_SCORE)])
+    alarms = [(found.day, found.name) for day in days for found in day.findings]
+    assert alarms[0] == (50, REPORT_SCORE)
+    assert not drifted(days), "it is no reason to train by itself: another version changes it too"
 
 
 def test_one_decision_of_another_century_ends_no_day() -> None:
