@@ -7,6 +7,7 @@ reason texts of an alert follow from ``reason``, ``unit`` and ``meaning``.
 import hashlib
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pipeline.features.attributes import DECLARED_ATTRIBUTES, attribute_features
@@ -39,11 +40,6 @@ SILENCE_AGES_US: Final[dict[str, int]] = {"2d": 2 * US_PER_DAY, "": 7 * US_PER_D
 Most reports should have come by then. How long they take differs, and trees find out which age tells most: decision
 0071.
 """
-SILENCE_FEATURES: Final[dict[int, tuple[str, str]]] = {
-    age_us: (f"merchant_unreported_since_fraud{suffix}", f"merchant_fraud_run_seconds{suffix}")
-    for suffix, age_us in ((f"_{name}" if name else "", age_us) for name, age_us in SILENCE_AGES_US.items())
-}
-"""By age, the features of the number that went unreported and of the time since the run began."""
 FRAUD_RUN_GAP: Final = 1
 """Mature transactions that may lie between two frauds of one run."""
 FRAUD_RUN_STEPS: Final = 64
@@ -181,21 +177,27 @@ def _known_counts() -> Iterator[Feature]:
         )  # fmt: skip
 
 
-def _silence() -> Iterator[Feature]:
-    for window, age_us in SILENCE_AGES_US.items():
-        days = age_us // US_PER_DAY
-        yield Feature(
+def _silence(window: str, days: int) -> tuple[Feature, Feature]:
+    """Return the number that went unreported and the time since the run began, by transactions of an age."""
+    return (
+        Feature(
             "merchant", "unreported_since_fraud", COUNT,
             f"number of transactions at the merchant, {days} days old or older, without a report since such a fraud",
             "mature transactions later than the newest unexplained fraud of `known(x, 30 d)`; NaN if there is none",
             "MERCHANT_LABELS", window, "silence", by_default=True,
-        )  # fmt: skip
-        yield Feature(
+        ),
+        Feature(
             "merchant", "fraud_run_seconds", SECONDS,
             f"time since the first fraud of the merchant's present run of frauds, by transactions {days} days old",
             "`t` minus the event time of the first fraud of the run, in seconds; NaN if there is none",
             "MERCHANT_LABELS", window, "silence", by_default=True,
-        )  # fmt: skip
+        ),
+    )  # fmt: skip
+
+
+_SILENCE: Final = {age_us: _silence(window, age_us // US_PER_DAY) for window, age_us in SILENCE_AGES_US.items()}
+SILENCE_FEATURES: Final = {age_us: (unreported.name, run.name) for age_us, (unreported, run) in _SILENCE.items()}
+"""Names by age: the number that went unreported, and the time since the run began."""
 
 
 def _attributes() -> Iterator[Feature]:
@@ -307,7 +309,7 @@ _DECLARED_MERCHANT: Final = (
         "unexplained frauds in `known(x, 30 d)`",
         "MERCHANT_LABELS", "30d", "silence", by_default=True,
     ),
-    *_silence(),
+    *chain.from_iterable(_SILENCE.values()),
     Feature(
         "merchant", "seconds_since_first", SECONDS, "time since the merchant's first transaction in 30 days",
         "`t` minus the smallest event time in the history, in seconds; NaN for an empty history",

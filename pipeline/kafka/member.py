@@ -9,7 +9,7 @@ from schemas.topics import Topic
 
 
 class Member(NamedTuple):
-    """What a session works for: one worker's part in the group of one agent."""
+    """One worker's part in the group of one agent, for which a session works."""
 
     bootstrap: str
     """Addresses of brokers."""

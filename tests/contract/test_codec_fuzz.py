@@ -149,7 +149,7 @@ def result_of(decode: Callable[[bytes], T], value: bytes) -> T | InvalidMessage:
 
 
 def check_dead_letter(refused: InvalidMessage, topic: str, value: bytes) -> None:
-    """What is refused can become a dead letter: one record, its bytes as they were, its reason in readable headers."""
+    """A refused record can become a dead letter: one record, its bytes as they were, its reason in readable headers."""
     headers = (("trace", value[:8]), ("empty", None))
     record = Record(topic, 1, 7, 1_709_294_400_000, value[:16], value, headers)
     result = Result()

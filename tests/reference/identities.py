@@ -1,4 +1,4 @@
-"""What stands for a transaction, of one at a time: the meaning of the columns that the engine hashes."""
+"""The digest of a transaction, one at a time: the meaning of the columns that the engine hashes."""
 
 import xxhash
 

@@ -51,7 +51,7 @@ def label_book(rows: Transactions, n: int) -> LabelBook:
 
 
 def labels_by_key(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
-    """By card and transaction what is known, who said so, and the type of the fraud."""
+    """Return, by card and transaction, what is known, who said so, and the type of the fraud."""
     texts = labels.astype(dict.fromkeys(("card_id", "transaction_id", "label", "source", "fraud_type"), object))
     names = zip(texts["card_id"], texts["transaction_id"], strict=True)
     kinds = texts["fraud_type"].where(texts["fraud_type"].notna(), None)
