@@ -245,7 +245,8 @@ class Alert(Message, frozen=True, kw_only=True):
     """A case for the analysts, on ``alerts`` (key: ``card_id``)."""
 
     alert_id: str
-    """Derived from card and transaction, so that a repeat is recognisable."""
+    """Derived from card, transaction and ``source``, so that a repeat is recognisable, and a transaction that is
+    accepted again behind the deduplication horizon has another one."""
     case_id: str
     case_sequence: int
     severity: float

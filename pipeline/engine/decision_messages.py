@@ -186,7 +186,9 @@ class DecisionWriter:
         reasons = explain(
             batch.features, batch.decided.logits[:, 0], batch.models, selections, self._base_currency, home
         )
-        more = [f"{identity:016x}".encode() for identity in subjects.identities().tolist()]
+        sources = subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].T.tolist()
+        identified = zip(subjects.identities().tolist(), sources, strict=True)
+        more = [f"{identity:016x}-{partition}-{offset}".encode() for identity, (partition, offset) in identified]
         more += [_encode(alert_reasons) for alert_reasons in reasons]
         ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
         added = np.stack([ends[:-1], ends[1:]], axis=1).reshape(2, subjects.rows, 2)

@@ -211,7 +211,9 @@ def alerts_are_one_to_one(run: Run) -> Check:
             check.differs(f"{key} has an alert too many")
             continue
         places.add(log)
-        check.same(f"{key}: alert_id", alert["alert_id"], f"{identity(*key):016x}")
+        source = alert["source"]
+        alert_id = f"{identity(*key):016x}-{source['partition']}-{source['offset']}"
+        check.same(f"{key}: alert_id", alert["alert_id"], alert_id)
         # Under at-least-once delivery a second decision may be one of other models.
         decision = next(
             (decision for decision in decisions if all(alert[name] == decision[name] for name in same)), decisions[-1]

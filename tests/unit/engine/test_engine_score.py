@@ -168,7 +168,8 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
             assert getattr(alert, name) == getattr(decision, name)
         for name in ("score", "model_scores", "threshold", "selection", "versions", "source", "log", "case_id"):
             assert getattr(alert, name) == getattr(decision, name)
-        assert alert.alert_id == f"{transaction_hash('c1', alert.transaction_id):016x}"
+        identity = transaction_hash("c1", alert.transaction_id)
+        assert alert.alert_id == f"{identity:016x}-{alert.source.partition}-{alert.source.offset}"
         assert alert.raised_at == NOW
         assert alert.severity == pytest.approx(alert.score * alert.amount_base, abs=0.005)
         assert 1 <= len(alert.reasons) <= models.policy.max_reasons
@@ -178,6 +179,18 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
     assert result.counts["alert", "score"] + result.counts["alert", "rule"] == len(raised)
     assert result.counts["decision", "alert"] == len(raised)
     assert result.counts["decision", "allow"] == 40 - len(raised)
+
+
+def test_a_transaction_that_is_accepted_again_has_an_alert_of_its_own() -> None:
+    source, log, card = Log(TRANSACTIONS), Log(PROFILED, partition=2), partition()
+    for number, days in ((0, 0), (1, 1_000), (0, 1_001)):
+        at = after(hours=24 * days)
+        log.take(card.process([source.append(transaction(number, at, amount=1_500.0 - 900 * number), at)], START))
+    once, again = alerts(decide(score(), log.records, active(), NOW))
+    assert (once.transaction_id, again.transaction_id) == ("t0", "t0")
+    assert once.alert_id != again.alert_id
+    repeated = alerts(decide(score(), log.records, active(), NOW))
+    assert [alert.alert_id for alert in repeated] == [once.alert_id, again.alert_id]
 
 
 def test_sentences_have_an_amount_in_another_currency_beside_the_base_currency_s() -> None:
