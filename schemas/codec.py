@@ -144,7 +144,7 @@ def decode_transaction(
         of_day_us = event_time_us % US_PER_DAY
         weekday = (event_time_us // US_PER_DAY + WEEKDAY_OF_EPOCH) % 7
     else:
-        of_day_us, weekday = _wall_clock(local_time)
+        of_day_us, weekday = wall_clock(local_time)
     return AcceptedTransaction(
         transaction.transaction_id,
         transaction.card_id,
@@ -345,8 +345,15 @@ def _check_time(time_us: int, field: str) -> None:
         )
 
 
-def _wall_clock(local_time: str) -> tuple[int, int]:
-    """Microseconds since midnight, and weekday, as the clock on the wall shows them."""
+def wall_clock(local_time: str) -> tuple[int, int]:
+    """Return the microseconds since midnight and the weekday (0 is Monday) that a ``local_time`` shows.
+
+    >>> wall_clock("2024-01-31T12:00:00+09:00")
+    (43200000000, 2)
+
+    Raises:
+        InvalidMessage: It is no ISO 8601 date with a time of day.
+    """
     try:
         if len(local_time) < len("2024-01-31T12:00") or local_time[10] not in "Tt ":
             raise ValueError("no time of day")

@@ -15,7 +15,9 @@ from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FEATU
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.regimes import NEVER_US
-from schemas.times import US_PER_SECOND
+from schemas.codec import wall_clock
+from schemas.errors import InvalidMessage
+from schemas.times import US_PER_HOUR, US_PER_SECOND
 
 _BATCH_ROWS = 16_384
 
@@ -103,8 +105,9 @@ def compute_features(
     Args:
         frame: Columns ``transaction_id``, ``event_time`` (time-zone aware), ``card_id``, ``merchant_id``,
             ``amount_minor`` (minor units of the base currency); optional ``transaction_type`` (a missing one is a
-            purchase, as on the wire) and, unless ``labels`` are given, ``fraud`` (bool). Rows must be sorted by
-            ``event_time``. Declared attributes have columns of their features' names; one that is absent has no value.
+            purchase, as on the wire), ``local_time`` (a missing one is the event time in UTC) and, unless ``labels``
+            are given, ``fraud`` (bool). Rows must be sorted by ``event_time``. Declared attributes have columns of
+            their features' names; one that is absent has no value.
         label_delay_s: From a transaction to its label, where ``labels`` are not given; None: there are none.
         labels: What was known when.
         names: The features to return, in this order; memory is theirs alone.
@@ -112,6 +115,10 @@ def compute_features(
 
     Returns:
         Shape (len(frame), len(names)).
+
+    Raises:
+        ValueError: The rows are not in order, or their times have no zone.
+        InvalidMessage: A ``local_time`` cannot be read.
     """
     event_time_us = event_times_us(frame["event_time"])
     if np.any(np.diff(event_time_us) < 0):
@@ -125,6 +132,7 @@ def compute_features(
         else np.ones(len(frame), bool)
     )
     attributes = frame.reindex(columns=list(ATTRIBUTE_FEATURES)).to_numpy(np.float64)
+    hour, weekday = _clocks(frame, event_time_us)
     features, outliers = np.empty((len(frame), len(names))), np.empty(len(frame), np.bool_)
     to, own = _columns(names, CARD_FEATURES)
     windows = CardWindows()
@@ -136,8 +144,8 @@ def compute_features(
             event_time_us[part],
             amount_minor[part],
             counts[part],
-            hours(event_time_us[part]),
-            weekdays(event_time_us[part]),
+            hour[part],
+            weekday[part],
             attributes[part],
         )
         features[part, to], outliers[part] = profile.features[:, own], profile.outlier
@@ -152,6 +160,19 @@ def compute_features(
     log = _merchants_log(labelled, merchant_keys, event_time_us, amount_minor, counts, outliers, labels)
     _fill_merchant_features(features, names, *log, report)
     return features
+
+
+def _clocks(frame: pd.DataFrame, event_time_us: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return hour and weekday of each row, by the clock that acceptance goes by; shapes (n,)."""
+    hour, weekday = hours(event_time_us), weekdays(event_time_us)
+    if "local_time" in frame:
+        for row in np.flatnonzero(frame["local_time"].notna()).tolist():
+            try:
+                of_day_us, weekday[row] = wall_clock(str(frame["local_time"].iat[row]))
+            except InvalidMessage as error:
+                raise InvalidMessage(error.code, f"row {row + 1} of the history: {error}") from error
+            hour[row] = of_day_us / US_PER_HOUR
+    return hour, weekday
 
 
 def _columns(names: Sequence[str], wanted: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

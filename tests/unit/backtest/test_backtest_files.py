@@ -41,6 +41,16 @@ def test_features_are_those_of_training_sets(history: pd.DataFrame) -> None:
     assert sum(part.label_outcomes["first"] for part in parts) == len(history)
 
 
+def test_training_and_backtests_read_the_clock_of_local_time(history: pd.DataFrame) -> None:
+    shifted = history["event_time"].dt.tz_convert("Asia/Tokyo").dt.strftime("%Y-%m-%dT%H:%M:%S.%f")
+    local = history.assign(local_time=shifted.where(np.arange(len(history)) % 3 > 0))
+    parts = list(replay(models(), frame_tables(local, 64), [], options=options()))
+    found = np.concatenate([part.features for part in parts])
+    features = compute_features(local, label_delay_s=None)
+    np.testing.assert_array_equal(found, features)
+    assert (features != compute_features(history, label_delay_s=None)).any()
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_files_give_what_the_frame_gives(history: pd.DataFrame, suffix: str, tmp_path: Path) -> None:
     sold, reported = tmp_path / f"sold.{suffix}", tmp_path / f"told.{suffix}"

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.history import KnownLabels, compute_features, delayed_labels, event_times_us
 from pipeline.features.catalogue import FEATURES
+from schemas.errors import InvalidMessage
 from tests.helpers.logs import START, after, microseconds
 from tests.reference.features import card_features, card_outliers, merchant_features
 
@@ -142,3 +143,8 @@ def test_labels_come_in_the_order_in_which_they_became_known() -> None:
     assert labels.row.tolist() == [0, 2]
     assert labels.known.tolist() == [1, 1]
     assert labels.known_at_us.tolist() == [15 * 10**6, 35 * 10**6]
+
+
+def test_a_local_time_that_is_none_names_its_row() -> None:
+    with pytest.raises(InvalidMessage, match=r"row 2 of the history: local_time cannot be read"):
+        compute_features(two(local_time=[None, "noon"]))
