@@ -45,7 +45,7 @@ def read(file: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         raise click.ClickException(f"{file} lacks the columns {', '.join(missing)}: give creditcard.csv as published")
     if frame[list(COLUMNS)].isna().to_numpy().any():
         raise click.ClickException(f"{file} lacks values: give creditcard.csv as published")
-    inputs = frame[list(INPUTS)].to_numpy(np.float64)
+    inputs = frame[list(INPUTS)].to_numpy(np.float64, copy=True)
     # As the layer takes amounts.
     inputs[:, -1] = np.log1p(inputs[:, -1])
     return inputs, frame["Class"].to_numpy() == 1
