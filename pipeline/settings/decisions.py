@@ -12,7 +12,8 @@ class DecisionSettings(BaseModel):
     base_currency: str = Field(default="EUR", pattern="^[A-Z]{3}$", description="Currency of all windows.")
     rates_file: Path | None = Field(
         default=None,
-        description="Versioned rate table (JSON). Unset: the indicative one that ships with the package.",
+        description="Versioned rate table (JSON). Unset: the indicative one of the package for EUR; for another base "
+        "currency, that currency alone.",
     )
     future_tolerance_s: float = Field(
         default=300.0,

@@ -2,6 +2,8 @@
 
 from importlib import resources
 
+import msgspec
+
 from pipeline.settings import Settings
 from schemas.money import RateTable, load
 
@@ -11,14 +13,23 @@ class RatesError(ValueError):
 
 
 def read_rates(settings: Settings) -> bytes:
-    """The content of ``rates_file``, or of the indicative table of the package."""
+    """Return the content of ``rates_file``, or of the package's indicative table into the base currency."""
     if settings.rates_file is not None:
         return settings.rates_file.read_bytes()
-    return (resources.files("pipeline") / "data/rates.json").read_bytes()
+    content = (resources.files("pipeline") / "data/rates.json").read_bytes()
+    table = load(content)
+    own = table.currencies.get(settings.base_currency)
+    if own is None or settings.base_currency == table.base:
+        return content
+    # Indicative rates into another currency would be made up twice: this one is converted to itself alone.
+    alone = {settings.base_currency: {"digits": own.digits, "rate": "1"}}
+    return msgspec.json.encode(
+        {"version": f"{settings.base_currency}-only", "base": settings.base_currency, "currencies": alone}
+    )
 
 
 def load_rates(settings: Settings) -> RateTable:
-    """The table of ``rates_file``, or the indicative one of the package; its base must be the base currency."""
+    """Return the table of `read_rates`; its base must be the base currency."""
     return fitting(read_rates(settings), settings)
 
 
