@@ -1,5 +1,6 @@
 """Files of transactions, read into the canonical columns: Parquet and CSV, in bounded memory, with a column mapping."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -70,6 +71,9 @@ _NUMERIC: Final = (
     pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,
     pa.types.is_string_view, pa.types.is_null,
 )  # fmt: skip
+_SEPARATORS: Final = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_DAY_FIRST: Final = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}\b")
+_SINCE_1970: Final = re.compile(r"\d{9,19}(\.\d+)?")
 NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
 
 
@@ -146,7 +150,22 @@ def resolve_mapping(
             f"{path}: no column is known for {', '.join(missing)}; name one with {needed} (it has {', '.join(present)})"
         )
     _zone(time_zone)
+    _check_first_time(path, columns["event_time"])
     return ColumnMapping(columns, currency, time_zone, ZERO_AMOUNT_TYPES.get(preset))
+
+
+def _check_first_time(path: Path, column: str) -> None:
+    """Refuse a file whose first time is written in a way that no row could be read by."""
+    table = next(read_tables(path, [column], batch_rows=1), None)
+    value = table.column(column)[0].as_py() if table is not None and table.num_rows else None
+    text = "" if value is None else str(value)
+    if _DAY_FIRST.match(text):
+        way = "begins with day or month"
+    elif _SINCE_1970.fullmatch(text):
+        way = "counts from 1970"
+    else:
+        return
+    raise UnusableSource(f"{path}, row 1, column {column}: {text} {way}; write it as 2018-04-01T00:00:31Z")
 
 
 def read_transactions(
@@ -280,9 +299,15 @@ def column_names(path: Path) -> list[str]:
         if kind == "parquet":
             return list(pq.read_schema(path).names)
         with pacsv.open_csv(path) as reader:
-            return list(reader.schema.names)
+            names = list(reader.schema.names)
     except (pa.ArrowInvalid, OSError) as error:
         raise UnusableSource(f"{path} cannot be read as {kind}: {error}") from error
+    for separator, word in _SEPARATORS.items():
+        if len(names) == 1 and separator in names[0]:
+            raise UnusableSource(
+                f"{path}: its columns stand between {word}: write commas between columns, and points in amounts"
+            )
+    return names
 
 
 def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
@@ -402,11 +427,6 @@ class _FileBatch:
 
     def _times_us(self) -> npt.NDArray[np.int64]:
         column = self._column("event_time")
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            raise UnusableSource(
-                f"{self.path}: column {self.mapping.columns['event_time']} holds numbers; write times as timestamps "
-                "or as RFC 3339 text, so that their unit and zone are known"
-            )
         naive_or_aware = pd.Series(column.to_pandas())
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             times = pd.to_datetime(naive_or_aware.astype(object), format="ISO8601", errors="coerce", utc=True)

@@ -228,19 +228,29 @@ def test_what_is_no_file_of_transactions_is_refused(tmp_path: Path) -> None:
         resolve_mapping(csv(tmp_path, "", "empty.csv"))
 
 
-def test_numbers_are_no_times(tmp_path: Path) -> None:
-    path = tmp_path / "epoch.parquet"
-    pd.DataFrame(
-        {
-            "transaction_id": ["1"],
-            "event_time": [1_522_540_800],
-            "card_id": ["c"],
-            "merchant_id": ["m"],
-            "amount": [1.0],
-        }
-    ).to_parquet(path)
-    with pytest.raises(UnusableSource, match="event_time holds numbers"):
-        load_transactions(path)
+@pytest.mark.parametrize(
+    ("time", "why"),
+    [
+        (1_522_540_800, "1522540800 counts from 1970; write it as 2018-04-01T00:00:31Z"),
+        (1_522_540_800.5, "counts from 1970"),
+        ("1522540800123", "counts from 1970"),
+        ("01.04.2018 00:00:31", "01.04.2018 00:00:31 begins with day or month; write it as 2018-04-01T00:00:31Z"),
+        ("4/1/2018", "begins with day or month"),
+    ],
+)
+def test_times_in_other_ways_are_named(time: object, why: str, tmp_path: Path) -> None:
+    row = {"transaction_id": ["1"], "event_time": [time], "card_id": ["c"], "merchant_id": ["m"], "amount": [1.0]}
+    for path in (tmp_path / "times.parquet", tmp_path / "times.csv"):
+        pd.DataFrame(row).to_parquet(path) if path.suffix == ".parquet" else pd.DataFrame(row).to_csv(path)
+        with pytest.raises(UnusableSource, match=rf"times\..*, row 1, column event_time: .*{why}"):
+            resolve_mapping(path)
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators_are_named(separator: str, word: str, tmp_path: Path) -> None:
+    path = csv(tmp_path, (HEADER + ROWS).replace(",", separator))
+    with pytest.raises(UnusableSource, match=f"its columns stand between {word}: write commas between columns"):
+        resolve_mapping(path)
 
 
 def test_compressed_csv_is_read(tmp_path: Path, handbook: Path) -> None:
