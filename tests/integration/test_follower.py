@@ -5,7 +5,9 @@ from confluent_kafka import Producer
 
 from pipeline.kafka.clients import producer_config
 from pipeline.kafka.follower import TopicFollower
+from pipeline.kafka.replay_reader import stable_end
 from schemas.topics import MODELS
+from tests.helpers.logs import START
 from tests.helpers.topics import Cluster
 
 pytestmark = pytest.mark.broker
@@ -39,3 +41,27 @@ def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) ->
     finally:
         follower.close()
     assert waited
+
+
+def test_what_an_open_transaction_hides_is_waited_for(cluster: Cluster) -> None:
+    """A restore would end before it: what was committed behind an open transaction cannot be read yet."""
+    name = cluster.settings.topic(MODELS.name)
+    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-writer"))
+    producer.init_transactions(TIMEOUT_S)
+    producer.begin_transaction()
+    producer.produce(name, b"hidden", b"k", partition=0)
+    producer.flush(TIMEOUT_S)
+    cluster.write(MODELS, b"committed", b"k", START, partition=0)
+    cluster.flush()
+    asked = iter(range(4))
+
+    def waiting() -> None:
+        # In front of every question to the brokers.
+        if next(asked, None) == 3:
+            producer.commit_transaction(TIMEOUT_S)
+
+    assert stable_end(cluster.bootstrap, cluster.settings, name, 0, waiting) == 2
+    assert next(asked, None) is None
+    follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
+    assert [record.value for record in follower.read_to_end()] == [b"hidden", b"committed"]
+    follower.close()

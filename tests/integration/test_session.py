@@ -116,13 +116,10 @@ def servers(settings: Settings) -> str:
 
 @contextmanager
 def session(
-    settings: Settings,
-    handler: Numbers,
-    protocol: GroupProtocol = "consumer",
-    renewed: Callable[[], None] = lambda: None,
+    settings: Settings, handler: Numbers, protocol: GroupProtocol = "consumer", **options: Any
 ) -> Iterator[Session]:
     with ExitStack() as stack:
-        made = Session(servers(settings), settings, "card", READS, handler, renewed=renewed, group_protocol=protocol)
+        made = Session(servers(settings), settings, "card", READS, handler, group_protocol=protocol, **options)
         stack.callback(made.close)
         made.start()
         yield made
@@ -770,10 +767,10 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
             opened.poll(0.1)
 
 
-def left_open(settings: Settings, instance: str) -> Producer:
-    """Begin a transaction in the name of an instance's card agent: a record, and an offset of its group."""
-    long_timeout = {"transaction.timeout.ms": 60_000}  # no broker ends it while a test waits
-    name = f"{settings.topic('card')}-{instance}"
+def left_open(settings: Settings, instance: str, producer: str) -> Producer:
+    """Begin a transaction of a producer of an instance's card agent: a record, and an offset of its group."""
+    long_timeout = {"transaction.timeout.ms": 600_000}  # no broker ends it while a test waits
+    name = f"{settings.topic(producer)}-{instance}"
     left = Producer(producer_config(servers(settings), transactional_id=name, overrides=long_timeout))
     left.init_transactions(TIMEOUT_S)
     left.begin_transaction()
@@ -797,16 +794,22 @@ def test_whoever_takes_over_ends_what_the_last_holder_left_open(
         stack.callback(partial(item.close, release=False))
         item.start()
         work(item, handler, lambda: len(held(handler)) == 20)
-    left = left_open(settings, "dead")
-    with session(settings, Numbers()) as two:
-        # Without the end of the transaction the brokers do not tell where the group stands.
-        deadline_s = time.monotonic() + TIMEOUT_S
+    # An agent's producers take turns, and the brokers do not tell before the last of their transactions has ended.
+    left = [left_open(settings, "dead", producer) for producer in ("card", "card.2")]
+    deadline_s = time.monotonic() + TIMEOUT_S
+
+    def waiting() -> None:
+        # Without the end of the transactions the brokers do not tell where the group stands.
+        assert time.monotonic() < deadline_s
+
+    with session(settings, Numbers(), producers=len(left), waiting=waiting) as two:
         while len(two.assigned) < 4:
-            assert time.monotonic() < deadline_s
+            waiting()
             two.poll(0.1)
-        with pytest.raises(KafkaException) as fenced:
-            left.commit_transaction(TIMEOUT_S)
-        assert fenced.value.args[0].code() in FENCED
+        for producer in left:
+            with pytest.raises(KafkaException) as fenced:
+                producer.commit_transaction(TIMEOUT_S)
+            assert fenced.value.args[0].code() in FENCED
     assert "instance dead died with partitions" in caplog.text
 
 

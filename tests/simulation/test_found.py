@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from tests.helpers.logs import START, label, transaction
 from tests.simulation.activation import publish_first
 from tests.simulation.names import PREFIX
-from tests.simulation.reading import Logs
+from tests.simulation.reading import Logs, decode_decision
 from tests.simulation.world import World
 
 
@@ -71,3 +72,24 @@ def test_a_record_that_kills_right_behind_an_orderly_stop_is_quarantined(world: 
     world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(1, START, transaction_id="t!kill-card"))
     world.drain()
     assert [(log.at, log.code) for log in Logs(world.cluster).dead] == [(("transactions", 0, 1), "set_aside")]
+
+
+def test_a_topic_that_left_a_partition_number_and_came_back_costs_no_record(world: World) -> None:
+    """The client has taken records of the topics that stayed, and the batch that they were for is given up."""
+    world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(0, START))
+    world.drain()
+    for number in (1, 2):
+        world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(number, START))
+    worker = world.workers[0]
+    assert worker is not None
+    session = worker.loops["card"]._session
+    session._client.fetch(0)
+    consumer, moved = session._client.consumer, [TopicPartition(PREFIX + "accepted-labels", 0)]
+    assert consumer.position([TopicPartition(PREFIX + "transactions", 0)])[0].offset == 3
+    # No broker is there, so that no mark says that they were given up in order, and reads from there anew.
+    session._producers._brokers_down.set()
+    session._assignment.on_revoke(consumer, moved)
+    session._assignment.on_assign(consumer, moved)
+    world.drain()
+    decisions = Logs(world.cluster).messages_of("decisions", decode_decision)
+    assert sorted(decision.source.offset for _, decision in decisions) == [0, 1, 2]

@@ -21,7 +21,9 @@ from pipeline.engine.feedback import FeedbackPartition
 from pipeline.engine.learn import LearnPartition
 from pipeline.engine.results import Result
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.kafka.assignment import Assignment
 from pipeline.kafka.batch import Batch
+from pipeline.kafka.group_client import GroupClient
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.quarantine import QuarantinedRecords, Quarantines
 from pipeline.kafka.session import Session
@@ -33,6 +35,7 @@ from schemas.topics import CONTROL, DECISIONS
 from tests.simulation import test_found
 from tests.simulation.machine import SimulatedPipeline
 from tests.simulation.test_found import world  # noqa: F401 (a fixture)
+from tests.simulation.world import World
 
 Patch = pytest.MonkeyPatch
 EXAMPLES = 100
@@ -157,6 +160,18 @@ def range_of_another_agent(patch: Patch) -> None:
     patch.setattr(LogConsumer, "__init__", skipping)
 
 
+def no_seek(patch: Patch) -> None:
+    """A partition number that is whole again is read on from where its client stands."""
+    on_assign = Assignment.on_assign
+
+    def without_seek(assignment: Assignment, *args: Any) -> None:
+        with Patch.context() as within:
+            within.setattr(GroupClient, "seek", nothing)
+            on_assign(assignment, *args)
+
+    patch.setattr(Assignment, "on_assign", without_seek)
+
+
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     "card windows are not rolled back": forgotten(CardWindows, "rollback"),
     "stores are not rolled back": forgotten(RocksStore, "rollback"),
@@ -198,9 +213,23 @@ def test_the_simulation_finds(name: str, monkeypatch: Patch) -> None:
         run_state_machine_as_test(SimulatedPipeline, settings=run)
 
 
-def test_a_story_finds_a_skipped_range(monkeypatch: Patch, request: pytest.FixtureRequest) -> None:
-    """Random runs seldom let one agent's quarantine meet another's death."""
-    range_of_another_agent(monkeypatch)
-    story = test_found.test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quarantined
+@pytest.mark.parametrize(
+    ("mistake", "story"),
+    [
+        (
+            range_of_another_agent,
+            test_found.test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quarantined,
+        ),
+        (no_seek, test_found.test_a_topic_that_left_a_partition_number_and_came_back_costs_no_record),
+    ],
+)
+def test_a_story_finds(
+    mistake: Callable[[Patch], None],
+    story: Callable[[World], None],
+    monkeypatch: Patch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Random runs seldom or never come to it."""
+    mistake(monkeypatch)
     with pytest.raises((AssertionError, RuntimeError, LookupError)):
         story(request.getfixturevalue("world"))
