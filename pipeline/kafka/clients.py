@@ -33,6 +33,8 @@ CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 READER_GROUP: Final = "fraud-pipeline-reader"
 """Group of readers that join none; a client asks for its coordinator all the same."""
 
+BOOTSTRAP: Final = "bootstrap.servers"
+
 Config = dict[str, Any]
 GroupProtocol = Literal["consumer", "classic"]
 
@@ -73,7 +75,7 @@ def _merge(
 
 def _common(bootstrap: str) -> Config:
     return {
-        "bootstrap.servers": bootstrap,
+        BOOTSTRAP: bootstrap,
         "client.id": "fraud-pipeline",
         "logger": librdkafka_log,
         "error_cb": log_error,

@@ -9,7 +9,7 @@ from pipeline.observability.terminal import printable_json, printable_lines
 from pipeline.settings import Settings
 
 TEXT_FORMAT: Final = "[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s"
-_LEVELS_OF_LIBRARIES: Final = {"faust": "warning", "mode": "warning"}
+_LEVELS_OF_LIBRARIES: Final = {"aiokafka": "warning", "faust": "warning", "mode": "warning"}
 """Levels of libraries: of Faust's own start and stop an operator needs to see what goes wrong."""
 
 

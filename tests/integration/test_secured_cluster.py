@@ -27,13 +27,16 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.acl import AclRule, create_rules
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import READER_GROUP, admin_client
+from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.gateway import STAGE
 from pipeline.kafka.producer import RecordProducer
+from pipeline.kafka.raw_fetch import Wanted, ask
+from pipeline.kafka.record_batches import split_batches
 from pipeline.learning.label_sources import NOT_ALLOWED
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS, Topic
+from tests.helpers.batches import produce_batch, record_batch
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.logs import label, transaction
 from tests.helpers.runs import RunStarter
@@ -205,6 +208,19 @@ def test_a_client_without_its_security_settings_learns_what_to_check(
     distrustful = {"security.protocol": "ssl", "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode()}
     other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
     assert "certificate" in other.run("alerts", "--once", code=1)
+
+
+@pytest.mark.parametrize("listener", WAYS)
+def test_batches_are_fetched_as_each_listener_wants_it(listener: str, secured: Secured, tmp_path: Path) -> None:
+    client = client_of(secured, listener, SUPER, "fetched.", tmp_path).whole
+    topic = client.topic(TRANSACTIONS.name)
+    ensure_topics(secured.addresses[listener], client, [TRANSACTIONS])
+    base_offset = produce_batch(secured.plain, topic, 0, record_batch([b"1", b"2"]))
+    config = consumer_config(secured.addresses[listener], READER_GROUP, settings=client)
+    fetched = ask(config, lambda to: to.fetch(Wanted((topic, 0), base_offset)), lambda: None)
+    assert [(batch.base_offset, batch.end, batch.is_intact) for batch in split_batches(fetched.data)] == [
+        (base_offset, base_offset + 2, True)
+    ]
 
 
 class Roles(NamedTuple):
