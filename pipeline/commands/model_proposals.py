@@ -9,12 +9,13 @@ from pipeline.commands.model_options import author_options, bootstrap_option, ch
 from pipeline.commands.numbers import FiniteRange
 from pipeline.models.changes import VersionChanges
 from pipeline.models.publish import ControlWriter
+from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 
 
 @click.command()
 @click.option("--features", help="As in `train`; `+` and `-` change those of the active version.")
-@click.option("--trees", type=click.IntRange(min=1), help="At most.")
-@click.option("--leaves", type=click.IntRange(min=2), help="Of a tree.")
+@click.option("--trees", type=click.IntRange(1, MOST_TREES), help="At most.")
+@click.option("--leaves", type=click.IntRange(2, MOST_LEAVES), help="Of a tree.")
 @click.option("--learning-rate", type=FiniteRange(min=0, min_open=True), help="Shrinkage of each tree.")
 @click.option("--legitimate-rows", type=click.IntRange(min=1), help="Sample about so many legitimate transactions.")
 @click.option("--early-reports/--no-early-reports", default=None, help="Train on younger transactions too, or not.")

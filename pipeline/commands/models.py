@@ -18,7 +18,7 @@ from pipeline.commands.model_text import (
 )
 from pipeline.commands.times import Moment
 from pipeline.demo.text import utc_text
-from pipeline.models.description import differences, facts_of
+from pipeline.models.description import differences, facts_of, measured_cost
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions, model_set_without_river
@@ -154,9 +154,13 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 @registry_option
 @json_option
 def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
-    """Show what is known of VERSION: how it was made, and how it did on its validation period."""
+    """Show what is known of VERSION: how it was made, how it did on its validation period, and what it costs.
+
+    `microseconds_a_row` is measured on this machine: of the score of each transaction, and of the reasons of an alert.
+    """
     with one_sentence():
-        facts = facts_of(versions(bootstrap, of_registry).find(version))
+        known = versions(bootstrap, of_registry).find(version)
+        facts = facts_of(known) | {"microseconds_a_row": measured_cost(known)}
     if as_json:
         click.echo(json_line(facts))
         return

@@ -10,6 +10,7 @@ from pipeline.commands.column_options import ColumnOptions
 from pipeline.commands.option_groups import option_group
 from pipeline.commands.regime_options import RegimeOptions
 from pipeline.commands.times import Moment
+from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.fit import DEFAULT_BUDGET, TrainingConfig
 
 _DEFAULTS: Final = TrainingConfig()
@@ -81,7 +82,9 @@ recipe_options: Final = option_group(
         "--features",
         help="Train on those that match, such as card_*,-*_std_*; +NAME adds to the default, -NAME removes, * is all.",
     ),
-    click.option("--trees", type=click.IntRange(min=1), default=_DEFAULTS.trees, show_default=True, help="At most."),
+    click.option(
+        "--trees", type=click.IntRange(1, MOST_TREES), default=_DEFAULTS.trees, show_default=True, help="At most."
+    ),
     click.option(
         "--tree-folds",
         type=click.IntRange(min=0),
@@ -91,7 +94,7 @@ recipe_options: Final = option_group(
         "period.",
     ),
     click.option(
-        "--leaves", type=click.IntRange(min=2), default=_DEFAULTS.leaves, show_default=True, help="Of a tree."
+        "--leaves", type=click.IntRange(2, MOST_LEAVES), default=_DEFAULTS.leaves, show_default=True, help="Of a tree."
     ),
     click.option(
         "--learning-rate",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.scoring.trees import SplitColumns, Tree, leaf_order
 
-MOST_LEAVES: Final = 64
+COMPILED_LEAVES: Final = 64
 """A tree's leaves are the bits of one integer; larger ones are left to LightGBM."""
 _BLOCK: Final = 64
 """Rows that go through a tree together: their tests of one node are a few vector instructions."""
@@ -44,12 +44,12 @@ class Forest(NamedTuple):
 
 def lay_out_forest(trees: Sequence[Tree]) -> Forest | None:
     """Trees as `forest_sums` takes them; None where they are sound but not for `Forest`."""
-    if any(len(tree.leaf) > MOST_LEAVES or tree.takes_zero_for_missing for tree in trees):
+    if any(len(tree.leaf) > COMPILED_LEAVES or tree.takes_zero_for_missing for tree in trees):
         return None
     columns = SplitColumns()
     node_column, node_threshold, node_mask, leaf_value = [], [], [], []
     tree_node, tree_leaf = [0], [0]
-    everything = (1 << MOST_LEAVES) - 1
+    everything = (1 << COMPILED_LEAVES) - 1
     for tree in trees:
         order, ranges = leaf_order(tree)
         leaf_value += [tree.leaf[leaf] for leaf in order]

@@ -23,8 +23,10 @@ _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
 _OF_NODES: Final = ("internal_value", "internal_weight")
 _MOST_ROWS: Final = 2**31 - 1
 """LightGBM counts rows in 32 bits."""
-MOST_DEPTH: Final = 1_000
-"""Tests on the way to a leaf; LightGBM explains a row by recursion, which deeper trees let overflow its stack."""
+MOST_TREES: Final = 2_000
+"""Trees of a version, in training too: with as many, a row takes three times as long as with the default 400."""
+MOST_LEAVES: Final = 256
+"""Leaves of a tree, in training too. LightGBM explains a row by recursion: its stack is deep enough for such trees."""
 LARGEST_MARGIN: Final = 1e100
 """The largest leaves of all trees may add up to this, so that no sum or calibration becomes infinite."""
 
@@ -102,7 +104,8 @@ def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:
         feature_names: The features that the model must have been trained on, in order.
 
     Raises:
-        ModelError: The text is not a complete binary or regression model of ``feature_names``.
+        ModelError: The text is not a complete binary or regression model of ``feature_names``, or has too many trees
+            or leaves.
     """
     trees = [_read_tree(block, len(feature_names)) for block in _blocks(text, feature_names)]
     if sum(max(map(abs, tree.leaf)) for tree in trees) > LARGEST_MARGIN:
@@ -135,6 +138,13 @@ def _broken(why: str) -> ModelError:
     return ModelError(f"the trees of this version cannot be read ({why}); publish or train it again")
 
 
+def _too_many(what: str, found: int, name: str, most: int) -> ModelError:
+    return ModelError(
+        f"this version would slow decisions: {what} has {found:,} {name}, and at most {most:,} are scored; train one "
+        f"with fewer --{name}"
+    )
+
+
 def _blocks(text: str, feature_names: tuple[str, ...]) -> list[str]:
     """Return the text of each tree, found as LightGBM finds it: by the sizes in the header."""
     if _ALPHABET.fullmatch(text) is None:
@@ -145,8 +155,10 @@ def _blocks(text: str, feature_names: tuple[str, ...]) -> list[str]:
     if not text.startswith("tree\n"):
         raise _broken("the first line is not 'tree'")
     _check_header(header := _fields(text[len("tree\n") : start], _HEADER_KEYS, "the header"), feature_names)
-    blocks = []
-    for number, size in enumerate(_integers(header.get("tree_sizes", ""))):
+    blocks, sizes = [], _integers(header.get("tree_sizes", ""))
+    if len(sizes) > MOST_TREES:
+        raise _too_many("it", len(sizes), "trees", MOST_TREES)
+    for number, size in enumerate(sizes):
         block = text[start : start + size]
         if len(block) != size or size <= 0 or not block.startswith(f"Tree={number}\n"):
             raise _broken(f"tree {number} is not where the header says")
@@ -216,6 +228,8 @@ def _read_tree(block: str, features: int) -> Tree:
     leaves = len(tree.leaf)
     if leaves == 0 or fields.get("num_leaves") != str(leaves):
         raise _broken(f"tree {number} has not as many leaves as it says")
+    if leaves > MOST_LEAVES:
+        raise _too_many(f"its tree {number}", leaves, "leaves", MOST_LEAVES)
     if any(len(values) != leaves - 1 for values in tree[:5]):
         raise _broken(f"tree {number} has not one inner node less than leaves")
     # LightGBM reads further lists by the same count: a shorter one would be read past its end.
@@ -249,9 +263,9 @@ def leaf_order(tree: Tree, number: str | None = None) -> tuple[list[int], list[t
     ranges = [(0, 0)] * inner
     visited = 0
     # Depth first with an explicit stack; a node comes up twice, before and after its left part.
-    stack: list[tuple[int, int, int]] = [(0 if inner else ~0, -1, 0)]
+    stack: list[tuple[int, int]] = [(0 if inner else ~0, -1)]
     while stack:
-        child, first, depth = stack.pop()
+        child, first = stack.pop()
         if child < 0:
             order.append(~child)
         elif first >= 0:
@@ -260,12 +274,9 @@ def leaf_order(tree: Tree, number: str | None = None) -> tuple[list[int], list[t
             visited += 1
             if visited > inner:
                 break
-            if depth >= MOST_DEPTH:
-                raise _broken(f"tree {number} is more than {MOST_DEPTH} tests deep")
             if not all(-inner - 1 <= side < inner for side in (tree.left[child], tree.right[child])):
                 raise _broken(f"tree {number} names a node that there is not")
-            below = depth + 1
-            stack += [(tree.right[child], -1, below), (child, len(order), below), (tree.left[child], -1, below)]
+            stack += [(tree.right[child], -1), (child, len(order)), (tree.left[child], -1)]
     if visited != inner or sorted(order) != list(range(inner + 1)):
         raise _broken(f"tree {number} is no tree")
     return order, ranges

@@ -60,7 +60,12 @@ def test_a_version_is_shown_in_words_and_as_json(registry: Registry) -> None:
     assert f"version: {MODEL.version}" in result.output
     assert "average precision: 0.8123" in result.output
     assert max(len(line) for line in result.output.splitlines() if MODEL.digest not in line) <= 80
+    assert "microseconds a row:\n  score: " in result.output
+    cost = json.loads(run("show", "--registry", "--json", MODEL.version).output)["microseconds_a_row"]
+    assert cost.keys() == {"score", "explanation"}
+    assert min(cost.values()) > 0
     facts = json.loads(run("show", "--registry", "--json", FIRST.version).output)
+    assert facts["microseconds_a_row"] == {}
     assert (facts["threshold"], facts["lightgbm_version"]) == (0.6, MODEL.version)
 
 

@@ -17,7 +17,7 @@ from pipeline.scoring.compiled_trees import Forest, forest_sums, lay_out_forest
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.tree_paths import lay_out_paths
-from pipeline.scoring.trees import MOST_DEPTH, read_trees
+from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES, read_trees
 from tests.helpers.models import ask_lightgbm, edited_text, grown, hard_rows, matrix, small_model
 
 
@@ -212,9 +212,24 @@ def chain(depth: int) -> str:
 
 def test_the_deepest_tree_that_passes_does_not_overflow_lightgbm_s_stack() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as child:
-        child.submit(ask_lightgbm, chain(MOST_DEPTH)).result()
-    with pytest.raises(ModelError, match="tests deep"):
-        read_trees(chain(MOST_DEPTH + 1), FEATURES)
+        child.submit(ask_lightgbm, chain(MOST_LEAVES - 1)).result()
+
+
+def test_a_version_with_more_trees_or_leaves_than_are_scored_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"has 257 leaves, and at most 256 are scored; train one with fewer --leaves"):
+        read_trees(chain(MOST_LEAVES), FEATURES)
+    start, end = TEXT.index("\nTree=0\n") + 1, TEXT.index("Tree=1\n")
+    tree = TEXT[start:end]
+    for trees in (MOST_TREES, 16_607):
+        blocks = [tree.replace("Tree=0", f"Tree={number}", 1) for number in range(trees)]
+        sizes = " ".join(str(len(block)) for block in blocks)
+        head = re.sub("(?m)^tree_sizes=.*$", f"tree_sizes={sizes}", TEXT[:start])
+        text = head + "".join(blocks) + TEXT[TEXT.index("end of trees") :]
+        if trees == MOST_TREES:
+            assert len(read_trees(text, FEATURES)) == trees
+            continue
+        with pytest.raises(ModelError, match="it has 16,607 trees, and at most 2,000 are scored"):
+            read_trees(text, FEATURES)
 
 
 INTERESTING = (
