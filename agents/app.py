@@ -55,7 +55,7 @@ from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory
 from schemas.money import RateTable
-from schemas.topics import PROGRESS, Topic, has_order
+from schemas.topics import CONTROL, PROGRESS, Topic, has_order
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class WorkerContext:
         self._closing = threading.Event()
 
     def connect(self) -> None:
-        """Find or start the broker, check the topics, serve metrics; the first agent that asks does it for all."""
+        """Serve metrics, find or start the broker, check the topics; the first agent that asks does it for all."""
         with self._connecting:
             if self.bootstrap:
                 return
@@ -171,37 +171,58 @@ class WorkerContext:
                     keys=snapshot_keys(settings),
                     on_refused=self._snapshot_refused,
                 )
-            # Meanwhile: questions to brokers are mostly waiting.
-            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
-            broker = self._stack.enter_context(provide_broker(settings))
-            for state in ensure_topics(broker.bootstrap_servers, settings):
-                log.log(
-                    logging.WARNING if state.warnings else logging.INFO,
-                    "topic %s: %s, %d partitions%s",
-                    state.name,
-                    state.action,
-                    state.partitions,
-                    "".join(f"; {warning}" for warning in state.warnings),
-                )
-            roles = self._specs
-            end_unfinished(broker.bootstrap_servers, settings, {role.name: role.producers for role in roles})
-            for warning in check_start(broker.bootstrap_servers, settings, roles, self.metrics.records_refused):
-                log.warning("%s", warning)
-            self._published_rates = PublishedRates(broker.bootstrap_servers, settings, self.metrics.records_refused)
-            if CARD.name in settings.agent_names:
-                self._published_rates.publish(rates_content)
-            client = admin_client(broker.bootstrap_servers, settings=settings)
-            topics = {settings.topic(topic.name) for role in roles for topic in _replayed_topics(role)}
-            self._identities = topic_identities(client, sorted(topics))
-            self._group_protocol = group_protocol(client, settings)
+            # Before anything that may take long: whoever probes a worker asks what it waits for.
             port = self.metrics.start()
             self._stack.callback(self.metrics.stop)
-            self._stack.enter_context(BrokerWatch(broker.bootstrap_servers, settings, self.health))
+            log.info("probes and metrics are served at %s:%d", settings.metrics_host, port)
+            # Meanwhile: questions to brokers are mostly waiting.
+            threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
+            self._starting("looks for a broker")
+            broker = self._stack.enter_context(provide_broker(settings))
+            self._check_cluster(broker.bootstrap_servers)
+            self._published_rates = PublishedRates(broker.bootstrap_servers, settings, self.metrics.records_refused)
+            if CARD.name in settings.agent_names:
+                step = (
+                    f"reads the rate tables that {settings.topic(CONTROL.name)} names, behind every transaction that "
+                    "is open there (docs/operating.md, hanging transactions)"
+                )
+                self._published_rates.publish(rates_content, lambda: self._starting(step))
+            client = admin_client(broker.bootstrap_servers, settings=settings)
+            topics = {settings.topic(topic.name) for role in self._specs for topic in _replayed_topics(role)}
+            self._identities = topic_identities(client, sorted(topics))
+            self._group_protocol = group_protocol(client, settings)
             watch = UndecidedWatch(broker.bootstrap_servers, settings, self.metrics)
             self._undecided = self._stack.enter_context(watch)
             self.check_broker = broker.check
             self.bootstrap = broker.bootstrap_servers
+            self.health.starting("joins its group")
             log.info("agents %s on %s, metrics on %s:%d", settings.agents, self.bootstrap, settings.metrics_host, port)
+
+    def _starting(self, step: str) -> None:
+        """Let probes hear what the start waits for; `Stopped` once the worker ends."""
+        if self._closing.is_set():
+            raise Stopped("the worker ends before its agents have started")
+        self.health.starting(step)
+
+    def _check_cluster(self, bootstrap: str) -> None:
+        """Create or check the topics, end what an earlier process left open, and check everything else."""
+        settings, roles = self._settings, self._specs
+        self._starting("creates or checks topics")
+        for state in ensure_topics(bootstrap, settings):
+            log.log(
+                logging.WARNING if state.warnings else logging.INFO,
+                "topic %s: %s, %d partitions%s",
+                state.name,
+                state.action,
+                state.partitions,
+                "".join(f"; {warning}" for warning in state.warnings),
+            )
+        self._stack.enter_context(BrokerWatch(bootstrap, settings, self.health))
+        self._starting("ends transactions that an earlier process of this worker has left open")
+        end_unfinished(bootstrap, settings, {role.name: role.producers for role in roles})
+        self._starting("checks the topics and the groups' offsets")
+        for warning in check_start(bootstrap, settings, roles, self.metrics.records_refused):
+            log.warning("%s", warning)
 
     def _prepare(self) -> None:
         """Import the agents and load their kernels, so that none does it when its partitions come."""

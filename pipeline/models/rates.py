@@ -47,8 +47,12 @@ class PublishedRates:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
         self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
-    def publish(self, content: bytes) -> bool:
+    def publish(self, content: bytes, waiting: Callable[[], None] = _no_wait) -> bool:
         """Publish a table, given as its file's bytes, before any record is processed with it.
+
+        Args:
+            content: The bytes.
+            waiting: Called while no broker answers, or a transaction hides what is published; may raise.
 
         Returns:
             Whether it was new.
@@ -59,13 +63,13 @@ class PublishedRates:
             DeliveryFailed: It could not be written.
         """
         table = load(content)
-        self.refresh()
+        self.refresh(waiting)
         if new := (table.version, table.digest) not in self._tables:
             # Before it is written too: what nobody may use should not stay there for ever.
             self._refuse_other(table)
             publish_active(self._bootstrap, self._settings, [VersionToPublish(RATES, table.version, content.strip())])
             # Another worker may have written another one at the same moment.
-            self.refresh()
+            self.refresh(waiting)
             topic = self._settings.topic(MODELS.name)
             log.info("rate table %s (%s) is published on %s", table.version, table.digest, topic)
         self._refuse_other(table)

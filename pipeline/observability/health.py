@@ -88,6 +88,8 @@ class Health:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _agents: dict[str, _Agent] = field(init=False, repr=False)
     _broker: _Broker = field(init=False, repr=False)
+    _step: str = field(default="", init=False, repr=False)
+    """What an agent waits for that is starting."""
 
     def __post_init__(self) -> None:
         now_s = self.clock()
@@ -104,6 +106,18 @@ class Health:
         with self._lock:
             known = self._agents[agent]
             known.state, known.beat_s = state, self.clock()
+
+    def starting(self, step: str) -> None:
+        """The start of the worker has come round, and with it every agent that has not begun.
+
+        Args:
+            step: What it does or waits for.
+        """
+        with self._lock:
+            now_s, self._step = self.clock(), step
+            for agent in self._agents.values():
+                if agent.state == "starting":
+                    agent.beat_s = now_s
 
     def broker_answered(self) -> None:
         """A broker has just answered."""
@@ -154,9 +168,13 @@ class Health:
                 detail = f"was not asked for {silence_s:.0f} s"
             checks = [Check("broker", reached, detail)]
             checks += [
-                Check(f"agent {name}", agent.state == "running", agent.state) for name, agent in self._agents.items()
+                Check(f"agent {name}", agent.state == "running", self._state(agent))
+                for name, agent in self._agents.items()
             ]
         return HealthReport(tuple(checks))
+
+    def _state(self, agent: _Agent) -> str:
+        return f"starting: {self._step}" if agent.state == "starting" and self._step else agent.state
 
     def _unreachable_s(self, now_s: float) -> float:
         silence_s = now_s - self._broker.answered_s
@@ -165,7 +183,7 @@ class Health:
 
     def _life(self, name: str, agent: _Agent, now_s: float) -> Check:
         silence_s = now_s - agent.beat_s
-        detail = f"{agent.state}, came round {silence_s:.0f} s ago"
+        detail = f"{self._state(agent)}, came round {silence_s:.0f} s ago"
         if self._broker.watched and self._broker.silent:
             return Check(f"agent {name}", True, f"{detail}; not checked while no broker answers")
         # A thread that waited for the broker could not come round before the broker did.

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,7 @@ from confluent_kafka.admin import (
 from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.broker.local import free_port
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, consumer_config, producer_config
@@ -38,6 +41,7 @@ from schemas.messages import ProfiledTransaction, Progress
 from schemas.times import MS_PER_DAY
 from schemas.topics import (
     ACCEPTED_LABELS,
+    CONTROL,
     DEAD_LETTERS,
     DECISION_FEATURES,
     DECISIONS,
@@ -421,6 +425,44 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_replayed_from(bootst
             }
     finally:
         context.disconnect()
+
+
+def test_a_start_that_an_open_transaction_holds_says_so_and_is_live(bootstrap: str, settings: Settings) -> None:
+    """A startup probe found a closed port, and ended the worker again and again."""
+    writer = Producer(producer_config(bootstrap, transactional_id=settings.topic("holding")))
+    writer.init_transactions(TIMEOUT_S)
+    writer.begin_transaction()
+    writer.produce(settings.topic(CONTROL.name), b"{}")
+    writer.flush(TIMEOUT_S)
+    port = free_port()
+    context = WorkerContext(changed(settings, metrics_port=port))
+    start = threading.Thread(target=context.connect, daemon=True)
+    start.start()
+    try:
+        eventually(lambda: settings.topic(CONTROL.name).encode() in asked(port, "/readyz")[1])
+        status, body = asked(port, "/readyz")
+        assert status == 503
+        assert b"hanging transactions" in body
+        assert asked(port, "/livez")[0] == 200
+        writer.abort_transaction(TIMEOUT_S)
+        eventually(lambda: b"joins its group" in asked(port, "/readyz")[1])
+        start.join(TIMEOUT_S)
+        assert not start.is_alive()
+    finally:
+        context.disconnect()
+
+
+def asked(port: int, path: str) -> tuple[int, bytes]:
+    """Return a worker's answer: status and body, 0 and nothing where it does not serve yet."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except ConnectionRefusedError:
+        return 0, b""
+    finally:
+        connection.close()
 
 
 def test_a_topic_made_anew_has_another_identity(bootstrap: str, settings: Settings) -> None:

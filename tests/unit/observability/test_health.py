@@ -127,6 +127,22 @@ def test_a_broker_that_is_away_kills_no_worker(health: Health, clock: Clock) -> 
     assert failing(health.live()) == ["agent card", "agent score"]
 
 
+def test_a_start_says_what_it_waits_for_and_stays_live_while_it_comes_round(health: Health, clock: Clock) -> None:
+    health.broker_answered()
+    health.state("card", "running")
+    for _ in range(3):
+        clock.now_s += 200
+        health.starting("reads the rate tables")
+        health.working("card")
+        health.broker_answered()
+        assert health.live().ok
+    details = {check.name: check.detail for check in health.ready().checks}
+    assert details == {"broker": "answers", "agent card": "running", "agent score": "starting: reads the rate tables"}
+    clock.now_s += 301
+    health.broker_answered()
+    assert failing(health.live()) == ["agent card", "agent score"]
+
+
 def test_an_agent_that_does_not_run_here_is_an_error(health: Health) -> None:
     with pytest.raises(KeyError):
         health.working("learn")
