@@ -158,8 +158,11 @@ class FeedbackPartition:
     def digest(self) -> str:
         """Return the digest of the committed state."""
         stream_time_us, first_day = self._kernel.progress
-        decisions = list(self._served.contents(first_day))
-        surges = [sorted(self._kernel.surges.hours.items()), self._kernel.surges.clock]
+        decisions, hours = list(self._served.contents(first_day)), self._kernel.surges.hours
+        surges = [
+            *((name, counted.first_hour, sorted(counted.admitted.items())) for name, counted in sorted(hours.items())),
+            self._kernel.surges.clock,
+        ]
         return state_digest(
             stream_time_us, first_day, decisions, self._pending.state, list(self._pending.contents()), surges
         )

@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.times import US_PER_DAY
 
-LAYOUT: Final = 13
+LAYOUT: Final = 14
 DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -1,7 +1,7 @@
 """Surges of labels: more of a source in an hour than its past explains, which the online model must not learn at once.
 
 Sources are an open enumeration, so that those without a rank count together: a new name is no way around the limit, and
-memory is bounded by the ranked sources and the hours of four weeks.
+memory is bounded by the ranked sources and the hours of nine weeks.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ MULTIPLE: Final = 5
 """Times the usual most of an hour beyond which labels are held."""
 QUANTILE: Final = 0.99
 HISTORY_HOURS: Final = 28 * 24
+LATE_HOURS: Final = 35 * 24
+"""Hours behind the newest one in which a label still counts in its own; an older one counts in the first of them."""
 LEAST_HISTORY_HOURS: Final = 7 * 24
 """Hours since a source's first label before which nothing of it is held: there is no past to compare with."""
 LEAST_LIMIT: Final = 20
@@ -26,50 +28,46 @@ OTHER: Final = "other"
 """The sources without a rank, together."""
 
 
-class SourceHours(msgspec.Struct, frozen=True):
+class SourceHours(msgspec.Struct):
     """Labels of one source by the hour in which they were known."""
 
     first_hour: int
-    hour: int
-    """The newest one; a label that is known earlier counts in it."""
-    count: int = 0
-    limit: int | None = None
-    """Labels of the hour beyond which they are held; None without a limit."""
-    past: tuple[tuple[int, int], ...] = ()
-    """Earlier hours with labels, of the last `HISTORY_HOURS`, each with how many were not held."""
+    admitted: dict[int, int] = {}
+    """Labels that were not held by hour, of the hours that a label can still be compared with."""
 
-    @property
-    def admitted(self) -> int:
-        """Labels of the newest hour that were not held."""
-        return self.count if self.limit is None else min(self.count, self.limit)
+    def copy(self) -> "SourceHours":
+        """Return one that does not change with this one."""
+        return SourceHours(self.first_hour, dict(self.admitted))
 
-    def moved_to(self, hour: int) -> "SourceHours":
-        """Return it at a later hour."""
-        past = tuple(
-            counted for counted in (*self.past, (self.hour, self.admitted)) if counted[0] >= hour - HISTORY_HOURS
-        )
-        limit = None
-        if hour - self.first_hour >= LEAST_HISTORY_HOURS:
-            usual = np.quantile([count for _, count in past], QUANTILE, method="inverted_cdf") if past else 0
-            limit = max(int(usual) * MULTIPLE, LEAST_LIMIT)
-        return SourceHours(self.first_hour, hour, 0, limit, past)
+    def limit(self, hour: int) -> int:
+        """Return how many labels of an hour are not held, by the hours before it."""
+        past = [count for other, count in self.admitted.items() if hour - HISTORY_HOURS <= other < hour]
+        usual = np.quantile(past, QUANTILE, method="inverted_cdf") if past else 0
+        return max(int(usual) * MULTIPLE, LEAST_LIMIT)
 
 
 class Surges:
     """Counts the labels of each source by hour; used by one partition of the feedback kernel.
 
-    What it says depends on the labels that came before and on nothing else. The hour is that of a clock over all
-    sources, which a single label with a wrong date does not move.
+    What it says depends on the labels that came before and on nothing else. A label counts in its own hour, so that a
+    backlog is no surge. The newest hour is that of a clock over all sources, which a single label with a wrong date
+    does not move.
 
     >>> surges = Surges()
     >>> hours = [surges.take("customer", hour * US_PER_HOUR) for hour in range(200) for _ in range(10)]
     >>> sum(surges.take("customer", 200 * US_PER_HOUR) for _ in range(90))
     40
+    >>> any(surges.take("customer", hour * US_PER_HOUR) for hour in range(100, 200) for _ in range(10))
+    False
     """
 
     def __init__(self, hours: Mapping[str, SourceHours] | None = None, clock: ClockState | None = None) -> None:
         self._hours, self._clock = dict(hours or {}), clock
-        self._committed = dict(self._hours), clock
+        self._committed_clock = clock
+        self._before: dict[str, SourceHours | None] = {}
+        """What the open batch has changed, as it was before."""
+        self._limits: dict[str, tuple[int, int]] = {}
+        """By source the hour of its last label, and that hour's limit: the hours before it have not changed."""
 
     @property
     def hours(self) -> dict[str, SourceHours]:
@@ -88,22 +86,63 @@ class Surges:
             source: The label's source.
             known_at_us: When it was known here.
         """
-        self._clock = advanced(self._clock, known_at_us)
-        name, hour = source if source in SOURCE_RANK else OTHER, self._clock.stream_time_us // US_PER_HOUR
-        held = self._hours.get(name)
-        if held is None or hour < held.hour:
-            # The clock was set back behind a wrong first date, of which no hour follows.
-            held = SourceHours(hour, hour)
-        elif hour > held.hour:
-            held = held.moved_to(hour)
-        held = self._hours[name] = msgspec.structs.replace(held, count=held.count + 1)
-        return held.limit is not None and held.count > held.limit
+        before, self._clock = self._clock, advanced(self._clock, known_at_us)
+        newest = self._clock.stream_time_us // US_PER_HOUR
+        if before is not None and self._clock.stream_time_us < before.stream_time_us:
+            self._drop_behind(newest)
+        hour = max(min(known_at_us // US_PER_HOUR, newest), newest - LATE_HOURS)
+        name = source if source in SOURCE_RANK else OTHER
+        counted = self._changing(name, hour)
+        counted.first_hour = min(counted.first_hour, hour)
+        count = counted.admitted.get(hour)
+        if count is None:
+            kept = newest - LATE_HOURS - HISTORY_HOURS
+            counted.admitted = {other: held for other, held in counted.admitted.items() if other >= kept}
+        elif hour - counted.first_hour >= LEAST_HISTORY_HOURS and count >= self._limit(name, hour):
+            return True
+        if name in self._limits and self._limits[name][0] != hour:
+            del self._limits[name]
+        counted.admitted[hour] = (count or 0) + 1
+        return False
 
     def commit(self) -> None:
         """The batch is committed."""
-        self._committed = dict(self._hours), self._clock
+        self._committed_clock = self._clock
+        self._before.clear()
 
     def rollback(self) -> None:
         """The batch is not committed."""
-        hours, self._clock = self._committed
-        self._hours = dict(hours)
+        self._clock = self._committed_clock
+        for name, hours in self._before.items():
+            if hours is None:
+                self._hours.pop(name, None)
+            else:
+                self._hours[name] = hours
+        self._before.clear()
+        self._limits.clear()
+
+    def _changing(self, name: str, hour: int) -> SourceHours:
+        """Return the counts of a source, which the batch may change."""
+        held = self._hours.get(name)
+        if name not in self._before:
+            self._before[name] = None if held is None else held.copy()
+        if held is None:
+            held = self._hours[name] = SourceHours(hour)
+        return held
+
+    def _limit(self, name: str, hour: int) -> int:
+        """Return the limit of an hour; it is asked for only beyond what is never held."""
+        known = self._limits.get(name)
+        if known is None or known[0] != hour:
+            known = self._limits[name] = hour, self._hours[name].limit(hour)
+        return known[1]
+
+    def _drop_behind(self, newest: int) -> None:
+        """Drop hours behind the newest one: the clock was set back behind a wrong first date, of which none follow."""
+        for name in [name for name, counted in self._hours.items() if max(counted.admitted) > newest]:
+            counted = self._changing(name, newest)
+            counted.admitted = {hour: count for hour, count in counted.admitted.items() if hour <= newest}
+            counted.first_hour = min(counted.admitted, default=newest)
+            if not counted.admitted:
+                del self._hours[name]
+        self._limits.clear()

@@ -340,19 +340,21 @@ class _FeedbackPartition:
 
     def _surges(self, label: GivenLabel) -> bool:
         """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
-        hours = self._hours[label.source if label.source in SOURCE_RANK else "other"]
-        hour, held = self._label_hour(label.known_at_us), False
-        if hours and hour < hours[-1][0]:
-            hours.clear()
-        if hours and hour - hours[0][0] >= 7 * 24:
+        newest = self._newest_hour(label.known_at_us)
+        for name in self._hours:
+            # What was counted while the clock showed a wrong date.
+            self._hours[name] = [item for item in self._hours[name] if item[0] <= newest]
+        hour = max(min(label.known_at_us // HOUR_US, newest), newest - 35 * 24)
+        hours, held = self._hours[label.source if label.source in SOURCE_RANK else "other"], False
+        if hours and hour - min(item for item, _ in hours) >= 7 * 24:
             past = Counter(item for item, is_held in hours if hour - 28 * 24 <= item < hour and not is_held)
             # The lowest count that 99 % of the hours do not exceed.
             usual = sorted(past.values())[math.ceil(0.99 * len(past)) - 1] if past else 0
-            held = sum(item == hour for item, _ in hours) >= max(5 * usual, 20)
+            held = sum(item == hour and not is_held for item, is_held in hours) >= max(5 * usual, 20)
         hours.append((hour, held))
         return held
 
-    def _label_hour(self, known_at_us: int) -> int:
+    def _newest_hour(self, known_at_us: int) -> int:
         """Return the newest hour: one a day ahead counts after three in a row, and the first three may be wrong."""
         if self._supported == 0 or (self._supported < 3 and known_at_us < self._label_us - DAY_US):
             self._label_us, self._supported, self._ahead = known_at_us, 1, []

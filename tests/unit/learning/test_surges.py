@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.learning.surges import HISTORY_HOURS, LEAST_LIMIT, Surges
+from pipeline.learning.surges import HISTORY_HOURS, LATE_HOURS, LEAST_LIMIT, Surges
 from schemas.times import US_PER_HOUR
 
 WEEK = 7 * 24
@@ -59,8 +59,30 @@ def test_an_hour_counts_for_four_weeks() -> None:
     take(surges, 0, 1_000)
     usual(surges, range(1, HISTORY_HOURS), 1)
     take(surges, HISTORY_HOURS, 1)
-    assert len(surges.hours["customer"].past) == HISTORY_HOURS
     assert sum(take(surges, HISTORY_HOURS + 1, 100)) == 80
+
+
+def test_a_backlog_counts_in_its_own_hours() -> None:
+    """After an outage the partitions of a topic of labels are read one behind the other."""
+    straight, backlog, hours = Surges(), Surges(), range(2 * WEEK)
+    for _ in range(8):
+        usual(backlog, hours)
+    for hour in hours:
+        assert not any(take(straight, hour, 80))
+    assert backlog.hours == straight.hours
+    # The limit of an hour is that of the hours before it, whatever is known of later ones.
+    assert sum(take(backlog, 2 * WEEK, 500)) == 100
+    assert sum(take(backlog, WEEK + 1, 500)) == 180
+    assert not any(take(backlog, WEEK - 1, 500)), "the source's first week"
+
+
+def test_what_is_too_old_counts_in_the_oldest_hour_and_takes_no_memory() -> None:
+    surges = Surges()
+    usual(surges, range(4_000), 1)
+    oldest = 4_000 - 1 - LATE_HOURS
+    assert [surges.take("customer", hour * US_PER_HOUR) for hour in range(40)] == [False] * 19 + [True] * 21
+    assert surges.hours["customer"].admitted[oldest] == LEAST_LIMIT
+    assert len(surges.hours["customer"].admitted) == HISTORY_HOURS + LATE_HOURS + 1
 
 
 def test_a_new_name_is_no_way_around_the_limit_and_takes_no_memory() -> None:
