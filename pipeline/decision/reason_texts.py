@@ -167,7 +167,9 @@ def _outliers(facts: Facts) -> WordedReason | None:
         outliers = facts[f"card_outlier_count_{window}"]
         if outliers >= 1:
             many = count(outliers, "transaction")
-            text = f"In the last {span} this card had {many} of more than {OUTLIER_RATIO} times its usual amount"
+            text = (
+                f"In the last {span} this card had {many} of more than {OUTLIER_RATIO} times its usual amount of then"
+            )
             since = facts["card_seconds_since_outlier"]
             text += "." if math.isnan(since) else f", the last one {ago(since)} earlier."
             return WordedReason("CARD_RECENT_OUTLIERS", f"card_outlier_count_{window}", text)
@@ -216,16 +218,19 @@ def _surge(facts: Facts) -> WordedReason | None:
 
 def _merchant_labels(facts: Facts) -> WordedReason | None:
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
-    share = f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
+    share = _known_share(facts)
     if facts["merchant_unexplained_fraud_30d"] >= 1:
         for age_us, (unreported, run_seconds) in SILENCE_FEATURES.items():
             # Of a younger run the age says nothing.
             if facts[unreported] == 0 and facts[run_seconds] * US_PER_SECOND >= age_us:
                 began, days = ago(facts[run_seconds]), age_us // US_PER_DAY
-                text = f"{share}; they began {began} earlier, and none since that is {days} days old lacks a report."
+                silent = f"none since that is {days} days old lacks a report"
+                text = f"{share}; the present run began {began} earlier, and {silent}."
                 return WordedReason("MERCHANT_FRAUD_RUN", unreported, text)
     if fraud >= 1 and facts["merchant_newest_label"] == 1:
-        return WordedReason("MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}, the newest of them.")
+        return WordedReason(
+            "MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}; the newest label is one of them."
+        )
     if fraud >= 1:
         since = facts["merchant_seconds_since_fraud"]
         when = "" if math.isnan(since) else f", the last one {ago(since)} earlier"
@@ -235,6 +240,18 @@ def _merchant_labels(facts: Facts) -> WordedReason | None:
     else:
         text = "No transaction of 30 days at this merchant has a label yet, as it was in earlier fraud."
     return WordedReason("MERCHANT_LABELS", "merchant_known_count_30d", text, general=True)
+
+
+def _known_share(facts: Facts) -> str:
+    """Return how many frauds are known, and of how many: where only frauds are reported, of those that are old enough.
+
+    What is younger than 7 days may have no report yet.
+    """
+    known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
+    if known > fraud:
+        return f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
+    old = count(facts["merchant_count_30d"] - facts["merchant_count_7d"], "transaction")
+    return f"{count(fraud, 'fraud')} known at this merchant in 30 days, which has {old} of 7 to 30 days ago"
 
 
 def _compared(ratio: float, usual: str) -> str | None:

@@ -134,12 +134,24 @@ def test_the_age_that_bears_a_run_out_is_in_the_sentence() -> None:
         (reason,) = explain_row(row(**values), weights(merchant_fraud_run_seconds=1.0), [online(0.0)], [], 5, "EUR")
         return reason.sentence
 
-    text = "they began 10.0 days earlier, and none since that is {} days old lacks a report."
+    text = "the present run began 10.0 days earlier, and none since that is {} days old lacks a report."
     assert sentence(**fraud_run(0, 0, 0)).endswith(text.format(2))
     assert sentence(**fraud_run(9, 0, 0)).endswith(text.format(7))
     # The run is younger than 14 days.
     assert "lacks a report" not in sentence(**fraud_run(9, 2, 0))
     assert sentence(**fraud_run(9, 2, 0, days=20)).endswith("none since that is 14 days old lacks a report.")
+
+
+def test_frauds_are_known_of_what_is_old_enough_where_only_frauds_are_reported() -> None:
+    def sentence(**values: float) -> str:
+        (reason,) = explain_row(row(**values), weights(merchant_known_fraud_30d=1.0), [online(0.0)], [], 5, "EUR")
+        return reason.sentence
+
+    traffic = {"merchant_known_fraud_30d": 9, "merchant_count_30d": 33, "merchant_count_7d": 8}
+    expected = "9 frauds known at this merchant in 30 days, which has 25 transactions of 7 to 30 days ago"
+    assert sentence(merchant_known_count_30d=9, **traffic).startswith(expected)
+    expected = "9 frauds known among 12 labelled transactions of 30 days at this merchant"
+    assert sentence(merchant_known_count_30d=12, **traffic).startswith(expected)
 
 
 def test_reasons_are_positive_largest_first_and_not_too_many() -> None:
