@@ -210,7 +210,7 @@ LOCK_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --no-header --quiet
 
 lock: $(INSTALLED) ## Write the lock files anew (UPGRADE=1 to take the newest versions)
-	@"$(PYTHON_OF_VENV)" -m pip install --quiet 'uv>=0.9'
+	@"$(PYTHON_OF_VENV)" -m pip install --quiet 'uv==0.13.9'
 	@mkdir -p build
 	@"$(PYTHON_OF_VENV)" -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > build/build-requires.in
 	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in \

@@ -60,6 +60,7 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     with metrics.stage("score", "commit"):
         pass
     served = scrape(metrics.start())
+    assert {name for name, _ in served if name.endswith("_created")} == set()
     assert sample(served, "records_consumed_total", agent="card", topic="transactions") == 7
     assert sample(served, "decisions_total", action="allow") == 5
     assert sample(served, "decisions_total", action="alert") == 2
