@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from pipeline.kafka.errors import FailedRequest, failure_text
@@ -73,11 +74,14 @@ def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _invalid_settings(error: ValidationError) -> str:
     """Return what is wrong with which variables, without any value: one may be a secret."""
-    return "; ".join(
-        f"{_variable(str(problem['loc'][0]))} cannot be used: "
-        f"{'it is no setting' if problem['type'] == 'extra_forbidden' else _without_start(problem['msg'])}"
-        for problem in error.errors(include_url=False, include_context=False, include_input=False)
-    )
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(_invalid_setting(problem) for problem in problems)
+
+
+def _invalid_setting(problem: ErrorDetails) -> str:
+    text = "it is no setting" if problem["type"] == "extra_forbidden" else _without_start(problem["msg"])
+    # A check of several settings names them itself.
+    return f"{_variable(str(problem['loc'][0]))} cannot be used: {text}" if problem["loc"] else text
 
 
 def _unreadable_setting(error: SettingsError) -> str:
@@ -94,4 +98,4 @@ def _variable(name: str) -> str:
 
 def _without_start(text: str) -> str:
     text = text.removeprefix(_OURS_BEGIN)
-    return text[:1].lower() + text[1:]
+    return text if text.startswith(PREFIX) else text[:1].lower() + text[1:]

@@ -222,6 +222,8 @@ class Tokeniser:
             raise NotTokenised("not_json", "The record is not JSON.") from error
         if CARD_ID not in names:
             raise NotTokenised("missing_field", "The record has no card_id.")
+        if not names[CARD_ID][1]:
+            raise NotTokenised("invalid_value", "The record's card_id is empty.")
         return names
 
     def replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:

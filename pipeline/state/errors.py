@@ -26,6 +26,10 @@ def check_present(directory: Path) -> None:
         raise StateRemoved(directory)
 
 
+class UnusableAddress(ValueError):
+    """An address of snapshots whose file system is not known, or not installed."""
+
+
 class SnapshotError(RuntimeError):
     """A snapshot could not be written; the state itself is not harmed, and the next full one can succeed."""
 

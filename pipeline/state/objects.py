@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from pipeline.state.errors import UnusableAddress
+
 _CHUNK_BYTES: Final = 1 << 20
 _TEMPORARY: Final = ".writing-"
 _ABANDONED_S: Final = 3_600.0
@@ -73,7 +75,9 @@ def _passwords(url: str) -> tuple[str, ...]:
 def open_object_store(url: str) -> ObjectStore:
     """Open the object store at a path, a ``file://`` URL, or a URL of any other fsspec file system.
 
-    Raises ValueError where no file system of that name is known, ImportError where its package is missing.
+    Raises:
+        UnusableAddress: No file system of that name is known, or its package is missing.
+        OSError: It cannot be reached.
     """
     parts = urlsplit(url)
     if "://" not in url:
@@ -84,7 +88,7 @@ def open_object_store(url: str) -> ObjectStore:
     try:
         file_system, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise type(error)(_without(str(error), passwords)) from None
+        raise UnusableAddress(f"{shown_url(url)} cannot be used: {_without(str(error), passwords)}") from None
     except Exception as error:
         raise _as_os_error(error, passwords) from None
     return RemoteObjects(file_system, root, passwords)

@@ -113,7 +113,7 @@ class SnapshotRepository:
     ``kept`` snapshots of a partition stay. ``irreplaceable``: topics do not keep all that a state is made of, so that
     one which cannot be read must not be passed over. ``on_refused`` is called with each that is found and not used.
     With ``keys`` the first one signs snapshots, and those that none of them signed are not used.
-    Raises ValueError or ImportError where the address's file system is not known or not installed.
+    Raises `UnusableAddress` where the address's file system is not known or not installed.
     """
 
     def __init__(

@@ -63,6 +63,10 @@ def check_one_sentence(result: Result, *parts: str) -> None:
             {"FRAUD_PIPELINE_LABEL_TOPICS": '{"labels": []}'},
             ["FRAUD_PIPELINE_LABEL_TOPICS cannot be used: topic labels has no sources"],
         ),
+        (
+            {"FRAUD_PIPELINE_RIVER_CLASSIFIER": "river.naive_bayes.GaussianNB"},
+            ["FRAUD_PIPELINE_RIVER_CLASSIFIER needs signatures", "set FRAUD_PIPELINE_SIGNING_KEY_FILE, or leave it"],
+        ),
         ({"FRAUD_PIPELINE_AUDIT_KEYS": f'["{SECRET}"]'}, ["FRAUD_PIPELINE_AUDIT_KEYS"]),
         ({"FRAUD_PIPELINE_LOG_LEVELS": "loud"}, ["FRAUD_PIPELINE_LOG_LEVELS"]),
     ],

@@ -125,6 +125,7 @@ def test_a_database_that_cannot_be_used_is_named_in_one_sentence(tmp_path: Path)
         (b'["4000001234567899"]', "wrong_type"),
         (b'{"card_id":4000001234567899}', "wrong_type"),
         (b'{"pan":"4000001234567899"}', "missing_field"),
+        (b'{"card_id":"","pan":"4000001234567899"}', "invalid_value"),
         (b'{"card_id":"4000001234567899","a":"' + b"x" * MAX_VALUE_BYTES + b'"}', "too_large"),
         (b'{"card_id":"4000001234567899","a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json"),
     ],

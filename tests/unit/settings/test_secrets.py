@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from agents.failures import described
 from pipeline.cli import COMMANDS, main
 from pipeline.kafka.quarantine import ProcessDied
+from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
+from pipeline.state.errors import UnusableAddress
 from pipeline.state.objects import RemoteObjects, open_object_store, shown_url
 from pipeline.state.snapshots import SnapshotRepository
 
@@ -98,9 +100,11 @@ def test_errors_of_a_file_system_do_not_repeat_the_password(error: Exception, ki
     assert raised.value.errno == getattr(error, "errno", None)
 
 
-def test_an_unknown_file_system_is_refused_without_the_password() -> None:
-    with pytest.raises(ValueError, match="nosuch") as raised:
-        open_object_store(f"nosuch://worker:{SECRET}@host/x")
+@pytest.mark.parametrize(("scheme", "why"), [("nosuch", "nosuch"), ("oci", "Install ocifs")])
+def test_a_file_system_that_is_not_there_is_named_without_the_password(scheme: str, why: str) -> None:
+    with pytest.raises(UnusableAddress, match=why) as raised:
+        open_object_store(f"{scheme}://worker:{SECRET}@host/x")
+    assert explained(raised.value) == str(raised.value)
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 
