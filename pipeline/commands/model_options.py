@@ -55,8 +55,12 @@ def one_sentence() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def cluster(bootstrap: str | None) -> tuple[str, Settings]:
+def cluster(bootstrap: str | None, *, or_registry: bool = False) -> tuple[str, Settings]:
     """Return a cluster's address and the settings.
+
+    Args:
+        bootstrap: Address of the cluster; None for that of the settings.
+        or_registry: Whether the command has `registry_option` too, which its error then names.
 
     Raises:
         ClusterNotFound: None is named, or none answers.
@@ -64,4 +68,9 @@ def cluster(bootstrap: str | None) -> tuple[str, Settings]:
     settings = Settings()
     if bootstrap is not None:
         settings = settings.model_copy(update={"kafka_bootstrap_servers": bootstrap})
-    return find_cluster(settings), settings
+    try:
+        return find_cluster(settings), settings
+    except ClusterNotFound as error:
+        if not or_registry:
+            raise
+        raise ClusterNotFound(f"{error} Versions of the local registry need none: give --registry.") from error

@@ -48,7 +48,7 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
         registry = Registry(settings.registry_path)
         known = KnownVersions(registry)
         if not of_registry:
-            servers, settings = cluster(bootstrap)
+            servers, settings = cluster(bootstrap, or_registry=True)
             published = PublishedVersions.on(servers, settings, model_set_without_river())
             history, known = published.history, KnownVersions(registry, published)
         found = known.find(version, LIGHTGBM)

@@ -195,7 +195,7 @@ def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
     """Return the versions of a cluster and the registry, or of the registry alone; raises as `cluster`."""
     if of_registry:
         return KnownVersions(Registry(Settings().registry_path))
-    servers, settings = cluster(bootstrap)
+    servers, settings = cluster(bootstrap, or_registry=True)
     published = PublishedVersions.on(servers, settings, model_set_without_river())
     return KnownVersions(Registry(settings.registry_path), published)
 
