@@ -73,7 +73,7 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
     training, or the threshold of a policy.
     """
     with one_sentence():
-        rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap), limit)
+        rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap, or_registry=True), limit)
     if as_json:
         for row in rows:
             click.echo(json_line(row))
