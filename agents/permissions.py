@@ -75,13 +75,13 @@ def _gateway(settings: Settings) -> list[Grant]:
 
 
 def _analyst(settings: Settings) -> list[Grant]:
-    """Follow alerts, find a transaction's card, and label it."""
+    """Follow alerts, find a transaction's card, see what others said of it, and label it."""
     labelled = settings.label_sources.speaking_for(REVIEWER)
     return [
         # What was quarantined, readers skip by `control`; whether the clock is simulated, the topic's settings show.
         *(_grant(settings, topic.name, READ) for topic in (ALERTS, DECISIONS, CONTROL)),
         _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
-        *(_grant(settings, name, WRITE) for name in labelled),
+        *(_grant(settings, name, READ, *([WRITE] if name in labelled else [])) for name in settings.label_topics),
         _READS,
     ]
 

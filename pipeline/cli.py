@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "reprocess": ("pipeline.commands.reprocess", "Decide history again, into a topic of its own."),
     "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
+    "show": ("pipeline.commands.show", "Show what was decided about a transaction or a card, and why."),
     "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
     "tokenise": (
         "pipeline.commands.tokenise",

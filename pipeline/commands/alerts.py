@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 import click
 import msgspec
@@ -17,6 +17,8 @@ from rich.text import Text
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.cli import INTERRUPTED
+from pipeline.commands.numbers import FiniteRange
+from pipeline.commands.times import Moment
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
@@ -129,12 +131,40 @@ def new_alerts(bootstrap: str, settings: Settings, *, from_beginning: bool) -> I
                 yield shown
 
 
+class WantedAlerts(TypedDict):
+    """Options that choose alerts; None chooses all."""
+
+    card: str | None
+    merchant: str | None
+    since: datetime | None
+    min_severity: float | None
+
+
+def is_wanted(alert: Alert | None, wanted: WantedAlerts) -> bool:
+    """Return whether an alert is among those asked for; a record that is none is only where all are."""
+    if alert is None:
+        return all(value is None for value in wanted.values())
+    card, merchant, since = wanted["card"], wanted["merchant"], wanted["since"]
+    return (
+        (card is None or alert.card_id == card)
+        and (merchant is None or alert.merchant_id == merchant)
+        and (since is None or alert.event_time >= since)
+        and alert.severity >= (wanted["min_severity"] or 0.0)
+    )
+
+
 @click.command()
 @click.option("--from-beginning", is_flag=True, help="Start with the oldest alert that the topic holds.")
 @click.option("--once", is_flag=True, help="Show what the topic holds, by event time, and stop.")
+@click.option("--card", metavar="CARD_ID", help="Show those of this card.")
+@click.option("--merchant", metavar="MERCHANT_ID", help="Show those at this merchant.")
+@click.option("--since", type=Moment(), help="Show those of transactions from this time on.")
+@click.option("--min-severity", type=FiniteRange(min=0), help="Show those of at least this severity.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many alerts.")
 @click.option("--json", "as_json", is_flag=True, help="Print each alert as it is on the topic, one object a line.")
-def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: bool) -> None:
+def command(
+    *, from_beginning: bool, once: bool, limit: int | None, as_json: bool, **wanted: Unpack[WantedAlerts]
+) -> None:
     """Follow the alert topic: every alert with its reasons, as it is raised. Ctrl-C ends it.
 
     Alerts of a card may come out of order, since several workers raise them; a later look with --once sorts them.
@@ -149,7 +179,7 @@ def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: boo
         else:
             alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
             click.echo(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.", err=True)
-        for shown in islice(alerts, limit):
+        for shown in islice((shown for shown in alerts if is_wanted(shown.alert, wanted)), limit):
             if as_json:
                 write_json(shown.value)
             else:

@@ -1,6 +1,6 @@
 """``fraud-pipeline label``: find a transaction's card and say what the transaction was."""
 
-import re
+import getpass
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ import click
 import msgspec
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.commands.lookup import decoded, find_labels
+from pipeline.commands.show import label_text
 from pipeline.demo.text import utc_text
 from pipeline.kafka.admin import end_offsets
 from pipeline.kafka.errors import TopicError
@@ -33,9 +35,6 @@ SIMULATED_AFTER: Final = timedelta(days=30)
 """Distance of the newest transaction from now beyond which the clock of a topic that producers stamp is simulated."""
 NEWEST_RECORDS: Final = 20
 """Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
-
-_SAFE: Final = re.compile(rb"[A-Za-z0-9 ._:@#|-]+")
-"""Characters that every JSON encoder writes as they are."""
 
 
 class TransactionNotFound(click.ClickException):
@@ -60,24 +59,28 @@ class LocatedCard:
 
 
 def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
-    """The cards that have a transaction ``transaction_id`` in ``records`` (alerts, decisions or transactions).
+    """Return the cards that have a transaction ``transaction_id`` in ``records`` of any of `SEARCHED`."""
+    heads = decoded(records, transaction_id, _TransactionHead)
+    return {head.card_id for head in heads if head.transaction_id == transaction_id}
 
-    A record is decoded only if it holds the longest part of the identifier that every encoder writes alike. One that
-    does not decode is passed over: the card agent sets it aside, so that there is no decision for a label to be about.
+
+def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
+    """Return a warning where the newest word of another person or source on the same transaction differs.
+
+    Args:
+        label: The label to send.
+        earlier: Labels of the transaction's identifier, the oldest first.
     """
-    needle = max(_SAFE.findall(transaction_id.encode("utf-8", "surrogatepass")), key=len, default=b"")
-    decode = msgspec.json.Decoder(_TransactionHead).decode
-    cards: set[str] = set()
-    for record in records:
-        if record.value is None or needle not in record.value:
-            continue
-        try:
-            head = decode(record.value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue
-        if head.transaction_id == transaction_id:
-            cards.add(head.card_id)
-    return cards
+    same = [
+        other
+        for other in earlier
+        if (other.transaction_id, other.card_id) == (label.transaction_id, label.card_id)
+        and (other.source, other.analyst) != (label.source, label.analyst)
+    ]
+    if not same or same[-1].label == label.label:
+        return None
+    held = "yours takes its place" if same[-1].source == label.source else "both stand, and the higher source holds"
+    return f"Somebody said otherwise: {label_text(same[-1])}; {held}."
 
 
 def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:
@@ -153,7 +156,13 @@ def parsed_time(context: click.Context, parameter: click.Parameter, value: str |
 @click.argument("transaction_id")
 @click.argument("label", type=click.Choice(LABELS_OFFERED))
 @click.option("--source", type=click.Choice(SOURCES_OFFERED), default="analyst", show_default=True, help="Who says so.")
-@click.option("--analyst", metavar="NAME", help="Your name.")
+@click.option(
+    "--analyst",
+    metavar="NAME",
+    default=getpass.getuser,
+    show_default="the user's name",
+    help="Your name.",
+)
 @click.option("--note", metavar="TEXT", help="Whatever the next person should know.")
 @click.option("--fraud-type", metavar="TYPE", help="The kind of fraud.")
 @click.option("--card", metavar="CARD_ID", help="The transaction's card; nothing is searched then.")
@@ -168,7 +177,7 @@ def command(
     transaction_id: str,
     label: str,
     source: str,
-    analyst: str | None,
+    analyst: str,
     note: str | None,
     fraud_type: str | None,
     card: str | None,
@@ -201,6 +210,7 @@ def command(
             note=note,
         )
         value = checked(message)
+        warning = contradiction(message, find_labels(bootstrap, settings, transaction_id))
         with RecordProducer(bootstrap, settings) as producer:
             # On topics that a producer stamps, the record's time is when the label became known.
             known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
@@ -208,6 +218,8 @@ def command(
     except (ClusterNotFound, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     click.echo(sentence(message, found.topic))
+    if warning:
+        click.echo(warning)
     if simulated:
         click.echo("The topics run on a simulated clock; the label bears its time.")
     click.echo(printable_json(value.decode()))

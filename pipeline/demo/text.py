@@ -92,7 +92,7 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late
         "out of order: a later alert of this card came before" if late else "",
         f"chosen by {printable(alert.selection)}" if alert.selection != "score" else "",
     ]
-    lines += [Text(line, style="cyan") for line in _packed([fact for fact in facts if fact], width)]
+    lines += [Text(line, style="cyan") for line in fact_lines([fact for fact in facts if fact], width)]
     for reason in alert.reasons:
         wrapped = textwrap.wrap(
             printable(reason.sentence),
@@ -118,7 +118,7 @@ def alert_row(alert: Alert, width: int = PLAIN_WIDTH) -> Text:
     return row
 
 
-def _packed(facts: list[str], width: int) -> list[str]:
+def fact_lines(facts: list[str], width: int = PLAIN_WIDTH) -> list[str]:
     """``facts`` joined by commas into as few indented lines as fit; a fact is never divided."""
     lines: list[str] = []
     for fact in facts:

@@ -1,5 +1,6 @@
 """The commands for analysts, against a real broker: `label` and `alerts`."""
 
+import getpass
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from msgspec import structs
 
 from pipeline.broker import embedded_broker
 from pipeline.cli import main
@@ -21,7 +23,7 @@ from pipeline.engine.results import Result as Dead
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.settings import Settings
-from schemas.messages import Alert, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
+from schemas.messages import Alert, Decision, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
 from schemas.records import Headers, Output, Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.topics import TIMEOUT_S, shared_producer
@@ -194,6 +196,63 @@ def test_alerts_once_shows_what_is_there_in_plain_text(cluster: Settings) -> Non
     assert max(map(len, result.output.splitlines())) <= 80
     limited = command(cluster, "alerts", "--once", "--limit", "2")
     assert limited.output.count("Sentence number") == 2
+
+
+def test_alerts_are_chosen_by_card_merchant_time_and_severity(cluster: Settings) -> None:
+    others = [("card_id", "C2"), ("merchant_id", "M2"), ("severity", 5.0)]
+    alerts = [
+        alert(0),
+        alert(1),
+        *(structs.replace(alert(2 + at), **{name: value}) for at, (name, value) in enumerate(others)),
+    ]
+    write(cluster, ALERTS, [msgspec.json.encode(each) for each in alerts] + [b"{}"])
+
+    def shown(*arguments: str) -> list[str]:
+        return re.findall(r"Sentence number (\d)", command(cluster, "alerts", "--once", *arguments).output)
+
+    assert shown("--card", "C2") == ["2"]
+    assert shown("--merchant", "M2") == ["3"]
+    assert shown("--since", "2026-03-01T12:03:00Z", "--limit", "1") == ["3"]
+    assert shown("--min-severity", "10") == ["0", "1", "2", "3"]
+    assert shown("--card", "C1", "--merchant", "M1", "--min-severity", "10") == ["0", "1"]
+
+
+def decision(number: int, score: float) -> Decision:
+    raised = alert(number)
+    same = {name: getattr(raised, name) for name in Decision.__struct_fields__ if hasattr(raised, name)}
+    same |= {"score": score, "action": "alert" if score >= raised.threshold else "allow"}
+    return Decision(**same, logit=0.0, ingested_at=raised.raised_at, decided_at=raised.raised_at)
+
+
+def test_show_says_why_and_what_is_known(cluster: Settings) -> None:
+    write(cluster, DECISIONS, [msgspec.json.encode(decision(2, 0.9)), msgspec.json.encode(decision(1, 0.1)), b"C1"])
+    write(cluster, ALERTS, [msgspec.json.encode(alert(2))])
+    assert command(cluster, "label", "t1", "legitimate", "--analyst", "dana", "--note", "called").exit_code == 0
+    shown = command(cluster, "show", "t1").output.splitlines()
+    assert shown[0] == "2026-03-01 12:01:00 UTC  EUR 100.00  score 0.100  allow"
+    assert shown[1] == "  card C1  merchant M1  transaction t1"
+    assert "The score is below the threshold of 0.500, and neither a rule nor an audit" in shown[2]
+    assert re.fullmatch(r"  Label: legitimate, says analyst dana, .* UTC: called", " ".join(shown[4:6]).rstrip())
+    of_card = command(cluster, "show", "C1").output
+    assert of_card.index("transaction t1") < of_card.index("transaction t2") < of_card.index("Sentence number 2.")
+    assert "The score is not below the threshold of 0.500." in of_card
+    assert "No label." in of_card
+    unknown = command(cluster, "show", "t9")
+    assert unknown.exit_code == 1
+    assert "No decision about a transaction or card t9." in unknown.output
+
+
+def test_a_label_says_who_said_otherwise(cluster: Settings) -> None:
+    write(cluster, TRANSACTIONS, [head("t-1", "C9")])
+    first = command(cluster, "label", "t-1", "legitimate", "--analyst", "dana", "--note", "customer called")
+    assert "said otherwise" not in first.output
+    assert "said otherwise" not in command(cluster, "label", "t-1", "legitimate", "--analyst", "kim").output
+    assert "said otherwise" not in command(cluster, "label", "t-1", "fraud", "--card", "C8").output
+    second = command(cluster, "label", "t-1", "fraud").output
+    assert "Somebody said otherwise: legitimate, says analyst kim" in second
+    assert "yours takes its place" in second
+    (*_, last) = labels(cluster)
+    assert last[1].analyst == getpass.getuser()
 
 
 def test_alerts_are_shown_in_order_and_counted_within_their_case(cluster: Settings) -> None:

@@ -1,0 +1,58 @@
+"""Search of topics for one transaction or card, without decoding what cannot be meant."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
+
+import msgspec
+
+from pipeline.kafka.topic_reader import read_topic
+from pipeline.settings import Settings
+from schemas.errors import UNREADABLE
+from schemas.messages import Alert, Decision, Label
+from schemas.records import Record
+from schemas.topics import Topic
+
+_SAFE: Final = re.compile(rb"[A-Za-z0-9 ._:@#|-]+")
+"""Characters that every JSON encoder writes as they are."""
+
+M = TypeVar("M", bound=msgspec.Struct)
+Found = TypeVar("Found", Alert, Decision, Label)
+
+
+def decoded(records: Iterable[Record], identifier: str, kind: type[M]) -> Iterator[M]:
+    """Yield the messages of ``kind`` in ``records`` whose bytes may hold ``identifier``.
+
+    A record is decoded only if it holds the longest part of the identifier that every encoder writes alike. One that
+    does not decode is passed over: the pipeline refuses it too, and its dead letter says why.
+    """
+    needle = max(_SAFE.findall(identifier.encode("utf-8", "surrogatepass")), key=len, default=b"")
+    decode = msgspec.json.Decoder(kind).decode
+    for record in records:
+        if record.value is not None and needle in record.value:
+            try:
+                yield decode(record.value)
+            except UNREADABLE:
+                continue
+
+
+def find(
+    bootstrap: str, settings: Settings, topics: Iterable[Topic], identifier: str, kind: type[Found]
+) -> list[Found]:
+    """Return the messages of ``kind`` on ``topics`` that name a transaction or card.
+
+    Raises:
+        TopicError: A topic is missing, or cannot be read.
+    """
+    return [
+        message
+        for topic in topics
+        for message in decoded(read_topic(bootstrap, settings.topic(topic.name), settings=settings), identifier, kind)
+        if identifier in (message.transaction_id, message.card_id)
+    ]
+
+
+def find_labels(bootstrap: str, settings: Settings, identifier: str) -> list[Label]:
+    """Return the labels that name a transaction or card, by their time; raises as `find`."""
+    found = find(bootstrap, settings, settings.topics_of_labels, identifier, Label)
+    return sorted(found, key=lambda label: label.labelled_at)

@@ -1,0 +1,88 @@
+"""``fraud-pipeline show``: what was decided about a transaction or a card, why, and what is known of it."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import click
+
+from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.commands.lookup import find, find_labels
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
+from pipeline.kafka.errors import TopicError
+from pipeline.observability.terminal import printable
+from pipeline.settings import Settings
+from schemas.messages import Alert, Decision, Label
+from schemas.topics import ALERTS, DECISIONS
+
+
+def decision_lines(decision: Decision, alert: Alert | None, labels: Sequence[Label]) -> Iterator[str]:
+    """Yield a decision in words: as its alert where there is one, then what labels say of the transaction.
+
+    Args:
+        decision: The decision.
+        alert: Its alert; None if there is none.
+        labels: Labels of the transaction, the oldest first.
+    """
+    if alert is not None:
+        yield from (line.plain for line in alert_lines(alert))
+    else:
+        yield (
+            f"{utc_text(decision.event_time)}  {money_text(decision.amount, decision.currency)}  "
+            f"score {decision.score:.3f}  {printable(decision.action)}"
+        )
+        names = {"card": decision.card_id, "merchant": decision.merchant_id, "transaction": decision.transaction_id}
+        yield from fact_lines([f"{name} {printable(value)}" for name, value in names.items()])
+    yield from _wrapped(f"- {_why(decision, alert)}")
+    if not labels:
+        yield "  No label."
+    for label in labels:
+        yield from _wrapped(f"Label: {label_text(label)}")
+
+
+def label_text(label: Label) -> str:
+    """Return who says what of a transaction, when and with which note."""
+    by = f"{printable(label.source)} {printable(label.analyst)}" if label.analyst else printable(label.source)
+    kind = f" ({printable(label.fraud_type)})" if label.fraud_type else ""
+    note = f": {printable(label.note)}" if label.note else ""
+    return f"{printable(label.label)}{kind}, says {by}, {utc_text(label.labelled_at)}{note}"
+
+
+def _why(decision: Decision, alert: Alert | None) -> str:
+    side = "below" if decision.score < decision.threshold else "not below"
+    text = f"The score is {side} the threshold of {decision.threshold:.3f}"
+    if decision.action != "alert":
+        return f"{text}, and neither a rule nor an audit chose it."
+    return f"{text}." if alert is not None else f"{text}; the alert with its reasons is no longer on its topic."
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, PLAIN_WIDTH, initial_indent="  ", subsequent_indent="    ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("identifier", metavar="TRANSACTION|CARD")
+def command(identifier: str) -> None:
+    """Show what was decided about TRANSACTION, or about every transaction of CARD, by event time.
+
+    An alert is shown with its reasons, any other decision with its score beside the threshold. Labels and notes follow.
+    """
+    settings = Settings()
+    try:
+        bootstrap = find_cluster(settings)
+        decisions = find(bootstrap, settings, [DECISIONS], identifier, Decision)
+        raised = {alert.source: alert for alert in find(bootstrap, settings, [ALERTS], identifier, Alert)}
+        labels = find_labels(bootstrap, settings, identifier)
+    except (ClusterNotFound, TopicError) as error:
+        raise click.ClickException(str(error)) from error
+    if not decisions:
+        raise click.ClickException(
+            f"No decision about a transaction or card {printable(identifier)}. Check the identifier (and "
+            "FRAUD_PIPELINE_TOPIC_PREFIX), or look for a refused record with `fraud-pipeline dead-letters list`."
+        )
+    for decision in sorted(decisions, key=lambda decision: decision.event_time):
+        of_it = [label for label in labels if label.transaction_id == decision.transaction_id]
+        for line in [*decision_lines(decision, raised.get(decision.source), of_it), ""]:
+            click.echo(line)
