@@ -1,31 +1,35 @@
 """The progress of an agent by its results: it shows lost offsets and topics made anew."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.kafka import topic_reader
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.clients import admin_client
+from pipeline.kafka.evidence import CHECKED_RECORDS, Claim, read_batches, records_below
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.kafka.replay_reader import decode_progress
 from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, PROGRESS, Topic, has_order
-
-CHECKED_RECORDS: Final = 2_000
-"""Records at either end of a partition in which a trace is looked for."""
+from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic, has_order
 
 
-read_batches = partial(topic_reader.read_batches, skip_unreadable=True)
-"""These checks decide nothing, and an unreadable batch must not keep the agent from starting that quarantines it."""
+class ResultBatch(NamedTuple):
+    """A batch as its results show it."""
+
+    start: int
+    end: int
+    """Offset behind its last record."""
+    timestamp_ms: int
+    """When the results were written."""
+    decided_at: str = ""
 
 
 class _LogPosition(msgspec.Struct, frozen=True):
@@ -48,20 +52,26 @@ class ResultOffsets:
     """The ends of an agent's results; offsets by topic (full name) and partition number."""
 
     ends: dict[Partition, int] = field(default_factory=dict)
-    """Offset behind the last record of which a result was found."""
+    """Offset behind the last record that a result names."""
+    times_ms: dict[Partition, int] = field(default_factory=dict)
+    """Timestamp of that result."""
     newest: dict[Partition, int] = field(default_factory=dict)
     """The same of the newest result alone, which may be of a topic that was made anew since."""
     numbers: set[int] = field(default_factory=set)
     """Partition numbers of ``progress`` that have a record of the agent."""
 
+    def add(self, at: Partition, end: int, record: Record) -> None:
+        """Take in that the result ``record`` names what lies below ``end``."""
+        if end > self.ends.get(at, 0):
+            self.ends[at], self.times_ms[at] = end, record.timestamp_ms
 
-def any_record(bootstrap: str, topic: Topic, settings: Settings, agent: str) -> bool:
-    """Return whether ``topic`` holds a committed record of ``agent``; what aborted transactions left is none."""
-    with closing(read_batches(bootstrap, settings.topic(topic.name), settings=settings)) as batches:
-        if topic is not DEAD_LETTERS:
-            return next(batches, None) is not None
-        own = ("dead-letter-stage", agent.encode())
-        return any(own in record.headers for records in batches for record in records)
+    def claims(self, starts: Mapping[Partition, int]) -> dict[Partition, Claim]:
+        """Return what results claim of partitions without a committed offset: that they were read behind ``starts``."""
+        return {
+            at: Claim(range(start, self.ends[at]), self.times_ms[at], committed=False)
+            for at, start in starts.items()
+            if self.ends.get(at, 0) > start
+        }
 
 
 def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> ResultOffsets:
@@ -70,10 +80,9 @@ def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_coun
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
     profiled = settings.topic(PROFILED.name)
     for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
-        for _, decision in readable(records, _decode_decided, on_refused):
+        for record, decision in readable(records, _decode_decided, on_refused):
             if (log := decision.log) is not None:
-                at = (profiled, log.partition)
-                results.ends[at] = max(results.ends.get(at, 0), log.offset + 1)
+                results.add((profiled, log.partition), log.offset + 1, record)
     return results
 
 
@@ -90,11 +99,11 @@ def progressed(
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
     newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
-    for at, end in _of_progress(newest, agent, settings, on_refused):
+    for at, end, record in _of_progress(newest, agent, settings, on_refused):
         results.newest[at] = end
-        results.ends[at] = max(results.ends.get(at, 0), end)
-    for at, end in _of_progress(oldest, agent, settings, on_refused):
-        results.ends[at] = max(results.ends.get(at, 0), end)
+        results.add(at, end, record)
+    for at, end, record in _of_progress(oldest, agent, settings, on_refused):
+        results.add(at, end, record)
     results.numbers = {number for _, number in results.ends}
     return results
 
@@ -120,8 +129,8 @@ def newest_batches(
     numbers: Collection[int],
     settings: Settings,
     on_refused: OnRefused = not_counted,
-) -> dict[Partition, int]:
-    """Return the begin of the newest batch that an agent's results show, by input partition.
+) -> dict[Partition, ResultBatch]:
+    """Return the newest batch that an agent's results show, by input partition.
 
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
     results and their offsets. A partition of which the last ``CHECKED_RECORDS`` results show nothing is absent.
@@ -137,7 +146,7 @@ def newest_batches(
     tails = {number: max(0, ends[name, number] - CHECKED_RECORDS) for _, number in partitions if ends[name, number]}
     if not tails:
         return {}
-    found: dict[Partition, _ResultBatch] = {}
+    found: dict[Partition, ResultBatch] = {}
     with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
         every = (record for records in batches for record in records)
         if key is not None:
@@ -145,38 +154,33 @@ def newest_batches(
             for record, marker in readable(own, decode_progress, on_refused):
                 for name, end in marker.ends.items():
                     # In the order of the log, which is that of the batches.
-                    found[settings.topic(name), record.partition] = _ResultBatch(marker.starts.get(name, end), "", 0)
+                    start = marker.starts.get(name, end)
+                    found[settings.topic(name), record.partition] = ResultBatch(start, end, record.timestamp_ms)
         else:
             for record, decision in readable(every, _decode_decided, on_refused):
                 if decision.log is not None:
                     at = (profiled, decision.log.partition)
                     found[at] = _newer(found.get(at), decision.log.offset, decision.decided_at, record.timestamp_ms)
-    return {at: batch.start for at, batch in found.items()}
+    return found
 
 
-class _ResultBatch(NamedTuple):
-    start: int
-    decided_at: str
-    timestamp_ms: int
-
-
-def _newer(known: _ResultBatch | None, offset: int, decided_at: str, timestamp_ms: int) -> _ResultBatch:
+def _newer(known: ResultBatch | None, offset: int, decided_at: str, timestamp_ms: int) -> ResultBatch:
     """The newer batch of two: decisions of one batch bear one time, and lie in several partitions."""
     if known is not None and known.decided_at == decided_at:
-        return known._replace(start=min(known.start, offset))
+        return known._replace(start=min(known.start, offset), end=max(known.end, offset + 1))
     if known is not None and known.timestamp_ms > timestamp_ms:
         return known
-    return _ResultBatch(offset, decided_at, timestamp_ms)
+    return ResultBatch(offset, offset + 1, timestamp_ms, decided_at)
 
 
 def _of_progress(
     records: Iterable[Record], agent: str, settings: Settings, on_refused: OnRefused
-) -> Iterator[tuple[Partition, int]]:
+) -> Iterator[tuple[Partition, int, Record]]:
     key = agent.encode()
     own = (record for record in records if record.key == key)
     for record, marker in readable(own, decode_progress, on_refused):
         for name, end in marker.ends.items():
-            yield (settings.topic(name), record.partition), end
+            yield (settings.topic(name), record.partition), end, record
 
 
 def _both_ends(
@@ -194,22 +198,7 @@ def _both_ends(
         return [], []
     firsts = {partition[1]: first[partition] for partition in partitions}
     tails = {partition[1]: max(first[partition], end[partition] - CHECKED_RECORDS) for partition in partitions}
-    newest: list[Record] = []
-    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
-        for records in batches:
-            newest += records
     # From their beginning as it is then: retention may move it meanwhile.
-    left = {number for number in tails if tails[number] > firsts[number]}
-    oldest: list[Record] = []
-    if left:
-        with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left))) as batches:
-            for records in batches:
-                oldest += records
-                left -= {
-                    record.partition
-                    for record in records
-                    if record.offset >= firsts[record.partition] + CHECKED_RECORDS
-                }
-                if not left:
-                    break
-    return newest, oldest
+    left = {number: first + CHECKED_RECORDS for number, first in firsts.items() if tails[number] > first}
+    ends = {number: end[name, number] for number in tails}
+    return [*records_below(bootstrap, name, settings, ends, tails)], [*records_below(bootstrap, name, settings, left)]

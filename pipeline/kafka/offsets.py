@@ -15,9 +15,10 @@ from pipeline.kafka.batch import Partition
 from pipeline.kafka.careful import Committed, holder, read_mark
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.errors import SessionError
+from pipeline.kafka.evidence import Claim, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.log_offsets import last_offsets
-from pipeline.kafka.offset_checks import newest_batches, result_offsets
+from pipeline.kafka.offset_checks import ResultBatch, newest_batches, result_offsets
 from pipeline.kafka.retries import Retries
 from pipeline.settings import Settings
 from schemas.topics import Topic
@@ -58,17 +59,20 @@ class CommittedOffsets:
         if not self._checked:
             return self.from_coordinator(consumer, partitions)
         deadline_s = math.inf
+        proven: dict[Partition, int] = {}
         while True:
             # First: what is committed meanwhile lies before what is asked for next.
-            starts = self._starts(self.from_coordinator(consumer, partitions))
+            shown = self._shown(self.from_coordinator(consumer, partitions))
             committed = self.from_coordinator(consumer, partitions)
             behind = self._within(
                 {
-                    partition: starts[partition]
+                    partition: shown[partition].start
                     for partition in sorted(committed)
-                    if committed[partition].offset < starts.get(partition, 0)
+                    if partition in shown and committed[partition].offset < shown[partition].start
                 }
             )
+            if behind != proven:
+                proven = behind = self._proven(behind, shown, committed)
             if not behind:
                 return committed
             known = ", ".join(
@@ -128,18 +132,44 @@ class CommittedOffsets:
                 )  # fmt: skip
         return {partition: start for partition, start in starts.items() if start <= ends[partition]}
 
-    def _starts(self, committed: Mapping[Partition, Committed]) -> dict[Partition, int]:
-        """Return the offsets that reading had got to at least, by the results."""
+    def _proven(
+        self,
+        behind: Mapping[Partition, int],
+        shown: Mapping[Partition, ResultBatch],
+        committed: Mapping[Partition, Committed],
+    ) -> dict[Partition, int]:
+        """Return those of ``behind`` that a second topic bears out: a marker alone is quickly forged."""
+        claims = {
+            at: Claim(range(committed[at].offset, shown[at].end), shown[at].timestamp_ms, committed[at].known)
+            for at in behind
+        }
+        if not claims:
+            return {}
+        asked = (self._bootstrap, self._agent, self._reads, claims, self._settings, self._on_refused)
+        found = self._retries.call("results", partial(borne_out, *asked))
+        for topic, number in claims.keys() - found:
+            log.error(
+                "%s: a result says that %s partition %d was read up to offset %d, and no other topic bears it out: "
+                "the group's offset counts",
+                self._agent, topic, number, behind[topic, number],
+            )  # fmt: skip
+        return {at: start for at, start in behind.items() if at in found}
+
+    def _shown(self, committed: Mapping[Partition, Committed]) -> dict[Partition, ResultBatch]:
+        """Return the newest batch of each partition that results show: reading had got to its start at least."""
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
         asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)
-        look = partial(newest_batches, *asked)
-        starts = self._retries.call("results", look)
+        shown = self._retries.call("results", partial(newest_batches, *asked))
         missing = [partition for partition, at in committed.items() if at.offset == 0]
         if missing:
             # Without an offset, anything that was ever read counts, where there is anything to read again.
             ends = self._retries.call("ends", partial(last_offsets, client, missing, IsolationLevel.READ_UNCOMMITTED))
             if any(ends[partition] for partition in missing):
                 results = self._retries.call("results", partial(result_offsets, *asked))
-                starts |= {partition: results.ends[partition] for partition in missing if partition in results.ends}
-        return starts
+                shown |= {
+                    at: ResultBatch(results.ends[at], results.ends[at], results.times_ms[at])
+                    for at in missing
+                    if at in results.ends
+                }
+        return shown

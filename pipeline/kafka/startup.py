@@ -19,10 +19,11 @@ from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import brokers, configs_of, describe_topics
+from pipeline.kafka.evidence import any_result, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.kernels import newest_of_other_kernels
 from pipeline.kafka.log_offsets import first_offsets, last_offsets
-from pipeline.kafka.offset_checks import ResultOffsets, any_record, result_offsets
+from pipeline.kafka.offset_checks import ResultOffsets, result_offsets
 from pipeline.kafka.retention import retention_problems
 from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
@@ -263,7 +264,8 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     if missing or has_order(role.reads):
         numbers = {number for _, number in partitions}
         results = result_offsets(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
-    anew = {at: results.ends[at] for at in missing if results.ends.get(at, 0) > ends[at]}
+    # A marker, or a decision, counts only where a second topic bears it out.
+    anew = _borne_out(cluster, role, results, {at: ends[at] for at in missing})
     unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
     return OffsetFindings(
         lost=_deleted(group, committed, starts) + _made_anew(group, anew),
@@ -273,6 +275,14 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
             _without_order(group, settings.topic(PROGRESS.name), committed, results) if has_order(role.reads) else []
         ),
     )
+
+
+def _borne_out(
+    cluster: Cluster, role: Role, results: ResultOffsets, starts: Mapping[Partition, int]
+) -> dict[Partition, int]:
+    """Return how far partitions were read, of those that were read behind ``starts``."""
+    asked = (cluster.bootstrap, role.name, role.reads, results.claims(starts), cluster.settings, cluster.on_refused)
+    return {at: results.ends[at] for at in sorted(borne_out(*asked))}
 
 
 def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
@@ -380,13 +390,14 @@ def _decided_again(
         return []
     group = cluster.settings.topic(role.name)
     if whole:
-        found = [topic for topic in results if any_record(cluster.bootstrap, topic, cluster.settings, role.name)]
+        asked = (cluster.settings, role.name, cluster.on_refused)
+        found = [topic for topic in results if any_result(cluster.bootstrap, topic, *asked)]
         what = f"group {group} has no offsets, but {', '.join(cluster.settings.topic(topic.name) for topic in found)}"
     elif cluster.settings.delivery == "at_least_once":
         # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.
         return []
     else:
-        missing = [at for at in missing if at in shown.ends]
+        missing = [*_borne_out(cluster, role, shown, dict.fromkeys(missing, 0))]
         found = results if missing else []
         listed = ", ".join(f"{topic} partition {number}" for topic, number in missing)
         what = f"group {group} has no offsets for {listed}, but its topics"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import (
     Consumer,
@@ -20,6 +21,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from pipeline.engine.results import Result
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.call_thread import CallTimedOut
@@ -42,9 +44,9 @@ from pipeline.kafka.topic_reader import read_topic
 from pipeline.kafka.transactions import FENCED, MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
-from schemas.messages import FeedbackConfig, ProcessingConfig
+from schemas.messages import FeedbackConfig, ProcessingConfig, Progress
 from schemas.records import Output, Record
-from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
+from schemas.topics import DECISIONS, LABELS, PROFILED, PROGRESS, TOPICS, TRANSACTIONS
 from tests.helpers.topics import shared_producer
 
 pytestmark = pytest.mark.broker
@@ -100,6 +102,16 @@ class Numbers:
             self.pending.setdefault(record.partition, []).append(record.value or b"")
             outputs.append(Output(DECISIONS, record.key, record.value))
         return outputs
+
+
+class Refusing(Numbers):
+    """State whose records all become dead letters too, which bear out what markers say was read."""
+
+    def process(self, batch: Batch) -> list[Output]:
+        refused = Result()
+        for record in batch.records:
+            refused.dead_letter(record, "card", "not_json", "It is no JSON.")
+        return [*super().process(batch), *refused.outputs]
 
 
 @pytest.fixture
@@ -624,7 +636,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is read again; and work goes on once they are known again."""
-    handler = Numbers()
+    handler = Refusing()
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as first:
         work(first, handler, lambda: sum(map(len, handler.committed.values())) >= 20)
@@ -711,7 +723,7 @@ def known_offsets(settings: Settings) -> dict[tuple[str, int], int]:
 def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = Numbers()
+    handler = Refusing()
     offsets = []
     with session(settings, handler) as first:
         for number in (20, 40):
@@ -729,6 +741,30 @@ def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
     with session(settings, handler) as third:
         work(third, handler, lambda: len(held(handler)) >= 41)
     assert decided(settings) == sorted(str(number).encode() for number in range(41))
+
+
+def test_a_marker_that_names_the_end_of_the_log_ends_nobody(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can write to `progress` ended every worker, at each start, for as long as the marker was there."""
+    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
+    handler = Refusing()
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as first:
+        work(first, handler, lambda: len(held(handler)) == 20)
+    write(settings, [str(number) for number in range(20, 40)])
+    client = admin_client(servers(settings))
+    for number in range(2):
+        at = (settings.topic(TRANSACTIONS.name), number)
+        end = {TRANSACTIONS.name: last_offsets(client, [at], IsolationLevel.READ_UNCOMMITTED)[at]}
+        forged = msgspec.json.encode(Progress(agent="card", starts=end, ends=end))
+        shared_producer(servers(settings)).produce(settings.topic(PROGRESS.name), forged, b"card", partition=number)
+    assert shared_producer(servers(settings)).flush(TIMEOUT_S) == 0
+    handler = Refusing()
+    with session(settings, handler) as second:
+        work(second, handler, lambda: len(held(handler)) == 40)
+    assert decided(settings) == sorted(str(number).encode() for number in range(40))
+    assert "and no other topic bears it out" in caplog.text
 
 
 def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: Settings) -> None:

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import pytest
@@ -24,6 +25,9 @@ from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.broker.local import free_port
+from pipeline.engine.forwarding import forward
+from pipeline.engine.partitioner import partition_of
+from pipeline.engine.results import Result
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, consumer_config, producer_config
@@ -37,7 +41,8 @@ from pipeline.kafka.startup import Role, StartRefused, check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
-from schemas.messages import ProfiledTransaction, Progress
+from schemas.messages import Decision, Example, LogPosition, ProfiledTransaction, Progress, RecordPosition
+from schemas.records import Headers, Output, Record
 from schemas.times import MS_PER_DAY
 from schemas.topics import (
     ACCEPTED_LABELS,
@@ -54,12 +59,13 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
-from tests.helpers.logs import block_of
+from tests.helpers.logs import block_of, features, label
 from tests.helpers.topics import shared_producer
 from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
+T = TypeVar("T")
 ALL: Final = tuple(AGENTS.values())
 
 
@@ -130,6 +136,47 @@ def progress(bootstrap: str, settings: Settings, agent: str, number: int, ends: 
         ends={topic.name: end for topic, end in ends.items()},
     )
     write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=agent.encode(), partition=number)
+
+
+def golden(name: str, kind: type[T]) -> T:
+    """Return a message of the wire contract's golden bytes."""
+    return msgspec.json.decode((files("schemas") / f"golden/v1/{name}.json").read_bytes(), type=kind)
+
+
+def dead_letter(role: str, source: str, number: int, offset: int) -> Output:
+    """A dead letter of an agent, of a record of a topic (full name)."""
+    refused = Result()
+    refused.dead_letter(Record(source, number, offset, 0, None, b"{"), role, "not_json", "It is no JSON.")
+    return refused.outputs[0]
+
+
+def write_result(bootstrap: str, settings: Settings, role: Role, result: Topic, number: int = 0, at: int = 0) -> None:
+    """Write what an agent makes of the record at an offset of a partition of its first input."""
+    source, where = settings.topic(role.reads[0].name), RecordPosition(
+        topic=role.reads[0].name, partition=number, offset=at
+    )  # fmt: skip
+    headers: Headers = ()
+    read = Record(source, number, at, 0, None, label())
+    log = LogPosition(partition=number, offset=at)
+    if result is PROFILED:
+        message = golden("profiled-transaction", ProfiledTransaction)
+        value = block_of(msgspec.structs.replace(message, source=where))
+    elif result is DECISION_FEATURES:
+        value = features(log=log)
+    elif result is DECISIONS:
+        value = msgspec.json.encode(msgspec.structs.replace(golden("decision", Decision), log=log))
+    elif result is EXAMPLES:
+        cards = (f"c{n}" for n in count())
+        card = next(card for card in cards if partition_of(card, settings.card_partitions) == number)
+        value = msgspec.json.encode(msgspec.structs.replace(golden("example", Example), card_id=card))
+    else:
+        output = (
+            dead_letter(role.name, source, number, at)
+            if result is DEAD_LETTERS
+            else forward(read, ACCEPTED_LABELS, "c1", 0, known_at_us=1)
+        )
+        value, headers = output.value or b"", output.headers
+    write(bootstrap, settings, result, value, headers=[*headers])
 
 
 def made_anew(bootstrap: str, settings: Settings, topic: Topic) -> None:
@@ -213,9 +260,13 @@ def test_lost_offsets_of_a_group_with_results_are_refused(
     bootstrap: str, settings: Settings, role: Role, source: Topic, result: Topic
 ) -> None:
     write(bootstrap, settings, source)
-    write(bootstrap, settings, DEAD_LETTERS, headers=[("dead-letter-stage", b"another")])
-    assert check_start(bootstrap, settings, [role]) == []
+    write(bootstrap, settings, DEAD_LETTERS, headers=[*dead_letter("another", "t", 0, 0).headers])
+    # What is no result of anybody.
     write(bootstrap, settings, result, headers=[("dead-letter-stage", role.name.encode())])
+    refused: list[str] = []
+    assert check_start(bootstrap, settings, [role], refused.append) == []
+    assert refused == [settings.topic(result.name)]
+    write_result(bootstrap, settings, role, result)
     reported = refusal(bootstrap, settings, role)
     assert "has no offsets" in reported
     assert settings.topic(result.name) in reported
@@ -251,6 +302,11 @@ def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(boots
     commit(bootstrap, settings, "card", {(ACCEPTED_LABELS, 1): 1})
     progress(bootstrap, settings, "feedback", 1, {TRANSACTIONS: 1})
     assert check_start(bootstrap, settings, [CARD]) == []
+    # A marker alone is quickly forged.
+    write(bootstrap, settings, TRANSACTIONS, partition=2)
+    progress(bootstrap, settings, "card", 2, {TRANSACTIONS: 1})
+    assert check_start(bootstrap, settings, [CARD]) == []
+    write_result(bootstrap, settings, CARD, PROFILED, 1)
     progress(bootstrap, settings, "card", 1, {TRANSACTIONS: 1})
     assert f"no offsets for {settings.topic('transactions')} partition 1" in refusal(bootstrap, settings, CARD)
     # Results without an offset are what a worker leaves that dies between the two.
@@ -258,19 +314,22 @@ def test_a_partition_without_an_offset_is_refused_only_if_it_was_worked_on(boots
 
 
 def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, settings: Settings) -> None:
-    for number in (0, 1):
+    for number in (0, 1, 2):
         write(bootstrap, settings, PROFILED, partition=number)
     commit(bootstrap, settings, "score", {(PROFILED, 0): 1})
     write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 0, "offset": 0}}')
     assert check_start(bootstrap, settings, [SCORE]) == []
+    # A decision alone is quickly forged.
+    write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 2, "offset": 0}}')
+    assert check_start(bootstrap, settings, [SCORE]) == []
+    write_result(bootstrap, settings, SCORE, DECISION_FEATURES, 1)
     write(bootstrap, settings, DECISIONS, b'{"log": {"partition": 1, "offset": 0}}')
     assert f"no offsets for {settings.topic('profiled')} partition 1" in refusal(bootstrap, settings, SCORE)
 
 
 def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str) -> None:
     """Undecided transactions of one partition, one of each kernel."""
-    golden = files("schemas") / "golden/v1/profiled-transaction.json"
-    message = msgspec.json.decode(golden.read_bytes(), type=ProfiledTransaction)
+    message = golden("profiled-transaction", ProfiledTransaction)
     for kernel in kernels:
         value = block_of(msgspec.structs.replace(message, kernel=kernel))
         write(bootstrap, settings, PROFILED, value, partition=number)
@@ -333,6 +392,9 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, se
     if role == SCORE:
         for number in (0, 1):
             write(bootstrap, settings, DECISIONS, b'{"log": {"partition": %d, "offset": 2}}' % number)
+    for number in (0, 1):
+        second = {"card": PROFILED, "score": DECISION_FEATURES, "feedback": EXAMPLES}[role.name]
+        write_result(bootstrap, settings, role, second, number, 2)
     if role == CARD:
         # Its other input is still there, with an offset.
         write(bootstrap, settings, ACCEPTED_LABELS, partition=0)

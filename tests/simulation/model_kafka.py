@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.batch import Partition
@@ -451,5 +451,9 @@ class SimAdmin:
         for at, spec in asked.items():
             log = self._cluster.logs[at.topic, at.partition]
             found[at] = future = Future[Any]()
-            future.set_result(SimpleNamespace(offset=log.end if spec is OffsetSpec.latest() else 0))
+            offset = log.end if spec is OffsetSpec.latest() else 0
+            if (stamp_ms := getattr(spec, "timestamp", None)) is not None:
+                stamped = (entry for entry in log.entries if isinstance(entry, Record))
+                offset = next((entry.offset for entry in stamped if entry.timestamp_ms >= stamp_ms), OFFSET_END)
+            future.set_result(SimpleNamespace(offset=offset))
         return found

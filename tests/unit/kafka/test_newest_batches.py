@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.kafka.offset_checks import _newer, _ResultBatch
+from pipeline.kafka.offset_checks import ResultBatch, _newer
 
 NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 
@@ -20,7 +20,7 @@ NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
     ],
 )
 def test_the_start_of_the_newest_batch(numbers: list[tuple[int, str, int]], start: int) -> None:
-    known: _ResultBatch | None = None
+    known: ResultBatch | None = None
     for offset, decided_at, timestamp_ms in numbers:
         known = _newer(known, offset, decided_at, timestamp_ms)
     assert known is not None
