@@ -8,6 +8,7 @@ ARGS ?=
 SECONDS ?= 900
 KILLS ?= 32
 SEED ?= 1
+BROKERS ?= 1
 ROWS ?=
 FUZZ ?= 100000
 REPEATS ?= 3
@@ -38,7 +39,7 @@ help: ## List the targets
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
 	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate),"
 	@echo "           ARGS (backtest, broker, worker, pytest),"
-	@echo "           SECONDS, KILLS, SEED, ROWS, DATA, FUZZ and ARGS (chaos), REPEATS and ARGS (bench)."
+	@echo "           SECONDS, KILLS, SEED, BROKERS (1 or 3), ROWS, DATA, FUZZ and ARGS (chaos), REPEATS and ARGS (bench)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
 
@@ -171,11 +172,11 @@ quality: $(INSTALLED) ## Measure detection on the Handbook's transactions (DATA=
 	@"$(PYTHON_OF_VENV)" -m tests.evaluation.quality "$(DATA)" $(ARGS)
 
 # Root may mount the small file system that the snapshots fill; without it that one fault is left out.
-chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothing shows (SECONDS, KILLS, SEED)
+chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothing shows (SECONDS, KILLS, SEED, BROKERS)
 	@echo "==> Decoders: $(FUZZ) inputs"
 	@FUZZ_EXAMPLES=$(FUZZ) "$(PYTHON_OF_VENV)" -m pytest --quiet --timeout 1800 tests/contract/test_codec_fuzz.py
-	@echo "==> Faults: $(SECONDS) s, $(KILLS) kills of workers"
-	@"$(PYTHON_OF_VENV)" -m tests.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) \
+	@echo "==> Faults: $(SECONDS) s, $(KILLS) kills of workers, brokers: $(BROKERS)"
+	@"$(PYTHON_OF_VENV)" -m tests.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) --brokers $(BROKERS) \
 	  $(if $(ROWS),--rows $(ROWS)) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Other engines have dependencies of their own, which must not become the project's.

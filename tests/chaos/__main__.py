@@ -12,17 +12,21 @@ import click
 from confluent_kafka import KafkaException
 
 from pipeline.broker import embedded_broker
+from tests.chaos.brokers import Brokers
 from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
 from tests.chaos.records import read_logs, save
 from tests.chaos.report import as_json, as_text, write
 from tests.chaos.run import EXPECTED
-from tests.chaos.schedule import schedule, short_schedule
+from tests.chaos.schedule import cluster_schedule, schedule, short_schedule
+from tests.helpers.cluster import REPLICATED, kafka_nodes
 
 RESULT = Path("build/chaos.json")
 FAILED = Path("build/chaos-failed")
 DAYS_A_SECOND = 0.06
 """Event time that passes in a second: a worker's absence must stay within what labels wait for."""
+ROWS_A_SECOND = {1: 60, 3: 20}
+"""By number of brokers: one machine runs them all."""
 HORIZON_DAYS = 10.0
 """Of labels and of repeats, or a quarter of a shorter run."""
 
@@ -31,7 +35,14 @@ HORIZON_DAYS = 10.0
 @click.option("--seconds", default=900.0, show_default=True, help="How long there are load and faults.")
 @click.option("--kills", default=32, show_default=True, help="SIGKILLs of workers; other faults in proportion.")
 @click.option("--seed", default=1, show_default=True, help="Of load and faults.")
-@click.option("--rows", type=int, help="Transactions, about.  [default: 60 a second]")
+@click.option(
+    "--brokers",
+    type=click.Choice(["1", "3"]),
+    default="1",
+    show_default=True,
+    help="Three replicate, and have faults of their own.",
+)
+@click.option("--rows", type=int, help="Transactions, about.  [default: 60 a second, on three brokers 20]")
 @click.option("--days", type=float, help="Event time that passes.  [default: 0.06 a second, 3 at least]")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="A file with the Handbook's columns.")
 @click.option("--short", is_flag=True, help="The few faults of the short form.")
@@ -54,6 +65,7 @@ def main(
     seconds: float,
     kills: int,
     seed: int,
+    brokers: Literal["1", "3"],
     rows: int | None,
     days: float | None,
     data: Path | None,
@@ -63,9 +75,11 @@ def main(
     keep: Path | None,
 ) -> None:
     """Kill, stop, starve and corrupt a running pipeline, then prove from its logs that nothing shows."""
-    rows, days = rows or round(60 * seconds), days or max(3.0, seconds * DAYS_A_SECOND)
+    count = int(brokers)
+    rows, days = rows or round(ROWS_A_SECOND[count] * seconds), days or max(3.0, seconds * DAYS_A_SECOND)
     load = Load(seed, rows, days, 2, data, horizon_days=min(HORIZON_DAYS, days / 4))
-    faults = short_schedule(seed, seconds) if short else schedule(seed, seconds, kills)
+    long_schedule = schedule if count == 1 else cluster_schedule
+    faults = short_schedule(seed, seconds, cluster=count > 1) if short else long_schedule(seed, seconds, kills)
     options = Options(
         load,
         seconds,
@@ -79,6 +93,7 @@ def main(
         "seed": seed,
         "seconds": seconds,
         "kills": kills,
+        "brokers": count,
         "rows": rows,
         "days": days,
         "data": data.name if data else None,
@@ -123,8 +138,8 @@ def _run(directory: Path, options: Options, row: dict[str, Any], *, everything: 
     A run that cannot go on writes what is known of it to `RESULT`, and raises.
     """
     with (
-        embedded_broker(directory / "kafka") as broker,
-        Chaos(broker, directory, options, lambda text: print(text, flush=True)) as chaos,
+        _brokers(directory / "kafka", row["brokers"]) as brokers,
+        Chaos(brokers, directory, options, lambda text: print(text, flush=True)) as chaos,
     ):
         try:
             outcome = chaos.run()
@@ -132,12 +147,22 @@ def _run(directory: Path, options: Options, row: dict[str, Any], *, everything: 
             endings = [chao._asdict() for chao in chaos.fleet.endings]
             failed = {"options": row, "failures": [f"{type(error).__name__}: {error}"]}
             write(RESULT, {**failed, "workers_that_ended_by_themselves": endings})
-            _save(directory, chaos, broker.bootstrap_servers)
+            _save(directory, chaos, brokers.bootstrap_servers)
             raise
     result = as_json(outcome, {})
     if everything or result["differences"] or result["failures"]:
         _save(directory, chaos, None)
     return outcome
+
+
+@contextmanager
+def _brokers(directory: Path, count: int) -> Iterator[Brokers]:
+    if count == 1:
+        with embedded_broker(directory) as broker:
+            yield Brokers(broker)
+    else:
+        with kafka_nodes(directory, count, REPLICATED) as nodes:
+            yield Brokers(nodes)
 
 
 def _save(directory: Path, chaos: Chaos, bootstrap: str | None) -> None:

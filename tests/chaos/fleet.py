@@ -43,7 +43,7 @@ class Ending(NamedTuple):
     """Whether it had been stopped for longer than its session shortly before: then it may end."""
     log: str
     meant: bool = False
-    """True after a fault that may end a worker, or a start without a broker, if the worker said so."""
+    """True after a fault that may end a worker, or a start without the only broker, if the worker said so."""
 
 
 class WorkerFailed(RuntimeError):
@@ -89,6 +89,7 @@ class Fleet:
     damaged: bool = False
     """True once a batch of the log was damaged."""
     say: Callable[[str], None] = print
+    brokers: int = 1
 
     def start(self, name: str, agents: str = ALL_AGENTS) -> None:
         """Start a worker; its log goes on where an earlier one of that name ended."""
@@ -143,7 +144,8 @@ class Fleet:
         """SIGCONT."""
         if (worker := self.workers.get(name)) is not None:
             worker.process.send_signal(signal.SIGCONT)
-            worker.paused_s, worker.is_paused = time.monotonic(), False
+            if worker.is_paused:
+                worker.paused_s, worker.is_paused = time.monotonic(), False
 
     def terminate(self, name: str, *, twice: bool = False, reported: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
@@ -184,7 +186,8 @@ class Fleet:
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
             tail = log_tail(worker.log, ENDING_LINES)
             aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.output
-            meant = self._says(worker) or NO_BROKER in tail.splitlines()[-1] or aborted
+            alone = self.brokers == 1 and NO_BROKER in tail.splitlines()[-1]
+            meant = self._says(worker) or alone or aborted
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""
             self.say(f"{name} ended by itself (exit code {code}){why}")

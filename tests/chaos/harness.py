@@ -1,7 +1,5 @@
 """A run: broker, workers, load, faults on schedule, then quiet, then the proof."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +10,6 @@ from typing import Any, Literal
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.broker import EmbeddedBroker
 from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
 from pipeline.kafka.admin import committed_offsets, ensure_topics
@@ -23,6 +20,7 @@ from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
 from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted, until
+from tests.chaos.brokers import Brokers
 from tests.chaos.check_digests import states_are_functions_of_the_log
 from tests.chaos.checker import check_all
 from tests.chaos.endpoint import address, oldest_undecided
@@ -34,13 +32,13 @@ from tests.chaos.hostile import Hostile
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import Logs, Sent, read_logs
 from tests.chaos.run import EXPECTED, Check, Expected, Rules
-from tests.chaos.schedule import KINDS, Fault, Happened
+from tests.chaos.schedule import BROKER_KINDS, KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
 from tests.helpers.models import small_model
 
 POLL_S = 0.1
-FIRST_DECISION_S = 120.0
+FIRST_DECISION_S = 300.0
 FIRST_INPUTS = 20
 QUIET_S = 3.0
 WORK_OFF_S = 240.0
@@ -63,8 +61,8 @@ DAMAGED_SNAPSHOT = "is not used (damaged)"
 RESTORE_S = 20.0
 """Longest time until a worker that was started comes to restore its partitions."""
 UNTAILED = ("transactions", "labels")
-WRITTEN = ("garbage", "bomb", "damaged batch", "open transaction")
-"""Faults that are written to topics, and hurt no worker by themselves."""
+WRITTEN = ("garbage", "bomb", "damaged batch", "bad disk", "open transaction")
+"""Faults of what topics hold."""
 PARTITIONS = {
     **dict.fromkeys(
         ("transactions", "labels", "rerouted", "accepted-labels", "decisions", "features", "progress"), CARD_PARTITIONS
@@ -120,11 +118,11 @@ class Outcome:
 class Chaos:
     """One run in ``directory``; use as a context, which leaves no process and no mount behind."""
 
-    def __init__(self, broker: EmbeddedBroker, directory: Path, options: Options, say: Callable[[str], None]) -> None:
-        self._broker, self._options, self._say = broker, options, say
+    def __init__(self, brokers: Brokers, directory: Path, options: Options, say: Callable[[str], None]) -> None:
+        self._brokers, self._options, self._say = brokers, options, say
         self.snapshots = SnapshotPlace(directory / "snapshots")
         self.settings = Settings(
-            kafka_bootstrap_servers=broker.bootstrap_servers,
+            kafka_bootstrap_servers=brokers.bootstrap_servers,
             topic_prefix=options.prefix,
             data_dir=directory / "data",
             timestamps="producer",
@@ -155,24 +153,26 @@ class Chaos:
             "FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri(),
             **options.environment,
         }
-        self.fleet = Fleet(self.settings, directory / "logs", options.command, environment, say=self._tell)
-        self.hostile = Hostile(broker.bootstrap_servers, options.prefix, broker.data_dir / "log", PARTITIONS)
+        self.fleet = Fleet(
+            self.settings, directory / "logs", options.command, environment, say=self._tell, brokers=brokers.count
+        )
+        self.hostile = Hostile(brokers, options.prefix, PARTITIONS)
         self._elsewhere = directory / "elsewhere"
         self._restored = directory / "restored"
         self.happened: list[Happened] = []
         self.sent: list[Sent] = []
         self.logs: Logs | None = None
         """What was read for the proof, once it was."""
-        self._bootstrap = broker.bootstrap_servers
+        self._bootstrap = brokers.bootstrap_servers
         self._started_s = time.monotonic()
         self._timers: list[threading.Timer] = []
-        self._broker_paused = False
 
     def __enter__(self) -> "Chaos":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._cancel_timers()
+        self._brokers.wait()
         self.fleet.end()
         self.snapshots.close()
 
@@ -229,7 +229,7 @@ class Chaos:
                 fault = waiting.pop(0)
                 if not self._do(fault, feeder, tail):
                     waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda item: item.at_s)
-            elif swaps and swaps[0] <= now_s and not self._broker_paused:
+            elif swaps and swaps[0] <= now_s and not self._brokers.busy:
                 swaps.pop(0)
                 self.hostile.good = publish(self._bootstrap, self.settings, version=2 - len(swaps))
                 self._tell(f"models {2 - len(swaps)} published")
@@ -245,24 +245,15 @@ class Chaos:
         item = Happened(round(self._now_s(), 1), fault.kind, "", wall_s=time.time(), monotonic_s=time.monotonic())
         if fault.kind in SCALES:
             what = self._scale(SCALES[fault.kind])
-        elif fault.kind == "broker kill":
-            self._broker.kill()
-            self._broker.start()
-            if self._broker.bootstrap_servers != self._bootstrap:
-                raise ChaosError("another program took the broker's port while it was down; run again")
-            what = "killed and started again"
-        elif fault.kind == "broker pause":
-            self._broker_paused = True
-            os.kill(self._broker.pid, signal.SIGSTOP)
-            time.sleep(fault.length_s)
-            os.kill(self._broker.pid, signal.SIGCONT)
-            self._broker_paused = False
-            what = f"stopped for {fault.length_s:.1f} s"
+        elif fault.kind in BROKER_KINDS:
+            if self._brokers.busy:
+                return False
+            what = self._brokers.hurt(fault)
         elif fault.kind in WRITTEN:
-            written = self._write(fault, item, feeder, tail)
+            written = None if self._brokers.busy else self._write(fault, item, feeder, tail)
             if written is None:
                 return False
-            what, agents = written, "none"
+            what, agents = written, "any" if fault.kind == "bad disk" else "none"
         else:
             if fault.kind == "garbage, kill":
                 self.hostile.garbage({**feeder.ends, **tail.ends})
@@ -337,18 +328,36 @@ class Chaos:
                 return self.hostile.garbage({**feeder.ends, **tail.ends})
             case "bomb":
                 return self.hostile.bomb(fault.draw, feeder.clock_ms)
-            case "damaged batch":
+            case "damaged batch" | "bad disk":
                 running = {name: worker.agents for name, worker in self.fleet.workers.items()}
                 for name in running:
                     self.fleet.kill(name)
-                what = self.hostile.damage(fault.draw)
-                self.fleet.damaged = True
+                if fault.kind == "bad disk":
+                    what = self._damage_leader(fault.draw, feeder)
+                else:
+                    what = self.hostile.damage(fault.draw)
+                    self.fleet.damaged = True
                 for name, agents in running.items():
                     self.fleet.start(name, agents)
-                return f"all workers killed; {what}"
+                return what and f"all workers killed; {what}"
             case _:
                 item.met = False
                 return self.hostile.leave_open(fault.draw, fault.length_s, self._age, lambda met: _meet(item, met))
+
+    def _damage_leader(self, draw: float, feeder: Feeder) -> str | None:
+        """Damage a batch that no worker has read, on its leader's disk; repaired once a worker has met it."""
+        topic = ("transactions", "labels")[int(draw * 1e3) % 2]
+        name, partition = self.settings.topic(topic), int(draw * 1e6) % PARTITIONS[topic]
+        damaged = self._brokers.damage_leader(name, partition, feeder.ends.get((topic, partition), 0))
+        if damaged is None:
+            return None
+        node, base = damaged
+        reported = f"{name} partition {partition} offset {base} cannot be read"
+        workers = self.fleet.workers
+        self._brokers.repair(
+            node, name, partition, lambda: any(reported in worker.output for worker in list(workers.values()))
+        )
+        return f"{topic} {partition} offset {base} on broker {node.number}, which leads it"
 
     def _age(self, topic: str, partition: int) -> float | None:
         """As any worker's metrics have it."""
@@ -383,6 +392,7 @@ class Chaos:
     def _work_off(self, feeder: Feeder, tail: Tail) -> str:
         """End all faults and wait until all is worked off and nothing comes any more; what is left, if not."""
         self._cancel_timers()
+        self._brokers.finish()
         self.hostile.finish()
         self.snapshots.empty_again()
         for name in list(self.fleet.workers):
@@ -445,7 +455,7 @@ class Chaos:
             time.sleep(POLL_S)
 
     def _check(self, tail: Tail) -> None:
-        self._broker.check()
+        self._brokers.check()
         self.fleet.watch(self._now_s())
         if tail.error is not None:
             raise tail.error

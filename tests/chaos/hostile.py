@@ -4,11 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
+from tests.chaos.brokers import Brokers
 from tests.chaos.garbage import Content, Target, garbage
 from tests.chaos.records import HOSTILE_HEADER, NUMBER_HEADER, Sent
 from tests.helpers.batches import damage_batch, produce_batch, record_batch, with_payload
@@ -51,9 +51,10 @@ BOMBS: tuple[tuple[str, Callable[[], bytes], int], ...] = (
 class Hostile:
     """Writes to the topics of one run, and keeps a ledger of it; used from the run's thread."""
 
-    def __init__(self, bootstrap: str, prefix: str, log_dir: Path, partitions: Mapping[str, int]) -> None:
-        """``log_dir`` is the broker's log on disk; ``partitions`` has the number of partitions by topic."""
-        self._bootstrap, self._prefix, self._log_dir, self._partitions = bootstrap, prefix, log_dir, partitions
+    def __init__(self, brokers: Brokers, prefix: str, partitions: Mapping[str, int]) -> None:
+        """``partitions`` has the number of partitions by topic."""
+        self._brokers, self._bootstrap = brokers, brokers.bootstrap_servers
+        self._prefix, self._partitions = prefix, partitions
         self._producer: Producer | None = None
         self._rounds = self._batches = 0
         self._threads: list[threading.Thread] = []
@@ -111,7 +112,7 @@ class Hostile:
         number, partition = FIRST_NUMBER + len(self.sent), self._batches % self._partitions["transactions"]
         value, headers = b"a" * READABLE_BOMB_BYTES, [(NUMBER_HEADER, str(number).encode())]
         batch = record_batch([value], "gzip", key=b"bomb", timestamp_ms=clock_ms, headers=headers)
-        base = produce_batch(self._bootstrap, self._prefix + "transactions", partition, batch)
+        base = self._produce("transactions", partition, batch)
         self._note("transactions", partition, base + 1)
         self.sent.append(
             Sent(number, "transactions", partition, clock_ms, b"bomb", value, "gzip bomb", "too_large", offset=base)
@@ -129,7 +130,8 @@ class Hostile:
         topic = ("transactions", "labels")[int(draw * 1e3) % 2]
         partition = int(draw * 1e6) % self._partitions[topic]
         base = self._range("damaged batch", topic, partition, record_batch([b"within" * 50] * 5), 5)
-        damage_batch(self._log_dir, self._prefix + topic, partition, base)
+        log_dir = self._brokers.leader(self._prefix + topic, partition).data_dir / "log"
+        damage_batch(log_dir, self._prefix + topic, partition, base)
         return f"{topic} {partition} offset {base}"
 
     def leave_open(self, draw: float, length_s: float, ages: Ages, done: Callable[[bool], None]) -> str:
@@ -159,13 +161,17 @@ class Hostile:
             thread.join()
 
     def _range(self, kind: str, topic: str, partition: int, batch: bytes, records: int) -> int:
-        base = produce_batch(self._bootstrap, self._prefix + topic, partition, batch)
+        base = self._produce(topic, partition, batch)
         self._note(topic, partition, base + records)
         agents = ("card",) if topic == "transactions" else ("label",)
         number = FIRST_NUMBER + len(self.sent)
         item = Sent(number, topic, partition, 0, None, None, kind, "unreadable")
         self.sent.append(item._replace(hostile=True, agents=agents, offset=base, end=base + records))
         return base
+
+    def _produce(self, topic: str, partition: int, batch: bytes) -> int:
+        name = self._prefix + topic
+        return produce_batch(self._brokers.leader(name, partition).bootstrap_servers, name, partition, batch)
 
     def _note(self, topic: str, partition: int, end: int) -> None:
         self.ends[topic, partition] = max(end, self.ends.get((topic, partition), 0))

@@ -33,6 +33,8 @@ class GivenLabel(NamedTuple):
     source: str
     labelled_at_us: int
     known_at_us: int
+    held: bool = False
+    """Whether it came in a surge, so that the online model is not given it."""
 
     @property
     def triple(self) -> tuple[str, str, int]:
@@ -327,7 +329,8 @@ class _FeedbackPartition:
             if self._run.home(sent.card) != self._partition:
                 continue
             key, label = (sent.card, sent.transaction), label_of(origin, sent)
-            self._fate.held[key, label.source, label.known_at_us].add(self._surges(label))
+            label = label._replace(held=self._surges(label))
+            self._fate.held[key, label.source, label.known_at_us].add(label.held)
             if self._kept(key) is None:
                 self._fate.forgotten += key in self._decided
                 self._waiting[key].append(label)
@@ -412,7 +415,10 @@ class _FeedbackPartition:
         weight = 1.0 / self._rules.negative_sample_rate if heavy else 1.0
         reported = WITHDRAWN if now == "none" else now
         is_late = label.known_at_us > result.event_us + self._rules.maturity_us
+        learned = result.learned
         online = self._online(result, reported, weight, is_late=is_late)
+        if label.held:
+            result.learned = learned
         self._tell(key, result, reported, label.source, label.known_at_us, weight, online)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """Which faults happen when: drawn up front from the seed, so that a run can be repeated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,23 @@ LONG_SHARES = {
 }
 """Faults of each kind for each SIGKILL of a worker; at least one of each."""
 
+CLUSTER_SHARES = {
+    "broker kill": 0.3,
+    "broker pause": 0.3,
+    "two brokers": 0.15,
+    "brokers in turn": 0.1,
+    "controller change": 0.2,
+    "bad disk": 0.15,
+    "open transaction": 0.3,  # some are ended by what becomes of their coordinator
+}
+"""Faults of several brokers for each SIGKILL of a worker, over those of `LONG_SHARES`."""
+CLUSTER_PAUSE_S = (2.0, 14.0)
+"""Shorter, or longer, than a broker's session: then others lead what it led."""
+ALONE = "name twice elsewhere"
+"""Needs a worker whose agents no other has."""
+BROKER_KINDS = ("broker kill", "broker pause", "two brokers", "brokers in turn", "controller change")
+"""Faults of brokers alone."""
+
 BY_AGENT = ("kill", "pause", "terminate", "terminate twice", "garbage, kill")
 """Kinds that hit the agents in turn, where each is a worker of its own."""
 LAST = "damaged batch"
@@ -37,6 +54,7 @@ LAST = "damaged batch"
 DAMAGED = 2
 
 SHORT_KINDS = ("garbage, kill", "pause", "broker kill", "terminate", "bomb")
+SHORT_CLUSTER_KINDS = ("kill", "broker kill", "broker pause", "controller change")
 
 
 class Fault(NamedTuple):
@@ -76,23 +94,45 @@ def schedule(seed: int, seconds: float, kills: int, *, by_kind_from: float = 0.5
     From the share ``by_kind_from`` of the time on every kind of agent is a worker of its own, and is killed in turn.
     """
     random = np.random.default_rng((seed, 4))
-    kinds = ["kill"] * kills
-    for kind, share in LONG_SHARES.items():
-        kinds += [kind] * max(1, round(share * kills))
-    kinds = random.permutation(kinds).tolist()
+    kinds = random.permutation(_kinds(LONG_SHARES, kills)).tolist()
     broker_kill = max(i for i, kind in enumerate(kinds) if kind == "broker kill")
     for _ in range(DAMAGED):
         kinds.insert(int(random.integers(broker_kill + 1, len(kinds) + 1)), LAST)
     return _spread(random, kinds, seconds, by_kind_from)
 
 
-def short_schedule(seed: int, seconds: float) -> list[Fault]:
+def cluster_schedule(seed: int, seconds: float, kills: int) -> list[Fault]:
+    """Faults of a long run on several brokers, with two workers that hold all agents.
+
+    None damages all replicas of a batch: that a disk of one broker does not harm is what this run is for.
+    """
+    random = np.random.default_rng((seed, 4))
+    shares = {kind: share for kind, share in LONG_SHARES.items() if kind != ALONE} | CLUSTER_SHARES
+    kinds = random.permutation(_kinds(shares, kills)).tolist()
+    return _spread(random, kinds, seconds, by_kind_from=2.0, broker_pause_s=CLUSTER_PAUSE_S)
+
+
+def short_schedule(seed: int, seconds: float, *, cluster: bool = False) -> list[Fault]:
     """A few faults of several kinds, the broker's death among them, and a second worker."""
     random = np.random.default_rng((seed, 4))
-    return _spread(random, random.permutation(SHORT_KINDS).tolist(), seconds, by_kind_from=2.0)
+    kinds = SHORT_CLUSTER_KINDS if cluster else SHORT_KINDS
+    return _spread(random, random.permutation(kinds).tolist(), seconds, by_kind_from=2.0)
 
 
-def _spread(random: np.random.Generator, kinds: Sequence[str], seconds: float, by_kind_from: float) -> list[Fault]:
+def _kinds(shares: Mapping[str, float], kills: int) -> list[str]:
+    kinds = ["kill"] * kills
+    for kind, share in shares.items():
+        kinds += [kind] * max(1, round(share * kills))
+    return kinds
+
+
+def _spread(
+    random: np.random.Generator,
+    kinds: Sequence[str],
+    seconds: float,
+    by_kind_from: float,
+    broker_pause_s: tuple[float, float] = (2.0, 5.0),
+) -> list[Fault]:
     scaling = [(0.02, "three workers"), (0.3, "two workers"), (0.42, "one worker")] if by_kind_from < 1 else []
     scaling += [(by_kind_from, "a worker for each agent")] if by_kind_from < 1 else [(0.0, "two workers")]
     gap_s = seconds / (len(kinds) + 1)
@@ -104,7 +144,11 @@ def _spread(random: np.random.Generator, kinds: Sequence[str], seconds: float, b
         if at_s >= by_kind_from * seconds and kind in BY_AGENT:
             target = KINDS[turn % len(KINDS)]
             turn += 1
-        length_s = {"kill": random.uniform(0, 1), "pause": random.uniform(9, 13), "broker pause": random.uniform(2, 5)}
+        length_s = {
+            "kill": random.uniform(0, 1),
+            "pause": random.uniform(9, 13),
+            "broker pause": random.uniform(*broker_pause_s),
+        }
         faults.append(
             Fault(at_s, kind, target, float(random.random()), float(length_s.get(kind, random.uniform(0.5, 3))))
         )

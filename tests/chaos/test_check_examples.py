@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.arithmetic import DAY_US, EPOCH
 from tests.chaos.check_examples import examples_are_consistent
-from tests.chaos.model import PRESUMED, sampled
+from tests.chaos.model import PRESUMED, FeedbackFate, GivenLabel, _Decided, _FeedbackPartition, sampled
 from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent
 from tests.chaos.run import Check, Expected, Rules, Run
 
@@ -244,6 +244,18 @@ def test_an_example_too_many_is_found(title: str, example: GivenExample) -> None
 )
 def test_an_example_that_says_something_else_is_found(change: dict[str, Any]) -> None:
     found("fraud", lambda examples: [examples[0]._replace(**change)])
+
+
+@pytest.mark.parametrize(("held", "former"), [(False, ("fraud", 1.0)), (True, (None, 0.0))])
+def test_a_label_that_was_held_was_not_learned_and_is_not_undone(
+    *, held: bool, former: tuple[str | None, float]
+) -> None:
+    key, fate = (CARD, name_of(0, kept=False)), FeedbackFate()
+    partition = _FeedbackPartition(EMPTY, 0, fate, {})
+    partition._decided[key] = _Decided(0, decided(key[1], 0.0, 0))
+    partition._join(key, GivenLabel(("labels", 0, 0), "fraud", "customer", DAY_US, DAY_US, held))
+    partition._join(key, GivenLabel(("labels", 0, 1), "legitimate", "analyst", 2 * DAY_US, 2 * DAY_US))
+    assert [example.online for example in fate.examples[key]] == [(1.0, None, 0.0), (1.0, *former)]
 
 
 def test_at_least_once_allows_a_repeated_example_and_no_missing_one() -> None:

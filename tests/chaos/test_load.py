@@ -11,7 +11,16 @@ from tests.chaos.arithmetic import partition_of
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import load_entries, load_sent, save
 from tests.chaos.run import Expected
-from tests.chaos.schedule import KINDS, LONG_SHARES, schedule, short_schedule
+from tests.chaos.schedule import (
+    ALONE,
+    CLUSTER_SHARES,
+    KINDS,
+    LAST,
+    LONG_SHARES,
+    cluster_schedule,
+    schedule,
+    short_schedule,
+)
 from tests.chaos.snapshots import SnapshotPlace
 
 LOAD = Load(5, 4_000, 6.0, 2, horizon_days=1.5)
@@ -84,6 +93,17 @@ def test_a_long_schedule_has_the_kills_that_are_asked_for_and_every_other_kind(s
     scales = [fault.kind for fault in faults if "worker" in fault.kind]
     assert scales == ["three workers", "two workers", "one worker", "a worker for each agent"]
     assert {fault.target for fault in faults if fault.kind == "kill"} == {"any", *KINDS}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_schedule_of_several_brokers_has_every_fault_of_theirs(seed: int) -> None:
+    faults = cluster_schedule(seed, 900.0, 10)
+    kinds = Counter(fault.kind for fault in faults)
+    assert kinds["kill"] == 10
+    assert set(CLUSTER_SHARES) | set(LONG_SHARES) - {ALONE} <= kinds.keys()
+    assert LAST not in kinds
+    assert [fault.kind for fault in faults if "worker" in fault.kind] == ["two workers"]
+    assert all(fault.target == "any" for fault in faults)
 
 
 def test_the_short_schedule_kills_the_broker_and_a_worker() -> None:

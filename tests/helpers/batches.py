@@ -7,7 +7,7 @@ import gzip
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -165,17 +165,31 @@ def damage_batch(log_dir: Path, topic: str, partition: int, base_offset: int, at
 
     ``at`` counts from the batch's beginning, or from its end where it is negative.
     """
+    for segment, offset, position, length in _batches(log_dir, topic, partition):
+        if offset == base_offset:
+            with segment.open("r+b") as file:
+                file.seek(position + at % length)
+                byte = file.read(1)[0]
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte ^ 0xFF]))
+            return
+    raise ValueError(f"no batch begins at offset {base_offset} of {topic} partition {partition}")
+
+
+def last_batch(log_dir: Path, topic: str, partition: int) -> int:
+    """Offset of the last batch that is whole in a broker's log on disk; -1 where there is none."""
+    return max((offset for _, offset, _, _ in _batches(log_dir, topic, partition)), default=-1)
+
+
+def _batches(log_dir: Path, topic: str, partition: int) -> Iterator[tuple[Path, int, int, int]]:
+    """Whole batches of a partition: segment, offset, position and length in bytes."""
     for segment in sorted((log_dir / f"{topic}-{partition}").glob("*.log")):
-        with segment.open("r+b") as file:
-            position = 0
+        with segment.open("rb") as file:
+            position, size = 0, segment.stat().st_size
             while len(front := file.read(12)) == 12:
                 offset, length = struct.unpack(">qi", front)
-                if offset == base_offset:
-                    file.seek(position + at % (12 + length))
-                    byte = file.read(1)[0]
-                    file.seek(-1, os.SEEK_CUR)
-                    file.write(bytes([byte ^ 0xFF]))
-                    return
+                if length <= 0 or position + 12 + length > size:
+                    break
+                yield segment, offset, position, 12 + length
                 position += 12 + length
                 file.seek(position)
-    raise ValueError(f"no batch begins at offset {base_offset} of {topic} partition {partition}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from tests.chaos.brokers import Brokers
 from tests.chaos.checker import CHECKS, check_all, differences
 from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
@@ -37,7 +38,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     directory = tmp_path_factory.mktemp("chaos")
     load = Load(SEED, 1_600, 6.0, 2, horizon_days=2.5)
     options = Options(load, SECONDS, short_schedule(SEED, SECONDS), maturity_days=1.5, work_off_s=300.0)
-    with embedded_broker(directory / "kafka") as broker, Chaos(broker, directory, options, print) as chaos:
+    with embedded_broker(directory / "kafka") as broker, Chaos(Brokers(broker), directory, options, print) as chaos:
         return chaos.run()
 
 
@@ -343,7 +344,7 @@ def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBrok
         command=("-m", "tests.chaos.buggy_worker", bug, "worker"),
         environment={"CHAOS_BUG_FILE": str(struck), "FRAUD_PIPELINE_BATCH_MAX_RECORDS": "50"},
     )
-    with Chaos(broker, tmp_path, options, print) as chaos:
+    with Chaos(Brokers(broker), tmp_path, options, print) as chaos:
         checks = chaos.run().checks
     assert struck.exists(), "the bug did not strike; the worker's internals have other names now"
     name, saying = BUGS[bug]

@@ -69,7 +69,7 @@ def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> Non
     health = Health()
     watch = BrokerWatch(cluster.bootstrap_servers, settings, health)
     assert watch.ask()
-    cluster.processes[2].kill()
+    cluster.nodes[2].kill()
     client = admin_client(cluster.bootstrap_servers, overrides={"log_level": 0, "error_cb": lambda _error: None})
     deadline_s = time.monotonic() + TIMEOUT_S
     while brokers(client) != [1, 2]:
