@@ -75,6 +75,7 @@ class Counts:
         for (topic, partition), records in lags.items():
             metrics.lag_records(agent, topic, partition, records)
         self._lags = set(lags)
+        metrics.damaged_batches(agent, session.damaged)
         self._log_dead_letters(now_s)
         if now_s - self._status_at_s >= STATUS_INTERVAL_S:
             self._log_status(lags, now_s)

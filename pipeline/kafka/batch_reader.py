@@ -12,7 +12,7 @@ from pipeline.kafka.group_client import GroupClient
 from pipeline.kafka.message_records import record_of
 from pipeline.kafka.odd_offsets import OddOffsets
 from pipeline.kafka.unreadable import UNREADABLE
-from pipeline.kafka.unreadable_batches import STALLED, UnreadableBatches
+from pipeline.kafka.unreadable_batches import UnreadableBatches
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ class BatchReader:
         starts = {partition: records[0].offset for partition, records in by_partition}
         ends = {partition: records[-1].offset + 1 for partition, records in by_partition}
         self._client.positions.update(ends)
-        self._unreadable.succeeded(ends)
         for partition, (offset, error) in failed.items():
             if partition not in resumed:
                 self._retry(partition, offset, error)
@@ -64,9 +63,6 @@ class BatchReader:
         if (found := self._unreadable.pop_found()) is None or found.partition not in positions:
             return None
         partition, position = found.partition, positions[found.partition]
-        if found.error == STALLED and found.start == found.end:
-            # It waits for something else, and was not paused.
-            return None
         self._client.resume([partition])
         # It can be read after all; or the records before it were not committed and are read again, as it will be then.
         is_void = found.start == found.end or position != found.start
@@ -126,18 +122,19 @@ class BatchReader:
         return resumed
 
     def _retry(self, partition: Partition, offset: int, error: KafkaError) -> None:
-        """Fetch again what could not be read, or leave the partition alone while the end of it is searched for."""
-        position = self._client.positions[partition]
-        start = max(position, offset)
-        if self._unreadable.failed(partition, start, error):
-            self._client.pause([partition])
+        """Leave a partition alone while the batch is examined that could not be read."""
+        start = max(self._client.positions[partition], offset)
+        self._unreadable.failed(partition, start, error.str())
+        self._client.pause([partition])
         self._client.seek(partition, start)
 
     def _look_at(self, message: Message, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             partition = (message.topic(), message.partition())
             position = self._client.positions.get(partition, message.offset())
-            if message.offset() != position and (self._unreadable.fails(partition) or partition[0] in self._odd.topics):
+            if message.offset() != position and (
+                self._unreadable.pauses(partition) or partition[0] in self._odd.topics
+            ):
                 # Behind a damaged batch the client went on anywhere, or where a record claimed to be, and says so once
                 # it was called back.
                 self._client.seek(partition, position)

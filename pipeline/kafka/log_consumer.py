@@ -20,8 +20,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
+from pipeline.kafka.raw_fetch import FetchRefused, FetchUnanswered
 from pipeline.kafka.standstill import Standstills, assigned, known_end
-from pipeline.kafka.unreadable import FETCHES, UNREADABLE, NoAnswer, find_end, reader_config, silent_start
+from pipeline.kafka.unreadable import DAMAGED, FETCHES, UNREADABLE, Fault, find_fault, reader_config
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.topics import CONTROL, LABELS, MODELS, PROGRESS, TRANSACTIONS
@@ -33,10 +34,6 @@ _METADATA_S: Final = 1.0
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
-_MOST_FAILURES: Final = 3 * FETCHES
-"""Fetches that may fail at an offset of which a probe says that it can be read."""
-_SILENT_S: Final = 20.0
-"""Longest wait for a broker that is to say why a partition stands still; what then still stands is asked again."""
 _decode: Final = msgspec.json.Decoder(Control).decode
 
 
@@ -53,6 +50,7 @@ class LogConsumer:
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
+        accept_damaged_control: Skip a batch of ``control`` that a disk has damaged, as other unreadable ones.
         inputs: Topics that producers write to (full names), whose records may claim other offsets than they have.
         trusted: Whether a record of ``control`` counts.
     """
@@ -66,15 +64,18 @@ class LogConsumer:
         *,
         skip_unreadable: bool = False,
         skip_refused: bool = True,
+        accept_damaged_control: bool = False,
         inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
         trusted: Callable[[Message], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable, self._trusted = skip_unreadable, trusted
+        self._accept_damaged_control = accept_damaged_control
         self.consumer = Consumer(reader_config(config, own))
         self._positions: dict[Partition, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
         self._failures: Counter[tuple[Partition, int]] = Counter()
+        """Failed fetches of a batch that can be read, by its first offset."""
         self._skipped: set[Partition] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
         self._skip_refused = skip_refused
@@ -213,28 +214,34 @@ class LogConsumer:
     def _skip(self, partition: Partition, start: int, error: KafkaError) -> None:
         """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
         self._skipped.add(partition)
-        self._failures[partition, start] += 1
-        failures = self._failures[partition, start]
-        end = self._end_of(partition, start, error.name()) if failures >= FETCHES else None
-        if end is None and failures >= _MOST_FAILURES:
-            topic, number = partition
-            raise TopicError(
-                f"topic {topic} partition {number} cannot be read from offset {start} on ({error.name()}), "
-                "or only sometimes: check the network, and the disks of the brokers that hold the partition"
-            )
-        self._go_on(partition, start, start if end is None else end)
+        try:
+            fault = find_fault(self._config, partition, start, self._waiting)
+        except (KafkaException, FetchUnanswered, FetchRefused) as unknown:
+            log.warning("%s partition %d: an unreadable batch cannot be examined yet: %s", *partition, unknown)
+            self._go_on(partition, start, start)
+            return
+        if fault is None:
+            self._failures[partition, start] += 1
+            if self._failures[partition, start] >= FETCHES:
+                topic, number = partition
+                raise TopicError(
+                    f"topic {topic} partition {number} cannot be read from offset {start} on ({error.name()}), or only "
+                    "sometimes: check the network"
+                )
+        self._go_on(partition, start, start if fault is None else self._end_of(partition, fault))
 
     def _look(self, end: int | None) -> None:
         """Go on behind batches below ``end`` of which the client delivers nothing, and no error either."""
         read = assigned(self.consumer, self._positions)
         for partition in self._standstills.suspects(read, lambda partition: known_end(self.consumer, partition)):
-            start = silent_start(self._config, partition, read[partition], self._waiting, _SILENT_S)
-            if start is None:
+            start = read[partition]
+            try:
+                fault = find_fault(self._config, partition, start, self._waiting, is_silent=True)
+            except (FetchUnanswered, FetchRefused) as unknown:
+                log.info("%s partition %d stands still, and nobody says why: %s", *partition, unknown)
                 continue
-            if end is not None and start >= end:
-                self._seek(partition, start)
-            elif (behind := self._end_of(partition, start, "nothing comes, not even an error")) is not None:
-                self._go_on(partition, start, behind)
+            if fault is not None and (end is None or start < end):
+                self._go_on(partition, start, self._end_of(partition, fault))
 
     def _go_on(self, partition: Partition, start: int, end: int) -> None:
         if end > start:
@@ -247,29 +254,20 @@ class LogConsumer:
         self.consumer.incremental_unassign([TopicPartition(*partition)])
         self.consumer.incremental_assign([TopicPartition(*partition, offset)])
 
-    def _end_of(self, partition: Partition, start: int, why: str) -> int | None:
-        """Return where to go on behind the unreadable batch at ``start``; None to read it again.
+    def _end_of(self, partition: Partition, fault: Fault) -> int:
+        """Return where to go on behind an unreadable batch.
 
         Raises:
-            TopicError: Nobody has quarantined it.
+            TopicError: Nobody has quarantined it, or it must not be passed over.
         """
-        try:
-            found = find_end(self._config, partition, start, self._waiting)
-        except (KafkaException, NoAnswer) as error:
-            log.warning("%s partition %d: the end of an unreadable batch is searched again: %s", *partition, error)
-            # Nothing was learned: the broker is away, for one.
-            self._failures.pop((partition, start), None)
-            return None
-        if found == start:
-            return None
-        if self._skip_unreadable or partition[0] in {
-            self._prefix + topic.name for topic in (CONTROL, MODELS, PROGRESS)
-        }:
-            return found
+        topic, _ = partition
+        if topic == self._prefix + CONTROL.name and fault.error == DAMAGED and not self._accept_damaged_control:
+            raise _damaged_control(partition, fault)
+        if self._skip_unreadable or topic in {self._prefix + each.name for each in (CONTROL, MODELS, PROGRESS)}:
+            return fault.end
+        start, found, why = fault.start, fault.end, fault.message
         if not self._skip_refused:
-            raise TopicError(
-                f"topic {partition[0]} partition {partition[1]} cannot be read from offset {start} on ({why})"
-            )
+            raise TopicError(f"topic {topic} partition {partition[1]} cannot be read from offset {start} on ({why})")
         ends = [end for first, end in self._quarantined(partition) if first <= start < end]
         if any(end > found for end in ends):
             log.warning(
@@ -287,7 +285,10 @@ class LogConsumer:
         """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
         ranges: list[tuple[int, int]] = []
         own = {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
-        with closing(LogConsumer(self._config, self._prefix, own, self._waiting)) as control:
+        accepts = self._accept_damaged_control
+        with closing(
+            LogConsumer(self._config, self._prefix, own, self._waiting, accept_damaged_control=accepts)
+        ) as control:
             control.assign([TopicPartition(self._prefix + CONTROL.name, 0, OFFSET_BEGINNING)])
             deadline_s = time.monotonic() + _CONTROL_S
             while time.monotonic() < deadline_s:
@@ -310,6 +311,16 @@ class LogConsumer:
             return []
         at = item.position
         return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
+
+
+def _damaged_control(partition: Partition, fault: Fault) -> TopicError:
+    brokers = " or ".join(map(str, fault.others))
+    remedy = f"let broker {brokers} lead the partition" if fault.others else "restore the disk"
+    return TopicError(
+        f"topic {partition[0]} partition {partition[1]}: the disk of its leader has damaged offsets {fault.start} to "
+        f"{fault.end - 1}, which may hold the activation of a model or a quarantine: {remedy} (docs/operating.md). To "
+        "go on without them: FRAUD_PIPELINE_ACCEPT_DAMAGED_CONTROL=true"
+    )
 
 
 def _not_quarantined(partition: Partition, start: int, why: str) -> TopicError:

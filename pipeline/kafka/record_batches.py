@@ -5,7 +5,7 @@ its records. They do not check which offsets the records of an uncompressed batc
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from aiokafka.record.util import calc_crc32c
@@ -72,6 +72,11 @@ class RecordBatch(NamedTuple):
         return self.magic == _MAGIC and self.crc == calc_crc32c(self.data[_CHECKED_AT:])
 
     @property
+    def size(self) -> int:
+        """Bytes that it takes, as its length says."""
+        return _FRONT.size + self.length
+
+    @property
     def payload(self) -> memoryview:
         """Its records, as they are stored."""
         return self.data[HEADER.size :]
@@ -95,6 +100,19 @@ def split_batches(data: bytes | memoryview) -> Iterator[RecordBatch]:
         at += size
 
 
-def next_base_offset(data: bytes | memoryview, size: int) -> int | None:
-    """Return the first offset of the batch behind the first one, which takes ``size`` bytes; None without one."""
-    return _FRONT.unpack_from(data, size)[0] if len(data) >= size + _FRONT.size else None
+def visible_batches(batches: Iterable[RecordBatch], aborted: Sequence[tuple[int, int]]) -> Iterator[RecordBatch]:
+    """Yield the batches whose records a reader of committed records gets.
+
+    Args:
+        batches: Batches that follow each other.
+        aborted: Producer's id and first offset of each aborted transaction that overlaps with them.
+    """
+    ahead = sorted(aborted, key=lambda transaction: transaction[1], reverse=True)
+    producers: set[int] = set()
+    for batch in batches:
+        while ahead and ahead[-1][1] < batch.end:
+            producers.add(ahead.pop()[0])
+        if batch.is_control:
+            producers.discard(batch.producer_id)
+        elif not (batch.is_transactional and batch.producer_id in producers):
+            yield batch

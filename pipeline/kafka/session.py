@@ -92,7 +92,7 @@ class Session:
         # Of this client alone: who probes a partition wants an answer at once.
         fetch = late_fetch_config(late_ms, settings)
         self._client = GroupClient(self._member, {**config, **fetch}, self._shutdown, self._retries)
-        self._unreadable = UnreadableBatches(config, agent)
+        self._unreadable = UnreadableBatches(config, agent, settings.damaged_batch_wait_s)
         self._odd = OddOffsets(config, settings.inputs, self._shutdown.waiting)
         self._reader = BatchReader(self._client, self._unreadable, self._odd)
         self._producers = TransactionalProducers(
@@ -257,6 +257,11 @@ class Session:
         Not its end of now: another member, which holds the partition by then, may have written on.
         """
         return self._state.progress
+
+    @property
+    def damaged(self) -> list[Partition]:
+        """Partitions that wait for another replica to lead them, because their leader's disk has damaged a batch."""
+        return self._unreadable.damaged
 
     def lag(self) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.

@@ -26,7 +26,7 @@ class Standstills:
     """Suspects partitions whose position does not move although their log goes on.
 
     A suspicion proves nothing: an open transaction, a broker that is away or a busy client look the same. Whoever gets
-    one asks the partition itself (`pipeline.kafka.unreadable.Prober`).
+    one asks the partition itself (`pipeline.kafka.unreadable.find_fault`).
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,9 @@ def log_consumer(
     config = consumer_config(bootstrap, READER_GROUP, settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
     prefix = settings.topic_prefix if settings is not None else ""
-    of_settings = {} if settings is None else {"inputs": settings.inputs}
+    of_settings: dict[str, Any] = {}
+    if settings is not None:
+        of_settings = {"inputs": settings.inputs, "accept_damaged_control": settings.accept_damaged_control}
     trust = Trust.from_settings(settings) if settings is not None else Trust([], {})
     return LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,

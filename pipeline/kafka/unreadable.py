@@ -1,24 +1,23 @@
-"""Record batches that cannot be read: compressed beyond every bound, or damaged on a broker's disk.
+"""Record batches that cannot be read: compressed beyond every bound, cut, or damaged on a broker's disk.
 
-librdkafka reports such a batch by its first offset and either reads it again for ever (what it cannot decompress), or
-goes on somewhere behind it (a checksum that does not match). Of one kind it reports nothing at all: it fetches the
-batch again and again, and delivers nothing of it. Nobody who reads it gets further, so that the unit of a quarantine is
-the rest of the batch. ``docs/decisions/0031-unreadable-batches.md`` has what was measured.
+librdkafka reports most of them by an error, which proves nothing, and delivers nothing of some without a word. So the
+batch itself is fetched: its checksum tells of a disk, its bytes of a cut stream, and its header where it ends.
+``docs/decisions/0031-unreadable-batches.md`` has what was measured.
 """
 
-import logging
-import re
+import asyncio
 import time
-from collections import Counter
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from aiokafka.errors import KafkaError as BrokerError
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.kafka.batch import Partition, start_at
-
-log = logging.getLogger(__name__)
+from pipeline.kafka.raw_fetch import READ_UNCOMMITTED, Connections, FetchRefused, FetchUnanswered, Wanted, ask
+from pipeline.kafka.record_batches import GZIP, NONE, RecordBatch, split_batches, visible_batches
 
 UNREADABLE: Final = frozenset(
     {
@@ -30,30 +29,39 @@ UNREADABLE: Final = frozenset(
 )
 """Errors of the client itself about one batch, with its first offset; what brokers answer is none of them."""
 FETCHES: Final = 3
-"""Fetches that must fail at the same offset: one alone may be the network's fault."""
+"""Times that a batch must be found damaged, or that clients must fail: once may be the network's fault."""
 ANSWER_S: Final = 120.0
-"""Longest wait for one answer of a broker: a client may take seconds to decompress what 1 MiB can hold."""
-MOST_SILENT: Final = 100_000
-"""Longest range of a batch that gives no error: its offsets are probed one by one."""
-_POLL_S: Final = 0.002
-_ASK_S: Final = 1.0
-_ERROR_BACKOFF_MS: Final = 5
-_SILENT_FETCHES: Final = 2
-"""Fetches from the same offset that must give nothing: behind a batch that is only cut short the client goes on."""
+"""Longest wait for a client's word on a batch: it may take seconds to decompress what 1 MiB can hold."""
+DAMAGED: Final = "Damaged"
+STALLED: Final = "Stalled"
+_POLL_S: Final = 0.05
+_WINDOW_BYTES: Final = 64 * 1024
+_OFFSET_BYTES: Final = 8
+"""What is wanted of the batch behind another one."""
+_REPLICA_S: Final = 5.0
+"""Longest wait for a replica."""
+_CHUNK_BYTES: Final = 1024 * 1024
 
 
-class Answer(NamedTuple):
-    """The first thing a reader finds from an offset on: a record, the end of the log, or an unreadable batch."""
+class Fault(NamedTuple):
+    """Why a batch cannot be read, and its offsets."""
 
-    offset: int
-    """Offset of the record, the end, or the unreadable batch's first record; as asked where it is silent."""
-    readable: bool
-    silent: bool = False
-    """The client fetched the batch, more than once, and delivered nothing of it and no error."""
+    start: int
+    end: int
+    """Offset behind its last one."""
+    error: str
+    """One word."""
+    message: str
+    others: tuple[int, ...] = ()
+    """Ids of the other brokers in sync that hold it whole, or do not answer."""
 
 
-class NoAnswer(RuntimeError):
-    """A probe was given up."""
+class _StoredBatch(NamedTuple):
+    """A batch as the leader has it."""
+
+    batch: RecordBatch
+    end: int
+    others: tuple[int, ...]
 
 
 def reader_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,221 +71,129 @@ def reader_config(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     return {**{name: value for name, value in config.items() if name != "group.remote.assignor"}, **alone, **own}
 
 
-def find_end(config: Mapping[str, Any], partition: Partition, start: int, waiting: Callable[[], None]) -> int:
-    """Return `range_end` of the batch that holds offset ``start``, from the partition itself.
-
-    Raises:
-        KafkaException: The partition cannot be read at all.
-        NoAnswer: No broker answers.
-    """
-    with closing(Prober(config, partition, waiting)) as prober:
-        return range_end(prober.probe, start, prober.log_end())
-
-
-def silent_start(
-    config: Mapping[str, Any], partition: Partition, offset: int, waiting: Callable[[], None], wait_s: float
-) -> int | None:
-    """Return ``offset``, or the log's first one above it, if its batch gives neither a record nor an error.
-
-    None too where no broker answers within ``wait_s``, or the partition cannot be read for another reason.
-    """
-    with closing(Prober(config, partition, waiting, wait_s)) as prober:
-        try:
-            answer = prober.probe(offset)
-        except (KafkaException, NoAnswer) as error:
-            log.info("%s partition %d stands still, and nobody says why: %s", *partition, error)
-            return None
-        return answer.offset if answer.silent else None
-
-
-def range_end(probe: Callable[[int], Answer], start: int, log_end: int) -> int:
-    """Return the offset behind the unreadable batch that holds ``start``.
-
-    A reader that starts anywhere in the batch fails, and one that starts behind it does not, or fails with another
-    batch: the end is searched in doubling steps, then by bisection.
-
-    A batch that gives no error does not say which batch it is. A step could lead over readable records into another
-    one of its kind, so that its offsets are probed one by one.
-
-    Args:
-        probe: Reads from an offset.
-        start: An offset at which reading fails.
-        log_end: The end of the log, as readers see it.
-
-    Returns:
-        The first offset behind ``start`` from which a record can be read, or at which another batch or the end of the
-        log begins; ``start`` if the batch can be read after all. Less where the batch gives no error and has more than
-        `MOST_SILENT` offsets.
-    """
-    first = probe(start)
-    if first.readable:
-        return start
-    if first.silent:
-        start = max(start, first.offset)
-        return _silent_end(probe, start, min(log_end, start + MOST_SILENT))
-    inside, step = start, 1
-    outside = log_end
-    found: Answer | None = None
-    while inside + step < log_end:
-        answer = probe(inside + step)
-        if answer != first:
-            outside, found = inside + step, answer
-            break
-        inside, step = inside + step, 2 * step
-    while outside - inside > 1:
-        middle = (inside + outside) // 2
-        answer = probe(middle)
-        if answer == first:
-            inside = middle
-        else:
-            outside, found = middle, answer
-    # Offsets between the batch and what follows it hold no records: marks of transactions, or what compaction removed.
-    return outside if found is None else max(outside, found.offset)
-
-
-def _silent_end(probe: Callable[[int], Answer], start: int, most: int) -> int:
-    for offset in range(start + 1, most):
-        answer = probe(offset)
-        if not answer.silent:
-            return max(offset, answer.offset)
-    # Whatever the answer is: without any, nothing is quarantined.
-    probe(most)
-    return most
-
-
-class EmptyFetches(logging.Handler):
-    """Finds in a client's log (``debug=fetch``) the offsets from which fetches deliver nothing, and no error either.
-
-    librdkafka says so nowhere else. A line says from which offset it fetches, and another one how many messages came of
-    the answer; both bear the version of the assignment.
-
-    Args:
-        forward: Gets what is not for debugging.
-    """
-
-    _FETCH = re.compile(r"Fetch topic .* at offset (\d+) \(.*, v(\d+)\)$")
-    _NOTHING = re.compile(
-        r"Enqueue 0 message\(s\) \(0 bytes, 0 ops\) .*, v(\d+), last_offset -1, 0 ctrl msgs, 0 aborted msgsets, \w+\)$"
-    )
-
-    def __init__(self, forward: logging.Logger | None = None) -> None:
-        super().__init__(logging.DEBUG)
-        self._forward = forward
-        self._first: dict[int, int] = {}
-        """First offset that was fetched, by version."""
-        self._fetched = (-1, -1)
-        """Version and offset of the last fetch."""
-        self._nothing: Counter[tuple[int, int]] = Counter()
-        self._silent: set[int] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take in one line."""
-        if record.levelno > logging.DEBUG:
-            if self._forward is not None:
-                self._forward.handle(record)
-            return
-        line = record.getMessage()
-        if (fetch := self._FETCH.search(line)) is not None:
-            self._fetched = (version, offset) = (int(fetch[2]), int(fetch[1]))
-            self._first.setdefault(version, offset)
-        elif (nothing := self._NOTHING.search(line)) is not None and int(nothing[1]) == self._fetched[0]:
-            self._nothing[self._fetched] += 1
-            if self._nothing[self._fetched] >= _SILENT_FETCHES:
-                self._silent.add(self._first[self._fetched[0]])
-
-    def silent_start(self, offset: int) -> int | None:
-        """Return where a client began that started at ``offset`` and gets nothing any more; else None."""
-        if offset == 0:
-            # It begins where the log does.
-            return min(self._silent, default=None)
-        return offset if offset in self._silent else None
-
-    def clear(self) -> None:
-        """Forget what was seen."""
-        self._first.clear()
-        self._nothing.clear()
-        self._silent.clear()
-
-
-class Prober:
-    """Reads one partition from given offsets, with a client of its own, to see whether it can.
+def find_fault(
+    config: Mapping[str, Any], partition: Partition, start: int, waiting: Callable[[], None], *, is_silent: bool = False
+) -> Fault | None:
+    """Examine the batch that holds an offset at which a client gets no further.
 
     Args:
         config: Configuration of a consumer.
-        partition: Topic on the cluster, and partition number.
+        partition: The partition.
+        start: The offset.
         waiting: Called while nothing comes; may raise.
-        wait_s: Longest wait for one answer.
+        is_silent: The client reports no error. Then marks and aborted transactions may come first.
+
+    Returns:
+        What is wrong with it; None if it can be read, or nobody can tell.
+
+    Raises:
+        FetchUnanswered: No broker answers.
+        FetchRefused: A broker answers with an error that does not pass.
+        KafkaException: The client cannot read the partition, for a reason that is not the batch.
     """
+    if is_silent:
+        batch = ask(config, lambda brokers: _first_visible(brokers, partition, start), waiting)
+        if batch is None or batch.codec != GZIP or not batch.is_intact or not has_more_members(batch.payload, waiting):
+            return None
+        return Fault(start, batch.end, STALLED, "it is compressed in parts, of which clients read one")
+    found = ask(config, lambda brokers: _batch_at(brokers, partition, start), waiting)
+    if found is None:
+        return None
+    batch = found.batch
+    if not batch.is_intact:
+        return Fault(start, found.end, DAMAGED, "its checksum is not that of its bytes", found.others)
+    if batch.codec == NONE:
+        return None
+    # The caller's own client has failed before.
+    words = [_client_error(config, partition, start, waiting) for _ in range(FETCHES - 1)]
+    failures = [word for word in words if word is not None]
+    return Fault(start, batch.end, *failures[-1]) if len(failures) == len(words) else None
 
-    def __init__(
-        self, config: Mapping[str, Any], partition: Partition, waiting: Callable[[], None], wait_s: float = ANSWER_S
-    ) -> None:
-        self._partition, self._waiting, self._wait_s = partition, waiting, wait_s
-        self._log = EmptyFetches(config.get("logger"))
-        self._reported = False
-        logger = logging.Logger("pipeline.kafka.probe", logging.DEBUG)
-        logger.addHandler(self._log)
-        own = {
-            "enable.partition.eof": True,
-            "auto.offset.reset": "error",
-            "debug": "fetch",
-            "logger": logger,
-            "fetch.error.backoff.ms": _ERROR_BACKOFF_MS,
-        }
-        self._consumer = Consumer(reader_config(config, own))
 
-    def log_end(self) -> int:
-        """Return the end of the log as readers of committed records see it.
+def has_more_members(payload: memoryview, waiting: Callable[[], None] = lambda: None) -> bool:
+    """Return whether a gzip stream goes on behind its first member, which is all that librdkafka reads."""
+    member = zlib.decompressobj(wbits=31)
+    rest: bytes | memoryview = payload
+    while rest and not member.eof:
+        waiting()
+        member.decompress(rest, _CHUNK_BYTES)
+        rest = member.unconsumed_tail
+    return member.eof and bool(member.unused_data)
 
-        Raises:
-            NoAnswer: No broker answers.
-        """
-        deadline_s = time.monotonic() + self._wait_s
-        while True:
-            self._waiting()
-            try:
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(*self._partition), timeout=_ASK_S)
-                return int(end)
-            except KafkaException as error:
-                if time.monotonic() > deadline_s:
-                    raise NoAnswer(f"{self._partition[0]} partition {self._partition[1]}: {error}") from error
 
-    def probe(self, offset: int) -> Answer:
-        """Return what a reader finds that starts at ``offset``.
+async def _batch_at(brokers: Connections, partition: Partition, start: int) -> _StoredBatch | None:
+    """Return the batch that holds ``start``; of a damaged one, its end as the batch behind it says."""
+    damaged: list[RecordBatch] = []
+    while len(damaged) < FETCHES:
+        fetched = await brokers.fetch(Wanted(partition, start))
+        batch = next(split_batches(fetched.data), None)
+        if batch is None:
+            return None
+        if batch.is_intact:
+            return _StoredBatch(batch, batch.end, ())
+        damaged.append(batch)
+    batch = damaged[-1]
+    more = await brokers.fetch(Wanted(partition, start, batch.size + _OFFSET_BYTES), READ_UNCOMMITTED)
+    behind = more.data[batch.size : batch.size + _OFFSET_BYTES]
+    # A fetch ends with its segment of the log; then the header must do.
+    end = int.from_bytes(behind, "big") if behind else batch.end
+    is_plausible = bool(behind) or batch.record_count == batch.last_offset_delta + 1
+    if not is_plausible or not start < end <= more.high_watermark:
+        raise FetchRefused(f"nothing tells where the damaged batch at offset {start} ends")
+    return _StoredBatch(batch, end, await _held_whole_by(brokers, partition, start))
 
-        Raises:
-            KafkaException: The partition cannot be read, for a reason that is not the batch.
-            NoAnswer: No broker answers.
-        """
-        self._log.clear()
-        self._assign(offset)
-        deadline_s = time.monotonic() + self._wait_s
+
+async def _held_whole_by(brokers: Connections, partition: Partition, offset: int) -> tuple[int, ...]:
+    """Return the brokers in sync, without the leader, that hold the batch at ``offset`` whole, or do not answer."""
+    replicas = (await brokers.describe(partition[0])).replicas[partition]
+    found = []
+    for broker in replicas.in_sync:
+        if broker == replicas.leader:
+            continue
+        try:
+            async with asyncio.timeout(_REPLICA_S):
+                data = (await brokers.fetch(Wanted(partition, offset), broker=broker)).data
+        except (BrokerError, OSError, TimeoutError, KeyError):
+            found.append(broker)
+            continue
+        if (batch := next(split_batches(data), None)) is None or batch.is_intact:
+            found.append(broker)
+    return tuple(found)
+
+
+async def _first_visible(brokers: Connections, partition: Partition, start: int) -> RecordBatch | None:
+    """Return the first batch from ``start`` on that holds records for readers of committed ones."""
+    position = start
+    while True:
+        fetched = await brokers.fetch(Wanted(partition, position, _WINDOW_BYTES))
+        batches = list(split_batches(fetched.data))
+        for batch in visible_batches(batches, fetched.aborted):
+            if batch.end > start:
+                return batch
+        if not batches or batches[-1].end <= position:
+            return None
+        position = batches[-1].end
+
+
+def _client_error(
+    config: Mapping[str, Any], partition: Partition, start: int, waiting: Callable[[], None]
+) -> tuple[str, str] | None:
+    """Return name and text of the error of a new client that reads from ``start``; None if it can."""
+    own = {"enable.partition.eof": True, "auto.offset.reset": "error", "fetch.error.backoff.ms": 5}
+    with closing(Consumer(reader_config(config, own))) as consumer:
+        consumer.assign([start_at(partition, start)])
+        deadline_s = time.monotonic() + ANSWER_S
         while time.monotonic() < deadline_s:
-            self._waiting()
-            message = self._consumer.poll(_POLL_S)
+            waiting()
+            message = consumer.poll(_POLL_S)
             if message is None:
-                if (first := self._log.silent_start(offset)) is not None:
-                    if not self._reported:
-                        self._reported = True
-                        log.warning("%s partition %d offset %d: nothing comes of this batch", *self._partition, first)
-                    return Answer(first, readable=False, silent=True)
                 continue
-            error = message.error()
+            error: KafkaError | None = message.error()
             if error is None or error.code() == KafkaError._PARTITION_EOF:
-                return Answer(message.offset(), readable=True)
+                return None
             if error.code() in UNREADABLE:
-                return Answer(message.offset(), readable=False)
+                return error.name(), error.str()
             if error.code() == KafkaError._AUTO_OFFSET_RESET:
-                if message.offset() == offset:
-                    raise KafkaException(error)
-                # What an earlier probe left: the client had gone on somewhere behind a damaged batch.
-                self._assign(offset)
-        topic, number = self._partition
-        raise NoAnswer(f"{topic} partition {number} offset {offset}: no answer in {self._wait_s:.0f} s")
-
-    def _assign(self, offset: int) -> None:
-        self._consumer.assign([start_at(self._partition, offset)])
-
-    def close(self) -> None:
-        """Close the client."""
-        self._consumer.close()
+                raise KafkaException(error)
+    topic, number = partition
+    raise FetchUnanswered(f"{topic} partition {number} offset {start}: no answer in {ANSWER_S:.0f} s")

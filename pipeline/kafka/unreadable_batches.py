@@ -1,91 +1,66 @@
-"""A session's unreadable batches: fetches that fail are counted, and the end of what fails again is searched for."""
+"""A session's unreadable batches: what its client fails at is examined; damaged ones may wait for a replica."""
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaException
 
 from pipeline.kafka.batch import Partition, UnreadableRange
 from pipeline.kafka.odd_offsets import EXPLANATION, ODD_OFFSET
+from pipeline.kafka.raw_fetch import FetchRefused, FetchUnanswered
 from pipeline.kafka.standstill import Standstills, assigned, known_end
-from pipeline.kafka.unreadable import FETCHES, NoAnswer, find_end
+from pipeline.kafka.unreadable import Fault, find_fault
 
 log = logging.getLogger(__name__)
 
-
 _SEARCHES: Final = 8
-"""Searches at a time: one of them may take minutes, and must not keep other partitions waiting."""
-STALLED: Final = "Stalled"
-_NOTHING_COMES: Final = "the client fetches this batch again and again, and delivers nothing of it and no error"
-
-
-class _Failure(NamedTuple):
-    start: int
-    """First offset that cannot be read."""
-    error: KafkaError
-    times: int
+"""Batches examined at a time: a client may take seconds for one, and must not keep other partitions waiting."""
+AGAIN_S: Final = 5.0
+"""Time after which a batch is examined again whose partition waits for another replica."""
 
 
 class _Search(NamedTuple):
     start: int
-    error: str
-    message: str
-    end: Future[int]
+    fault: Future[Fault | None]
+    is_silent: bool
+    since_s: float
+    is_damaged: bool = False
+    """The batch was found damaged, and its partition waits for another replica."""
+    again_s: float = 0.0
+    """Then: when the batch is examined again."""
 
 
 class UnreadableBatches:
-    """Counts failed fetches of a session's partitions, and searches for the end of what fails again and again.
+    """Examines the batches of a session's partitions that its client fails at, or stands still at without an error.
 
-    A partition that stands still without an error is searched too.
-
-    Each search runs on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
+    Each is examined on a thread of its own, so that other partitions go on meanwhile. All methods are called on the
     session's thread.
+
+    Args:
+        config: Configuration of the session's client.
+        agent: Its agent.
+        replica_wait_s: How long a damaged batch that another broker may hold whole waits for that one to lead.
     """
 
-    def __init__(self, config: Mapping[str, Any], agent: str) -> None:
-        self._config, self._agent = config, agent
-        self._failures: dict[Partition, _Failure] = {}
+    def __init__(self, config: Mapping[str, Any], agent: str, replica_wait_s: float) -> None:
+        self._config, self._agent, self._replica_wait_s = config, agent, replica_wait_s
         self._searches: dict[Partition, _Search] = {}
         self._standstills = Standstills()
         self._threads = ThreadPoolExecutor(max_workers=_SEARCHES, thread_name_prefix=f"unreadable-{agent}")
         self._closed = False
 
-    def failed(self, partition: Partition, start: int, error: KafkaError) -> bool:
-        """Count a failed fetch; return whether a search for the end of what cannot be read has begun.
-
-        Args:
-            partition: The partition.
-            start: The first offset that could not be read.
-            error: One of `pipeline.kafka.unreadable.UNREADABLE`.
-        """
-        before = self._failures.get(partition)
-        times = before.times + 1 if before is not None and before.start == start else 1
-        self._failures[partition] = _Failure(start, error, times)
-        log.warning(
-            "%s: %s partition %d offset %d cannot be read (%d of %d times): %s",
-            self._agent, *partition, start, times, FETCHES, error.str(),
-        )  # fmt: skip
-        if times < FETCHES or partition in self._searches:
-            return False
-        self._begin(partition, start, error.name(), error.str())
-        return True
-
-    def succeeded(self, ends: Mapping[Partition, int]) -> None:
-        """Forget failures that were followed by a successful read: what fails there later is counted anew.
-
-        Args:
-            ends: Offsets behind what was read of each partition.
-        """
-        for partition in [
-            partition for partition, failure in self._failures.items() if ends.get(partition, 0) > failure.start
-        ]:
-            if partition not in self._searches:
-                del self._failures[partition]
+    def failed(self, partition: Partition, start: int, message: str) -> None:
+        """Examine the batch at ``start``, which the client cannot read; the caller pauses the partition meanwhile."""
+        if self.pauses(partition):
+            return
+        log.warning("%s: %s partition %d offset %d cannot be read: %s", self._agent, *partition, start, message)
+        self._searches[partition] = _Search(start, self._examine(partition, start), False, time.monotonic())
 
     def look(self, consumer: Consumer, positions: Mapping[Partition, int]) -> None:
-        """Search where a partition stands still without an error; to be called often, looks once a second.
+        """Examine a batch where a partition stands still without an error; to be called often, looks once a second.
 
         The partition is not paused meanwhile: what stands still may go on by itself.
 
@@ -97,54 +72,77 @@ class UnreadableBatches:
             return
         read = assigned(consumer, positions, but=self._searches)
         for partition in self._standstills.suspects(read, lambda partition: known_end(consumer, partition)):
-            self._begin(partition, read[partition], STALLED, _NOTHING_COMES)
+            examined = self._examine(partition, read[partition], is_silent=True)
+            self._searches[partition] = _Search(read[partition], examined, True, time.monotonic())
 
-    def found(self, partition: Partition, start: int, end: int) -> None:
-        """Let `pop_found` return a range whose records claim other offsets than they have."""
-        known: Future[int] = Future()
-        known.set_result(end)
-        self._searches[partition] = _Search(start, ODD_OFFSET, EXPLANATION, known)
-
-    def fails(self, partition: Partition) -> bool:
-        """Return whether the last word on this partition was a failed fetch."""
-        return partition in self._failures
+    def found(
+        self, partition: Partition, start: int, end: int, error: str = ODD_OFFSET, message: str = EXPLANATION
+    ) -> None:
+        """Let `pop_found` return a range that its finder has examined."""
+        known: Future[Fault | None] = Future()
+        known.set_result(Fault(start, end, error, message))
+        self._searches[partition] = _Search(start, known, is_silent=False, since_s=time.monotonic())
 
     def pauses(self, partition: Partition) -> bool:
         """Return whether this partition is paused for a search; one that merely stands still is not."""
-        return partition in self._searches and self._searches[partition].error != STALLED
+        return partition in self._searches and not self._searches[partition].is_silent
+
+    @property
+    def damaged(self) -> list[Partition]:
+        """Partitions that wait for another replica to lead them, because their batch is damaged."""
+        return [partition for partition, search in self._searches.items() if search.is_damaged]
 
     def pop_found(self) -> UnreadableRange | None:
-        """Return the range of a search that has ended; one that found nothing, or failed, gives an empty range."""
-        partition = next((partition for partition, search in self._searches.items() if search.end.done()), None)
-        if partition is None:
-            return None
-        search = self._searches.pop(partition)
-        self._failures.pop(partition, None)
-        end = search.start
-        try:
-            end = search.end.result()
-        except (KafkaException, NoAnswer) as error:
-            log.warning("%s: the search for the end of a batch failed and is repeated: %s", self._agent, error)
-        return UnreadableRange(partition, search.start, end, search.error, search.message)
+        """Return the range of a batch that was examined, empty where it can be read after all; None without one."""
+        now_s = time.monotonic()
+        for partition, search in list(self._searches.items()):
+            if not search.fault.done() or search.again_s > now_s:
+                continue
+            if search.again_s > 0:
+                self._searches[partition] = search._replace(fault=self._examine(partition, search.start), again_s=0)
+                continue
+            fault = self._examined(search)
+            if fault is not None and fault.others and now_s < search.since_s + self._replica_wait_s:
+                self._wait(partition, search, fault)
+                continue
+            del self._searches[partition]
+            if fault is not None or not search.is_silent:
+                return UnreadableRange(partition, *(fault or Fault(search.start, search.start, "", ""))[:4])
+        return None
 
     def forget(self, numbers: Collection[int]) -> None:
         """Forget partitions that are not held any more."""
-        for partition in [partition for partition in self._failures if partition[1] in numbers]:
-            del self._failures[partition]
         for partition in [partition for partition in self._searches if partition[1] in numbers]:
-            self._searches.pop(partition).end.cancel()
+            self._searches.pop(partition).fault.cancel()
 
     def close(self) -> None:
         """Give all searches up."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, partition: Partition, start: int, error: str, message: str) -> None:
-        self._searches[partition] = _Search(start, error, message, self._threads.submit(self._search, partition, start))
+    def _examine(self, partition: Partition, start: int, *, is_silent: bool = False) -> Future[Fault | None]:
+        return self._threads.submit(
+            find_fault, self._config, partition, start, self._unless_closed, is_silent=is_silent
+        )
 
-    def _search(self, partition: Partition, start: int) -> int:
-        return find_end(self._config, partition, start, self._unless_closed)
+    def _examined(self, search: _Search) -> Fault | None:
+        try:
+            return search.fault.result()
+        except (KafkaException, FetchUnanswered, FetchRefused) as error:
+            log.warning("%s: an unreadable batch cannot be examined yet: %s", self._agent, error)
+            return None
+
+    def _wait(self, partition: Partition, search: _Search, fault: Fault) -> None:
+        """Let a partition wait until another replica leads it."""
+        if not search.is_damaged:
+            log.error(
+                "%s: %s partition %d: the disk of its leader has damaged offsets %d to %d. Let a broker lead it that "
+                "may hold them whole, %s (docs/operating.md): else they are quarantined in %.0f s",
+                self._agent, *partition, fault.start, fault.end - 1, " or ".join(map(str, fault.others)),
+                self._replica_wait_s,
+            )  # fmt: skip
+        self._searches[partition] = search._replace(is_damaged=True, again_s=time.monotonic() + AGAIN_S)
 
     def _unless_closed(self) -> None:
         if self._closed:
-            raise NoAnswer("the worker ends")
+            raise FetchUnanswered("the worker ends")

@@ -26,6 +26,10 @@ METRIC_MEANINGS: Final = {
         "Records of the partition that stood behind the last batch, still to be read. The series ends when "
         "the partition is revoked."
     ),
+    "damaged_batches": (
+        "1 while the agent waits at a record batch that the disk of the partition's leader has damaged, and that "
+        "another replica in sync may hold whole. The series ends when that one leads, or the batch is quarantined."
+    ),
     "oldest_undecided_seconds": (
         "Age of the oldest record of the partition that the agent has not decided and committed; 0 when there "
         "is none. Measured every 2 seconds. It grows too where records cannot be read: behind an open "

@@ -6,7 +6,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -123,6 +123,7 @@ class WorkerMetrics:
         self._stages = histogram("stage_seconds", STAGE_BUCKETS_S, "agent", "stage")
         self._batches = histogram("batch_records", BATCH_BUCKETS, "agent")
         self._lag = gauge("lag_records", "agent", "topic", "partition")
+        self._damaged = gauge("damaged_batches", "agent", "topic", "partition")
         self._undecided = gauge("oldest_undecided_seconds", "agent", "topic", "partition")
         self._assigned = gauge("assigned_partitions", "agent")
         self._models = gauge("model_version_info", "model", "version")
@@ -317,6 +318,12 @@ class WorkerMetrics:
     def forget_partition(self, agent: str, topic: str, partition: int) -> None:
         """The partition was revoked: its lag is another worker's to report."""
         self._lag.remove_by_labels({"agent": agent, "topic": topic, "partition": str(partition)})
+
+    def damaged_batches(self, agent: str, partitions: Collection[tuple[str, int]]) -> None:
+        """Show the partitions, by topic and number, in which ``agent`` waits for a whole copy of a damaged batch."""
+        self._damaged.remove_by_labels({"agent": agent})
+        for topic, partition in partitions:
+            self._damaged.labels(agent, topic, str(partition)).set(1)
 
     def oldest_undecided(self, agent: str, topic: str, partition: int, seconds: float) -> None:
         """The oldest record of the partition that ``agent`` has not committed is ``seconds`` old; 0 without one."""

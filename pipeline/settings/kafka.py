@@ -84,6 +84,16 @@ class KafkaSettings(BaseModel):
         default=False,
         description="Start although undecided records of `profiled` are of another kernel; they are quarantined.",
     )
+    accept_damaged_control: bool = Field(
+        default=False,
+        description="Start although a disk has damaged a batch of `control`; what it held is lost to this worker.",
+    )
+    damaged_batch_wait_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="Seconds for which a batch that a disk has damaged waits for another replica in sync to lead its "
+        "partition, before it is quarantined.",
+    )
     restart_from_beginning: bool = Field(
         default=False,
         description="Start although an agent's offsets are lost while its results exist; everything is decided again.",

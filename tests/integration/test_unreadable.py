@@ -61,11 +61,11 @@ def leftover(compression: str) -> bytes:
     return with_payload(batch, batch[61:] + bytes(20), compression)
 
 
-def twofold(compression: str, at: int = 300) -> bytes:
+def twofold(compression: str, at: int = 300, records: int = RECORDS) -> bytes:
     """A batch whose records are compressed in two parts, one behind the other; the second one begins at a byte."""
-    plain = record_batch([b"a" * 200] * RECORDS)[61:]
+    plain = record_batch([b"a" * 200] * records)[61:]
     compress = COMPRESSIONS[compression]
-    return with_payload(record_batch([b""] * RECORDS), compress(plain[:at]) + compress(plain[at:]), compression)
+    return with_payload(record_batch([b""] * records), compress(plain[:at]) + compress(plain[at:]), compression)
 
 
 UNREADABLE: Final[dict[str, Callable[[], bytes]]] = {
@@ -76,8 +76,8 @@ UNREADABLE: Final[dict[str, Callable[[], bytes]]] = {
 }
 MOST_ABORTS: Final = 3
 """Times that the client may abort its process over a damaged batch: seen once in some twenty runs."""
-SILENT: Final = {1: 0, 300: 1}
-"""Of batches that give no error: where the second gzip member begins, and how many records the client delivers."""
+SILENT: Final = ((1, RECORDS, 0), (300, RECORDS, 1), (1, 20_000, 0))
+"""Batches that give no error: where the second gzip member begins, their records, and how many the client delivers."""
 
 
 def write_raw(cluster: Cluster, partition: int, batch: bytes) -> int:
@@ -120,18 +120,19 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
     for partition, make in enumerate(UNREADABLE.values()):
         base = write_raw(cluster, partition, make())
         expected.append(("card", partition, base, base + RECORDS))
-    for partition, (at, delivered) in enumerate(SILENT.items()):
-        base = write_raw(cluster, partition, twofold("gzip", at))
-        expected.append(("card", partition, base + delivered, base + RECORDS))
-    silent = base + delivered
+    silent: list[int] = []
+    for partition, (at, records, delivered) in enumerate(SILENT):
+        base = write_raw(cluster, partition, twofold("gzip", at, records))
+        expected.append(("card", partition, base + delivered, base + records))
+        silent.append(base + delivered)
     expected.sort()
     bought |= shop(cluster, range(60, 120), seed=2)
     cluster.flush()
 
     with pytest.raises(TopicError, match="no agent has quarantined that"):
         cluster.read(TRANSACTIONS)
-    with pytest.raises(TopicError, match=r"\(nothing comes, not even an error\) and no agent has quarantined that"):
-        list(read_topic(cluster.bootstrap, name, settings=cluster.settings, partitions=[1], start={1: silent}))
+    with pytest.raises(TopicError, match="compressed in parts, of which clients read one"):
+        list(read_topic(cluster.bootstrap, name, settings=cluster.settings, partitions=[1], start={1: silent[1]}))
 
     worker = start(cluster.settings)
     worker.until(lambda: len(cluster.decisions()) >= 120)
@@ -200,6 +201,29 @@ def test_a_batch_that_a_disk_has_damaged_is_quarantined(
         time.sleep(POLL_S)
     assert worker.stop() == 0, worker.output
     check(cluster, bought)
+
+
+def test_a_batch_of_control_that_a_disk_has_damaged_refuses_the_start(
+    broker: EmbeddedBroker, cluster: Cluster, start: Starter
+) -> None:
+    cluster.publish()
+    bought = shop(cluster, range(5), seed=1)
+    cluster.flush()
+    name = cluster.settings.topic(CONTROL.name)
+    base = produce_batch(cluster.bootstrap, name, 0, record_batch([b"an approval"]))
+    damage_batch(broker.data_dir / "log", name, 0, base)
+    refused = start(cluster.settings)
+    for _ in range(MOST_ABORTS):
+        if refused.code() != -signal.SIGABRT:
+            break
+        refused = start(cluster.settings)
+    assert refused.code() == 1, refused.output
+    assert f"the disk of its leader has damaged offsets {base} to {base}" in refused.output
+    assert "FRAUD_PIPELINE_ACCEPT_DAMAGED_CONTROL=true" in refused.output
+    assert "Traceback" not in refused.output
+    accepting = start(cluster.settings, accept_damaged_control=True)
+    accepting.until(lambda: len(cluster.decisions()) >= len(bought))
+    assert accepting.stop() == 0, accepting.output
 
 
 def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(

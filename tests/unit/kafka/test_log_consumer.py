@@ -12,7 +12,9 @@ from pipeline.kafka.errors import TopicError
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.odd_offsets import ReadableEnd
 from pipeline.kafka.quarantine import control_record
-from pipeline.kafka.unreadable import FETCHES, NoAnswer
+from pipeline.kafka.raw_fetch import FetchUnanswered
+from pipeline.kafka.unreadable import DAMAGED as DISK
+from pipeline.kafka.unreadable import FETCHES, Fault
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
@@ -61,7 +63,9 @@ class Log:
         self.heals_after = 10**9
         """Failed fetches after which the batch can be read."""
         self.ends: list[int | Exception] = [DAMAGED.stop]
-        """What searches find, one after the other; the last one again and again."""
+        """What examinations find, one after the other; the last one again and again."""
+        self.error = "_BAD_COMPRESSION"
+        self.others: tuple[int, ...] = ()
         self.searched: list[int] = []
         self.asked = 0
         """How often ``control`` was read."""
@@ -89,12 +93,15 @@ class Log:
             return Message(topic, offset)
         return Message(topic, offset, error=KafkaError._PARTITION_EOF)
 
-    def find_end(self, _config: object, _partition: object, start: int, _waiting: Callable[[], None]) -> int:
+    def find_fault(
+        self, _config: object, _partition: object, start: int, _waiting: Callable[[], None], *, is_silent: bool = False
+    ) -> Fault | None:
+        assert not is_silent
         self.searched.append(start)
         end = self.ends.pop(0) if len(self.ends) > 1 else self.ends[0]
         if isinstance(end, Exception):
             raise end
-        return end
+        return Fault(start, end, self.error, "it cannot be read", self.others) if end > start else None
 
 
 @pytest.fixture
@@ -139,13 +146,13 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
             pass
 
     monkeypatch.setattr(log_consumer, "Consumer", Consumer)
-    monkeypatch.setattr(log_consumer, "find_end", made.find_end)
+    monkeypatch.setattr(log_consumer, "find_fault", made.find_fault)
     return made
 
 
-def read(log: Log, *, skip_unreadable: bool = False, skip_refused: bool = True) -> list[int]:
+def read(log: Log, **options: bool) -> list[int]:
     """The offsets of all records that a reader gets."""
-    reader = LogConsumer({}, "", {}, skip_unreadable=skip_unreadable, skip_refused=skip_refused)
+    reader = LogConsumer({}, "", {}, **options)
     reader.assign([TopicPartition(log.name, 0, 0)])
     offsets: list[int] = []
     for _ in range(1_000):
@@ -156,17 +163,17 @@ def read(log: Log, *, skip_unreadable: bool = False, skip_refused: bool = True) 
     raise AssertionError("the reader does not come to an end")
 
 
-def test_a_quarantined_batch_is_skipped_after_as_many_failures_as_an_agent_counts(log: Log) -> None:
+def test_a_quarantined_batch_is_examined_and_skipped(log: Log) -> None:
     log.quarantine((DAMAGED.start, DAMAGED.stop))
     assert read(log) == [0, 1, 2, 6, 7]
-    assert (log.failures, log.searched) == (FETCHES, [DAMAGED.start])
+    assert (log.failures, log.searched) == (1, [DAMAGED.start])
 
 
 def test_a_batch_that_was_damaged_on_the_way_is_read_again(log: Log) -> None:
     log.quarantine((DAMAGED.start, DAMAGED.stop))
-    log.heals_after = FETCHES - 1
+    log.heals_after, log.ends = FETCHES - 1, [DAMAGED.start]
     assert read(log) == [*range(LOG_END)]
-    assert (log.asked, log.searched) == (0, [])
+    assert (log.asked, log.searched) == (0, [DAMAGED.start] * (FETCHES - 1))
 
 
 @pytest.mark.parametrize("forged", [(0, 2**63 - 1), (3, 7), (0, 3), (4, 6), (6, 8)])
@@ -194,12 +201,12 @@ def test_a_batch_in_two_ranges_is_skipped_range_by_range(log: Log) -> None:
 
 
 def test_nobody_has_quarantined_a_batch(log: Log) -> None:
-    with pytest.raises(TopicError, match=r"from offset 3 on \(_BAD_MSG\) and no agent has quarantined that"):
+    with pytest.raises(TopicError, match=r"from offset 3 on \(it cannot be read\) and no agent has quarantined that"):
         read(log)
-    assert log.failures == FETCHES
+    assert log.failures == 1
 
 
-@pytest.mark.parametrize("error", [NoAnswer("no broker"), KafkaException(KafkaError(KafkaError._TRANSPORT))])
+@pytest.mark.parametrize("error", [FetchUnanswered("no broker"), KafkaException(KafkaError(KafkaError._TRANSPORT))])
 def test_a_broker_that_is_away_while_the_end_is_searched_is_waited_for(log: Log, error: Exception) -> None:
     log.quarantine((DAMAGED.start, DAMAGED.stop))
     log.ends = [*[error] * 9, DAMAGED.stop]
@@ -207,30 +214,45 @@ def test_a_broker_that_is_away_while_the_end_is_searched_is_waited_for(log: Log,
     assert log.searched == [DAMAGED.start] * 10
 
 
-def test_a_batch_that_a_probe_can_read_is_read_again_but_not_for_ever(
+def test_a_client_that_fails_at_a_whole_batch_is_not_believed_for_ever(
     log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     log.ends = [DAMAGED.start]
-    log.heals_after = FETCHES + 2
-    assert read(log) == [*range(LOG_END)]
-    assert "skipped" not in caplog.text
-    log.failures, log.heals_after = 0, 10**9
     with pytest.raises(TopicError, match="or only sometimes: check the network"):
         read(log)
+    assert log.failures == FETCHES
+    assert "skipped" not in caplog.text
 
 
 @pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
-def test_of_topics_that_nobody_quarantines_a_batch_is_skipped_after_as_many_failures(log: Log, topic: Topic) -> None:
+def test_of_topics_that_nobody_quarantines_a_batch_is_skipped(log: Log, topic: Topic) -> None:
     log.name = topic.name
     assert read(log) == [0, 1, 2, 6, 7]
-    assert (log.failures, log.asked) == (FETCHES, 0)
+    assert (log.failures, log.asked) == (1, 0)
+
+
+@pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
+@pytest.mark.parametrize("options", [{}, {"skip_unreadable": True}], ids=["reader", "check"])
+def test_what_a_disk_has_damaged_of_control_is_not_passed_over_without_a_word(
+    log: Log, topic: Topic, options: dict[str, bool]
+) -> None:
+    log.name, log.error = topic.name, DISK
+    if topic is not CONTROL:
+        assert read(log, **options) == [0, 1, 2, 6, 7]
+        return
+    with pytest.raises(TopicError, match=r"offsets 3 to 5, .*: restore the disk .*ACCEPT_DAMAGED_CONTROL=true"):
+        read(log, **options)
+    log.others = (2, 3)
+    with pytest.raises(TopicError, match="let broker 2 or 3 lead the partition"):
+        read(log, **options)
+    assert read(log, accept_damaged_control=True, **options) == [0, 1, 2, 6, 7]
 
 
 @pytest.mark.parametrize("topic", [PROFILED, DECISIONS], ids=lambda topic: topic.name)
 def test_a_reader_that_only_looks_skips_what_nobody_has_quarantined(log: Log, topic: Topic) -> None:
     log.name = topic.name
     assert read(log, skip_unreadable=True) == [0, 1, 2, 6, 7]
-    assert (log.failures, log.asked) == (FETCHES, 0)
+    assert (log.failures, log.asked) == (1, 0)
 
 
 @pytest.mark.parametrize(

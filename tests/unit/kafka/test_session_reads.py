@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -10,7 +10,6 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from pipeline.kafka import unreadable_batches
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import StateHandler
-from pipeline.kafka.unreadable import FETCHES
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 
@@ -93,26 +92,11 @@ def session() -> Iterator[Session]:
     own.close()
 
 
-def test_a_record_that_is_read_clears_the_failures_before_it(session: Session) -> None:
-    session._unreadable.failed(READ, 5, KafkaError(KafkaError._BAD_MSG))
-    session._client.consumer = cast(Consumer, Client())
-    session._client.positions[READ] = 5
-    batch = session.poll(0.0)
-    assert batch is not None
-    assert batch.ends == {READ: 6}
-    assert not session._unreadable.fails(READ)
-
-
 def test_reading_goes_on_everywhere_but_where_a_search_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
-    def find_end(*_: Any) -> int:
-        ended.wait(10)
-        return 29
-
-    monkeypatch.setattr(unreadable_batches, "find_end", find_end)
-    for _ in range(FETCHES):
-        session._unreadable.failed(SEARCHED, 17, KafkaError(KafkaError._BAD_MSG))
+    monkeypatch.setattr(unreadable_batches, "find_fault", lambda *_, is_silent: is_silent or ended.wait(10) or None)
+    session._unreadable.failed(SEARCHED, 17, "damaged")
     client = Client()
     session._client.consumer = cast(Consumer, client)
     session._paused = True
