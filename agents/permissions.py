@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from agents.topology import CARD, chosen, specs
 from pipeline.kafka.clients import READER_GROUP
 from pipeline.kafka.gateway import STAGE
-from pipeline.models.held_labels import TRANSACTIONAL_ID as RELEASE
+from pipeline.models.publish import TRANSACTIONAL_ID as DECIDES
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
 
@@ -120,7 +120,7 @@ def _operator(settings: Settings) -> list[Grant]:
         _READS,
         _grant(settings, REPROCESSED, READ, WRITE, CREATE, DELETE, DESCRIBE_CONFIGS, prefixed=True),
         _grant(settings, REPROCESSED, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
-        _grant(settings, RELEASE, WRITE, resource=TRANSACTIONAL_ID),
+        _grant(settings, DECIDES, WRITE, resource=TRANSACTIONAL_ID),
     ]
 
 

@@ -18,12 +18,10 @@ from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text
 from pipeline.models import held_labels
-from pipeline.models.changes import Active, VersionChanges, switch_learning
+from pipeline.models.changes import Active, VersionChanges
 from pipeline.models.description import policy_facts
 from pipeline.models.held_labels import HeldExamples
-from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion
-from pipeline.models.publish import ControlWriter
 from pipeline.models.registry import POLICY
 from pipeline.observability.terminal import printable
 
@@ -73,16 +71,15 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
     """
     change = change_author(by, reason)
     with one_sentence():
-        servers, settings = cluster(bootstrap)
-        switch = VersionHistory.on(servers, settings).switch
-        changes = VersionChanges.on(servers, settings) if fall_back else None
+        changes = VersionChanges.on(*cluster(bootstrap))
+        switch = changes.history.switch
         if switch is not None and switch.frozen:
             since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
             click.echo(f"Learning is frozen already, since {since}: {printable(switch.reason)}")
         else:
-            switch_learning(ControlWriter(servers, settings), change, frozen=True)
+            changes.switch_learning(change, frozen=True)
             click.echo("Learning is frozen. Workers follow between two batches.")
-        if changes is not None:
+        if fall_back:
             click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
 
 
@@ -93,11 +90,11 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     """Let learning go on. River learns the examples that waited; the active versions stay as they are."""
     change = change_author(by, reason)
     with one_sentence():
-        servers, settings = cluster(bootstrap)
-        if not VersionHistory.on(servers, settings).frozen:
+        changes = VersionChanges.on(*cluster(bootstrap))
+        if not changes.history.frozen:
             click.echo("Learning is not frozen.")
             return
-        switch_learning(ControlWriter(servers, settings), change, frozen=False)
+        changes.switch_learning(change, frozen=False)
     click.echo("Learning goes on. Workers follow between two batches.")
 
 
@@ -181,7 +178,7 @@ def policy() -> None:
 def show_policy(bootstrap: str | None, as_json: bool) -> None:
     """Show the active policy."""
     with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap)).active_policy()
+        active = VersionChanges.on(*cluster(bootstrap), fence=False).active_policy()
     facts = policy_facts(KnownVersion(POLICY, active.version, active.payload))
     if as_json:
         click.echo(json_line(facts))

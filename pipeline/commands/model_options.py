@@ -42,16 +42,15 @@ def _user() -> str:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn what an operator can do something about into one sentence."""
+def one_sentence(*others: type[Exception]) -> Iterator[None]:
+    """Turn what an operator can do something about, and ``others``, into one sentence."""
+    own: tuple[type[Exception], ...] = (ClusterNotFound, ClusterUnreachable, ConfigError)
+    own += (DeliveryFailed, ModelError, TopicError, *others)
     try:
         yield
     except FailedRequest as error:
         raise click.ClickException(failure_text(error)) from error
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError),
-        *(DeliveryFailed, ModelError, TopicError),
-    ) as error:
+    except own as error:
         raise click.ClickException(str(error)) from error
 
 

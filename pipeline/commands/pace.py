@@ -1,9 +1,7 @@
 """``fraud-pipeline pace``: keep alerts to a budget, and the online model in the score while it helps."""
 
 import json
-import os
 import signal
-import socket
 import threading
 from contextlib import closing
 from types import FrameType
@@ -15,7 +13,8 @@ from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
 from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.models.pacer import NothingActive, PaceEnded, Pacer, Proposal
+from pipeline.models.pacer import NothingActive, Pacer, Proposal
+from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -51,9 +50,8 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
         settings = Settings()
         configure_logging(settings)
         options = PacingOptions(budget_per_day, critical)
-        identity = f"{socket.gethostname()}-{os.getpid()}"
         bootstrap = find_cluster(settings)
-        with closing(Pacer(bootstrap, settings, options, gate=gate, identity=identity, stopped=stop.is_set)) as pacer:
+        with closing(Pacer(bootstrap, settings, options, gate=gate, stopped=stop.is_set)) as pacer:
             if once:
                 click.echo(json.dumps(_line(pacer.once())))
             else:
@@ -62,7 +60,7 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
         raise click.ClickException(str(error)) from error
     except FailedRequest as error:
         raise click.ClickException(failure_text(error)) from error
-    except PaceEnded as error:
+    except ServiceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)
     except (

@@ -15,6 +15,7 @@ from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.retraining.challenger import CycleOptions
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
@@ -99,8 +100,9 @@ def command(
     """Renew the active LightGBM version and its policy from what was served, until stopped.
 
     A challenger of the same recipe replaces the active version if a gate accepts it; after that the version before is
-    kept in the shadow, and returns if the new one does harm. Everything it decides is on `control`; run one for a
-    cluster. SIGTERM or Ctrl-C ends it, after a training that runs.
+    kept in the shadow, and returns if the new one does harm. Everything it decides is on `control`. Run one a cluster:
+    of two, the one that has written last goes on, and the other one ends. SIGTERM or Ctrl-C ends it, after a training
+    that runs.
     """
     stop = threading.Event()
     try:
@@ -121,6 +123,9 @@ def command(
                 stop.wait(interval_s)
     except FailedRequest as error:
         raise click.ClickException(failure_text(error)) from error
+    except ServiceEnded as error:
+        # No error: a supervisor that starts it again would make both fight.
+        click.echo(str(error), err=True)
     except (ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError) as error:
         raise click.ClickException(str(error)) from error
 

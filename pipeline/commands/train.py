@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Unpack
@@ -27,12 +28,8 @@ from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import UnusableSource
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
-from pipeline.models.changes import refuse_unapproved
-from pipeline.models.history import VersionHistory
-from pipeline.models.publish import ModelChange, VersionToPublish, publish_active
+from pipeline.models.changes import ChangeAuthor, VersionChanges, refuse_unapproved
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -69,33 +66,31 @@ def command(file: Path | None, from_topics: bool, bootstrap: str | None, **optio
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
 
     Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
-    blend, audit and rules of the active one. One JSON line on the standard output names the versions and metrics.
+    blend, audit and rules of the active one: the cluster's with `--publish`, else the registry's. One JSON line on the
+    standard output names the versions and metrics.
     """
     if (file is None) == (not from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
     settings = _checked_settings(options)
     servers = _cluster(bootstrap, settings, needed=from_topics or options["publish"])
-    if options["publish"] and settings.second_approval:
-        with one_sentence():
-            refuse_unapproved(VersionHistory.on(servers, settings), "a version of `train`")
     registry = Registry(options["registry_dir"] or settings.registry_path)
     request = _request(settings)
     started_s = time.monotonic()
-    try:
+    with one_sentence(UnusableSource, RatesError, RegistryError):
+        before = _policy_before(servers, settings, registry, publish=options["publish"])
         features = select_features(options["features"].split(",") if options["features"] else [])
         refuse_barred(features, settings.barred_features)
         rows = _read(file, servers, settings, options, features)
         echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
-        trained = _trained(rows, _active_policy(registry), settings, options, features, request)
+        trained = _trained(rows, before, settings, options, features, request)
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
+        if options["publish"]:
+            trained = _published(VersionChanges.on(servers, settings), trained, options)
+            register(registry, trained)
         if options["activate"]:
             registry.activate(LIGHTGBM, trained.model.version)
             registry.activate(POLICY, trained.policy.version)
-        if options["publish"]:
-            publish_champion(servers, settings, trained.model, trained.policy)
-    except (UnusableSource, ModelError, RatesError, RegistryError, TopicError, DeliveryFailed) as error:
-        raise click.ClickException(str(error)) from error
     summary = {
         "lightgbm": trained.model.version,
         "policy": trained.policy.version,
@@ -193,16 +188,6 @@ def _with_audit(
     return (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
 
 
-def publish_champion(servers: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
-    """Make a LightGBM version and its policy active on the cluster, both at once; raises ``DeliveryFailed``."""
-    contents = [
-        VersionToPublish(LIGHTGBM, model.version, model.to_payload()),
-        VersionToPublish(POLICY, policy.version, policy.to_payload()),
-    ]
-    figures = {"metrics": model.metadata["metrics"]} if "metrics" in model.metadata else {}
-    publish_active(servers, settings, contents, ModelChange("publish", BY_TRAIN, "", figures))
-
-
 def _request(settings: Settings) -> dict[str, Any]:
     """Return the arguments of this training and the settings that decide about it, without addresses.
 
@@ -236,6 +221,27 @@ def _warn_of_labels(model: LightGBMModel, settings: Settings) -> None:
         echo(f"warning: {warning}")
 
 
-def _active_policy(registry: Registry) -> Policy | None:
+def _policy_before(servers: str, settings: Settings, registry: Registry, *, publish: bool) -> Policy | None:
+    """Return the active policy of the cluster where the version is published, else of the registry.
+
+    Raises:
+        ModelError: Somebody else has to approve what would be published.
+    """
+    if publish:
+        changes = VersionChanges.on(servers, settings, fence=False)
+        if settings.second_approval:
+            refuse_unapproved(changes.history, "a version of `train`")
+        return changes.inherited_policy()
     version = registry.active(POLICY)
     return None if version is None else registry.load_policy(version)
+
+
+def _published(changes: VersionChanges, trained: Trained, options: TrainOptions) -> Trained:
+    """Publish a version with the policy that is active by now: training takes a while. Return it with its policy."""
+    made, active = trained.policy, changes.inherited_policy()
+    if active is not None:
+        chosen = {"threshold": made.threshold, "lightgbm_version": made.lightgbm_version, "metadata": made.metadata}
+        audit = {} if options["audit_share"] is None else {"audit": made.audit, "audit_rate": 0.0}
+        trained = replace(trained, policy=active.replace(**chosen, **audit))
+    changes.publish(trained.model, trained.policy, ChangeAuthor(BY_TRAIN, ""))
+    return trained

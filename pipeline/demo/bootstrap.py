@@ -6,9 +6,9 @@ from typing import Final
 
 import pandas as pd
 
-from pipeline.commands.train import publish_champion
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
+from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings

@@ -33,6 +33,10 @@ class DeliveryFailed(RuntimeError):
     """A record was not written; the text names the topic, why, and what to do."""
 
 
+class WriterFenced(DeliveryFailed):
+    """Another producer has taken the transactional id over; nothing was written."""
+
+
 class RecordProducer:
     """Writes records with Java's partitioner (murmur2 of the key), idempotently, in order within a partition.
 
@@ -183,5 +187,10 @@ class TransactionalProducer:
             # Else its end is seen only once it has taken too long.
             with suppress(KafkaException):
                 self._producer.abort_transaction(_TRANSACTION_CALL_S)
-        advice = "another process writes under the same id" if cause.code() in FENCED else "look at the brokers"
-        return DeliveryFailed(f"records for {what} were not written: {cause.str()} ({cause.name()}); {advice}")
+        text = f"records for {what} were not written: {cause.str()} ({cause.name()})"
+        if cause.code() in FENCED:
+            return WriterFenced(f"{text}; somebody else has written meanwhile: look at it, and try again")
+        advice = "look at the brokers"
+        if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            advice = "grant the transactional id, as `fraud-pipeline acl` shows"
+        return DeliveryFailed(f"{text}; {advice}")

@@ -14,6 +14,7 @@ from pipeline.models.history import (
     FALL_BACK,
     POLICY_SET,
     PROMOTE,
+    PUBLISH,
     ROLLBACK,
     Bundle,
     VersionHistory,
@@ -46,7 +47,7 @@ class Active(NamedTuple):
 
 
 class VersionChanges:
-    """Makes changes on one cluster, from what was there when this object was made.
+    """Makes changes on one cluster, from what was there when this object was made: if somebody else came since, none.
 
     Args:
         published: The cluster's versions.
@@ -70,14 +71,21 @@ class VersionChanges:
         self.known = KnownVersions(registry, published)
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings) -> Self:
+    def on(cls, bootstrap: str, settings: Settings, *, fence: bool = True) -> Self:
         """Read a cluster and the settings' registry.
+
+        Args:
+            bootstrap: Addresses of brokers.
+            settings: Give the topics' full names, the client's configuration and the registry.
+            fence: Whether something is to be changed.
 
         Raises:
             TopicError: A topic is missing or cannot be read.
         """
-        published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
         writer = ControlWriter(bootstrap, settings)
+        if fence:
+            writer.fence()
+        published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
         registry, approval = Registry(settings.registry_path), settings.second_approval
         return cls(published, registry, writer, settings.barred_features, second_approval=approval)
 
@@ -98,6 +106,44 @@ class VersionChanges:
     def active_policy(self) -> Policy:
         """Return the active policy; raises `ModelError` where none is."""
         return self._models()[1]
+
+    def inherited_policy(self) -> Policy | None:
+        """Return the policy that a new version takes over; None where none was ever activated.
+
+        It is the active one. Where this program can use none, as behind a change of the kernel, it is the newest one
+        that was activated.
+        """
+        active = self._published.model_set.active
+        if active is not None:
+            return inherited(active.policy, active.lightgbm.metadata)
+        for bundle in reversed(self.history.bundles()):
+            try:
+                facts = lightgbm_facts(self.known.at(bundle.lightgbm))
+                return inherited(Policy.from_payload(self.known.at(bundle.policy).payload), facts)
+            except ModelError:
+                # A version that nobody can read was never active.
+                continue
+        return None
+
+    def publish(self, model: LightGBMModel, policy: Policy, author: ChangeAuthor) -> None:
+        """Make a trained version active with a policy that was made for it.
+
+        Args:
+            model: The version.
+            policy: The policy; see `inherited_policy`.
+            author: Who publishes it.
+
+        Raises:
+            ModelError: Somebody else has to approve it.
+            DeliveryFailed: Nothing became active.
+        """
+        if self._second_approval:
+            refuse_unapproved(self.history, f"version {model.version}", model.digest)
+        made = (
+            KnownVersion(LIGHTGBM, model.version, model.to_payload()),
+            KnownVersion(POLICY, policy.version, policy.payload),
+        )
+        self._activate(made, PUBLISH, author, {"metrics": metrics_of(made[0])})
 
     def start_cold(self, model: LightGBMModel, policy: Policy, author: ChangeAuthor) -> Active:
         """Make a version without trees active where none is.
@@ -173,7 +219,7 @@ class VersionChanges:
         proposal = found[-1]
         if proposal.by.strip().casefold() == author.by.strip().casefold():
             raise ModelError(f"{proposal.by} has proposed version {model.version}: somebody else has to approve it")
-        active, policy = self._models()
+        active, _ = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
         champion_facts = lightgbm_facts(champion)
@@ -182,7 +228,7 @@ class VersionChanges:
             raise ModelError(f"the active version {active} is of another recipe than that was compared: propose again")
         (reference,) = (paired for paired in proposal.versions if paired.name == POLICY)
         made = Policy.from_payload(self.known.at(reference).payload)
-        new = inherited(policy, champion_facts).replace(
+        new = (self.inherited_policy() or made).replace(
             threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata
         )
         figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
@@ -267,6 +313,11 @@ class VersionChanges:
         self._activate((model, made), FALL_BACK, author, figures)
         return bundle
 
+    def switch_learning(self, author: ChangeAuthor, *, frozen: bool) -> None:
+        """Stop or resume learning; raises ``DeliveryFailed``."""
+        now = datetime.now(UTC)
+        self._writer.control(LearningSwitch(frozen=frozen, by=author.by, reason=author.reason, switched_at=now))
+
     def _models(self) -> tuple[str, Policy]:
         active = self._published.model_set.active
         if active is None:
@@ -317,11 +368,6 @@ def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> N
             f"FRAUD_PIPELINE_SECOND_APPROVAL is set, and {what} was never active: propose its recipe with "
             "`fraud-pipeline models propose`, for somebody else to approve"
         )
-
-
-def switch_learning(writer: ControlWriter, author: ChangeAuthor, *, frozen: bool) -> None:
-    """Stop or resume learning; raises ``DeliveryFailed``."""
-    writer.control(LearningSwitch(frozen=frozen, by=author.by, reason=author.reason, switched_at=datetime.now(UTC)))
 
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:

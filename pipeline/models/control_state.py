@@ -6,7 +6,7 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.follower import TopicFollower
 from pipeline.models.contents import VersionContents
-from pipeline.models.history import PACE
+from pipeline.models.history import VersionHistory
 from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.settings import Settings
 from schemas.topics import CONTROL
@@ -34,16 +34,9 @@ class ControlState:
         return self._published.model_set.active
 
     @property
-    def frozen(self) -> bool:
-        """True while programs may not activate anything."""
-        return self._published.history.frozen
-
-    @property
-    def paced_by(self) -> str | None:
-        """Identity of the pace that activated last; None without one."""
-        paces = (activation for activation in reversed(self._published.history.activations) if activation.step == PACE)
-        last = next(paces, None)
-        return None if last is None else str(last.figures.get(PACE, ""))
+    def history(self) -> VersionHistory:
+        """What ``control`` has by now."""
+        return self._published.history
 
     def refresh(self) -> None:
         """Take in all that was committed before this call."""

@@ -12,19 +12,16 @@ from typing import Final
 import msgspec
 
 from pipeline.kafka.internal import not_counted, readable
-from pipeline.kafka.producer import TopicRecord, TransactionalProducer
-from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.producer import TopicRecord
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.models.changes import ChangeAuthor
-from pipeline.protection.signing import Signer
+from pipeline.models.publish import ControlWriter
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Example, LabelRelease, RecordPosition
 from schemas.records import Record
-from schemas.topics import CONTROL, EXAMPLES
+from schemas.topics import EXAMPLES
 
-TRANSACTIONAL_ID: Final = "release"
-"""The transactional id: of two releases at a time the later fences the other, so that nothing is released twice."""
 _decode: Final = msgspec.json.Decoder(Example).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -78,9 +75,9 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
         KeyFileError: The record is to be signed, and the key cannot be used.
         TopicError: ``examples`` cannot be read.
     """
-    signer = Signer.from_settings(settings)
-    # Before reading: whoever else was releasing has ended by now.
-    producer = TransactionalProducer(bootstrap, settings, settings.topic(TRANSACTIONAL_ID))
+    writer = ControlWriter(bootstrap, settings)
+    # Before reading: nobody else can release the same labels from now on.
+    writer.fence()
     found = HeldExamples.on(bootstrap, settings)
     held = found.from_source(source)
     if not held:
@@ -95,10 +92,15 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
         reason=author.reason,
         released_at=datetime.now(UTC),
     )
-    control, name = control_record(item), settings.topic(CONTROL.name)
-    records = [TopicRecord(name, control.key, control.value or b"", headers=signer.headers(control, name))]
-    for _, example in held:
-        value = _encode(msgspec.structs.replace(example, held=False))
-        records.append(TopicRecord(settings.topic(EXAMPLES.name), example.card_id.encode(), value))
-    producer.write(records, headers=[])
+    writer.control(
+        item,
+        [
+            TopicRecord(
+                settings.topic(EXAMPLES.name),
+                example.card_id.encode(),
+                _encode(msgspec.structs.replace(example, held=False)),
+            )
+            for _, example in held
+        ],
+    )
     return item

@@ -19,6 +19,7 @@ BUNDLED: Final = ("lightgbm", "policy")
 PACE: Final = "pace"
 ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
+PUBLISH: Final = "publish"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
 COLD_START: Final = "cold-start"
@@ -120,6 +121,11 @@ class VersionHistory:
     def frozen(self) -> bool:
         """Return whether learning is frozen."""
         return self.switch is not None and self.switch.frozen
+
+    def last_writer(self, service: str) -> str | None:
+        """Return the process of a service that has written last, as `pipeline.models.sole` names it; None without."""
+        figures = [event.figures for event in reversed(self.events) if not isinstance(event, LearningSwitch)]
+        return next((str(found[service]) for found in figures if service in found), None)
 
     def mentions(self) -> list[Mention]:
         """Return every LightGBM and policy version that was activated or assessed, the newest record first.

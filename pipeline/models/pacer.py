@@ -15,6 +15,7 @@ from pipeline.models.control_state import ControlState
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.history import PACE
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.sole import ServiceEnded, SoleProcess
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,7 @@ _POLL_S: Final = 1.0
 _HOUR_S: Final = 3_600
 
 
-class PaceEnded(Exception):
-    """The service has to end; the text says why."""
-
-
-class NothingActive(PaceEnded):
+class NothingActive(ServiceEnded):
     """There is no policy whose threshold could be set."""
 
 
@@ -58,7 +55,6 @@ class Pacer:
         settings: Give the topics' full names and the client's configuration.
         options: The budget.
         gate: Whether reported frauds set the policy's blend too.
-        identity: Distinguishes this process from other paces.
         stopped: Whether to stop.
     """
 
@@ -69,11 +65,10 @@ class Pacer:
         options: PacingOptions,
         *,
         gate: bool,
-        identity: str,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bootstrap, self._settings, self._options = bootstrap, settings, options
-        self._with_gate, self._identity, self._stopped = gate, identity, stopped
+        self._with_gate, self._stopped, self._sole = gate, stopped, SoleProcess(PACE)
         self._pacing, self._gate = Pacing(options), Gate()
         self._control = ControlState(bootstrap, settings, self._waiting)
         self._writer: ControlWriter | None = None
@@ -81,7 +76,6 @@ class Pacer:
         self._lightgbm: str | None = None
         self._decided_hour: int | None = None
         self._changed_hour: int | None = None
-        self._paced_before: str | None = None
         self._reported_frozen = False
 
     def once(self) -> Proposal:
@@ -100,15 +94,14 @@ class Pacer:
         """Pace until it is to stop.
 
         Raises:
-            PaceEnded: Another pace has taken over, or there is nothing to pace.
+            ServiceEnded: Another pace has taken over, or there is nothing to pace.
             DeliveryFailed: A policy could not be written.
         """
         try:
             self._control.refresh()
-            self._paced_before = self._control.paced_by
             while True:
                 self._waiting()
-                self._refuse_other()
+                self._sole.refuse_other(self._control.history)
                 active = self._prepared()
                 if self._pacing.hour is None or self._pacing.hour == self._decided_hour:
                     self._take(() if self._feed is None else self._feed.new(_POLL_S))
@@ -168,7 +161,7 @@ class Pacer:
         self._decided_hour = self._pacing.hour
         if not proposal.news:
             return
-        if self._control.frozen:
+        if self._control.history.frozen:
             if not self._reported_frozen:
                 log.warning("learning is stopped on control: the threshold stays, until learning is resumed")
             self._reported_frozen = True
@@ -210,33 +203,29 @@ class Pacer:
             **gate,
             "lightgbm": active.lightgbm.version,
             "decisions": {} if self._feed is None else self._feed.offsets,
-            PACE: self._identity,
+            **self._sole.figures,
         }
 
     def _publish(self, active: ActiveModels, proposal: Proposal) -> None:
         if self._writer is None:
             self._writer = ControlWriter(self._bootstrap, self._settings)
-        policy = proposal.policy
-        references = self._writer.contents([VersionToPublish("policy", policy.version, policy.to_payload())])
-        self._control.refresh()
-        self._refuse_other()
-        if self._control.frozen or self._control.active is not active:
+        policy, writer = proposal.policy, self._writer
+        references = writer.contents([VersionToPublish("policy", policy.version, policy.to_payload())])
+        change = ModelChange(PACE, PACE, proposal.reason, proposal.figures)
+
+        def activate() -> bool:
+            self._sole.refuse_other(self._control.history)
+            if self._control.history.frozen or self._control.active is not active:
+                return False
+            writer.activate(references, change)
+            return True
+
+        if not writer.undisturbed(self._control.refresh, activate):
             # What was decided by is no longer active: decide again.
             self._decided_hour = None
             return
-        self._writer.activate(references, ModelChange(PACE, PACE, proposal.reason, proposal.figures))
         log.info("%s", proposal.reason)
         self._changed_hour = self._pacing.hour
-
-    def _refuse_other(self) -> None:
-        """End where another pace has activated a policy since; the newest one goes on."""
-        if self._control.paced_by == self._identity:
-            self._paced_before = self._identity
-        elif self._control.paced_by != self._paced_before:
-            raise PaceEnded(
-                f"another pace ({self._control.paced_by or 'unnamed'}) has set the threshold since: this one ends. Run "
-                "one pace a cluster"
-            )
 
 
 def _reason(before: Policy, new: Policy, pace: Pace, decision: BlendDecision | None) -> str:

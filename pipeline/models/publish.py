@@ -1,19 +1,32 @@
-"""Publishing versions: their content on ``models`` first, then, on ``control``, the record that makes them active."""
+"""Publishing versions: their content on ``models`` first, then, on ``control``, the record that makes them active.
 
-from collections.abc import Sequence
+Who decides by what is on ``control`` must not overwrite what somebody else has decided meanwhile. All such writers use
+one transactional id. `ControlWriter.fence` takes it; from then on no earlier holder can write. Who reads behind that
+call, and then writes, knows that nobody came between.
+"""
+
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+from pipeline.decision.policy import Policy
 from pipeline.engine.learn import model_record
-from pipeline.kafka.producer import RecordProducer
+from pipeline.kafka.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.ranges import log_ranges
 from pipeline.protection.signing import Signer
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Output
 from schemas.topics import MODELS
+
+TRANSACTIONAL_ID: Final = "control"
+"""The transactional id of all who decide by what ``control`` says."""
+_MOST_FENCED: Final = 10
+"""Writes in a row that others have come before; then somebody has to look."""
+T = TypeVar("T")
 
 
 class VersionToPublish(NamedTuple):
@@ -51,6 +64,30 @@ class ControlWriter:
         self._bootstrap, self._settings = bootstrap, settings
         self._signer = Signer.from_settings(settings)
         self._producer = RecordProducer(bootstrap, settings)
+        self._holder: TransactionalProducer | None = None
+
+    def fence(self) -> TransactionalProducer:
+        """Take the right to write on ``control`` away from all who have it; read ``control`` behind this call."""
+        self._holder = TransactionalProducer(self._bootstrap, self._settings, self._settings.topic(TRANSACTIONAL_ID))
+        return self._holder
+
+    def undisturbed(self, read: Callable[[], None], decide: Callable[[], T]) -> T:
+        """Read, decide and write, again if somebody else has written meanwhile.
+
+        Args:
+            read: Reads what ``control`` has by now.
+            decide: Decides by that, writes if it wants to, and returns its result.
+        """
+        fenced = 0
+        while True:
+            self.fence()
+            read()
+            try:
+                return decide()
+            except WriterFenced:
+                fenced += 1
+                if fenced == _MOST_FENCED:
+                    raise
 
     def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         """Write contents and return references to them."""
@@ -69,8 +106,7 @@ class ControlWriter:
 
     def activate(self, references: Sequence[VersionReference], step: ModelChange) -> None:
         """Make versions active at once whose contents are on ``models``; each name once."""
-        now = datetime.now(UTC)
-        self.control(Activation(versions=list(references), activated_at=now, **step._asdict()))
+        self.control(_activation(references, step))
 
     def assess(
         self, outcome: str, versions: Sequence[VersionReference], against: Sequence[VersionReference], step: ModelChange
@@ -88,9 +124,21 @@ class ControlWriter:
             )
         )
 
-    def control(self, item: Control) -> None:
-        """Write a record of ``control``."""
-        self._write(control_record(item), datetime.now(UTC))
+    def control(self, item: Control, others: Sequence[TopicRecord] = ()) -> None:
+        """Write a record of ``control``, and others in the same transaction.
+
+        Raises:
+            WriterFenced: Somebody else has taken the right to write since `fence`.
+        """
+        output = control_record(item)
+        topic = self._settings.topic(output.topic.name)
+        headers = self._signer.headers(output, topic)
+        holder = self._holder or self.fence()
+        holder.write([TopicRecord(topic, output.key, output.value or b"", headers=headers), *others], headers=[])
+
+    def add(self, references: Sequence[VersionReference], step: ModelChange) -> None:
+        """Make versions active that take nobody's place, whatever others write meanwhile."""
+        self._write(control_record(_activation(references, step)), datetime.now(UTC))
         self._producer.flush()
 
     def _write(self, output: Output, now: datetime) -> None:
@@ -99,10 +147,14 @@ class ControlWriter:
         self._producer.produce(topic, output.key or b"", output.value or b"", round(now.timestamp() * 1_000), headers)
 
 
+def _activation(references: Sequence[VersionReference], step: ModelChange) -> Activation:
+    return Activation(versions=list(references), activated_at=datetime.now(UTC), **step._asdict())
+
+
 def publish_active(
     bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish], step: ModelChange | None = None
 ) -> None:
-    """Publish versions and make all of them active at once.
+    """Publish versions that take nobody's place, and make all of them active at once: rate tables, and first versions.
 
     Args:
         bootstrap: Addresses of brokers.
@@ -114,4 +166,13 @@ def publish_active(
         DeliveryFailed: A record was not written. Nothing is active before the last one is.
     """
     writer = ControlWriter(bootstrap, settings)
-    writer.activate(writer.contents(contents), step or ModelChange())
+    writer.add(writer.contents(contents), step or ModelChange())
+
+
+def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
+    """Publish the first LightGBM version of a cluster with its policy, as `publish_active`."""
+    contents = [
+        VersionToPublish("lightgbm", model.version, model.to_payload()),
+        VersionToPublish("policy", policy.version, policy.to_payload()),
+    ]
+    publish_active(bootstrap, settings, contents)

@@ -5,7 +5,9 @@ from typing import Any, Final, NamedTuple
 from pipeline.models.history import PROGRAM, PROMOTE, ROLLBACK, VersionHistory
 from schemas.messages import Assessment, LearningSwitch
 
-BY: Final = f"{PROGRAM}retrain"
+SERVICE: Final = "retrain"
+"""The service's name, also among figures."""
+BY: Final = f"{PROGRAM}{SERVICE}"
 """The writer of the service's records."""
 AS_OF: Final = "as_of_us"
 """The figure that says up to which event time a cycle had read."""

@@ -55,6 +55,16 @@ class ComparisonPeriod(NamedTuple):
     end_us: int
 
 
+class _Look(NamedTuple):
+    """What a recipe is compared with, and what is written of it."""
+
+    champion: Champion
+    rows: ServedRows
+    limits: GateLimits
+    against: list[VersionReference]
+    figures: dict[str, Any]
+
+
 def active_champion(topics: ClusterLog) -> Champion:
     """Return the active version and its policy; raises `ModelError` without one."""
     champion = topics.champion()
@@ -181,25 +191,41 @@ def propose(
         "alerts_per_day_budget": limits.alerts_per_day,
         "offsets": topics.offsets,
     }
+    look = _Look(champion, rows, limits, against, figures)
     writer.assess(DECLARED, [], against, ModelChange(DECLARED, author.by, author.reason, figures))
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
+        writer.fence()
         writer.assess(FAILED, [], against, ModelChange(FAILED, author.by, f"{author.reason} {error}", figures))
         raise
     figures |= found.judgement.figures
-    topics.read_control()
+    return writer.undisturbed(
+        topics.read_control, lambda: _concluded(topics, writer, look, found, author, second_approval=second_approval)
+    )
+
+
+def _concluded(
+    topics: ClusterLog,
+    writer: ControlWriter,
+    look: _Look,
+    found: Challenge,
+    author: ChangeAuthor,
+    *,
+    second_approval: bool,
+) -> ProposalOutcome:
+    """Record the outcome, and make an accepted version active where nobody has to approve it."""
     current = active_champion(topics)
     outcome, reason = ACCEPTED if found.judgement.accepted else "rejected", found.judgement.reason
-    if recipe_of(current.model).digest != active.digest:
+    if recipe_of(current.model).digest != look.figures[AGAINST_RECIPE]:
         outcome, reason = "kept", "the active recipe was changed while the other one was compared"
-    elif current.policy.digest != champion.policy.digest:
+    elif current.policy.digest != look.champion.policy.digest:
         # Pacing goes on meanwhile.
-        found = found._replace(policy=policy_for(rows, found.trained.model, current, limits))
+        found = found._replace(policy=policy_for(look.rows, found.trained.model, current, look.limits))
     versions, why = _contents(writer, found), f"{author.reason} {reason}"
-    writer.assess(outcome, versions, against, ModelChange(outcome, author.by, why, figures))
+    writer.assess(outcome, versions, look.against, ModelChange(outcome, author.by, why, look.figures))
     if outcome == ACCEPTED and not second_approval:
-        writer.activate(versions, ModelChange(PROMOTE, author.by, why, figures))
+        writer.activate(versions, ModelChange(PROMOTE, author.by, why, look.figures))
         outcome = "promoted"
     return ProposalOutcome(outcome, reason, found.trained.model.version)
 

@@ -8,9 +8,10 @@ from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import TREELESS
+from pipeline.models.sole import SoleProcess
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
-from pipeline.retraining.cycles import AS_OF, BY, cycles_of
+from pipeline.retraining.cycles import AS_OF, BY, SERVICE, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import GuardDecision, harm_done
 from pipeline.retraining.topics import ClusterLog
@@ -51,6 +52,16 @@ class CycleOutcome(NamedTuple):
     figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
 
 
+class _Cycle(NamedTuple):
+    """A renewal: what a challenger is compared with, and what is written of it."""
+
+    champion: Champion
+    rows: ServedRows
+    limits: GateLimits
+    against: list[VersionReference]
+    figures: dict[str, Any]
+
+
 def drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
     """Return why served rows have drifted so far that a challenger should not wait; None where they have not."""
     return drift_reason(rows.event_time_us, rows.features, rows.score, model.distributions, model.gain_shares)
@@ -75,7 +86,7 @@ class Retrainer:
     ) -> None:
         self._options, self._drifted, self._barred = options, drifted, settings.barred_features
         self._topics = ClusterLog(bootstrap, settings, options.window_days)
-        self._writer = ControlWriter(bootstrap, settings)
+        self._writer, self._sole = ControlWriter(bootstrap, settings), SoleProcess(SERVICE)
         self._day: int | None = None
         self._reported: str | None = None
 
@@ -88,8 +99,11 @@ class Retrainer:
         Raises:
             TopicError: A topic is missing, or a part of it cannot be read.
             DeliveryFailed: A record was not written. Nothing is active before the last one is.
+            ServiceEnded: Another process has renewed since the first look.
         """
-        if not self._topics.read() and not now:
+        has_news = self._topics.read()
+        self._sole.refuse_other(self._topics.published.history)
+        if not has_news and not now:
             return self._nothing("no decision or label has come")
         champion = self._topics.champion()
         stream_time_us = self._topics.served.stream_time_us
@@ -102,7 +116,8 @@ class Retrainer:
         self._day = stream_time_us // US_PER_DAY
         served, budget = self._topics.served, self._budget(champion)
         if found := harm_done(served, self._topics, champion.policy, tenures, budget, whole=new_day or now):
-            return self._rolled_back(champion, *found)
+            decision, to = found
+            return self._undisturbed(lambda: self._rolled_back(champion, decision, to))
         if why := self._waits(champion.model, stream_time_us, now=now, new_day=new_day):
             return self._nothing(why)
         return self._cycle(champion, tenures, stream_time_us)
@@ -117,7 +132,6 @@ class Retrainer:
         return self._options.alerts_per_day or champion.alerts_per_day
 
     def _rolled_back(self, champion: Champion, decision: GuardDecision, to: Tenure) -> CycleOutcome:
-        self._topics.read_control()
         current = self._topics.champion()
         if current is None or current.model.digest != champion.model.digest:
             return self._nothing("the active version was changed while it was compared")
@@ -129,7 +143,7 @@ class Retrainer:
                 self._reported = reason
                 log.error("%s", reason)
             return CycleOutcome("kept", reason, figures=decision.figures)
-        figures = {**decision.figures, AS_OF: stream_time_us, "offsets": self._topics.offsets}
+        figures = {**decision.figures, AS_OF: stream_time_us, "offsets": self._topics.offsets, **self._sole.figures}
         references = [to.lightgbm, *self._policy_behind(current.policy, to)]
         self._writer.activate(references, ModelChange(ROLLBACK, BY, reason, figures))
         log.error("%s", reason)
@@ -162,8 +176,8 @@ class Retrainer:
 
     def _cycle(self, champion: Champion, tenures: Sequence[Tenure], stream_time_us: int) -> CycleOutcome:
         rows = self._topics.served.rows()
-        cycle = self._options.cycle
-        start_us, end_us = compared_days(rows, cycle)
+        options = self._options.cycle
+        start_us, end_us = compared_days(rows, options)
         reference = self._topics.newest_trained_before(tenures, start_us)
         figures: dict[str, Any] = {
             AS_OF: stream_time_us,
@@ -172,31 +186,45 @@ class Retrainer:
             "compared_to_us": end_us,
             "compared_with": "served" if reference is None else reference.version,
             "offsets": self._topics.offsets,
+            **self._sole.figures,
         }
         log.info("training a challenger of version %s on %s decisions", champion.model.version, f"{len(rows):,}")
-        against = tenures[-1].references if tenures else []
         limits = GateLimits(alerts_per_day=self._budget(champion))
+        cycle = _Cycle(champion, rows, limits, tenures[-1].references if tenures else [], figures)
         try:
             refuse_barred(champion.model.trained_on, self._barred)
-            found = challenge(rows, champion, reference, limits, cycle)
+            found = challenge(rows, champion, reference, limits, options)
         except ModelError as error:
-            return self._assessed("failed", f"no challenger could be made: {error}", [], against, figures)
+            why = f"no challenger could be made: {error}"
+            return self._undisturbed(lambda: self._assessed("failed", why, [], cycle))
         figures |= found.judgement.figures
+        return self._undisturbed(lambda: self._conclude(found, cycle))
+
+    def _conclude(self, found: Challenge, cycle: _Cycle) -> CycleOutcome:
+        """Make an accepted challenger active, where what it was compared with still is."""
         if not found.judgement.accepted:
-            return self._assessed("rejected", found.judgement.reason, self._contents(found), against, figures)
-        self._topics.read_control()
-        current = self._topics.champion()
+            return self._assessed("rejected", found.judgement.reason, self._contents(found), cycle)
+        champion, current = cycle.champion, self._topics.champion()
         if current is None or current.model.digest != champion.model.digest or self._frozen() is not None:
             reason = "the active version was changed, or learning was frozen, while the challenger was trained"
-            return self._assessed("kept", reason, self._contents(found), against, figures)
+            return self._assessed("kept", reason, self._contents(found), cycle)
         if current.policy.digest != champion.policy.digest:
             # Pacing goes on meanwhile.
-            found = found._replace(policy=policy_for(rows, found.trained.model, current, limits))
+            found = found._replace(policy=policy_for(cycle.rows, found.trained.model, current, cycle.limits))
         versions = self._contents(found)
         reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
-        self._writer.activate(versions, ModelChange(PROMOTE, BY, reason, figures))
+        self._writer.activate(versions, ModelChange(PROMOTE, BY, reason, cycle.figures))
         log.info("%s", reason)
-        return self._done("promoted", reason, versions, figures)
+        return self._done("promoted", reason, versions, cycle.figures)
+
+    def _undisturbed(self, decide: Callable[[], CycleOutcome]) -> CycleOutcome:
+        """Decide by what `control` has by now, and write before anybody else does."""
+
+        def read() -> None:
+            self._topics.read_control()
+            self._sole.refuse_other(self._topics.published.history)
+
+        return self._writer.undisturbed(read, decide)
 
     def _frozen(self) -> LearningSwitch | None:
         """Return the switch that stops learning; None while models learn."""
@@ -212,17 +240,10 @@ class Retrainer:
             ]
         )
 
-    def _assessed(
-        self,
-        outcome: str,
-        reason: str,
-        versions: Sequence[VersionReference],
-        against: Sequence[VersionReference],
-        figures: dict[str, Any],
-    ) -> CycleOutcome:
-        self._writer.assess(outcome, versions, against, ModelChange(outcome, BY, reason, figures))
+    def _assessed(self, outcome: str, reason: str, versions: Sequence[VersionReference], cycle: _Cycle) -> CycleOutcome:
+        self._writer.assess(outcome, versions, cycle.against, ModelChange(outcome, BY, reason, cycle.figures))
         log.warning("%s", reason)
-        return self._done(outcome, reason, versions, figures)
+        return self._done(outcome, reason, versions, cycle.figures)
 
     def _done(
         self, outcome: str, reason: str, versions: Sequence[VersionReference], figures: dict[str, Any]

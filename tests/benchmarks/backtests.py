@@ -23,9 +23,9 @@ from pipeline import Backtest
 from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.broker import embedded_broker
-from pipeline.commands.train import publish_champion
 from pipeline.engine.models import ActiveModels
 from pipeline.kafka.admin import ensure_topics
+from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.messages import event_times_us
 from pipeline.settings import Settings

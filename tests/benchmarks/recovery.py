@@ -20,10 +20,10 @@ import msgspec
 from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from pipeline.broker import embedded_broker
-from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerProcess, check_alive, start_worker, stop_workers
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import consumer_config
+from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, RecordPosition, Timestamp
 from schemas.topics import DECISIONS

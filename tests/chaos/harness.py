@@ -10,12 +10,12 @@ from typing import Any, Literal
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy, Rule
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.log_offsets import last_offsets
 from pipeline.kafka.retries import retried
+from pipeline.models.publish import publish_champion
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US

@@ -27,12 +27,12 @@ import pandas as pd
 from pipeline.broker import BrokerError, provide_broker
 from pipeline.commands.replay import Speed
 from pipeline.commands.times import Duration, Moment
-from pipeline.commands.train import publish_champion
 from pipeline.demo.processes import WorkerDied
 from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
+from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError
 from pipeline.replay.replayer import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from pipeline.commands.train import publish_champion
 from pipeline.decision.policy import Policy
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.kafka.admin import committed_offsets, ensure_topics
 from pipeline.kafka.clients import producer_config
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.topic_reader import read_topic
+from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, DecisionFeatures, Example, ModelVersion
 from schemas.records import Record

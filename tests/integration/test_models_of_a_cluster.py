@@ -4,14 +4,28 @@ import json
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.cli import main
+from pipeline.kafka.producer import WriterFenced
+from pipeline.models.changes import ChangeAuthor, VersionChanges
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.sole import ServiceEnded
+from pipeline.retraining.challenger import Challenge, Champion
+from pipeline.retraining.gate import GateLimits, Judgement
+from pipeline.retraining.service import Retrainer, ServiceOptions, _Cycle
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
+from pipeline.training.fit import Trained
+from schemas.messages import VersionReference
 from schemas.topics import CONTROL, EXAMPLES
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
@@ -56,6 +70,90 @@ def metric(address: str, name: str, **labels: str) -> float | None:
     return next(
         (sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()), None
     )
+
+
+def test_a_trained_version_takes_over_rules_blend_and_audit_from_the_cluster(
+    cluster: Cluster, models: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_AUDIT_KEYS", '{"k1": "secret"}')
+    registry = Registry(cluster.settings.registry_path)
+    registry.activate(POLICY, registry.register(POLICY, policy(0.9, rules=(), blend=0.75).to_payload()))
+    cluster.publish(FIRST)
+    changed = ("--blend", "0.25", "--audit-rate", "0.01", "--audit-key-id", "k1", "--remove-rule", "large-amount")
+    rule = ("--rule", "tiny", "amount", "<", "1", "The amount is below 1.")
+    models("policy", "set", *changed, *rule, reason="Cards are tested.")
+    file = tmp_path / "history.parquet"
+    history = simulate_days(make_profiles(np.random.default_rng(4), 70, 140, Scenario()), 4, 0, 24)
+    history[history["amount_minor"] > 0].to_parquet(file, index=False)
+    quick = (
+        "--trees",
+        "5",
+        "--force",
+        "--label-delay-days",
+        "1",
+        "--validation-days",
+        "4",
+        "--features",
+        "amount,hour",
+    )
+    trained = CliRunner().invoke(main, ["train", str(file), *quick, "--publish", "--bootstrap", cluster.bootstrap])
+    assert trained.exit_code == 0, trained.output
+    shown = json.loads(models("policy", "show", "--json"))
+    assert shown["version"] == json.loads(trained.stdout)["policy"]
+    assert shown["lightgbm_version"] == json.loads(trained.stdout)["lightgbm"]
+    assert (shown["blend"], [*shown["rules"]], shown["audit"]["rate"]) == (0.25, ["tiny"], 0.01)
+
+
+def test_who_has_read_before_somebody_else_wrote_writes_nothing(cluster: Cluster, models: Callable[..., str]) -> None:
+    cluster.publish(FIRST)
+    late = VersionChanges.on(cluster.bootstrap, cluster.settings)
+    models("policy", "set", "--threshold", "0.3", reason="Too few alerts.")
+    with pytest.raises(WriterFenced, match="look at it, and try again"):
+        late.set_policy({"blend": 0.5}, ChangeAuthor("dana", "Too late."))
+    shown = json.loads(models("policy", "show", "--json"))
+    assert (shown["threshold"], shown["blend"]) == (0.3, 1.0)
+
+
+def test_a_rollback_by_a_person_between_reading_and_writing_of_a_renewal_holds(
+    cluster: Cluster, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.publish(FIRST)
+    contents = [("lightgbm", OTHER.version, OTHER.to_payload()), ("policy", SECOND.version, SECOND.payload)]
+    publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*content) for content in contents])
+    service = Retrainer(cluster.bootstrap, cluster.settings, ServiceOptions())
+    service._topics.read()
+    champion = service._topics.champion()
+    assert champion is not None
+    assert champion.model.version == OTHER.version
+    third = LightGBMModel(OTHER._text, msgspec.structs.replace(OTHER.calibration, intercept=1.5))
+    made = SECOND.replace(lightgbm_version=third.version)
+    found = Challenge(Judgement(True, "it finds more", {}), Trained(third, made, {}), made)
+    # Training and comparing take hours where this takes none.
+    monkeypatch.setattr("pipeline.retraining.service.challenge", lambda *_: found)
+    monkeypatch.setattr("pipeline.retraining.service.compared_days", lambda *_: (0, 1))
+    monkeypatch.setattr(service._topics.served, "rows", list)
+    written = service._contents
+
+    def interrupted(challenge: Challenge) -> list[VersionReference]:
+        if json.loads(models("policy", "show", "--json"))["version"] == SECOND.version:
+            models("rollback", reason="It finds less.")
+        return written(challenge)
+
+    monkeypatch.setattr(service, "_contents", interrupted)
+    assert service._cycle(champion, service._topics.tenures(champion), 0).outcome == "kept"
+    assert json.loads(models("policy", "show", "--json"))["version"] == FIRST.version
+
+
+def test_of_two_renewing_processes_the_one_that_wrote_last_goes_on(cluster: Cluster) -> None:
+    cluster.publish(FIRST)
+    first, second = (Retrainer(cluster.bootstrap, cluster.settings, ServiceOptions()) for _ in range(2))
+    second._sole._identity = "another-1"
+    assert {first.look().outcome, second.look().outcome} == {"nothing"}
+    cycle = _Cycle(Champion(MODEL, FIRST), cast(Any, []), GateLimits(1.0), [], second._sole.figures)
+    second._undisturbed(lambda: second._assessed("rejected", "it finds less", [], cycle))
+    assert second.look().outcome == "nothing"
+    with pytest.raises(ServiceEnded, match="another retrain \\(another-1\\) has written since: this one ends"):
+        first.look()
 
 
 def test_versions_are_changed_and_learning_is_frozen(

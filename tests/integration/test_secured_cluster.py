@@ -21,7 +21,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from agents.permissions import DEMO, GROUP, RELEASE, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
+from agents.permissions import DECIDES, DEMO, GROUP, REPROCESSED, TOPIC, TRANSACTIONAL_ID, Grant, roles
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
@@ -394,7 +394,7 @@ def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
 def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> None:
     settings = by_role.cluster.settings
     ids = [settings.topic(f"{agent}-w1") for agent in AGENTS]
-    ids += [settings.topic(name) for name in (f"{REPROCESSED}one-reprocess", f"{STAGE}-labels-w1", RELEASE, "somebody")]
+    ids += [settings.topic(name) for name in (f"{REPROCESSED}one-reprocess", f"{STAGE}-labels-w1", DECIDES, "somebody")]
     ids.append(f"{DEMO}0-card-w1")
 
     def denied(cell: tuple[str, str]) -> bool:

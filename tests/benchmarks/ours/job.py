@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.commands.train import publish_champion
 from pipeline.kafka.admin import ensure_topics
+from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.topics import DECISIONS, LABELS, TOPICS, TRANSACTIONS

@@ -11,7 +11,7 @@ import pytest
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.kafka.quarantine import control_record
-from pipeline.models.changes import Active, ChangeAuthor, VersionChanges, switch_learning
+from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts
 from pipeline.models.known import KnownVersion
@@ -21,6 +21,7 @@ from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.retraining.challenger import recipe_of
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from pipeline.training.cold_start import cold_start
@@ -137,6 +138,32 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
     assert now_active(cluster).lightgbm == (OTHER.version if damage == "policy" else MODEL.version)
 
 
+def test_a_trained_version_takes_over_the_policy_that_is_active(cluster: Cluster) -> None:
+    changes = cluster.changes()
+    before = changes.inherited_policy()
+    assert before is not None
+    assert before.version == FIRST.version
+    made = before.replace(threshold=0.4, lightgbm_version=OTHER.version)
+    changes.publish(OTHER, made, ChangeAuthor("train", ""))
+    assert now_active(cluster) == (OTHER.version, made.version)
+    assert (cluster.items[-1].step, cluster.items[-1].by) == ("publish", "train")
+    third = LightGBMModel(OTHER._text, msgspec.structs.replace(OTHER.calibration, intercept=1.5))
+    with pytest.raises(ModelError, match="was never active"):
+        cluster.changes(second_approval=True).publish(third, made, DANA)
+
+
+def test_a_policy_is_taken_over_from_a_version_of_another_kernel(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    assert cluster.changes().inherited_policy() is None
+    payload = OTHER.to_payload().replace(OTHER.kernel.encode(), b"2-00000000")
+    contents = [VersionToPublish(LIGHTGBM, "x", payload), VersionToPublish(POLICY, FIRST.version, FIRST.payload)]
+    cluster.activate(cluster.contents(contents), ModelChange())
+    assert cluster.published().model_set.active is None
+    inherited = cluster.changes().inherited_policy()
+    assert inherited is not None
+    assert inherited.version == FIRST.version
+
+
 def test_a_version_of_barred_features_is_not_promoted(cluster: Cluster) -> None:
     cluster.register(OTHER, SECOND)
     with pytest.raises(ModelError, match=r"was trained on hour, .*FRAUD_PIPELINE_BARRED_FEATURES bars"):
@@ -235,7 +262,7 @@ def test_the_list_has_what_was_rejected_and_what_cannot_be_read(cluster: Cluster
 
 
 def test_a_switch_says_who_and_why(cluster: Cluster) -> None:
-    switch_learning(cluster, DANA, frozen=True)
+    cluster.changes().switch_learning(DANA, frozen=True)
     assert cluster.changes().history.frozen
     item = cluster.items[-1]
     assert isinstance(item, LearningSwitch)
