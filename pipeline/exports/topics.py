@@ -21,7 +21,6 @@ from pipeline.kafka.cluster import topic_identities
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
 from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.retries import retried
 from pipeline.kafka.topic_reader import READ_BATCH
 from pipeline.settings import Settings
 from schemas.topics import DECISION_FEATURES, TOPICS, Topic
@@ -153,7 +152,7 @@ class TopicExport:
         rows = row_format(topic.form)
         origin = Origin(ids.cluster_id, name, ids.topic_ids[name], len(numbers))
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
-        begins = retried(lambda: first_offsets(client, [(name, number) for number in numbers]))
+        begins = first_offsets(client, [(name, number) for number in numbers])
         asked, note = self._ranges(name, numbers, {number: begins[name, number] for number in numbers})
         log = _TopicLog(name, rows, files, [], {}, Exported(name, files.directory, note=note))
         if note is not None:
@@ -205,10 +204,10 @@ class TopicExport:
         if all(ends[number] <= begins[number] for number in numbers):
             return {}, f"topic {name} holds no record: check the topic prefix, or export it once there are some"
         if from_ms is not None:
-            found = retried(lambda: offsets_at(client, partitions, max(from_ms, 0)))
+            found = offsets_at(client, partitions, max(from_ms, 0))
             starts = {number: min(found[name, number], ends[number]) for number in numbers}
         if to_ms is not None:
-            found = retried(lambda: offsets_at(client, partitions, max(to_ms, 0)))
+            found = offsets_at(client, partitions, max(to_ms, 0))
             ends = {number: min(ends[number], found[name, number]) for number in numbers}
             if all(ends[number] <= begins[number] for number in numbers):
                 return {}, f"the range ends before the first record that topic {name} still holds: choose a later one"

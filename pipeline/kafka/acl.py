@@ -1,6 +1,7 @@
 """Access rules of a cluster, made by its admin client."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaException
@@ -16,6 +17,7 @@ from confluent_kafka.admin import (
 from pipeline.kafka.admin import REQUEST_TIMEOUT_S, reached
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.errors import failure_text
+from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 
 _KINDS: Final = {
@@ -56,11 +58,11 @@ def create_rules(bootstrap: str, settings: Settings, rules: Sequence[AclRule]) -
         ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
     )
     try:
-        present = client.describe_acls(every, request_timeout=REQUEST_TIMEOUT_S).result()
+        present = retried(lambda: client.describe_acls(every, request_timeout=REQUEST_TIMEOUT_S).result())
         missing = [binding for binding in map(_binding, rules) if binding not in present]
         if missing:
-            for future in client.create_acls(missing, request_timeout=REQUEST_TIMEOUT_S).values():
-                future.result()
+            made = partial(client.create_acls, missing, request_timeout=REQUEST_TIMEOUT_S)
+            retried(lambda: [future.result() for future in made().values()])
     except KafkaException as error:
         raise AclError(
             f"{failure_text(error)}. The user of FRAUD_PIPELINE_KAFKA_CONFIG must be one that may alter the cluster, "

@@ -4,27 +4,23 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic, ResourceType
 
-from pipeline.kafka.clients import admin_client, consumer_config
+from pipeline.kafka.clients import ANSWER_S, admin_client, consumer_config
 from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.log_offsets import last_offsets, partition_numbers
+from pipeline.kafka.log_offsets import committed_partitions, last_offsets, partition_numbers
 from pipeline.kafka.retention import retention_ms, wanted_problems
-from pipeline.kafka.retries import PASSING_ERRORS, retried
+from pipeline.kafka.retries import may_pass, retried
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
-CREATION_POLL_S: Final = 0.02
 ANSWER_POLL_S: Final = 1.0
 """Longest time between two looks at what brokers have refused."""
-APPEAR_TIMEOUT_S: Final = 30.0
-APPEAR_POLL_S: Final = 0.05
 CONNECT_TIMEOUT_S: Final = 15.0
 FOREVER_MS: Final = 2**63 - 1
 _PARTITION_SETTINGS: Final = {
@@ -54,7 +50,7 @@ def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None
     A broker that refuses the client for its security settings is not asked again.
     """
     errors: list[KafkaError] = []
-    quiet = {"log_level": 0, "error_cb": errors.append}
+    quiet = {"log_level": 0, "error_cb": errors.append, "socket.timeout.ms": round(ANSWER_POLL_S * 1_000)}
     client, end_s = admin_client(bootstrap, settings=settings, overrides=quiet), time.monotonic() + timeout_s
     while (left_s := end_s - time.monotonic()) > 0:
         try:
@@ -70,7 +66,7 @@ def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None
 def reached(client: AdminClient, bootstrap: str) -> ClusterMetadata:
     """Return the cluster's metadata; raises ``ClusterUnreachable`` when no broker answers."""
     try:
-        return client.list_topics(timeout=CONNECT_TIMEOUT_S)
+        return retried(lambda: client.list_topics(timeout=min(ANSWER_S, CONNECT_TIMEOUT_S)), within_s=CONNECT_TIMEOUT_S)
     except KafkaException as error:
         raise ClusterUnreachable(
             f"no Kafka broker answers at {bootstrap} within {CONNECT_TIMEOUT_S:.0f} s ({error.args[0].str()}): check "
@@ -146,28 +142,15 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] | 
 
 def _await_leaders(client: AdminClient, names: Iterable[str]) -> None:
     """Wait until the broker that answers knows the topics and their leaders: it learns of fresh ones a moment later."""
-    deadline_s = time.monotonic() + APPEAR_TIMEOUT_S
     for name in names:
-        while not _has_leaders(client, name):
-            if time.monotonic() > deadline_s:
-                raise TopicError(
-                    f"topic {name} was created, but has no leader after {APPEAR_TIMEOUT_S:.0f} s: see the brokers' log"
-                )
-            time.sleep(APPEAR_POLL_S)
-
-
-def _has_leaders(client: AdminClient, name: str) -> bool:
-    topic = client.list_topics(name, timeout=CONNECT_TIMEOUT_S).topics.get(name)
-    if topic is None or topic.error is not None or not topic.partitions:
-        return False
-    try:
-        # Metadata can name a leader that does not know it yet.
-        last_offsets(client, [(name, number) for number in topic.partitions], IsolationLevel.READ_UNCOMMITTED)
-    except KafkaException as error:
-        if error.args[0].code() not in PASSING_ERRORS:
-            raise
-        return False
-    return True
+        numbers = partition_numbers(client, name, appear_s=REQUEST_TIMEOUT_S)
+        try:
+            # Metadata can name a leader that does not know it yet.
+            last_offsets(client, [(name, number) for number in numbers], IsolationLevel.READ_UNCOMMITTED)
+        except KafkaException as error:
+            raise TopicError(
+                f"topic {name} was created, but has no leader ({error.args[0].str()}): see the brokers' log"
+            ) from error
 
 
 def _wrong_count(name: str, found: int, topic: Topic, settings: Settings) -> str:
@@ -211,31 +194,27 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
         for name, topic in missing.items()
     ]
     created = set()
-    for name, future in client.create_topics(request, operation_timeout=REQUEST_TIMEOUT_S).items():
-        try:
-            future.result()
-        except KafkaException as error:
-            # Workers that start together create together.
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise TopicError(_creation_failed(name, error.args[0], replicas)) from error
-            found = _await_topic(client, name)
-            if found != partition_count(missing[name], settings):
-                raise TopicError(_wrong_count(name, found, missing[name], settings)) from error
-        else:
-            created.add(name)
+
+    def create() -> None:
+        left = [topic for topic in request if topic.topic not in created]
+        limits = {"operation_timeout": REQUEST_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
+        for name, future in client.create_topics(left, **limits).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if may_pass(error.args[0]):
+                    raise
+                # Workers that start together create together.
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise TopicError(_creation_failed(name, error.args[0], replicas)) from error
+                found = len(partition_numbers(client, name, appear_s=REQUEST_TIMEOUT_S))
+                if found != partition_count(missing[name], settings):
+                    raise TopicError(_wrong_count(name, found, missing[name], settings)) from error
+            else:
+                created.add(name)
+
+    retried(create)
     return created
-
-
-def _await_topic(client: AdminClient, name: str) -> int:
-    """Number of partitions of a topic that somebody else has just created, once the broker that we ask knows of it."""
-    deadline_s = time.monotonic() + REQUEST_TIMEOUT_S
-    while True:
-        try:
-            return len(partition_numbers(client, name))
-        except TopicError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(CREATION_POLL_S)
 
 
 def _creation_failed(name: str, error: KafkaError, replicas: int) -> str:
@@ -255,21 +234,17 @@ def _differences(client: AdminClient, topics: dict[str, Topic], settings: Settin
     """Configuration that is not as it should be, by topic, as sentences."""
     if not topics:
         return {}
-    futures = client.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])
-    found: dict[str, tuple[str, ...]] = {}
-    for resource, future in futures.items():
-        try:
-            actual = {entry.name: entry.value for entry in future.result(REQUEST_TIMEOUT_S).values()}
-        except KafkaException as error:
-            found[resource.name] = (f"its configuration cannot be checked: {error.args[0].str()}",)
-            continue
-        expected = topic_config(topics[resource.name], settings)
-        found[resource.name] = tuple(
-            f"{key} is {actual.get(key)}, should be {value}" + (" or more" if key in _AT_LEAST else "")
-            for key, value in expected.items()
-            if not _satisfies(key, actual.get(key), value)
+    configs, _ = configs_of(client, ResourceType.TOPIC, list(topics))
+    return {
+        name: tuple(
+            f"{key} is {configs[name].get(key)}, should be {value}" + (" or more" if key in _AT_LEAST else "")
+            for key, value in topic_config(topic, settings).items()
+            if not _satisfies(key, configs[name].get(key), value)
         )
-    return found
+        if name in configs
+        else ("its configuration cannot be checked: allow DESCRIBE_CONFIGS to this user",)
+        for name, topic in topics.items()
+    }
 
 
 _AT_LEAST: Final = frozenset({"max.message.bytes", "message.timestamp.after.max.ms", "message.timestamp.before.max.ms"})
@@ -288,13 +263,10 @@ def delete_before(bootstrap: str, topic: str, offsets: Mapping[int, int], *, set
     """Delete the records of ``topic`` (full name) below an offset of each partition. Raises ``TopicError``."""
     client = admin_client(bootstrap, settings=settings)
     ends = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
-    for at, future in client.delete_records(ends, request_timeout=REQUEST_TIMEOUT_S).items():
-        try:
-            future.result()
-        except KafkaException as error:
-            raise TopicError(
-                f"the records of topic {topic} partition {at.partition} cannot be deleted: {error.args[0].str()}"
-            ) from error
+    try:
+        retried(lambda: [f.result() for f in client.delete_records(ends, request_timeout=REQUEST_TIMEOUT_S).values()])
+    except KafkaException as error:
+        raise TopicError(f"records of topic {topic} cannot be deleted: {error.args[0].str()}") from error
 
 
 def end_offsets(
@@ -317,7 +289,7 @@ def committed_offsets(
     """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
     client = admin_client(bootstrap, settings=settings)
     with closing(group_consumer(bootstrap, group, settings=settings)) as consumer:
-        return retried(partial(committed_by_group, consumer, _partitions(client, topics)))
+        return committed_by_group(consumer, _partitions(client, topics))
 
 
 def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None) -> Consumer:
@@ -333,11 +305,8 @@ def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = No
 
 def committed_by_group(consumer: Consumer, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """``committed_offsets`` of given partitions (topic, number), with a ``group_consumer``."""
-    found = consumer.committed([TopicPartition(topic, number) for topic, number in partitions], REQUEST_TIMEOUT_S)
-    for at in found:
-        if at.error is not None:
-            raise KafkaException(at.error)
-    return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
+    found = retried(lambda: committed_partitions(consumer, partitions))
+    return {(at.topic, at.partition): at.offset for at in found if at.offset != OFFSET_INVALID}
 
 
 def _partitions(client: AdminClient, topics: Sequence[str]) -> list[tuple[str, int]]:

@@ -28,6 +28,9 @@ CALL_TIMEOUT_S: Final = 8.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
 METADATA_TIMEOUT_S: Final = 30.0
+"""Longest time for which a question is asked again."""
+ANSWER_S: Final = 5.0
+"""Longest wait for one answer: the broker that is asked may stand still, and another one may know."""
 CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 """A worker that died is replaced after this long; under KIP-848 the broker says how long."""
 READER_GROUP: Final = "fraud-pipeline-reader"
@@ -191,5 +194,10 @@ def admin_client(
     bootstrap: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
 ) -> AdminClient:
     """An admin client. It needs no closing, but must be kept for as long as one of its futures is awaited."""
-    tuning = {**_common(bootstrap), "error_cb": log_error_only}
+    tuning = {
+        **_common(bootstrap),
+        "error_cb": log_error_only,
+        # A client asks the broker that it has asked last, for as long as they are connected: one that stands still.
+        "socket.timeout.ms": round(ANSWER_S * 1_000),
+    }
     return AdminClient(_merge(tuning, {}, settings, overrides))

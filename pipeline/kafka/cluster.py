@@ -1,18 +1,18 @@
 """Metadata of a cluster: brokers, topics, configuration, identities, and the group protocol that it offers."""
 
+import time
 from collections.abc import Sequence
-from functools import partial
+from itertools import cycle
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
-from pipeline.kafka.clients import GroupProtocol
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.clients import ANSWER_S, GroupProtocol
+from pipeline.kafka.log_offsets import APPEAR_S, missing_topic
 from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 
-REQUEST_TIMEOUT_S: Final = 30.0
 _PROTOCOLS: Final = "group.coordinator.rebalance.protocols"
 _OLD: Final = ("zookeeper.connect", "inter.broker.protocol.version")
 """Properties of brokers before 4.0, none of which offers KIP-848 for production."""
@@ -40,8 +40,7 @@ def group_protocol(client: AdminClient, settings: Settings) -> GroupProtocol:
     """
     if settings.group_protocol != "auto":
         return settings.group_protocol
-    broker = str(brokers(client)[0])
-    config = configs_of(client, ResourceType.BROKER, [broker])[0].get(broker, {})
+    config, _ = broker_config(client)
     offered = config.get(_PROTOCOLS)
     if offered is not None:
         return "consumer" if "consumer" in offered.split(",") else "classic"
@@ -60,28 +59,50 @@ def describe_topics(
 
     Raises ``TopicError`` for one that does not exist, unless ``missing_ok``: it is then left out.
     """
-    found = {}
-    for name, future in client.describe_topics(TopicCollection(list(names)), request_timeout=REQUEST_TIMEOUT_S).items():
-        try:
-            found[name] = future.result()
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise
-            if not missing_ok:
-                raise TopicError(
-                    f"there is no topic {name}: create it with `fraud-pipeline topics`, or check the topic prefix"
-                ) from error
-    return {name: found[name] for name in names if name in found}
+    appears_s = time.monotonic() + APPEAR_S
+
+    def ask() -> dict[str, TopicDescription]:
+        found = {}
+        for name, future in client.describe_topics(TopicCollection(list(names)), request_timeout=ANSWER_S).items():
+            try:
+                found[name] = future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise
+                if not missing_ok and time.monotonic() > appears_s:
+                    raise missing_topic(name) from error
+                if not missing_ok:
+                    raise
+        return {name: found[name] for name in names if name in found}
+
+    return retried(ask)
 
 
 def configs_of(
     client: AdminClient, kind: ResourceType, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, str | None]], list[str]]:
     """Configuration of topics or brokers by name, and a warning for each that may not be read."""
+    return retried(lambda: _configs(client, kind, names))
+
+
+def broker_config(client: AdminClient) -> tuple[dict[str, str | None], list[str]]:
+    """Configuration of the first broker that answers, and a warning if it may not be read."""
+    numbers = cycle(map(str, brokers(client)))
+
+    def ask() -> tuple[dict[str, str | None], list[str]]:
+        configs, warnings = _configs(client, ResourceType.BROKER, [next(numbers)])
+        return next(iter(configs.values()), {}), warnings
+
+    return retried(ask)
+
+
+def _configs(
+    client: AdminClient, kind: ResourceType, names: Sequence[str]
+) -> tuple[dict[str, dict[str, str | None]], list[str]]:
     configs: dict[str, dict[str, str | None]] = {}
     warnings = []
     asked = [ConfigResource(kind, name) for name in names]
-    for resource, future in client.describe_configs(asked, request_timeout=REQUEST_TIMEOUT_S).items():
+    for resource, future in client.describe_configs(asked, request_timeout=ANSWER_S).items():
         try:
             configs[resource.name] = {entry.name: entry.value for entry in future.result().values()}
         except KafkaException as error:
@@ -106,4 +127,4 @@ _DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CL
 
 def _metadata(client: AdminClient) -> ClusterMetadata:
     # Any broker answers this. What asks the controller (describe_cluster) fails for half a minute after a broker died.
-    return retried(partial(client.list_topics, timeout=REQUEST_TIMEOUT_S))
+    return retried(lambda: client.list_topics(timeout=ANSWER_S))

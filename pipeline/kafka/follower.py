@@ -75,10 +75,11 @@ class TopicFollower:
                 raise TopicError(f"topic {self._name}: {error.str()}")
         return records
 
-    def read_to_end(self) -> list[Record]:
-        """All records up to the ends as they are when they are reached."""
+    def read_to_end(self, waiting: Callable[[], None]) -> list[Record]:
+        """All records up to the ends as they are when they are reached; ``waiting`` is called meanwhile, may raise."""
         records = self.poll(0.05)
         while not self.caught_up:
+            waiting()
             records += self.poll(0.05)
         return records
 

@@ -12,6 +12,7 @@ from pipeline.kafka.call_thread import CallThread, CallTimedOut
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.carried import carried_messages
 from pipeline.kafka.client_log import log_error
+from pipeline.kafka.log_offsets import log_range
 from pipeline.kafka.member import Member
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.shutdown import LAST_WAIT_S, Shutdown
@@ -144,12 +145,11 @@ class GroupClient:
         """
         lags = {}
         for (topic, partition), position in self.positions.items():
-            at = TopicPartition(topic, partition)
-            _, high = self.consumer.get_watermark_offsets(at, cached=True)
+            _, high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             if asks:
                 # One that does not answer is reported by whoever watches brokers.
                 with suppress(KafkaException):
-                    _, high = self.consumer.get_watermark_offsets(at, timeout=HOLD_ASK_S)
+                    high = log_range(self.consumer, (topic, partition), HOLD_ASK_S).stop
             if high >= 0:
                 lags[topic, partition] = max(0, high - position)
         return lags

@@ -13,9 +13,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from pipeline.kafka.batch import Partition, start_at
+from pipeline.kafka.log_offsets import log_range
 from pipeline.kafka.unreadable import UNREADABLE, reader_config
 
 log = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ class OddOffsets:
         consumer, number = self._consumer(_UNCOMMITTED), 0
 
         def log_start() -> int:
-            return int(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=_ASK_S)[0])
+            return log_range(consumer, partition, _ASK_S).start
 
         def read() -> Fetch | NotSeen:
             nonlocal number

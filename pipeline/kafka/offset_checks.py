@@ -15,7 +15,6 @@ from pipeline.kafka.evidence import CHECKED_RECORDS, Claim, read_batches, record
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.kafka.replay_reader import decode_progress
-from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic, has_order
@@ -142,7 +141,7 @@ def newest_batches(
     client = admin_client(bootstrap, settings=settings)
     asked = partition_numbers(client, name)
     partitions = [(name, number) for number in asked if key is None or number in numbers]
-    ends = retried(partial(last_offsets, client, partitions, IsolationLevel.READ_COMMITTED))
+    ends = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
     tails = {number: max(0, ends[name, number] - CHECKED_RECORDS) for _, number in partitions if ends[name, number]}
     if not tails:
         return {}
@@ -190,8 +189,8 @@ def _both_ends(
     name = settings.topic(topic.name)
     client = admin_client(bootstrap, settings=settings)
     partitions = [(name, number) for number in numbers]
-    first = retried(partial(first_offsets, client, partitions))
-    end = retried(partial(last_offsets, client, partitions, IsolationLevel.READ_COMMITTED))
+    first = first_offsets(client, partitions)
+    end = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
     # On topics that are empty no reader need be made.
     partitions = [partition for partition in partitions if end[partition] > first[partition]]
     if not partitions:

@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import Final
 
-from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, IsolationLevel
 
 from pipeline.kafka.admin import group_consumer
 from pipeline.kafka.batch import Partition
@@ -17,7 +17,7 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.errors import SessionError
 from pipeline.kafka.evidence import Claim, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
-from pipeline.kafka.log_offsets import last_offsets
+from pipeline.kafka.log_offsets import committed_partitions, last_offsets
 from pipeline.kafka.offset_checks import ResultBatch, newest_batches, result_offsets
 from pipeline.kafka.retries import Retries
 from pipeline.settings import Settings
@@ -25,7 +25,6 @@ from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT_S: Final = 10.0
 FORGETFUL_S: Final = 30.0
 """Longest wait for a group coordinator that does not know what results show."""
 
@@ -102,16 +101,12 @@ class CommittedOffsets:
         """Committed offsets as the coordinator knows them, 0 where there is none."""
 
         def ask() -> dict[Partition, Committed]:
-            found = consumer.committed([TopicPartition(*partition) for partition in partitions], REQUEST_TIMEOUT_S)
-            for partition in found:
-                if partition.error is not None:
-                    # For one, that the last holder's transaction has not ended yet: it will, by its time limit.
-                    raise KafkaException(partition.error)
+            # One error that passes: the last holder's transaction has not ended yet. It will, by its time limit.
             return {
                 (partition.topic, partition.partition): Committed(0, None, known=False)
                 if partition.offset == OFFSET_INVALID
                 else Committed(partition.offset, read_mark(partition.metadata))
-                for partition in found
+                for partition in committed_partitions(consumer, partitions)
             }
 
         advice = "if brokers are well, a transaction may hang: docs/operating.md (hanging transactions)"
@@ -122,8 +117,7 @@ class CommittedOffsets:
         if not starts:
             return starts
         client = admin_client(self._bootstrap, settings=self._settings)
-        look = partial(last_offsets, client, sorted(starts), IsolationLevel.READ_UNCOMMITTED)
-        ends = self._retries.call("ends", look)
+        ends = last_offsets(client, sorted(starts), IsolationLevel.READ_UNCOMMITTED, self._retries.wait)
         for (topic, number), start in starts.items():
             if start > ends[topic, number]:
                 log.error(
@@ -164,7 +158,7 @@ class CommittedOffsets:
         missing = [partition for partition, at in committed.items() if at.offset == 0]
         if missing:
             # Without an offset, anything that was ever read counts, where there is anything to read again.
-            ends = self._retries.call("ends", partial(last_offsets, client, missing, IsolationLevel.READ_UNCOMMITTED))
+            ends = last_offsets(client, missing, IsolationLevel.READ_UNCOMMITTED, self._retries.wait)
             if any(ends[partition] for partition in missing):
                 results = self._retries.call("results", partial(result_offsets, *asked))
                 shown |= {

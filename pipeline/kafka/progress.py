@@ -1,21 +1,19 @@
 """The lag of a consumer group, and the newest records of a topic, for programs that feed topics."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Final
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-from confluent_kafka.admin import ConfigResource
+from confluent_kafka import IsolationLevel, KafkaException
+from confluent_kafka.admin import ResourceType
 
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import admin_client
+from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_offsets import last_offsets, partition_numbers
-from pipeline.kafka.retries import retried
+from pipeline.kafka.log_offsets import ends_now, last_offsets, partition_numbers
 from pipeline.kafka.topic_reader import log_consumer
 from pipeline.settings import Settings
 
-_TIMEOUT_S: Final = 30.0
 _TAIL_BATCH: Final = 500
 
 
@@ -31,19 +29,16 @@ class GroupLag:
         self._client = admin_client(bootstrap, settings=settings)
         self._consumer = group_consumer(bootstrap, group, settings=settings)
         self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
-        self._base = retried(self._ends)
+        self._base = self._ends()
 
     def measure(self) -> tuple[int, int]:
         """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
-        ends, committed = retried(self._ends), retried(self._committed)
+        ends, committed = self._ends(), committed_by_group(self._consumer, self._partitions)
         lag = sum(max(0, end - committed.get(at, self._base[at])) for at, end in ends.items())
         return lag, sum(committed.values())
 
     def _ends(self) -> dict[tuple[str, int], int]:
         return last_offsets(self._client, self._partitions, IsolationLevel.READ_UNCOMMITTED)
-
-    def _committed(self) -> dict[tuple[str, int], int]:
-        return committed_by_group(self._consumer, self._partitions)
 
 
 class TopicTail:
@@ -51,16 +46,8 @@ class TopicTail:
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str, fetch: Mapping[str, Any] | None = None) -> None:
         """``fetch``: what `late_fetch_config` returns."""
-        self._topic = topic
         self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
-        positions = []
-        for number in partition_numbers(self._consumer.consumer, topic):
-            positions.append(TopicPartition(topic, number, retried(partial(self._end, number))))
-        self._consumer.assign(positions)
-
-    def _end(self, number: int) -> int:
-        _, end = self._consumer.consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=_TIMEOUT_S)
-        return int(end)
+        self._consumer.assign(ends_now(self._consumer.consumer, topic))
 
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""
@@ -84,11 +71,12 @@ def require_producer_timestamps(bootstrap: str, settings: Settings, topics: list
     client = admin_client(bootstrap, settings=settings)
     for topic in topics:
         partition_numbers(client, topic)
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
-    for resource, future in client.describe_configs(resources, request_timeout=_TIMEOUT_S).items():
-        stamp = future.result()["message.timestamp.type"].value
-        if stamp != "CreateTime":
+    configs, denied = configs_of(client, ResourceType.TOPIC, topics)
+    if denied:
+        raise TopicError(denied[0])
+    for topic, config in configs.items():
+        if (stamp := config["message.timestamp.type"]) != "CreateTime":
             raise TopicError(
-                f"topic {resource.name} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
+                f"topic {topic} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
                 "use topics created under FRAUD_PIPELINE_TIMESTAMPS=producer, with another FRAUD_PIPELINE_TOPIC_PREFIX"
             )

@@ -19,7 +19,6 @@ import numpy as np
 from confluent_kafka import (
     IsolationLevel,
     KafkaError,
-    KafkaException,
     Message,
 )
 from numpy.typing import NDArray
@@ -29,11 +28,9 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_consumer import LogConsumer
-from pipeline.kafka.log_offsets import last_offsets
+from pipeline.kafka.log_offsets import Waiting, last_offsets, partition_numbers
 from pipeline.kafka.message_records import record_of
-from pipeline.kafka.ranges import answered
-from pipeline.kafka.retries import PASSING_ERRORS
-from pipeline.kafka.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer
+from pipeline.kafka.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
 from schemas.records import Record
@@ -51,22 +48,21 @@ OPEN_S: Final = 30.0
 decode_progress: Final = msgspec.json.Decoder(Progress).decode
 
 
-def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Callable[[], None]) -> int:
+def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Waiting = None) -> int:
     """The offset behind all that was committed to a partition (topic: full name) before the call, once it can be read.
 
-    Waits for as long as no broker answers; ``waiting`` is called meanwhile, and may raise. Raises `TopicError` where a
-    transaction stays open for longer than brokers let one.
+    Where no broker answers, ``waiting`` is called again and again, and may raise; without it this gives up. Raises
+    `TopicError` where the topic is missing, or a transaction stays open for longer than brokers let one.
     """
     client = admin_client(bootstrap, settings=settings)
     at = (topic, partition)
 
-    def ask(isolation: IsolationLevel) -> int:
-        return answered(client, topic, lambda: last_offsets(client, [at], isolation)[at], waiting)
-
-    written = ask(IsolationLevel.READ_UNCOMMITTED)
+    # A client whose first request is for offsets may wait for seconds.
+    partition_numbers(client, topic, waiting)
+    written = last_offsets(client, [at], IsolationLevel.READ_UNCOMMITTED, waiting)[at]
     began_s = time.monotonic()
     report_s = began_s + OPEN_S
-    while ask(IsolationLevel.READ_COMMITTED) < written:
+    while last_offsets(client, [at], IsolationLevel.READ_COMMITTED, waiting)[at] < written:
         now_s = time.monotonic()
         sentence = (
             f"topic {topic} partition {partition}: a transaction has been open for {now_s - began_s:.0f} s, and what "
@@ -109,16 +105,21 @@ class RangeReader:
         topic: str,
         partition: int,
         start: int,
-        waiting: Callable[[], None] = lambda: None,
+        waiting: Waiting = None,
         tuning: Mapping[str, int] | None = None,
         *,
         skip_refused: bool = True,
         most_bytes: float = math.inf,
     ) -> None:
-        """``most_bytes``: of the values that a call returns; one record may be larger by itself."""
+        """Begin at offset ``start``.
+
+        ``waiting`` is called while nothing comes, and may raise; without it a reader gives up after `EARLY_END_S`.
+        ``most_bytes``: of the values that a call returns; one record may be larger by itself.
+        """
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
-        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting or (lambda: None)
+        self._bounded_wait = waiting is None
         self._tuning, self._skip_refused, self._most_bytes = tuning or {}, skip_refused, most_bytes
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
@@ -165,8 +166,8 @@ class RangeReader:
                     break
                 if self._fetch(end):
                     deadline_s = time.monotonic() + EARLY_END_S
-                elif self._log_end >= 0 and time.monotonic() > deadline_s:
-                    raise ends_early(self.topic, self.partition, self._log_end, end)
+                elif (self._bounded_wait or self._log_end >= 0) and time.monotonic() > deadline_s:
+                    raise ends_early(self.topic, self.partition, max(self._log_end, self.position), end)
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
             if self._ahead[last - 1].offset() >= end:
@@ -223,8 +224,8 @@ class RangeReader:
                 f"topic {self.topic} partition {self.partition} no longer holds offset {self.position}, which a "
                 "restore of state needs: give the topic a longer retention; docs/operating.md says how to go on"
             )
-        elif error.code() not in PASSING_ERRORS and not error.retriable():
-            raise KafkaException(error)
+        else:
+            raise_unless_passing(error)
 
 
 class NewRecords:
@@ -234,7 +235,7 @@ class NewRecords:
         self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition
         self._next = 0
 
-    def read(self, waiting: Callable[[], None]) -> Iterator[Record]:
+    def read(self, waiting: Waiting) -> Iterator[Record]:
         """All that was committed before this call and not returned by an earlier one; ``waiting`` may raise.
 
         To be iterated to its end: what is left over comes again.

@@ -1,6 +1,7 @@
 """Calls whose errors pass by themselves, repeated for a time or for as long as the worker goes on."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,39 +17,84 @@ T = TypeVar("T")
 
 PASSING_ERRORS: Final = frozenset(
     {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
+        # A topic that is new, or whose leader moves.
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.FENCED_LEADER_EPOCH,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.LISTENER_NOT_FOUND,
+        # Replicas, a controller or a coordinator that is away, or new.
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.NOT_CONTROLLER,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
+        KafkaError.CONCURRENT_TRANSACTIONS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
         KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.THROTTLING_QUOTA_EXCEEDED,
+        # The client's own: no connection, no answer, or no leader or coordinator that it knows of.
         KafkaError._TRANSPORT,
+        KafkaError._RESOLVE,
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._TIMED_OUT,
-        KafkaError._TIMED_OUT_QUEUE,  # a broker that stood still and lets nothing be sent
-        KafkaError._NOENT,  # the client knows no leader: "Failed to query partition leaders"
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError._WAIT_CACHE,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._NOENT,
     }
 )
-"""Errors of a fresh topic, a moving leader or a restarting broker, for a while; the client does not retry these."""
+"""Errors of a fresh topic, a moving leader or a restarting broker, for a while; `KafkaError.retriable` misses them."""
 RETRY_INTERVAL_S: Final = 0.1
 RETRY_S: Final = 0.2
+REPORT_S: Final = 10.0
+"""Time after which a question that nobody answers is reported, and reported again."""
 HANGING_S: Final = 3 * CALL_TIMEOUT_S
 """Longer than this no transaction is open that its coordinator still knows of."""
-_PASSING: Final = PASSING_ERRORS | {KafkaError.UNSTABLE_OFFSET_COMMIT}
 
 
-def retried(call: Callable[[], T]) -> T:
-    """Repeat ``call`` for as long as its ``KafkaException`` may pass, up to ``METADATA_TIMEOUT_S``."""
-    deadline_s = time.monotonic() + METADATA_TIMEOUT_S
+def may_pass(error: KafkaError) -> bool:
+    """Return whether the same call may succeed a moment later."""
+    return error.code() in PASSING_ERRORS or bool(error.retriable())
+
+
+def retried(
+    call: Callable[[], T], waiting: Callable[[], None] | None = None, *, within_s: float = METADATA_TIMEOUT_S
+) -> T:
+    """Repeat ``call`` for as long as its ``KafkaException`` may pass.
+
+    Args:
+        call: Asks a cluster, with a time limit of its own.
+        waiting: Called before each attempt, and may raise: an agent waits for as long as its worker goes on.
+        within_s: Time after which the last error is raised, where nothing is ``waiting``.
+
+    Raises:
+        KafkaException: The error does not pass, or has not.
+    """
+    now_s = time.monotonic()
+    deadline_s, report_s = now_s + within_s if waiting is None else math.inf, now_s + REPORT_S
     while True:
+        if waiting is not None:
+            waiting()
         try:
             return call()
         except KafkaException as error:
-            if error.args[0].code() not in PASSING_ERRORS or time.monotonic() > deadline_s:
+            now_s = time.monotonic()
+            if not may_pass(error.args[0]) or now_s > deadline_s:
                 raise
+            if now_s > report_s:
+                report_s = now_s + REPORT_S
+                log.warning("the cluster does not answer: %s; asking again", error.args[0].str())
             time.sleep(RETRY_INTERVAL_S)
 
 
@@ -69,7 +115,7 @@ class Retries:
                 return call()
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
-                if cause.code() not in _PASSING and not cause.retriable():
+                if not may_pass(cause):
                     raise
                 if self._stopping.is_set():
                     raise Stopped(f"agent {self._agent}: {what}: {cause.str()}") from error

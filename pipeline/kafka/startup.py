@@ -18,14 +18,13 @@ from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import brokers, configs_of, describe_topics
+from pipeline.kafka.cluster import broker_config, brokers, configs_of, describe_topics
 from pipeline.kafka.evidence import any_result, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.kernels import newest_of_other_kernels
 from pipeline.kafka.log_offsets import first_offsets, last_offsets
 from pipeline.kafka.offset_checks import ResultOffsets, result_offsets
 from pipeline.kafka.retention import retention_problems
-from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic, has_order
 
@@ -72,7 +71,7 @@ def check_start(
     checks = (check_partitions, check_retention, check_timestamps, check_replication, check_offsets, check_kernel)
     with ThreadPoolExecutor(len(checks)) as threads:
         # All at once: they mostly wait for brokers. Workers are started together with these, or while one restarts.
-        found = list(threads.map(lambda check: retried(partial(check, cluster, roles)), checks))
+        found = list(threads.map(lambda check: check(cluster, roles), checks))
     problems = [problem for of_check in found for problem in of_check.problems]
     warnings = [warning for of_check in found for warning in of_check.warnings]
     if problems:
@@ -165,8 +164,7 @@ def check_replication(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """On three brokers or more, what is written must outlive one of them."""
     del roles  # the pipeline's promises need all of its topics
     client, settings = cluster.client, cluster.settings
-    numbers = brokers(client)
-    is_large = len(numbers) >= CLUSTER_BROKERS
+    is_large = len(brokers(client)) >= CLUSTER_BROKERS
     names = [settings.topic(topic.name) for topic in settings.topics]
     configs, warnings = configs_of(client, ResourceType.TOPIC, names)
     wanted = settings.min_insync_replicas or CLUSTER_INSYNC
@@ -189,13 +187,12 @@ def check_replication(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
                 f"topic {name} has min.insync.replicas={insync}: set it to {wanted}, or a record may count as written "
                 "while one broker alone has it"
             )
-    return CheckResult(problems, warnings + (_internal_topics(client, numbers[0]) if is_large else []))
+    return CheckResult(problems, warnings + (_internal_topics(client) if is_large else []))
 
 
-def _internal_topics(client: AdminClient, broker: int) -> list[str]:
+def _internal_topics(client: AdminClient) -> list[str]:
     """Return the problems of Kafka's own topics, which hold the offsets and the outcome of every transaction."""
-    configs, warnings = configs_of(client, ResourceType.BROKER, [str(broker)])
-    config = configs.get(str(broker), {})
+    config, warnings = broker_config(client)
     for name, holds, key in (
         ("__transaction_state", "transactions", "transaction.state.log.replication.factor"),
         ("__consumer_offsets", "offsets", "offsets.topic.replication.factor"),

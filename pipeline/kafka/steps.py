@@ -6,7 +6,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -16,8 +15,7 @@ from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark
 from pipeline.kafka.clients import FETCH_BYTES, admin_client
 from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_offsets import last_offsets
-from pipeline.kafka.ranges import answered
+from pipeline.kafka.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.replay_reader import RangeReader
 from pipeline.kafka.retries import Retries
 from pipeline.settings import Settings
@@ -81,8 +79,9 @@ class CarefulReading:
         if not asked:
             return
         client = admin_client(self._bootstrap, settings=self._settings)
-        look = partial(last_offsets, client, sorted(asked), IsolationLevel.READ_COMMITTED)
-        ends = answered(client, min(asked)[0], look, self._retries.wait)
+        # A client whose first request is for offsets may wait for seconds.
+        partition_numbers(client, min(asked)[0], self._retries.wait)
+        ends = last_offsets(client, sorted(asked), IsolationLevel.READ_COMMITTED, self._retries.wait)
         for partition, at in asked.items():
             attempt = self.plan.assigned(partition, at, ends[partition])
             if attempt is not None and at.known:

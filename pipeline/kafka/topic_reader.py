@@ -3,17 +3,16 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka.clients import METADATA_TIMEOUT_S, READER_GROUP, consumer_config
+from pipeline.kafka.clients import READER_GROUP, consumer_config
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.log_consumer import LogConsumer
-from pipeline.kafka.log_offsets import partition_numbers, stable_ends
+from pipeline.kafka.log_offsets import ends_now, partition_numbers, stable_ends
 from pipeline.kafka.message_records import record_of
-from pipeline.kafka.retries import retried
+from pipeline.kafka.retries import may_pass
 from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -24,7 +23,7 @@ QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
 """Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
 READ_POLL_S: Final = 0.1
 EARLY_END_S: Final = 60.0
-"""Longest time without a record below the end that is read to, once a reader has met an earlier end."""
+"""Longest time without a record below the end that is read to."""
 PRESENCE_S: Final = 2.0
 """Time between two questions whether a broker is there, and the longest wait for the answer."""
 
@@ -86,17 +85,17 @@ def read_batches(
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         early: dict[int, int] = {}
-        deadline_s = time.monotonic() + EARLY_END_S
+        stood: list[int] = []
         while ends:
             records, is_early = _take_below(reader, topic, ends, early)
             if records:
                 yield records
-                deadline_s = time.monotonic() + EARLY_END_S
-            elif is_early:
-                deadline_s = time.monotonic() + EARLY_END_S
-            elif early and time.monotonic() > deadline_s:
-                number = min(early)
-                raise ends_early(topic, number, early[number], ends[number])
+            positions = [reader.position(topic, number) for number in ends]
+            if is_early or positions != stood:
+                stood, deadline_s = positions, time.monotonic() + EARLY_END_S
+            elif time.monotonic() > deadline_s:
+                number = min(early or ends)
+                raise ends_early(topic, number, early.get(number, reader.position(topic, number)), ends[number])
     finally:
         reader.close()
 
@@ -121,7 +120,9 @@ def _take_below(
         if number not in ends:
             continue
         if (error := message.error()) is not None:
-            _raise_unless_end(error)
+            raise_unless_passing(error)
+            if error.code() != KafkaError._PARTITION_EOF:
+                continue
             if message.offset() < ends[number]:
                 # A new leader may not know yet how much is committed: the rest is still to come.
                 early[number], is_early = message.offset(), True
@@ -141,7 +142,7 @@ def ends_early(topic: str, number: int, log_end: int, end: int) -> TopicError:
     """Return the error for a partition whose readers get no further than ``log_end``, below the ``end`` committed."""
     return TopicError(
         f"topic {topic} partition {number} ends at offset {log_end} for its readers, and records up to {end} were "
-        "committed: its leader lacks them, or a transaction is open; see the brokers' log"
+        "committed: no broker answers, its leader lacks them, or a transaction is open; see the brokers' log"
     )
 
 
@@ -189,30 +190,28 @@ def tail_topic(
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
     reader = log_consumer(bootstrap, settings)
     try:
-        numbers = partition_numbers(reader.consumer, topic)
-        positions = [TopicPartition(topic, number, OFFSET_BEGINNING) for number in numbers]
-        for at in () if from_beginning else positions:
-            if start is not None:
-                at.offset = start[at.partition]
-                continue
+        if start is None and not from_beginning:
             # Asked for now: a position that is known shows whether the partition stands still.
-            ask = partial(reader.consumer.get_watermark_offsets, at, timeout=METADATA_TIMEOUT_S)
-            _, at.offset = retried(ask)
+            positions = ends_now(reader.consumer, topic)
+        else:
+            numbers, first = partition_numbers(reader.consumer, topic), {} if start is None else start
+            positions = [TopicPartition(topic, number, first.get(number, OFFSET_BEGINNING)) for number in numbers]
         reader.assign(positions)
         presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
         while is_stopped is None or not is_stopped():
             presence.check()
             for message in reader.take(READ_POLL_S, READ_BATCH):
-                if (error := message.error()) is not None:
-                    _raise_unless_end(error)
-                    continue
-                yield record_of(message)
+                if (error := message.error()) is None:
+                    yield record_of(message)
+                else:
+                    raise_unless_passing(error)
     finally:
         reader.close()
 
 
-def _raise_unless_end(error: KafkaError) -> None:
-    if error.code() != KafkaError._PARTITION_EOF:
+def raise_unless_passing(error: KafkaError) -> None:
+    """Raise a reader's error, but for the end of a partition and what may pass."""
+    if error.code() != KafkaError._PARTITION_EOF and not may_pass(error):
         raise KafkaException(error)
 
 

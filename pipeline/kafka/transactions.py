@@ -196,7 +196,8 @@ class TransactionalWriter:
     @callback
     def _on_marked(self, error: KafkaError | None, message: Message) -> None:
         self._on_delivery(error, message)
-        if error is None:
+        # Of a repetition that the broker knew already, the client may not learn the offset: what is known stays.
+        if error is None and message.offset() >= 0:
             self._marked[message.partition()] = message.offset() + 1
 
     def _after_failure(self, error: KafkaException, *, producing: bool, committing: bool) -> None:

@@ -18,6 +18,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.batch import Partition, start_at
 from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
+from pipeline.kafka.log_offsets import listed_offset
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
 from pipeline.observability.metrics import WorkerMetrics
@@ -195,7 +196,7 @@ class KafkaLog:
             return ends
         for at, future in futures.items():
             try:
-                ends[at.topic, at.partition] = future.result().offset
+                ends[at.topic, at.partition] = listed_offset(future)
             except KafkaException as error:
                 log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
         return ends

@@ -3,12 +3,14 @@
 import logging
 import threading
 from abc import ABC, abstractmethod
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 from confluent_kafka import KafkaException
 
 from pipeline.kafka.clients import admin_client
+from pipeline.kafka.retries import retried
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
@@ -16,7 +18,9 @@ from schemas.topics import TRANSACTIONS
 log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 2.0
-REQUEST_TIMEOUT_S: Final = 2.0
+REQUEST_TIMEOUT_S: Final = 4.0
+"""Time within which some broker must answer; each of them is waited for `ATTEMPT_S` at most."""
+ATTEMPT_S: Final = 1.0
 
 
 class WatchThread(ABC):
@@ -68,11 +72,11 @@ class BrokerWatch(WatchThread):
         interval_s: float = INTERVAL_S,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
-        super().__init__("broker-watch", request_timeout_s + 1)
-        # The agents' clients complain of the same broker: this one's complaints would only repeat theirs.
-        self._client = admin_client(
-            bootstrap, settings=settings, overrides={"log_level": 0, "error_cb": lambda _error: None}
-        )
+        super().__init__("broker-watch", ATTEMPT_S + 1)
+        # The agents' clients complain of the same broker: this one's complaints would only repeat theirs. A client asks
+        # the broker that it has asked last, until it gives the connection up.
+        quiet = {"log_level": 0, "error_cb": lambda _error: None, "socket.timeout.ms": round(ATTEMPT_S * 1_000)}
+        self._client = admin_client(bootstrap, settings=settings, overrides=quiet)
         # One topic instead of all of a large cluster's.
         self._topic = settings.topic(TRANSACTIONS.name)
         self._health = health
@@ -81,7 +85,8 @@ class BrokerWatch(WatchThread):
     def ask(self) -> bool:
         """Ask once, now; whether a broker answered."""
         try:
-            self._client.list_topics(self._topic, timeout=self._request_timeout_s)
+            attempt = partial(self._client.list_topics, self._topic, timeout=min(ATTEMPT_S, self._request_timeout_s))
+            retried(attempt, within_s=self._request_timeout_s)
         except KafkaException as error:
             self._health.broker_silent(error.args[0].str())
             return False

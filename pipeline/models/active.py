@@ -73,7 +73,7 @@ class ModelSubscriber:
         if not self._started:
             # Followed from here on; what lies before is looked for.
             self._models.start({0: self._contents.readable(self._waiting).stop})
-            self._take(self._control.start().read_to_end(), [], self._waiting)
+            self._take(self._control.start().read_to_end(self._waiting), [], self._waiting)
             self._started = True
         else:
             # In this order: an activation is written behind the contents that it names.

@@ -1,12 +1,13 @@
 """The content of versions on ``models``, found by digest (``docs/invariants.md`` 15)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Final
 
 import msgspec
 
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted, refuse
+from pipeline.kafka.log_offsets import Waiting
 from pipeline.kafka.ranges import readable_range
 from pipeline.kafka.replay_reader import RangeReader
 from pipeline.scoring.payload import payload_digest
@@ -48,11 +49,11 @@ class VersionContents:
         self._trusted = TrustedRecords(settings, on_refused)
         self._topic = settings.topic(MODELS.name)
 
-    def readable(self, waiting: Callable[[], None] = lambda: None) -> range:
+    def readable(self, waiting: Waiting = None) -> range:
         """Return the offsets that can be read now; ``waiting`` is called while no broker answers, and may raise."""
         return readable_range(self._bootstrap, self._settings, self._topic, 0, waiting)
 
-    def find(self, reference: VersionReference, waiting: Callable[[], None] = lambda: None) -> ModelVersion | None:
+    def find(self, reference: VersionReference, waiting: Waiting = None) -> ModelVersion | None:
         """Return the first record with the digest that ``reference`` names; None where it cannot be read (yet)."""
         there = self.readable(waiting)
         start = max(reference.offset, there.start)
@@ -61,9 +62,7 @@ class VersionContents:
                 return version
         return None
 
-    def between(
-        self, start: int, end: int, waiting: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[int, ModelVersion]]:
+    def between(self, start: int, end: int, waiting: Waiting = None) -> Iterator[tuple[int, ModelVersion]]:
         """Yield offset and content of the sound versions from offset ``start`` up to ``end``, oldest first."""
         if start >= end:
             return
@@ -71,9 +70,7 @@ class VersionContents:
             while records := reader.read_to(end):
                 yield from ((record.offset, version) for record, version in sound_versions(records, self._trusted))
 
-    def newest_first(
-        self, start: int, end: int, waiting: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[int, ModelVersion]]:
+    def newest_first(self, start: int, end: int, waiting: Waiting = None) -> Iterator[tuple[int, ModelVersion]]:
         """Yield what `between` yields, newest first.
 
         Reads in growing pieces from the end, since the newest is mostly what is looked for: the topic grows for ever.

@@ -1,6 +1,6 @@
 """Every version that was ever published on a cluster, by name."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
@@ -8,6 +8,7 @@ from typing import Self
 
 from pipeline.engine.models import ModelSet
 from pipeline.kafka.internal import TrustedRecords, not_counted
+from pipeline.kafka.log_offsets import Waiting
 from pipeline.kafka.quarantine import QuarantinedRecords
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.models.activation import RIVER, Activations
@@ -48,7 +49,7 @@ class PublishedVersions:
         control: Iterable[Record],
         contents: VersionContents,
         model_set: ModelSet,
-        waiting: Callable[[], None] = lambda: None,
+        waiting: Waiting = None,
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
         self._trusted = TrustedRecords(settings, not_counted)

@@ -20,7 +20,7 @@ from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, VersionReference
 from schemas.records import Output
-from schemas.topics import MODELS
+from schemas.topics import CONTROL, MODELS
 
 TRANSACTIONAL_ID: Final = "control"
 """The transactional id of all who decide by what ``control`` says."""
@@ -91,9 +91,9 @@ class ControlWriter:
 
     def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         """Write contents and return references to them."""
-        models = self._settings.topic(MODELS.name)
-        # The content will lie at this offset or a little behind it.
-        offset = log_ranges(self._bootstrap, self._settings, [models], 0, lambda: None)[models].stop
+        models, control = self._settings.topic(MODELS.name), self._settings.topic(CONTROL.name)
+        # The content will lie at this offset or a little behind it. Where a topic is missing, nothing is written.
+        offset = log_ranges(self._bootstrap, self._settings, [models, control], 0)[models].stop
         now = datetime.now(UTC)
         for content in contents:
             self._write(model_record(*content, now), now)

@@ -1,10 +1,11 @@
 """Rate tables on the cluster: a batch is processed again, later and elsewhere, with its first table."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
+from pipeline.kafka.log_offsets import Waiting
 from pipeline.kafka.quarantine import decode_control
 from pipeline.kafka.replay_reader import NewRecords
 from pipeline.models.contents import VersionContents
@@ -18,10 +19,6 @@ from schemas.topics import CONTROL, MODELS
 log = logging.getLogger(__name__)
 
 RATES: Final = "rates"
-
-
-def _no_wait() -> None:
-    """Nobody asks meanwhile."""
 
 
 class PublishedRates:
@@ -43,7 +40,7 @@ class PublishedRates:
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
 
-    def refresh(self, waiting: Callable[[], None] = _no_wait) -> None:
+    def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
         self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
@@ -80,7 +77,7 @@ class PublishedRates:
         if (version, digest) not in self._tables:
             # Kafka orders nothing between topics: what could not be read when it was named may be there now.
             asked = [reference for reference in self._unfound if reference.version == version]
-            found = [reference for reference in asked if self._found(reference, _no_wait)]
+            found = [reference for reference in asked if self._found(reference, lambda: None)]
             self._unfound = [reference for reference in self._unfound if reference not in found]
         if (version, digest) not in self._tables:
             raise RatesError(
@@ -104,12 +101,12 @@ class PublishedRates:
                 "FRAUD_PIPELINE_RATES_FILE to the file as it was"
             )
 
-    def _named(self, waiting: Callable[[], None]) -> Iterator[VersionReference]:
+    def _named(self, waiting: Waiting) -> Iterator[VersionReference]:
         for _, item in self._trusted.readable(self._control.read(waiting), decode_control):
             if isinstance(item, Activation):
                 yield from (reference for reference in item.versions if reference.name == RATES)
 
-    def _found(self, reference: VersionReference, waiting: Callable[[], None]) -> bool:
+    def _found(self, reference: VersionReference, waiting: Waiting) -> bool:
         content = self._contents.find(reference, waiting)
         if content is None:
             return False

@@ -3,14 +3,16 @@
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, IsolationLevel, Producer
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from agents.topology import AGENTS
 from pipeline.kafka.admin import ensure_topics
 from pipeline.kafka.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import brokers, describe_topics, group_protocol
+from pipeline.kafka.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.observability.health import Health
@@ -61,6 +63,32 @@ def test_topics_that_the_loss_of_a_broker_would_lose_are_reported(cluster: Nodes
     assert len(warnings) == len(TOPICS)
     assert f"topic {settings.topic('transactions')} has 1 of 3 replicas" in warnings[0]
     assert [warning for warning in warnings if f"topic {labels} has min.insync.replicas=1" in warning]
+
+
+def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) -> None:
+    """A client asks the broker that it has asked last, until it gives up the connection."""
+    settings = settings_of(cluster, "stands-")
+    ensure_topics(cluster.bootstrap_servers, settings)
+    first, process = cluster.bootstrap_servers.split(",")[0], psutil.Process(cluster.processes[0].pid)
+    # Connected to this one alone.
+    watch, client = BrokerWatch(first, settings, Health()), admin_client(first)
+    assert watch.ask()
+    assert brokers(client) == [1, 2, 3]
+    process.suspend()
+    try:
+        assert watch.ask()
+        assert brokers(client)
+        name = settings.topic(TRANSACTIONS.name)
+        # Its partitions are led by others, once the cluster has noticed.
+        partitions = [(name, number) for number in partition_numbers(client, name)]
+        assert set(last_offsets(client, partitions, IsolationLevel.READ_COMMITTED).values()) == {0}
+        assert group_protocol(client, settings) == "consumer"
+    finally:
+        process.resume()
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while any(len(partition.isr) < 3 for partition in describe_topics(client, [name])[name].partitions):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> None:

@@ -28,7 +28,7 @@ def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) ->
     follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
     waited: list[None] = []
     try:
-        assert follower.read_to_end() == []
+        assert follower.read_to_end(lambda: None) == []
         for number in range(5):
             value = b"%d" % number
             write(value)

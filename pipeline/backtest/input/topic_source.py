@@ -22,7 +22,6 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import stamped_by_producers
 from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
 from pipeline.kafka.replay_reader import RangeReader, RecordColumns
-from pipeline.kafka.retries import retried
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
 from pipeline.settings import Settings
 from schemas.messages import Label
@@ -134,12 +133,12 @@ class TopicSource:
         positions = [(full, number) for number in numbers]
         first_ms, end_ms = span.arrivals(tolerance_us, None if to_end else self.lateness_us)
         if first_ms > ArrivalRange().first_ms:
-            starts = retried(lambda: offsets_at(client, positions, first_ms))
+            starts = offsets_at(client, positions, first_ms)
         else:
-            starts = retried(lambda: first_offsets(client, positions))
+            starts = first_offsets(client, positions)
         ends = stable_ends(self.bootstrap, self.settings, full, numbers)
         if end_ms < ArrivalRange().end_ms:
-            found = retried(lambda: offsets_at(client, positions, end_ms))
+            found = offsets_at(client, positions, end_ms)
             ends = {number: min(ends[number], found[full, number]) for number in numbers}
         return {number: range(starts[full, number], ends[number]) for number in numbers}
 
@@ -147,14 +146,14 @@ class TopicSource:
         """Raise `RangeError` where all of the range lies before what the topic still holds, or nothing is there."""
         client = admin_client(self.bootstrap, settings=self.settings)
         positions = [(self.name, number) for number in range(partitions)]
-        begins = retried(lambda: first_offsets(client, positions))
+        begins = first_offsets(client, positions)
         ends = stable_ends(self.bootstrap, self.settings, self.name, range(partitions))
         if all(ends[number] <= begins[self.name, number] for number in range(partitions)):
             raise RangeError(f"topic {self.name} holds no record: send transactions first, or check the topic prefix")
         if span.to_us >= LATEST_US:
             return
         last_us = max(span.to_us + self.lateness_us, 0)
-        behind = retried(lambda: offsets_at(client, positions, last_us // US_PER_MS))
+        behind = offsets_at(client, positions, last_us // US_PER_MS)
         if all(behind[position] <= begins[position] for position in positions):
             first_ms = [
                 record.timestamp_ms
