@@ -76,12 +76,12 @@ class RecordPosition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_d
 
     topic: str
     """Without prefix."""
-    partition: int
+    partition: Annotated[int, msgspec.Meta(ge=0)]
     offset: Offset
     """Offset of the record, or of the first one of a range."""
     end: Offset | None = None
     """Offset behind the last record of a range; absent for a single record."""
-    row: int | None = None
+    row: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Row within a record that holds many; absent where a record is one row."""
 
 

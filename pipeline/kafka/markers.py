@@ -1,14 +1,12 @@
 """The records of ``progress`` that a batch is committed with: its input ranges and config, for replays."""
 
-import msgspec
-
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.member import Member
+from pipeline.kafka.message_records import readable_value
+from pipeline.kafka.replay_reader import decode_progress
 from schemas.messages import ProcessingConfig, Progress
 from schemas.records import Output
 from schemas.topics import PROGRESS, has_order
-
-_encode = msgspec.json.Encoder().encode
 
 
 def batch_markers(member: Member, batch: Batch, config: ProcessingConfig | None) -> list[Output]:
@@ -26,5 +24,7 @@ def batch_markers(member: Member, batch: Batch, config: ProcessingConfig | None)
             config=config,
             quarantined=[position for position in batch.quarantined if position.partition == number],
         )
-        markers.append(Output(PROGRESS, member.agent.encode(), _encode(marker), partition=number))
+        markers.append(
+            Output(PROGRESS, member.agent.encode(), readable_value(marker, decode_progress), partition=number)
+        )
     return markers

@@ -1,8 +1,25 @@
-"""Records made from the messages of the Kafka client."""
+"""Records made from the messages of the Kafka client, and values that their readers can decode."""
 
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
 from confluent_kafka import Message
 
 from schemas.records import Headers, Record
+
+T = TypeVar("T")
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def readable_value(message: T, decode: Callable[[bytes], T]) -> bytes:
+    """Return a message as the value of a record; raises `msgspec.ValidationError` where its readers would refuse it.
+
+    Encoding checks nothing: an offset below 0 would be written, and what names it would never be believed.
+    """
+    value = _encode(message)
+    decode(value)
+    return value
 
 
 def record_of(message: Message, topic: str | None = None) -> Record:

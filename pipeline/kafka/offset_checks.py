@@ -16,6 +16,7 @@ from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.kafka.replay_reader import decode_progress
 from pipeline.settings import Settings
+from schemas.messages import Offset
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic, has_order
 
@@ -33,7 +34,7 @@ class ResultBatch(NamedTuple):
 
 class _LogPosition(msgspec.Struct, frozen=True):
     partition: int
-    offset: int
+    offset: Offset
 
 
 class _Decided(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.errors import OutputTooLarge
 from pipeline.kafka.internal import OnRefused, TrustedRecords
+from pipeline.kafka.message_records import readable_value
 from pipeline.kafka.replay_reader import NewRecords
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
@@ -23,7 +24,6 @@ from schemas.records import Output, Record
 from schemas.topics import CONTROL, Topic, has_order
 
 decode_control: Final = msgspec.json.Decoder(Control).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class ProcessDied(RuntimeError):
@@ -200,4 +200,4 @@ def control_record(item: Control) -> Output:
         key = f"quarantine/{item.agent}/{at.topic}/{at.partition}/{at.offset}{row}"
     else:
         key = str(item.__struct_config__.tag)
-    return Output(CONTROL, key.encode(), _encode(item))
+    return Output(CONTROL, key.encode(), readable_value(item, decode_control))

@@ -44,7 +44,7 @@ class PublishedRates:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
         self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
 
-    def publish(self, content: bytes, waiting: Callable[[], None] = _no_wait) -> bool:
+    def publish(self, content: bytes, waiting: Waiting = None) -> bool:
         """Publish a table, given as its file's bytes, before any record is processed with it.
 
         Args:
