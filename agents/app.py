@@ -107,7 +107,8 @@ class FraudApp(faust.App):  # type: ignore[misc]
             self._crashed_by = exc
             sentence = explained(exc)
             # The text of an error of the program may hold what is in a record.
-            where = "" if sentence is not None else "\n" + "".join(traceback.format_tb(exc.__traceback__))
+            hidden = sentence and not log.isEnabledFor(logging.DEBUG)
+            where = "" if hidden else "\n" + "".join(traceback.format_tb(exc.__traceback__))
             reasons = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
             log.critical("agent %s cannot go on: %s%s", agent.name, reasons, where)
             # That is logged. Faust would log it again for every service that ends with the agent.

@@ -1,6 +1,7 @@
 """The ``fraud-pipeline`` command. Subcommands are imported when they are called, so that help is instant."""
 
 import importlib
+import logging
 import os
 import traceback
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ class LazyGroup(click.Group):
             raise click.exceptions.Exit(INTERRUPTED) from None
         except click.ClickException as error:
             # It may name what somebody else wrote to a topic.
-            error.message = printable_lines(error.message)
+            error.message = printable_lines(error.message or _sentence(error.__cause__ or error))
             raise
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -101,13 +102,15 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(self._lazy.items())])
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """Return any error in one sentence; an error of the program by its place, since its text may hold personal data."""
     from pipeline.observability.error_text import explained
 
-    if os.environ.get("FRAUD_PIPELINE_LOG_LEVELS", "").startswith("debug"):
+    if logging.getLogger("pipeline").isEnabledFor(logging.DEBUG) or os.environ.get(
+        "FRAUD_PIPELINE_LOG_LEVELS", ""
+    ).startswith("debug"):
         click.echo(printable_lines("".join(traceback.format_exception(error))), err=True)
-    if (sentence := explained(error)) is not None:
+    if sentence := explained(error):
         return sentence
     at = traceback.extract_tb(error.__traceback__)[-1]
     return (

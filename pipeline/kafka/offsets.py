@@ -17,7 +17,7 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.errors import SessionError
 from pipeline.kafka.evidence import Claim, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
-from pipeline.kafka.log_offsets import committed_partitions, last_offsets
+from pipeline.kafka.log_offsets import committed_partitions, last_offsets, partition_numbers
 from pipeline.kafka.offset_checks import ResultBatch, newest_batches, result_offsets
 from pipeline.kafka.retries import Retries
 from pipeline.settings import Settings
@@ -88,14 +88,26 @@ class CommittedOffsets:
             self._retries.pause()
 
     def dead_holders(self, partitions: Collection[Partition]) -> set[str]:
-        """Return the other instances that held partitions last and have not released them.
+        """Return the other instances that held partitions last and have not released them."""
+        return {holder(at.mark) for at in self._committed(partitions).values()} - {"", self._settings.instance}
 
-        Asked without waiting for what their open transactions would commit.
-        """
+    def commits_of_others(self, session: str) -> dict[Partition, str]:
+        """Return the transactions beside offsets that another ``session`` of this instance has committed."""
+        client = admin_client(self._bootstrap, settings=self._settings)
+        names = [self._settings.topic(topic.name) for topic in self._reads]
+        partitions = [(name, n) for name in names for n in partition_numbers(client, name, self._retries.wait)]
+        marks = {at: found.mark for at, found in self._committed(partitions).items()}
+        return {
+            at: mark.commit
+            for at, mark in marks.items()
+            if holder(mark) == self._settings.instance and mark is not None and not mark.commit.startswith(session)
+        }
+
+    def _committed(self, partitions: Collection[Partition]) -> dict[Partition, Committed]:
+        """Committed offsets, asked for without waiting for what open transactions would commit."""
         group = self._settings.topic(self._agent)
         with closing(group_consumer(self._bootstrap, group, settings=self._settings)) as consumer:
-            holders = {holder(at.mark) for at in self.from_coordinator(consumer, partitions).values()}
-        return holders - {"", self._settings.instance}
+            return self.from_coordinator(consumer, partitions)
 
     def from_coordinator(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
         """Committed offsets as the coordinator knows them, 0 where there is none."""

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -105,11 +106,12 @@ class Session:
             marks=has_order(topics),
             producers=producers,
         )
-        self._transactions = TransactionalWriter(
-            settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting
-        )
         self._state = CommittedState(self._member, handler, self._offsets, self._shutdown, on_refused)
         self._careful = CarefulReading(bootstrap, settings, agent, self._retries)
+        self._transactions = TransactionalWriter(
+            settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting,
+            partial(self._offsets.commits_of_others, self._careful.session),
+        )  # fmt: skip
         self._assignment = Assignment(
             self._client, self._state, self._careful, self._unreadable, taken=self._pause, releasing=self._release
         )

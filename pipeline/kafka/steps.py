@@ -55,19 +55,20 @@ class CarefulReading:
         self._bootstrap, self._settings, self._agent, self._retries = bootstrap, settings, agent, retries
         self.plan = Careful(settings.batch_max_records)
         self._alone = False
-        self._session = f"{settings.instance}/{uuid.uuid4().hex}/"
+        self.session = f"{settings.instance}/{uuid.uuid4().hex}/"
+        """Begin of the names of its transactions."""
         self._numbers = count()
 
     def new_name(self) -> str:
         """Return a name for a transaction that no other has, of this session or of another."""
-        return f"{self._session}{next(self._numbers)}"
+        return f"{self.session}{next(self._numbers)}"
 
     def assigned(self, committed: Mapping[Partition, Committed]) -> None:
         """Take partitions in, with the offsets that they go on from; what this session did itself is no death."""
         others = {
             partition: at
             for partition, at in committed.items()
-            if not (at.known and at.mark is not None and at.mark.commit.startswith(self._session))
+            if not (at.known and at.mark is not None and at.mark.commit.startswith(self.session))
         }
         asked = {
             partition: at

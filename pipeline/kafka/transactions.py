@@ -3,17 +3,19 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.engine.results import redacted
+from pipeline.kafka.batch import Partition
 from pipeline.kafka.call_thread import CallTimedOut
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.clients import CALL_TIMEOUT_S
 from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError, Stopped, Unknown
+from pipeline.kafka.retries import may_pass
 from pipeline.kafka.transactional_producers import TransactionalProducers
 from pipeline.protection.signing import SIGNED, Signer
 from pipeline.settings import Settings
@@ -48,9 +50,10 @@ NOT_A_MEMBER: Final = frozenset(
 FENCED_AGAIN_S: Final = 60.0
 MOST_FENCED: Final = 3
 TAKEOVER_S: Final = 10.0
-"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, has a rival of its own name.
+"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, ends if it has a rival.
 
-Others that take its partitions over fence it too, each once, within a few seconds.
+A rival is a process of its own name, whose commits go on between the fencings. Others fence a healthy worker too: who
+takes its partitions over, and a coordinator that has ended a transaction while brokers stood still.
 """
 RETRY_S: Final = 0.5
 
@@ -68,6 +71,7 @@ class TransactionalWriter:
         producers: TransactionalProducers,
         stopping: threading.Event,
         waiting: Callable[[], None],
+        commits_of_others: Callable[[], Mapping[Partition, str]],
     ) -> None:
         """Begin with producers that have not written.
 
@@ -77,6 +81,8 @@ class TransactionalWriter:
             producers: The producers; started before the first commit.
             stopping: Set when the worker ends.
             waiting: Called while a call waits for a broker; may raise.
+            commits_of_others: Returns the newest transaction of each partition that another process of this worker's
+                name has committed.
         """
         self._settings, self._agent, self._producers = settings, agent, producers
         self._stopping, self._waiting = stopping, waiting
@@ -84,6 +90,7 @@ class TransactionalWriter:
         self._undelivered: KafkaError | None = None
         self._signer, self._redacts = Signer.from_settings(settings), settings.dead_letters == "redacted"
         self._marked: dict[int, int] = {}
+        self._commits_of_others, self._seen_of_others = commits_of_others, dict[Partition, str]()
         self._fenced_s: list[float] = []
         self._aborts = 0
 
@@ -204,9 +211,7 @@ class TransactionalWriter:
         cause = self._cause(error.args[0])
         reason = f"{cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
-            now_s = time.monotonic()
-            self._fenced_s = [at_s for at_s in self._fenced_s if now_s - at_s < FENCED_AGAIN_S] + [now_s]
-            if len(self._fenced_s) >= MOST_FENCED and now_s - self._fenced_s[0] > TAKEOVER_S:
+            if self._has_rival():
                 raise SessionError(
                     f"agent {self._agent}: {reason}: another worker runs with --instance {self._settings.instance}; "
                     "give each worker an --instance of its own"
@@ -225,6 +230,9 @@ class TransactionalWriter:
         if cause.code() in NOT_A_MEMBER:
             # It joins again while it polls, or hears there that it cannot.
             time.sleep(RETRY_S)
+        elif may_pass(cause):
+            # Replicas or coordinators are away: the batch is tried for as long as that.
+            time.sleep(RETRY_S)
         else:
             self._aborts += 1
         if self._aborts > MOST_ABORTS:
@@ -237,6 +245,14 @@ class TransactionalWriter:
             raise Aborted(reason) from error
         self._producers.renew(reason)
         raise (Unknown if committing else Aborted)(reason) from error
+
+    def _has_rival(self) -> bool:
+        """Return whether a process of this name has committed between each two of the last fencings, for long."""
+        seen, self._seen_of_others = self._seen_of_others, dict(self._commits_of_others())
+        now_s = time.monotonic()
+        before = self._fenced_s if self._seen_of_others != seen else []
+        self._fenced_s = [at_s for at_s in before if now_s - at_s < FENCED_AGAIN_S] + [now_s]
+        return len(self._fenced_s) >= MOST_FENCED and now_s - self._fenced_s[0] > TAKEOVER_S
 
     def _cause(self, error: KafkaError) -> KafkaError:
         """Why the transaction failed: a call during which it fails may say no more than that it has failed."""

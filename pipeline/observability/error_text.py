@@ -52,9 +52,12 @@ def notes_of(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", []))
 
 
-def _of_system(error: OSError) -> str:
+def _of_system(error: OSError) -> str | None:
+    """Return what the system says; None for an error that says neither where nor what (a time limit, a socket)."""
     where = f"{error.filename}: " if error.filename is not None else ""
     advice = _ADVICE.get(error.errno or 0)
+    if not where and not advice and (error.errno is not None or not str(error)):
+        return None
     return f"{where}{error.strerror or error}{f': {advice}' if advice else ''}"
 
 

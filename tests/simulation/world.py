@@ -23,7 +23,6 @@ import pipeline.kafka.group_client
 import pipeline.kafka.log_consumer
 import pipeline.kafka.log_offsets
 import pipeline.kafka.odd_offsets
-import pipeline.kafka.ranges
 import pipeline.kafka.replay_reader
 import pipeline.kafka.retries
 import pipeline.kafka.session
@@ -80,7 +79,6 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.log_offsets,
     pipeline.kafka.odd_offsets,
     pipeline.kafka.retries,
-    pipeline.kafka.ranges,
     pipeline.kafka.session,
     pipeline.kafka.shutdown,
     pipeline.kafka.standstill,
