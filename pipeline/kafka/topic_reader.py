@@ -85,7 +85,7 @@ def read_batches(
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
         reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
         early: dict[int, int] = {}
-        stood: list[int] = []
+        stood: list[int] | None = None
         while ends:
             records, is_early = _take_below(reader, topic, ends, early)
             if records:

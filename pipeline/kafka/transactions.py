@@ -13,7 +13,7 @@ from pipeline.engine.results import redacted
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.call_thread import CallTimedOut
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.clients import CALL_TIMEOUT_S
+from pipeline.kafka.clients import CALL_TIMEOUT_S, TRANSACTION_TIMEOUT_MS
 from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError, Stopped, Unknown
 from pipeline.kafka.retries import may_pass
 from pipeline.kafka.transactional_producers import TransactionalProducers
@@ -50,10 +50,11 @@ NOT_A_MEMBER: Final = frozenset(
 FENCED_AGAIN_S: Final = 60.0
 MOST_FENCED: Final = 3
 TAKEOVER_S: Final = 10.0
-"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, ends if it has a rival.
+"""A worker that is fenced as often within `FENCED_AGAIN_S`, and for longer than this, has a rival of its own name.
 
-A rival is a process of its own name, whose commits go on between the fencings. Others fence a healthy worker too: who
-takes its partitions over, and a coordinator that has ended a transaction while brokers stood still.
+Only a fencing counts before which this worker has committed nothing since the last one, or a process of its name has.
+Others fence a healthy worker too: who takes its partitions over, for which it must have committed something, and a
+coordinator that has ended a transaction that was open for too long.
 """
 RETRY_S: Final = 0.5
 
@@ -92,6 +93,8 @@ class TransactionalWriter:
         self._marked: dict[int, int] = {}
         self._commits_of_others, self._seen_of_others = commits_of_others, dict[Partition, str]()
         self._fenced_s: list[float] = []
+        self._began_s, self._committed = 0.0, False
+        """When the last transaction began, and whether any was committed since the last fencing."""
         self._aborts = 0
 
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
@@ -105,6 +108,7 @@ class TransactionalWriter:
         """
         self._producers.next_turn()
         producing, committing, self._producers.in_transaction = True, False, True
+        self._began_s = time.monotonic()
 
         def commit() -> None:
             nonlocal committing
@@ -126,7 +130,7 @@ class TransactionalWriter:
             self._after_failure(error, producing=producing, committing=committing)
         finally:
             self._producers.in_transaction = False
-        self._aborts = 0
+        self._aborts, self._committed = 0, True
 
     def write(self, outputs: Sequence[Output]) -> None:
         """``outputs``, acknowledged, without a transaction; ``Aborted`` or ``OutputTooLarge`` where any was not."""
@@ -247,10 +251,13 @@ class TransactionalWriter:
         raise (Unknown if committing else Aborted)(reason) from error
 
     def _has_rival(self) -> bool:
-        """Return whether a process of this name has committed between each two of the last fencings, for long."""
-        seen, self._seen_of_others = self._seen_of_others, dict(self._commits_of_others())
+        """Return whether the last fencings were a rival's; see `TAKEOVER_S`."""
         now_s = time.monotonic()
-        before = self._fenced_s if self._seen_of_others != seen else []
+        if now_s - self._began_s >= TRANSACTION_TIMEOUT_MS / 1_000:
+            return False
+        seen, self._seen_of_others = self._seen_of_others, dict(self._commits_of_others())
+        counted, self._committed = not self._committed or self._seen_of_others != seen, False
+        before = self._fenced_s if counted else []
         self._fenced_s = [at_s for at_s in before if now_s - at_s < FENCED_AGAIN_S] + [now_s]
         return len(self._fenced_s) >= MOST_FENCED and now_s - self._fenced_s[0] > TAKEOVER_S
 
