@@ -22,7 +22,6 @@ from pipeline.kafka.batch import Partition
 from pipeline.kafka.clients import admin_client
 from pipeline.kafka.internal import OnRefused, refuse
 from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers
-from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
@@ -132,8 +131,8 @@ def _at_about(
     name = settings.topic(topic.name)
     partitions = [(name, number) for number in partition_numbers(client, name)]
     at_ms = min(max(timestamp_ms, _AROUND_MS), LATEST_STAMP_MS)
-    starts = retried(lambda: offsets_at(client, partitions, at_ms - _AROUND_MS))
-    ends = retried(lambda: offsets_at(client, partitions, at_ms + _AROUND_MS))
+    starts = offsets_at(client, partitions, at_ms - _AROUND_MS)
+    ends = offsets_at(client, partitions, at_ms + _AROUND_MS)
     windows = {at[1]: range(max(starts[at], ends[at] - CHECKED_RECORDS), ends[at]) for at in partitions}
     windows = {number: window for number, window in windows.items() if window}
     return records_below(
@@ -149,7 +148,7 @@ def _names_in_results(
     """Return what results call the newest records of a claim, where they do not name their position."""
     name, number = partition
     bare, found = name.removeprefix(settings.topic_prefix), set[_Name]()
-    first = retried(lambda: first_offsets(client, [partition]))[partition]
+    first = first_offsets(client, [partition])[partition]
     start = max(claim.offsets.start, claim.offsets.stop - CHECKED_RECORDS, first)
     if bare not in (ACCEPTED_LABELS.name, DECISION_FEATURES.name) or start >= claim.offsets.stop:
         return found
