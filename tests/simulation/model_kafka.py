@@ -1,6 +1,7 @@
 """A small model of Kafka, as its clients see it: logs, committed offsets, transactions, groups and rebalances.
 
-`SimConsumer`, `SimProducer` and `SimAdmin` take the place of confluent-kafka's classes. Nothing here waits, starts a
+`SimConsumer`, `SimProducer` and `SimAdmin` take the place of confluent-kafka's classes, and `ask_brokers` that of
+requests of our own. Nothing here waits, starts a
 thread or asks a clock: what a broker would do by itself (rebalance, fail, end a transaction) the simulation orders.
 An entry of a log is a record or a range that nobody can read; another kind of entry needs a case in `Log.at`.
 """
@@ -17,8 +18,10 @@ from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.call_thread import CallTimedOut
+from pipeline.kafka.raw_fetch import Brokers, Fetched, Replicas, Wanted
 from schemas.records import Headers, Record
 from tests.chaos.arithmetic import murmur2
+from tests.helpers.batches import record_batch
 
 CLUSTERS: Final[dict[str, "Cluster"]] = {}
 """Clusters by the address under which clients find them."""
@@ -205,6 +208,38 @@ class Message:
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         return list(self._of().headers) or None
+
+
+class SimBrokers:
+    """What brokers answer to requests of our own; each partition has one replica."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def describe(self, topic: str) -> Brokers:
+        return Brokers({}, {at: Replicas(1, (1,)) for at in self._cluster.logs if at[0] == topic})
+
+    async def fetch(self, wanted: Wanted, isolation: int = 1, broker: int | None = None) -> Fetched:
+        """Return the batch that holds an offset, of compressed records if nobody can read it."""
+        del isolation, broker
+        log = self._cluster.logs[wanted.partition]
+        entry = log.at(wanted.offset)
+        if entry is None:
+            data = b""
+        elif isinstance(entry, range):
+            data = entry.start.to_bytes(8, "big") + record_batch([b""] * len(entry), "zstd")[8:]
+        else:
+            data = entry.offset.to_bytes(8, "big") + record_batch([b""])[8:]
+        return Fetched(0, 0, log.end, log.end, (), data)
+
+
+def ask_brokers(config: Mapping[str, Any], question: Callable[[SimBrokers], Any], *_: Any) -> Any:
+    """Return the answer to a question, which waits for nothing."""
+    try:
+        question(SimBrokers(CLUSTERS[config["bootstrap.servers"]])).send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
 
 
 def _partitions_of(partitions: Iterable[TopicPartition]) -> list[Partition]:

@@ -58,6 +58,7 @@ from tests.simulation.model_kafka import (
     SimAdmin,
     SimConsumer,
     SimProducer,
+    ask_brokers,
 )
 from tests.simulation.names import AGENT_NAMES, LABEL_TOPICS, NAMED, PARTITIONS, PREFIX, SPECS
 from tests.simulation.reading import decode_decision, messages, written
@@ -86,6 +87,7 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.transactional_producers,
     pipeline.kafka.transactions,
     pipeline.kafka.unreadable,
+    pipeline.kafka.unreadable_batches,
 )
 """Modules whose ``time`` is the simulation's."""
 Observed = tuple[str, int, tuple[int, ...], str]
@@ -123,10 +125,10 @@ class _Inline:
     def end(self) -> None:
         """Nothing runs."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(function(*args))
+            future.set_result(function(*args, **options))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -146,6 +148,7 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     kafka = pipeline.kafka
     for module in (kafka.admin, kafka.group_client, kafka.log_consumer, kafka.unreadable):
         patch.setattr(module, "Consumer", SimConsumer)
+    patch.setattr(kafka.unreadable, "ask", ask_brokers)
     patch.setattr(kafka.transactional_producers, "Producer", SimProducer)
     patch.setattr(kafka.clients, "AdminClient", SimAdmin)
     for module in (kafka.group_client, kafka.transactional_producers):
