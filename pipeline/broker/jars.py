@@ -10,12 +10,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipeline.broker.errors import INSTALL, BrokerError
 
@@ -25,6 +26,9 @@ ENDPOINTS: Final = (
     "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
 )
 LIST_NAME: Final = "kafka-jars.json"
+T = TypeVar("T")
+PAUSES_S: Final = (0.5, 2.0)
+"""Before each further try of a download that broke."""
 DOWNLOADS: Final = 8
 """Jars fetched at a time; latency, not bandwidth, is what a first start waits for."""
 
@@ -115,7 +119,7 @@ def _fetch(store: Path, jars: Sequence[Jar]) -> None:
 def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
     artifact = context.project(jar.group, jar.artifact).at_version(jar.version).artifact()
     try:
-        found = Path(artifact.resolve())
+        found = Path(_retried(artifact.resolve))
     except Exception as error:
         raise BrokerError(
             f"cannot fetch {jar.path.name}: {error}. What runs on Java needs a Maven repository the first time it "
@@ -133,6 +137,16 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy, found.open("rb") as source:
         shutil.copyfileobj(source, copy)
     Path(copy.name).replace(target)
+
+
+def _retried(fetch: Callable[[], T]) -> T:
+    """Return what ``fetch`` returns; a download that breaks is begun again, a few times."""
+    for pause_s in PAUSES_S:
+        try:
+            return fetch()
+        except Exception:
+            time.sleep(pause_s)
+    return fetch()
 
 
 def _maven(repository: Path) -> Any:

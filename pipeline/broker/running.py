@@ -1,9 +1,11 @@
 """Finds the cluster that runs, for the commands of analysts."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from pipeline.broker import running_broker
+from pipeline.broker import provide_broker, running_broker
 from pipeline.kafka.admin import failed_answer
 from pipeline.settings import Settings
 
@@ -38,3 +40,28 @@ def find_cluster(settings: Settings) -> str:
             "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."
         )
     return address
+
+
+@contextmanager
+def cluster_or_last_run(settings: Settings, report: Callable[[str], None]) -> Iterator[str]:
+    """Yield the address that `find_cluster` returns; where no broker runs, that of one over what the last run kept.
+
+    Args:
+        settings: The settings.
+        report: Called with a sentence if a broker is started, which ends with the context.
+
+    Raises:
+        ClusterNotFound: There is neither.
+        BrokerError: The broker cannot be started.
+    """
+    kept = demo_dir(settings)
+    try:
+        address = find_cluster(settings)
+    except ClusterNotFound:
+        if settings.kafka_bootstrap_servers is not None or not (kept / "kafka" / "log").is_dir():
+            raise
+        report(f"No broker runs: starting one on what the last run kept in {kept}.")
+        with provide_broker(settings.model_copy(update={"data_dir": kept})) as broker:
+            yield broker.bootstrap_servers
+        return
+    yield address

@@ -6,7 +6,9 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple, TypedDict, Unpack
 
@@ -15,7 +17,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker import BrokerError
+from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_cluster
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.times import Moment
@@ -172,19 +175,20 @@ def command(
     settings = Settings()
     silence_clients()
     console = Console(highlight=False, markup=False) if wants_colours(sys.stdout) and not as_json else None
+    say = partial(click.echo, err=True)
     try:
-        bootstrap = find_cluster(settings)
-        if once:
-            alerts = held_alerts(bootstrap, settings)
-        else:
-            alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
-            click.echo(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.", err=True)
-        for shown in islice((shown for shown in alerts if is_wanted(shown.alert, wanted)), limit):
-            if as_json:
-                write_json(shown.value)
+        with cluster_or_last_run(settings, say) if once else nullcontext(find_cluster(settings)) as bootstrap:
+            if once:
+                alerts = held_alerts(bootstrap, settings)
             else:
-                write_alert(shown, console)
-    except (ClusterNotFound, ClusterUnreachable, TopicError) as error:
+                alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
+                say(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")
+            for shown in islice((shown for shown in alerts if is_wanted(shown.alert, wanted)), limit):
+                if as_json:
+                    write_json(shown.value)
+                else:
+                    write_alert(shown, console)
+    except (BrokerError, ClusterNotFound, ClusterUnreachable, TopicError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         # The way that following ends: nothing to report.

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypedDict, Unpack
 
 import click
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker import BrokerError
+from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_cluster
 from pipeline.commands.times import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
@@ -279,6 +281,7 @@ def _read(given: Filters) -> list[DeadLetter]:
         if not (partition.isdigit() and offset.isdigit()):
             raise click.UsageError(f"{position!r} is no position; write it as PARTITION/OFFSET, such as 0/17")
     try:
-        return read_letters(find_cluster(settings), settings, given)
-    except (ClusterNotFound, ClusterUnreachable, TopicError) as error:
+        with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
+            return read_letters(bootstrap, settings, given)
+    except (BrokerError, ClusterNotFound, ClusterUnreachable, TopicError) as error:
         raise click.ClickException(str(error)) from error

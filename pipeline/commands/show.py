@@ -2,13 +2,16 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import click
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker import BrokerError
+from pipeline.broker.running import ClusterNotFound, cluster_or_last_run
 from pipeline.commands.lookup import find, find_labels
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
 from pipeline.kafka.errors import TopicError
+from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, Label
@@ -70,12 +73,13 @@ def command(identifier: str) -> None:
     An alert is shown with its reasons, any other decision with its score beside the threshold. Labels and notes follow.
     """
     settings = Settings()
+    silence_clients()
     try:
-        bootstrap = find_cluster(settings)
-        decisions = find(bootstrap, settings, [DECISIONS], identifier, Decision)
-        raised = {alert.source: alert for alert in find(bootstrap, settings, [ALERTS], identifier, Alert)}
-        labels = find_labels(bootstrap, settings, identifier)
-    except (ClusterNotFound, TopicError) as error:
+        with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
+            decisions = find(bootstrap, settings, [DECISIONS], identifier, Decision)
+            raised = {alert.source: alert for alert in find(bootstrap, settings, [ALERTS], identifier, Alert)}
+            labels = find_labels(bootstrap, settings, identifier)
+    except (BrokerError, ClusterNotFound, TopicError) as error:
         raise click.ClickException(str(error)) from error
     if not decisions:
         raise click.ClickException(

@@ -22,7 +22,15 @@ from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, runn
 from pipeline.demo.state import RunState
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
-from pipeline.demo.view import COMMAND_INDENT, View, closing_lines, command_text, make_view, summary_lines
+from pipeline.demo.view import (
+    COMMAND_INDENT,
+    View,
+    bytes_on_disk,
+    closing_lines,
+    command_text,
+    make_view,
+    summary_lines,
+)
 from pipeline.demo.world import World
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed
@@ -40,6 +48,7 @@ LOOK_S: Final = 0.05
 EXAMPLES_NAMED: Final = 5
 TRAINING_STAGE_S: Final = 2.0
 """Time between two stages of the training that are reported."""
+COMPILING: Final = " (the first time, the feature kernels are compiled, which takes half a minute)"
 
 FAILURES: Final = (
     BrokerError,
@@ -75,8 +84,8 @@ class RunOptions:
 def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
     """Run the whole pipeline on a simulated world; returns the exit code.
 
-    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run, or when a
-    run without end was stopped; 128 + the signal when one with an end was; 1 after an error, explained on ``errors``.
+    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run or Ctrl-C;
+    128 + the signal after another one; 1 after an error, explained on ``errors``.
     """
     state = RunState(started_s=time.monotonic(), days=options.days)
     code = 0
@@ -86,14 +95,14 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
             try:
                 Controller(settings, options, state, view, signals).run()
             except RunStopped as stopped:
-                code = 0 if options.days == 0 and state.day else stopped.exit_code
+                code = stopped.exit_code
             except (*FAILURES, Incomplete) as error:
                 code, failure = 1, error
             signals.mode = Mode.HOLD
         if failure is not None:
             errors.write(f"\nError: {failure}\n")
             errors.flush()
-        closing = closing_lines(settings, state, kept=options.keep)
+        closing = closing_lines(settings, state)
         for line in ["", *summary_lines(state, time.monotonic()), "", *closing, summary_json(state.figures)]:
             stream.write(f"{line}\n")
         stream.flush()
@@ -183,10 +192,7 @@ class Controller:
 
     def _learn_first(self, settings: Settings, servers: str) -> None:
         world = self._options.world
-        self._view.stage(
-            f"training the first LightGBM model on {world.history_days} simulated days (the first time, the feature "
-            "kernels are compiled, which takes half a minute)"
-        )
+        self._view.stage(f"training the first LightGBM model on {world.history_days} simulated days{COMPILING}")
         model: FirstModel = train_first_model(settings, servers, world, report=seldom(self._training, TRAINING_STAGE_S))
         self._state.figures.river_version = model.river
         self._check()
@@ -197,7 +203,8 @@ class Controller:
         )
 
     def _training(self, text: str) -> None:
-        self._view.stage(f"training the first LightGBM model: {text}")
+        # The first part of the work waits for the compiler.
+        self._view.stage(f"training the first LightGBM model: {text}{COMPILING if ': 0 of' in text else ''}")
         self._check()
 
     def _stream(self, settings: Settings, servers: str) -> None:
@@ -231,8 +238,18 @@ class Controller:
         """Called by the feeder between the warm-up and the first day."""
         self._view.stage("warming up: waiting until everything sent so far is decided")
         self._await_decided(0)
-        days = f"{self._options.days} simulated days" if self._options.days else "simulated days until stopped"
+        days = f"{self._options.days} simulated days"
+        if not self._options.days:
+            days = f"simulated days until stopped{self._disk_use()}"
         self._view.stage(f"streaming {days}, one in {self._options.day_s:g} s; labels follow a week later")
+
+    def _disk_use(self) -> str:
+        """Return how much disk a run without end takes, as the warm-up took it; nothing on a cluster of the user's."""
+        taken = bytes_on_disk(self._given)
+        if self._given.kafka_bootstrap_servers is not None or taken is None:
+            return ""
+        of_day = taken / self._options.world.warm_up_days
+        return f" (about {of_day * 60 / self._options.day_s / 1e6:,.0f} MB of disk a minute)"
 
     def _report(self, progress: ReplayProgress) -> None:
         """Called by the feeder several times a second."""

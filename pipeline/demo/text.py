@@ -106,16 +106,23 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late
     return lines
 
 
-def alert_row(alert: Alert, width: int = PLAIN_WIDTH) -> Text:
-    """Write an alert on one line, cut to ``width``: time, amount, score, card, merchant, the strongest reason."""
+def alert_rows(alert: Alert, width: int = PLAIN_WIDTH) -> list[Text]:
+    """Write an alert on a line cut to ``width`` (time, amount, score, card, merchant), its strongest reason below."""
     row = Text(f"{alert.event_time.astimezone(UTC):%m-%d %H:%M} ")
     row.append(f"{money_text(alert.amount, alert.currency):>13} ")
     row.append(f"{alert.score:.2f} ", style=score_style(alert.score))
     row.append(f"card {printable(alert.card_id)} at {printable(alert.merchant_id)}", style="cyan")
-    if alert.reasons:
-        row.append(f": {printable(alert.reasons[0].sentence)}")
     row.truncate(width, overflow="ellipsis")
-    return row
+    indent = "    "
+    reasons = [printable(reason.sentence) for reason in alert.reasons[:1]]
+    return [
+        row,
+        *(
+            Text(line)
+            for reason in reasons
+            for line in textwrap.wrap(reason, width, initial_indent=indent, subsequent_indent=indent)
+        ),
+    ]
 
 
 def fact_lines(facts: list[str], width: int = PLAIN_WIDTH) -> list[str]:

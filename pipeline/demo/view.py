@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, TextIO
@@ -20,7 +21,7 @@ from rich.text import Text
 from pipeline.broker.running import demo_dir
 from pipeline.demo.figures import RunFigures
 from pipeline.demo.state import RunState
-from pipeline.demo.text import PLAIN_WIDTH, alert_row, count_text, duration_text, utc_text
+from pipeline.demo.text import PLAIN_WIDTH, alert_rows, count_text, duration_text, utc_text
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 
@@ -29,6 +30,8 @@ PLAIN_INTERVAL_S: Final = 2.0
 REDRAWS_PER_S: Final = 4.0
 COMMAND_INDENT: Final = "    "
 """Before a command line, which is never wrapped: it is there to be copied."""
+BLOCK_BYTES: Final = 512
+"""Unit of ``st_blocks``, whatever the file system's is."""
 MOST_COLUMNS: Final = 110
 """Wider lines are hard to read."""
 
@@ -88,7 +91,7 @@ def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: i
         parts += [Text(), _figures_table(state)]
     if figures.latest_alerts:
         parts += [Text(), Text("Latest alerts (simulated time, amount, score)", style="bold")]
-        parts += [alert_row(alert, width) for alert in list(figures.latest_alerts)[::-1][: max(0, height - 18)]]
+        parts += _latest(figures, width, max(0, height - 18))
     parts += [Text(), Text(_hint(state), style="dim")]
     return Group(*parts)
 
@@ -107,13 +110,15 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         + (f", {count_text(figures.undecided)} transactions without one" if figures.undecided else "")
         + (f", {count_text(figures.refused)} refused" if figures.refused else "")
         + (f", {count_text(figures.repeated_decisions)} repeated or foreign" if figures.repeated_decisions else ""),
+        *(["               The rest is decided when workers start there again."] if figures.undecided else []),
         f"Alerts         {count_text(figures.alerts)}, {precision_text(figures)}",
         f"Labels         {count_text(figures.labels)} sent, days after their transactions",
         f"Latency        p50 {milliseconds_text(figures.latencies.percentile_ms(0.5))}, "
         f"p99 {milliseconds_text(figures.latencies.percentile_ms(0.99))} from send to decision",
         f"River model    version {printable(figures.river_version or '-')}, "
         f"{count_text(figures.river_versions)} published while it learned",
-        f"Dead letters   {count_text(figures.dead_letters)}",
+        f"Dead letters   {count_text(figures.dead_letters)}"
+        + (": `fraud-pipeline dead-letters list` says why" if figures.dead_letters else ""),
         f"Wall time      {duration_text(now_s - state.started_s)}",
     ]
 
@@ -157,26 +162,39 @@ def command_text(settings: Settings, arguments: str, topic_prefix: str = "") -> 
     return " ".join([*given, shlex.quote(str(relative)), arguments])
 
 
-def closing_lines(settings: Settings, state: RunState, *, kept: bool) -> list[str]:
+def bytes_on_disk(settings: Settings) -> int | None:
+    """Return the size of what the latest run has on disk here; None without a directory of its own."""
+    directory = demo_dir(settings)
+    if not directory.is_dir():
+        return None
+    blocks = 0
+    for path in directory.rglob("*"):
+        # Brokers and workers delete files meanwhile.
+        with suppress(FileNotFoundError):
+            # Kafka's indexes are large files with holes.
+            blocks += path.stat().st_blocks
+    return blocks * BLOCK_BYTES
+
+
+def closing_lines(settings: Settings, state: RunState) -> list[str]:
     """Describe the run's remains and the next steps; ``settings`` are those that the user gave."""
     lines = []
-    directory = demo_dir(settings)
-    if directory.is_dir():
-        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    if (size := bytes_on_disk(settings)) is not None:
         lines += [
             f"On disk        {size / 1e6:,.0f} MB of topics, state and models, which the next run empties:",
-            f"{COMMAND_INDENT}{directory}",
+            f"{COMMAND_INDENT}{demo_dir(settings)}",
             f"{COMMAND_INDENT}{settings.data_dir / 'logs'} has the logs.",
         ]
     if state.figures.transactions == 0:
         return lines
     next_steps = {
-        "Look at the topics after a run": "run --keep",
+        "Read the alerts of this run, or `show` a card or transaction of them": "alerts --once",
         "Compare two models on simulated history": "backtest-example",
         "See all commands; docs/deployment.md has them on your own cluster": "--help",
     }
-    if kept:
-        del next_steps["Look at the topics after a run"]
+    if settings.kafka_bootstrap_servers is not None:
+        # Its topics have a prefix that this command line would lack; it was printed when they were made.
+        del next_steps["Read the alerts of this run, or `show` a card or transaction of them"]
     lines.append("What next")
     for text, arguments in next_steps.items():
         lines += [f"- {text}:", f"{COMMAND_INDENT}{command_text(settings, arguments)}"]
@@ -307,6 +325,17 @@ def _figures_table(state: RunState) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _latest(figures: RunFigures, width: int, height: int) -> list[Text]:
+    """Return the newest alerts that fit ``height`` lines, each with its strongest reason."""
+    lines: list[Text] = []
+    for alert in reversed(figures.latest_alerts):
+        rows = alert_rows(alert, width)
+        if len(lines) + len(rows) > height:
+            break
+        lines += rows
+    return lines
 
 
 def _hint(state: RunState) -> str:

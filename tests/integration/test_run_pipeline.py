@@ -126,6 +126,14 @@ def test_ctrl_c_stops_a_run_without_end_and_everything_it_started(begin: RunStar
     assert gone(children)
     assert summary(run)["decisions"] == summary(run)["transactions"] > 0
     assert run.errors == ""
+    assert re.search(r"simulated days until stopped \(about [\d,]+ MB of disk a minute\)", " ".join(run.output.split()))
+    # What the run kept is there to be read.
+    human = run.output.splitlines()
+    command = human[human.index("What next") + 2]
+    look = subprocess.run(command, shell=True, check=False, capture_output=True, text=True, cwd=run.directory)
+    assert look.returncode == 0, look.stderr
+    assert "starting one on what the last run kept" in look.stderr
+    assert "score" in look.stdout
 
 
 def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settings, begin: RunStarter) -> None:
@@ -133,7 +141,7 @@ def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settin
     run = begin(*SMALL, "--cards", "5000", "--history-days", "300", "--days", "5", **on_cluster(kafka_settings))
     children = run.wait_for(TRAINING)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 130, run.errors
+    assert run.process.wait(120) == 0, run.errors
     assert gone(children)
     assert summary(run)["decisions"] == 0
     assert summary(run)["p50_ms"] is None

@@ -15,7 +15,7 @@ from pipeline.commands.alerts import Alerts
 from pipeline.demo.figures import LatencyHistogram, RateMeter, RunFigures, summary_json
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
-from pipeline.demo.text import alert_lines, alert_row
+from pipeline.demo.text import alert_lines, alert_rows
 from pipeline.demo.view import (
     COMMAND_INDENT,
     LiveView,
@@ -163,7 +163,7 @@ def test_alerts_of_a_case_are_counted_and_late_ones_marked() -> None:
 
 def test_control_characters_of_a_producer_do_not_reach_the_terminal() -> None:
     alert = make_alert(card_id="C\x1b[2J", merchant_id="M\n\u202e", selection="a\x07")
-    for line in [*alert_lines(alert), alert_row(alert)]:
+    for line in [*alert_lines(alert), *alert_rows(alert)]:
         assert all(character.isprintable() for character in line.plain), line.plain
 
 
@@ -173,11 +173,14 @@ def test_markup_in_an_identifier_is_text() -> None:
     assert "card [bold]C[/]" in rendered(state)
 
 
-def test_an_alert_row_is_one_line_of_the_width() -> None:
-    row = alert_row(make_alert(), width=80)
-    assert len(row.plain) == 80
-    assert row.plain.endswith("…")
-    assert row.plain.startswith("06-11 14:03  EUR 1,250.00 0.99 card C00042 at M00077: The amount is")
+def test_an_alert_row_has_its_whole_reason_below() -> None:
+    alert = make_alert()
+    row, *reason = (line.plain for line in alert_rows(alert, width=80))
+    assert row == "06-11 14:03  EUR 1,250.00 0.99 card C00042 at M00077"
+    assert " ".join(line.strip() for line in reason) == alert.reasons[0].sentence
+    assert max(map(len, reason)) <= 80
+    cut, *_ = alert_rows(make_alert(card_id="C" * 80), width=80)
+    assert (len(cut.plain), cut.plain[-1]) == (80, "…")
 
 
 def test_the_picture_fits_a_small_terminal() -> None:
@@ -255,6 +258,10 @@ def test_the_summary_names_what_is_missing_or_repeated() -> None:
     state.figures.repeated_decisions = 2
     text = "\n".join(summary_lines(state, 142.0))
     assert "15 transactions without one, 2 repeated or foreign" in text
+    assert "The rest is decided when workers start there again." in text
+    assert "`fraud-pipeline dead-letters list` says why" not in text
+    state.figures.dead_letters = 1
+    assert "Dead letters   1: `fraud-pipeline dead-letters list` says why" in summary_lines(state, 142.0)
     assert "one for each transaction" not in text
     assert max(map(len, summary_lines(state, 142.0))) <= 80
 
@@ -428,7 +435,7 @@ def test_an_early_end_has_no_table_of_zeros(tmp_path: Path) -> None:
     (line,) = summary_lines(early, 12.0)
     assert "ended after 12 s" in line
     assert "training the first LightGBM model" in line
-    assert closing_lines(Settings(data_dir=tmp_path), early, kept=False) == []
+    assert closing_lines(Settings(data_dir=tmp_path), early) == []
 
 
 def test_the_end_says_what_is_left_and_what_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,13 +443,15 @@ def test_the_end_says_what_is_left_and_what_next(tmp_path: Path, monkeypatch: py
     settings = Settings(data_dir=tmp_path / "of mine", kafka_bootstrap_servers=None)
     (demo_dir(settings) / "kafka").mkdir(parents=True)
     (demo_dir(settings) / "kafka" / "log").write_bytes(bytes(3_000_000))
-    lines = closing_lines(settings, busy_state(), kept=False)
+    lines = closing_lines(settings, busy_state())
     assert "3 MB of topics" in lines[0]
     assert str(demo_dir(settings)) in lines[1]
-    (again,) = (line for line in lines if line.endswith("run --keep"))
-    assert f"FRAUD_PIPELINE_DATA_DIR='{settings.data_dir}'" in again
-    assert Path(again.split()[-3]).name == "fraud-pipeline"
-    assert not any(line.endswith("--keep") for line in closing_lines(settings, busy_state(), kept=True))
+    first, *_ = lines[lines.index("What next") + 2 :]
+    assert first.endswith("alerts --once")
+    assert f"FRAUD_PIPELINE_DATA_DIR='{settings.data_dir}'" in first
+    assert Path(first.split()[-3]).name == "fraud-pipeline"
+    on_cluster = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:9"})
+    assert not any(line.endswith("alerts --once") for line in closing_lines(on_cluster, busy_state()))
 
 
 def test_a_command_to_copy_is_never_wrapped() -> None:
