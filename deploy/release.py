@@ -115,12 +115,22 @@ def build_image(root: Path, version: str) -> str:
         if shutil.which(engine) and subprocess.run([engine, "info"], check=False, capture_output=True).returncode == 0:
             with tempfile.TemporaryDirectory() as directory:
                 source = export(root, Path(directory) / "source")
-                subprocess.run([engine, "build", "--tag", f"{NAME}:{version}", str(source)], check=True)
-            return f"{engine} has built the image {NAME}:{version}."
+                base = base_image(engine, (source / "Dockerfile").read_text(encoding="utf-8"))
+                named = ("--build-arg", f"PYTHON_IMAGE={base}", "--label", f"org.opencontainers.image.base.name={base}")
+                subprocess.run([engine, "build", *named, "--tag", f"{NAME}:{version}", str(source)], check=True)
+            return f"{engine} has built the image {NAME}:{version} on {base}."
     return (
         f"No image was built: neither {' nor '.join(ENGINES)} answers here. "
         "Run `make release` without VERSION where one does, on the tag."
     )
+
+
+def base_image(engine: str, dockerfile: str) -> str:
+    """Return the newest base image of a Dockerfile by its digest, under which it can be had again."""
+    (named,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, re.MULTILINE)
+    subprocess.run([engine, "pull", "--quiet", named], check=True, capture_output=True)
+    inspect = [engine, "image", "inspect", "--format", "{{index .RepoDigests 0}}", named]
+    return subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def export(root: Path, target: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -108,6 +109,28 @@ def test_the_changelog_gets_a_section() -> None:
     )
     with pytest.raises(ReleaseRefused, match="no entry under"):
         released(CHANGELOG.replace("- A thing.", ""), "0.2.0", "2026-02-01")
+
+
+ENGINE = """#!/bin/sh
+# Says what it is asked to do, as an engine that runs would.
+echo "$*" >> "$0.log"
+if [ "$1" = image ]; then echo "python@sha256:0123"; fi
+"""
+
+
+def test_the_image_stands_on_a_base_that_is_named_by_its_digest(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "Dockerfile").write_text("ARG PYTHON_IMAGE=python:3.12-slim\nFROM ${PYTHON_IMAGE}\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message", "An image")
+    engine = tmp_path / "docker"
+    engine.write_text(ENGINE, encoding="utf-8")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert build_image(checkout, "0.2.0") == ("docker has built the image fraud-pipeline:0.2.0 on python@sha256:0123.")
+    (asked,) = re.findall(r"^build (.*) --tag", (tmp_path / "docker.log").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "--build-arg PYTHON_IMAGE=python@sha256:0123" in asked
 
 
 def test_without_an_engine_the_image_is_left_out_with_a_sentence(
