@@ -72,7 +72,7 @@ def _written(value: float | None, unit: str) -> str:
 
 
 def headline(content: ReportContent) -> str:
-    """Sum up the result in a sentence; of several variants, which of the others ranks frauds better than the first."""
+    """Sum up the result: of several variants, what each of the others saves, finds and ranks beside the first."""
     if not content.comparisons:
         (variant, *_) = content.variants
         metrics = {metric.name: metric for metric in variant.metrics}
@@ -81,10 +81,37 @@ def headline(content: ReportContent) -> str:
             f"{percent(metrics['alert_precision'].value)} of the labelled ones are fraud, and they find "
             f"{percent(metrics['alert_recall'].value)} of the known frauds."
         )
-    return " ".join(map(_compared, content.comparisons))
+    return " ".join(f"{_saved(each, content.base_currency)} {_ranked(each)}" for each in content.comparisons)
 
 
-def _compared(comparison: VariantComparison) -> str:
+def _saved(comparison: VariantComparison, currency: str) -> str:
+    """Compare what the alerts of a variant save and find with the first one's."""
+    differences = {metric.name: metric for metric in comparison.differences}
+    saving, recall = differences["net_saving"], differences["alert_recall"]
+    interval, other, base = wider(saving), comparison.other, comparison.base
+    found = f"its alerts find {_signed(recall)} of the known frauds"
+    if saving.value is None or interval is None or interval.low is None or interval.high is None:
+        return f"Nobody can tell whether {other} saves more than {base}: too few frauds are known."
+    within = f"(interval {interval.low:+,.0f} to {interval.high:+,.0f})"
+    if interval.low <= 0 <= interval.high:
+        return (
+            f"Whether {other} saves more than {base} is not certain: {saving.value:+,.0f} {currency} {within}; {found}."
+        )
+    more = "more" if saving.value > 0 else "less"
+    return f"{other} saves {abs(saving.value):,.0f} {currency} {more} than {base} {within}; {found}."
+
+
+def _signed(difference: Metric) -> str:
+    """Return a difference of shares as people write it, with its interval."""
+    if difference.value is None:
+        return NONE
+    interval = wider(difference)
+    known = interval is not None and interval.low is not None and interval.high is not None
+    within = f" (interval {interval.low:+.1%} to {interval.high:+.1%})" if interval is not None and known else ""
+    return f"{difference.value:+.1%}{within}"
+
+
+def _ranked(comparison: VariantComparison) -> str:
     """Compare the average precision of a variant with the first one's."""
     difference = next(metric for metric in comparison.differences if metric.name == "average_precision")
     interval = wider(difference)

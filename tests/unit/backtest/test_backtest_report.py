@@ -672,20 +672,36 @@ def test_a_model_has_one_colour_in_every_plot() -> None:
         assert COLOURS[1 - place] not in plots.top_reasons(variant, 5, place)
 
 
-def test_the_verdict_is_one_sentence_and_says_no_more_than_intervals_allow() -> None:
+def test_the_verdict_begins_with_money_and_says_no_more_than_intervals_allow() -> None:
     alone = build_report(result(variants=1), ReportOptions(replicates=5, top=5)).content
     assert re.fullmatch(r"variant 0 raises [\d.,]+ alerts a day; .* of the known frauds\.", headline(alone))
     both = build_report(result(variants=2), ReportOptions(replicates=5, top=5)).content
     (item,) = both.comparisons
+
+    def reported(name: str, value: float | None, low: float | None, high: float | None) -> str:
+        differences = [
+            msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
+            if metric.name == name
+            else metric
+            for metric in item.differences
+        ]
+        comparison = msgspec.structs.replace(item, differences=differences)
+        return headline(msgspec.structs.replace(both, comparisons=[comparison]))
+
     for low, high, value, words in (
         (-0.1, 0.2, 0.1, "No difference is certain"),
         (0.05, 0.2, 0.1, "variant 1 ranks frauds better than variant 0"),
         (-0.2, -0.05, -0.1, "variant 1 ranks frauds worse than variant 0"),
-        (None, None, None, "Nobody can tell"),
+        (None, None, None, "Nobody can tell whether variant 1 ranks"),
     ):
-        metric = next(metric for metric in item.differences if metric.name == "average_precision")
-        changed = msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
-        comparison = msgspec.structs.replace(item, differences=[changed])
-        reported = headline(msgspec.structs.replace(both, comparisons=[comparison]))
-        assert words in reported
-        assert reported.count(". ") == 0
+        assert words in reported("average_precision", value, low, high)
+    for low, high, value, words in (
+        (-100.0, 200.0, 50.0, "Whether variant 1 saves more than variant 0 is not certain: +50 EUR"),
+        (7_291.0, 18_676.0, 12_702.0, "variant 1 saves 12,702 EUR more than variant 0 (interval +7,291 to +18,676);"),
+        (-9.0, -5.0, -7.0, "variant 1 saves 7 EUR less than variant 0"),
+        (None, None, None, "Nobody can tell whether variant 1 saves"),
+    ):
+        assert reported("net_saving", value, low, high).startswith(words)
+    assert "; its alerts find +5.0% (interval +1.0% to +9.0%) of the known frauds." in reported(
+        "alert_recall", 0.05, 0.01, 0.09
+    )
