@@ -286,7 +286,7 @@ class WorkerContext:
             self._loops[spec.name] = made
             return made
 
-        channel = BatchChannel(app, new_loop, spec.name)
+        channel = BatchChannel(app, new_loop, spec.name, spec.reads, spec.help)
         self._channels.append(channel)
         return channel
 
@@ -384,4 +384,8 @@ def __getattr__(name: str) -> Any:
     # `faust -A agents.app worker` looks for `app`; importing this module for anything else makes none.
     if name == "app":
         return create_app()
+    if name in AGENTS:
+        # `faust send @card` looks for the agent here.
+        topics = ", ".join(topic.name for topic in AGENTS[name].reads)
+        sys.exit(f"Error: agent {name} takes no messages from Faust: write to {topics} with a Kafka producer")
     raise AttributeError(name)

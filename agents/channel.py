@@ -7,7 +7,7 @@ rebalance cannot come between reading a batch and committing it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from faust.types import AppT
 from agents.loop import AgentLoop
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.errors import Stopped
+from schemas.topics import Topic
 
 T = TypeVar("T")
 
@@ -24,13 +25,20 @@ T = TypeVar("T")
 class BatchChannel(faust.Channel):  # type: ignore[misc]
     """Iterating yields an agent's batches; ``work`` processes one, and those behind it, in the thread that read it."""
 
-    def __init__(self, app: AppT, new_loop: Callable[[], AgentLoop], name: str) -> None:
+    def __init__(
+        self, app: AppT, new_loop: Callable[[], AgentLoop], name: str, reads: Sequence[Topic] = (), help: str = ""
+    ) -> None:
         super().__init__(app)
-        self.name = name
+        self.name, self.help = name, help
+        self._reads = reads
         self._new_loop = new_loop
         self._loop: AgentLoop | None = None
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"agent-{name}")
+
+    def get_topic_name(self) -> str:
+        """Return the topics that the agent reads, without prefix, for Faust's list of agents."""
+        return ", ".join(topic.name for topic in self._reads)
 
     def clone(self, *, is_iterator: bool | None = None, **kwargs: Any) -> "BatchChannel":
         """This channel: it has one reader, its agent."""
@@ -104,7 +112,10 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
 def register(app: faust.App, channel: BatchChannel) -> None:
     """Make a Faust agent of a channel: each batch that it yields is worked on in the channel's thread."""
 
-    @app.agent(channel, name=channel.name)  # type: ignore[untyped-decorator]
     async def agent(batches: AsyncIterator[Batch]) -> None:
         async for batch in batches:
             await channel.work(batch)
+
+    # Faust shows it as the agent's help.
+    agent.__doc__ = channel.help
+    app.agent(channel, name=channel.name)(agent)

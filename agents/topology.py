@@ -55,6 +55,8 @@ class AgentSpec:
     """True if an alert waits for this agent; the others work in fewer and larger batches."""
     snapshots: bool = True
     """True if snapshots are taken of its state."""
+    help: str = ""
+    """What it does, in a line; Faust's list of agents shows it."""
 
     @property
     def producers(self) -> int:
@@ -64,8 +66,8 @@ class AgentSpec:
 
 LABEL: Final = AgentSpec(
     name="label",
+    help="Check labels, stamp from when they count, place them by card.",
     reads=(LABELS,),
-    # Check labels, stamp from when they count, place them by card.
     partitions_class="agents.label.LabelPartitions",
     writes=(ACCEPTED_LABELS, DEAD_LETTERS),
     latency_critical=False,
@@ -74,31 +76,31 @@ LABEL: Final = AgentSpec(
 
 CARD: Final = AgentSpec(
     name="card",
+    help="Validate, place, windows per card; labels follow their transactions.",
     reads=(TRANSACTIONS, REROUTED, ACCEPTED_LABELS),
-    # Validate, place, windows per card; labels follow their transactions.
     partitions_class="agents.card.CardPartitions",
     writes=(PROFILED, REROUTED, DEAD_LETTERS, PROGRESS),
 )
 SCORE: Final = AgentSpec(
     name="score",
+    help="Known fraud and windows per merchant, models, policy.",
     reads=(PROFILED,),
-    # Known fraud and windows per merchant, models, policy.
     partitions_class="agents.score.ScorePartitions",
     writes=(DECISIONS, DECISION_FEATURES, ALERTS),
     follows=(MODELS, CONTROL),
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",
+    help="Join a label to what the models saw.",
     reads=(ACCEPTED_LABELS, DECISION_FEATURES),
-    # Join a label to what the models saw.
     partitions_class="agents.feedback.FeedbackPartitions",
     writes=(EXAMPLES, PROGRESS),
     latency_critical=False,
 )
 LEARN: Final = AgentSpec(
     name="learn",
+    help="The online model learns, its versions are published.",
     reads=(EXAMPLES,),
-    # The online model learns, its versions are published.
     partitions_class="agents.learn.LearnPartitions",
     writes=(MODELS,),
     follows=(MODELS, CONTROL),
