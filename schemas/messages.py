@@ -320,15 +320,20 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """A JSON object: a model or policy as ``pipeline.scoring`` defines it, or a rate table as its file has it."""
 
 
+Span = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""Microseconds."""
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
 class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
     """The card agent's processing config of a batch."""
 
     rates_version: str
     rates_digest: str
     """First 16 hexadecimal digits of the SHA-256 of what the table says (`schemas.money.RateTable.digest`)."""
-    future_tolerance_us: int
-    dedup_horizon_us: int
-    label_horizon_us: int
+    future_tolerance_us: Span
+    dedup_horizon_us: Span
+    label_horizon_us: Span
 
 
 class FeedbackConfig(
@@ -336,10 +341,10 @@ class FeedbackConfig(
 ):
     """The feedback agent's processing config of a batch."""
 
-    label_horizon_us: int
-    maturity_us: int
-    negative_sample_rate: float
-    reported_share: float = 1.0
+    label_horizon_us: Span
+    maturity_us: Span
+    negative_sample_rate: Share
+    reported_share: Share = 1.0
     """Share of the reported frauds whose reports come within the maturity; 1 in records of earlier releases."""
 
 

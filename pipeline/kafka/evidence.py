@@ -20,7 +20,7 @@ from pipeline.engine.partitioner import partition_of
 from pipeline.kafka import topic_reader
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.clients import admin_client
-from pipeline.kafka.internal import OnRefused, refuse
+from pipeline.kafka.internal import OnRefused, not_counted, refuse
 from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
@@ -71,13 +71,21 @@ class Claim(NamedTuple):
 
 
 def records_below(
-    bootstrap: str, name: str, settings: Settings, ends: Mapping[int, int], start: Mapping[int, int] | None = None
+    bootstrap: str,
+    name: str,
+    settings: Settings,
+    ends: Mapping[int, int],
+    start: Mapping[int, int] | None = None,
+    on_refused: OnRefused = not_counted,
 ) -> Iterator[Record]:
     """Yield committed records below an end of each partition of a topic (full name), from ``start`` or the first."""
     left = set(ends)
     if not left:
         return
-    with closing(read_batches(bootstrap, name, settings=settings, partitions=sorted(left), start=start)) as batches:
+    reading = read_batches(
+        bootstrap, name, settings=settings, partitions=sorted(left), start=start, on_refused=on_refused
+    )
+    with closing(reading) as batches:
         for records in batches:
             yield from (record for record in records if record.offset < ends[record.partition])
             left -= {record.partition for record in records if record.offset + 1 >= ends[record.partition]}
@@ -88,7 +96,8 @@ def records_below(
 def any_result(bootstrap: str, topic: Topic, settings: Settings, agent: str, on_refused: OnRefused) -> bool:
     """Return whether ``topic`` holds a committed result of ``agent``; a record that can be none is refused."""
     traces = _Traces(agent, settings, on_refused)
-    with closing(read_batches(bootstrap, settings.topic(topic.name), settings=settings)) as batches:
+    reading = read_batches(bootstrap, settings.topic(topic.name), settings=settings, on_refused=on_refused)
+    with closing(reading) as batches:
         return any(traces.take(record, topic) for records in batches for record in records)
 
 

@@ -7,6 +7,7 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.batch import start_at
 from pipeline.kafka.errors import TopicError
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.log_offsets import partition_numbers
 from pipeline.kafka.message_records import record_of
 from pipeline.kafka.replay_reader import stable_end
@@ -21,11 +22,11 @@ FETCH_WAIT_MS: Final = 500
 class TopicFollower:
     """Reads a topic from its beginning, or from given positions, and then whatever comes; used from one thread."""
 
-    def __init__(self, bootstrap: str, settings: Settings, topic: Topic) -> None:
+    def __init__(self, bootstrap: str, settings: Settings, topic: Topic, on_refused: OnRefused = not_counted) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._name = settings.topic(topic.name)
         # Looked at between batches. A broker answers when there is something; an answer without anything is work.
-        self._consumer = log_consumer(bootstrap, settings, {"fetch.wait.max.ms": FETCH_WAIT_MS})
+        self._consumer = log_consumer(bootstrap, settings, {"fetch.wait.max.ms": FETCH_WAIT_MS}, on_refused=on_refused)
         self._pending_ends: set[int] = set()
         self._positions: dict[int, int] = {}
         """Offsets behind what was read, by partition."""

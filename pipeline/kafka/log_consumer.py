@@ -1,10 +1,10 @@
 """A consumer without a group, which skips the record batches that nobody can read where that is agreed.
 
 What agents read is skipped where an agent has quarantined it, so that every reader skips the same. A range on
-``control`` is skipped only as far as the batch, whose end is probed, cannot be read. Of the topics that show readers
-what to do (``control``, ``models``, ``progress``) nobody quarantines anything: their readers refuse such a batch, as
-they refuse a record that is none of the pipeline's messages. Readers that decide nothing (start-up checks) skip an
-unreadable batch of any topic.
+``control`` is skipped only as far as the batch cannot be read. Of the topics that no agent reads record by record
+(``control``, ``models``, ``progress``, ``decisions``, ``alerts``, ``dead-letters``) nobody quarantines anything: their
+readers refuse such a batch, as they refuse a record that is none of the pipeline's messages. Readers that decide
+nothing (start-up checks) skip an unreadable batch of any topic.
 """
 
 import logging
@@ -19,13 +19,15 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from pipeline.kafka.batch import Partition
 from pipeline.kafka.errors import TopicError
+from pipeline.kafka.internal import OnRefused, not_counted, refuse
 from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
 from pipeline.kafka.raw_fetch import FetchRefused, FetchUnanswered
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import DAMAGED, FETCHES, UNREADABLE, Fault, find_fault, reader_config
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
-from schemas.topics import CONTROL, LABELS, MODELS, PROGRESS, TRANSACTIONS
+from schemas.records import Record
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, LABELS, MODELS, PROGRESS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ _METADATA_S: Final = 1.0
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
+_READ_BY_NO_AGENT: Final = (CONTROL, MODELS, PROGRESS, DECISIONS, ALERTS, DEAD_LETTERS)
 _decode: Final = msgspec.json.Decoder(Control).decode
 
 
@@ -50,6 +53,7 @@ class LogConsumer:
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
+        on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
         accept_damaged_control: Skip a batch of ``control`` that a disk has damaged, as other unreadable ones.
         inputs: Topics that producers write to (full names), whose records may claim other offsets than they have.
         trusted: Whether a record of ``control`` counts.
@@ -64,13 +68,14 @@ class LogConsumer:
         *,
         skip_unreadable: bool = False,
         skip_refused: bool = True,
+        on_refused: OnRefused = not_counted,
         accept_damaged_control: bool = False,
         inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
         trusted: Callable[[Message], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable, self._trusted = skip_unreadable, trusted
-        self._accept_damaged_control = accept_damaged_control
+        self._accept_damaged_control, self._on_refused = accept_damaged_control, on_refused
         self.consumer = Consumer(reader_config(config, own))
         self._positions: dict[Partition, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
@@ -263,9 +268,13 @@ class LogConsumer:
         topic, _ = partition
         if topic == self._prefix + CONTROL.name and fault.error == DAMAGED and not self._accept_damaged_control:
             raise _damaged_control(partition, fault)
-        if self._skip_unreadable or topic in {self._prefix + each.name for each in (CONTROL, MODELS, PROGRESS)}:
-            return fault.end
         start, found, why = fault.start, fault.end, fault.message
+        if topic in {self._prefix + each.name for each in _READ_BY_NO_AGENT}:
+            batch = Record(topic, partition[1], start, 0, None, None)
+            refuse(batch, f"offsets {start} to {found - 1} cannot be read ({why})", self._on_refused)
+            return found
+        if self._skip_unreadable:
+            return found
         if not self._skip_refused:
             raise TopicError(f"topic {topic} partition {partition[1]} cannot be read from offset {start} on ({why})")
         ends = [end for first, end in self._quarantined(partition) if first <= start < end]

@@ -78,7 +78,7 @@ def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_coun
     results = ResultOffsets()
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
     profiled = settings.topic(PROFILED.name)
-    for records in _both_ends(bootstrap, DECISIONS, numbers, settings):
+    for records in _both_ends(bootstrap, DECISIONS, numbers, settings, on_refused):
         for record, decision in readable(records, _decode_decided, on_refused):
             if (log := decision.log) is not None:
                 results.add((profiled, log.partition), log.offset + 1, record)
@@ -97,7 +97,7 @@ def progressed(
     # A topic whose partitions are too few is reported by another check.
     there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
     asked = sorted({*numbers} & {*there})
-    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings)
+    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings, on_refused)
     for at, end, record in _of_progress(newest, agent, settings, on_refused):
         results.newest[at] = end
         results.add(at, end, record)
@@ -146,7 +146,10 @@ def newest_batches(
     if not tails:
         return {}
     found: dict[Partition, ResultBatch] = {}
-    with closing(read_batches(bootstrap, name, settings=settings, partitions=list(tails), start=tails)) as batches:
+    reading = read_batches(
+        bootstrap, name, settings=settings, partitions=list(tails), start=tails, on_refused=on_refused
+    )
+    with closing(reading) as batches:
         every = (record for records in batches for record in records)
         if key is not None:
             own = (record for record in every if record.key == key)
@@ -183,7 +186,7 @@ def _of_progress(
 
 
 def _both_ends(
-    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings
+    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings, on_refused: OnRefused
 ) -> tuple[list[Record], list[Record]]:
     """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
     name = settings.topic(topic.name)
@@ -200,4 +203,5 @@ def _both_ends(
     # From their beginning as it is then: retention may move it meanwhile.
     left = {number: first + CHECKED_RECORDS for number, first in firsts.items() if tails[number] > first}
     ends = {number: end[name, number] for number in tails}
-    return [*records_below(bootstrap, name, settings, ends, tails)], [*records_below(bootstrap, name, settings, left)]
+    newest = records_below(bootstrap, name, settings, ends, tails, on_refused)
+    return [*newest], [*records_below(bootstrap, name, settings, left, on_refused=on_refused)]

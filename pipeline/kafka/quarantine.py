@@ -109,7 +109,7 @@ class Quarantines:
     ) -> None:
         self._settings, self._agent = settings, agent
         self._trusted = TrustedRecords(settings, on_refused)
-        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0, on_refused)
         self._known = QuarantinedRecords(settings)
         # The batches of an agent with several inputs are on `progress`, with what was quarantined of each.
         self._from_markers = has_order(reads)

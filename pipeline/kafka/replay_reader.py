@@ -110,6 +110,7 @@ class RangeReader:
         *,
         skip_refused: bool = True,
         most_bytes: float = math.inf,
+        on_refused: OnRefused = not_counted,
     ) -> None:
         """Begin at offset ``start``.
 
@@ -121,6 +122,7 @@ class RangeReader:
         self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting or (lambda: None)
         self._bounded_wait = waiting is None
         self._tuning, self._skip_refused, self._most_bytes = tuning or {}, skip_refused, most_bytes
+        self._on_refused = on_refused
         self._consumer: LogConsumer | None = None
         self._ahead: list[Message] = []
         self._next = 0
@@ -135,7 +137,10 @@ class RangeReader:
 
     def _fetching(self) -> LogConsumer:
         own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
-        consumer = log_consumer(self._bootstrap, self._settings, own, self._waiting, skip_refused=self._skip_refused)
+        consumer = log_consumer(
+            self._bootstrap, self._settings, own, self._waiting,
+            skip_refused=self._skip_refused, on_refused=self._on_refused,
+        )  # fmt: skip
         consumer.assign([start_at((self.topic, self.partition), self.position)])
         return consumer
 
@@ -231,9 +236,11 @@ class RangeReader:
 class NewRecords:
     """The records committed to a partition of a topic (full name), from the beginning and then from call to call."""
 
-    def __init__(self, bootstrap: str, settings: Settings, topic: str, partition: int) -> None:
+    def __init__(
+        self, bootstrap: str, settings: Settings, topic: str, partition: int, on_refused: OnRefused = not_counted
+    ) -> None:
         self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition
-        self._next = 0
+        self._next, self._on_refused = 0, on_refused
 
     def read(self, waiting: Waiting) -> Iterator[Record]:
         """All that was committed before this call and not returned by an earlier one; ``waiting`` may raise.
@@ -242,7 +249,7 @@ class NewRecords:
         """
         end = stable_end(self._bootstrap, self._settings, self._topic, self._partition, waiting)
         at = (self._topic, self._partition, self._next)
-        with closing(RangeReader(self._bootstrap, self._settings, *at, waiting)) as reader:
+        with closing(RangeReader(self._bootstrap, self._settings, *at, waiting, on_refused=self._on_refused)) as reader:
             while records := reader.read_to(end):
                 yield from records
             self._next = reader.position

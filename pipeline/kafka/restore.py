@@ -64,7 +64,8 @@ def restore_partition(
 
         def reader(topic: str, start: int) -> RangeReader:
             made = RangeReader(
-                bootstrap, settings, topic, number, start, waiting, tuning, most_bytes=BATCH_BYTES
+                bootstrap, settings, topic, number, start, waiting, tuning,
+                most_bytes=BATCH_BYTES, on_refused=on_refused,
             )  # fmt: skip
             return stack.enter_context(closing(made))
 

@@ -9,6 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from pipeline.kafka.clients import READER_GROUP, consumer_config
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.log_offsets import ends_now, partition_numbers, stable_ends
 from pipeline.kafka.message_records import record_of
@@ -36,6 +37,7 @@ def log_consumer(
     *,
     skip_unreadable: bool = False,
     skip_refused: bool = True,
+    on_refused: OnRefused = not_counted,
 ) -> LogConsumer:
     """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
     config = consumer_config(bootstrap, READER_GROUP, settings=settings)
@@ -47,7 +49,7 @@ def log_consumer(
     trust = Trust.from_settings(settings) if settings is not None else Trust([], {})
     return LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
-        trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,
+        on_refused=on_refused, trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,
     )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ def read_batches(
     start: Mapping[int, int] | None = None,
     skip_unreadable: bool = False,
     tuning: Mapping[str, Any] | None = None,
+    on_refused: OnRefused = not_counted,
 ) -> Generator[list[Record], None, None]:
     """Yield committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
 
@@ -73,12 +76,13 @@ def read_batches(
         start: First offsets, by partition number.
         skip_unreadable: Skip unreadable batches that nobody has quarantined too: for readers that only look.
         tuning: Configuration of the client, over that of every reader.
+        on_refused: Counts unreadable batches of topics that no agent reads.
 
     Raises:
         TopicError: The topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
-    reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable)
+    reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable, on_refused=on_refused)
     try:
         numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
         found = stable_ends(bootstrap, settings, topic, numbers)

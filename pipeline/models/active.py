@@ -52,8 +52,8 @@ class ModelSubscriber:
         self.model_set, self._metrics, self._waiting = model_set, metrics, waiting
         self.frozen = False
         """True while learning is frozen, by the newest `LearningSwitch`."""
-        self._control = TopicFollower(bootstrap, settings, CONTROL)
-        self._models = TopicFollower(bootstrap, settings, MODELS)
+        self._control = TopicFollower(bootstrap, settings, CONTROL, metrics.records_refused)
+        self._models = TopicFollower(bootstrap, settings, MODELS, metrics.records_refused)
         self._trusted = TrustedRecords(settings, metrics.records_refused)
         self._contents = VersionContents(bootstrap, settings, metrics.records_refused)
         self._activations = Activations(metrics.model_refused)

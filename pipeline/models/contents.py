@@ -66,7 +66,11 @@ class VersionContents:
         """Yield offset and content of the sound versions from offset ``start`` up to ``end``, oldest first."""
         if start >= end:
             return
-        with closing(RangeReader(self._bootstrap, self._settings, self._topic, 0, start, waiting)) as reader:
+        with closing(
+            RangeReader(
+                self._bootstrap, self._settings, self._topic, 0, start, waiting, on_refused=self._trusted.on_refused
+            )
+        ) as reader:
             while records := reader.read_to(end):
                 yield from ((record.offset, version) for record, version in sound_versions(records, self._trusted))
 

@@ -38,7 +38,7 @@ class PublishedRates:
         self._tables: dict[tuple[str, str], RateTable] = {}
         """Tables by version and digest, in the order in which they were published."""
         self._contents = VersionContents(bootstrap, settings, on_refused)
-        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0)
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0, on_refused)
 
     def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""

@@ -19,11 +19,12 @@ from pipeline.kafka import standstill
 from pipeline.kafka.clients import GroupProtocol
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.quarantine import decode_control
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.topic_reader import read_batches, read_topic
 from pipeline.settings import Settings
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import Quarantine
 from schemas.topics import (
+    ALERTS,
     CONTROL,
     DEAD_LETTERS,
     DECISION_FEATURES,
@@ -331,11 +332,15 @@ def test_a_header_whose_name_is_not_utf_8_stops_nobody(cluster: Cluster, start: 
     assert again.stop() == 0, again.output
 
 
-@pytest.mark.parametrize("topic", [CONTROL, MODELS, PROGRESS], ids=lambda topic: topic.name)
+@pytest.mark.parametrize(
+    "topic", [CONTROL, MODELS, PROGRESS, DECISIONS, ALERTS, DEAD_LETTERS], ids=lambda topic: topic.name
+)
 def test_an_unreadable_batch_on_a_topic_of_the_pipeline_is_refused(cluster: Cluster, topic: Topic) -> None:
     settings = cluster.settings.model_copy(update={"kafka_config": CAP})
     name = settings.topic(topic.name)
     for batch in (record_batch([b"before"]), bomb("zstd"), record_batch([b"behind"])):
         produce_batch(cluster.bootstrap, name, 0, batch)
-    records = read_topic(cluster.bootstrap, name, settings=settings, partitions=[0])
-    assert [record.value for record in records] == [b"before", b"behind"]
+    refused: list[str] = []
+    reading = read_batches(cluster.bootstrap, name, settings=settings, partitions=[0], on_refused=refused.append)
+    assert [record.value for records in reading for record in records] == [b"before", b"behind"]
+    assert refused == [name]

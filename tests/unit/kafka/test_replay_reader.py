@@ -1,10 +1,13 @@
 """The order in which a replay reads several topics, without a broker."""
 
+import json
 from collections.abc import Iterator
+from importlib.resources import files
 
 import msgspec
+import pytest
 
-from pipeline.kafka.replay_reader import ReplayBatch, in_recorded_order, read_markers
+from pipeline.kafka.replay_reader import ReplayBatch, decode_progress, in_recorded_order, read_markers
 from schemas.messages import FeedbackConfig, Progress, RecordPosition
 from schemas.records import Record
 
@@ -119,3 +122,26 @@ def test_a_batch_comes_with_its_own_rules_and_what_no_marker_tells_of_without() 
         ([3], None),
         ([4], None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("agent", "field", "value"),
+    [
+        ("card", "label_horizon_us", -1),
+        ("card", "dedup_horizon_us", 1 << 63),
+        ("card", "future_tolerance_us", 10**30),
+        ("feedback", "label_horizon_us", -1),
+        ("feedback", "maturity_us", 10**30),
+        ("feedback", "reported_share", 0.0),
+        ("feedback", "reported_share", 1e300),
+        ("feedback", "negative_sample_rate", -0.5),
+    ],
+)
+def test_a_marker_with_a_config_that_no_settings_give_is_no_marker(agent: str, field: str, value: float) -> None:
+    """A restore ended with an overflow, or a division by zero."""
+    name = {"card": "progress-full", "feedback": "progress-feedback"}[agent]
+    marker = json.loads((files("schemas") / f"golden/v1/{name}.json").read_bytes())
+    decode_progress(json.dumps(marker).encode())
+    marker["rules"][field] = value
+    with pytest.raises(msgspec.ValidationError):
+        decode_progress(json.dumps(marker).encode())
