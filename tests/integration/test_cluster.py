@@ -17,8 +17,10 @@ from pipeline.kafka.startup import check_start
 from pipeline.kafka.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
-from schemas.topics import TOPICS, TRANSACTIONS
+from schemas.topics import CONTROL, DECISIONS, LABELS, PROGRESS, TOPICS, TRANSACTIONS
+from tests.helpers.batches import damage_batch, produce_batch, record_batch
 from tests.helpers.cluster import Nodes, kafka_nodes
+from tests.integration.test_session import Numbers, session
 
 pytestmark = pytest.mark.broker
 
@@ -88,6 +90,37 @@ def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) 
     deadline_s = time.monotonic() + TIMEOUT_S
     while any(len(partition.isr) < 3 for partition in describe_topics(client, [name])[name].partitions):
         assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def test_a_batch_that_one_disk_has_damaged_is_read_from_another_replica(cluster: Nodes) -> None:
+    settings = settings_of(cluster, "disk-").model_copy(update={"card_partitions": 1})
+    ensure_topics(cluster.bootstrap_servers, settings, [TRANSACTIONS, DECISIONS, CONTROL, LABELS, PROGRESS])
+    topic = settings.topic(TRANSACTIONS.name)
+    leader = cluster.leader(topic, 0)
+    base, behind = (
+        produce_batch(leader.bootstrap_servers, topic, 0, record_batch([value] * 3)) for value in (b"whole", b"behind")
+    )
+    damage_batch(leader.data_dir / "log", topic, 0, base)
+    handler = Numbers()
+    deadline_s = time.monotonic() + 2 * TIMEOUT_S
+    with session(settings, handler) as reading:
+        while len(handler.committed.get(0, [])) < 6:
+            assert time.monotonic() < deadline_s, handler.committed
+            if (batch := reading.poll(0.1)) is not None:
+                assert batch.unreadable is None, batch.unreadable
+                reading.commit(batch, handler.process(batch))
+            if reading.damaged and leader is cluster.leader(topic, 0):
+                assert (reading.damaged, handler.committed) == ([(topic, 0)], {0: []})
+                leader.kill()
+                while cluster.leader(topic, 0) is leader:
+                    assert time.monotonic() < deadline_s
+                    time.sleep(0.05)
+        assert handler.committed == {0: [b"whole"] * 3 + [b"behind"] * 3}
+        assert (reading.damaged, behind) == ([], base + 3)
+    leader.start()
+    while not cluster.whole():
+        assert time.monotonic() < deadline_s + TIMEOUT_S
         time.sleep(0.05)
 
 
