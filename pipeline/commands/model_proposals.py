@@ -95,8 +95,19 @@ def propose(
 @bootstrap_option
 @author_options
 def approve(version: str, bootstrap: str | None, reason: str, by: str | None) -> None:
-    """Make LightGBM VERSION active, which somebody else has proposed and the gate has accepted."""
+    """Make LightGBM VERSION active, which somebody else has proposed and the gate has accepted.
+
+    Where records are signed, somebody else is who signs with another key. Without signatures only the names are
+    compared, which nobody can verify.
+    """
     change = change_author(by, reason)
     with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap)).approve(version, change)
+        changes = VersionChanges.on(*cluster(bootstrap))
+        active = changes.approve(version, change)
     click.echo(now_active(active))
+    if not changes.knows_signers:
+        click.echo(
+            "Nobody can verify that two people agreed: records are not signed, and only the names were compared. Set "
+            "FRAUD_PIPELINE_SIGNING_KEY_FILE, a key for each person.",
+            err=True,
+        )

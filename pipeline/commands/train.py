@@ -29,7 +29,8 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import UnusableSource
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
-from pipeline.models.changes import ChangeAuthor, VersionChanges, refuse_unapproved
+from pipeline.models.approval import refuse_unapproved
+from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -82,6 +82,10 @@ class TrustedRecords:
         """Yield what `readable` yields of the records that are trusted; the others are refused."""
         return readable(self._trusted(records), decode, self.on_refused)
 
+    def signer(self, record: Record) -> str | None:
+        """Return the id of the key that has signed a record which `readable` yielded; None without keys."""
+        return self._trust.signer(record)
+
     def _trusted(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:
             reason = self._trust.refusal(record) or self._repeated(record)

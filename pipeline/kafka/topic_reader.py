@@ -46,7 +46,7 @@ def log_consumer(
     of_settings: dict[str, Any] = {}
     if settings is not None:
         of_settings = {"inputs": settings.inputs, "accept_damaged_control": settings.accept_damaged_control}
-    trust = Trust.from_settings(settings) if settings is not None else Trust([], {})
+    trust = Trust.from_settings(settings) if settings is not None else Trust()
     return LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
         on_refused=on_refused, trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,

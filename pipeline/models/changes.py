@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from pipeline.decision.policy import Policy
+from pipeline.models.approval import refuse_proposer, refuse_unapproved
 from pipeline.models.description import lightgbm_facts, metrics_of
 from pipeline.models.history import (
     ACCEPTED,
@@ -204,7 +205,7 @@ class VersionChanges:
 
         Raises:
             ModelError: It was not proposed and accepted, by somebody else, against the active recipe; or it cannot be
-                read or used.
+                read or used. Somebody else signs with another key, where records are signed.
             DeliveryFailed: Nothing became active.
         """
         model = self._unbarred(version)
@@ -217,8 +218,7 @@ class VersionChanges:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
         proposal = found[-1]
-        if proposal.by.strip().casefold() == author.by.strip().casefold():
-            raise ModelError(f"{proposal.by} has proposed version {model.version}: somebody else has to approve it")
+        refuse_proposer(self.history, proposal, author.by, self._writer.key_id)
         active, _ = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
@@ -234,6 +234,11 @@ class VersionChanges:
         figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
         self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, author, figures)
         return Active(model.version, new.version)
+
+    @property
+    def knows_signers(self) -> bool:
+        """True if signatures tell who proposes and who approves, and not only names that people give."""
+        return bool(self._writer.key_id)
 
     def _unbarred(self, version: str) -> KnownVersion:
         """Return a LightGBM version; raises `ModelError` where it was trained on a barred feature."""
@@ -350,24 +355,6 @@ class VersionChanges:
             else:
                 there.append(version.reference)
         return [*there, *(self._writer.contents(missing) if missing else ())]
-
-
-def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> None:
-    """Refuse to activate a version that was never active, where one is and a second person has to approve.
-
-    Args:
-        history: What `control` has.
-        what: The version, for the sentence.
-        digest: The version's; empty for one that is not trained yet.
-
-    Raises:
-        ModelError: It has to be approved.
-    """
-    if history.tenures() and not history.activations_of(digest):
-        raise ModelError(
-            f"FRAUD_PIPELINE_SECOND_APPROVAL is set, and {what} was never active: propose its recipe with "
-            "`fraud-pipeline models propose`, for somebody else to approve"
-        )
 
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:

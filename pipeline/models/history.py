@@ -81,6 +81,8 @@ class VersionHistory:
 
     def __init__(self, events: Iterable[VersionEvent] = ()) -> None:
         self.events: list[VersionEvent] = list(events)
+        self._signers: dict[int, str | None] = {}
+        """Key that has signed an event, by the event's identity."""
 
     @classmethod
     def on(cls, bootstrap: str, settings: Settings) -> Self:
@@ -103,9 +105,17 @@ class VersionHistory:
 
         What cannot be decoded or is not trusted is reported and skipped.
         """
-        items = [item for _, item in trusted.readable(control, decode_control)]
-        self.events += [item for item in items if isinstance(item, VersionEvent)]
+        items: list[Control] = []
+        for record, item in trusted.readable(control, decode_control):
+            items.append(item)
+            if isinstance(item, VersionEvent):
+                self.events.append(item)
+                self._signers[id(item)] = trusted.signer(record)
         return items
+
+    def signer(self, event: VersionEvent) -> str | None:
+        """Return the id of the key that has signed one of the events; None where that cannot be told."""
+        return self._signers.get(id(event))
 
     @property
     def activations(self) -> list[Activation]:

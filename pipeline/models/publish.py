@@ -66,6 +66,11 @@ class ControlWriter:
         self._producer = RecordProducer(bootstrap, settings)
         self._holder: TransactionalProducer | None = None
 
+    @property
+    def key_id(self) -> str:
+        """Id of the key that signs the records; empty where none does."""
+        return self._signer.key_id
+
     def fence(self) -> TransactionalProducer:
         """Take the right to write on ``control`` away from all who have it; read ``control`` behind this call."""
         self._holder = TransactionalProducer(self._bootstrap, self._settings, self._settings.topic(TRANSACTIONAL_ID))

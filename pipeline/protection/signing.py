@@ -1,7 +1,8 @@
 """Signatures of records that decide for everybody (topics ``models`` and ``control``), and the keys of snapshots.
 
-A signature is the header ``signature``: the key's id, a colon, and Ed25519's signature in base64 of the topic's full
-name and the record's value. Without keys in the settings nothing is signed and nothing is refused.
+A signature is the header ``signature``: the key's id, Ed25519's signature in base64 and the deployment's name, with
+colons between them. It is of that name, the topic's full name and the record's value. Without keys in the settings
+nothing is signed and nothing is refused.
 """
 
 import base64
@@ -11,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from schemas.records import Headers, Output, Record
 from schemas.topics import CONTROL, MODELS
@@ -36,11 +37,13 @@ class Signer:
 
     Args:
         key: The key; None to sign nothing.
+        deployment: Name of the deployment.
     """
 
-    def __init__(self, key: "Ed25519PrivateKey | None") -> None:
-        self._key = key
-        self._key_id = "" if key is None else key_id(key.public_key())
+    def __init__(self, key: "Ed25519PrivateKey | None", deployment: str) -> None:
+        self._key, self._deployment = key, deployment
+        self.key_id = "" if key is None else key_id(key.public_key())
+        """Id of the key; empty without one."""
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
@@ -55,8 +58,8 @@ class Signer:
                     "FRAUD_PIPELINE_TRUSTED_KEYS has readers refuse what is not signed: set "
                     "FRAUD_PIPELINE_SIGNING_KEY_FILE too where something is to be written"
                 )
-            return cls(None)
-        return cls(_private_key(settings.signing_key_file))
+            return cls(None, settings.deployment)
+        return cls(_private_key(settings.signing_key_file), settings.deployment)
 
     @property
     def public_key(self) -> "Ed25519PublicKey | None":
@@ -72,8 +75,9 @@ class Signer:
         """
         if self._key is None or output.topic not in SIGNED:
             return output.headers
-        signature = base64.b64encode(self._key.sign(_signed_bytes(topic, output.value)))
-        return (*output.headers, (SIGNATURE, self._key_id.encode() + b":" + signature))
+        name = self._deployment.encode()
+        signature = base64.b64encode(self._key.sign(_signed_bytes(name, topic, output.value)))
+        return (*output.headers, (SIGNATURE, b":".join((self.key_id.encode(), signature, name))))
 
 
 class Trust:
@@ -81,12 +85,20 @@ class Trust:
 
     Args:
         keys: Public keys, any of which may have signed it. Without any, every record is believed.
+        deployment: Name of the deployment that it must be signed for.
         unsigned_below: Offset by the topic's full name; records below it need no signature.
+        unnamed_below: Likewise; signatures of records below it may be those of before, which name no deployment.
     """
 
-    def __init__(self, keys: "Iterable[Ed25519PublicKey]", unsigned_below: Mapping[str, int]) -> None:
-        self._keys = {key_id(key): key for key in keys}
-        self._unsigned_below = dict(unsigned_below)
+    def __init__(
+        self,
+        keys: "Iterable[Ed25519PublicKey]" = (),
+        deployment: str = "",
+        unsigned_below: Mapping[str, int] | None = None,
+        unnamed_below: Mapping[str, int] | None = None,
+    ) -> None:
+        self._keys, self._deployment = {key_id(key): key for key in keys}, deployment
+        self._unsigned_below, self._unnamed_below = dict(unsigned_below or {}), dict(unnamed_below or {})
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
@@ -98,26 +110,61 @@ class Trust:
         paths = [Path(name.strip()) for name in settings.trusted_keys.split(",") if name.strip()]
         own = None if settings.signing_key_file is None else Signer.from_settings(settings).public_key
         keys = [*map(_public_key, paths), *(() if own is None else (own,))]
-        return cls(keys, {settings.topic(name): offset for name, offset in settings.unsigned_below.items()})
+        unsigned, unnamed = (
+            {settings.topic(name): offset for name, offset in below.items()}
+            for below in (settings.unsigned_below, settings.unnamed_below)
+        )
+        return cls(keys, settings.deployment, unsigned, unnamed)
 
     def refusal(self, record: Record) -> str | None:
         """Return why a record is not believed; None where it is."""
-        if not self._keys or record.offset < self._unsigned_below.get(record.topic, 0):
+        if not self._needs_signature(record):
             return None
-        found = next((content for name, content in record.headers if name == SIGNATURE), None)
+        found = _signature(record)
         if found is None:
             return "it is not signed"
-        signer, _, signature = found.partition(b":")
-        key = self._keys.get(signer.decode("ascii", "replace"))
+        key = self._keys.get(found.key_id)
         if key is None:
             return "it is signed by a key that is not among FRAUD_PIPELINE_TRUSTED_KEYS"
         from cryptography.exceptions import InvalidSignature
 
         try:
-            key.verify(base64.b64decode(signature, validate=True), _signed_bytes(record.topic, record.value))
+            signed = _signed_bytes(found.deployment, record.topic, record.value)
+            key.verify(base64.b64decode(found.signature, validate=True), signed)
         except (InvalidSignature, binascii.Error):
             return "its signature is wrong"
+        if found.deployment is None:
+            is_earlier = record.offset < self._unnamed_below.get(record.topic, 0)
+            return None if is_earlier else "its signature binds no deployment's name, as those of earlier releases"
+        name = found.deployment.decode("ascii", "replace")
+        # Shown only behind a signature that is right: what a name says is then none of a forger's.
+        return None if name == self._deployment else f"it is signed for deployment {name!r}, not {self._deployment!r}"
+
+    def signer(self, record: Record) -> str | None:
+        """Return the id of the key that has signed a record which is believed; None where no signature was needed."""
+        found = _signature(record) if self._needs_signature(record) else None
+        return None if found is None else found.key_id
+
+    def _needs_signature(self, record: Record) -> bool:
+        return bool(self._keys) and record.offset >= self._unsigned_below.get(record.topic, 0)
+
+
+class _Signature(NamedTuple):
+    """The parts of the header."""
+
+    key_id: str
+    signature: bytes
+    deployment: bytes | None
+    """Name of the deployment; None in signatures of earlier releases."""
+
+
+def _signature(record: Record) -> _Signature | None:
+    found = next((content for name, content in record.headers if name == SIGNATURE), None)
+    if found is None:
         return None
+    key, _, rest = found.partition(b":")
+    signature, colon, deployment = rest.partition(b":")
+    return _Signature(key.decode("ascii", "replace"), signature, deployment if colon else None)
 
 
 def key_id(key: "Ed25519PublicKey") -> str:
@@ -148,8 +195,10 @@ def secret_of(path: Path) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _signed_bytes(topic: str, value: bytes | None) -> bytes:
-    return b"fraud-pipeline\0" + topic.encode() + b"\0" + (value or b"")
+def _signed_bytes(deployment: bytes | None, topic: str, value: bytes | None) -> bytes:
+    """Return what is signed; for no deployment, what earlier releases signed."""
+    scheme = [b"fraud-pipeline"] if deployment is None else [b"fraud-pipeline/2", deployment]
+    return b"\0".join((*scheme, topic.encode(), value or b""))
 
 
 def _private_key(path: Path) -> "Ed25519PrivateKey":

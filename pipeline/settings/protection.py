@@ -22,10 +22,21 @@ class ProtectionSettings(BaseModel):
         description="Files of public Ed25519 keys (PEM), separated by commas, besides the own one. Where any is set, "
         "records of `models` and `control` that none of them signed are refused.",
     )
+    deployment: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]{0,64}$",
+        description="Name of this deployment, such as `production`, which signatures bind: records that another one "
+        "signed are refused. Needed where keys are set.",
+    )
     unsigned_below: dict[str, int] = Field(
         default_factory=dict,
         description="Offset by topic (`models`, `control`) below which records need no signature, as a JSON object: "
         "those from before signatures.",
+    )
+    unnamed_below: dict[str, int] = Field(
+        default_factory=dict,
+        description="Offset by topic (`models`, `control`) below which signatures need not bind the deployment's name, "
+        "as a JSON object: those of earlier releases.",
     )
     snapshot_keys: str = Field(
         default="",

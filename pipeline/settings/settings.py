@@ -56,6 +56,16 @@ class Settings(KafkaSettings, WorkerSettings, DecisionSettings, LearningSettings
             )
         return self
 
+    @model_validator(mode="after")
+    def _signatures_bind_a_name(self) -> Self:
+        """Without a name, records of a test cluster that has the same keys would count here."""
+        if (self.signing_key_file is not None or self.trusted_keys) and not self.deployment:
+            raise ValueError(
+                "signatures bind the name of a deployment: set FRAUD_PIPELINE_DEPLOYMENT, such as `production`, and "
+                "FRAUD_PIPELINE_UNNAMED_BELOW where earlier releases have signed"
+            )
+        return self
+
     @property
     def registry_path(self) -> Path:
         """Directory of the model registry."""

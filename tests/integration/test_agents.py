@@ -44,6 +44,7 @@ def bad_transactions(at: datetime) -> dict[str, bytes | None]:
 
 def test_good_and_bad_records_labels_and_a_restart(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
     keys_of = {"signing_key_file": key_pair(tmp_path, "own")[0], "snapshot_keys": secret_file(tmp_path, "1")}
+    keys_of |= {"deployment": "test"}
     cluster.settings = cluster.settings.model_copy(update=keys_of)
     cluster.publish()
     bought: dict[Key, datetime] = {}

@@ -19,6 +19,7 @@ from pipeline.models.library import PublishedVersions, model_set_without_river
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.protection.signing import Signer
 from pipeline.retraining.challenger import recipe_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -26,10 +27,11 @@ from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from pipeline.training.cold_start import cold_start
 from schemas.messages import Activation, LearningSwitch, ModelVersion, VersionReference
-from schemas.records import Record
+from schemas.records import Headers, Record
 from tests.helpers.champion import policy
 from tests.helpers.models import small_model
 from tests.unit.engine.test_engine_models import other_model
+from tests.unit.protection.test_signing import key_pair
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 DANA = ChangeAuthor("dana", "A test.")
@@ -44,9 +46,11 @@ class Cluster(ControlWriter, VersionContents):
 
     def __init__(self, home: Path) -> None:
         self._settings = Settings(registry_dir=home)
+        self._signer = Signer.from_settings(self._settings)
         self.registry = Registry(home)
         self.models: list[ModelVersion] = []
         self.items: list[Any] = []
+        self.headers: list[Headers] = []
 
     def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         references = []
@@ -57,8 +61,13 @@ class Cluster(ControlWriter, VersionContents):
             self.models.append(ModelVersion(payload=msgspec.Raw(payload), **cast(Any, message)))
         return references
 
-    def control(self, item: Any) -> None:
+    def control(self, item: Any, others: object = ()) -> None:
         self.items.append(item)
+        self.headers.append(self._signer.headers(control_record(item), "control"))
+
+    def written_by(self, settings: Settings) -> None:
+        """Read and write from now on as a program with other settings."""
+        self._settings, self._signer = settings, Signer.from_settings(settings)
 
     def find(self, reference: VersionReference, waiting: Any = None) -> ModelVersion | None:
         return next((model for model in self.models if model.digest == reference.digest), None)
@@ -68,7 +77,10 @@ class Cluster(ControlWriter, VersionContents):
 
     def published(self) -> PublishedVersions:
         outputs = [control_record(item) for item in self.items]
-        records = [Record("control", 0, at, 0, output.key, output.value) for at, output in enumerate(outputs)]
+        records = [
+            Record("control", 0, at, 0, output.key, output.value, headers)
+            for at, (output, headers) in enumerate(zip(outputs, self.headers, strict=True))
+        ]
         return PublishedVersions(self._settings, records, self, model_set_without_river())
 
     def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
@@ -332,7 +344,7 @@ def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None
     cluster = Cluster(tmp_path)
     cluster.publish(MODEL, FIRST)
     proposed(cluster)
-    with pytest.raises(ModelError, match=r"mona has proposed version .* somebody else"):
+    with pytest.raises(ModelError, match="mona has proposed this version: somebody else"):
         cluster.changes().approve(OTHER.version, ChangeAuthor("Mona ", "Mine."))
     active = cluster.changes().approve(OTHER.version, DANA)
     assert active.lightgbm == OTHER.version
@@ -345,6 +357,29 @@ def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None
     assert (made.threshold, made.rules, made.lightgbm_version) == (SECOND.threshold, FIRST.rules, OTHER.version)
     with pytest.raises(ModelError, match="was active already"):
         cluster.changes().approve(OTHER.version, DANA)
+
+
+def test_where_records_are_signed_the_key_tells_who_approves(tmp_path: Path) -> None:
+    (mona, of_mona), (dana, of_dana) = key_pair(tmp_path, "mona"), key_pair(tmp_path, "dana")
+    both = {"registry_dir": tmp_path, "deployment": "test", "trusted_keys": f"{of_mona}, {of_dana}"}
+    by_mona, by_dana = (Settings(signing_key_file=key, **cast(Any, both)) for key in (mona, dana))
+    cluster = Cluster(tmp_path)
+    cluster.publish(MODEL, FIRST)
+    proposed(cluster)
+    unsigned = {"unsigned_below": {"control": len(cluster.items)}}
+    cluster.written_by(by_dana.model_copy(update=unsigned))
+    with pytest.raises(ModelError, match="was not signed: propose it again"):
+        cluster.changes().approve(OTHER.version, DANA)
+    cluster.written_by(by_mona.model_copy(update=unsigned))
+    proposed(cluster)
+    # Another name is easily given.
+    with pytest.raises(ModelError, match="was proposed with the key that you sign with"):
+        cluster.changes().approve(OTHER.version, DANA)
+    cluster.written_by(by_dana.model_copy(update=unsigned))
+    changes = cluster.changes()
+    assert changes.knows_signers
+    assert changes.approve(OTHER.version, ChangeAuthor("mona", "The same account.")).lightgbm == OTHER.version
+    assert not Cluster(tmp_path).changes().knows_signers
 
 
 def test_what_was_not_accepted_against_the_active_recipe_is_not_approved(tmp_path: Path) -> None:

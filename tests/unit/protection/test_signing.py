@@ -4,12 +4,19 @@ import base64
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from pydantic import ValidationError
 
 from pipeline.cli import LazyGroup
@@ -39,6 +46,11 @@ def key_pair(directory: Path, name: str) -> tuple[Path, Path]:
     return private, public
 
 
+def keyed(deployment: str = "test", **fields: Any) -> Settings:
+    """Return settings of a deployment with keys."""
+    return Settings(deployment=deployment, **fields)
+
+
 def record(output: Output, settings: Settings, offset: int = 0, signer: Settings | None = None) -> Record:
     """Return what a program with the settings of ``signer`` writes."""
     topic = settings.topic(output.topic.name)
@@ -62,8 +74,8 @@ def reasons(settings: Settings, *records: Record) -> tuple[list[str], int]:
 def signing(tmp_path: Path) -> tuple[Settings, Settings]:
     """Settings of a deployment, and of somebody with a key of his own."""
     return (
-        Settings(signing_key_file=key_pair(tmp_path, "own")[0], topic_prefix="x-"),
-        Settings(signing_key_file=key_pair(tmp_path, "other")[0], topic_prefix="x-"),
+        keyed(signing_key_file=key_pair(tmp_path, "own")[0], topic_prefix="x-"),
+        keyed(signing_key_file=key_pair(tmp_path, "other")[0], topic_prefix="x-"),
     )
 
 
@@ -109,9 +121,10 @@ def test_a_copy_with_another_spelling_of_its_signature_does_not_count(
     first = record(switch("old"), own, 3, own)
     ((_, signature),) = first.headers
     assert signature is not None
+    key_id, digits, name = signature.split(b":")
     # Two bits of the last digit before the padding mean nothing.
-    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    spelt = signature[:-3] + digits[digits.index(signature[-3:-2]) ^ 1 :][:1] + b"=="
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    spelt = b":".join((key_id, digits[:-3] + alphabet[alphabet.index(digits[-3:-2]) ^ 1 :][:1] + b"==", name))
     copies = [
         Record(first.topic, 0, 9, 0, first.key, first.value, ((SIGNATURE, spelt),)),
         Record(first.topic, 0, 10, 0, first.key, first.value, ((SIGNATURE, signature), (SIGNATURE, b"another"))),
@@ -121,11 +134,17 @@ def test_a_copy_with_another_spelling_of_its_signature_does_not_count(
 
 def test_keys_are_rotated_by_trusting_several(tmp_path: Path) -> None:
     (old, old_public), (new, new_public) = key_pair(tmp_path, "old"), key_pair(tmp_path, "new")
-    before, after = Settings(signing_key_file=old), Settings(signing_key_file=new, trusted_keys=f"{old_public}")
+    before, after = (
+        keyed(signing_key_file=old),
+        keyed(signing_key_file=new, trusted_keys=f"{old_public}"),
+    )
     records = [record(switch("old"), before, 0, before), record(switch("new"), before, 1, after)]
     assert reasons(after, *records)[0] == ["old", "new"]
-    assert reasons(Settings(trusted_keys=f"{new_public}, {old_public}"), *records)[0] == ["old", "new"]
-    assert reasons(Settings(signing_key_file=new), *records)[0] == ["new"]
+    assert reasons(keyed(trusted_keys=f"{new_public}, {old_public}"), *records)[0] == [
+        "old",
+        "new",
+    ]
+    assert reasons(keyed(signing_key_file=new), *records)[0] == ["new"]
 
 
 def test_records_from_before_signatures_count_by_their_offset(signing: tuple[Settings, Settings]) -> None:
@@ -134,21 +153,51 @@ def test_records_from_before_signatures_count_by_their_offset(signing: tuple[Set
     assert reasons(own, *records) == (["0", "1"], 2)
 
 
+def test_a_signature_counts_in_the_deployment_that_it_names(tmp_path: Path) -> None:
+    own, _ = key_pair(tmp_path, "own")
+    staging, production = (keyed(name, signing_key_file=own) for name in ("staging", "production"))
+    foreign = record(switch("foreign"), production, 0, staging)
+    assert Trust.from_settings(production).refusal(foreign) == "it is signed for deployment 'staging', not 'production'"
+    ((_, header),) = foreign.headers
+    renamed = Record("control", 0, 1, 0, b"", foreign.value, ((SIGNATURE, (header or b"")[:-7] + b"production"),))
+    assert Trust.from_settings(production).refusal(renamed) == "its signature is wrong"
+    assert reasons(production, foreign, renamed, record(switch("own"), production, 2, production)) == (["own"], 2)
+    with pytest.raises(ValidationError, match="set FRAUD_PIPELINE_DEPLOYMENT"):
+        Settings(signing_key_file=own)
+
+
+def test_signatures_of_earlier_releases_count_by_their_offset(tmp_path: Path) -> None:
+    own, _ = key_pair(tmp_path, "own")
+    settings = keyed(signing_key_file=own, unnamed_below={"control": 2})
+    key = load_pem_private_key(own.read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+
+    def earlier(offset: int, reason: str) -> Record:
+        output = switch(reason)
+        signature = base64.b64encode(key.sign(b"fraud-pipeline\0control\0" + (output.value or b"")))
+        header = (SIGNATURE, Signer.from_settings(settings).key_id.encode() + b":" + signature)
+        return Record("control", 0, offset, 0, b"", output.value, (header,))
+
+    unsigned = record(switch("unsigned"), settings, 1)
+    assert reasons(settings, earlier(0, "old"), unsigned, earlier(2, "late")) == (["old"], 2)
+    assert "no deployment's name" in (Trust.from_settings(settings).refusal(earlier(2, "late")) or "")
+
+
 def test_keys_of_files_are_checked(tmp_path: Path) -> None:
     private, public = key_pair(tmp_path, "one")
     with pytest.raises(KeyFileError, match="cannot be read"):
-        Signer.from_settings(Settings(signing_key_file=tmp_path / "none.pem"))
+        Signer.from_settings(keyed(signing_key_file=tmp_path / "none.pem"))
     public.chmod(0o600)
     with pytest.raises(KeyFileError, match="no private Ed25519 key"):
-        Signer.from_settings(Settings(signing_key_file=public))
+        Signer.from_settings(keyed(signing_key_file=public))
     with pytest.raises(KeyFileError, match="no public Ed25519 key"):
-        Trust.from_settings(Settings(trusted_keys=str(private)))
+        Trust.from_settings(keyed(trusted_keys=str(private)))
     with pytest.raises(KeyFileError, match="FRAUD_PIPELINE_SIGNING_KEY_FILE"):
-        Signer.from_settings(Settings(trusted_keys=str(public)))
+        Signer.from_settings(keyed(trusted_keys=str(public)))
     for mode in (0o640, 0o604, 0o620):
         private.chmod(mode)
         with pytest.raises(KeyFileError, match="chmod 600"):
-            Signer.from_settings(Settings(signing_key_file=private))
+            Signer.from_settings(keyed(signing_key_file=private))
 
 
 def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
@@ -156,7 +205,7 @@ def test_a_public_key_that_others_may_change_is_refused(tmp_path: Path) -> None:
     for mode in (0o664, 0o646):
         public.chmod(mode)
         with pytest.raises(KeyFileError, match="choose whom to trust"):
-            Trust.from_settings(Settings(trusted_keys=str(public)))
+            Trust.from_settings(keyed(trusted_keys=str(public)))
 
 
 def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -165,15 +214,15 @@ def test_a_key_of_an_unknown_kind_is_refused_in_one_sentence(tmp_path: Path) -> 
         der = base64.b64decode("".join(path.read_text().splitlines()[1:-1])).replace(b"+ep", b"+es")
         path.write_text(f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n")
     with pytest.raises(KeyFileError, match="no private Ed25519 key"):
-        Signer.from_settings(Settings(signing_key_file=private))
+        Signer.from_settings(keyed(signing_key_file=private))
     with pytest.raises(KeyFileError, match="no public Ed25519 key"):
-        Trust.from_settings(Settings(trusted_keys=str(public)))
+        Trust.from_settings(keyed(trusted_keys=str(public)))
 
 
 def test_a_command_names_the_key_that_it_cannot_use(tmp_path: Path) -> None:
     @click.command()
     def command() -> None:
-        Signer.from_settings(Settings(signing_key_file=tmp_path / "none.pem"))
+        Signer.from_settings(keyed(signing_key_file=tmp_path / "none.pem"))
 
     group = LazyGroup(lazy={})
     group.get_command = lambda ctx, name: command  # type: ignore[method-assign,assignment]
@@ -185,7 +234,11 @@ def test_a_command_names_the_key_that_it_cannot_use(tmp_path: Path) -> None:
 def test_a_configured_classifier_needs_signatures(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="RIVER_CLASSIFIER needs signatures"):
         Settings(river_classifier="river.naive_bayes.GaussianNB")
-    Settings(river_classifier="river.naive_bayes.GaussianNB", signing_key_file=key_pair(tmp_path, "one")[0])
+    Settings(
+        river_classifier="river.naive_bayes.GaussianNB",
+        deployment="test",
+        signing_key_file=key_pair(tmp_path, "one")[0],
+    )
 
 
 def secret_file(directory: Path, name: str) -> str:
