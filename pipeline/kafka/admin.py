@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic, Resour
 from pipeline.kafka.clients import ANSWER_S, admin_client, consumer_config
 from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.log_offsets import committed_partitions, last_offsets, partition_numbers
+from pipeline.kafka.log_offsets import committed_partitions, fresh_metadata, last_offsets, partition_numbers
 from pipeline.kafka.retention import retention_ms, wanted_problems
 from pipeline.kafka.retries import may_pass, retried
 from pipeline.settings import Settings
@@ -200,7 +200,8 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
         limits = {"operation_timeout": REQUEST_TIMEOUT_S, "request_timeout": REQUEST_TIMEOUT_S}
         for name, future in client.create_topics(left, **limits).items():
             try:
-                future.result()
+                with fresh_metadata(client):
+                    future.result()
             except KafkaException as error:
                 if may_pass(error.args[0]):
                     raise
@@ -213,7 +214,7 @@ def _create(client: AdminClient, missing: dict[str, Topic], settings: Settings, 
             else:
                 created.add(name)
 
-    retried(create)
+    retried(create, within_s=2 * REQUEST_TIMEOUT_S)
     return created
 
 

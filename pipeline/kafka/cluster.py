@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
 from pipeline.kafka.clients import ANSWER_S, GroupProtocol
-from pipeline.kafka.log_offsets import APPEAR_S, missing_topic
+from pipeline.kafka.log_offsets import APPEAR_S, fresh_metadata, missing_topic
 from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 
@@ -102,16 +102,17 @@ def _configs(
     configs: dict[str, dict[str, str | None]] = {}
     warnings = []
     asked = [ConfigResource(kind, name) for name in names]
-    for resource, future in client.describe_configs(asked, request_timeout=ANSWER_S).items():
-        try:
-            configs[resource.name] = {entry.name: entry.value for entry in future.result().values()}
-        except KafkaException as error:
-            if error.args[0].code() not in _DENIED:
-                raise
-            warnings.append(
-                f"the configuration of {kind.name.lower()} {resource.name} cannot be checked "
-                f"({error.args[0].str()}): allow DESCRIBE_CONFIGS to this user, or check it yourself"
-            )
+    with fresh_metadata(client):
+        for resource, future in client.describe_configs(asked, request_timeout=ANSWER_S).items():
+            try:
+                configs[resource.name] = {entry.name: entry.value for entry in future.result().values()}
+            except KafkaException as error:
+                if error.args[0].code() not in _DENIED:
+                    raise
+                warnings.append(
+                    f"the configuration of {kind.name.lower()} {resource.name} cannot be checked "
+                    f"({error.args[0].str()}): allow DESCRIBE_CONFIGS to this user, or check it yourself"
+                )
     return configs, warnings
 
 

@@ -6,8 +6,9 @@ one for an offset would read nothing, or believe that nothing is there.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -84,11 +85,21 @@ def _offsets(
     asked = {TopicPartition(topic, number): spec for topic, number in partitions}
     futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_S)
     least = 0 if spec in (OffsetSpec.earliest(), OffsetSpec.latest()) else OFFSET_END
-    try:
+    with fresh_metadata(client, *{topic for topic, _ in partitions}):
         return {(at.topic, at.partition): listed_offset(future, least) for at, future in futures.items()}
+
+
+@contextmanager
+def fresh_metadata(client: AdminClient, *topics: str) -> Iterator[None]:
+    """Ask for metadata anew, of ``topics`` or of all, where what is asked within fails.
+
+    librdkafka goes on asking the leaders, with the epochs, and the controller that it knew before: for minutes where
+    that broker is away.
+    """
+    try:
+        yield
     except KafkaException:
-        # librdkafka goes on asking the leader, and with the leader epoch, that it knew before.
-        for topic in {topic for topic, _ in partitions}:
+        for topic in topics or (None,):
             client.list_topics(topic, timeout=ANSWER_S)
         raise
 

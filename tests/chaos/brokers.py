@@ -12,6 +12,8 @@ from tests.chaos.schedule import Fault
 from tests.helpers.batches import damage_batch, last_batch
 from tests.helpers.cluster import Node, Nodes
 
+SERVED_S = 10.0
+"""A damaged replica goes on to lead for so long after a worker has met the damage."""
 BATCH_S = 20.0
 """Longest wait for a batch to damage."""
 WHOLE_S = 300.0
@@ -126,6 +128,7 @@ class Brokers:
         def steps() -> None:
             assert self._cluster is not None
             _until(met, MOVED_S, "the damaged batch was not read")
+            time.sleep(SERVED_S)
             self._away.append(node)
             node.kill()
             cluster = self._cluster

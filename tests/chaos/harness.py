@@ -352,7 +352,7 @@ class Chaos:
         if damaged is None:
             return None
         node, base = damaged
-        reported = f"{name} partition {partition} offset {base} cannot be read"
+        reported = f"{name} partition {partition}: the disk of its leader has damaged offsets {base} to"
         workers = self.fleet.workers
         self._brokers.repair(
             node, name, partition, lambda: any(reported in worker.output for worker in list(workers.values()))

@@ -1,4 +1,4 @@
-"""Replication and the group protocol, on clusters that are not the embedded broker."""
+"""Clusters that are not the embedded broker: replication, brokers that are hurt under load, the group protocol."""
 
 import time
 from collections.abc import Iterator
@@ -19,17 +19,13 @@ from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, DECISIONS, LABELS, PROGRESS, TOPICS, TRANSACTIONS
 from tests.helpers.batches import damage_batch, produce_batch, record_batch
-from tests.helpers.cluster import Nodes, kafka_nodes
+from tests.helpers.cluster import REPLICATED, Nodes, kafka_nodes
+from tests.helpers.waiting import eventually
 from tests.integration.test_session import Numbers, session
 
 pytestmark = pytest.mark.broker
 
 TIMEOUT_S = 60.0
-REPLICATED = {
-    "offsets.topic.replication.factor": "3",
-    "transaction.state.log.replication.factor": "3",
-    "transaction.state.log.min.isr": "2",
-}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +67,7 @@ def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) 
     """A client asks the broker that it has asked last, until it gives up the connection."""
     settings = settings_of(cluster, "stands-")
     ensure_topics(cluster.bootstrap_servers, settings)
-    first, process = cluster.bootstrap_servers.split(",")[0], psutil.Process(cluster.processes[0].pid)
+    first, process = cluster.bootstrap_servers.split(",")[0], psutil.Process(cluster.nodes[0].pid)
     # Connected to this one alone.
     watch, client = BrokerWatch(first, settings, Health()), admin_client(first)
     assert watch.ask()
@@ -87,10 +83,7 @@ def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) 
         assert group_protocol(client, settings) == "consumer"
     finally:
         process.resume()
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while any(len(partition.isr) < 3 for partition in describe_topics(client, [name])[name].partitions):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    eventually(cluster.whole)
 
 
 def test_a_batch_that_one_disk_has_damaged_is_read_from_another_replica(cluster: Nodes) -> None:

@@ -15,10 +15,11 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import ListOffsetsResultInfo, OffsetSpec
+from confluent_kafka.admin import ConfigResource, ListOffsetsResultInfo, OffsetSpec, ResourceType
 
 from pipeline.kafka import log_offsets, ranges
 from pipeline.kafka.admin import committed_by_group
+from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.log_offsets import first_offsets, last_offsets, log_range, offsets_at, partition_numbers
 from pipeline.kafka.ranges import log_ranges
@@ -150,3 +151,26 @@ def test_a_missing_topic_is_named_and_not_waited_for_for_ever(monkeypatch: pytes
         log_ranges("nobody:1", Settings(), ["models"], 0)
     with pytest.raises(TopicError, match="there is no topic t"):
         partition_numbers(missing, "t", appear_s=0.0)
+
+
+def test_configurations_are_asked_for_again_of_the_controller_of_now() -> None:
+    class MovedController:
+        """Names another controller to whoever asks for metadata; before, nobody answers for the one that is away."""
+
+        renewed = False
+
+        def list_topics(self, topic: str | None, timeout: float) -> None:
+            assert topic is None
+            assert timeout > 0
+            self.renewed = True
+
+        def describe_configs(self, asked: list[ConfigResource], **_: object) -> dict[ConfigResource, Future[Any]]:
+            future = Future[Any]()
+            if self.renewed:
+                future.set_result({"retention.ms": SimpleNamespace(name="retention.ms", value="-1")})
+            else:
+                future.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT, "waiting for controller")))
+            return {asked[0]: future}
+
+    client: Any = MovedController()
+    assert configs_of(client, ResourceType.TOPIC, ["t"]) == ({"t": {"retention.ms": "-1"}}, [])
