@@ -287,7 +287,7 @@ class LogConsumer:
         # Less than the whole batch, where the rest of it makes another range.
         agreed = max((end for end in ends if end <= found), default=None)
         if agreed is None:
-            raise _not_quarantined(partition, start, why)
+            raise _not_quarantined(partition, fault)
         return agreed
 
     def _quarantined(self, partition: Partition) -> list[tuple[int, int]]:
@@ -322,21 +322,25 @@ class LogConsumer:
         return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
 
 
+def _whole_from(fault: Fault) -> str:
+    """Return what to do about a disk."""
+    others = " or ".join(map(str, fault.others))
+    return f"let broker {others} lead the partition, which may hold them whole" if others else "restore the disk"
+
+
 def _damaged_control(partition: Partition, fault: Fault) -> TopicError:
-    brokers = " or ".join(map(str, fault.others))
-    remedy = f"let broker {brokers} lead the partition" if fault.others else "restore the disk"
     return TopicError(
         f"topic {partition[0]} partition {partition[1]}: the disk of its leader has damaged offsets {fault.start} to "
-        f"{fault.end - 1}, which may hold the activation of a model or a quarantine: {remedy} (docs/operating.md). To "
-        "go on without them: FRAUD_PIPELINE_ACCEPT_DAMAGED_CONTROL=true"
+        f"{fault.end - 1}, which may hold the activation of a model or a quarantine: {_whole_from(fault)} "
+        "(docs/operating.md). To go on without them: FRAUD_PIPELINE_ACCEPT_DAMAGED_CONTROL=true"
     )
 
 
-def _not_quarantined(partition: Partition, start: int, why: str) -> TopicError:
+def _not_quarantined(partition: Partition, fault: Fault) -> TopicError:
+    remedy = f"; or {_whole_from(fault)} (docs/operating.md)" if fault.error == DAMAGED else ""
     return TopicError(
-        f"topic {partition[0]} partition {partition[1]} cannot be read from offset {start} on ({why}) and no agent has "
-        "quarantined that: let a worker that reads the topic run until it has; or, where the disk of a broker damaged "
-        "it, let another replica lead the partition (docs/operating.md)"
+        f"topic {partition[0]} partition {partition[1]} cannot be read from offset {fault.start} on ({fault.message}) "
+        f"and no agent has quarantined that: let a worker that reads the topic run until it has{remedy}"
     )
 
 

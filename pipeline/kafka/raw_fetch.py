@@ -183,7 +183,7 @@ def ask(
                 async with aclosing(Connections(config)) as connections:
                     return await question(connections)
             except OffsetOutOfRangeError as error:
-                raise FetchRefused(f"the log does not hold offset {error}") from error
+                raise FetchRefused("the log does not hold the offset") from error
             except (KafkaError, OSError, TimeoutError, KeyError) as error:
                 if isinstance(error, KafkaError) and not error.retriable:
                     raise FetchRefused(str(error)) from error

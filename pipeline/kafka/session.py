@@ -323,7 +323,7 @@ class Session:
             self._client.pause(self._client.assigned)
 
     def _resume(self) -> None:
-        """Read on as usual, but for partitions that are paused while the end of an unreadable batch is searched."""
+        """Read on as usual, but for partitions that are paused while an unreadable batch is examined."""
         partitions = [partition for partition in self._client.positions if not self._unreadable.pauses(partition)]
         # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
         self._client.resume(partitions)

@@ -204,6 +204,9 @@ def test_nobody_has_quarantined_a_batch(log: Log) -> None:
     with pytest.raises(TopicError, match=r"from offset 3 on \(it cannot be read\) and no agent has quarantined that"):
         read(log)
     assert log.failures == 1
+    log.error, log.others = DISK, (2,)
+    with pytest.raises(TopicError, match="run until it has; or let broker 2 lead the partition"):
+        read(log)
 
 
 @pytest.mark.parametrize("error", [FetchUnanswered("no broker"), KafkaException(KafkaError(KafkaError._TRANSPORT))])
@@ -243,7 +246,7 @@ def test_what_a_disk_has_damaged_of_control_is_not_passed_over_without_a_word(
     with pytest.raises(TopicError, match=r"offsets 3 to 5, .*: restore the disk .*ACCEPT_DAMAGED_CONTROL=true"):
         read(log, **options)
     log.others = (2, 3)
-    with pytest.raises(TopicError, match="let broker 2 or 3 lead the partition"):
+    with pytest.raises(TopicError, match="let broker 2 or 3 lead the partition, which may hold them whole"):
         read(log, **options)
     assert read(log, accept_damaged_control=True, **options) == [0, 1, 2, 6, 7]
 
