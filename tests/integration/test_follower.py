@@ -63,5 +63,5 @@ def test_what_an_open_transaction_hides_is_waited_for(cluster: Cluster) -> None:
     assert stable_end(cluster.bootstrap, cluster.settings, name, 0, waiting) == 2
     assert next(asked, None) is None
     follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
-    assert [record.value for record in follower.read_to_end()] == [b"hidden", b"committed"]
+    assert [record.value for record in follower.read_to_end(lambda: None)] == [b"hidden", b"committed"]
     follower.close()
