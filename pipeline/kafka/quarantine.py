@@ -84,10 +84,13 @@ class QuarantinedRecords:
                 kept.append(msgspec.structs.replace(record, skipped_rows=rows) if rows else record)
         return kept
 
-    def count_since(self, agent: str, start: datetime) -> int:
-        """Return how many records and rows ``agent`` has quarantined after ``start`` for what may be the program's."""
+    def count_between(self, agent: str, start: datetime, end: datetime) -> int:
+        """Return how many records and rows ``agent`` quarantined after ``start`` for what may be the program's.
+
+        What bears a time behind ``end`` is forged: it would count for ever.
+        """
         return sum(
-            len({i.position.row for i in items if i.quarantined_at > start and i.error_type not in _OWN_NAMES})
+            len({i.position.row for i in items if start < i.quarantined_at <= end and i.error_type not in _OWN_NAMES})
             for (owner, _), items in self._known.items()
             if owner == agent
         )
@@ -125,7 +128,7 @@ class Quarantines:
 
     def within_a_day(self, now: datetime) -> int:
         """Return how many records were quarantined in the 24 hours before ``now``, as of the last refresh."""
-        return self._known.count_since(self._agent, now - _DAY)
+        return self._known.count_between(self._agent, now - _DAY, now)
 
     def without(self, records: Sequence[Record]) -> Sequence[Record]:
         """Return the committed ``records`` that a restore replays, with the rows of them that it skips."""

@@ -100,6 +100,9 @@ def test_the_limit_counts_a_day_and_one_agent() -> None:
     known._take(control(*known.range_outputs(broken, NOW).outputs))
     assert known.within_a_day(NOW + timedelta(hours=25)) == 2
     assert known.within_a_day(NOW + timedelta(hours=24) + timedelta(days=1)) == 0
+    # A time to come would count until then.
+    known._take(control(*known.outputs(record(9), ValueError("odd"), NOW + timedelta(days=300)).outputs))
+    assert known.within_a_day(NOW + timedelta(hours=25)) == 2
 
 
 def test_the_position_bears_no_topic_prefix() -> None:
