@@ -6,6 +6,7 @@ another replica in sync. They are made with aiokafka's connections, secured as a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -169,7 +170,7 @@ def ask(
     Args:
         config: Configuration of a librdkafka client.
         question: Asks brokers.
-        waiting: Called while nothing comes; may raise.
+        waiting: Called while nothing comes, on another thread; may raise.
         timeout_s: Longest wait.
 
     Raises:
@@ -207,4 +208,6 @@ def ask(
             await asyncio.wait({task})
 
     last: list[Exception] = []
-    return asyncio.run(awaited())
+    # In a notebook a loop runs on the caller's own thread.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, awaited()).result()
