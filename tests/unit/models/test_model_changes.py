@@ -61,6 +61,9 @@ class Cluster(ControlWriter, VersionContents):
             self.models.append(ModelVersion(payload=msgspec.Raw(payload), **cast(Any, message)))
         return references
 
+    def fence(self) -> Any:
+        """Nobody else writes."""
+
     def control(self, item: Any, others: object = ()) -> None:
         self.items.append(item)
         self.headers.append(self._signer.headers(control_record(item), "control"))
