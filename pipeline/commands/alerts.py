@@ -175,14 +175,14 @@ def command(
     settings = Settings()
     silence_clients()
     console = Console(highlight=False, markup=False) if wants_colours(sys.stdout) and not as_json else None
-    say = partial(click.echo, err=True)
+    report = partial(click.echo, err=True)
     try:
-        with cluster_or_last_run(settings, say) if once else nullcontext(find_cluster(settings)) as bootstrap:
+        with cluster_or_last_run(settings, report) if once else nullcontext(find_cluster(settings)) as bootstrap:
             if once:
                 alerts = held_alerts(bootstrap, settings)
             else:
                 alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
-                say(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")
+                report(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")
             for shown in islice((shown for shown in alerts if is_wanted(shown.alert, wanted)), limit):
                 if as_json:
                     write_json(shown.value)

@@ -14,7 +14,7 @@ AGENTS = ("card", "score", "feedback")
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 0.0)
 
 
