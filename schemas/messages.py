@@ -270,6 +270,10 @@ class Alert(Message, frozen=True, kw_only=True):
     log: LogPosition
 
 
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+"""The weight of an example; one beyond takes a model out of its bounds by itself."""
+
+
 class Example(Message, frozen=True, kw_only=True):
     """An example: the features as served, with what they turned out to be; on ``examples``."""
 
@@ -282,15 +286,15 @@ class Example(Message, frozen=True, kw_only=True):
     """``fraud``, ``legitimate``, ``presumed_legitimate``, or ``withdrawn`` where nothing is known any more."""
     label_source: str | None
     known_at: Timestamp
-    weight: float
+    weight: Weight
     """Inverse of the probability with which an example of this label is kept."""
     revision: int
     """0 for the first example of a transaction; a correction counts up."""
-    online_weight: float | None = None
+    online_weight: Weight | None = None
     """Weight with which the online model learns the label; absent in records of earlier releases: ``weight``."""
     former: str | None = None
     """The label that the online model learned of the transaction before, and that is undone now."""
-    former_weight: float = 0.0
+    former_weight: Weight = 0.0
     """The weight with which it learned that."""
     held: bool = False
     """True if the label is part of a surge of its source: the online model does not learn it until it is released."""

@@ -35,7 +35,7 @@ class LearningSettings(BaseModel):
     )
     negative_sample_rate: float = Field(
         default=0.1,
-        gt=0,
+        ge=1e-6,
         le=1,
         description="Share of legitimate transactions that become examples, weighted by its inverse.",
     )
