@@ -18,6 +18,7 @@ class Session:
     """Holds two partitions, on which records wait."""
 
     assigned = (("transactions", 0), ("transactions", 1))
+    damaged = ()
 
     def lag(self) -> dict[tuple[str, int], int]:
         return {("transactions", 0): 5, ("transactions", 1): 2}
