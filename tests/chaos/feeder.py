@@ -1,5 +1,6 @@
 """Sends a ledger at an even pace, whatever happens to the broker meanwhile."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class Feeder:
         self._failed: list[str] = []
         self.sent = 0
         """How many were handed to the client."""
+        self.ended_s = math.inf
+        """When (monotonic) everything was sent."""
         self.ends: dict[tuple[str, int], int] = {}
         """Offsets behind what was acknowledged, by topic without prefix and partition."""
 
@@ -81,6 +84,7 @@ class Feeder:
                 self._send(self._ledger[self.sent])
                 self.sent += 1
             self._producer.poll(TICK_S)
+        self.ended_s = time.monotonic()
         if left := self._producer.flush(FLUSH_S):
             self._failed.append(f"{left} are still waiting for the broker")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +19,13 @@ from pipeline.kafka.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, DECISIONS, LABELS, PROGRESS, TOPICS, TRANSACTIONS
+from tests.chaos.brokers import Brokers
+from tests.chaos.checker import differences
+from tests.chaos.fleet import ALL_AGENTS
+from tests.chaos.harness import Chaos, Options
+from tests.chaos.load import Load
+from tests.chaos.report import as_json, as_text, failures
+from tests.chaos.schedule import short_schedule
 from tests.helpers.batches import damage_batch, produce_batch, record_batch
 from tests.helpers.cluster import REPLICATED, Nodes, kafka_nodes
 from tests.helpers.waiting import eventually
@@ -26,6 +34,10 @@ from tests.integration.test_session import Numbers, session
 pytestmark = pytest.mark.broker
 
 TIMEOUT_S = 60.0
+SEED = 3
+SECONDS = 30.0
+LOAD = Load(SEED, 600, 3.0, 2, horizon_days=0.75)
+TWO_WORKERS = tuple((name, ALL_AGENTS) for name in ("w1", "w2"))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +96,22 @@ def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) 
     finally:
         process.resume()
     eventually(cluster.whole)
+
+
+@pytest.mark.timeout(1200)
+def test_leaders_that_die_stand_still_or_elect_another_controller_change_nothing(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    options = Options(
+        LOAD, SECONDS, short_schedule(SEED, SECONDS, cluster=True), maturity_days=0.75, first_agents=TWO_WORKERS
+    )
+    with Chaos(Brokers(cluster), tmp_path, options, print) as chaos:
+        outcome = chaos.run()
+    text = as_text(as_json(outcome, {"seed": SEED}))
+    assert differences(outcome.checks) == 0, text
+    assert failures(outcome) == [], text
+    assert outcome.fleet.endings == [], text
+    assert {"broker kill", "broker pause", "controller change"} <= {fault.kind for fault in outcome.happened}
 
 
 def test_a_batch_that_one_disk_has_damaged_is_read_from_another_replica(cluster: Nodes) -> None:
