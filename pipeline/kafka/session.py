@@ -225,8 +225,9 @@ class Session:
         else:
             self._state.progress.update(self._transactions.marked())
         self._refusals = self._rejoins = 0
-        self._handler.commit(batch.partitions)
+        # Before the state, which may fail (its directory is gone): whoever gives partitions up commits these once more.
         self._state.offsets.update(batch.ends)
+        self._handler.commit(batch.partitions)
         self._careful.end_step()
 
     def _write(

@@ -104,6 +104,15 @@ class Numbers:
         return outputs
 
 
+class Removed(Numbers):
+    """State that is gone, as where somebody removes its directory, by the second record."""
+
+    def commit(self, partitions: Collection[int]) -> None:
+        super().commit(partitions)
+        if len(held(self)) > 1:
+            raise FileNotFoundError("the state was removed")
+
+
 class Refusing(Numbers):
     """State whose records all become dead letters too, which bear out what markers say was read."""
 
@@ -171,6 +180,19 @@ def decided(settings: Settings) -> list[bytes]:
 
 def held(handler: Numbers) -> list[bytes]:
     return sorted(value for values in handler.committed.values() for value in values)
+
+
+def test_a_state_that_fails_behind_its_transaction_sets_no_offset_back(settings: Settings) -> None:
+    handler = Removed()
+    with session(settings, handler) as failing:
+        write(settings, ["a"])
+        work(failing, handler, lambda: len(held(handler)) == 1)
+        write(settings, ["a"])
+        with pytest.raises(FileNotFoundError):
+            work(failing, handler, lambda: False)
+    name = settings.topic(TRANSACTIONS.name)
+    committed = committed_offsets(servers(settings), settings.topic("card"), [name], settings=settings)
+    assert (sum(committed.values()), decided(settings)) == (2, [b"a", b"a"])
 
 
 def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> None:
