@@ -45,6 +45,12 @@ class Counts:
         metrics.decisions(by_kind.get("decision", {}))
         metrics.alerts(by_kind.get("alert", {}))
         metrics.labels(agent, by_kind.get("label", {}))
+        if result.given_up:
+            metrics.labels(agent, {"given_up": len(result.given_up)})
+            log.warning(
+                "%s gave up %d labels while a partition of profiled stands still, at topic, partition and offset: %s",
+                agent, len(result.given_up), "; ".join(result.given_up),
+            )  # fmt: skip
         metrics.examples(by_kind.get("example", {}))
         metrics.training_updates(by_kind.get("training_update", {}))
         for code, count in by_kind.get("dead_letter", {}).items():

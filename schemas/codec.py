@@ -22,6 +22,9 @@ from schemas.times import US_PER_DAY, US_PER_HOUR
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
 
+MAX_LABEL_BYTES: Final = 64 * 1024
+"""Longest accepted value of a label: labels wait for their transactions, and many may."""
+
 MAX_NESTING: Final = 64
 """Deepest nesting of objects and arrays. A producer's bytes travel on inside other messages, and a decoder's own
 limit depends on how deep its caller stands: what one agent reads, the next might not."""
@@ -161,13 +164,16 @@ def decode_transaction(
     )
 
 
-def decode_label(value: bytes | None, *, record_timestamp_us: int, future_tolerance_us: int) -> Label:
+def decode_label(
+    value: bytes | None, *, record_timestamp_us: int, future_tolerance_us: int, most_bytes: int = MAX_LABEL_BYTES
+) -> Label:
     """Decode a label; unknown labels and sources pass, as both are open enumerations.
 
     ``record_timestamp_us`` is when the record arrived; a ``labelled_at`` that is later by more than
-    ``future_tolerance_us`` is refused, because the later of two labels wins. Raises `InvalidMessage`, and nothing else.
+    ``future_tolerance_us`` is refused, because the later of two labels wins. ``most_bytes`` is the longest value that
+    is accepted. Raises `InvalidMessage`, and nothing else.
     """
-    label = _checked(value, _decode_label)
+    label = _checked(value, _decode_label, most_bytes)
     labelled_at_us = timestamp_us(label.labelled_at)
     _check_time(labelled_at_us, "labelled_at")
     if labelled_at_us > record_timestamp_us + future_tolerance_us:
@@ -263,12 +269,12 @@ def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, Curre
     return transaction, rate, amount_minor
 
 
-def _checked(value: bytes | None, decode: Callable[[bytes], T]) -> T:
+def _checked(value: bytes | None, decode: Callable[[bytes], T], most_bytes: int = MAX_VALUE_BYTES) -> T:
     """Decode within the bounds that every message keeps."""
     if value is None:
         raise InvalidMessage("null_value", "The record has no value; a transaction or label cannot be deleted.")
-    if len(value) > MAX_VALUE_BYTES:
-        raise InvalidMessage("too_large", f"The value has {len(value)} bytes; at most {MAX_VALUE_BYTES} are accepted.")
+    if len(value) > most_bytes:
+        raise InvalidMessage("too_large", f"The value has {len(value)} bytes; at most {most_bytes} are accepted.")
     try:
         if not value.isascii():
             # The decoder skips unknown fields without reading them, and they travel on.

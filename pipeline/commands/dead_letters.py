@@ -36,6 +36,7 @@ ADVICE: Final = {
     "event_time_in_future": "Once its time has passed, or FRAUD_PIPELINE_FUTURE_TOLERANCE_S is longer, resend it.",
     "labelled_at_in_future": "Once its time has passed, or FRAUD_PIPELINE_FUTURE_TOLERANCE_S is longer, resend it.",
     "label_without_transaction": "Once its transaction has been accepted, resend it.",
+    "too_many_waiting": "Once its transaction has been accepted, resend it.",
     "set_aside": "An error of the pipeline: once a release mends it, resend it.",
 }
 """Advice about codes whose records may pass unchanged; `REPAIR` for the others."""

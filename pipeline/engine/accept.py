@@ -25,6 +25,7 @@ from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import (
     COUNTING_TYPES,
+    MAX_LABEL_BYTES,
     AcceptedTransaction,
     decode_label,
     decode_transaction,
@@ -134,6 +135,7 @@ def accept_labels(
     arrived_us: NDArray[np.int64],
     future_tolerance_us: int,
     check: Callable[[int, Label], None] | None = None,
+    most_bytes: int = MAX_LABEL_BYTES,
 ) -> tuple[Labels, list[Reject], list[Label]]:
     """Accept the labels of n records.
 
@@ -143,6 +145,7 @@ def accept_labels(
         future_tolerance_us: How much later than its record's arrival ``labelled_at`` may be.
         check: Called with the number of each label that was decoded and the label; raises `InvalidMessage` to refuse
             it. None: all are accepted.
+        most_bytes: The longest value that is accepted.
 
     Returns:
         The accepted labels, the refused ones, and the accepted ones as messages; ``row`` is the record's number.
@@ -152,7 +155,10 @@ def accept_labels(
 
     def decode(row: int) -> Label:
         label = decode_label(
-            values[row], record_timestamp_us=int(arrived_us[row]), future_tolerance_us=future_tolerance_us
+            values[row],
+            record_timestamp_us=int(arrived_us[row]),
+            future_tolerance_us=future_tolerance_us,
+            most_bytes=most_bytes,
         )
         if check is not None:
             check(row, label)

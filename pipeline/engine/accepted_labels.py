@@ -12,6 +12,7 @@ from pipeline.engine.forwarding import NotForwarded, forward, origin
 from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.results import Result
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
+from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import Label
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS
@@ -84,8 +85,11 @@ def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabel
             continue
         found.append(label.record)
         known_at_us.append(label.known_at_us or 0)
-    # The stamp is never before the label's own time, so that no label of the label agent is refused here.
-    rows, rejects, _ = accept_labels([label.value for label in found], np.array(known_at_us, np.int64), 0)
+    # The stamp is never before the label's own time, and releases before accepted longer ones, so that no label of a
+    # label agent is refused here.
+    rows, rejects, _ = accept_labels(
+        [label.value for label in found], np.array(known_at_us, np.int64), 0, most_bytes=MAX_VALUE_BYTES
+    )
     refused += [(found[reject.row], ValueError(reject.text)) for reject in rejects]
     return AcceptedLabels(rows, [found[row] for row in rows.row.tolist()], refused)
 

@@ -127,7 +127,7 @@ def _fill(
         wholes[subjects.CASE_SEQUENCE, out] = wide[blocks.CASE_SEQUENCE, row]
         wholes[subjects.INGESTED_US, out] = wide[blocks.INGESTED_US, row]
         wholes[subjects.INPUT_OFFSET, out] = wide[blocks.INPUT_OFFSET, row]
-        known_at_us[out] = wide[blocks.KNOWN_AT_US, row]
+        known_at_us[out] = wholes[subjects.WAIT_US, out] = wide[blocks.KNOWN_AT_US, row]
         wholes[subjects.PRODUCER_OFFSET, out] = narrow[blocks.PRODUCER_OFFSET, row]
         wholes[subjects.INPUT_PARTITION, out] = narrow[blocks.INPUT_PARTITION, row]
         wholes[subjects.SOURCE_OFFSET, out] = source_offset[row]

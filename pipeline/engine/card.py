@@ -21,6 +21,7 @@ from pipeline.engine.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
+from pipeline.engine.wait_clock import WaitClock, WaitState
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
 from schemas.messages import CardConfig, Label, Transaction
@@ -71,9 +72,11 @@ class _CardValues(msgspec.Struct):
     layout: int
     windows: bytes
     stream_time_us: int
+    first_day: int
+    waited_us: int
+    wait: WaitState
     index: IndexState
     pending: PendingItemsState
-    first_day: int = 0
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_CardValues)
@@ -99,8 +102,9 @@ class CardPartition:
             self._windows.load(values.windows, loaded.columns)
         self._index = StoreIndex(store, values.index if values else None)
         self._pending = PendingItems(store, values.pending if values else None)
-        clock = Clock() if values is None else Clock(values.stream_time_us, values.first_day)
-        self._join = CardJoin(self._index, StorePending(self._pending), clock)
+        clock = Clock() if values is None else Clock(values.stream_time_us, values.first_day, values.waited_us)
+        wait = WaitClock(None if values is None else values.wait)
+        self._join = CardJoin(self._index, StorePending(self._pending), clock, wait)
 
     def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
         """Profile one partition's records: transactions, rerouted ones and labels, each in offset order.
@@ -163,15 +167,13 @@ class CardPartition:
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""
         windows, columns = self._windows.dump(full=full)
-        clock = self._join.clock
-        values = _CardValues(
-            LAYOUT, windows, clock.stream_time_us, self._index.state, self._pending.state, clock.first_day
-        )
+        states = self._join.wait.state, self._index.state, self._pending.state
+        values = _CardValues(LAYOUT, windows, *self._join.clock, *states)
         return StateDump(msgspec.msgpack.encode(values), columns, self._store.freeze())
 
     def digest(self) -> str:
         """Return the digest of the committed state."""
-        states = self._index.state, self._pending.state
+        states = self._join.wait.state, self._index.state, self._pending.state
         return state_digest(*self._join.clock, *states, self._windows.contents(), self._store)
 
     def close(self) -> None:

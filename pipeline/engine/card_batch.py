@@ -12,7 +12,7 @@ from pipeline.engine.accepted_labels import read_accepted
 from pipeline.engine.card_join import Arrivals, Joined
 from pipeline.engine.columns import Transactions, content_keys, digest_keys, name_keys, text_values
 from pipeline.engine.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
-from pipeline.engine.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTION, SAME, contradicts, not_joined
+from pipeline.engine.joins import COUNTS, DUPLICATE_DIFFERS, NO_ROOM, NO_TRANSACTION, SAME, contradicts, not_joined
 from pipeline.engine.partitioner import partitions_of
 from pipeline.engine.pending import LabelBatch
 from pipeline.engine.profiled_blocks import (
@@ -79,6 +79,7 @@ def process_together(
     sources = _sources(batch_rows.batch, rows.row)
     keys = CardKeys(name_keys(rows.card_id), name_keys(rows.merchant_id))
     accepted = np.zeros(len(rows), np.bool_)
+    wait_us: list[NDArray[np.int64]] = []
     profiles: list[CardProfile] = []
     following: list[ProfiledLabels] = []
     first = before = 0
@@ -92,6 +93,8 @@ def process_together(
                 np.arange(n),
                 content[first:end],
                 sources[first:end],
+                records[0].partition if records else 0,
+                sources[first:end] // MOST_OFFSETS,
                 merchants[first:end],
                 labels,
                 np.arange(n, n + m),
@@ -100,6 +103,7 @@ def process_together(
             len(records),
         )
         accepted[first:end] = joined.accepted
+        wait_us.append(joined.wait_us)
         taken = first + np.flatnonzero(joined.accepted)
         work.count(joined, len(taken))
         work.refuse_contradictions(joined, batch_rows, first)
@@ -108,6 +112,9 @@ def process_together(
         if now is not None and (found := following_labels(joined, len(taken))) is not None:
             following.append(found._replace(behind=found.behind + before))
         work.give_up(joined.given_up)
+        for number, reason in joined.no_room:
+            advice = "send it again once the transaction is there, and each label once"
+            work.result.dead_letter(joined.labels.records[number], "card", NO_ROOM, f"{reason}: {advice}")
         first, before = end, before + len(taken)
     if now is None:
         work.result.outputs.clear()
@@ -116,6 +123,7 @@ def process_together(
         columns = profiled_columns(
             rows if accepted.all() else rows.take(accepted),
             _concatenated(profiles),
+            np.concatenate(wait_us),
             batch_rows.batch,
             joined_labels(following),
             options.merchant_partitions,

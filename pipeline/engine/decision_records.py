@@ -64,7 +64,7 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
         rows: The rows, n of them.
         texts: Transaction, card and merchant of each, as `FeatureRows.texts` returns them.
     """
-    block, numbers = rows.block, rows.block.features[rows.rows]
+    block, numbers = rows.block, rows.numbers()
     names = None if rows.names == OWN_FEATURES else [name.decode() for name in rows.names]
     ends: dict[Versions, bytes] = {}
     versions = rows.versions()

@@ -30,7 +30,7 @@ _MATURING: Final = b"m"
 _AFTER: Final = b"\xff" * 64
 """Behind every key of one prefix."""
 _NEVER: Final = 2**63 - 1
-_KNOWN_FIELDS: Final = struct.Struct("<bqbIIbd")
+_KNOWN_FIELDS: Final = struct.Struct("<bqbIIbdq")
 _TIME_BYTES: Final = 8
 _ITEM_BYTES: Final = _TIME_BYTES + DIGEST_BYTES
 _RATE: Final = struct.Struct("<d")
@@ -45,6 +45,8 @@ class Known(NamedTuple):
     """Examples emitted, a presumption that the times alone imply included."""
     learned: Learned = NOTHING_LEARNED
     """The last update of the online model from it that was not undone."""
+    labels_from_us: int = 0
+    """Since when a label must be known to count, where its decision came late."""
 
 
 NOT_KNOWN: Final = Known()
@@ -116,14 +118,14 @@ class DecisionStore:
         known = {}
         for digest, packed in zip(digests, found, strict=True):
             if packed is not None:
-                *state, emitted, label, weight = _KNOWN_FIELDS.unpack(packed)
-                known[digest] = Known(tuple(state), emitted, Learned(label, weight))
+                *state, emitted, label, weight, from_us = _KNOWN_FIELDS.unpack(packed)
+                known[digest] = Known(tuple(state), emitted, Learned(label, weight), from_us)
         return known
 
     def learn(self, known: Iterable[tuple[bytes, int, Known]]) -> None:
         """Keep what is known now about transactions, given the event time of each one's decision."""
-        for digest, event_time_us, (state, emitted, learned) in known:
-            self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted, *learned))
+        for digest, event_time_us, (state, emitted, learned, from_us) in known:
+            self._store.put(_KNOWN + digest, _KNOWN_FIELDS.pack(*state, emitted, *learned, from_us))
             self._store.put(day_key(_KNOWN_DAY, day_of(event_time_us), digest), b"")
 
     def let_mature(self, items: Iterable[tuple[int, bytes]], rate: float) -> None:

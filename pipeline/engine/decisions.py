@@ -35,6 +35,9 @@ class Decisions:
     """Position of each among all records of the chunk, labels and repeats included."""
     partition: NDArray[np.int64]
     """Partition of the card."""
+    merchant_partition: NDArray[np.int64]
+    wait_us: NDArray[np.int64]
+    """What the wait clock of the card's partition showed; 0 where that is not known."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)), NaN for no value: exactly what the models saw."""
     logits: NDArray[np.float64]
@@ -195,8 +198,8 @@ def _selected(
 
 
 _ROWS: Final = (
-    "position", "partition", "features", "logits", "score", "selection", "selection_probability",
-    "case_start_us", "case_sequence",
+    "position", "partition", "merchant_partition", "wait_us", "features", "logits", "score", "selection",
+    "selection_probability", "case_start_us", "case_sequence",
 )  # fmt: skip
 
 

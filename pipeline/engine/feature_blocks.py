@@ -36,6 +36,7 @@ from pipeline.engine.subjects import (
     SOURCE,
     SOURCE_OFFSET,
     SOURCE_PARTITION,
+    WAIT_US,
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
@@ -64,7 +65,9 @@ NUMBERS: Final = (*(kind.log_odds.encode() for _, kind in WITH_LOG_ODDS), b"scor
 LOGIT, RIVER_LOGIT, SCORE = map(NUMBERS.index, (b"logit", b"river_logit", b"score"))
 OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
 """Names of this kernel's features, as blocks have them."""
-_NAMED: Final = (*NUMBERS, *OWN_FEATURES, PROFILED.name.encode())
+WAIT: Final = b"wait_clock_us"
+"""Name of the column behind the features: what the card agent's wait clock showed. Releases before had none."""
+_NAMED: Final = (*NUMBERS, *OWN_FEATURES, WAIT, PROFILED.name.encode())
 _MOST_NAMES: Final = 256
 _MOST_COLUMNS: Final = 512
 _MOST_NAMED_BYTES: Final = 16 * 1024
@@ -95,9 +98,10 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
     lengths = (spans[:, :, 1] - spans[:, :, 0]).astype(np.int32)
     partition = partitions_of(pa.array(cards, pa.binary()), partitions)
     wholes = subjects.wholes
-    numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1]))
+    numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1] + 1))
     numbers[:, : len(NUMBERS)] = first_numbers(decided.logits, decided.score)
-    numbers[:, len(NUMBERS) :] = batch.features
+    numbers[:, len(NUMBERS) : -1] = batch.features
+    numbers[:, -1] = wholes[WAIT_US]
     sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
     wide = wholes[[PRODUCER_US, AMOUNT_BASE, SOURCE_OFFSET]]
     narrow = wholes[[PRODUCER_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
@@ -165,9 +169,25 @@ class FeatureRows(NamedTuple):
     """Shape (n,): their numbers in the block."""
 
     @property
+    def columns(self) -> int:
+        """Number of the columns of `NUMBERS` and of the features."""
+        return int(self.block.features.shape[1]) - _has_wait(self.block)
+
+    @property
     def names(self) -> tuple[bytes, ...]:
         """Names of the features, in order."""
-        return tuple(self.block.names[len(NUMBERS) : self.block.features.shape[1]])
+        return tuple(self.block.names[len(NUMBERS) : self.columns])
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Return the columns of `NUMBERS` and of the features; shape (n, columns)."""
+        numbers: NDArray[np.float64] = self.block.features[self.rows, : self.columns]
+        return numbers
+
+    def wait_us(self) -> NDArray[np.int64]:
+        """Return what the card agent's wait clock showed with each row, 0 where that is not known; shape (n,)."""
+        if not _has_wait(self.block):
+            return np.zeros(len(self.rows), np.int64)
+        return np.asarray(self.block.features[self.rows, -1], np.float64).astype(np.int64)
 
     def own_features(self) -> NDArray[np.float64]:
         """Return the features of this kernel, found by their names.
@@ -175,7 +195,7 @@ class FeatureRows(NamedTuple):
         Returns:
             Shape (n, len(FEATURES)); NaN for no value, and for features that the block does not have.
         """
-        values, names = self.block.features[self.rows, len(NUMBERS) :], self.names
+        values, names = self.numbers()[:, len(NUMBERS) :], self.names
         if names == OWN_FEATURES:
             return values
         columns = {name: column for column, name in enumerate(names)}
@@ -220,6 +240,11 @@ def read_features(record: Record) -> FeatureRows:
     return FeatureRows(block, np.delete(rows, [row for row in record.skipped_rows if 0 <= row < block.rows]))
 
 
+def _has_wait(block: Block) -> bool:
+    columns = int(block.features.shape[1])
+    return columns > len(NUMBERS) and block.names[columns - 1] == WAIT
+
+
 def _wrong(block: Block) -> str | None:
     """Return the reason for which no score agent can have written a block."""
     columns, numbers = block.features.shape[1], block.features
@@ -234,6 +259,8 @@ def _wrong(block: Block) -> str | None:
         return "a score or a feature is infinite"
     if (numbers[:, SCORE] < 0).any() or (numbers[:, SCORE] > 1).any():
         return "a score is no probability"
+    if _has_wait(block) and not ((numbers[:, -1] >= 0) & (numbers[:, -1] < LATEST_US)).all():
+        return "wait_clock_us is no time"
     if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
         return "a transaction, a card or a merchant has no name, or one that is too long"
     wide, narrow, sources = block.wide, block.narrow, block.sources
@@ -286,7 +313,7 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
         *texts,
         times,
         block.wide[AMOUNT_MINOR].tolist(),
-        block.features.tolist(),
+        rows.numbers().tolist(),
         rows.versions(),
         sources,
         logs,

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.decision.event_clock import ClockState
 from pipeline.engine.accepted_labels import read_accepted
@@ -27,6 +28,7 @@ from pipeline.engine.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
+from pipeline.engine.wait_clock import WaitClock, WaitState
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours, Surges
@@ -67,6 +69,7 @@ class _FeedbackValues(msgspec.Struct):
     pending: PendingItemsState
     label_hours: dict[str, SourceHours]
     label_clock: ClockState | None
+    wait: WaitState
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_FeedbackValues)
@@ -106,7 +109,8 @@ class FeedbackPartition:
         self._pending = PendingItems(store, values.pending if values else None)
         progress = (values.stream_time_us, values.first_day) if values else (0, 0)
         surges = Surges(values.label_hours, values.label_clock) if values else Surges()
-        self._kernel = FeedbackKernel(self._served, self._pending, *progress, surges)
+        wait = WaitClock(values.wait if values else None)
+        self._kernel = FeedbackKernel(self._served, self._pending, *progress, surges, wait)
 
     def process(
         self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
@@ -124,6 +128,7 @@ class FeedbackPartition:
         joined = self._read_labels([record for record in records if record.topic != self._features], result)
         emitted = self._kernel.process(config, decided, joined, sum(row_count(record.value) for record in records))
         result.counts += self._kernel.take_counts()
+        result.given_up, self._kernel.given_up = self._kernel.given_up, []
         if now is not None and emitted:
             self._write(emitted, result)
         return result
@@ -149,6 +154,7 @@ class FeedbackPartition:
             self._pending.state,
             self._kernel.surges.hours,
             self._kernel.surges.clock,
+            self._kernel.wait.state,
         )
         frozen = self._store.freeze()
         if frozen is not None:
@@ -158,13 +164,14 @@ class FeedbackPartition:
     def digest(self) -> str:
         """Return the digest of the committed state."""
         stream_time_us, first_day = self._kernel.progress
+        wait = self._kernel.wait.state
         decisions, hours = list(self._served.contents(first_day)), self._kernel.surges.hours
         surges = [
             *((name, counted.first_hour, sorted(counted.admitted.items())) for name, counted in sorted(hours.items())),
             self._kernel.surges.clock,
         ]
         return state_digest(
-            stream_time_us, first_day, decisions, self._pending.state, list(self._pending.contents()), surges
+            stream_time_us, first_day, wait, decisions, self._pending.state, list(self._pending.contents()), surges
         )
 
     def close(self) -> None:
@@ -176,6 +183,7 @@ class FeedbackPartition:
         transactions: list[bytes] = []
         cards: list[bytes] = []
         event_time_us: list[int] = []
+        clocks: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         packed: list[bytes] = []
         for record in records:
             try:
@@ -187,16 +195,21 @@ class FeedbackPartition:
             transactions += texts[0]
             cards += texts[1]
             event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
+            clocks.append((rows.block.sources.partition[rows.rows].astype(np.int64), rows.wait_us()))
             packed += pack_records(rows, texts)
         names = TransactionIdentities.from_ids(pa.array(cards, pa.binary()), pa.array(transactions, pa.binary()))
-        return DecidedBatch(names, event_time_us, [0] * len(packed), packed)
+        partition, wait_us = (np.concatenate(column) for column in zip(*clocks, strict=True))
+        return DecidedBatch(names, event_time_us, [0] * len(packed), packed, partition, wait_us)
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
-        labels, _, refused = read_accepted(records, self._options.topic_prefix)
+        labels, origins, refused = read_accepted(records, self._options.topic_prefix)
         if refused:
             result.counts["label", "invalid"] += len(refused)
-        return JoinedRows.from_labels(labels, [0] * len(labels)) if len(labels) else NO_LABELS
+        if not len(labels):
+            return NO_LABELS
+        positions = [f"{origin.topic} {origin.partition} {origin.offset}" for origin in origins]
+        return JoinedRows.from_labels(labels, [0] * len(labels), positions)
 
     def _write(self, emitted: Sequence[Emitted], result: Result) -> None:
         packed = self._segments.read([emission.entry for emission in emitted])

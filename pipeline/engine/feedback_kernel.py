@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pipeline.engine.columns import Labels, digests, identities
 from pipeline.engine.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
 from pipeline.engine.layout import day_of, forgotten_with
-from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST, PendingItems
+from pipeline.engine.pending_items import GIVE_UP_AT_MOST, PendingItem, PendingItems
 from pipeline.engine.segments import DecisionReference
+from pipeline.engine.wait_clock import EARLY_LABEL_GRACE_US, LATE_US, NOT_SEEN, WaitClock, labels_from
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
@@ -36,7 +37,7 @@ _LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 _FRAUD: Final = KNOWN.index(FRAUD)
 _STATE_KNOWN: Final = 2
 """Place of what is known in `StateNumbers`."""
-_PENDING: Final = struct.Struct("<bbqQ?")
+_PENDING: Final = struct.Struct("<bbqQ?H")
 _LAST: Final = 2**63 - 1
 """Behind every position."""
 _UTF_8: Final = ("utf-8", "surrogatepass")
@@ -63,6 +64,10 @@ class DecidedBatch(NamedTuple):
     """Ascending."""
     decisions: Sequence[Any]
     """In the form in which the segments of the store take them."""
+    partition: NDArray[np.int64]
+    """Partition of ``profiled`` of each."""
+    wait_us: NDArray[np.int64]
+    """What the card agent's wait clock showed with each; 0 where that is not known."""
 
 
 class LabelRow(NamedTuple):
@@ -74,21 +79,23 @@ class LabelRow(NamedTuple):
     known_at_us: int
     hash: int
     source: str
+    origin: str = ""
+    """Topic, partition and offset of its record; empty where it has none."""
     held: bool = False
     """True if it is part of a surge of its source."""
 
     def pack(self) -> bytes:
         """Return it for the pending labels, which keep ``known_at_us`` themselves."""
-        return _PENDING.pack(self.rank, self.known, self.labelled_at_us, self.hash, self.held) + self.source.encode(
-            *_UTF_8
-        )
+        source, numbers = self.source.encode(*_UTF_8), (self.rank, self.known, self.labelled_at_us, self.hash)
+        return _PENDING.pack(*numbers, self.held, len(source)) + source + self.origin.encode()
 
     @classmethod
     def unpack(cls, packed: bytes, known_at_us: int) -> "LabelRow":
         """Return a pending label."""
-        rank, known, labelled_at_us, identity, held = _PENDING.unpack_from(packed)
-        source = packed[_PENDING.size :].decode(*_UTF_8)
-        return cls(rank, known, labelled_at_us, known_at_us, identity, source, held)
+        rank, known, labelled_at_us, identity, held, source_bytes = _PENDING.unpack_from(packed)
+        end = _PENDING.size + source_bytes
+        source, origin = packed[_PENDING.size : end].decode(*_UTF_8), packed[end:].decode()
+        return cls(rank, known, labelled_at_us, known_at_us, identity, source, origin, held)
 
 
 class JoinedRows(NamedTuple):
@@ -100,11 +107,13 @@ class JoinedRows(NamedTuple):
     """Ascending."""
 
     @classmethod
-    def from_labels(cls, labels: Labels, position: Sequence[int]) -> "JoinedRows":
-        """Return the rows of columns."""
+    def from_labels(cls, labels: Labels, position: Sequence[int], origins: Sequence[str] = ()) -> "JoinedRows":
+        """Return the rows of columns, each with its `LabelRow.origin` if there are any."""
         found = TransactionIdentities.from_ids(labels.card_id, labels.transaction_id)
         numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, found.hash)
-        rows = map(LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist())
+        rows = map(
+            LabelRow, *(column.tolist() for column in numbers), labels.source.to_pylist(), origins or [""] * len(labels)
+        )
         return cls(found.digest, list(rows), position)
 
 
@@ -137,14 +146,18 @@ class FeedbackKernel:
         stream_time_us: int = 0,
         first_day: int = 0,
         surges: Surges | None = None,
+        wait: WaitClock | None = None,
     ) -> None:
         self.decisions, self.pending = decisions, pending
-        self.surges = surges or Surges()
+        self.surges, self.wait = surges or Surges(), wait or WaitClock()
+        self._waited_us = self.wait.reached_us
         self._stream_time_us = self._committed_stream_time_us = stream_time_us
         # Only grows, whatever the config becomes: what was forgotten under a short horizon stays forgotten under a
         # longer one, and nothing is filed where deleting has passed by.
         self._first_day = self._committed_first_day = first_day
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.given_up: list[str] = []
+        """Positions of labels that were given up while a decision of theirs might still have come."""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -161,6 +174,7 @@ class FeedbackKernel:
         self.decisions.commit()
         self.pending.commit()
         self.surges.commit()
+        self.wait.commit()
         self._committed_stream_time_us, self._committed_first_day = self._stream_time_us, self._first_day
 
     def rollback(self) -> None:
@@ -168,7 +182,10 @@ class FeedbackKernel:
         self.decisions.rollback()
         self.pending.rollback()
         self.surges.rollback()
+        self.wait.rollback()
+        self._waited_us = self.wait.reached_us
         self.counts.clear()
+        self.given_up.clear()
         self._stream_time_us, self._first_day = self._committed_stream_time_us, self._committed_first_day
 
     def process(self, config: FeedbackConfig, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
@@ -184,31 +201,58 @@ class FeedbackKernel:
             Examples in order of position.
         """
         stream_time_us = list(accumulate(decided.event_time_us, max, initial=self._stream_time_us))
+        event_us = np.array(decided.event_time_us, np.int64)
+        came_us = np.where(decided.wait_us > 0, decided.wait_us, event_us)
+        waited_us = [self._waited_us, *self.wait.advance(NOT_SEEN, decided.partition, came_us).tolist()]
+        late_rows = np.flatnonzero(came_us > event_us + LATE_US).tolist()
+        late = {row: labels_from(int(event_us[row]), int(came_us[row])) for row in late_rows}
         retention_us = max(config.label_horizon_us, config.maturity_us) + EARLY_LABEL_GRACE_US
-        first_day = [max(self._first_day, day_of(stream_time_us[0] - retention_us))]
-        if max(self._first_day, day_of(stream_time_us[-1] - retention_us)) == first_day[0]:
-            first_day *= len(stream_time_us)
+        first_day = [max(self._first_day, day_of(waited_us[0] - retention_us))]
+        if max(self._first_day, day_of(waited_us[-1] - retention_us)) == first_day[0]:
+            first_day *= len(waited_us)
         else:
-            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in stream_time_us]
+            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in waited_us]
         # What a position lets be forgotten is forgotten before the next one.
         ends = [decided.position[row] for row in range(len(stream_time_us) - 1) if first_day[row] < first_day[row + 1]]
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _BatchPart(self, config, stream_time_us, first_day, decided, joined)
+            part = _BatchPart(self, config, _Clocks(stream_time_us, waited_us, first_day, late), decided, joined)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
                 self._stream_time_us, self._first_day = stream_time_us[row_end], first_day[row_end]
+                self._waited_us = waited_us[row_end]
                 self._forget(part.positions, records)
             rows, labels = row_end, label_end
         return emitted
 
     def _forget(self, positions: int, records: int) -> None:
-        given_up = self.pending.take_older(self._stream_time_us - EARLY_LABEL_GRACE_US, GIVE_UP_AT_MOST * positions)
-        if given_up:
-            self.counts["label", "unknown_transaction"] += len(given_up)
+        limit_us = self._waited_us - EARLY_LABEL_GRACE_US
+        self.give_up(self.pending.take_older(limit_us, GIVE_UP_AT_MOST * positions))
         self.decisions.forget_before(self._first_day, forgotten_with(records))
+
+    def give_up(self, items: Sequence[PendingItem]) -> None:
+        """Count labels that have waited in vain.
+
+        No decision of theirs comes any more, so that the card agent refuses them, unless a partition has dropped out.
+        """
+        if not items:
+            return
+        self.counts["label", "unknown_transaction"] += len(items)
+        if self.wait.misses_some:
+            self.given_up += [LabelRow.unpack(item.payload, item.at_us).origin for item in items]
+
+
+class _Clocks(NamedTuple):
+    """How far time has come before the first decision of a batch and with each, and the late ones among them."""
+
+    stream_time_us: Sequence[int]
+    waited_us: Sequence[int]
+    first_day: Sequence[int]
+    """The first day that is remembered: what lies before it is as if it were not there."""
+    late: Mapping[int, int]
+    """`Known.labels_from_us` by row."""
 
 
 class _BatchPart:
@@ -218,17 +262,14 @@ class _BatchPart:
         self,
         kernel: FeedbackKernel,
         config: FeedbackConfig,
-        stream_time_us: Sequence[int],
-        first_day: Sequence[int],
+        clocks: _Clocks,
         decided: DecidedBatch,
         joined: JoinedRows,
     ) -> None:
         self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
-        self._surges = kernel.surges
+        self._surges, self._give_up = kernel.surges, kernel.give_up
         self._config, self._decided, self._joined = config, decided, joined
-        # Before the first decision and with each: how far event time has come, and the first day that is remembered.
-        # What lies before it is as if it were not there.
-        self._stream_time_us, self._first_day = stream_time_us, first_day
+        self._stream_time_us, self._waited_us, self._first_day, self._late_rows = clocks
         self._changed: dict[bytes, Known] = {}
         self._emitted: list[Emitted] = []
         self.positions = 1
@@ -247,7 +288,9 @@ class _BatchPart:
         digests = [decided.identities.digest[row] for row in kept]
         self._awaited = set(self._pending.awaited(digests))
         due = self._matured(rows, kept)
-        involved = {*self._awaited, *joined.digest[labels.start : labels.stop]}
+        chosen = kept if kept is rows else {*kept}
+        late = {row: decided.identities.digest[row] for row in self._late_rows if row in chosen}
+        involved = {*self._awaited, *joined.digest[labels.start : labels.stop], *late.values()}
         involved.update(item.digest for ones in due.values() for item in ones)
         self._entries = self._decisions.find(list(involved))
         self._known = self._decisions.known(list(involved))
@@ -255,6 +298,9 @@ class _BatchPart:
             digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
         )
         filed: defaultdict[int, dict[bytes, DecisionReference]] = defaultdict(dict)
+        self._late: defaultdict[int, dict[bytes, int]] = defaultdict(dict)
+        for row, digest in late.items():
+            self._late[decided.position[row]][digest] = self._late_rows[row]
         if involved:
             for number, digest in enumerate(digests):
                 if digest in involved:
@@ -304,6 +350,9 @@ class _BatchPart:
         """Go through what happens at a position."""
         self._remembered = self._first_day[bisect_right(self._decided.position, position)]
         self._entries.update(filed)
+        for digest, from_us in self._late.get(position, {}).items():
+            known = self._known.get(digest, NOT_KNOWN)._replace(labels_from_us=from_us)
+            self._known[digest] = self._changed[digest] = known
         for digest in filed:
             entry = self._find(digest) if digest in self._awaited else None
             if entry is not None:
@@ -313,7 +362,7 @@ class _BatchPart:
             # Here, whether or not its transaction is there: what is held depends on the order of the labels alone.
             label = label._replace(held=self._surges.take(label.source, label.known_at_us))
             entry = self._find(digest)
-            if entry is None:
+            if entry is None or label.known_at_us < self._labels_from(digest, entry):
                 self._pending.add(digest, label.known_at_us, label.pack())
                 self._awaited.add(digest)
                 self._counts["label", "early"] += 1
@@ -330,17 +379,22 @@ class _BatchPart:
         entry = self._entries.get(digest)
         return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
 
+    def _labels_from(self, digest: bytes, entry: DecisionReference) -> int:
+        """Return since when a label must be known to count."""
+        return max(labels_from(entry.event_time_us, 0), self._known.get(digest, NOT_KNOWN).labels_from_us)
+
     def _join_pending(self, position: int, digest: bytes, entry: DecisionReference) -> None:
         """Join the labels that wait for a decision."""
-        before_us = self._stream_time_us[bisect_left(self._decided.position, position)]
+        before_us = self._waited_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
         given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_GRACE_US
-        self._awaited.discard(digest)
+        from_us = self._labels_from(digest, entry)
         for item in self._pending.items(digest):
-            self._pending.remove(item)
             if item.at_us < given_up_us:
-                self._counts["label", "unknown_transaction"] += 1
-            else:
+                self._pending.remove(item)
+                self._give_up([item])
+            elif item.at_us >= from_us:
+                self._pending.remove(item)
                 label = LabelRow.unpack(item.payload, item.at_us)
                 sampled = keep_negative(label.hash, self._config.negative_sample_rate)
                 self._join(position, digest, entry, label, sampled)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US
+from pipeline.engine.wait_clock import EARLY_LABEL_GRACE_US, labels_from
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
 from schemas.times import US_PER_DAY
@@ -19,6 +19,8 @@ IntArray = NDArray[np.signedinteger[Any]]
 
 NO_TRANSACTION: Final = "label_without_transaction"
 """Code of the dead letter of a label that has waited in vain."""
+NO_ROOM: Final = "too_many_waiting"
+"""Code of the dead letter of a label that cannot wait, since too many do."""
 DUPLICATE_DIFFERS: Final = "repeat_differs"
 """Code of the dead letter of a repeat that says something else than the transaction that was accepted."""
 SAME: Final = -1
@@ -27,10 +29,10 @@ COUNTS: Final = (*OUTCOMES, "early", "too_late", "unknown_transaction")
 UNKNOWN: Final = COUNTS.index("unknown_transaction")
 _EARLY, _TOO_LATE = (COUNTS.index(name) for name in ("early", "too_late"))
 
-ENTRY_WORDS: Final = 10
-HIGH, LOW, EVENT_US, STREAM_TIME_US, CONTENT, SOURCE, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
-"""Words of an entry: digest, event time, the partition's event time at acceptance, content, source, and the label that
-holds."""
+ENTRY_WORDS: Final = 11
+HIGH, LOW, EVENT_US, STREAM_TIME_US, WAIT_US, CONTENT, SOURCE, RANK, LABELLED_AT_US, KNOWN, CHANGES = range(ENTRY_WORDS)
+"""Words of an entry: digest, event time, the partition's event time and wait clock at acceptance, content, source, and
+the label that holds."""
 _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
 DUPLICATE, ACCEPTED, ACCEPTED_AGAIN = range(3)
@@ -38,8 +40,9 @@ DUPLICATE, ACCEPTED, ACCEPTED_AGAIN = range(3)
 # Words of ``config``.
 _DEDUP_US, _LABEL_US = range(2)
 # Words of ``meta``.
-NEWEST, FIRST_DAY, COUNT = range(3)
-"""Indexes of: the stream time; the first day of acceptance that is remembered; the number of entries."""
+NEWEST, FIRST_DAY, COUNT, WAITED = range(4)
+"""Indexes of: the stream time; the first day of acceptance that is remembered; the number of entries; the wait
+clock."""
 # Columns of ``follows``.
 F_POSITION, F_LABEL, F_ENTRY, F_KNOWN = range(4)
 # Columns of ``journal``.
@@ -66,6 +69,8 @@ class Clock(NamedTuple):
 
     It lies so far behind both retention that a label which finds nothing because of it has long waited in vain.
     """
+    waited_us: int = 0
+    """What the wait clock shows, as far as a transaction was accepted."""
 
 
 class Entries:
@@ -98,6 +103,8 @@ class PassInput(NamedTuple):
     """Shape (n,): `pipeline.engine.columns.content_keys`."""
     source: NDArray[np.int64]
     """Shape (n,): a number of each transaction's record, 0 or more."""
+    wait_us: NDArray[np.int64]
+    """Shape (n,): what the wait clock shows with each transaction."""
     label_digest: NDArray[np.int64]
     label_position: NDArray[np.int64]
     """Shape (m,): ascending; -1 of a label that has waited."""
@@ -141,7 +148,7 @@ def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput)
         What became of them.
     """
     n, m = len(given.digest), len(given.label_digest)
-    meta = np.array([clock.stream_time_us, clock.first_day, entries.count], np.int64)
+    meta = np.array([clock.stream_time_us, clock.first_day, entries.count, clock.waited_us], np.int64)
     fate, differs, waits = np.zeros(n, np.int8), np.full(n, SAME), np.ones(m, np.bool_)
     follows, journal = np.empty((m, 4), np.int64), np.empty((m, JOURNAL_WORDS), np.int64)
     pending = np.zeros(_table_size(m) if m else 1, np.int32)
@@ -149,7 +156,7 @@ def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput)
     counts = np.zeros(len(COUNTS), np.int64)
     followed, changed = _join(
         np.array(retention, np.int64), meta, entries.rows, entries.table, pending, chains, given.held,
-        given.digest, given.event_time_us, given.position, given.content, given.source,
+        given.digest, given.event_time_us, given.position, given.content, given.source, given.wait_us,
         given.label_digest, given.label_position, given.rank, given.known, given.labelled_at_us, given.known_at_us,
         fate, differs, waits, follows, journal, counts,
     )  # fmt: skip
@@ -157,7 +164,7 @@ def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput)
     return PassResult(
         fate,
         differs,
-        Clock(int(meta[NEWEST]), int(meta[FIRST_DAY])),
+        Clock(int(meta[NEWEST]), int(meta[FIRST_DAY]), int(meta[WAITED])),
         follows[:followed],
         waits,
         journal[:changed],
@@ -210,7 +217,7 @@ def _fill(table: IntArray, rows: IntArray, count: int) -> None:
 def _forgotten(config: IntArray, meta: IntArray) -> int:
     """The first day of acceptance that is remembered."""
     horizon_us = max(config[_DEDUP_US], config[_LABEL_US])
-    day: int = (meta[NEWEST] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
+    day: int = (meta[WAITED] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
     first: int = max(meta[FIRST_DAY], day)
     return first
 
@@ -235,7 +242,7 @@ def _finds(config: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) 
     finds none either where a replay meets them the other way round.
     """
     last_us = entry[EVENT_US] + config[_LABEL_US] + EARLY_LABEL_GRACE_US
-    in_time: bool = entry[STREAM_TIME_US] - EARLY_LABEL_GRACE_US <= known_at_us <= last_us
+    in_time: bool = labels_from(entry[EVENT_US], entry[WAIT_US]) <= known_at_us <= last_us
     return in_time and _remembered(config, meta, entry)
 
 
@@ -243,7 +250,7 @@ def _finds(config: IntArray, meta: IntArray, entry: IntArray, known_at_us: int) 
 def _join(
     config: IntArray, meta: IntArray, entries: IntArray, table: IntArray, pending: IntArray, chains: IntArray,
     held: int,
-    digest: IntArray, event_us: IntArray, position: IntArray, content: IntArray, source: IntArray,
+    digest: IntArray, event_us: IntArray, position: IntArray, content: IntArray, source: IntArray, wait_us: IntArray,
     label_digest: IntArray, label_position: IntArray, rank: IntArray, known: IntArray, labelled_at_us: IntArray,
     known_at_us: IntArray, fate: IntArray, differs: IntArray, waits: NDArray[np.bool_], follows: IntArray,
     journal: IntArray, counts: IntArray,
@@ -286,15 +293,17 @@ def _join(
         ):
             if entries[before, CONTENT] != content[i]:
                 differs[i] = entries[before, SOURCE]
+            meta[WAITED] = max(meta[WAITED], min(wait_us[i], meta[NEWEST]))
             i += 1
             continue
         fate[i] = ACCEPTED if before < 0 else ACCEPTED_AGAIN
         meta[NEWEST] = max(meta[NEWEST], event_us[i])
+        meta[WAITED] = max(meta[WAITED], min(wait_us[i], meta[NEWEST]))
         entry = meta[COUNT]
         meta[COUNT] += 1
         row = entries[entry]
         row[HIGH], row[LOW] = digest[i, 0], digest[i, 1]
-        row[EVENT_US], row[STREAM_TIME_US] = event_us[i], meta[NEWEST]
+        row[EVENT_US], row[STREAM_TIME_US], row[WAIT_US] = event_us[i], meta[NEWEST], meta[WAITED]
         row[CONTENT], row[SOURCE] = content[i], source[i]
         row[RANK], row[LABELLED_AT_US] = _UNSEEN_RANK, _UNSEEN_AT
         row[KNOWN], row[CHANGES] = _UNSEEN_KNOWN, _UNSEEN_CHANGES

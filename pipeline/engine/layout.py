@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.times import US_PER_DAY
 
-LAYOUT: Final = 14
+LAYOUT: Final = 15
 DIGEST_BYTES: Final = 16
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engine.accept import label_columns
 from pipeline.engine.columns import Labels, digest_keys, no_labels
 from pipeline.engine.layout import DIGEST_BYTES
-from pipeline.engine.pending_items import GIVE_UP_AT_MOST, PendingItem, PendingItems
+from pipeline.engine.pending_items import GIVE_UP_AT_MOST, MOST_BYTES, MOST_OF_ONE, PendingItem, PendingItems
 from schemas.messages import Label
 from schemas.records import Record
 
@@ -53,10 +53,11 @@ class PendingLabels(Protocol):
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
         """Return at least those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
         """Keep the labels that ``waits``, shape (m,), marks, and let go of the others.
 
-        The first ``held`` of ``batch`` are what `awaiting` returned.
+        The first ``held`` of ``batch`` are what `awaiting` returned. Return the numbers of those for which there is no
+        room, each with the reason.
         """
 
     def give_up(self, before_us: int) -> LabelBatch:
@@ -80,10 +81,11 @@ class MemoryPending:
         del digest
         return self._batch
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
-        """Keep the labels that ``waits`` marks."""
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
+        """Keep all labels that ``waits`` marks."""
         del held
         self._batch = _taken(batch, waits)
+        return []
 
     def give_up(self, before_us: int) -> LabelBatch:
         """Remove and return labels that became known before ``before_us``, the earlier arrived first."""
@@ -120,18 +122,31 @@ class StorePending:
         self._held = [item for digest in self._items.awaited(list(asked)) for item in self._items.items(digest)]
         return _batch(self._held)
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> None:
-        """Keep the labels that ``waits`` marks."""
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
+        """Keep the labels that ``waits`` marks, as far as there is room for those that have not waited before."""
         for item, goes_on in zip(self._held, waits.tolist(), strict=False):
             if not goes_on:
                 self._items.remove(item)
+        refused: list[tuple[int, str]] = []
         for row in (held + np.flatnonzero(waits[held:])).tolist():
-            digest = batch.digest[row].astype(">i8").tobytes()
-            self._items.add(digest, int(batch.labels.known_at_us[row]), _pack_record(batch.records[row]))
+            digest, payload = batch.digest[row].astype(">i8").tobytes(), _pack_record(batch.records[row])
+            if reason := self._no_room(digest, len(payload)):
+                refused.append((row, reason))
+            else:
+                self._items.add(digest, int(batch.labels.known_at_us[row]), payload)
+        return refused
 
     def give_up(self, before_us: int) -> LabelBatch:
         """Remove and return up to `GIVE_UP_AT_MOST` labels that became known before ``before_us``, oldest first."""
         return _batch(self._items.take_older(before_us, GIVE_UP_AT_MOST))
+
+    def _no_room(self, digest: bytes, size: int) -> str:
+        """Return why a label cannot wait; empty if it can."""
+        if self._items.waiting(digest) >= MOST_OF_ONE:
+            return f"{MOST_OF_ONE} labels wait for its transaction already"
+        if self._items.state.payload_bytes + size > MOST_BYTES:
+            return f"labels of {MOST_BYTES} bytes wait for their transactions in its partition already"
+        return ""
 
     def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""

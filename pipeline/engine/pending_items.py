@@ -9,12 +9,13 @@ import msgspec
 
 from pipeline.engine.layout import DIGEST_BYTES, time_key
 from pipeline.engine.state import Store, StoreError
-from schemas.times import US_PER_DAY
 
-EARLY_LABEL_GRACE_US: Final = 7 * US_PER_DAY
-"""Event time for which a label waits for its transaction; the card agent then refuses it, feedback drops it."""
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""
+MOST_OF_ONE: Final = 20
+"""Labels that wait for one transaction at most at the card agent; nobody reports one so often before it is there."""
+MOST_BYTES: Final = 128 * 1024 * 1024
+"""Bytes of the labels that wait in one of its partitions at most: a batch may read all of them at once."""
 _NEVER: Final = 2**63 - 1
 _QUEUE: Final = b"w"
 _ITEM: Final = b"i"
@@ -28,6 +29,7 @@ class PendingItemsState(msgspec.Struct):
     """The part of the pending labels that is not in the store."""
 
     count: int = 0
+    payload_bytes: int = 0
     oldest_us: int = _NEVER
     """Nothing that waits is older."""
 
@@ -75,6 +77,10 @@ class PendingItems:
         """The batch is not committed."""
         self._state = copy.copy(self._committed)
 
+    def waiting(self, digest: bytes) -> int:
+        """Return how many items wait for ``digest``."""
+        return self._queue(digest).held
+
     def add(self, digest: bytes, at_us: int, payload: bytes) -> None:
         """Let an item wait."""
         queue = self._queue(digest)
@@ -83,6 +89,7 @@ class PendingItems:
         self._store.put(_time_key(item), b"")
         self._keep(digest, queue._replace(next=queue.next + 1, held=queue.held + 1))
         self._state.count += 1
+        self._state.payload_bytes += len(payload)
         self._state.oldest_us = min(self._state.oldest_us, at_us)
 
     def awaited(self, digests: Sequence[bytes]) -> list[bytes]:
@@ -112,6 +119,7 @@ class PendingItems:
         first = queue.first + (item.number == queue.first)
         self._keep(item.digest, queue._replace(first=first, held=queue.held - 1))
         self._state.count -= 1
+        self._state.payload_bytes -= len(item.payload)
 
     def take_older(self, limit_us: int, at_most: int) -> list[PendingItem]:
         """Remove and return up to ``at_most`` items whose time lies before ``limit_us``, oldest first."""

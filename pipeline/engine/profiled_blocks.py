@@ -116,6 +116,7 @@ class RowColumns(NamedTuple):
 def profiled_columns(
     taken: Transactions,
     profile: CardProfile,
+    wait_us: NDArray[np.int64],
     batch: ForwardedBatch,
     labels: ProfiledLabels | None,
     merchant_partitions: int,
@@ -129,6 +130,7 @@ def profiled_columns(
     Args:
         taken: The accepted transactions, with what their producers stated; ``row`` is a record's number in ``batch``.
         profile: What is known of them from their cards.
+        wait_us: Shape (n,): what the wait clock showed with each.
         batch: Their records.
         labels: The labels that follow; None for none.
         merchant_partitions: Partitions of ``profiled``.
@@ -138,6 +140,7 @@ def profiled_columns(
         dropped: Fields that the producers' own bytes lose.
     """
     rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now), dropped)
+    rows.wide[blocks.KNOWN_AT_US] = wait_us
     if labels is None:
         return rows
     more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], topic_prefix, dropped)

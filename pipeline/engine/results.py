@@ -33,6 +33,8 @@ class Result:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     """Latencies from ingestion to decision, one a decision."""
+    given_up: list[str] = field(default_factory=list)
+    """Topic, partition and offset of labels that learning may have lost."""
 
     def unreadable(self, record: Record, agent: str, reason: object) -> None:
         """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""
@@ -108,6 +110,7 @@ def merged(results: Iterable[Result]) -> Result:
         whole.outputs += result.outputs
         whole.counts += result.counts
         whole.latencies_s += result.latencies_s
+        whole.given_up += result.given_up
     return whole
 
 

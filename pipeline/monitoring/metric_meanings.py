@@ -11,7 +11,8 @@ METRIC_MEANINGS: Final = {
     "labels": (
         "Labels by agent and outcome: `accepted`, `invalid`; `first`, `changed`, `confirmed`, `noted`, `repeated`, "
         "`outranked`, `contradicted`, `ignored` (a rule's) of those that were joined; `early` (waits for its "
-        "transaction), `too_late`, `unknown_transaction`, `not_sampled`, `profiled`."
+        "transaction), `too_late`, `unknown_transaction`, `not_sampled`, `profiled`. At `feedback`, `given_up` counts "
+        "those of `unknown_transaction` that learning may have lost: a partition of `profiled` had dropped out."
     ),
     "examples": "Examples published for learning, by `fraud`, `legitimate`, `presumed_legitimate` or `withdrawn`.",
     "lessons": (

@@ -171,6 +171,7 @@ class WorkerMetrics:
         ):
             for value in values:
                 family.labels(value)
+        self._labels.labels("feedback", "given_up")
         for agent, topic in (
             *(("label", "labels"), ("card", "transactions"), ("card", "rerouted"), ("card", "accepted-labels")),
             *(("score", "profiled"), ("feedback", "accepted-labels"), ("feedback", "features"), ("learn", "examples")),

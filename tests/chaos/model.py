@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import DAY_US, HOUR_US, SOURCE_RANK, holds, identity, microseconds, sample_position
 from tests.chaos.records import Key, Place, Sent, exact
-from tests.chaos.run import LogPlace, Run, key_of, log_of
+from tests.chaos.run import LogPlace, Run, key_of, log_of, place_of
 
 PRESUMED = "presumed_legitimate"
 WITHDRAWN = "withdrawn"
@@ -50,6 +50,8 @@ class Accepted(NamedTuple):
     read: Place
     again: bool
     """Whether one of the same name was accepted before, longer ago than the deduplication horizon."""
+    waited_us: int
+    """Least clock of the partitions by which labels wait, its own time counted in."""
 
 
 class Change(NamedTuple):
@@ -152,9 +154,10 @@ def follow_feedback(run: Run) -> FeedbackFate:
     decisions: dict[Place, list[dict[str, Any]]] = defaultdict(list)
     for entry, log in run.logs.decoded("features"):
         decisions[entry.place].append(log)
+    waited = {item.source: item.waited_us for item in follow_cards(run).accepted}
     for (agent, partition), batches in sorted(run.first_batches.items()):
         if agent == "feedback":
-            follower = _FeedbackPartition(run, partition, fate, decisions)
+            follower = _FeedbackPartition(run, partition, fate, decisions, waited)
             for batch in batches:
                 follower.take(batch)
     return fate
@@ -180,6 +183,22 @@ def sampled(run: Run, key: Key) -> bool:
     return sample_position(identity(*key), "negative") < run.rules.negative_sample_rate
 
 
+class _Clock:
+    """Least newest time of some partitions; one that is 35 days behind the newest does not count."""
+
+    def __init__(self) -> None:
+        self._newest: dict[int, int] = {}
+        self.reached_us = 0
+
+    def meet(self, partition: int, time_us: int, expected: int) -> None:
+        """A record comes; the first one stands for the expected partition too."""
+        if not self._newest:
+            self._newest[expected] = time_us
+        self._newest[partition] = max(time_us, self._newest.get(partition, time_us))
+        behind_us = max(self._newest.values()) - 35 * DAY_US
+        self.reached_us = max(self.reached_us, min(time for time in self._newest.values() if time > behind_us))
+
+
 @dataclass
 class _Held:
     """A transaction that was accepted, and the labels that have met it."""
@@ -187,6 +206,7 @@ class _Held:
     event_us: int
     stream_time_us: int
     """The largest event time of the partition when it was accepted, its own among them."""
+    waited_us: int
     content: tuple[Any, ...]
     labels: list[GivenLabel] = field(default_factory=list)
 
@@ -194,7 +214,8 @@ class _Held:
 class _CardPartition:
     def __init__(self, run: Run, partition: int, fate: CardFate) -> None:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
-        self._stream_time_us = 0
+        self._stream_time_us = self._waited_us = 0
+        self._clock = _Clock()
         self._held: dict[Key, _Held] = {}
         self._waiting: dict[Key, list[GivenLabel]] = defaultdict(list)
 
@@ -224,29 +245,32 @@ class _CardPartition:
                 key, label = (sent.card, sent.transaction), label_of(origin, sent)
                 if not self._meets(key, label):
                     self._waiting[key].append(label)
-        for label in _too_old(self._waiting, self._stream_time_us - self._rules.label_grace_us):
+        for label in _too_old(self._waiting, self._waited_us - self._rules.label_grace_us):
             self._fate.dead[label.place] = UNKNOWN
 
     def _accept(self, place: Place, origin: Place, sent: Sent) -> bool:
         key, event_us = (sent.card, sent.transaction), microseconds(exact(sent.value or b"")["event_time"])
         before = self._held.get(key)
         content = content_of(sent)
+        self._clock.meet(origin[1], event_us, self._partition)
         if before is not None and self._stream_time_us - before.stream_time_us <= self._rules.dedup_horizon_us:
             if content == before.content:
                 self._fate.repeats += 1
             else:
                 self._fate.dead[origin] = DIFFERS
+            self._waited_us = max(self._waited_us, min(self._clock.reached_us, self._stream_time_us))
             return False
         self._fate.forgotten += before is not None and self._forgotten(before)
         self._stream_time_us = max(self._stream_time_us, event_us)
-        self._held[key] = _Held(event_us, self._stream_time_us, content)
-        self._fate.accepted.append(Accepted(key, origin, place, before is not None))
+        self._waited_us = max(self._waited_us, min(self._clock.reached_us, self._stream_time_us))
+        self._held[key] = _Held(event_us, self._stream_time_us, self._waited_us, content)
+        self._fate.accepted.append(Accepted(key, origin, place, before is not None, self._waited_us))
         return True
 
     def _forgotten(self, item: _Held) -> bool:
         """Whole days, as they are forgotten; twice the grace period behind both retention."""
         horizon_us = max(self._rules.dedup_horizon_us, self._rules.label_horizon_us)
-        behind_us = self._stream_time_us - horizon_us - 2 * self._rules.label_grace_us
+        behind_us = self._waited_us - horizon_us - 2 * self._rules.label_grace_us
         return item.stream_time_us // DAY_US < behind_us // DAY_US
 
     def _meets(self, key: Key, label: GivenLabel) -> bool:
@@ -258,7 +282,8 @@ class _CardPartition:
             self._fate.forgotten += 1
             return False
         latest_us = result.event_us + rules.label_horizon_us + rules.label_grace_us
-        if not result.stream_time_us - rules.label_grace_us <= label.known_at_us <= latest_us:
+        since_us = max(result.event_us + HOUR_US, result.waited_us) - rules.label_grace_us
+        if not since_us <= label.known_at_us <= latest_us:
             return False
         if label.known_at_us - result.event_us > rules.label_horizon_us:
             self._fate.too_late += 1
@@ -295,16 +320,25 @@ class _Decided:
     labels: list[GivenLabel] = field(default_factory=list)
     revisions: int = 0
     """Examples so far; one counts as emitted where maturity had come before the first label."""
+    since_us: int = 0
+    """When a label must be known at least, where the transaction came more than an hour late."""
     learned: tuple[str | None, float] = (None, 0.0)
     """Label that the online model was given last, and its weight."""
 
 
 class _FeedbackPartition:
     def __init__(
-        self, run: Run, partition: int, fate: FeedbackFate, decisions: Mapping[Place, list[dict[str, Any]]]
+        self,
+        run: Run,
+        partition: int,
+        fate: FeedbackFate,
+        decisions: Mapping[Place, list[dict[str, Any]]],
+        waited: Mapping[Place, int] | None = None,
     ) -> None:
         self._run, self._rules, self._partition, self._fate = run, run.rules, partition, fate
         self._decisions = decisions
+        self._waited = waited or {}
+        self._clock = _Clock()
         self._stream_time_us = 0
         self._decided: dict[Key, _Decided] = {}
         self._maturing: list[tuple[int, Key]] = []
@@ -319,8 +353,12 @@ class _FeedbackPartition:
         filed = [self._file(decision) for place in batch for decision in self._decisions.get(place, ())]
         for key in dict.fromkeys(key for key in filed if key is not None):
             if key in self._waiting and self._kept(key) is not None:
-                for label in self._waiting.pop(key):
-                    self._join(key, label)
+                waiting = self._waiting.pop(key)
+                for label in waiting:
+                    if self._counts(key, label):
+                        self._join(key, label)
+                if left := [label for label in waiting if not self._counts(key, label)]:
+                    self._waiting[key] = left
         for place in batch:
             origin = self._run.origin(place)
             sent = self._run.sent_at.get(origin)
@@ -331,15 +369,15 @@ class _FeedbackPartition:
             key, label = (sent.card, sent.transaction), label_of(origin, sent)
             label = label._replace(held=self._surges(label))
             self._fate.held[key, label.source, label.known_at_us].add(label.held)
-            if self._kept(key) is None:
-                self._fate.forgotten += key in self._decided
+            if self._kept(key) is None or not self._counts(key, label):
+                self._fate.forgotten += key in self._decided and self._kept(key) is None
                 self._waiting[key].append(label)
             else:
                 self._join(key, label)
         while self._maturing and self._maturing[0][0] <= self._stream_time_us:
             at_us, key = heappop(self._maturing)
             self._mature(key, at_us)
-        self._fate.given_up += _too_old(self._waiting, self._stream_time_us - self._rules.label_grace_us)
+        self._fate.given_up += _too_old(self._waiting, self._clock.reached_us - self._rules.label_grace_us)
 
     def _surges(self, label: GivenLabel) -> bool:
         """Count a label: it is held beyond 5 times the 99th percentile of the hours with labels in 28 days, or 20."""
@@ -373,13 +411,17 @@ class _FeedbackPartition:
     def _file(self, decision: dict[str, Any]) -> Key | None:
         key, event_us = key_of(decision), microseconds(decision["event_time"])
         self._stream_time_us = max(self._stream_time_us, event_us)
+        waited_us = self._waited.get(place_of(decision["source"]), event_us) if "source" in decision else event_us
+        self._clock.meet(log_of(decision)[0], waited_us, -1)
         if event_us // DAY_US < self._forgotten_day():
             self._fate.forgotten += 1
             return None
         if (before := self._kept(key)) is not None:
             before.decision = decision
         else:
-            self._decided[key] = _Decided(event_us, decision)
+            before = self._decided[key] = _Decided(event_us, decision)
+        if waited_us > event_us + HOUR_US:
+            before.since_us = waited_us - self._rules.label_grace_us
         if sampled(self._run, key):
             heappush(self._maturing, (event_us + self._rules.maturity_us, key))
         return key
@@ -387,7 +429,11 @@ class _FeedbackPartition:
     def _forgotten_day(self) -> int:
         """Whole days of event time, as they are forgotten."""
         horizon_us = max(self._rules.label_horizon_us, self._rules.maturity_us)
-        return (self._stream_time_us - horizon_us - self._rules.label_grace_us) // DAY_US
+        return (self._clock.reached_us - horizon_us - self._rules.label_grace_us) // DAY_US
+
+    def _counts(self, key: Key, label: GivenLabel) -> bool:
+        item = self._decided[key]
+        return label.known_at_us >= max(item.event_us + HOUR_US - self._rules.label_grace_us, item.since_us)
 
     def _kept(self, key: Key) -> _Decided | None:
         item = self._decided.get(key)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.engine.block_messages import read_messages
-from pipeline.engine.feature_blocks import NUMBERS, OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
+from pipeline.engine.feature_blocks import OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.topic_reader import read_batches
 from pipeline.replay.replayer import EPOCH
@@ -166,7 +166,7 @@ class Topics:
                 at = zip(topics, block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True)
                 rows |= dict(zip(at, range(count, count + block.rows), strict=True))
                 count += block.rows
-                parts.append(block.features[:, len(NUMBERS) :])
+                parts.append(found.own_features())
         if missing := [source for source in sources if source not in rows]:
             raise ValueError(f"{len(missing)} decisions have no row of features, such as that of {missing[0]}")
         return np.concatenate(parts)[[rows[source] for source in sources]]

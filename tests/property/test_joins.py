@@ -46,8 +46,8 @@ class Places:
         merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]
         digest = digest_keys(pa.array(["c1"] * n, pa.string()), ids)
         given = Arrivals(
-            digest, times_us, np.arange(n), times_us % 7, numbers, merchants, LabelBatch.from_labels(labels, reported),
-            np.arange(n, n + m),
+            digest, times_us, np.arange(n), times_us % 7, numbers, 0, numbers % 2, merchants,
+            LabelBatch.from_labels(labels, reported), np.arange(n, n + m),
         )  # fmt: skip
         found = self.join.join(retention, given)
         self.join.forget(3)

@@ -25,6 +25,7 @@ from pipeline.engine.score import ScorePartition
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.transaction_index import StoreIndex
+from pipeline.engine.wait_clock import WaitClock
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
@@ -267,6 +268,8 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "card index": ("card", StoreIndex, "rollback", nothing),
     "card waiting": ("card", PendingItems, "rollback", nothing),
     "card newest": ("card", CardJoin, "rollback", clock_stays("stream_time_us")),
+    "card waited": ("card", CardJoin, "rollback", clock_stays("waited_us")),
+    "card wait clock": ("card", WaitClock, "rollback", nothing),
     "card forgotten": ("card", CardJoin, "rollback", clock_stays("first_day")),
     "score windows": ("score", MerchantWindows, "rollback", nothing),
     "score offsets": ("score", JournaledDict, "rollback", nothing),
@@ -275,6 +278,7 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "feedback segments": ("feedback", MemorySegments, "rollback", nothing),
     "feedback waiting": ("feedback", PendingItems, "rollback", nothing),
     "feedback newest": ("feedback", FeedbackKernel, "rollback", newest_stays(FeedbackKernel)),
+    "feedback wait clock": ("feedback", WaitClock, "rollback", nothing),
     "feedback forgotten": ("feedback", FeedbackKernel, "rollback", forgotten_stays(FeedbackKernel)),
     "learn model": ("learn", LayerLearner, "go_back", nothing),
     "learn offsets": ("learn", LearnPartition, "rollback", nothing),

@@ -139,6 +139,7 @@ def read_features(value: bytes) -> list[dict[str, Any]]:
         numbers = struct.unpack(f"<{len(packed) // 8}d", packed)
         named = dict(zip(content.names[: len(numbers)], numbers, strict=True))
         assert len(named) == len(numbers)
+        named.pop("wait_clock_us", None)
         assert content.names[:3] == ["logit", "river_logit", "score"]
         logit, river_logit, score = (named.pop(name) for name in content.names[:3])
         assert content.names[row["of_topic"]] == "profiled"

@@ -80,6 +80,9 @@ class Profiled(NamedTuple):
     """Shape (n,): where each stands among all records of the chunk."""
     partition: NDArray[np.int64]
     """Partition of the card."""
+    merchant_partition: NDArray[np.int64]
+    wait_us: NDArray[np.int64]
+    """What the wait clock of the card's partition showed."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)), NaN for no value."""
     case_start_us: NDArray[np.int64]
@@ -116,6 +119,8 @@ class Engine:
             transactions=found.transactions,
             position=found.position,
             partition=found.partition,
+            merchant_partition=found.merchant_partition,
+            wait_us=found.wait_us,
             features=found.features,
             **decided(models, found.features, found.transactions.identities)._asdict(),
             case_start_us=found.case_start_us,
@@ -131,11 +136,11 @@ class Engine:
     def profile(self, chunk: Chunk) -> Profiled:
         """Let the records of ``chunk`` enter the state; nothing is decided."""
         taken, position, names = chunk.transactions, chunk.position, self._names(chunk.transactions)
-        accepted, following, outcomes, refused = self._join(chunk, names)
+        accepted, wait_us, following, outcomes, refused = self._join(chunk, names)
         left_out = len(taken) - int(np.count_nonzero(accepted))
         duplicates = left_out - sum(reject.code == DUPLICATE_DIFFERS for reject in refused)
         if left_out:
-            taken, position = taken.take(accepted), position[accepted]
+            taken, position, wait_us = taken.take(accepted), position[accepted], wait_us[accepted]
             names = _EntityNames(*(column[accepted] for column in names))
         n = len(taken)
         features = np.empty((n, len(FEATURES)))
@@ -154,7 +159,8 @@ class Engine:
             outliers[rows] = profile.outlier
         self._profile_merchants(taken, outliers, position, names, following, features[:, len(CARD_FEATURES) :])
         return Profiled(
-            taken, position, names.partition, features, case_start_us, case_sequence, duplicates,
+            taken, position, names.partition, names.merchant_partition, wait_us, features, case_start_us, case_sequence,
+            duplicates,
             Counter({name: count for name, count in zip(COUNTS, outcomes.tolist(), strict=True) if count}), refused,
         )  # fmt: skip
 
@@ -168,13 +174,14 @@ class Engine:
 
     def _join(
         self, chunk: Chunk, names: _EntityNames
-    ) -> tuple[NDArray[np.bool_], _Following, NDArray[np.int64], list[Reject]]:
-        """Return the mask of no repeats (n,), labels that travel on, label outcomes by `COUNTS`, and refused rows."""
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], _Following, NDArray[np.int64], list[Reject]]:
+        """Return no repeats (n,), wait clocks (n,), labels that travel on, outcomes by `COUNTS`, and refused rows."""
         taken, labels = chunk.transactions, chunk.labels
         digests, content = digest_keys(taken.card_id, taken.transaction_id), content_keys(taken)
         merchants = np.column_stack([names.merchant, names.merchant_partition])
         label_partition = partitions_of(labels.card_id, self._options.partitions)
         accepted, outcomes = np.zeros(len(taken), np.bool_), np.zeros(len(COUNTS), np.int64)
+        wait_us, numbers = np.zeros(len(taken), np.int64), np.arange(len(taken))
         followings, rejects = [], []
         for number, state in enumerate(self._joins):
             rows, labels_of = self._rows(names.partition, number), self._rows(label_partition, number)
@@ -186,6 +193,8 @@ class Engine:
                     position=chunk.position[rows],
                     content=content[rows],
                     source=taken.row[rows],
+                    home=number,
+                    feed=names.partition[rows],
                     merchants=merchants[rows],
                     labels=LabelBatch.from_labels(labels.take(labels_of)),
                     label_position=chunk.label_position[labels_of],
@@ -194,6 +203,7 @@ class Engine:
             state.forget(0)
             state.commit()
             accepted[rows] = joined.accepted
+            wait_us[numbers[rows][joined.accepted]] = joined.wait_us
             rejects += _contradictions(taken if isinstance(rows, slice) else taken.take(rows), joined.differs)
             outcomes += joined.counts
             found, chunk_labels = joined.following, joined.labels.labels
@@ -207,7 +217,7 @@ class Engine:
             )  # fmt: skip
             rejects += self._given_up(joined.given_up)
         columns: list[NDArray[Any]] = [np.concatenate(parts) for parts in zip(*followings, strict=True)]
-        return accepted, _Following(*columns), outcomes, rejects
+        return accepted, wait_us, _Following(*columns), outcomes, rejects
 
     def _given_up(self, batch: LabelBatch) -> list[Reject]:
         """Labels that have waited in vain; in no stated order."""

@@ -173,6 +173,8 @@ class OnlineTrainer:
                 taken.event_time_us[rows].tolist(),
                 decisions.position[rows].tolist(),
                 rows.tolist(),
+                decisions.merchant_partition[rows],
+                decisions.wait_us[rows],
             )
             chosen = np.flatnonzero(label_partition == number)
             joined = JoinedRows.from_labels(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())

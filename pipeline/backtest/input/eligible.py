@@ -61,6 +61,8 @@ def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:
         position=np.arange(n),
         content=content_keys(rows),
         source=rows.row,
+        home=0,
+        feed=np.zeros(n, np.int64),
         merchants=np.zeros((n, 3), np.int64),
         labels=NO_LABELS,
         label_position=np.empty(0, np.int64),

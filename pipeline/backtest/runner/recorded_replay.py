@@ -44,11 +44,13 @@ from pipeline.engine.subjects import (
     CURRENCY,
     EVENT_US,
     ID,
+    LOG_PARTITION,
     MERCHANT,
     RATES,
     SOURCE_OFFSET,
     SOURCE_PARTITION,
     TYPE,
+    WAIT_US,
     Subjects,
 )  # fmt: skip
 from pipeline.features.catalogue import FEATURES
@@ -299,6 +301,8 @@ class RecordedReplay:
             transactions=taken,
             position=np.arange(subjects.rows),
             partition=wholes[SOURCE_PARTITION],
+            merchant_partition=wholes[LOG_PARTITION],
+            wait_us=wholes[WAIT_US],
             features=features,
             **decided(models, features, taken.identities)._asdict(),
             case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,

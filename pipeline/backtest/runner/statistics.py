@@ -20,7 +20,7 @@ from pipeline.backtest.runner.pacing import PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.decisions import Decisions
 from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.pending_items import EARLY_LABEL_GRACE_US
+from pipeline.engine.wait_clock import EARLY_LABEL_GRACE_US
 from pipeline.scoring.lightgbm_model import LightGBMModel
 
 NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})

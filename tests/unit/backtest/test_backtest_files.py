@@ -132,7 +132,9 @@ def test_the_index_forgets_what_lies_behind_the_horizons() -> None:
         times_us = day * DAY + np.arange(a_day)
         merchants, none = np.zeros((a_day, 3), np.int64), np.empty(0, np.int64)
         number = np.arange(a_day)
-        arrivals = Arrivals(digest_keys(names, ids), times_us, number, number, number, merchants, NO_LABELS, none)
+        arrivals = Arrivals(
+            digest_keys(names, ids), times_us, number, number, number, 0, 0 * number, merchants, NO_LABELS, none
+        )
         assert join.join(retention, arrivals).accepted.all()
         join.commit()
         assert not join.join(retention, arrivals).accepted.any()

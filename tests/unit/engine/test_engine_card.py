@@ -9,8 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.engine import pending as pending_module
+from pipeline.engine.accepted_labels import accept
 from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.card_batch import process_together
+from pipeline.engine.forwarding import forward
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
@@ -18,9 +21,21 @@ from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Output, Record
 from schemas.times import US_PER_DAY, US_PER_SECOND
-from schemas.topics import DEAD_LETTERS, PROFILED, TRANSACTIONS
+from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, PROFILED, TRANSACTIONS
 from tests.contract.records import RATES
-from tests.helpers.logs import START, LabelLog, Log, after, label, microseconds, profiled, reason, to, transaction
+from tests.helpers.logs import (
+    LABEL_OPTIONS,
+    START,
+    LabelLog,
+    Log,
+    after,
+    label,
+    microseconds,
+    profiled,
+    reason,
+    to,
+    transaction,
+)
 
 NOW = after(hours=1)
 HORIZON_DAYS = 120.0
@@ -435,6 +450,35 @@ def test_a_label_without_transaction_becomes_a_dead_letter_after_its_grace_perio
     assert result.counts["label", "unknown_transaction"] == 1
     assert not to(DEAD_LETTERS, desk.buy(2, after(30)))
     assert not followed(desk.buy(404, after(30)))
+
+
+def test_labels_that_wait_take_no_more_room_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 labels of .9 MB, of a release that accepted them, and their transaction."""
+    desk, large = Desk(), "x" * 900_000
+    refused = accept([Record("labels", 0, 0, 0, b"key", label(7, after(1), note=large))], LABEL_OPTIONS)
+    assert reason(refused.outputs[0], "error") == "too_large"
+    value, at_us = label(7, after(1), note=large), microseconds(after(1))
+    records = []
+    for offset in range(400):
+        read = Record("labels", 0, offset, at_us // 1_000, b"key", value)
+        sent = forward(read, ACCEPTED_LABELS, "c1", 0, at_us)
+        records.append(Record("accepted-labels", 0, offset, 0, sent.key, sent.value, sent.headers))
+    dead = [
+        letter for first in range(0, 400, 50) for letter in to(DEAD_LETTERS, desk.work(records[first : first + 50]))
+    ]
+    assert [int(reason(letter, "offset")) for letter in dead] == list(range(20, 400))
+    assert {reason(letter, "error") for letter in dead} == {"too_many_waiting"}
+    assert "20 labels wait for its transaction already" in reason(dead[0], "message")
+    pending = desk.state._pending.state
+    assert (pending.count, pending.payload_bytes < 20 * 2**20) == (20, True)
+    result = desk.buy(7, after(1))
+    assert result.counts["label", "first"] + result.counts["label", "repeated"] == 20
+    assert (pending.count, pending.payload_bytes) == (0, 0)
+    monkeypatch.setattr(pending_module, "MOST_BYTES", 500_000)
+    dead = to(DEAD_LETTERS, desk.work([desk.labels.append(label(n, after(1)), after(1)) for n in range(100, 4_100)]))
+    assert 500_000 - 1_000 < pending.payload_bytes <= 500_000
+    assert len(dead) == 4_000 - pending.count > 0
+    assert "500000 bytes wait" in reason(dead[0], "message")
 
 
 def test_each_waiting_label_has_its_own_grace_period() -> None:

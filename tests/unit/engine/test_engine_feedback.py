@@ -6,21 +6,26 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.engine.decision_store import DecisionStore
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback_kernel import DecidedBatch, FeedbackKernel, JoinedRows, LabelRow, TransactionIdentities
+from pipeline.engine.pending_items import PendingItems
 from pipeline.engine.results import Result
 from pipeline.engine.segments import MemorySegments
 from pipeline.engine.state import MemoryStore
 from pipeline.features.identity import transaction_hash
+from pipeline.learning.labels import KNOWN
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
 from tests.helpers.blocks import features_block
-from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label
+from tests.helpers.logs import START, LabelLog, Log, after, decode_example, feature_row, features, label, microseconds
 from tests.reference.identities import transaction_digest
 
 NOW = after(500)
@@ -47,6 +52,7 @@ class Desk:
             reported_share=reported_share,
         )
         self.store, self.segments = MemoryStore(), MemorySegments()
+        self.options = options
         self.state = FeedbackPartition(options, self.store, segments=self.segments)
         self.decisions, self.labels = Log(DECISION_FEATURES), LabelLog()
 
@@ -289,20 +295,49 @@ def test_decisions_are_forgotten_behind_the_horizon() -> None:
 
 
 def test_a_waiting_label_is_given_up_after_its_grace_period(desk: Desk) -> None:
-    desk.say(404, after(1))
-    result = desk.state.process([desk.decisions.append(features(0, after(8)))], NOW)
+    # Until then a partition of profiled that has not come yet holds the clock.
+    for day in (0, 35):
+        desk.decide(400 + day, after(day))
+    desk.say(404, after(36))
+    result = desk.state.process([desk.decisions.append(features(0, after(43)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 0
-    result = desk.state.process([desk.decisions.append(features(1, after(8, hours=1)))], NOW)
-    assert result.counts["label", "unknown_transaction"] == 1
-    assert desk.decide(404, after(0.5)) == []
+    result = desk.state.process([desk.decisions.append(features(1, after(43, hours=1)))], NOW)
+    assert (result.counts["label", "unknown_transaction"], result.given_up) == (1, [])
+    assert desk.decide(404, after(35.5)) == []
 
 
 def test_each_waiting_label_has_its_own_grace_period(desk: Desk) -> None:
-    desk.say(0, after(1), "legitimate")
-    desk.say(0, after(6))
-    result = desk.state.process([desk.decisions.append(features(1, after(9)))], NOW)
+    for day in (0, 35):
+        desk.decide(400 + day, after(day))
+    desk.say(0, after(36), "legitimate")
+    desk.say(0, after(41))
+    result = desk.state.process([desk.decisions.append(features(1, after(44)))], NOW)
     assert result.counts["label", "unknown_transaction"] == 1
-    assert emitted(desk.decide(0, after(0.5))) == [("t0", "fraud", 0, 1.0)]
+    assert emitted(desk.decide(0, after(35.5))) == [("t0", "fraud", 0, 1.0)]
+
+
+def test_what_is_given_up_while_a_partition_has_dropped_out_is_named(desk: Desk) -> None:
+    slow = LogPosition(partition=1, offset=0)
+    desk.decide(0)
+    desk.decide(1, log=slow)
+    desk.say(404, after(1))
+    assert desk.work(desk.decisions.append(features(2, after(34)))).counts["label", "unknown_transaction"] == 0
+    result = desk.work(desk.decisions.append(features(3, after(35))))
+    assert (result.counts["label", "unknown_transaction"], result.given_up) == (1, ["labels 0 0"])
+    desk.say(405, after(36))
+    # Whoever has not come for so long is not waited for.
+    assert desk.work(desk.decisions.append(features(4, after(71)))).given_up == []
+
+
+def test_a_label_finds_a_decision_that_stands_behind_it_in_its_batch() -> None:
+    store = MemoryStore()
+    kernel = FeedbackKernel(DecisionStore(store, MemorySegments()), PendingItems(store))
+    names = TransactionIdentities.from_ids(pa.array(["c1"]), pa.array(["t0"]))
+    number, zero = microseconds(START), np.zeros(1, np.int64)
+    decided = DecidedBatch(names, [number], [1], [b"decision"], zero, zero)
+    report = LabelRow(5, KNOWN.index("fraud"), number, number, int(names.hash[0]), "analyst")
+    found = kernel.process(Desk().options.config, decided, JoinedRows(names.digest, [report], [0]), 2)
+    assert [(item.position, item.label) for item in found] == [(1, "fraud")]
 
 
 def test_a_label_that_no_label_agent_wrote_is_left_to_the_card_agent(desk: Desk) -> None:

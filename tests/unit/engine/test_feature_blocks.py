@@ -101,10 +101,10 @@ def test_blocks_are_cut_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_names_than_a_code_can_number_make_more_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = decided()
-    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 2)
+    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 3)
     with pytest.raises(RecursionError):
         decided()
-    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 6)
+    monkeypatch.setattr(feature_blocks, "_MOST_NAMES", len(FEATURES) + len(feature_blocks.NUMBERS) + 7)
     assert rows_of(decided()) == rows_of(whole)
 
 
