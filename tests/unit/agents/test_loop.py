@@ -35,6 +35,7 @@ class Committed:
     """A session without a broker: what is committed is kept."""
 
     assigned: Sequence[tuple[str, int]] = ()
+    damaged: Sequence[tuple[str, int]] = ()
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.outputs: list[Output] = []
