@@ -21,7 +21,7 @@ BOMB_BYTES = 140_000_000
 READABLE_BOMB_BYTES = 12_000_000
 """More than a dead letter repeats, and little enough to be read."""
 TRANSACTION_S = 60
-MOST_WAITING_S = 30.0
+MOST_WAITING_S = 90.0
 POLL_S = 0.2
 AGE_SHOWS_S = 3.0
 """An age from which it is clear that a partition waits."""
