@@ -37,6 +37,7 @@ from pipeline.kafka.admin import ensure_topics, partition_count
 from pipeline.kafka.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster import ClusterIdentities, group_protocol, topic_identities
 from pipeline.kafka.errors import Stopped
+from pipeline.kafka.kernels import OtherKernels
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.startup import check_start
 from pipeline.kafka.undecided import UndecidedWatch
@@ -232,7 +233,7 @@ class WorkerContext:
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
-        shared = WorkerResources(self._rates, self._published_rates, self._models)
+        shared = WorkerResources(self._rates, self._published_rates, self._models, self._other_kernels)
         environment = self._environment(spec, quarantines)
         partitions: Partitions = resolve_name(spec.partitions_class).create(environment, shared)
         return partitions
@@ -323,6 +324,9 @@ class WorkerContext:
         online = OnlineModels(self._settings)
         model_set = ModelSet(online.first, online.load, audit_keys=self._settings.audit_keys)
         return ModelSubscriber(self.bootstrap, self._settings, model_set, self.metrics, lambda: self._waiting(agent))
+
+    def _other_kernels(self, agent: str) -> OtherKernels:
+        return OtherKernels(self.bootstrap, self._settings, agent, self._closing, lambda: self._waiting(agent))
 
     def _waiting(self, agent: str) -> None:
         """An agent waits for a broker outside its session."""

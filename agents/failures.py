@@ -11,9 +11,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from pipeline.engine.blocks import row_count
+from pipeline.engine.blocks import KernelMismatch, row_count
 from pipeline.engine.results import Result, merged
-from pipeline.engine.score import KernelChanged, KernelMismatch
 from pipeline.engine.state import StoreError
 from pipeline.kafka.batch import Batch, UnreadableRange
 from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError
@@ -26,7 +25,7 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE_S: Final = 0.5
-NOT_THE_RECORD: Final = (KernelChanged, ModelError, StoreError, OSError, MemoryError, SessionError)
+NOT_THE_RECORD: Final = (ModelError, StoreError, OSError, MemoryError, SessionError)
 """Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
 
 
@@ -82,6 +81,8 @@ class Failures:
             TooManyFailures: Too many records were quarantined before.
         """
         (record,) = batch.records
+        if isinstance(error, KernelMismatch):
+            return self._quarantine(batch, error)  # no other try would compute it
         position = (record.topic, record.partition, record.offset)
         self._failures[position] += 1
         times, most = self._failures[position], self._settings.set_aside_after
@@ -139,7 +140,8 @@ class Failures:
     def _check_limit(self, now: datetime, record: Record, error: Exception) -> None:
         """Raise `TooManyFailures` where so many records failed today that the fault may be the program's.
 
-        What a producer can bring about at will (a range that cannot be read, an output too large) does not count.
+        What others can bring about at will does not count: a range that cannot be read, an output too large, a block
+        of another kernel that is not the card agent's.
         """
         if isinstance(error, THE_RECORDS_OWN):
             return
@@ -155,8 +157,7 @@ class Failures:
 
 def described(error: Exception) -> str:
     """Return an error of a record for a log: without its text, which may hold a card's number, unless that is ours."""
-    ours = isinstance(error, (*THE_RECORDS_OWN, KernelMismatch))
-    return str(error) if ours else f"{type(error).__name__} (see topic control)"
+    return str(error) if isinstance(error, THE_RECORDS_OWN) else f"{type(error).__name__} (see topic control)"
 
 
 def spans(records: Sequence[Record]) -> str:

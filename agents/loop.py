@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from agents.counts import Counts
 from agents.failures import NOT_THE_RECORD, Failures, spans
 from agents.topology import AgentSpec
+from pipeline.engine.blocks import KernelChanged
 from pipeline.engine.results import Result
 from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
@@ -38,7 +39,11 @@ class Partitions(StateHandler, Protocol):
         """Return whether the agent must not work: it then stays in its group and reads nothing."""
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
-        """Work on a batch of any of the partitions held."""
+        """Work on a batch of any of the partitions held.
+
+        Raises:
+            KernelChanged: Another release must process the only record; its partition waits for that.
+        """
 
     def due(self) -> bool:
         """True if ``process`` has something to write without new records."""
@@ -157,6 +162,10 @@ class AgentLoop:
         try:
             with self._metrics.stage(self._agent, "process"):
                 result = self._partitions.process(batch.records, datetime.now(UTC))
+        except KernelChanged as error:
+            log.critical("%s: %s", self._agent, error)
+            self._session.halt(batch)
+            raise Aborted(str(error)) from error
         except NOT_THE_RECORD as error:
             error.add_note(f"agent {self._agent}: nothing is committed of its batch, {spans(batch.records)}")
             raise

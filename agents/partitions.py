@@ -12,6 +12,7 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 from agents.snapshot_scheduler import SnapshotScheduler
 from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
+from pipeline.kafka.kernels import OtherKernels
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Restored
@@ -70,6 +71,8 @@ class WorkerResources(NamedTuple):
     published_rates: PublishedRates
     models: Callable[[str], ModelSubscriber]
     """Makes the subscriber of an agent, given its name."""
+    other_kernels: Callable[[str], OtherKernels]
+    """Tells an agent, given its name, which blocks of another kernel are the card agent's."""
 
 
 @dataclass(slots=True)

@@ -5,12 +5,12 @@ A role is a person or program that gets a principal of its own. Reading and writ
 
 from typing import Final, NamedTuple
 
-from agents.topology import CARD, chosen, specs
+from agents.topology import CARD, SCORE, chosen, specs
 from pipeline.kafka.clients import READER_GROUP
 from pipeline.kafka.gateway import STAGE
 from pipeline.models.publish import TRANSACTIONAL_ID as DECIDES
 from pipeline.settings import Settings
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, TRANSACTIONS
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, PROFILED, TRANSACTIONS
 
 READ, WRITE, CREATE, DELETE, DESCRIBE, DESCRIBE_CONFIGS = (
     "read", "write", "create", "delete", "describe", "describe_configs",
@@ -94,6 +94,9 @@ def _worker(settings: Settings) -> list[Grant]:
         writes.append(MODELS)
     # On start an agent looks at what it wrote before.
     reads = [topic for agent in agents for topic in (*agent.reads, *agent.follows)] + [MODELS, *writes]
+    # Workers of another kernel version may run, and blocks of theirs are known by what the card agent has read.
+    mixing = any(PROFILED in (*agent.reads, *agent.writes) for agent in agents)
+    looked_at = [agent for agent in (CARD, SCORE) if mixing and agent not in agents]
     topics: dict[str, list[str]] = {topic.name: [DESCRIBE, DESCRIBE_CONFIGS] for topic in settings.topics}
     for operation, wanted in ((READ, reads), (WRITE, writes)):
         for topic in dict.fromkeys(wanted):
@@ -101,6 +104,7 @@ def _worker(settings: Settings) -> list[Grant]:
     return [
         *(_grant(settings, name, *operations) for name, operations in topics.items()),
         *(_grant(settings, agent.name, READ, resource=GROUP) for agent in agents),
+        *(_grant(settings, agent.name, DESCRIBE, resource=GROUP) for agent in looked_at),
         *(_grant(settings, agent.name, WRITE, resource=TRANSACTIONAL_ID, prefixed=True) for agent in agents),
         _READS,
         _JOINS,

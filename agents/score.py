@@ -5,10 +5,12 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
+from pipeline.engine.blocks import KernelChanged, KernelMismatch
 from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
+from pipeline.kafka.kernels import OtherKernels
 from pipeline.models.active import ModelSubscriber
 from schemas.messages import ProcessingConfig
 from schemas.records import Record
@@ -24,12 +26,18 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         environment: Environment,
         decider: Decider,
         models: ModelSubscriber,
-        *,
-        accept_other_kernel: bool = False,
+        others: OtherKernels | None,
     ) -> None:
+        """Hold nothing yet.
+
+        Args:
+            environment: What every agent's partitions need.
+            decider: Decides.
+            models: The active models.
+            others: Says which blocks of another kernel the card agent wrote; None: any such block is quarantined.
+        """
         super().__init__(environment)
-        self._decider, self._models = decider, models
-        self._accept_other_kernel = accept_other_kernel
+        self._decider, self._models, self._others = decider, models, others
 
     @classmethod
     def create(cls, environment: Environment, shared: WorkerResources) -> Self:
@@ -38,12 +46,13 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         models = shared.models(environment.agent)
         all_features = settings.decision_features == "all"
         decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
-        return cls(environment, decider, models, accept_other_kernel=settings.accept_other_kernel)
+        others = None if settings.accept_other_kernel else shared.other_kernels(environment.agent)
+        return cls(environment, decider, models, others)
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""
         del partition
-        return ScorePartition(location.storage, loaded, accept_other_kernel=self._accept_other_kernel)
+        return ScorePartition(location.storage, loaded)
 
     def replay_into(self, state: ScorePartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state; nothing is decided again."""
@@ -60,7 +69,24 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         if active is None:
             raise RuntimeError("no LightGBM version is active")
         parts = by_partition(records)
-        return self._decider.process([(self._held[number], part) for number, part in parts.items()], active, now)
+        try:
+            return self._decider.process([(self._held[number], part) for number, part in parts.items()], active, now)
+        except KernelMismatch as error:
+            # Of a larger batch a half is tried next.
+            if len(records) == 1 and self._others is not None:
+                self._check_origin(records[0], self._others, error)
+            raise
+
+    def _check_origin(self, record: Record, others: OtherKernels, error: KernelMismatch) -> None:
+        """Raise `KernelChanged` where the card agent wrote a block of another kernel."""
+        state = self._held[record.partition]
+        state.rollback()  # what the block itself has shown is no evidence
+        if others.wrote(record, state.unseen):
+            raise KernelChanged(
+                f"{error}: the card agent wrote it, and this release cannot compute the rest of its features. Nothing "
+                f"of partition {record.partition} is decided by this worker: stop it, and let a score agent of the "
+                "release that wrote it decide it (docs/operating.md, another kernel version)"
+            ) from error
 
     def close(self) -> None:
         """Release the state."""

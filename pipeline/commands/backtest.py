@@ -43,7 +43,7 @@ from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe
 from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
 from pipeline.commands.times import Duration
-from pipeline.engine.score import KernelMismatch
+from pipeline.engine.blocks import KernelMismatch
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable

@@ -21,7 +21,7 @@ from pipeline.commands.backtest_options import (
     time_range,
 )
 from pipeline.commands.progress import ProgressBar, failure, interrupts
-from pipeline.engine.score import KernelMismatch
+from pipeline.engine.blocks import KernelMismatch
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError

@@ -98,6 +98,14 @@ class BlockError(ValueError):
     """A record is no block that this release can read; the text says why, and which source records it holds."""
 
 
+class KernelMismatch(RuntimeError):
+    """A block on ``profiled`` holds features of another kernel version than this worker's."""
+
+
+class KernelChanged(RuntimeError):
+    """The card agent wrote such a block: a release of that kernel must decide it, and no record is to blame."""
+
+
 class Sources(NamedTuple):
     """Positions of the records that n rows are of: those of producers on ``profiled``, rows of that on ``features``."""
 

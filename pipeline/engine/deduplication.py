@@ -9,6 +9,7 @@ Exactly-once delivery writes no row twice, and the same rule finds no duplicate 
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import TypeAlias
 
 import msgspec
 
@@ -16,6 +17,9 @@ from pipeline.engine.blocks import TRANSACTION
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.profiled import ProfiledRows
 from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
+
+Input: TypeAlias = tuple[str, int, int]
+"""A record that the card agent read: topic without prefix, partition, offset."""
 
 
 class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -72,6 +76,10 @@ class ReadInputs:
             found.append(start)
             found += [row for row in range(start + 1, end) if self._is_duplicate(rows, row, name)]
         return found
+
+    def unseen(self, inputs: Iterable[Input]) -> frozenset[Input]:
+        """Return the inputs that lie behind the highest offset so far: exactly once, each row is written in order."""
+        return frozenset(at for at in inputs if (read := self._inputs.get((at[0], at[1]))) is None or at[2] > read.last)
 
     def _is_duplicate(self, rows: ProfiledRows, row: int, name: tuple[str, int]) -> bool:
         """Return whether a row is a duplicate; note how far its input was read."""

@@ -1,14 +1,14 @@
 """The score agent's state: merchant windows and known fraud, of which a partition's features are completed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import TRANSACTION
-from pipeline.engine.deduplication import ReadInput, ReadInputs
+from pipeline.engine.blocks import TRANSACTION, KernelMismatch, parse_block
+from pipeline.engine.deduplication import Input, ReadInput, ReadInputs
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.profiled import ProfiledRows, read_rows
 from pipeline.engine.results import Result
@@ -17,14 +17,6 @@ from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import MerchantWindows
 from schemas.records import Record
-
-
-class KernelMismatch(RuntimeError):
-    """A block on ``profiled`` holds features of another kernel version than this worker's."""
-
-
-class KernelChanged(KernelMismatch):
-    """Several such blocks, and none of this worker's kernel behind them: no single record is to blame."""
 
 
 class _ScoreValues(msgspec.Struct):
@@ -39,27 +31,16 @@ _DECODER: Final = msgspec.msgpack.Decoder(_ScoreValues)
 class ScorePartition:
     """State of one partition of ``profiled``: a function of its rows in log order, and of nothing else."""
 
-    def __init__(
-        self,
-        storage: Storage | None = None,
-        loaded: LoadedState | None = None,
-        *,
-        accept_other_kernel: bool = False,
-    ) -> None:
+    def __init__(self, storage: Storage | None = None, loaded: LoadedState | None = None) -> None:
         """Start empty, or from a dump.
 
         Args:
             storage: Where the windows are kept.
             loaded: The dump.
-            accept_other_kernel: Whether records of another kernel only ever fail one by one.
 
         Raises:
             OtherLayout: another release has made the dump.
         """
-        self._accept_other_kernel = accept_other_kernel
-        self._newest_own = -1
-        self._others: set[int] = set()
-        """Offsets of blocks of another kernel that no block of this one has followed so far."""
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
         if loaded is not None:
@@ -110,7 +91,6 @@ class ScorePartition:
 
         Raises:
             KernelMismatch: A block is of another kernel.
-            KernelChanged: So are those behind it.
         """
         entering = self._entering(rows, numbers, result)
         kinds = rows.kinds[entering]
@@ -137,27 +117,17 @@ class ScorePartition:
         result.counts["duplicate", ""] += len(duplicates)
         return np.delete(np.arange(within.start, within.stop), np.array(duplicates, np.intp) - within.start)
 
+    def unseen(self, inputs: Iterable[Input]) -> frozenset[Input]:
+        """Return the records of the card agent's inputs that lie behind all that blocks have shown so far."""
+        return self._inputs.unseen(inputs)
+
     def _check_kernel(self, rows: ProfiledRows, decided: NDArray[np.intp]) -> None:
-        """Raise for a block of another kernel; a halved batch is checked by what was seen of the whole one."""
-        numbers = np.unique(rows.record[decided]).tolist()
-        others = [number for number in numbers if number in rows.kernels]
-        own = [number for number in numbers if number not in rows.kernels]
-        if own:
-            self._newest_own = max(self._newest_own, rows.records[own[-1]].offset)
-        if not others and not self._others:
-            return
-        seen = self._others.union(rows.records[number].offset for number in others)
-        self._others = {offset for offset in seen if offset > self._newest_own}
-        if not others:
-            return
-        record = rows.records[others[0]]
-        what = (
-            f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
-            f"{rows.kernels[others[0]]}, this worker has {KERNEL_VERSION}"
-        )
-        if record.offset in self._others and len(self._others) > 1 and not self._accept_other_kernel:
-            raise KernelChanged(
-                f"{what}, and more records of another kernel follow: run card and score agents of one version, and let "
-                "the score agent finish the log before an upgrade"
-            )
-        raise KernelMismatch(what)
+        numbers = np.unique(rows.record[decided]).tolist() if rows.kernels else []
+        for number in numbers:
+            if (kernel := rows.kernels.get(number)) is not None:
+                record = rows.records[number]
+                block = parse_block(record.value)
+                raise KernelMismatch(
+                    f"{record.topic} partition {record.partition} offset {record.offset} was profiled by kernel "
+                    f"{kernel}, this worker has {KERNEL_VERSION} (rows of {block.sources.text(block.names)})"
+                )

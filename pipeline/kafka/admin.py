@@ -293,14 +293,15 @@ def committed_offsets(
         return committed_by_group(consumer, _partitions(client, topics))
 
 
-def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None) -> Consumer:
+def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None, stable: bool = False) -> Consumer:
     """A consumer that asks for the offsets of ``group`` (its full name) and never joins it.
+
+    What a transaction that is still open will commit does not count, and is waited for only where ``stable``.
 
     An admin client's question ends the process where the coordinator has moved since it was found: librdkafka (2.16,
     its issue 5040) then looks for the group that only a consumer has.
     """
-    # What a transaction that is still open will commit does not count, and is not waited for.
-    overrides = {"isolation.level": "read_uncommitted"}
+    overrides = {} if stable else {"isolation.level": "read_uncommitted"}
     return Consumer(consumer_config(bootstrap, group, settings=settings, overrides=overrides, protocol="classic"))
 
 

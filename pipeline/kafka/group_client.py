@@ -100,6 +100,13 @@ class GroupClient:
         """Fetch nothing of these partitions until they are resumed."""
         self.consumer.pause([TopicPartition(*partition) for partition in partitions])
 
+    def halt(self, partitions: Collection[Partition]) -> None:
+        """Fetch and deliver nothing of these partitions any more, though they stay assigned."""
+        self.pause(partitions)
+        for partition in partitions:
+            self.positions.pop(partition, None)
+        self._carried.drop(lambda at: at in partitions)
+
     def resume(self, partitions: Collection[Partition]) -> None:
         """Fetch from these partitions again; `seek` where reading goes on."""
         self.consumer.resume([TopicPartition(*partition) for partition in partitions])

@@ -1,31 +1,167 @@
-"""Undecided blocks of ``profiled`` whose features another kernel version computed."""
+"""Blocks of ``profiled`` of other kernel versions: which of them the card agent wrote.
 
-from collections.abc import Mapping
+Whoever may write to the topic can write such a block. The card agent's is known by its sources: their offsets are
+committed by its group, in the transaction that wrote the block, and no other block holds them.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Final, NamedTuple
 
-from pipeline.engine.blocks import BlockError, parse_block
+import numpy as np
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline.engine.blocks import (
+    INPUT_OFFSET,
+    INPUT_PARTITION,
+    INPUT_TOPIC,
+    KIND,
+    MERCHANT,
+    TRANSACTION,
+    BlockError,
+    parse_block,
+)
+from pipeline.engine.deduplication import Input
+from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.kafka.admin import committed_by_group, group_consumer
+from pipeline.kafka.clients import METADATA_TIMEOUT_S
+from pipeline.kafka.retries import Retries
+from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import PROFILED
+from schemas.topics import PROFILED, REROUTED, TRANSACTIONS
 
+_CARD: Final = "card"
+SCORE: Final = "score"
+"""The agents that write and read the blocks, and so their groups' names without prefix."""
+CLIENT_ID: Final = f"fraud-pipeline-{KERNEL_VERSION}"
+"""The name by which brokers and other workers know a member of a group."""
+NEWEST_OFFSETS: Final = 10
 LAST_OFFSETS: Final = 100
-"""So many offsets before a partition's end are looked at."""
+"""So many offsets before a partition's end are looked at on start: those first, these where another kernel is seen."""
 
 
-class OfOtherKernel(NamedTuple):
-    """A block with transactions of another kernel version."""
+class CardBlock(NamedTuple):
+    """The transactions of a block."""
 
+    partition: int
     offset: int
+    timestamp_ms: int
     kernel: str
+    inputs: frozenset[Input]
 
 
-def newest_of_other_kernels(
+def card_block(record: Record, merchant_partitions: int) -> CardBlock | None:
+    """Return the transactions of a block; None where there are none, or where they belong into other partitions."""
+    try:
+        block = parse_block(record.value)
+    except BlockError:
+        return None
+    rows = np.flatnonzero(block.codes[KIND] == TRANSACTION)
+    topics = [block.names[number].decode() for number in block.codes[INPUT_TOPIC, rows].tolist()]
+    inputs = zip(
+        topics, block.narrow[INPUT_PARTITION, rows].tolist(), block.wide[INPUT_OFFSET, rows].tolist(), strict=True
+    )
+    ends, lengths = block.ends()[MERCHANT, rows].tolist(), block.lengths[MERCHANT, rows].tolist()
+    merchants = {block.text[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)}
+    if {partition_of(merchant, merchant_partitions) for merchant in merchants} != {record.partition}:
+        return None
+    return CardBlock(record.partition, record.offset, record.timestamp_ms, block.kernel, frozenset(inputs))
+
+
+class OtherKernels:
+    """Tells the card agent's blocks of other kernels from those that others wrote; for one agent, on its thread.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: The worker's settings.
+        agent: Name of the agent.
+        stopping: Set once the worker ends.
+        waiting: Called while brokers are waited for.
+    """
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, agent: str, stopping: threading.Event, waiting: Callable[[], None]
+    ) -> None:
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._retries = Retries(agent, stopping, waiting)
+
+    def wrote(self, record: Record, unseen: Callable[[Iterable[Input]], Collection[Input]]) -> bool:
+        """Return whether the card agent wrote a block, of which no other block holds the transactions.
+
+        Args:
+            record: A block of another kernel.
+            unseen: Returns the inputs that no block before this one has shown.
+        """
+        block = card_block(record, self._settings.merchant_partitions)
+        inputs = frozenset() if block is None else frozenset(unseen(block.inputs))
+        ask = partial(card_offsets, self._bootstrap, self._settings, inputs)
+        if not inputs or not is_committed(inputs, self._retries.call("offsets of the card agent's group", ask)):
+            return False
+        behind = {record.partition: record.offset + 1}
+        for other in read_blocks(self._bootstrap, self._settings, behind):
+            self._waiting()
+            if other.kernel == KERNEL_VERSION:
+                inputs -= other.inputs
+        return bool(inputs)
+
+
+def is_committed(inputs: Iterable[Input], committed: Mapping[tuple[str, int], int]) -> bool:
+    """Return whether all of these records lie below offsets, which are by topic without prefix and partition."""
+    return all(offset < committed.get((topic, number), 0) for topic, number, offset in inputs)
+
+
+def card_offsets(bootstrap: str, settings: Settings, inputs: Iterable[Input]) -> dict[tuple[str, int], int]:
+    """Return what the card agent's group has committed of the inputs' partitions, by topic without prefix.
+
+    A block can be read a moment before the offsets that its transaction commits: what is under way is waited for.
+    """
+    names = {settings.topic(topic.name): topic.name for topic in (TRANSACTIONS, REROUTED)}
+    partitions = {
+        (settings.topic(topic), number)
+        for topic, number, _ in inputs
+        if topic in names.values() and 0 <= number < settings.card_partitions
+    }
+    if not partitions:
+        return {}
+    group = settings.topic(_CARD)
+    with closing(group_consumer(bootstrap, group, settings=settings, stable=True)) as consumer:
+        committed = committed_by_group(consumer, sorted(partitions))
+    return {(names[topic], number): offset for (topic, number), offset in committed.items()}
+
+
+def read_blocks(bootstrap: str, settings: Settings, starts: Mapping[int, int]) -> Iterable[CardBlock]:
+    """Yield the blocks of ``profiled`` from an offset of each partition up to its end, those of labels alone aside."""
+    name = settings.topic(PROFILED.name)
+    reading = read_batches(
+        bootstrap, name, settings=settings, partitions=list(starts), start=starts, skip_unreadable=True,
+        tuning=QUEUE_OF_BLOCKS,
+    )  # fmt: skip
+    with closing(reading) as batches:
+        for record in (record for records in batches for record in records):
+            if (block := card_block(record, settings.merchant_partitions)) is not None:
+                yield block
+
+
+class StartFindings(NamedTuple):
+    """The newest blocks that the card agent wrote, as far as a start must know of them."""
+
+    undecided: Sequence[CardBlock] = ()
+    """The first undecided block of another kernel of each partition."""
+    newest: CardBlock | None = None
+    """The newest block of all, if it is of another kernel."""
+    own: bool = False
+    """Whether an undecided block is of this kernel."""
+
+
+def start_findings(
     bootstrap: str, settings: Settings, positions: Mapping[int, int], ends: Mapping[int, int]
-) -> dict[int, list[OfOtherKernel]]:
-    """Find the undecided blocks of other kernels that no block of this kernel follows; those of labels alone aside.
+) -> StartFindings:
+    """Look at the newest blocks, decided or not: the last ``LAST_OFFSETS`` of a partition at most.
 
     Args:
         bootstrap: Addresses of brokers.
@@ -33,39 +169,62 @@ def newest_of_other_kernels(
         positions: The offset by partition that the score agent goes on from.
         ends: The end of what can be read, by partition.
 
-    Returns:
-        Those among the last ``LAST_OFFSETS`` of each partition, in order of offsets.
-
     Raises:
         KafkaException: no broker answers.
     """
-    found: dict[int, list[OfOtherKernel]] = {}
-    starts = {
-        number: max(position, ends[number] - LAST_OFFSETS)
-        for number, position in positions.items()
-        if ends[number] > position
-    }
-    if not starts:
-        return found
-    name = settings.topic(PROFILED.name)
-    reading = read_batches(
-        bootstrap, name, settings=settings, partitions=list(starts), start=starts, skip_unreadable=True
-    )
-    with closing(reading) as batches:
-        for record in (record for records in batches for record in records):
-            match _kernel_of(record):
-                case None:
-                    pass
-                case kernel if kernel == KERNEL_VERSION:
-                    found.pop(record.partition, None)
-                case kernel:
-                    found.setdefault(record.partition, []).append(OfOtherKernel(record.offset, kernel))
+    blocks: list[CardBlock] = []
+    # Nearly always all are of this kernel, and a few show it.
+    for reach in (NEWEST_OFFSETS, LAST_OFFSETS):
+        starts = {
+            number: max(0, end - LAST_OFFSETS, min(positions[number], end - reach))
+            for number, end in ends.items()
+            if end > 0
+        }
+        blocks = list(read_blocks(bootstrap, settings, starts)) if starts else []
+        if all(block.kernel == KERNEL_VERSION for block in blocks):
+            return StartFindings()
+    # After they were read: what is committed with a block is known by then.
+    committed = card_offsets(bootstrap, settings, {at for block in blocks for at in block.inputs})
+    written = written_by_card_agent(blocks, committed)
+    undecided = [block for block in written if block.offset >= positions[block.partition]]
+    others = {block.partition: block for block in reversed(undecided) if block.kernel != KERNEL_VERSION}
+    newest = max(written, key=lambda block: block.timestamp_ms, default=None)
+    if newest is not None and newest.kernel == KERNEL_VERSION:
+        newest = None
+    own = any(block.kernel == KERNEL_VERSION for block in undecided)
+    return StartFindings([others[number] for number in sorted(others)], newest, own)
+
+
+def written_by_card_agent(blocks: Sequence[CardBlock], committed: Mapping[tuple[str, int], int]) -> list[CardBlock]:
+    """Return the blocks that the card agent wrote, in their order; the first ones may be taken for such wrongly."""
+    own = {at for block in blocks if block.kernel == KERNEL_VERSION for at in block.inputs}
+    seen: dict[tuple[int, str, int], int] = {}
+    written = []
+    for block in blocks:
+        inputs = {at for at in block.inputs if at[2] > seen.get((block.partition, *at[:2]), -1)}
+        if not inputs or not is_committed(inputs, committed) or (block.kernel != KERNEL_VERSION and inputs <= own):
+            continue
+        written.append(block)
+        for topic, number, offset in sorted(inputs):
+            seen[block.partition, topic, number] = offset
+    return written
+
+
+def members_of_others(client: AdminClient, settings: Settings) -> list[str]:
+    """Return the groups of card and score agents with a member that does not say that it is of this kernel.
+
+    Raises:
+        KafkaException: no broker answers, or the groups must not be looked at.
+    """
+    groups = [settings.topic(agent) for agent in (_CARD, SCORE)]
+    found = []
+    for name, future in client.describe_consumer_groups(groups, request_timeout=METADATA_TIMEOUT_S).items():
+        try:
+            members = future.result().members
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                raise
+            continue
+        if any(member.client_id != CLIENT_ID for member in members):
+            found.append(name)
     return found
-
-
-def _kernel_of(record: Record) -> str | None:
-    try:
-        block = parse_block(record.value)
-    except BlockError:  # the agent quarantines it
-        return None
-    return block.kernel if len(block.features) else None

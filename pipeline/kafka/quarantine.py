@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from pipeline.engine.block_messages import row_value
+from pipeline.engine.blocks import KernelMismatch
 from pipeline.engine.results import KEPT_BYTES, Result
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.errors import OutputTooLarge
@@ -30,7 +31,7 @@ class ProcessDied(RuntimeError):
     """Processes died of one record, each while it worked on nothing else."""
 
 
-THE_RECORDS_OWN: Final = (OutputTooLarge, ProcessDied)
+THE_RECORDS_OWN: Final = (OutputTooLarge, ProcessDied, KernelMismatch)
 """Errors for which the record alone is to blame: whoever can write a record can cause them at will."""
 _OWN_NAMES: Final = frozenset(kind.__name__ for kind in THE_RECORDS_OWN)
 _TEXT_LIMIT: Final = 1_000

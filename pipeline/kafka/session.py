@@ -23,6 +23,7 @@ from pipeline.kafka.committed_state import CommittedState
 from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError, Unknown
 from pipeline.kafka.group_client import GroupClient
 from pipeline.kafka.internal import OnRefused, not_counted
+from pipeline.kafka.kernels import CLIENT_ID
 from pipeline.kafka.markers import batch_markers
 from pipeline.kafka.member import Member
 from pipeline.kafka.odd_offsets import OddOffsets
@@ -54,7 +55,10 @@ def _consumer_config(member: Member, protocol: GroupProtocol) -> Config:
         member.settings.topic(member.agent),
         settings=member.settings,
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
-        overrides={"auto.offset.reset": "error"},
+        overrides={
+            "auto.offset.reset": "error",
+            "client.id": member.settings.kafka_config.get("client.id", CLIENT_ID),
+        },
         protocol=protocol,
     )
 
@@ -252,6 +256,11 @@ class Session:
             # Not forwards: a part of the same batch that stands before this one may have been taken back already.
             if offset < self._client.positions.get(partition, -1):
                 self._client.seek(partition, offset)
+
+    def halt(self, batch: Batch) -> None:
+        """Take back ``batch``, and read nothing of its partitions until the group assigns them again."""
+        self.rewind(batch)
+        self._client.halt(batch.starts)
 
     @property
     def progress(self) -> Mapping[int, int]:

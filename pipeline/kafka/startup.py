@@ -21,7 +21,7 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import broker_config, brokers, configs_of, describe_topics
 from pipeline.kafka.evidence import any_result, borne_out
 from pipeline.kafka.internal import OnRefused, not_counted
-from pipeline.kafka.kernels import newest_of_other_kernels
+from pipeline.kafka.kernels import SCORE, members_of_others, start_findings
 from pipeline.kafka.log_offsets import first_offsets, last_offsets
 from pipeline.kafka.offset_checks import ResultOffsets, result_offsets
 from pipeline.kafka.retention import retention_problems
@@ -283,38 +283,45 @@ def _borne_out(
 
 
 def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
-    """Refuse a start on undecided transactions of another kernel."""
-    found = CheckResult([], [])
-    for role in roles:
-        if PROFILED in role.reads:
-            found = _kernels(cluster, role)
-            if found.problems:
-                # Another worker may be about to decide them, or to write some of this kernel.
-                time.sleep(RECHECK_S)
-                found = _kernels(cluster, role)
+    """Refuse a start beside transactions of another kernel that are undecided, or beside workers that write some."""
+    writes = any(PROFILED in role.writes for role in roles)
+    if not writes and not any(PROFILED in role.reads for role in roles):
+        return CheckResult([], [])
+    found = _kernels(cluster, writes=writes)
+    if found.problems:
+        # Another worker may be about to decide them, to write some of this kernel, or to leave.
+        time.sleep(RECHECK_S)
+        found = _kernels(cluster, writes=writes)
     return found
 
 
-def _kernels(cluster: Cluster, role: Role) -> CheckResult:
+def _kernels(cluster: Cluster, *, writes: bool) -> CheckResult:
     client, settings = cluster.client, cluster.settings
     name = settings.topic(PROFILED.name)
     partitions = [(name, part.id) for part in describe_topics(client, [name])[name].partitions]
-    with closing(group_consumer(cluster.bootstrap, settings.topic(role.name), settings=settings)) as consumer:
+    with closing(group_consumer(cluster.bootstrap, settings.topic(SCORE), settings=settings)) as consumer:
         committed = committed_by_group(consumer, partitions)
     ends = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
     positions = {number: committed.get((at, number), 0) for at, number in partitions}
-    newest = newest_of_other_kernels(
-        cluster.bootstrap, settings, positions, {number: end for (_, number), end in ends.items()}
-    )
-    # A single one is quarantined like any record that fails: it must not keep a worker from starting.
+    found = start_findings(cluster.bootstrap, settings, positions, {number: end for (_, number), end in ends.items()})
     problems = [
-        f"topic {name} partition {number} ends with undecided records of another kernel version (offset "
-        f"{records[0].offset} is of {records[0].kernel}, this release has {KERNEL_VERSION}): let score agents of the "
-        "release that wrote them decide them first (docs/operating.md, another kernel version). If no release of yours "
-        "wrote them, they are forged"
-        for number, records in newest.items()
-        if len(records) > 1
+        f"topic {name} partition {block.partition} ends with undecided records of another kernel version (offset "
+        f"{block.offset} is of {block.kernel}, this release has {KERNEL_VERSION}): let score agents of the release "
+        "that wrote them decide them first (docs/operating.md, another kernel version). If no release of yours wrote "
+        "them, they are forged"
+        for block in found.undecided
     ]
+    if (newest := found.newest) is not None and not problems and (groups := members_of_others(client, settings)):
+        problems.append(
+            f"workers of another kernel version run: the newest block of topic {name} (partition {newest.partition} "
+            f"offset {newest.offset}) is of {newest.kernel}, this release has {KERNEL_VERSION}, and group "
+            f"{' and group '.join(groups)} still has members of other releases. Stop their card agents, wait until "
+            "their score agents have decided everything, stop those, then start this one (docs/operating.md, another "
+            "kernel version)"
+        )
+    if found.own and not writes:
+        # It decides those of this kernel, and leaves partitions alone from where another one begins.
+        return CheckResult([], problems)
     return CheckResult.from_problems(
         problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL"
     )

@@ -8,9 +8,10 @@ from collections import Counter
 
 import numpy as np
 
+from pipeline.engine.blocks import KernelMismatch
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
-from pipeline.engine.score import KernelMismatch, ScorePartition
+from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED

@@ -8,7 +8,7 @@ import shutil
 import signal
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.engine.block_messages import read_messages
 from pipeline.engine.partitioner import partition_of
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.messages import Control, ProfiledTransaction, Quarantine, RecordPosition
@@ -42,18 +42,38 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     assert differences(cluster.features(), expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
+FAULTY = """
+import sys
+
+from pipeline.cli import main
+from pipeline.engine import decider
+
+read_rows = decider.read_rows
+
+
+def fail(records):
+    assert not any(b"faulty" in (record.value or b"") for record in records)
+    return read_rows(records)
+
+
+decider.read_rows = fail
+sys.exit(main())
+"""
+"""A worker whose score agent has a fault, which blocks of `failing` show."""
+
+
 def failing(number: int) -> bytes:
-    """A block that can be read, and that the score agent fails on: it is of another kernel."""
+    """A block that can be read, and that the score agent of a `FAULTY` worker fails on."""
     message = ProfiledTransaction(
-        transaction_id=f"t{number}",
+        transaction_id=f"faulty-{number}",
         card_id="c1",
         merchant_id="m1",
         event_time_us=microseconds(after(1)),
         amount_base_minor=100,
         rates_version="1",
         counts=True,
-        card_features=bytes(8),
-        kernel="0-other",
+        card_features=bytes(8 * len(CARD_FEATURES)),
+        kernel=KERNEL_VERSION,
         case_id="case",
         case_sequence=1,
         source=RecordPosition(topic="transactions", partition=9, offset=number),
@@ -140,7 +160,7 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
     cluster.publish()
     bought = shop(cluster, range(100), seed=1)
     cluster.flush()
-    worker = start(cluster.settings)
+    worker = start(cluster.settings, "-c", FAULTY, "worker")
     worker.until(lambda: len(cluster.decisions()) >= 100)
     for partition in (0, 1):
         cluster.write(PROFILED, b"garbage", b"m1", after(1), partition=partition)
@@ -176,31 +196,82 @@ def test_a_record_that_fails_is_quarantined_and_skipped_by_every_restore(cluster
     assert sorted(keys(decisions)) == sorted(bought)
 
 
-def test_a_forged_record_of_another_kernel_is_quarantined_and_ends_no_worker(cluster: Cluster, start: Starter) -> None:
+def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(cluster: Cluster, start: Starter) -> None:
     cluster.publish()
+    partition = partition_of("m1", cluster.settings.merchant_partitions)
+    cluster.write(TRANSACTIONS, b"refused", b"c1", after(0), partition=0)
     bought = shop(cluster, range(60), seed=1)
     cluster.flush()
-    worker = start(cluster.settings)
+    worker = start(cluster.settings, set_aside_limit=1)
     worker.until(lambda: len(cluster.decisions()) >= 60)
-    genuine = next(record for record in cluster.read(PROFILED) if KERNEL_VERSION.encode() in (record.value or b""))
-    # Of no position that was decided, or it would be taken for a repeat.
-    message = next(message for message in read_messages(genuine.value) if isinstance(message, ProfiledTransaction))
-    source = msgspec.structs.replace(message.source, offset=message.source.offset + 1_000_000)
-    forged = block_of(msgspec.structs.replace(message, kernel="0-other", source=source, read=None))
-    cluster.write(PROFILED, forged, genuine.key, after(1), partition=genuine.partition)
+    genuine = next(
+        message
+        for record in cluster.read(PROFILED)
+        for message in read_messages(record.value)
+        if isinstance(message, ProfiledTransaction) and message.merchant_id == "m1"
+    )
+    source = genuine.source
+
+    def of_another_kernel(merchant: str, **changes: int) -> bytes:
+        """A block of a transaction that was read elsewhere, or later."""
+        moved = msgspec.structs.replace(source, **changes)
+        later = genuine.ingested_at + timedelta(days=1)
+        return block_of(
+            msgspec.structs.replace(
+                genuine,
+                transaction_id="t",
+                merchant_id=merchant,
+                kernel="0-other",
+                source=moved,
+                read=None,
+                ingested_at=later,
+            )
+        )
+
+    # Not read yet, of no partition, of a merchant of another partition, decided before: the card agent wrote none.
+    merchants = (f"m{number}" for number in range(5))
+    elsewhere = next(
+        name for name in merchants if partition_of(name, cluster.settings.merchant_partitions) != partition
+    )
+    forged = [of_another_kernel("m1", offset=source.offset + 1_000_000 + number) for number in range(3)]
+    forged += [of_another_kernel("m1", partition=99), of_another_kernel(elsewhere, offset=0), of_another_kernel("m1")]
+    for value in forged:
+        cluster.write(PROFILED, value, None, after(1), partition=partition)
     cluster.flush()
-    worker.until(lambda: any(record.value == forged for record in cluster.read(DEAD_LETTERS)))
+    worker.until(lambda: {*forged} <= {record.value for record in cluster.read(DEAD_LETTERS)})
     bought |= shop(cluster, range(60, 100), seed=2)
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) >= 100)
     assert "was profiled by kernel 0-other" in worker.output
-    assert worker.stop() == 0, worker.output
-    decisions, genuine_ones = (
-        cluster.decisions(),
-        [record for record in cluster.read(PROFILED) if record.value != forged],
-    )
+    decisions, theirs = cluster.decisions(), {*forged}
     assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(cluster.features(), expected_features(genuine_ones, cluster.read(PROGRESS))) == []
+    written = [record for record in cluster.read(PROFILED) if record.value not in theirs]
+    assert differences(cluster.features(), expected_features(written, cluster.read(PROGRESS))) == []
+    # As the card agent of another release would write it: it has read this record, and no block holds it.
+    cluster.write(TRANSACTIONS, b"refused", b"c1", after(0), partition=source.partition)
+    cluster.flush()
+    name = cluster.settings.topic(TRANSACTIONS.name)
+    last = max(record.offset for record in cluster.read(TRANSACTIONS) if record.partition == source.partition)
+    worker.until(lambda: cluster.committed("card", TRANSACTIONS)[name, source.partition] > last)
+    undecided = of_another_kernel("m1", offset=last)
+    cluster.write(PROFILED, undecided, None, after(1), partition=partition)
+    cluster.flush()
+    worker.until_it_says("the card agent wrote it, and this release cannot compute the rest of its features")
+    # The other partitions go on.
+    for number in range(100, 110):
+        cluster.buy(number, after(minutes=7 * number), merchant_id=elsewhere)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) >= len(decisions) + 10)
+    assert worker.stop() == 0, worker.output
+    assert undecided not in {record.value for record in cluster.read(DEAD_LETTERS)}
+    assert cluster.committed("score", PROFILED)[cluster.settings.topic(PROFILED.name), partition] <= max(
+        record.offset for record in cluster.read(PROFILED) if record.value == undecided
+    )
+    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT" not in worker.output
+    # A start is refused until a release that can has decided it.
+    again = start(cluster.settings)
+    assert again.code() == 1
+    assert "ends with undecided records of another kernel version" in again.output
 
 
 def test_records_of_any_size_stop_no_partition(cluster: Cluster, start: Starter) -> None:
@@ -251,13 +322,13 @@ def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> N
     for number in (0, 1):
         cluster.write(PROFILED, failing(number), b"m1", after(1), partition=0)
     cluster.flush()
-    worker = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
+    worker = start(cluster.settings, "-c", FAULTY, "worker", agents="score", set_aside_after=1, set_aside_limit=1)
     assert worker.code() == 1
     assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.output
     aside = cluster.read(DEAD_LETTERS)
     assert [record.value for record in aside] == [failing(0)]
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
-    again = start(cluster.settings, agents="score", set_aside_after=1, set_aside_limit=1, accept_other_kernel=True)
+    again = start(cluster.settings, "-c", FAULTY, "worker", agents="score", set_aside_after=1, set_aside_limit=1)
     assert again.code() == 1
     assert "1 records were quarantined within a day" in again.output
     assert cluster.read(DEAD_LETTERS) == aside

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from importlib.resources import files
 from itertools import count
@@ -12,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
@@ -34,6 +35,7 @@ from pipeline.kafka.clients import admin_client, consumer_config, producer_confi
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import not_counted
+from pipeline.kafka.kernels import CLIENT_ID
 from pipeline.kafka.offset_checks import progressed
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.retention import needed_days
@@ -327,32 +329,75 @@ def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, setting
     assert f"no offsets for {settings.topic('profiled')} partition 1" in refusal(bootstrap, settings, SCORE)
 
 
-def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str) -> None:
-    """Undecided transactions of one partition, one of each kernel."""
+def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str, first: int = 0) -> None:
+    """Transactions of one partition, one of each kernel, of the card agent's input of the same number."""
     message = golden("profiled-transaction", ProfiledTransaction)
-    for kernel in kernels:
-        value = block_of(msgspec.structs.replace(message, kernel=kernel))
+    names = (f"m{name}" for name in count())
+    merchant = next(name for name in names if partition_of(name, settings.merchant_partitions) == number)
+    for offset, kernel in enumerate(kernels, first):
+        source = RecordPosition(topic="transactions", partition=number, offset=offset)
+        value = block_of(msgspec.structs.replace(message, merchant_id=merchant, kernel=kernel, source=source))
         write(bootstrap, settings, PROFILED, value, partition=number)
+
+
+def read_by_card_agent(bootstrap: str, settings: Settings, number: int, end: int) -> None:
+    """Transactions, and the offset that the card agent's group has committed of them."""
+    for _ in range(end):
+        write(bootstrap, settings, TRANSACTIONS, partition=number)
+    commit(bootstrap, settings, "card", {(TRANSACTIONS, number): end})
 
 
 def test_undecided_records_of_another_kernel_are_refused(bootstrap: str, settings: Settings) -> None:
     name = settings.topic(PROFILED.name)
-    # One alone, several before one of this kernel, and what is none of the pipeline's messages.
-    profiled(bootstrap, settings, 0, KERNEL_VERSION, "0-other")
-    profiled(bootstrap, settings, 1, "0-other", "0-other", KERNEL_VERSION)
+    profiled(bootstrap, settings, 1, KERNEL_VERSION, "0-other", "0-other")
     write(bootstrap, settings, PROFILED, b'{"kernel":"0-other"}', partition=1)
+    # Before the card agent has read their transactions, others have written them.
     assert check_start(bootstrap, settings, ALL) == []
-    profiled(bootstrap, settings, 1, "0-other", "0-other")
-    reported = refusal(bootstrap, settings, SCORE)
-    assert f"topic {name} partition 1 ends with undecided records of another kernel version (offset 4 is of" in reported
-    assert f"0-other, this release has {KERNEL_VERSION}" in reported
-    assert "partition 0" not in reported
+    read_by_card_agent(bootstrap, settings, 1, 3)
+    expected = (
+        f"topic {name} partition 1 ends with undecided records of another kernel version (offset 1 is of 0-other, this "
+        f"release has {KERNEL_VERSION})"
+    )
+    assert expected in refusal(bootstrap, settings, CARD, SCORE)
+    # A score agent alone decides what is of its kernel, and adds nothing.
+    (warning,) = check_start(bootstrap, settings, [SCORE])
+    assert warning.startswith(expected)
+    commit(bootstrap, settings, "score", {(PROFILED, 1): 1})
+    assert expected in refusal(bootstrap, settings, SCORE)
     (warning,) = check_start(bootstrap, changed(settings, accept_other_kernel=True), [SCORE])
-    assert warning in reported
-    assert check_start(bootstrap, settings, [CARD]) == []
-    # Once they are decided, they are in nobody's way.
-    commit(bootstrap, settings, "score", {(PROFILED, 1): 6})
-    assert check_start(bootstrap, settings, [SCORE]) == []
+    assert warning.startswith(expected)
+    assert check_start(bootstrap, settings, [LABEL, FEEDBACK, LEARN]) == []
+
+
+def test_workers_of_another_kernel_are_refused_though_everything_is_decided(bootstrap: str, settings: Settings) -> None:
+    read_by_card_agent(bootstrap, settings, 1, 2)
+    profiled(bootstrap, settings, 1, KERNEL_VERSION, "0-other")
+    commit(bootstrap, settings, "score", {(PROFILED, 1): 2})
+    # They have drained the log and left.
+    assert check_start(bootstrap, settings, ALL) == []
+
+    @contextmanager
+    def member(client_id: str) -> Iterator[None]:
+        """A member of the card agent's group."""
+        overrides = {"client.id": client_id}
+        with closing(Consumer(consumer_config(bootstrap, settings.topic("card"), overrides=overrides))) as consumer:
+            consumer.subscribe([settings.topic(TRANSACTIONS.name)])
+            eventually(lambda: consumer.poll(0.1) is None and consumer.assignment())
+            yield
+
+    with member("fraud-pipeline"):
+        for role in (CARD, SCORE):
+            reported = refusal(bootstrap, settings, role)
+            assert "workers of another kernel version run" in reported
+            assert f"(partition 1 offset 1) is of 0-other, this release has {KERNEL_VERSION}, and group" in reported
+    # One of this release joined before.
+    with member(CLIENT_ID):
+        assert check_start(bootstrap, settings, ALL) == []
+    # It has written by now; a partition of which nobody buys any more still ends with the other's.
+    read_by_card_agent(bootstrap, settings, 2, 1)
+    profiled(bootstrap, settings, 2, KERNEL_VERSION)
+    with member("named-by-its-operator"):
+        assert check_start(bootstrap, settings, [SCORE]) == []
 
 
 def test_records_deleted_before_they_were_read_are_refused(bootstrap: str, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from agents.failures import TooManyFailures
 from agents.loop import AgentLoop, Partitions
 from agents.partitions import Environment, KernelPartitions, StateLocation
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
+from pipeline.engine.blocks import KernelChanged, KernelMismatch
 from pipeline.engine.card import CardPartition
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState, MemoryStore, StoreError
@@ -41,6 +42,8 @@ class Committed:
         self.outputs: list[Output] = []
         self.batches: list[Batch | None] = []
         self.rests_s: list[float] = []
+        self.rewound: list[Batch] = []
+        self.halted: list[Batch] = []
 
     def start(self) -> None:
         """There is no group."""
@@ -56,6 +59,12 @@ class Committed:
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         self.outputs += outputs
+
+    def rewind(self, batch: Batch) -> None:
+        self.rewound.append(batch)
+
+    def halt(self, batch: Batch) -> None:
+        self.halted.append(batch)
 
     def close(self, *, release: bool = True) -> None:
         self.released = release
@@ -199,6 +208,58 @@ def test_quarantines_are_counted_over_all_workers_and_starts(tmp_path: Path, mon
         worker.source.work(make_batch([records[5]], None))
     assert len(worker.aside()) == 1
     assert worker.quarantines.refreshed == 2
+
+
+def test_blocks_of_another_kernel_are_quarantined_at_once_and_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to ``profiled`` could end every worker for a day."""
+    worker, tried = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=3, set_aside_limit=1), list[int]()
+
+    def fail(record: Record) -> bool:
+        tried.append(record.offset)
+        raise KernelMismatch(f"offset {record.offset} was profiled by kernel 0-other")
+
+    worker.partitions.failing = fail
+    records = bought(21)
+    for record in records:
+        worker.source.work(make_batch([record], None))
+    assert tried == [*range(21)]
+    assert [output.value for output in worker.aside()] == [record.value for record in records]
+    assert reason(worker.aside()[0], "message") == "KernelMismatch: offset 0 was profiled by kernel 0-other"
+    # What may be the program's fault counts from the first one on.
+    worker.partitions.failing = lambda _: True
+    first, second = ([record] for record in bought(2))
+    for failing in (first, first, first, second, second):
+        worker.source.work(make_batch(failing, None))
+    with pytest.raises(TooManyFailures, match="1 records were quarantined"):
+        worker.source.work(make_batch(second, None))
+
+
+def test_a_block_of_the_card_agent_s_other_kernel_halts_its_partition_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=1)
+
+    def fail(record: Record) -> bool:
+        if record.offset == 2:
+            raise KernelMismatch("one of them is of another kernel") if several else KernelChanged("offset 2 is")
+        return False
+
+    def process(records: Sequence[Record], now: datetime) -> Result:
+        nonlocal several
+        several = len(records) > 1
+        return process_one(records, now)
+
+    several, process_one = False, worker.partitions.process
+    worker.partitions.failing = fail
+    monkeypatch.setattr(worker.partitions, "process", process)
+    worker.source.work(make_batch(bought(6), None))
+    assert not worker.aside()
+    assert [batch.starts for batch in worker.session.halted] == [{("transactions", 0): 2}]
+    # What follows is read by whoever decides it; what stands before it is decided.
+    assert [batch.starts["transactions", 0] for batch in worker.session.rewound] == [3]
+    assert len(worker.session.outputs) == 2
 
 
 def test_a_record_of_which_processes_have_died_is_quarantined_without_being_worked_on(

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL
+from pipeline.engine.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
 from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
-from pipeline.engine.score import KernelChanged, KernelMismatch, ScorePartition
+from pipeline.engine.score import ScorePartition
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid
@@ -417,49 +417,16 @@ def test_another_kernel_s_features_are_refused_by_name_of_the_record() -> None:
     score().replay(log.records)
 
 
-def by_kernels(kernels: str) -> list[Record]:
-    """Transactions of one partition, ``x`` for each of another kernel."""
-    records = profile(purchases(len(kernels)).records).records
-    return [foreign(record) if kernel == "x" else record for kernel, record in zip(kernels, records, strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("kernels", "changed"),
-    [("oox", False), ("oxo", False), ("xxxo", False), ("x", False), ("oxx", True), ("xx", True), ("oxoxx", False)],
-)
-def test_a_run_of_another_kernel_at_the_end_is_no_single_record_s_fault(kernels: str, *, changed: bool) -> None:
-    with pytest.raises(KernelMismatch) as raised:
-        decide(score(), by_kernels(kernels), active(), NOW)
-    assert isinstance(raised.value, KernelChanged) == changed
-    assert f"offset {kernels.index('x')} " in str(raised.value)
-
-
-def test_halves_of_a_batch_are_decided_by_all_of_it() -> None:
-    state, records = score(), by_kernels("oxo")
-    with pytest.raises(KernelMismatch):
-        decide(state, records, active(), NOW)
-    state.rollback()
-    with pytest.raises(KernelMismatch) as alone:
-        decide(state, records[1:2], active(), NOW)
-    assert not isinstance(alone.value, KernelChanged)
-
-
-def test_a_second_record_of_another_kernel_tells_of_an_upgrade_though_the_first_was_quarantined() -> None:
-    state, records = score(), by_kernels("oxxo")
-    decide(state, records[:1], active(), NOW)
+def test_what_blocks_have_shown_of_an_input_is_known() -> None:
+    state, records = score(), profile(purchases(4).records).records
+    decide(state, records[:2], active(), NOW)
     state.commit()
-    for end, expected in ((2, KernelMismatch), (3, KernelChanged)):
-        with pytest.raises(KernelMismatch) as raised:
-            decide(state, records[end - 1 : end], active(), NOW)
-        assert type(raised.value) is expected
-        state.rollback()
-    assert len(decisions(decide(state, records[3:], active(), NOW))) == 1
-
-
-def test_where_another_kernel_is_accepted_each_record_fails_for_itself() -> None:
-    with pytest.raises(KernelMismatch) as raised:
-        decide(ScorePartition(accept_other_kernel=True), by_kernels("xx"), active(), NOW)
-    assert not isinstance(raised.value, KernelChanged)
+    with pytest.raises(KernelMismatch):
+        decide(state, [foreign(records[2])], active(), NOW)
+    state.rollback()
+    shown = {("transactions", 0, offset) for offset in range(2)}
+    unseen = {("transactions", 0, 2), ("transactions", 1, 0), ("rerouted", 0, 0)}
+    assert state.unseen(shown | unseen) == unseen
 
 
 def test_another_kernel_with_another_number_of_features_is_refused_by_name_too() -> None:
