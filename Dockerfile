@@ -14,6 +14,9 @@ COPY schemas schemas
 COPY pipeline pipeline
 COPY agents agents
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
+# Without them a worker compiles for minutes before it joins. For any processor: docs/deployment.md says what else.
+ARG NUMBA_CPU_NAME=generic
+RUN NUMBA_CACHE_DIR=/opt/venv/share/fraud-pipeline/kernels NUMBA_CPU_NAME=${NUMBA_CPU_NAME} fraud-pipeline compile
 
 FROM ${PYTHON_IMAGE}
 # LightGBM is linked against the system's OpenMP runtime.
@@ -23,10 +26,12 @@ RUN apt-get update \
     && useradd --uid 10001 --create-home --home-dir /home/fraud --shell /usr/sbin/nologin fraud \
     && install --directory --owner=fraud --group=fraud /data /registry /snapshots
 COPY --from=build /opt/venv /opt/venv
+ARG NUMBA_CPU_NAME=generic
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/data/numba \
+    NUMBA_CPU_NAME=${NUMBA_CPU_NAME} \
     FRAUD_PIPELINE_DATA_DIR=/data \
     FRAUD_PIPELINE_REGISTRY_DIR=/registry \
     FRAUD_PIPELINE_SNAPSHOT_URL=/snapshots \

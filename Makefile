@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run-pipeline backtest broker worker test check lint types imports prepare pytest evaluate quality chaos bench bench-docs run-docs docs format lock release clean
+.PHONY: help setup run-pipeline backtest broker worker test check lint types imports prepare pytest bounds evaluate quality chaos bench bench-docs run-docs docs format lock release clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -38,7 +38,7 @@ help: ## List the targets
 	@echo
 	@echo "Variables: PYTHON (interpreter for the virtual environment), VENV (its directory, $(VENV)),"
 	@echo "           DAYS and ARGS (run-pipeline), DATA and ARGS (evaluate),"
-	@echo "           ARGS (backtest, broker, worker, pytest),"
+	@echo "           ARGS (backtest, broker, worker, pytest, bounds),"
 	@echo "           SECONDS, KILLS, SEED, BROKERS (1 or 3), ROWS, DATA, FUZZ and ARGS (chaos), REPEATS and ARGS (bench)."
 
 # --- The virtual environment -------------------------------------------------------------------------------------
@@ -156,6 +156,11 @@ else
 	for name in second third fourth; do echo "==> The $$name process"; cat build/tests/$$name.log; done; \
 	exit $$code
 endif
+
+# Numba's cache does not tell code that checks from code that does not.
+bounds: $(INSTALLED) ## Run the property tests with compiled code that checks every index (minutes)
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$(CURDIR)/build/cache/numba-bounds/$(CORE)" \
+	  "$(PYTHON_OF_VENV)" -m pytest $(or $(ARGS),tests/property)
 
 evaluate: $(INSTALLED) ## Hold the whole pipeline to a file of real size (DATA=file with the Handbook's columns)
 	@if [ -z "$(DATA)" ]; then \

@@ -6,12 +6,14 @@ Faust keeps agents, supervision, signals and logging; its own Kafka clients, tab
 
 import asyncio
 import gc
+import importlib
 import logging
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
@@ -64,6 +66,7 @@ GC_THRESHOLDS: Final = (100_000, 20, 100)
 CRITICAL_FIRST_S: Final = 5.0
 """Longest time for which agents that no alert waits for let the others restore their partitions first."""
 _LOOK_S: Final = 0.05
+_PREPARED_LOOK_S: Final = 0.5
 SWITCH_INTERVAL_S: Final = 0.0005
 """Longest time for which an agent's thread keeps the interpreter while another agent has an answer waiting."""
 
@@ -146,6 +149,7 @@ class WorkerContext:
         self._repository: SnapshotRepository | None = None
         self._connecting = threading.Lock()
         self._closing = threading.Event()
+        self._prepared: Future[None] = Future()
 
     def connect(self) -> None:
         """Serve metrics, find or start the broker, check the topics; the first agent that asks does it for all."""
@@ -178,6 +182,7 @@ class WorkerContext:
             self._stack.callback(self.metrics.stop)
             log.info("probes and metrics are served at %s:%d", settings.metrics_host, port)
             # Meanwhile: questions to brokers are mostly waiting.
+            self._prepared = Future()
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
             self._starting("looks for a broker")
             broker = self._stack.enter_context(provide_broker(settings))
@@ -227,9 +232,25 @@ class WorkerContext:
             log.warning("%s", warning)
 
     def _prepare(self) -> None:
-        """Import the agents and load their kernels, so that none does it when its partitions come."""
-        for name in self._settings.agent_names:
-            resolve_name(AGENTS[name].partitions_class).prepare(self._settings, self._rates)
+        """Import the agents and compile or load their kernels, so that none does it when its partitions come."""
+        try:
+            for spec in self._specs:
+                resolve_name(spec.partitions_class)
+            # Imported here: a start asks brokers meanwhile.
+            preparation = importlib.import_module("agents.preparation")
+            directory = next(iter(self._directories.values())) / "prepare"
+            preparation.prepare_kernels(self._settings, self._rates, directory, self._settings.agent_names)
+        except BaseException as error:
+            self._prepared.set_exception(error)
+        else:
+            self._prepared.set_result(None)
+
+    def _await_prepared(self) -> None:
+        """Wait for `_prepare`, however long it takes: an agent that joins holds partitions. Raises what it raised."""
+        while not self._prepared.done():
+            self._starting("compiles its kernels, or loads them (docs/deployment.md)")
+            wait([self._prepared], _PREPARED_LOOK_S)
+        self._prepared.result()
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
@@ -267,6 +288,7 @@ class WorkerContext:
 
         def new_loop() -> AgentLoop:
             self.connect()
+            self._await_prepared()
             if not spec.latency_critical:
                 self._await_critical()
             quarantines = Quarantines(

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.card import CardOptions, CardPartition, compile_kernels
+from pipeline.engine.card import CardOptions, CardPartition
 from pipeline.engine.card_batch import process_together
 from pipeline.engine.results import Result
 from pipeline.engine.state import LoadedState
@@ -30,14 +30,8 @@ class CardPartitions(KernelPartitions[CardPartition]):
         self._rates = rates
 
     @classmethod
-    def prepare(cls, settings: Settings, rates: RateTable) -> None:
-        """Load the kernels."""
-        compile_kernels(_options(settings, rates))
-
-    @classmethod
     def create(cls, environment: Environment, shared: WorkerResources) -> Self:
         """Return the partitions of a worker's card agent."""
-        cls.prepare(environment.settings, shared.rates)
         return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
 
     def assigning(self, waiting: Callable[[], None]) -> None:

@@ -9,9 +9,7 @@ from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.results import Result
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import Stateless
-from pipeline.settings import Settings
 from pipeline.settings.kernel_options import label_options
-from schemas.money import RateTable
 from schemas.records import Record
 
 
@@ -20,10 +18,6 @@ class LabelPartitions(Stateless):
 
     def __init__(self, environment: Environment, options: LabelOptions) -> None:
         self._environment, self._options = environment, options
-
-    @classmethod
-    def prepare(cls, settings: Settings, rates: RateTable) -> None:
-        """Load nothing."""
 
     @classmethod
     def create(cls, environment: Environment, shared: WorkerResources) -> Self:

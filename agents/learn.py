@@ -16,9 +16,7 @@ from pipeline.kafka.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_model import RiverLearner, RiverModel
-from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig
-from schemas.money import RateTable
 from schemas.records import Output, Record
 
 NewLearner = Callable[[RiverModel | None], RiverLearner]
@@ -51,10 +49,6 @@ class LearnPartitions:
         self._held: LearnPartition | None = None
         self._published_s = -math.inf
         self._report, self._reported_s, self._reported = report, -math.inf, 0
-
-    @classmethod
-    def prepare(cls, settings: Settings, rates: RateTable) -> None:
-        """Load nothing."""
 
     @classmethod
     def create(cls, environment: Environment, shared: WorkerResources) -> Self:

@@ -102,15 +102,6 @@ class KernelPartitions(ABC, Generic[P]):
         # What an earlier process left there may not have been committed.
         shutil.rmtree(environment.directory, ignore_errors=True)
 
-    @classmethod
-    def prepare(cls, settings: Settings, rates: RateTable) -> None:
-        """Load what batches will need, before the agent starts and perhaps beside other threads; by default nothing.
-
-        Args:
-            settings: The worker's settings.
-            rates: The rate table.
-        """
-
     @abstractmethod
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> P:
         """The kernel of one partition."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from pipeline.observability.terminal import printable_lines
+from pipeline.state.kernel_cache import use_shipped_kernels
 from pipeline.state.state_directory import keep_private
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -22,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Backtest two models on simulated history.",
     ),
     "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
+    "compile": ("pipeline.commands.compile", "Compile the kernels, for an image."),
     "dead-letters": (
         "pipeline.commands.dead_letters",
         "List, explain and resend records that were not accepted.",
@@ -91,6 +93,7 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in self._lazy:
             return None
+        use_shipped_kernels()  # before anything imports Numba
         module, _, name = self._lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name or "command")
         return command

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from math import prod
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import xxhash
@@ -92,6 +92,10 @@ PROFILED_LAYOUT: Final = Layout(
 )
 FEATURES_MAGIC: Final = b"FPFB"
 _MAGICS: Final = (PROFILED_LAYOUT.magic, FEATURES_MAGIC)
+
+
+Input: TypeAlias = tuple[str, int, int]
+"""A record that the card agent read: topic without prefix, partition, offset."""
 
 
 class BlockError(ValueError):

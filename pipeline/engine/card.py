@@ -1,33 +1,29 @@
 """The card agent's kernel: validates transactions, profiles them by card, and lets labels follow them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import datetime
 from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.accepted_labels import LabelOptions, accept
 from pipeline.engine.card_batch import CardKeys, process_together
 from pipeline.engine.card_join import Arrivals, CardJoin, Joined
 from pipeline.engine.columns import Transactions
 from pipeline.engine.joins import Clock, Retention
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values, forgotten_with
-from pipeline.engine.partitioner import partition_of
 from pipeline.engine.pending import StorePending
 from pipeline.engine.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, MemoryStore, StateDump, Store, state_digest
+from pipeline.engine.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.transaction_index import IndexState, StoreIndex
 from pipeline.engine.wait_clock import WaitClock, WaitState
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows
-from schemas.messages import CardConfig, Label, Transaction
+from schemas.messages import CardConfig
 from schemas.money import RateTable
 from schemas.records import Record
-from schemas.topics import ACCEPTED_LABELS, LABELS, TRANSACTIONS
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -180,34 +176,3 @@ class CardPartition:
         """Let go of the state."""
         self._windows.close()
         self._store.close()
-
-
-def compile_kernels(options: CardOptions) -> None:
-    """Compile what a batch needs, or load it from Numba's cache, so that the first batch does not wait for it.
-
-    A transaction and its label pass through a partition in memory.
-    """
-    when, name, card = datetime(2020, 1, 1, tzinfo=UTC), "t", "c"
-    bought = Transaction(
-        transaction_id=name, event_time=when, card_id=card, merchant_id="m", amount=Decimal("1.50"),
-        currency=options.rates.base,
-    )  # fmt: skip
-    report = Label(transaction_id=name, card_id=card, label="fraud", source="chargeback", labelled_at=when)
-    home, stamp_ms = partition_of(card, options.partitions), round(when.timestamp() * 1_000)
-    transaction, label = (
-        Record(options.topic_prefix + topic.name, home, 0, stamp_ms, card.encode(), _encode(message))
-        for topic, message in ((TRANSACTIONS, bought), (LABELS, report))
-    )
-    (forwarded,) = accept(
-        [label], LabelOptions(options.future_tolerance_us, options.partitions, topic_prefix=options.topic_prefix)
-    ).outputs
-    accepted = Record(
-        options.topic_prefix + ACCEPTED_LABELS.name, home, 0, stamp_ms, forwarded.key, forwarded.value,
-        forwarded.headers,
-    )  # fmt: skip
-    partition = CardPartition(options, None, MemoryStore())
-    try:
-        partition.process([transaction, accepted], when)
-        partition.commit()
-    finally:
-        partition.close()

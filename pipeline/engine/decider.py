@@ -9,7 +9,7 @@ from pipeline.engine.decision_messages import DecisionBatch, DecisionWriter
 from pipeline.engine.decisions import SELECTIONS, decided
 from pipeline.engine.feature_blocks import encode_features
 from pipeline.engine.models import ActiveModels
-from pipeline.engine.profiled import compile_reader, read_rows
+from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.subjects import CARD, INGESTED_US
@@ -22,7 +22,7 @@ class Decider:
     """Holds nothing of a partition: what it decides depends on a transaction's features and on the models alone."""
 
     def __init__(self, base_currency: str, card_partitions: int, *, all_features: bool = False) -> None:
-        """Compile what is needed.
+        """Decide nothing yet.
 
         Args:
             base_currency: Currency of ``amount_base``.
@@ -31,8 +31,6 @@ class Decider:
         """
         self._writer = DecisionWriter(base_currency, all_features=all_features)
         self._card_partitions = card_partitions
-        # Compiled here, not while the first batch waits.
-        compile_reader()
 
     def process(
         self, parts: Iterable[tuple[ScorePartition, Sequence[Record]]], models: ActiveModels, now: datetime

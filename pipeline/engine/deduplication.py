@@ -9,17 +9,13 @@ Exactly-once delivery writes no row twice, and the same rule finds no duplicate 
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TypeAlias
 
 import msgspec
 
-from pipeline.engine.blocks import TRANSACTION
+from pipeline.engine.blocks import TRANSACTION, Input
 from pipeline.engine.journal import JournaledDict
 from pipeline.engine.profiled import ProfiledRows
 from pipeline.engine.subjects import INGESTED_US, INPUT_OFFSET
-
-Input: TypeAlias = tuple[str, int, int]
-"""A record that the card agent read: topic without prefix, partition, offset."""
 
 
 class ReadInput(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine import blocks
 from pipeline.engine.block_columns import REASONS, Columns, empty_columns, fill_columns
-from pipeline.engine.blocks import TRANSACTION, Block, BlockError, Sources, pack_block, parse_block
+from pipeline.engine.blocks import TRANSACTION, Block, BlockError, parse_block
 from pipeline.engine.columns import span_keys
 from pipeline.engine.merchants import MerchantLog
 from pipeline.engine.subjects import (
@@ -117,23 +117,6 @@ def _without_skipped(rows: ProfiledRows) -> ProfiledRows:
             skipped = [within.start + row for row in record.skipped_rows if 0 <= row < len(within)]
             keep[skipped] = False
     return rows.take(np.flatnonzero(keep))
-
-
-def compile_reader() -> None:
-    """Compile what reads blocks, or load it from Numba's cache, so that the first batch does not wait for it."""
-    numbers = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(1, np.uint8)
-    block = Block(
-        KERNEL_VERSION,
-        [b"name"],
-        Sources(*numbers),
-        np.zeros((len(blocks.WIDE), 1), np.int64),
-        np.zeros((1, len(CARD_FEATURES))),
-        np.zeros((len(blocks.NARROW), 1), np.int32),
-        np.zeros((len(blocks.TEXTS), 1), np.int32),
-        np.zeros((len(blocks.CODES), 1), np.uint8),
-        b"",
-    )
-    read_rows([Record("", 0, 0, 0, None, pack_block(block))])
 
 
 def _with_features(block: Block) -> Block:

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import TRANSACTION, KernelMismatch, parse_block
-from pipeline.engine.deduplication import Input, ReadInput, ReadInputs
+from pipeline.engine.blocks import TRANSACTION, Input, KernelMismatch, parse_block
+from pipeline.engine.deduplication import ReadInput, ReadInputs
 from pipeline.engine.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.profiled import ProfiledRows, read_rows
 from pipeline.engine.results import Result

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.client_log import librdkafka_log, log_error, log_error_only
 from pipeline.kafka.errors import ConfigError
@@ -33,6 +34,9 @@ ANSWER_S: Final = 5.0
 """Longest wait for one answer: the broker that is asked may stand still, and another one may know."""
 CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 """A worker that died is replaced after this long; under KIP-848 the broker says how long."""
+CLIENT_ID: Final = "fraud-pipeline"
+MEMBER_ID: Final = f"{CLIENT_ID}-{KERNEL_VERSION}"
+"""Client id of the member of an agent's group: a worker of another kernel version must know it."""
 READER_GROUP: Final = "fraud-pipeline-reader"
 """Group of readers that join none; a client asks for its coordinator all the same."""
 
@@ -79,7 +83,7 @@ def _merge(
 def _common(bootstrap: str) -> Config:
     return {
         BOOTSTRAP: bootstrap,
-        "client.id": "fraud-pipeline",
+        "client.id": CLIENT_ID,
         "logger": librdkafka_log,
         "error_cb": log_error,
         "socket.nagle.disable": True,

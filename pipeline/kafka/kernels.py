@@ -22,13 +22,13 @@ from pipeline.engine.blocks import (
     MERCHANT,
     TRANSACTION,
     BlockError,
+    Input,
     parse_block,
 )
-from pipeline.engine.deduplication import Input
 from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
-from pipeline.kafka.clients import METADATA_TIMEOUT_S
+from pipeline.kafka.clients import MEMBER_ID, METADATA_TIMEOUT_S
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
@@ -38,8 +38,6 @@ from schemas.topics import PROFILED, REROUTED, TRANSACTIONS
 _CARD: Final = "card"
 SCORE: Final = "score"
 """The agents that write and read the blocks, and so their groups' names without prefix."""
-CLIENT_ID: Final = f"fraud-pipeline-{KERNEL_VERSION}"
-"""The name by which brokers and other workers know a member of a group."""
 NEWEST_OFFSETS: Final = 10
 LAST_OFFSETS: Final = 100
 """So many offsets before a partition's end are looked at on start: those first, these where another kernel is seen."""
@@ -225,6 +223,6 @@ def members_of_others(client: AdminClient, settings: Settings) -> list[str]:
             if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
                 raise
             continue
-        if any(member.client_id != CLIENT_ID for member in members):
+        if any(member.client_id != MEMBER_ID for member in members):
             found.append(name)
     return found

@@ -18,12 +18,11 @@ from pipeline.kafka.assignment import Assignment
 from pipeline.kafka.batch import Batch, Partition
 from pipeline.kafka.batch_reader import BatchReader
 from pipeline.kafka.careful import Mark, write_mark
-from pipeline.kafka.clients import Config, GroupProtocol, consumer_config, late_fetch_config
+from pipeline.kafka.clients import MEMBER_ID, Config, GroupProtocol, consumer_config, late_fetch_config
 from pipeline.kafka.committed_state import CommittedState
 from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError, Unknown
 from pipeline.kafka.group_client import GroupClient
 from pipeline.kafka.internal import OnRefused, not_counted
-from pipeline.kafka.kernels import CLIENT_ID
 from pipeline.kafka.markers import batch_markers
 from pipeline.kafka.member import Member
 from pipeline.kafka.odd_offsets import OddOffsets
@@ -57,7 +56,7 @@ def _consumer_config(member: Member, protocol: GroupProtocol) -> Config:
         # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
         overrides={
             "auto.offset.reset": "error",
-            "client.id": member.settings.kafka_config.get("client.id", CLIENT_ID),
+            "client.id": member.settings.kafka_config.get("client.id", MEMBER_ID),
         },
         protocol=protocol,
     )

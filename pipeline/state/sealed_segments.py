@@ -37,7 +37,7 @@ class SealedSegments:
         self._starts = np.zeros(1, np.int64)
         """Offset of each segment's filter, and the end of the last."""
         # Compiled here, not while the first batch waits.
-        fill_filter(np.zeros(1, np.uint64), keys_of([]))
+        fill_filter(np.zeros(1, np.uint64), np.empty((0, 2), np.int64))
         next_candidates(self._filters, self._starts, keys_of([]), np.empty(0, np.int64))
 
     def paths(self, number: int) -> tuple[Path, Path]:

@@ -3,26 +3,31 @@
 Run it before several processes that need them. Otherwise each of these compiles all kernels, at the same time.
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from agents.preparation import prepare_kernels
 from pipeline.backtest import Order, replay
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.card import CardOptions
 from pipeline.engine.models import ActiveModels
 from pipeline.scoring.river_factory import first_river
+from pipeline.settings import Settings
 from tests.contract.records import RATES
-from tests.helpers.histories import DAY, busy_history, labels, play, transactions
-from tests.helpers.live import Live
+from tests.helpers.histories import DAY, busy_history, labels, transactions
 from tests.helpers.models import small_model
 
 
 def main() -> None:
-    """Carry a short history through the live kernels, and through a backtest."""
+    """Compile those of the agents, and carry a short history through a backtest."""
+    with TemporaryDirectory() as directory:
+        prepare_kernels(Settings(), RATES, Path(directory) / "segments")
     base = small_model()
     rule = Rule(code="any", feature="amount", op=">", value=0, sentence="Any amount.")
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=(rule,), lightgbm_version=base.version)
     models = ActiveModels(base, first_river(), policy)
     options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 2)
     history = busy_history(1, 100)
-    play(history, Live(models, options))
     for _ in replay(models, [transactions(history)], [labels(history)], options=options, order=Order.RECORDED):
         pass
 

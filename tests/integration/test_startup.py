@@ -31,11 +31,10 @@ from pipeline.engine.partitioner import partition_of
 from pipeline.engine.results import Result
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.clients import MEMBER_ID, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster import group_protocol, topic_identities
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import not_counted
-from pipeline.kafka.kernels import CLIENT_ID
 from pipeline.kafka.offset_checks import progressed
 from pipeline.kafka.quarantine import Quarantines
 from pipeline.kafka.retention import needed_days
@@ -391,7 +390,7 @@ def test_workers_of_another_kernel_are_refused_though_everything_is_decided(boot
             assert "workers of another kernel version run" in reported
             assert f"(partition 1 offset 1) is of 0-other, this release has {KERNEL_VERSION}, and group" in reported
     # One of this release joined before.
-    with member(CLIENT_ID):
+    with member(MEMBER_ID):
         assert check_start(bootstrap, settings, ALL) == []
     # It has written by now; a partition of which nobody buys any more still ends with the other's.
     read_by_card_agent(bootstrap, settings, 2, 1)

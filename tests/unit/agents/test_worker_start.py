@@ -3,18 +3,20 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-import agents.card
-from agents import app
+from agents import app, preparation
 from agents.app import WorkerContext
 from agents.loop import AgentLoop
-from pipeline.engine.card import CardOptions
+from pipeline.kafka.undecided import UndecidedWatch
 from pipeline.settings import Settings
+from schemas.money import RateTable
 from tests.contract.records import RATES
+from tests.helpers.waiting import eventually
 
 TIMEOUT_S = 30.0
 
@@ -36,18 +38,54 @@ def worker(tmp_path: Path) -> WorkerContext:
     return WorkerContext(Settings(data_dir=tmp_path, metrics_port=0))
 
 
-def test_kernels_are_loaded_for_the_agents_that_run(
+class Undecided:
+    """A watch that nobody asks."""
+
+    def follow(self, agent: str, positions: object) -> None:
+        """Follow nothing."""
+
+
+def test_no_agent_begins_before_its_kernels_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    release = threading.Event()
+
+    def compiling(_settings: Settings, rates: RateTable, _directory: Path, agents: Collection[str]) -> None:
+        assert (rates, [*agents]) == (RATES, ["score"])
+        assert release.wait(TIMEOUT_S)
+        order.append("compiled")
+
+    def loop(*_: object) -> AgentLoop:
+        order.append("loop")
+        return cast(AgentLoop, Loop())
+
+    worker = app.create_app(Settings(data_dir=tmp_path, metrics_port=0, agents="score"))._worker
+    worker._directories["score"] = tmp_path
+    worker._rates, worker._undecided = RATES, cast(UndecidedWatch, Undecided())
+    monkeypatch.setattr(preparation, "prepare_kernels", compiling)
+    monkeypatch.setattr(app, "AgentLoop", loop)
+    monkeypatch.setattr(app, "Quarantines", lambda *_: None)
+    monkeypatch.setattr(worker, "partitions", lambda *_: None)
+    monkeypatch.setattr(worker, "connect", threading.Thread(target=worker._prepare, daemon=True).start)
+    beginning = threading.Thread(target=worker._channels[0]._new_loop)
+    beginning.start()
+    eventually(lambda: order or "compiles its kernels" in worker.health._step)
+    assert order == []
+    release.set()
+    beginning.join(TIMEOUT_S)
+    assert order == ["compiled", "loop"]
+
+
+def test_kernels_that_cannot_be_compiled_stop_the_agents(
     worker: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[CardOptions] = []
-    monkeypatch.setattr(agents.card, "compile_kernels", loaded.append)
-    worker._rates = RATES
+    def fail(*_: object) -> None:
+        raise OSError("no space is left for compiled code")
+
+    monkeypatch.setattr(preparation, "prepare_kernels", fail)
+    worker._rates, worker._directories["card"] = RATES, tmp_path
     worker._prepare()
-    assert [options.rates for options in loaded] == [RATES]
-    other = WorkerContext(Settings(data_dir=tmp_path, metrics_port=0, agents="score,learn"))
-    other._rates = RATES
-    other._prepare()
-    assert len(loaded) == 1
+    with pytest.raises(OSError, match="no space"):
+        worker._await_prepared()
 
 
 def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(

@@ -1,0 +1,138 @@
+"""The kernels of the agents, compiled or loaded from Numba's cache before any agent joins its group.
+
+A transaction, its label and its decision pass through all agents, in memory and in a directory that is removed. An
+agent that compiled behind its first batch would hold partitions for minutes while nobody decides them.
+"""
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agents.topology import CARD, FEEDBACK, LABEL, LEARN, SCORE
+from pipeline.decision.policy import Policy
+from pipeline.engine.accepted_labels import accept
+from pipeline.engine.card import CardPartition
+from pipeline.engine.decider import Decider
+from pipeline.engine.feedback import FeedbackPartition
+from pipeline.engine.learn import LearnPartition
+from pipeline.engine.models import ActiveModels
+from pipeline.engine.results import Result
+from pipeline.engine.score import ScorePartition
+from pipeline.engine.state import MemoryStore
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.river_factory import first_river, new_learner
+from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options, feedback_options, label_options
+from pipeline.state.segments import FileSegments
+from schemas.messages import Label, Transaction
+from schemas.money import RateTable
+from schemas.records import Output, Record
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, EXAMPLES, LABELS, PROFILED, TRANSACTIONS, Topic
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_ORDER: Final = tuple(spec.name for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN))
+"""The agents, each of which works on what those before it have written."""
+_WHEN: Final = datetime(2020, 1, 1, tzinfo=UTC)
+_BOUGHT: Final = 3
+"""Transactions, of which the first is reported as fraud."""
+
+
+def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agents: Collection[str] = _ORDER) -> None:
+    """Compile what batches of these agents need, or load it.
+
+    Args:
+        settings: The worker's settings.
+        rates: The rate table.
+        directory: For a moment, it is made and removed.
+        agents: Names of agents.
+    """
+    settings = settings.model_copy(update={"card_partitions": 1, "merchant_partitions": 1, "topic_prefix": ""})
+    agents = _ORDER[: max(map(_ORDER.index, agents)) + 1]
+    labels = _records(LABELS, [_label()])
+    accepted = _written(accept(labels, label_options(settings)).outputs, ACCEPTED_LABELS)
+    if CARD.name not in agents:
+        return
+    bought = _records(TRANSACTIONS, [_transaction(number, rates.base) for number in range(_BOUGHT)])
+    cards = CardPartition(card_options(settings, rates, 1), None, MemoryStore())
+    # One transaction alone, and several with a label: the columns of each have a layout of their own.
+    results = []
+    for batch in (bought[:1], [*bought[1:], *accepted]):
+        results.append(cards.process(batch, _WHEN))
+        cards.commit()
+    cards.close()
+    if SCORE.name not in agents:
+        return
+    scores, decider, models = ScorePartition(), Decider(rates.base, 1, all_features=True), _models()
+    profiled = _written((output for result in results for output in result.outputs), PROFILED)
+    results = [decider.process([(scores, part)], models, _WHEN) for part in (profiled[:1], profiled[1:])]
+    scores.commit()
+    scores.close()
+    if FEEDBACK.name not in agents:
+        return
+    features = _written((output for result in results for output in result.outputs), DECISION_FEATURES)
+    segments = FileSegments(directory, sealed_bytes=1)
+    feedback = FeedbackPartition(feedback_options(settings), MemoryStore(), None, segments)
+    # The label finds its decision in a sealed segment.
+    joined = Result()
+    for batch in (features, accepted):
+        joined = feedback.process(batch, _WHEN)
+        feedback.commit()
+    feedback.close()
+    if LEARN.name not in agents:
+        return
+    learn = LearnPartition(new_learner(settings.river_classifier))
+    learn.learn(_written(joined.outputs, EXAMPLES))
+    learn.commit()
+
+
+def _transaction(number: int, currency: str) -> bytes:
+    return _encode(
+        Transaction(
+            transaction_id=f"t{number}",
+            event_time=_WHEN - timedelta(minutes=_BOUGHT - number),
+            card_id="c",
+            merchant_id="m",
+            amount=Decimal("1.50"),
+            currency=currency,
+        )
+    )
+
+
+def _label() -> bytes:
+    return _encode(Label(transaction_id="t0", card_id="c", label="fraud", source="chargeback", labelled_at=_WHEN))
+
+
+def _records(topic: Topic, values: Iterable[bytes]) -> list[Record]:
+    at_ms = round(_WHEN.timestamp() * 1_000)
+    return [Record(topic.name, 0, offset, at_ms, b"c", value) for offset, value in enumerate(values)]
+
+
+def _written(outputs: Iterable[Output], topic: Topic) -> list[Record]:
+    """Return what an agent wrote to a topic, as the next one reads it."""
+    own = [output for output in outputs if output.topic is topic]
+    at_ms = round(_WHEN.timestamp() * 1_000)
+    return [
+        Record(topic.name, 0, offset, at_ms, output.key, output.value, output.headers)
+        for offset, output in enumerate(own)
+    ]
+
+
+def _models() -> ActiveModels:
+    """Return models that alert on everything, so that explanations are compiled too."""
+    tree = (
+        "Tree=0\nnum_leaves=2\nnum_cat=0\nsplit_feature=0\nsplit_gain=1\nthreshold=0\ndecision_type=2\n"
+        "left_child=-1\nright_child=-2\nleaf_value=-1 1\nleaf_weight=1 1\nleaf_count=1 1\ninternal_value=0\n"
+        "internal_weight=2\ninternal_count=2\nis_linear=0\nshrinkage=1\n\n\n"
+    )
+    header = (
+        f"tree\nversion=v4\nnum_class=1\nnum_tree_per_iteration=1\nlabel_index=0\nmax_feature_idx={len(FEATURES) - 1}\n"
+        f"objective=binary sigmoid:1\nfeature_names={' '.join(FEATURES)}\n"
+        f"feature_infos={' '.join(['none'] * len(FEATURES))}\ntree_sizes={len(tree)}\n\n"
+    )
+    forest = LightGBMModel(f"{header}{tree}end of trees\n")
+    return ActiveModels(forest, first_river(), Policy(0.0, blend=0.5, audit_rate=0.5))
