@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 
 from confluent_kafka import Consumer, TopicPartition
 
-from pipeline.kafka.batch import Partition, partitions_text, start_at
+from pipeline.kafka.batch import Partition, partitions_text
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.committed_state import CommittedState
 from pipeline.kafka.group_client import GroupClient
@@ -69,12 +69,8 @@ class Assignment:
             committed = self._state.read_offsets(consumer, whole)
             offsets = self._state.restore(whole, committed)
             self._careful.assigned(committed)
-        positions = [start_at(partition, offsets.get(partition, 0)) for partition in came]
         log.info("%s: assigned %s", self._agent, partitions_text(came))
-        if client.is_classic:
-            consumer.assign(positions)
-        else:
-            consumer.incremental_assign(positions)
+        client.assign(came, offsets)
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
         if incomplete := [partition for partition in came if partition[1] not in whole]:
             client.pause(incomplete)

@@ -9,7 +9,6 @@ from pipeline.kafka.batch import start_at
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.log_offsets import partition_numbers
-from pipeline.kafka.message_records import record_of
 from pipeline.kafka.replay_reader import stable_end
 from pipeline.kafka.topic_reader import READ_BATCH, log_consumer
 from pipeline.settings import Settings
@@ -63,15 +62,16 @@ class TopicFollower:
     def poll(self, timeout_s: float) -> list[Record]:
         """Records that are there; waits up to ``timeout_s`` for the first one."""
         records = []
-        for message in self._consumer.take(timeout_s, READ_BATCH):
-            error = message.error()
-            if error is None:
-                records.append(record_of(message))
-                self._positions[message.partition()] = message.offset() + 1
-            elif error.code() == KafkaError._PARTITION_EOF:
-                self._pending_ends.discard(message.partition())
+        for item in self._consumer.take(timeout_s, READ_BATCH):
+            if isinstance(item, Record):
+                records.append(item)
+                self._positions[item.partition] = item.offset + 1
+                continue
+            (_, number), offset, error = item
+            if error.code() == KafkaError._PARTITION_EOF:
+                self._pending_ends.discard(number)
                 # Behind marks of transactions, which are no records.
-                self._positions[message.partition()] = message.offset()
+                self._positions[number] = offset
             elif error.fatal():
                 raise TopicError(f"topic {self._name}: {error.str()}")
         return records

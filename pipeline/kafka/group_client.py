@@ -1,19 +1,23 @@
 """The client of a group's member: what it is assigned, up to where it was read, and its messages."""
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka.batch import Partition, start_at
+from pipeline.kafka.batch_records import compile_scan
+from pipeline.kafka.bounded_consumer import BoundedConsumer
 from pipeline.kafka.call_thread import CallThread, CallTimedOut
 from pipeline.kafka.callbacks import callback
-from pipeline.kafka.carried import carried_messages
+from pipeline.kafka.carried import AT_ONCE, carried
 from pipeline.kafka.client_log import log_error
 from pipeline.kafka.log_offsets import log_range
 from pipeline.kafka.member import Member
+from pipeline.kafka.message_records import Item, item_of
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.shutdown import LAST_WAIT_S, Shutdown
 
@@ -21,10 +25,16 @@ log = logging.getLogger(__name__)
 
 HOLD_ASK_S: Final = 1.0
 """Longest wait for the end of a partition that is on hold."""
+LISTEN_S: Final = 0.01
+"""Longest wait for records of producers until the group, and records of the pipeline's own topics, are looked for."""
 
 
 class GroupClient:
-    """A consumer that can be replaced, and what is known of the partitions that it holds; used from one thread."""
+    """A consumer that can be replaced, and what is known of the partitions that it holds; used from one thread.
+
+    Topics that producers write to are read by a `BoundedConsumer`: in the group's own client, which would inflate
+    whatever comes, they are always paused.
+    """
 
     def __init__(self, member: Member, config: Mapping[str, Any], shutdown: Shutdown, retries: Retries) -> None:
         """Make the client, which joins nothing yet.
@@ -45,7 +55,12 @@ class GroupClient:
         self.positions: dict[Partition, int] = {}
         self.assigned: set[Partition] = set()
         """Partitions that the group has assigned; held once all topics of their number are."""
-        self._carried = carried_messages(member.topics.values(), member.settings.batch_max_records)
+        self._carried = carried(member.topics.values(), member.settings.batch_max_records)
+        self._inputs = member.settings.inputs & member.topics.keys()
+        self._bounded = BoundedConsumer(config)
+        if self._inputs:
+            compile_scan()
+        self._is_polled_first = True
 
     def _new(self) -> tuple[Consumer, list[str]]:
         """A client, and where it puts the errors after which it cannot be used any more."""
@@ -80,24 +95,66 @@ class GroupClient:
         """Return the group's metadata as they are now."""
         return self.consumer.consumer_group_metadata()
 
+    def is_bounded(self, partition: Partition) -> bool:
+        """Return whether a partition is of a topic that producers write to."""
+        return partition[0] in self._inputs
+
     def fetch(self, timeout_s: float) -> None:
-        """Take messages from the client until a batch is full. It serves rebalances meanwhile, which drop some."""
-        first = self.consumer.poll(0 if self._carried else timeout_s)
+        """Take what has come until a batch is full. The client serves rebalances meanwhile, which drop some."""
+        ends_s = time.monotonic() + timeout_s
+        # In turn: either of them could fill all batches for a while.
+        self._is_polled_first = not self._is_polled_first
+        while True:
+            if self._inputs and not self._is_polled_first:
+                self._carried.add(self._bounded.take(self._carried.wanted()))
+            self._poll(0 if self._inputs or self._carried else timeout_s)
+            if not self._inputs:
+                return
+            if self._is_polled_first:
+                self._carried.add(self._bounded.take(self._carried.wanted()))
+            left_s = 0 if self._carried else ends_s - time.monotonic()
+            # Answers come while the batch is worked on.
+            self._bounded.wait(min(max(left_s, 0), LISTEN_S))
+            if left_s <= 0:
+                return
+
+    def _poll(self, timeout_s: float) -> None:
+        first = self.consumer.poll(timeout_s)
         if first is None:
             return
-        self._carried.add([first])
-        while (wanted := self._carried.wanted()) > 0:
+        self._carried.add([item_of(first)])
+        while (wanted := min(self._carried.wanted(), AT_ONCE)) > 0:
             more = self.consumer.consume(wanted, 0)
-            self._carried.add(more)
+            self._carried.add(list(map(item_of, more)))
             if len(more) < wanted:
                 return
 
-    def take(self) -> list[Message]:
-        """Return the fetched messages of the next batch."""
+    def take(self) -> list[Item]:
+        """Return what was fetched of the next batch."""
         return self._carried.take()
+
+    def assign(self, came: Collection[Partition], offsets: Mapping[Partition, int]) -> None:
+        """Take partitions that the group has assigned, to be read from ``offsets``; classic: in the place of all."""
+        paused = [TopicPartition(*partition) for partition in came if self.is_bounded(partition)]
+        # Twice: a pause from before the assignment holds where the client knows the partition already.
+        self.consumer.pause(paused)
+        positions = [self._start_at(partition, offsets.get(partition, 0)) for partition in came]
+        if self.is_classic:
+            self.consumer.assign(positions)
+        else:
+            self.consumer.incremental_assign(positions)
+        self.consumer.pause(paused)
+        for partition in came:
+            if self.is_bounded(partition) and partition in offsets:
+                self._bounded.seek(partition, offsets[partition])
+
+    def _start_at(self, partition: Partition, offset: int) -> TopicPartition:
+        # Where nothing is, should anything be fetched all the same.
+        return TopicPartition(*partition, OFFSET_END) if self.is_bounded(partition) else start_at(partition, offset)
 
     def pause(self, partitions: Collection[Partition]) -> None:
         """Fetch nothing of these partitions until they are resumed."""
+        self._bounded.pause([partition for partition in partitions if self.is_bounded(partition)])
         self.consumer.pause([TopicPartition(*partition) for partition in partitions])
 
     def halt(self, partitions: Collection[Partition]) -> None:
@@ -109,12 +166,16 @@ class GroupClient:
 
     def resume(self, partitions: Collection[Partition]) -> None:
         """Fetch from these partitions again; `seek` where reading goes on."""
-        self.consumer.resume([TopicPartition(*partition) for partition in partitions])
+        self._bounded.resume([partition for partition in partitions if self.is_bounded(partition)])
+        self.consumer.resume([TopicPartition(*partition) for partition in partitions if not self.is_bounded(partition)])
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read a partition from ``offset``; what was fetched of it is dropped."""
         self.positions[partition] = offset
         self._carried.drop(lambda at: at == partition)
+        if self.is_bounded(partition):
+            self._bounded.seek(partition, offset)
+            return
         try:
             self._retries.call("seek", lambda: self.consumer.seek(start_at(partition, offset)))
         except KafkaException as error:
@@ -130,9 +191,7 @@ class GroupClient:
     def _restart(self, partition: Partition, offset: int) -> None:
         """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
         if self.is_classic:
-            at = self.positions | {partition: offset}
-            positions = [start_at(held, at.get(held, 0)) for held in self.assigned]
-            self.consumer.assign(positions)
+            self.assign(self.assigned, self.positions | {partition: offset})
         else:
             self.consumer.incremental_unassign([TopicPartition(*partition)])
             self.consumer.incremental_assign([start_at(partition, offset)])
@@ -140,8 +199,14 @@ class GroupClient:
     def forget(self, numbers: Collection[int]) -> None:
         """Drop what is known of partitions that are not held any more."""
         self._carried.drop(lambda at: at[1] in numbers)
+        self._bounded.drop(self.member.partitions(numbers))
         for partition in [partition for partition in self.positions if partition[1] in numbers]:
             del self.positions[partition]
+
+    def close(self) -> None:
+        """Leave the group, and close all connections."""
+        self._bounded.close()
+        self.leave(self.consumer)
 
     def lag(self, *, asks: bool) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.
@@ -152,7 +217,10 @@ class GroupClient:
         """
         lags = {}
         for (topic, partition), position in self.positions.items():
-            _, high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            if self.is_bounded((topic, partition)):
+                high = self._bounded.log_end((topic, partition))
+            else:
+                _, high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             if asks:
                 # One that does not answer is reported by whoever watches brokers.
                 with suppress(KafkaException):

@@ -15,12 +15,15 @@ from contextlib import closing, suppress
 from typing import Any, Final
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka.batch import Partition
+from pipeline.kafka.batch import Partition, UnreadableRange
+from pipeline.kafka.batch_records import ODD_OFFSET
+from pipeline.kafka.bounded_consumer import BoundedConsumer
+from pipeline.kafka.carried import partition_of
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import OnRefused, not_counted, refuse
-from pipeline.kafka.odd_offsets import EXPLANATION, Content, OddOffsets, content_of
+from pipeline.kafka.message_records import Item, ReadError, item_of
 from pipeline.kafka.raw_fetch import FetchRefused, FetchUnanswered
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import DAMAGED, FETCHES, UNREADABLE, Fault, find_fault, reader_config
@@ -41,9 +44,10 @@ _decode: Final = msgspec.json.Decoder(Control).decode
 
 
 class LogConsumer:
-    """Reads partitions that it is given; used from one thread.
+    """Reads partitions of one topic that it is given; used from one thread.
 
-    Records of ``transactions`` and ``labels`` that claim another offset than they have are skipped.
+    Topics that producers write to are read by a `BoundedConsumer`. Their batches with records that claim another offset
+    than they have are skipped.
 
     Args:
         config: Configuration of a consumer.
@@ -55,7 +59,7 @@ class LogConsumer:
             else refuse them: each agent refuses and quarantines for itself.
         on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
         accept_damaged_control: Skip a batch of ``control`` that a disk has damaged, as other unreadable ones.
-        inputs: Topics that producers write to (full names), whose records may claim other offsets than they have.
+        inputs: Topics that producers write to (full names).
         trusted: Whether a record of ``control`` counts.
     """
 
@@ -71,7 +75,7 @@ class LogConsumer:
         on_refused: OnRefused = not_counted,
         accept_damaged_control: bool = False,
         inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
-        trusted: Callable[[Message], bool] = lambda _: True,
+        trusted: Callable[[Record], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
         self._skip_unreadable, self._trusted = skip_unreadable, trusted
@@ -84,11 +88,18 @@ class LogConsumer:
         self._skipped: set[Partition] = set()
         """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
         self._skip_refused = skip_refused
-        self._odd = OddOffsets(config, inputs, waiting)
-        self._standstills = Standstills()
+        self._inputs, self._standstills = inputs, Standstills()
+        self._bounded: BoundedConsumer | None = None
+        self._own = own
 
     def assign(self, positions: Sequence[TopicPartition]) -> None:
-        """Read these partitions, each from its offset."""
+        """Read these partitions, each from its offset; once."""
+        if positions and positions[0].topic in self._inputs:
+            self._bounded = BoundedConsumer(reader_config(self._config, self._own))
+            self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
+            for partition, offset in self._positions.items():
+                self._bounded.seek(partition, offset)
+            return
         for topic in {at.topic for at in positions if at.offset == OFFSET_BEGINNING or len(positions) > 1}:
             # A client that does not know the leaders yet asks where a log begins only half a second later, and begins
             # to fetch from several partitions up to a second later. Where no broker answers, it goes on asking.
@@ -101,7 +112,14 @@ class LogConsumer:
         """Return the offset behind what was taken or skipped of a partition."""
         return self._positions.get((topic, partition), 0)
 
-    def take(self, timeout_s: float, most: int, end: int | None = None) -> list[Message]:
+    def drop(self, partition: Partition) -> None:
+        """Read a partition no more."""
+        if self._bounded is not None:
+            self._bounded.drop([partition])
+        else:
+            self.consumer.incremental_unassign([TopicPartition(*partition)])
+
+    def take(self, timeout_s: float, most: int, end: int | None = None) -> list[Record | ReadError]:
         """Return up to ``most`` records and errors; waits up to ``timeout_s`` for the first one.
 
         Errors of unreadable batches are not among them.
@@ -115,125 +133,87 @@ class LogConsumer:
         Raises:
             TopicError: A batch cannot be read, with an error or without, and nobody has quarantined it.
         """
+        if self._bounded is not None:
+            items = self._bounded.take(most)
+            self._bounded.wait(0 if items else timeout_s)
+            return self._taken(items or self._bounded.take(most), end)
         if self._standstills.due():
             self._look(end)
         # ``consume`` with a timeout waits for a full list.
         first = self.consumer.poll(timeout_s)
         if first is None:
             return []
-        messages = [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())]
-        if not any(partition[0] in self._odd.topics for partition in self._positions):
-            return self._taken(messages, end)
-        believed, resumed = self._believable(messages)
-        taken = self._taken(believed, end)
-        for partition, offset in resumed.items():
-            self._skipped.add(partition)
-            self._seek(partition, offset)
-        return taken
+        return self._taken(list(map(item_of, [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())])), end)
 
-    def _taken(self, messages: list[Message], end: int | None) -> list[Message]:
-        errors = [error for message in messages if (error := message.error()) is not None]
-        if self._skipped or any(error.code() in UNREADABLE for error in errors):
-            return self._readable(messages, end)
-        if messages and not errors and len(self._positions) == 1:
-            self._take(messages[-1])
-        else:
-            for message in messages:
-                self._take(message)
-        return messages
+    def _taken(self, items: Sequence[Item], end: int | None) -> list[Record | ReadError]:
+        read = [item for item in items if isinstance(item, Record)]
+        if not self._skipped and len(read) == len(items):
+            if read and len(self._positions) == 1:
+                self._take(read[-1])
+            else:
+                for record in read:
+                    self._take(record)
+            return list(read)
+        return self._readable(items, end)
 
     def close(self) -> None:
         """Close the consumer."""
-        self._odd.close()
+        if self._bounded is not None:
+            self._bounded.close()
         self.consumer.close()
 
-    def _take(self, message: Message) -> None:
-        if message.error() is None:
-            self._positions[message.topic(), message.partition()] = message.offset() + 1
+    def _take(self, record: Record) -> None:
+        self._positions[record.topic, record.partition] = record.offset + 1
 
-    def _believable(self, messages: Sequence[Message]) -> tuple[list[Message], dict[Partition, int]]:
-        """Return ``messages`` without records that may hide others, and where to read again for these."""
-        start = next(iter(self._positions.values()))
-        follows = [read.offset() for read in messages] == [*range(start, start + len(messages))]
-        if len(self._positions) == 1 and follows and not self._odd.called_back:
-            return list(messages), {}
-        taken: dict[Partition, list[int]] = {}
-        contents: dict[Partition, Content] = {}
-        ordered = []
-        for message in messages:
-            if message.error() is None:
-                partition = message.topic(), message.partition()
-                offsets = taken.setdefault(partition, [])
-                # Two records of one batch may claim the same offset.
-                if message.offset() < (offsets[-1] + 1 if offsets else self._positions.get(partition, 0)):
-                    continue
-                if not offsets:
-                    contents[partition] = content_of(message)
-                offsets.append(message.offset())
-            ordered.append(message)
-        resumed: dict[Partition, int] = {}
-        for partition, offsets in taken.items():
-            if not offsets:
-                continue
-            reach = self._odd.check(partition, self._positions.get(partition, 0), offsets, contents[partition])
-            if reach is None:
-                continue
-            if reach.resume > reach.position and not self._skip_refused:
-                raise TopicError(
-                    f"topic {partition[0]} partition {partition[1]} offset {reach.position}: {EXPLANATION}"
-                )
-            resumed[partition] = reach.resume
-            of_partition = [
-                index for index, message in enumerate(ordered) if (message.topic(), message.partition()) == partition
-            ]
-            behind = [i for i in of_partition if ordered[i].error() is None and ordered[i].offset() >= reach.position]
-            dropped = {index for index in of_partition if behind and index >= behind[0]}
-            ordered = [message for index, message in enumerate(ordered) if index not in dropped]
-        return ordered, resumed
-
-    def _readable(self, messages: Sequence[Message], end: int | None) -> list[Message]:
-        """Return what of ``messages`` stands before unreadable batches, and go on behind those below ``end``."""
-        readable = []
+    def _readable(self, items: Sequence[Item], end: int | None) -> list[Record | ReadError]:
+        """Return what of ``items`` stands before unreadable batches, and go on behind those below ``end``."""
+        readable: list[Record | ReadError] = []
         ended: set[Partition] = set()
-        for message in messages:
-            partition, error = (message.topic(), message.partition()), message.error()
+        for item in items:
+            partition = partition_of(item)
             if partition in ended:
                 continue
             position = self._positions.get(partition, 0)
-            if error is not None and error.code() in UNREADABLE:
+            if isinstance(item, Record):
+                if partition not in self._skipped or item.offset >= position:
+                    self._take(item)
+                    readable.append(item)
+            elif isinstance(item, UnreadableRange) or item.error.code() in UNREADABLE:
                 ended.add(partition)
-                start = max(position, message.offset())
+                start = max(position, item.start if isinstance(item, UnreadableRange) else item.offset)
+                self._skipped.add(partition)
                 if end is not None and start >= end:
-                    self._skipped.add(partition)
                     self._seek(partition, start)
                 else:
-                    self._skip(partition, start, error)
-            elif partition in self._skipped and _is_astray(message, position):
-                if error is not None:
-                    self._seek(partition, position)
+                    self._skip(partition, start, item)
+            elif partition in self._skipped and _is_astray(item, position):
+                self._seek(partition, position)
             else:
-                self._take(message)
-                readable.append(message)
+                readable.append(item)
         return readable
 
-    def _skip(self, partition: Partition, start: int, error: KafkaError) -> None:
+    def _skip(self, partition: Partition, start: int, failure: UnreadableRange | ReadError) -> None:
         """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
-        self._skipped.add(partition)
+        if isinstance(failure, UnreadableRange) and failure.error != DAMAGED:
+            fault = Fault(start, *failure[2:])
+            self._go_on(partition, start, self._end_of(partition, fault))
+            return
+        why = failure.message if isinstance(failure, UnreadableRange) else failure.error.name()
         try:
-            fault = find_fault(self._config, partition, start, self._waiting)
+            examined = find_fault(self._config, partition, start, self._waiting)
         except (KafkaException, FetchUnanswered, FetchRefused) as unknown:
             log.warning("%s partition %d: an unreadable batch cannot be examined yet: %s", *partition, unknown)
             self._go_on(partition, start, start)
             return
-        if fault is None:
+        if examined is None:
             self._failures[partition, start] += 1
             if self._failures[partition, start] >= FETCHES:
                 topic, number = partition
                 raise TopicError(
-                    f"topic {topic} partition {number} cannot be read from offset {start} on ({error.name()}), or only "
+                    f"topic {topic} partition {number} cannot be read from offset {start} on ({why}), or only "
                     "sometimes: check the network"
                 )
-        self._go_on(partition, start, start if fault is None else self._end_of(partition, fault))
+        self._go_on(partition, start, start if examined is None else self._end_of(partition, examined))
 
     def _look(self, end: int | None) -> None:
         """Go on behind batches below ``end`` of which the client delivers nothing, and no error either."""
@@ -256,6 +236,9 @@ class LogConsumer:
     def _seek(self, partition: Partition, offset: int) -> None:
         # A client that has asked for an offset that is not there stops reading the partition, and refuses to seek.
         self._positions[partition] = offset
+        if self._bounded is not None:
+            self._bounded.seek(partition, offset)
+            return
         self.consumer.incremental_unassign([TopicPartition(*partition)])
         self.consumer.incremental_assign([TopicPartition(*partition, offset)])
 
@@ -273,7 +256,7 @@ class LogConsumer:
             batch = Record(topic, partition[1], start, 0, None, None)
             refuse(batch, f"offsets {start} to {found - 1} cannot be read ({why})", self._on_refused)
             return found
-        if self._skip_unreadable:
+        if self._skip_unreadable or (fault.error == ODD_OFFSET and self._skip_refused):
             return found
         if not self._skip_refused:
             raise TopicError(f"topic {topic} partition {partition[1]} cannot be read from offset {start} on ({why})")
@@ -302,12 +285,12 @@ class LogConsumer:
             deadline_s = time.monotonic() + _CONTROL_S
             while time.monotonic() < deadline_s:
                 self._waiting()
-                for message in control.take(_POLL_S, _BATCH):
-                    error = message.error()
-                    if error is None and self._trusted(message):
-                        ranges += self._range_in(message.value() or b"", partition)
-                    elif error is not None and error.code() == KafkaError._PARTITION_EOF:
-                        return ranges
+                for item in control.take(_POLL_S, _BATCH):
+                    if isinstance(item, ReadError):
+                        if item.error.code() == KafkaError._PARTITION_EOF:
+                            return ranges
+                    elif self._trusted(item):
+                        ranges += self._range_in(item.value or b"", partition)
         raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
 
     def _range_in(self, value: bytes, partition: Partition) -> list[tuple[int, int]]:
@@ -344,9 +327,6 @@ def _not_quarantined(partition: Partition, fault: Fault) -> TopicError:
     )
 
 
-def _is_astray(message: Message, position: int) -> bool:
-    """Return whether a message is of where the client had gone on by itself behind a damaged batch."""
-    error = message.error()
-    if error is None:
-        return int(message.offset()) < position
-    return int(error.code()) == KafkaError._AUTO_OFFSET_RESET and int(message.offset()) != position
+def _is_astray(item: ReadError, position: int) -> bool:
+    """Return whether an error is of where the client had gone on by itself behind a damaged batch."""
+    return item.error.code() == KafkaError._AUTO_OFFSET_RESET and item.offset != position

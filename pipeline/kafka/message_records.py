@@ -1,11 +1,15 @@
-"""Records made from the messages of the Kafka client, and values that their readers can decode."""
+"""What readers take from a Kafka client: records, and what is to be said of a partition in their place.
+
+And values of records that their readers can decode.
+"""
 
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message
 
+from pipeline.kafka.batch import Partition, UnreadableRange
 from schemas.records import Headers, Record
 
 T = TypeVar("T")
@@ -22,20 +26,34 @@ def readable_value(message: T, decode: Callable[[bytes], T]) -> bytes:
     return value
 
 
-def record_of(message: Message, topic: str | None = None) -> Record:
-    """The record in a message without an error; ``topic`` is its topic, where many share the one string."""
+class ReadError(NamedTuple):
+    """What a client reports of a partition in the place of a record."""
+
+    partition: Partition
+    offset: int
+    error: KafkaError
+
+
+Item = Record | ReadError | UnreadableRange
+
+
+def item_of(message: Message) -> Record | ReadError:
+    """Return the record in a message, or the error."""
+    error = message.error()
+    if error is not None:
+        return ReadError((message.topic() or "", message.partition() or 0), message.offset(), error)
     try:
         headers = message.headers()
-        return _record(message, topic, tuple(headers) if headers else ())
+        return _record(message, tuple(headers) if headers else ())
     except (SystemError, UnicodeDecodeError):
         # The client decodes a header's name as UTF-8, and leaves its error for whatever is called next. Such headers
         # say nothing to anybody: the record is read without them.
-        return _record(message, topic, ())
+        return _record(message, ())
 
 
-def _record(message: Message, topic: str | None, headers: Headers) -> Record:
+def _record(message: Message, headers: Headers) -> Record:
     return Record(
-        message.topic() if topic is None else topic,
+        message.topic(),
         message.partition(),
         message.offset(),
         message.timestamp()[1],

@@ -11,6 +11,7 @@ from pipeline.kafka.clients import admin_client
 from pipeline.kafka.cluster import configs_of
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.log_offsets import ends_now, last_offsets, partition_numbers
+from pipeline.kafka.message_records import ReadError
 from pipeline.kafka.topic_reader import log_consumer
 from pipeline.settings import Settings
 
@@ -52,13 +53,12 @@ class TopicTail:
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""
         values: list[bytes] = []
-        for message in self._consumer.take(timeout_s, _TAIL_BATCH):
-            error = message.error()
-            if error is not None:
-                if error.fatal():
-                    raise KafkaException(error)
-            elif message.value() is not None:
-                values.append(message.value())
+        for item in self._consumer.take(timeout_s, _TAIL_BATCH):
+            if isinstance(item, ReadError):
+                if item.error.fatal():
+                    raise KafkaException(item.error)
+            elif item.value is not None:
+                values.append(item.value)
         return values
 
     def close(self) -> None:

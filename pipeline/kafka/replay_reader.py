@@ -19,7 +19,6 @@ import numpy as np
 from confluent_kafka import (
     IsolationLevel,
     KafkaError,
-    Message,
 )
 from numpy.typing import NDArray
 
@@ -29,7 +28,7 @@ from pipeline.kafka.errors import TopicError
 from pipeline.kafka.internal import OnRefused, not_counted, readable
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.log_offsets import Waiting, last_offsets, partition_numbers
-from pipeline.kafka.message_records import record_of
+from pipeline.kafka.message_records import ReadError
 from pipeline.kafka.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
@@ -124,7 +123,7 @@ class RangeReader:
         self._tuning, self._skip_refused, self._most_bytes = tuning or {}, skip_refused, most_bytes
         self._on_refused = on_refused
         self._consumer: LogConsumer | None = None
-        self._ahead: list[Message] = []
+        self._ahead: list[Record] = []
         self._next = 0
         """Number of records of ``_ahead`` that were returned already."""
         self._log_end = -1
@@ -146,21 +145,21 @@ class RangeReader:
 
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
         """The next records below offset ``end``, at most ``most``; none only where there are no more of them."""
-        return list(map(record_of, self._messages(end, most)))
+        return self._records(end, most)
 
     def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
         """Read like `read_to`, as columns."""
-        messages = self._messages(end, most)
-        n = len(messages)
+        records = self._records(end, most)
+        n = len(records)
         return RecordColumns(
             self.partition,
-            np.fromiter((message.offset() for message in messages), np.int64, n),
-            np.fromiter((message.timestamp()[1] for message in messages), np.int64, n),
-            [message.value() for message in messages],
+            np.fromiter((record.offset for record in records), np.int64, n),
+            np.fromiter((record.timestamp_ms for record in records), np.int64, n),
+            [record.value for record in records],
         )
 
-    def _messages(self, end: int, most: int) -> list[Message]:
-        found: list[Message] = []
+    def _records(self, end: int, most: int) -> list[Record]:
+        found: list[Record] = []
         deadline_s = time.monotonic() + EARLY_END_S
         while len(found) < most and self.position < end:
             if self._next == len(self._ahead):
@@ -175,24 +174,24 @@ class RangeReader:
                     raise ends_early(self.topic, self.partition, max(self._log_end, self.position), end)
                 continue
             last = min(self._next + most - len(found), len(self._ahead))
-            if self._ahead[last - 1].offset() >= end:
-                last = bisect_left(self._ahead, end, self._next, last, key=lambda message: message.offset())
+            if self._ahead[last - 1].offset >= end:
+                last = bisect_left(self._ahead, end, self._next, last, key=lambda record: record.offset)
                 self.position = end
             else:
-                self.position = self._ahead[last - 1].offset() + 1
+                self.position = self._ahead[last - 1].offset + 1
             found += self._ahead[self._next : last]
             self._next = last
         return found if self._most_bytes == math.inf else self._bounded(found)
 
-    def _bounded(self, found: list[Message]) -> list[Message]:
-        """Return the first of the messages ``found``, as many as may be returned; the others come again."""
-        sizes = list(accumulate(map(len, found)))
+    def _bounded(self, found: list[Record]) -> list[Record]:
+        """Return the first of the records ``found``, as many as may be returned; the others come again."""
+        sizes = list(accumulate(len(record.value or b"") for record in found))
         if not found or sizes[-1] <= self._most_bytes:
             return found
         end = max(bisect_right(sizes, self._most_bytes), 1)
         if end < len(found):
             self._ahead, self._next = [*found[end:], *self._ahead[self._next :]], 0
-            self.position = found[end].offset()
+            self.position = found[end].offset
         return found[:end]
 
     def close(self) -> None:
@@ -208,22 +207,20 @@ class RangeReader:
         if self._consumer is None:
             self._consumer = self._fetching()
         self._waiting()
-        self._ahead = self._consumer.take(_POLL_S, READ_BATCH, end)
-        self._next = 0
-        if any(message.error() is not None for message in self._ahead):
-            for message in self._ahead:
-                self._look_at(message, message.error())
-            self._ahead = [message for message in self._ahead if message.error() is None]
+        came = self._consumer.take(_POLL_S, READ_BATCH, end)
+        self._ahead, self._next = [item for item in came if isinstance(item, Record)], 0
+        if len(self._ahead) < len(came):
+            for item in came:
+                if isinstance(item, ReadError):
+                    self._look_at(item.offset, item.error)
         return bool(self._ahead)
 
-    def _look_at(self, message: Message, error: KafkaError | None) -> None:
+    def _look_at(self, offset: int, error: KafkaError) -> None:
         """Note the end of the log; raise what does not pass."""
-        if error is None:
-            return
         if error.code() == KafkaError._PARTITION_EOF:
             # Not the end for good: a new leader, or a follower that is read from, may not know yet how much is
             # committed, and what stands behind an open transaction cannot be read.
-            self._log_end = message.offset()
+            self._log_end = offset
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise TopicError(
                 f"topic {self.topic} partition {self.partition} no longer holds offset {self.position}, which a "

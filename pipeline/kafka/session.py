@@ -25,7 +25,6 @@ from pipeline.kafka.group_client import GroupClient
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.markers import batch_markers
 from pipeline.kafka.member import Member
-from pipeline.kafka.odd_offsets import OddOffsets
 from pipeline.kafka.offsets import CommittedOffsets
 from pipeline.kafka.retries import Retries
 from pipeline.kafka.shutdown import Shutdown
@@ -97,8 +96,7 @@ class Session:
         fetch = late_fetch_config(late_ms, settings)
         self._client = GroupClient(self._member, {**config, **fetch}, self._shutdown, self._retries)
         self._unreadable = UnreadableBatches(config, agent, settings.damaged_batch_wait_s)
-        self._odd = OddOffsets(config, settings.inputs, self._shutdown.waiting)
-        self._reader = BatchReader(self._client, self._unreadable, self._odd)
+        self._reader = BatchReader(self._client, self._unreadable)
         self._producers = TransactionalProducers(
             bootstrap,
             settings,
@@ -298,9 +296,8 @@ class Session:
             self._release({number for _, number in self._state.offsets})
         self._state.offsets.clear()
         self._unreadable.close()
-        self._odd.close()
         self._producers.close()
-        self._client.leave(self._client.consumer)
+        self._client.close()
 
     # --- After a death -----------------------------------------------------------------------------------------
 

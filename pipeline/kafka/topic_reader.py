@@ -12,7 +12,7 @@ from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.internal import OnRefused, not_counted
 from pipeline.kafka.log_consumer import LogConsumer
 from pipeline.kafka.log_offsets import ends_now, partition_numbers, stable_ends
-from pipeline.kafka.message_records import record_of
+from pipeline.kafka.message_records import ReadError
 from pipeline.kafka.retries import may_pass
 from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
@@ -49,7 +49,7 @@ def log_consumer(
     trust = Trust.from_settings(settings) if settings is not None else Trust()
     return LogConsumer(
         config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
-        on_refused=on_refused, trusted=lambda message: trust.refusal(record_of(message)) is None, **of_settings,
+        on_refused=on_refused, trusted=lambda record: trust.refusal(record) is None, **of_settings,
     )  # fmt: skip
 
 
@@ -119,26 +119,26 @@ def _take_below(
         The records, and whether an earlier end was met.
     """
     records, is_early = [], False
-    for message in reader.take(READ_POLL_S, READ_BATCH):
-        number = message.partition()
+    for item in reader.take(READ_POLL_S, READ_BATCH):
+        number = item.partition[1] if isinstance(item, ReadError) else item.partition
         if number not in ends:
             continue
-        if (error := message.error()) is not None:
-            raise_unless_passing(error)
-            if error.code() != KafkaError._PARTITION_EOF:
+        if isinstance(item, ReadError):
+            raise_unless_passing(item.error)
+            if item.error.code() != KafkaError._PARTITION_EOF:
                 continue
-            if message.offset() < ends[number]:
+            if item.offset < ends[number]:
                 # A new leader may not know yet how much is committed: the rest is still to come.
-                early[number], is_early = message.offset(), True
+                early[number], is_early = item.offset, True
                 continue
-        elif message.offset() < ends[number]:
-            records.append(record_of(message))
-            if message.offset() + 1 < ends[number]:
+        elif item.offset < ends[number]:
+            records.append(item)
+            if item.offset + 1 < ends[number]:
                 continue
         # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
         del ends[number]
         early.pop(number, None)
-        reader.consumer.incremental_unassign([TopicPartition(topic, number)])
+        reader.drop((topic, number))
     return records, is_early
 
 
@@ -204,11 +204,11 @@ def tail_topic(
         presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
         while is_stopped is None or not is_stopped():
             presence.check()
-            for message in reader.take(READ_POLL_S, READ_BATCH):
-                if (error := message.error()) is None:
-                    yield record_of(message)
+            for item in reader.take(READ_POLL_S, READ_BATCH):
+                if isinstance(item, Record):
+                    yield item
                 else:
-                    raise_unless_passing(error)
+                    raise_unless_passing(item.error)
     finally:
         reader.close()
 

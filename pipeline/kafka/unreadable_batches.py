@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaException
 
 from pipeline.kafka.batch import Partition, UnreadableRange
-from pipeline.kafka.odd_offsets import EXPLANATION, ODD_OFFSET
 from pipeline.kafka.raw_fetch import FetchRefused, FetchUnanswered
 from pipeline.kafka.standstill import Standstills, assigned, known_end
 from pipeline.kafka.unreadable import Fault, find_fault
@@ -75,9 +74,7 @@ class UnreadableBatches:
             examined = self._examine(partition, read[partition], is_silent=True)
             self._searches[partition] = _Search(read[partition], examined, True, time.monotonic())
 
-    def found(
-        self, partition: Partition, start: int, end: int, error: str = ODD_OFFSET, message: str = EXPLANATION
-    ) -> None:
+    def found(self, partition: Partition, start: int, end: int, error: str, message: str) -> None:
         """Let `pop_found` return a range that its finder has examined."""
         known: Future[Fault | None] = Future()
         known.set_result(Fault(start, end, error, message))

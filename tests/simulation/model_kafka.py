@@ -7,7 +7,7 @@ An entry of a log is a record or a range that nobody can read; another kind of e
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
 from types import SimpleNamespace
@@ -16,13 +16,17 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Partition
+from pipeline.kafka.batch import Partition, UnreadableRange
 from pipeline.kafka.call_thread import CallTimedOut
+from pipeline.kafka.message_records import Item, ReadError
 from pipeline.kafka.raw_fetch import Brokers, Fetched, Replicas, Wanted
 from schemas.records import Headers, Record
+from schemas.topics import TRANSACTIONS
 from tests.chaos.arithmetic import murmur2
 from tests.helpers.batches import record_batch
+from tests.simulation.names import LABEL_TOPICS, PREFIX
 
+_INPUTS: Final = frozenset(PREFIX + topic for topic in (TRANSACTIONS.name, *LABEL_TOPICS))
 CLUSTERS: Final[dict[str, "Cluster"]] = {}
 """Clusters by the address under which clients find them."""
 
@@ -318,6 +322,7 @@ class SimConsumer:
         return found
 
     def _next(self, partition: Partition) -> Message | None:
+        assert partition[0] not in _INPUTS, "whatever producers write may be inflated without a bound"
         log, position = self._cluster.logs[partition], self._positions[partition]
         entry = log.at(position)
         if isinstance(entry, range):
@@ -338,9 +343,11 @@ class SimConsumer:
 
     def incremental_assign(self, partitions: Sequence[TopicPartition]) -> None:
         for at in partitions:
-            assert at.offset >= 0 or at.offset == OFFSET_BEGINNING
-            self._positions[at.topic, at.partition] = max(at.offset, 0)
-            self._ends_reported.pop((at.topic, at.partition), None)
+            assert at.offset >= 0 or at.offset in (OFFSET_BEGINNING, OFFSET_END)
+            partition = at.topic, at.partition
+            end = self._cluster.logs[partition].end
+            self._positions[partition] = end if at.offset == OFFSET_END else max(at.offset, 0)
+            self._ends_reported.pop(partition, None)
 
     def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
         for partition in _partitions_of(partitions):
@@ -387,6 +394,72 @@ class SimConsumer:
         if self._topics and self._positions and not self.lost:
             self._callbacks[1](self, self._held(sorted({number for _, number in self._positions})))
         self._group.leave(self)
+
+
+class SimBoundedConsumer:
+    """A reader of topics that producers write to, in the place of `pipeline.kafka.bounded_consumer.BoundedConsumer`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._cluster = CLUSTERS[config["bootstrap.servers"]]
+        self._reports_ends = bool(config.get("enable.partition.eof"))
+        self._positions: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
+        self._halted: set[Partition] = set()
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        self._positions[partition] = offset
+        self._halted.discard(partition)
+
+    def drop(self, partitions: Iterable[Partition]) -> None:
+        for partition in partitions:
+            self._positions.pop(partition, None)
+            self._paused.discard(partition)
+            self._halted.discard(partition)
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        self._paused |= set(partitions)
+
+    def resume(self, partitions: Collection[Partition]) -> None:
+        self._paused -= set(partitions)
+
+    def log_end(self, partition: Partition) -> int:
+        return self._cluster.logs[partition].end
+
+    def take(self, most: int) -> list[Item]:
+        items: list[Item] = []
+        most = min(most, self._cluster.fetch)
+        ready = sorted(self._positions.keys() - self._paused - self._halted)
+        turn = self._cluster.turn % len(ready) if ready else 0
+        for partition in ready[turn:] + ready[:turn]:
+            while len(items) < most and partition not in self._halted:
+                item = self._next(partition)
+                if item is None:
+                    break
+                items.append(item)
+        return items
+
+    def _next(self, partition: Partition) -> Item | None:
+        log, position = self._cluster.logs[partition], self._positions[partition]
+        entry = log.at(position)
+        if isinstance(entry, range):
+            self._halted.add(partition)
+            return UnreadableRange(partition, max(position, entry.start), entry.stop, "BatchTooLarge", "too large")
+        if entry is not None:
+            self._positions[partition] = entry.offset + 1
+            return entry
+        self._positions[partition] = max(position, log.end)
+        if not self._reports_ends:
+            return None
+        self._halted.add(partition)
+        return ReadError(partition, log.end, KafkaError(KafkaError._PARTITION_EOF))
+
+    def wait(self, timeout_s: float) -> None:
+        """Nothing comes by itself."""
+        if self._reports_ends:
+            self._halted.clear()
+
+    def close(self) -> None:
+        self._positions.clear()
 
 
 def _metadata(cluster: Cluster, topic: str) -> Any:

@@ -22,7 +22,6 @@ import pipeline.kafka.clients
 import pipeline.kafka.group_client
 import pipeline.kafka.log_consumer
 import pipeline.kafka.log_offsets
-import pipeline.kafka.odd_offsets
 import pipeline.kafka.replay_reader
 import pipeline.kafka.retries
 import pipeline.kafka.session
@@ -56,6 +55,7 @@ from tests.simulation.model_kafka import (
     Died,
     Fate,
     SimAdmin,
+    SimBoundedConsumer,
     SimConsumer,
     SimProducer,
     ask_brokers,
@@ -78,7 +78,6 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.replay_reader,
     pipeline.kafka.log_consumer,
     pipeline.kafka.log_offsets,
-    pipeline.kafka.odd_offsets,
     pipeline.kafka.retries,
     pipeline.kafka.session,
     pipeline.kafka.shutdown,
@@ -160,8 +159,10 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
         patch.setattr(module, "time", clock)
     for module in (agents.failures, agents.loop):
         patch.setattr(module, "datetime", clock)
-    # It reads librdkafka's own log. The model's records have the offsets that they claim.
-    patch.setattr(kafka.odd_offsets.OddOffsets, "_reread", lambda *_: None)
+    for module in (kafka.group_client, kafka.log_consumer):
+        patch.setattr(module, "BoundedConsumer", SimBoundedConsumer)
+    # Whoever waits for records of producers hears at once that there are none.
+    patch.setattr(kafka.group_client, "time", SimpleNamespace(monotonic=count().__next__))
 
 
 class World:

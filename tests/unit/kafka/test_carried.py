@@ -5,34 +5,32 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer, Message
+from confluent_kafka import Consumer
 
-from pipeline.kafka.carried import AT_ONCE, CarriedMessages
+from pipeline.kafka.carried import Carried
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import StateHandler
 from pipeline.settings import Settings
+from schemas.records import Record
 from schemas.topics import PROFILED, TRANSACTIONS
 from tests.helpers.logs import Log, after, transaction
 from tests.unit.engine.test_engine_card import NOW, partition
 
 
 class FakeMessage:
-    """A message of partition 0 or another, with a value."""
+    """A message with a value."""
 
-    def __init__(self, offset: int, value: bytes = b"", partition: int = 0, topic: str = TRANSACTIONS.name) -> None:
-        self._offset, self._value, self._partition, self._topic = offset, value, partition, topic
-
-    def __len__(self) -> int:
-        return len(self._value)
+    def __init__(self, offset: int, value: bytes) -> None:
+        self._offset, self._value = offset, value
 
     def error(self) -> None:
         return None
 
     def topic(self) -> str:
-        return self._topic
+        return PROFILED.name
 
     def partition(self) -> int:
-        return self._partition
+        return 0
 
     def offset(self) -> int:
         return self._offset
@@ -49,13 +47,17 @@ class FakeMessage:
         return self._value
 
 
-def added(carried: CarriedMessages, messages: Sequence[FakeMessage]) -> CarriedMessages:
-    carried.add(cast(list[Message], list(messages)))
+def record(offset: int, value: bytes = b"", partition: int = 0) -> Record:
+    return Record(TRANSACTIONS.name, partition, offset, 0, None, value)
+
+
+def added(carried: Carried, records: Sequence[Record]) -> Carried:
+    carried.add(records)
     return carried
 
 
-def offsets(messages: Sequence[Any]) -> list[int]:
-    return [message.offset() for message in messages]
+def offsets(records: Sequence[Any]) -> list[int]:
+    return [record.offset for record in records]
 
 
 def blocks(rows: Sequence[int]) -> list[bytes]:
@@ -71,14 +73,14 @@ def blocks(rows: Sequence[int]) -> list[bytes]:
 
 
 def test_a_batch_holds_so_many_records_and_the_next_one_goes_on() -> None:
-    carried = added(CarriedMessages(3), [FakeMessage(number) for number in range(7)])
+    carried = added(Carried(3), [record(number) for number in range(7)])
     assert [offsets(carried.take()) for _ in range(4)] == [[0, 1, 2], [3, 4, 5], [6], []]
     assert carried.wanted() == 3
 
 
 def test_a_batch_holds_so_many_bytes_and_at_least_one_record() -> None:
     sizes = [40, 40, 40, 500, 1, 99, 1]
-    carried = added(CarriedMessages(100, 100), [FakeMessage(number, b"x" * size) for number, size in enumerate(sizes)])
+    carried = added(Carried(100, 100), [record(number, b"x" * size) for number, size in enumerate(sizes)])
     assert carried.wanted() == 0
     assert [offsets(carried.take()) for _ in range(4)] == [[0, 1], [2], [3], [4, 5]]
     assert offsets(carried.take()) == [6]
@@ -86,23 +88,21 @@ def test_a_batch_holds_so_many_bytes_and_at_least_one_record() -> None:
 
 def test_the_rows_of_blocks_are_counted() -> None:
     values = [*blocks([3, 2, 6, 1]), b"no block"]
-    carried = added(
-        CarriedMessages(5, blocks=True), [FakeMessage(number, value) for number, value in enumerate(values)]
-    )
+    carried = added(Carried(5, blocks=True), [record(number, value) for number, value in enumerate(values)])
     assert [offsets(carried.take()) for _ in range(3)] == [[0, 1], [2], [3, 4]]
 
 
 def test_no_more_is_asked_for_than_a_batch_needs() -> None:
-    carried = CarriedMessages(2_000)
-    assert carried.wanted() == AT_ONCE
-    added(carried, [FakeMessage(number) for number in range(1_990)])
+    carried = Carried(2_000)
+    assert carried.wanted() == 2_000
+    added(carried, [record(number) for number in range(1_990)])
     assert carried.wanted() == 10
-    added(carried, [FakeMessage(number) for number in range(10)])
+    added(carried, [record(number) for number in range(10)])
     assert carried.wanted() == 0
 
 
 def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
-    carried = added(CarriedMessages(2), [FakeMessage(number, partition=number % 2) for number in range(6)])
+    carried = added(Carried(2), [record(number, partition=number % 2) for number in range(6)])
     assert offsets(carried.take()) == [0, 1]
     carried.drop(lambda place: place == (TRANSACTIONS.name, 1))
     assert offsets(carried.take()) == [2, 4]
@@ -137,7 +137,7 @@ class Client:
 def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewound(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = blocks(random.integers(1, 9, 30).tolist())
-    log = [FakeMessage(number, value, topic=PROFILED.name) for number, value in enumerate(values)]
+    log = [FakeMessage(number, value) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
     session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
     own = session._client.consumer

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from pipeline.kafka import log_consumer
+from pipeline.kafka.batch import Partition, UnreadableRange
+from pipeline.kafka.batch_records import ODD_OFFSET
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.log_consumer import LogConsumer
-from pipeline.kafka.odd_offsets import ReadableEnd
+from pipeline.kafka.message_records import Item, ReadError
 from pipeline.kafka.quarantine import control_record
 from pipeline.kafka.raw_fetch import FetchUnanswered
 from pipeline.kafka.unreadable import DAMAGED as DISK
 from pipeline.kafka.unreadable import FETCHES, Fault
 from schemas.messages import Quarantine, RecordPosition
-from schemas.records import Output
+from schemas.records import Output, Record
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
 
 LOG_END = 8
@@ -48,6 +50,8 @@ class Message:
 
     def key(self) -> None:
         return None
+
+    headers = key
 
     def value(self) -> bytes:
         return self._value
@@ -156,10 +160,10 @@ def read(log: Log, **options: bool) -> list[int]:
     reader.assign([TopicPartition(log.name, 0, 0)])
     offsets: list[int] = []
     for _ in range(1_000):
-        for message in reader.take(0.0, 10):
-            if message.error() is not None:
+        for item in reader.take(0.0, 10):
+            if isinstance(item, ReadError):
                 return offsets
-            offsets.append(message.offset())
+            offsets.append(item.offset)
     raise AssertionError("the reader does not come to an end")
 
 
@@ -270,27 +274,47 @@ def test_leaders_are_asked_for_where_the_client_would_learn_of_them_late(
     reader.close()
 
 
-def test_reading_goes_on_behind_an_odd_record_or_refuses_it(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    log.name, log.heals_after = TRANSACTIONS.name, 0
-    at = log.at
-    asked: list[tuple[int, list[int]]] = []
+class Bounded:
+    """In place of the reader of what producers write: a record, a batch that is refused, and what follows it."""
 
-    class Odd:
-        """Knows that the record at offset 2, which claims 6, is followed by another one at 3."""
+    error = ""
 
-        topics = frozenset({TRANSACTIONS.name})
-        called_back: ClassVar[dict[object, int]] = {}
+    def __init__(self, config: object) -> None:
+        self._at = 0
 
-        def __init__(self, *_: object) -> None:
-            pass
+    def seek(self, partition: Partition, offset: int) -> None:
+        self._partition, self._at = partition, offset
 
-        def check(self, _partition: object, position: int, offsets: list[int], _content: object) -> ReadableEnd | None:
-            asked.append((position, offsets))
-            return ReadableEnd(2, 3)
+    def take(self, most: int) -> list[Item]:
+        if self._at == DAMAGED.start:
+            return [UnreadableRange(self._partition, DAMAGED.start, DAMAGED.stop, self.error, "as it is")]
+        if self._at == LOG_END:
+            return [ReadError(self._partition, LOG_END, KafkaError(KafkaError._PARTITION_EOF))]
+        self._at += 1
+        return [Record(*self._partition, self._at - 1, 0, None, b"")]
 
-    monkeypatch.setattr(log_consumer, "OddOffsets", Odd)
-    monkeypatch.setattr(log, "at", lambda topic, offset: Message(topic, 6) if offset == 2 else at(topic, offset))
-    assert read(log) == [0, 1, 3, 4, 5, 6, 7]
-    assert asked == [(2, [6])]
-    with pytest.raises(TopicError, match="claims another offset"):
+    def wait(self, timeout_s: float) -> None:
+        """All is there."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_what_producers_write_is_skipped_as_a_whole_batch_or_refused(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_consumer, "BoundedConsumer", Bounded)
+    log.name = TRANSACTIONS.name
+    kept = [*range(DAMAGED.start), *range(DAMAGED.stop, LOG_END)]
+    monkeypatch.setattr(Bounded, "error", ODD_OFFSET)
+    assert read(log) == kept
+    with pytest.raises(TopicError, match=r"from offset 3 on \(as it is\)"):
         read(log, skip_refused=False)
+    # What may be read one day, under another bound, is skipped where an agent has.
+    monkeypatch.setattr(Bounded, "error", "BatchTooLarge")
+    with pytest.raises(TopicError, match="no agent has quarantined that"):
+        read(log)
+    log.quarantine((DAMAGED.start, DAMAGED.stop))
+    assert read(log) == kept
+    assert log.searched == []
+    monkeypatch.setattr(Bounded, "error", DISK)
+    assert read(log) == kept
+    assert log.searched == [DAMAGED.start]

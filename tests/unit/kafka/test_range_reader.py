@@ -13,14 +13,15 @@ from pipeline.kafka.topic_reader import read_batches
 from pipeline.settings import Settings
 
 
+def value(offset: int) -> bytes:
+    return bytes([offset]) * 10 * offset
+
+
 class FakeMessage:
     """What librdkafka hands over: a record, or a word about the log."""
 
     def __init__(self, offset: int, error: int | None = None) -> None:
         self._offset, self._error = offset, error
-
-    def __len__(self) -> int:
-        return 10 * self._offset
 
     def error(self) -> KafkaError | None:
         return None if self._error is None else KafkaError(self._error)
@@ -41,7 +42,7 @@ class FakeMessage:
         return None
 
     def value(self) -> bytes | None:
-        return None if self._offset == 7 else b"%d" % self._offset
+        return None if self._offset == 7 else value(self._offset)
 
     def headers(self) -> None:
         return None
@@ -133,7 +134,7 @@ def test_columns_say_what_records_say(consumer: Any) -> None:
     assert read.timestamp_ms.tolist() == [record.timestamp_ms for record in records]
     assert read.values == [record.value for record in records]
     whole = reader(consumer, *parts)
-    assert whole.read_columns(9).values == [b"0", b"2", b"5", None]
+    assert whole.read_columns(9).values == [value(0), value(2), value(5), None]
     assert whole.read_columns(9).values == []
 
 

@@ -11,16 +11,13 @@ from pipeline.kafka import unreadable_batches
 from pipeline.kafka.session import Session
 from pipeline.kafka.state_handler import StateHandler
 from pipeline.settings import Settings
-from schemas.topics import TRANSACTIONS
+from schemas.topics import REROUTED
 
-READ, SEARCHED, STOPPED, LOST, NEW = ((TRANSACTIONS.name, number) for number in range(5))
+READ, SEARCHED, STOPPED, LOST, NEW = ((REROUTED.name, number) for number in range(5))
 
 
 class Message:
     """A record of one partition."""
-
-    def __len__(self) -> int:
-        return 0
 
     def error(self) -> None:
         return None
@@ -84,12 +81,12 @@ class Client:
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    made = Session("127.0.0.1:1", Settings(), "card", [TRANSACTIONS], cast(StateHandler, object()))
+    made = Session("127.0.0.1:1", Settings(), "card", [REROUTED], cast(StateHandler, object()))
     own = made._client.consumer
     yield made
     made._client.consumer = own
     made._unreadable.close()
-    own.close()
+    made._client.close()
 
 
 def test_reading_goes_on_everywhere_but_where_a_search_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

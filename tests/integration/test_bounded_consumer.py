@@ -1,0 +1,155 @@
+"""What producers write, read by requests of one's own: the same records as librdkafka's, and words about the log."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Final
+
+import pytest
+from confluent_kafka import KafkaError, Producer, TopicPartition
+
+from pipeline.broker import EmbeddedBroker
+from pipeline.kafka.admin import end_offsets, ensure_topics
+from pipeline.kafka.batch import UnreadableRange
+from pipeline.kafka.bounded_consumer import BoundedConsumer
+from pipeline.kafka.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.message_records import Item, ReadError
+from pipeline.settings import Settings
+from schemas.records import Record
+from schemas.topics import TRANSACTIONS
+from tests.helpers.batches import COMPRESSIONS, odd_batch, produce_batch, record_batch
+from tests.helpers.waiting import eventually
+from tests.integration.test_session import TIMEOUT_S
+
+pytestmark = pytest.mark.broker
+
+WAITS: Final = 600
+
+
+class Reader:
+    """Reads one partition until something is said of it, or nothing comes any more."""
+
+    def __init__(self, settings: Settings, *, reset: str = "error", number: int = 0) -> None:
+        assert settings.kafka_bootstrap_servers is not None
+        self.at = settings.topic(TRANSACTIONS.name), number
+        own = {"auto.offset.reset": reset, "enable.partition.eof": True}
+        self.consumer = BoundedConsumer(
+            consumer_config(settings.kafka_bootstrap_servers, "nobody", settings=settings, overrides=own)
+        )
+
+    def read(self, offset: int, most: int = 1_000) -> Iterator[Item]:
+        """Yield up to the first item that is no record."""
+        self.consumer.seek(self.at, offset)
+        for _ in range(WAITS):
+            for item in self.consumer.take(most):
+                yield item
+                if not isinstance(item, Record):
+                    return
+            self.consumer.wait(0.1)
+        raise AssertionError("nothing came")
+
+    def close(self) -> None:
+        self.consumer.close()
+
+
+@pytest.fixture
+def settings(kafka_settings: Settings) -> Settings:
+    changed = kafka_settings.model_copy(update={"card_partitions": 2})
+    ensure_topics(str(changed.kafka_bootstrap_servers), changed, [TRANSACTIONS])
+    return changed
+
+
+def writer(settings: Settings, name: str) -> Producer:
+    bootstrap, patience = str(settings.kafka_bootstrap_servers), {"transaction.timeout.ms": 600_000}
+    producer = Producer(producer_config(bootstrap, transactional_id=settings.topic(name), overrides=patience))
+    producer.init_transactions(TIMEOUT_S)
+    return producer
+
+
+def test_committed_records_are_read_from_every_offset(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    expected: dict[int, bytes] = {}
+
+    def write(producer: Producer, value: bytes) -> int:
+        offsets: list[int] = []
+        producer.produce(name, value, partition=0, on_delivery=lambda _, message: offsets.append(message.offset()))
+        assert producer.flush(TIMEOUT_S) == 0
+        return offsets[0]
+
+    producers = [writer(settings, f"writer-{number}") for number in range(2)]
+    for turn, compression in enumerate(COMPRESSIONS):
+        base = produce_batch(bootstrap, name, 0, record_batch([b"plain %d" % turn] * 3, compression))
+        expected |= dict.fromkeys(range(base, base + 3), b"plain %d" % turn)
+        for producer in producers:
+            producer.begin_transaction()
+        offsets = [write(producer, b"written") for producer in producers]
+        # Two overlap: one is committed, and the other one aborted behind it.
+        expected[offsets[turn % 2]] = b"written"
+        producers[turn % 2].commit_transaction(TIMEOUT_S)
+        producers[1 - turn % 2].abort_transaction(TIMEOUT_S)
+    producers[0].begin_transaction()
+    end = write(producers[0], b"open")
+    produce_batch(bootstrap, name, 0, record_batch([b"behind"]))
+    eventually(lambda: end_offsets(bootstrap, [name])[name, 0] == end)
+    with closing(Reader(settings)) as reader:
+        for offset in range(end + 1):
+            *records, last = reader.read(offset, most=4)
+            found = {record.offset: record.value for record in records if isinstance(record, Record)}
+            assert found == {at: value for at, value in expected.items() if at >= offset}
+            assert isinstance(last, ReadError)
+            assert (last.offset, last.error.code()) == (end, KafkaError._PARTITION_EOF)
+        assert reader.consumer.log_end(reader.at) >= end + 2
+        # It stays open for nobody's sake.
+        producers[0].abort_transaction(TIMEOUT_S)
+        eventually(lambda: end_offsets(bootstrap, [name])[name, 0] > end + 2)
+        (record, _) = reader.read(end)
+        assert isinstance(record, Record)
+        assert record.value == b"behind"
+
+
+def test_what_a_log_does_not_hold_is_said_and_its_beginning_is_found(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    for number in range(4):
+        produce_batch(bootstrap, name, 0, record_batch([b"%d" % number] * 2))
+    client = admin_client(bootstrap)
+    (deleted,) = client.delete_records([TopicPartition(name, 0, 4)]).values()
+    deleted.result(TIMEOUT_S)
+    with closing(Reader(settings)) as reader:
+        assert [item.offset for item in reader.read(0) if isinstance(item, Record)] == [4, 5, 6, 7]
+        for offset in (1, 30):
+            (lost,) = reader.read(offset)
+            assert isinstance(lost, ReadError)
+            assert (lost.offset, lost.error.code()) == (offset, KafkaError._AUTO_OFFSET_RESET)
+    with closing(Reader(settings, reset="earliest")) as reader:
+        assert [item.offset for item in reader.read(1) if isinstance(item, Record)] == [4, 5, 6, 7]
+
+
+def test_a_batch_that_is_refused_names_its_offsets_and_is_passed_by_a_seek(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    produce_batch(bootstrap, name, 1, record_batch([b"before"]))
+    base = produce_batch(bootstrap, name, 1, odd_batch([b"odd"] * 3, [0, 1, 7]))
+    produce_batch(bootstrap, name, 1, record_batch([b"behind"]))
+    with closing(Reader(settings, number=1)) as reader:
+        for start in range(base + 3):
+            *records, refused = reader.read(start)
+            assert [item.value for item in records if isinstance(item, Record)] == [b"before"] * (start == 0)
+            assert isinstance(refused, UnreadableRange)
+            assert refused[:4] == (reader.at, max(start, base), base + 3, "OddOffset")
+            reader.consumer.wait(0.2)
+            assert reader.consumer.take(10) == []
+        (record, _) = reader.read(base + 3)
+        assert isinstance(record, Record)
+        assert record.value == b"behind"
+
+
+def test_reading_goes_on_when_a_broker_is_there_again(broker: EmbeddedBroker, settings: Settings) -> None:
+    bootstrap, name = broker.bootstrap_servers, settings.topic(TRANSACTIONS.name)
+    produce_batch(bootstrap, name, 0, record_batch([b"before"]))
+    with closing(Reader(settings)) as reader:
+        assert len(list(reader.read(0))) == 2
+        broker.kill()
+        reader.consumer.wait(0.3)
+        broker.start()
+        produce_batch(bootstrap, name, 0, record_batch([b"behind"]))
+        (record, _) = reader.read(1)
+        assert isinstance(record, Record)
+        assert record.value == b"behind"
