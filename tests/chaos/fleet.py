@@ -28,8 +28,8 @@ STARTING_S = 30.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
 ABORTED = "rd_slice_narrow_copy: Assertion"
 """Message with which librdkafka aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
-NO_BROKER = "Error: no Kafka broker answers"
-"""Last line of a worker that was started while no broker was there for longer than a start waits."""
+NO_BROKER = ("Error: no Kafka broker answers", "see whether the brokers are well")
+"""Last lines of a worker that was started while no broker was there for longer than a start waits."""
 ALL_AGENTS = "label,card,score,feedback,learn"
 
 
@@ -186,7 +186,7 @@ class Fleet:
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
             tail = log_tail(worker.log, ENDING_LINES)
             aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.output
-            alone = self.brokers == 1 and NO_BROKER in tail.splitlines()[-1]
+            alone = self.brokers == 1 and any(text in tail.splitlines()[-1] for text in NO_BROKER)
             meant = self._says(worker) or alone or aborted
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""
