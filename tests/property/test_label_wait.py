@@ -109,7 +109,7 @@ class Pipeline:
         passed = forward(record, REROUTED, "c1", 0)
         return Record("rerouted", 0, self.offset("rerouted"), 0, passed.key, passed.value, passed.headers)
 
-    def told(self, sold: Sold) -> Record:
+    def label(self, sold: Sold) -> Record:
         at = after(sold.reported or 0)
         record = Record("labels", 0, sold.number, microseconds(at) // 1_000, b"c1", label(sold.number, at))
         (output,) = accept([record], LABEL_OPTIONS).outputs
@@ -144,10 +144,10 @@ class Pipeline:
         sources, merchants = ([Lags(random) for _ in range(3)] for _ in range(2))
         of_cards, of_feedback = Lags(random), Lags(random)
         arrivals = [(sources[item.source].worked(item.sent), 0, item) for item in sold]
-        told = sorted((item for item in sold if item.reported is not None), key=lambda item: item.reported or 0)
-        arrivals += [(of_cards.worked(item.reported or 0), 1, item) for item in told]
+        reported = sorted((item for item in sold if item.reported is not None), key=lambda item: item.reported or 0)
+        arrivals += [(of_cards.worked(item.reported or 0), 1, item) for item in reported]
         arrivals.sort(key=lambda arrival: arrival[:2])
-        labels = {item.number: self.told(item) for item in told}
+        labels = {item.number: self.label(item) for item in reported}
         later: list[tuple[float, int, list[Record]]] = []
         while arrivals:
             count = int(random.choice([1, 1, 2, 8]))
@@ -162,7 +162,7 @@ class Pipeline:
             for block in self.work_on_cards(records):
                 worked = merchants[block.partition].worked(min(batch[-1][0], 3 * DAYS))
                 later.append((worked, 0, self.decide(block)))
-        later += [(of_feedback.worked(item.reported or 0), 1, [labels[item.number]]) for item in told]
+        later += [(of_feedback.worked(item.reported or 0), 1, [labels[item.number]]) for item in reported]
         later.sort(key=lambda arrival: arrival[:2])
         while later:
             count = int(random.choice([1, 1, 2, 7]))

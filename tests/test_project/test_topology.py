@@ -23,6 +23,6 @@ def test_every_topic_has_the_writer_it_declares() -> None:
 def test_the_declaration_of_an_agent_names_what_holds_its_state(spec: AgentSpec) -> None:
     partitions = resolve_name(spec.partitions_class)
     assert callable(partitions.create)
-    needed = ("prepare", "ready", "process", "due", "save", "commit", "rollback")
+    needed = ("ready", "process", "due", "save", "commit", "rollback")
     missing = [name for name in needed if not hasattr(partitions, name)]
     assert not missing
