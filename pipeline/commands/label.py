@@ -1,6 +1,7 @@
 """``fraud-pipeline label``: find a transaction's card and say what the transaction was."""
 
 import getpass
+import textwrap
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,16 +10,19 @@ from typing import Final
 
 import click
 import msgspec
+from confluent_kafka import KafkaException
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.lookup import decoded, find_labels
 from pipeline.commands.show import label_text
-from pipeline.demo.text import utc_text
+from pipeline.demo.text import PLAIN_WIDTH, utc_text
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.kafka.topic_reader import read_topic
+from pipeline.learning.labels import source_rank
+from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage
@@ -65,22 +69,31 @@ def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
 
 
 def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
-    """Return a warning where the newest word of another person or source on the same transaction differs.
+    """Return a warning where the label that held before says something else and is not the same person's.
 
     Args:
         label: The label to send.
-        earlier: Labels of the transaction's identifier, the oldest first.
+        earlier: Labels of the transaction's identifier.
     """
-    same = [
-        other
-        for other in earlier
-        if (other.transaction_id, other.card_id) == (label.transaction_id, label.card_id)
-        and (other.source, other.analyst) != (label.source, label.analyst)
-    ]
-    if not same or same[-1].label == label.label:
+
+    def order(each: Label) -> tuple[int, datetime]:
+        return source_rank(each.source), each.labelled_at
+
+    named = (label.transaction_id, label.card_id)
+    same = [other for other in earlier if (other.transaction_id, other.card_id) == named]
+    held = max(same, key=order, default=None)
+    if held is None or held.label == label.label or (held.source, held.analyst) == (label.source, label.analyst):
         return None
-    held = "yours takes its place" if same[-1].source == label.source else "both stand, and the higher source holds"
-    return f"Somebody said otherwise: {label_text(same[-1])}; {held}."
+    outcome = "yours takes its place" if order(label) > order(held) else "it still holds"
+    return f"Somebody said otherwise: {label_text(held)}; {outcome}."
+
+
+def user_name() -> str | None:
+    """Return the name of who runs this; None where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:
@@ -159,13 +172,11 @@ def parsed_time(context: click.Context, parameter: click.Parameter, value: str |
 @click.option(
     "--analyst",
     metavar="NAME",
-    default=getpass.getuser,
-    show_default="the user's name",
-    help="Your name.",
+    help="Your name.  [default: the user's, for --source analyst]",
 )
 @click.option("--note", metavar="TEXT", help="Whatever the next person should know.")
 @click.option("--fraud-type", metavar="TYPE", help="The kind of fraud.")
-@click.option("--card", metavar="CARD_ID", help="The transaction's card; nothing is searched then.")
+@click.option("--card", metavar="CARD_ID", help="The transaction's card, which is not searched for then.")
 @click.option(
     "--at",
     metavar="TIME",
@@ -177,7 +188,7 @@ def command(
     transaction_id: str,
     label: str,
     source: str,
-    analyst: str,
+    analyst: str | None,
     note: str | None,
     fraud_type: str | None,
     card: str | None,
@@ -206,11 +217,10 @@ def command(
             labelled_at=at or simulated or now,
             label_id=uuid.uuid4().hex,
             fraud_type=fraud_type,
-            analyst=analyst,
+            analyst=analyst or (user_name() if source == "analyst" else None),
             note=note,
         )
         value = checked(message)
-        warning = contradiction(message, find_labels(bootstrap, settings, transaction_id))
         with RecordProducer(bootstrap, settings) as producer:
             # On topics that a producer stamps, the record's time is when the label became known.
             known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
@@ -218,11 +228,20 @@ def command(
     except (ClusterNotFound, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     click.echo(sentence(message, found.topic))
-    if warning:
-        click.echo(warning)
+    for line in textwrap.wrap(_said_before(bootstrap, settings, message), PLAIN_WIDTH):
+        click.echo(line)
     if simulated:
         click.echo("The topics run on a simulated clock; the label bears its time.")
     click.echo(printable_json(value.decode()))
+
+
+def _said_before(bootstrap: str, settings: Settings, sent: Label) -> str:
+    """Return what others said of the transaction, where that differs; the label is sent, whatever comes of it."""
+    try:
+        earlier = find_labels(bootstrap, settings, sent.transaction_id)
+    except (ClusterUnreachable, TopicError, KafkaException) as error:
+        return f"Whether somebody said otherwise cannot be seen: {explained(error)}"
+    return contradiction(sent, (label for label in earlier if label.label_id != sent.label_id)) or ""
 
 
 def checked(label: Label) -> bytes:

@@ -168,11 +168,11 @@ def bytes_on_disk(settings: Settings) -> int | None:
     if not directory.is_dir():
         return None
     blocks = 0
-    for path in directory.rglob("*"):
-        # Brokers and workers delete files meanwhile.
-        with suppress(FileNotFoundError):
-            # Kafka's indexes are large files with holes.
-            blocks += path.stat().st_blocks
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            # Brokers and workers delete files meanwhile; Kafka's indexes are large files with holes.
+            with suppress(OSError):
+                blocks += os.lstat(f"{folder}/{name}").st_blocks
     return blocks * BLOCK_BYTES
 
 

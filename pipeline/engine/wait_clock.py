@@ -66,11 +66,10 @@ class WaitClock:
 
     @property
     def misses_some(self) -> bool:
-        """True while a partition has dropped out, for as long again: a record of it may still be to come."""
+        """True while a partition has dropped out: a record of it may still be to come."""
         times_us = self._table[: int(self._meta[_COUNT]), _TIME_US]
         seen = times_us[self._table[: len(times_us), _PARTITION] != NOT_SEEN]
-        behind_us = times_us.max(initial=0) - seen
-        return bool(((behind_us >= DROP_OUT_US) & (behind_us < 2 * DROP_OUT_US)).any())
+        return bool((seen <= times_us.max(initial=0) - DROP_OUT_US).any())
 
     def advance(self, home: int, partition: NDArray[np.int64], time_us: NDArray[np.int64]) -> NDArray[np.int64]:
         """Let n records move the clock.

@@ -427,6 +427,11 @@ class _FileBatch:
 
     def _times_us(self) -> npt.NDArray[np.int64]:
         column = self._column("event_time")
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            raise UnusableSource(
+                f"{self.path}: column {self.mapping.columns['event_time']} holds numbers; write times as "
+                "2018-04-01T00:00:31Z, so that their unit and zone are known"
+            )
         naive_or_aware = pd.Series(column.to_pandas())
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             times = pd.to_datetime(naive_or_aware.astype(object), format="ISO8601", errors="coerce", utc=True)

@@ -248,11 +248,16 @@ def test_a_label_says_who_said_otherwise(cluster: Settings) -> None:
     assert "said otherwise" not in first.output
     assert "said otherwise" not in command(cluster, "label", "t-1", "legitimate", "--analyst", "kim").output
     assert "said otherwise" not in command(cluster, "label", "t-1", "fraud", "--card", "C8").output
-    second = command(cluster, "label", "t-1", "fraud").output
+    second = " ".join(command(cluster, "label", "t-1", "fraud").output.split())
     assert "Somebody said otherwise: legitimate, says analyst kim" in second
     assert "yours takes its place" in second
     (*_, last) = labels(cluster)
     assert last[1].analyst == getpass.getuser()
+    lower = " ".join(command(cluster, "label", "t-1", "legitimate", "--source", "chargeback").output.split())
+    assert f"Somebody said otherwise: fraud, says analyst {getpass.getuser()}" in lower
+    assert "it still holds" in lower
+    (*_, last) = labels(cluster)
+    assert last[1].analyst is None
 
 
 def test_alerts_are_shown_in_order_and_counted_within_their_case(cluster: Settings) -> None:

@@ -325,8 +325,11 @@ def test_what_is_given_up_while_a_partition_has_dropped_out_is_named(desk: Desk)
     result = desk.work(desk.decisions.append(features(3, after(35))))
     assert (result.counts["label", "unknown_transaction"], result.given_up) == (1, ["labels 0 0"])
     desk.say(405, after(36))
-    # Whoever has not come for so long is not waited for.
-    assert desk.work(desk.decisions.append(features(4, after(71)))).given_up == []
+    # However long that partition has not come, it may.
+    assert desk.work(desk.decisions.append(features(4, after(110)))).given_up == ["labels 0 1"]
+    desk.decide(5, after(110), log=LogPosition(partition=1, offset=1))
+    desk.say(406, after(111))
+    assert desk.work(desk.decisions.append(features(6, after(130)))).given_up == []
 
 
 def test_a_label_finds_a_decision_that_stands_behind_it_in_its_batch() -> None:

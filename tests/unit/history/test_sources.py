@@ -246,6 +246,15 @@ def test_times_in_other_ways_are_named(time: object, why: str, tmp_path: Path) -
             resolve_mapping(path)
 
 
+@pytest.mark.parametrize("times", [[20_180_401, 20_180_402], [31, 86_400], [5.0, 1.5e9]])
+def test_numbers_are_no_times(times: list[float], tmp_path: Path) -> None:
+    path = tmp_path / "numbers.parquet"
+    rows = {"transaction_id": ["1", "2"], "card_id": ["c"] * 2, "merchant_id": ["m"] * 2, "amount": [1.0] * 2}
+    pd.DataFrame({**rows, "event_time": times}).to_parquet(path)
+    with pytest.raises(UnusableSource, match="event_time holds numbers"):
+        load_transactions(path)
+
+
 @pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
 def test_other_separators_are_named(separator: str, word: str, tmp_path: Path) -> None:
     path = csv(tmp_path, (HEADER + ROWS).replace(",", separator))
