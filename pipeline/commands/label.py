@@ -10,14 +10,13 @@ from typing import Final
 
 import click
 import msgspec
-from confluent_kafka import KafkaException
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.lookup import decoded, find_labels
 from pipeline.commands.show import label_text
 from pipeline.demo.text import PLAIN_WIDTH, utc_text
 from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.kafka.topic_reader import read_topic
@@ -239,7 +238,7 @@ def _said_before(bootstrap: str, settings: Settings, sent: Label) -> str:
     """Return what others said of the transaction, where that differs; the label is sent, whatever comes of it."""
     try:
         earlier = find_labels(bootstrap, settings, sent.transaction_id)
-    except (ClusterUnreachable, TopicError, KafkaException) as error:
+    except (ClusterUnreachable, FailedRequest, TopicError) as error:
         return f"Whether somebody said otherwise cannot be seen: {explained(error)}"
     return contradiction(sent, (label for label in earlier if label.label_id != sent.label_id)) or ""
 
