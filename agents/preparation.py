@@ -24,6 +24,7 @@ from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import MemoryStore
 from pipeline.features.catalogue import FEATURES
+from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner
 from pipeline.settings import Settings
@@ -51,7 +52,9 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
         directory: For a moment, it is made and removed.
         agents: Names of agents.
     """
-    settings = settings.model_copy(update={"card_partitions": 1, "merchant_partitions": 1, "topic_prefix": ""})
+    changed: dict[str, object] = {"card_partitions": 1, "merchant_partitions": 1, "topic_prefix": ""}
+    # Whoever may write which label, this one is accepted.
+    settings = settings.model_copy(update=changed | {"label_topics": {LABELS.name: (ANY_SOURCE,)}})
     agents = _ORDER[: max(map(_ORDER.index, agents)) + 1]
     labels = _records(LABELS, [_label()])
     accepted = _written(accept(labels, label_options(settings)).outputs, ACCEPTED_LABELS)
@@ -83,6 +86,8 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
         joined = feedback.process(batch, _WHEN)
         feedback.commit()
     feedback.close()
+    if not joined.outputs:
+        raise RuntimeError("no example came of the label with which kernels are prepared")
     if LEARN.name not in agents:
         return
     learn = LearnPartition(new_learner(settings.river_classifier))

@@ -10,6 +10,7 @@ from pipeline.engine.decider import Decider
 from pipeline.engine.results import Result
 from pipeline.engine.score import ScorePartition
 from pipeline.engine.state import LoadedState
+from pipeline.kafka.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
 from pipeline.kafka.kernels import OtherKernels
 from pipeline.models.active import ModelSubscriber
 from schemas.messages import ProcessingConfig
@@ -81,7 +82,12 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         """Raise `KernelChanged` where the card agent wrote a block of another kernel."""
         state = self._held[record.partition]
         state.rollback()  # what the block itself has shown is no evidence
-        if others.wrote(record, state.unseen):
+        try:
+            was_written = others.wrote(record, state.unseen)
+        except (ClusterUnreachable, FailedRequest, TopicError) as failure:
+            # No answer is no fault of the block.
+            raise SessionError(f"{error}: whether the card agent wrote it cannot be seen: {failure}") from failure
+        if was_written:
             raise KernelChanged(
                 f"{error}: the card agent wrote it, and this release cannot compute the rest of its features. Nothing "
                 f"of partition {record.partition} is decided by this worker: stop it, and let a score agent of the "

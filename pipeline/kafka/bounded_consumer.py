@@ -9,7 +9,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final
 
@@ -41,6 +43,8 @@ SHARE: Final = 64
 _BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
 _LOOK_S: Final = 0.05
 _CLOSE_S: Final = 1.0
+_OUTSIDE_S: Final = 30.0
+"""Time after which a log that ends before the offset to read from is believed to."""
 _EARLIEST: Final = -2
 _COMMITTED, _UNCOMMITTED = 1, 0
 _MOVED: Final = PASSING_ERRORS | {
@@ -81,6 +85,8 @@ class _Reading:
         self.reports: list[ReadError] = []
         self.is_halted = False
         self.ready_s = self.backoff_s = 0.0
+        self.outside_s = 0.0
+        """Since when the log does not hold the offset; 0 where it does."""
         self.told_end = -1
 
     def is_fetchable(self, now_s: float) -> bool:
@@ -117,6 +123,7 @@ class BoundedConsumer:
         self._paused: set[Partition] = set()
         self._ends: dict[Partition, int] = {}
         self._made_loop: asyncio.AbstractEventLoop | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._connections: dict[tuple[str, int], AIOKafkaConnection] = {}
         self._addresses: dict[int, tuple[str, int]] = {}
         self._leaders: dict[Partition, int] = {}
@@ -196,7 +203,7 @@ class BoundedConsumer:
             left_s = ends_s - time.monotonic()
             handle = self._loop.call_later(min(max(left_s, 0.0), _LOOK_S), self._loop.stop)
             try:
-                self._loop.run_forever()
+                self._run(self._loop.run_forever)
             finally:
                 handle.cancel()
             if self._error is not None:
@@ -217,9 +224,23 @@ class BoundedConsumer:
             task.cancel()
         ending += [connection.close() for connection in self._connections.values()]
         if ending:
-            self._loop.run_until_complete(asyncio.wait(ending, timeout=_CLOSE_S))
+            self._run(partial(self._loop.run_until_complete, asyncio.wait(ending, timeout=_CLOSE_S)))
         self._loop.close()
         self._made_loop = None
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _run(self, requests: Callable[[], object]) -> None:
+        """Run the loop for a while: elsewhere where the caller, a notebook for instance, has one of its own."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            requests()
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._thread.submit(requests).result()
 
     # --- What has come -----------------------------------------------------------------------------------------
 
@@ -278,7 +299,7 @@ class BoundedConsumer:
     def _begin(self, key: int | None, request: Any) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             if self._tasks.pop(key, None) is not None:
-                self._error = task.exception()
+                self._error = self._error or task.exception()
                 self._loop.stop()
 
         self._tasks[key] = task = self._loop.create_task(request)
@@ -299,12 +320,14 @@ class BoundedConsumer:
             try:
                 found = await describe(await self._connection(address), topics)
             except (OSError, ConnectionFailed, TimeoutError) as error:
-                self._complain(KafkaError._TRANSPORT, f"{address[0]}:{address[1]}: {error}")
+                self._failed(address, error)
                 continue
             self._addresses = dict(found.addresses)
             self._leaders = {partition: replicas.leader for partition, replicas in found.replicas.items()}
             if without := sorted(partition for partition in self._readings if partition not in self._leaders):
                 self._complain(KafkaError.LEADER_NOT_AVAILABLE, f"no leader of {partitions_text(without)}")
+            else:
+                self._described_backoff_s = 0.0
             break
         self._described_s = time.monotonic() + self._described_backoff_s
 
@@ -329,9 +352,7 @@ class BoundedConsumer:
                 if self._readings.get(partition) is reading:
                     await self._came(connection, partition, reading, fetched)
         except (OSError, ConnectionFailed, TimeoutError) as error:
-            self._complain(KafkaError._TRANSPORT, f"{address[0]}:{address[1]}: {error}")
-            if (failed := self._connections.pop(address, None)) is not None:
-                failed.close()
+            self._failed(address, error)
             for partition, reading in readings.items():
                 self._leaders.pop(partition, None)
                 reading.wait(time.monotonic())
@@ -350,7 +371,7 @@ class BoundedConsumer:
             reading.backoff_s = _MOST_BACKOFF_S
             reading.wait(time.monotonic())
         else:
-            self._described_backoff_s = reading.backoff_s = 0.0
+            reading.backoff_s = reading.outside_s = 0.0
             self._ends[partition] = fetched.high_watermark
             answer = _Answer(fetched)
             if answer.end or answer.damaged is not None:
@@ -367,19 +388,30 @@ class BoundedConsumer:
                 reading.reports.append(ReadError(partition, reading.fetched, KafkaError(KafkaError._PARTITION_EOF)))
 
     async def _out_of_range(self, connection: AIOKafkaConnection, partition: Partition, reading: _Reading) -> None:
-        """Begin where the log does, or say that it does not hold what was asked for."""
+        """Begin where the log does, or say that it does not hold what was asked for.
+
+        A broker that does not know yet that it leads no more may end before the offset: it is asked for a while.
+        """
         topic, number = partition
-        if reading.fetched > 0 and not self._from_earliest:
-            reading.is_halted = True
-            reading.reports.append(ReadError(partition, reading.fetched, KafkaError(KafkaError._AUTO_OFFSET_RESET)))
-            return
+        now_s = time.monotonic()
+        reading.outside_s = reading.outside_s or now_s
         answer = await connection.send(OffsetRequest(-1, self._isolation, [(topic, [(number, _EARLIEST)])]))
         ((_, ((_, error, _, offset, *_),)),) = answer.topics
-        if error or offset < 0:
+        if error or offset < 0 or (reading.fetched > offset and now_s - reading.outside_s < _OUTSIDE_S):
             self._leaders.pop(partition, None)
             reading.wait(time.monotonic())
+        elif reading.fetched > 0 and not self._from_earliest:
+            reading.is_halted = True
+            reading.reports.append(ReadError(partition, reading.fetched, KafkaError(KafkaError._AUTO_OFFSET_RESET)))
         else:
             reading.fetched = reading.position = offset
+
+    def _failed(self, address: tuple[str, int], error: Exception) -> None:
+        """Make another connection to a broker the next time."""
+        text = str(error) or type(error).__name__
+        self._complain(KafkaError._TRANSPORT, f"{address[0]}:{address[1]}: {text}")
+        if (failed := self._connections.pop(address, None)) is not None:
+            failed.close()
 
     @staticmethod
     def _complain(code: int, text: str) -> None:

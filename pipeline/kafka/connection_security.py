@@ -147,7 +147,10 @@ class _Tokens:
             answer = connection.getresponse()
             if answer.status != http.HTTPStatus.OK:
                 raise PermissionError(f"the provider of tokens answers with {answer.status} {answer.reason}")
-            return str(json.load(answer)["access_token"])
+            try:
+                return str(json.load(answer)["access_token"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise PermissionError("the provider of tokens answers without an access_token") from error
 
     def _unsigned(self) -> str:
         given = dict(pair.split("=", 1) for pair in str(self._config.get("sasl.oauthbearer.config", "")).split())

@@ -16,13 +16,15 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Partition, start_at
-from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
+from pipeline.kafka.batch import Partition, UnreadableRange, start_at
+from pipeline.kafka.bounded_consumer import BoundedConsumer
+from pipeline.kafka.clients import READER_GROUP, Config, admin_client, consumer_config
 from pipeline.kafka.log_offsets import listed_offset
 from pipeline.kafka.unreadable import UNREADABLE
 from pipeline.kafka.watch import WatchThread
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +205,38 @@ class KafkaLog:
 
     def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
         """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
+        inputs = {at: offset for at, offset in offsets.items() if at[0] in self._settings.inputs}
+        found = self._first_of_inputs(inputs, committed=committed) if inputs else {}
+        others = {at: offset for at, offset in offsets.items() if at not in inputs}
+        return found | (self._first_of_others(others, committed=committed) if others else {})
+
+    def _first_of_inputs(self, offsets: Mapping[Partition, int], *, committed: bool) -> dict[Partition, FirstRecord]:
+        """Look at what producers write, of which nothing is inflated beyond bounds."""
+        reader = BoundedConsumer(self._config(committed))
+        found: dict[Partition, FirstRecord] = {}
+        ends_s = time.monotonic() + READ_TIMEOUT_S
+        try:
+            for partition, offset in offsets.items():
+                reader.seek(partition, offset)
+            while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
+                reader.wait(POLL_S)
+                for item in reader.take(len(offsets)):
+                    if isinstance(item, Record):
+                        partition = (item.topic, item.partition)
+                        first = FirstRecord("record", item.offset, item.timestamp_ms)
+                    elif isinstance(item, UnreadableRange):
+                        partition, first = item.partition, FirstRecord("unreadable", item.start)
+                    elif item.error.code() == KafkaError._PARTITION_EOF:
+                        partition, first = item.partition, FirstRecord("end", item.offset)
+                    else:
+                        continue
+                    found.setdefault(partition, first)
+                    reader.drop([partition])
+        finally:
+            reader.close()
+        return found
+
+    def _first_of_others(self, offsets: Mapping[Partition, int], *, committed: bool) -> dict[Partition, FirstRecord]:
         reader = self._reader(committed)
         reader.assign([start_at(partition, at) for partition, at in offsets.items()])
         found: dict[Partition, FirstRecord] = {}
@@ -234,18 +268,20 @@ class KafkaLog:
 
     def _reader(self, committed: bool) -> Consumer:
         if committed not in self._readers:
-            overrides: dict[str, Any] = {
-                **self._quiet,
-                "group.protocol": "classic",  # it only assigns, and never joins
-                "isolation.level": "read_committed" if committed else "read_uncommitted",
-                "enable.partition.eof": True,
-                # One record of each partition is looked at.
-                "queued.min.messages": 1,
-                "max.partition.fetch.bytes": 64 * 1024,
-            }
-            config = consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
-            self._readers[committed] = Consumer(config)
+            self._readers[committed] = Consumer(self._config(committed))
         return self._readers[committed]
+
+    def _config(self, committed: bool) -> Config:
+        overrides: dict[str, Any] = {
+            **self._quiet,
+            "group.protocol": "classic",  # it only assigns, and never joins
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "enable.partition.eof": True,
+            # One record of each partition is looked at.
+            "queued.min.messages": 1,
+            "max.partition.fetch.bytes": 64 * 1024,
+        }
+        return consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
 
 
 class UndecidedWatch(WatchThread):

@@ -1,5 +1,7 @@
 """What producers write, read by requests of one's own: the same records as librdkafka's, and words about the log."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Final
@@ -12,7 +14,9 @@ from pipeline.kafka.admin import end_offsets, ensure_topics
 from pipeline.kafka.batch import UnreadableRange
 from pipeline.kafka.bounded_consumer import BoundedConsumer
 from pipeline.kafka.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.inflation import MOST_BATCH_BYTES
 from pipeline.kafka.message_records import Item, ReadError
+from pipeline.kafka.undecided import FirstRecord, KafkaLog
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS
@@ -154,3 +158,26 @@ def test_reading_goes_on_when_a_broker_is_there_again(broker: EmbeddedBroker, se
         (record, _) = reader.read(1)
         assert isinstance(record, Record)
         assert record.value == b"behind"
+
+
+def test_a_caller_with_an_event_loop_of_its_own_reads_too(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    produce_batch(bootstrap, name, 0, record_batch([b"a", b"b"]))
+
+    async def cell() -> list[bytes | None]:
+        with closing(Reader(settings)) as reader:
+            return [item.value for item in reader.read(0) if isinstance(item, Record)]
+
+    assert asyncio.run(cell()) == [b"a", b"b"]
+
+
+def test_whoever_looks_for_what_is_undecided_inflates_no_bomb(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    bomb = produce_batch(bootstrap, name, 0, record_batch([b"0" * 2 * MOST_BATCH_BYTES], "gzip"))
+    produce_batch(bootstrap, name, 1, record_batch([b"a"], timestamp_ms=1_000))
+    log = KafkaLog(bootstrap, settings, threading.Event())
+    with closing(log):
+        found = log.first({(name, 0): bomb, (name, 1): 0}, committed=False)
+        assert found[name, 0] == FirstRecord("unreadable", bomb)
+        assert (found[name, 1].kind, found[name, 1].offset) == ("record", 0)
+        assert log.first({(name, 1): 1}, committed=True)[name, 1].kind == "end"

@@ -1,10 +1,12 @@
 """Record batches give the records that other readers find in them, or one word about the whole batch."""
 
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.util import decode_varint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +47,15 @@ def seen_by_others(plain: bytes) -> list[Record]:
         Record(*PARTITION, record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
         for record in DefaultRecordBatch(plain)
     ]
+
+
+def attributes_of(payload: bytes) -> Iterator[int]:
+    """Yield the attributes of each record, which stand behind its length."""
+    at = 0
+    while at < len(payload):
+        size, at = decode_varint(payload, at)
+        yield payload[at]
+        at += size
 
 
 @given(values, st.none() | st.binary(max_size=9), st.integers(0, 1 << 50), names, st.integers(0, 1 << 40), st.data())
@@ -88,6 +99,9 @@ def test_damaged_records_are_refused_or_as_another_reader_sees_them(sent: list[b
     if isinstance(found, UnreadableRange):
         assert (found.start, found.end) == (0, len(sent))
         assert found.error in ("MalformedBatch", "OddOffset")
+        return
+    if any(attributes > 0x7F for attributes in attributes_of(damaged[HEADER_BYTES:])):
+        # Kafka's are one byte, which nobody uses; the other reader takes it for a number of variable length.
         return
     try:
         expected = seen_by_others(damaged)

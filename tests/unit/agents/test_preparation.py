@@ -46,7 +46,8 @@ def compiled():
 
 directory = Path(sys.argv[1])
 imported = compiled()
-prepare_kernels(Settings(), RATES, directory / "prepare")
+of_bank = {"labels": ("analyst",), "chargebacks": ("chargeback",)}
+prepare_kernels(Settings(label_topics=of_bank), RATES, directory / "prepare")
 assert not (directory / "prepare").exists()
 prepared = compiled()
 base = small_model()
