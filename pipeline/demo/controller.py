@@ -1,6 +1,7 @@
 """The controller of a run: what starts when, what is waited for, and that everything stops."""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,8 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
             try:
                 Controller(settings, options, state, view, signals).run()
             except RunStopped as stopped:
-                code = stopped.exit_code
+                # Ctrl-C is how a run is ended.
+                code = 0 if stopped.number == signal.SIGINT else stopped.exit_code
             except (*FAILURES, Incomplete) as error:
                 code, failure = 1, error
             signals.mode = Mode.HOLD

@@ -20,8 +20,8 @@ class RunStopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """0 for Ctrl-C, which is how a run is ended; else 128 and the number of the signal, as shells have it."""
-        return 0 if self.number == signal.SIGINT else 128 + self.number
+        """128 and the number of the signal, as shells have it."""
+        return 128 + self.number
 
 
 class Mode(Enum):

@@ -189,7 +189,8 @@ class TransactionalProducer:
                 self._producer.abort_transaction(_TRANSACTION_CALL_S)
         text = f"records for {what} were not written: {cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
-            return WriterFenced(f"{text}; another process writes under the same id: look at what it wrote, and try again")
+            advice = "another process writes under the same id: look at what it wrote, and try again"
+            return WriterFenced(f"{text}; {advice}")
         advice = "look at the brokers"
         if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
             advice = "grant the transactional id, as `fraud-pipeline acl` shows"
