@@ -62,7 +62,7 @@ from schemas.topics import (
 )
 from tests.helpers.logs import block_of, features, label
 from tests.helpers.topics import shared_producer
-from tests.helpers.waiting import TIMEOUT_S, eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually, retried
 
 pytestmark = pytest.mark.broker
 
@@ -121,9 +121,14 @@ def commit(bootstrap: str, settings: Settings, agent: str, offsets: dict[tuple[T
     ]
     request = [ConsumerGroupTopicPartitions(settings.topic(agent), positions)]
     client = admin_client(bootstrap)
-    (future,) = client.alter_consumer_group_offsets(request).values()
-    for position in future.result(TIMEOUT_S).topic_partitions:
-        assert position.error is None
+
+    def altered() -> None:
+        (future,) = client.alter_consumer_group_offsets(request).values()
+        for position in future.result(TIMEOUT_S).topic_partitions:
+            assert position.error is None
+
+    # A coordinator may still be loading what groups have committed.
+    retried(altered, AssertionError)
     if len(AGENTS[agent].reads) > 1:
         for number in {number for _, number in offsets}:
             progress(bootstrap, settings, agent, number, {t: end for (t, n), end in offsets.items() if n == number})
