@@ -166,7 +166,7 @@ def write_result(bootstrap: str, settings: Settings, role: Role, result: Topic, 
     log = LogPosition(partition=number, offset=at)
     if result is PROFILED:
         message = golden("profiled-transaction", ProfiledTransaction)
-        value = block_of(msgspec.structs.replace(message, source=where))
+        value = block_of(msgspec.structs.replace(message, source=where, kernel=KERNEL_VERSION))
     elif result is DECISION_FEATURES:
         value = features(log=log)
     elif result is DECISIONS:
