@@ -55,7 +55,7 @@ class AgentSpec:
     snapshots: bool = True
     """True if snapshots are taken of its state."""
     help: str = ""
-    """What it does, in a line; Faust's list of agents shows it."""
+    """Its work in a line; Faust's list of agents shows it."""
 
     @property
     def producers(self) -> int:

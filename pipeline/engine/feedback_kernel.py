@@ -245,7 +245,7 @@ class FeedbackKernel:
 
 
 class _Clocks(NamedTuple):
-    """How far time has come before the first decision of a batch and with each, and the late ones among them."""
+    """Clocks before the first decision of a batch and with each, and the late ones among them."""
 
     stream_time_us: Sequence[int]
     waited_us: Sequence[int]

@@ -56,7 +56,7 @@ _MOVED: Final = PASSING_ERRORS | {
 
 
 class _Answer:
-    """What came of one partition at a time: batches with records for this reader, up to the first damaged one."""
+    """An answer about one partition: batches with records for this reader, up to the first damaged one."""
 
     def __init__(self, fetched: Fetched) -> None:
         self.size = len(fetched.data)
@@ -131,7 +131,7 @@ class BoundedConsumer:
         """Requests under way: one for each broker, and one for the leaders."""
         self._connecting: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._error: BaseException | None = None
-        """What a request failed of that no retry mends."""
+        """The error of a request that no retry mends."""
         self._described_s = self._described_backoff_s = 0.0
 
     @property

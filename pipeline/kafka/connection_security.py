@@ -1,4 +1,4 @@
-"""How a connection of one's own is secured, as the librdkafka properties of the other clients say."""
+"""Security of connections of one's own, as the librdkafka properties of the other clients say."""
 
 import asyncio
 import base64

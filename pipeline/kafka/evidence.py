@@ -182,7 +182,7 @@ def _names_in_results(
 
 
 class _Traces:
-    """What the results of an agent show of the records that they were made of."""
+    """The evidence in an agent's results of the records that they were made of."""
 
     def __init__(self, agent: str, settings: Settings, on_refused: OnRefused) -> None:
         self._agent, self._settings, self._on_refused = agent, settings, on_refused

@@ -27,7 +27,7 @@ def readable_value(message: T, decode: Callable[[bytes], T]) -> bytes:
 
 
 class ReadError(NamedTuple):
-    """What a client reports of a partition in the place of a record."""
+    """A client's report about a partition in the place of a record."""
 
     partition: Partition
     offset: int

@@ -39,7 +39,7 @@ class FetchRefused(RuntimeError):
 
 
 class Wanted(NamedTuple):
-    """What to fetch of a partition."""
+    """A partition to fetch from, and how much."""
 
     partition: Partition
     offset: int

@@ -23,7 +23,7 @@ _APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x08, 0x10, 0x20
 
 
 class RecordBatch(NamedTuple):
-    """One batch. Where it is not intact, any field may be wrong."""
+    """A record batch. Where it is not intact, any field may be wrong."""
 
     data: memoryview
     """All of it, the header included."""
@@ -53,22 +53,22 @@ class RecordBatch(NamedTuple):
 
     @property
     def is_control(self) -> bool:
-        """Whether it is the mark of a transaction's end."""
+        """True if it is the mark of a transaction's end."""
         return bool(self.attributes & _CONTROL)
 
     @property
     def is_transactional(self) -> bool:
-        """Whether a transaction wrote it."""
+        """True if a transaction wrote it."""
         return bool(self.attributes & _TRANSACTIONAL)
 
     @property
     def is_append_time(self) -> bool:
-        """Whether the broker stamped it, so that each record has the greatest timestamp."""
+        """True if the broker stamped it, so that each record has the greatest timestamp."""
         return bool(self.attributes & _APPEND_TIME)
 
     @property
     def is_intact(self) -> bool:
-        """Whether its format is known, and its checksum is that of its bytes; computed at each call."""
+        """True if its format is known, and its checksum is that of its bytes; computed at each call."""
         return self.magic == _MAGIC and self.crc == calc_crc32c(self.data[_CHECKED_AT:])
 
     @property

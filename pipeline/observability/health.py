@@ -89,7 +89,7 @@ class Health:
     _agents: dict[str, _Agent] = field(init=False, repr=False)
     _broker: _Broker = field(init=False, repr=False)
     _step: str = field(default="", init=False, repr=False)
-    """What an agent waits for that is starting."""
+    """The thing that a starting agent waits for."""
 
     def __post_init__(self) -> None:
         now_s = self.clock()
