@@ -108,7 +108,7 @@ def test_who_has_read_before_somebody_else_wrote_writes_nothing(cluster: Cluster
     cluster.publish(FIRST)
     late = VersionChanges.on(cluster.bootstrap, cluster.settings)
     models("policy", "set", "--threshold", "0.3", reason="Too few alerts.")
-    with pytest.raises(WriterFenced, match="look at it, and try again"):
+    with pytest.raises(WriterFenced, match="look at what it wrote, and try again"):
         late.set_policy({"blend": 0.5}, ChangeAuthor("dana", "Too late."))
     shown = json.loads(models("policy", "show", "--json"))
     assert (shown["threshold"], shown["blend"]) == (0.3, 1.0)
