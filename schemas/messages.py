@@ -25,6 +25,10 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """An offset in the log of a partition, as Kafka counts: 63 bits."""
 
 
+Description = str | float
+"""A field that no feature reads: text, or a number that stands for its text."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The base of all messages. Frozen values form no cycles, so that the garbage collector need not look at them."""
 
@@ -40,16 +44,16 @@ class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
     merchant_id: Identifier
     amount: Decimal
     currency: Currency
-    account_id: str | None = None
+    account_id: Description | None = None
     transaction_type: str = "purchase"
-    original_transaction_id: str | None = None
-    authorisation: str | None = None
+    original_transaction_id: Description | None = None
+    authorisation: Description | None = None
     local_time: str | None = None
-    device_id: str | None = None
-    ip: str | None = None
-    country: str | None = None
-    channel: str | None = None
-    mcc: str | None = None
+    device_id: Description | None = None
+    ip: Description | None = None
+    country: Description | None = None
+    channel: Description | None = None
+    mcc: Description | None = None
     attributes: dict[str, str | float | None] | None = None
 
 

@@ -43,7 +43,7 @@ ATTRIBUTES: Final = len(SPAN_FIELDS) - 1
 """Column of the JSON of the attributes; empty for none."""
 # What a value may be, by field.
 _OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
-"""``_OTHER``: text or null, of which nothing is kept; ``_NESTED``: a flat object, or null."""
+"""``_OTHER``: text, number or null, of which nothing is kept; ``_NESTED``: a flat object, or null."""
 _KINDS: Final = {
     "transaction_id": _IDENTIFIER, "card_id": _IDENTIFIER, "merchant_id": _IDENTIFIER, "currency": _TEXT,
     "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
@@ -170,7 +170,6 @@ def read_object(
                 return -1
             at = last + 1
         elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
-            # Of a name that nobody knows, null is skipped.
             at = _past_null(text, at, end)
             if at < 0:
                 return -1
@@ -180,6 +179,10 @@ def read_object(
             if at < 0:
                 return -1
             spans[ATTRIBUTES, 0], spans[ATTRIBUTES, 1] = first, at
+        elif kind == _OTHER:
+            at = _past_number(text, at, end)
+            if at < 0:
+                return -1
         elif kind in (_AMOUNT, _WHOLE):
             first = at
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):

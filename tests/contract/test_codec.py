@@ -60,6 +60,8 @@ REFUSED: list[tuple[str, bytes | None]] = [
     ("wrong_type", transaction(amount=None)),
     ("wrong_type", transaction(event_time=1_709_294_370)),
     ("wrong_type", transaction(attributes={"nested": {}})),
+    ("wrong_type", transaction(mcc=True)),
+    ("invalid_value", with_amount(b'1,"mcc":1e400')),
     ("invalid_value", transaction(card_id="")),
     ("invalid_value", transaction(card_id="c" * 257)),
     ("invalid_value", transaction(currency="eur")),
@@ -113,6 +115,14 @@ def test_as_many_names_as_are_allowed_and_colons_in_texts_are_accepted() -> None
     accept(transaction(**{f"k{number}": "x" for number in range(codec.MAX_NAMES - 6)}))
     accept(transaction(unknown=":" * 5_000))
     accept(transaction(unknown='":' * 5_000))
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["account_id", "original_transaction_id", "authorisation", "device_id", "ip", "country", "channel", "mcc"],
+)
+def test_a_field_that_nothing_reads_may_be_a_number(field: str) -> None:
+    assert accept(transaction(**{field: 5411})) == accept(transaction(**{field: "5411"}))
 
 
 @pytest.mark.parametrize("number", [b"9" * 500, b"-" + b"9" * 5_000, b"0." + b"1" * 500, b"1e999", b"-1e-999999"])

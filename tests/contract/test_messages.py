@@ -130,6 +130,12 @@ def test_the_schema_knows_how_amounts_are_written(amount: object, valid: bool) -
     assert (violations(stated, schema_of("transaction")) == []) is valid
 
 
+@pytest.mark.parametrize(("mcc", "valid"), [("5411", True), (5411, True), (None, True), (True, False), ([], False)])
+def test_a_field_that_nothing_reads_may_be_a_number(mcc: object, valid: bool) -> None:
+    stated = json.loads((GOLDEN / "v1/transaction.json").read_bytes()) | {"mcc": mcc}
+    assert (violations(stated, schema_of("transaction")) == []) is valid
+
+
 def test_unknown_fields_of_a_transaction_travel_on_untouched() -> None:
     value = (GOLDEN / "v1/profiled-transaction.json").read_bytes()
     message = msgspec.json.decode(value, type=ProfiledTransaction)

@@ -43,9 +43,10 @@ fields: dict[str, st.SearchStrategy[Any]] = {
         (0, 1, 0.01, "12.3", "012", "1e3", 10**15, 10**16, -1, 12.345, "999999999999999.99", None)
     ),
     "channel": texts | st.none() | st.just(5),
+    "mcc": st.sampled_from((5411, -0.0, 5411.0, 1e22, 1e300, 10**15, 10**400, "5411", True)),
     "attributes": st.none() | st.just({"a": "b"}),
     "schema_version": st.sampled_from((1, 0, -1, 1.0, "1", 10**10, None)),
-    "unknown": texts | st.none() | st.just(True),
+    "unknown": texts | st.none() | st.sampled_from((True, 7, -0.125, 10**400)),
 }
 spelled = st.builds(
     lambda changes, separators, ascii_: json.dumps(
@@ -123,6 +124,7 @@ def usual() -> list[bytes]:
             {"amount": "12.34", "currency": "USD", "transaction_type": "cash"},
             {"event_time": "2024-02-29T23:59:59+01:00", "local_time": "2024-03-01T00:59:59"},
             {"country": "IT", "channel": None, "device_id": "d-1", "mcc": "5411", "schema_version": 1, "more": "x"},
+            {"mcc": 5411, "channel": -1.5, "more": 7},
         )
     ]
 
