@@ -92,8 +92,11 @@ class Nodes:
         return self.nodes[leader - 1]
 
     def whole(self) -> bool:
-        """Whether all nodes are there, and every replica of every topic is in sync."""
-        if not cluster_is_up(self.bootstrap_servers):
+        """Whether all nodes serve, and every replica of every topic is in sync.
+
+        Each is asked by itself: a controller notices the death of one seconds later, and calls all in sync until then.
+        """
+        if not all(cluster_is_up(node.bootstrap_servers) for node in self.nodes):
             return False
         metadata = retried(lambda: self._client.list_topics(timeout=ASK_S))
         if len(metadata.brokers) < len(self.nodes):
