@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 
-_BLOCK = re.compile(r"^```(sh|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROGRAM = "fraud-pipeline"
 ROOT: Final = Path(__file__).resolve().parents[2]
 NOTEBOOKS: Final = {"docs/notebook.md": "examples/notebook.ipynb"}
@@ -37,9 +37,15 @@ class Block(NamedTuple):
     """Of the content, in the document."""
 
 
+def fenced(document: str, *languages: str) -> list[Block]:
+    """Return the blocks of a document that are in one of ``languages``, in order."""
+    found = (Block(found[1], found[2], *found.span(2)) for found in _BLOCK.finditer(document))
+    return [block for block in found if block.language in languages]
+
+
 def blocks(document: str) -> list[Block]:
     """All blocks that are run or compared, in order."""
-    return [Block(found[1], found[2], *found.span(2)) for found in _BLOCK.finditer(document)]
+    return fenced(document, "sh", "python", "text")
 
 
 def outputs(document: str) -> Iterator[tuple[Block, str]]:

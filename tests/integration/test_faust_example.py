@@ -1,0 +1,44 @@
+"""The example of a Faust agent is run as its page shows it, with Faust's own transport."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from pipeline.kafka.clients import producer_config
+from pipeline.settings import Settings
+from schemas.topics import ALERTS
+from tests.helpers.documents import fenced
+from tests.helpers.topics import TIMEOUT_S, Cluster, Starter
+from tests.helpers.worker import ROOT
+
+pytestmark = pytest.mark.broker
+
+PAGE = (ROOT / "examples/faust-agent.md").read_text(encoding="utf-8")
+ALERT = json.loads((ROOT / "schemas/golden/v1/alert.json").read_bytes())
+
+
+def test_the_agent_prints_committed_alerts(
+    kafka_settings: Settings, start: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, console = (block.content for block in fenced(PAGE, "python", "console"))
+    command, shown = console.splitlines()
+    # The name of the topic stands in the program.
+    cluster = Cluster(kafka_settings.model_copy(update={"topic_prefix": ""}))
+    producer = Producer(producer_config(cluster.bootstrap, transactional_id="faust-example"))
+    producer.init_transactions(TIMEOUT_S)
+    cards = ("aborted-card", shown.split()[0])
+    for card, finish in zip(cards, (producer.abort_transaction, producer.commit_transaction), strict=True):
+        producer.begin_transaction()
+        producer.produce(ALERTS.name, json.dumps({**ALERT, "card_id": card}).encode(), card.encode(), partition=0)
+        producer.flush(TIMEOUT_S)
+        finish(TIMEOUT_S)
+
+    (tmp_path / "desk.py").write_text(program, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FAUST_DATADIR", str(tmp_path / "faust"))
+    desk = start(cluster.settings, "-m", *shlex.split(command)[1:])
+    desk.until_it_says(shown)
+    assert cards[0] not in desk.output
