@@ -42,6 +42,8 @@ SHARE: Final = 64
 """Fewest records that a partition with as many gives at a time."""
 _BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
 _LOOK_S: Final = 0.05
+_TURNS: Final = 8
+"""Turns of the event loop in which an answer that lies in the connection is read."""
 _CLOSE_S: Final = 1.0
 _OUTSIDE_S: Final = 30.0
 """Time after which a log that ends before the offset to read from is believed to."""
@@ -83,7 +85,8 @@ class _Reading:
         self.most_bytes = 0
         """Bytes to ask for; 0: as usual."""
         self.reports: list[ReadError] = []
-        self.is_halted = False
+        self.is_halted = self.is_behind = False
+        """It stands still until a seek; its log holds records behind those that came."""
         self.ready_s = self.backoff_s = 0.0
         self.outside_s = 0.0
         """Since when the log does not hold the offset; 0 where it does."""
@@ -130,6 +133,8 @@ class BoundedConsumer:
         self._tasks: dict[int | None, asyncio.Task[None]] = {}
         """Requests under way: one for each broker, and one for the leaders."""
         self._connecting: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stop: asyncio.Handle
+        """Stops the loop, where no request's end does."""
         self._error: BaseException | None = None
         """The error of a request that no retry mends."""
         self._described_s = self._described_backoff_s = 0.0
@@ -201,17 +206,35 @@ class BoundedConsumer:
         while True:
             self._ask()
             left_s = ends_s - time.monotonic()
-            handle = self._loop.call_later(min(max(left_s, 0.0), _LOOK_S), self._loop.stop)
-            try:
-                self._run(self._loop.run_forever)
-            finally:
-                handle.cancel()
-            if self._error is not None:
-                raise self._error
+            self._stop = self._loop.call_later(min(max(left_s, 0.0), _LOOK_S), self._loop.stop)
+            self._turn()
             if left_s <= 0 or any(
                 reading.is_ready() for partition, reading in self._readings.items() if partition not in self._paused
             ):
                 return
+
+    def prefetch(self) -> None:
+        """Take in what has come meanwhile, and ask for what logs are known to hold behind it; wait for nothing.
+
+        Where a log has been read to its end, a request would be answered with the first record that comes: whoever
+        works for a while gets more of them at once by asking afterwards.
+        """
+        self._ask(known=True)
+        if self._tasks:
+            self._stop_after(_TURNS)
+            self._turn()
+
+    def _stop_after(self, turns: int) -> None:
+        self._stop = self._loop.call_soon(*((self._stop_after, turns - 1) if turns else (self._loop.stop,)))
+
+    def _turn(self) -> None:
+        """Run the loop until ``_stop`` stops it, or a request ends."""
+        try:
+            self._run(self._loop.run_forever)
+        finally:
+            self._stop.cancel()
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """Close all connections."""
@@ -279,14 +302,14 @@ class BoundedConsumer:
 
     # --- Requests ----------------------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
-        """Send what is to be asked now: of each broker one thing at a time."""
+    def _ask(self, *, known: bool = False) -> None:
+        """Send what is to be asked now, of each broker one thing at a time; ``known``: of logs that hold more alone."""
         now_s = time.monotonic()
         if sum(reading.held for reading in self._readings.values()) >= HELD_BYTES:
             return
         wanted: dict[int, dict[Partition, _Reading]] = {}
         for partition, reading in self._readings.items():
-            if partition in self._paused or not reading.is_fetchable(now_s):
+            if partition in self._paused or not reading.is_fetchable(now_s) or (known and not reading.is_behind):
                 continue
             if (leader := self._leaders.get(partition)) is not None:
                 wanted.setdefault(leader, {})[partition] = reading
@@ -374,6 +397,7 @@ class BoundedConsumer:
             reading.backoff_s = reading.outside_s = 0.0
             self._ends[partition] = fetched.high_watermark
             answer = _Answer(fetched)
+            reading.is_behind = max(answer.end, reading.fetched) < fetched.stable_end
             if answer.end or answer.damaged is not None:
                 reading.answers.append(answer)
                 reading.held += answer.size

@@ -91,6 +91,11 @@ class GroupClient:
         finally:
             call_thread.end()
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the worker ends."""
+        return self._shutdown.requested.is_set()
+
     def group_metadata(self) -> Any:
         """Return the group's metadata as they are now."""
         return self.consumer.consumer_group_metadata()
@@ -102,6 +107,7 @@ class GroupClient:
     def fetch(self, timeout_s: float) -> None:
         """Take what has come until a batch is full. The client serves rebalances meanwhile, which drop some."""
         ends_s = time.monotonic() + timeout_s
+        self._bounded.prefetch()
         # In turn: either of them could fill all batches for a while.
         self._is_polled_first = not self._is_polled_first
         while True:
@@ -112,10 +118,13 @@ class GroupClient:
                 return
             if self._is_polled_first:
                 self._carried.add(self._bounded.take(self._carried.wanted()))
-            left_s = 0 if self._carried else ends_s - time.monotonic()
-            # Answers come while the batch is worked on.
-            self._bounded.wait(min(max(left_s, 0), LISTEN_S))
-            if left_s <= 0:
+            if self._carried:
+                # Answers come while the batch is worked on.
+                self._bounded.prefetch()
+                return
+            left_s = max(ends_s - time.monotonic(), 0)
+            self._bounded.wait(min(left_s, LISTEN_S))
+            if not left_s:
                 return
 
     def _poll(self, timeout_s: float) -> None:

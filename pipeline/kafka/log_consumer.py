@@ -134,9 +134,11 @@ class LogConsumer:
             TopicError: A batch cannot be read, with an error or without, and nobody has quarantined it.
         """
         if self._bounded is not None:
-            items = self._bounded.take(most)
-            self._bounded.wait(0 if items else timeout_s)
-            return self._taken(items or self._bounded.take(most), end)
+            self._bounded.prefetch()
+            if not (items := self._bounded.take(most)):
+                self._bounded.wait(timeout_s)
+                items = self._bounded.take(most)
+            return self._taken(items, end)
         if self._standstills.due():
             self._look(end)
         # ``consume`` with a timeout waits for a full list.

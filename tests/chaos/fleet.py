@@ -15,8 +15,8 @@ from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 WORKER = ("-m", "pipeline.demo.child_process", "worker")
-EXIT_S = 10.0
-"""Time that a worker has after SIGTERM."""
+EXIT_S = 2.0
+"""Time that a worker has after SIGTERM, beyond its own limit."""
 AT_ONCE_S = 3.0
 """Time that a worker has after a second SIGTERM."""
 RECENT_PAUSE_S = 60.0
@@ -150,14 +150,14 @@ class Fleet:
     def terminate(self, name: str, *, twice: bool = False, reported: bool = False) -> float:
         """SIGTERM; returns the seconds that it took to end. Too many of them, or an exit code, are kept.
 
-        ``told``: the first SIGTERM was sent before.
+        ``reported``: the first SIGTERM was sent before.
         """
         worker = self.workers.pop(name)
         worker.process.send_signal(signal.SIGCONT)
         started_s = time.monotonic()
         if not reported:
             worker.process.terminate()
-        limit_s = AT_ONCE_S if twice else EXIT_S
+        limit_s = AT_ONCE_S if twice else self.settings.shutdown_timeout_s + EXIT_S
         if twice:
             time.sleep(0.2)
             worker.process.terminate()
@@ -210,7 +210,7 @@ class Fleet:
         if rival.process.poll() is None:
             rival.process.terminate()
             try:
-                rival.process.wait(EXIT_S)
+                rival.process.wait(self.settings.shutdown_timeout_s + EXIT_S)
             except subprocess.TimeoutExpired:
                 rival.process.kill()
         self._ended(rival)

@@ -48,6 +48,8 @@ CARD_PARTITIONS, MERCHANT_PARTITIONS = 2, 2
 SAMPLE_RATE = 0.3
 SNAPSHOT_INTERVAL_S = 3.0
 """Often enough that a short run has several."""
+SHUTDOWN_S, CLUSTER_SHUTDOWN_S = 8.0, 30.0
+"""Longest end of a worker. A client goes on waiting for a coordinator that has moved to another broker of several."""
 FULL_AT_LEAST_S = 8.0
 """Longer than the time between two snapshots."""
 TRY_AGAIN_S = 4.0
@@ -139,6 +141,7 @@ class Chaos:
             snapshot_interval_s=SNAPSHOT_INTERVAL_S,
             set_aside_limit=MOST_QUARANTINED,
             metrics_port=0,
+            shutdown_timeout_s=SHUTDOWN_S if brokers.count == 1 else CLUSTER_SHUTDOWN_S,
         )
         self.rules = Rules(
             card_partitions=CARD_PARTITIONS,

@@ -453,6 +453,9 @@ class SimBoundedConsumer:
         self._halted.add(partition)
         return ReadError(partition, log.end, KafkaError(KafkaError._PARTITION_EOF))
 
+    def prefetch(self) -> None:
+        """All is there."""
+
     def wait(self, timeout_s: float) -> None:
         """Nothing comes by itself."""
         if self._reports_ends:

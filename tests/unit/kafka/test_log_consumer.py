@@ -293,6 +293,9 @@ class Bounded:
         self._at += 1
         return [Record(*self._partition, self._at - 1, 0, None, b"")]
 
+    def prefetch(self) -> None:
+        """Nothing comes meanwhile."""
+
     def wait(self, timeout_s: float) -> None:
         """All is there."""
 
