@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic, Resour
 
 from pipeline.kafka.clients import ANSWER_S, admin_client, consumer_config
 from pipeline.kafka.cluster import configs_of
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.errors import RIGHTS, ClusterUnreachable, TopicError
 from pipeline.kafka.log_offsets import committed_partitions, fresh_metadata, last_offsets, partition_numbers
 from pipeline.kafka.retention import retention_ms, wanted_problems
 from pipeline.kafka.retries import may_pass, retried
@@ -123,7 +123,7 @@ def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] | 
     if missing and not settings.create_topics:
         raise TopicError(
             f"missing topics: {', '.join(missing)}. Create them with `fraud-pipeline topics`, or let workers do it: "
-            "FRAUD_PIPELINE_CREATE_TOPICS=true."
+            f"FRAUD_PIPELINE_CREATE_TOPICS=true. If they exist, you may not see them: {RIGHTS}."
         )
     replicas = settings.replication_factor or (3 if len(metadata.brokers) >= 3 else 1)
     created = _create(client, missing, settings, replicas, _insync_replicas(settings, replicas))

@@ -1,8 +1,8 @@
 """The errors that Kafka clients, topics and sessions raise, for the commands and the agents that report them."""
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 
 class TopicError(RuntimeError):
@@ -17,9 +17,22 @@ FailedRequest: TypeAlias = KafkaException
 """Raised by the client where brokers refuse a request, or do not answer in time."""
 
 
+RIGHTS: Final = "`fraud-pipeline acl` shows the rights of each role"
+_DENIED: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)
+
+
 def failure_text(error: FailedRequest) -> str:
     """Return a failed request as a sentence for people."""
-    return f"Kafka: {error.args[0].str()}; see whether the brokers are well"
+    cause: KafkaError = error.args[0]
+    advice = f"this user lacks a right: {RIGHTS}" if cause.code() in _DENIED else "see whether the brokers are well"
+    return f"Kafka: {cause.str()}; {advice}"
 
 
 class ConfigError(ValueError):

@@ -24,7 +24,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.kafka.clients import ANSWER_S, METADATA_TIMEOUT_S, admin_client
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.errors import RIGHTS, TopicError
 from pipeline.kafka.retries import retried
 from pipeline.settings import Settings
 
@@ -60,7 +60,10 @@ def partition_numbers(
 
 def missing_topic(topic: str) -> TopicError:
     """Return the error for a topic that does not exist."""
-    return TopicError(f"there is no topic {topic}: create it with `fraud-pipeline topics`, or check the topic prefix")
+    return TopicError(
+        f"there is no topic {topic}, or you may not see it: create it with `fraud-pipeline topics`, check the topic "
+        f"prefix, or ask for the right ({RIGHTS})"
+    )
 
 
 def last_offsets(

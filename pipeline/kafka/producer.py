@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Self
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.kafka.clients import producer_config
+from pipeline.kafka.errors import RIGHTS, failure_text
 from pipeline.kafka.transactions import FENCED
 from pipeline.settings import Settings
 from schemas.records import Headers
@@ -18,9 +19,11 @@ _TRANSACTION_CALL_S: Final = 10.0
 _TRANSACTION_TIMEOUT_S: Final = 60.0
 _ERRORS: Final = 3
 """syslog's level: each attempt to begin while the broker still ends what an earlier user left open is a warning."""
+_CREATE: Final = "create it with `fraud-pipeline topics`; if it exists, you may not see it"
 _REMEDIES: Final = {
-    KafkaError.UNKNOWN_TOPIC_OR_PART: "create it with `fraud-pipeline topics`",
-    KafkaError._UNKNOWN_TOPIC: "create it with `fraud-pipeline topics`",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: _CREATE,
+    KafkaError._UNKNOWN_TOPIC: _CREATE,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: f"this user may not write there: {RIGHTS}",
     KafkaError.INVALID_TIMESTAMP: (
         "the topic refuses the simulated clock: create it with `fraud-pipeline topics` under "
         "FRAUD_PIPELINE_TIMESTAMPS=producer, or raise its message.timestamp.before.max.ms and .after.max.ms"
@@ -90,19 +93,29 @@ class RecordProducer:
 
     def poll(self, timeout_s: float = 0.0) -> None:
         """Serve delivery reports."""
-        self._producer.poll(timeout_s)
-        if self._failure is not None:
-            raise DeliveryFailed(self._failure)
+        self._serve(self._producer.poll, timeout_s)
 
     def flush(self, timeout_s: float = 60.0) -> None:
         """Wait until every queued record is written."""
-        left = self._producer.flush(timeout_s)
-        if self._failure is not None:
-            raise DeliveryFailed(self._failure)
+        left = self._serve(self._producer.flush, timeout_s)
         if left:
             raise DeliveryFailed(
                 f"{left} records were not acknowledged within {timeout_s:g} s; is the cluster reachable?"
             )
+
+    def _serve(self, call: Callable[[float], int], timeout_s: float) -> int:
+        """Serve delivery reports with a call of the client, and return what it returns."""
+        try:
+            served = call(timeout_s)
+        except (KafkaException, SystemError) as error:
+            # The client raises what ends it for good from within the call, which Python reports as an error of its own.
+            cause = error.__cause__ if isinstance(error, SystemError) else error
+            if not isinstance(cause, KafkaException):
+                raise
+            raise DeliveryFailed(f"records were not written. {failure_text(cause)}") from error
+        if self._failure is not None:
+            raise DeliveryFailed(self._failure)
+        return served
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._failure is None:

@@ -23,6 +23,26 @@ _METRICS: Final = {
     "alert_recall": "share of frauds alerted",
     "expected_to_observed_frauds": "expected to observed frauds",
 }
+_OF_LABELS: Final = {
+    "reported": "which transactions get labels",
+    "delay_days": "days until a report",
+    "label_delay_days": "days until a report",
+    "delay_spread": "spread of these days",
+    "never_reported": "share of frauds that nobody reports",
+    "early_share": "share of reports that come early",
+    "early_hours": "hours within which those come",
+    "legitimate_share": "share of legitimate transactions with labels",
+    "corrected_share": "share of labels that are corrected",
+    "correction_days": "days until a correction",
+    "maturity_days": "days after which no report means legitimate",
+    "frauds_by_age_days": "frauds, by age in days",
+    "others_by_age_days": "other transactions, by age in days",
+    "report_delays": "reports by",
+    "reports": "number",
+    "half_days": "days until half had come",
+    "nine_tenths_days": "days until nine tenths had come",
+}
+"""Words for what a version says of its labels."""
 
 
 class CardSources(NamedTuple):
@@ -144,12 +164,29 @@ def _data(facts: Facts) -> list[str]:
     lines += table(columns, of_periods) if of_periods else [f"Periods: {NOT_RECORDED}.", ""]
     lines += [f"Digest of the rows: {cell(given.get('digest'))}.", ""]
     regime = label_regime(facts)
-    rows = [(name.replace("_", " "), value) for name, value in regime.items()]
+    rows = [(label_words(name), value) for name, value in regime.items()]
     return [
         *lines,
         *("### Label regime", ""),
         *(table(["", ""], rows) if rows else [f"The label regime is {NOT_RECORDED}.", ""]),
     ]
+
+
+def label_words(name: str) -> str:
+    """Return the words for a dotted name of the label regime.
+
+    >>> label_words("regime.reported"), label_words("frauds_by_age_days.30-")
+    ('which transactions get labels', 'frauds, by age in days: 30 or more')
+    """
+    group, _, rest = name.removeprefix("regime.").partition(".")
+    words = _OF_LABELS.get(group, group.replace("_", " "))
+    if not rest:
+        return words
+    low, dash, high = rest.partition("-")
+    if dash and low.isdigit():
+        return f"{words}: {low} to {high}" if high else f"{words}: {low} or more"
+    source, _, figure = rest.rpartition(".")
+    return f"{words} {source}: {_OF_LABELS.get(figure, figure.replace('_', ' '))}"
 
 
 def _performance(facts: Facts) -> list[str]:

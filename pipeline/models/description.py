@@ -2,7 +2,7 @@
 
 import timeit
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 import numpy as np
@@ -31,6 +31,53 @@ class _LightGBM(msgspec.Struct, frozen=True):
     metadata: dict[str, Any]
     text: str
     distributions: tuple[_Distribution, ...] = ()
+
+
+_Number = float | None
+_Period = TypedDict("_Period", {"from": str, "to": str})
+_OfPeriod = TypedDict(
+    "_OfPeriod",
+    {"from": str, "days": float, "rows": float, "frauds": float, "average_precision": _Number, "auc_roc": _Number},
+)
+_Bin = TypedDict("_Bin", {"from": float, "to": float, "rows": float, "mean_score": float, "observed_rate": float})
+
+
+class _Segment(TypedDict):
+    segment: str
+    value: str
+    rows: float
+    frauds: float
+    expected_frauds: float
+    alert_rate: float
+    precision: _Number
+    false_positives_per_1000: float
+
+
+class _Sensitivity(TypedDict):
+    labels: str
+    wrong: float
+    average_precision: _Number
+    card_precision_100: _Number
+
+
+class _Metrics(TypedDict, total=False):
+    average_precision: _Number
+
+
+class _Described(msgspec.Struct, frozen=True):
+    """The shapes of what a training records of a version, as far as pages and commands show them."""
+
+    training: dict[str, Any] = {}
+    metrics: _Metrics | None = None
+    periods: dict[str, _Period] = {}
+    frauds: dict[str, float] = {}
+    input: dict[str, Any] = {}
+    request: dict[str, dict[str, Any]] = {}
+    benchmark: dict[str, float | list[str] | None] = {}
+    by_period: list[_OfPeriod] = []
+    calibration_table: list[_Bin] = []
+    segments: list[_Segment] = []
+    sensitivity: list[_Sensitivity] = []
 
 
 _LIGHTGBM: Final = msgspec.json.Decoder(_LightGBM)
@@ -78,7 +125,14 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
     content = decode_payload(known.payload, _LIGHTGBM, "a LightGBM version")
     metadata = content.metadata
     metrics = metadata.get("metrics") or (known.entry.details.get("metrics") if known.entry is not None else None)
-    return {
+    try:
+        msgspec.convert(metadata | {"metrics": metrics}, _Described)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            f"LightGBM version {known.version} is forged or damaged: no training records such metadata ({error}); do "
+            "not use it, and look at who published it"
+        ) from error
+    own = {
         "kind": known.name,
         "version": known.version,
         "digest": known.digest,
@@ -88,9 +142,9 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
         "features": [distribution.name for distribution in content.distributions] or list(content.feature_names),
         "hyperparameters": metadata.get("training", {}),
         "calibration": content.calibration,
-        **{name: value for name, value in metadata.items() if name not in _MOVED},
-        "metrics": metrics or {},
     }
+    recorded = {name: value for name, value in metadata.items() if name not in (*own, *_MOVED)}
+    return own | recorded | {"metrics": metrics or {}}
 
 
 def measured_cost(known: KnownVersion) -> dict[str, float]:

@@ -35,13 +35,14 @@ from pipeline.kafka.record_batches import split_batches
 from pipeline.learning.label_sources import NOT_ALLOWED
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
-from schemas.topics import ACCEPTED_LABELS, DEAD_LETTERS, TRANSACTIONS, Topic
+from schemas.topics import ACCEPTED_LABELS, CONTROL, DEAD_LETTERS, MODELS, TRANSACTIONS, Topic
 from tests.helpers.batches import produce_batch, record_batch
 from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.logs import label, transaction
 from tests.helpers.runs import RunStarter
 from tests.helpers.secured import PASSWORDS, SUPER, Secured, secured_broker
 from tests.helpers.topics import Cluster, Starter
+from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
 
@@ -208,6 +209,25 @@ def test_a_client_without_its_security_settings_learns_what_to_check(
     distrustful = {"security.protocol": "ssl", "ssl.ca.pem": trustme.CA().cert_pem.bytes().decode()}
     other = client._replace(settings=client.settings.model_copy(update={"kafka_config": distrustful}))
     assert "certificate" in other.run("alerts", "--once", code=1)
+
+
+def test_who_lacks_a_right_reads_so(secured: Secured, tmp_path: Path) -> None:
+    secured.add_users("nobody", "reader")
+    names = (SUPER, "nobody", "reader")
+    root, nobody, reader = (client_of(secured, "LOGIN", name, "rights.", tmp_path) for name in names)
+    assert "created" in root.run("topics")
+    rights = [("topic", root.settings.topic(topic.name), "read") for topic in (MODELS, CONTROL)]
+    rights.append(("group", READER_GROUP, "read"))
+    rules = [AclRule("User:reader", kind, name, operation, prefixed=False) for kind, name, operation in rights]
+    create_rules(secured.addresses["LOGIN"], root.whole, rules)
+    table = json.loads((ROOT / "pipeline/data/rates.json").read_bytes())
+    (file := tmp_path / "rates.json").write_text(json.dumps(table | {"version": "of-a-reader"}))
+    assert "you may not see them: `fraud-pipeline acl`" in nobody.run("topics", "--check", code=1)
+    assert "this user lacks a right: `fraud-pipeline acl`" in nobody.run("rates", code=1)
+    assert reader.run("rates") == ""
+    refused = reader.run("rates", str(file), code=1)
+    assert "records were not written" in refused
+    assert "this user lacks a right" in refused
 
 
 @pytest.mark.parametrize("listener", WAYS)

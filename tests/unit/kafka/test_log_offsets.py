@@ -147,7 +147,7 @@ def test_an_error_that_does_not_pass_is_not_asked_about_again() -> None:
 def test_a_missing_topic_is_named_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     missing: Any = Cluster([0], metadata=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
     monkeypatch.setattr(ranges, "admin_client", lambda *_, **__: missing)
-    with pytest.raises(TopicError, match="there is no topic models: create it"):
+    with pytest.raises(TopicError, match="there is no topic models, or you may not see it: create it"):
         log_ranges("nobody:1", Settings(), ["models"], 0)
     with pytest.raises(TopicError, match="there is no topic t"):
         partition_numbers(missing, "t", appear_s=0.0)

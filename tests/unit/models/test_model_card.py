@@ -15,6 +15,9 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.commands.model_pages import as_html
 from pipeline.features.catalogue import FEATURES, MEANINGS
+from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import TrainedLabels
 from pipeline.models.card import CardSources, cell, model_card
 from pipeline.models.description import facts_of, gains
 from pipeline.models.history import VersionEvent, VersionHistory
@@ -25,6 +28,7 @@ from pipeline.training.fit import Trained
 from pipeline.training.segments import outcomes_by_segment
 from pipeline.training.validation import SCORE_EDGES, benchmark, by_period, calibration_table, input_digest
 from schemas.messages import Activation, Assessment, VersionReference
+from schemas.times import US_PER_DAY
 from tests.helpers.models import matrix, small_model
 from tests.unit.models.test_model_history import START
 from tests.unit.training.test_training import synthetic, trained
@@ -65,13 +69,59 @@ def test_the_card_has_the_figures_of_the_training() -> None:
     )
     assert text.count("| `card_") == sum(name.startswith("card_") for name in FEATURES)
     assert f"| seed | {item.model.metadata['training']['seed']} |" in text
-    assert "| regime.reported | frauds-only |" in text
+    assert "| which transactions get labels | frauds-only |" in text
     assert "Legitimate transactions had no labels" in text
     by_arguments = {**facts_of(known(LIGHTGBM, item.model.to_payload())), "labels": None}
     by_arguments["request"] = {"arguments": {"reported": "frauds-only", "label_delay_days": None, "seed": 3}}
     text = card(facts=by_arguments)
-    assert "### Label regime\n\n|  |  |\n| --- | --- |\n| reported | frauds-only |\n\n" in text
+    assert "### Label regime\n\n|  |  |\n| --- | --- |\n| which transactions get labels | frauds-only |\n\n" in text
     assert "Legitimate transactions had no labels" in text
+
+
+def test_the_label_regime_is_written_in_words() -> None:
+    regime = LabelRegime(
+        reported="mixed", delay_spread=0.5, never_reported=0.1, early_share=0.2, early_hours=12.0, corrected_share=0.1
+    )
+    delays = ReportDelays(regime, np.arange(10) * US_PER_DAY).describe()
+    data = synthetic()
+    labels = TrainedLabels(int(data.event_time_us.max()), US_PER_DAY, regime.describe(), {"analyst": delays})
+    described = labels.describe(data.event_time_us, data.fraud)
+    text = card(facts={**facts_of(known(LIGHTGBM, version().model.to_payload())), "labels": described})
+    section = text.partition("### Label regime")[2].partition("## ")[0]
+    assert len(described["regime"]) == len(msgspec.structs.fields(LabelRegime))
+    assert re.findall(r"[a-z]+_[a-z_]+|[a-z]\.[a-z]|\d-(?!\d)", section) == []
+    for words in ("frauds, by age in days: 30 or more", "reports by analyst: days until half had come"):
+        assert f"| {words}" in section
+
+
+def with_metadata(**changes: Any) -> bytes:
+    """A version whose metadata somebody has changed, before it was published under the digest that it then has."""
+    content = msgspec.json.decode(version().model.to_payload())
+    content["metadata"] |= changes
+    return msgspec.json.encode(content)
+
+
+def test_no_metadata_stand_for_what_the_content_is() -> None:
+    text = card(payload=with_metadata(version="0" * 12, digest="0" * 64, trees=0, features=5, calibration=[], kernel=7))
+    assert "0" * 12 not in text
+    assert f"{version().model.trees} trees" in text
+
+
+@pytest.mark.parametrize("value", [5, "x", [], [5], {"a": 5}, {"a": {}}, [{"from": 5}], None])
+def test_a_forged_version_is_refused_in_one_sentence(
+    value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path))
+    registry = Registry(tmp_path / "registry")
+    refused = set()
+    for name in ("training", "request", "metrics", *version().model.metadata, "sensitivity", "labels"):
+        forged = registry.register(LIGHTGBM, with_metadata(**{name: value}))
+        result = CliRunner().invoke(main, ["models", "card", forged, "--registry"])
+        assert "error of the program" not in result.output
+        if result.exit_code:
+            assert f"Error: LightGBM version {forged} is forged or damaged: " in result.output
+            refused.add(name)
+    assert len(refused) >= 5
 
 
 def test_shares_of_gain_add_up_and_are_those_of_lightgbm() -> None:
