@@ -78,17 +78,19 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 
 # --- Running -----------------------------------------------------------------------------------------------------
 
+# Of a shell that waited for its program, Ctrl-C would be an error of make.
+
 run-pipeline: $(INSTALLED) ## Run everything on simulated transactions (DAYS=n for n days of them)
-	@"$(BIN)/fraud-pipeline" run $(if $(DAYS),--days $(DAYS)) $(ARGS)
+	@exec "$(BIN)/fraud-pipeline" run $(if $(DAYS),--days $(DAYS)) $(ARGS)
 
 backtest: $(INSTALLED) ## Compare two models on simulated history, from topics to a report (an example)
-	@"$(BIN)/fraud-pipeline" backtest-example $(ARGS)
+	@exec "$(BIN)/fraud-pipeline" backtest-example $(ARGS)
 
 broker: $(INSTALLED) ## Run the embedded Kafka broker in the foreground
-	@"$(BIN)/fraud-pipeline" broker $(ARGS)
+	@exec "$(BIN)/fraud-pipeline" broker $(ARGS)
 
 worker: $(INSTALLED) ## Run the agents against KAFKA_BOOTSTRAP_SERVERS
-	@"$(BIN)/fraud-pipeline" worker $(ARGS)
+	@exec "$(BIN)/fraud-pipeline" worker $(ARGS)
 
 # --- Checking ----------------------------------------------------------------------------------------------------
 
