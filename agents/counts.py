@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from pipeline.engine.results import Result
+from pipeline.engine.whole_amounts import AmountCounts, suspicion, suspicious
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.session import Session
 from pipeline.observability.metrics import WorkerMetrics
@@ -32,6 +33,8 @@ class Counts:
         self._done: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._refused_at_s: dict[str, float] = {}
+        self._amounts: AmountCounts = Counter()
+        self._suspected: set[str] = set()
 
     def batch(self, batch: Batch, result: Result) -> None:
         """Count a committed batch and its result."""
@@ -64,6 +67,11 @@ class Counts:
             metrics.quarantined(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
             (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))
+        self._amounts += result.amounts
+        for currency in suspicious(self._amounts):
+            if currency not in self._suspected:
+                self._suspected.add(currency)
+                log.warning("%s: %s", agent, suspicion(currency, self._amounts[currency, False]))
         if result.latencies_s:
             metrics.decision_latency_seconds(result.latencies_s)
 

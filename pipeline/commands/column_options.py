@@ -4,9 +4,18 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.commands.option_groups import option_group
-from pipeline.history.files import PRESETS, ColumnMapping, resolve_mapping
+from pipeline.engine.whole_amounts import amount_counts, suspicion, suspicious
+from pipeline.history.files import PRESETS, ColumnMapping, currency_decimals, numbers, read_tables, resolve_mapping
+from pipeline.observability.terminal import printable
+
+_LOOKED_AT: Final = 50_000
+"""First rows of a file whose amounts are looked at."""
+_LARGEST: Final = 1e12
 
 column_options: Final = option_group(
     click.option(
@@ -45,6 +54,33 @@ def file_mapping(file: Path, options: ColumnOptions) -> ColumnMapping:
         if not (name and equals and column):
             raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
         pairs[name] = column
-    return resolve_mapping(
+    mapping = resolve_mapping(
         file, pairs, preset=options["preset"], currency=options["currency"], time_zone=options["time_zone"]
     )
+    for warning in warnings_of_amounts(file, mapping):
+        click.secho(f"Warning: {printable(warning)}.", fg="yellow", err=True)
+    return mapping
+
+
+def warnings_of_amounts(file: Path, mapping: ColumnMapping) -> list[str]:
+    """Return a sentence for each currency of which none of a file's first amounts has decimals.
+
+    Args:
+        file: The file of transactions.
+        mapping: Its columns.
+
+    Raises:
+        UnusableSource: The file cannot be read.
+    """
+    names = [mapping.columns[name] for name in ("amount", "currency") if name in mapping.columns]
+    table = next(read_tables(file, names, batch_rows=_LOOKED_AT), None)
+    if table is None:
+        return []
+    amount, _ = numbers(table.column(names[0]))
+    given = np.abs(amount) < _LARGEST
+    text = table.column(names[1]).cast(pa.string()).combine_chunks() if len(names) > 1 else None
+    codes = pa.array([mapping.currency] * len(amount)) if text is None else pc.fill_null(text, "")
+    codes = codes.filter(pa.array(given))
+    unit = np.array([10.0 ** currency_decimals(code) for code in codes.to_pylist()])
+    counts = amount_counts(codes, np.rint(amount[given] * unit).astype(np.int64), currency_decimals)
+    return [suspicion(code, counts[code, False]) for code in suspicious(counts)]

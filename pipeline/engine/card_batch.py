@@ -23,6 +23,7 @@ from pipeline.engine.profiled_blocks import (
     profiled_columns,
 )
 from pipeline.engine.results import Result
+from pipeline.engine.whole_amounts import MOST_OF_A_BATCH, amount_counts
 from pipeline.features.kernel import CardProfile
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
@@ -119,6 +120,12 @@ def process_together(
     if now is None:
         work.result.outputs.clear()
         return work.result
+    if looked_at := min(len(rows), MOST_OF_A_BATCH):
+        work.result.amounts = amount_counts(
+            rows.currency[:looked_at],
+            rows.amount_minor[:looked_at],
+            lambda currency: options.rates.currencies[currency].digits,
+        )
     if profiles or following:
         columns = profiled_columns(
             rows if accepted.all() else rows.take(accepted),

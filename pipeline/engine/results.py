@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.engine.whole_amounts import AmountCounts
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.records import Headers, Output, Record
 from schemas.topics import DEAD_LETTERS
@@ -35,6 +36,8 @@ class Result:
     """Latencies from ingestion to decision, one a decision."""
     given_up: list[str] = field(default_factory=list)
     """Topic, partition and offset of labels that learning may have lost."""
+    amounts: AmountCounts = field(default_factory=Counter)
+    """Amounts that were looked at for decimals."""
 
     def unreadable(self, record: Record, agent: str, reason: object) -> None:
         """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""
@@ -111,6 +114,7 @@ def merged(results: Iterable[Result]) -> Result:
         whole.counts += result.counts
         whole.latencies_s += result.latencies_s
         whole.given_up += result.given_up
+        whole.amounts += result.amounts
     return whole
 
 

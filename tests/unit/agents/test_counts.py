@@ -9,6 +9,7 @@ import pytest
 from agents import counts as module
 from agents.counts import Counts
 from pipeline.engine.results import Result
+from pipeline.engine.whole_amounts import LEAST_AMOUNTS
 from pipeline.kafka.batch import Batch
 from pipeline.observability.metrics import WorkerMetrics
 from schemas.records import Record
@@ -57,3 +58,16 @@ def test_log_lines_tell_dead_letters_by_code_and_what_was_done(
     (status,) = lines(caplog, logging.INFO)
     assert status.startswith("card: 12 records in ")
     assert status.endswith(", 9 decisions, 3 alerts; 7 wait on 2 partitions")
+
+
+@pytest.mark.parametrize(("others", "warned"), [(0, 1), (1, 0)])
+def test_cents_that_are_sent_for_euros_are_a_warning_once_a_run(
+    others: int, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts, batch = Counts("card", WorkerMetrics("127.0.0.1", 0)), Batch([], None, {}, {})
+    for _ in range(3):
+        counts.batch(batch, Result(amounts=Counter({("EUR", False): LEAST_AMOUNTS - 1, ("USD", True): 1})))
+        if others:
+            counts.batch(batch, Result(amounts=Counter({("EUR", True): others})))
+    reported = lines(caplog, logging.WARNING)
+    assert [line.startswith("card: none of 1,998 amounts in EUR has decimals") for line in reported] == [True] * warned

@@ -282,6 +282,14 @@ def test_a_dead_letter_fits_whatever_the_size_of_its_record() -> None:
     assert (heavy.key, heavy.value, reason(heavy, "headers")) == (None, None, "1")
 
 
+def test_amounts_are_looked_at_for_decimals_but_not_in_a_replay() -> None:
+    log = Log(TRANSACTIONS)
+    asked = [("12.34", "EUR"), ("12.00", "EUR"), ("7", "EUR"), ("1999", "JPY")]
+    records = [log.append(transaction(n, amount=amount, currency=code)) for n, (amount, code) in enumerate(asked)]
+    assert partition().process(records, NOW).amounts == {("EUR", True): 1, ("EUR", False): 2}
+    assert partition().process(records, None).amounts == {}
+
+
 def test_a_repeat_emits_nothing_and_enters_no_window() -> None:
     log = Log(TRANSACTIONS)
     first = [log.append(transaction(0)), log.append(transaction(0)), log.append(transaction(1))]
