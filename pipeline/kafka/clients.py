@@ -28,8 +28,8 @@ TRANSACTION_TIMEOUT_MS: Final = 8_000
 CALL_TIMEOUT_S: Final = 8.0
 """Longest wait for one transactional call; the broker ends a transaction after as long."""
 MAX_POLL_INTERVAL_MS: Final = 3_600_000
-METADATA_TIMEOUT_S: Final = 30.0
-"""Longest time for which a question is asked again."""
+METADATA_TIMEOUT_S: Final = 120.0
+"""Longest time for which a question is asked again: a cluster may need a minute for another leader or controller."""
 ANSWER_S: Final = 5.0
 """Longest wait for one answer: the broker that is asked may stand still, and another one may know."""
 CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000

@@ -28,8 +28,8 @@ from pipeline.engine.blocks import (
 from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
-from pipeline.kafka.clients import MEMBER_ID, METADATA_TIMEOUT_S
-from pipeline.kafka.retries import Retries
+from pipeline.kafka.clients import ANSWER_S, MEMBER_ID
+from pipeline.kafka.retries import Retries, retried
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -215,14 +215,14 @@ def members_of_others(client: AdminClient, settings: Settings) -> list[str]:
         KafkaException: no broker answers, or the groups must not be looked at.
     """
     groups = [settings.topic(agent) for agent in (_CARD, SCORE)]
-    found = []
-    for name, future in client.describe_consumer_groups(groups, request_timeout=METADATA_TIMEOUT_S).items():
+
+    def is_of_others(name: str) -> bool:
+        (future,) = client.describe_consumer_groups([name], request_timeout=ANSWER_S).values()
         try:
-            members = future.result().members
+            return any(member.client_id != MEMBER_ID for member in future.result().members)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
                 raise
-            continue
-        if any(member.client_id != MEMBER_ID for member in members):
-            found.append(name)
-    return found
+            return False
+
+    return [name for name in groups if retried(partial(is_of_others, name))]
