@@ -14,7 +14,7 @@ from tests.helpers.backtests import HOSTILE, result
 from tests.helpers.tools import tool
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
 
@@ -27,10 +27,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def browse(page: Path, *arguments: str) -> str:
-    """What Chromium writes about ``page``."""
+def browse(page: Path, *arguments: str, bars: bool = False) -> str:
+    """What Chromium writes about ``page``, with or without ``bars`` beside what scrolls."""
     profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [tool("chromium", "chromium"), *FLAGS, profile, *arguments, page.as_uri()]
+    flags = FLAGS if bars else (*FLAGS, "--hide-scrollbars")
+    command = [tool("chromium", "chromium"), *flags, profile, *arguments, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -87,30 +88,39 @@ def test_on_a_phone_tables_scroll_within_the_page(page: Path) -> None:
     body = """
       const parts = [...document.querySelectorAll(".scroll")].filter((one) => one.offsetParent);
       const wide = parts.filter((one) => one.scrollWidth > one.clientWidth);
+      const figures = [...document.querySelectorAll("figure")].filter((one) => one.offsetParent);
       wide.forEach((one) => { one.scrollLeft = one.scrollWidth; });
       return {
         width: document.documentElement.clientWidth,
         outside: document.documentElement.scrollWidth - document.documentElement.clientWidth,
         wide: wide.length, scrolled: wide.filter((one) => one.scrollLeft > 0).length,
+        shaded: wide.filter((one) => getComputedStyle(one).backgroundAttachment.includes("local")).length,
+        barred: wide.filter((one) => one.offsetHeight > one.clientHeight).length,
+        drawn: figures.length, plots: figures.filter((one) => one.scrollWidth > one.clientWidth
+          && getComputedStyle(one.querySelector("figcaption"), "::after").content.includes("sideways")
+          && one.offsetHeight > one.clientHeight).length,
         named: wide.filter((one) => one.querySelector("tbody th").getBoundingClientRect().left >= 0).length,
         first: [...document.querySelectorAll("main > *")].map((one) => one.className || one.tagName),
       };
     """
-    # No window of the browser is as narrow: a frame is.
+    # No window of the browser is as narrow: a frame is, of 390 pixels beside a bar of 15.
     inner = measuring(page, body).read_text(encoding="utf-8")
     inner = inner.replace("</body>", '<script>parent.postMessage(document.title, "*")</script></body>')
     frame = page.with_name("frame.html")
     frame.write_text(
         "<script>onmessage = (told) => { document.title = told.data; }</script>"
-        f'<iframe srcdoc="{escape(inner)}" style="width: 390px; height: 844px; border: 0"></iframe>',
+        f'<iframe srcdoc="{escape(inner)}" style="width: 405px; height: 844px; border: 0"></iframe>',
         encoding="utf-8",
     )
-    dom = browse(frame, "--virtual-time-budget=5000", "--dump-dom")
+    dom = browse(frame, "--virtual-time-budget=5000", "--dump-dom", bars=True)
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None, dom[:500]
     found = json.loads(title[1].replace("&amp;", "&"))
     assert (found["width"], found["outside"]) == (390, 0)
     assert found["wide"] == found["scrolled"] == found["named"] > 0
+    # That there is more is seen: a shade or a sentence, and a bar.
+    assert found["shaded"] == found["barred"] == found["wide"]
+    assert found["plots"] == found["drawn"] > 0
     opening = [name for name in found["first"] if name not in {"H1", "quiet", "warning"}]
     assert opening[:3] == ["verdict", "FIGURE", "NAV"]
 

@@ -12,6 +12,7 @@ from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report.content import LabelContent, SourceCount
 from pipeline.backtest.report.observed import Shared
 from pipeline.backtest.runner.result import BacktestResult
+from pipeline.learning.label_sources import SIMULATOR
 from schemas.times import US_PER_DAY
 
 _MODES: Final = {
@@ -21,6 +22,8 @@ _MODES: Final = {
     LabelMode.REVIEW: "Labels are simulated: the best alerts of a variant's day are reviewed, and answered by what the "
     "history says in the end; the rest becomes known after the delay. Each variant learns by labels of its own.",
 }
+OF_FILE: Final = "the history's own"
+"""Source of labels that are the truth of a file."""
 
 
 def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
@@ -28,6 +31,7 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
     truth = shared.truth
     known = truth.known_us != NEVER
     frauds, legitimate, unlabelled = (int(rows.sum()) for rows in (truth.fraud, truth.legitimate, truth.unlabelled))
+    mode = LabelMode(result.label_mode)
     share = (frauds + legitimate) / len(known) if len(known) else None
     median = _median_days(shared, known) if known.any() else None
     return LabelContent(
@@ -38,7 +42,8 @@ def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
         labelled_share=share,
         sources=[
             SourceCount(
-                source=source,
+                # A file's own truth has no source; simulated labels stand for it.
+                source=OF_FILE if source == SIMULATOR and mode is not LabelMode.RECORDED else source,
                 frauds=int((truth.fraud & rows).sum()),
                 legitimate=int((truth.legitimate & rows).sum()),
                 median_delay_days=_median_days(shared, rows),

@@ -94,7 +94,7 @@ def labels(content: ReportContent) -> Markup:
         rows.append(_bounds_row(f"{variant.name}: precision at {top}", variant.precision_at_k_bounds))
         rows.append(_bounds_row(f"{variant.name}: recall at {top} alerts a day", variant.recall_at_k_bounds))
     columns = ["Figure", "Unlabelled legitimate", "Unlabelled fraud", "At least", "At most"]
-    parts.append(table("Bounds: what the unlabelled could change", columns, rows))
+    folded = [table("Bounds: what the unlabelled could change", columns, rows)]
     coverage = [
         [
             variant.name,
@@ -105,7 +105,7 @@ def labels(content: ReportContent) -> Markup:
         for variant in content.variants
     ]
     columns = ["Variant", "Of all", "Of alerts", "Of other transactions"]
-    parts.append(table("Share that has a label", columns, coverage))
+    folded.append(table("Share that has a label", columns, coverage))
     reviews = [
         [variant.name, *map(number, (reviewed.alerts, reviewed.unanswered, reviewed.sooner))]
         for variant in content.variants
@@ -114,8 +114,8 @@ def labels(content: ReportContent) -> Markup:
     ]
     if reviews:
         columns = ["Variant", "Alerts looked at", "Without an answer", "Answered before a report"]
-        parts.append(table("Simulated reviews, those of the warm-up included", columns, reviews))
-    return join(parts)
+        folded.append(table("Simulated reviews, those of the warm-up included", columns, reviews))
+    return join([*parts, _collapsed(join(folded), "Tables of what is unlabelled")])
 
 
 def _bounds_row(name: str, bounds: Bounds) -> list[str]:
@@ -162,7 +162,7 @@ def comparisons(content: ReportContent) -> Markup:
         for name, side in ((comparison.base, comparison.only_base), (comparison.other, comparison.only_other)):
             if side.examples:
                 caption = f"Alerts that only {name} raises: the largest amounts"
-                parts.append(_transactions(content, caption, side.examples))
+                parts.append(_collapsed(_transactions(content, caption, side.examples), caption))
     return join(parts)
 
 
@@ -208,15 +208,15 @@ def time(content: ReportContent) -> Markup:
     ]
     for variant in content.variants:
         amounts = f"amount, {content.base_currency}: {variant.name}"
-        parts.append(_counts(f"Counts by {amounts}", "Amount", variant.amounts))
         parts.append(_figures(f"Figures by {amounts}", "Amount", variant.amounts))
         days = join(
             [
+                _counts(f"Counts by {amounts}", "Amount", variant.amounts),
                 _counts(f"Counts by day: {variant.name}", "Day", variant.days),
                 _figures(f"Figures by day: {variant.name}", "Day", variant.days),
             ]
         )
-        parts.append(_collapsed(days, f"Tables by day of {variant.name}"))
+        parts.append(_collapsed(days, f"Counts, and tables by day, of {variant.name}"))
     parts.append(
         element(
             "p",
@@ -276,7 +276,8 @@ def scores(content: ReportContent) -> Markup:
             for score_bin in variant.calibration
         ]  # fmt: skip
         columns = ["Score", "Transactions", "Frauds", "Mean score", "Share of frauds", "95 % interval (Wilson)"]
-        parts.append(table(f"Calibration: {variant.name}", columns, rows))
+        calibrated = table(f"Calibration: {variant.name}", columns, rows)
+        parts.append(_collapsed(calibrated, f"Calibration table of {variant.name}"))
     return join(parts)
 
 
@@ -293,7 +294,8 @@ def reasons(content: ReportContent) -> Markup:
                 for row in variant.reasons
             ]
             columns = ["Code", "Meaning", "Alerts", "Share", "Mean contribution, log-odds"]
-            parts.append(table(f"Reasons: {variant.name}", columns, rows, texts=2))
+            given = table(f"Reasons: {variant.name}", columns, rows, texts=2)
+            parts.append(_collapsed(given, f"Table of reasons of {variant.name}"))
     return join(parts)
 
 
@@ -351,9 +353,9 @@ def asked(content: ReportContent) -> Markup:
     for variant in content.variants:
         about = dict(variant.models) | dict(variant.parameters) | {"threshold": variant.threshold}
         alerts = {f"alerts by {name}": rows for name, rows in variant.selections.items()}
-        parts.append(_named(f"Variant {variant.name}", about | alerts))
+        parts.append(_collapsed(_named(f"Variant {variant.name}", about | alerts), f"Variant {variant.name}"))
     if content.counts:
-        parts.append(_named("Counts", content.counts))
+        parts.append(_collapsed(_named("Counts", content.counts), "Counts of the input"))
     return join(parts)
 
 

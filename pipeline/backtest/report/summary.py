@@ -20,6 +20,7 @@ from pipeline.backtest.report.wording import (
     partial_sentence,
     percent,
     ratio,
+    with_raised,
 )
 from pipeline.backtest.runner.input_quality import refused_text
 
@@ -33,7 +34,7 @@ _MISSES: Final = 5
 
 def summary(content: ReportContent) -> str:
     """Plain text, of lines of at most `COLUMNS` characters."""
-    out = StringIO()
+    content, out = with_raised(content), StringIO()
     console = Console(file=out, width=COLUMNS, color_system=None, force_terminal=False, highlight=False, emoji=False)
     if content.partial:
         console.print(Text(partial_sentence(content)))

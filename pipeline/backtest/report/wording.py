@@ -2,14 +2,26 @@
 
 from typing import Final
 
+import msgspec
+
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
-from pipeline.backtest.report.content import DriftContent, Metric, PacingContent, ReportContent, VariantComparison
+from pipeline.backtest.report.content import (
+    DriftContent,
+    Metric,
+    PacingContent,
+    ReportContent,
+    VariantComparison,
+    VariantContent,
+)
+from pipeline.backtest.runner.thresholds import BUDGET
 
 NONE: Final = "n/a"
 STABLE: Final = 0.1
 """Below this a population stability index is commonly read as stable."""
 MOVED: Final = 0.25
 """Above this as moved."""
+_KEPT: Final = 0.1
+"""Share of a budget by which what is raised may differ from it."""
 
 
 def number(value: float | None, decimals: int = 0) -> str:
@@ -71,6 +83,26 @@ def _written(value: float | None, unit: str) -> str:
     return {"amount": number(value), "a day": number(value, 1)}.get(unit, ratio(value))
 
 
+def with_raised(content: ReportContent) -> ReportContent:
+    """Return the content with the alerts that variants raise in their names, where a budget in it says otherwise."""
+    names = {variant.name: _reported_name(variant) for variant in content.variants}
+    replace = msgspec.structs.replace
+    return replace(
+        content,
+        variants=[replace(variant, name=names[variant.name]) for variant in content.variants],
+        comparisons=[replace(each, base=names[each.base], other=names[each.other]) for each in content.comparisons],
+        drift=[replace(each, variants=[names.get(name, name) for name in each.variants]) for each in content.drift],
+    )
+
+
+def _reported_name(variant: VariantContent) -> str:
+    budget = variant.parameters.get(BUDGET)
+    raised = next(metric.value for metric in variant.metrics if metric.name == "alerts_per_day")
+    if not isinstance(budget, int | float) or raised is None or abs(raised - budget) <= _KEPT * budget:
+        return variant.name
+    return f"{variant.name}, raises {raised:.3g}"
+
+
 def headline(content: ReportContent) -> str:
     """Sum up the result: of several variants, what each of the others saves, finds and ranks beside the first."""
     if not content.comparisons:
@@ -89,7 +121,7 @@ def _saved(comparison: VariantComparison, currency: str) -> str:
     differences = {metric.name: metric for metric in comparison.differences}
     saving, recall = differences["net_saving"], differences["alert_recall"]
     interval, other, base = wider(saving), comparison.other, comparison.base
-    found = f"its alerts find {_signed(recall)} of the known frauds"
+    found = _found(recall)
     if saving.value is None or interval is None or interval.low is None or interval.high is None:
         return f"Nobody can tell whether {other} saves more than {base}: too few frauds are known."
     within = f"(interval {interval.low:+,.0f} to {interval.high:+,.0f})"
@@ -101,14 +133,16 @@ def _saved(comparison: VariantComparison, currency: str) -> str:
     return f"{other} saves {abs(saving.value):,.0f} {currency} {more} than {base} {within}; {found}."
 
 
-def _signed(difference: Metric) -> str:
-    """Return a difference of shares as people write it, with its interval."""
+def _found(difference: Metric) -> str:
+    """Compare the share of the known frauds that alerts find, in percentage points with an interval."""
     if difference.value is None:
-        return NONE
+        return "nobody can tell which share of the known frauds its alerts find"
     interval = wider(difference)
-    known = interval is not None and interval.low is not None and interval.high is not None
-    within = f" (interval {interval.low:+.1%} to {interval.high:+.1%})" if interval is not None and known else ""
-    return f"{difference.value:+.1%}{within}"
+    within = ""
+    if interval is not None and interval.low is not None and interval.high is not None:
+        within = f" (interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+    more = "more" if difference.value >= 0 else "less"
+    return f"its alerts find {abs(100 * difference.value):.1f} points {more} of the known frauds{within}"
 
 
 def _ranked(comparison: VariantComparison) -> str:

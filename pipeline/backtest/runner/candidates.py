@@ -11,7 +11,7 @@ from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary, with_th
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.result import Parameter
-from pipeline.backtest.runner.thresholds import AlertThreshold
+from pipeline.backtest.runner.thresholds import BUDGET, AlertThreshold
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.renewal import RenewalSchedule
 from pipeline.backtest.training.variants import VariantTraining
@@ -61,9 +61,7 @@ def candidates_of(
             if alert_threshold.threshold is not None:
                 under = with_threshold(under, alert_threshold.threshold)
             models = active if under is active.policy else active.under(under)
-            described = parameters[name] | (
-                {} if alert_threshold.budget is None else {"alerts a day": alert_threshold.budget}
-            )
+            described = parameters[name] | ({} if alert_threshold.budget is None else {BUDGET: alert_threshold.budget})
             described |= (
                 {} if alert_threshold.pace is None else {"paced at alerts a day": alert_threshold.pace.alerts_per_day}
             )

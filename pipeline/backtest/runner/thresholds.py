@@ -2,11 +2,14 @@
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pipeline.backtest.runner.arguments import Thresholds
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.pacing import PacingOptions
+
+BUDGET: Final = "alerts a day"
+"""Parameter of a variant whose threshold was chosen for a budget."""
 
 
 class AlertThreshold(NamedTuple):

@@ -26,6 +26,7 @@ from pipeline.backtest.report.content import Metric
 from pipeline.backtest.report.svg import COLOURS, QUIET_INK, contrast
 from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
+from pipeline.backtest.runner.thresholds import BUDGET
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
@@ -702,6 +703,42 @@ def test_the_verdict_begins_with_money_and_says_no_more_than_intervals_allow() -
         (None, None, None, "Nobody can tell whether variant 1 saves"),
     ):
         assert reported("net_saving", value, low, high).startswith(words)
-    assert "; its alerts find +5.0% (interval +1.0% to +9.0%) of the known frauds." in reported(
-        "alert_recall", 0.05, 0.01, 0.09
-    )
+    for low, high, value, words in (
+        (0.01, 0.09, 0.05, "; its alerts find 5.0 points more of the known frauds (interval +1.0 to +9.0)."),
+        (-0.09, 0.01, -0.05, "; its alerts find 5.0 points less of the known frauds (interval -9.0 to +1.0)."),
+        (None, None, None, "; nobody can tell which share of the known frauds its alerts find."),
+    ):
+        assert words in reported("alert_recall", value, low, high)
+
+
+def test_a_variant_that_misses_its_budget_is_named_by_what_it_raises() -> None:
+    given = result(variants=3)
+    raised = by_name(quick(given).content.variants[0].metrics)["alerts_per_day"]
+    named = [
+        replace(variant, name=f"model {number} at {budget:g} a day", parameters={BUDGET: budget})
+        for number, (variant, budget) in enumerate(zip(given.variants, (raised, 2 * raised, raised / 2), strict=True))
+    ]
+    drift = [each._replace(variants=tuple(variant.name for variant in named)) for each in given.drift]
+    report = quick(replace(given, variants=named, drift=drift))
+    names = [variant.name for variant in report.content.variants]
+    assert names == [variant.name for variant in named]
+    told = [by_name(variant.metrics)["alerts_per_day"] for variant in report.content.variants]
+    for text in (report.html, " ".join(report.text.split())):
+        assert f"{names[1]}, raises {told[1]:.3g}" in text
+        assert f"{names[2]}, raises {told[2]:.3g}" in text
+        assert f"{names[0]}, raises" not in text
+    titles = [item["name"] for item in json.loads(report.json)["variants"]]
+    assert titles == names
+
+
+@pytest.mark.parametrize(("mode", "source"), [("recorded", "simulator"), ("delay", "the history's own")])
+def test_the_truth_of_a_file_has_no_simulator(mode: str, source: str) -> None:
+    given = result(label_mode=mode)
+    labels = quick(replace(given, labels=given.labels.assign(source="simulator"))).content.labels
+    assert [row.source for row in labels.sources] == [source]
+
+
+def test_what_nobody_compares_is_folded_away() -> None:
+    page = Page(quick(result(variants=2)).html)
+    unfolded = [found for tag, found, parents in page.elements if tag == "table" and "details" not in parents]
+    assert len(unfolded) <= 20
