@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _PROGRAM = "fraud-pipeline"
 ROOT: Final = Path(__file__).resolve().parents[2]
 NOTEBOOKS: Final = {"docs/notebook.md": "examples/notebook.ipynb"}
@@ -39,7 +40,7 @@ class Block(NamedTuple):
 
 def fenced(document: str, *languages: str) -> list[Block]:
     """Return the blocks of a document that are in one of ``languages``, in order."""
-    found = (Block(found[1], found[2], *found.span(2)) for found in _BLOCK.finditer(document))
+    found = (Block(found[2], textwrap.dedent(found[3]), *found.span(3)) for found in _BLOCK.finditer(document))
     return [block for block in found if block.language in languages]
 
 

@@ -1,6 +1,7 @@
 """Workers that die of a record, and workers that are killed: only what kills again and again is quarantined."""
 
 import random
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from schemas.messages import Quarantine
 from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after
+from tests.helpers.pages import shown
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -54,14 +56,17 @@ def test_a_record_that_kills_every_worker_is_quarantined_and_all_others_are_deci
     bought = set(shop(cluster, range(60), seed=1))
     cluster.flush()
     (killer,) = (key for key in bought if key[1] == "t31")
-    worker, deaths = start(cluster.settings, "-c", DYING, agents="card"), 0
+    worker, deaths, log = start(cluster.settings, "-c", DYING, agents="card"), 0, ""
     while "is quarantined" not in worker.output:
         if worker.process.poll() is not None:
-            deaths += 1
+            deaths, log = deaths + 1, log + worker.output
             assert deaths <= max(DEATHS), worker.output
             worker = start(cluster.settings, "-c", DYING, agents="card")
         time.sleep(0.05)
     assert deaths in DEATHS
+    (page,) = shown("docs/operating.md", "card: transactions partition")
+    log = re.sub(r"\d+", "N", (log + worker.output).replace(cluster.settings.topic_prefix, ""))
+    assert [line for line in page.shown.splitlines() if re.sub(r"\d+", "N", line) not in log] == []
     assert worker.stop() == 0, worker.output
     (dead_letter,) = cluster.read(DEAD_LETTERS)
     assert dict(dead_letter.headers)["dead-letter-error"] == b"set_aside"

@@ -22,6 +22,7 @@ from schemas.messages import Activation, LearningSwitch
 from schemas.topics import ACCEPTED_LABELS, CONTROL
 from tests.helpers.champion import policy
 from tests.helpers.models import small_model
+from tests.helpers.pages import compare, shown
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
 
@@ -94,7 +95,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) >= int(bought["fraud"].sum()))
 
     found, process = retrain(start, cluster)
-    assert found["outcome"] == "promoted", found
+    assert found["outcome"] == json.loads(shown("docs/models.md", "$ fraud-pipeline retrain")[1].shown), found
     assert "replaces" in process.output
     promoted = activations(cluster)[-1]
     assert (promoted.step, promoted.by) == ("promote", BY)
@@ -144,7 +145,8 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     assert "hardly better than chance" in models(*propose, "--features", "weekday", code=1)
     reported = models(*propose, "--features", "+card_*,+merchant_*")
     version = reported.split()[1].rstrip(":")
-    assert f"accepted {version}: the challenger finds" in reported
+    command, _ = shown("docs/models.md", "$ fraud-pipeline models propose")
+    compare(command._replace(shown=command.shown.replace("28 days", "5 days")), reported, figures=True)
     proposal = [
         msgspec.json.decode(record.value or b"") for record in cluster.read(CONTROL) if record.key == b"assessment"
     ]

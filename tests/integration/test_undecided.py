@@ -11,6 +11,7 @@ from pipeline.kafka.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.logs import after, transaction
+from tests.helpers.pages import shown
 from tests.helpers.topics import Cluster, Starter
 from tests.helpers.worker import Worker
 
@@ -27,16 +28,20 @@ def stamped(request: pytest.FixtureRequest, kafka_settings: Settings) -> Cluster
     return Cluster(kafka_settings.model_copy(update={"card_partitions": PARTITIONS, "timestamps": request.param}))
 
 
-def oldest_undecided(worker: Worker) -> dict[tuple[str, int], float]:
-    """What the worker exports, by topic and partition; empty while nobody serves metrics."""
+def exported(worker: Worker) -> str:
+    """What the worker exports; empty while nobody serves metrics."""
     address = next((line.split()[-1] for line in worker.output.splitlines() if ", metrics on " in line), None)
     if address is None:
-        return {}
+        return ""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
-        text = response.read().decode()
+        return str(response.read().decode())
+
+
+def oldest_undecided(worker: Worker) -> dict[tuple[str, int], float]:
+    """The ages, by topic and partition."""
     return {
         (sample.labels["topic"], int(sample.labels["partition"])): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(exported(worker))
         for sample in family.samples
         if sample.name == "fraud_pipeline_oldest_undecided_seconds"
     }
@@ -76,6 +81,9 @@ def test_records_behind_an_open_transaction_age_until_it_is_aborted(stamped: Clu
     grown_s = oldest_undecided(worker)[name, BLOCKED]
     worker.until(lambda: oldest_undecided(worker)[name, BLOCKED] > grown_s)
     assert profiled() < 18
+    (command,) = shown("docs/operating.md", "$ curl")
+    series, _ = command.shown.replace('"3"', f'"{BLOCKED}"').split()
+    assert series in exported(worker).replace(settings.topic_prefix, "")
 
     foreign.abort_transaction()
     worker.until(lambda: profiled() == 18)

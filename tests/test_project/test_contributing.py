@@ -15,7 +15,7 @@ THINGS = {
     "A command": ("drift",),
     "A metric": ("rerouted",),
     "A setting": ("future_tolerance",),
-    "A page": ("architecture",),
+    "A page": ("backtest",),
     "An example": ("own-csv",),
 }
 """What each list is for, and something of the kind, by the names that places have for it."""
