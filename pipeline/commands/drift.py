@@ -134,6 +134,7 @@ def _follow(
                 topics.refresh()
                 health.broker_answered()
                 metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)
+                metrics.show_outcomes(monitored.outcomes.figures())
             else:
                 health.broker_silent(f"no broker answers at {servers}")
             time.sleep(interval_s)

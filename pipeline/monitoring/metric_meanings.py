@@ -105,5 +105,13 @@ METRIC_MEANINGS: Final = {
         "Gain share of the feature in the trees of the LightGBM version; 1 for scores, alerts and reports."
     ),
     "drift_day_timestamp_seconds": "Start of the newest day that was assessed, seconds since 1970.",
+    "alert_precision": (
+        "Share of the alerts of the newest 30 days that are fraud, of those with an example; what is presumed "
+        "legitimate is not. NaN without one. Alerts of yesterday have few labels yet."
+    ),
+    "fraud_amount": (
+        "Amount of the known frauds of the newest 30 days, in the base currency: `alerted` is the loss that alerts "
+        "could prevent, `missed` the rest."
+    ),
 }
 """Meaning of each metric, by its name without ``fraud_pipeline_`` and ``_total``, in the order of the page."""

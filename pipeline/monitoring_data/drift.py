@@ -18,6 +18,7 @@ from pipeline.kafka.internal import not_counted, readable, readable_features
 from pipeline.kafka.log_offsets import starts_at
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.learning.labels import FRAUD
+from pipeline.monitoring.alert_outcomes import AlertOutcomes, Key
 from pipeline.monitoring.daily import DailyCounts
 from pipeline.scoring.distributions import FeatureDistribution, distributions_of
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -26,7 +27,8 @@ from schemas.codec import timestamp_us
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES, Topic
 
-MONITORED: Final = (DECISION_FEATURES, ALERTS, EXAMPLES)
+MONITORED: Final = (DECISION_FEATURES, EXAMPLES, ALERTS)
+"""Examples before alerts: those that the examples are of have been raised by then."""
 MONITORED_NAMES: Final = [topic.name for topic in MONITORED]
 _EDGES_FROM: Final = 50_000
 """First rows whose tenths become bins where the LightGBM version has no distributions."""
@@ -36,9 +38,18 @@ class _Event(msgspec.Struct):
     """Fields of an alert or an example that are read."""
 
     event_time: datetime
+    transaction_id: str = ""
+    card_id: str = ""
     label: str | None = None
     known_at: datetime | None = None
     score: float | None = None
+    amount_base: float = 0.0
+    weight: float = 1.0
+
+    @property
+    def key(self) -> Key:
+        """Card and transaction."""
+        return self.card_id, self.transaction_id
 
 
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
@@ -56,6 +67,8 @@ class Monitored:
         self._first: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
         self._alerts: list[NDArray[np.int64]] = []
         self._reports: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+        self.outcomes = AlertOutcomes()
+        """Outcomes of alerts, of a cluster's topics alone."""
         self.importance: dict[str, float] = dict.fromkeys(DEFAULT_FEATURES, 1 / len(DEFAULT_FEATURES))
         """Gain share by feature."""
         if model is not None:
@@ -159,9 +172,16 @@ class MonitoredTopics:
                     self._into.add_decisions(event_time_us, rows.own_features(), score)
             return
         events = [event for _, event in readable(records, _decode_event, not_counted)]
+        outcomes = self._into.outcomes
         if topic is EXAMPLES:
             _add_reports(self._into, events)
+            for event in events:
+                if event.label is not None:
+                    of_example = (event.label, event.amount_base, event.weight)
+                    outcomes.add_example(event.key, timestamp_us(event.event_time), *of_example)
         else:
+            for event in events:
+                outcomes.add_alert(event.key, timestamp_us(event.event_time))
             self._into.add_alerts(np.array([timestamp_us(event.event_time) for event in events], np.int64))
 
 

@@ -1,10 +1,12 @@
 """Gauges of ``fraud-pipeline drift --follow``; ``docs/metrics.md`` says what each metric means."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from pipeline.monitoring.alert_outcomes import AlertFigures
 from pipeline.monitoring.drift import DayDrift, drifted
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.metrics import PREFIX
@@ -24,6 +26,10 @@ class DriftMetrics:
         self._importance = self._gauge("drift_importance", "series")
         self._shown: set[str] = set()
         self._day = self._gauge("drift_day_timestamp_seconds")
+        self._precision = self._gauge("alert_precision")
+        self._amount = self._gauge("fraud_amount", "outcome")
+        # Without an alert that has an example there is no precision; 0 would be one.
+        self._precision.set(math.nan)
 
     def show(self, days: Sequence[DayDrift], importance: dict[str, float]) -> None:
         """Show what `pipeline.monitoring.drift.judge` found; nothing changes where no day could be assessed."""
@@ -41,6 +47,12 @@ class DriftMetrics:
             self._alarm.labels(name).set(name in alarmed)
             self._p_value.labels(name).set(newest.p_values.get(name, 1.0))
             self._importance.labels(name).set(importance.get(name, 1.0))
+
+    def show_outcomes(self, figures: AlertFigures) -> None:
+        """Show the outcomes of the newest alerts."""
+        self._precision.set(math.nan if figures.precision is None else figures.precision)
+        self._amount.labels("alerted").set(figures.alerted_amount)
+        self._amount.labels("missed").set(figures.missed_amount)
 
     def metric_names(self) -> dict[str, str]:
         """Every metric as name -> type."""

@@ -53,8 +53,12 @@ def write_days(cluster: Cluster, days: range) -> None:
 
 def write_events(cluster: Cluster) -> None:
     golden = msgspec.json.decode((ROOT / "schemas/golden/v1/alert.json").read_bytes(), type=Alert)
-    cluster.write(ALERTS, encode(msgspec.structs.replace(golden, event_time=after(1))), b"c1", after(1))
-    cluster.write(EXAMPLES, encode(example(0, event_time=after(1), known_at=after(2))), b"c1", after(2))
+    reported = example(0, event_time=after(1), known_at=after(2))
+    alert = msgspec.structs.replace(
+        golden, event_time=after(1), transaction_id=reported.transaction_id, card_id=reported.card_id
+    )
+    cluster.write(ALERTS, encode(alert), b"c1", after(1))
+    cluster.write(EXAMPLES, encode(reported), b"c1", after(2))
     # Somebody else's.
     for topic in (DECISION_FEATURES, ALERTS, EXAMPLES):
         cluster.write(topic, b"no message", b"c1", after(1))
@@ -92,6 +96,9 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
         write_days(cluster, range(DAYS - 2, DAYS))
         eventually(lambda: gauge('drift_alarm{series="amount"}') == 1.0)
         assert gauge("drift_day_timestamp_seconds") == after(DAYS - 2).timestamp()
+        assert gauge("alert_precision") == 1.0
+        assert gauge('fraud_amount{outcome="alerted"}') == example(0).amount_base
+        assert gauge('fraud_amount{outcome="missed"}') == 0.0
         follower.send_signal(signal.SIGINT)
         assert follower.wait(TIMEOUT_S) == 130, log.read_text()
     finally:
