@@ -16,8 +16,8 @@ from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MOST_START_S: Final = 60.0
-"""Longest wait, at a start, for the end of unfinished transactions."""
+MOST_START_S: Final = 240.0
+"""Longest wait, at a start, for the end of unfinished transactions: of coordinators that move, and of busy brokers."""
 
 
 def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, int]) -> None:
