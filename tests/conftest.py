@@ -2,6 +2,7 @@
 
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.settings import Settings
 from tests.helpers.classes import use_archive
+from tests.helpers.limits import limit_s, near_limits
 
 # The one profile, the same wherever tests run: no test may fail because a machine is busy.
 hypothesis_settings.register_profile(
@@ -28,6 +30,27 @@ def pytest_configure() -> None:
     use_archive()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_limits_s: dict[str, float] = {}
+_durations_s: Counter[str] = Counter()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note the limit of a test."""
+    _limits_s[item.nodeid] = limit_s(item)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what a test takes."""
+    _durations_s[report.nodeid] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the tests that came near their limits: nothing fails, and on a slower machine they would."""
+    durations_s = {test: seconds for test, seconds in _durations_s.items() if test in _limits_s}
+    for line in near_limits(durations_s, _limits_s):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

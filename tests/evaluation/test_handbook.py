@@ -10,7 +10,7 @@ from pipeline.settings import Settings
 from tests.evaluation.handbook import command
 from tests.helpers.handbook import handbook_frame
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.broker
 
 CHECKS = 6
 

@@ -16,7 +16,7 @@ from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.runs import RunStarter, gone, on_cluster
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.broker
 
 SMALL = ("backtest-example", "--cards", "150", "--merchants", "300", "--days", "88")
 WRITING = "writing 88 simulated days"

@@ -14,7 +14,7 @@ from tests.helpers.logs import after
 from tests.helpers.pages import shown
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.broker
 
 DYING = """
 import os, signal

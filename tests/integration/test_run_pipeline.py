@@ -19,7 +19,7 @@ from tests.helpers.installed import PACKAGES, build_wheel, install
 from tests.helpers.runs import Run, RunStarter, gone, on_cluster
 from tests.helpers.worker import ROOT
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.broker
 
 SMALL = ("run", "--cards", "200", "--merchants", "400", "--history-days", "40", "--day-seconds", "0.5")
 KEYS = {"transactions", "decisions", "alerts", "dead_letters", "labels", "river_version", "p50_ms", "p99_ms"}

@@ -43,7 +43,7 @@ from tests.helpers.logs import after, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, keys, once, shop
 from tests.integration.test_session import TIMEOUT_S, Numbers, session
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.broker
 
 CAP_BYTES: Final = 2_000_000
 CAP: Final = {"receive.message.max.bytes": str(CAP_BYTES)}

@@ -4,13 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = (sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "docs", "-b", "text")
 
 
-@pytest.mark.timeout(600)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build = subprocess.run([*BUILD, ".", tmp_path], check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert build.returncode == 0, build.stderr

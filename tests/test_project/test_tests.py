@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.helpers.limits import limit_s, near_limits
 from tests.helpers.tools import tool
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -31,6 +32,19 @@ def test_hypothesis_knows_no_deadline() -> None:
     assert HealthCheck.too_slow in settings().suppress_health_check
     setting = re.compile(r"\b(deadline|suppress_health_check)\s*=|\bload_profile\(")
     assert [name for name, text in sources().items() if setting.search(text)] == ["conftest.py"]
+
+
+def test_a_test_near_its_limit_is_named() -> None:
+    limits_s = dict.fromkeys(("slow", "quick", "marked"), 600.0) | {"marked": 1_200.0}
+    lines = list(near_limits({"slow": 201.0, "quick": 200.0, "marked": 399.0}, limits_s))
+    assert lines == ["slow took 201 s of a limit of 600 s: raise it with pytest.mark.timeout"]
+
+
+def test_no_limit_is_below_that_of_all_tests(request: pytest.FixtureRequest) -> None:
+    everyones = float(request.config.getini("timeout"))
+    marks = {name: re.findall(r"mark\.timeout\((\d+)\)", text) for name, text in sources().items()}
+    assert {name for name, found in marks.items() if any(float(limit) < everyones for limit in found)} == set()
+    assert limit_s(request.node) >= everyones
 
 
 def test_only_these_files_skip_tests() -> None:
