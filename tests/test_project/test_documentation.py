@@ -81,8 +81,9 @@ def test_help_lists_every_make_target() -> None:
     assert sorted(phony) == sorted(targets) == sorted(described)
 
 
-def test_changelog_has_entries_unless_the_version_is_just_released() -> None:
+def test_the_changelog_has_a_dated_section_of_the_version_below_what_comes_next() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    unreleased = changelog.split("## [Unreleased]", 1)[1].split("\n## [", 1)[0]
-    assert re.search(r"^- \S", unreleased, re.MULTILINE) or f"\n## [{version}] - " in changelog
+    first, second, *_ = re.findall(r"^## \[([^\]]+)\](?: - \d{4}-\d\d-\d\d)?$", changelog, re.MULTILINE)
+    assert (first, second) == ("Unreleased", version)
+    assert re.search(r"^- \S", changelog.split(f"\n## [{version}] - ", 1)[1], re.MULTILINE)
