@@ -64,7 +64,7 @@ class _Metrics(TypedDict, total=False):
     average_precision: _Number
 
 
-class _Described(msgspec.Struct, frozen=True):
+class _RecordedMetadata(msgspec.Struct, frozen=True):
     """The shapes of what a training records of a version, as far as pages and commands show them."""
 
     training: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
     metadata = content.metadata
     metrics = metadata.get("metrics") or (known.entry.details.get("metrics") if known.entry is not None else None)
     try:
-        msgspec.convert(metadata | {"metrics": metrics}, _Described)
+        msgspec.convert(metadata | {"metrics": metrics}, _RecordedMetadata)
     except msgspec.ValidationError as error:
         raise ModelError(
             f"LightGBM version {known.version} is forged or damaged: no training records such metadata ({error}); do "

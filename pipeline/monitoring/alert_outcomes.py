@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 from pipeline.learning.labels import FRAUD
+from pipeline.learning.online_updates import WITHDRAWN
 from schemas.times import US_PER_DAY
 
 WINDOW_DAYS: Final = 30
@@ -22,7 +23,7 @@ class AlertFigures(NamedTuple):
     missed_amount: float
 
 
-class _Example(NamedTuple):
+class _KnownOutcome(NamedTuple):
     event_time_us: int
     is_fraud: bool
     amount: float
@@ -42,25 +43,27 @@ class AlertOutcomes:
 
     def __init__(self) -> None:
         self._alerts: dict[Key, int] = {}
-        self._examples: dict[Key, _Example] = {}
-        self._newest_us = 0
+        self._examples: dict[Key, _KnownOutcome] = {}
+        self._stream_time_us = 0
 
     def add_alert(self, key: Key, event_time_us: int) -> None:
         """Add an alert; time in microseconds since 1970."""
         self._alerts[key] = event_time_us
-        self._newest_us = max(self._newest_us, event_time_us)
+        self._stream_time_us = max(self._stream_time_us, event_time_us)
 
     def add_example(self, key: Key, event_time_us: int, label: str, amount: float, weight: float) -> None:
         """Add an example; fields as in `schemas.messages.Example`."""
-        self._examples[key] = _Example(event_time_us, label == FRAUD, amount, 0.0 if label == "withdrawn" else weight)
-        self._newest_us = max(self._newest_us, event_time_us)
+        self._examples[key] = _KnownOutcome(
+            event_time_us, label == FRAUD, amount, 0.0 if label == WITHDRAWN else weight
+        )
+        self._stream_time_us = max(self._stream_time_us, event_time_us)
 
     def figures(self) -> AlertFigures:
         """Return the figures of all that was added; older alerts, and examples that no alert needs, are forgotten.
 
         Call it once all alerts are there that were raised before the examples.
         """
-        oldest_us = self._newest_us - WINDOW_DAYS * US_PER_DAY
+        oldest_us = self._stream_time_us - WINDOW_DAYS * US_PER_DAY
         self._alerts = {key: time_us for key, time_us in self._alerts.items() if time_us >= oldest_us}
         self._examples = {
             key: example

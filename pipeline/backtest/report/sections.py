@@ -94,7 +94,7 @@ def labels(content: ReportContent) -> Markup:
         rows.append(_bounds_row(f"{variant.name}: precision at {top}", variant.precision_at_k_bounds))
         rows.append(_bounds_row(f"{variant.name}: recall at {top} alerts a day", variant.recall_at_k_bounds))
     columns = ["Figure", "Unlabelled legitimate", "Unlabelled fraud", "At least", "At most"]
-    folded = [table("Bounds: what the unlabelled could change", columns, rows)]
+    collapsed = [table("Bounds: what the unlabelled could change", columns, rows)]
     coverage = [
         [
             variant.name,
@@ -105,7 +105,7 @@ def labels(content: ReportContent) -> Markup:
         for variant in content.variants
     ]
     columns = ["Variant", "Of all", "Of alerts", "Of other transactions"]
-    folded.append(table("Share that has a label", columns, coverage))
+    collapsed.append(table("Share that has a label", columns, coverage))
     reviews = [
         [variant.name, *map(number, (reviewed.alerts, reviewed.unanswered, reviewed.sooner))]
         for variant in content.variants
@@ -114,8 +114,8 @@ def labels(content: ReportContent) -> Markup:
     ]
     if reviews:
         columns = ["Variant", "Alerts looked at", "Without an answer", "Answered before a report"]
-        folded.append(table("Simulated reviews, those of the warm-up included", columns, reviews))
-    return join([*parts, _collapsed(join(folded), "Tables of what is unlabelled")])
+        collapsed.append(table("Simulated reviews, those of the warm-up included", columns, reviews))
+    return join([*parts, _collapsed(join(collapsed), "Tables of what is unlabelled")])
 
 
 def _bounds_row(name: str, bounds: Bounds) -> list[str]:

@@ -722,10 +722,10 @@ def test_a_variant_that_misses_its_budget_is_named_by_what_it_raises() -> None:
     report = quick(replace(given, variants=named, drift=drift))
     names = [variant.name for variant in report.content.variants]
     assert names == [variant.name for variant in named]
-    told = [by_name(variant.metrics)["alerts_per_day"] for variant in report.content.variants]
+    reported = [by_name(variant.metrics)["alerts_per_day"] for variant in report.content.variants]
     for text in (report.html, " ".join(report.text.split())):
-        assert f"{names[1]}, raises {told[1]:.3g}" in text
-        assert f"{names[2]}, raises {told[2]:.3g}" in text
+        assert f"{names[1]}, raises {reported[1]:.3g}" in text
+        assert f"{names[2]}, raises {reported[2]:.3g}" in text
         assert f"{names[0]}, raises" not in text
     titles = [item["name"] for item in json.loads(report.json)["variants"]]
     assert titles == names
@@ -738,7 +738,7 @@ def test_the_truth_of_a_file_has_no_simulator(mode: str, source: str) -> None:
     assert [row.source for row in labels.sources] == [source]
 
 
-def test_what_nobody_compares_is_folded_away() -> None:
+def test_what_nobody_compares_is_collapsed() -> None:
     page = Page(quick(result(variants=2)).html)
     unfolded = [found for tag, found, parents in page.elements if tag == "table" and "details" not in parents]
     assert len(unfolded) <= 20
