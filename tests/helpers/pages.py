@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import click
 import pytest
 from click.testing import CliRunner
+from threadpoolctl import threadpool_limits
 
 from pipeline.cli import main
 from tests.helpers.documents import ROOT, Block, fenced
@@ -150,6 +151,8 @@ class Stage:
         """Names that the page's Python takes from elsewhere."""
         self.more: dict[str, str] = {}
         """Arguments behind a command that would not end otherwise."""
+        self.also: tuple[str, ...] = ()
+        """Beginnings of blocks that show no output, and are run too."""
         self.typed = ""
         """What somebody types."""
         self.figures = False
@@ -164,13 +167,17 @@ class Stage:
 
     def call(self, line: str) -> str:
         """Run a command of ``fraud-pipeline``; return what it prints."""
-        result = CliRunner().invoke(main, shlex.split(line), input=self.typed)
+        # The threads of a BLAS spin while they wait: for minutes, on a machine that others use.
+        with threadpool_limits(1):
+            result = CliRunner().invoke(main, shlex.split(line), input=self.typed)
         assert result.exit_code == 0, f"{self.page}: fraud-pipeline {line}\n{result.output}\n{result.exception!r}"
         return result.output
 
     def run(self) -> int:
         """Run the programs of the page, but those that are not run as they stand; return their number."""
-        found = [block for block in programs(self.page) if entry(self.page, block) is None]
+        to_run = {block.start for block in programs(self.page) if entry(self.page, block) is None}
+        blocks = fenced((ROOT / self.page).read_text(encoding="utf-8"), "python", "text", "console")
+        found = [block for block in blocks if block.start in to_run or block.content.startswith(self.also)]
         for block in found:
             if block.language == "python":
                 self._python(block.content)
@@ -198,7 +205,7 @@ class Stage:
 
     def _python(self, code: str) -> None:
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), threadpool_limits(1):
             exec(compile(self._here(code), self.page, "exec"), self.names)
         comments = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
         assert not comments or printed.getvalue().splitlines() == comments

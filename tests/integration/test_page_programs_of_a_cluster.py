@@ -60,6 +60,7 @@ def desk(stage: Stage, cluster: Cluster) -> None:
     write(cluster, ALERTS, [message("alert", **both, **alert, amount=Decimal("1250.00"))])
     write(cluster, DECISIONS, [message("decision", **both, **allowed, amount=Decimal("24.90"), action="allow")])
     write(cluster, LABELS, [said])
+    stage.also = ("$ fraud-pipeline label",)
     stage.more["fraud-pipeline alerts"] = "--from-beginning --limit 1"
     stage.words["alerts on kafka-1:9092"] = f"{cluster.settings.topic('alerts')} on {cluster.bootstrap}"
 
@@ -108,6 +109,11 @@ def models(stage: Stage, cluster: Cluster) -> None:
     stage.names |= {"alert": stage.names["score"] >= 0.9, "case_id": [f"case-{hour}" for hour in range(48)]}
 
 
+def data_scientist(stage: Stage, cluster: Cluster) -> None:
+    stage.also = ("$ fraud-pipeline",)
+    stage.more["fraud-pipeline simulate"] = "--cards 60 --merchants 120"
+
+
 def replay(stage: Stage, cluster: Cluster) -> None:
     stage.set("FRAUD_PIPELINE_TIMESTAMPS", "producer")
     stage.call("simulate transactions.parquet --days 30 --cards 60 --merchants 120 --seed 0")
@@ -140,6 +146,7 @@ SCENES: dict[str, Callable[[Stage, Cluster], None]] = {
     "docs/analyst.md": desk,
     "docs/dead-letters.md": dead_letters,
     "docs/guides/analyst.md": desk,
+    "docs/guides/data-scientist.md": data_scientist,
     "docs/models.md": models,
     "docs/operating.md": held,
     "docs/replay.md": replay,
