@@ -12,7 +12,6 @@ import re
 import shlex
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,9 +38,12 @@ class Block(NamedTuple):
 
 
 def fenced(document: str, *languages: str) -> list[Block]:
-    """Return the blocks of a document that are in one of ``languages``, in order."""
-    found = (Block(found[2], textwrap.dedent(found[3]), *found.span(3)) for found in _BLOCK.finditer(document))
-    return [block for block in found if block.language in languages]
+    """Return the blocks of a document that are in one of ``languages``, in order, without the indentation of a list."""
+    return [
+        Block(found[2], re.sub(f"^{found[1]}", "", found[3], flags=re.MULTILINE), *found.span(3))
+        for found in _BLOCK.finditer(document)
+        if found[2] in languages
+    ]
 
 
 def blocks(document: str) -> list[Block]:
