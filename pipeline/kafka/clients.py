@@ -18,6 +18,7 @@ from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.callbacks import callback
 from pipeline.kafka.client_log import librdkafka_log, log_error, log_error_only
 from pipeline.kafka.errors import ConfigError
+from pipeline.kafka.offset_requests import OffsetsClient
 from pipeline.settings import Settings
 
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
@@ -204,4 +205,4 @@ def admin_client(
         # A client asks the broker that it has asked last, for as long as they are connected: one that stands still.
         "socket.timeout.ms": round(ANSWER_S * 1_000),
     }
-    return AdminClient(_merge(tuning, {}, settings, overrides))
+    return OffsetsClient(_merge(tuning, {}, settings, overrides), READER_GROUP)

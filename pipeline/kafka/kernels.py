@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from pipeline.engine.blocks import (
     INPUT_OFFSET,
@@ -28,7 +27,7 @@ from pipeline.engine.blocks import (
 from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
-from pipeline.kafka.clients import ANSWER_S, MEMBER_ID
+from pipeline.kafka.clients import ANSWER_S, MEMBER_ID, admin_client
 from pipeline.kafka.retries import Retries, retried
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
@@ -208,8 +207,11 @@ def written_by_card_agent(blocks: Sequence[CardBlock], committed: Mapping[tuple[
     return written
 
 
-def members_of_others(client: AdminClient, settings: Settings) -> list[str]:
+def members_of_others(bootstrap: str, settings: Settings) -> list[str]:
     """Return the groups of card and score agents with a member that does not say that it is of this kernel.
+
+    An admin client that has to look for a group's coordinator twice ends the process (as `group_consumer` says). So
+    a new one asks each time, and only once the coordinator has answered a consumer.
 
     Raises:
         KafkaException: no broker answers, or the groups must not be looked at.
@@ -217,6 +219,9 @@ def members_of_others(client: AdminClient, settings: Settings) -> list[str]:
     groups = [settings.topic(agent) for agent in (_CARD, SCORE)]
 
     def is_of_others(name: str) -> bool:
+        with closing(group_consumer(bootstrap, name, settings=settings)) as consumer:
+            committed_by_group(consumer, [(settings.topic(TRANSACTIONS.name), 0)])
+        client = admin_client(bootstrap, settings=settings)
         (future,) = client.describe_consumer_groups([name], request_timeout=ANSWER_S).values()
         try:
             return any(member.client_id != MEMBER_ID for member in future.result().members)

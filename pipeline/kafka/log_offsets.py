@@ -88,22 +88,19 @@ def _offsets(
     asked = {TopicPartition(topic, number): spec for topic, number in partitions}
     futures = client.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_S)
     least = 0 if spec in (OffsetSpec.earliest(), OffsetSpec.latest()) else OFFSET_END
-    with fresh_metadata(client, *{topic for topic, _ in partitions}):
-        return {(at.topic, at.partition): listed_offset(future, least) for at, future in futures.items()}
+    return {(at.topic, at.partition): listed_offset(future, least) for at, future in futures.items()}
 
 
 @contextmanager
-def fresh_metadata(client: AdminClient, *topics: str) -> Iterator[None]:
-    """Ask for metadata anew, of ``topics`` or of all, where what is asked within fails.
+def fresh_metadata(client: AdminClient) -> Iterator[None]:
+    """Ask for metadata anew where what is asked within fails.
 
-    librdkafka goes on asking the leaders, with the epochs, and the controller that it knew before: for minutes where
-    that broker is away.
+    librdkafka goes on asking the controller that it knew before: for minutes where that broker is away.
     """
     try:
         yield
     except KafkaException:
-        for topic in topics or (None,):
-            client.list_topics(topic, timeout=ANSWER_S)
+        client.list_topics(timeout=ANSWER_S)
         raise
 
 

@@ -311,7 +311,11 @@ def _kernels(cluster: Cluster, *, writes: bool) -> CheckResult:
         "them, they are forged"
         for block in found.undecided
     ]
-    if (newest := found.newest) is not None and not problems and (groups := members_of_others(client, settings)):
+    if (
+        (newest := found.newest) is not None
+        and not problems
+        and (groups := members_of_others(cluster.bootstrap, settings))
+    ):
         problems.append(
             f"workers of another kernel version run: the newest block of topic {name} (partition {newest.partition} "
             f"offset {newest.offset}) is of {newest.kernel}, this release has {KERNEL_VERSION}, and group "

@@ -178,24 +178,15 @@ class KafkaLog:
         self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
         self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
         self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
-        self._connected = False
         self._readers: dict[bool, Consumer] = {}
 
     def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
         asked = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
         ends: dict[Partition, int] = {}
-        try:
-            if not self._connected:
-                # A client whose first request is for offsets may wait for seconds.
-                self._client.list_topics(next(iter(partitions))[0], timeout=REQUEST_TIMEOUT_S)
-                self._connected = True
-            futures = self._client.list_offsets(
-                asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
-            )
-        except KafkaException as error:
-            log.debug("no broker tells where the logs end: %s", error)
-            return ends
+        futures = self._client.list_offsets(
+            asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
+        )
         for at, future in futures.items():
             try:
                 ends[at.topic, at.partition] = listed_offset(future)

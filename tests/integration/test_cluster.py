@@ -1,5 +1,6 @@
 """Clusters that are not the embedded broker: replication, brokers that are hurt under load, the group protocol."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,12 +152,24 @@ def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> Non
     health = Health()
     watch = BrokerWatch(cluster.bootstrap_servers, settings, health)
     assert watch.ask()
+    statistics: list[str] = []
+    quiet = {"log_level": 0, "error_cb": lambda _error: None}
+    counted = {"statistics.interval.ms": 100, "stats_cb": statistics.append}
+    client = admin_client(cluster.bootstrap_servers, overrides=quiet | counted)
+    name = settings.topic(TRANSACTIONS.name)
+    partitions = [(name, number) for number in partition_numbers(client, name)]
     cluster.nodes[2].kill()
-    client = admin_client(cluster.bootstrap_servers, overrides={"log_level": 0, "error_cb": lambda _error: None})
+    # It leads some of them until the controller notices.
+    assert set(last_offsets(client, partitions, IsolationLevel.READ_COMMITTED).values()) == {0}
     deadline_s = time.monotonic() + TIMEOUT_S
     while brokers(client) != [1, 2]:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+    for asked in (client, *client._readers.values()):
+        asked.poll(1.0)
+    connects = [broker["connects"] for text in statistics for broker in json.loads(text)["brokers"].values()]
+    # librdkafka's own question for offsets connects hundreds of times a second.
+    assert 0 < max(connects) < 500
     assert watch.ask()
     assert health.ready().ok
     producer = Producer(producer_config(cluster.bootstrap_servers, overrides={"error_cb": lambda _error: None}))
