@@ -149,7 +149,8 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
         patch.setattr(module, "Consumer", SimConsumer)
     patch.setattr(kafka.unreadable, "ask", ask_brokers)
     patch.setattr(kafka.transactional_producers, "Producer", SimProducer)
-    patch.setattr(kafka.clients, "AdminClient", SimAdmin)
+    for name in ("AdminClient", "OffsetsClient"):
+        patch.setattr(kafka.clients, name, SimAdmin)
     for module in (kafka.group_client, kafka.transactional_producers):
         patch.setattr(module, "CallThread", _Inline)
     for module in (kafka.unreadable_batches, agents.snapshot_scheduler):
