@@ -271,6 +271,11 @@ def _column(info: Any, get: Callable[[Any], Any]) -> tuple[pa.DataType, Callable
         items = _fields_of(info.item_type.cls, (), missing=False)
         kind = _list_of([field for item in items for field in item.fields])
         return kind, lambda messages: _built(map(msgspec.to_builtins, map(get, messages)), kind)
+    if isinstance(info, inspect.UnionType) and {type(kind) for kind in info.types} == {
+        inspect.StrType,
+        inspect.FloatType,
+    }:
+        return pa.string(), partial(_descriptions, get)
     # A mapping, or one of several kinds of rules: as JSON.
     return pa.string(), lambda messages: _built(map(_json, map(get, messages)), pa.string())
 
@@ -285,6 +290,13 @@ def _whole(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
     unrepresentable = np.array([value is not None and not -_WIDEST <= value < _WIDEST for value in values], np.bool_)
     fitting = [None if wide else value for value, wide in zip(values, unrepresentable, strict=True)]
     return _Built([pa.array(fitting, pa.int64())], unrepresentable)
+
+
+def _descriptions(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:
+    """Texts, and numbers as text, which does not say that it was one."""
+    values = [get(message) for message in messages]
+    texts = [value if value is None or isinstance(value, str) else _json(value) for value in values]
+    return _Built([pa.array(texts, pa.string())], np.array([isinstance(value, float) for value in values], np.bool_))
 
 
 def _times(get: Callable[[Any], Any], messages: Sequence[Any]) -> _Built:

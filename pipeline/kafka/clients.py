@@ -199,10 +199,12 @@ def admin_client(
     bootstrap: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
 ) -> AdminClient:
     """An admin client. It needs no closing, but must be kept for as long as one of its futures is awaited."""
-    tuning = {
-        **_common(bootstrap),
+    own = {
         "error_cb": log_error_only,
         # A client asks the broker that it has asked last, for as long as they are connected: one that stands still.
         "socket.timeout.ms": round(ANSWER_S * 1_000),
     }
-    return OffsetsClient(_merge(tuning, {}, settings, overrides), READER_GROUP)
+    reader = consumer_config(
+        bootstrap, READER_GROUP, settings=settings, overrides=own | dict(overrides or {}), protocol="classic"
+    )
+    return OffsetsClient(_merge(_common(bootstrap) | own, {}, settings, overrides), reader)

@@ -18,13 +18,13 @@ class OffsetsClient(AdminClient):  # type: ignore[misc]
     """An `AdminClient` whose ``list_offsets`` returns once it is answered, and asks for metadata anew where it fails.
 
     Args:
-        config: Of librdkafka.
-        group: Group of the consumers, which join none.
+        config: Of the admin client.
+        reader_config: Of the consumers that ask; they join no group.
     """
 
-    def __init__(self, config: Mapping[str, Any], group: str) -> None:
+    def __init__(self, config: Mapping[str, Any], reader_config: Mapping[str, Any]) -> None:
         super().__init__(dict(config))
-        self._reader_config = {**config, "group.id": group, "enable.auto.commit": False}
+        self._reader_config = reader_config
         self._readers: dict[IsolationLevel, Consumer] = {}
 
     def list_offsets(

@@ -549,7 +549,7 @@ class SimProducer:
 class SimAdmin:
     """What of an admin client programs ask while they run."""
 
-    def __init__(self, config: Mapping[str, Any], group: str = "") -> None:
+    def __init__(self, config: Mapping[str, Any], reader_config: Mapping[str, Any] | None = None) -> None:
         # None is made only to see whether its properties are known.
         if "bootstrap.servers" in config:
             self._cluster = CLUSTERS[config["bootstrap.servers"]]

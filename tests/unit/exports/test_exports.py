@@ -68,6 +68,7 @@ KEPT_AS_BYTES = [
     transaction(25, event_time="9999-12-31T23:59:59-12:00"),
     transaction(26, event_time="0001-01-01T00:00:00Z"),
     transaction(27, schema_version=10**30),
+    transaction(28, mcc=5411),
     transaction(28).replace(b'"EUR"', b'"EUR","amount":3'),
     transaction(28).replace(b'"EUR"', b'"EUR","amount":4,"am\\u006funt":3'),
     transaction(45).replace(b"12.34", b"1e400"),

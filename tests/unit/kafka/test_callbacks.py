@@ -39,7 +39,7 @@ def test_the_exception_of_a_callback_is_not_lost_on_its_way_out_of_the_client(ki
 def test_every_configuration_guards_the_callbacks_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def admin_config(_: str, **more: Any) -> dict[str, Any]:
         made: list[dict[str, Any]] = []
-        monkeypatch.setattr(clients, "OffsetsClient", lambda config, _group: made.append(config))
+        monkeypatch.setattr(clients, "OffsetsClient", lambda config, _reader: made.append(config))
         clients.admin_client(NOWHERE, **more)
         return made[0]
 
