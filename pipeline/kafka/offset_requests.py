@@ -13,7 +13,7 @@ from typing import Any, Final
 from confluent_kafka import OFFSET_END, Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec
 
-AT_ONCE_S: Final = 0.25
+AT_ONCE_S: Final = 1.0
 """Longest wait for librdkafka's own answer; leaders that are there take milliseconds."""
 
 
