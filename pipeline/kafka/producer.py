@@ -86,6 +86,10 @@ class RecordProducer:
                 self._producer.produce(topic, value, key, timestamp=timestamp_ms, headers=headers)
             except BufferError:
                 self.poll(_FULL_QUEUE_POLL_S)
+            except KafkaException as error:
+                # The client has ended for good, and its poll raises why.
+                self.poll()
+                raise DeliveryFailed(f"records were not written. {failure_text(error)}") from error
             else:
                 break
         if self._failure is not None:
