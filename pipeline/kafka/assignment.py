@@ -62,10 +62,9 @@ class Assignment:
         came = [(partition.topic, partition.partition) for partition in partitions]
         client.assigned.update(came)
         numbers = {number for _, number in came}
-        whole = sorted(n for n in numbers if all((topic, n) in client.assigned for topic in self._topics))
-        if client.is_leaving:
-            # Nothing of them would be read: no coordinator is asked, which may be away.
-            whole = []
+        # While the worker ends nothing of them would be read: no coordinator is asked, which may be away.
+        held = set() if client.is_leaving else numbers
+        whole = sorted(n for n in held if all((topic, n) in client.assigned for topic in self._topics))
         offsets: dict[Partition, int] = {}
         if whole:
             # Asked first: what the last holder committed with these offsets can be read once they are known.

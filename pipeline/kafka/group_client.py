@@ -93,7 +93,7 @@ class GroupClient:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the worker ends."""
+        """True once the worker ends."""
         return self._shutdown.requested.is_set()
 
     def group_metadata(self) -> Any:

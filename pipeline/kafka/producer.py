@@ -89,7 +89,7 @@ class RecordProducer:
             except KafkaException as error:
                 # The client has ended for good, and its poll raises why.
                 self.poll()
-                raise DeliveryFailed(f"records were not written. {failure_text(error)}") from error
+                raise _ended(error) from error
             else:
                 break
         if self._failure is not None:
@@ -116,7 +116,7 @@ class RecordProducer:
             cause = error.__cause__ if isinstance(error, SystemError) else error
             if not isinstance(cause, KafkaException):
                 raise
-            raise DeliveryFailed(f"records were not written. {failure_text(cause)}") from error
+            raise _ended(cause) from error
         if self._failure is not None:
             raise DeliveryFailed(self._failure)
         return served
@@ -127,6 +127,10 @@ class RecordProducer:
             self._failure = f"a record for topic {message.topic()} was not written: {error.str()}" + (
                 f"; {remedy}" if remedy else ""
             )
+
+
+def _ended(error: KafkaException) -> DeliveryFailed:
+    return DeliveryFailed(f"records were not written. {failure_text(error)}")
 
 
 class TopicRecord(NamedTuple):

@@ -92,7 +92,7 @@ class Nodes:
         return self.nodes[leader - 1]
 
     def whole(self) -> bool:
-        """Whether all nodes serve, and every replica of every topic is in sync.
+        """True if all nodes serve, and every replica of every topic is in sync.
 
         Each is asked by itself: a controller notices the death of one seconds later, and calls all in sync until then.
         """

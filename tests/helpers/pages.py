@@ -154,7 +154,7 @@ class Stage:
         self.also: tuple[str, ...] = ()
         """Beginnings of blocks that show no output, and are run too."""
         self.typed = ""
-        """What somebody types."""
+        """Text that somebody types."""
         self.figures = False
         """True if figures with decimals are masked: those of the page were measured on other data."""
         for name in [name for name in os.environ if name.startswith(("FRAUD_", "KAFKA_"))]:

@@ -28,7 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def browse(page: Path, *arguments: str, bars: bool = False) -> str:
-    """What Chromium writes about ``page``, with or without ``bars`` beside what scrolls."""
+    """Chromium's output about ``page``, with or without ``bars`` beside what scrolls."""
     profile = f"--user-data-dir={page.parent / 'profile'}"
     flags = FLAGS if bars else (*FLAGS, "--hide-scrollbars")
     command = [tool("chromium", "chromium"), *flags, profile, *arguments, page.as_uri()]

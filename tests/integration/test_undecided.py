@@ -29,7 +29,7 @@ def stamped(request: pytest.FixtureRequest, kafka_settings: Settings) -> Cluster
 
 
 def exported(worker: Worker) -> str:
-    """What the worker exports; empty while nobody serves metrics."""
+    """The worker's metrics; empty while nobody serves metrics."""
     address = next((line.split()[-1] for line in worker.output.splitlines() if ", metrics on " in line), None)
     if address is None:
         return ""

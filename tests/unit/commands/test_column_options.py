@@ -1,4 +1,4 @@
-"""What commands say of a file of transactions before they read it."""
+"""Warnings about a file of transactions, before a command reads it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the newest alerts came to."""
+"""Outcomes of the newest alerts."""
 
 from pipeline.monitoring.alert_outcomes import WINDOW_DAYS, AlertFigures, AlertOutcomes
 from schemas.times import US_PER_DAY
