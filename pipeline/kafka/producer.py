@@ -112,8 +112,11 @@ class RecordProducer:
         try:
             served = call(timeout_s)
         except (KafkaException, SystemError) as error:
-            # The client raises what ends it for good from within the call, which Python reports as an error of its own.
-            cause = error.__cause__ if isinstance(error, SystemError) else error
+            # What ends the client for good is raised from within the call, before its callbacks run: Python reports it
+            # as an error of its own, and as one more wherever a callback calls into C.
+            cause: BaseException | None = error
+            while isinstance(cause, SystemError):
+                cause = cause.__cause__
             if not isinstance(cause, KafkaException):
                 raise
             raise _ended(cause) from error
