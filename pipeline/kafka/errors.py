@@ -31,8 +31,17 @@ _DENIED: Final = frozenset(
 def failure_text(error: FailedRequest) -> str:
     """Return a failed request as a sentence for people."""
     cause: KafkaError = error.args[0]
-    advice = f"this user lacks a right: {RIGHTS}" if cause.code() in _DENIED else "see whether the brokers are well"
-    return f"Kafka: {cause.str()}; {advice}"
+    return _sentence(cause.str(), denied=cause.code() in _DENIED)
+
+
+def ending_text(words: str) -> str:
+    """Return what ended a client, in its own ``words``, as a sentence for people."""
+    return _sentence(words, denied=any(KafkaError(code).str() in words for code in _DENIED))
+
+
+def _sentence(cause: str, *, denied: bool) -> str:
+    advice = f"this user lacks a right: {RIGHTS}" if denied else "see whether the brokers are well"
+    return f"Kafka: {cause}; {advice}"
 
 
 class ConfigError(ValueError):

@@ -1,5 +1,6 @@
 """Producers of keyed records for programs that are no agents; a record that is not written is an error."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -8,8 +9,9 @@ from typing import Final, NamedTuple, Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from pipeline.kafka.client_log import librdkafka_log
 from pipeline.kafka.clients import producer_config
-from pipeline.kafka.errors import RIGHTS, failure_text
+from pipeline.kafka.errors import RIGHTS, ending_text
 from pipeline.kafka.transactions import FENCED
 from pipeline.settings import Settings
 from schemas.records import Headers
@@ -40,6 +42,27 @@ class WriterFenced(DeliveryFailed):
     """Another producer has taken the transactional id over; nothing was written."""
 
 
+class _LastWords:
+    """Logger of one client, which remembers what ended the client.
+
+    confluent-kafka raises the error that ends a client for good while librdkafka still makes callbacks. Where Python
+    collects garbage in one of them the exception is dropped: ``flush`` then raises a ``SystemError`` that names none.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def log(self, level: int, text: str, *args: object) -> None:
+        """Log a line of the client: ``args`` are its facility, its name and its text."""
+        librdkafka_log.log(level, text, *args)
+        if level >= logging.CRITICAL:
+            self.text = str(args[-1])
+
+
+def _ended(reason: str) -> DeliveryFailed:
+    return DeliveryFailed(f"records were not written. {ending_text(reason)}")
+
+
 class RecordProducer:
     """Writes records with Java's partitioner (murmur2 of the key), idempotently, in order within a partition.
 
@@ -48,10 +71,12 @@ class RecordProducer:
 
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._failure: str | None = None
+        self._last_words = _LastWords()
         # Reports of successes would cost a Python call for each record.
         overrides = {
             "delivery.report.only.error": True,
             "on_delivery": self._on_delivery,
+            "logger": self._last_words,
             # A broker that was killed takes a producer for long gone whose last record bears an old time, as those
             # of replays do, and takes any request of it for its first. Of two on their way the later one could be
             # that, and the earlier one then passes for a repeat (docs/decisions/0004-exactly-once.md).
@@ -87,9 +112,9 @@ class RecordProducer:
             except BufferError:
                 self.poll(_FULL_QUEUE_POLL_S)
             except KafkaException as error:
-                # The client has ended for good, and its poll raises why.
+                # The client has ended for good; why is on its way.
                 self.poll()
-                raise _ended(error) from error
+                raise _ended(error.args[0].str()) from error
             else:
                 break
         if self._failure is not None:
@@ -112,14 +137,9 @@ class RecordProducer:
         try:
             served = call(timeout_s)
         except (KafkaException, SystemError) as error:
-            # What ends the client for good is raised from within the call, before its callbacks run: Python reports it
-            # as an error of its own, and as one more wherever a callback calls into C.
-            cause: BaseException | None = error
-            while isinstance(cause, SystemError):
-                cause = cause.__cause__
-            if not isinstance(cause, KafkaException):
+            if not self._last_words.text:
                 raise
-            raise _ended(cause) from error
+            raise _ended(self._last_words.text) from error
         if self._failure is not None:
             raise DeliveryFailed(self._failure)
         return served
@@ -130,10 +150,6 @@ class RecordProducer:
             self._failure = f"a record for topic {message.topic()} was not written: {error.str()}" + (
                 f"; {remedy}" if remedy else ""
             )
-
-
-def _ended(error: KafkaException) -> DeliveryFailed:
-    return DeliveryFailed(f"records were not written. {failure_text(error)}")
 
 
 class TopicRecord(NamedTuple):

@@ -565,8 +565,10 @@ def test_outputs_without_records_are_refused_once_the_partitions_have_moved(sett
     with session(settings, first) as opened:
         write(settings, [str(number) for number in range(10)])
         work(opened, first, lambda: len(held(first)) == 10 and len(opened.assigned) == 4)
-        in_time, late = opened.empty_batch(), opened.empty_batch()
         group, topics = settings.topic("card"), [settings.topic(TRANSACTIONS.name)]
+        # The coordinator marks a transaction as committed after it has answered.
+        work(opened, first, lambda: sum(committed_offsets(servers(settings), group, topics).values()) == 10)
+        in_time, late = opened.empty_batch(), opened.empty_batch()
         before = committed_offsets(servers(settings), group, topics)
         opened.commit(in_time, [output])
         assert committed_offsets(servers(settings), group, topics) == before
