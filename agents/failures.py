@@ -59,7 +59,7 @@ class Failures:
         Raises:
             TooManyFailures: Too many records were quarantined before.
         """
-        if batch.deaths >= self._settings.set_aside_after:
+        if batch.deaths >= self._settings.quarantine_after:
             died = f"{batch.deaths} processes died while they worked on this record alone"
             return self._quarantine(batch, ProcessDied(died))
         if batch.unreadable is not None:
@@ -85,7 +85,7 @@ class Failures:
             return self._quarantine(batch, error)  # no other try would compute it
         position = (record.topic, record.partition, record.offset)
         self._failures[position] += 1
-        times, most = self._failures[position], self._settings.set_aside_after
+        times, most = self._failures[position], self._settings.quarantine_after
         log.critical(
             "%s: %s partition %d offset %d fails (%d of %d times) of %s; nothing of it is committed\n%s",
             self._agent, *position, times, most, described(error), "".join(traceback.format_tb(error.__traceback__)),
@@ -147,11 +147,11 @@ class Failures:
             return
         self._quarantines.refresh(lambda: self._health.working(self._agent))
         quarantined = self._quarantines.within_a_day(now)
-        if quarantined >= self._settings.set_aside_limit:
+        if quarantined >= self._settings.quarantine_limit:
             raise TooManyFailures(
                 f"agent {self._agent}: {quarantined} records were quarantined within a day, by this worker or others, "
                 f"and {record.topic} partition {record.partition} offset {record.offset} fails too: the fault is "
-                "hardly theirs. Read the errors above; FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit"
+                "hardly theirs. Read the errors above; FRAUD_PIPELINE_QUARANTINE_LIMIT raises the limit"
             ) from None
 
 

@@ -63,7 +63,7 @@ range_options: Final = option_group(
 model_options: Final = option_group(
     click.option("--policy", help="Policy version.  [default: the one that was made for the model]"),
     click.option(
-        "--river", help="Online model: latest, untaught, or a version.  [default: latest; with --learn: untaught]"
+        "--river", help="Online model: latest, untrained, or a version.  [default: latest; with --learn: untrained]"
     ),
     click.option("--learn", is_flag=True, help="Let the online model learn from there on."),
     click.option(

@@ -15,7 +15,7 @@ METRIC_MEANINGS: Final = {
         "those of `unknown_transaction` that learning may have lost: a partition of `profiled` had dropped out."
     ),
     "examples": "Examples published for learning, by `fraud`, `legitimate`, `presumed_legitimate` or `withdrawn`.",
-    "lessons": (
+    "training_updates": (
         "Examples that the learn agent has read, by what became of them: `learned`, `corrections` (what was learned "
         "before is undone), `allowed_for` (the weights of others stand for it), `held` (part of a surge of labels), "
         "or why not."
@@ -65,7 +65,7 @@ METRIC_MEANINGS: Final = {
         "Records, and rows of `profiled`, that were read again although they had been worked on, and passed "
         "over (`at_least_once` only)."
     ),
-    "set_aside": (
+    "quarantined": (
         "Records that were quarantined after repeated failures, and ranges that cannot be read (each counts "
         "as one); every later reading skips them."
     ),
@@ -91,7 +91,7 @@ METRIC_MEANINGS: Final = {
         "Seconds from a partition's assignment to its complete state, from a `snapshot` and the log behind "
         "it, or from the `log` alone."
     ),
-    "records_folded": "Committed records that were read again, silently, to restore state.",
+    "records_replayed": "Committed records that were read again, silently, to restore state.",
     "store_entries": (
         "Entries of the partition's store; for `feedback` also the decisions in its segments. The series ends "
         "when the partition is revoked."

@@ -50,13 +50,13 @@ class WorkerSettings(BaseModel):
     store_memory_mb: int = Field(
         default=256, ge=16, description="Memory that the stores of all partitions share; the rest of them is on disk."
     )
-    set_aside_after: int = Field(
+    quarantine_after: int = Field(
         default=3,
         ge=1,
         description="A record that makes its agent fail, or kills its process, this many times is quarantined: it is "
         "skipped from then on.",
     )
-    set_aside_limit: int = Field(
+    quarantine_limit: int = Field(
         default=20,
         ge=0,
         description="Most records that one agent quarantines within a day, all its workers together, before a worker "

@@ -139,7 +139,7 @@ class Chaos:
             delivery=options.delivery,
             group_protocol=options.protocol,
             snapshot_interval_s=SNAPSHOT_INTERVAL_S,
-            set_aside_limit=MOST_QUARANTINED,
+            quarantine_limit=MOST_QUARANTINED,
             metrics_port=0,
             shutdown_timeout_s=SHUTDOWN_S if brokers.count == 1 else CLUSTER_SHUTDOWN_S,
         )

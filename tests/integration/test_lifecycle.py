@@ -202,7 +202,7 @@ def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(cl
     cluster.write(TRANSACTIONS, b"refused", b"c1", after(0), partition=0)
     bought = shop(cluster, range(60), seed=1)
     cluster.flush()
-    worker = start(cluster.settings, set_aside_limit=1)
+    worker = start(cluster.settings, quarantine_limit=1)
     worker.until(lambda: len(cluster.decisions()) >= 60)
     genuine = next(
         message
@@ -267,7 +267,7 @@ def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(cl
     assert cluster.committed("score", PROFILED)[cluster.settings.topic(PROFILED.name), partition] <= max(
         record.offset for record in cluster.read(PROFILED) if record.value == undecided
     )
-    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT" not in worker.output
+    assert "FRAUD_PIPELINE_QUARANTINE_LIMIT" not in worker.output
     # A start is refused until a release that can has decided it.
     again = start(cluster.settings)
     assert again.code() == 1
@@ -321,13 +321,13 @@ def test_too_many_failures_end_the_worker(cluster: Cluster, start: Starter) -> N
     for number in (0, 1):
         cluster.write(PROFILED, failing(number), b"m1", after(1), partition=0)
     cluster.flush()
-    worker = start(cluster.settings, "-c", FAULTY, "worker", agents="score", set_aside_after=1, set_aside_limit=1)
+    worker = start(cluster.settings, "-c", FAULTY, "worker", agents="score", quarantine_after=1, quarantine_limit=1)
     assert worker.code() == 1
-    assert "FRAUD_PIPELINE_SET_ASIDE_LIMIT raises the limit" in worker.output
+    assert "FRAUD_PIPELINE_QUARANTINE_LIMIT raises the limit" in worker.output
     aside = cluster.read(DEAD_LETTERS)
     assert [record.value for record in aside] == [failing(0)]
     # Whoever starts it again loses no more records: the limit is not a process's, but a day's.
-    again = start(cluster.settings, "-c", FAULTY, "worker", agents="score", set_aside_after=1, set_aside_limit=1)
+    again = start(cluster.settings, "-c", FAULTY, "worker", agents="score", quarantine_after=1, quarantine_limit=1)
     assert again.code() == 1
     assert "1 records were quarantined within a day" in again.output
     assert cluster.read(DEAD_LETTERS) == aside

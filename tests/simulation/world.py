@@ -205,8 +205,8 @@ class World:
             snapshot_interval_s=600.0,
             feedback_interval_s=0.0,
             river_publish_interval_s=30.0,
-            set_aside_after=2,
-            set_aside_limit=1_000_000,
+            quarantine_after=2,
+            quarantine_limit=1_000_000,
             **{
                 "dedup_horizon_days": 20.0,
                 "label_horizon_days": 10.0,

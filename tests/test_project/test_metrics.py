@@ -69,7 +69,7 @@ def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
     assert sample(served, "duplicates_total") == 6
     assert sample(served, "labels_total", agent="card", outcome="forwarded") == 8
     assert sample(served, "examples_total", label="fraud") == 9
-    assert sample(served, "lessons_total", outcome="learned") == 10
+    assert sample(served, "training_updates_total", outcome="learned") == 10
     assert sample(served, "transactions_aborted_total", agent="score") == 1
     assert sample(served, "assigned_partitions", agent="score") == 4
     assert sample(served, "models_refused_total", model="river") == 1
@@ -111,7 +111,7 @@ def test_state_and_its_snapshots_are_reported_until_the_partition_goes(metrics: 
     served = scrape(port)
     assert sample(served, "restore_seconds_count", agent="card", source="snapshot") == 1
     assert sample(served, "restore_seconds_sum", agent="card", source="log") == 40
-    assert sample(served, "records_folded_total", agent="card") == 970
+    assert sample(served, "records_replayed_total", agent="card") == 970
     assert sample(served, "snapshots_written_total", agent="card") == 1
     assert sample(served, "snapshots_failed_total", agent="card") == 1
     assert sample(served, "snapshots_refused_total", agent="card", reason="damaged") == 1
@@ -138,7 +138,7 @@ def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> 
     metrics.producer_renewed("score")
     metrics.repeats("score", 5)
     served = scrape(metrics.start())
-    assert sample(served, "set_aside_total", agent="card", topic="transactions") == 1
+    assert sample(served, "quarantined_total", agent="card", topic="transactions") == 1
     assert sample(served, "rerouted_total", topic="transactions") == 3
     assert sample(served, "producers_renewed_total", agent="score") == 1
     assert sample(served, "repeats_total", agent="score") == 5
@@ -150,7 +150,7 @@ def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:
     assert sample(served, "models_refused_total", model="river") == 0
     assert sample(served, "decisions_total", action="alert") == 0
     assert sample(served, "transactions_aborted_total", agent="learn") == 0
-    assert sample(served, "set_aside_total", agent="score", topic="profiled") == 0
+    assert sample(served, "quarantined_total", agent="score", topic="profiled") == 0
     assert sample(served, "snapshots_failed_total", agent="feedback") == 0
 
 

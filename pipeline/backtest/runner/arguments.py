@@ -46,7 +46,7 @@ class OnlineModel:
     """The online model beside each LightGBM model."""
 
     version: str | None = None
-    """``latest``, ``untaught`` or a version. Default: ``latest``, or ``untaught`` with ``learn``."""
+    """``latest``, ``untrained`` or a version. Default: ``latest``, or ``untrained`` with ``learn``."""
     learn: bool = False
     """Let it learn from there on. Reported frauds then decide with each version whether it takes part in the score
     (`pipeline.decision.online_gate.Gate`)."""

@@ -24,7 +24,7 @@ from pipeline.training.fit import Trained
 from schemas.times import US_PER_DAY
 
 LATEST: Final = "latest"
-UNTRAINED: Final = "untaught"
+UNTRAINED: Final = "untrained"
 MOST_EXAMPLES: Final = 1_000_000
 """The newest examples by which models are compared before they learn; 40 MB."""
 _POLICY_ALONE: Final = (AlertThreshold(),)

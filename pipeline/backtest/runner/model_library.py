@@ -109,7 +109,7 @@ class ModelLibrary:
         if self._cluster is None:
             raise ModelError(
                 f"the online model {version} is looked for on topic models, and a file has no topics: leave the file "
-                "out, or choose --river latest or --river untaught"
+                "out, or choose --river latest or --river untrained"
             )
         payload = self._cluster.river(version, lightgbm)
         if payload is None:

@@ -102,7 +102,7 @@ class Worker:
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         monkeypatch.setattr(loop, "Session", Committed)
         monkeypatch.setattr(failures, "RETRY_PAUSE_S", 0.0)
-        chosen = Settings(set_aside_after=1, **settings)
+        chosen = Settings(quarantine_after=1, **settings)
         self.quarantines = Known("nowhere:1", chosen, SCORE.name, SCORE.reads, [].append)
         self.partitions = Faulty.__new__(Faulty)
         self.partitions._held, self.partitions._decider = {0: ScorePartition()}, Decider("EUR", 1)
@@ -161,7 +161,7 @@ def test_one_commit_has_the_other_rows_results_and_the_quarantines(
 
 
 def test_rows_count_towards_the_limit_of_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(tmp_path / "home", monkeypatch, set_aside_limit=3)
+    worker = Worker(tmp_path / "home", monkeypatch, quarantine_limit=3)
     worker.loop.work(make_batch([block(odd=(1, 2, 3))], None))
     assert len(worker.outputs_of(DEAD_LETTERS)) == 3
     more = msgspec.structs.replace(block(odd=(5,)), offset=40)

@@ -181,7 +181,7 @@ def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
     damaged_state = CardPartition(
         options(), MemoryStorage(), RocksStore.restored(tmp_path / "second", frozen, memory=memory)
     )
-    worker = Worker(damaged_state, tmp_path, monkeypatch, set_aside_after=1)
+    worker = Worker(damaged_state, tmp_path, monkeypatch, quarantine_after=1)
     with pytest.raises(StoreError) as raised:
         worker.source.work(make_batch(records, None))
     assert "nothing is committed of its batch, transactions partition 0 offsets 0 to 399" in raised.value.__notes__[0]
@@ -190,7 +190,7 @@ def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
 
 def test_quarantines_are_counted_over_all_workers_and_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others, records = Known(Settings()), bought(6)
-    worker = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=1, set_aside_limit=3)
+    worker = Worker(in_memory(), tmp_path, monkeypatch, quarantine_after=1, quarantine_limit=3)
     now = datetime.now(after().tzinfo)
     # Two within a day, by a worker that has ended since; one before; and one of another agent.
     for record, age in (
@@ -214,7 +214,7 @@ def test_blocks_of_another_kernel_are_quarantined_at_once_and_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever may write to ``profiled`` could end every worker for a day."""
-    worker, tried = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=3, set_aside_limit=1), list[int]()
+    worker, tried = Worker(in_memory(), tmp_path, monkeypatch, quarantine_after=3, quarantine_limit=1), list[int]()
 
     def fail(record: Record) -> bool:
         tried.append(record.offset)
@@ -239,7 +239,7 @@ def test_blocks_of_another_kernel_are_quarantined_at_once_and_do_not_count(
 def test_a_block_of_the_card_agent_s_other_kernel_halts_its_partition_and_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=1)
+    worker = Worker(in_memory(), tmp_path, monkeypatch, quarantine_after=1)
 
     def fail(record: Record) -> bool:
         if record.offset == 2:
@@ -265,7 +265,7 @@ def test_a_block_of_the_card_agent_s_other_kernel_halts_its_partition_and_is_kep
 def test_a_record_of_which_processes_have_died_is_quarantined_without_being_worked_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, worked = Worker(in_memory(), tmp_path, monkeypatch, set_aside_after=3), list[Record]()
+    worker, worked = Worker(in_memory(), tmp_path, monkeypatch, quarantine_after=3), list[Record]()
     worker.partitions.failing = lambda record: bool(worked.append(record))
     first, second = bought(2)
     worker.source.work(replace(make_batch([first], None), deaths=2))

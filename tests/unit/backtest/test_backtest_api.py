@@ -127,7 +127,7 @@ def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settin
 
 
 def test_a_learning_model_decides_otherwise_than_a_frozen_one_beside_it(file: Path, settings: Settings) -> None:
-    asked = {"settings": settings, "label_delay_s": 3_600.0, "river": "untaught"}
+    asked = {"settings": settings, "label_delay_s": 3_600.0, "river": "untrained"}
     frozen = backtest_of(file, **asked).run()
     learning = backtest_of(file, models=["active"], thresholds=[0.1, 0.6], learn=True, **asked).run()
     assert not decisions(learning, 1)["score"].equals(decisions(frozen)["score"])

@@ -60,7 +60,7 @@ def expected_blends(rows: pd.DataFrame, history: pd.DataFrame, blend: float) -> 
 def kept(file: Path, settings: Settings, **changes: Any) -> list[pd.DataFrame]:
     """The decisions of each variant."""
     frames: dict[str, list[pd.DataFrame]] = {}
-    asked = backtest_of(file, settings=settings, label_delay_s=86_400.0, learn=True, river="untaught", **changes)
+    asked = backtest_of(file, settings=settings, label_delay_s=86_400.0, learn=True, river="untrained", **changes)
     asked.each(lambda name, decisions: frames.setdefault(name, []).append(decisions.frame()))
     return [pd.concat(frame, ignore_index=True) for frame in frames.values()]
 

@@ -161,7 +161,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     assert [entry.version for entry in registry.entries(LIGHTGBM)] == [small_model().version]
     registry.register(LIGHTGBM, expected.model.to_payload())
     registry.register(POLICY, expected.policy.to_payload())
-    again = asked(models={"trained": expected.model.version}, river="untaught").run()
+    again = asked(models={"trained": expected.model.version}, river="untrained").run()
     pd.testing.assert_frame_equal(again.variants[0].decisions, variant.decisions, check_exact=True)
     assert again.variants[0].models == variant.models
 

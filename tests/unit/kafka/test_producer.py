@@ -21,7 +21,7 @@ def lost(producer: RecordProducer, level: int) -> Callable[[float], int]:
     return call
 
 
-def test_a_lost_error_is_told_from_the_clients_last_words() -> None:
+def test_a_lost_error_is_read_from_the_clients_last_words() -> None:
     producer = RecordProducer("127.0.0.1:1", Settings())
     with pytest.raises(DeliveryFailed, match=r"records were not written.*authorization failed.*lacks a right"):
         producer._serve(lost(producer, logging.CRITICAL), 0.0)
