@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.topic_source import TopicSource
@@ -44,37 +46,55 @@ class Backtest:
         self,
         history: str | Path | None = None,
         *,
+        bootstrap: Annotated[
+            str | None, Meta(description="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+        ] = None,
         range: TimeRange = _WHOLE,
-        models: Iterable[str] | Mapping[str, str | ActiveModels] = (),
+        order: Annotated[
+            Order | str, Meta(description="All partitions by event time, or the logs as they are.")
+        ] = Order.EVENT_TIME,
+        compare_live: Annotated[
+            bool,
+            Meta(
+                description="Report every difference from the recorded decisions.",
+                extra={"option": "--compare", "value": "live"},
+            ),
+        ] = False,
+        models: Annotated[
+            Iterable[str] | Mapping[str, str | ActiveModels],
+            Meta(
+                description="LightGBM version, or active; may be repeated.  [default: active; recorded: those that "
+                "decisions name]",
+                extra={"option": "--model", "metavar": "[NAME=]VERSION"},
+            ),
+        ] = (),
         thresholds: Thresholds = _OF_POLICIES,
-        online: OnlineModel = _AS_PUBLISHED,
-        policy: str | None = None,
-        labels: LabelPolicy = _AVAILABLE_LABELS,
         training: Training | None = None,
-        order: Order | str = Order.EVENT_TIME,
-        compare_live: bool = False,
+        policy: Annotated[
+            str | None, Meta(description="Policy version.  [default: the one that was made for the model]")
+        ] = None,
+        online: OnlineModel = _AS_PUBLISHED,
         mapping: ColumnMapping | None = None,
+        labels: LabelPolicy = _AVAILABLE_LABELS,
         settings: Settings | None = None,
-        bootstrap: str | None = None,
     ) -> None:
         """Validate the arguments; nothing is read yet.
 
         Args:
             history: A file, a directory of exported topics, or None for the topics of ``bootstrap``.
+            bootstrap: Cluster of the topics. Default: that of the settings.
             range: The event times to decide, and what is read before them.
-            models: LightGBM versions, by themselves or by names of your own, or models. Default: the active one; in
-                the recorded order the versions that decisions name.
-            thresholds: Each makes a variant of each model.
-            online: The online model beside each of them.
-            policy: A version. Default: the one that was made for the model.
-            labels: Recorded labels, or the regime by which the truth becomes known.
-            training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
-                online model.
             order: All partitions by event time, or the logs as they are.
             compare_live: Whether to compare with the decisions on the topics.
+            models: LightGBM versions, by themselves or by names of your own, or models.
+            thresholds: Each makes a variant of each model.
+            training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
+                online model.
+            policy: A version.
+            online: The online model beside each of them.
             mapping: Columns of a file. Default: found by their names.
+            labels: Recorded labels, or the regime by which the truth becomes known.
             settings: Default: those of the environment.
-            bootstrap: Cluster of the topics. Default: that of the settings.
 
         Raises:
             ValueError: Arguments contradict each other, or are out of range.

@@ -1,12 +1,13 @@
 """``fraud-pipeline backtest``: what models would have decided about history."""
 
+import dataclasses
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import click
 import pandas as pd
@@ -16,33 +17,16 @@ import pyarrow.parquet as pq
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.span import moment
-from pipeline.backtest.labels.schedule import LabelMode
-from pipeline.backtest.report import BacktestReport, ReportOptions, build_report
-from pipeline.backtest.runner.arguments import LabelPolicy
+from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import (
-    OutputOptions,
-    SharedOptions,
-    ThresholdOptions,
-    TrainingOptions,
-    model_options,
-    online_model,
-    output_options,
-    range_options,
-    show_step,
-    threshold_options,
-    thresholds_of,
-    time_range,
-    training_of,
-    training_options,
-)
+from pipeline.commands.backtest_options import named_models, show_step, training_of
 from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
-from pipeline.commands.outputs import Write, refuse_unwritable, spreadsheet_safe, write_each
+from pipeline.commands.option_groups import declared_options
+from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import ProgressBar, failure, interrupts
-from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
-from pipeline.commands.times import Duration
 from pipeline.engine.blocks import KernelMismatch
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
 from pipeline.models.registry import RegistryError
@@ -50,127 +34,81 @@ from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
-_DEFAULTS = ReportOptions()
 _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
 
 
-class BacktestOptions(SharedOptions, ThresholdOptions, TrainingOptions, ColumnOptions, RegimeOptions, OutputOptions):
-    """Options of the command by groups."""
-
-
 @click.command("backtest")
 @click.argument("history", required=False, type=click.Path(path_type=Path))
-@range_options
-@click.option("--compare", type=click.Choice(["live"]), help="Report every difference from the recorded decisions.")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="[NAME=]VERSION",
-    help="LightGBM version, or active; may be repeated.  [default: active; recorded: those that decisions name]",
-)
-@threshold_options
-@training_options
-@model_options
+@declared_options("asked", Backtest, {Backtest: dict, Training: training_of})
 @column_options
+@declared_options("shown", ReportOptions)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
+@click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
 @click.option(
-    "--label-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Labels of a file's transactions.",
+    "--decisions", type=click.Path(file_okay=False, path_type=Path), help="Write each variant's decisions, as Parquet."
 )
 @click.option(
-    "--labels",
-    type=click.Choice([mode.value for mode in LabelMode]),
-    help="How labels come about.  [default: recorded; delay for a file with a column fraud and no label file]",
+    "--differences", type=click.Path(dir_okay=False, path_type=Path), help="Write the differences from live, as CSV."
 )
-@click.option(
-    "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its truth."
-)
-@regime_options
-@click.option(
-    "--review-delay",
-    type=Duration(),
-    default="1d",
-    show_default=True,
-    help="From a transaction to what a simulated review of its alert says.",
-)
-@click.option("--top", type=click.IntRange(min=1), default=_DEFAULTS.top, show_default=True, help="Alerts a day.")
-@click.option(
-    "--review-cost", type=click.FloatRange(min=0), default=_DEFAULTS.review_cost, show_default=True, help="Of an alert."
-)
-@output_options
 def command(
     history: Path | None,
-    compare: str | None,
-    models: tuple[str, ...],
-    label_file: Path | None,
-    labels: str | None,
-    label_delay: float,
-    review_delay: float,
-    top: int,
-    review_cost: float,
-    **shared: Unpack[BacktestOptions],
+    asked: dict[str, Any],
+    shown: ReportOptions,
+    report: Path | None,
+    as_json: Path | None,
+    decisions: Path | None,
+    differences: Path | None,
+    **columns: Unpack[ColumnOptions],
 ) -> None:
     """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
 
     What lies before the range fills the windows. Nothing is written to a topic, and no group's offsets move. Durations:
     90 (seconds), 30m, 12h, 7d. Ctrl-C ends early; the report then says that it is partial.
     """
-    differences = shared["differences"]
-    if differences is not None and compare is None:
+    if differences is not None and not asked["compare_live"]:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
-    refuse_unwritable((shared["report"], shared["as_json"], differences), shared["decisions"])
+    refuse_unwritable((report, as_json, differences), decisions)
     stop = threading.Event()
     try:
-        training = training_of(shared, top)
-        shown = ReportOptions(top=top, review_cost=review_cost)
-        from_file = history is not None and history.is_file()
-        mapping = file_mapping(history, shared) if history and from_file else None
-        asked = Backtest(
-            history,
-            range=time_range(shared, shared["validation_days"]),
-            models=_named(models),
-            thresholds=thresholds_of(shared),
-            online=online_model(shared),
-            policy=shared["policy"],
-            labels=LabelPolicy(
-                mode=labels,
-                file=label_file,
-                regime=regime_of(shared, label_delay),
-                review_delay_s=review_delay,
-                reviews_a_day=top,
-            ),
-            training=training,
-            order=shared["order"],
-            compare_live=compare is not None,
-            mapping=mapping,
-            settings=Settings(),
-            bootstrap=shared["bootstrap"],
-        )
+        backtest = _backtest(history, asked, columns, shown.top)
         with interrupts(stop), ProgressBar("opening the history") as bar:
-            result = asked.run(partial(show_step, bar), stop.is_set)
+            result = backtest.run(partial(show_step, bar), stop.is_set)
         made = build_report(result, shown)
     # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
     except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
         raise failure(error, stop) from error
     click.echo(made.text, nl=False)
-    _print_versions(asked, result)
-    if asked.comparison is not None:
-        _print_comparison(asked.comparison, examples=differences is None)
-    write_each(_writes(result, made, asked.comparison, shared))
+    _print_versions(backtest, result)
+    comparison = backtest.comparison
+    if comparison is not None:
+        _print_comparison(comparison, examples=differences is None)
+    writes: list[tuple[Path | None, Callable[[Path], object]]] = [
+        (report, lambda path: path.write_text(made.html, encoding="utf-8")),
+        (as_json, lambda path: path.write_text(made.json, encoding="utf-8")),
+        (decisions, partial(_write_all, result.variants)),
+    ]
+    if comparison is not None:
+        writes.insert(0, (differences, partial(spreadsheet_safe(comparison.frame()).to_csv, index=False)))
+    write_each((path, write) for path, write in writes if path is not None)
     if result.partial:
         sys.exit(INTERRUPTED)
 
 
-def _named(models: tuple[str, ...]) -> dict[str, str]:
-    named = {}
-    for model in models:
-        name, _, version = model.rpartition("=")
-        if (name or version) in named:
-            raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
-        named[name or version] = version
-    return named
+def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOptions, top: int) -> Backtest:
+    """Return the backtest of a command's options.
+
+    Args:
+        history: A file, a directory, or None for topics.
+        asked: Arguments of `Backtest`.
+        columns: Values of `column_options`.
+        top: Alerts a day, which simulated reviews answer and trainings choose thresholds for.
+    """
+    if asked["training"] is not None:
+        asked["training"] = dataclasses.replace(asked["training"], alerts_per_day=top)
+    asked["labels"] = dataclasses.replace(asked["labels"], reviews_a_day=top)
+    mapping = file_mapping(history, columns) if history is not None and history.is_file() else None
+    return Backtest(history, mapping=mapping, settings=Settings(), **asked | {"models": named_models(asked["models"])})
 
 
 def _print_versions(asked: Backtest, result: BacktestResult) -> None:
@@ -185,21 +123,6 @@ def _print_versions(asked: Backtest, result: BacktestResult) -> None:
 def _renewed(name: str, version: TrainedVersion) -> str:
     made = version.refused or f"LightGBM {version.lightgbm}, policy {version.policy}"
     return f"{name}, by what was known at {moment(version.known_us)}: {made}"
-
-
-def _writes(
-    result: BacktestResult, made: BacktestReport, comparison: LiveComparison | None, outputs: OutputOptions
-) -> Iterator[Write]:
-    report, as_json, decisions = outputs["report"], outputs["as_json"], outputs["decisions"]
-    differences = outputs["differences"]
-    if differences is not None and comparison is not None:
-        yield differences, partial(spreadsheet_safe(comparison.frame()).to_csv, index=False)
-    if report is not None:
-        yield report, lambda path: path.write_text(made.html, encoding="utf-8")
-    if as_json is not None:
-        yield as_json, lambda path: path.write_text(made.json, encoding="utf-8")
-    if decisions is not None:
-        yield decisions, partial(_write_all, result.variants)
 
 
 def _write_all(variants: Sequence[Variant], directory: Path) -> None:

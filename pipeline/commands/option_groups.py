@@ -1,9 +1,25 @@
-"""Groups of options that belong together."""
+"""Groups of options that belong together, some derived from the fields of what they make."""
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+
+from pipeline.commands.numbers import FiniteRange
+from pipeline.commands.times import Duration, Moment
+from schemas.limits import limits_of
+from schemas.times import SECONDS_PER_DAY
 
 Decorator = Callable[[Any], Any]
+Makers = Mapping[type, Callable[..., Any]]
+_UNITS: Final = {"seconds": 1, "days": SECONDS_PER_DAY}
 
 
 def option_group(*options: Decorator) -> Decorator:
@@ -19,3 +35,132 @@ def option_group(*options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+class _Field(NamedTuple):
+    """A declared field, or a group of declared fields."""
+
+    name: str
+    declared: msgspec.Meta | None
+    """None for a group."""
+    kind: Any
+    default: Any
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the declaration says of the option alone."""
+        return (self.declared.extra if self.declared is not None else None) or {}
+
+    @property
+    def option(self) -> str:
+        """Name of the option."""
+        return str(self.extra.get("option", f"--{self.name.replace('_', '-')}"))
+
+    @property
+    def parameter(self) -> str:
+        """Name of the command's parameter."""
+        return self.option.removeprefix("--").replace("-", "_")
+
+
+def declared_options(
+    argument: str, kind: type, makers: Makers | None = None, without: Collection[str] = ()
+) -> Decorator:
+    """Return a decorator that adds an option for each declared field of a class, and passes on what they make.
+
+    A field is declared by a description in the `msgspec.Meta` of its type. Its ``extra`` may hold ``option`` (default:
+    the field's name), ``metavar``, ``unit`` (``days`` of a duration) and ``value`` (the option's only value, for a
+    field that is a bool). A field whose type has declared fields itself stands for these.
+
+    Args:
+        argument: Name of the command's parameter for what is made; its ValueError is reported to the user.
+        kind: A dataclass, a Struct, or another class whose parameters are declared.
+        makers: What makes a group of its fields' values, by the group's class. Default: the class itself.
+        without: Fields that are no options.
+    """
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def with_made(**values: Any) -> Any:
+            try:
+                values[argument] = _made(kind, values, makers or {}, without)
+            except ValueError as error:
+                raise click.ClickException(str(error)) from error
+            return command(**values)
+
+        return option_group(*_options(kind, without))(with_made)
+
+    return decorate
+
+
+def _fields(kind: Any, without: Collection[str] = ()) -> Iterator[_Field]:
+    hints = get_type_hints(kind if hasattr(kind, "__struct_fields__") else kind.__init__, include_extras=True)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        declared, bare = limits_of(hints[name]), _bare(hints[name])
+        described = declared is not None and declared.description is not None
+        group = hasattr(bare, "__dataclass_fields__") or hasattr(bare, "__struct_fields__")
+        if name not in without and (described or (group and any(_fields(bare, without)))):
+            yield _Field(name, declared if described else None, bare, parameter.default)
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its declaration; of several, the first."""
+    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(hint)[0] if get_origin(hint) in (Union, types.UnionType) else hint
+
+
+def _options(kind: Any, without: Collection[str] = ()) -> Iterator[Decorator]:
+    for field in _fields(kind, without):
+        if field.declared is None:
+            yield from _options(field.kind, without)
+        else:
+            yield _option(field, field.declared)
+
+
+def _option(field: _Field, declared: msgspec.Meta) -> Decorator:
+    kind, default, option = field.kind, field.default, field.option
+    more: dict[str, Any] = {}
+    if multiple := get_origin(kind) in (Sequence, Iterable, Mapping):
+        kind = get_args(kind)[0]
+    type_ = _type(field, kind, declared)
+    if type_ is bool:
+        more = {"is_flag": True, "default": default, "show_default": default}
+        option = f"{option}/--no-{option[2:]}" if default else option
+    elif default is not False and default not in (None, (), inspect.Parameter.empty):
+        shown = default.value if isinstance(default, Enum) else default
+        more = {"default": type_.text(shown) if isinstance(type_, Duration) else shown, "show_default": True}
+    more |= {"multiple": multiple, "metavar": field.extra.get("metavar")}
+    return click.option(option, field.parameter, type=type_, help=declared.description, **more)
+
+
+def _type(field: _Field, kind: Any, declared: msgspec.Meta) -> Any:
+    if field.name.endswith("_s") or "unit" in field.extra:
+        return Duration(_UNITS[field.extra.get("unit", "seconds")])
+    if kind is bool:
+        return click.Choice([field.extra["value"]]) if "value" in field.extra else bool
+    if kind is Path:
+        return click.Path(exists=True, dir_okay=False, path_type=Path)
+    if kind is datetime:
+        return Moment()
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return click.Choice([item.value for item in kind])
+    if kind not in (int, float):
+        return str
+    least = declared.gt if declared.ge is None else declared.ge
+    most = declared.lt if declared.le is None else declared.le
+    bounds: dict[str, Any] = {"min": least, "min_open": declared.ge is None}
+    bounds |= {"max": most, "max_open": declared.le is None}
+    return (click.IntRange if kind is int else FiniteRange)(**bounds)
+
+
+def _made(kind: Any, values: dict[str, Any], makers: Makers, without: Collection[str] = ()) -> Any:
+    """Make a group, and take the values of its options out of ``values``."""
+    given = {}
+    for field in _fields(kind, without):
+        if field.declared is None:
+            given[field.name] = _made(field.kind, values, makers, without)
+        else:
+            value = values.pop(field.parameter)
+            given[field.name] = value is not None if "value" in field.extra else value
+    return makers.get(kind, kind)(**given)

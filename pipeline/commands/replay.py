@@ -11,11 +11,12 @@ from typing import Unpack
 import click
 
 from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
-from pipeline.commands.regime_options import RegimeOptions, regime_of, regime_options
+from pipeline.commands.option_groups import declared_options
 from pipeline.commands.times import Duration, Moment
 from pipeline.history.files import UnusableSource, read_transactions
 from pipeline.kafka.errors import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
+from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage
@@ -39,10 +40,6 @@ class Speed(click.ParamType):
         return speed
 
 
-class _FileOptions(ColumnOptions, RegimeOptions):
-    """Options that other commands have too."""
-
-
 @click.command("replay")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--bootstrap", help="Cluster to feed.  [default: KAFKA_BOOTSTRAP_SERVERS]")
@@ -51,11 +48,8 @@ class _FileOptions(ColumnOptions, RegimeOptions):
 @click.option("--from", "start", type=Moment(), help="First event time.")
 @click.option("--to", "end", type=Moment(), help="Event time to end before.")
 @click.option("--sort", is_flag=True, help="Order the file by event time first, in memory.")
-@click.option(
-    "--label-delay", type=Duration(), default="7d", show_default=True, help="From a transaction to its label."
-)
+@declared_options("regime", LabelRegime)
 @click.option("--review-delay", type=Duration(), help="Follow alerts; from an alerted transaction to its label.")
-@regime_options
 @click.option("--flush-labels/--no-flush-labels", default=True, show_default=True, help="Send what is left at the end.")
 @click.option(
     "--max-in-flight",
@@ -72,12 +66,12 @@ def command(
     start: datetime | None,
     end: datetime | None,
     sort: bool,
-    label_delay: float,
+    regime: LabelRegime,
     review_delay: float | None,
     flush_labels: bool,
     max_in_flight: int,
     wait: bool,
-    **shared: Unpack[_FileOptions],
+    **columns: Unpack[ColumnOptions],
 ) -> None:
     """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
 
@@ -92,7 +86,7 @@ def command(
         )
     options = ReplayOptions(
         speed=speed,
-        regime=regime_of(shared, label_delay),
+        regime=regime,
         review_delay_s=review_delay,
         flush_labels=flush_labels,
         max_in_flight=max_in_flight,
@@ -101,7 +95,7 @@ def command(
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        mapping = file_mapping(file, shared)
+        mapping = file_mapping(file, columns)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
         progress = Replay(settings, servers, frames, options, report=_echo, stop=stop).run()
     except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:

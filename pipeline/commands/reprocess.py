@@ -3,7 +3,7 @@
 import sys
 import threading
 from functools import partial
-from typing import Unpack
+from typing import Any
 
 import click
 
@@ -12,14 +12,8 @@ from pipeline.backtest.reprocess.reprocess import reprocess
 from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.backtest.runner.arguments import Thresholds
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import (
-    SharedOptions,
-    model_options,
-    online_model,
-    range_options,
-    show_step,
-    time_range,
-)
+from pipeline.commands.backtest_options import show_step
+from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.blocks import KernelMismatch
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
@@ -39,20 +33,24 @@ from pipeline.settings import Settings
 @click.option(
     "--replace", is_flag=True, help="Delete what another run has written to both topics, once this one writes."
 )
-@range_options
 @click.option(
     "--model",
     metavar="VERSION",
     help="LightGBM version, or active.  [default: active; recorded: those that decisions name]",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="In place of the policy's.")
-@model_options
+@declared_options(
+    "asked",
+    Backtest,
+    {Backtest: dict},
+    without=("models", "thresholds", "training", "compare_live", "labels", "validation_days"),
+)
 def command(
     into: str,
     replace: bool,
     model: str | None,
     threshold: float | None,
-    **shared: Unpack[SharedOptions],
+    asked: dict[str, Any],
 ) -> None:
     """Decide a range of the topics again, as backtest does, into topics of its own: never into decisions.
 
@@ -62,18 +60,11 @@ def command(
     """
     stop = threading.Event()
     try:
-        asked = Backtest(
-            range=time_range(shared),
-            models=[] if model is None else [model],
-            thresholds=Thresholds(fixed=[] if threshold is None else [threshold]),
-            online=online_model(shared),
-            policy=shared["policy"],
-            order=shared["order"],
-            settings=Settings(),
-            bootstrap=shared["bootstrap"],
-        )
+        models = [] if model is None else [model]
+        thresholds = Thresholds(fixed=[] if threshold is None else [threshold])
+        backtest = Backtest(models=models, thresholds=thresholds, settings=Settings(), **asked)
         with interrupts(stop), ProgressBar("looking at the topics") as bar:
-            done = reprocess(asked, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
+            done = reprocess(backtest, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
     # Names, ranges and orders that may not be used are values that may not be used.
     except (
         TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, DeliveryFailed, ValueError,

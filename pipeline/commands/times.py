@@ -14,8 +14,21 @@ class Duration(click.ParamType):
 
     name = "duration"
 
+    def __init__(self, unit_s: int = 1) -> None:
+        """``unit_s`` is the unit of values, in seconds."""
+        self._unit_s = unit_s
+
+    def text(self, value: float) -> str:
+        """Write a value as people do.
+
+        >>> Duration().text(5_400), Duration(86_400).text(7.0)
+        ('90m', '7d')
+        """
+        unit = max((unit for unit, size in _UNITS.items() if value * self._unit_s % size == 0), key=_UNITS.__getitem__)
+        return f"{value * self._unit_s / _UNITS[unit]:g}{unit}"
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds of ``value``."""
+        """Return ``value`` in the unit."""
         text = str(value).strip().lower()
         number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
         try:
@@ -24,7 +37,7 @@ class Duration(click.ParamType):
             self.fail(f"{value!r} is no duration; write 90, 30m, 12h or 7d", param, ctx)
         if not 0 <= seconds < math.inf:
             self.fail(f"{value!r} is negative or without end; write 90, 30m, 12h or 7d", param, ctx)
-        return seconds
+        return seconds / self._unit_s
 
 
 class Moment(click.ParamType):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 import click
+import msgspec
 
 from pipeline.commands.column_options import column_options, file_mapping
 from pipeline.commands.model_options import one_sentence
+from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import seldom
-from pipeline.commands.regime_options import declared_regime, regime_options
 from pipeline.commands.train_options import (
     TrainOptions,
     period_options,
@@ -28,6 +29,7 @@ from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import UnusableSource
+from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.approval import refuse_unapproved
 from pipeline.models.changes import ChangeAuthor, VersionChanges
@@ -58,7 +60,7 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
 @source_options
 @column_options
 @period_options
-@regime_options
+@declared_options("regime", LabelRegime, without=("delay_days",))
 @validation_options
 @policy_options
 @recipe_options
@@ -139,7 +141,7 @@ def _read(
     if file is None:
         return rows_of_topics(servers, settings, delay_days, known_before, early=early is True)
     mapping = file_mapping(file, options)
-    regime = declared_regime(options, delay_days)
+    regime = msgspec.structs.replace(options["regime"], delay_days=delay_days)
     wanted = {*features, *SEGMENT_FEATURES, *(AUDIT_FEATURES if options["audit_share"] is not None else ())}
     names = tuple(name for name in FEATURES if name in wanted)
     return rows_of_file(file, mapping, settings, regime, known_before, names, early=early is not False)

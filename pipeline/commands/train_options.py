@@ -8,8 +8,8 @@ import click
 
 from pipeline.commands.column_options import ColumnOptions
 from pipeline.commands.option_groups import option_group
-from pipeline.commands.regime_options import RegimeOptions
 from pipeline.commands.times import Moment
+from pipeline.learning.regimes import LabelRegime
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.fit import DEFAULT_BUDGET, TrainingConfig
 
@@ -175,8 +175,10 @@ class VersionOptions(TypedDict):
     registry_dir: Path | None
 
 
-class TrainOptions(ColumnOptions, RegimeOptions, PeriodOptions, BudgetOptions, RecipeOptions, VersionOptions):
+class TrainOptions(ColumnOptions, PeriodOptions, BudgetOptions, RecipeOptions, VersionOptions):
     """All options of the command but its source."""
+
+    regime: LabelRegime
 
 
 def training_config(options: RecipeOptions) -> TrainingConfig:

@@ -1,13 +1,15 @@
 """Label regimes: which transactions get a label, and how long it takes."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
 import scipy
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pipeline.learning.sampling import sample_positions
+from schemas.limits import check_limits
 from schemas.times import US_PER_DAY
 
 Reported = Literal["all", "frauds-only", "mixed"]
@@ -43,44 +45,35 @@ class LabelRegime(msgspec.Struct, frozen=True, kw_only=True):
         ValueError: A number is out of range.
     """
 
-    reported: Reported = "all"
+    delay_days: Annotated[
+        float,
+        Meta(ge=0, description="From a transaction to its label.", extra={"option": "--label-delay", "unit": "days"}),
+    ] = 7.0
+    """The median, of those that are not early."""
+    reported: Annotated[Reported, Meta(description="Which transactions get labels from a file's truth.")] = "all"
     """``all``: frauds and legitimate transactions get labels. ``frauds-only``: nobody reports a legitimate one.
     ``mixed``: a share of the legitimate ones get labels, as from reviews."""
-    delay_days: float = 7.0
-    """Median time from a transaction to its label, of those that are not early."""
-    delay_spread: float = 0.0
-    """Standard deviation of the logarithm of the delay; 0 for one delay."""
-    never_reported: float = 0.0
-    """Share of the frauds that nobody reports."""
-    early_share: float = 0.0
-    """Share of the reported frauds that are reported within ``early_hours``."""
-    early_hours: float = 6.0
-    """Time within which early reports come."""
-    legitimate_share: float = 0.1
-    """Share of the legitimate transactions that get labels under ``mixed``."""
-    corrected_share: float = 0.0
-    """Share of the labels that say the opposite first."""
-    correction_days: float = 7.0
-    """Time from such a label to the one that says what is true."""
+    legitimate_share: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of the legitimate transactions that get labels with --reported mixed."),
+    ] = 0.1
+    delay_spread: Annotated[
+        float,
+        Meta(ge=0, le=5, description="Standard deviation of the logarithm of the labels' delay; 0 for one delay."),
+    ] = 0.0
+    early_share: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of the reported frauds that are reported within --early-hours."),
+    ] = 0.0
+    early_hours: Annotated[float, Meta(gt=0, le=720, description="Time within which early reports come, evenly.")] = 6.0
+    never_reported: Annotated[float, Meta(ge=0, lt=1, description="Share of the frauds that nobody reports.")] = 0.0
+    corrected_share: Annotated[
+        float, Meta(ge=0, le=1, description="Share of the labels that say the opposite first.")
+    ] = 0.0
+    correction_days: Annotated[float, Meta(gt=0, le=365, description="From such a label to its correction.")] = 7.0
 
     def __post_init__(self) -> None:
-        if not (self.delay_days >= 0 and 0 <= self.delay_spread <= 5 and 0 <= self.never_reported < 1):
-            raise ValueError(
-                "a label regime has a delay of 0 days or more, a spread from 0 to 5, and a share never reported from 0 "
-                f"to below 1, not {self.delay_days:g}, {self.delay_spread:g} and {self.never_reported:g}"
-            )
-        if not (0 <= self.early_share <= 1 and 0 < self.early_hours <= _LONGEST_DAYS * 24):
-            raise ValueError(
-                "a label regime has an early share from 0 to 1 and early hours above 0, not "
-                f"{self.early_share:g} and {self.early_hours:g}"
-            )
-        if not 0 <= self.legitimate_share <= 1:
-            raise ValueError(f"a label regime has a legitimate share from 0 to 1, not {self.legitimate_share:g}")
-        if not (0 <= self.corrected_share <= 1 and 0 < self.correction_days <= _LONGEST_DAYS):
-            raise ValueError(
-                "a label regime has a corrected share from 0 to 1 and correction days above 0, not "
-                f"{self.corrected_share:g} and {self.correction_days:g}"
-            )
+        check_limits(self)
 
     @property
     def one_delay(self) -> bool:

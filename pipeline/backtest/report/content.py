@@ -4,41 +4,37 @@ Amounts are in the major unit of the base currency, times RFC 3339, days YYYY-MM
 (a precision without alerts) is null.
 """
 
-import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from pipeline.backtest.labels.ground_truth import Bounds
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
 from pipeline.backtest.runner.result import Parameter
+from schemas.limits import check_limits
 
 
 class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The assumptions of a report, and how much it shows."""
 
-    top: int = 100
+    top: Annotated[int, Meta(ge=1, description="Alerts a day.")] = 100
     """Cards, and alerts, that analysts can look at in a day: the k of precision, card precision and recall at k."""
-    review_cost: float = 5.0
-    """Cost of the review of an alert."""
-    protection_days: float = 14.0
+    review_cost: Annotated[float, Meta(ge=0, description="Of an alert.")] = 5.0
+    protection_days: Annotated[float, Meta(ge=0)] = 14.0
     """For how long an alert that found fraud keeps further fraud off its card."""
-    replicates: int = 200
+    replicates: Annotated[int, Meta(ge=0)] = 200
     """Resamples of the bootstrap, of days and of cards each."""
-    level: float = 0.95
+    level: Annotated[float, Meta(gt=0, lt=1)] = 0.95
     """Level of the confidence intervals."""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
     """Seed of the resamples behind the confidence intervals."""
-    rows: int = 20
+    rows: Annotated[int, Meta(ge=1)] = 20
     """Number of rows of the longest tables on the page, such as the costliest misses."""
 
     def __post_init__(self) -> None:
-        least = {"top": 1, "review_cost": 0, "protection_days": 0, "replicates": 0, "seed": 0, "rows": 1}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level must lie between 0 and 1, not {self.level}")
+        check_limits(self)
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):

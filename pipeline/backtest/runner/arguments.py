@@ -1,72 +1,166 @@
-"""Arguments of a backtest that belong together."""
+"""Arguments of a backtest that belong together: names, types, defaults, limits, and what the command's help says.
 
-from collections.abc import Iterable
+`pipeline.commands.option_groups` derives options from them: one for each field with a description.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from pipeline.backtest.labels.schedule import LabelMode
+from pipeline.decision.budget import LOWEST_THRESHOLD
+from pipeline.features.catalogue import LATENESS_US
 from pipeline.learning.regimes import LabelRegime
+from schemas.limits import check_limits
+from schemas.times import US_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """The event times to decide, and the history to read before them."""
+    """The event times to decide (UTC without an offset), and the history to read before them.
 
-    start: datetime | None = None
-    """First event time (UTC without an offset). Default: the first of the history."""
-    end: datetime | None = None
-    """Event time to end before. Default: the end of the history."""
-    warm_up_s: float | None = None
-    """History before the start that enters the windows. Default: all that features depend on and the labels' delay; in
-    the recorded order all that a restore of state reads."""
-    validation_days: float = 7.0
-    """Days before the start on which thresholds for budgets are chosen, and the last days of a training, which stop it
-    and set its threshold."""
-    lateness_s: float | None = None
-    """Longest time from an event to its record on a topic. Default: `pipeline.features.catalogue.LATENESS_US`."""
+    Raises:
+        ValueError: A time is out of range.
+    """
+
+    start: Annotated[datetime | None, Meta(description="First event time.", extra={"option": "--from"})] = None
+    end: Annotated[datetime | None, Meta(description="Event time to end before.", extra={"option": "--to"})] = None
+    warm_up_s: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            description="History before the range that fills the windows.  [default: 60d and the labels' delay; "
+            "recorded: what a restore reads]",
+            extra={"option": "--warm-up"},
+        ),
+    ] = None
+    validation_days: Annotated[
+        float,
+        Meta(gt=0, description="Last days to train on, and before the range, on which thresholds are chosen."),
+    ] = 7.0
+    lateness_s: Annotated[
+        float, Meta(ge=0, description="From an event to its record, at most.", extra={"option": "--lateness"})
+    ] = LATENESS_US / US_PER_SECOND
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Scores from which on variants of each model alert; without any of these, as its policy says."""
+    """Scores from which on variants of each model alert; without any of these, as its policy says.
 
-    fixed: Iterable[float] = ()
-    """Scores, each of which makes a variant of every model."""
-    budgets: Iterable[float] = ()
-    """Alerts a day, each of which makes a variant, whose threshold is chosen on the validation days."""
-    pace: float | None = None
-    """Alerts a day of one more variant, whose threshold `pipeline.decision.pacing.Pacing` sets anew each hour."""
-    critical: float | None = None
-    """Scores from here on alert whatever the budget of ``pace`` says."""
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    fixed: Annotated[
+        Sequence[float],
+        Meta(ge=0, le=1, description="In place of the policy's; may be repeated.", extra={"option": "--threshold"}),
+    ] = ()
+    budgets: Annotated[
+        Sequence[float],
+        Meta(
+            gt=0,
+            description="Alerts a day, for which a threshold is chosen on the days before the range; may be repeated.",
+            extra={"option": "--budget"},
+        ),
+    ] = ()
+    pace: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            description="Alerts a day, first ones of their cases, for which a threshold is set anew each hour of event "
+            "time.",
+            extra={"metavar": "ALERTS_PER_DAY"},
+        ),
+    ] = None
+    critical: Annotated[
+        float | None,
+        Meta(
+            ge=LOWEST_THRESHOLD,
+            le=1,
+            description="Scores from here on alert whatever the budget of --pace says.  [default: none does]",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineModel:
-    """The online model beside each LightGBM model."""
+    """The online model beside each LightGBM model.
 
-    version: str | None = None
-    """``latest``, ``untrained`` or a version. Default: ``latest``, or ``untrained`` with ``learn``."""
-    learn: bool = False
-    """Let it learn from there on. Reported frauds then decide with each version whether it takes part in the score
-    (`pipeline.decision.online_gate.Gate`)."""
-    publish_every_s: float = 3_600.0
-    """Event time between two versions of a model that learns."""
-    blend: float | None = None
-    """Weight in the score, 0 to 1, in place of the policy's and the gate's."""
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    version: Annotated[
+        str | None,
+        Meta(
+            description="Online model: latest, untrained, or a version.  [default: latest; with --learn: untrained]",
+            extra={"option": "--river"},
+        ),
+    ] = None
+    learn: Annotated[bool, Meta(description="Let the online model learn from there on.")] = False
+    publish_every_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Event time between two versions of an online model that learns.",
+            extra={"option": "--publish-every"},
+        ),
+    ] = 3_600.0
+    blend: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            le=1,
+            description="Weight of the online model in the score.  [default: the policy's; with --learn, reported "
+            "frauds decide]",
+        ),
+    ] = None
+    """In place of the gate's too (`pipeline.decision.online_gate.Gate`)."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelPolicy:
-    """The labels of a backtest: recorded ones, or ones that follow from the truth about each transaction."""
+    """The labels of a backtest: recorded ones, or ones that follow from the truth about each transaction.
 
-    mode: LabelMode | str | None = None
-    """Default: ``delay`` for a file with a column for the truth and no label file, else ``recorded``."""
-    file: Path | None = None
-    """Labels of a file's transactions."""
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    file: Annotated[
+        Path | None, Meta(description="Labels of a file's transactions.", extra={"option": "--label-file"})
+    ] = None
+    mode: Annotated[
+        LabelMode | str | None,
+        Meta(
+            description="How labels come about.  [default: recorded; delay for a file with a column fraud and no label "
+            "file]",
+            extra={"option": "--labels"},
+        ),
+    ] = None
     regime: LabelRegime = field(default_factory=LabelRegime)
-    """Transactions that get labels which are not recorded, and their delays."""
-    review_delay_s: float = 86_400.0
-    """Time from a transaction to the answer of a simulated review of its alert."""
-    reviews_a_day: int = 100
+    review_delay_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="From a transaction to what a simulated review of its alert says.",
+            extra={"option": "--review-delay"},
+        ),
+    ] = 86_400.0
+    reviews_a_day: Annotated[int, Meta(ge=1)] = 100
     """Alerts that simulated reviews answer, of each variant and day (UTC)."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)

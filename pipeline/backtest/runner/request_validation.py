@@ -19,7 +19,7 @@ from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.thresholds import AlertThreshold, parsed_thresholds
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.models import ActiveModels
-from pipeline.features.catalogue import LATENESS_US, REACH_US
+from pipeline.features.catalogue import REACH_US
 from pipeline.history.files import ColumnMapping, UnusableSource, resolve_mapping
 from pipeline.kafka.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
@@ -51,11 +51,8 @@ def request_of(
         TypeError: A time is no datetime.
         UnusableSource: There is no such history.
     """
-    validation_days, lateness_s = time_range.validation_days, time_range.lateness_s
-    if not 0 < validation_days < LATEST_US / US_PER_DAY:
-        raise ValueError(f"validation_days must be more than none, not {validation_days}")
-    lateness_us = LATENESS_US if lateness_s is None else duration_us("lateness_s", lateness_s)
-    source = source_of(history, mapping, labels, lateness_us, settings, bootstrap)
+    validation_days = time_range.validation_days
+    source = source_of(history, mapping, labels, round(time_range.lateness_s * US_PER_SECOND), settings, bootstrap)
     recorded = order is Order.RECORDED
     refuse_off_topics(source, order, compare_live=compare_live)
     alert_thresholds = parsed_thresholds(thresholds)
@@ -67,14 +64,11 @@ def request_of(
         label_mode(labels.mode, source, alert_thresholds, against_live=recorded or compare_live),
         labels.regime,
     )
-    if labels.reviews_a_day < 1:
-        raise ValueError(f"reviews_a_day must be at least one, not {labels.reviews_a_day}")
-    label_delay_us = duration_us("delay_days", regime.delay_days * SECONDS_PER_DAY)
     refuse_regime_of_recorded_labels(mode, regime)
-    reviews = ReviewPolicy(duration_us("review_delay_s", labels.review_delay_s), labels.reviews_a_day)
-    publish_every_us = publish_every_of(online)
+    reviews = ReviewPolicy(round(labels.review_delay_s * US_PER_SECOND), labels.reviews_a_day)
+    publish_every_us = max(round(online.publish_every_s * US_PER_SECOND), 1) if online.learn else None
     from_us, to_us = range_of(time_range.start, time_range.end)
-    warm_up_us = warm_up_of(time_range.warm_up_s, label_delay_us, order, settings)
+    warm_up_us = warm_up_of(time_range.warm_up_s, round(regime.delay_days * US_PER_DAY), order, settings)
     named = models_of(models, training)
     gap_s = (settings.maturity_days if mode is LabelMode.RECORDED else regime.maturity_days) * SECONDS_PER_DAY
     declared = None if mode is LabelMode.RECORDED else regime
@@ -232,7 +226,7 @@ def refuse_regime_of_recorded_labels(labelling: LabelMode, regime: LabelRegime) 
 def warm_up_of(asked_s: float | None, label_delay_us: int, order: Order, settings: Settings) -> int:
     """Microseconds of history that enter the windows: by default all that features, or a restore, depend on."""
     if asked_s is not None:
-        return duration_us("warm_up_s", asked_s)
+        return round(asked_s * US_PER_SECOND)
     default_us = REACH_US + label_delay_us
     needed = needed_days(TRANSACTIONS, settings) if order is Order.RECORDED else None
     return default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
@@ -270,19 +264,3 @@ def chooses(alert_thresholds: Sequence[AlertThreshold]) -> bool:
     return any(
         alert_threshold.budget is not None or alert_threshold.pace is not None for alert_threshold in alert_thresholds
     )
-
-
-def duration_us(name: str, seconds: float) -> int:
-    """Microseconds; ValueError for what is no time that passes."""
-    if not 0 <= seconds * US_PER_SECOND < LATEST_US:
-        raise ValueError(f"{name} must be a time that passes, not {seconds}")
-    return round(seconds * US_PER_SECOND)
-
-
-def publish_every_of(online: OnlineModel) -> int | None:
-    """Return after how many microseconds of event time an online model is published; None if it does not learn."""
-    if not 0 < online.publish_every_s * US_PER_SECOND < LATEST_US:
-        raise ValueError(f"publish_every_s must be a time that passes, not {online.publish_every_s}")
-    if online.blend is not None and not 0 <= online.blend <= 1:
-        raise ValueError(f"blend must be a weight from 0 to 1, not {online.blend}")
-    return max(round(online.publish_every_s * US_PER_SECOND), 1) if online.learn else None

@@ -1,11 +1,9 @@
 """Thresholds, and budgets for which thresholds are chosen or paced: each makes a variant of every model."""
 
-import math
 from collections import Counter
 from typing import Final, NamedTuple
 
 from pipeline.backtest.runner.arguments import Thresholds
-from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.pacing import PacingOptions
 
 BUDGET: Final = "alerts a day"
@@ -41,21 +39,12 @@ def parsed_thresholds(asked: Thresholds) -> tuple[AlertThreshold, ...]:
     """Return the threshold of each variant of a model, of which there is at least one.
 
     Raises:
-        ValueError: A number is out of range, or named twice.
+        ValueError: A number is named twice, or a critical score has no pace.
     """
     thresholds, budgets = tuple(asked.fixed), tuple(asked.budgets)
     pace, critical = asked.pace, asked.critical
-    if critical is not None and (pace is None or not LOWEST_THRESHOLD <= critical <= 1):
-        raise ValueError(
-            f"a critical score, from {LOWEST_THRESHOLD:g} to 1, belongs to a pace, whose budget it may exceed: not "
-            f"{critical:g} with pace {pace}"
-        )
-    for threshold in thresholds:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"a threshold is a score from 0 to 1, not {threshold}")
-    for budget in (*budgets, *(() if pace is None else (pace,))):
-        if not 0 < budget < math.inf:
-            raise ValueError(f"a budget is a number of alerts a day, more than none, not {budget}")
+    if critical is not None and pace is None:
+        raise ValueError("a critical score belongs to a pace, whose budget it may exceed: add --pace")
     for kind, values in (("threshold", thresholds), ("budget", budgets)):
         if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise ValueError(f"the {kind} {_digits(twice[0])} is named twice: name it once")

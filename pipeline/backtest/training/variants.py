@@ -6,14 +6,15 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pipeline.backtest.engine.kernels import profile_chunks
 from pipeline.backtest.input.order import Chunk, Order, alone, checked, merged
-from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, moment, time_us
+from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
@@ -25,6 +26,7 @@ from pipeline.models.registry import Registry
 from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
+from schemas.limits import check_limits
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
 
@@ -41,37 +43,72 @@ class VariantTraining(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """LightGBM models that are trained before a range is decided, and decide it beside the others."""
+    """LightGBM models that are trained before a range is decided, and decide it beside the others.
 
-    variants: Mapping[str, Sequence[str]]
-    """Features of each variant, by its name: patterns of `pipeline.training.selection.select_features`."""
-    start: datetime
-    """Event time of the first transaction to train on (UTC without an offset)."""
-    end: datetime | None = None
-    """Only what was known by then is used. Default: where the range begins."""
-    gap_s: float | None = None
-    """Transactions of the last ``gap_s`` before the end are no targets, since not all of their labels are known.
-    Default: the labels' delay where a file's truth becomes labels, else the setting ``maturity_days``."""
+    Raises:
+        ValueError: A time is out of range.
+    """
+
+    variants: Annotated[
+        Mapping[str, Sequence[str]],
+        Meta(
+            description="Train a model before the range, and decide by it: on the default features, or on those that "
+            "match card_*,-*_std_*; may be repeated.",
+            extra={"option": "--train", "metavar": "NAME[=FEATURES]"},
+        ),
+    ]
+    """Features by the names of variants: patterns of `pipeline.training.selection.select_features`."""
+    start: Annotated[
+        datetime,
+        Meta(description="Event time of the first transaction to train on.", extra={"option": "--train-from"}),
+    ]
+    end: Annotated[
+        datetime | None,
+        Meta(
+            description="Train by what was known then.  [default: begin of the range]", extra={"option": "--train-to"}
+        ),
+    ] = None
+    gap_s: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            description="From the last transaction to train on to that time.  [default: label delay of a file; else "
+            "maturity_days]",
+            extra={"option": "--train-gap"},
+        ),
+    ] = None
+    early_reports: Annotated[
+        bool,
+        Meta(
+            description="Train also on younger transactions, where a file's truth becomes labels: frauds as they are "
+            "reported."
+        ),
+    ] = True
+    renew_days: Annotated[
+        Sequence[float],
+        Meta(
+            gt=0,
+            description="Beside each variant, one that is trained again after so many days within the range; may be "
+            "repeated.",
+            extra={"option": "--renew", "metavar": "DAYS"},
+        ),
+    ] = ()
+    window_days: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            description="Leave out transactions that are older than that when a training ends.  [default: none]",
+            extra={"option": "--train-window", "metavar": "DAYS"},
+        ),
+    ] = None
+    register: Annotated[bool, Meta(description="Keep what was trained in the registry; it is not activated.")] = False
     alerts_per_day: float = DEFAULT_BUDGET
     """Alerts a day for which the new policies' thresholds are chosen, where no other is asked for."""
     config: TrainingConfig = field(default_factory=TrainingConfig)
     """Hyperparameters of the trees."""
-    register: bool = False
-    """True if the models and their policies are saved in the registry; they are not activated."""
-    renew_days: Sequence[float] = ()
-    """For each, and each variant, another variant beside it that is trained again after so many days of event time
-    within the range, on what is known by then, and that decides by that from then on."""
-    window_days: float | None = None
-    """Leave out transactions that are older than that when a training ends; ``start`` limits them too."""
-    early_reports: bool = True
-    """Grow models on younger transactions too, if a file's truth becomes labels."""
 
     def __post_init__(self) -> None:
-        given = [("renew_days", days) for days in self.renew_days]
-        given += [("window_days", self.window_days)] if self.window_days is not None else []
-        for name, days in given:
-            if not 0 < days < LATEST_US / US_PER_DAY:
-                raise ValueError(f"{name} must be more than none, not {days}")
+        check_limits(self)
 
     @property
     def renewed(self) -> dict[str, tuple[str, int]]:

@@ -84,7 +84,7 @@ def test_a_blend_that_is_asked_for_holds(file: Path, settings: Settings) -> None
     (out,) = kept(file, settings, blend=0.0)
     np.testing.assert_array_equal(out["score"], out["lightgbm"])
     assert (out["river"] != out["lightgbm"]).any()
-    with pytest.raises(ValueError, match="a weight from 0 to 1"):
+    with pytest.raises(ValueError, match="blend must be from 0 to 1"):
         backtest_of(file, settings=settings, blend=1.5)
 
 

@@ -268,7 +268,7 @@ def test_the_report_lists_the_versions(asked: Callable[..., Backtest]) -> None:
 def test_what_cannot_be_renewed_is_refused(asked: Callable[..., Backtest]) -> None:
     with pytest.raises(ValueError, match="leave --budget and --pace out"):
         asked(train={"renew_days": [EVERY]}, budgets=[5])
-    with pytest.raises(ValueError, match="renew_days must be more than none"):
+    with pytest.raises(ValueError, match="renew_days must be more than 0"):
         asked(train={"renew_days": [7.0, 0.0]})
     with pytest.raises(ValueError, match="two variants are called one every day"):
         asked(train={"renew_days": [1.0], "variants": {"one": [], "one every day": []}})

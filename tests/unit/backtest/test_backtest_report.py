@@ -651,7 +651,7 @@ def test_decisions_of_a_replay_can_be_reported() -> None:
         ({"review_cost": -4}, "review_cost must be at least 0, not -4"),
         ({"review_cost": float("nan")}, "review_cost must be at least 0, not nan"),
         ({"replicates": -1}, "replicates must be at least 0, not -1"),
-        ({"level": 1}, "level must lie between 0 and 1, not 1"),
+        ({"level": 1}, "level must be more than 0 and less than 1, not 1"),
     ],
 )
 def test_a_report_supposes_nothing_that_cannot_be(changed: dict[str, Any], text: str) -> None:
