@@ -117,7 +117,7 @@ def test_critical_scores_alert_whatever_the_budget_says(file: Path, settings: Se
 def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None:
     for changes, words in (
         ({"labels": "simulated-review"}, "name a threshold"),
-        ({"pace": 0.0}, "budget"),
+        ({"pace": 0.0}, "pace must be more than 0"),
         ({"pace": None, "critical": 0.5}, "belongs to a pace"),
         ({"critical": 0.01}, "from 0.02 to 1"),
     ):
