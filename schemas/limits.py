@@ -26,7 +26,8 @@ def check_limits(declared: Any) -> None:
     Raises:
         ValueError: Names the field, its limits and the value.
     """
-    for name, limits in _declared(type(declared)):
+    kind: Any = type(declared)
+    for name, limits in _declared(kind):
         value = getattr(declared, name)
         longest = _LONGEST.get(name.rpartition("_")[2], math.inf)
         for item in value if isinstance(value, Sequence) else (value,):
