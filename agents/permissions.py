@@ -21,7 +21,7 @@ LABELLER: Final = "labeller"
 REVIEWER: Final = "analyst"
 """Source of the labels that people give by `fraud-pipeline label`."""
 REPROCESSED: Final = "reprocess-"
-"""Prefix of the topics that an operator may reprocess into, and of that program's transactional ids."""
+"""Prefix of the topics that an operator may decide history into, and of the transactional ids for it."""
 DEMO: Final = "demo-"
 """Prefix of everything that `fraud-pipeline run` makes on a cluster where no prefix is set."""
 
@@ -112,7 +112,7 @@ def _worker(settings: Settings) -> list[Grant]:
 
 
 def _operator(settings: Settings) -> list[Grant]:
-    """Create topics, change versions of models, release held labels, look at everything, and reprocess."""
+    """Create topics, change versions of models, release held labels, look at everything, and decide history again."""
     writes = {MODELS.name, CONTROL.name, EXAMPLES.name}
     groups = (agent.name for agent in specs(settings).values())
     return [

@@ -16,7 +16,7 @@ NAVIGATION = {
         "Examples": ("../examples/README", "notebook"),
         "Use": (
             *("commands", "wire-contract", "dead-letters", "analyst", "replay"),
-            *("backtest", "backtest-report", "export", "reprocess"),
+            *("backtest", "backtest-report", "export"),
         ),
         "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
         "Understand": ("architecture", "models", "features", "invariants", "evaluation", "quality", "benchmarks"),

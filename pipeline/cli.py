@@ -37,7 +37,6 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pace": ("pipeline.commands.pace", "Keep alerts to a budget, hour by hour."),
     "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
     "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
-    "reprocess": ("pipeline.commands.reprocess", "Decide history again, into a topic of its own."),
     "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
     "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
     "show": ("pipeline.commands.show", "Show what was decided about a transaction or a card, and why."),

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +19,8 @@ from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.reprocess.reprocess import reprocess
+from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
 from pipeline.backtest.training.variants import Training
@@ -29,6 +32,7 @@ from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write
 from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.engine.blocks import KernelMismatch
 from pipeline.kafka.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
@@ -46,7 +50,13 @@ _SHOWN = 10
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
 @click.option(
-    "--decisions", type=click.Path(file_okay=False, path_type=Path), help="Write each variant's decisions, as Parquet."
+    "--decisions",
+    metavar="DIRECTORY|topic:TOPIC",
+    help="Write each variant's decisions, as Parquet; or, in place of a report, those of the only variant to a topic, "
+    "made if missing, as is TOPIC-features.",
+)
+@click.option(
+    "--replace", is_flag=True, help="Delete what another run has written to both topics, once this one writes."
 )
 @click.option(
     "--differences", type=click.Path(dir_okay=False, path_type=Path), help="Write the differences from live, as CSV."
@@ -57,27 +67,36 @@ def command(
     shown: ReportOptions,
     report: Path | None,
     as_json: Path | None,
-    decisions: Path | None,
+    decisions: str | None,
+    replace: bool,
     differences: Path | None,
     **columns: Unpack[ColumnOptions],
 ) -> None:
     """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
 
-    What lies before the range fills the windows. Nothing is written to a topic, and no group's offsets move. Durations:
-    90 (seconds), 30m, 12h, 7d. Ctrl-C ends early; the report then says that it is partial.
+    What lies before the range fills the windows. Nothing is written to a topic of the pipeline, and no group's offsets
+    move. Durations: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends early; the report then says that it is partial, and the
+    same command goes on with a topic of decisions.
     """
+    kind, _, topic = (decisions or "").partition(":")
+    into = topic if kind == "topic" else None
+    directory = Path(decisions) if decisions is not None and into is None else None
     if differences is not None and not asked["compare_live"]:
         raise click.UsageError("--differences tells how decisions differ from live ones: add --compare live")
-    refuse_unwritable((report, as_json, differences), decisions)
+    if replace and into is None:
+        raise click.UsageError("--replace is about a topic of decisions: name it with --decisions topic:TOPIC")
+    if into is not None and (report or as_json or asked["compare_live"]):
+        raise click.UsageError("decisions to a topic have no report: leave --report, --json and --compare out")
+    refuse_unwritable((report, as_json, differences), directory)
     stop = threading.Event()
-    try:
+    with _failures(stop):
         backtest = _backtest(history, asked, columns, shown.top)
+        if into is not None:
+            _write_topic(backtest, into, replace, stop)
+            return
         with interrupts(stop), ProgressBar("opening the history") as bar:
             result = backtest.run(partial(show_step, bar), stop.is_set)
         made = build_report(result, shown)
-    # Sources, ranges, orders and rate tables that may not be used are values that may not be used.
-    except (TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, ValueError) as error:
-        raise failure(error, stop) from error
     click.echo(made.text, nl=False)
     _print_versions(backtest, result)
     comparison = backtest.comparison
@@ -86,12 +105,38 @@ def command(
     writes: list[tuple[Path | None, Callable[[Path], object]]] = [
         (report, lambda path: path.write_text(made.html, encoding="utf-8")),
         (as_json, lambda path: path.write_text(made.json, encoding="utf-8")),
-        (decisions, partial(_write_all, result.variants)),
+        (directory, partial(_write_all, result.variants)),
     ]
     if comparison is not None:
         writes.insert(0, (differences, partial(spreadsheet_safe(comparison.frame()).to_csv, index=False)))
     write_each((path, write) for path, write in writes if path is not None)
     if result.partial:
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _failures(stop: threading.Event) -> Iterator[None]:
+    """Report an error that a person can mend, without its traceback."""
+    try:
+        yield
+    # Names, sources, ranges, orders and rate tables that may not be used are values that may not be used.
+    except (
+        TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, DeliveryFailed, ValueError,
+    ) as error:  # fmt: skip
+        raise failure(error, stop) from error
+
+
+def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.Event) -> None:
+    """Decide into a topic, and report how far it came."""
+    with interrupts(stop), ProgressBar("looking at the topics") as bar:
+        done = reprocess(backtest, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    there = f", behind {done.present:,} that were there" if done.present else ""
+    click.echo(f"{done.topic}: {done.written:,} decisions of run {done.run} written{there}")
+    click.echo(f"their features: {features_topic(done.topic)}")
+    click.echo("the run is complete" if done.complete else "stopped before the end: the same command goes on from here")
+    if not done.complete:
         sys.exit(INTERRUPTED)
 
 

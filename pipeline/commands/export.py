@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Write topics to Parquet files below DIRECTORY, by topic and partition; transactions and labels by default.
 
-    TOPIC is one of the pipeline's, or NAME=TOPIC for one that has the messages of another, such as reprocess writes.
+    TOPIC is one of the pipeline's, or NAME=TOPIC for one that has the messages of another, such as backtest writes.
     Committed records are read without a group. What files hold already is not read again, so that an export that ended
     early, or topics that have grown, are gone on with by the same command. Ctrl-C leaves what was read.
     """

@@ -247,7 +247,7 @@ def test_other_runs_and_other_topics_are_left_alone(bought: Cluster, monkeypatch
         again(bought, into, end=after(1))
         name = bought.settings.topic(into if into == "foreign" else features_topic(into))
         producer.write([TopicRecord(name, b"k", b"v")], [])
-        with pytest.raises(ReprocessError, match=f"topic {name} holds records that no reprocess has written"):
+        with pytest.raises(ReprocessError, match=f"topic {name} holds records that no backtest has written"):
             again(bought, into, end=after(1), replace=True)
 
     # The features of a pipeline with another prefix.
@@ -303,7 +303,7 @@ def test_a_transaction_that_a_killed_run_left_open_is_ended_without_a_word(
 
 def run(cluster: Cluster, *arguments: str) -> Result:
     environment = settings_environment(cluster.settings)
-    return CliRunner().invoke(main, ["reprocess", "--into", INTO, *arguments], env=environment)
+    return CliRunner().invoke(main, ["backtest", "--decisions", f"topic:{INTO}", *arguments], env=environment)
 
 
 def test_the_command_says_how_it_ended(bought: Cluster) -> None:
@@ -326,7 +326,7 @@ def test_the_command_says_how_it_ended(bought: Cluster) -> None:
         ([], "another range, other options or other settings"),
         (["--replace", "--from", "2031-01-01"], "choose another range"),
         (["--model", "0123456789ab"], "has no lightgbm version 0123456789ab"),
-        (["--into", "decisions"], "is the name of a topic of the pipeline"),
+        (["--decisions", "topic:decisions"], "is the name of a topic of the pipeline"),
     ):
         before = places(bought)
         refused = run(bought, *arguments)

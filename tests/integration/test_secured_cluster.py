@@ -163,7 +163,7 @@ def run_operators_commands(client: Client, directory: Path) -> None:
         ["dead-letters", "list"],
         ["export", str(directory / "files"), TRANSACTIONS.name, *TOPICS_OF_LABELS],
         ["backtest", "--order", "recorded", "--compare", "live"],
-        ["reprocess", "--into", f"{REPROCESSED}one"],
+        ["backtest", "--decisions", f"topic:{REPROCESSED}one"],
         ["train", str(file), *quick, "--publish"],
         ["models", "freeze", "--reason", "a look"],
     ):

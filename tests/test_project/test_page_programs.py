@@ -49,6 +49,11 @@ def backtest(stage: Stage) -> None:
     stage.words["81d04e6f22aa"] = entry.version
     stage.also = ("$ fraud-pipeline backtest transactions.parquet --from 2018-07-08",)
     stage.figures = True
+    decision = json.loads((ROOT / "schemas/golden/v1/decision.json").read_bytes())
+    (stage.directory / "compared").mkdir()
+    for topic, action in (("decisions", "allow"), ("reprocess-candidate", "alert")):
+        export(stage.directory, DECISIONS, [json.dumps({**decision, "action": action}).encode()])
+        (stage.directory / "decisions").rename(stage.directory / "compared" / topic)
 
 
 def protection(stage: Stage) -> None:
@@ -59,14 +64,6 @@ def protection(stage: Stage) -> None:
     stage.set("FRAUD_PIPELINE_RETENTION_DAYS", '{"transactions": 200}')
     # The number in the page's program.
     stage.typed = "4000001234567899\n"
-
-
-def reprocess(stage: Stage) -> None:
-    decision = json.loads((ROOT / "schemas/golden/v1/decision.json").read_bytes())
-    (stage.directory / "compared").mkdir()
-    for topic, action in (("decisions", "allow"), ("reprocess-candidate", "alert")):
-        export(stage.directory, DECISIONS, [json.dumps({**decision, "action": action}).encode()])
-        (stage.directory / "decisions").rename(stage.directory / "compared" / topic)
 
 
 def security(stage: Stage) -> None:
@@ -82,7 +79,6 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     "docs/backtest-report.md": report,
     "docs/backtest.md": backtest,
     "docs/protection.md": protection,
-    "docs/reprocess.md": reprocess,
     "docs/security.md": security,
 }
 

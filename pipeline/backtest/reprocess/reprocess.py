@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.topic_source import TopicSource
+from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.reprocess.messages import DecisionMessages
 from pipeline.backtest.reprocess.writer import RunWriter
 from pipeline.backtest.reprocess.written_runs import (
@@ -27,6 +28,7 @@ from pipeline.backtest.reprocess.written_runs import (
 )
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.request_validation import chooses
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.engine.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
@@ -115,7 +117,8 @@ def reprocess(
     request = backtest.request
     source = request.source
     if not isinstance(source, TopicSource):
-        raise ReprocessError("only topics are reprocessed: leave the file out, or use `fraud-pipeline backtest`")
+        raise ReprocessError("a topic takes decisions about topics alone: leave the file out, or name a directory")
+    _refuse_hypothetical(request)
     refuse_own(into, request.settings)
     candidates = backtest.candidates()
     if len(candidates) > 1:
@@ -147,6 +150,15 @@ def reprocess(
     if not passed.partial:
         writer.finish()
     return Reprocessed(run, name, before, writer.written, not passed.partial, (*warnings, *passed.warnings))
+
+
+def _refuse_hypothetical(request: Request) -> None:
+    """Raise `ReprocessError` for what the name of a run does not tell, and no later run could find again."""
+    if request.training is not None or request.labels is not LabelMode.RECORDED or chooses(request.alert_thresholds):
+        raise ReprocessError(
+            "a topic takes decisions by a version and a threshold that there are, with recorded labels: leave --train, "
+            "--budget, --pace and --labels out, or name a directory"
+        )
 
 
 def refuse_own(into: str, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Runs of reprocess as their topics hold them: one of decisions, and one of the features that the models saw."""
+"""Runs as their topics hold them: one of decisions, and one of the features that the models saw."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
@@ -75,7 +75,7 @@ class Present(NamedTuple):
         for topic, rows in zip(topics, self, strict=True):
             if None in rows.runs:
                 raise ReprocessError(
-                    f"topic {topic} holds records that no reprocess has written: name a topic that is for this alone"
+                    f"topic {topic} holds records that no backtest has written: name a topic that is for this alone"
                 )
 
     def refuse_other(self, topics: RunTopics, run: str) -> None:

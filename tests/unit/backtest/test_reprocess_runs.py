@@ -33,7 +33,7 @@ from pipeline.backtest.reprocess.written_runs import (
 )
 from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
-from pipeline.commands import export, reprocess
+from pipeline.commands import backtest, export
 from pipeline.engine.decision_messages import NOT_READ
 from pipeline.engine.feature_blocks import read_feature_messages
 from pipeline.engine.partitioner import partition_of
@@ -228,7 +228,7 @@ def test_other_runs_are_seen_in_either_topic() -> None:
         (held([decided(0, None)], []), "candidate"),
         (held([], [block([0], "r"), block([1], None)]), "candidate-features"),
     ):
-        with pytest.raises(ReprocessError, match=f"^topic {name} holds records that no reprocess has written"):
+        with pytest.raises(ReprocessError, match=f"^topic {name} holds records that no backtest has written"):
             foreign.refuse_foreign(TOPICS_OF_RUN)
 
 
@@ -338,13 +338,14 @@ def test_a_run_goes_on_behind_what_is_there_if_that_is_what_it_decides(monkeypat
             take_all(other, [dataclasses.replace(parts[0], **changes), *parts[1:]])
 
 
-@pytest.mark.parametrize(
-    ("command", "page"), [(export.command, "docs/export.md"), (reprocess.command, "docs/reprocess.md")]
-)
-def test_the_pages_tell_every_option(command: click.Command, page: str) -> None:
-    cells = re.findall(r"^\| (`[^|]*) \|", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_page_tells_every_option() -> None:
+    cells = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs/export.md").read_text(encoding="utf-8"), re.MULTILINE)
     reported = {option for cell in cells for option in re.findall(r"`(--[a-z-]+)`", cell)}
-    assert reported == {name for item in command.params if isinstance(item, click.Option) for name in item.opts}
+    assert reported == {name for item in export.command.params if isinstance(item, click.Option) for name in item.opts}
+
+
+def into(topic: str) -> list[str]:
+    return ["backtest", "--decisions", f"topic:{topic}"]
 
 
 @pytest.mark.parametrize(
@@ -352,9 +353,13 @@ def test_the_pages_tell_every_option(command: click.Command, page: str) -> None:
     [
         (["export", "out"], 2, "name a cluster with --bootstrap"),
         (["export", "out", "nobody", "--bootstrap", "127.0.0.1:1"], 1, "'nobody' is no topic of the pipeline"),
-        (["reprocess", "--into", "mine"], 1, "a cluster to read topics of"),
-        (["reprocess", "--into", "decisions", "--bootstrap", "127.0.0.1:1"], 1, "is the name of a topic"),
-        (["reprocess"], 2, "--into"),
+        ([*into("mine")], 1, "a cluster to read topics of"),
+        ([*into("decisions"), "--bootstrap", "127.0.0.1:1"], 1, "is the name of a topic"),
+        ([*into(""), "--bootstrap", "127.0.0.1:1"], 1, "the topic has no name"),
+        ([*into("mine"), "--bootstrap", "127.0.0.1:1", "--budget", "5"], 1, "leave --train, --budget, --pace"),
+        ([*into("mine"), "--json", "report.json"], 2, "decisions to a topic have no report"),
+        ([*into("mine"), "--compare", "live"], 2, "decisions to a topic have no report"),
+        (["backtest", "--replace"], 2, "name it with --decisions topic:TOPIC"),
     ],
 )
 def test_what_cannot_be_done_is_reported(arguments: list[str], code: int, text: str, tmp_path: Path) -> None:
@@ -400,10 +405,10 @@ def twice(*_: object, **_more: object) -> Reprocessed:
         (TopicExport, "run", export_of(3), 130),
         (TopicExport, "run", export_of(0), 0),
         (TopicExport, "run", twice, 130),
-        (reprocess, "reprocess", reprocessed(complete=False), 130),
-        (reprocess, "reprocess", reprocessed(complete=True), 0),
-        (reprocess, "reprocess", nothing_reached, 130),
-        (reprocess, "reprocess", twice, 130),
+        (backtest, "reprocess", reprocessed(complete=False), 130),
+        (backtest, "reprocess", reprocessed(complete=True), 0),
+        (backtest, "reprocess", nothing_reached, 130),
+        (backtest, "reprocess", twice, 130),
     ],
 )
 def test_an_exit_code_tells_that_something_is_left_after_an_interrupt(
@@ -411,7 +416,7 @@ def test_an_exit_code_tells_that_something_is_left_after_an_interrupt(
 ) -> None:
     monkeypatch.setattr(source, name, run)
     before = signal.getsignal(signal.SIGINT)
-    arguments = ["export", "out"] if source is TopicExport else ["reprocess", "--into", "candidate"]
+    arguments = ["export", "out"] if source is TopicExport else into("candidate")
     result = CliRunner().invoke(main, [*arguments, "--bootstrap", "127.0.0.1:1"])
     assert result.exit_code == code, result.output
     assert ("the same command goes on from here" in result.output) == (

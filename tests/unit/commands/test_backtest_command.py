@@ -23,7 +23,7 @@ from pipeline.backtest.runner import live_comparison as live
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
-from pipeline.commands import backtest, reprocess
+from pipeline.commands import backtest
 from pipeline.commands.backtest import command
 from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
@@ -202,7 +202,7 @@ def test_a_cluster_that_does_not_answer_is_reported(run: Run, monkeypatch: pytes
     assert "no Kafka broker answers at 127.0.0.1:1" in result.output
 
 
-def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_of_decisions_is_asked_for_by_the_same_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Request] = []
 
     def keep(backtest: Backtest, *_: object, **_more: object) -> None:
@@ -210,14 +210,14 @@ def test_both_commands_ask_the_same_by_the_same_options(run: Run, monkeypatch: p
         raise RangeError("enough")
 
     monkeypatch.setattr(backtest.Backtest, "run", keep)
-    monkeypatch.setattr(reprocess, "reprocess", keep)
+    monkeypatch.setattr(backtest, "reprocess", keep)
     options = [
         "--bootstrap", "127.0.0.1:1", "--from", "2024-03-08", "--to", "2024-03-10T12:00", "--warm-up", "36h",
         "--lateness", "2d", "--policy", "p", "--river", "r", "--learn", "--publish-every", "90",
         "--blend", "0.5",
     ]  # fmt: skip
     run(*options, "--model", "m", "--threshold", "0.5", file=False)
-    CliRunner().invoke(main, ["reprocess", "--into", "candidate", *options, "--model", "m", "--threshold", "0.5"])
+    run("--decisions", "topic:candidate", *options, "--model", "m", "--threshold", "0.5", file=False)
     ours, other = asked
     assert dataclasses.replace(ours, settings=other.settings, source=other.source) == other
     assert isinstance(ours.source, TopicSource)
