@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import click
 import pandas as pd
@@ -26,7 +26,7 @@ from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Vari
 from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.backtest_options import named_models, show_step, training_of
-from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
+from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import ProgressBar, failure, interrupts
@@ -44,8 +44,8 @@ _SHOWN = 10
 
 @click.command("backtest")
 @click.argument("history", required=False, type=click.Path(path_type=Path))
-@declared_options("asked", Backtest, {Backtest: dict, Training: training_of})
-@column_options
+@declared_options("asked", Backtest, {Backtest: dict, Training: training_of}, without=("config",))
+@declared_options("columns", ColumnOptions)
 @declared_options("shown", ReportOptions)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
@@ -70,7 +70,7 @@ def command(
     decisions: str | None,
     replace: bool,
     differences: Path | None,
-    **columns: Unpack[ColumnOptions],
+    columns: ColumnOptions,
 ) -> None:
     """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
 
@@ -146,7 +146,7 @@ def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOption
     Args:
         history: A file, a directory, or None for topics.
         asked: Arguments of `Backtest`.
-        columns: Values of `column_options`.
+        columns: Columns of a file.
         top: Alerts a day, which simulated reviews answer and trainings choose thresholds for.
     """
     if asked["training"] is not None:

@@ -1,14 +1,16 @@
 """Options of the commands that read a file of transactions: which of its columns is which field."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Annotated, Final
 
 import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Meta
 
-from pipeline.commands.option_groups import option_group
 from pipeline.engine.whole_amounts import amount_counts, suspicion, suspicious
 from pipeline.history.files import PRESETS, ColumnMapping, currency_decimals, numbers, read_tables, resolve_mapping
 from pipeline.observability.terminal import printable
@@ -17,24 +19,24 @@ _LOOKED_AT: Final = 50_000
 """First rows of a file whose amounts are looked at."""
 _LARGEST: Final = 1e12
 
-column_options: Final = option_group(
-    click.option(
-        "--preset", type=click.Choice(sorted(PRESETS)), help="Column names; found by themselves when they fit."
-    ),
-    click.option("--map", "changes", multiple=True, metavar="FIELD=COLUMN", help="Column of a field; may be repeated."),
-    click.option("--currency", default="EUR", show_default=True, help="Currency of a file without such a column."),
-    click.option("--time-zone", default="UTC", show_default=True, help="Zone of times without an offset."),
-)
-"""The options of a file's columns, whose values are `ColumnOptions`."""
 
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """Which column of a file is which field."""
 
-class ColumnOptions(TypedDict):
-    """The values of `column_options`."""
-
-    preset: str | None
-    changes: tuple[str, ...]
-    currency: str
-    time_zone: str
+    preset: Annotated[
+        str | None,
+        Meta(description="Column names; found by themselves when they fit.", extra={"choices": sorted(PRESETS)}),
+    ] = None
+    changes: Annotated[
+        Sequence[str],
+        Meta(
+            description="Column of a field; may be repeated.",
+            extra={"option": "--map changes", "metavar": "FIELD=COLUMN"},
+        ),
+    ] = ()
+    currency: Annotated[str, Meta(description="Currency of a file without such a column.")] = "EUR"
+    time_zone: Annotated[str, Meta(description="Zone of times without an offset.")] = "UTC"
 
 
 def file_mapping(file: Path, options: ColumnOptions) -> ColumnMapping:
@@ -42,20 +44,20 @@ def file_mapping(file: Path, options: ColumnOptions) -> ColumnMapping:
 
     Args:
         file: The file of transactions.
-        options: Values of `column_options`.
+        options: Its columns, where they are not found by themselves.
 
     Raises:
         UnusableSource: A column is missing, or the file cannot be read.
         click.BadParameter: A change is not written FIELD=COLUMN.
     """
     pairs = {}
-    for change in options["changes"]:
+    for change in options.changes:
         name, equals, column = change.partition("=")
         if not (name and equals and column):
             raise click.BadParameter(f"{change!r}: write FIELD=COLUMN, such as card_id=CUSTOMER_ID", param_hint="--map")
         pairs[name] = column
     mapping = resolve_mapping(
-        file, pairs, preset=options["preset"], currency=options["currency"], time_zone=options["time_zone"]
+        file, pairs, preset=options.preset, currency=options.currency, time_zone=options.time_zone
     )
     for warning in warnings_of_amounts(file, mapping):
         click.secho(f"Warning: {printable(warning)}.", fg="yellow", err=True)

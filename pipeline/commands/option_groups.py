@@ -52,14 +52,16 @@ class _Field(NamedTuple):
         return (self.declared.extra if self.declared is not None else None) or {}
 
     @property
-    def option(self) -> str:
-        """Name of the option."""
-        return str(self.extra.get("option", f"--{self.name.replace('_', '-')}"))
+    def options(self) -> list[str]:
+        """Names of the option."""
+        names = self.extra.get("option", f"--{self.name.replace('_', '-')}").split()
+        return [name for name in names if name.startswith("-")]
 
     @property
     def parameter(self) -> str:
         """Name of the command's parameter."""
-        return self.option.removeprefix("--").replace("-", "_")
+        last: str = self.extra.get("option", "--").split()[-1]
+        return self.options[0][2:].replace("-", "_") if last.startswith("-") else last
 
 
 def declared_options(
@@ -67,9 +69,15 @@ def declared_options(
 ) -> Decorator:
     """Return a decorator that adds an option for each declared field of a class, and passes on what they make.
 
-    A field is declared by a description in the `msgspec.Meta` of its type. Its ``extra`` may hold ``option`` (default:
-    the field's name), ``metavar``, ``unit`` (``days`` of a duration) and ``value`` (the option's only value, for a
-    field that is a bool). A field whose type has declared fields itself stands for these.
+    A field is declared by a description in the `msgspec.Meta` of its type. Its ``extra`` may hold
+
+    - ``option``: names of the option, and of the parameter, as `click.option` has them. Default: the field's name;
+    - ``metavar`` and ``choices``, as there;
+    - ``unit``: ``days`` for a field in days whose option is a duration. A field in ``_s`` has one in any case;
+    - ``directory``: True for a path that is one; any other is a file that exists;
+    - ``value``: the only value of the option, for a field that is a bool.
+
+    A field whose type has declared fields itself stands for these.
 
     Args:
         argument: Name of the command's parameter for what is made; its ValueError is reported to the user.
@@ -93,13 +101,17 @@ def declared_options(
 
 
 def _fields(kind: Any, without: Collection[str] = ()) -> Iterator[_Field]:
-    hints = get_type_hints(kind if hasattr(kind, "__struct_fields__") else kind.__init__, include_extras=True)
+    hints = get_type_hints(kind if _grouped(kind) else kind.__init__, include_extras=True)
     for name, parameter in inspect.signature(kind).parameters.items():
         declared, bare = limits_of(hints[name]), _bare(hints[name])
         described = declared is not None and declared.description is not None
-        group = hasattr(bare, "__dataclass_fields__") or hasattr(bare, "__struct_fields__")
-        if name not in without and (described or (group and any(_fields(bare, without)))):
+        if name not in without and (described or (_grouped(bare) and any(_fields(bare, without)))):
             yield _Field(name, declared if described else None, bare, parameter.default)
+
+
+def _grouped(kind: Any) -> bool:
+    """Return whether a type is a dataclass, a Struct or a named tuple."""
+    return any(hasattr(kind, name) for name in ("__dataclass_fields__", "__struct_fields__", "_fields"))
 
 
 def _bare(hint: Any) -> Any:
@@ -117,19 +129,19 @@ def _options(kind: Any, without: Collection[str] = ()) -> Iterator[Decorator]:
 
 
 def _option(field: _Field, declared: msgspec.Meta) -> Decorator:
-    kind, default, option = field.kind, field.default, field.option
+    kind, default, options = field.kind, field.default, field.options
     more: dict[str, Any] = {}
     if multiple := get_origin(kind) in (Sequence, Iterable, Mapping):
         kind = get_args(kind)[0]
     type_ = _type(field, kind, declared)
     if type_ is bool:
         more = {"is_flag": True, "default": default, "show_default": default}
-        option = f"{option}/--no-{option[2:]}" if default else option
+        options = options if default is False else [f"{options[0]}/--no-{options[0][2:]}"]
     elif default is not False and default not in (None, (), inspect.Parameter.empty):
         shown = default.value if isinstance(default, Enum) else default
         more = {"default": type_.text(shown) if isinstance(type_, Duration) else shown, "show_default": True}
     more |= {"multiple": multiple, "metavar": field.extra.get("metavar")}
-    return click.option(option, field.parameter, type=type_, help=declared.description, **more)
+    return click.option(*options, field.parameter, type=type_, help=declared.description, **more)
 
 
 def _type(field: _Field, kind: Any, declared: msgspec.Meta) -> Any:
@@ -138,11 +150,12 @@ def _type(field: _Field, kind: Any, declared: msgspec.Meta) -> Any:
     if kind is bool:
         return click.Choice([field.extra["value"]]) if "value" in field.extra else bool
     if kind is Path:
-        return click.Path(exists=True, dir_okay=False, path_type=Path)
+        directory = field.extra.get("directory", False)
+        return click.Path(exists=not directory, dir_okay=directory, file_okay=not directory, path_type=Path)
     if kind is datetime:
         return Moment()
-    if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind))
+    if get_origin(kind) is Literal or "choices" in field.extra:
+        return click.Choice(field.extra.get("choices") or get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return click.Choice([item.value for item in kind])
     if kind not in (int, float):

@@ -4,19 +4,18 @@ import json
 import math
 import signal
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Unpack
 
 import click
 
-from pipeline.commands.column_options import ColumnOptions, column_options, file_mapping
+from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
-from pipeline.commands.times import Duration, Moment
+from pipeline.commands.times import Moment
 from pipeline.history.files import UnusableSource, read_transactions
 from pipeline.kafka.errors import ConfigError, TopicError
 from pipeline.kafka.producer import DeliveryFailed
-from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage
@@ -44,21 +43,11 @@ class Speed(click.ParamType):
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--bootstrap", help="Cluster to feed.  [default: KAFKA_BOOTSTRAP_SERVERS]")
 @click.option("--speed", type=Speed(), default="max", show_default=True, help="Simulated seconds a second, or max.")
-@column_options
+@declared_options("columns", ColumnOptions)
 @click.option("--from", "start", type=Moment(), help="First event time.")
 @click.option("--to", "end", type=Moment(), help="Event time to end before.")
 @click.option("--sort", is_flag=True, help="Order the file by event time first, in memory.")
-@declared_options("regime", LabelRegime)
-@click.option("--review-delay", type=Duration(), help="Follow alerts; from an alerted transaction to its label.")
-@click.option("--flush-labels/--no-flush-labels", default=True, show_default=True, help="Send what is left at the end.")
-@click.option(
-    "--max-in-flight",
-    type=click.IntRange(min=1),
-    default=8_000,
-    show_default=True,
-    help="Most transactions ahead of the workers.",
-)
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the workers at all.")
+@declared_options("options", ReplayOptions)
 def command(
     file: Path,
     bootstrap: str | None,
@@ -66,12 +55,8 @@ def command(
     start: datetime | None,
     end: datetime | None,
     sort: bool,
-    regime: LabelRegime,
-    review_delay: float | None,
-    flush_labels: bool,
-    max_in_flight: int,
-    wait: bool,
-    **columns: Unpack[ColumnOptions],
+    options: ReplayOptions,
+    columns: ColumnOptions,
 ) -> None:
     """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
 
@@ -84,20 +69,12 @@ def command(
         raise click.UsageError(
             "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
         )
-    options = ReplayOptions(
-        speed=speed,
-        regime=regime,
-        review_delay_s=review_delay,
-        flush_labels=flush_labels,
-        max_in_flight=max_in_flight,
-        wait=wait,
-    )
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
         mapping = file_mapping(file, columns)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
-        progress = Replay(settings, servers, frames, options, report=_echo, stop=stop).run()
+        progress = Replay(settings, servers, frames, replace(options, speed=speed), report=_echo, stop=stop).run()
     except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
     finally:

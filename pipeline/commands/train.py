@@ -5,31 +5,21 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final
 
 import click
 import msgspec
 
-from pipeline.commands.column_options import column_options, file_mapping
+from pipeline.commands.column_options import file_mapping
 from pipeline.commands.model_options import one_sentence
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import seldom
-from pipeline.commands.train_options import (
-    TrainOptions,
-    period_options,
-    policy_options,
-    recipe_options,
-    source_options,
-    training_config,
-    validation_options,
-    version_options,
-)
+from pipeline.commands.train_options import TrainOptions
 from pipeline.commands.training_input import TrainingInput, echo, microseconds, rows_of_file, rows_of_topics
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import UnusableSource
-from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.approval import refuse_unapproved
 from pipeline.models.changes import ChangeAuthor, VersionChanges
@@ -57,48 +47,42 @@ DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", 
 
 
 @click.command("train")
-@source_options
-@column_options
-@period_options
-@declared_options("regime", LabelRegime, without=("delay_days",))
-@validation_options
-@policy_options
-@recipe_options
-@version_options
-def command(file: Path | None, from_topics: bool, bootstrap: str | None, **options: Unpack[TrainOptions]) -> None:
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@declared_options("options", TrainOptions, without=("delay_days",))
+def command(file: Path | None, options: TrainOptions) -> None:
     """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
 
     Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
     blend, audit and rules of the active one: the cluster's with `--publish`, else the registry's. One JSON line on the
     standard output names the versions and metrics.
     """
-    if (file is None) == (not from_topics):
+    if (file is None) == (not options.from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
     settings = _checked_settings(options)
-    servers = _cluster(bootstrap, settings, needed=from_topics or options["publish"])
-    registry = Registry(options["registry_dir"] or settings.registry_path)
+    servers = _cluster(options.bootstrap, settings, needed=options.from_topics or options.publish)
+    registry = Registry(options.registry_dir or settings.registry_path)
     request = _request(settings)
     started_s = time.monotonic()
     with one_sentence(UnusableSource, RatesError, RegistryError):
-        before = _policy_before(servers, settings, registry, publish=options["publish"])
-        features = select_features(options["features"].split(",") if options["features"] else [])
+        before = _policy_before(servers, settings, registry, publish=options.publish)
+        features = select_features(options.features.split(",") if options.features else [])
         refuse_barred(features, settings.barred_features)
         rows = _read(file, servers, settings, options, features)
         echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
         trained = _trained(rows, before, settings, options, features, request)
         _warn_of_labels(trained.model, settings)
         register(registry, trained)
-        if options["publish"]:
+        if options.publish:
             trained = _published(VersionChanges.on(servers, settings), trained, options)
             register(registry, trained)
-        if options["activate"]:
+        if options.activate:
             registry.activate(LIGHTGBM, trained.model.version)
             registry.activate(POLICY, trained.policy.version)
     summary = {
         "lightgbm": trained.model.version,
         "policy": trained.policy.version,
-        "activated": options["activate"],
-        "published": options["publish"],
+        "activated": options.activate,
+        "published": options.publish,
         "registry": str(registry.path),
         "seconds": round(time.monotonic() - started_s, 1),
         "periods": trained.model.metadata["periods"],
@@ -109,8 +93,8 @@ def command(file: Path | None, from_topics: bool, bootstrap: str | None, **optio
 
 def _checked_settings(options: TrainOptions) -> Settings:
     """Return the settings; a usage error where the audit's key is not among them."""
-    key_id = options["audit_key_id"]
-    if key_id is not None and options["audit_share"] is None:
+    key_id = options.audit_key_id
+    if key_id is not None and options.audit_share is None:
         raise click.UsageError("--audit-key-id orders a new audit: give its --audit-share too")
     settings = Settings()
     if key_id is not None:
@@ -136,13 +120,13 @@ def _read(
 ) -> TrainingInput:
     """Return the rows to train on: of a file, or of what a cluster served."""
     default_days = settings.maturity_days if file is None else 7.0
-    delay_days = options["label_delay_days"] if options["label_delay_days"] is not None else default_days
-    early, known_before = options["early_reports"], options["known_before"]
+    delay_days = options.label_delay_days if options.label_delay_days is not None else default_days
+    early, known_before = options.early_reports, options.known_before
     if file is None:
         return rows_of_topics(servers, settings, delay_days, known_before, early=early is True)
-    mapping = file_mapping(file, options)
-    regime = msgspec.structs.replace(options["regime"], delay_days=delay_days)
-    wanted = {*features, *SEGMENT_FEATURES, *(AUDIT_FEATURES if options["audit_share"] is not None else ())}
+    mapping = file_mapping(file, options.columns)
+    regime = msgspec.structs.replace(options.regime, delay_days=delay_days)
+    wanted = {*features, *SEGMENT_FEATURES, *(AUDIT_FEATURES if options.audit_share is not None else ())}
     names = tuple(name for name in FEATURES if name in wanted)
     return rows_of_file(file, mapping, settings, regime, known_before, names, early=early is not False)
 
@@ -156,24 +140,24 @@ def _trained(
     request: dict[str, Any],
 ) -> Trained:
     """Train a version, and choose the threshold of its policy."""
-    data, config = rows.data, training_config(options)
+    data, config = rows.data, options.config
     split = _split(rows, options)
     policy = _with_audit(policy, data, split, settings, options)
-    if options["tree_folds"]:
+    if options.tree_folds:
         delay_us = round(rows.delay_days * US_PER_DAY)
-        config = with_trees_of_folds(data, split, config, features, delay_us, options["tree_folds"])
+        config = with_trees_of_folds(data, split, config, features, delay_us, options.tree_folds)
     return train(
         data,
         split,
-        alerts_per_day=options["budget_per_day"] * (1 - (options["audit_share"] or 0.0)),
+        alerts_per_day=options.budget_per_day * (1 - (options.audit_share or 0.0)),
         config=config,
         policy=policy,
         features=features,
         early=rows.early,
         labels=rows.labels,
         details={"request": request},
-        force=options["force"],
-        wrong_labels=options["wrong_labels"],
+        force=options.force,
+        wrong_labels=options.wrong_labels,
         report=seldom(echo),
     )
 
@@ -182,12 +166,12 @@ def _with_audit(
     policy: Policy | None, data: TrainingSet, split: Split, settings: Settings, options: TrainOptions
 ) -> Policy | None:
     """Return the policy with the audit that ``--audit-share`` asks for; as it is without."""
-    share = options["audit_share"]
+    share = options.audit_share
     if share is None:
         return policy
     active_key = None if policy is None or policy.audit is None else policy.audit.key_id
-    audit = audit_within_budget(data, split, share * options["budget_per_day"])
-    audit = with_key(audit, options["audit_key_id"] or active_key, settings.audit_keys)
+    audit = audit_within_budget(data, split, share * options.budget_per_day)
+    audit = with_key(audit, options.audit_key_id or active_key, settings.audit_keys)
     return (policy or Policy(0.5)).replace(audit=audit, audit_rate=0.0)
 
 
@@ -209,9 +193,9 @@ def _split(rows: TrainingInput, options: TrainOptions) -> Split:
     return split_cohorts(
         rows.data.event_time_us,
         label_delay_us=round(rows.delay_days * US_PER_DAY),
-        validation_us=round(options["validation_days"] * US_PER_DAY),
-        train_from_us=microseconds(options["train_from"]),
-        known_before_us=microseconds(options["known_before"]),
+        validation_us=round(options.validation_days * US_PER_DAY),
+        train_from_us=microseconds(options.train_from),
+        known_before_us=microseconds(options.known_before),
     )
 
 
@@ -244,7 +228,7 @@ def _published(changes: VersionChanges, trained: Trained, options: TrainOptions)
     made, active = trained.policy, changes.inherited_policy()
     if active is not None:
         chosen = {"threshold": made.threshold, "lightgbm_version": made.lightgbm_version, "metadata": made.metadata}
-        audit = {} if options["audit_share"] is None else {"audit": made.audit, "audit_rate": 0.0}
+        audit = {} if options.audit_share is None else {"audit": made.audit, "audit_rate": 0.0}
         trained = replace(trained, policy=active.replace(**chosen, **audit))
     changes.publish(trained.model, trained.policy, ChangeAuthor(BY_TRAIN, ""))
     return trained

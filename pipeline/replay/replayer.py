@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from msgspec import Meta
 
 from pipeline.engine.history import identities_of
 from pipeline.kafka.producer import RecordProducer
@@ -22,6 +23,7 @@ from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Tr
 from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.replay.watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
+from schemas.limits import check_limits
 from schemas.messages import Label
 from schemas.times import US_PER_DAY, US_PER_SECOND
 from schemas.topics import ALERTS, TRANSACTIONS
@@ -62,23 +64,24 @@ class ReplayOptions:
     """Simulated seconds per second of real time."""
     regime: LabelRegime = field(default_factory=LabelRegime)
     """Transactions that get a label without a review, and when; the same ones as in backtests and trainings."""
-    review_delay_s: float | None = None
-    """Follow `alerts` and label an alerted transaction so long after its event. ``None``: no reviews."""
-    flush_labels: bool = True
-    """Send the labels that are left when the transactions are at an end."""
-    max_in_flight: int = 8_000
-    """Transactions at most ahead of what the card agents have committed."""
-    wait: bool = True
-    """True if ``max_in_flight`` holds."""
+    review_delay_s: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            description="Follow alerts; from an alerted transaction to its label.",
+            extra={"option": "--review-delay"},
+        ),
+    ] = None
+    flush_labels: Annotated[bool, Meta(description="Send what is left at the end.")] = True
+    max_in_flight: Annotated[int, Meta(ge=1, description="Most transactions ahead of the workers.")] = 8_000
+    wait: Annotated[bool, Meta(description="Wait for the workers at all.")] = True
     stall_warning_s: float = 30.0
     """Real time without progress after which a warning says that nobody reads."""
 
     def __post_init__(self) -> None:
-        for name in ("speed", "max_in_flight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if (self.review_delay_s or 0) < 0:
-            raise ValueError("a delay must not be negative: a label cannot be known before its transaction")
+        check_limits(self)
+        if not self.speed > 0:
+            raise ValueError(f"speed must be positive, not {self.speed}")
 
 
 @dataclass(slots=True)

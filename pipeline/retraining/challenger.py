@@ -1,11 +1,12 @@
 """A challenger: trained by the recipe of the active version, assessed by the gate, trained on all that is known."""
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import lightgbm
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
@@ -58,17 +59,26 @@ class Champion(NamedTuple):
 class CycleOptions(NamedTuple):
     """Options of training and comparing challengers."""
 
-    maturity_days: float | None = None
-    """Age at which a transaction without a reported fraud counts as legitimate. None: as old reports show it."""
+    maturity_days: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            description="Age at which a transaction without a reported fraud is legitimate; no younger one teaches "
+            "then.  [default: as old reports tell it, else the setting maturity_days]",
+        ),
+    ] = None
     fallback_days: float = FALLBACK.delay_days
     """The same, where too few reports show it."""
-    early_reports: bool = True
-    """Grow challengers on younger transactions too, if reports show the delays."""
-    compare_days: int = 14
-    """Newest days of matured transactions that the gate compares on."""
-    validation_days: float = 7.0
-    """Last days of a training, which stop and calibrate it."""
-    threads: int = 1
+    early_reports: Annotated[
+        bool, Meta(description="Train on younger transactions too, as far as the delays of old reports allow.")
+    ] = True
+    compare_days: Annotated[
+        int, Meta(ge=2, description="Newest days of matured transactions on which the gate compares.")
+    ] = 14
+    validation_days: Annotated[
+        float, Meta(gt=0, description="Last days of a training, which stop and calibrate it.")
+    ] = 7.0
+    threads: Annotated[int, Meta(ge=1, description="To train.")] = 1
 
 
 class Recipe(NamedTuple):

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
+
+from msgspec import Meta
 
 from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
@@ -18,8 +20,9 @@ from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
+from pipeline.training.fit import DEFAULT_BUDGET
 from pipeline.training.selection import refuse_barred
-from pipeline.training.served import ServedRows
+from pipeline.training.served import WINDOW_DAYS, ServedRows
 from schemas.messages import LearningSwitch, VersionReference
 from schemas.times import US_PER_DAY
 
@@ -32,11 +35,24 @@ PAUSE_DAYS: Final = 7.0
 class ServiceOptions(NamedTuple):
     """Options of the service."""
 
-    every_days: float = 1.0
-    """Event time between two challengers."""
-    alerts_per_day: float | None = None
-    """The budget; that of the active policy by default."""
-    window_days: float = 120.0
+    every_days: Annotated[float, Meta(gt=0, description="Event time between two challengers.")] = 1.0
+    window_days: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Train on decisions of the newest days; a million of them take 0.7 GB, and twice that for a "
+            "moment.",
+        ),
+    ] = WINDOW_DAYS
+    alerts_per_day: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            description="Alerts a day that analysts can look at.  [default: that of the active policy, else "
+            f"{DEFAULT_BUDGET:g}]",
+            extra={"option": "--budget-per-day"},
+        ),
+    ] = None
     cycle: CycleOptions = CycleOptions()
 
 

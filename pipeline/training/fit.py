@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import lightgbm
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
@@ -18,6 +19,7 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
@@ -82,20 +84,22 @@ DEFAULT_BUDGET: Final = 100.0
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The hyperparameters of the trees. The defaults suit some 10 frauds a day and more; see ``docs/models.md``."""
 
-    trees: int = 400
-    leaves: int = 15
-    learning_rate: float = 0.03
+    trees: Annotated[int, Meta(ge=1, le=MOST_TREES, description="At most.")] = 400
+    leaves: Annotated[int, Meta(ge=2, le=MOST_LEAVES, description="Of a tree.")] = 15
+    learning_rate: Annotated[float, Meta(gt=0, description="Shrinkage of each tree.")] = 0.03
     rows_per_leaf: int = 20
     feature_fraction: float = 1.0
     row_fraction: float = 0.8
     l2: float = 5.0
     early_stopping_rounds: int = 50
     """Trees without an improvement on the validation period after which no more are grown; 0: grow ``trees``."""
-    legitimate_rows: int = 100_000
+    legitimate_rows: Annotated[
+        int, Meta(ge=1, description="Sample about so many legitimate transactions to grow trees on.")
+    ] = 100_000
     """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
-    threads: int = 1
+    threads: Annotated[int, Meta(ge=1, description="To train.")] = 1
     """LightGBM's threads spin while they wait: more of them than free cores are slower than one."""
-    seed: int = 20_180_401
+    seed: Annotated[int, Meta(ge=0, description="Of all sampling.")] = 20_180_401
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Options that are derived from declarations: nothing about them is written a second time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import click
 import pytest
@@ -10,9 +11,18 @@ from msgspec import Meta, Struct
 
 from pipeline import LabelPolicy, OnlineModel, Thresholds, TimeRange, Training
 from pipeline.backtest.report import ReportOptions
-from pipeline.commands.backtest import command
+from pipeline.commands.backtest import command as backtest
+from pipeline.commands.column_options import ColumnOptions
 from pipeline.commands.option_groups import declared_options
+from pipeline.commands.replay import command as replay
+from pipeline.commands.retrain import command as retrain
+from pipeline.commands.train import command as train
+from pipeline.commands.train_options import TrainOptions
 from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.replayer import ReplayOptions
+from pipeline.retraining.challenger import CycleOptions
+from pipeline.retraining.service import ServiceOptions
+from pipeline.training.fit import TrainingConfig
 from schemas.limits import check_limits
 
 
@@ -74,12 +84,36 @@ def test_what_is_out_of_the_limits_is_refused(value: float) -> None:
         Group(scores=[1.0, -2.0])
 
 
+BACKTEST = (TimeRange, Thresholds, OnlineModel, LabelPolicy, LabelRegime, Training, ReportOptions, ColumnOptions)
+OTHERS = [(train, TrainOptions), (train, TrainingConfig), (retrain, ServiceOptions), (retrain, CycleOptions)]
+
+
 @pytest.mark.parametrize(
-    "kind", [TimeRange, Thresholds, OnlineModel, LabelPolicy, LabelRegime, Training, ReportOptions]
+    ("command", "kind"), [*((backtest, kind) for kind in BACKTEST), *OTHERS, (replay, ReplayOptions)]
 )
-def test_an_argument_of_a_backtest_is_an_option_by_its_declaration(kind: type) -> None:
+def test_an_argument_is_an_option_by_its_declaration(command: click.Command, kind: type) -> None:
     helps = {option.help for option in command.params if isinstance(option, click.Option)}
     hints = [hint for hint in kind.__annotations__.values() if hasattr(hint, "__metadata__")]
     described = {hint.__metadata__[0].description for hint in hints} - {None}
     assert described
     assert described <= helps
+
+
+class Named(NamedTuple):
+    days: Annotated[float, Meta(gt=0, description="Days.")] = 1.0
+    changes: Annotated[Sequence[str], Meta(description="Map.", extra={"option": "--map -m changes"})] = ()
+    until: Annotated[str | None, Meta(description="Until.", extra={"option": "--until --to"})] = None
+    early: Annotated[bool | None, Meta(description="Early.")] = None
+    hidden: int = 3
+
+
+def test_options_have_the_names_of_the_declaration() -> None:
+    @click.command()
+    @declared_options("named", Named)
+    def command(named: Named) -> None:
+        click.echo(repr(named))
+
+    assert [option.name for option in command.params] == ["days", "changes", "until", "early"]
+    printed = CliRunner().invoke(command, ["-m", "a", "--map", "b", "--to", "x", "--no-early"]).output
+    assert printed == f"{Named(1.0, ('a', 'b'), 'x', False)!r}\n"
+    assert CliRunner().invoke(command).output == f"{Named()!r}\n"
