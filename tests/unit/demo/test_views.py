@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.broker.running import demo_dir
 from pipeline.commands.alerts import Alerts
@@ -171,6 +173,19 @@ def test_markup_in_an_identifier_is_text() -> None:
     state = busy_state()
     state.figures.latest_alerts.append(make_alert(card_id="[bold]C[/]"))
     assert "card [bold]C[/]" in rendered(state)
+
+
+def test_an_alert_that_comes_while_the_picture_is_drawn_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = busy_state()
+
+    def rows(alert: Alert, width: int) -> list[Text]:
+        monitor = threading.Thread(target=state.figures.latest_alerts.append, args=(alert,))
+        monitor.start()
+        monitor.join()
+        return alert_rows(alert, width)
+
+    monkeypatch.setattr("pipeline.demo.view.alert_rows", rows)
+    assert rendered(state).count("card C00042") == 2
 
 
 def test_an_alert_row_has_its_whole_reason_below() -> None:
