@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.input.eligible import eligible_rows
+from pipeline.backtest.input.eligible import eligible_rows, reasons_text
 from pipeline.commands.progress import seldom
 from pipeline.engine.history import event_times_us
 from pipeline.history.files import ColumnMapping, column_names, load_transactions
@@ -120,7 +120,8 @@ def _eligible_rows(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     if found.repeated:
         echo(f"{found.repeated:,} transactions are left out, since they repeat others")
     if not len(found.row):
-        raise ModelError("no transaction is left to train on: workers would refuse all of them")
+        why = printable(reasons_text(found.reasons))
+        raise ModelError(f"no transaction is left to train on: workers would refuse all of them: {why}")
     if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
         echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
     taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)

@@ -1,7 +1,7 @@
 """Eligible rows of a history: those that workers accept, and each transaction once."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ class EligibleRows(NamedTuple):
     """Their amounts in the minor unit of the base currency, by the rate table."""
     refused: Counter[str]
     """Counts of rows that workers refuse, by code."""
+    reasons: Mapping[str, str]
+    """First reason of each code."""
     repeated: int
     """Rows that repeat others."""
 
@@ -49,7 +51,24 @@ def eligible_rows(tables: Iterable[pa.Table], options: CardOptions) -> EligibleR
     refused = Counter(reject.code for reject in rejects)
     if contradicted:
         refused[DUPLICATE_DIFFERS] += contradicted
-    return EligibleRows(row, amount_base_minor, refused, accepted - len(row) - contradicted)
+    return EligibleRows(row, amount_base_minor, refused, first_reasons(rejects), accepted - len(row) - contradicted)
+
+
+def first_reasons(rejects: Iterable[Reject]) -> dict[str, str]:
+    """Return the first reason of each code."""
+    reasons: dict[str, str] = {}
+    for reject in rejects:
+        reasons.setdefault(reject.code, reject.text)
+    return reasons
+
+
+def reasons_text(reasons: Mapping[str, str]) -> str:
+    """Write codes with their reasons.
+
+    >>> reasons_text({"too_old": "It is of 1970.", "not_json": "Send JSON."})
+    'too_old (It is of 1970.), not_json (Send JSON.)'
+    """
+    return ", ".join(f"{code} ({text})" for code, text in reasons.items())
 
 
 def _unlabelled(rows: Transactions) -> Arrivals[NDArray[np.int64]]:

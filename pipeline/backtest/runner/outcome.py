@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
+from pipeline.backtest.input.eligible import reasons_text
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
@@ -38,12 +39,14 @@ def nothing_decided(request: Request, statistics: RunStatistics) -> str:
             f"{PROFILED.name} and {DECISIONS.name}: choose another range with --from and --to, or, where nothing "
             "was decided live, --order event-time"
         )
+    if statistics.reasons and seen.last_us <= EARLIEST_US:
+        return f"{source.name}: every transaction was refused: {reasons_text(statistics.reasons)}"
     if seen.last_us > EARLIEST_US:
         text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
     refused = sum(count for name, count in statistics.counts.items() if name.startswith(_REFUSED))
     text += f" ({refused} were refused)" if refused else ""
     # Of topics, and of exports, only a part is read.
-    if not refused and seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
+    if seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
         return f"{source.name} holds no transaction at all, within the range or out of it"
     return f"{text}: choose another range with --from and --to"
 

@@ -93,6 +93,8 @@ class RunStatistics:
         self.first_decided_us, self.last_decided_us = LATEST_US, EARLIEST_US
         self.counts: Counter[str] = Counter()
         """Outcomes of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
+        self.reasons: dict[str, str] = {}
+        """First reason of each code for which a transaction was refused."""
         self.book, self.seen = LabelBook(), SeenTimes()
         self.warnings: list[str] = []
         self.budgets: dict[str, Budget] = {}
@@ -130,6 +132,8 @@ class RunStatistics:
         self.repeated(decisions.duplicates)
         for reject in decisions.rejects:
             self.refused(reject.kind, reject.code, reject.known_at_us)
+            if reject.kind == "transaction":
+                self.reasons.setdefault(reject.code, reject.text)
 
     def repeated(self, transactions: int) -> None:
         """Count transactions that repeat others."""

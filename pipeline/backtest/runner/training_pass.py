@@ -5,6 +5,7 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backtest.input.eligible import first_reasons, reasons_text
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, in_order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
@@ -18,6 +19,7 @@ from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics,
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import Training, known_by, read_rows, scheduled
+from pipeline.engine.columns import Reject
 from pipeline.models.registry import Registry
 
 
@@ -36,10 +38,14 @@ def train_before(
     until_us = request.span.from_us if training.renew_days else period.known_us
     span = Span(period.from_us - request.warm_up_us, period.from_us, until_us)
     followed = _Followed(listener, span)
-    rows, seen = _read(request, span, partitions, followed)
+    rejects: list[Reject] = []
+    rows, seen = _read(request, span, partitions, followed, rejects)
     data = rows.training_set(period)
     targets = len(data.fraud)
     if not targets:
+        reasons = first_reasons(reject for reject in rejects if reject.kind == "transaction")
+        if reasons and seen.last_us <= EARLIEST_US:
+            raise RangeError(f"{request.source.name}: every transaction was refused: {reasons_text(reasons)}")
         read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         raise RangeError(
             f"{request.source.name} has no transaction to train on from {moment(period.from_us)} to "
@@ -73,10 +79,12 @@ class _Followed:
         self._listener.refuse_stopped()
 
 
-def _read(request: Request, span: Span, partitions: int, followed: _Followed) -> tuple[TrainingRows, SeenTimes]:
+def _read(
+    request: Request, span: Span, partitions: int, followed: _Followed, rejects: list[Reject]
+) -> tuple[TrainingRows, SeenTimes]:
     options = request.card_options(partitions)
     book = LabelBook()
-    opened = request.source.open(span, request.acceptance(options), [], book)
+    opened = request.source.open(span, request.acceptance(options), rejects, book)
     with closing(opened):
         if request.labels is LabelMode.RECORDED:
             chunks = in_order(opened.transactions, known_by(opened.labels, span.to_us), Order.EVENT_TIME)

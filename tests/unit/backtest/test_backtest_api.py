@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipeline import Training
 from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_tables
 from pipeline.backtest.input.order import OutOfOrder
 from pipeline.backtest.input.span import RangeError
@@ -406,6 +407,19 @@ def test_a_file_without_a_row_is_reported_as_such(history: pd.DataFrame, setting
     history.iloc[:0].to_parquet(path, index=False)
     with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):
         backtest_of(path, settings=settings).run()
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": Training(variants={"fresh": []}, start=START)}])
+def test_a_file_of_refused_rows_says_why_and_not_to_choose_another_range(
+    history: pd.DataFrame, settings: Settings, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "refused.parquet"
+    history.assign(currency=["usd", *["XXX"] * (len(history) - 1)]).to_parquet(path, index=False)
+    refused = (
+        r"^refused\.parquet: every transaction was refused: invalid_value \(.+\), currency_unknown \([^)]*XXX[^)]*\)$"
+    )
+    with pytest.raises(RangeError, match=refused):
+        backtest_of(path, settings=settings, start=START + 19 * DAY, **changes).run()
 
 
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:

@@ -498,6 +498,13 @@ def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path,
     assert versions[0] == versions[1]
 
 
+def test_the_command_says_why_workers_would_refuse_every_row(tmp_path) -> None:
+    history(2).assign(currency="XXX").to_parquet(tmp_path / "dollars.parquet", index=False)
+    refused = CliRunner().invoke(command, [str(tmp_path / "dollars.parquet")])
+    assert refused.exit_code == 1
+    assert "workers would refuse all of them: currency_unknown (" in refused.stderr
+
+
 def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     monkeypatch.setenv("FRAUD_PIPELINE_DEDUP_HORIZON_DAYS", "9")
