@@ -71,7 +71,8 @@ _NUMERIC: Final = (
     pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,
     pa.types.is_string_view, pa.types.is_null,
 )  # fmt: skip
-_SEPARATORS: Final = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SEPARATORS: Final = {b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
+_HEADER_BYTES: Final = 65_536
 _DAY_FIRST: Final = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}\b")
 _SINCE_1970: Final = re.compile(r"\d{9,19}(\.\d+)?")
 NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
@@ -298,16 +299,25 @@ def column_names(path: Path) -> list[str]:
     try:
         if kind == "parquet":
             return list(pq.read_schema(path).names)
+        # Before a parser divides the rows at commas, which may stand in amounts.
+        with pa.input_stream(path) as stream:
+            header = stream.read(_HEADER_BYTES).partition(b"\n")[0]
+        if not header:
+            raise UnusableSource(f"{path} is empty: write a line of column names, then a transaction a line")
+        for separator, word in _SEPARATORS.items():
+            if b"," not in header and separator in header:
+                raise UnusableSource(
+                    f"{path}: its columns stand between {word}: write commas between columns, and points in amounts"
+                )
         with pacsv.open_csv(path) as reader:
-            names = list(reader.schema.names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UnusableSource(f"{path} cannot be read as {kind}: {error}") from error
-    for separator, word in _SEPARATORS.items():
-        if len(names) == 1 and separator in names[0]:
-            raise UnusableSource(
-                f"{path}: its columns stand between {word}: write commas between columns, and points in amounts"
-            )
-    return names
+            return list(reader.schema.names)
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, kind, error) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> UnusableSource:
+    advice = "; save it as UTF-8" if re.search("utf-?8", str(error), re.IGNORECASE) else ""
+    return UnusableSource(f"{path} cannot be read as {kind}: {error}{advice}")
 
 
 def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
@@ -334,7 +344,7 @@ def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.
                 for first in range(0, batch.num_rows, batch_rows):
                     yield pa.Table.from_batches([batch.slice(first, batch_rows)])
     except (pa.ArrowInvalid, OSError) as error:
-        raise UnusableSource(f"{path} cannot be read as {kind}: {error}") from error
+        raise _unreadable(path, kind, error) from error
 
 
 def _converted(

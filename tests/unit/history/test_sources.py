@@ -224,7 +224,7 @@ def test_what_is_no_file_of_transactions_is_refused(tmp_path: Path) -> None:
         resolve_mapping(csv(tmp_path, "", "transactions.xlsx"))
     with pytest.raises(UnusableSource, match="cannot be read as parquet"):
         resolve_mapping(csv(tmp_path, "text", "text.parquet"))
-    with pytest.raises(UnusableSource, match="cannot be read as csv"):
+    with pytest.raises(UnusableSource, match="is empty: write a line of column names"):
         resolve_mapping(csv(tmp_path, "", "empty.csv"))
 
 
@@ -257,9 +257,18 @@ def test_numbers_are_no_times(times: list[float], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
 def test_other_separators_are_named(separator: str, word: str, tmp_path: Path) -> None:
-    path = csv(tmp_path, (HEADER + ROWS).replace(",", separator))
-    with pytest.raises(UnusableSource, match=f"its columns stand between {word}: write commas between columns"):
-        resolve_mapping(path)
+    for decimal in ".,":
+        path = csv(tmp_path, (HEADER + ROWS).replace(",", separator).replace(".", decimal))
+        with pytest.raises(UnusableSource, match=f"its columns stand between {word}: write commas between columns"):
+            resolve_mapping(path)
+
+
+@pytest.mark.parametrize("place", ["TX_FRAUD_SCENARIO", "0596"])
+def test_text_of_another_encoding_is_refused_with_what_to_do(place: str, tmp_path: Path) -> None:
+    path = csv(tmp_path, "")
+    path.write_bytes((HEADER + ROWS).replace(place, "é").encode("latin-1"))
+    with pytest.raises(UnusableSource, match="; save it as UTF-8"):
+        load_transactions(path)
 
 
 def test_compressed_csv_is_read(tmp_path: Path, handbook: Path) -> None:
