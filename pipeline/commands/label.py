@@ -159,7 +159,8 @@ def parsed_time(context: click.Context, parameter: click.Parameter, value: str |
         raise click.BadParameter(f"{value!r} is no time; write it as 2026-03-01T09:30:00Z", param=parameter) from None
     if moment.tzinfo is None:
         raise click.BadParameter(
-            f"{value!r} has no offset; write it as {value}Z for UTC or {value}+02:00", param=parameter
+            f"{value!r} has no offset; write it as {moment.isoformat()}Z for UTC or {moment.isoformat()}+02:00",
+            param=parameter,
         )
     return moment
 

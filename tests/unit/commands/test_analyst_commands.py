@@ -1,0 +1,18 @@
+"""The commands for analysts, as far as they need no broker."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+
+
+@pytest.mark.parametrize("time", ["2018-08-22", "2018-08-22 09:30"])
+def test_a_time_without_an_offset_is_refused_with_one_that_is_accepted(time: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["label", "t-1", "fraud", "--at", time])
+    assert refused.exit_code == 2
+    advised = refused.output.partition("write it as ")[2].partition(" for UTC")[0]
+    nowhere = {"KAFKA_BOOTSTRAP_SERVERS": None, "FRAUD_PIPELINE_DATA_DIR": str(tmp_path)}
+    alone = CliRunner().invoke(main, ["label", "t-1", "fraud", "--at", advised], env=nowhere)
+    assert (alone.exit_code, "No embedded broker runs" in alone.output) == (1, True)
