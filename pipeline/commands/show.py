@@ -84,7 +84,8 @@ def command(identifier: str) -> None:
     if not decisions:
         raise click.ClickException(
             f"No decision about a transaction or card {printable(identifier)}. Check the identifier (and "
-            "FRAUD_PIPELINE_TOPIC_PREFIX), or look for a refused record with `fraud-pipeline dead-letters list`."
+            "FRAUD_PIPELINE_TOPIC_PREFIX), look for a refused record with `fraud-pipeline dead-letters list`, or, if "
+            "it still waits for its decision, read on /readyz or in the worker's log for what."
         )
     for decision in sorted(decisions, key=lambda decision: decision.event_time):
         of_it = [label for label in labels if label.transaction_id == decision.transaction_id]

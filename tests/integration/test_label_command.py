@@ -240,6 +240,7 @@ def test_show_says_why_and_what_is_known(cluster: Settings) -> None:
     unknown = command(cluster, "show", "t9")
     assert unknown.exit_code == 1
     assert "No decision about a transaction or card t9." in unknown.output
+    assert "still waits for its decision, read on /readyz" in unknown.output
 
 
 def test_a_label_says_who_said_otherwise(cluster: Settings) -> None:
