@@ -150,6 +150,7 @@ class Controller:
         log_dir = self._given.data_dir / "logs"
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC), self._options.workers)
+            self._state.topic_prefix = settings.topic_prefix
             self._say_where_to_start(settings)
             with run_broker(settings) as broker, self._stopping("stopping the broker"):
                 self._broker = broker

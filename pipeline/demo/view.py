@@ -117,8 +117,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         f"p99 {milliseconds_text(figures.latencies.percentile_ms(0.99))} from send to decision",
         f"River model    version {printable(figures.river_version or '-')}, "
         f"{count_text(figures.river_versions)} published while it learned",
-        f"Dead letters   {count_text(figures.dead_letters)}"
-        + (": `fraud-pipeline dead-letters list` says why" if figures.dead_letters else ""),
+        f"Dead letters   {count_text(figures.dead_letters)}",
         f"Wall time      {duration_text(now_s - state.started_s)}",
     ]
 
@@ -187,17 +186,16 @@ def closing_lines(settings: Settings, state: RunState) -> list[str]:
         ]
     if state.figures.transactions == 0:
         return lines
-    next_steps = {
-        "Read the alerts of this run, or `show` a card or transaction of them": "alerts --once",
-        "Compare two models on simulated history": "backtest-example",
-        "See all commands; docs/deployment.md has them on your own cluster": "--help",
-    }
-    if settings.kafka_bootstrap_servers is not None:
-        # Its topics have a prefix that this command line would lack; it was printed when they were made.
-        del next_steps["Read the alerts of this run, or `show` a card or transaction of them"]
+    next_steps = [
+        ("Read the alerts of this run, or `show` a card or transaction of them", "alerts --once", state.topic_prefix),
+        ("Compare two models on simulated history", "backtest-example", ""),
+        ("See all commands; docs/deployment.md has them on your own cluster", "--help", ""),
+    ]
+    if state.figures.dead_letters:
+        next_steps.insert(0, ("See why records became dead letters", "dead-letters list", state.topic_prefix))
     lines.append("What next")
-    for text, arguments in next_steps.items():
-        lines += [f"- {text}:", f"{COMMAND_INDENT}{command_text(settings, arguments)}"]
+    for text, *command in next_steps:
+        lines += [f"- {text}:", f"{COMMAND_INDENT}{command_text(settings, *command)}"]
     return lines
 
 

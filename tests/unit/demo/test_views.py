@@ -274,9 +274,6 @@ def test_the_summary_names_what_is_missing_or_repeated() -> None:
     text = "\n".join(summary_lines(state, 142.0))
     assert "15 transactions without one, 2 repeated or foreign" in text
     assert "The rest is decided when workers start there again." in text
-    assert "`fraud-pipeline dead-letters list` says why" not in text
-    state.figures.dead_letters = 1
-    assert "Dead letters   1: `fraud-pipeline dead-letters list` says why" in summary_lines(state, 142.0)
     assert "one for each transaction" not in text
     assert max(map(len, summary_lines(state, 142.0))) <= 80
 
@@ -465,8 +462,16 @@ def test_the_end_says_what_is_left_and_what_next(tmp_path: Path, monkeypatch: py
     assert first.endswith("alerts --once")
     assert f"FRAUD_PIPELINE_DATA_DIR='{settings.data_dir}'" in first
     assert Path(first.split()[-3]).name == "fraud-pipeline"
-    on_cluster = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:9"})
-    assert not any(line.endswith("alerts --once") for line in closing_lines(on_cluster, busy_state()))
+    assert not any(line.endswith("dead-letters list") for line in lines)
+
+
+def test_the_commands_of_the_end_name_the_run_s_cluster_and_topics(tmp_path: Path) -> None:
+    state = busy_state()
+    state.topic_prefix, state.figures.dead_letters = "demo-1-", 1
+    settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:9")
+    named = [line for line in closing_lines(settings, state) if "PREFIX=demo-1- " in line and "SERVERS=127" in line]
+    for command in ("dead-letters list", "alerts --once"):
+        assert any(line.endswith(f"/fraud-pipeline {command}") for line in named), named
 
 
 def test_a_command_to_copy_is_never_wrapped() -> None:
