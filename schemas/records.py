@@ -9,8 +9,11 @@ import msgspec
 
 from schemas.topics import Topic
 
-LATEST_STAMP_MS: Final = 2**53
-"""Arrival times beyond it, which only a producer's own clock can give, count as this one: microseconds have 64 bits."""
+LATEST_STAMP_MS: Final = 2**49
+"""Arrival times beyond it, or before 1970, which only a producer's own clock can give, count as this one, or as 1970.
+
+In microseconds it has 18 digits, and fits into 64 bits.
+"""
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -42,4 +45,4 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     @property
     def arrived_us(self) -> int:
         """Arrival time of the record, in microseconds since 1970."""
-        return min(self.timestamp_ms, LATEST_STAMP_MS) * 1_000
+        return min(max(self.timestamp_ms, 0), LATEST_STAMP_MS) * 1_000

@@ -32,6 +32,7 @@ from pipeline.kafka.topic_reader import read_topic, tail_topic
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
+from schemas.errors import UNREADABLE
 from schemas.messages import Alert
 from schemas.records import Record
 from schemas.times import US_PER_SECOND
@@ -67,7 +68,7 @@ class Alerts:
         """Read an alert, and place it among those before."""
         try:
             alert = msgspec.json.decode(value, type=Alert)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             return Shown(value, None, str(error), 0, False)
         self._of_case[alert.case_id] += 1
         newest = self._newest.get(alert.card_id, alert.event_time)
@@ -97,7 +98,7 @@ def write_json(value: bytes) -> None:
     """Write a record of the topic on one line; what is no JSON is reported on the standard error."""
     try:
         text = msgspec.json.format(value, indent=-1).decode()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         click.echo(f"A record that is no JSON is left out ({printable(str(error))}).", err=True)
     else:
         click.echo(printable_json(text))

@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from pipeline.demo.figures import RunFigures
+from schemas.errors import UNREADABLE
 from schemas.messages import Alert, Identifier
 
 FRAUD: Final = "fraud"
@@ -93,9 +94,12 @@ class Ledger:
                 self._judge(head.transaction_id, label)
 
     def label(self, value: bytes) -> None:
-        """Enter a label, whatever its source."""
-        head = self._label.decode(value)
+        """Enter a label, whatever its source; anybody may write one that is none."""
         self._figures.labels += 1
+        try:
+            head = self._label.decode(value)
+        except UNREADABLE:
+            return
         if head.transaction_id in self._alerted:
             self._judge(head.transaction_id, head.label)
         elif head.transaction_id in self._sent_s:
@@ -111,7 +115,7 @@ class Ledger:
         self._figures.dead_letters += 1
         try:
             head = self._decode_head.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             # Not JSON, or not a message: none of the transactions that were sent here.
             return
         if head.label is not None:

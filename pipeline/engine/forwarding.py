@@ -4,6 +4,7 @@ import re
 from typing import Final, NamedTuple
 
 from schemas.records import Headers, Output, Record
+from schemas.times import US_PER_MS
 from schemas.topics import ACCEPTED_LABELS, LABELS, REROUTED, TOPICS, TRANSACTIONS, Topic
 
 _PREFIXES: Final = {REROUTED: "rerouted", ACCEPTED_LABELS: "label"}
@@ -42,7 +43,7 @@ def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at
         record.topic.encode(),
         str(record.partition).encode(),
         str(record.offset).encode(),
-        str(record.timestamp_ms).encode(),
+        str(record.arrived_us // US_PER_MS).encode(),
         record.key,
     )
     own: Headers = tuple(zip(header_names(topic), values, strict=True))

@@ -21,6 +21,8 @@ ODD_OFFSET: Final = "OddOffset"
 _CLAIM: Final = "a record claims another offset than the broker gave it"
 _DAMAGE: Final = "its checksum is not that of its bytes"
 _LEAST_RECORD_BYTES: Final = 7
+MOST_HEADERS: Final = 100
+"""Headers of a record beyond which it is read without them: 16 kB of gzip hold eight million empty ones."""
 _DELTA, _KEY, _KEY_END, _VALUE, _VALUE_END, _HEADERS = range(6)
 """Columns of what `_scan` finds of a record: its offset's distance from the batch's, then positions of bytes; -1: null,
 and of headers: none."""
@@ -174,8 +176,10 @@ def compile_scan() -> None:
 
 
 def _headers(data: bytes, at: int) -> Headers:
-    """Return the headers of a record that was scanned; none of them, where a name is not UTF-8."""
+    """Return the headers of a record that was scanned; none of them, where they are many or a name is not UTF-8."""
     count, at = decode_varint(data, at)
+    if count > MOST_HEADERS:
+        return ()
     headers = []
     for _ in range(count):
         size, at = decode_varint(data, at)

@@ -79,7 +79,10 @@ def _rows(item: Item) -> int:
 
 
 def _size(item: Item) -> int:
-    return len(item.value or b"") if isinstance(item, Record) else 0
+    if not isinstance(item, Record):
+        return 0
+    size = len(item.value or b"") + len(item.key or b"")
+    return size + sum(len(name) + len(value or b"") for name, value in item.headers) if item.headers else size
 
 
 def carried(topics: Collection[Topic], most_rows: int) -> Carried:

@@ -4,7 +4,7 @@ Markers on ``progress`` and decisions say how far that is, and whoever may write
 refuses to go on only where a second topic bears them out: with results of records that the group's offsets leave out.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
@@ -77,7 +77,7 @@ def records_below(
     ends: Mapping[int, int],
     start: Mapping[int, int] | None = None,
     on_refused: OnRefused = not_counted,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Yield committed records below an end of each partition of a topic (full name), from ``start`` or the first."""
     left = set(ends)
     if not left:

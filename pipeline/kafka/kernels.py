@@ -1,7 +1,8 @@
 """Blocks of ``profiled`` of other kernel versions: which of them the card agent wrote.
 
 Whoever may write to the topic can write such a block. The card agent's is known by its sources: their offsets are
-committed by its group, in the transaction that wrote the block, and no other block holds them.
+committed by its group, in the transaction that wrote the block, no other block holds them, and their merchants belong
+to its partition.
 """
 
 import threading
@@ -10,6 +11,7 @@ from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 
@@ -28,9 +30,11 @@ from pipeline.engine.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.admin import committed_by_group, group_consumer
 from pipeline.kafka.clients import ANSWER_S, MEMBER_ID, admin_client
+from pipeline.kafka.evidence import records_below
 from pipeline.kafka.retries import Retries, retried
 from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.settings import Settings
+from schemas.errors import UNREADABLE
 from schemas.records import Record
 from schemas.topics import PROFILED, REROUTED, TRANSACTIONS
 
@@ -104,7 +108,27 @@ class OtherKernels:
             self._waiting()
             if other.kernel == KERNEL_VERSION:
                 inputs -= other.inputs
-        return bool(inputs)
+        return bool(inputs) and is_at_home(self._bootstrap, self._settings, record.partition, min(inputs))
+
+
+class _OfMerchant(msgspec.Struct):
+    """What a transaction says of its merchant."""
+
+    merchant_id: str
+
+
+def is_at_home(bootstrap: str, settings: Settings, partition: int, source: Input) -> bool:
+    """Return whether the merchant of a transaction belongs to a partition of ``profiled``; True if it is gone."""
+    topic, number, offset = source
+    reading = records_below(bootstrap, settings.topic(topic), settings, {number: offset + 1}, {number: offset})
+    with closing(reading) as records:
+        for record in records:
+            try:
+                merchant = msgspec.json.decode(record.value or b"", type=_OfMerchant).merchant_id
+            except UNREADABLE:
+                return False
+            return partition_of(merchant, settings.merchant_partitions) == partition
+    return True
 
 
 def is_committed(inputs: Iterable[Input], committed: Mapping[tuple[str, int], int]) -> bool:
@@ -182,7 +206,19 @@ def start_findings(
             return StartFindings()
     # After they were read: what is committed with a block is known by then.
     committed = card_offsets(bootstrap, settings, {at for block in blocks for at in block.inputs})
-    written = written_by_card_agent(blocks, committed)
+    while True:
+        found = _findings(written_by_card_agent(blocks, committed), positions)
+        forged = [
+            block
+            for block in {*found.undecided, *([found.newest] if found.newest is not None else [])}
+            if not is_at_home(bootstrap, settings, block.partition, min(block.inputs))
+        ]
+        if not forged:
+            return found
+        blocks = [block for block in blocks if block not in forged]
+
+
+def _findings(written: Sequence[CardBlock], positions: Mapping[int, int]) -> StartFindings:
     undecided = [block for block in written if block.offset >= positions[block.partition]]
     others = {block.partition: block for block in reversed(undecided) if block.kernel != KERNEL_VERSION}
     newest = max(written, key=lambda block: block.timestamp_ms, default=None)

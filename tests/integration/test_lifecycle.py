@@ -201,14 +201,16 @@ def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(cl
     partition = partition_of("m1", cluster.settings.merchant_partitions)
     cluster.write(TRANSACTIONS, b"refused", b"c1", after(0), partition=0)
     bought = shop(cluster, range(60), seed=1)
+    # The newest of its partition of transactions: no block of any other merchant shows a later one.
+    bought[cluster.buy(1_000, after(minutes=7 * 60), merchant_id="m1")] = after(minutes=7 * 60)
     cluster.flush()
     worker = start(cluster.settings, quarantine_limit=1)
-    worker.until(lambda: len(cluster.decisions()) >= 60)
+    worker.until(lambda: len(cluster.decisions()) >= 61)
     genuine = next(
         message
         for record in cluster.read(PROFILED)
         for message in read_messages(record.value)
-        if isinstance(message, ProfiledTransaction) and message.merchant_id == "m1"
+        if isinstance(message, ProfiledTransaction) and message.transaction_id == "t1000"
     )
     source = genuine.source
 
@@ -237,18 +239,23 @@ def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(cl
     forged += [of_another_kernel("m1", partition=99), of_another_kernel(elsewhere, offset=0), of_another_kernel("m1")]
     for value in forged:
         cluster.write(PROFILED, value, None, after(1), partition=partition)
+    # Where its merchant belongs, but with the source of a transaction of another merchant.
+    forged.append(of_another_kernel(elsewhere))
+    home = partition_of(elsewhere, cluster.settings.merchant_partitions)
+    cluster.write(PROFILED, forged[-1], None, after(1), partition=home)
     cluster.flush()
     worker.until(lambda: {*forged} <= {record.value for record in cluster.read(DEAD_LETTERS)})
     bought |= shop(cluster, range(60, 100), seed=2)
     cluster.flush()
-    worker.until(lambda: len(cluster.decisions()) >= 100)
+    worker.until(lambda: len(cluster.decisions()) >= 101)
     assert "was profiled by kernel 0-other" in worker.output
     decisions, theirs = cluster.decisions(), {*forged}
     assert sorted(keys(decisions)) == sorted(bought)
     written = [record for record in cluster.read(PROFILED) if record.value not in theirs]
     assert differences(cluster.features(), expected_features(written, cluster.read(PROGRESS))) == []
     # As the card agent of another release would write it: it has read this record, and no block holds it.
-    cluster.write(TRANSACTIONS, b"refused", b"c1", after(0), partition=source.partition)
+    refused = b'{"merchant_id":"m1"}'
+    cluster.write(TRANSACTIONS, refused, b"c1", after(0), partition=source.partition)
     cluster.flush()
     name = cluster.settings.topic(TRANSACTIONS.name)
     last = max(record.offset for record in cluster.read(TRANSACTIONS) if record.partition == source.partition)

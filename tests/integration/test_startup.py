@@ -333,11 +333,17 @@ def test_a_scored_partition_without_an_offset_is_refused(bootstrap: str, setting
     assert f"no offsets for {settings.topic('profiled')} partition 1" in refusal(bootstrap, settings, SCORE)
 
 
+def merchant_at_home(settings: Settings, number: int) -> str:
+    """A merchant of a partition."""
+    return next(
+        name for name in (f"m{at}" for at in count()) if partition_of(name, settings.merchant_partitions) == number
+    )
+
+
 def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str, first: int = 0) -> None:
     """Transactions of one partition, one of each kernel, of the card agent's input of the same number."""
     message = golden("profiled-transaction", ProfiledTransaction)
-    names = (f"m{name}" for name in count())
-    merchant = next(name for name in names if partition_of(name, settings.merchant_partitions) == number)
+    merchant = merchant_at_home(settings, number)
     for offset, kernel in enumerate(kernels, first):
         source = RecordPosition(topic="transactions", partition=number, offset=offset)
         value = block_of(msgspec.structs.replace(message, merchant_id=merchant, kernel=kernel, source=source))
@@ -345,9 +351,10 @@ def profiled(bootstrap: str, settings: Settings, number: int, *kernels: str, fir
 
 
 def read_by_card_agent(bootstrap: str, settings: Settings, number: int, end: int) -> None:
-    """Transactions, and the offset that the card agent's group has committed of them."""
+    """Transactions of a merchant of the same partition, and the offset that the card agent's group has committed."""
     for _ in range(end):
-        write(bootstrap, settings, TRANSACTIONS, partition=number)
+        value = msgspec.json.encode({"merchant_id": merchant_at_home(settings, number)})
+        write(bootstrap, settings, TRANSACTIONS, value, partition=number)
     commit(bootstrap, settings, "card", {(TRANSACTIONS, number): end})
 
 
@@ -368,6 +375,15 @@ def test_undecided_records_of_another_kernel_are_refused(bootstrap: str, setting
     assert warning.startswith(expected)
     commit(bootstrap, settings, "score", {(PROFILED, 1): 1})
     assert expected in refusal(bootstrap, settings, SCORE)
+    # With the source of a transaction of another merchant, anybody could have written it.
+    elsewhere = settings.merchant_partitions - 1
+    message = golden("profiled-transaction", ProfiledTransaction)
+    source = RecordPosition(topic="transactions", partition=1, offset=2)
+    forged = msgspec.structs.replace(
+        message, merchant_id=merchant_at_home(settings, elsewhere), kernel="0-other", source=source
+    )
+    write(bootstrap, settings, PROFILED, block_of(forged), partition=elsewhere)
+    assert f"partition {elsewhere} ends" not in refusal(bootstrap, settings, SCORE)
     (warning,) = check_start(bootstrap, changed(settings, accept_other_kernel=True), [SCORE])
     assert warning.startswith(expected)
     assert check_start(bootstrap, settings, [LABEL, FEEDBACK, LEARN]) == []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.batch_records import BatchRecords, open_batch
+from pipeline.kafka.batch_records import MOST_HEADERS, BatchRecords, open_batch
 from pipeline.kafka.inflation import MOST_BATCH_BYTES, TooLarge, inflate
 from pipeline.kafka.record_batches import GZIP, LZ4, SNAPPY, ZSTD, RecordBatch, split_batches
 from schemas.records import Record
@@ -155,3 +155,10 @@ def test_a_header_whose_name_is_not_utf_8_is_left_out() -> None:
     batch = record_batch([b"value"], headers=[("zzzz", b"1")])
     found = opened(with_payload(batch, batch[HEADER_BYTES:].replace(b"zzzz", b"\xff\xfe\xed\xa0"), "none"))
     assert found == [Record(*PARTITION, 0, 0, None, b"value", ())]
+
+
+@pytest.mark.parametrize(("headers", "read"), [(MOST_HEADERS, MOST_HEADERS), (MOST_HEADERS + 1, 0), (8_000_000, 0)])
+def test_a_record_of_many_headers_is_read_without_them(headers: int, read: int) -> None:
+    # A header without name and value takes two bytes, and next to none of a compressed batch.
+    (record,) = opened(record_batch([b"value"], "gzip", key=b"c1", headers=[("", None)] * headers))
+    assert (record.key, record.value, len(record.headers)) == (b"c1", b"value", read)

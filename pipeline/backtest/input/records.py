@@ -38,7 +38,7 @@ def transactions_of(
     read: RecordColumns, acceptance: Acceptance, numbering: Numbering, rejects: list[Reject]
 ) -> LogPart[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
-    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
+    arrived_us = np.clip(read.timestamp_ms, 0, LATEST_STAMP_MS) * US_PER_MS
     rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 
@@ -55,7 +55,7 @@ def labels_of(
 
     ``note`` is given them, each with when it became known, in microseconds since 1970.
     """
-    arrived_us = np.minimum(read.timestamp_ms, LATEST_STAMP_MS) * US_PER_MS
+    arrived_us = np.clip(read.timestamp_ms, 0, LATEST_STAMP_MS) * US_PER_MS
     rows, refused, messages = accept_labels(
         read.values,
         arrived_us,

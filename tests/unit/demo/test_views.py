@@ -158,9 +158,19 @@ def test_alerts_of_a_case_are_counted_and_late_ones_marked() -> None:
     shown = [alerts.next(alert_value(case, minute)) for case, minute in (("a", 5), ("b", 9), ("a", 7), ("a", 12))]
     assert [item.number for item in shown] == [1, 1, 2, 3]
     assert [item.late for item in shown] == [False, False, True, False]
-    assert alerts.next(b"no alert").alert is None
+    for value in (b"no alert", b"[" * 200_000):
+        assert alerts.next(value).alert is None
     late = "\n".join(line.plain for line in alert_lines(make_alert(), late=True))
     assert "out of order" in late
+
+
+def test_labels_and_dead_letters_that_are_none_end_no_view() -> None:
+    figures = RunFigures()
+    ledger = Ledger(figures)
+    for value in (b"{}", b"[" * 200_000, b"\xff"):
+        ledger.label(value)
+        ledger.dead_letter(value)
+    assert (figures.labels, figures.dead_letters) == (3, 3)
 
 
 def test_control_characters_of_a_producer_do_not_reach_the_terminal() -> None:
