@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from pipeline.engine.results import Result
-from pipeline.engine.whole_amounts import AmountCounts, suspicion, suspicious
+from pipeline.engine.whole_amounts import LEAST_AMOUNTS, AmountCounts, suspicion, suspicious
 from pipeline.kafka.batch import Batch
 from pipeline.kafka.session import Session
 from pipeline.observability.metrics import WorkerMetrics
@@ -72,6 +72,10 @@ class Counts:
             if currency not in self._suspected:
                 self._suspected.add(currency)
                 log.warning("%s: %s", agent, suspicion(currency, self._amounts[currency, False]))
+        for currency, _ in result.amounts:
+            # One amount with decimals hides no more than the amounts of its time.
+            if self._amounts[currency, False] + self._amounts[currency, True] >= LEAST_AMOUNTS:
+                del self._amounts[currency, False], self._amounts[currency, True]
         if result.latencies_s:
             metrics.decision_latency_seconds(result.latencies_s)
 
