@@ -15,6 +15,7 @@ class KafkaSettings(BaseModel):
     """Cluster, topics, and what a start accepts."""
 
     kafka_bootstrap_servers: str | None = Field(
+        min_length=1,
         default=None,
         validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "FRAUD_PIPELINE_KAFKA_BOOTSTRAP_SERVERS"),
         description="The cluster to use. Unset: a real single-node Kafka is started from pip packages.",
