@@ -5,7 +5,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
@@ -22,7 +22,7 @@ from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_c
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.times import Moment
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.admin import end_offsets
@@ -104,13 +104,13 @@ def write_json(value: bytes) -> None:
         click.echo(printable_json(text))
 
 
-def held_alerts(bootstrap: str, settings: Settings) -> Iterator[Shown]:
-    """All alerts that the topic holds, by event time; those of a card come from several partitions."""
+def held_alerts(bootstrap: str, settings: Settings) -> list[Shown]:
+    """Return all alerts that the topic holds, by event time; those of a card come from several partitions."""
     records = read_topic(bootstrap, settings.topic(ALERTS.name), settings=settings)
     read = [Alerts().next(record.value) for record in records if record.value is not None]
     read.sort(key=lambda held: held.alert.event_time.timestamp() if held.alert is not None else math.inf)
     counted = Alerts()
-    return (counted.next(held.value) for held in read)
+    return [counted.next(held.value) for held in read]
 
 
 def new_alerts(bootstrap: str, settings: Settings, *, from_beginning: bool) -> Iterator[Shown]:
@@ -179,8 +179,11 @@ def command(
     report = partial(click.echo, err=True)
     try:
         with cluster_or_last_run(settings, report) if once else nullcontext(find_cluster(settings)) as bootstrap:
+            alerts: Iterable[Shown]
             if once:
-                alerts = held_alerts(bootstrap, settings)
+                alerts = held = held_alerts(bootstrap, settings)
+                if not any(is_wanted(shown.alert, wanted) for shown in held):
+                    report(f"None of the {count_text(len(held))} alerts on {settings.topic(ALERTS.name)} fits.")
             else:
                 alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
                 report(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")

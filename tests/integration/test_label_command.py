@@ -215,6 +215,9 @@ def test_alerts_are_chosen_by_card_merchant_time_and_severity(cluster: Settings)
     assert shown("--since", "2026-03-01T12:03:00Z", "--limit", "1") == ["3"]
     assert shown("--min-severity", "10") == ["0", "1", "2", "3"]
     assert shown("--card", "C1", "--merchant", "M1", "--min-severity", "10") == ["0", "1"]
+    nothing = command(cluster, "alerts", "--once", "--card", "NOPE")
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert nothing.stderr == f"None of the 6 alerts on {cluster.topic(ALERTS.name)} fits.\n"
 
 
 def decision(number: int, score: float) -> Decision:
