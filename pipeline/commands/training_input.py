@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.input.eligible import eligible_rows, reasons_text
+from pipeline.backtest.training.history import TrainingHistory, read_history
 from pipeline.commands.progress import seldom
-from pipeline.engine.history import event_times_us
 from pipeline.history.files import ColumnMapping, column_names, load_transactions
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
@@ -24,7 +20,6 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
-from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingSet
 from pipeline.training.served import WINDOW_DAYS, ServedRows
@@ -71,10 +66,15 @@ def rows_of_file(
     if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
         echo(f"columns that are not used: {', '.join(map(printable, ignored))}")
     frame = load_transactions(file, mapping, end=known_before)
-    frame = _eligible_rows(frame, settings)
-    echo(f"{len(frame):,} transactions, {int(frame['fraud'].sum()) if 'fraud' in frame else 0:,} of them fraud")
-    known_us = _known_until(event_times_us(frame["event_time"]), known_before)
-    data = from_history(frame, regime, known_us, names, report=seldom(echo))
+    history = read_history(
+        frame_tables(frame), regime, card_options(settings, load_rates(settings), partitions=1), names, seldom(echo)
+    )
+    _report_refused(history)
+    if foreign := sorted(set(frame["currency"].iloc[history.number]) - {settings.base_currency}):
+        echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
+    echo(f"{len(history.number):,} transactions, {int(frame['fraud'].iloc[history.number].sum()):,} of them fraud")
+    known_us = timestamp_us(known_before or frame["event_time"].iloc[history.number[-1]])
+    data = history.training_set(known_us)
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
     return TrainingInput(data, regime.maturity_days, reports, labels)
@@ -100,7 +100,7 @@ def rows_of_topics(
     before_us = microseconds(known_before)
     data = rows.training_set(NEVER_US if before_us is None else before_us)
     echo(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
-    known_us = _known_until(data.event_time_us, known_before)
+    known_us = int(data.event_time_us.max()) if before_us is None else before_us
     reports = _early_of(rows, known_us, delay_days) if early else None
     described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
     by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
@@ -108,30 +108,13 @@ def rows_of_topics(
     return TrainingInput(data, delay_days, reports, labels)
 
 
-def _eligible_rows(frame: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The transactions that workers would decide: no others have features, or move a window. Reports what is left out.
-
-    Amounts come back in the base currency, converted by the rate table, as workers convert them.
-    """
-    found = eligible_rows(frame_tables(frame), card_options(settings, load_rates(settings), partitions=1))
-    if found.refused:
-        codes = ", ".join(f"{code} {count:,}" for code, count in found.refused.most_common())
-        echo(f"{found.refused.total():,} transactions are left out, since workers refuse them: {codes}")
-    if found.repeated:
-        echo(f"{found.repeated:,} transactions are left out, since they repeat others")
-    if not len(found.row):
-        why = printable(reasons_text(found.reasons))
-        raise ModelError(f"no transaction is left to train on: workers would refuse all of them: {why}")
-    if foreign := sorted(set(frame["currency"]) - {settings.base_currency}):
-        echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
-    taken = frame if len(found.row) == len(frame) else frame.iloc[found.row].reset_index(drop=True)
-    return taken.assign(amount_minor=found.amount_base_minor, currency=settings.base_currency)
-
-
-def _known_until(event_time_us: NDArray[np.int64], known_before: datetime | None) -> int:
-    """Return until when what was known is used; by default, until the history ends."""
-    known_us = microseconds(known_before)
-    return int(event_time_us.max()) if known_us is None else known_us
+def _report_refused(history: TrainingHistory) -> None:
+    """Report what workers would not decide: it has no features, and moves no window."""
+    if history.refused:
+        codes = ", ".join(f"{code} {count:,}" for code, count in history.refused.most_common())
+        echo(f"{history.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if history.repeated:
+        echo(f"{history.repeated:,} transactions are left out, since they repeat others")
 
 
 def _served(servers: str, settings: Settings) -> ServedRows:

@@ -108,7 +108,7 @@ class _Example:
                     reached = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
                     history = options.world.history()
                     self._write(history, reached, broker.bootstrap_servers)
-                    versions = self._train(history, Registry(settings.registry_path))
+                    versions = self._train(history, settings)
                     self._backtest(reached, versions)
                 finally:
                     self._signals.mode = Mode.HOLD
@@ -146,9 +146,9 @@ class _Example:
         records = progress.transactions + progress.labels
         self._view.stage(f"{count_text(records)} records written")
 
-    def _train(self, history: pd.DataFrame, registry: Registry) -> dict[str, str]:
+    def _train(self, history: pd.DataFrame, settings: Settings) -> dict[str, str]:
         """Train the two models; returns their versions by name."""
-        options, view = self._options, self._view
+        options, view, registry = self._options, self._view, Registry(settings.registry_path)
         versions = {}
         for name, age_days in ((OLDER, options.age_days), (NEWER, 0)):
             known_before = options.range_from - timedelta(days=age_days)
@@ -156,7 +156,7 @@ class _Example:
                 f"training the {name} model on what was known on {known_before:%Y-%m-%d}"
                 + (" (the first time, kernels are compiled, which takes half a minute)" if name == OLDER else "")
             )
-            trained: Trained = train_on(history[history["event_time"] < known_before], options.world)
+            trained: Trained = train_on(history[history["event_time"] < known_before], options.world, settings)
             register(registry, trained)
             versions[name] = trained.model.version
             if name == OLDER:

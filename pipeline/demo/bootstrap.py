@@ -6,14 +6,17 @@ from typing import Final
 
 import pandas as pd
 
+from pipeline.backtest import frame_tables
+from pipeline.backtest.training.history import read_history
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
+from pipeline.settings.kernel_options import card_options
+from pipeline.settings.rate_table import load_rates
 from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_history
 from pipeline.training.fit import Trained, TrainingConfig, train
 from schemas.times import US_PER_DAY
 
@@ -53,7 +56,7 @@ def train_first_model(
     small to learn from.
     """
     frame = world.history()
-    trained = train_on(frame, world, threads=threads, report=report)
+    trained = train_on(frame, world, settings, threads=threads, report=report)
     registry = Registry(settings.registry_path)
     register(registry, trained)
     registry.activate(LIGHTGBM, trained.model.version)
@@ -71,13 +74,19 @@ def train_first_model(
 
 
 def train_on(
-    history: pd.DataFrame, world: World, *, threads: int = 1, report: Callable[[str], None] = lambda _: None
+    history: pd.DataFrame,
+    world: World,
+    settings: Settings,
+    *,
+    threads: int = 1,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train on what was known when ``history`` ends, for a budget of alerts that suits the world's population.
 
     Raises ``ModelError`` when the history is too short or the population too small to learn from.
     """
-    data = from_history(history, LabelRegime(delay_days=LABEL_DELAY_DAYS), report=report)
+    regime, options = LabelRegime(delay_days=LABEL_DELAY_DAYS), card_options(settings, load_rates(settings), 1)
+    data = read_history(frame_tables(history), regime, options, report=report).training_set()
     return train(
         data,
         split_cohorts(

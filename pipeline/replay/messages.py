@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
+from pipeline.engine.columns import identities
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import PASSED_ON, currency_decimals
@@ -26,6 +28,12 @@ def event_times_us(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
         frame["event_time"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
     )
     return times
+
+
+def identities_of(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
+    """Return the `transaction_hash` of each row; shape (rows,)."""
+    card, transaction = (pa.array(frame[name].tolist(), pa.large_string()) for name in ("card_id", "transaction_id"))
+    return identities(card, transaction)
 
 
 def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> Iterator[Transaction]:

@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
-from pipeline.engine.history import identities_of
 from pipeline.kafka.producer import RecordProducer
 from pipeline.kafka.progress import require_producer_timestamps
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
-from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
 from pipeline.replay.watch import AlertWatch, Flow, FlowWatch
 from pipeline.settings import Settings
 from schemas.limits import check_limits

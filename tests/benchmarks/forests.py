@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
 from pipeline.demo.world import World
-from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river
+from tests.helpers.features import compute_features
 
 BUILD = Path(__file__).parents[2] / "build" / "benchmarks"
 TREES, LEAVES = 200, 63

@@ -15,9 +15,9 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.replayer import EPOCH
 from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, train
 from schemas.times import US_PER_DAY
+from tests.helpers.features import history_of
 
 RECIPE = "evaluation"
 """Where a registered version keeps what it was made from."""
@@ -65,7 +65,7 @@ def champion(registry: Registry, recipe: Recipe) -> Champion:
         if entry.details.get(RECIPE) == described:
             return _activated(registry, entry.version, entry.details, reused=True)
     frame = load_transactions(recipe.file, recipe.mapping, end=recipe.known_before)
-    data = from_history(frame, LabelRegime(delay_days=recipe.label_delay_days))
+    data = history_of(frame, LabelRegime(delay_days=recipe.label_delay_days)).training_set()
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(recipe.label_delay_days * US_PER_DAY),

@@ -27,7 +27,6 @@ from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingSet, train
 from schemas.times import US_PER_DAY
 from tests.evaluation.detection import ALL, Data
@@ -47,6 +46,7 @@ from tests.evaluation.published import (
     Weeks,
     baselines,
 )
+from tests.helpers.features import history_of
 
 SAME_WEEK = "LightGBM, the same week"
 HISTORY = "LightGBM, all that was known"
@@ -62,7 +62,7 @@ def own_models(file: Path) -> dict[str, Figures]:
     """
     mapping = resolve_mapping(file, preset="handbook")
     known = load_transactions(file, mapping, end=TEST_FROM)
-    data = from_history(known, LabelRegime(delay_days=DELAY_DAYS))
+    data = history_of(known, LabelRegime(delay_days=DELAY_DAYS)).training_set()
     models = {SAME_WEEK: _trained(data, SAME_WEEK, TRAIN_FROM), HISTORY: _trained(data, HISTORY, None)}
     weeks = Weeks(frame := pd.read_parquet(file))
     wanted = frame.loc[weeks.test, "TRANSACTION_ID"].astype(str)

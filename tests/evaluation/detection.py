@@ -21,11 +21,11 @@ from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange, Training
 from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
 from pipeline.engine.decisions import Decisions
-from pipeline.engine.history import event_times_us, identities_of
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.messages import event_times_us, identities_of
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import first_river
@@ -78,7 +78,7 @@ class Data:
         self.frame = frame
         self.fraud = frame["fraud"].to_numpy(bool)
         self.kind = frame["fraud_type"].to_numpy(str) if "fraud_type" in frame else None
-        self.times = event_times_us(frame["event_time"])
+        self.times = event_times_us(frame)
         self.card = np.asarray(pd.factorize(frame["card_id"])[0], np.int64)
 
     @staticmethod

@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.training.period import TrainingPeriod
-from pipeline.engine.history import identities_of
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.learning.sampling import keep_negatives
+from pipeline.replay.messages import identities_of
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.settings import Settings
-from pipeline.training.datasets import from_history
 from pipeline.training.fit import TrainingConfig, TrainingSet, train
 from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.evaluation import detection
 from tests.evaluation.detection import TOP, VALIDATION_DAYS, Data, Scored, at
+from tests.helpers.features import history_of
 
 RIVER_WARM_UP: Final = timedelta(days=60)
 """Before a range: what an online model learns from before it."""
@@ -45,7 +45,7 @@ class History:
 
     def __init__(self, data: Data, regime: LabelRegime) -> None:
         self.data, self.regime = data, regime
-        self._set = from_history(data.frame, regime)
+        self._set = history_of(data.frame, regime).training_set()
 
     def rows(self, start: datetime, end: datetime) -> NDArray[np.int64]:
         """Return the rows of some days."""

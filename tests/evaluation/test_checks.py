@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES
+from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_inputs import INPUTS
 from pipeline.scoring.river_layer import RiverLayer, Scale
@@ -16,6 +16,7 @@ from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from tests.evaluation import checks
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Versions
+from tests.helpers.features import compute_features
 from tests.helpers.models import small_model
 from tests.reference.features import card_outliers
 
@@ -41,7 +42,7 @@ def decisions(frame: pd.DataFrame) -> Decisions:
     return Decisions(
         identity=list(zip(frame["card_id"], frame["transaction_id"], strict=True)),
         versions=[Versions(model.version, river.version, "policy")] * len(frame),
-        event_time_us=event_times_us(frame["event_time"]),
+        event_time_us=event_times_us(frame),
         score=sigmoid((1.0 - BLEND) * logit + BLEND * corrected),
         lightgbm=sigmoid(logit),
         river=sigmoid(corrected),
@@ -67,7 +68,7 @@ def card_log(frame: pd.DataFrame) -> pd.DataFrame:
             "card_id": frame["card_id"],
             "merchant_id": frame["merchant_id"],
             "transaction": frame["transaction_id"],
-            "event_time_us": event_times_us(frame["event_time"]),
+            "event_time_us": event_times_us(frame),
             "amount_minor": frame["amount_minor"],
             "counts": True,
             "hour": seconds / 3_600,

@@ -53,7 +53,7 @@ def main() -> None:
     from pipeline.engine.card import CardOptions
     from pipeline.engine.feedback import FeedbackOptions
     from pipeline.engine.models import ActiveModels
-    from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+    from pipeline.features.catalogue import CARD_FEATURES, DEFAULT_FEATURES, FEATURES
     from pipeline.history.files import load_transactions, resolve_mapping
     from pipeline.learning.regimes import LabelRegime
     from pipeline.models.registry import LIGHTGBM, POLICY, Registry
@@ -63,13 +63,13 @@ def main() -> None:
     from pipeline.scoring.river_inputs import INPUTS
     from pipeline.settings import Settings
     from pipeline.training.cohorts import split_cohorts
-    from pipeline.training.datasets import from_history
     from pipeline.training.fit import TrainingConfig, train
     from schemas.codec import encode
     from schemas.topics import TRANSACTIONS
     from tests.contract.records import RATES
     from tests.helpers.backtest_inputs import backtest_of
     from tests.helpers.exported import export
+    from tests.helpers.features import history_of
     from tests.helpers.histories import DAY
     from tests.helpers.live import Live, moment
     from tests.helpers.models import example
@@ -79,7 +79,7 @@ def main() -> None:
         path = directory / "history.csv"
         history().to_csv(path, index=False)
         frame = load_transactions(path, resolve_mapping(path))
-        data = from_history(frame, LabelRegime(delay_days=1.0))
+        data = history_of(frame, LabelRegime(delay_days=1.0)).training_set()
         split = split_cohorts(data.event_time_us, label_delay_us=DAY, validation_us=10 * DAY)
         trained = train(data, split, alerts_per_day=20.0, config=TrainingConfig(trees=60, early_stopping_rounds=0))
         models = ActiveModels(trained.model, first_river(), trained.policy)
@@ -128,6 +128,11 @@ def main() -> None:
                     decided[column].to_numpy(float),
                     equal_nan=True,
                 )
+            ],
+            "untrained": [
+                name
+                for name, column, own in zip(CARD_FEATURES, columns, data.features.T, strict=False)
+                if not np.array_equal(own, decided[column].to_numpy(float), equal_nan=True)
             ],
             "live_scores": [decision.score for decision in live.decisions],
             "file_scores": decided["score"].tolist(),

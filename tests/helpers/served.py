@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pipeline.engine.accepted_labels import accept
 from pipeline.engine.blocks import Block, Sources, pack_block
 from pipeline.engine.feature_blocks import LAYOUT, NUMBERS, OWN_FEATURES
-from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import NO_LABEL, SOURCE_RANK
 from pipeline.learning.regimes import NEVER_US
+from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import make_profiles, simulate_days
@@ -22,6 +22,7 @@ from pipeline.training.served import KNOWN_FRAUD, ServedRows
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, LABELS
+from tests.helpers.features import compute_features
 from tests.helpers.live import moment
 from tests.helpers.logs import LABEL_OPTIONS, Log, label, to
 
@@ -67,7 +68,7 @@ def simulated(days: int, seed: int = 1, cards: int = 300, merchants: int = 600) 
     frame = simulate_days(make_profiles(np.random.default_rng(seed), cards, merchants), seed, 0, days)
     frame = frame[frame["amount_minor"] > 0].reset_index(drop=True)
     features = compute_features(frame, label_delay_s=DELAY_US / 1e6)
-    return History(frame, features, event_times_us(frame["event_time"]), frame["fraud"].to_numpy(bool))
+    return History(frame, features, event_times_us(frame), frame["fraud"].to_numpy(bool))
 
 
 def feature_records(

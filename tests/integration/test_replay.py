@@ -18,13 +18,12 @@ from confluent_kafka import Consumer, Producer
 
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
-from pipeline.engine.history import identities_of, labels_known
 from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
 from pipeline.kafka.errors import TopicError
 from pipeline.kafka.producer import DeliveryFailed, RecordProducer
 from pipeline.kafka.topic_reader import read_topic
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
+from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import make_profiles, simulate_days
@@ -32,6 +31,7 @@ from schemas.codec import timestamp_us
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
+from tests.helpers.features import labels_known
 
 pytestmark = pytest.mark.broker
 
@@ -149,14 +149,12 @@ def test_only_the_reported_share_of_frauds_is_labelled(settings: Settings, frame
     times_us = event_times_us(frame)
     fraud, identity = frame["fraud"].to_numpy(bool), identities_of(frame)
     known_us = regime.known_at_us(times_us, fraud, identity)
-    due = labels_known(known_us, fraud, corrected_at_us=regime.corrected_at_us(known_us, identity))
+    due = labels_known(known_us, fraud, regime.corrected_at_us(known_us, identity))
     names = frame["transaction_id"].iloc[due.row]
     # Some say the opposite first, and are corrected.
-    assert set(due.known.tolist()) == {0, 1}
-    reported = [
-        (label.transaction_id, timestamp_us(label.labelled_at), int(label.label == "fraud")) for _, label in found
-    ]
-    assert sorted(reported) == sorted(zip(names, due.known_at_us.tolist(), due.known.tolist(), strict=True))
+    assert set(due.fraud.tolist()) == {False, True}
+    reported = [(label.transaction_id, timestamp_us(label.labelled_at), label.label == "fraud") for _, label in found]
+    assert sorted(reported) == sorted(zip(names, due.known_at_us.tolist(), due.fraud.tolist(), strict=True))
 
 
 def test_a_frame_without_truth_gets_no_labels(settings: Settings, frame: pd.DataFrame) -> None:

@@ -254,6 +254,13 @@ def test_times_without_an_offset_are_of_the_time_zone(kind: str) -> None:
     assert (again.event_time_us.tolist(), rejects) == (accepted.event_time_us.tolist(), [])
 
 
+def test_times_of_a_column_in_another_zone_are_the_same_instants() -> None:
+    at = datetime(2024, 7, 1, 10, 0, 0, 500_000, tzinfo=UTC)
+    times = pa.array([at], pa.timestamp("us", "Asia/Kolkata"))
+    accepted, _ = accept_transactions(typed(event_time=times), RULES)
+    assert accepted.event_time_us.tolist() == [timestamp_us(at)]
+
+
 def test_nanoseconds_are_cut_off_and_times_out_of_reach_are_refused() -> None:
     times = pa.array(np.array(["2024-07-01T10:00:00.123456789"], "datetime64[ns]")).cast(pa.timestamp("ns", "UTC"))
     accepted, _ = accept_transactions(typed(event_time=times), RULES)

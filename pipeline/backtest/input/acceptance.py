@@ -192,6 +192,23 @@ def accept_each(
         yield rows
 
 
+def first_reasons(rejects: Iterable[Reject]) -> dict[str, str]:
+    """Return the first reason of each code."""
+    reasons: dict[str, str] = {}
+    for reject in rejects:
+        reasons.setdefault(reject.code, reject.text)
+    return reasons
+
+
+def reasons_text(reasons: Mapping[str, str]) -> str:
+    """Write codes with their reasons.
+
+    >>> reasons_text({"too_old": "It is of 1970.", "not_json": "Send JSON."})
+    'too_old (It is of 1970.), not_json (Send JSON.)'
+    """
+    return ", ".join(f"{code} ({text})" for code, text in reasons.items())
+
+
 class _OwnBytes(NamedTuple):
     """Records of a table that are accepted or refused by their own bytes."""
 

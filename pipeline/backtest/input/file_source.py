@@ -4,19 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook, fraud_types, note_labels
 from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
-from pipeline.backtest.input.tables import file_tables, frauds, label_tables
+from pipeline.backtest.input.tables import file_tables, label_tables, truth_of
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.history.files import ColumnMapping
 from pipeline.learning.label_sources import SIMULATOR
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
 from schemas.times import US_PER_SECOND
 
 
@@ -67,7 +64,7 @@ class FileSource:
             rows = seen.within(span, rows)
             if self.bears_truth:
                 numbers = rows.row - first
-                rows = replace(rows, truth=_borne(table, numbers))
+                rows = replace(rows, truth=truth_of(table, numbers))
                 sources, delay_us = pa.repeat(SIMULATOR, len(rows)), round(self.label_delay_s * US_PER_SECOND)
                 book.add_truth(rows, delay_us, sources, fraud_types(table, numbers))
             yield rows
@@ -85,9 +82,3 @@ class FileSource:
             rejects += refused
             yield note_labels(rows, table, first, book)
             first += table.num_rows
-
-
-def _borne(table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Return the final label of some rows of a file, by its column ``fraud``. Raises `UnusableSource`."""
-    fraud = frauds(table.select(["fraud"]).take(pa.array(rows)))
-    return np.where(fraud, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)

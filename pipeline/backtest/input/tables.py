@@ -21,7 +21,7 @@ from pipeline.history.files import (
     resolve_mapping,
     truths,
 )
-from pipeline.learning.labels import FRAUD, LEGITIMATE
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
 from schemas.times import US_PER_SECOND
 
 CHUNK_ROWS: Final = 16_384
@@ -87,6 +87,12 @@ def delayed_truth(
             }
         )
         yield labels if legitimate else labels.filter(pa.array(fraud))
+
+
+def truth_of(table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return the final label of some rows of a table, by its column ``fraud``. Raises `UnusableSource`."""
+    fraud = frauds(table.select(["fraud"]).take(pa.array(rows)))
+    return np.where(fraud, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)
 
 
 def frauds(table: pa.Table) -> NDArray[np.bool_]:

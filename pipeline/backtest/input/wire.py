@@ -84,7 +84,8 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
     """
     n = len(values)
     if pa.types.is_timestamp(values.type):
-        times = pd.Series(values.cast(pa.timestamp("us", values.type.tz), safe=False).to_pandas())
+        # The zone of a column with one is how it is shown: its instants stand for themselves.
+        times = pd.Series(values.cast(pa.timestamp("us", values.type.tz and "UTC"), safe=False).to_pandas())
         return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
     if not pa.types.is_string(values.type):
         return np.full(n, NO_TIME), np.zeros(n, np.bool_)

@@ -2,10 +2,8 @@
 
 from contextlib import closing
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.backtest.input.eligible import first_reasons, reasons_text
+from pipeline.backtest.engine.kernels import Profiled
+from pipeline.backtest.input.acceptance import first_reasons, reasons_text
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, in_order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
@@ -69,8 +67,9 @@ class _Followed:
         self._worked_on = 0
         self.first_us = LATEST_US
 
-    def note(self, times_us: NDArray[np.int64]) -> None:
+    def note(self, profiled: Profiled) -> None:
         """Note event times of transactions, which come in order."""
+        times_us = profiled.transactions.event_time_us
         if len(times_us):
             self._worked_on += len(times_us)
             self.first_us = min(self.first_us, int(times_us[0]))
@@ -92,4 +91,6 @@ def _read(
             # Nothing was alerted by what is still to be trained: its labels come after the delay.
             transactions, _ = bearing_truth(request.source, opened, request.label_delay_us, book)
             chunks = scheduled(transactions, ScheduledLabels(request.regime), span.to_us)
-        return read_rows(chunks, span.from_us, options, followed.note), opened.seen
+        rows = TrainingRows(span.from_us)
+        read_rows(chunks, rows, options, followed.note)
+        return rows, opened.seen

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US
 from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
@@ -26,13 +27,14 @@ _LABEL: Final = np.dtype(
 class TrainingRows:
     """Transactions in the order of event time with their features, and labels.
 
-    A transaction takes ``8 * len(FEATURES) + 32`` bytes of a temporary file, which is mapped into memory, and a label
+    A transaction takes ``8 * len(names) + 32`` bytes of a temporary file, which is mapped into memory, and a label
     48.
     """
 
-    def __init__(self, from_us: int) -> None:
-        """``from_us`` is the event time of the first transaction to keep."""
-        self._from_us = from_us
+    def __init__(self, from_us: int, names: tuple[str, ...] = FEATURES) -> None:
+        """Keep transactions from the event time ``from_us`` on, with features ``names`` in the catalogue's order."""
+        self._from_us, self._names = from_us, names
+        self._held = [FEATURES.index(name) for name in names]
         self._features = NumberColumn(np.float64)
         self._times_us, self._cards = NumberColumn(np.int64), NumberColumn(np.int64)
         self._high, self._low = NumberColumn(np.int64), NumberColumn(np.int64)
@@ -50,7 +52,8 @@ class TrainingRows:
         if inside.any():
             rows = transactions if inside.all() else transactions.take(inside)
             digests = digest_keys(rows.card_id, rows.transaction_id)
-            self._features.add(features if inside.all() else features[inside])
+            kept = features if inside.all() else features[inside]
+            self._features.add(kept if self._names == FEATURES else kept[:, self._held])
             self._times_us.add(rows.event_time_us)
             self._cards.add(name_keys(rows.card_id)[:, 0])
             self._high.add(digests[:, 0])
@@ -61,28 +64,31 @@ class TrainingRows:
 
     def copy(self) -> "TrainingRows":
         """Return the same rows and labels; what is added to one of both does not enter the other."""
-        other = TrainingRows(self._from_us)
+        other = TrainingRows(self._from_us, self._names)
         for name in ("_features", "_times_us", "_cards", "_high", "_low", "_labels"):
             getattr(other, name).add(getattr(self, name).so_far())
         return other
 
     def training_set(self, period: TrainingPeriod) -> TrainingSet:
         """Return the transactions of a period, each a fraud if the label says so that held at the period's end."""
+        return self.known_at(period.known_us, period.from_us, min(period.last_event_us + 1, period.known_us))
+
+    def known_at(self, known_us: int, from_us: int = EARLIEST_US, end_us: int = LATEST_US) -> TrainingSet:
+        """Return the transactions from a time on and before another, by the labels that held at ``known_us``."""
         times_us = self._times_us.so_far()
-        first, end = np.searchsorted(
-            times_us, [period.from_us, min(period.last_event_us + 1, period.known_us)]
-        ).tolist()
+        first, end = np.searchsorted(times_us, [from_us, end_us]).tolist()
         rows = slice(first, max(first, end))
         event_times_us = times_us[rows]
-        reported_us = self._reported_us(rows, period.known_us)
+        reported_us = self._reported_us(rows, known_us)
         return TrainingSet(
-            features=self._features.so_far().reshape(-1, len(FEATURES))[rows],
+            features=self._features.so_far().reshape(-1, len(self._names))[rows],
             fraud=reported_us < NEVER_US,
             weight=np.ones(len(event_times_us)),
             event_time_us=event_times_us,
             card=np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
             identity=self._high.so_far()[rows],
             reported_us=reported_us,
+            names=self._names,
         )
 
     def _reported_us(self, rows: slice, known_us: int) -> NDArray[np.int64]:

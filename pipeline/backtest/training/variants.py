@@ -8,11 +8,9 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, NamedTuple
 
-import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 
-from pipeline.backtest.engine.kernels import profile_chunks
+from pipeline.backtest.engine.kernels import Profiled, profile_chunks
 from pipeline.backtest.input.order import Chunk, Order, alone, checked, merged
 from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
 from pipeline.backtest.labels.schedule import ScheduledLabels
@@ -207,18 +205,13 @@ class Training:
 
 
 def read_rows(
-    chunks: Iterator[Chunk], from_us: int, options: CardOptions, note: Callable[[NDArray[np.int64]], None]
-) -> TrainingRows:
-    """Return the transactions from a time on, among records by event time that begin with what warms the windows up.
-
-    ``note`` receives the event times of each chunk's transactions.
-    """
-    rows = TrainingRows(from_us)
+    chunks: Iterator[Chunk], rows: TrainingRows, options: CardOptions, note: Callable[[Profiled], None]
+) -> None:
+    """Add records by event time, with the features of transactions, to ``rows``; ``note`` receives each chunk's."""
     with closing(profile_chunks(chunks, options)) as passed:
         for chunk, profiled in passed:
             rows.add(chunk.labels, profiled.transactions, profiled.features)
-            note(profiled.transactions.event_time_us)
-    return rows
+            note(profiled)
 
 
 def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:

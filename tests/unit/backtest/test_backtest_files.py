@@ -15,11 +15,11 @@ from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
 from pipeline.engine.card_join import Arrivals, CardJoin
 from pipeline.engine.columns import digest_keys
-from pipeline.engine.history import compute_features
 from pipeline.engine.joins import Retention
 from pipeline.engine.pending import NO_LABELS, MemoryPending
 from pipeline.engine.transaction_index import MemoryIndex
 from pipeline.history.files import UnusableSource, resolve_mapping
+from tests.helpers.features import compute_features
 from tests.helpers.histories import DAY
 from tests.unit.backtest.test_backtest import frame, models, options
 

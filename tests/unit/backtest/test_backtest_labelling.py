@@ -17,7 +17,6 @@ from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.replay import Candidate, replay_scheduled
 from pipeline.backtest.runner.result import DECISION_COLUMNS
-from pipeline.engine.history import labels_known
 from pipeline.engine.models import ActiveModels
 from pipeline.features.identity import transaction_hash
 from pipeline.history.files import UnusableSource
@@ -26,6 +25,7 @@ from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import active
+from tests.helpers.features import labels_known
 
 DAY_US = 86_400_000_000
 HOUR_US = DAY_US // 24
@@ -339,12 +339,12 @@ def test_a_regime_gives_the_labels_that_it_says(
     identity = np.array(list(map(transaction_hash, history["card_id"], history["transaction_id"])), np.uint64)
     fraud = history["fraud"].to_numpy(bool)
     known_us = regime.known_at_us(us(history["event_time"]), fraud, identity)
-    due = labels_known(known_us, fraud, corrected_at_us=regime.corrected_at_us(known_us, identity))
+    due = labels_known(known_us, fraud, regime.corrected_at_us(known_us, identity))
     frame = pd.DataFrame(
         {
             "transaction_id": history["transaction_id"].iloc[due.row],
             "card_id": history["card_id"].iloc[due.row],
-            "label": np.where(due.known == 1, "fraud", "legitimate"),
+            "label": np.where(due.fraud, "fraud", "legitimate"),
             "source": "simulator",
             "labelled_at": pd.to_datetime(due.known_at_us, unit="us", utc=True),
         }

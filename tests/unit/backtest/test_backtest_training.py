@@ -18,7 +18,6 @@ from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
-from pipeline.engine.history import compute_features, event_times_us
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.history.files import load_transactions, resolve_mapping
@@ -33,12 +32,13 @@ from pipeline.scoring.trees import read_trees
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.cohorts import split_cohorts
-from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import TrainingConfig, train
+from schemas.codec import timestamp_us
 from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.features import compute_features, history_of
 from tests.helpers.models import small_model
 
 DAY = timedelta(days=1)
@@ -87,13 +87,13 @@ def test_a_model_takes_early_reports_as_the_training_of_a_file_does(
     backtest.run()
     path = tmp_path / "history.parquet"
     regime = LabelRegime(delay_days=GAP_S / 86_400.0, **declared)
-    end_us = int(event_times_us(pd.Series([start + 28 * DAY]))[0])
-    data = from_history(load_transactions(path, resolve_mapping(path), end=start + 28 * DAY), regime, end_us)
+    end_us = timestamp_us(start + 28 * DAY)
+    data = history_of(load_transactions(path, resolve_mapping(path), end=start + 28 * DAY), regime).training_set(end_us)
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(regime.maturity_days * US_PER_DAY),
         validation_us=6 * US_PER_DAY,
-        train_from_us=event_times_us(pd.Series([start + 5 * DAY]))[0],
+        train_from_us=timestamp_us(start + 5 * DAY),
         known_before_us=end_us,
     )
     early = EarlyReports(end_us, ReportDelays.declared(regime))
@@ -137,13 +137,13 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     path = tmp_path / "history.parquet"
     frame = load_transactions(path, resolve_mapping(path), end=start + 28 * DAY)
     regime = LabelRegime(delay_days=GAP_S / 86_400.0)
-    data = from_history(frame, regime)
-    known_us = int(event_times_us(pd.Series([start + 28 * DAY]))[0])
+    data = history_of(frame, regime).training_set()
+    known_us = timestamp_us(start + 28 * DAY)
     split = split_cohorts(
         data.event_time_us,
         label_delay_us=round(GAP_S * 1e6),
         validation_us=6 * US_PER_DAY,
-        train_from_us=event_times_us(pd.Series([start + 5 * DAY]))[0],
+        train_from_us=timestamp_us(start + 5 * DAY),
         known_before_us=known_us,
     )
     labels = TrainedLabels(known_us, round(GAP_S * 1e6), regime.describe())

@@ -12,7 +12,6 @@ import pytest
 from pipeline.engine.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
 from pipeline.engine.card import CardPartition
 from pipeline.engine.decider import Decider
-from pipeline.engine.history import compute_features
 from pipeline.engine.models import ActiveModels
 from pipeline.engine.profiled import read_rows
 from pipeline.engine.results import Result
@@ -29,6 +28,7 @@ from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIO
 from tests.helpers.blocks import changed, with_text
 from tests.helpers.champion import LARGE_AMOUNT, active, decide
 from tests.helpers.expected import differences, expected_features
+from tests.helpers.features import compute_features
 from tests.helpers.logs import (
     START,
     LabelLog,

@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.engine.history import compute_features
 from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.history.columns import COLUMNS
 from pipeline.history.files import UnusableSource, load_transactions, read_transactions, resolve_mapping
@@ -23,6 +22,7 @@ from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.codec import decode_transaction
+from tests.helpers.features import compute_features
 
 HEADER = "TRANSACTION_ID,TX_DATETIME,CUSTOMER_ID,TERMINAL_ID,TX_AMOUNT,TX_TIME_SECONDS,TX_FRAUD,TX_FRAUD_SCENARIO\n"
 ROWS = (
@@ -74,7 +74,7 @@ def test_the_handbooks_zero_amounts_are_verifications(tmp_path: Path) -> None:
     # Training sees what the agents see: a verification has features and enters no window.
     counts = compute_features(frame)[:, CARD_FEATURES.index("card_count_30d")]
     assert counts.tolist() == [0, 0, 0, 1]
-    again = pd.concat([frame, frame.tail(1).assign(event_time=frame["event_time"].iloc[-1])], ignore_index=True)
+    again = pd.concat([frame, frame.tail(1).assign(transaction_id="another")], ignore_index=True)
     assert compute_features(again)[-1, CARD_FEATURES.index("card_count_30d")] == 1
 
 

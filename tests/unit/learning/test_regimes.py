@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.engine.history import labels_known
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from schemas.times import US_PER_DAY
 
@@ -27,9 +26,6 @@ def test_nobody_reports_a_legitimate_one() -> None:
     times = known(LabelRegime(reported="frauds-only", delay_days=2.0))
     np.testing.assert_array_equal(times[FRAUD], TIMES[FRAUD] + 2 * US_PER_DAY)
     assert (times[~FRAUD] == NEVER_US).all()
-    labels = labels_known(times, FRAUD)
-    assert labels.known.all()
-    assert len(labels.row) == FRAUD.sum()
 
 
 def test_delays_and_what_is_never_reported_follow_the_distribution() -> None:
@@ -110,13 +106,6 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, float]) -> None:
         LabelRegime(**changes)  # type: ignore[arg-type]
 
 
-def test_labels_are_in_the_order_in_which_they_became_known() -> None:
-    labels = labels_known(np.array([30, NEVER_US, 10, 10]), np.array([True, True, False, True]))
-    assert labels.row.tolist() == [2, 3, 0]
-    assert labels.known.tolist() == [0, 1, 1]
-    assert labels.known_at_us.tolist() == [10, 10, 30]
-
-
 def test_a_share_of_the_labels_says_the_opposite_first() -> None:
     regime = LabelRegime(delay_days=2.0, corrected_share=0.25, correction_days=3.0)
     times = known(regime)
@@ -125,14 +114,6 @@ def test_a_share_of_the_labels_says_the_opposite_first() -> None:
     wrong = corrected < NEVER_US
     assert wrong.mean() == pytest.approx(0.25, abs=0.01)
     np.testing.assert_array_equal(corrected[wrong], times[wrong] + 3 * US_PER_DAY)
-    labels = labels_known(times, FRAUD, IDENTITY, corrected)
-    assert (np.diff(labels.known_at_us) >= 0).all()
-    newest = dict(zip(labels.row.tolist(), labels.known.tolist(), strict=True))
-    assert [newest[row] for row in range(N)] == FRAUD.astype(int).tolist()
-    first = dict(zip(labels.row[::-1].tolist(), labels.known[::-1].tolist(), strict=True))
-    np.testing.assert_array_equal(np.array([first[row] for row in range(N)]), FRAUD ^ wrong)
-    assert labels.identity is not None
-    np.testing.assert_array_equal(labels.identity, IDENTITY[labels.row])
 
 
 def test_a_label_is_corrected_under_the_same_draw_whatever_the_share() -> None:

@@ -14,11 +14,11 @@ from pipeline.commands.progress import seldom
 from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.history import compute_features, event_times_us
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
@@ -26,7 +26,6 @@ from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
 from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
-from pipeline.training.datasets import from_history
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import (
     COLUMNS,
@@ -41,6 +40,7 @@ from pipeline.training.fit import (
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from schemas.times import US_PER_DAY
+from tests.helpers.features import compute_features, history_of
 from tests.helpers.models import matrix, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
@@ -349,19 +349,19 @@ def history(days: int = 30) -> pd.DataFrame:
 
 def test_a_history_is_taught_with_the_kernel_s_own_features() -> None:
     frame = history(12)
-    data = from_history(frame, LabelRegime(delay_days=1.0))
+    data = history_of(frame, LabelRegime(delay_days=1.0)).training_set()
     np.testing.assert_array_equal(data.features, compute_features(frame, label_delay_s=86_400.0))
     np.testing.assert_array_equal(data.fraud, frame["fraud"])
     with pytest.raises(ModelError, match="no labels"):
-        from_history(frame.drop(columns="fraud"), LabelRegime())
+        history_of(frame.drop(columns="fraud"), LabelRegime())
 
 
 @pytest.mark.parametrize(("early_us", "counts"), [(0, True), (1, False)])
 def test_a_fraud_counts_from_the_instant_at_which_it_is_reported(early_us: int, counts: bool) -> None:
     frame = history(12)
     row = int(np.flatnonzero(frame["fraud"])[5])
-    reported_us = int(event_times_us(frame["event_time"])[row]) + US_PER_DAY
-    data = from_history(frame, LabelRegime(delay_days=1.0), reported_us - early_us)
+    reported_us = int(event_times_us(frame)[row]) + US_PER_DAY
+    data = history_of(frame, LabelRegime(delay_days=1.0)).training_set(reported_us - early_us)
     assert data.fraud[row] == counts
     assert not data.fraud[data.event_time_us > data.event_time_us[row]].any()
 
@@ -509,9 +509,9 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     monkeypatch.setenv("FRAUD_PIPELINE_DEDUP_HORIZON_DAYS", "9")
     frame = history(30)
-    # Repeats within the horizon, whose labels say otherwise, and others that are transactions of their own again.
+    # Repeats within the horizon, and others that are transactions of their own again.
     repeats, others = (
-        frame.iloc[rows].assign(event_time=lambda row, days=days: row["event_time"] + timedelta(days=days), fraud=True)
+        frame.iloc[rows].assign(event_time=lambda row, days=days: row["event_time"] + timedelta(days=days))
         for rows, days in (([400, 410], 8), ([500, 510], 10))
     )
     arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
@@ -554,12 +554,12 @@ def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path,
 
 def test_progress_is_reported_as_it_goes() -> None:
     names: list[str] = []
-    data = from_history(history(30), LabelRegime(delay_days=7.0), report=names.append)
+    data = history_of(history(30), LabelRegime(delay_days=7.0), report=names.append).training_set()
     say = seldom(names.append, 0.0)
     split = split_cohorts(data.event_time_us, label_delay_us=7 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     train(data, split, alerts_per_day=5, config=TrainingConfig(trees=3, threads=1), report=say)
     text = "\n".join(names)
-    for part in ("features of cards", "features of merchants", "3 trees of at most 3", "trees on both periods"):
+    for part in ("features of 12,0", "3 trees of at most 3", "trees on both periods"):
         assert part in text
     never = seldom(names.append, 1e9)
     never("nothing of this")

@@ -1,17 +1,19 @@
-"""Features of recorded history: columns in, the features in, and nothing that was not known at the time."""
+"""Features of a history that is trained on: columns in, and nothing that was not known at the time."""
+
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.engine.history import KnownLabels, compute_features, delayed_labels, event_times_us
+from pipeline.backtest import OutOfOrder
 from pipeline.features.catalogue import FEATURES
-from schemas.errors import InvalidMessage
+from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.messages import event_times_us, identities_of
+from tests.helpers.features import KnownLabels, compute_features, history_of, labels_known
 from tests.helpers.logs import START, after, microseconds
 from tests.reference.features import card_features, card_outliers, merchant_features
-
-DAY_US = 86_400 * 10**6
 
 
 def history(seed: int = 0, size: int = 250) -> pd.DataFrame:
@@ -24,7 +26,7 @@ def history(seed: int = 0, size: int = 250) -> pd.DataFrame:
             "event_time": [after(float(days)) for days in times],
             "card_id": [f"c{number}" for number in random.integers(0, 5, size)],
             "merchant_id": [f"m{number}" for number in random.integers(0, 4, size)],
-            "amount_minor": random.integers(0, 30_000, size),
+            "amount_minor": random.integers(1, 30_000, size),
             "transaction_type": random.choice(["purchase", "cash", "refund", "reversal"], size),
             "fraud": random.random(size) < 0.2,
         }
@@ -49,9 +51,7 @@ def reference(frame: pd.DataFrame, labels: KnownLabels) -> pd.DataFrame:
         known_at_us=0,
     )
     rows["outlier"] = card_outliers(rows)
-    reported = rows.iloc[labels.row].assign(
-        kind="label", known=[["legitimate", "fraud", "none"][known] for known in labels.known]
-    )
+    reported = rows.iloc[labels.row].assign(kind="label", known=np.where(labels.fraud, "fraud", "legitimate"))
     reported["known_at_us"] = labels.known_at_us
     log = pd.concat(
         [reported.assign(at=reported["known_at_us"]), rows.assign(at=rows["event_time_us"])], ignore_index=True
@@ -61,24 +61,19 @@ def reference(frame: pd.DataFrame, labels: KnownLabels) -> pd.DataFrame:
     return pd.concat([card_features(rows), merchant], axis=1)[list(FEATURES)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_features_are_those_of_the_reference(seed: int) -> None:
+    """Whoever gets a label, and whether it says the opposite first."""
     frame = history(seed)
-    labels = delayed_labels(event_times_us(frame["event_time"]), frame["fraud"].to_numpy(), 3 * 86_400.0)
-    features = compute_features(frame, label_delay_s=3 * 86_400.0)
+    regime = LabelRegime(
+        delay_days=3.0, delay_spread=0.7 * (seed > 0), reported="all" if seed < 2 else "mixed", early_share=0.2,
+        corrected_share=0.3 * (seed > 1), correction_days=5.0,
+    )  # fmt: skip
+    fraud, identity = frame["fraud"].to_numpy(bool), identities_of(frame)
+    known_us = regime.known_at_us(event_times_us(frame), fraud, identity)
+    labels = labels_known(known_us, fraud, regime.corrected_at_us(known_us, identity))
+    features = history_of(frame, regime).training_set().features
     assert features.shape == (len(frame), len(FEATURES))
-    np.testing.assert_allclose(features, reference(frame, labels).to_numpy(float), rtol=1e-9, atol=1e-9)
-
-
-def test_corrections_and_partial_labels_are_those_of_the_reference() -> None:
-    frame = history(7)
-    random = np.random.default_rng(7)
-    row = random.integers(0, len(frame), 200)
-    times = event_times_us(frame["event_time"])
-    known_at = times[row] + random.integers(0, 20 * DAY_US, 200)
-    order = np.argsort(known_at, kind="stable")
-    labels = KnownLabels(row[order], random.integers(0, 3, 200).astype(np.int8)[order], known_at[order])
-    features = compute_features(frame, labels=labels)
     np.testing.assert_allclose(features, reference(frame, labels).to_numpy(float), rtol=1e-9, atol=1e-9)
     assert sum(column(features, "merchant_known_fraud_30d")) > 0
 
@@ -102,11 +97,6 @@ def test_a_label_is_known_after_its_delay_and_not_before(delay_s: float | None, 
     assert column(compute_features(two(), label_delay_s=delay_s), "merchant_known_fraud_30d") == [0, known]
 
 
-def test_without_labels_nothing_about_fraud_is_needed() -> None:
-    frame = two().drop(columns="fraud")
-    assert column(compute_features(frame, label_delay_s=None), "merchant_known_count_30d") == [0, 0]
-
-
 def test_refunds_get_features_and_do_not_count() -> None:
     features = compute_features(two(transaction_type=["refund", "purchase"]))
     assert column(features, "amount") == [10, 30]
@@ -122,29 +112,13 @@ def test_other_time_zones_are_the_same_instants() -> None:
 
 @pytest.mark.parametrize("unit", ["s", "ms", "ns"])
 def test_times_of_any_resolution_are_microseconds(unit: str) -> None:
-    times = pd.Series([START, after(1)]).dt.as_unit(unit)
-    assert event_times_us(times).tolist() == [microseconds(START), microseconds(after(1))]
+    def found(times: list[datetime]) -> list[int]:
+        frame = two(event_time=pd.Series(times).dt.as_unit(unit))
+        return history_of(frame, LabelRegime()).training_set().event_time_us.tolist()
 
-
-def test_a_time_without_zone_is_refused() -> None:
-    with pytest.raises(ValueError, match="no time zone"):
-        compute_features(two(event_time=[time.replace(tzinfo=None) for time in (START, after(2))]))
+    assert found([START, after(1)]) == [microseconds(START), microseconds(after(1))]
 
 
 def test_a_history_out_of_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="sort it by event_time"):
+    with pytest.raises(OutOfOrder, match="sort the input by event_time"):
         compute_features(two().iloc[::-1])
-
-
-def test_labels_come_in_the_order_in_which_they_became_known() -> None:
-    times = np.array([10, 20, 30], np.int64) * 10**6
-    fraud = np.array([True, False, True])
-    labels = delayed_labels(times, fraud, 5.0, labelled=np.array([True, False, True]))
-    assert labels.row.tolist() == [0, 2]
-    assert labels.known.tolist() == [1, 1]
-    assert labels.known_at_us.tolist() == [15 * 10**6, 35 * 10**6]
-
-
-def test_a_local_time_that_is_none_names_its_row() -> None:
-    with pytest.raises(InvalidMessage, match=r"row 2 of the history: local_time cannot be read"):
-        compute_features(two(local_time=[None, "noon"]))
