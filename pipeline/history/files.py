@@ -282,7 +282,14 @@ def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.int
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.intp)
 
 
+def refuse_url(path: Path) -> None:
+    """Raise `UnusableSource` for a path that was a URL, such as ``s3://``."""
+    if re.match(r"\w\w+:/", str(path)):
+        raise UnusableSource(f"{path} is a URL: copy it to a disk of this machine, and name its path there")
+
+
 def _kind(path: Path) -> str:
+    refuse_url(path)
     if not path.is_file():
         raise UnusableSource(f"there is no file {path}")
     name = path.name.lower()

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.settings.decisions import DecisionSettings
@@ -45,6 +45,13 @@ class Settings(KafkaSettings, WorkerSettings, DecisionSettings, LearningSettings
         """Return the sources, the first of which wins; objects of several are merged."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, SettingFiles(settings_cls, PREFIX)
+
+    @field_validator("data_dir", "registry_dir", mode="before")
+    @classmethod
+    def _on_disk(cls, value: Any) -> Any:
+        if "://" in str(value):
+            raise ValueError("this is a directory of this machine, and no URL: name one on its disk, or mounted there")
+        return value
 
     @model_validator(mode="after")
     def _pickles_are_signed(self) -> Self:

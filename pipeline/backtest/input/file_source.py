@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook, fraud_types, note_labels
+from pipeline.backtest.input.order import Order, checked
 from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
 from pipeline.backtest.input.tables import file_tables, label_tables, truth_of
@@ -52,7 +53,12 @@ class FileSource:
         """Open like `Source`."""
         seen = SeenTimes()
         labels = iter(()) if self.label_file is None else self._read_labels(self.label_file, acceptance, rejects, book)
-        return OpenedHistory(self._until_end(span, acceptance, rejects, book, seen), labels, seen)
+        transactions = self._until_end(span, acceptance, rejects, book, seen)
+        return OpenedHistory(
+            checked(transactions, "transaction", Order.EVENT_TIME, f"{self.path}: "),
+            checked(labels, "label", Order.EVENT_TIME, f"{self.label_file}: "),
+            seen,
+        )
 
     def _until_end(
         self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook, seen: SeenTimes

@@ -108,8 +108,8 @@ def alone(labels: Labels) -> Chunk:
     return Chunk(no_transactions(), np.empty(0, np.int64), labels, np.arange(len(labels)))
 
 
-def checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
-    """The parts that are not empty; `OutOfOrder` for a row that is behind its time."""
+def checked(parts: Iterator[Rows], kind: str, order: Order, where: str = "") -> Iterator[Rows]:
+    """The parts that are not empty; `OutOfOrder` for a row that is behind its time, ``where`` before its number."""
     last = -(2**63)
     for part in parts:
         if not len(part):
@@ -117,11 +117,11 @@ def checked(parts: Iterator[Rows], kind: str, order: Order) -> Iterator[Rows]:
         keys = np.concatenate([[last], part.key])
         behind = np.flatnonzero(keys[1:] < keys[:-1])
         if len(behind):
-            row = int(part.row[behind[0]])
+            row = int(part.row[behind[0]]) + 1
             by = {
                 Order.EVENT_TIME: "event_time" if kind == "transaction" else "the time from which it counts",
                 Order.RECORDED: "sequence",
             }[order]
-            raise OutOfOrder(f"the {kind} of row {row} stands behind a later one: sort the input by {by}")
+            raise OutOfOrder(f"{where}the {kind} of row {row} stands behind a later one: sort the input by {by}")
         last = int(part.key[-1])
         yield part

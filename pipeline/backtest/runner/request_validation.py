@@ -20,7 +20,7 @@ from pipeline.backtest.runner.thresholds import AlertThreshold, parsed_threshold
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.models import ActiveModels
 from pipeline.features.catalogue import REACH_US
-from pipeline.history.files import ColumnMapping, UnusableSource, resolve_mapping
+from pipeline.history.files import ColumnMapping, UnusableSource, refuse_url, resolve_mapping
 from pipeline.kafka.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
@@ -111,6 +111,7 @@ def source_of(
             raise ValueError("name a file, a directory of exported topics, or a cluster to read topics of")
         return TopicSource(bootstrap, settings, lateness_us)
     path = Path(history)
+    refuse_url(path)
     if path.is_dir():
         return ExportSource(path, lateness_us)
     if not path.exists():

@@ -432,8 +432,14 @@ def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Setti
 def test_a_file_that_is_out_of_order_is_refused(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
     path = tmp_path / "backwards.csv"
     history.iloc[::-1].to_csv(path, index=False)
-    with pytest.raises(OutOfOrder, match=r"stands behind a later one: sort the input by event_time$"):
+    behind = rf"^{path}: the transaction of row 2 stands behind a later one: sort the input by event_time$"
+    with pytest.raises(OutOfOrder, match=behind):
         backtest_of(path, settings=settings).run()
+
+
+def test_a_url_is_no_history(settings: Settings) -> None:
+    with pytest.raises(UnusableSource, match="is a URL: copy it to a disk of this machine"):
+        backtest_of("s3://bucket/history", settings=settings)
 
 
 def test_the_policy_is_the_one_that_was_made_for_the_model(settings: Settings) -> None:

@@ -92,7 +92,7 @@ def test_rows_that_are_out_of_order_are_an_error() -> None:
     with pytest.raises(OutOfOrder, match=r"label of row \d+ .* sort the input by the time from which it counts"):
         list(replay(models(), [sold.sort_by("event_time")], [backwards], options=options()))
     # From one table to the next.
-    with pytest.raises(OutOfOrder, match=rf"transaction of row {sold.num_rows} .* sequence"):
+    with pytest.raises(OutOfOrder, match=rf"transaction of row {sold.num_rows + 1} .* sequence"):
         list(replay(models(), [sold, first], options=options(), order=Order.RECORDED))
 
 

@@ -37,6 +37,7 @@ def check_one_sentence(result: Result, *parts: str) -> None:
     ("environment", "parts"),
     [
         ({"FRAUD_PIPELINE_CARD_PARTITIONS": SECRET}, ["FRAUD_PIPELINE_CARD_PARTITIONS", "integer"]),
+        ({"FRAUD_PIPELINE_REGISTRY_DIR": "s3://b/x"}, ["FRAUD_PIPELINE_REGISTRY_DIR", "no URL: name one on its disk"]),
         ({"FRAUD_PIPELINE_CARD_PARTITIONS": "0"}, ["FRAUD_PIPELINE_CARD_PARTITIONS", "greater than or equal to 1"]),
         ({"FRAUD_PIPELINE_KAFKA_CONFIG": f'{{"sasl.password": {SECRET}'}, ["FRAUD_PIPELINE_KAFKA_CONFIG", "JSON"]),
         (

@@ -220,6 +220,8 @@ def test_one_mapped_column_on_top_of_a_preset(tmp_path: Path) -> None:
 def test_what_is_no_file_of_transactions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnusableSource, match="no file"):
         resolve_mapping(tmp_path / "absent.csv")
+    with pytest.raises(UnusableSource, match="is a URL: copy it to a disk of this machine"):
+        resolve_mapping(Path("s3://bucket/history.parquet"))
     with pytest.raises(UnusableSource, match=r"unknown file type; use \.parquet"):
         resolve_mapping(csv(tmp_path, "", "transactions.xlsx"))
     with pytest.raises(UnusableSource, match="cannot be read as parquet"):
