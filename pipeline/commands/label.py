@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import click
 import msgspec
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.commands.lookup import decoded, find_labels
+from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.show import label_text
 from pipeline.demo.text import PLAIN_WIDTH, utc_text
 from pipeline.kafka.admin import end_offsets
@@ -166,17 +167,20 @@ def parsed_time(context: click.Context, parameter: click.Parameter, value: str |
 
 
 @click.command()
-@click.argument("transaction_id")
+@click.argument("transaction_id", callback=named)
 @click.argument("label", type=click.Choice(LABELS_OFFERED))
 @click.option("--source", type=click.Choice(SOURCES_OFFERED), default="analyst", show_default=True, help="Who says so.")
 @click.option(
     "--analyst",
     metavar="NAME",
+    callback=named,
     help="Your name.  [default: the user's, for --source analyst]",
 )
 @click.option("--note", metavar="TEXT", help="Whatever the next person should know.")
 @click.option("--fraud-type", metavar="TYPE", help="The kind of fraud.")
-@click.option("--card", metavar="CARD_ID", help="The transaction's card, which is not searched for then.")
+@click.option(
+    "--card", metavar="CARD_ID", callback=named, help="The transaction's card, which is not searched for then."
+)
 @click.option(
     "--at",
     metavar="TIME",
@@ -203,10 +207,7 @@ def command(
         topic_of_label = settings.label_sources.topic_for(source)
         bootstrap = find_cluster(settings)
 
-        def read(topic: Topic) -> Iterable[Record]:
-            return read_topic(bootstrap, settings.topic(topic.name), settings=settings)
-
-        found = LocatedCard(card, "") if card else find_card(read, transaction_id)
+        found = LocatedCard(card, "") if card else find_card(partial(searched, bootstrap, settings), transaction_id)
         now = datetime.now(UTC)
         simulated = None if at else simulated_now(bootstrap, settings, now)
         message = Label(
@@ -227,9 +228,9 @@ def command(
             producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
     except (ClusterNotFound, TopicError, DeliveryFailed, InvalidMessage) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(sentence(message, found.topic))
-    for line in textwrap.wrap(_said_before(bootstrap, settings, message), PLAIN_WIDTH):
-        click.echo(line)
+    for text in (sentence(message, found.topic), _said_before(bootstrap, settings, message)):
+        for line in textwrap.wrap(text, PLAIN_WIDTH, break_long_words=False, break_on_hyphens=False):
+            click.echo(line)
     if simulated:
         click.echo("The topics run on a simulated clock; the label bears its time.")
     click.echo(printable_json(value.decode()))

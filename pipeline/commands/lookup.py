@@ -1,9 +1,12 @@
 """Search of topics for one transaction or card, without decoding what cannot be meant."""
 
+import math
 import re
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 
+import click
 import msgspec
 
 from pipeline.kafka.topic_reader import read_topic
@@ -13,11 +16,31 @@ from schemas.messages import Alert, Decision, Label
 from schemas.records import Record
 from schemas.topics import Topic
 
+SILENT_S: Final = 2.0
+"""Time for which a search says nothing."""
 _SAFE: Final = re.compile(rb"[A-Za-z0-9 ._:@#|-]+")
 """Characters that every JSON encoder writes as they are."""
 
 M = TypeVar("M", bound=msgspec.Struct)
 Found = TypeVar("Found", Alert, Decision, Label)
+
+
+def named(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return an argument or option; raises ``BadParameter`` for an empty one."""
+    del context
+    if value == "":
+        raise click.BadParameter("it is empty; write a name", param=parameter)
+    return value
+
+
+def announced(records: Iterable[Record], topic: str, silent_s: float = SILENT_S) -> Iterator[Record]:
+    """Yield ``records`` of ``topic``; say once on the standard error that it is searched, after ``silent_s``."""
+    say_s = time.monotonic() + silent_s
+    for record in records:
+        if time.monotonic() >= say_s:
+            click.echo(f"Searching {topic} ...", err=True)
+            say_s = math.inf
+        yield record
 
 
 def decoded(records: Iterable[Record], identifier: str, kind: type[M]) -> Iterator[M]:
@@ -36,6 +59,12 @@ def decoded(records: Iterable[Record], identifier: str, kind: type[M]) -> Iterat
                 continue
 
 
+def searched(bootstrap: str, settings: Settings, topic: Topic) -> Iterator[Record]:
+    """Read a topic, and say so where that takes long."""
+    name = settings.topic(topic.name)
+    return announced(read_topic(bootstrap, name, settings=settings), name)
+
+
 def find(
     bootstrap: str, settings: Settings, topics: Iterable[Topic], identifier: str, kind: type[Found]
 ) -> list[Found]:
@@ -47,7 +76,7 @@ def find(
     return [
         message
         for topic in topics
-        for message in decoded(read_topic(bootstrap, settings.topic(topic.name), settings=settings), identifier, kind)
+        for message in decoded(searched(bootstrap, settings, topic), identifier, kind)
         if identifier in (message.transaction_id, message.card_id)
     ]
 

@@ -8,7 +8,7 @@ import click
 
 from pipeline.broker import BrokerError
 from pipeline.broker.running import ClusterNotFound, cluster_or_last_run
-from pipeline.commands.lookup import find, find_labels
+from pipeline.commands.lookup import find, find_labels, named
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
 from pipeline.kafka.errors import TopicError
 from pipeline.observability.logs import silence_clients
@@ -66,7 +66,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 @click.command()
-@click.argument("identifier", metavar="TRANSACTION|CARD")
+@click.argument("identifier", metavar="TRANSACTION|CARD", callback=named)
 def command(identifier: str) -> None:
     """Show what was decided about TRANSACTION, or about every transaction of CARD, by event time.
 

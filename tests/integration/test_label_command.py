@@ -113,8 +113,9 @@ def test_the_card_is_found_in_any_of_the_topics(cluster: Settings, topic: Topic)
     assert (label.transaction_id, label.card_id, label.label, label.source) == ("t-1", "C9", "fraud", "analyst")
     assert (label.analyst, label.note, label.fraud_type) == ("dana", "called", "stolen")
     assert before <= label.labelled_at <= datetime.now(UTC)
-    first, *_, sent = result.output.splitlines()
-    assert f"transaction t-1 of card C9 (found in {topic.name}) is fraud, says analyst dana" in first
+    *lines, sent = result.output.splitlines()
+    assert f"transaction t-1 of card C9 (found in {topic.name}) is fraud, says analyst dana" in " ".join(lines)
+    assert max(map(len, lines)) <= 80
     assert msgspec.json.decode(sent, type=Label) == label
 
 

@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.commands.lookup import announced
+from schemas.records import Record
 
 
 @pytest.mark.parametrize("time", ["2018-08-22", "2018-08-22 09:30"])
@@ -16,3 +18,24 @@ def test_a_time_without_an_offset_is_refused_with_one_that_is_accepted(time: str
     nowhere = {"KAFKA_BOOTSTRAP_SERVERS": None, "FRAUD_PIPELINE_DATA_DIR": str(tmp_path)}
     alone = CliRunner().invoke(main, ["label", "t-1", "fraud", "--at", advised], env=nowhere)
     assert (alone.exit_code, "No embedded broker runs" in alone.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", ""],
+        ["label", "", "fraud"],
+        ["label", "t", "fraud", "--card", ""],
+        ["label", "t", "fraud", "--analyst", ""],
+    ],
+)
+def test_an_empty_name_is_refused(arguments: list[str]) -> None:
+    refused = CliRunner().invoke(main, arguments)
+    assert (refused.exit_code, "it is empty; write a name" in refused.output) == (2, True)
+
+
+@pytest.mark.parametrize(("silent_s", "said"), [(0.0, "Searching decisions ...\n"), (1e9, "")])
+def test_a_long_search_says_once_where(silent_s: float, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [Record("decisions", 0, offset, 0, b"k", b"v") for offset in range(3)]
+    assert list(announced(records, "decisions", silent_s)) == records
+    assert capsys.readouterr() == ("", said)
