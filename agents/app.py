@@ -17,7 +17,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import faust
 from faust.app.base import BootStrategy
@@ -96,6 +96,10 @@ class FraudApp(faust.App):  # type: ignore[misc]
         except BaseException:
             self._worker.disconnect()
             raise
+
+    async def maybe_start_producer(self) -> NoReturn:
+        """Refuse to write with Faust, as `faust send TOPIC` does."""
+        sys.exit("Error: this app writes nothing with Faust: write to topics with a Kafka producer")
 
     async def on_first_start(self) -> None:
         """Make the data directory: Faust makes its own below it, and nothing above that; and watch the threads."""

@@ -34,13 +34,20 @@ def test_faust_lists_the_agents_with_topics_and_help() -> None:
         assert agent.help
 
 
-def test_faust_send_says_where_to_write() -> None:
-    sent = faust_command("send", "@card", "{}")
-    assert sent.returncode == 1
-    assert sent.stderr == (
-        "Error: agent card takes no messages from Faust: write to transactions, rerouted, accepted-labels with a "
-        "Kafka producer\n"
-    )
+@pytest.mark.parametrize(
+    ("entity", "sentence"),
+    [
+        (
+            "@card",
+            "agent card takes no messages from Faust: write to transactions, rerouted, accepted-labels with a Kafka "
+            "producer",
+        ),
+        ("card", "this app writes nothing with Faust: write to topics with a Kafka producer"),
+    ],
+)
+def test_faust_send_says_where_to_write(entity: str, sentence: str) -> None:
+    sent = faust_command("send", entity, "{}")
+    assert (sent.returncode, sent.stderr) == (1, f"Error: {sentence}\n")
 
 
 @pytest.mark.parametrize(
