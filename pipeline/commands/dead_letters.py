@@ -35,7 +35,8 @@ ADVICE: Final = {
     "currency_unknown": "Add the currency to the rate table (FRAUD_PIPELINE_RATES_FILE), then resend it.",
     "event_time_in_future": "Once its time has passed, or FRAUD_PIPELINE_FUTURE_TOLERANCE_S is longer, resend it.",
     "labelled_at_in_future": "Once its time has passed, or FRAUD_PIPELINE_FUTURE_TOLERANCE_S is longer, resend it.",
-    "label_without_transaction": "Once its transaction has been accepted, resend it.",
+    "label_without_transaction": "Once its transaction has been accepted, resend it; one that came too late does so "
+    "again.",
     "too_many_waiting": "Once its transaction has been accepted, resend it.",
     "set_aside": "An error of the pipeline: once a release mends it, resend it.",
 }

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from pipeline.commands.dead_letters import DeadLetter, Filters, chosen
+from pipeline.commands.dead_letters import DeadLetter, Filters, chosen, summary
+from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.engine.results import Result, redacted
 from schemas.records import Headers, Output, Record
 
@@ -54,3 +55,10 @@ def test_a_time_that_no_calendar_has_stops_no_listing(timestamp_ms: int) -> None
     (letter,) = chosen([letter_of(refused(RECORD), timestamp_ms)], EVERY)
     assert letter.line()
     assert letter.as_json()
+
+
+def test_a_label_without_its_transaction_may_have_come_too_late() -> None:
+    result = Result()
+    result.dead_letter(RECORD, "card", NO_TRANSACTION, "No.")
+    (line,) = summary([DeadLetter.from_record(letter_of(result.outputs[0]))])
+    assert "one that came too late does so again" in line
