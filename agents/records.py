@@ -5,6 +5,7 @@ They are made from the schemas (`schemas.messages`), so that they have the same 
 
 import types
 import typing
+from decimal import Decimal
 from functools import cache
 from typing import Any, Final
 
@@ -32,7 +33,12 @@ def record(kind: type[msgspec.Struct]) -> type[faust.Record]:
 
 
 def _annotation(hint: Any) -> Any:
-    """Return a type hint as Faust knows it: messages as records, and the older forms of unions and containers."""
+    """Return a type hint as Faust knows it: messages as records, and the older forms of unions and containers.
+
+    Decimals are floats: Faust makes a decimal of the float that it reads, with all its digits.
+    """
+    if hint is Decimal:
+        return float
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return record(hint)
     arguments = tuple(map(_annotation, typing.get_args(hint)))
