@@ -47,12 +47,12 @@ def duration_text(seconds: float) -> str:
 
 
 def money_text(amount: object, currency: str) -> str:
-    """An amount (decimal or float, major unit) with its currency in front.
+    """An amount (decimal or float, major unit) and its currency, as reasons write it.
 
     >>> money_text(231.5, "EUR")
-    'EUR 231.50'
+    '231.50 EUR'
     """
-    return f"{printable(currency)} {amount:,.2f}" if isinstance(amount, float) else f"{printable(currency)} {amount:,}"
+    return f"{amount:,.2f} {printable(currency)}" if isinstance(amount, float) else f"{amount:,} {printable(currency)}"
 
 
 def score_style(score: float) -> str:

@@ -233,7 +233,7 @@ def test_show_says_why_and_what_is_known(cluster: Settings) -> None:
     write(cluster, ALERTS, [msgspec.json.encode(alert(2))])
     assert command(cluster, "label", "t1", "legitimate", "--analyst", "dana", "--note", "called").exit_code == 0
     shown = command(cluster, "show", "t1").output.splitlines()
-    assert shown[0] == "2026-03-01 12:01:00 UTC  EUR 100.00  score 0.100  allow"
+    assert shown[0] == "2026-03-01 12:01:00 UTC  100.00 EUR  score 0.100  allow"
     assert shown[1] == "  card C1  merchant M1  transaction t1"
     assert "The score is below the threshold of 0.500, and neither a rule nor an audit" in shown[2]
     assert re.fullmatch(r"  Label: legitimate, says analyst dana, .* UTC: called", " ".join(shown[4:6]).rstrip())

@@ -111,9 +111,9 @@ def test_an_alert_shows_what_an_analyst_needs_within_80_columns() -> None:
     text = "\n".join(lines)
     for part in (
         "2018-06-11 14:03:22 UTC",
-        "EUR 1,250.00",
+        "1,250.00 EUR",
         "score 0.987",
-        "severity EUR 1,234.50",
+        "severity 1,234.50 EUR",
         "card C00042",
         "merchant M00077",
         "transaction 20180611-000123",
@@ -145,7 +145,7 @@ def test_an_alert_that_was_not_chosen_by_its_score_or_continues_a_case_says_so()
 
 def test_an_amount_in_another_currency_has_the_base_currency_s_beside_it() -> None:
     head, *_ = alert_lines(make_alert(currency="USD", amount_base=1150.5), width=100)
-    assert "USD 1,250.00 (EUR 1,150.50)" in head.plain
+    assert "1,250.00 USD (1,150.50 EUR)" in head.plain
     assert "(" not in alert_lines(make_alert())[0].plain
 
 
@@ -201,7 +201,7 @@ def test_an_alert_that_comes_while_the_picture_is_drawn_does_not_end_it(monkeypa
 def test_an_alert_row_has_its_whole_reason_below() -> None:
     alert = make_alert()
     row, *reason = (line.plain for line in alert_rows(alert, width=80))
-    assert row == "06-11 14:03  EUR 1,250.00 0.99 card C00042 at M00077"
+    assert row == "06-11 14:03  1,250.00 EUR 0.99 card C00042 at M00077"
     assert " ".join(line.strip() for line in reason) == alert.reasons[0].sentence
     assert max(map(len, reason)) <= 80
     cut, *_ = alert_rows(make_alert(card_id="C" * 80), width=80)
