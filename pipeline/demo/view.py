@@ -192,7 +192,7 @@ def closing_lines(settings: Settings, state: RunState) -> list[str]:
         ("See all commands; docs/deployment.md has them on your own cluster", "--help", ""),
     ]
     if state.figures.dead_letters:
-        next_steps.insert(0, ("See why records became dead letters", "dead-letters list", state.topic_prefix))
+        next_steps.insert(1, ("See why records became dead letters", "dead-letters list", state.topic_prefix))
     lines.append("What next")
     for text, *command in next_steps:
         lines += [f"- {text}:", f"{COMMAND_INDENT}{command_text(settings, *command)}"]
