@@ -51,13 +51,13 @@ def write(cluster: Cluster, topic: Topic, values: Iterable[bytes], at: datetime 
 def desk(stage: Stage, cluster: Cluster) -> None:
     at = datetime(2018, 6, 11, 14, 3, 22, tzinfo=UTC)
     both = {"card_id": "C00042", "merchant_id": "M00077", "threshold": 0.388}
-    alert = {"transaction_id": "20180611-000123", "event_time": at, "score": 0.987, "severity": 1233.75}
+    alert = {"transaction_id": "20180611-000123", "event_time": at, "score": 0.987, "severity": 407.14}
     allowed = {"transaction_id": "20180611-000124", "event_time": at + timedelta(seconds=108), "score": 0.012}
     said = label(
         at=datetime(2018, 6, 12, 9, tzinfo=UTC), known="legitimate", card_id="C00042",
         transaction_id=allowed["transaction_id"], analyst="dana", note="Customer called",
     )  # fmt: skip
-    write(cluster, ALERTS, [message("alert", **both, **alert, amount=Decimal("1250.00"))])
+    write(cluster, ALERTS, [message("alert", **both, **alert, amount=Decimal("412.50"))])
     write(cluster, DECISIONS, [message("decision", **both, **allowed, amount=Decimal("24.90"), action="allow")])
     write(cluster, LABELS, [said])
     stage.also = ("$ fraud-pipeline label",)

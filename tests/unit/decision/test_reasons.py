@@ -2,6 +2,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,9 +16,10 @@ from pipeline.scoring.river_inputs import INPUTS, describe
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.scoring.river_model import RiverModel
-from schemas.messages import Reason
+from schemas.messages import Alert, Reason
 from tests.helpers.models import COLUMN, example, matrix, small_model
 
+GOLDEN = Path(__file__).parents[3] / "schemas/golden/v1/alert.json"
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 
 
@@ -190,6 +192,13 @@ def test_an_alert_always_has_a_reason() -> None:
     empty = explain_row(np.full(len(FEATURES), np.nan), np.zeros(len(FEATURES)), [online(0.0)], [], 5, "")
     assert len(empty) == 1
     assert empty[0].value is None
+
+
+def test_the_reasons_of_the_golden_alert_are_those_of_its_values() -> None:
+    alert = msgspec.json.decode(GOLDEN.read_bytes(), type=Alert)
+    given = weights(**{reason.feature: reason.contribution for reason in alert.reasons})
+    features = row(amount=412.5, card_usual_amount=28.495, card_amount_to_usual=412.5 / 28.495)
+    assert explain_row(features, given, [], [], 5, "EUR") == alert.reasons
 
 
 def test_general_words_hold_for_every_feature() -> None:
