@@ -153,11 +153,13 @@ def _ranked(comparison: VariantComparison) -> str:
         return (
             f"Nobody can tell whether {comparison.other} ranks frauds better than {comparison.base}: too few are known."
         )
+    sides = f"{comparison.other} and {comparison.base}"
+    if difference.value == interval.low == interval.high == 0:
+        return f"{sides} rank alike: their average precision is the same."
     by = f"its average precision is {abs(difference.value):.3f} {'higher' if difference.value >= 0 else 'lower'}"
     within = f"(interval {interval.low:+.3f} to {interval.high:+.3f})"
     if interval.low <= 0 <= interval.high:
-        sides = f"{comparison.other} and {comparison.base}"
-        return f"No difference is certain between {sides}: {by} {within}, which chance may explain."
+        return f"Which of {sides} ranks frauds better is not certain: {by} {within}, which chance may explain."
     ranks = "better" if difference.value > 0 else "worse"
     return f"{comparison.other} ranks frauds {ranks} than {comparison.base}: {by} {within}."
 

@@ -690,7 +690,8 @@ def test_the_verdict_begins_with_money_and_says_no_more_than_intervals_allow() -
         return headline(msgspec.structs.replace(both, comparisons=[comparison]))
 
     for low, high, value, words in (
-        (-0.1, 0.2, 0.1, "No difference is certain"),
+        (-0.1, 0.2, 0.1, "Which of variant 1 and variant 0 ranks frauds better is not certain: its average"),
+        (0.0, 0.0, 0.0, "variant 1 and variant 0 rank alike"),
         (0.05, 0.2, 0.1, "variant 1 ranks frauds better than variant 0"),
         (-0.2, -0.05, -0.1, "variant 1 ranks frauds worse than variant 0"),
         (None, None, None, "Nobody can tell whether variant 1 ranks"),
