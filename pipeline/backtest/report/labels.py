@@ -17,8 +17,8 @@ from schemas.times import US_PER_DAY
 
 _MODES: Final = {
     LabelMode.RECORDED: "Labels are those that were recorded, each shown from when it was known.",
-    LabelMode.DELAY: "Labels are what the history says in the end, known so long after each transaction; nobody has to "
-    "find a fraud for it to be known.",
+    LabelMode.DELAY: "Labels are what the history says in the end, known after a delay; nobody has to find a fraud "
+    "for it to be known.",
     LabelMode.REVIEW: "Labels are simulated: the best alerts of a variant's day are reviewed, and answered by what the "
     "history says in the end; the rest becomes known after the delay. Each variant learns by labels of its own.",
 }
@@ -63,11 +63,15 @@ def _statements(
     statements = [_MODES[mode]]
     rows = frauds + legitimate + unlabelled
     if rows:
-        statements.append(
+        text = (
             f"{frauds + legitimate:,} of {rows:,} transactions ({(frauds + legitimate) / rows:.1%}) have a label that "
-            f"says something. The other {unlabelled:,} count as legitimate in every figure but the bounds, since most "
-            "legitimate transactions never get a label."
+            "says something."
         )
+        others = (
+            f" The other {unlabelled:,} count as legitimate in every figure but the bounds, since most legitimate "
+            "transactions never get a label."
+        )
+        statements.append(text + others if unlabelled else text)
     if not frauds:
         statements.append("No fraud is known in the range: nothing can be said of recall, ranking or money.")
     if unlabelled and mode is not LabelMode.RECORDED:
@@ -80,11 +84,9 @@ def _statements(
             "Who was reviewed was chosen by the alerts of then, so that other alerts, which nobody looked at, seem to "
             "be wrong; only an audit sample, drawn whatever the score, is free of this."
         )
-    if median_days is not None and mode is LabelMode.RECORDED:
-        statements.append(
-            f"Half of the labels were known within {median_days:.1f} days; of the range's last days more frauds may "
-            "still become known."
-        )
+    if median_days is not None and mode is not LabelMode.REVIEW:
+        more = "; of the range's last days more frauds may still become known" if mode is LabelMode.RECORDED else ""
+        statements.append(f"Half of the labels were known within {median_days:.1f} days{more}.")
     return statements
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from pipeline.decision.reason_texts import count
 from pipeline.engine.joins import NO_TRANSACTION
 from pipeline.learning.labels import OUTCOMES
 
@@ -27,12 +28,14 @@ def refused_text(counts: Mapping[str, int]) -> str:
 
     >>> refused_text({"refused transactions: amount_zero": 3, "labels: first": 8})
     'Refused: 3 transactions (amount_zero 3).'
+    >>> refused_text({"refused transactions: amount_zero": 1})
+    'Refused: 1 transaction (amount_zero 1).'
     """
     refused = [(kind, _refused(counts, kind)) for kind in ("transaction", "label")]
-    kinds = [f"{sum(codes.values()):,} {kind}s ({_named(codes)})" for kind, codes in refused if codes]
+    kinds = [f"{count(sum(codes.values()), kind)} ({_named(codes)})" for kind, codes in refused if codes]
     parts = [f"Refused: {' and '.join(kinds)}"] if kinds else []
     if repeated := counts.get(REPEATED, 0):
-        parts.append(f"Left out since they repeat others: {repeated:,} transactions")
+        parts.append(f"Left out since they repeat others: {count(repeated, 'transaction')}")
     if noted := counts.get(_NOTED, 0):
         parts.append(f"Labels that say neither fraud nor legitimate: {noted:,}")
     if unread := counts.get(NOT_READ, 0):

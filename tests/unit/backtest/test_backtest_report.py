@@ -292,6 +292,11 @@ def test_the_report_says_how_labels_came_about(mode: LabelMode) -> None:
         assert "Simulated reviews" in report.html
         assert "Of 30 alerts that were looked at, 1 were answered before a report" in " ".join(report.text.split())
     assert json.loads(report.json)["labels"]["mode"] == mode.value
+    assert ("Half of the labels were known within" in report.html) == (mode is not LabelMode.REVIEW)
+
+
+def test_where_every_transaction_has_a_label_nothing_is_said_of_others() -> None:
+    assert "The other 0" not in quick(result(labelled=1.0)).html
 
 
 def test_cards_are_known_from_the_review_on_where_it_came_before_the_report() -> None:
