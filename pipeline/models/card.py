@@ -1,5 +1,6 @@
 """The model card of a LightGBM version: what a reviewer must know of it, made from records and nothing else."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -122,8 +123,8 @@ def _overview(sources: CardSources) -> list[str]:
         ("SHA-256 of its content", facts["digest"]),
         ("kernel of the features", facts["kernel"]),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(facts["libraries"].items()))),
-        ("first active", activations[0].activated_at if activations else "never"),
-        ("activated by", activations[0].by if activations else "nobody"),
+        ("first active", activations[0].activated_at if activations else "on no cluster that was asked"),
+        ("activated by", activations[0].by if activations else None),
         ("policy", policy["version"] if policy else None),
         ("review due", f"{due:%Y-%m-%d}" if due else f"{sources.review_after.days} days after its first activation"),
     ]
@@ -164,12 +165,17 @@ def _data(facts: Facts) -> list[str]:
     lines += table(columns, of_periods) if of_periods else [f"Periods: {NOT_RECORDED}.", ""]
     lines += [f"Digest of the rows: {cell(given.get('digest'))}.", ""]
     regime = label_regime(facts)
-    rows = [(label_words(name), value) for name, value in regime.items()]
+    rows = [(label_words(name), regime[name]) for name in sorted(regime, key=_by_number)]
     return [
         *lines,
         *("### Label regime", ""),
         *(table(["", ""], rows) if rows else [f"The label regime is {NOT_RECORDED}.", ""]),
     ]
+
+
+def _by_number(name: str) -> list[Any]:
+    """Return a key that sorts ages as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def label_words(name: str) -> str:
@@ -310,7 +316,11 @@ def _approvals(sources: CardSources) -> list[str]:
         for activation in history.activations_of(digest)
     ]
     lines = ["## Approvals", ""]
-    lines += table(["time", "step", "by", "reason"], rows) if rows else ["It was never activated.", ""]
+    lines += (
+        table(["time", "step", "by", "reason"], rows)
+        if rows
+        else ["It was never activated on a cluster that was asked.", ""]
+    )
     own = history.assessments_of(digest)
     if own:
         lines += ["Its own comparisons before:", "", *_assessments(own)]

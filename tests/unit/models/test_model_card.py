@@ -92,6 +92,7 @@ def test_the_label_regime_is_written_in_words() -> None:
     assert re.findall(r"[a-z]+_[a-z_]+|[a-z]\.[a-z]|\d-(?!\d)", section) == []
     for words in ("frauds, by age in days: 30 or more", "reports by analyst: days until half had come"):
         assert f"| {words}" in section
+    assert re.findall(r"frauds, by age in days: (\d+)", section) == ["0", "1", "7", "30"]
 
 
 def with_metadata(**changes: Any) -> bytes:
@@ -148,7 +149,8 @@ def test_approvals_and_rejected_challengers_are_those_of_control() -> None:
     assert "| 2026-03-01 00:00 | promote | mo\\|na | It is better. |" in text
     assert f"| 2026-03-01 00:00 | {'c' * 12} | rejected | It finds less. | difference -3.25 |" in text
     assert "| review due | 2027-03-01 |" in text
-    assert "never activated" in card(rejected)
+    assert "never activated on a cluster that was asked" in card(rejected)
+    assert "| first active | on no cluster that was asked |" in card()
 
 
 def test_what_is_not_recorded_is_said_to_be_so() -> None:
