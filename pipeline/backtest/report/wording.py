@@ -100,7 +100,7 @@ def _reported_name(variant: VariantContent) -> str:
     raised = next(metric.value for metric in variant.metrics if metric.name == "alerts_per_day")
     if not isinstance(budget, int | float) or raised is None or abs(raised - budget) <= _KEPT * budget:
         return variant.name
-    return f"{variant.name}, raises {raised:.3g}"
+    return f"{variant.name} (raises {raised:.3g})"
 
 
 def headline(content: ReportContent) -> str:

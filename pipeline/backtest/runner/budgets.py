@@ -18,6 +18,8 @@ class Budget:
         self._from_us = from_us
         self._first_us = from_us - round(days * US_PER_DAY)
         self._scores: list[NDArray[np.float64]] = []
+        self.tied = 0
+        """Transactions with the highest score before the range, where already they are more than the budget allows."""
         self._seen_from_us: int | None = None
         self._policy: Policy | None = None
 
@@ -53,6 +55,8 @@ class Budget:
                 "transaction: begin the range later (--from), or lengthen --warm-up"
             )
         self._scores = []
+        highest = int(np.count_nonzero(score == score.max()))
+        self.tied = highest if highest > self.alerts_per_day * self.days else 0
         return policy.replace(
             threshold=budget_threshold(score, np.ones(len(score)), self.days, self.alerts_per_day),
             metadata={"alerts_per_day": self.alerts_per_day, "validation_days": self.days},

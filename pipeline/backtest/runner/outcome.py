@@ -18,6 +18,7 @@ from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.result import BacktestResult, Parameter, TrainedVersion, Variant
 from pipeline.backtest.runner.statistics import FirstAndCount, RunStatistics, RunSummary
 from pipeline.backtest.training.variants import VariantTraining
+from pipeline.decision.reason_texts import count
 from pipeline.features.catalogue import REACH_US
 from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
@@ -79,6 +80,12 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
             found.append(
                 f"{name}: the threshold was chosen on {budget.days:.1f} days before the range, not on "
                 f"{request.validation_days:g}"
+            )
+        if budget.tied:
+            found.append(
+                f"{name}: {count(budget.tied, 'transaction')} with the highest score before the range, more than the "
+                "budget allows: the threshold lies above that score, and few alerts or none are raised; name a larger "
+                "budget"
             )
     return found
 

@@ -730,9 +730,9 @@ def test_a_variant_that_misses_its_budget_is_named_by_what_it_raises() -> None:
     assert names == [variant.name for variant in named]
     reported = [by_name(variant.metrics)["alerts_per_day"] for variant in report.content.variants]
     for text in (report.html, " ".join(report.text.split())):
-        assert f"{names[1]}, raises {reported[1]:.3g}" in text
-        assert f"{names[2]}, raises {reported[2]:.3g}" in text
-        assert f"{names[0]}, raises" not in text
+        assert f"{names[1]} (raises {reported[1]:.3g})" in text
+        assert f"{names[2]} (raises {reported[2]:.3g})" in text
+        assert f"{names[0]} (raises" not in text
     titles = [item["name"] for item in json.loads(report.json)["variants"]]
     assert titles == names
 

@@ -1,6 +1,7 @@
 """Models that a backtest trains for itself, thresholds for budgets, and drift: nothing of it knows what is to come."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -375,6 +376,13 @@ def test_days_that_a_budget_lacks_are_reported(asked: Callable[..., Backtest], s
     assert any("chosen on 3.0 days before the range, not on 6" in warning for warning in result.warnings)
     with pytest.raises(ValueError, match="there is no transaction"):
         asked(budgets=[5], start=None).run()
+
+
+def test_a_budget_below_the_number_of_equal_highest_scores_is_reported(asked: Callable[..., Backtest]) -> None:
+    result = asked(budgets=[0.1, 20], models={"now": "active"}).run()
+    (warning,) = [warning for warning in result.warnings if "with the highest score before the range" in warning]
+    assert re.match(r"now at 0\.1 a day: [\d,]+ transactions? with the highest score", warning)
+    assert (result.variants[0].decisions["selection"] == "score").sum() == 0
 
 
 def quick(result: BacktestResult) -> Any:
