@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 
+from pipeline.history.files import HANDBOOK
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS
@@ -43,7 +45,9 @@ def report(stage: Stage) -> None:
 
 def backtest(stage: Stage) -> None:
     stage.call("simulate transactions.parquet --days 140 --cards 100 --merchants 200 --seed 0")
-    (stage.directory / "handbook.parquet").symlink_to("transactions.parquet")
+    rows = pd.read_parquet(stage.directory / "transactions.parquet", columns=[*HANDBOOK])
+    rows["event_time"] = rows["event_time"].dt.tz_localize(None)
+    rows.rename(columns=HANDBOOK).to_parquet(stage.directory / "handbook.parquet")
     stage.call("train transactions.parquet --known-before 2018-07-01 --trees 20 --budget-per-day 100 --force")
     (entry,) = Registry(Settings().registry_path).entries(LIGHTGBM)
     stage.words["81d04e6f22aa"] = entry.version
