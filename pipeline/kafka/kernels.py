@@ -117,6 +117,9 @@ class _OfMerchant(msgspec.Struct):
     merchant_id: str
 
 
+_decode_merchant: Final = msgspec.json.Decoder(_OfMerchant).decode
+
+
 def is_at_home(bootstrap: str, settings: Settings, partition: int, source: Input) -> bool:
     """Return whether the merchant of a transaction belongs to a partition of ``profiled``; True if it is gone."""
     topic, number, offset = source
@@ -124,7 +127,7 @@ def is_at_home(bootstrap: str, settings: Settings, partition: int, source: Input
     with closing(reading) as records:
         for record in records:
             try:
-                merchant = msgspec.json.decode(record.value or b"", type=_OfMerchant).merchant_id
+                merchant = _decode_merchant(record.value or b"").merchant_id
             except UNREADABLE:
                 return False
             return partition_of(merchant, settings.merchant_partitions) == partition

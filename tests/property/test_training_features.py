@@ -3,13 +3,14 @@
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def decided_live(table: pa.Table, settings: Settings, delay: timedelta) -> NDArr
     return np.array([[features[name] for name in FEATURES] for features in found], np.float64)
 
 
-@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=25)
 @given(
     drawn=st.lists(rows, min_size=1, max_size=25),
     without=st.sets(st.sampled_from(OPTIONAL)),
@@ -112,13 +113,18 @@ def decided_live(table: pa.Table, settings: Settings, delay: timedelta) -> NDArr
     suffix=st.sampled_from(("csv", "parquet")),
 )
 def test_training_backtests_and_workers_see_the_same(
-    drawn: list[dict[str, Any]], without: set[str], delay_us: int, zone: str, suffix: str, tmp_path: Path,
-) -> None:  # fmt: skip
-    settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
+    drawn: list[dict[str, Any]], without: set[str], delay_us: int, zone: str, suffix: str
+) -> None:
+    with TemporaryDirectory() as name:
+        compare(drawn, without, timedelta(microseconds=delay_us), zone, Path(name) / f"history.{suffix}")
+
+
+def compare(drawn: list[dict[str, Any]], without: set[str], delay: timedelta, zone: str, path: Path) -> None:
+    settings = Settings(data_dir=path.parent, kafka_bootstrap_servers=None)
     # Somebody accepts the first.
     drawn[0] |= {"money": ("19.99", "EUR")}
-    table, path, delay = history(drawn, without), tmp_path / f"history.{suffix}", timedelta(microseconds=delay_us)
-    if suffix == "csv":
+    table = history(drawn, without)
+    if path.suffix == ".csv":
         pacsv.write_csv(table, path)
     else:
         column = table.schema.get_field_index("event_time")

@@ -109,9 +109,9 @@ def explained_in(docstring: str) -> set[str]:
 
 
 def described(statement: ast.stmt) -> bool:
-    """Return True for a field of a settings class that has a description."""
-    value = statement.value if isinstance(statement, ast.AnnAssign) else None
-    return isinstance(value, ast.Call) and any(keyword.arg == "description" for keyword in value.keywords)
+    """Return True for a field that has a description, in its type or its value."""
+    calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return any(keyword.arg == "description" for call in calls for keyword in call.keywords)
 
 
 def fields_of(node: ast.ClassDef) -> tuple[list[str], set[str]]:
@@ -119,7 +119,7 @@ def fields_of(node: ast.ClassDef) -> tuple[list[str], set[str]]:
     fields = [s.target.id for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
     explained = {
         before.target.id
-        for before, after in itertools.pairwise(node.body)
+        for before, after in itertools.pairwise([*node.body, ast.Pass()])
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
         if described(before) or string_of(after) is not None
     }

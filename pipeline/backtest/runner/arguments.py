@@ -151,6 +151,7 @@ class LabelPolicy:
         ),
     ] = None
     regime: LabelRegime = field(default_factory=LabelRegime)
+    """Which labels come, and when."""
     review_delay_s: Annotated[
         float,
         Meta(
