@@ -40,7 +40,7 @@ _POLL_S: Final = 0.1
 _LOOK_S: Final = 0.02
 _EMPTY_FETCH_MS: Final = 10
 """Longest wait of a broker for records behind the last one; a range that ends with a transaction's marker waits so."""
-HANGING_S: Final = 1_200.0
+MOST_OPEN_S: Final = 1_200.0
 """Longest wait for an open transaction: brokers end one after 15 minutes at most, unless set otherwise."""
 OPEN_S: Final = 30.0
 """Time after which an open transaction is reported, and reported again; the pipeline's own end within 20 s."""
@@ -67,7 +67,7 @@ def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, w
             f"topic {topic} partition {partition}: a transaction has been open for {now_s - began_s:.0f} s, and what "
             "was committed behind it cannot be read: docs/operating.md (hanging transactions) says how to end it"
         )
-        if now_s > began_s + HANGING_S:
+        if now_s > began_s + MOST_OPEN_S:
             raise TopicError(sentence)
         if now_s > report_s:
             report_s = now_s + OPEN_S

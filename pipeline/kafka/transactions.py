@@ -56,7 +56,7 @@ Only a fencing counts before which this worker has committed nothing since the l
 Others fence a healthy worker too: who takes its partitions over, for which it must have committed something, and a
 coordinator that has ended a transaction that was open for too long.
 """
-RETRY_S: Final = 0.5
+BATCH_RETRY_S: Final = 0.5
 
 PARTITION_UA: Final = -1
 """librdkafka's number for a record that goes where its key belongs."""
@@ -233,10 +233,10 @@ class TransactionalWriter:
             raise OutputTooLarge(self._advice(cause)) from error
         if cause.code() in NOT_A_MEMBER:
             # It joins again while it polls, or hears there that it cannot.
-            time.sleep(RETRY_S)
+            time.sleep(BATCH_RETRY_S)
         elif may_pass(cause):
             # Replicas or coordinators are away: the batch is tried for as long as that.
-            time.sleep(RETRY_S)
+            time.sleep(BATCH_RETRY_S)
         else:
             self._aborts += 1
         if self._aborts > MOST_ABORTS:

@@ -56,7 +56,7 @@ class Producers:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transactions, "TAKEOVER_S", -1.0)
-    monkeypatch.setattr(transactions, "RETRY_S", 0.0)
+    monkeypatch.setattr(transactions, "BATCH_RETRY_S", 0.0)
 
 
 def fail(error: KafkaError, times: int, commits: Any = dict, succeeds: int = 1_000) -> int:
