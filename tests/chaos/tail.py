@@ -44,6 +44,8 @@ class Tail:
         """One past the last record of each partition seen so far."""
         self.counts: dict[str, int] = defaultdict(int)
         self.last_arrival_s = time.monotonic()
+        self.examples_end = self.learned_end = 0
+        """Offsets behind the last example, and behind those that a published River version has."""
         self.error: Exception | None = None
 
     def start(self) -> None:
@@ -122,8 +124,10 @@ class Tail:
         elif topic == "examples":
             number = partition_of(message.key() or b"", self._card_partitions)
             self._first_after["examples", number].append((wall_s, arrived_s))
-        elif topic == "models" and json.loads(message.value())["name"] == "river":
+            self.examples_end = message.offset() + 1
+        elif topic == "models" and (model := json.loads(message.value()))["name"] == "river":
             self._first_after["river", 0].append((wall_s, arrived_s))
+            self.learned_end = model["payload"]["examples_offset"]
 
 
 def _first(shown: Sequence[tuple[float, float]], wall_s: float) -> float | None:
