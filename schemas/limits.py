@@ -35,6 +35,15 @@ def check_limits(declared: Any) -> None:
                 raise ValueError(f"{name} must be {limits_text(limits)}, not {item}")
 
 
+class Limited:
+    """Base of dataclasses whose fields have limits: a value outside them is refused when one is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
 def limits_of(hint: Any) -> msgspec.Meta | None:
     """Return the declaration in the ``Annotated`` of a type, None if it bears none."""
     return next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, msgspec.Meta)), None)

@@ -46,3 +46,11 @@ class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     def arrived_us(self) -> int:
         """Arrival time of the record, in microseconds since 1970."""
         return min(max(self.timestamp_ms, 0), LATEST_STAMP_MS) * 1_000
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of key and headers."""
+        size = len(self.key or b"")
+        if not self.headers:
+            return size
+        return size + sum(len(name.encode()) + len(content or b"") for name, content in self.headers)

@@ -22,7 +22,7 @@ _LARGEST: Final = 1e12
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """Which column of a file is which field."""
+    """Names of the columns of a file, and defaults of those that it lacks."""
 
     preset: Annotated[
         str | None,

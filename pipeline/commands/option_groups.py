@@ -48,7 +48,7 @@ class _Field(NamedTuple):
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What the declaration says of the option alone."""
+        """The part of the declaration that concerns the option alone."""
         return (self.declared.extra if self.declared is not None else None) or {}
 
     @property

@@ -14,7 +14,7 @@ from pipeline.training.fit import DEFAULT_BUDGET, TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What to train on, how, and where the version goes."""
+    """Rows to train on, the recipe, and the place of the version."""
 
     from_topics: Annotated[bool, Meta(description="Train on what was served: the newest 120 days of `features`.")] = (
         False

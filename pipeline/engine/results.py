@@ -122,7 +122,7 @@ def _kept(record: Record, most_bytes: int) -> tuple[bytes | None, bytes | None, 
     """Key, value and headers as far as they fit, and headers that name what was left out."""
     key, value, headers = record.key, record.value, record.headers
     value_bytes = len(value or b"")
-    other_bytes = len(key or b"") + sum(len(name.encode()) + len(content or b"") for name, content in headers)
+    other_bytes = record.other_bytes
     left_out: Headers = ()
     if value is not None and value_bytes + other_bytes > most_bytes:
         left_out = _size_and_digest("value", value)

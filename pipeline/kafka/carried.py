@@ -79,10 +79,7 @@ def _rows(item: Item) -> int:
 
 
 def _size(item: Item) -> int:
-    if not isinstance(item, Record):
-        return 0
-    size = len(item.value or b"") + len(item.key or b"")
-    return size + sum(len(name) + len(value or b"") for name, value in item.headers) if item.headers else size
+    return len(item.value or b"") + item.other_bytes if isinstance(item, Record) else 0
 
 
 def carried(topics: Collection[Topic], most_rows: int) -> Carried:

@@ -8,7 +8,7 @@ to its partition.
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -112,7 +112,7 @@ class OtherKernels:
 
 
 class _OfMerchant(msgspec.Struct):
-    """What a transaction says of its merchant."""
+    """The merchant of a transaction."""
 
     merchant_id: str
 
@@ -125,13 +125,14 @@ def is_at_home(bootstrap: str, settings: Settings, partition: int, source: Input
     topic, number, offset = source
     reading = records_below(bootstrap, settings.topic(topic), settings, {number: offset + 1}, {number: offset})
     with closing(reading) as records:
-        for record in records:
-            try:
-                merchant = _decode_merchant(record.value or b"").merchant_id
-            except UNREADABLE:
-                return False
-            return partition_of(merchant, settings.merchant_partitions) == partition
-    return True
+        record = next(records, None)
+    if record is None:
+        return True
+    try:
+        merchant = _decode_merchant(record.value or b"").merchant_id
+    except UNREADABLE:
+        return False
+    return partition_of(merchant, settings.merchant_partitions) == partition
 
 
 def is_committed(inputs: Iterable[Input], committed: Mapping[tuple[str, int], int]) -> bool:
@@ -209,16 +210,17 @@ def start_findings(
             return StartFindings()
     # After they were read: what is committed with a block is known by then.
     committed = card_offsets(bootstrap, settings, {at for block in blocks for at in block.inputs})
+
+    @cache
+    def is_genuine(block: CardBlock) -> bool:
+        return is_at_home(bootstrap, settings, block.partition, min(block.inputs))
+
     while True:
         found = _findings(written_by_card_agent(blocks, committed), positions)
-        forged = [
-            block
-            for block in {*found.undecided, *([found.newest] if found.newest is not None else [])}
-            if not is_at_home(bootstrap, settings, block.partition, min(block.inputs))
-        ]
-        if not forged:
+        decisive = [*found.undecided, *([] if found.newest is None else [found.newest])]
+        if all(map(is_genuine, decisive)):
             return found
-        blocks = [block for block in blocks if block not in forged]
+        blocks = [block for block in blocks if block not in decisive or is_genuine(block)]
 
 
 def _findings(written: Sequence[CardBlock], positions: Mapping[int, int]) -> StartFindings:

@@ -32,7 +32,8 @@ from pipeline.kafka.message_records import ReadError
 from pipeline.kafka.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
-from schemas.records import Record
+from schemas.records import LATEST_STAMP_MS, Record
+from schemas.times import US_PER_MS
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,11 @@ class RecordColumns(NamedTuple):
     timestamp_ms: NDArray[np.int64]
     """Shape (n,): when each arrived."""
     values: list[bytes | None]
+
+    @property
+    def arrived_us(self) -> NDArray[np.int64]:
+        """Shape (n,): `Record.arrived_us` of each."""
+        return np.clip(self.timestamp_ms, 0, LATEST_STAMP_MS) * US_PER_MS
 
 
 class RangeReader:

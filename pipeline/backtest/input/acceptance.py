@@ -193,10 +193,11 @@ def accept_each(
 
 
 def first_reasons(rejects: Iterable[Reject]) -> dict[str, str]:
-    """Return the first reason of each code."""
+    """Return the first reason of each code for which a transaction was refused."""
     reasons: dict[str, str] = {}
     for reject in rejects:
-        reasons.setdefault(reject.code, reject.text)
+        if reject.kind == "transaction":
+            reasons.setdefault(reject.code, reject.text)
     return reasons
 
 
@@ -207,6 +208,11 @@ def reasons_text(reasons: Mapping[str, str]) -> str:
     'too_old (It is of 1970.), not_json (Send JSON.)'
     """
     return ", ".join(f"{code} ({text})" for code, text in reasons.items())
+
+
+def all_refused(name: str, reasons: Mapping[str, str]) -> str:
+    """Return the sentence for a history of which no transaction was accepted."""
+    return f"{name}: every transaction was refused: {reasons_text(reasons)}"
 
 
 class _OwnBytes(NamedTuple):

@@ -13,8 +13,6 @@ from pipeline.engine.accept import accept_labels, accept_transactions
 from pipeline.engine.columns import Labels, Reject, Transactions
 from pipeline.kafka.replay_reader import RecordColumns
 from schemas.messages import Label
-from schemas.records import LATEST_STAMP_MS
-from schemas.times import US_PER_MS
 
 Rows = TypeVar("Rows", Transactions, Labels)
 
@@ -38,7 +36,7 @@ def transactions_of(
     read: RecordColumns, acceptance: Acceptance, numbering: Numbering, rejects: list[Reject]
 ) -> LogPart[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
-    arrived_us = np.clip(read.timestamp_ms, 0, LATEST_STAMP_MS) * US_PER_MS
+    arrived_us = read.arrived_us
     rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
     return _part(read, rows, arrived_us, numbering, refused, rejects)
 
@@ -55,7 +53,7 @@ def labels_of(
 
     ``note`` is given them, each with when it became known, in microseconds since 1970.
     """
-    arrived_us = np.clip(read.timestamp_ms, 0, LATEST_STAMP_MS) * US_PER_MS
+    arrived_us = read.arrived_us
     rows, refused, messages = accept_labels(
         read.values,
         arrived_us,

@@ -15,12 +15,12 @@ from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.learning.regimes import LabelRegime
-from schemas.limits import check_limits
+from schemas.limits import Limited
 from schemas.times import US_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
-class TimeRange:
+class TimeRange(Limited):
     """The event times to decide (UTC without an offset), and the history to read before them.
 
     Raises:
@@ -46,12 +46,9 @@ class TimeRange:
         float, Meta(ge=0, description="From an event to its record, at most.", extra={"option": "--lateness"})
     ] = LATENESS_US / US_PER_SECOND
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
+class Thresholds(Limited):
     """Scores from which on variants of each model alert; without any of these, as its policy says.
 
     Raises:
@@ -88,12 +85,9 @@ class Thresholds:
         ),
     ] = None
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineModel:
+class OnlineModel(Limited):
     """The online model beside each LightGBM model.
 
     Raises:
@@ -127,12 +121,9 @@ class OnlineModel:
     ] = None
     """In place of the gate's too (`pipeline.decision.online_gate.Gate`)."""
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelPolicy:
+class LabelPolicy(Limited):
     """The labels of a backtest: recorded ones, or ones that follow from the truth about each transaction.
 
     Raises:
@@ -151,7 +142,7 @@ class LabelPolicy:
         ),
     ] = None
     regime: LabelRegime = field(default_factory=LabelRegime)
-    """Which labels come, and when."""
+    """Regime of labels that follow from the truth."""
     review_delay_s: Annotated[
         float,
         Meta(
@@ -162,6 +153,3 @@ class LabelPolicy:
     ] = 86_400.0
     reviews_a_day: Annotated[int, Meta(ge=1)] = 100
     """Alerts that simulated reviews answer, of each variant and day (UTC)."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
-from pipeline.backtest.input.acceptance import reasons_text
+from pipeline.backtest.input.acceptance import all_refused
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
@@ -41,7 +41,7 @@ def nothing_decided(request: Request, statistics: RunStatistics) -> str:
             "was decided live, --order event-time"
         )
     if statistics.reasons and seen.last_us <= EARLIEST_US:
-        return f"{source.name}: every transaction was refused: {reasons_text(statistics.reasons)}"
+        return all_refused(source.name, statistics.reasons)
     if seen.last_us > EARLIEST_US:
         text += f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
     refused = sum(count for name, count in statistics.counts.items() if name.startswith(_REFUSED))

@@ -3,7 +3,7 @@
 from contextlib import closing
 
 from pipeline.backtest.engine.kernels import Profiled
-from pipeline.backtest.input.acceptance import first_reasons, reasons_text
+from pipeline.backtest.input.acceptance import all_refused, first_reasons
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, in_order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
@@ -41,9 +41,9 @@ def train_before(
     data = rows.training_set(period)
     targets = len(data.fraud)
     if not targets:
-        reasons = first_reasons(reject for reject in rejects if reject.kind == "transaction")
+        reasons = first_reasons(rejects)
         if reasons and seen.last_us <= EARLIEST_US:
-            raise RangeError(f"{request.source.name}: every transaction was refused: {reasons_text(reasons)}")
+            raise RangeError(all_refused(request.source.name, reasons))
         read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
         raise RangeError(
             f"{request.source.name} has no transaction to train on from {moment(period.from_us)} to "

@@ -24,7 +24,7 @@ from pipeline.models.registry import Registry
 from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, TrainingSet, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
-from schemas.limits import check_limits
+from schemas.limits import Limited
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
 
@@ -40,7 +40,7 @@ class VariantTraining(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class Training(Limited):
     """LightGBM models that are trained before a range is decided, and decide it beside the others.
 
     Raises:
@@ -104,9 +104,6 @@ class Training:
     """Alerts a day for which the new policies' thresholds are chosen, where no other is asked for."""
     config: TrainingConfig = field(default_factory=TrainingConfig)
     """Hyperparameters of the trees."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
 
     @property
     def renewed(self) -> dict[str, tuple[str, int]]:
