@@ -32,19 +32,19 @@ from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
-from pipeline.engine.layout import LAYOUT
-from pipeline.engine.models import ModelSet
+from pipeline.engine.partition_state.layout import LAYOUT
+from pipeline.engine.scores.models import ModelSet
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import ensure_topics, partition_count
-from pipeline.kafka.clients import GroupProtocol, admin_client
-from pipeline.kafka.cluster import ClusterIdentities, group_protocol, topic_identities
-from pipeline.kafka.errors import Stopped
-from pipeline.kafka.kernels import OtherKernels
-from pipeline.kafka.quarantine import Quarantines
-from pipeline.kafka.startup import check_start
-from pipeline.kafka.undecided import UndecidedWatch
-from pipeline.kafka.unfinished_transactions import end_unfinished
-from pipeline.kafka.watch import BrokerWatch
+from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.kafka.checks.startup import check_start
+from pipeline.kafka.cluster.admin import ensure_topics, partition_count
+from pipeline.kafka.cluster.clients import GroupProtocol, admin_client
+from pipeline.kafka.cluster.cluster import ClusterIdentities, group_protocol, topic_identities
+from pipeline.kafka.cluster.errors import Stopped
+from pipeline.kafka.cluster.watch import BrokerWatch
+from pipeline.kafka.readers.undecided import UndecidedWatch
+from pipeline.kafka.session.quarantine import Quarantines
+from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.error_text import explained, notes_of

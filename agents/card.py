@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.card_batch import process_together
-from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.partition_state.state import LoadedState
+from pipeline.engine.records.results import Result
 from pipeline.models.rates import PublishedRates
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options

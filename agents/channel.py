@@ -15,8 +15,8 @@ import faust
 from faust.types import AppT
 
 from agents.loop import AgentLoop
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.errors import Stopped
+from pipeline.kafka.cluster.errors import Stopped
+from pipeline.kafka.records.batch import Batch
 from schemas.topics import Topic
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from pipeline.engine.results import Result
-from pipeline.engine.whole_amounts import LEAST_AMOUNTS, AmountCounts, suspicion, suspicious
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.session import Session
+from pipeline.engine.records.results import Result
+from pipeline.engine.records.whole_amounts import LEAST_AMOUNTS, AmountCounts, suspicion, suspicious
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from typing import Final, Protocol
 
 import msgspec
 
-from pipeline.engine.blocks import KernelMismatch, row_count
-from pipeline.engine.results import Result, merged
-from pipeline.engine.state import StoreError
-from pipeline.kafka.batch import Batch, UnreadableRange
-from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError
-from pipeline.kafka.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
+from pipeline.engine.encoding.blocks import KernelMismatch, row_count
+from pipeline.engine.partition_state.state import StoreError
+from pipeline.engine.records.results import Result, merged
+from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError
+from pipeline.kafka.records.batch import Batch, UnreadableRange
+from pipeline.kafka.session.quarantine import THE_RECORDS_OWN, ProcessDied, Quarantines
 from pipeline.observability.health import Health
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings

@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import STORE, Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.results import Result, merged
-from pipeline.engine.state import LoadedState
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.partition_state.state import LoadedState
+from pipeline.engine.records.results import Result, merged
 from pipeline.settings.kernel_options import feedback_options
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore

@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, WorkerResources
-from pipeline.engine.accepted_labels import LabelOptions, accept
-from pipeline.engine.results import Result
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import Stateless
+from pipeline.engine.records.accepted_labels import LabelOptions, accept
+from pipeline.engine.records.results import Result
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import Stateless
 from pipeline.settings.kernel_options import label_options
 from schemas.records import Record
 

@@ -9,10 +9,10 @@ from typing import Final, Self
 from agents.online import OnlineModels
 from agents.partitions import Environment, WorkerResources
 from agents.topology import LEARN
-from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.engine.results import Result
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import Restored
+from pipeline.engine.feedback.learn import LearnPartition, model_record
+from pipeline.engine.records.results import Result
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_model import RiverLearner, RiverModel

@@ -9,14 +9,14 @@ from typing import Final, Protocol
 from agents.counts import Counts
 from agents.failures import NOT_THE_RECORD, Failures, spans
 from agents.topology import AgentSpec
-from pipeline.engine.blocks import KernelChanged
-from pipeline.engine.results import Result
-from pipeline.kafka.batch import Batch, Partition
-from pipeline.kafka.clients import LATE_FETCH_MS, GroupProtocol
-from pipeline.kafka.errors import Aborted, OutputTooLarge
-from pipeline.kafka.quarantine import Quarantines
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import StateHandler
+from pipeline.engine.encoding.blocks import KernelChanged
+from pipeline.engine.records.results import Result
+from pipeline.kafka.cluster.clients import LATE_FETCH_MS, GroupProtocol
+from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge
+from pipeline.kafka.records.batch import Batch, Partition
+from pipeline.kafka.session.quarantine import Quarantines
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
@@ -52,7 +52,7 @@ class Partitions(StateHandler, Protocol):
         """Save the committed state of partitions whose turn it is, or of all ``at_end``."""
 
     def digest(self, partition: int) -> str:
-        """The digest of the committed state of a partition held (`pipeline.engine.state.PartitionState.digest`)."""
+        """The digest of the committed state of a partition held (`PartitionState.digest`)."""
 
     def close(self) -> None:
         """Release what the state holds."""

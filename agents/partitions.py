@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from agents.snapshot_scheduler import SnapshotScheduler
-from pipeline.engine.state import LoadedState, MemoryStore, PartitionState, Store
+from pipeline.engine.partition_state.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
-from pipeline.kafka.kernels import OtherKernels
-from pipeline.kafka.quarantine import Quarantines
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import Restored
+from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.kafka.session.quarantine import Quarantines
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.health import Health

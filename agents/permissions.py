@@ -6,8 +6,8 @@ A role is a person or program that gets a principal of its own. Reading and writ
 from typing import Final, NamedTuple
 
 from agents.topology import CARD, SCORE, chosen, specs
-from pipeline.kafka.clients import READER_GROUP
-from pipeline.kafka.gateway import STAGE
+from pipeline.kafka.cluster.clients import READER_GROUP
+from pipeline.kafka.session.gateway import STAGE
 from pipeline.models.publish import TRANSACTIONAL_ID as DECIDES
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, PROFILED, TRANSACTIONS

@@ -14,15 +14,15 @@ import msgspec
 
 from agents.topology import CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.decision.policy import Policy
-from pipeline.engine.accepted_labels import accept
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.feedback import FeedbackPartition
-from pipeline.engine.learn import LearnPartition
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
+from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import accept
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.blocks import KernelChanged, KernelMismatch
-from pipeline.engine.decider import Decider
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import LoadedState
-from pipeline.kafka.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
-from pipeline.kafka.kernels import OtherKernels
+from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
+from pipeline.engine.partition_state.state import LoadedState
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.score import ScorePartition
+from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
 from pipeline.models.active import ModelSubscriber
 from schemas.messages import ProcessingConfig
 from schemas.records import Record

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipeline.engine.state import PartitionState, StateDump
-from pipeline.kafka.session import Session
+from pipeline.engine.partition_state.state import PartitionState, StateDump
+from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import SnapshotError

@@ -36,7 +36,7 @@ class Topic:
 
     @property
     def holds_blocks(self) -> bool:
-        """True if each record holds many rows (`pipeline.engine.blocks`)."""
+        """True if each record holds many rows (`pipeline.engine.encoding.blocks`)."""
         return self.value == BLOCKS
 
 

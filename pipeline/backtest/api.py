@@ -20,8 +20,8 @@ from pipeline.backtest.runner.result import BacktestResult
 from pipeline.backtest.runner.runner import FinishedRun, run_request
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunSummary
 from pipeline.backtest.training.variants import Training, VariantTraining
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.history.files import ColumnMapping
 from pipeline.settings import Settings
 from pipeline.training.fit import Trained
@@ -130,7 +130,7 @@ class Backtest:
     ) -> BacktestResult:
         """Replay the range, and return the decisions of every variant.
 
-        Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.errors.TopicError`,
+        Raises `RangeError`, `pipeline.history.files.UnusableSource`, `pipeline.kafka.cluster.errors.TopicError`,
         `pipeline.models.registry.RegistryError`, `pipeline.scoring.errors.ModelError`, `OutOfOrder`.
 
         Args:

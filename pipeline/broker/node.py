@@ -35,7 +35,7 @@ from pipeline.broker.local import (
     write_json,
 )
 from pipeline.broker.process import GuardedProcess
-from pipeline.kafka.admin import cluster_is_up
+from pipeline.kafka.cluster.admin import cluster_is_up
 
 START_TIMEOUT_S: Final = 120.0
 NEEDED_BYTES: Final = 512 * 1024 * 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.broker import provide_broker, running_broker
-from pipeline.kafka.admin import failed_answer
+from pipeline.kafka.cluster.admin import failed_answer
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 10.0

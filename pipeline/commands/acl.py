@@ -9,8 +9,8 @@ import click
 from agents.permissions import Grant, roles
 from agents.topology import UnknownAgent
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.acl import AclError, AclRule, create_rules
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError
+from pipeline.kafka.cluster.acl import AclError, AclRule, create_rules
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError
 from pipeline.settings import Settings
 
 _FLAGS: Final = {"topic": "--topic", "group": "--group", "transactional_id": "--transactional-id"}

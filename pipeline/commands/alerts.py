@@ -25,10 +25,10 @@ from pipeline.commands.times import Moment
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
-from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.log_offsets import starts_at
-from pipeline.kafka.topic_reader import read_topic, tail_topic
+from pipeline.kafka.cluster.admin import end_offsets
+from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.cluster.log_offsets import starts_at
+from pipeline.kafka.readers.topic_reader import read_topic, tail_topic
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings

@@ -11,7 +11,7 @@ import msgspec
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.times import Moment
 from pipeline.exports.errors import ExportError
-from pipeline.kafka.errors import ConfigError, TopicError
+from pipeline.kafka.cluster.errors import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
 from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings

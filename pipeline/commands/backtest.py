@@ -30,9 +30,9 @@ from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import ProgressBar, failure, interrupts
-from pipeline.engine.blocks import KernelMismatch
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.engine.encoding.blocks import KernelMismatch
+from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Meta
 
-from pipeline.engine.whole_amounts import amount_counts, suspicion, suspicious
+from pipeline.engine.records.whole_amounts import amount_counts, suspicion, suspicious
 from pipeline.history.files import PRESETS, ColumnMapping, currency_decimals, numbers, read_tables, resolve_mapping
 from pipeline.observability.terminal import printable
 

@@ -15,10 +15,10 @@ from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_c
 from pipeline.commands.times import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.log_offsets import starts_at
-from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.cluster.log_offsets import starts_at
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings

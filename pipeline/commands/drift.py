@@ -14,8 +14,8 @@ from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.broker.running import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
 from pipeline.commands.times import Duration, Moment
 from pipeline.exports.errors import ExportError
-from pipeline.kafka.admin import cluster_is_up
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.cluster.admin import cluster_is_up
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge

@@ -13,7 +13,7 @@ from pipeline.commands.progress import ProgressBar, failure, interrupts
 from pipeline.commands.times import Moment
 from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 

@@ -5,8 +5,8 @@ from typing import Final
 
 import click
 
-from pipeline.kafka.admin import topic_retentions
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.cluster.admin import topic_retentions
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url

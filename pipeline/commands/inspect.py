@@ -9,14 +9,14 @@ import click
 import msgspec
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
-from pipeline.engine.feature_blocks import LAYOUT as FEATURES_LAYOUT
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_offsets import partition_numbers
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.engine.encoding.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.log_offsets import partition_numbers
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.observability.terminal import printable_json
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE

@@ -16,11 +16,11 @@ from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.show import label_text
 from pipeline.demo.text import PLAIN_WIDTH, utc_text
-from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.errors import ClusterUnreachable, FailedRequest, TopicError
-from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.kafka.progress import require_producer_timestamps
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.admin import end_offsets
+from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
+from pipeline.kafka.readers.progress import require_producer_timestamps
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
 from pipeline.learning.labels import source_rank
 from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import printable, printable_json

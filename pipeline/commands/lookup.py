@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import click
 import msgspec
 
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
 from schemas.messages import Alert, Decision, Label

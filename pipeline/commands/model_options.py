@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.changes import ChangeAuthor
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings

@@ -11,8 +11,8 @@ import click
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.pacer import NothingActive, Pacer, Proposal
 from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.rates import PublishedRates
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings

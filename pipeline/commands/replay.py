@@ -14,8 +14,8 @@ from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.times import Moment
 from pipeline.history.files import UnusableSource, read_transactions
-from pipeline.kafka.errors import ConfigError, TopicError
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ConfigError, TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from schemas.errors import InvalidMessage

@@ -14,8 +14,8 @@ from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import interrupts
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions

@@ -10,7 +10,7 @@ from pipeline.broker import BrokerError
 from pipeline.broker.running import ClusterNotFound, cluster_or_last_run
 from pipeline.commands.lookup import find, find_labels, named
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.cluster.errors import TopicError
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings

@@ -8,8 +8,8 @@ import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.progress import interrupts
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, SessionError, TopicError
-from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, SessionError, TopicError
+from pipeline.kafka.session.gateway import Gateway, GatewayError, Tokenised
 from pipeline.observability.logs import configure_logging
 from pipeline.protection.tokens import Tokeniser
 from pipeline.settings import Settings

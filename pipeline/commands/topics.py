@@ -3,8 +3,8 @@
 import click
 
 from pipeline.broker import BrokerError, ensure_broker
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 
 

@@ -7,9 +7,9 @@ import click
 
 from agents.topology import AGENTS, UnknownAgent
 from pipeline.broker import BrokerError
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
-from pipeline.kafka.producer import DeliveryFailed
-from pipeline.kafka.startup import StartRefused
+from pipeline.kafka.checks.startup import StartRefused
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.observability.endpoint import EndpointError
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import RatesError

@@ -33,8 +33,8 @@ from pipeline.demo.view import (
     summary_lines,
 )
 from pipeline.demo.world import World
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.registry import RegistryError
 from pipeline.replay.replayer import ReplayProgress
 from pipeline.scoring.errors import ModelError

@@ -13,7 +13,7 @@ from typing import Final
 from agents.permissions import DEMO
 from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.broker.running import demo_dir
-from pipeline.kafka.admin import end_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.settings import Settings
 
 KEPT: Final = ("lock", "jars", "ports.json")

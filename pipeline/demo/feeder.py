@@ -15,7 +15,7 @@ from pipeline.demo.figures import RunFigures
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
-from pipeline.kafka.producer import RecordProducer
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.replay.watch import Flow

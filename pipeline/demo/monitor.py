@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipeline.demo.ledger import Ledger
-from pipeline.kafka.clients import LATE_FETCH_MS, late_fetch_config
-from pipeline.kafka.progress import TopicTail
+from pipeline.kafka.cluster.clients import LATE_FETCH_MS, late_fetch_config
+from pipeline.kafka.readers.progress import TopicTail
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS, Topic
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.blocks import BlockError
-from pipeline.engine.feature_blocks import (
+from pipeline.engine.encoding.blocks import BlockError
+from pipeline.engine.scores.feature_blocks import (
     AMOUNT_MINOR,
     EVENT_US,
     LAYOUT,

@@ -15,13 +15,13 @@ from pipeline.exports.feature_rows import FeatureRowFormat
 from pipeline.exports.files import Origin, TopicFiles, missing
 from pipeline.exports.pieces import Pieces
 from pipeline.exports.rows import ERROR, RowFormat
-from pipeline.kafka.admin import reached
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import topic_identities
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
-from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.topic_reader import READ_BATCH
+from pipeline.kafka.cluster.admin import reached
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.cluster import topic_identities
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
+from pipeline.kafka.readers.replay_reader import RangeReader
+from pipeline.kafka.readers.topic_reader import READ_BATCH
 from pipeline.settings import Settings
 from schemas.topics import DECISION_FEATURES, TOPICS, Topic
 
@@ -124,7 +124,7 @@ class TopicExport:
     ) -> list[Exported]:
         """Write what is not there yet; once ``stopped`` says so, what was read is made whole, and the rest left.
 
-        Raises `ExportError`, `TopicError`, `pipeline.kafka.errors.ClusterUnreachable`, ``KafkaException``.
+        Raises `ExportError`, `TopicError`, `pipeline.kafka.cluster.errors.ClusterUnreachable`, ``KafkaException``.
         """
         from_ms, to_ms = self._asked
         if from_ms is not None and to_ms is not None and to_ms <= from_ms:

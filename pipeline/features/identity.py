@@ -6,7 +6,7 @@ import xxhash
 def transaction_hash(card_id: str, transaction_id: str) -> int:
     """64 bits of a card's transaction, the same on every machine (XXH3 of both identifiers).
 
-    `pipeline.engine.columns.identities` gives those of many.
+    `pipeline.engine.records.columns.identities` gives those of many.
 
     >>> transaction_hash("c1", "t1") == transaction_hash("c1", "t1") != transaction_hash("c1t", "1")
     True

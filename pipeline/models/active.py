@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from pipeline.engine.models import ActiveModels, ModelSet
-from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.internal import TrustedRecords
-from pipeline.kafka.quarantine import decode_control
+from pipeline.engine.scores.models import ActiveModels, ModelSet
+from pipeline.kafka.readers.follower import TopicFollower
+from pipeline.kafka.records.internal import TrustedRecords
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents, sound_versions

@@ -6,10 +6,10 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted, refuse
-from pipeline.kafka.log_offsets import Waiting
-from pipeline.kafka.ranges import readable_range
-from pipeline.kafka.replay_reader import RangeReader
+from pipeline.kafka.cluster.log_offsets import Waiting
+from pipeline.kafka.cluster.ranges import readable_range
+from pipeline.kafka.readers.replay_reader import RangeReader
+from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted, refuse
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from schemas.messages import ModelVersion, VersionReference

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels
-from pipeline.kafka.follower import TopicFollower
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import VersionHistory
 from pipeline.models.library import PublishedVersions, model_set_without_river

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.decision.online_gate import BothScores, LabelReport
 from pipeline.decision.pacing import ScoredRows
-from pipeline.engine.accepted_labels import read_accepted, reports_of
-from pipeline.kafka.admin import end_offsets
-from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.internal import not_counted, readable
-from pipeline.kafka.log_offsets import starts_at
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.engine.records.accepted_labels import read_accepted, reports_of
+from pipeline.kafka.cluster.admin import end_offsets
+from pipeline.kafka.cluster.log_offsets import starts_at
+from pipeline.kafka.readers.follower import TopicFollower
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.records.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.internal import not_counted, readable
-from pipeline.kafka.producer import TopicRecord
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.records.internal import not_counted, readable
+from pipeline.kafka.writers.producer import TopicRecord
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.publish import ControlWriter
 from pipeline.scoring.errors import ModelError

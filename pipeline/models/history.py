@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, NamedTuple, Self
 
-from pipeline.kafka.internal import TrustedRecords, not_counted
-from pipeline.kafka.quarantine import decode_control
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.records.internal import TrustedRecords, not_counted
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
 from schemas.records import Record

@@ -6,11 +6,11 @@ from functools import cached_property
 from itertools import chain
 from typing import Self
 
-from pipeline.engine.models import ModelSet
-from pipeline.kafka.internal import TrustedRecords, not_counted
-from pipeline.kafka.log_offsets import Waiting
-from pipeline.kafka.quarantine import QuarantinedRecords
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.engine.scores.models import ModelSet
+from pipeline.kafka.cluster.log_offsets import Waiting
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.records.internal import TrustedRecords, not_counted
+from pipeline.kafka.session.quarantine import QuarantinedRecords
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import VersionHistory

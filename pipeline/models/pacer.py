@@ -10,7 +10,7 @@ from pipeline.decision.event_clock import AHEAD_HOURS
 from pipeline.decision.online_gate import REACH_DAYS, BlendDecision, Gate
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.models.control_state import ControlState
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.history import PACE

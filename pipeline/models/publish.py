@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.learn import model_record
-from pipeline.kafka.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
-from pipeline.kafka.quarantine import control_record
-from pipeline.kafka.ranges import log_ranges
+from pipeline.engine.feedback.learn import model_record
+from pipeline.kafka.cluster.ranges import log_ranges
+from pipeline.kafka.session.quarantine import control_record
+from pipeline.kafka.writers.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
 from pipeline.protection.signing import Signer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest

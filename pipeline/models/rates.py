@@ -4,10 +4,10 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from pipeline.kafka.internal import OnRefused, TrustedRecords, not_counted
-from pipeline.kafka.log_offsets import Waiting
-from pipeline.kafka.quarantine import decode_control
-from pipeline.kafka.replay_reader import NewRecords
+from pipeline.kafka.cluster.log_offsets import Waiting
+from pipeline.kafka.readers.replay_reader import NewRecords
+from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.contents import VersionContents
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.settings import Settings

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from pipeline.engine.accepted_labels import read_accepted
+from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.exports.reading import export_batches, require_export
-from pipeline.kafka.internal import not_counted, readable, refuse
-from pipeline.kafka.topic_reader import read_batches, read_topic
+from pipeline.kafka.readers.topic_reader import read_batches, read_topic
+from pipeline.kafka.records.internal import not_counted, readable, refuse
 from pipeline.monitoring.outcomes import Outcomes
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.feature_blocks import EVENT_US, SCORE
+from pipeline.engine.scores.feature_blocks import EVENT_US, SCORE
 from pipeline.exports.reading import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.kafka.internal import not_counted, readable, readable_features
-from pipeline.kafka.log_offsets import starts_at
-from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
+from pipeline.kafka.cluster.log_offsets import starts_at
+from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches
+from pipeline.kafka.records.internal import not_counted, readable, readable_features
 from pipeline.learning.labels import FRAUD
 from pipeline.monitoring.alert_outcomes import AlertOutcomes, Key
 from pipeline.monitoring.daily import DailyCounts

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
-from pipeline.kafka.errors import FailedRequest, failure_text
+from pipeline.kafka.cluster.errors import FailedRequest, failure_text
 from pipeline.settings import PREFIX, Settings
 from pipeline.settings.files import SettingFileError
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.engine.columns import identities
+from pipeline.engine.records.columns import identities
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import PASSED_ON, currency_decimals

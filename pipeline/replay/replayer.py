@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
-from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.progress import require_producer_timestamps
+from pipeline.kafka.readers.progress import require_producer_timestamps
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth

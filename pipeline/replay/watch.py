@@ -10,7 +10,7 @@ from typing import Final, Protocol, Self
 
 import msgspec
 
-from pipeline.kafka.progress import GroupLag, TopicTail
+from pipeline.kafka.readers.progress import GroupLag, TopicTail
 from pipeline.settings import Settings
 
 _RELAXED_INTERVAL_S: Final = 0.02

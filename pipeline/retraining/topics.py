@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pipeline.decision.policy import Policy
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.contents import VersionContents
 from pipeline.models.history import Tenure
 from pipeline.models.library import PublishedVersions, model_set_without_river

@@ -1,8 +1,8 @@
 """Options of the kernels, made from the settings: the same for live agents and backtests."""
 
-from pipeline.engine.accepted_labels import LabelOptions
-from pipeline.engine.card import CardOptions
-from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.feedback.feedback import FeedbackOptions
+from pipeline.engine.records.accepted_labels import LabelOptions
 from pipeline.settings import Settings
 from schemas.money import RateTable
 from schemas.times import US_PER_DAY, US_PER_SECOND

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.engine.state import StoreError
+from pipeline.engine.partition_state.state import StoreError
 
 __all__ = ["SnapshotError", "StoreError"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
-from pipeline.engine.state import LoadedState
+from pipeline.engine.partition_state.state import LoadedState
 from pipeline.state.errors import SnapshotUnreadable
 from pipeline.state.manifest import (
     FORMAT,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipeline.engine.state import StateDump
+from pipeline.engine.partition_state.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS
 from pipeline.state.errors import SnapshotError
 from pipeline.state.manifest import (

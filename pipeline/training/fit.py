@@ -53,7 +53,7 @@ class TrainingSet:
     card: NDArray[np.int64]
     """The card as any integer."""
     identity: NDArray[np.int64]
-    """First word of `pipeline.engine.columns.digests`, by which legitimate transactions are sampled."""
+    """First word of `pipeline.engine.records.columns.digests`, by which legitimate transactions are sampled."""
     reported_us: NDArray[np.int64] | None = None
     """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
     segment_fields: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)

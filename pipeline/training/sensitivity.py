@@ -31,7 +31,7 @@ def sensitivity(
     Args:
         amount: Amounts, shape (n,).
         fraud: True labels, shape (n,).
-        identity: First words of `pipeline.engine.columns.digests`, by which labels are spoilt; shape (n,).
+        identity: First words of `pipeline.engine.records.columns.digests`, by which labels are spoilt; shape (n,).
         event_time_us: Shape (n,).
         card: Cards as integers from 0 on, shape (n,).
         checked: Rows of the validation period.

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.event_clock import EventClock, newest_of
-from pipeline.engine.accepted_labels import read_accepted
-from pipeline.engine.columns import digest_keys, name_keys
-from pipeline.engine.feature_blocks import (
+from pipeline.engine.records.accepted_labels import read_accepted
+from pipeline.engine.records.columns import digest_keys, name_keys
+from pipeline.engine.scores.feature_blocks import (
     EVENT_US,
     LIGHTGBM,
     LOGIT,
@@ -27,7 +27,7 @@ from pipeline.engine.feature_blocks import (
     block_texts,
 )
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
-from pipeline.kafka.internal import not_counted, readable_features, refuse
+from pipeline.kafka.records.internal import not_counted, readable_features, refuse
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings

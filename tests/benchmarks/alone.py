@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.engine.card import CardOptions
-from pipeline.engine.feedback import FeedbackOptions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.feedback.feedback import FeedbackOptions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options, feedback_options
 from pipeline.settings.rate_table import load_rates

@@ -12,8 +12,8 @@ import numpy as np
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 from numpy.typing import NDArray
 
-from pipeline.kafka.admin import partition_count
-from pipeline.kafka.clients import consumer_config
+from pipeline.kafka.cluster.admin import partition_count
+from pipeline.kafka.cluster.clients import consumer_config
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, RecordPosition
 from schemas.topics import ALERTS, DECISIONS

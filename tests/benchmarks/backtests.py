@@ -23,8 +23,8 @@ from pipeline import Backtest
 from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.broker import embedded_broker
-from pipeline.engine.models import ActiveModels
-from pipeline.kafka.admin import ensure_topics
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.messages import event_times_us

@@ -20,7 +20,7 @@ from pipeline.backtest.engine.online import OnlineTrainer
 from pipeline.backtest.input.tables import CHUNK_ROWS
 from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_layer import RiverLayer

@@ -21,21 +21,23 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
-from pipeline.engine import accepted_labels, card_batch, decision_messages
-from pipeline.engine import decider as decider_module
-from pipeline.engine.accepted_labels import LabelOptions
-from pipeline.engine.card import CardPartition
-from pipeline.engine.card_join import CardJoin
-from pipeline.engine.decider import Decider
-from pipeline.engine.deduplication import ReadInputs
-from pipeline.engine.feedback import FeedbackPartition
-from pipeline.engine.learn import LearnPartition
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.results import Result, merged
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore, PartitionState, Store
-from pipeline.engine.transaction_index import StoreIndex
+from pipeline.engine.cards import card_batch
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.transaction_index import StoreIndex
+from pipeline.engine.feedback.feedback import FeedbackPartition
+from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.partition_state.state import MemoryStore, PartitionState, Store
+from pipeline.engine.records import accepted_labels
+from pipeline.engine.records.accepted_labels import LabelOptions
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result, merged
+from pipeline.engine.scores import decider as decider_module
+from pipeline.engine.scores import decision_messages
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.deduplication import ReadInputs
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import new_learner

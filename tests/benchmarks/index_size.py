@@ -1,6 +1,6 @@
 """The card agent's index as it grows: time of a batch, bytes on disk and of a snapshot, memory.
 
-Run ``python -m tests.benchmarks.index_size``. Keys and values have the form of `pipeline.engine.transaction_index`:
+Run ``python -m tests.benchmarks.index_size``. Keys and values have the form of `transaction_index`:
 each batch looks for transactions that are not there, writes them, and writes the run by which they are forgotten.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.engine.layout import DIGEST_BYTES
-from pipeline.engine.transaction_index import RUN_AT_MOST
+from pipeline.engine.cards.transaction_index import RUN_AT_MOST
+from pipeline.engine.partition_state.layout import DIGEST_BYTES
 from pipeline.state.store import RocksStore, StoreMemory
 from tests.benchmarks.forests import BUILD
 from tests.benchmarks.tables import Table, as_text

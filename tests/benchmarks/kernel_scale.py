@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from pipeline.engine.card import CardOptions, CardPartition
+from pipeline.engine.cards.card import CardOptions, CardPartition
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel

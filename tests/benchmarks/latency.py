@@ -23,8 +23,8 @@ import psutil
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers, settings_environment
-from pipeline.kafka.admin import end_offsets, ensure_topics, group_lag
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics, group_lag
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic

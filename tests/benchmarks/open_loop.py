@@ -17,7 +17,7 @@ import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 
-from pipeline.kafka.clients import producer_config
+from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from tests.benchmarks.traffic import Item, read_items
 

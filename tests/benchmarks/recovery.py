@@ -21,8 +21,8 @@ from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from pipeline.broker import embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, start_worker, stop_workers
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import consumer_config
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import consumer_config
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, RecordPosition, Timestamp

@@ -21,7 +21,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from pipeline.kafka.retries import retried
+from pipeline.kafka.cluster.retries import retried
 from tests.benchmarks.job.definition import PARTITIONS
 from tests.benchmarks.measured import Measurement, Sample, measurement
 

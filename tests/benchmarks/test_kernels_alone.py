@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.transaction_index import StoreIndex
+from pipeline.engine.cards.transaction_index import StoreIndex
 from tests.benchmarks import alone, columnar, forests, in_process, kernel_scale, report
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.tables import as_text

@@ -8,7 +8,7 @@ import msgspec
 import pandas as pd
 import pytest
 
-from pipeline.engine.state import LoadedState
+from pipeline.engine.partition_state.state import LoadedState
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import DECISIONS

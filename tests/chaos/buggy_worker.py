@@ -16,11 +16,11 @@ import numpy as np
 
 from pipeline.cli import main
 from pipeline.demo.child_process import watch_parent
-from pipeline.engine import decider
+from pipeline.engine.scores import decider
 from pipeline.features.kernel import CardWindows
-from pipeline.kafka.batch import make_batch
-from pipeline.kafka.errors import Aborted
-from pipeline.kafka.session import Session
+from pipeline.kafka.cluster.errors import Aborted
+from pipeline.kafka.records.batch import make_batch
+from pipeline.kafka.session.session import Session
 
 STRIKES_AT = 2
 """The batch of some size at which a bug strikes."""

@@ -22,7 +22,7 @@ class Feeder:
             {
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
-                # As `pipeline.kafka.producer.RecordProducer`: times are simulated here too.
+                # As `pipeline.kafka.writers.producer.RecordProducer`: times are simulated here too.
                 "max.in.flight.requests.per.connection": 1,
                 "linger.ms": 5,
                 "compression.type": "lz4",  # a topic takes no value that is too large in any other way

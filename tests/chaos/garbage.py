@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.engine.block_messages import write_messages
+from pipeline.engine.scores.block_messages import write_messages
 from schemas.messages import ProfiledTransaction, RecordPosition
 from tests.helpers.blocks import features_block, sealed
 from tests.helpers.logs import feature_row

@@ -11,10 +11,10 @@ import msgspec
 from confluent_kafka import IsolationLevel
 
 from pipeline.decision.policy import Policy, Rule
-from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.log_offsets import last_offsets
-from pipeline.kafka.retries import retried
+from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.log_offsets import last_offsets
+from pipeline.kafka.cluster.retries import retried
 from pipeline.models.publish import publish_champion
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings

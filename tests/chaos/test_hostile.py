@@ -11,17 +11,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.engine.accepted_labels import read_accepted
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
-from pipeline.kafka.internal import TrustedRecords, not_counted
-from pipeline.kafka.quarantine import decode_control
-from pipeline.kafka.replay_reader import decode_progress
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import read_accepted
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.profiled import read_rows
+from pipeline.engine.scores.score import ScorePartition
+from pipeline.kafka.readers.replay_reader import decode_progress
+from pipeline.kafka.records.internal import TrustedRecords, not_counted
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE

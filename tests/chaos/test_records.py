@@ -5,11 +5,11 @@ from datetime import timedelta, timezone
 
 import msgspec
 
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED
 from tests.chaos.records import Entry, rows_of

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.results import Result
+from pipeline.engine.records.results import Result
 from schemas import codec
 from schemas.codec import AcceptedTransaction, encode
 from schemas.errors import InvalidMessage

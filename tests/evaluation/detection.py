@@ -20,8 +20,8 @@ from sklearn.metrics import average_precision_score
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange, Training
 from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime

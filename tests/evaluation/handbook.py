@@ -29,8 +29,8 @@ from pipeline.commands.replay import Speed
 from pipeline.commands.times import Duration, Moment
 from pipeline.demo.processes import WorkerDied
 from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError

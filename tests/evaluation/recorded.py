@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.feature_blocks import OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.feature_blocks import OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.replay.replayer import EPOCH
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, RecordPosition, Transaction

@@ -8,11 +8,11 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.engine.blocks import KernelMismatch
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.encoding.blocks import KernelMismatch
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED
 from tests.helpers.blocks import sealed

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.engine.blocks import CODES, NARROW, WIDE, Block, Sources, pack_block, parse_block
-from pipeline.engine.feature_blocks import LAYOUT
+from pipeline.engine.encoding.blocks import CODES, NARROW, WIDE, Block, Sources, pack_block, parse_block
+from pipeline.engine.scores.feature_blocks import LAYOUT
 from schemas.codec import timestamp_us
 from schemas.messages import DecisionFeatures
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.decider import Decider
-from pipeline.engine.models import ActiveModels, ModelSet
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.models import ActiveModels, ModelSet
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.scoring.river_factory import first_river, load_river
 from pipeline.scoring.river_model import RiverModel
 from schemas.records import Record

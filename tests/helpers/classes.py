@@ -14,7 +14,7 @@ from pipeline.broker import embedded_broker
 from pipeline.broker.configuration import jvm_arguments
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
-from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
 from tests.helpers.worker import ROOT
 

@@ -20,9 +20,9 @@ from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
 from pipeline.broker.local import HOST, free_port
 from pipeline.broker.process import GuardedProcess
-from pipeline.kafka.admin import cluster_is_up
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.retries import retried
+from pipeline.kafka.cluster.admin import cluster_is_up
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.retries import retried
 
 START_TIMEOUT_S: Final = 120.0
 POLL_S: Final = 0.1

@@ -10,7 +10,7 @@ from itertools import groupby
 import msgspec
 import pandas as pd
 
-from pipeline.engine.block_messages import read_messages
+from pipeline.engine.scores.block_messages import read_messages
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import (
     DecisionFeatures,

@@ -192,11 +192,13 @@ def topology() -> str:
     return _fence(diagram())
 
 
+def _contracts() -> list[dict[str, Any]]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return list(project["tool"]["importlinter"]["contracts"])
+
+
 def _contract(name: str) -> dict[str, Any]:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
-    return next(contract for contract in contracts if contract["id"] == name)
+    return next(contract for contract in _contracts() if contract["id"] == name)
 
 
 def _layers() -> list[list[str]]:
@@ -218,8 +220,18 @@ def layers_diagram() -> str:
 
 def packages_table() -> str:
     """Every package with the first line of its docstring."""
-    names = [name for layer in _layers() for name in layer if (ROOT / name.replace(".", "/")).is_dir()]
+    packages = [name for layer in _layers() for name in layer if (ROOT / name.replace(".", "/")).is_dir()]
+    names = (name for package in packages for name in (package, *_rooms(package)))
     return _table(("package", "content"), ((f"`{name.replace('.', '/')}/`", _summary(name)) for name in names))
+
+
+def _rooms(package: str) -> list[str]:
+    """The packages within a package, lowest last, in the order of the import contract that names them."""
+    for contract in _contracts():
+        if contract.get("containers") == [package]:
+            layers = [name.strip() for layer in contract["layers"] for name in re.split("[|:]", layer)]
+            return [f"{package}.{name}" for name in layers if (ROOT / package.replace(".", "/") / name).is_dir()]
+    return []
 
 
 def _short(name: str) -> str:

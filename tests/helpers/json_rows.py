@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.json_rows import Rows, RowWriter, number
+from pipeline.engine.encoding.json_rows import Rows, RowWriter, number
 
 
 def numbers(matrix: NDArray[Any]) -> Rows:

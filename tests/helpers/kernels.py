@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from agents.preparation import prepare_kernels
 from pipeline.backtest import Order, replay
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.card import CardOptions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from tests.contract.records import RATES

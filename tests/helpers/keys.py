@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.columns import name_keys
+from pipeline.engine.records.columns import name_keys
 
 
 def keys(names: Sequence[str]) -> NDArray[np.int64]:

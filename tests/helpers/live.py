@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
-from pipeline.engine.accepted_labels import LabelOptions, accept
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.learn import LearnPartition
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import LabelOptions, accept
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.scoring.river_factory import new_learner
 from schemas.codec import decode_transaction
 from schemas.errors import InvalidMessage

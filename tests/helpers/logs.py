@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.engine.accepted_labels import LabelOptions, accept
-from pipeline.engine.block_messages import read_messages, write_messages
-from pipeline.engine.results import Result
+from pipeline.engine.records.accepted_labels import LabelOptions, accept
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.block_messages import read_messages, write_messages
 from schemas.messages import (
     Alert,
     Decision,

@@ -11,7 +11,7 @@ from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScram
 from cryptography.hazmat.primitives import serialization
 
 from pipeline.broker.local import HOST, free_port
-from pipeline.kafka.clients import admin_client
+from pipeline.kafka.cluster.clients import admin_client
 from tests.helpers.cluster import kafka_nodes
 
 SUPER: Final = "root"

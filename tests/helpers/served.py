@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.engine.accepted_labels import accept
-from pipeline.engine.blocks import Block, Sources, pack_block
-from pipeline.engine.feature_blocks import LAYOUT, NUMBERS, OWN_FEATURES
+from pipeline.engine.encoding.blocks import Block, Sources, pack_block
+from pipeline.engine.records.accepted_labels import accept
+from pipeline.engine.scores.feature_blocks import LAYOUT, NUMBERS, OWN_FEATURES
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import NO_LABEL, SOURCE_RANK
 from pipeline.learning.regimes import NEVER_US

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.state import LoadedState, StateDump
+from pipeline.engine.partition_state.state import LoadedState, StateDump
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import SnapshotRepository

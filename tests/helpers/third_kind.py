@@ -88,10 +88,10 @@ def main() -> None:
     install()
     from pipeline.backtest import Order, replay
     from pipeline.backtest.runner.model_library import ModelLibrary
-    from pipeline.engine.card import CardOptions
-    from pipeline.engine.decider import Decider
-    from pipeline.engine.feature_blocks import read_feature_messages
-    from pipeline.engine.learn import model_record
+    from pipeline.engine.cards.card import CardOptions
+    from pipeline.engine.feedback.learn import model_record
+    from pipeline.engine.scores.decider import Decider
+    from pipeline.engine.scores.feature_blocks import read_feature_messages
     from pipeline.exports.feature_rows import FeatureRowFormat
     from pipeline.models.activation import Activations
     from pipeline.models.registry import Registry

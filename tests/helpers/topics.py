@@ -11,11 +11,11 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.clients import producer_config
-from pipeline.kafka.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.clients import producer_config
+from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, DecisionFeatures, Example, ModelVersion

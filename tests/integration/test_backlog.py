@@ -5,8 +5,8 @@ import random
 import psutil
 import pytest
 
-from pipeline.engine.blocks import MOST_BYTES, MOST_ROWS, row_count
-from pipeline.kafka.admin import end_offsets
+from pipeline.engine.encoding.blocks import MOST_BYTES, MOST_ROWS, row_count
+from pipeline.kafka.cluster.admin import end_offsets
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.topics import DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.logs import after, transaction

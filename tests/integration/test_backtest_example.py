@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic

@@ -15,8 +15,8 @@ from pipeline.backtest.labels.ground_truth import ground_truth
 from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, OTHER_VERSION, UNEXPLAINED, WINDOWS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.errors import TopicError
 from schemas.messages import Decision
 from schemas.topics import (
     ACCEPTED_LABELS,

@@ -10,13 +10,13 @@ import pytest
 from confluent_kafka import KafkaError, Producer, TopicPartition
 
 from pipeline.broker import EmbeddedBroker
-from pipeline.kafka.admin import end_offsets, ensure_topics
-from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.bounded_consumer import BoundedConsumer
-from pipeline.kafka.clients import admin_client, consumer_config, producer_config
-from pipeline.kafka.inflation import MOST_BATCH_BYTES
-from pipeline.kafka.message_records import Item, ReadError
-from pipeline.kafka.undecided import FirstRecord, KafkaLog
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
+from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
+from pipeline.kafka.readers.undecided import FirstRecord, KafkaLog
+from pipeline.kafka.records.batch import UnreadableRange
+from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
+from pipeline.kafka.records.message_records import Item, ReadError
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS

@@ -26,11 +26,11 @@ from pipeline.broker import node as node_module
 from pipeline.broker.errors import BrokerInUse
 from pipeline.broker.fencing import ACTIVE, FENCED
 from pipeline.broker.local import STATE_NAME
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, producer_config
-from pipeline.kafka.log_offsets import first_offsets
-from pipeline.kafka.retries import retried
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import admin_client, producer_config
+from pipeline.kafka.cluster.log_offsets import first_offsets
+from pipeline.kafka.cluster.retries import retried
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 from tests.helpers.waiting import TIMEOUT_S, eventually

@@ -11,12 +11,12 @@ from confluent_kafka import Consumer, IsolationLevel, Producer
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from agents.topology import AGENTS
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, consumer_config, producer_config
-from pipeline.kafka.cluster import brokers, describe_topics, group_protocol
-from pipeline.kafka.log_offsets import last_offsets, partition_numbers
-from pipeline.kafka.startup import check_start
-from pipeline.kafka.watch import BrokerWatch
+from pipeline.kafka.checks.startup import check_start
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.cluster.cluster import brokers, describe_topics, group_protocol
+from pipeline.kafka.cluster.log_offsets import last_offsets, partition_numbers
+from pipeline.kafka.cluster.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, DECISIONS, LABELS, PROGRESS, TOPICS, TRANSACTIONS

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.kafka.quarantine import decode_control
+from pipeline.kafka.session.quarantine import decode_control
 from schemas.messages import Quarantine
 from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS
 from tests.helpers.expected import differences, expected_features

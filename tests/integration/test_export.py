@@ -24,12 +24,12 @@ from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import Asked, Exported, ExportProgress, TopicExport, named
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client, producer_config
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import admin_client, producer_config
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.records import Record

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.kafka.clients import producer_config
+from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import ALERTS
 from tests.helpers.documents import fenced

@@ -3,9 +3,9 @@
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.kafka.clients import producer_config
-from pipeline.kafka.follower import TopicFollower
-from pipeline.kafka.replay_reader import stable_end
+from pipeline.kafka.cluster.clients import producer_config
+from pipeline.kafka.readers.follower import TopicFollower
+from pipeline.kafka.readers.replay_reader import stable_end
 from schemas.topics import MODELS
 from tests.helpers.logs import START
 from tests.helpers.topics import Cluster

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.gateway import Gateway, GatewayError, Tokenised
-from pipeline.kafka.producer import RecordProducer
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.session.gateway import Gateway, GatewayError, Tokenised
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.protection.tokens import Tokeniser, TokenKeys
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS, Topic
 from tests.helpers.topics import Cluster

@@ -10,8 +10,8 @@ from confluent_kafka import Producer
 
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.partitioner import partition_of
-from pipeline.kafka.clients import producer_config
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
 from tests.helpers.backtest_inputs import backtest_of

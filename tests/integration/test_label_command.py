@@ -19,9 +19,9 @@ from msgspec import structs
 from pipeline.broker import embedded_broker
 from pipeline.cli import main
 from pipeline.commands.dead_letters import DeadLetter
-from pipeline.engine.results import Result as Dead
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.engine.records.results import Result as Dead
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
 from schemas.records import Headers, Output, Record

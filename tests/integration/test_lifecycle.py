@@ -16,10 +16,10 @@ import pytest
 from confluent_kafka import Producer
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.partitioner import partition_of
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.scores.block_messages import read_messages
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
-from pipeline.kafka.clients import producer_config
+from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.messages import Control, ProfiledTransaction, Quarantine, RecordPosition
 from schemas.topics import CONTROL, DEAD_LETTERS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS
@@ -46,7 +46,7 @@ FAULTY = """
 import sys
 
 from pipeline.cli import main
-from pipeline.engine import decider
+from pipeline.engine.scores import decider
 
 read_rows = decider.read_rows
 

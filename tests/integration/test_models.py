@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.quarantine import control_record
+from pipeline.engine.feedback.learn import LearnPartition, model_record
+from pipeline.kafka.session.quarantine import control_record
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.rates import PublishedRates

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.cli import main
-from pipeline.kafka.producer import WriterFenced
+from pipeline.kafka.writers.producer import WriterFenced
 from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry

@@ -14,8 +14,8 @@ from pipeline.cli import main
 from pipeline.decision.pacing import Pacing, PacingOptions
 from pipeline.decision.policy import Policy
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.accepted_labels import LabelOptions, accept
-from pipeline.kafka.quarantine import decode_control
+from pipeline.engine.records.accepted_labels import LabelOptions, accept
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.decision_feed import PartitionDecisions, decode_decided
 from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active
 from schemas.messages import Activation, LearningSwitch, ModelScores, Versions

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.card import CardPartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.features.attributes import Attribute
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.registry import LIGHTGBM, Registry

@@ -9,9 +9,9 @@ import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
 
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.block_messages import read_messages
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.producer import RecordProducer
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.rates import PublishedRates
 from pipeline.settings.rate_table import RatesError
 from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS

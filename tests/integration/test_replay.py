@@ -18,10 +18,10 @@ from confluent_kafka import Consumer, Producer
 
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
-from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.producer import DeliveryFailed, RecordProducer
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.admin import committed_offsets, end_offsets, ensure_topics
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row

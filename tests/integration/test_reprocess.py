@@ -13,15 +13,15 @@ from pipeline.backtest.reprocess.reprocess import Reprocessed, reprocess
 from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, ReprocessError, features_topic
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.decision_messages import NOT_READ
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.partitioner import partition_of
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.scores.decision_messages import NOT_READ
+from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.exports.topics import TopicExport, named
-from pipeline.kafka.admin import end_offsets, ensure_topics
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.log_offsets import partition_numbers
-from pipeline.kafka.producer import DeliveryFailed, TopicRecord, TransactionalProducer
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.log_offsets import partition_numbers
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord, TransactionalProducer
 from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, DECISIONS, TRANSACTIONS
@@ -291,7 +291,7 @@ def test_a_transaction_that_a_killed_run_left_open_is_ended_without_a_word(
     bought: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Or a line that another client has caused hides ours.
-    monkeypatch.setattr("pipeline.kafka.client_log.REPEAT_S", 0.0)
+    monkeypatch.setattr("pipeline.kafka.cluster.client_log.REPEAT_S", 0.0)
     name = bought.settings.topic(INTO)
     killed = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
     killed._producer.begin_transaction()

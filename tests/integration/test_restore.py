@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
-from pipeline.engine.state import StateDump
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.restore import restore_partition
-from pipeline.kafka.state_handler import Restored
+from pipeline.engine.partition_state.state import StateDump
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.session.restore import restore_partition
+from pipeline.kafka.session.state_handler import Restored
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline.demo.view import COMMAND_INDENT
-from pipeline.kafka.topic_reader import read_topic
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, ModelVersion
 from schemas.topics import ALERTS, DECISIONS, LABELS, MODELS, TRANSACTIONS, Topic
@@ -169,8 +169,8 @@ def test_nothing_outlives_a_controller_that_is_killed(begin: RunStarter) -> None
 
 
 def test_a_run_keeps_away_from_topics_with_records(kafka_settings: Settings, begin: RunStarter) -> None:
-    from pipeline.kafka.admin import ensure_topics
-    from pipeline.kafka.producer import RecordProducer
+    from pipeline.kafka.cluster.admin import ensure_topics
+    from pipeline.kafka.writers.producer import RecordProducer
 
     servers = kafka_settings.kafka_bootstrap_servers
     assert servers is not None

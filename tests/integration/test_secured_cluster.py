@@ -25,13 +25,13 @@ from agents.permissions import DECIDES, DEMO, GROUP, REPROCESSED, TOPIC, TRANSAC
 from agents.topology import AGENTS
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.kafka.acl import AclRule, create_rules
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import READER_GROUP, admin_client, consumer_config
-from pipeline.kafka.gateway import STAGE
-from pipeline.kafka.producer import RecordProducer
-from pipeline.kafka.raw_fetch import Wanted, ask
-from pipeline.kafka.record_batches import split_batches
+from pipeline.kafka.cluster.acl import AclRule, create_rules
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
+from pipeline.kafka.records.raw_fetch import Wanted, ask
+from pipeline.kafka.records.record_batches import split_batches
+from pipeline.kafka.session.gateway import STAGE
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import NOT_ALLOWED
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days

@@ -21,12 +21,10 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from pipeline.engine.results import Result
-from pipeline.kafka.admin import committed_offsets, ensure_topics
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.call_thread import CallTimedOut
-from pipeline.kafka.careful import Committed, Mark, read_mark
-from pipeline.kafka.clients import (
+from pipeline.engine.records.results import Result
+from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.call_thread import CallTimedOut
+from pipeline.kafka.cluster.clients import (
     CLASSIC_SESSION_TIMEOUT_MS,
     MAX_RECORD_BYTES,
     GroupProtocol,
@@ -34,15 +32,17 @@ from pipeline.kafka.clients import (
     consumer_config,
     producer_config,
 )
-from pipeline.kafka.errors import Aborted, OutputTooLarge, SessionError
-from pipeline.kafka.log_offsets import last_offsets
-from pipeline.kafka.offsets import CommittedOffsets
-from pipeline.kafka.retries import Retries
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import Restored
-from pipeline.kafka.topic_reader import read_topic
-from pipeline.kafka.transactions import FENCED, MOST_ABORTS, TransactionalWriter
-from pipeline.kafka.unfinished_transactions import end_unfinished
+from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError
+from pipeline.kafka.cluster.log_offsets import last_offsets
+from pipeline.kafka.cluster.retries import Retries
+from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.session.careful import Committed, Mark, read_mark
+from pipeline.kafka.session.offsets import CommittedOffsets
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import Restored
+from pipeline.kafka.writers.transactions import FENCED, MOST_ABORTS, TransactionalWriter
+from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
 from schemas.messages import FeedbackConfig, ProcessingConfig, Progress
 from schemas.records import Output, Record
@@ -654,7 +654,7 @@ def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
         configs.append(config)
         return Consumer(config)
 
-    monkeypatch.setattr("pipeline.kafka.group_client.Consumer", consumer)
+    monkeypatch.setattr("pipeline.kafka.readers.group_client.Consumer", consumer)
     handler = Numbers()
     with session(settings, handler, "classic") as opened:
         work(opened, handler, lambda: len(opened.assigned) == 4)
@@ -675,13 +675,13 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     known = committed_offsets(servers(settings), group, [settings.topic(topic.name) for topic in READS])
     admin = admin_client(servers(settings))
     admin.delete_consumer_groups([group])[group].result()
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
+    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 1.0)
     with (
         session(settings, Numbers()) as second,
         pytest.raises(SessionError, match=r"older offsets, or none, .*transactions"),
     ):
         work(second, Numbers(), lambda: False)
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", TIMEOUT_S)
+    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", TIMEOUT_S)
     handler = Numbers()
     write(settings, [str(number) for number in range(20, 25)])
     with session(settings, handler) as third:
@@ -698,7 +698,7 @@ def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
 def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_look(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.retries.HANGING_S", 0.3)
+    monkeypatch.setattr("pipeline.kafka.cluster.retries.HANGING_S", 0.3)
 
     class Unstable(Consumer):
         def committed(self, *arguments: Any, **more: Any) -> Any:
@@ -706,7 +706,7 @@ def test_offsets_that_stay_unstable_are_waited_for_and_the_log_says_where_to_loo
                 raise KafkaException(KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT))
             return super().committed(*arguments, **more)
 
-    monkeypatch.setattr("pipeline.kafka.group_client.Consumer", Unstable)
+    monkeypatch.setattr("pipeline.kafka.readers.group_client.Consumer", Unstable)
     write(settings, ["1", "2", "3"])
     handler = Numbers()
     with session(settings, handler) as opened:
@@ -762,7 +762,7 @@ def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
             work(first, handler, lambda: len(held(handler)) >= number)  # noqa: B023
             offsets.append(known_offsets(settings))
     reset_offsets(settings, {place: offset - 1 for place, offset in offsets[0].items()})
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
+    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 1.0)
     with session(settings, Numbers()) as second, pytest.raises(SessionError, match="older offsets"):
         work(second, Numbers(), lambda: False)
     assert len(decided(settings)) == 40
@@ -778,7 +778,7 @@ def test_a_marker_that_names_the_end_of_the_log_ends_nobody(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever can write to `progress` ended every worker, at each start, for as long as the marker was there."""
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 1.0)
+    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 1.0)
     handler = Refusing()
     write(settings, [str(number) for number in range(20)])
     with session(settings, handler) as first:
@@ -817,7 +817,7 @@ def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: S
 def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.session.MOST_REJOINS", 1)
+    monkeypatch.setattr("pipeline.kafka.session.session.MOST_REJOINS", 1)
     handler = Numbers()
     write(settings, [str(number) for number in range(10)])
     with session(settings, handler) as opened:

@@ -26,20 +26,20 @@ from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.broker.local import free_port
-from pipeline.engine.forwarding import forward
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.results import Result
+from pipeline.engine.records.forwarding import forward
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.clients import MEMBER_ID, admin_client, consumer_config, producer_config
-from pipeline.kafka.cluster import group_protocol, topic_identities
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.internal import not_counted
-from pipeline.kafka.offset_checks import progressed
-from pipeline.kafka.quarantine import Quarantines
-from pipeline.kafka.retention import needed_days
-from pipeline.kafka.startup import Role, StartRefused, check_start
-from pipeline.kafka.watch import BrokerWatch
+from pipeline.kafka.checks.offset_checks import progressed
+from pipeline.kafka.checks.startup import Role, StartRefused, check_start
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import MEMBER_ID, admin_client, consumer_config, producer_config
+from pipeline.kafka.cluster.cluster import group_protocol, topic_identities
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.retention import needed_days
+from pipeline.kafka.cluster.watch import BrokerWatch
+from pipeline.kafka.records.internal import not_counted
+from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.messages import Decision, Example, LogPosition, ProfiledTransaction, Progress, RecordPosition
@@ -84,7 +84,7 @@ def settings(kafka_settings: Settings, bootstrap: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.kafka.startup.RECHECK_S", 0.0)
+    monkeypatch.setattr("pipeline.kafka.checks.startup.RECHECK_S", 0.0)
 
 
 def changed(settings: Settings, **changes: object) -> Settings:
@@ -483,7 +483,7 @@ def test_an_input_made_anew_is_refused_even_while_it_is_empty(bootstrap: str, se
 def test_a_trace_among_the_oldest_results_is_found(
     bootstrap: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.offset_checks.CHECKED_RECORDS", 3)
+    monkeypatch.setattr("pipeline.kafka.checks.offset_checks.CHECKED_RECORDS", 3)
     for number in (0, 1):
         progress(bootstrap, settings, "card", number, {LABELS: 7})
         for end in range(1, 8):

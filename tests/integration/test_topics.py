@@ -10,10 +10,10 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from pipeline.commands.topics import command
-from pipeline.kafka.admin import committed_offsets, end_offsets, ensure_topics, group_lag, topic_config
-from pipeline.kafka.clients import admin_client, consumer_config, producer_config
-from pipeline.kafka.errors import ClusterUnreachable, ConfigError, TopicError
-from pipeline.kafka.topic_reader import read_topic, tail_topic
+from pipeline.kafka.cluster.admin import committed_offsets, end_offsets, ensure_topics, group_lag, topic_config
+from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
+from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.readers.topic_reader import read_topic, tail_topic
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
@@ -285,7 +285,7 @@ def test_the_command_creates_checks_and_fails_with_a_reason(
 def test_a_cluster_that_does_not_answer_is_a_clear_error(
     kafka_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.admin.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pipeline.kafka.cluster.admin.CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(
         ClusterUnreachable, match=r"no Kafka broker answers at 127\.0\.0\.1:1 .* KAFKA_BOOTSTRAP_SERVERS"
     ):

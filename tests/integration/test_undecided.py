@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.engine.blocks import row_count
-from pipeline.kafka.clients import producer_config
+from pipeline.engine.encoding.blocks import row_count
+from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.logs import after, transaction

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.partitioner import partition_of
-from pipeline.kafka.clients import GroupProtocol
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.inflation import MOST_BATCH_BYTES
-from pipeline.kafka.quarantine import decode_control
-from pipeline.kafka.topic_reader import read_batches, read_topic
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.kafka.cluster.clients import GroupProtocol
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.readers.topic_reader import read_batches, read_topic
+from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
+from pipeline.kafka.session.quarantine import decode_control
 from pipeline.settings import Settings
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import Quarantine

@@ -8,15 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine import accept
-from pipeline.engine.accept import decode_producer_fields
-from pipeline.engine.block_messages import read_messages, write_messages
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.json_scanner import ATTRIBUTES, scan
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.results import Result
-from pipeline.engine.state import MemoryStore
-from pipeline.engine.subjects import (
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.encoding.json_scanner import ATTRIBUTES, scan
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records import accept
+from pipeline.engine.records.accept import decode_producer_fields
+from pipeline.engine.records.results import Result
+from pipeline.engine.records.subjects import (
     AMOUNT,
     AMOUNT_BASE,
     CARD,
@@ -30,6 +28,8 @@ from pipeline.engine.subjects import (
     PRODUCER_US,
     TYPE,
 )
+from pipeline.engine.scores.block_messages import read_messages, write_messages
+from pipeline.engine.scores.profiled import read_rows
 from schemas.codec import MAX_NAMES, decode_transaction
 from schemas.errors import InvalidMessage
 from schemas.messages import ProfiledTransaction

@@ -14,19 +14,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine import block_writing, deduplication
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.card import CardPartition
-from pipeline.engine.card_batch import process_together
-from pipeline.engine.decider import Decider
-from pipeline.engine.decision_records import unpack_record
-from pipeline.engine.deduplication import ReadInput, ReadInputs
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.segments import MemorySegments
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.encoding import block_writing
+from pipeline.engine.feedback.decision_records import unpack_record
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.scores import deduplication
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.deduplication import ReadInput, ReadInputs
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.score import ScorePartition
 from schemas.messages import DecisionFeatures, Example, ProfiledTransaction
 from schemas.records import Output, Record
 from schemas.times import US_PER_DAY

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.merge import LogPart
 from pipeline.backtest.input.records import Numbering, transactions_of
-from pipeline.engine import accept
-from pipeline.engine.accept import FastPathTransactions
-from pipeline.engine.columns import Reject, Transactions
-from pipeline.kafka.replay_reader import RecordColumns
+from pipeline.engine.records import accept
+from pipeline.engine.records.accept import FastPathTransactions
+from pipeline.engine.records.columns import Reject, Transactions
+from pipeline.kafka.readers.replay_reader import RecordColumns
 from schemas.codec import LATEST_US, MAX_NAMES
 from schemas.money import RateTable
 from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION

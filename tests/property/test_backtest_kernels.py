@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.feedback import FeedbackOptions
+from pipeline.engine.feedback.feedback import FeedbackOptions
 from tests.helpers.histories import DAY, HOUR, busy_history
 from tests.unit.backtest.test_backtest import assert_taught, options
 

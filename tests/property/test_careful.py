@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.kafka.careful import STEP_RECORDS, Attempt, Careful, Committed, Mark, read_mark, write_mark
+from pipeline.kafka.session.careful import STEP_RECORDS, Attempt, Careful, Committed, Mark, read_mark, write_mark
 
 PLACES = (("transactions", 0), ("labels", 0), ("transactions", 1))
 MOST = 200

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.accept import accept_labels
-from pipeline.engine.card_join import Arrivals, CardJoin
-from pipeline.engine.columns import digest_keys
-from pipeline.engine.joins import COUNTS, Retention
-from pipeline.engine.pending import LabelBatch, MemoryPending, StorePending
-from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.state import MemoryStore
-from pipeline.engine.transaction_index import MemoryIndex, StoreIndex
+from pipeline.engine.cards.card_join import Arrivals, CardJoin
+from pipeline.engine.cards.joins import COUNTS, Retention
+from pipeline.engine.cards.pending import LabelBatch, MemoryPending, StorePending
+from pipeline.engine.cards.transaction_index import MemoryIndex, StoreIndex
+from pipeline.engine.partition_state.pending_items import PendingItems
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accept import accept_labels
+from pipeline.engine.records.columns import digest_keys
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from tests.helpers.logs import START, after, label, microseconds

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.json_rows import Rows, RowWriter, encoded, number, one_of, same, text, timestamp, whole
+from pipeline.engine.encoding.json_rows import Rows, RowWriter, encoded, number, one_of, same, text, timestamp, whole
 from schemas.codec import timestamp_us
 from tests.helpers.json_rows import encode_numbers, numbers
 

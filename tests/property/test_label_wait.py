@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from pipeline.engine.accepted_labels import accept
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.forwarding import forward
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import accept
+from pipeline.engine.records.forwarding import forward
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED

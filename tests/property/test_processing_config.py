@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.results import Result
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.feature_blocks import read_feature_messages
 from schemas.codec import encode
 from schemas.messages import CardConfig, FeedbackConfig, ProcessingConfig, ProfiledTransaction, Progress
 from schemas.money import RateTable, load

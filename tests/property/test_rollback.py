@@ -9,23 +9,23 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.card import CardPartition
-from pipeline.engine.card_join import CardJoin
-from pipeline.engine.decision_store import DecisionStore
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.feedback_kernel import FeedbackKernel
-from pipeline.engine.forwarding import forward
-from pipeline.engine.journal import JournaledDict
-from pipeline.engine.layout import LAYOUT, OtherLayout
-from pipeline.engine.learn import LearnPartition
-from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.segments import MemorySegments
-from pipeline.engine.state import LoadedState, MemoryStore, StateDump
-from pipeline.engine.transaction_index import StoreIndex
-from pipeline.engine.wait_clock import WaitClock
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.transaction_index import StoreIndex
+from pipeline.engine.feedback.decision_store import DecisionStore
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback_kernel import FeedbackKernel
+from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.partition_state.journal import JournaledDict
+from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout
+from pipeline.engine.partition_state.pending_items import PendingItems
+from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.state import LoadedState, MemoryStore, StateDump
+from pipeline.engine.partition_state.wait_clock import WaitClock
+from pipeline.engine.records.forwarding import forward
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine import block_writing
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.decision_messages import ALERT, DECISION
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.encoding import block_writing
+from pipeline.engine.encoding.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.decision_messages import ALERT, DECISION
+from pipeline.engine.scores.profiled import read_rows
+from pipeline.engine.scores.score import ScorePartition
 from schemas.messages import Alert, Decision, LogPosition, ProfiledTransaction, Transaction
 from schemas.times import US_PER_DAY
 from schemas.topics import ALERTS, DECISIONS, PROFILED, TRANSACTIONS

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.state.errors import SnapshotError, StoreError
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 

@@ -4,8 +4,8 @@ from datetime import UTC
 from functools import cache
 from typing import Final
 
-from pipeline.engine.learn import model_record
-from pipeline.kafka.quarantine import control_record
+from pipeline.engine.feedback.learn import model_record
+from pipeline.kafka.session.quarantine import control_record
 from pipeline.models.publish import VersionToPublish
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 import numpy as np
 
-from pipeline.engine.partitioner import partition_of
+from pipeline.engine.records.partitioner import partition_of
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import KNOWN, NOTHING, UNSEEN, known_value, resolve_numbers, source_rank
 from pipeline.scoring.blend import blend

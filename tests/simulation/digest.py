@@ -6,7 +6,7 @@ from agents.label import LabelPartitions
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
 from agents.score import ScorePartitions
-from pipeline.kafka.state_handler import StateHandler
+from pipeline.kafka.session.state_handler import StateHandler
 
 
 def state_digest(handler: StateHandler, partition: int) -> str | None:

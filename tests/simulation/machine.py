@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from pipeline.kafka.quarantine import control_record, value_digest
+from pipeline.kafka.session.quarantine import control_record, value_digest
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Record
 from tests.helpers.logs import label, transaction

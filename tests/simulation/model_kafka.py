@@ -16,10 +16,10 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.batch import Partition, UnreadableRange
-from pipeline.kafka.call_thread import CallTimedOut
-from pipeline.kafka.message_records import Item, ReadError
-from pipeline.kafka.raw_fetch import Brokers, Fetched, Replicas, Wanted
+from pipeline.kafka.cluster.call_thread import CallTimedOut
+from pipeline.kafka.records.batch import Partition, UnreadableRange
+from pipeline.kafka.records.message_records import Item, ReadError
+from pipeline.kafka.records.raw_fetch import Brokers, Fetched, Replicas, Wanted
 from schemas.records import Headers, Record
 from schemas.topics import TRANSACTIONS
 from tests.chaos.arithmetic import murmur2
@@ -397,7 +397,7 @@ class SimConsumer:
 
 
 class SimBoundedConsumer:
-    """A reader of topics that producers write to, in the place of `pipeline.kafka.bounded_consumer.BoundedConsumer`."""
+    """A reader of topics that producers write to, in the place of the real `BoundedConsumer`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._cluster = CLUSTERS[config["bootstrap.servers"]]

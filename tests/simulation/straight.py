@@ -9,9 +9,9 @@ import msgspec
 
 from agents.loop import Partitions
 from agents.topology import AgentSpec
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.kafka.session.quarantine import Quarantines
 from schemas.codec import encode
 from schemas.messages import ProcessingConfig, Quarantine
 from schemas.records import Output, Record

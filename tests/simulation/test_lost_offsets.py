@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from pipeline.kafka.errors import SessionError
+from pipeline.kafka.cluster.errors import SessionError
 from schemas.messages import Progress
 from tests.helpers.logs import START, after, decision, label, transaction
 from tests.simulation.names import PREFIX, SPECS
@@ -15,7 +15,7 @@ AGENTS = ("card", "score", "feedback")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.kafka.offsets.FORGETFUL_S", 0.0)
+    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 0.0)
 
 
 def buy(within: World, number: int) -> None:

@@ -9,24 +9,24 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-import pipeline.engine.accepted_labels
-import pipeline.kafka.replay_reader
+import pipeline.engine.records.accepted_labels
+import pipeline.kafka.readers.replay_reader
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
-from pipeline.engine.card import CardPartition
-from pipeline.engine.card_join import CardJoin
-from pipeline.engine.decider import Decider
-from pipeline.engine.deduplication import ReadInputs
-from pipeline.engine.feedback import FeedbackPartition
-from pipeline.engine.learn import LearnPartition
-from pipeline.engine.results import Result
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.feedback.feedback import FeedbackPartition
+from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.deduplication import ReadInputs
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from pipeline.kafka.assignment import Assignment
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.group_client import GroupClient
-from pipeline.kafka.log_consumer import LogConsumer
-from pipeline.kafka.quarantine import QuarantinedRecords, Quarantines
-from pipeline.kafka.session import Session
+from pipeline.kafka.readers.group_client import GroupClient
+from pipeline.kafka.readers.log_consumer import LogConsumer
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.session.assignment import Assignment
+from pipeline.kafka.session.quarantine import QuarantinedRecords, Quarantines
+from pipeline.kafka.session.session import Session
 from pipeline.learning.label_sources import LabelSources
 from pipeline.models.active import ModelSubscriber
 from pipeline.state.store import RocksStore
@@ -68,8 +68,8 @@ def lost_offset(patch: Patch) -> None:
 
 def unknown_is_lost(patch: Patch) -> None:
     """A transaction without word of its end is taken for aborted, whatever the marks say."""
-    patch.setattr("pipeline.kafka.careful._decode", lambda _: None)
-    patch.setattr("pipeline.kafka.session.write_mark", lambda _: b"{}")
+    patch.setattr("pipeline.kafka.session.careful._decode", lambda _: None)
+    patch.setattr("pipeline.kafka.session.session.write_mark", lambda _: b"{}")
 
 
 def doubled_decision(patch: Patch) -> None:
@@ -87,13 +87,13 @@ def doubled_decision(patch: Patch) -> None:
 
 def labelled_at(patch: Patch) -> None:
     """A label counts from when it says that it was given."""
-    accept = pipeline.engine.accepted_labels.accept_labels
+    accept = pipeline.engine.records.accepted_labels.accept_labels
 
     def believed(*args: Any) -> Any:
         rows, *others = accept(*args)
         return replace(rows, known_at_us=rows.labelled_at_us), *others
 
-    patch.setattr(pipeline.engine.accepted_labels, "accept_labels", believed)
+    patch.setattr(pipeline.engine.records.accepted_labels, "accept_labels", believed)
 
 
 def quarantine_without_control(patch: Patch) -> None:
@@ -119,16 +119,16 @@ def _under_own_rules(process: Callable[..., Result]) -> Callable[..., Result]:
 
 def order_of_topics(patch: Patch) -> None:
     """A restore reads topic by topic, and no markers."""
-    patch.setattr("pipeline.kafka.restore.read_markers", lambda *_: iter(()))
+    patch.setattr("pipeline.kafka.session.restore.read_markers", lambda *_: iter(()))
 
 
 def restored_one_short(patch: Patch) -> None:
-    in_order = pipeline.kafka.replay_reader.in_recorded_order
+    in_order = pipeline.kafka.readers.replay_reader.in_recorded_order
 
     def one_short(readers: Any, markers: Any, ends: Mapping[str, int], name_of: Any) -> Any:
         return in_order(readers, markers, {topic: max(0, end - 1) for topic, end in ends.items()}, name_of)
 
-    patch.setattr("pipeline.kafka.restore.in_recorded_order", one_short)
+    patch.setattr("pipeline.kafka.session.restore.in_recorded_order", one_short)
 
 
 def versions_at_the_start(patch: Patch) -> None:
@@ -187,7 +187,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "a label may claim any source": lambda patch: patch.setattr(LabelSources, "check", lambda *_: None),
     "restores forget quarantines": lambda patch: patch.setattr(QuarantinedRecords, "skips", lambda *_: False),
     "restores forget markers' quarantines": lambda patch: patch.setattr(
-        pipeline.kafka.replay_reader, "_without", lambda batch, *_: batch
+        pipeline.kafka.readers.replay_reader, "_without", lambda batch, *_: batch
     ),
     "a quarantine has no control record": quarantine_without_control,
     "restores judge by today's settings": current_rules,

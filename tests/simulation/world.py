@@ -17,29 +17,29 @@ import agents.learn
 import agents.loop
 import agents.partitions
 import agents.snapshot_scheduler
-import pipeline.kafka.client_log
-import pipeline.kafka.clients
-import pipeline.kafka.group_client
-import pipeline.kafka.log_consumer
-import pipeline.kafka.log_offsets
-import pipeline.kafka.replay_reader
-import pipeline.kafka.retries
-import pipeline.kafka.session
-import pipeline.kafka.shutdown
-import pipeline.kafka.standstill
-import pipeline.kafka.steps
-import pipeline.kafka.topic_reader
-import pipeline.kafka.transactional_producers
-import pipeline.kafka.transactions
-import pipeline.kafka.unreadable
-import pipeline.kafka.unreadable_batches
+import pipeline.kafka.cluster.client_log
+import pipeline.kafka.cluster.clients
+import pipeline.kafka.cluster.log_offsets
+import pipeline.kafka.cluster.retries
+import pipeline.kafka.cluster.shutdown
+import pipeline.kafka.damage.standstill
+import pipeline.kafka.damage.unreadable
+import pipeline.kafka.damage.unreadable_batches
+import pipeline.kafka.readers.group_client
+import pipeline.kafka.readers.log_consumer
+import pipeline.kafka.readers.replay_reader
+import pipeline.kafka.readers.topic_reader
+import pipeline.kafka.session.session
+import pipeline.kafka.session.steps
+import pipeline.kafka.writers.transactional_producers
+import pipeline.kafka.writers.transactions
 from agents.app import WorkerContext
 from agents.loop import AgentLoop, Partitions
 from agents.topology import AgentSpec
-from pipeline.engine.results import Result
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.cluster import ClusterIdentities
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.engine.records.results import Result
+from pipeline.kafka.cluster.cluster import ClusterIdentities
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.models.rates import PublishedRates
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import fitting, read_rates
@@ -74,19 +74,19 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     agents.learn,
     agents.loop,
     agents.partitions,
-    pipeline.kafka.client_log,
-    pipeline.kafka.replay_reader,
-    pipeline.kafka.log_consumer,
-    pipeline.kafka.log_offsets,
-    pipeline.kafka.retries,
-    pipeline.kafka.session,
-    pipeline.kafka.shutdown,
-    pipeline.kafka.standstill,
-    pipeline.kafka.topic_reader,
-    pipeline.kafka.transactional_producers,
-    pipeline.kafka.transactions,
-    pipeline.kafka.unreadable,
-    pipeline.kafka.unreadable_batches,
+    pipeline.kafka.cluster.client_log,
+    pipeline.kafka.readers.replay_reader,
+    pipeline.kafka.readers.log_consumer,
+    pipeline.kafka.cluster.log_offsets,
+    pipeline.kafka.cluster.retries,
+    pipeline.kafka.session.session,
+    pipeline.kafka.cluster.shutdown,
+    pipeline.kafka.damage.standstill,
+    pipeline.kafka.readers.topic_reader,
+    pipeline.kafka.writers.transactional_producers,
+    pipeline.kafka.writers.transactions,
+    pipeline.kafka.damage.unreadable,
+    pipeline.kafka.damage.unreadable_batches,
 )
 """Modules whose ``time`` is the simulation's."""
 Observed = tuple[str, int, tuple[int, ...], str]
@@ -145,25 +145,26 @@ class _Inline:
 def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Put the model's clients, the clock and inline threads in their places."""
     kafka = pipeline.kafka
-    for module in (kafka.admin, kafka.group_client, kafka.log_consumer, kafka.unreadable):
+    readers = kafka.readers
+    for module in (kafka.cluster.admin, readers.group_client, readers.log_consumer, kafka.damage.unreadable):
         patch.setattr(module, "Consumer", SimConsumer)
-    patch.setattr(kafka.unreadable, "ask", ask_brokers)
-    patch.setattr(kafka.transactional_producers, "Producer", SimProducer)
+    patch.setattr(kafka.damage.unreadable, "ask", ask_brokers)
+    patch.setattr(kafka.writers.transactional_producers, "Producer", SimProducer)
     for name in ("AdminClient", "OffsetsClient"):
-        patch.setattr(kafka.clients, name, SimAdmin)
-    for module in (kafka.group_client, kafka.transactional_producers):
+        patch.setattr(kafka.cluster.clients, name, SimAdmin)
+    for module in (readers.group_client, kafka.writers.transactional_producers):
         patch.setattr(module, "CallThread", _Inline)
-    for module in (kafka.unreadable_batches, agents.snapshot_scheduler):
+    for module in (kafka.damage.unreadable_batches, agents.snapshot_scheduler):
         patch.setattr(module, "ThreadPoolExecutor", _Inline)
-    patch.setattr(kafka.steps, "_ALONE", _Inline())
+    patch.setattr(kafka.session.steps, "_ALONE", _Inline())
     for module in _TIMED:
         patch.setattr(module, "time", clock)
     for module in (agents.failures, agents.loop):
         patch.setattr(module, "datetime", clock)
-    for module in (kafka.group_client, kafka.log_consumer):
+    for module in (kafka.readers.group_client, kafka.readers.log_consumer):
         patch.setattr(module, "BoundedConsumer", SimBoundedConsumer)
     # Whoever waits for records of producers hears at once that there are none.
-    patch.setattr(kafka.group_client, "time", SimpleNamespace(monotonic=count().__next__))
+    patch.setattr(kafka.readers.group_client, "time", SimpleNamespace(monotonic=count().__next__))
 
 
 class World:

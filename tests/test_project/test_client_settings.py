@@ -19,7 +19,7 @@ def optional_settings() -> set[str]:
     return {
         node.name
         for path, tree in trees().items()
-        if path.parent.name == "kafka"
+        if "kafka" in path.parts
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -46,4 +46,4 @@ def test_only_the_configurations_of_one_module_name_brokers() -> None:
     found = [
         str(path.relative_to(ROOT)) for path in SOURCES if '"bootstrap.servers"' in path.read_text(encoding="utf-8")
     ]
-    assert found == ["pipeline/kafka/clients.py"]
+    assert found == ["pipeline/kafka/cluster/clients.py"]

@@ -12,20 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.order import Chunk
-from pipeline.engine.blocks import KNOWN_NAMES
-from pipeline.engine.card import CardOptions
-from pipeline.engine.card_join import Arrivals, CardJoin
-from pipeline.engine.columns import (
-    Reject,
-    Transactions,
-    content_keys,
-    digest_keys,
-    identities,
-    name_keys,
-    no_labels,
-)
-from pipeline.engine.decisions import Decisions, decided
-from pipeline.engine.joins import (
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_join import Arrivals, CardJoin
+from pipeline.engine.cards.joins import (
     COUNTS,
     DUPLICATE_DIFFERS,
     NO_TRANSACTION,
@@ -34,11 +23,22 @@ from pipeline.engine.joins import (
     contradicts,
     not_joined,
 )
-from pipeline.engine.merchants import behind, labels_log, transactions_log
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.partitioner import partitions_of
-from pipeline.engine.pending import LabelBatch, MemoryPending
-from pipeline.engine.transaction_index import MemoryIndex
+from pipeline.engine.cards.pending import LabelBatch, MemoryPending
+from pipeline.engine.cards.transaction_index import MemoryIndex
+from pipeline.engine.encoding.blocks import KNOWN_NAMES
+from pipeline.engine.records.columns import (
+    Reject,
+    Transactions,
+    content_keys,
+    digest_keys,
+    identities,
+    name_keys,
+    no_labels,
+)
+from pipeline.engine.records.partitioner import partitions_of
+from pipeline.engine.scores.decisions import Decisions, decided
+from pipeline.engine.scores.merchants import behind, labels_log, transactions_log
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.learning.labels import KNOWN

@@ -12,19 +12,25 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.order import Chunk
 from pipeline.decision.online_gate import BothScores, Gate, Identity
-from pipeline.engine.accepted_labels import reports_of
-from pipeline.engine.columns import Labels, Transactions
-from pipeline.engine.decision_records import DecisionRecord
-from pipeline.engine.decision_store import DecisionStore
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.feature_blocks import named_features
-from pipeline.engine.feedback import FeedbackOptions, example
-from pipeline.engine.feedback_kernel import DecidedBatch, Emitted, FeedbackKernel, JoinedRows, TransactionIdentities
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.partitioner import partitions_of
-from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.segments import MemorySegments
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.feedback.decision_records import DecisionRecord
+from pipeline.engine.feedback.decision_store import DecisionStore
+from pipeline.engine.feedback.feedback import FeedbackOptions, example
+from pipeline.engine.feedback.feedback_kernel import (
+    DecidedBatch,
+    Emitted,
+    FeedbackKernel,
+    JoinedRows,
+    TransactionIdentities,
+)
+from pipeline.engine.partition_state.pending_items import PendingItems
+from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import reports_of
+from pipeline.engine.records.columns import Labels, Transactions
+from pipeline.engine.records.partitioner import partitions_of
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.engine.scores.feature_blocks import named_features
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.prequential import Prequential

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest.input import wire
-from pipeline.engine.accept import counting
-from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.engine.json_scanner import NO_TIME
+from pipeline.engine.encoding.json_scanner import NO_TIME
+from pipeline.engine.records.accept import counting
+from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.attributes import attribute_values
 from pipeline.features.clock import hours, weekdays

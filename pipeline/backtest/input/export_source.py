@@ -18,8 +18,8 @@ from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.backtest.input.sources import OpenedHistory, note_late
 from pipeline.backtest.input.span import SeenTimes, Span
 from pipeline.backtest.input.tables import CHUNK_ROWS
-from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.engine.json_scanner import NO_TIME
+from pipeline.engine.encoding.json_scanner import NO_TIME
+from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.contents import check_whole
 from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US

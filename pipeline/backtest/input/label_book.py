@@ -12,7 +12,7 @@ from pipeline.backtest.input import wire
 from pipeline.backtest.input.acceptance import LABEL_FIELDS
 from pipeline.backtest.input.blocks import blocks, texts
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
-from pipeline.engine.columns import Labels, Transactions
+from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.learning.labels import KNOWN
 
 

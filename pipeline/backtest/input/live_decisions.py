@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
-from pipeline.engine.blocks import MOST_ROWS
-from pipeline.engine.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows
-from pipeline.kafka.internal import not_counted, readable, readable_features
+from pipeline.engine.encoding.blocks import MOST_ROWS
+from pipeline.engine.scores.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows
+from pipeline.kafka.records.internal import not_counted, readable, readable_features
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
 from schemas.records import Record

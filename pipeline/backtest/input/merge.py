@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.tables import CHUNK_ROWS
-from pipeline.engine.columns import Labels, Transactions
+from pipeline.engine.records.columns import Labels, Transactions
 
 Rows = TypeVar("Rows", Transactions, Labels)
 _BEFORE_ALL: Final = -(2**62)

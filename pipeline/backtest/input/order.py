@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.columns import Labels, Transactions, no_labels, no_transactions
+from pipeline.engine.records.columns import Labels, Transactions, no_labels, no_transactions
 
 Rows = TypeVar("Rows", Transactions, Labels)
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.merge import LogPart
-from pipeline.engine.accept import accept_labels, accept_transactions
-from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.kafka.replay_reader import RecordColumns
+from pipeline.engine.records.accept import accept_labels, accept_transactions
+from pipeline.engine.records.columns import Labels, Reject, Transactions
+from pipeline.kafka.readers.replay_reader import RecordColumns
 from schemas.messages import Label
 
 Rows = TypeVar("Rows", Transactions, Labels)

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.span import SeenTimes, Span
-from pipeline.engine.columns import Labels, Reject, Transactions
+from pipeline.engine.records.columns import Labels, Reject, Transactions
 
 TOO_LATE: Final = "late_beyond_margin"
 """Code of records that stand further behind their time than the margin within which a source is put in order."""
@@ -51,7 +51,7 @@ class Source(Protocol):
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
         Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,
-        `pipeline.kafka.errors.TopicError`.
+        `pipeline.kafka.cluster.errors.TopicError`.
         """
 
 

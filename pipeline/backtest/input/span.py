@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from pipeline.backtest.input.arrival_times import ArrivalRange
-from pipeline.engine.columns import Transactions
+from pipeline.engine.records.columns import Transactions
 from schemas.times import US_PER_MS
 
 EARLIEST_US: Final = -(2**61)

@@ -15,14 +15,14 @@ from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.input.sources import OpenedHistory, note_late
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
-from pipeline.engine.columns import Labels, Reject
+from pipeline.engine.records.columns import Labels, Reject
 from pipeline.features.catalogue import LATENESS_US
-from pipeline.kafka.admin import reached
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import stamped_by_producers
-from pipeline.kafka.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
-from pipeline.kafka.replay_reader import RangeReader, RecordColumns
-from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
+from pipeline.kafka.cluster.admin import reached
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.cluster import stamped_by_producers
+from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partition_numbers, stable_ends
+from pipeline.kafka.readers.replay_reader import RangeReader, RecordColumns
+from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.records import Record

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
-from pipeline.engine.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
+from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
+from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units

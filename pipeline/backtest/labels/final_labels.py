@@ -14,7 +14,7 @@ from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.sources import OpenedHistory, Source
 from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.labels.ground_truth import microseconds
-from pipeline.engine.columns import Transactions, digest_keys
+from pipeline.engine.records.columns import Transactions, digest_keys
 from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
 
 PART_ROWS: Final = BLOCK_ROWS

@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.metrics.ranking import top_of_days
-from pipeline.engine.columns import Labels, Transactions, identities, no_labels
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.records.columns import Labels, Transactions, identities, no_labels
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime

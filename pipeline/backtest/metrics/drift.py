@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.scoring.distributions import BinCounter, FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
 

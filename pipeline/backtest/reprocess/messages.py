@@ -9,11 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.records import Numbering
-from pipeline.engine.decision_messages import NOT_READ, DecisionBatch, DecisionWriter
-from pipeline.engine.decisions import Decisions, PolicyResult
-from pipeline.engine.feature_blocks import encode_features
-from pipeline.engine.partitioner import partitions_of
-from pipeline.engine.subjects import (
+from pipeline.engine.records.partitioner import partitions_of
+from pipeline.engine.records.subjects import (
     AMOUNT,
     AMOUNT_BASE,
     CARD,
@@ -33,6 +30,9 @@ from pipeline.engine.subjects import (
     TYPE,
     Subjects,
 )  # fmt: skip
+from pipeline.engine.scores.decision_messages import NOT_READ, DecisionBatch, DecisionWriter
+from pipeline.engine.scores.decisions import Decisions, PolicyResult
+from pipeline.engine.scores.feature_blocks import encode_features
 from pipeline.history.files import currency_decimals
 from schemas.codec import timestamp_us
 from schemas.money import RateTable

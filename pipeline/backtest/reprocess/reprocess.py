@@ -30,14 +30,14 @@ from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.request_validation import chooses
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.engine.card import CardOptions
+from pipeline.engine.cards.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import delete_before, ensure_topics, reached
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import topic_identities
-from pipeline.kafka.log_offsets import partition_numbers, stable_ends
-from pipeline.kafka.producer import TransactionalProducer
-from pipeline.kafka.topic_reader import QUEUE_OF_BLOCKS, read_batches
+from pipeline.kafka.cluster.admin import delete_before, ensure_topics, reached
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.cluster import topic_identities
+from pipeline.kafka.cluster.log_offsets import partition_numbers, stable_ends
+from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches
+from pipeline.kafka.writers.producer import TransactionalProducer
 from pipeline.settings import Settings
 from schemas.messages import CardConfig, FeedbackConfig
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic

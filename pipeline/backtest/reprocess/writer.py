@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.backtest.reprocess.messages import DecisionMessages
 from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, Fingerprint, Present, ReprocessError, RunTopics
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.subjects import CARD
-from pipeline.kafka.producer import TopicRecord, TransactionalProducer
+from pipeline.engine.records.subjects import CARD
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.kafka.writers.producer import TopicRecord, TransactionalProducer
 
 _TRANSACTION_ROWS: Final = 5_000
 """Decisions of a transaction, which has about ten megabytes with their features."""

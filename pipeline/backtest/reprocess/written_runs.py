@@ -9,10 +9,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.records import Numbering
-from pipeline.engine.blocks import BlockError
-from pipeline.engine.decisions import SELECTIONS, Decisions
-from pipeline.engine.feature_blocks import NUMBERS, OFFSET, PARTITION, first_numbers, read_features
-from pipeline.kafka.internal import not_counted, refuse
+from pipeline.engine.encoding.blocks import BlockError
+from pipeline.engine.scores.decisions import SELECTIONS, Decisions
+from pipeline.engine.scores.feature_blocks import NUMBERS, OFFSET, PARTITION, first_numbers, read_features
+from pipeline.kafka.records.internal import not_counted, refuse
 from schemas.errors import UNREADABLE
 from schemas.messages import RecordPosition
 from schemas.records import Record

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.scores.decisions import Decisions
 from schemas.times import US_PER_DAY
 
 

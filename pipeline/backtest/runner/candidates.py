@@ -16,7 +16,7 @@ from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.renewal import RenewalSchedule
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.scoring.prequential import Prequential

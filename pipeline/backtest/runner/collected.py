@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, mapped_frame
 from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, Variant
-from pipeline.engine.columns import Transactions
-from pipeline.engine.decisions import Decisions, outcome_columns
+from pipeline.engine.records.columns import Transactions
+from pipeline.engine.scores.decisions import Decisions, outcome_columns
 
 EXPLAINED_AT_MOST: Final = 500
 """Alerts of a variant whose reasons are put into words, the first of the range; each costs milliseconds."""

@@ -21,9 +21,9 @@ from pipeline.backtest.runner.statistics import RunStatistics
 from pipeline.backtest.training.renewal import ModelRenewal
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import VariantTraining
-from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.records.columns import Reject
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.decision.reason_texts import count
-from pipeline.engine.joins import NO_TRANSACTION
+from pipeline.engine.cards.joins import NO_TRANSACTION
 from pipeline.learning.labels import OUTCOMES
 
 REPEATED: Final = "repeated transactions"

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.models import ActiveModels, ModelSet
+from pipeline.engine.scores.models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news, recent_scores, worth_noting
 from pipeline.decision.policy import Policy
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.scores.decisions import Decisions
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 

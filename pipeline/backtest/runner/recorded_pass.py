@@ -19,11 +19,11 @@ from pipeline.backtest.runner.recorded_replay import RecordedReplay, Scored
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import RunStatistics
-from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.results import Result
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.joins import NO_TRANSACTION
+from pipeline.engine.records.columns import Reject
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import Timestamp

@@ -23,18 +23,13 @@ from pipeline.backtest.input.records import Numbering
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.engine.block_messages import read_messages, write_messages
-from pipeline.engine.blocks import BlockError
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.columns import Transactions
-from pipeline.engine.decisions import Decisions, decided
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore, PartitionState
-from pipeline.engine.subjects import (
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.encoding.blocks import BlockError
+from pipeline.engine.partition_state.state import MemoryStore, PartitionState
+from pipeline.engine.records.columns import Transactions
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
+from pipeline.engine.records.subjects import (
     AMOUNT,
     AMOUNT_BASE,
     CARD,
@@ -53,9 +48,14 @@ from pipeline.engine.subjects import (
     WAIT_US,
     Subjects,
 )  # fmt: skip
+from pipeline.engine.scores.block_messages import read_messages, write_messages
+from pipeline.engine.scores.decisions import Decisions, decided
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.profiled import read_rows
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import currency_decimals
-from pipeline.kafka.replay_reader import RangeReader, in_recorded_order, read_markers
+from pipeline.kafka.readers.replay_reader import RangeReader, in_recorded_order, read_markers
 from schemas.messages import CardConfig, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
 from schemas.times import US_PER_SECOND

@@ -17,10 +17,10 @@ from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.runner.result import Parameter
 from pipeline.backtest.training.renewal import ModelRenewal, RenewalSchedule
 from pipeline.decision.pacing import PacingOptions
-from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Labels, Reject, Transactions
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.records.columns import Labels, Reject, Transactions
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.engine.scores.models import ActiveModels
 from schemas.times import US_PER_DAY
 
 Rows = TypeVar("Rows", Transactions, Labels)

@@ -11,9 +11,9 @@ from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy, Scheduled
 from pipeline.backtest.runner.thresholds import AlertThreshold
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.variants import Training
-from pipeline.engine.card import CardOptions
-from pipeline.engine.feedback import FeedbackOptions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.feedback.feedback import FeedbackOptions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.settings import Settings

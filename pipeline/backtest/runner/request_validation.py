@@ -18,10 +18,10 @@ from pipeline.backtest.runner.candidates import LATEST, UNTRAINED
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.thresholds import AlertThreshold, parsed_thresholds
 from pipeline.backtest.training.variants import Training
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import REACH_US
 from pipeline.history.files import ColumnMapping, UnusableSource, refuse_url, resolve_mapping
-from pipeline.kafka.retention import needed_days
+from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
 from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND

@@ -14,7 +14,7 @@ from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
 from pipeline.backtest.runner.training_pass import train_before
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.scores.decisions import Decisions
 
 
 class FinishedRun(NamedTuple):

@@ -18,9 +18,9 @@ from pipeline.backtest.runner.input_quality import NOT_READ, REPEATED, refusal
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.pacing import PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.wait_clock import EARLY_LABEL_GRACE_US
+from pipeline.engine.cards.joins import NO_TRANSACTION
+from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.scoring.lightgbm_model import LightGBMModel
 
 NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
@@ -140,7 +140,7 @@ class RunStatistics:
         self.counts[REPEATED] += transactions
 
     def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
-        """Count a record that was refused, as `pipeline.engine.columns.Reject` tells it."""
+        """Count a record that was refused, as `pipeline.engine.records.columns.Reject` tells it."""
         unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
         self.counts[NOT_READ if unread else refusal(kind, code)] += 1
 

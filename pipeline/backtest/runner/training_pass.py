@@ -17,7 +17,7 @@ from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics,
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import Training, known_by, read_rows, scheduled
-from pipeline.engine.columns import Reject
+from pipeline.engine.records.columns import Reject
 from pipeline.models.registry import Registry
 
 

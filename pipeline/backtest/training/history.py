@@ -16,8 +16,8 @@ from pipeline.backtest.input.tables import truth_of
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import read_rows, scheduled
-from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Reject, Transactions
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.observability.terminal import printable

@@ -10,9 +10,9 @@ from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.decision.policy import Policy
-from pipeline.engine.columns import Labels
-from pipeline.engine.decisions import Decisions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.records.columns import Labels
+from pipeline.engine.scores.decisions import Decisions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.models.registry import Registry
 from pipeline.scoring.errors import ModelError
 

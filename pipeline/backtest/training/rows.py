@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US
 from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.training.period import TrainingPeriod
-from pipeline.engine.columns import Labels, Transactions, digest_keys, name_keys
+from pipeline.engine.records.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
 from pipeline.learning.regimes import NEVER_US

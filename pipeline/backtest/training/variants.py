@@ -17,8 +17,8 @@ from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.decision.policy import Policy
-from pipeline.engine.card import CardOptions
-from pipeline.engine.columns import Labels, Transactions
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import Registry
 from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, TrainingSet, train

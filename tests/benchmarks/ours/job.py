@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.kafka.admin import ensure_topics
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import Label

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, StateDump
+from pipeline.engine.partition_state.state import LoadedState, StateDump
+from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardWindows
@@ -47,7 +47,7 @@ class Models:
 
 
 class OneHopPartition:
-    """The windows of one partition's cards; a `pipeline.engine.state.PartitionState`."""
+    """The windows of one partition's cards; a `pipeline.engine.partition_state.state.PartitionState`."""
 
     def __init__(
         self, models: Models, output: Topic, storage: Storage | None = None, loaded: LoadedState | None = None

@@ -18,16 +18,16 @@ from agents.partitions import Environment, KernelPartitions, StateLocation, by_p
 from agents.snapshot_scheduler import Identity, SnapshotScheduler
 from agents.stopping import PipelineWorker
 from agents.topology import AgentSpec
-from pipeline.engine.layout import LAYOUT
-from pipeline.engine.results import Result, merged
-from pipeline.engine.state import LoadedState
+from pipeline.engine.partition_state.layout import LAYOUT
+from pipeline.engine.partition_state.state import LoadedState
+from pipeline.engine.records.results import Result, merged
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.admin import ensure_topics
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.clients import admin_client
-from pipeline.kafka.cluster import group_protocol, topic_identities
-from pipeline.kafka.internal import not_counted
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.cluster import group_protocol, topic_identities
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.records.internal import not_counted
+from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings

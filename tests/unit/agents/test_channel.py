@@ -11,7 +11,7 @@ import pytest
 from agents import loop
 from agents.channel import BatchChannel
 from agents.loop import AgentLoop
-from pipeline.kafka.batch import Batch, make_batch
+from pipeline.kafka.records.batch import Batch, make_batch
 
 
 class Source(AgentLoop):

@@ -8,9 +8,9 @@ import pytest
 
 from agents import counts as module
 from agents.counts import Counts
-from pipeline.engine.results import Result
-from pipeline.engine.whole_amounts import LEAST_AMOUNTS
-from pipeline.kafka.batch import Batch
+from pipeline.engine.records.results import Result
+from pipeline.engine.records.whole_amounts import LEAST_AMOUNTS
+from pipeline.kafka.records.batch import Batch
 from pipeline.observability.metrics import WorkerMetrics
 from schemas.records import Record
 

@@ -16,13 +16,13 @@ from agents.failures import failing_rows
 from agents.loop import AgentLoop, Partitions
 from agents.score import ScorePartitions
 from agents.topology import SCORE
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.blocks import row_count
-from pipeline.engine.decider import Decider
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.kafka.batch import make_batch
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.engine.encoding.blocks import row_count
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.score import ScorePartition
+from pipeline.kafka.records.batch import make_batch
+from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings

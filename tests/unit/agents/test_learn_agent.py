@@ -11,7 +11,7 @@ import pytest
 
 from agents.learn import LearnPartitions
 from agents.partitions import Environment
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_factory import load_river, new_learner, resume_learner

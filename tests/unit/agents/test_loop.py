@@ -14,13 +14,13 @@ from agents.failures import TooManyFailures
 from agents.loop import AgentLoop, Partitions
 from agents.partitions import Environment, KernelPartitions, StateLocation
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
-from pipeline.engine.blocks import KernelChanged, KernelMismatch
-from pipeline.engine.card import CardPartition
-from pipeline.engine.results import Result
-from pipeline.engine.state import LoadedState, MemoryStore, StoreError
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
+from pipeline.engine.partition_state.state import LoadedState, MemoryStore, StoreError
+from pipeline.engine.records.results import Result
 from pipeline.features.columns import MemoryStorage
-from pipeline.kafka.batch import Batch, make_batch
-from pipeline.kafka.quarantine import Quarantines
+from pipeline.kafka.records.batch import Batch, make_batch
+from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from agents.permissions import GROUP, TOPIC, TRANSACTIONAL_ID, Grant, roles
 from agents.topology import AGENTS
 from pipeline.cli import main
-from pipeline.kafka.clients import READER_GROUP
+from pipeline.kafka.cluster.clients import READER_GROUP
 from pipeline.settings import Settings
 from schemas.topics import TOPICS
 

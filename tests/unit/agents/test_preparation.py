@@ -22,9 +22,9 @@ from numba.core.dispatcher import Dispatcher
 
 from agents.preparation import prepare_kernels
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.state.mapped import MappedStorage

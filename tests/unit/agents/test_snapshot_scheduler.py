@@ -11,9 +11,9 @@ from typing import cast
 import pytest
 
 from agents.snapshot_scheduler import FIRST_S, Identity, SnapshotScheduler
-from pipeline.engine.card import CardPartition
-from pipeline.engine.state import StateDump
-from pipeline.kafka.session import Session
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.partition_state.state import StateDump
+from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import StoreError

@@ -12,7 +12,7 @@ import pytest
 from agents import app, preparation
 from agents.app import WorkerContext
 from agents.loop import AgentLoop
-from pipeline.kafka.undecided import UndecidedWatch
+from pipeline.kafka.readers.undecided import UndecidedWatch
 from pipeline.settings import Settings
 from schemas.money import RateTable
 from tests.contract.records import RATES

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.backtest import Decisions, Learning, Order, replay
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.card import CardOptions
-from pipeline.engine.feedback import FeedbackOptions
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.feedback.feedback import FeedbackOptions
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning import surges
 from pipeline.scoring.river_factory import first_river

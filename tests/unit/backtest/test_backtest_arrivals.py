@@ -13,7 +13,7 @@ from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
 from pipeline.backtest.input.export_source import ExportLog
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.input.topic_source import columns_of
-from pipeline.kafka.replay_reader import RecordColumns
+from pipeline.kafka.readers.replay_reader import RecordColumns
 
 STAMPS_MS = [40, 90, 100, 70, 150, 199, 120, 200, 130, 210]
 TAKEN = [100, 70, 150, 199, 120]

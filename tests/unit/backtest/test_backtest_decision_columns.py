@@ -3,10 +3,10 @@
 import numpy as np
 
 from pipeline.backtest.engine.online import ColumnSegments, DecisionColumns
-from pipeline.engine.columns import no_transactions
-from pipeline.engine.decision_store import DecisionStore
-from pipeline.engine.segments import DecisionReference
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.feedback.decision_store import DecisionStore
+from pipeline.engine.partition_state.segments import DecisionReference
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.columns import no_transactions
 from schemas.messages import Versions
 from schemas.times import US_PER_DAY
 from tests.reference.identities import transaction_digest

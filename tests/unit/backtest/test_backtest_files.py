@@ -13,11 +13,11 @@ from pipeline.backtest.engine.kernels import Engine
 from pipeline.backtest.input import acceptance
 from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
-from pipeline.engine.card_join import Arrivals, CardJoin
-from pipeline.engine.columns import digest_keys
-from pipeline.engine.joins import Retention
-from pipeline.engine.pending import NO_LABELS, MemoryPending
-from pipeline.engine.transaction_index import MemoryIndex
+from pipeline.engine.cards.card_join import Arrivals, CardJoin
+from pipeline.engine.cards.joins import Retention
+from pipeline.engine.cards.pending import NO_LABELS, MemoryPending
+from pipeline.engine.cards.transaction_index import MemoryIndex
+from pipeline.engine.records.columns import digest_keys
 from pipeline.history.files import UnusableSource, resolve_mapping
 from tests.helpers.features import compute_features
 from tests.helpers.histories import DAY

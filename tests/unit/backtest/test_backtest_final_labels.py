@@ -10,7 +10,7 @@ from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.labels import final_labels
 from pipeline.backtest.labels.final_labels import FinalLabels
 from pipeline.backtest.labels.ground_truth import held_labels
-from pipeline.engine.columns import Transactions
+from pipeline.engine.records.columns import Transactions
 from pipeline.learning.labels import KNOWN, known_value
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates

@@ -17,7 +17,7 @@ from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.replay import Candidate, replay_scheduled
 from pipeline.backtest.runner.result import DECISION_COLUMNS
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.identity import transaction_hash
 from pipeline.history.files import UnusableSource
 from pipeline.learning.regimes import LabelRegime

@@ -16,8 +16,8 @@ from pipeline.backtest.runner import live_comparison as compared
 from pipeline.backtest.runner.live_comparison import LiveComparer
 from pipeline.backtest.runner.outcome import warnings_of_comparison
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings

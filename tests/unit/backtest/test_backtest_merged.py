@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.merge import LogPart, by_time
-from pipeline.engine.columns import Transactions
+from pipeline.engine.records.columns import Transactions
 
 HOUR = 3_600_000_000
 

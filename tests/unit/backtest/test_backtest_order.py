@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.backtest import Order, OutOfOrder, replay
-from pipeline.engine.feedback import FeedbackOptions
-from pipeline.engine.wait_clock import EARLY_LABEL_GRACE_US
+from pipeline.engine.feedback.feedback import FeedbackOptions
+from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US
 from schemas.codec import timestamp_us
 from tests.helpers.histories import DAY, START_US, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live, moment

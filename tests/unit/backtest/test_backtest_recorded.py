@@ -7,7 +7,7 @@ import msgspec
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.runner.recorded_pass import count_processed
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
-from pipeline.engine.results import Result
+from pipeline.engine.records.results import Result
 from pipeline.settings import Settings
 from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
-from pipeline.engine.columns import Reject
-from pipeline.kafka.replay_reader import RecordColumns
+from pipeline.engine.records.columns import Reject
+from pipeline.kafka.readers.replay_reader import RecordColumns
 from schemas.messages import Label
 from tests.contract.records import RATES
 from tests.helpers.histories import Happening, busy_history, labels, transactions

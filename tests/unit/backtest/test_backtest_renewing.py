@@ -15,7 +15,7 @@ from pipeline import Backtest, Training
 from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
-from pipeline.engine.decisions import Decisions
+from pipeline.engine.scores.decisions import Decisions
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from pipeline.simulation.simulator import make_profiles, simulate_days

@@ -27,7 +27,7 @@ from pipeline.backtest.report.svg import COLOURS, QUIET_INK, contrast
 from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import DECISION_COLUMNS, REASON_COLUMNS, BacktestResult, Variant
 from pipeline.backtest.runner.thresholds import BUDGET
-from pipeline.engine.card import CardOptions
+from pipeline.engine.cards.card import CardOptions
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
 from tests.contract.records import RATES

@@ -19,7 +19,7 @@ from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.learning.regimes import LabelRegime

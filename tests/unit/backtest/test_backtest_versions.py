@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.backtest.runner import model_library
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.kafka.quarantine import control_record, value_digest
+from pipeline.engine.feedback.learn import LearnPartition, model_record
+from pipeline.kafka.session.quarantine import control_record, value_digest
 from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.models.library import PublishedVersions
 from pipeline.scoring.errors import ModelError

@@ -34,15 +34,15 @@ from pipeline.backtest.reprocess.written_runs import (
 from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import backtest, export
-from pipeline.engine.decision_messages import NOT_READ
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.subjects import CARD
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.subjects import CARD
+from pipeline.engine.scores.decision_messages import NOT_READ
+from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.exports import topics
 from pipeline.exports.files import Origin, TopicFiles
 from pipeline.exports.rows import RowFormat
 from pipeline.exports.topics import Exported, TopicExport
-from pipeline.kafka.producer import DeliveryFailed, TopicRecord
+from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord
 from pipeline.settings import Settings
 from schemas.messages import Decision, RecordPosition
 from schemas.records import Headers, Record

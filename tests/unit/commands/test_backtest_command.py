@@ -196,7 +196,7 @@ def test_without_a_history_and_a_cluster_there_is_nothing_to_read(run: Run) -> N
 
 
 def test_a_cluster_that_does_not_answer_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.kafka.admin.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pipeline.kafka.cluster.admin.CONNECT_TIMEOUT_S", 0.2)
     result = run("--bootstrap", "127.0.0.1:1", file=False)
     assert result.exit_code == 1
     assert "no Kafka broker answers at 127.0.0.1:1" in result.output

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.commands.column_options import ColumnOptions, file_mapping
-from pipeline.engine.whole_amounts import LEAST_AMOUNTS
+from pipeline.engine.records.whole_amounts import LEAST_AMOUNTS
 
 
 def file_of(path: Path, amounts: list[object], **columns: object) -> Path:

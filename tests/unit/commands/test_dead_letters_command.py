@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from pipeline.commands.dead_letters import DeadLetter, Filters, chosen, summary
-from pipeline.engine.joins import NO_TRANSACTION
-from pipeline.engine.results import Result, redacted
+from pipeline.engine.cards.joins import NO_TRANSACTION
+from pipeline.engine.records.results import Result, redacted
 from schemas.records import Headers, Output, Record
 
 INPUTS = frozenset({"transactions", "labels"})

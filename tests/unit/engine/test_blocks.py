@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.engine.block_messages import read_messages
-from pipeline.engine.blocks import (
+from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.encoding.blocks import (
     MOST_BYTES,
     MOST_ROWS,
     Block,
@@ -18,11 +18,11 @@ from pipeline.engine.blocks import (
     parse_block,
     row_count,
 )
-from pipeline.engine.card_batch import process_together
-from pipeline.engine.forwarding import forward
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.results import Result
+from pipeline.engine.records.forwarding import forward
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.profiled import read_rows
 from schemas.codec import MAX_VALUE_BYTES, encode
 from schemas.messages import Profiled, ProfiledLabel
 from schemas.records import Output, Record

@@ -5,10 +5,10 @@ from datetime import datetime
 import pytest
 from pydantic import ValidationError
 
-from pipeline.engine.accepted_labels import AcceptedLabels, LabelOptions, accept, read_accepted
-from pipeline.engine.forwarding import KNOWN_AT, header_names
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.results import Result
+from pipeline.engine.records.accepted_labels import AcceptedLabels, LabelOptions, accept, read_accepted
+from pipeline.engine.records.forwarding import KNOWN_AT, header_names
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.settings import Settings
 from schemas.codec import CODES

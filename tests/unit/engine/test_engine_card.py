@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine import pending as pending_module
-from pipeline.engine.accepted_labels import accept
-from pipeline.engine.card import CardOptions, CardPartition
-from pipeline.engine.card_batch import process_together
-from pipeline.engine.forwarding import forward
-from pipeline.engine.results import KEPT_BYTES, Result
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards import pending as pending_module
+from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.accepted_labels import accept
+from pipeline.engine.records.forwarding import forward
+from pipeline.engine.records.results import KEPT_BYTES, Result
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
 from schemas.codec import MAX_VALUE_BYTES
 from schemas.messages import ProfiledLabel, ProfiledTransaction, RecordPosition

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import LoadedState
+from pipeline.engine.partition_state.state import LoadedState
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.topics import DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.champion import active, decide

@@ -9,14 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.decision_store import DecisionStore
-from pipeline.engine.feature_blocks import read_feature_messages
-from pipeline.engine.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.feedback_kernel import DecidedBatch, FeedbackKernel, JoinedRows, LabelRow, TransactionIdentities
-from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.results import Result
-from pipeline.engine.segments import MemorySegments
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.feedback.decision_store import DecisionStore
+from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback_kernel import (
+    DecidedBatch,
+    FeedbackKernel,
+    JoinedRows,
+    LabelRow,
+    TransactionIdentities,
+)
+from pipeline.engine.partition_state.pending_items import PendingItems
+from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.features.identity import transaction_hash
 from pipeline.learning.labels import KNOWN
 from pipeline.learning.sampling import keep_negative

@@ -4,9 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.layout import OtherLayout
-from pipeline.engine.learn import LearnPartition, model_record
-from pipeline.engine.state import LoadedState
+from pipeline.engine.feedback.learn import LearnPartition, model_record
+from pipeline.engine.partition_state.layout import OtherLayout
+from pipeline.engine.partition_state.state import LoadedState
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
@@ -198,7 +198,7 @@ def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
 
 
 def test_an_undo_costs_no_more_than_the_examples_since_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.engine.learn.RELEARN_AT_MOST", 10)
+    monkeypatch.setattr("pipeline.engine.feedback.learn.RELEARN_AT_MOST", 10)
     records = examples(40)
     state, once = fresh(), fresh()
     for first in range(0, 40, 4):

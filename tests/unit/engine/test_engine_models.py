@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.decision.audit import Audit
 from pipeline.decision.policy import Policy
-from pipeline.engine.learn import model_record
-from pipeline.engine.models import ModelSet
+from pipeline.engine.feedback.learn import model_record
+from pipeline.engine.scores.models import ModelSet
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel

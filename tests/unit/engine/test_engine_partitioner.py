@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.card import CardPartition
-from pipeline.engine.forwarding import NotForwarded, forward, header_names, origin
-from pipeline.engine.partitioner import murmur2, partition_of, partitions_of
-from pipeline.engine.results import Result
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.forwarding import NotForwarded, forward, header_names, origin
+from pipeline.engine.records.partitioner import murmur2, partition_of, partitions_of
+from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES
 from schemas.messages import ProfiledTransaction, RecordPosition
 from schemas.records import Headers, Record

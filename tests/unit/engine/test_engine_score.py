@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.models import ActiveModels
-from pipeline.engine.profiled import read_rows
-from pipeline.engine.results import Result
-from pipeline.engine.score import ScorePartition
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.encoding.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.profiled import read_rows
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid

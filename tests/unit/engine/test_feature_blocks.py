@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine import feature_blocks
-from pipeline.engine.block_messages import row_value
-from pipeline.engine.blocks import MOST_ROWS, BlockError, Sources, pack_block, parse_block, row_count
-from pipeline.engine.decider import Decider
-from pipeline.engine.decision_records import pack_records, unpack_record
-from pipeline.engine.feature_blocks import LAYOUT, read_feature_messages, read_features
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.results import Result
+from pipeline.engine.encoding.blocks import MOST_ROWS, BlockError, Sources, pack_block, parse_block, row_count
+from pipeline.engine.feedback.decision_records import pack_records, unpack_record
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores import feature_blocks
+from pipeline.engine.scores.block_messages import row_value
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.feature_blocks import LAYOUT, read_feature_messages, read_features
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import Decision, DecisionFeatures, LogPosition, RecordPosition, Versions
 from schemas.records import Record
@@ -93,7 +93,7 @@ def test_a_row_says_to_which_position_on_profiled_it_belongs() -> None:
 
 def test_blocks_are_cut_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows_of(decided())
-    monkeypatch.setattr("pipeline.engine.block_writing.MOST_ROWS", 7)
+    monkeypatch.setattr("pipeline.engine.encoding.block_writing.MOST_ROWS", 7)
     cut = to(DECISION_FEATURES, decided())
     assert [row_count(output.value) for output in cut] == [7, 7, 7, 7, 7, 1]
     assert [row for output in cut for row in read_feature_messages(output.value)] == whole

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.engine import decider as decider_module
-from pipeline.engine.card import CardPartition
-from pipeline.engine.decider import Decider
-from pipeline.engine.partitioner import partition_of
-from pipeline.engine.score import ScorePartition
-from pipeline.engine.state import MemoryStore
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.partitioner import partition_of
+from pipeline.engine.scores import decider as decider_module
+from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.score import ScorePartition
 from pipeline.exports.feature_rows import FeatureRowFormat
 from pipeline.exports.files import Origin, TopicFiles
 from pipeline.exports.pieces import Pieces

@@ -15,14 +15,14 @@ import pytest
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
-from pipeline.engine.columns import Reject
+from pipeline.engine.records.columns import Reject
 from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
 from pipeline.exports.errors import ExportError
 from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_of
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
 from pipeline.exports.topics import named, row_format
 from pipeline.features.catalogue import FEATURES
-from pipeline.kafka.replay_reader import RecordColumns
+from pipeline.kafka.readers.replay_reader import RecordColumns
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates

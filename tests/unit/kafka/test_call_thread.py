@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.kafka.call_thread import CallThread, CallTimedOut
+from pipeline.kafka.cluster.call_thread import CallThread, CallTimedOut
 
 
 @pytest.fixture

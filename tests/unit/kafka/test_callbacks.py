@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from pipeline.kafka import clients
-from pipeline.kafka.callbacks import callback
-from pipeline.kafka.clients import consumer_config, producer_config
+from pipeline.kafka.cluster import clients
+from pipeline.kafka.cluster.callbacks import callback
+from pipeline.kafka.cluster.clients import consumer_config, producer_config
 
 NOWHERE = "127.0.0.1:1"
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from confluent_kafka import Consumer
 
-from pipeline.kafka.carried import Carried
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import StateHandler
+from pipeline.kafka.records.carried import Carried
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import PROFILED, TRANSACTIONS

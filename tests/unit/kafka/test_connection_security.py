@@ -15,8 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from pipeline.kafka.connection_security import security_of
-from pipeline.kafka.errors import ConfigError
+from pipeline.kafka.cluster.connection_security import security_of
+from pipeline.kafka.cluster.errors import ConfigError
 
 
 def token_of(config: dict[str, Any]) -> str:

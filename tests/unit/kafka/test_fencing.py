@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.kafka import transactions
-from pipeline.kafka.errors import Aborted, SessionError
-from pipeline.kafka.transactions import MOST_ABORTS, MOST_FENCED, TransactionalWriter
+from pipeline.kafka.cluster.errors import Aborted, SessionError
+from pipeline.kafka.writers import transactions
+from pipeline.kafka.writers.transactions import MOST_ABORTS, MOST_FENCED, TransactionalWriter
 from pipeline.settings import Settings
 
 FENCINGS = 3 * MOST_FENCED

@@ -1,6 +1,6 @@
 """What a consumer in no hurry fetches."""
 
-from pipeline.kafka.clients import FETCH_BYTES, late_fetch_config
+from pipeline.kafka.cluster.clients import FETCH_BYTES, late_fetch_config
 from pipeline.settings import Settings
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka import log_consumer
-from pipeline.kafka.batch import Partition, UnreadableRange
-from pipeline.kafka.batch_records import ODD_OFFSET
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_consumer import LogConsumer
-from pipeline.kafka.message_records import Item, ReadError
-from pipeline.kafka.quarantine import control_record
-from pipeline.kafka.raw_fetch import FetchUnanswered
-from pipeline.kafka.unreadable import DAMAGED as DISK
-from pipeline.kafka.unreadable import FETCHES, Fault
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.damage.batch_records import ODD_OFFSET
+from pipeline.kafka.damage.unreadable import DAMAGED as DISK
+from pipeline.kafka.damage.unreadable import FETCHES, Fault
+from pipeline.kafka.readers import log_consumer
+from pipeline.kafka.readers.log_consumer import LogConsumer
+from pipeline.kafka.records.batch import Partition, UnreadableRange
+from pipeline.kafka.records.message_records import Item, ReadError
+from pipeline.kafka.records.raw_fetch import FetchUnanswered
+from pipeline.kafka.session.quarantine import control_record
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic

@@ -17,13 +17,13 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import ConfigResource, ListOffsetsResultInfo, OffsetSpec, ResourceType
 
-from pipeline.kafka import log_offsets, ranges
-from pipeline.kafka.admin import committed_by_group
-from pipeline.kafka.cluster import configs_of
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.log_offsets import first_offsets, last_offsets, log_range, offsets_at, partition_numbers
-from pipeline.kafka.ranges import log_ranges
-from pipeline.kafka.retries import Retries, may_pass, retried
+from pipeline.kafka.cluster import log_offsets, ranges
+from pipeline.kafka.cluster.admin import committed_by_group
+from pipeline.kafka.cluster.cluster import configs_of
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, log_range, offsets_at, partition_numbers
+from pipeline.kafka.cluster.ranges import log_ranges
+from pipeline.kafka.cluster.retries import Retries, may_pass, retried
 from pipeline.settings import Settings
 
 PARTITION: Final = ("t", 0)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from pipeline.kafka.replay_reader import _without
+from pipeline.kafka.readers.replay_reader import _without
 from schemas.messages import RecordPosition
 from schemas.records import Record
 

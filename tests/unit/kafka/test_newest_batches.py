@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.kafka.offset_checks import ResultBatch, _newer
+from pipeline.kafka.checks.offset_checks import ResultBatch, _newer
 
 NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.kafka.undecided import FirstRecord, OldestUndecided, UndecidedWatch
+from pipeline.kafka.readers.undecided import FirstRecord, OldestUndecided, UndecidedWatch
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 

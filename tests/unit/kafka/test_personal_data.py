@@ -6,11 +6,11 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from pipeline.engine.profiled_blocks import without_fields
-from pipeline.engine.results import Result, redacted
-from pipeline.kafka.admin import ensure_topics, topic_config
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.retention import wanted_problems
+from pipeline.engine.cards.profiled_blocks import without_fields
+from pipeline.engine.records.results import Result, redacted
+from pipeline.kafka.cluster.admin import ensure_topics, topic_config
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.retention import wanted_problems
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DECISIONS, TRANSACTIONS

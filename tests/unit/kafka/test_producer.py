@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.kafka.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
 from pipeline.settings import Settings
 
 ENDED = "Fatal error: Broker: Cluster authorization failed: Failed to acquire idempotence PID"

@@ -7,11 +7,11 @@ import pytest
 
 from agents.failures import NOT_THE_RECORD
 from agents.topology import CARD, SCORE, AgentSpec
-from pipeline.engine.pending_items import PendingItems
-from pipeline.engine.state import MemoryStore, StoreError
-from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.errors import OutputTooLarge
-from pipeline.kafka.quarantine import ProcessDied, Quarantines
+from pipeline.engine.partition_state.pending_items import PendingItems
+from pipeline.engine.partition_state.state import MemoryStore, StoreError
+from pipeline.kafka.cluster.errors import OutputTooLarge
+from pipeline.kafka.records.batch import UnreadableRange
+from pipeline.kafka.session.quarantine import ProcessDied, Quarantines
 from pipeline.settings import Settings
 from schemas.records import Output, Record
 from schemas.topics import CONTROL

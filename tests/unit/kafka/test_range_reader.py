@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import pytest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka import log_consumer, replay_reader, topic_reader
-from pipeline.kafka.errors import TopicError
-from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.topic_reader import read_batches
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.readers import log_consumer, replay_reader, topic_reader
+from pipeline.kafka.readers.replay_reader import RangeReader
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.settings import Settings
 
 

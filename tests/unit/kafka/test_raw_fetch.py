@@ -7,8 +7,8 @@ from typing import Any, Final
 import pytest
 from aiokafka.errors import NotLeaderForPartitionError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 
-from pipeline.kafka.clients import consumer_config
-from pipeline.kafka.raw_fetch import Connections, FetchRefused, FetchUnanswered, Wanted, ask
+from pipeline.kafka.cluster.clients import consumer_config
+from pipeline.kafka.records.raw_fetch import Connections, FetchRefused, FetchUnanswered, Wanted, ask
 
 CONFIG: Final = consumer_config("127.0.0.1:1", "nobody", settings=None)
 

@@ -2,7 +2,7 @@
 
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from pipeline.kafka.record_batches import HEADER, LZ4, NONE, split_batches
+from pipeline.kafka.records.record_batches import HEADER, LZ4, NONE, split_batches
 from tests.helpers.batches import record_batch
 
 

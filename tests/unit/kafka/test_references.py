@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.kafka.batch import Batch
-from pipeline.kafka.markers import batch_markers
-from pipeline.kafka.offset_checks import _decode_decided
-from pipeline.kafka.quarantine import control_record, decode_control
-from pipeline.kafka.replay_reader import decode_progress
+from pipeline.kafka.checks.offset_checks import _decode_decided
+from pipeline.kafka.readers.replay_reader import decode_progress
+from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.session.markers import batch_markers
+from pipeline.kafka.session.quarantine import control_record, decode_control
 from schemas.messages import Activation, Control, Progress, Quarantine, RecordPosition, VersionReference
 from schemas.topics import LABELS, TRANSACTIONS
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 import msgspec
 import pytest
 
-from pipeline.kafka.replay_reader import ReplayBatch, decode_progress, in_recorded_order, read_markers
+from pipeline.kafka.readers.replay_reader import ReplayBatch, decode_progress, in_recorded_order, read_markers
 from schemas.messages import FeedbackConfig, Progress, RecordPosition
 from schemas.records import Record
 

@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.kafka import unreadable_batches
-from pipeline.kafka.session import Session
-from pipeline.kafka.state_handler import StateHandler
+from pipeline.kafka.damage import unreadable_batches
+from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.topics import REROUTED
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.kafka import standstill
-from pipeline.kafka.batch import Partition
-from pipeline.kafka.standstill import LOOK_S, MOST_STALL_S, STALL_S, Standstills
+from pipeline.kafka.damage import standstill
+from pipeline.kafka.damage.standstill import LOOK_S, MOST_STALL_S, STALL_S, Standstills
+from pipeline.kafka.records.batch import Partition
 
 PARTITION = ("transactions", 1)
 OTHER = ("transactions", 2)

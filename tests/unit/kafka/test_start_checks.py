@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from agents.topology import AGENTS
-from pipeline.kafka import startup
-from pipeline.kafka.startup import CheckResult, Cluster, Role, StartRefused, check_start
+from pipeline.kafka.checks import startup
+from pipeline.kafka.checks.startup import CheckResult, Cluster, Role, StartRefused, check_start
 from pipeline.settings import Settings
 
 TIMEOUT_S = 30.0

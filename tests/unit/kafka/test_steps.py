@@ -5,14 +5,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from pipeline.kafka import steps
-from pipeline.kafka.batch import Partition
-from pipeline.kafka.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
-from pipeline.kafka.clients import FETCH_BYTES
-from pipeline.kafka.errors import Aborted, TopicError
-from pipeline.kafka.replay_reader import RangeReader
-from pipeline.kafka.retries import Retries
-from pipeline.kafka.steps import CarefulReading, restore_tuning
+from pipeline.kafka.cluster.clients import FETCH_BYTES
+from pipeline.kafka.cluster.errors import Aborted, TopicError
+from pipeline.kafka.cluster.retries import Retries
+from pipeline.kafka.readers.replay_reader import RangeReader
+from pipeline.kafka.records.batch import Partition
+from pipeline.kafka.session import steps
+from pipeline.kafka.session.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
+from pipeline.kafka.session.steps import CarefulReading, restore_tuning
 from pipeline.settings import Settings
 from schemas.records import Record
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from pipeline.kafka import standstill, unreadable_batches
-from pipeline.kafka.batch import UnreadableRange
-from pipeline.kafka.raw_fetch import FetchUnanswered
-from pipeline.kafka.unreadable import DAMAGED, STALLED, Fault
-from pipeline.kafka.unreadable_batches import UnreadableBatches
+from pipeline.kafka.damage import standstill, unreadable_batches
+from pipeline.kafka.damage.unreadable import DAMAGED, STALLED, Fault
+from pipeline.kafka.damage.unreadable_batches import UnreadableBatches
+from pipeline.kafka.records.batch import UnreadableRange
+from pipeline.kafka.records.raw_fetch import FetchUnanswered
 
 PARTITION = ("transactions", 1)
 WAIT_S = 60.0

@@ -11,10 +11,10 @@ from aiokafka.record.util import calc_crc32c
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.kafka import unreadable
-from pipeline.kafka.raw_fetch import Brokers, Fetched, FetchRefused, Replicas, Wanted
-from pipeline.kafka.record_batches import split_batches
-from pipeline.kafka.unreadable import DAMAGED, STALLED, Fault, find_fault, has_more_members
+from pipeline.kafka.damage import unreadable
+from pipeline.kafka.damage.unreadable import DAMAGED, STALLED, Fault, find_fault, has_more_members
+from pipeline.kafka.records.raw_fetch import Brokers, Fetched, FetchRefused, Replicas, Wanted
+from pipeline.kafka.records.record_batches import split_batches
 from tests.helpers.batches import record_batch, with_payload
 
 PARTITION: Final = ("profiled", 0)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import FIRST_BLEND, Policy
-from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.session.quarantine import control_record
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts

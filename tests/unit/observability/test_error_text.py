@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import LazyGroup
-from pipeline.kafka.errors import TopicError
+from pipeline.kafka.cluster.errors import TopicError
 from pipeline.observability.error_text import explained
 
 RESET = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ValidationError
 
 from pipeline.cli import LazyGroup
-from pipeline.engine.learn import model_record
-from pipeline.kafka.internal import TrustedRecords, not_counted
-from pipeline.kafka.quarantine import control_record, decode_control
+from pipeline.engine.feedback.learn import model_record
+from pipeline.kafka.records.internal import TrustedRecords, not_counted
+from pipeline.kafka.session.quarantine import control_record, decode_control
 from pipeline.models.contents import sound_versions
 from pipeline.protection.signing import SIGNATURE, KeyFileError, Signer, Trust, snapshot_keys
 from pipeline.settings import Settings

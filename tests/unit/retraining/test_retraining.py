@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import FIRST_BLEND, Policy, Rule
-from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.session.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
 from pipeline.models.history import Tenure, VersionHistory
 from pipeline.retraining.challenger import (

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pipeline.commands.retrain import command
 from pipeline.decision.policy import FIRST_BLEND
-from pipeline.kafka.quarantine import control_record
+from pipeline.kafka.session.quarantine import control_record
 from pipeline.retraining.cycles import AS_OF, BY
 from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, policy_back
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from agents.failures import described
 from pipeline.cli import COMMANDS, main
-from pipeline.kafka.quarantine import ProcessDied
+from pipeline.kafka.session.quarantine import ProcessDied
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
 from pipeline.state.errors import UnusableAddress

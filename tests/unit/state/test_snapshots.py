@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engine.state import StateDump
+from pipeline.engine.partition_state.state import StateDump
 from pipeline.features.columns import PAGE_ITEMS, Pages
 from pipeline.state.errors import SnapshotError
 from pipeline.state.objects import LocalObjects, ObjectInfo

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.commands.model_changes import cold_start_command
-from pipeline.engine.decisions import decided
-from pipeline.engine.models import ActiveModels
+from pipeline.engine.scores.decisions import decided
+from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.features.identity import transaction_hash
 from pipeline.scoring.blend import sigmoid

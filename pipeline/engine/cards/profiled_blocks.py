@@ -1,0 +1,347 @@
+"""The card agent's results of a batch, as blocks for ``profiled``: columns throughout, no work by row."""
+
+from collections.abc import Sequence, Set
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.cards.card_join import Joined
+from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
+from pipeline.engine.encoding.blocks import (
+    FEATURE_BYTES,
+    KNOWN_NAMES,
+    LABEL,
+    PROFILED_LAYOUT,
+    TRANSACTION,
+    Block,
+    Sources,
+    pack_block,
+)
+from pipeline.engine.encoding.json_bytes import copy_bytes
+from pipeline.engine.encoding.json_numbers import LONGEST_VALUE, write_whole
+from pipeline.engine.records.columns import Transactions, text_buffers
+from pipeline.engine.records.forwarding import ForwardedBatch
+from pipeline.engine.records.partitioner import partitions_of
+from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.compiled import compiled
+from pipeline.features.kernel import CardProfile
+from pipeline.learning.labels import KNOWN
+from schemas.codec import timestamp_us
+from schemas.records import Output, Record
+from schemas.times import US_PER_SECOND
+from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
+
+_TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, REROUTED))
+"""The first names of every block; the rate table is the last one."""
+_TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
+_RATES: Final = len(_TOPICS)
+_DASH: Final = np.uint8(ord("-"))
+_KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.uint8)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class ProfiledLabels(NamedTuple):
+    """m labels that change what is known, in the order in which they follow their transactions."""
+
+    behind: NDArray[np.int64]
+    """Shape (m,): how many transactions of the batch stand before each; ascending."""
+    transaction_id: pa.Array
+    card_id: pa.Array
+    merchant_id: pa.Array
+    event_time_us: NDArray[np.int64]
+    """Shape (m,): event time of the transaction."""
+    known: NDArray[np.int64]
+    """Shape (m,): an index of `pipeline.learning.labels.KNOWN`."""
+    known_at_us: NDArray[np.int64]
+    records: Sequence[Record]
+    """m records, as they lay in ``labels``."""
+
+
+def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabels | None:
+    """Return the labels of a batch that change what is known, among its ``accepted`` transactions; None for none."""
+    following, labels = joined.following, joined.labels.labels
+    if not len(following.label):
+        return None
+    # How many transactions stand at a position or before it.
+    before = np.append(np.cumsum(joined.accepted), accepted)
+    matched = labels.take(following.label)
+    return ProfiledLabels(
+        before[np.minimum(following.position, len(joined.accepted))],
+        matched.transaction_id,
+        matched.card_id,
+        pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
+        following.event_time_us,
+        following.known,
+        matched.known_at_us,
+        [joined.labels.records[label] for label in following.label.tolist()],
+    )
+
+
+def joined_labels(parts: Sequence[ProfiledLabels]) -> ProfiledLabels | None:
+    """Return labels of several partitions as one; None for none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+
+    def concatenated(columns: Sequence[Any]) -> Any:
+        return pa.concat_arrays(columns) if isinstance(columns[0], pa.Array) else np.concatenate(columns)
+
+    *columns, records = zip(*parts, strict=True)
+    return ProfiledLabels._make([*map(concatenated, columns), [record for part in records for record in part]])
+
+
+class RowColumns(NamedTuple):
+    """n rows, one partition of cards behind the other; the columns are those of `Block`."""
+
+    partition: NDArray[np.int64]
+    """Shape (n,): partition of ``profiled``."""
+    sources: Sources
+    wide: NDArray[np.int64]
+    features: NDArray[np.float64]
+    narrow: NDArray[np.int32]
+    codes: NDArray[np.uint8]
+    text: bytes
+    firsts: NDArray[np.int64]
+    """Shape (len(TEXTS), n): where each text begins in ``text``."""
+    lengths: NDArray[np.int32]
+    rates_version: str
+    more_topics: tuple[str, ...] = ()
+    """Names of topics of labels besides ``labels``, without prefix; their numbers follow that of the rate table."""
+
+
+def profiled_columns(
+    taken: Transactions,
+    profile: CardProfile,
+    wait_us: NDArray[np.int64],
+    batch: ForwardedBatch,
+    labels: ProfiledLabels | None,
+    merchant_partitions: int,
+    rates_version: str,
+    now: datetime,
+    topic_prefix: str = "",
+    dropped: Set[str] = frozenset(),
+) -> RowColumns:
+    """Lay out the rows of a batch.
+
+    Args:
+        taken: The accepted transactions, with what their producers stated; ``row`` is a record's number in ``batch``.
+        profile: What is known of them from their cards.
+        wait_us: Shape (n,): what the wait clock showed with each.
+        batch: Their records.
+        labels: The labels that follow; None for none.
+        merchant_partitions: Partitions of ``profiled``.
+        rates_version: Version of the rate table that converted the amounts.
+        now: When the batch was read.
+        topic_prefix: Prefix of the pipeline's topics.
+        dropped: Fields that the producers' own bytes lose.
+    """
+    rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now), dropped)
+    rows.wide[blocks.KNOWN_AT_US] = wait_us
+    if labels is None:
+        return rows
+    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], topic_prefix, dropped)
+    n, m = len(taken), len(labels.behind)
+    order = np.empty(n + m, np.intp)
+    is_label = np.zeros(n + m, np.bool_)
+    is_label[labels.behind + np.arange(m)] = True
+    order[~is_label], order[is_label] = np.arange(n), n + np.arange(m)
+    return _joined([rows, more], order)
+
+
+def encode_blocks(columns: RowColumns) -> list[Output]:
+    """Cut the rows of a batch into blocks, those of each partition of ``profiled`` in their order."""
+    outputs: list[Output] = []
+    partition, whole = columns.partition, columns
+    if (partition != partition[:1]).any():
+        # Of the smallest integers, which are sorted in one pass.
+        whole = _joined([columns], np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
+    is_transaction = whole.codes[blocks.KIND] == TRANSACTION
+    row_bytes = PROFILED_LAYOUT.row_bytes + whole.lengths.sum(axis=0, dtype=np.int64)
+    row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
+    names = [*_TOPICS, whole.rates_version.encode(), *(topic.encode() for topic in whole.more_topics)]
+    before = np.append(0, np.cumsum(is_transaction)).tolist()
+    for first, end in block_cuts(names, whole.partition, np.cumsum(row_bytes)):
+        rows = slice(first, end)
+        block = Block(
+            KERNEL_VERSION,
+            names,
+            whole.sources.take(rows),
+            whole.wide[:, rows],
+            whole.features[before[first] : before[end]],
+            whole.narrow[:, rows],
+            whole.lengths[:, rows],
+            whole.codes[:, rows],
+            copied_texts(whole.text, whole.firsts[:, rows], whole.lengths[:, rows]),
+        )
+        outputs.append(Output(PROFILED, None, pack_block(block), partition=int(whole.partition[first])))
+    return outputs
+
+
+def _transaction_rows(
+    taken: Transactions,
+    profile: CardProfile,
+    batch: ForwardedBatch,
+    partitions: int,
+    rates_version: str,
+    now_us: int,
+    dropped: Set[str],
+) -> RowColumns:
+    n, numbers = len(taken), taken.row.tolist()
+    is_all = n == len(batch.records)
+    records = batch.records if is_all else [batch.records[number] for number in numbers]
+    reads = records
+    if batch.reads is not batch.records:
+        reads = batch.reads if is_all else [batch.reads[number] for number in numbers]
+    sources = _sources(records, _TRANSACTIONS)
+    wide = np.zeros((len(blocks.WIDE), n), np.int64)
+    wide[blocks.EVENT_US], wide[blocks.AMOUNT_BASE] = taken.event_time_us, taken.amount_base_minor
+    wide[blocks.CASE_SEQUENCE], wide[blocks.INGESTED_US] = profile.case_sequence, now_us
+    narrow, codes = np.empty((len(blocks.NARROW), n), np.int32), np.zeros((len(blocks.CODES), n), np.uint8)
+    if taken.producer_offset_min is None:
+        raise ValueError("these transactions were accepted without what their producers stated")
+    narrow[blocks.PRODUCER_OFFSET] = taken.producer_offset_min
+    wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = sources.offset, sources.partition
+    codes[blocks.COUNTS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * profile.outlier
+    codes[blocks.RATES], codes[blocks.INPUT_TOPIC] = _RATES, _TRANSACTIONS
+    if reads is not records:
+        read = _sources(reads, _TRANSACTIONS)
+        wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = read.offset, read.partition
+        passed_on = [read is not other for read, other in zip(reads, records, strict=True)]
+        codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
+    case_id = _case_ids(taken.card_id, profile.case_start_us // US_PER_SECOND)
+    texts = (
+        taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.producer_amount, taken.currency,
+        taken.transaction_type,
+    )  # fmt: skip
+    text, firsts, lengths = _texts(dict(enumerate(texts)), records, dropped)
+    return RowColumns(
+        partitions_of(taken.merchant_id, partitions), sources, wide, profile.features, narrow, codes, text, firsts,
+        lengths, rates_version,
+    )  # fmt: skip
+
+
+def _label_rows(
+    labels: ProfiledLabels,
+    partitions: int,
+    rates_version: str,
+    features: int,
+    topic_prefix: str,
+    dropped: Set[str],
+) -> RowColumns:
+    m = len(labels.behind)
+    topics = [record.topic.removeprefix(topic_prefix) for record in labels.records]
+    more_topics = tuple(dict.fromkeys(topic for topic in topics if topic != LABELS.name))
+    numbers = {LABELS.name: _LABELS} | {topic: _RATES + 1 + number for number, topic in enumerate(more_topics)}
+    sources = _sources(labels.records, _LABELS)
+    sources.topic[:] = [numbers[topic] for topic in topics]
+    wide = np.zeros((len(blocks.WIDE), m), np.int64)
+    wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = labels.event_time_us, labels.known_at_us
+    codes = np.zeros((len(blocks.CODES), m), np.uint8)
+    codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, _KNOWN_CODES[labels.known]
+    texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: labels.merchant_id}
+    text, firsts, lengths = _texts(texts, labels.records, dropped)
+    return RowColumns(
+        partitions_of(labels.merchant_id, partitions), sources, wide, np.empty((0, features)),
+        np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths, rates_version, more_topics,
+    )  # fmt: skip
+
+
+def _case_ids(cards: pa.Array, started_s: NDArray[np.int64]) -> pa.Array:
+    """Return the case of each of n transactions: its card, and when the case began."""
+    data, offsets = text_buffers(cards)
+    n = len(cards)
+    ends, room = np.empty(n + 1, np.int32), int(offsets[-1] - offsets[0]) + n * LONGEST_VALUE
+    out = np.empty(room, np.uint8)
+    _write_cases(data, offsets, started_s, out, ends)
+    return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(out))
+
+
+@compiled
+def _write_cases(data: Any, offsets: Any, started_s: Any, out: Any, ends: Any) -> None:
+    at = np.uint64(0)
+    ends[0] = 0
+    for row in range(len(started_s)):
+        at = copy_bytes(data, np.int64(offsets[row]), np.int64(offsets[row + 1]), out, at)
+        out[at] = _DASH
+        at = write_whole(started_s[row], out, at + np.uint64(1))
+        ends[row + 1] = at
+
+
+def _sources(records: Sequence[Record], topic: int) -> Sources:
+    return Sources(
+        np.array([record.offset for record in records], np.int64),
+        np.array([record.partition for record in records], np.int32),
+        np.full(len(records), topic, np.uint8),
+    )
+
+
+def _texts(
+    columns: dict[int, pa.Array], records: Sequence[Record], dropped: Set[str]
+) -> tuple[bytes, NDArray[np.int64], NDArray[np.int32]]:
+    """Lay texts behind each other, those of ``columns`` by number and the records' values without ``dropped`` fields.
+
+    Returns:
+        All texts, where each begins, and its length; the latter have shape (len(TEXTS), n).
+    """
+    n = len(records)
+    firsts, lengths = np.zeros((len(blocks.TEXTS), n), np.int64), np.zeros((len(blocks.TEXTS), n), np.int32)
+    parts: list[Any] = []
+    at = 0
+    for column, texts in columns.items():
+        data, offsets = text_buffers(texts)
+        begin = int(offsets[0])
+        part = data[begin : offsets[-1]]
+        firsts[column], lengths[column] = offsets[:-1], np.diff(offsets)
+        firsts[column] += at - begin
+        at += len(part)
+        parts.append(part)
+    values = [record.value or b"" for record in records]
+    if dropped:
+        values = [without_fields(value, dropped) for value in values]
+    lengths[blocks.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
+    firsts[blocks.ORIGINAL] = at + np.cumsum(sizes) - sizes
+    return b"".join((*parts, *values)), firsts, lengths
+
+
+def without_fields(value: bytes, dropped: Set[str]) -> bytes:
+    """Return a JSON object without some of its fields; the other values stay as they are, byte for byte.
+
+    >>> without_fields(b'{"card_id":"c","ip":"10.0.0.1","amount":12.50}', {"ip"})
+    b'{"card_id":"c","amount":12.50}'
+    """
+    fields = _FIELDS.decode(value)
+    if dropped.isdisjoint(fields):
+        return value
+    return msgspec.json.encode({name: content for name, content in fields.items() if name not in dropped})
+
+
+def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:
+    """Return the rows of ``parts``, one part after the other, in ``order``."""
+    text_ends = np.cumsum([len(part.text) for part in parts])
+    starts = [0, *text_ends[:-1].tolist()]
+
+    def rows(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        joined = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+        return np.take(joined, order, axis=-1)
+
+    codes = rows([part.codes for part in parts])
+    features = parts[0].features if len(parts) == 1 else np.concatenate([part.features for part in parts])
+    number = np.cumsum(np.concatenate([part.codes[blocks.KIND] for part in parts]) == TRANSACTION) - 1
+    return RowColumns(
+        rows([part.partition for part in parts]),
+        Sources(*(rows(columns) for columns in zip(*(part.sources for part in parts), strict=True))),
+        rows([part.wide for part in parts]),
+        np.take(features, number[order][codes[blocks.KIND] == TRANSACTION], axis=0),
+        rows([part.narrow for part in parts]),
+        codes,
+        parts[0].text if len(parts) == 1 else b"".join([part.text for part in parts]),
+        rows([part.firsts + start for part, start in zip(parts, starts, strict=True)]),
+        rows([part.lengths for part in parts]),
+        parts[0].rates_version,
+        # Of transactions and labels, only the latter name some.
+        parts[-1].more_topics,
+    )

@@ -1,0 +1,368 @@
+"""Blocks: each record of ``profiled`` and of ``features`` holds many rows of one partition as columns.
+
+``docs/wire-contract.md`` (blocks) describes the bytes. `parse_block` checks every length and both checksums before
+anything else looks at the columns; `profiled` and `feature_blocks` of the scores check the values.
+"""
+
+import struct
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from math import prod
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+TRANSACTION, LABEL = range(2)
+"""Kinds of rows, as the merchants' windows number them."""
+MOST_ROWS: Final = 512
+MOST_BYTES: Final = 256 * 1024
+"""A block is cut before it exceeds one of these; a single row may be larger."""
+MOST_IDENTIFIER_BYTES: Final = 4 * 256
+"""An identifier of a producer has 256 characters at most."""
+
+WIDE: Final = (
+    "event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us",
+)  # fmt: skip
+"""Columns of 64-bit integers."""
+EVENT_US, AMOUNT_BASE, CASE_SEQUENCE, INGESTED_US, INPUT_OFFSET, KNOWN_AT_US = range(len(WIDE))
+NARROW: Final = ("producer_offset_min", "input_partition")
+"""Columns of 32-bit integers; the lengths of the texts stand behind them."""
+PRODUCER_OFFSET, INPUT_PARTITION = range(len(NARROW))
+TEXTS: Final = (
+    "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original",
+)  # fmt: skip
+"""Columns of text: the first ones are those of `records.subjects.TEXTS`, and the producer's own bytes."""
+ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, ORIGINAL = range(len(TEXTS))
+CODES: Final = ("kind", "counts", "known", "rates", "input_topic")
+"""Columns of bytes: enumerations, and the last two the number of a name."""
+KIND, COUNTS, KNOWN, RATES, INPUT_TOPIC = range(len(CODES))
+COUNTED: Final = 1
+OUTLIER: Final = 2
+"""Bits of ``counts``: whether a transaction enters the windows, and whether its amount is an outlier for its card."""
+KNOWN_NAMES: Final = ("legitimate", "fraud", "none")
+"""Values of a label from ``known_at_us`` on, by code; the merchants' windows have the same codes."""
+
+_FORMAT: Final = 1
+_JSON: Final = b'{"kind":"'
+_JSON_HINT: Final = (
+    ". It may be of a release that wrote JSON to this topic: delete the pipeline's topics and its data directory, or "
+    "choose another FRAUD_PIPELINE_TOPIC_PREFIX"
+)
+_PREFIX: Final = struct.Struct("<4sHHIIQQ")
+"""Magic, format, features of a transaction, rows, bytes of the head, checksum of the body, checksum of the head."""
+_SUMMED_BYTES: Final = _PREFIX.size - 8
+"""The part of the prefix that the head's checksum covers."""
+_COUNTS: Final = struct.Struct("<IIHHI")
+"""Transactions, bytes of text, bytes of the kernel's version, names, bytes of all names."""
+_ALIGNMENT: Final = 8
+_SOURCE_BYTES: Final = 8 + 4 + 1
+FEATURE_BYTES: Final = 8
+_CONTINUATION: Final = 0b1000_0000
+_TOP_BITS: Final = 0b1100_0000
+_MOST_SHOWN: Final = 20
+"""Ranges of source offsets that an error names."""
+_MOST_NAME: Final = 64
+"""Bytes of a topic's name that an error repeats."""
+_checksum: Final = xxhash.xxh3_64_intdigest
+
+
+class Layout(NamedTuple):
+    """Columns of one kind of block."""
+
+    magic: bytes
+    wide: tuple[str, ...]
+    narrow: tuple[str, ...]
+    texts: tuple[str, ...]
+    codes: tuple[str, ...]
+    choices: tuple[int, ...] = ()
+    """Number of values of each of the first columns of codes; the columns behind them hold numbers of names."""
+    kinds: bool = False
+    """True if the first code is the kind of the row, and rows of kind `TRANSACTION` alone have features."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row besides its texts and features."""
+        return _SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
+
+
+PROFILED_LAYOUT: Final = Layout(
+    b"FPBK", WIDE, NARROW, TEXTS, CODES, (LABEL + 1, COUNTED + OUTLIER + 1, len(KNOWN_NAMES)), kinds=True
+)
+FEATURES_MAGIC: Final = b"FPFB"
+_MAGICS: Final = (PROFILED_LAYOUT.magic, FEATURES_MAGIC)
+
+
+Input: TypeAlias = tuple[str, int, int]
+"""A record that the card agent read: topic without prefix, partition, offset."""
+
+
+class BlockError(ValueError):
+    """A record is no block that this release can read; the text says why, and which source records it holds."""
+
+
+class KernelMismatch(RuntimeError):
+    """A block on ``profiled`` holds features of another kernel version than this worker's."""
+
+
+class KernelChanged(RuntimeError):
+    """The card agent wrote such a block: a release of that kernel must decide it, and no record is to blame."""
+
+
+class Sources(NamedTuple):
+    """Positions of the records that n rows are of: those of producers on ``profiled``, rows of that on ``features``."""
+
+    offset: NDArray[np.int64]
+    partition: NDArray[np.int32]
+    topic: NDArray[np.uint8]
+    """Number of the topic's name."""
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "Sources":
+        """Return some rows."""
+        return Sources(self.offset[rows], self.partition[rows], self.topic[rows])
+
+    def text(self, names: Sequence[bytes]) -> str:
+        """Return the positions as ranges of offsets, for a person.
+
+        >>> numbers = np.array([4, 5, 9]), np.zeros(3, np.int32), np.zeros(3, np.uint8)
+        >>> Sources(*numbers).text([b"transactions"])
+        'transactions partition 0 offsets 4-5, 9'
+        """
+        rows = sorted({*zip(*(column.tolist() for column in (self.topic, self.partition, self.offset)), strict=True)})
+        parts: list[str] = []
+        shown = 0
+        for (topic, partition), group in groupby(rows, lambda row: row[:2]):
+            if shown >= _MOST_SHOWN:
+                parts.append("...")
+                break
+            offsets = [offset for *_, offset in group]
+            starts = [0, *(i for i, (offset, next_one) in enumerate(pairwise(offsets), 1) if next_one > offset + 1)]
+            ranges = [(offsets[a], offsets[b - 1]) for a, b in pairwise([*starts, len(offsets)])]
+            listed = [f"{a}" if a == b else f"{a}-{b}" for a, b in ranges[: _MOST_SHOWN - shown]]
+            listed += ["..."] if len(listed) < len(ranges) else []
+            name = names[topic][:_MOST_NAME].decode(errors="replace")
+            parts.append(f"{name} partition {partition} offsets {', '.join(listed)}")
+            shown += len(ranges)
+        return "; ".join(parts)
+
+
+class Block(NamedTuple):
+    """Columns of n rows, t of them with features; what concerns the other kind alone is 0 or empty."""
+
+    kernel: str
+    """The kernel version that computed the features."""
+    names: Sequence[bytes]
+    """Topics, versions and the like, which the rows name by number."""
+    sources: Sources
+    wide: NDArray[np.int64]
+    """Shape (len(layout.wide), n)."""
+    features: NDArray[np.float64]
+    """Shape (t, k), NaN for no value; on ``profiled`` `pipeline.features.catalogue.CARD_FEATURES` of that kernel."""
+    narrow: NDArray[np.int32]
+    """Shape (len(layout.narrow), n)."""
+    lengths: NDArray[np.int32]
+    """Shape (len(layout.texts), n): bytes of each text."""
+    codes: NDArray[np.uint8]
+    """Shape (len(layout.codes), n)."""
+    text: bytes
+    """UTF-8 of all texts, column by column."""
+    layout: Layout = PROFILED_LAYOUT
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        rows: int = self.wide.shape[1]
+        return rows
+
+    def ends(self) -> NDArray[np.int64]:
+        """Return where each text ends in ``text``; shape (len(TEXTS), n)."""
+        return np.cumsum(self.lengths, dtype=np.int64).reshape(self.lengths.shape)
+
+
+def pack_block(block: Block) -> bytes:
+    """Return the bytes of a block."""
+    kernel, names, sources = block.kernel.encode(), b"".join(block.names), block.sources
+    parts = (
+        _COUNTS.pack(len(block.features), len(block.text), len(kernel), len(block.names), len(names)),
+        sources.offset.astype("<i8", copy=False).tobytes(),
+        sources.partition.astype("<i4", copy=False).tobytes(),
+        sources.topic.tobytes(),
+        np.array([*map(len, block.names)], "<u2").tobytes(),
+        kernel,
+        names,
+    )
+    head = b"".join((*parts, bytes(-sum(map(len, parts)) % _ALIGNMENT)))
+    body = b"".join(
+        (
+            block.wide.astype("<i8", copy=False).tobytes(),
+            block.features.astype("<f8", copy=False).tobytes(),
+            block.narrow.astype("<i4", copy=False).tobytes(),
+            block.lengths.astype("<i4", copy=False).tobytes(),
+            block.codes.tobytes(),
+            block.text,
+        )
+    )
+    features = block.features.shape[1]
+    magic = block.layout.magic
+    prefix = _PREFIX.pack(magic, _FORMAT, features, block.rows, len(head), _checksum(body), 0)[:_SUMMED_BYTES]
+    return b"".join((prefix, _checksum(prefix + head).to_bytes(8, "little"), head, body))
+
+
+def fixed_bytes(kernel: str, names: Sequence[bytes]) -> int:
+    """Return the most bytes of a block that its rows do not account for."""
+    return _PREFIX.size + _COUNTS.size + sum(len(name) + 2 for name in names) + len(kernel.encode()) + _ALIGNMENT
+
+
+def original_of(value: bytes | None, row: int) -> bytes:
+    """Return the producer's own bytes of a row of ``profiled``.
+
+    Raises:
+        BlockError: It is no block.
+        IndexError: There is no such row.
+    """
+    block = parse_block(value)
+    end = int(block.ends()[ORIGINAL, row])
+    return block.text[end - int(block.lengths[ORIGINAL, row]) : end]
+
+
+def row_count(value: bytes | None) -> int:
+    """Return how many rows a record says it holds, as many as a block may hold at most; 1 for what is no block."""
+    if value is None or len(value) < _PREFIX.size or not value.startswith(_MAGICS):
+        return 1
+    return min(max(int(_PREFIX.unpack_from(value)[3]), 1), MOST_ROWS)
+
+
+def is_block(value: bytes | None, layout: Layout) -> bool:
+    """Return whether a record says that it is a block of ``layout``."""
+    return value is not None and value.startswith(layout.magic)
+
+
+def parse_block(value: bytes | None, layout: Layout = PROFILED_LAYOUT) -> Block:
+    """Return the columns of a record that is a block of ``layout``.
+
+    Raises:
+        BlockError: It is no such block, it is damaged, or its parts do not fit together.
+    """
+    if value is None or len(value) < _PREFIX.size or not value.startswith(layout.magic):
+        hint = _JSON_HINT if value is not None and value.startswith(_JSON) else ""
+        raise BlockError(f"it is no block of rows{hint}")
+    _, form, *_ = _PREFIX.unpack_from(value)
+    if (parse := _READERS.get(form)) is None:
+        raise BlockError(f"it is a block of format {form}, and this release reads format {_FORMAT}")
+    return parse(value, layout)
+
+
+def _parse_1(value: bytes, layout: Layout) -> Block:
+    head = _parse_head(value)
+    try:
+        return _parse_body(value, head, layout)
+    except BlockError as error:
+        raise BlockError(f"{error} (rows of {head.sources.text(head.names)})") from error
+
+
+_READERS: Final = {_FORMAT: _parse_1}
+"""Readers by format: that of the format before stays when there is a new one."""
+
+
+class _BlockHead(NamedTuple):
+    rows: int
+    transactions: int
+    features: int
+    text_bytes: int
+    kernel: str
+    names: list[bytes]
+    sources: Sources
+    body_start: int
+    body_checksum: int
+
+
+_SOURCE_TYPES: Final = (np.dtype("<i8"), np.dtype("<i4"), np.dtype("u1"))
+
+
+class _Cursor:
+    """Arrays of a block, one behind the other; who asks has made sure that they are there."""
+
+    def __init__(self, value: bytes, at: int) -> None:
+        self._value, self.at = value, at
+
+    def array(self, dtype: Any, *shape: int) -> Any:
+        count = prod(shape)
+        found = np.frombuffer(self._value, dtype, count, self.at) if count else np.frombuffer(b"", dtype)
+        self.at += count * found.itemsize
+        return found.reshape(shape)
+
+    def bytes(self, count: int) -> bytes:
+        self.at += count
+        return self._value[self.at - count : self.at]
+
+
+def _parse_head(value: bytes) -> _BlockHead:
+    _, _, features, rows, head_bytes, body_checksum, head_checksum = _PREFIX.unpack_from(value)
+    body_start = _PREFIX.size + head_bytes
+    head = value[_PREFIX.size : body_start]
+    if len(head) < head_bytes or _checksum(value[:_SUMMED_BYTES] + head) != head_checksum:
+        raise BlockError("the checksum of its head is wrong")
+    if head_bytes < _COUNTS.size:
+        raise BlockError("its head is too short")
+    transactions, text_bytes, kernel_bytes, name_count, name_bytes = _COUNTS.unpack_from(head)
+    used = _COUNTS.size + rows * _SOURCE_BYTES + 2 * name_count + kernel_bytes + name_bytes
+    if not 0 < rows <= MOST_ROWS:
+        raise BlockError(f"it says that it has {rows} rows, and a block has 1 to {MOST_ROWS}")
+    if transactions > rows or used + -used % _ALIGNMENT != head_bytes:
+        raise BlockError("the parts of its head do not fit together")
+    cursor = _Cursor(value, _PREFIX.size + _COUNTS.size)
+    sources = Sources(*(cursor.array(dtype, rows) for dtype in _SOURCE_TYPES))
+    name_ends = np.cumsum(cursor.array("<u2", name_count), dtype=np.int64).tolist()
+    kernel, packed = cursor.bytes(kernel_bytes), cursor.bytes(name_bytes)
+    if (name_ends[-1] if name_ends else 0) != name_bytes or int(sources.topic.max()) >= name_count:
+        raise BlockError("its names do not fit together")
+    names = [packed[first:end] for first, end in pairwise([0, *name_ends])]
+    try:
+        for name in names:
+            name.decode()
+        version = kernel.decode()
+    except UnicodeDecodeError as error:
+        raise BlockError(f"a name is no UTF-8: {error}") from error
+    return _BlockHead(rows, transactions, features, text_bytes, version, names, sources, body_start, body_checksum)
+
+
+def _parse_body(value: bytes, head: _BlockHead, layout: Layout) -> Block:
+    n = head.rows
+    size = (layout.row_bytes - _SOURCE_BYTES) * n + FEATURE_BYTES * head.features * head.transactions + head.text_bytes
+    if len(value) - head.body_start != size:
+        raise BlockError("it is shorter or longer than its head says")
+    if _checksum(memoryview(value)[head.body_start :]) != head.body_checksum:
+        raise BlockError("the checksum of its body is wrong")
+    cursor = _Cursor(value, head.body_start)
+    wide = cursor.array("<i8", len(layout.wide), n)
+    features = cursor.array("<f8", head.transactions, head.features)
+    narrow = cursor.array("<i4", len(layout.narrow), n)
+    lengths = cursor.array("<i4", len(layout.texts), n)
+    codes = cursor.array(np.uint8, len(layout.codes), n)
+    text = cursor.bytes(head.text_bytes)
+    if int(lengths.min()) < 0 or int(lengths.sum(dtype=np.int64)) != head.text_bytes:
+        raise BlockError("the lengths of its texts do not fit together")
+    with_features = np.count_nonzero(codes[KIND] == TRANSACTION) if layout.kinds else n
+    if head.transactions != with_features or (layout.kinds and int(codes[KIND].max()) > LABEL):
+        raise BlockError("its rows are of other kinds than its head says")
+    if any(int(codes[column].max()) >= values for column, values in enumerate(layout.choices)):
+        raise BlockError("a row has a code that means nothing")
+    if int(codes[len(layout.choices) :].max()) >= len(head.names):
+        raise BlockError("a row has the number of a name that is not there")
+    block = Block(head.kernel, head.names, head.sources, wide, features, narrow, lengths, codes, text, layout)
+    _check_text(block)
+    return block
+
+
+def _check_text(block: Block) -> None:
+    """Raise `BlockError` where a text is no UTF-8 by itself."""
+    if block.text.isascii():
+        return
+    try:
+        block.text.decode()
+    except UnicodeDecodeError as error:
+        raise BlockError(f"its texts are no UTF-8: {error}") from error
+    starts = (block.ends() - block.lengths)[block.lengths > 0]
+    if (np.frombuffer(block.text, np.uint8)[starts] & _TOP_BITS == _CONTINUATION).any():
+        raise BlockError("a text ends within a character")

@@ -1,0 +1,152 @@
+"""The learn agent's kernel: the online model learns from ``examples``, in order, and its versions are published."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.partition_state.state import LoadedState, StateDump, state_digest
+from pipeline.engine.records.results import Result
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import payload_digest
+from pipeline.scoring.prequential import Prequential
+from pipeline.scoring.river_model import RiverLearner, RiverModel
+from schemas.errors import UNREADABLE
+from schemas.messages import Example, ModelVersion
+from schemas.records import Output, Record
+from schemas.topics import MODELS
+
+_decode = msgspec.json.Decoder(Example).decode
+_encode = msgspec.json.Encoder().encode
+
+
+RELEARN_AT_MOST: Final = 1_000
+"""Examples that a rollback may have to learn again: saving a large classifier before each batch would cost more."""
+
+
+class _LearnValues(msgspec.Struct):
+    layout: int
+    next_offset: int
+    published_offset: int
+    learner: bytes | None
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(_LearnValues)
+
+
+class LearnPartition:
+    """The online model's state: a replay of ``examples``, from a checkpoint or from the start."""
+
+    def __init__(
+        self,
+        learner: RiverLearner,
+        next_offset: int = 0,
+        *,
+        loaded: LoadedState | None = None,
+    ) -> None:
+        """Go on with ``learner`` from ``next_offset``, or from a dump that was made with one like it.
+
+        Raises:
+            OtherLayout: The dump is of another release.
+            ModelError: ``learner`` cannot go on from the dump (other settings, or a classifier that is kept with its
+                published versions only); start from the published version.
+        """
+        self._learner = learner
+        self.next_offset = next_offset
+        """The first example that has not been learned."""
+        self._published_offset = next_offset
+        if loaded is not None:
+            self._load(loaded)
+        self._committed = (self.next_offset, self._published_offset)
+        self._saved = learner.save()
+        self._since: list[Example] = []
+        self._pending: list[Example] = []
+        self.prequential = Prequential()
+        """The examples that were committed since it was made."""
+
+    def _load(self, loaded: LoadedState) -> None:
+        values = decode_values(loaded.values, _DECODER)
+        if values.layout != LAYOUT:
+            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
+        if values.learner is None:
+            raise ModelError("the learner is kept with its published versions only; go on from the published version")
+        self._learner.go_back(values.learner)
+        self.next_offset, self._published_offset = values.next_offset, values.published_offset
+
+    @property
+    def unpublished(self) -> bool:
+        """True if there are training updates that no published version has."""
+        return self._published_offset != self.next_offset
+
+    def learn(self, records: Sequence[Record]) -> Result:
+        """Learn the records from ``next_offset`` on, in order."""
+        result = Result()
+        fresh = [record for record in records if record.offset >= self.next_offset]
+        if fresh:
+            examples = _read(fresh, result)
+            # Noted first: where learning fails half-way, the undo must know of it.
+            self._pending += examples
+            outcomes = self._learner.learn_examples(examples)
+            for outcome, count in outcomes.items():
+                if count:
+                    result.counts["training_update", outcome] += count
+            self.next_offset = fresh[-1].offset + 1
+        return result
+
+    def publish(self) -> RiverModel:
+        """The present version, taken as published from now on."""
+        self._published_offset = self.next_offset
+        return self._learner.snapshot(self.next_offset)
+
+    def commit(self) -> None:
+        """The batch is committed."""
+        self._committed = (self.next_offset, self._published_offset)
+        self.prequential.add(self._pending)
+        self._since += self._pending
+        self._pending = []
+        if len(self._since) > RELEARN_AT_MOST:
+            self._saved, self._since = self._learner.save(), []
+
+    def rollback(self) -> None:
+        """The batch is not committed: take it back."""
+        self.next_offset, self._published_offset = self._committed
+        if self._pending:
+            self._pending = []
+            self._learner.go_back(self._saved)
+            self._learner.learn_examples(self._since)
+
+    def dump(self, *, full: bool = False) -> StateDump:
+        """Copy the committed state."""
+        del full
+        next_offset, published_offset = self._committed
+        learner = self._learner.numbers()
+        values = _LearnValues(LAYOUT, next_offset, published_offset, learner)
+        return StateDump(msgspec.msgpack.encode(values), {})
+
+    def digest(self) -> str:
+        """Return the digest of the committed state."""
+        payload = self._learner.snapshot(self.next_offset).to_payload()
+        return state_digest(self.next_offset, self._published_offset, payload)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _read(records: Sequence[Record], result: Result) -> list[Example]:
+    """Return the examples among ``records``; the others become dead letters of ``result``."""
+    examples = []
+    for record in records:
+        try:
+            examples.append(_decode(record.value or b""))
+        except UNREADABLE as error:
+            result.unreadable(record, "learn", error)
+    return examples
+
+
+def model_record(name: str, version: str, payload: bytes, now: datetime) -> Output:
+    """Return the record of ``models`` with the content of a version."""
+    digest = payload_digest(payload)
+    message = ModelVersion(name=name, version=version, digest=digest, published_at=now, payload=msgspec.Raw(payload))
+    return Output(MODELS, digest.encode(), _encode(message))

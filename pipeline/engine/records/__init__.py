@@ -1,0 +1,1 @@
+"""Records as columns: what is accepted, forwarded, and written by a batch."""

@@ -1,0 +1,1 @@
+"""The score agent's kernel: features by merchant, scores, decisions and alerts."""

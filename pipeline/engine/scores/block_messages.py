@@ -1,0 +1,162 @@
+"""Rows of blocks as messages, and back: for programs that look at single rows, and need no speed."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding.blocks import (
+    KNOWN_NAMES,
+    LABEL,
+    TRANSACTION,
+    Block,
+    BlockError,
+    Sources,
+    is_block,
+    original_of,
+    pack_block,
+    parse_block,
+)
+from pipeline.engine.records.accept import decode_producer_fields
+from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
+from pipeline.engine.scores.feature_blocks import read_feature_messages
+from schemas.codec import timestamp_us
+from schemas.errors import UNREADABLE
+from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def row_value(value: bytes | None, row: int) -> bytes:
+    """Return what stands for a row of a block by itself: the producer's own bytes, or of ``features`` its message.
+
+    Raises:
+        BlockError: It is no block.
+        IndexError: There is no such row.
+    """
+    if is_block(value, FEATURES_LAYOUT):
+        return msgspec.json.encode(read_feature_messages(value)[row])
+    return original_of(value, row)
+
+
+def read_messages(value: bytes | None) -> list[Profiled]:
+    """Return the rows of a record of ``profiled``.
+
+    Raises:
+        BlockError: It is no block, or a row has what no message can say.
+    """
+    block = parse_block(value)
+    try:
+        return _messages(block)
+    except (OverflowError, *UNREADABLE) as error:
+        raise BlockError(f"a row has what no message can say: {error}") from error
+
+
+def _messages(block: Block) -> list[Profiled]:
+    ends = block.ends()
+    texts = [
+        [block.text[first:end] for first, end in zip(*columns, strict=True)]
+        for columns in zip((ends - block.lengths).tolist(), ends.tolist(), strict=True)
+    ]
+    names = [name.decode() for name in block.names]
+    wide, narrow, codes = block.wide.tolist(), block.narrow.tolist(), block.codes.tolist()
+    sources = [
+        RecordPosition(topic=names[topic], partition=partition, offset=offset)
+        for offset, partition, topic in zip(*(column.tolist() for column in block.sources), strict=True)
+    ]
+    features = iter(block.features.astype("<f8", copy=False))
+    found: list[Profiled] = []
+    for row, source in enumerate(sources):
+        shared: dict[str, Any] = {
+            "transaction_id": texts[blocks.ID][row].decode(),
+            "card_id": texts[blocks.CARD][row].decode(),
+            "merchant_id": texts[blocks.MERCHANT][row].decode(),
+            "event_time_us": wide[blocks.EVENT_US][row],
+            "source": source,
+        }
+        original = msgspec.Raw(texts[blocks.ORIGINAL][row])
+        if codes[blocks.KIND][row] == LABEL:
+            known = KNOWN_NAMES[codes[blocks.KNOWN][row]]
+            found.append(
+                ProfiledLabel(known=known, known_at_us=wide[blocks.KNOWN_AT_US][row], label=original, **shared)
+            )
+            continue
+        read = RecordPosition(
+            topic=names[codes[blocks.INPUT_TOPIC][row]],
+            partition=narrow[blocks.INPUT_PARTITION][row],
+            offset=wide[blocks.INPUT_OFFSET][row],
+        )
+        found.append(
+            ProfiledTransaction(
+                amount_base_minor=wide[blocks.AMOUNT_BASE][row],
+                rates_version=names[codes[blocks.RATES][row]],
+                counts=bool(codes[blocks.COUNTS][row] & blocks.COUNTED),
+                outlier=bool(codes[blocks.COUNTS][row] & blocks.OUTLIER),
+                card_features=next(features).tobytes(),
+                kernel=block.kernel,
+                case_id=texts[blocks.CASE][row].decode(),
+                case_sequence=wide[blocks.CASE_SEQUENCE][row],
+                ingested_at=_EPOCH + timedelta(microseconds=wide[blocks.INGESTED_US][row]),
+                transaction=original,
+                read=None if read == source else read,
+                **shared,
+            )
+        )
+    return found
+
+
+def write_messages(messages: Sequence[Profiled]) -> bytes:
+    """Return a block of at least one row; all transactions are of one kernel."""
+    n = len(messages)
+    names: dict[str, int] = {}
+    wide, narrow = np.zeros((len(blocks.WIDE), n), np.int64), np.zeros((len(blocks.NARROW), n), np.int32)
+    codes = np.zeros((len(blocks.CODES), n), np.uint8)
+    texts: list[list[bytes]] = [[b""] * n for _ in blocks.TEXTS]
+    features, kernel, sources = [], "", []
+    for row, message in enumerate(messages):
+        source = message.source
+        sources.append((source.offset, source.partition, names.setdefault(source.topic, len(names))))
+        wide[blocks.EVENT_US, row] = message.event_time_us
+        texts[blocks.ID][row] = message.transaction_id.encode()
+        texts[blocks.CARD][row], texts[blocks.MERCHANT][row] = message.card_id.encode(), message.merchant_id.encode()
+        if isinstance(message, ProfiledLabel):
+            codes[blocks.KIND, row], codes[blocks.KNOWN, row] = LABEL, KNOWN_NAMES.index(message.known)
+            wide[blocks.KNOWN_AT_US, row] = message.known_at_us
+            texts[blocks.ORIGINAL][row] = bytes(message.label)
+            continue
+        fields, read = decode_producer_fields(message.transaction), message.read or source
+        kernel = message.kernel
+        features.append(np.frombuffer(message.card_features, "<f8"))
+        codes[blocks.KIND, row] = TRANSACTION
+        codes[blocks.COUNTS, row] = blocks.COUNTED * message.counts + blocks.OUTLIER * message.outlier
+        codes[blocks.RATES, row] = names.setdefault(message.rates_version, len(names))
+        codes[blocks.INPUT_TOPIC, row] = names.setdefault(read.topic, len(names))
+        wide[blocks.AMOUNT_BASE, row], wide[blocks.CASE_SEQUENCE, row] = (
+            message.amount_base_minor, message.case_sequence,
+        )  # fmt: skip
+        wide[blocks.INGESTED_US, row], wide[blocks.INPUT_OFFSET, row] = timestamp_us(message.ingested_at), read.offset
+        narrow[blocks.PRODUCER_OFFSET, row], narrow[blocks.INPUT_PARTITION, row] = fields.offset_min, read.partition
+        texts[blocks.CASE][row], texts[blocks.AMOUNT][row] = message.case_id.encode(), fields.amount_json
+        texts[blocks.CURRENCY][row], texts[blocks.TYPE][row] = (
+            fields.currency.encode(), fields.transaction_type.encode(),
+        )  # fmt: skip
+        texts[blocks.ORIGINAL][row] = bytes(message.transaction)
+    columns = [
+        np.array(column, dtype) for column, dtype in zip(zip(*sources, strict=True), ("i8", "i4", "u1"), strict=True)
+    ]
+    return pack_block(
+        Block(
+            kernel,
+            [name.encode() for name in names],
+            Sources(*columns),
+            wide,
+            np.stack(features) if features else np.empty((0, 0)),
+            narrow,
+            np.array([[*map(len, column)] for column in texts], np.int32),
+            codes,
+            b"".join(text for column in texts for text in column),
+        )
+    )

@@ -1,0 +1,77 @@
+"""Decides profiled transactions: the models, the policy, and the reasons of alerts."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import numpy as np
+
+from pipeline.engine.records.results import Result
+from pipeline.engine.records.subjects import CARD, INGESTED_US
+from pipeline.engine.scores.decision_messages import DecisionBatch, DecisionWriter
+from pipeline.engine.scores.decisions import SELECTIONS, decided
+from pipeline.engine.scores.feature_blocks import encode_features
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.profiled import read_rows
+from pipeline.engine.scores.score import ScorePartition
+from schemas.codec import timestamp_us
+from schemas.records import Output, Record
+from schemas.topics import ALERTS, DECISIONS
+
+
+class Decider:
+    """Holds nothing of a partition: what it decides depends on a transaction's features and on the models alone."""
+
+    def __init__(self, base_currency: str, card_partitions: int, *, all_features: bool = False) -> None:
+        """Decide nothing yet.
+
+        Args:
+            base_currency: Currency of ``amount_base``.
+            card_partitions: Number of partitions of ``decisions`` and ``features``.
+            all_features: Whether every decision has its features, and not only selected ones.
+        """
+        self._writer = DecisionWriter(base_currency, all_features=all_features)
+        self._card_partitions = card_partitions
+
+    def process(
+        self, parts: Iterable[tuple[ScorePartition, Sequence[Record]]], models: ActiveModels, now: datetime
+    ) -> Result:
+        """Decide every transaction among the records of each partition, in offset order; all enter the states.
+
+        The cost of a small batch is mostly per call, so that each call serves all partitions. Raises as
+        `ScorePartition.profile`.
+        """
+        result = Result()
+        states, batches = [], []
+        for state, records in parts:
+            states.append(state)
+            batches.append(records)
+        rows = read_rows([record for records in batches for record in records])
+        first, transactions = 0, [np.empty(0, np.intp)]
+        for state, records in zip(states, batches, strict=True):
+            transactions.append(state.profile(rows, range(first, first + len(records)), result))
+            first += len(records)
+        taken = np.concatenate(transactions)
+        if len(taken):
+            is_all = len(taken) == rows.subjects.rows
+            features = rows.features if is_all else rows.features[taken]
+            subjects = rows.subjects if is_all else rows.subjects.take(taken)
+            batch = DecisionBatch(subjects, features, decided(models, features, subjects.identities), models, now)
+            self._publish(batch, result)
+        return result
+
+    def _publish(self, batch: DecisionBatch, result: Result) -> None:
+        subjects, selection = batch.subjects, batch.decided.selection
+        keys = subjects.texts(CARD)
+        result.outputs += [
+            Output(DECISIONS, key, value) for key, value in zip(keys, self._writer.decisions(batch), strict=True)
+        ]
+        result.outputs += encode_features(batch, keys, self._card_partitions)
+        result.latencies_s += ((timestamp_us(batch.now) - subjects.wholes[INGESTED_US]) / 1_000_000).tolist()
+        alerted = np.flatnonzero(selection >= 0)
+        result.counts["decision", "alert"] += len(alerted)
+        result.counts["decision", "allow"] += subjects.rows - len(alerted)
+        if len(alerted):
+            raised = batch.take(alerted)
+            for row, value in zip(alerted.tolist(), self._writer.alerts(raised), strict=True):
+                result.outputs.append(Output(ALERTS, keys[row], value))
+                result.counts["alert", SELECTIONS[selection[row]]] += 1

@@ -1,0 +1,262 @@
+"""Decisions and alerts as messages, written a batch at once from columns.
+
+Live decisions and those of a backtest are written here. What a message says besides a decision comes from `Subjects`.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.reasons import explain
+from pipeline.engine.encoding.json_rows import (
+    Rows,
+    RowWriter,
+    Shape,
+    encoded,
+    number,
+    one_of,
+    same,
+    text,
+    timestamp,
+    whole,
+)
+from pipeline.engine.records.subjects import (
+    ACTION,
+    AMOUNT,
+    AMOUNT_BASE,
+    CARD,
+    CASE,
+    CASE_SEQUENCE,
+    CURRENCY,
+    ID,
+    INGESTED_US,
+    LOG_OFFSET,
+    LOG_PARTITION,
+    LOG_ROW,
+    MERCHANT,
+    PRODUCER_US,
+    RATES,
+    SAME_RATES,
+    SELECTION,
+    SOURCE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
+    TEXTS,
+    TYPE,
+    VERSIONS,
+    Subjects,
+)  # fmt: skip
+from pipeline.engine.scores.decisions import SELECTIONS, PolicyResult
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
+
+_BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
+"""Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
+_FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
+_AMOUNT_BASE, _SCORE, _PROBABILITY, _FIRST_SCORE = range(4)
+_FIRST_LOG_ODDS: Final = _FIRST_SCORE + len(KINDS)
+_NUMBERS: Final = _FIRST_LOG_ODDS + len(WITH_LOG_ODDS)
+"""Numbers of a decision besides its features."""
+
+_MODEL_SCORES: Final = {kind.name: number(at) for at, kind in enumerate(KINDS, _FIRST_SCORE)}
+_LOG_ODDS: Final = {kind.log_odds: number(at) for at, (_, kind) in enumerate(WITH_LOG_ODDS, _FIRST_LOG_ODDS)}
+_SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
+_LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
+_LONGEST_AMOUNT: Final = 32
+"""Characters of an amount that a sentence repeats."""
+NOT_READ: Final = -1
+"""In place of an offset in ``profiled`` of a decision that a program made of history."""
+DECISION: Final[Shape] = {
+    "schema_version": b"1",
+    "transaction_id": text(ID),
+    "card_id": text(CARD),
+    "merchant_id": text(MERCHANT),
+    "event_time": timestamp(PRODUCER_US),
+    "amount": encoded(AMOUNT),
+    "currency": text(CURRENCY),
+    "amount_base": number(_AMOUNT_BASE),
+    "base_currency": same(_BASE_CURRENCY),
+    "transaction_type": text(TYPE),
+    "score": number(_SCORE),
+    "model_scores": _MODEL_SCORES,
+    **_LOG_ODDS,
+    "action": one_of(ACTION),
+    "selection": one_of(SELECTION),
+    "selection_probability": number(_PROBABILITY),
+    "threshold": same(_THRESHOLD),
+    "features": {name: number(_NUMBERS + column) for column, name in enumerate(FEATURES)},
+    "versions": one_of(VERSIONS),
+    "source": _SOURCE,
+    "log": _LOG,
+    "case_id": text(CASE),
+    "case_sequence": whole(CASE_SEQUENCE),
+    "ingested_at": timestamp(INGESTED_US),
+    "decided_at": same(_NOW),
+}
+_SLIM_DECISION: Final[Shape] = {name: value for name, value in DECISION.items() if name != "features"}
+_ALERT_ID, _REASONS = len(TEXTS), len(TEXTS) + 1
+_SEVERITY: Final = _NUMBERS
+ALERT: Final[Shape] = {
+    "schema_version": b"1",
+    "alert_id": text(_ALERT_ID),
+    "case_id": text(CASE),
+    "case_sequence": whole(CASE_SEQUENCE),
+    "severity": number(_SEVERITY),
+    "raised_at": same(_NOW),
+    **{name: DECISION[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount")},
+    **{name: DECISION[name] for name in ("currency", "amount_base", "base_currency", "score", "model_scores")},
+    "threshold": same(_THRESHOLD),
+    "selection": one_of(SELECTION),
+    "reasons": encoded(_REASONS),
+    **{name: DECISION[name] for name in ("versions", "source", "log")},
+}
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_SELECTIONS: Final = [*map(_encode, SELECTIONS)]
+
+
+class DecisionBatch(NamedTuple):
+    """Decisions about n transactions."""
+
+    subjects: Subjects
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES))."""
+    decided: PolicyResult
+    models: ActiveModels
+    """Models that decided."""
+    now: datetime
+    """When."""
+
+    def take(self, rows: NDArray[np.intp]) -> "DecisionBatch":
+        """Return some rows."""
+        columns: list[NDArray[Any]] = [column[rows] for column in self.decided]
+        return self._replace(
+            subjects=self.subjects.take(rows), features=self.features[rows], decided=PolicyResult(*columns)
+        )
+
+
+class DecisionWriter:
+    """Writes decisions and alerts."""
+
+    def __init__(self, base_currency: str, *, all_features: bool = False) -> None:
+        """Compile the writers.
+
+        Args:
+            base_currency: Currency of ``amount_base``.
+            all_features: Whether every decision has its features, and not only selected ones.
+        """
+        self._base_currency, self._all_features = base_currency, all_features
+        self._decisions, self._slim, self._alerts = RowWriter(DECISION), RowWriter(_SLIM_DECISION), RowWriter(ALERT)
+        self._models: ActiveModels | None = None
+        self._encoded: dict[bytes, bytes] = {}
+        """Versions that decisions of the same models name, by rate table."""
+
+    def decisions(self, batch: DecisionBatch) -> Iterator[bytes]:
+        """Write the value of each decision, with its features where it is selected."""
+        selected = batch.decided.selection >= 0
+        if self._all_features or selected.all():
+            return self._with_features(batch)
+        slim = self._slim.write(self._rows(batch, _numbers(batch, 0)))
+        if not selected.any():
+            return slim
+        full = self._with_features(batch.take(np.flatnonzero(selected)))
+        return (
+            next(full) if has_features else value for value, has_features in zip(slim, selected.tolist(), strict=True)
+        )
+
+    def _with_features(self, batch: DecisionBatch) -> Iterator[bytes]:
+        numbers = _numbers(batch, len(FEATURES))
+        numbers[:, _NUMBERS:] = batch.features
+        return self._decisions.write(self._rows(batch, numbers))
+
+    def _rows(self, batch: DecisionBatch, numbers: NDArray[np.float64]) -> Rows:
+        subjects = batch.subjects
+        return Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
+
+    def alerts(self, batch: DecisionBatch) -> Iterator[bytes]:
+        """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""
+        subjects, numbers = batch.subjects, _numbers(batch, 1)
+        selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
+        home = self._home_amounts(subjects)
+        reasons = explain(
+            batch.features, batch.decided.logits[:, 0], batch.models, selections, self._base_currency, home
+        )
+        sources = subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].T.tolist()
+        identified = zip(subjects.identities().tolist(), sources, strict=True)
+        more = [f"{identity:016x}-{partition}-{offset}".encode() for identity, (partition, offset) in identified]
+        more += [_encode(alert_reasons) for alert_reasons in reasons]
+        ends = len(subjects.text) + np.cumsum([0, *map(len, more)])
+        added = np.stack([ends[:-1], ends[1:]], axis=1).reshape(2, subjects.rows, 2)
+        numbers[:, _SEVERITY] = [
+            round(score * amount, 2)
+            for score, amount in zip(numbers[:, _SCORE].tolist(), numbers[:, _AMOUNT_BASE].tolist(), strict=True)
+        ]
+        return self._alerts.write(
+            Rows(
+                b"".join((subjects.text, *more)),
+                np.concatenate([subjects.spans, added]),
+                subjects.wholes,
+                numbers,
+                self._constants(batch),
+            )
+        )
+
+    def _home_amounts(self, subjects: Subjects) -> list[str]:
+        """Amounts that are not in the base currency, as their producers wrote them, each with its code."""
+        texts = [
+            [subjects.text[start:end].decode() for start, end in subjects.spans[kind].tolist()]
+            for kind in (CURRENCY, AMOUNT)
+        ]
+        return [
+            "" if currency == self._base_currency or len(amount) > _LONGEST_AMOUNT else f"{amount} {currency}"
+            for currency, amount in zip(*texts, strict=True)
+        ]
+
+    def _constants(self, batch: DecisionBatch) -> list[bytes]:
+        """JSON that several rows share; notes for each row which it has."""
+        subjects, selection = batch.subjects, batch.decided.selection
+        wholes = subjects.wholes
+        wholes[ACTION] = np.where(selection < 0, _ALLOW, _ALERT)
+        wholes[SELECTION] = selection + (_UNSELECTED + 1)
+        codes, wholes[VERSIONS] = wholes[SAME_RATES], _FIRST_VERSIONS
+        first: Any = [0]
+        if (codes != codes[:1]).any():
+            _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+            wholes[VERSIONS] += inverse
+        rates = [subjects.text[start:end] for start, end in subjects.spans[RATES, first[: subjects.rows]].tolist()]
+        return [
+            _encode(self._base_currency),
+            _encode(batch.models.policy.threshold),
+            _encode(batch.now),
+            b'"allow"',
+            b'"alert"',
+            b"null",
+            *_SELECTIONS,
+            *(self._versions(batch.models, version) for version in rates),
+        ]
+
+    def _versions(self, models: ActiveModels, rates: bytes) -> bytes:
+        if models is not self._models:
+            self._models, self._encoded = models, {}
+        if rates not in self._encoded:
+            self._encoded[rates] = _encode(models.versions(rates.decode()))
+        return self._encoded[rates]
+
+
+def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:
+    """Return the numbers of each decision, and room for ``more``."""
+    decided = batch.decided
+    numbers = np.empty((batch.subjects.rows, _NUMBERS + more))
+    numbers[:, _AMOUNT_BASE] = batch.subjects.wholes[AMOUNT_BASE] / 100
+    numbers[:, _SCORE] = decided.score
+    for column in range(len(KINDS)):
+        numbers[:, _FIRST_SCORE + column] = sigmoid(decided.logits[:, column])
+    for at, (column, _) in enumerate(WITH_LOG_ODDS, _FIRST_LOG_ODDS):
+        numbers[:, at] = decided.logits[:, column]
+    numbers[:, _PROBABILITY] = decided.selection_probability
+    return numbers

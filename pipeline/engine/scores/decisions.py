@@ -1,0 +1,207 @@
+"""Decisions as columns."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
+from pipeline.decision.reasons import explain
+from pipeline.engine.records.columns import Reject, Transactions
+from pipeline.engine.scores.models import ActiveModels
+from pipeline.features.catalogue import FEATURES
+from pipeline.scoring.blend import blend, sigmoid
+from pipeline.scoring.kinds import KINDS, LIGHTGBM, RIVER, WITH_LOG_ODDS
+from schemas.messages import Reason
+from schemas.times import US_PER_SECOND
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Decisions about the accepted transactions of a chunk, in their order; arrays have shape (n,)."""
+
+    transactions: Transactions
+    position: NDArray[np.int64]
+    """Position of each among all records of the chunk, labels and repeats included."""
+    partition: NDArray[np.int64]
+    """Partition of the card."""
+    merchant_partition: NDArray[np.int64]
+    wait_us: NDArray[np.int64]
+    """What the wait clock of the card's partition showed; 0 where that is not known."""
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES)), NaN for no value: exactly what the models saw."""
+    logits: NDArray[np.float64]
+    """Shape (n, len(KINDS)): log-odds of each model."""
+    score: NDArray[np.float64]
+    selection: NDArray[np.int8]
+    """Index of `SELECTIONS`, -1 for no alert."""
+    selection_probability: NDArray[np.float64]
+    case_start_us: NDArray[np.int64]
+    case_sequence: NDArray[np.int64]
+    models: ActiveModels
+    """The models that scored them."""
+    base_currency: str
+    rates_version: str
+    duplicates: int
+    """Repeats, which are not decided."""
+    label_outcomes: Counter[str]
+    """Outcomes of the chunk's labels, and of those that waited, as the card agent counts them."""
+    rejects: tuple[Reject, ...]
+    """Rows of the input that were refused since the chunk before, and labels that have waited in vain."""
+    feedback: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Outcomes at the feedback agent, as it counts them; empty where nothing learns."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def under(self, models: ActiveModels) -> "Decisions":
+        """The same transactions with the same features, decided by other models."""
+        columns = decided(models, self.features, self.transactions.identities)._asdict()
+        return replace(self, models=models, feedback=Counter(), **columns)
+
+    def under_policy(self, policy: Policy) -> "Decisions":
+        """The same scores under a policy, which takes over the weights that they were made by."""
+        own = self.models.policy
+        if (policy.blend, policy.weights) != (own.blend, own.weights):
+            policy = policy.replace(blend=own.blend, weights=own.weights)
+        selection, probability = _selected(policy, self.score, self.features, self.transactions.identities)
+        return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
+        """Some of the rows; counts and refused rows stay those of the whole chunk."""
+        columns = {name: getattr(self, name)[rows] for name in _ROWS}
+        return replace(self, transactions=self.transactions.take(rows), **columns)
+
+    @property
+    def logit(self) -> NDArray[np.float64]:
+        """LightGBM's calibrated log-odds."""
+        return self.logits[:, KINDS.index(LIGHTGBM)]
+
+    @property
+    def river_logit(self) -> NDArray[np.float64]:
+        """The online model's log-odds."""
+        return self.logits[:, KINDS.index(RIVER)]
+
+    @property
+    def alert(self) -> NDArray[np.bool_]:
+        """True where there is an alert."""
+        return self.selection >= 0
+
+    def frame(self, *, features: bool = False) -> "pd.DataFrame":
+        """Return a row a decision, in the terms of ``docs/wire-contract.md``; ``features`` adds a column for each.
+
+        ``row`` is the transaction's number in the input; ``amount`` is in whole minor units of ``currency``; texts are
+        backed by Arrow. There is no ``source``, ``log`` or time of decision, since nothing was written anywhere.
+        """
+        import pandas as pd
+
+        taken, n = self.transactions, len(self)
+        versions = self.models.versions(self.rates_version)
+        started = pc.cast(pa.array(self.case_start_us // US_PER_SECOND), pa.string())
+        columns: dict[str, pa.Array] = {
+            "row": taken.row,
+            "transaction_id": taken.transaction_id,
+            "card_id": taken.card_id,
+            "merchant_id": taken.merchant_id,
+            "event_time": pa.array(taken.event_time_us).cast(pa.timestamp("us", "UTC")),
+            "amount_minor": taken.amount_minor,
+            "currency": taken.currency,
+            "amount_base": taken.amount_base_minor / 100,
+            "base_currency": _same(self.base_currency, n),
+            "transaction_type": taken.transaction_type,
+            "score": self.score,
+            **{kind.name: sigmoid(self.logits[:, column]) for column, kind in enumerate(KINDS)},
+            **{kind.log_odds: self.logits[:, column] for column, kind in WITH_LOG_ODDS},
+            **outcome_columns(self.selection),
+            "selection_probability": self.selection_probability,
+            "threshold": np.full(n, self.models.policy.threshold),
+            "case_id": pc.binary_join_element_wise(taken.card_id, started, "-"),
+            "case_sequence": self.case_sequence,
+            **{f"{name}_version": _same(model.version, n) for name, model in self.models.named.items()},
+            "kernel_version": _same(versions.kernel, n),
+            "rates_version": _same(versions.rates, n),
+        }
+        if features:
+            columns |= {f"feature_{name}": self.features[:, column] for column, name in enumerate(FEATURES)}
+        types = {pa.string(): pd.ArrowDtype(pa.string())}
+        frame: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=types.get)
+        return frame
+
+    def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
+        """Return the reasons of the alerts, or of ``rows``: milliseconds each.
+
+        Sentences name amounts in the base currency alone.
+        """
+        rows = np.flatnonzero(self.alert) if rows is None else rows
+        selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
+        return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)
+
+
+def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray]:
+    """The columns ``action`` and ``selection`` of a frame of decisions."""
+    alert = selection >= 0
+    return {
+        "action": pa.DictionaryArray.from_arrays(alert.astype(np.int8), ["allow", "alert"]),
+        "selection": pa.DictionaryArray.from_arrays(pa.array(selection, mask=~alert), list(SELECTIONS)),
+    }
+
+
+class PolicyResult(NamedTuple):
+    """The result of models and policy for n transactions; as in `Decisions`."""
+
+    logits: NDArray[np.float64]
+    score: NDArray[np.float64]
+    selection: NDArray[np.int8]
+    selection_probability: NDArray[np.float64]
+
+
+def decided(
+    models: ActiveModels, features: NDArray[np.float64], identities: Callable[[], NDArray[np.uint64]]
+) -> PolicyResult:
+    """Score transactions, and let the policy decide.
+
+    Args:
+        models: What decides.
+        features: Shape (n, len(FEATURES)).
+        identities: Gives the `transaction_hash` of each, shape (n,), where the policy asks.
+    """
+    logit = models.lightgbm.logit(features)
+    logits = np.stack([logit, *(model.logit(features, logit) for model in models.beside.values())], axis=1)
+    score = blend(logits, models.policy.model_weights)
+    return PolicyResult(logits, score, *_selected(models.policy, score, features, identities))
+
+
+def _selected(
+    policy: Policy,
+    score: NDArray[np.float64],
+    features: NDArray[np.float64],
+    identities: Callable[[], NDArray[np.uint64]],
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Selection and its probability, as in `Decisions`."""
+    # Nothing but the audit sample asks who a transaction is.
+    identity = identities() if policy.audits else np.zeros(len(score), np.uint64)
+    decided = policy.decide(score, features, identity)
+    selection = np.full(len(score), -1, np.int8)
+    for row in np.flatnonzero(decided.alert).tolist():
+        selection[row] = SELECTIONS.index(decided.selection[row])
+    return selection, decided.selection_probability
+
+
+_ROWS: Final = (
+    "position", "partition", "merchant_partition", "wait_us", "features", "logits", "score", "selection",
+    "selection_probability", "case_start_us", "case_sequence",
+)  # fmt: skip
+
+
+def _same(text: str, n: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(np.zeros(n, np.int8), [text])

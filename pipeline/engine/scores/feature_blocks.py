@@ -1,0 +1,357 @@
+"""Blocks on ``features``: the features of every decision as the models saw them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
+from pipeline.engine.encoding.blocks import (
+    FEATURE_BYTES,
+    FEATURES_MAGIC,
+    MOST_IDENTIFIER_BYTES,
+    Block,
+    BlockError,
+    Layout,
+    Sources,
+    pack_block,
+    parse_block,
+)
+from pipeline.engine.records.partitioner import partitions_of
+from pipeline.engine.records.subjects import (
+    AMOUNT_BASE,
+    CARD,
+    ID,
+    LOG_OFFSET,
+    LOG_PARTITION,
+    LOG_ROW,
+    MERCHANT,
+    PRODUCER_OFFSET,
+    PRODUCER_US,
+    RATES,
+    SOURCE,
+    SOURCE_OFFSET,
+    SOURCE_PARTITION,
+    WAIT_US,
+    Subjects,
+)  # fmt: skip
+from pipeline.engine.scores.decision_messages import NOT_READ, DecisionBatch
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
+from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
+from schemas.records import Output, Record
+from schemas.topics import DECISION_FEATURES, PROFILED
+
+LAYOUT: Final = Layout(
+    FEATURES_MAGIC,
+    wide=("event_time_us", "amount_base_minor", "source_offset"),
+    narrow=("producer_offset_min", "source_partition", "log_row"),
+    texts=("transaction_id", "card_id", "merchant_id"),
+    codes=("source_topic", *(kind.name for kind in KINDS), "policy", "rates"),
+)
+EVENT_US, AMOUNT_MINOR, OFFSET = range(len(LAYOUT.wide))
+OFFSET_MIN, PARTITION, ROW = range(len(LAYOUT.narrow))
+_TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
+"""Columns of `Subjects` that become the texts."""
+SOURCE_TOPIC, LIGHTGBM, POLICY, RATES_VERSION = map(LAYOUT.codes.index, ("source_topic", "lightgbm", "policy", "rates"))
+NAMED_VERSIONS: Final = LAYOUT.codes[LIGHTGBM:]
+"""Fields of `Versions` that codes name."""
+NUMBERS: Final = (*(kind.log_odds.encode() for _, kind in WITH_LOG_ODDS), b"score")
+"""Names of the first columns of numbers; those of the features follow, and then what codes name."""
+LOGIT, RIVER_LOGIT, SCORE = map(NUMBERS.index, (b"logit", b"river_logit", b"score"))
+OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
+"""Names of this kernel's features, as blocks have them."""
+WAIT: Final = b"wait_clock_us"
+"""Name of the column behind the features: what the card agent's wait clock showed. Releases before had none."""
+_NAMED: Final = (*NUMBERS, *OWN_FEATURES, WAIT, PROFILED.name.encode())
+_MOST_NAMES: Final = 256
+_MOST_COLUMNS: Final = 512
+_MOST_NAMED_BYTES: Final = 16 * 1024
+"""Bytes of all names of a block: each row is stored with them, where its features are not this kernel's."""
+_MOST_KERNEL_BYTES: Final = 256
+_DAY_MIN: Final = 24 * 60
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: int) -> list[Output]:
+    """Return the blocks of ``features`` for a batch of decisions.
+
+    Args:
+        batch: The decisions.
+        cards: The card of each, which also is the key of the decision.
+        partitions: Number of partitions of ``decisions`` and ``features``.
+    """
+    subjects, decided, n = batch.subjects, batch.decided, batch.subjects.rows
+    names, codes = _names(batch)
+    if len(names) > _MOST_NAMES:
+        # Rate tables of which only a forged record can name so many.
+        return [
+            output
+            for rows in np.array_split(np.arange(n), 2)
+            for output in encode_features(batch.take(rows), [cards[row] for row in rows], partitions)
+        ]
+    spans = subjects.spans[[*_TEXT_COLUMNS]]
+    lengths = (spans[:, :, 1] - spans[:, :, 0]).astype(np.int32)
+    partition = partitions_of(pa.array(cards, pa.binary()), partitions)
+    wholes = subjects.wholes
+    numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1] + 1))
+    numbers[:, : len(NUMBERS)] = first_numbers(decided.logits, decided.score)
+    numbers[:, len(NUMBERS) : -1] = batch.features
+    numbers[:, -1] = wholes[WAIT_US]
+    sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
+    wide = wholes[[PRODUCER_US, AMOUNT_BASE, SOURCE_OFFSET]]
+    narrow = wholes[[PRODUCER_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
+    order = np.argsort(partition, kind="stable")
+    row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
+    sorted_partitions = partition[order]
+    outputs = []
+    for first, end in block_cuts(names, sorted_partitions, np.cumsum(row_bytes[order])):
+        rows = order[first:end]
+        block = Block(
+            KERNEL_VERSION,
+            names,
+            sources.take(rows),
+            wide[:, rows],
+            numbers[rows],
+            narrow[:, rows],
+            lengths[:, rows],
+            codes[:, rows],
+            copied_texts(subjects.text, spans[:, rows, 0], lengths[:, rows]),
+            LAYOUT,
+        )
+        outputs.append(Output(DECISION_FEATURES, None, pack_block(block), partition=int(sorted_partitions[first])))
+    return outputs
+
+
+def first_numbers(logits: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the columns of `NUMBERS`.
+
+    Args:
+        logits: Shape (n, len(KINDS)).
+        score: Shape (n,).
+    """
+    return np.column_stack([logits[:, [column for column, _ in WITH_LOG_ODDS]], score])
+
+
+def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
+    """Return the names of a batch, and the numbers of those that each row has."""
+    subjects = batch.subjects
+    versions = batch.models.versions("")
+    names = [*_NAMED, *(getattr(versions, name).encode() for name in LAYOUT.codes[LIGHTGBM:RATES_VERSION])]
+    codes = np.empty((len(LAYOUT.codes), subjects.rows), np.int64)
+    for code in range(LIGHTGBM, RATES_VERSION):
+        codes[code] = len(_NAMED) + code - LIGHTGBM
+    for code, column in ((SOURCE_TOPIC, SOURCE), (RATES_VERSION, RATES)):
+        found: dict[bytes, int] = {}
+        numbers = [found.setdefault(text, len(names) + len(found)) for text in _texts(subjects, column)]
+        codes[code] = numbers
+        names += found
+    return names, codes.astype(np.uint8)
+
+
+def _texts(subjects: Subjects, column: int) -> list[bytes]:
+    """Return the texts of a column: one for all rows, where all have the same place."""
+    spans = subjects.spans[column]
+    if (spans == spans[:1]).all():
+        return subjects.take(np.zeros(1, np.intp)).texts(column)
+    return subjects.texts(column)
+
+
+class FeatureRows(NamedTuple):
+    """Some rows of a block, n of them."""
+
+    block: Block
+    rows: NDArray[np.intp]
+    """Shape (n,): their numbers in the block."""
+
+    @property
+    def columns(self) -> int:
+        """Number of the columns of `NUMBERS` and of the features."""
+        return int(self.block.features.shape[1]) - _has_wait(self.block)
+
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """Names of the features, in order."""
+        return tuple(self.block.names[len(NUMBERS) : self.columns])
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Return the columns of `NUMBERS` and of the features; shape (n, columns)."""
+        numbers: NDArray[np.float64] = self.block.features[self.rows, : self.columns]
+        return numbers
+
+    def wait_us(self) -> NDArray[np.int64]:
+        """Return what the card agent's wait clock showed with each row, 0 where that is not known; shape (n,)."""
+        if not _has_wait(self.block):
+            return np.zeros(len(self.rows), np.int64)
+        return np.asarray(self.block.features[self.rows, -1], np.float64).astype(np.int64)
+
+    def own_features(self) -> NDArray[np.float64]:
+        """Return the features of this kernel, found by their names.
+
+        Returns:
+            Shape (n, len(FEATURES)); NaN for no value, and for features that the block does not have.
+        """
+        values, names = self.numbers()[:, len(NUMBERS) :], self.names
+        if names == OWN_FEATURES:
+            return values
+        columns = {name: column for column, name in enumerate(names)}
+        found = np.full((len(values), len(OWN_FEATURES)), np.nan)
+        for column, name in enumerate(OWN_FEATURES):
+            if name in columns:
+                found[:, column] = values[:, columns[name]]
+        return found
+
+    def texts(self) -> list[list[bytes]]:
+        """Return transaction, card and merchant of each row."""
+        ends = self.block.ends()[:, self.rows]
+        firsts = ends - self.block.lengths[:, self.rows]
+        text = self.block.text
+        return [
+            [text[first:end] for first, end in zip(*column, strict=True)]
+            for column in zip(firsts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def versions(self) -> list[Versions]:
+        """Return the versions that each row names."""
+        names = [name.decode() for name in self.block.names]
+        made: dict[tuple[int, ...], Versions] = {}
+        codes = self.block.codes[LIGHTGBM:][:, self.rows].T.tolist()
+        for codes_of_row in map(tuple, codes):
+            if codes_of_row not in made:
+                versions = dict(zip(NAMED_VERSIONS, (names[code] for code in codes_of_row), strict=True))
+                made[codes_of_row] = Versions(**versions, kernel=self.block.kernel)
+        return [made[tuple(codes_of_row)] for codes_of_row in codes]
+
+
+def read_features(record: Record) -> FeatureRows:
+    """Read a record of ``features``, without the rows that are to be skipped.
+
+    Raises:
+        BlockError: It is no block, or holds what no score agent writes.
+    """
+    block = parse_block(record.value, LAYOUT)
+    if reason := _wrong(block):
+        raise BlockError(f"{reason} (rows of {block.sources.text(block.names)})")
+    rows = np.arange(block.rows)
+    return FeatureRows(block, np.delete(rows, [row for row in record.skipped_rows if 0 <= row < block.rows]))
+
+
+def _has_wait(block: Block) -> bool:
+    columns = int(block.features.shape[1])
+    return columns > len(NUMBERS) and block.names[columns - 1] == WAIT
+
+
+def _wrong(block: Block) -> str | None:
+    """Return the reason for which no score agent can have written a block."""
+    columns, numbers = block.features.shape[1], block.features
+    named = block.names[:columns]
+    if columns > _MOST_COLUMNS or sum(map(len, block.names)) > _MOST_NAMED_BYTES:
+        return f"it has more than {_MOST_COLUMNS} numbers a row, or names that are too long"
+    if len(block.kernel.encode()) > _MOST_KERNEL_BYTES:
+        return "the version of its kernel is too long"
+    if columns < len(NUMBERS) or tuple(named[: len(NUMBERS)]) != NUMBERS or len({*named}) < columns:
+        return f"its numbers do not begin with {', '.join(map(bytes.decode, NUMBERS))}, or two have one name"
+    if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
+        return "a score or a feature is infinite"
+    if (numbers[:, SCORE] < 0).any() or (numbers[:, SCORE] > 1).any():
+        return "a score is no probability"
+    if _has_wait(block) and not ((numbers[:, -1] >= 0) & (numbers[:, -1] < LATEST_US)).all():
+        return "wait_clock_us is no time"
+    if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
+        return "a transaction, a card or a merchant has no name, or one that is too long"
+    wide, narrow, sources = block.wide, block.narrow, block.sources
+    if (wide[EVENT_US] < EARLIEST_US).any() or (wide[EVENT_US] >= LATEST_US).any():
+        return "event_time_us is not between 1990 and 2100"
+    if (wide[AMOUNT_MINOR] < 0).any() or (wide[AMOUNT_MINOR] > MAX_AMOUNT_BASE_MINOR).any():
+        return "amount_base_minor is no amount"
+    if (np.abs(narrow[OFFSET_MIN].astype(np.int64)) >= _DAY_MIN).any():
+        return "a UTC offset is a day or more"
+    if (wide[OFFSET] < 0).any() or (narrow[PARTITION] < 0).any() or (narrow[ROW] < 0).any():
+        return "a partition or an offset is below 0"
+    if (sources.offset < NOT_READ).any() or (sources.partition < 0).any():
+        return "a position on profiled is below 0"
+    return None
+
+
+def block_texts(blocks: Sequence[Block], column: int) -> pa.Array:
+    """Return a column of texts of all rows of some blocks, one block behind the other.
+
+    Args:
+        blocks: Any number of blocks of ``features``.
+        column: Index in the layout's texts.
+    """
+    parts = []
+    for block in blocks:
+        first = int(block.lengths[:column].sum(dtype=np.int64))
+        parts.append(block.text[first : first + int(block.lengths[column].sum(dtype=np.int64))])
+    lengths = np.concatenate([block.lengths[column] for block in blocks])
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
+
+
+def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
+    """Return the rows of a record of ``features`` as messages.
+
+    Raises:
+        BlockError: As `read_features`.
+    """
+    rows = read_features(Record("", 0, 0, 0, None, value))
+    block = rows.block
+    texts = [[text.decode() for text in column] for column in rows.texts()]
+    names = [name.decode() for name in block.names]
+    features = [name.decode() for name in rows.names]
+    times = zip(block.wide[EVENT_US].tolist(), block.narrow[OFFSET_MIN].tolist(), strict=True)
+    sources = zip(
+        block.codes[SOURCE_TOPIC].tolist(), block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True
+    )
+    logs = zip(block.sources.partition.tolist(), block.sources.offset.tolist(), block.narrow[ROW].tolist(), strict=True)
+    columns = zip(
+        *texts,
+        times,
+        block.wide[AMOUNT_MINOR].tolist(),
+        rows.numbers().tolist(),
+        rows.versions(),
+        sources,
+        logs,
+        strict=True,
+    )
+    return [
+        DecisionFeatures(
+            transaction_id=transaction,
+            card_id=card,
+            merchant_id=merchant,
+            event_time=zoned_time(*time),
+            amount_base=amount_minor / 100,
+            logit=numbers[LOGIT],
+            river_logit=numbers[RIVER_LOGIT],
+            score=numbers[SCORE],
+            features=named_features(features, numbers[len(NUMBERS) :]),
+            versions=versions,
+            source=RecordPosition(topic=names[topic], partition=partition, offset=offset),
+            log=LogPosition(partition=log_partition, offset=log_offset, row=row),
+        )
+        for transaction, card, merchant, time, amount_minor, numbers, versions, (topic, partition, offset), (
+            log_partition,
+            log_offset,
+            row,
+        ) in columns
+    ]
+
+
+def zoned_time(time_us: int, offset_min: int) -> datetime:
+    """Return a time as its producer wrote it.
+
+    >>> zoned_time(0, 60).isoformat()
+    '1970-01-01T01:00:00+01:00'
+    """
+    moment = _EPOCH + timedelta(microseconds=time_us)
+    return moment.astimezone(timezone(timedelta(minutes=offset_min))) if offset_min else moment
+
+
+def named_features(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    """Return features by name, None for NaN."""
+    return {name: None if value != value else value for name, value in zip(names, values, strict=True)}  # noqa: PLR0124

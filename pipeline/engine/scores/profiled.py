@@ -1,0 +1,210 @@
+"""The blocks of ``profiled`` as columns of rows, transactions and labels in one order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, parse_block
+from pipeline.engine.records.block_columns import REASONS, Columns, empty_columns, fill_columns
+from pipeline.engine.records.columns import span_keys
+from pipeline.engine.records.subjects import (
+    AMOUNT_BASE,
+    CARD,
+    EVENT_US,
+    ID,
+    INGESTED_US,
+    INPUT,
+    INPUT_OFFSET,
+    INPUT_PARTITION,
+    MERCHANT,
+    RATES,
+    SOURCE,
+    Subjects,
+)  # fmt: skip
+from pipeline.engine.scores.merchants import MerchantLog
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.identity import transaction_hash
+from schemas.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledRows:
+    """Rows of blocks as columns of n rows; what concerns transactions alone is undefined in other rows."""
+
+    records: Sequence[Record]
+    record: NDArray[np.intp]
+    """Shape (n,): number of each row's record; ascending."""
+    kinds: NDArray[np.uint8]
+    """Shape (n,): `TRANSACTION` or `LABEL`."""
+    subjects: Subjects
+    originals: NDArray[np.int64]
+    """Shape (n, 2): where the producer's own bytes begin and end in the text of ``subjects``."""
+    features: NDArray[np.float64]
+    """Shape (n, len(FEATURES)): those of the card; those of the merchant have room."""
+    log: MerchantLog
+    """Columns that the merchants' windows take."""
+    follows: NDArray[np.bool_]
+    """Shape (n,): whether a transaction is of the row before's batch of one input, and has a higher offset."""
+    kernels: dict[int, str]
+    """Other kernel versions that computed the features of a record, by its number."""
+    refused: dict[int, BlockError]
+    """Why a record was refused, by its number; it has no rows."""
+
+    def take(self, rows: NDArray[np.intp]) -> "ProfiledRows":
+        """Return some rows, in ascending order."""
+        # A row that is gone follows the one before it, and is followed by the one behind it, or breaks the run.
+        gone = np.setdiff1d(np.arange(len(self.kinds)), rows)
+        broken = np.concatenate([[0], np.cumsum(~self.follows[gone])])
+        between = broken[np.searchsorted(gone, rows)]
+        unbroken = np.concatenate([[0], np.diff(between)]) == 0
+        return replace(
+            self,
+            record=self.record[rows],
+            kinds=self.kinds[rows],
+            subjects=self.subjects.take(rows),
+            originals=self.originals[rows],
+            features=self.features[rows],
+            log=self.log.take(rows),
+            follows=self.follows[rows] & unbroken & (rows > 0),
+        )
+
+    def rows_of(self, records: range) -> range:
+        """Return the rows of some records, which follow each other."""
+        first, end = np.searchsorted(self.record, [records.start, records.stop]).tolist()
+        return range(first, end)
+
+    def identity(self, row: int) -> int:
+        """Return the `transaction_hash` of a row."""
+        card, transaction = (self._string(column, row) for column in (CARD, ID))
+        return transaction_hash(card, transaction)
+
+    def input(self, row: int) -> tuple[str, int]:
+        """Return the topic and the partition that the card agent read a transaction from."""
+        return self._string(INPUT, row), int(self.subjects.wholes[INPUT_PARTITION, row])
+
+    def _string(self, column: int, row: int) -> str:
+        first, end = self.subjects.spans[column, row].tolist()
+        return self.subjects.text[first:end].decode()
+
+
+def read_rows(records: Sequence[Record]) -> ProfiledRows:
+    """Read records of ``profiled``, of any partitions, in their order, without the rows that are to be skipped."""
+    found: dict[int, Block] = {}
+    refused: dict[int, BlockError] = {}
+    for number, record in enumerate(records):
+        try:
+            found[number] = _with_features(parse_block(record.value))
+        except BlockError as error:
+            refused[number] = error
+    while True:
+        columns, names, wrong = _columns(records, found)
+        if not wrong:
+            return _without_skipped(_rows(records, found, refused, columns, names))
+        refused |= wrong
+        found = {number: block for number, block in found.items() if number not in wrong}
+
+
+def _without_skipped(rows: ProfiledRows) -> ProfiledRows:
+    if not any(record.skipped_rows for record in rows.records):
+        return rows
+    keep = np.ones(len(rows.kinds), np.bool_)
+    for number, record in enumerate(rows.records):
+        if record.skipped_rows:
+            within = rows.rows_of(range(number, number + 1))
+            skipped = [within.start + row for row in record.skipped_rows if 0 <= row < len(within)]
+            keep[skipped] = False
+    return rows.take(np.flatnonzero(keep))
+
+
+def _with_features(block: Block) -> Block:
+    """Return a block whose transactions have the features of this kernel; nothing in place of another kernel's."""
+    if block.kernel != KERNEL_VERSION:
+        unknown = np.full((len(block.features), len(CARD_FEATURES)), np.nan)
+        # As all arrays of blocks, so that compiled functions are compiled for one kind.
+        unknown.flags.writeable = False
+        return block._replace(features=unknown)
+    if len(block.features) and block.features.shape[1] != len(CARD_FEATURES):
+        raise BlockError(f"a transaction has {block.features.shape[1]} features, not {len(CARD_FEATURES)}")
+    return block
+
+
+def _columns(
+    records: Sequence[Record], found: Mapping[int, Block]
+) -> tuple[Columns, list[bytes], dict[int, BlockError]]:
+    """Return the columns of all rows, the names that they have by number, and the blocks that are refused."""
+    columns = empty_columns(sum(block.rows for block in found.values()), len(FEATURES))
+    names: dict[bytes, int] = {}
+    wrong: dict[int, BlockError] = {}
+    at = text_at = 0
+    for number, block in found.items():
+        own = np.array([names.setdefault(name, len(names)) for name in block.names], np.int64)
+        record = records[number]
+        if reason := fill_columns(block, columns, at, text_at, (record.partition, record.offset), own):
+            wrong[number] = BlockError(REASONS[reason])
+        at += block.rows
+        text_at += len(block.text)
+    return columns, list(names), wrong
+
+
+def _rows(
+    records: Sequence[Record],
+    found: Mapping[int, Block],
+    refused: dict[int, BlockError],
+    columns: Columns,
+    names: Sequence[bytes],
+) -> ProfiledRows:
+    texts = [*(block.text for block in found.values()), *names]
+    name_ends = np.cumsum([sum(map(len, texts[: len(found)])), *map(len, names)])
+    spans, codes, named = columns.spans, columns.codes, columns.named
+    for column, numbers in zip((SOURCE, RATES, INPUT), named, strict=True):
+        spans[column, :, 0], spans[column, :, 1] = name_ends[numbers], name_ends[numbers + 1]
+    subjects = Subjects(b"".join(texts), spans, columns.wholes)
+    return ProfiledRows(
+        records,
+        np.repeat(np.fromiter(found, np.intp, len(found)), [block.rows for block in found.values()]),
+        codes[blocks.KIND],
+        subjects,
+        columns.originals,
+        columns.features,
+        _log(subjects, codes, columns.known_at_us),
+        _follows(columns.wholes, codes[blocks.KIND], named[2]),
+        {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
+        refused,
+    )
+
+
+def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.int64]) -> MerchantLog:
+    n, kinds = subjects.rows, codes[blocks.KIND]
+    identity = np.zeros(n, np.uint64)
+    labels = np.flatnonzero(kinds)
+    if len(labels):
+        labelled = subjects.take(labels)
+        identity[labels] = labelled.identities()
+    return MerchantLog(
+        kinds,
+        span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT]),
+        identity,
+        subjects.wholes[EVENT_US],
+        subjects.wholes[AMOUNT_BASE],
+        (codes[blocks.COUNTS] & blocks.COUNTED).astype(np.bool_),
+        (codes[blocks.COUNTS] & blocks.OUTLIER).astype(np.bool_),
+        codes[blocks.KNOWN].astype(np.int8),
+        known_at_us,
+    )
+
+
+def _follows(wholes: NDArray[np.int64], kinds: NDArray[np.uint8], topics: NDArray[np.intp]) -> NDArray[np.bool_]:
+    follows = np.zeros(len(kinds), np.bool_)
+    here, before = np.s_[1:], np.s_[:-1]
+    follows[1:] = (
+        (kinds[here] == TRANSACTION)
+        & (kinds[before] == TRANSACTION)
+        & (wholes[INPUT_OFFSET, here] > wholes[INPUT_OFFSET, before])
+        & (wholes[INPUT_PARTITION, here] == wholes[INPUT_PARTITION, before])
+        & (wholes[INGESTED_US, here] == wholes[INGESTED_US, before])
+        & (topics[here] == topics[before])
+    )
+    return follows

@@ -1,0 +1,1 @@
+"""Checks of a cluster and of offsets, before and while partitions are worked on."""

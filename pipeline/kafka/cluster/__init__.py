@@ -1,0 +1,1 @@
+"""A cluster: clients and their errors, topics, offsets, and access rules."""

@@ -1,0 +1,1 @@
+"""Record batches that nobody can read: found, judged, and bounded."""

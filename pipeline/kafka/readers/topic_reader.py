@@ -1,0 +1,243 @@
+"""Reading of a topic without a group: up to its end, or as records come."""
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Final
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from pipeline.kafka.cluster.clients import READER_GROUP, consumer_config
+from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
+from pipeline.kafka.cluster.log_offsets import ends_now, partition_numbers, stable_ends
+from pipeline.kafka.cluster.retries import may_pass
+from pipeline.kafka.readers.log_consumer import LogConsumer
+from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.message_records import ReadError
+from pipeline.protection.signing import Trust
+from pipeline.settings import Settings
+from schemas.records import Record
+
+READ_BATCH: Final = 10_000
+"""Records taken from librdkafka at a time; each call costs as much as decoding a record."""
+QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
+"""Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
+READ_POLL_S: Final = 0.1
+EARLY_END_S: Final = 60.0
+"""Longest time without a record below the end that is read to."""
+PRESENCE_S: Final = 2.0
+"""Time between two questions whether a broker is there, and the longest wait for the answer."""
+
+
+def log_consumer(
+    bootstrap: str,
+    settings: Settings | None,
+    own: Mapping[str, Any] | None = None,
+    waiting: Callable[[], None] = lambda: None,
+    *,
+    skip_unreadable: bool = False,
+    skip_refused: bool = True,
+    on_refused: OnRefused = not_counted,
+) -> LogConsumer:
+    """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
+    config = consumer_config(bootstrap, READER_GROUP, settings=settings)
+    own = {"enable.partition.eof": True, **(own or {})}
+    prefix = settings.topic_prefix if settings is not None else ""
+    of_settings: dict[str, Any] = {}
+    if settings is not None:
+        of_settings = {"inputs": settings.inputs, "accept_damaged_control": settings.accept_damaged_control}
+    trust = Trust.from_settings(settings) if settings is not None else Trust()
+    return LogConsumer(
+        config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
+        on_refused=on_refused, trusted=lambda record: trust.refusal(record) is None, **of_settings,
+    )  # fmt: skip
+
+
+def read_batches(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    partitions: list[int] | None = None,
+    start: Mapping[int, int] | None = None,
+    skip_unreadable: bool = False,
+    tuning: Mapping[str, Any] | None = None,
+    on_refused: OnRefused = not_counted,
+) -> Generator[list[Record], None, None]:
+    """Yield committed records of ``topic`` from the beginning up to the end at the time of the call, in lists.
+
+    Order holds within a partition only.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        topic: Full name of the topic.
+        settings: Settings of the client.
+        partitions: Numbers of partitions; all of them by default.
+        start: First offsets, by partition number.
+        skip_unreadable: Skip unreadable batches that nobody has quarantined too: for readers that only look.
+        tuning: Configuration of the client, over that of every reader.
+        on_refused: Counts unreadable batches of topics that no agent reads.
+
+    Raises:
+        TopicError: The topic is missing, or a part of it cannot be read.
+        KafkaException: The brokers report an error that does not pass.
+    """
+    reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable, on_refused=on_refused)
+    try:
+        numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
+        found = stable_ends(bootstrap, settings, topic, numbers)
+        ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
+        reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
+        early: dict[int, int] = {}
+        stood: list[int] | None = None
+        while ends:
+            records, is_early = _take_below(reader, topic, ends, early)
+            if records:
+                yield records
+            positions = [reader.position(topic, number) for number in ends]
+            if is_early or positions != stood:
+                stood, deadline_s = positions, time.monotonic() + EARLY_END_S
+            elif time.monotonic() > deadline_s:
+                number = min(early or ends)
+                raise ends_early(topic, number, early.get(number, reader.position(topic, number)), ends[number])
+    finally:
+        reader.close()
+
+
+def _take_below(
+    reader: LogConsumer, topic: str, ends: dict[int, int], early: dict[int, int]
+) -> tuple[list[Record], bool]:
+    """Take records below ``ends``, from which partitions that are read to their end are removed.
+
+    Args:
+        reader: Reads the partitions.
+        topic: Full name of the topic.
+        ends: Offsets to read to, by partition number.
+        early: Earlier ends that the reader has met, by partition number.
+
+    Returns:
+        The records, and whether an earlier end was met.
+    """
+    records, is_early = [], False
+    for item in reader.take(READ_POLL_S, READ_BATCH):
+        number = item.partition[1] if isinstance(item, ReadError) else item.partition
+        if number not in ends:
+            continue
+        if isinstance(item, ReadError):
+            raise_unless_passing(item.error)
+            if item.error.code() != KafkaError._PARTITION_EOF:
+                continue
+            if item.offset < ends[number]:
+                # A new leader may not know yet how much is committed: the rest is still to come.
+                early[number], is_early = item.offset, True
+                continue
+        elif item.offset < ends[number]:
+            records.append(item)
+            if item.offset + 1 < ends[number]:
+                continue
+        # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
+        del ends[number]
+        early.pop(number, None)
+        reader.drop((topic, number))
+    return records, is_early
+
+
+def ends_early(topic: str, number: int, log_end: int, end: int) -> TopicError:
+    """Return the error for a partition whose readers get no further than ``log_end``, below the ``end`` committed."""
+    return TopicError(
+        f"topic {topic} partition {number} ends at offset {log_end} for its readers, and records up to {end} were "
+        "committed: no broker answers, its leader lacks them, or a transaction is open; see the brokers' log"
+    )
+
+
+def read_topic(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    partitions: list[int] | None = None,
+    start: Mapping[int, int] | None = None,
+) -> Iterator[Record]:
+    """``read_batches``, record by record."""
+    for batch in read_batches(bootstrap, topic, settings=settings, partitions=partitions, start=start):
+        yield from batch
+
+
+def tail_topic(
+    bootstrap: str,
+    topic: str,
+    *,
+    settings: Settings | None = None,
+    from_beginning: bool = False,
+    start: Mapping[int, int] | None = None,
+    stopped: threading.Event | Callable[[], bool] | None = None,
+    lost_after_s: float | None = None,
+) -> Iterator[Record]:
+    """Committed records of ``topic`` as they come, until ``stopped`` says so; the generator may also be closed.
+
+    From the end, as it is when the first record is asked for, or from the beginning.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        topic: Full name of the topic.
+        settings: Settings of the client.
+        from_beginning: Begin with the oldest record.
+        start: First offsets, by partition number, in place of the end.
+        stopped: Whether to stop.
+        lost_after_s: Give up once no broker has answered for so long; None: wait for one for ever.
+
+    Raises:
+        TopicError: The topic is missing, or a part of it cannot be read.
+        ClusterUnreachable: No broker answers any more.
+        KafkaException: The brokers report an error that does not pass.
+    """
+    is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
+    reader = log_consumer(bootstrap, settings)
+    try:
+        if start is None and not from_beginning:
+            # Asked for now: a position that is known shows whether the partition stands still.
+            positions = ends_now(reader.consumer, topic)
+        else:
+            numbers, first = partition_numbers(reader.consumer, topic), {} if start is None else start
+            positions = [TopicPartition(topic, number, first.get(number, OFFSET_BEGINNING)) for number in numbers]
+        reader.assign(positions)
+        presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
+        while is_stopped is None or not is_stopped():
+            presence.check()
+            for item in reader.take(READ_POLL_S, READ_BATCH):
+                if isinstance(item, Record):
+                    yield item
+                else:
+                    raise_unless_passing(item.error)
+    finally:
+        reader.close()
+
+
+def raise_unless_passing(error: KafkaError) -> None:
+    """Raise a reader's error, but for the end of a partition and what may pass."""
+    if error.code() != KafkaError._PARTITION_EOF and not may_pass(error):
+        raise KafkaException(error)
+
+
+class _Presence:
+    """Asks now and then whether a broker still answers a reader, who does not notice when the last one ends."""
+
+    def __init__(self, consumer: Consumer, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
+        self._consumer, self._bootstrap, self._topic = consumer, bootstrap, topic
+        self._lost_after_s = lost_after_s
+        self._asked_s = self._answered_s = time.monotonic()
+
+    def check(self) -> None:
+        """Raise `ClusterUnreachable` once no broker has answered for too long."""
+        now_s = time.monotonic()
+        if self._lost_after_s is None or now_s - self._asked_s < PRESENCE_S:
+            return
+        try:
+            self._consumer.list_topics(self._topic, timeout=PRESENCE_S)
+            self._answered_s = time.monotonic()
+        except KafkaException as error:
+            if now_s - self._answered_s >= self._lost_after_s:
+                raise ClusterUnreachable(
+                    f"no broker answers at {self._bootstrap} any more: it has ended, or the network is cut"
+                ) from error
+        self._asked_s = time.monotonic()

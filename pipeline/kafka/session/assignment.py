@@ -1,0 +1,138 @@
+"""The partitions that a session's group assigns and takes away."""
+
+import logging
+from collections.abc import Callable, Collection
+
+from confluent_kafka import Consumer, TopicPartition
+
+from pipeline.kafka.cluster.callbacks import callback
+from pipeline.kafka.damage.unreadable_batches import UnreadableBatches
+from pipeline.kafka.readers.group_client import GroupClient
+from pipeline.kafka.records.batch import Partition, partitions_text
+from pipeline.kafka.session.committed_state import CommittedState
+from pipeline.kafka.session.steps import CarefulReading
+
+log = logging.getLogger(__name__)
+
+
+class Assignment:
+    """Takes partitions in and gives them up; librdkafka calls it during a poll, on the session's thread.
+
+    A partition is held, and read, once the partitions of all topics that bear its number are assigned.
+    """
+
+    def __init__(
+        self,
+        client: GroupClient,
+        state: CommittedState,
+        careful: CarefulReading,
+        unreadable: UnreadableBatches,
+        *,
+        taken: Callable[[], None],
+        releasing: Callable[[Collection[int]], None],
+    ) -> None:
+        """Hold nothing yet.
+
+        Args:
+            client: The session's client.
+            state: The committed state of what is held.
+            careful: Reads carefully what the last holder may have died of.
+            unreadable: The batches that the client cannot read.
+            taken: Called once partitions have been taken in.
+            releasing: Called with the numbers of partitions that are about to be given up in order.
+        """
+        self._client, self._state, self._careful, self._unreadable = client, state, careful, unreadable
+        self._taken, self._releasing = taken, releasing
+        self._agent, self._topics = client.member.agent, client.member.topics
+
+    def subscribe(self) -> None:
+        """Join the group, or join it anew with a new client."""
+        self._client.consumer.subscribe(
+            list(self._topics), on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost
+        )
+
+    @callback
+    def on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Restore the state of partitions that are assigned whole now, and read on from there."""
+        client = self._client
+        if consumer is not client.consumer:
+            # One that was given up and is being closed.
+            self._unassign(consumer, partitions)
+            return
+        came = [(partition.topic, partition.partition) for partition in partitions]
+        client.assigned.update(came)
+        numbers = {number for _, number in came}
+        # While the worker ends nothing of them would be read: no coordinator is asked, which may be away.
+        held = set() if client.is_leaving else numbers
+        whole = sorted(n for n in held if all((topic, n) in client.assigned for topic in self._topics))
+        offsets: dict[Partition, int] = {}
+        if whole:
+            # Asked first: what the last holder committed with these offsets can be read once they are known.
+            committed = self._state.read_offsets(consumer, whole)
+            offsets = self._state.restore(whole, committed)
+            self._careful.assigned(committed)
+        log.info("%s: assigned %s", self._agent, partitions_text(came))
+        client.assign(came, offsets)
+        # The other topics of a number may come later, in a further call: until then nothing of it is read.
+        if incomplete := [partition for partition in came if partition[1] not in whole]:
+            client.pause(incomplete)
+        # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
+        if whole and not self._careful.plan.active:
+            client.resume(client.member.partitions(whole))
+        for partition in client.member.partitions(whole):
+            if partition not in came:
+                # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
+                client.seek(partition, offsets[partition])
+        client.positions.update(offsets)
+        self._state.offsets.update(offsets)
+        self._taken()
+
+    @callback
+    def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Release partitions, and give them up."""
+        if consumer is self._client.consumer:
+            self._releasing({partition.partition for partition in partitions})
+        log.info("%s: gave up %s", self._agent, partitions_text([(lost.topic, lost.partition) for lost in partitions]))
+        self._take_away(consumer, partitions)
+
+    @callback
+    def on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Give partitions up that are another member's by now."""
+        log.warning(
+            "%s: lost %s",
+            self._agent,
+            partitions_text([(partition.topic, partition.partition) for partition in partitions]),
+        )
+        self._take_away(consumer, partitions)
+
+    def clear(self) -> None:
+        """Give up all partitions, whose client cannot be used any more."""
+        self._give_up({number for _, number in self._client.assigned})
+        self._client.assigned.clear()
+
+    def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        client = self._client
+        numbers = {partition.partition for partition in partitions}
+        left: list[Partition] = []
+        # A client that was given up reports it while it is closed; what it held may be its successor's by then.
+        if consumer is client.consumer:
+            client.assigned -= {(partition.topic, partition.partition) for partition in partitions}
+            left = [partition for partition in client.assigned if partition[1] in numbers]
+            self._give_up(numbers)
+        if left and not client.is_classic:
+            client.pause(left)
+        self._unassign(consumer, partitions)
+
+    def _unassign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._client.is_classic:
+            consumer.unassign()
+        else:
+            consumer.incremental_unassign(partitions)
+
+    def _give_up(self, numbers: Collection[int]) -> None:
+        for partition in {*self._client.positions, *self._state.offsets}:
+            if partition[1] in numbers:
+                self._careful.plan.forget(partition)
+        self._client.forget(numbers)
+        self._unreadable.forget(numbers)
+        self._state.forget(numbers)

@@ -1,0 +1,371 @@
+"""The Kafka session of an agent: reads batches, and commits outputs together with input offsets.
+
+Everything here runs on the agent's own thread, rebalance callbacks included (librdkafka calls them from ``poll``), so
+that no partition can be taken away while a batch of it is being worked on. ``docs/decisions/0004-exactly-once.md``
+and ``0013-rollback.md`` say why each step is as it is.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from pipeline.kafka.cluster.clients import MEMBER_ID, Config, GroupProtocol, consumer_config, late_fetch_config
+from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError, Unknown
+from pipeline.kafka.cluster.retries import Retries
+from pipeline.kafka.cluster.shutdown import Shutdown
+from pipeline.kafka.damage.unreadable_batches import UnreadableBatches
+from pipeline.kafka.readers.batch_reader import BatchReader
+from pipeline.kafka.readers.group_client import GroupClient
+from pipeline.kafka.records.batch import Batch, Partition
+from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.member import Member
+from pipeline.kafka.session.assignment import Assignment
+from pipeline.kafka.session.careful import Mark, write_mark
+from pipeline.kafka.session.committed_state import CommittedState
+from pipeline.kafka.session.markers import batch_markers
+from pipeline.kafka.session.offsets import CommittedOffsets
+from pipeline.kafka.session.state_handler import StateHandler
+from pipeline.kafka.session.steps import CarefulReading
+from pipeline.kafka.writers.transactional_producers import TransactionalProducers
+from pipeline.kafka.writers.transactions import MOST_ABORTS, TransactionalWriter
+from pipeline.settings import Settings
+from schemas.records import Output
+from schemas.topics import Topic, has_order
+
+log = logging.getLogger(__name__)
+
+MOST_REJOINS: Final = 5
+REJOINS_S: Final = 120.0
+"""A group that is joined anew more often, without such a time or a commit in between, is an operator's business."""
+REJOIN_S: Final = 0.5
+"""Time before a group is joined anew for the first time; twice as long before each further time."""
+
+
+def _consumer_config(member: Member, protocol: GroupProtocol) -> Config:
+    """Return the configuration of a session's client."""
+    return consumer_config(
+        member.bootstrap,
+        member.settings.topic(member.agent),
+        settings=member.settings,
+        # Where a batch starts is always said; an offset that is no longer there must not be passed over silently.
+        overrides={
+            "auto.offset.reset": "error",
+            "client.id": member.settings.kafka_config.get("client.id", MEMBER_ID),
+        },
+        protocol=protocol,
+    )
+
+
+class Session:
+    """Consumer and producer of one agent; delivery as `pipeline.settings.Settings.delivery` says."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        agent: str,
+        topics: Sequence[Topic],
+        handler: StateHandler,
+        *,
+        waiting: Callable[[], None] = lambda: None,
+        renewed: Callable[[], None] = lambda: None,
+        on_refused: OnRefused = not_counted,
+        group_protocol: GroupProtocol = "consumer",
+        late_ms: int = 0,
+        producers: int = 1,
+    ) -> None:
+        """Join nothing yet.
+
+        ``late_ms``: how long brokers may collect records before they answer, in milliseconds; ``producers``: how many
+        take turns (`pipeline.kafka.writers.transactional_producers.TransactionalProducers`).
+        """
+        self.agent, self._handler = agent, handler
+        self._member = Member(
+            bootstrap, settings, agent, {settings.topic(topic.name): topic for topic in topics}, producers
+        )
+        self._shutdown = Shutdown(agent, waiting)
+        self._retries = Retries(agent, self._shutdown.requested, self._shutdown.waiting)
+        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._retries, on_refused)
+        config = _consumer_config(self._member, group_protocol)
+        # Of this client alone: who probes a partition wants an answer at once.
+        fetch = late_fetch_config(late_ms, settings)
+        self._client = GroupClient(self._member, {**config, **fetch}, self._shutdown, self._retries)
+        self._unreadable = UnreadableBatches(config, agent, settings.damaged_batch_wait_s)
+        self._reader = BatchReader(self._client, self._unreadable)
+        self._producers = TransactionalProducers(
+            bootstrap,
+            settings,
+            agent,
+            stopping=self._shutdown.requested,
+            waiting=self._shutdown.waiting,
+            renewed=renewed,
+            marks=has_order(topics),
+            producers=producers,
+        )
+        self._state = CommittedState(self._member, handler, self._offsets, self._shutdown, on_refused)
+        self._careful = CarefulReading(bootstrap, settings, agent, self._retries)
+        self._transactions = TransactionalWriter(
+            settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting,
+            partial(self._offsets.commits_of_others, self._careful.session),
+        )  # fmt: skip
+        self._assignment = Assignment(
+            self._client, self._state, self._careful, self._unreadable, taken=self._pause, releasing=self._release
+        )
+        self._paused = False
+        """True while all that is held is paused for careful reading."""
+        self._on_hold = False
+        """True while nothing is read because the agent must not work."""
+        self._refusals = self._rejoins = 0
+        self._rejoined_s = -math.inf
+
+    def start(self) -> None:
+        """Fence earlier holders of the transactional ids and join the group."""
+        self._producers.start()
+        self._assignment.subscribe()
+
+    @property
+    def assigned(self) -> list[Partition]:
+        """Partitions held now, as (topic on the cluster, number)."""
+        return sorted(self._client.positions)
+
+    @property
+    def committed(self) -> Mapping[Partition, int]:
+        """Offsets behind what has entered the committed state of each partition held."""
+        return self._state.offsets
+
+    def poll(self, timeout_s: float) -> Batch | None:
+        """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there.
+
+        A batch is bounded by rows and by bytes; what exceeds it is carried over to the next one.
+        """
+        if self._on_hold:
+            self._on_hold = False
+            if not self._careful.plan.active:
+                self._resume()
+        if self._paused:
+            return self._poll_carefully(timeout_s)
+        if (unreadable := self._reader.unreadable_batch()) is not None:
+            return unreadable
+        self._client.fetch(timeout_s)
+        if self._client.fatal:
+            self._rejoin(self._client.fatal[0])
+            return None
+        return self._reader.fetched_batch()
+
+    def hold(self, timeout_s: float) -> Batch | None:
+        """Read nothing for up to ``timeout_s``, but stay in the group; the next `poll` reads on where it stood.
+
+        Returns:
+            None: there is no batch.
+        """
+        if not self._on_hold:
+            self._on_hold = True
+            self._pause()
+        # Serves rebalances alone: a record that was fetched before the pause is read again.
+        self._client.consumer.poll(timeout_s)
+        if self._client.fatal:
+            self._rejoin(self._client.fatal[0])
+        return None
+
+    def rest(self, until_s: float) -> None:
+        """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
+        if (rest_s := until_s - time.monotonic()) > 0:
+            self._shutdown.requested.wait(rest_s)
+
+    def empty_batch(self) -> Batch:
+        """A batch of no records, for outputs that no input asks for.
+
+        Its offsets are those of the committed state, which moves nothing: with offsets in it the group refuses the
+        transaction of a worker that has lost its partitions without having heard of it.
+        """
+        return Batch([], self._client.group_metadata(), ends=dict(self._state.offsets))
+
+    def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
+        """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then commit the state.
+
+        1. In one transaction: the outputs, a record of the input ranges and the processing config, the offsets.
+        2. Committed: the state is committed.
+        3. Aborted: the state is taken back, reading goes back to the batch's start, and ``Aborted`` is raised.
+        4. Nobody says which (a broker that died, a fence): a new producer ends the old transaction one way or the
+           other, and the marks beside the group's committed offsets show which.
+
+        ``OutputTooLarge`` leaves the state taken back and the position behind the batch: who gets it tries a part of
+        the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
+        name, for instance).
+        """
+        name = self._careful.new_name()
+        attempt_at = self._careful.plan.attempt_at
+        marks = {at: (offset, Mark(name, attempt=attempt_at(at, offset))) for at, offset in batch.ends.items()}
+        try:
+            markers = batch_markers(self._member, batch, self._handler.config)
+            self._write([*outputs, *markers], marks, batch.group_metadata)
+        except Unknown as reason:
+            # One mark of ours is enough: other members may have gone on from there in other partitions since. An equal
+            # offset of theirs is none: they may have read the same records in other batches.
+            found = self._offsets.read(self._client.consumer, batch.ends).values()
+            if not any(at.mark is not None and at.mark.commit == name for at in found):
+                self.rewind(batch)
+                raise Aborted(str(reason)) from reason
+            log.warning("%s: %s; the transaction was committed", self.agent, reason)
+        except OutputTooLarge:
+            self._handler.rollback(batch.partitions)
+            raise
+        except (Aborted, KafkaException) as error:
+            self.rewind(batch)
+            if isinstance(error, Aborted):
+                raise
+            self._refusals += 1
+            if error.args[0].fatal() or self._refusals > MOST_ABORTS:
+                raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
+            raise Aborted(error.args[0].str()) from error
+        else:
+            self._state.progress.update(self._transactions.marked())
+        self._refusals = self._rejoins = 0
+        # Before the state, which may fail (its directory is gone): whoever gives partitions up commits these once more.
+        self._state.offsets.update(batch.ends)
+        self._handler.commit(batch.partitions)
+        self._careful.end_step()
+
+    def _write(
+        self, outputs: Sequence[Output], marks: Mapping[Partition, tuple[int, Mark]], group_metadata: Any
+    ) -> None:
+        """Write outputs and offsets with their marks; in one transaction under exactly-once."""
+        offsets = [
+            TopicPartition(*partition, offset, write_mark(mark).decode()) for partition, (offset, mark) in marks.items()
+        ]
+        if self._transactions.exactly_once:
+            self._transactions.commit(outputs, offsets, group_metadata)
+            return
+        self._transactions.write(outputs)
+        if offsets:
+            self._retries.call("commit", lambda: self._client.consumer.commit(offsets=offsets, asynchronous=False))
+
+    def rewind(self, batch: Batch) -> None:
+        """Take back what ``batch`` did to the state, and read it again from its start."""
+        self._careful.end_step()
+        self._handler.rollback(batch.partitions)
+        for partition, offset in batch.starts.items():
+            # Not forwards: a part of the same batch that stands before this one may have been taken back already.
+            if offset < self._client.positions.get(partition, -1):
+                self._client.seek(partition, offset)
+
+    def halt(self, batch: Batch) -> None:
+        """Take back ``batch``, and read nothing of its partitions until the group assigns them again."""
+        self.rewind(batch)
+        self._client.halt(batch.starts)
+
+    @property
+    def progress(self) -> Mapping[int, int]:
+        """Offset in ``progress`` behind the marker of the last committed batch, by partition number.
+
+        Not its end of now: another member, which holds the partition by then, may have written on.
+        """
+        return self._state.progress
+
+    @property
+    def damaged(self) -> list[Partition]:
+        """Partitions that wait for another replica to lead them, because their leader's disk has damaged a batch."""
+        return self._unreadable.damaged
+
+    def lag(self) -> dict[Partition, int]:
+        """Records between the position of each assigned partition and its end.
+
+        The end is from the client's cache. It does not move while nothing is fetched: on hold a broker is asked.
+        """
+        return self._client.lag(asks=self._on_hold)
+
+    def stop(self) -> None:
+        """No longer repeat calls that fail, nor wait for long; may be called from another thread."""
+        self._shutdown.request()
+
+    def close(self, *, release: bool = True) -> None:
+        """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder.
+
+        Args:
+            release: Whether the partitions are given up in order. Else their next holder looks for a record of which
+                this process has died.
+        """
+        self.stop()
+        self._careful.end_step()
+        if release:
+            self._release({number for _, number in self._state.offsets})
+        self._state.offsets.clear()
+        self._unreadable.close()
+        self._producers.close()
+        self._client.close()
+
+    # --- After a death -----------------------------------------------------------------------------------------
+
+    def _poll_carefully(self, timeout_s: float) -> Batch | None:
+        """The next step of careful reading (``docs/decisions/0032-deaths.md``); reads on as usual behind the last."""
+        # Serves rebalances alone: a record that was fetched before the pause is read again.
+        self._client.consumer.poll(0)
+        if self._client.fatal:
+            self._rejoin(self._client.fatal[0])
+            return None
+        metadata = self._client.group_metadata()
+
+        def write(marks: Mapping[Partition, tuple[int, Mark]]) -> None:
+            self._write([], marks, metadata)
+
+        try:
+            batch = self._careful.poll(self._client.positions, metadata, write, timeout_s)
+        except (Aborted, Unknown, KafkaException) as reason:
+            log.warning("%s: a mark is not committed yet: %s", self.agent, reason)
+            return None
+        if not self._careful.plan.active:
+            self._resume()
+        return batch
+
+    def _pause(self) -> None:
+        if self._careful.plan.active:
+            self._paused = True
+        if self._paused or self._on_hold:
+            self._client.pause(self._client.assigned)
+
+    def _resume(self) -> None:
+        """Read on as usual, but for partitions that are paused while an unreadable batch is examined."""
+        partitions = [partition for partition in self._client.positions if not self._unreadable.pauses(partition)]
+        # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
+        self._client.resume(partitions)
+        for partition in partitions:
+            self._client.seek(partition, self._client.positions[partition])
+        self._paused = False
+
+    def _release(self, numbers: Collection[int]) -> None:
+        """Say beside the committed offsets of partitions that they are given up in order."""
+        marks = {
+            partition: (offset, Mark(released=True))
+            for partition, offset in self._state.offsets.items()
+            if partition[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(partition, offset) is not None)
+        }
+        if not marks or not self._producers.reachable:
+            return
+        try:
+            self._write([], marks, self._client.group_metadata())
+        except (Aborted, Unknown, SessionError, KafkaException) as error:
+            # Their next holder is careful for nothing.
+            log.warning("%s: partitions are given up without a mark: %s", self.agent, error)
+
+    def _rejoin(self, reason: str) -> None:
+        """Join the group anew with a new client: this one met what it does not recover from by itself.
+
+        For one, that the group does not exist, which a coordinator says that knows a part of its log only.
+        """
+        now_s = time.monotonic()
+        self._rejoins = 1 if now_s - self._rejoined_s > REJOINS_S else self._rejoins + 1
+        self._rejoined_s = now_s
+        if self._rejoins > MOST_REJOINS:
+            raise SessionError(f"agent {self.agent}: {reason}")
+        log.warning("%s: a new client joins the group: %s", self.agent, reason)
+        old = self._client.replace()
+        self._assignment.clear()
+        self._client.leave(old)
+        self._shutdown.waiting()
+        self._shutdown.requested.wait(REJOIN_S * 2 ** (self._rejoins - 1))
+        self._assignment.subscribe()

@@ -1,0 +1,1 @@
+"""Writers: producers, and the transactions of a session."""
