@@ -45,7 +45,6 @@ _ACCEPTED_AMOUNT: Final = {
         _WRITTEN_AMOUNT,
         {"type": "string", "pattern": "^(?:0|[1-9][0-9]*)(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"},
     ],
-    "description": "Decimal in the currency's major unit, with no more decimals than the currency has.",
 }
 
 
@@ -60,8 +59,9 @@ def _schema(name: str) -> bytes:
     amount = _ACCEPTED_AMOUNT if MESSAGES[name] is Transaction else _WRITTEN_AMOUNT
     for definition in schema["$defs"].values():
         for field, shape in definition["properties"].items():
-            if shape == _MSGSPEC_DECIMAL:
-                definition["properties"][field] = amount
+            if shape.items() >= _MSGSPEC_DECIMAL.items():
+                described = {name: text for name, text in shape.items() if name not in _MSGSPEC_DECIMAL}
+                definition["properties"][field] = {**amount, **described}
             elif shape == {}:
                 # Raw bytes: an embedded message or payload, which is always an object.
                 definition["properties"][field] = {"type": "object"}

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 """A non-empty identifier of at most 256 characters."""
@@ -26,7 +27,21 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 Description = str | float
-"""A field that no feature reads: text, or a number that stands for its text."""
+"""Text, or a number that stands for its text."""
+
+LocalTime = Annotated[str, Meta(extra={"clock": True})]
+"""ISO 8601, with or without an offset."""
+
+
+def _field(meaning: str, *, column: bool = False, personal: bool = False) -> Meta:
+    """Declare a field of a transaction.
+
+    Args:
+        meaning: Its meaning, for people.
+        column: Whether it has a column of `pipeline.engine.columns.Transactions`: text, or a number.
+        personal: Whether it may say who somebody is.
+    """
+    return Meta(description=meaning, extra={"column": column, "personal": personal})
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -38,23 +53,43 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A card transaction, as a producer writes it to ``transactions`` (key: ``card_id``)."""
 
-    transaction_id: Identifier
-    event_time: Timestamp
-    card_id: Identifier
-    merchant_id: Identifier
-    amount: Decimal
-    currency: Currency
-    account_id: Description | None = None
-    transaction_type: str = "purchase"
-    original_transaction_id: Description | None = None
-    authorisation: Description | None = None
-    local_time: str | None = None
-    device_id: Description | None = None
-    ip: Description | None = None
-    country: Description | None = None
-    channel: Description | None = None
-    mcc: Description | None = None
-    attributes: dict[str, str | float | None] | None = None
+    # The one declaration of each field: columns, readers, tokens, JSON Schema and pages follow (`schemas.fields`).
+
+    transaction_id: Annotated[Identifier, _field("unique within its card", column=True)]
+    event_time: Annotated[Timestamp, _field("when it happened; not after the record's timestamp")]
+    card_id: Annotated[Identifier, _field("the card, or a token of it", column=True, personal=True)]
+    merchant_id: Annotated[Identifier, _field("the merchant or terminal", column=True)]
+    amount: Annotated[
+        Decimal, _field("decimal in the currency's major unit, with no more decimals than the currency has")
+    ]
+    currency: Annotated[Currency, _field("ISO 4217; the rate table has it", column=True)]
+    account_id: Annotated[Description | None, _field("as you have it", personal=True)] = None
+    transaction_type: Annotated[
+        str,
+        _field(
+            "`purchase`, `refund`, `reversal`, `cash` or `verification`; purchases and cash enter the windows, all are "
+            "scored",
+            column=True,
+        ),
+    ] = "purchase"
+    original_transaction_id: Annotated[Description | None, _field("what a refund or reversal refers to")] = None
+    authorisation: Annotated[Description | None, _field("`approved` or `declined`")] = None
+    local_time: Annotated[
+        LocalTime | None,
+        _field(
+            "the clock at the place of the transaction, with or without offset (`2024-03-01T20:15:30`); hour and "
+            "weekday are taken from it"
+        ),
+    ] = None
+    device_id: Annotated[Description | None, _field("as you have it", personal=True)] = None
+    ip: Annotated[Description | None, _field("as you have it", personal=True)] = None
+    country: Annotated[Description | None, _field("as you have it")] = None
+    channel: Annotated[Description | None, _field("as you have it")] = None
+    mcc: Annotated[Description | None, _field("merchant category code, as you have it")] = None
+    attributes: Annotated[
+        dict[str, str | float | None] | None,
+        _field("a flat object of strings, numbers and nulls; declared numbers are features"),
+    ] = None
 
 
 class Label(Message, frozen=True, kw_only=True, omit_defaults=True):

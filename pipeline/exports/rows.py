@@ -86,7 +86,7 @@ class RowFormat:
                 (field.name, field.name in FEATURES and _FEATURES in kind.__struct_fields__)
                 for kind in kinds
                 for field in msgspec.structs.fields(kind)
-                if field.type is Decimal
+                if _bare(field.type) is Decimal
             ]
 
     def rows(self, records: Sequence[Record]) -> pa.RecordBatch:
@@ -169,7 +169,7 @@ def _without_more(kind: Struct) -> Struct:
     config = kind.__struct_config__
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):
-        field_kind = msgspec.Raw if field.type is Decimal else _nested(field.type)
+        field_kind = msgspec.Raw if _bare(field.type) is Decimal else _nested(field.type)
         if field.name == _FEATURES:
             field_kind = _Features if field.required else _Features | None
         made_anew = field.default_factory is not msgspec.NODEFAULT
@@ -185,6 +185,11 @@ def _without_more(kind: Struct) -> Struct:
         gc=False,
     )
     return made
+
+
+def _bare(kind: Any) -> Any:
+    """Return a type without what is declared beside it."""
+    return kind.__origin__ if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def _nested(kind: Any) -> Any:
@@ -230,9 +235,11 @@ def _part(name: str, kind: pa.DataType, build: Callable[[Sequence[Any]], _Built]
 
 def _present(info: Any) -> tuple[Any, bool]:
     """(type without null, whether it may be null)."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _present(info.type)
     if not isinstance(info, msgspec.inspect.UnionType):
         return info, False
-    others = [kind for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)]
+    others = [_present(kind)[0] for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)]
     return (others[0] if len(others) == 1 else msgspec.inspect.UnionType(tuple(others))), len(others) < len(info.types)
 
 

@@ -19,20 +19,12 @@ import pyarrow.parquet as pq
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import FRAUD_TYPES, canonical_frame
+from schemas.fields import TRANSACTION_FIELDS, Kind
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
 TRUTH: Final = ("fraud", "fraud_type")
-PASSED_ON: Final = (
-    "account_id",
-    "transaction_type",
-    "original_transaction_id",
-    "authorisation",
-    "local_time",
-    "device_id",
-    "ip",
-    "country",
-    "channel",
-    "mcc",
+PASSED_ON: Final = tuple(
+    field.name for field in TRANSACTION_FIELDS if field.kind in (Kind.TEXT, Kind.CLOCK) and not field.required
 )
 """Optional text fields of the wire contract that a file may hold too; they follow the canonical columns."""
 FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)

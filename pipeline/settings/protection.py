@@ -6,7 +6,11 @@ from typing import Literal
 import msgspec
 from pydantic import BaseModel, Field, field_validator
 
+from schemas.fields import PERSONAL
 from schemas.messages import Label, Transaction
+
+_ALL_PERSONAL = f"`personal` stands for {', '.join(f'`{name}`' for name in PERSONAL)}."
+_REQUIRED = {field.name for kind in (Transaction, Label) for field in msgspec.structs.fields(kind) if field.required}
 
 
 class ProtectionSettings(BaseModel):
@@ -51,12 +55,12 @@ class ProtectionSettings(BaseModel):
     dropped_fields: str = Field(
         default="",
         description="Optional fields of transactions and labels, separated by commas, that `profiled` does not hold, "
-        "such as `ip,device_id,note`.",
+        f"such as `personal,note`. {_ALL_PERSONAL.replace('`card_id`, ', '')}",
     )
     token_fields: str = Field(
         default="card_id",
         description="Fields that `fraud-pipeline tokenise` replaces by tokens, separated by commas; `card_id` always "
-        "is one of them.",
+        f"is one of them. {_ALL_PERSONAL}",
     )
     token_secret_file: Path | None = Field(
         default=None,
@@ -73,20 +77,21 @@ class ProtectionSettings(BaseModel):
     @classmethod
     def _optional(cls, names: str) -> str:
         """No reader of `profiled` could do without a required field."""
-        required = {
-            field.name for kind in (Transaction, Label) for field in msgspec.structs.fields(kind) if field.required
-        }
-        if found := required & {name.strip() for name in names.split(",")}:
+        if found := _REQUIRED & {name.strip() for name in names.split(",")}:
             raise ValueError(f"{', '.join(sorted(found))} is required in every message: name optional fields only")
         return names
 
     @property
     def dropped_names(self) -> frozenset[str]:
         """Names in ``dropped_fields``."""
-        return frozenset(name.strip() for name in self.dropped_fields.split(",") if name.strip())
+        return frozenset(_listed(self.dropped_fields)) - _REQUIRED
 
     @property
     def token_names(self) -> tuple[str, ...]:
         """Names in ``token_fields``, with ``card_id``."""
-        names = ("card_id", *(name.strip() for name in self.token_fields.split(",") if name.strip()))
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(("card_id", *_listed(self.token_fields))))
+
+
+def _listed(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return [field for name in names for field in (PERSONAL if name == "personal" else (name,))]

@@ -24,6 +24,7 @@ from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from schemas.export import MESSAGES
+from schemas.fields import TRANSACTION_FIELDS, Kind
 from schemas.topics import TOPICS, Topic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     heads = list(columns)
     lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in lines)
+    return "".join(" ".join(["|", *(f"{cell} |" if cell else "|" for cell in cells)]) + "\n" for cells in lines)
 
 
 def _code(names: Iterable[str]) -> str:
@@ -187,6 +188,20 @@ def _value(topic: Topic) -> str:
     return _code([names[topic.value]] if topic.value in names else [names[kind] for kind in get_args(topic.value)])
 
 
+def fields_table() -> str:
+    """Every field of a transaction; those of one meaning in one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for field in TRANSACTION_FIELDS:
+        if field.meaning:
+            read = field.column or field.kind not in (Kind.TEXT, Kind.NUMBER)
+            marks = ("yes" if mark else "" for mark in (field.required, read, field.personal))
+            default = "" if field.default is None else f"; `{field.default}` by default"
+            rows.setdefault((*marks, field.meaning + default), []).append(field.name)
+    return _table(
+        ("field", "required", "read", "personal", "meaning"), ((_code(names), *cells) for cells, names in rows.items())
+    )
+
+
 def topology() -> str:
     """A transaction's way through agents and topics."""
     return _fence(diagram())
@@ -257,7 +272,7 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
         "process-metrics": process_metrics_table,
     },
     "docs/settings.md": {"settings": settings_table},
-    "docs/wire-contract.md": {"topics": topics_table},
+    "docs/wire-contract.md": {"topics": topics_table, "fields": fields_table},
 }
 
 
