@@ -66,7 +66,7 @@ class Counts:
         for topic, count in by_kind.get("quarantined", {}).items():
             metrics.quarantined(agent, topic, count)
         if duplicates := by_kind.get("duplicate"):
-            (metrics.duplicates if agent == "card" else partial(metrics.repeats, agent))(sum(duplicates.values()))
+            (metrics.duplicates if agent == "card" else partial(metrics.redelivered, agent))(sum(duplicates.values()))
         self._amounts += result.amounts
         for currency in suspicious(self._amounts):
             if currency not in self._suspected:

@@ -285,7 +285,7 @@ class Alert(Message, frozen=True, kw_only=True):
 
     alert_id: str
     """Derived from card, transaction and ``source``, so that a repeat is recognisable, and a transaction that is
-    accepted again behind the deduplication horizon has another one."""
+    accepted again behind ``deduplication_days`` has another one."""
     case_id: str
     case_sequence: int
     severity: float

@@ -42,8 +42,14 @@ ADDRESSES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "
 """Arguments that decide nothing about the version."""
 LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
 """Arguments that came later, with the defaults at which they are left out: a version of before can be trained again."""
-DECIDING: Final = ("base_currency", "future_tolerance_s", "dedup_horizon_days", "label_horizon_days", "maturity_days")
-"""Settings that decide about it, beside the rate table."""
+DECIDING: Final = {
+    "base_currency": "base_currency",
+    "future_tolerance_s": "future_tolerance_s",
+    "dedup_horizon_days": "deduplication_days",
+    "label_horizon_days": "label_grace_days",
+    "maturity_days": "maturity_days",
+}
+"""Settings that decide about it, beside the rate table, by the names that versions record."""
 
 
 @click.command("train")
@@ -186,7 +192,10 @@ def _request(settings: Settings) -> dict[str, Any]:
         for name, value in sorted(given.items())
         if name not in ADDRESSES and (name not in LATER or value != LATER[name])
     }
-    return {"arguments": arguments, "settings": {name: getattr(settings, name) for name in DECIDING}}
+    return {
+        "arguments": arguments,
+        "settings": {name: getattr(settings, setting) for name, setting in DECIDING.items()},
+    }
 
 
 def _split(rows: TrainingInput, options: TrainOptions) -> Split:

@@ -7,7 +7,7 @@ METRIC_MEANINGS: Final = {
     "decisions": "Decisions, by `allow` or `alert`.",
     "alerts": "Alerts, by what selected the transaction: `score`, `rule` or `audit`.",
     "dead_letters": "Records written to `dead-letters`, by the stage that refused them and the class of error.",
-    "duplicates": "Transactions that repeated one within the deduplication horizon; they emit nothing.",
+    "duplicates": "Transactions that repeated one within `FRAUD_PIPELINE_DEDUPLICATION_DAYS`; they emit nothing.",
     "labels": (
         "Labels by agent and outcome: `accepted`, `invalid`; `first`, `changed`, `confirmed`, `noted`, `repeated`, "
         "`outranked`, `contradicted`, `ignored` (a rule's) of those that were joined; `early` (waits for its "
@@ -61,7 +61,7 @@ METRIC_MEANINGS: Final = {
         "Producers that were replaced because an error of theirs could not be mended, or because a broker had "
         "refused a record of theirs as too large."
     ),
-    "repeats": (
+    "redelivered": (
         "Records, and rows of `profiled`, that were read again although they had been worked on, and passed "
         "over (`at_least_once` only)."
     ),

@@ -134,7 +134,7 @@ class WorkerMetrics:
         self._log_loss = gauge("prequential_log_loss", "model")
         self._unreadable = counter("records_refused", "topic")
         self._renewed = counter("producers_renewed", "agent")
-        self._repeats = counter("repeats", "agent")
+        self._redelivered = counter("redelivered", "agent")
         self._quarantined = counter("quarantined", "agent", "topic")
         self._rerouted = counter("rerouted", "topic")
         self._written = counter("snapshots_written", "agent")
@@ -166,7 +166,14 @@ class WorkerMetrics:
             (self._rerouted, ("transactions",)),
             *(
                 (family, ("label", "card", "score", "feedback", "learn"))
-                for family in (self._aborted, self._renewed, self._repeats, self._written, self._failed, self._replayed)
+                for family in (
+                    self._aborted,
+                    self._renewed,
+                    self._redelivered,
+                    self._written,
+                    self._failed,
+                    self._replayed,
+                )
             ),
         ):
             for value in values:
@@ -236,9 +243,9 @@ class WorkerMetrics:
         """``agent`` replaced a producer that could not go on."""
         self._renewed.labels(agent).inc()
 
-    def repeats(self, agent: str, records: int) -> None:
+    def redelivered(self, agent: str, records: int) -> None:
         """``agent`` passed over ``records`` records or rows that it had worked on before (at-least-once delivery)."""
-        self._repeats.labels(agent).inc(records)
+        self._redelivered.labels(agent).inc(records)
 
     def quarantined(self, agent: str, topic: str, records: int = 1) -> None:
         """``records`` records of ``topic`` failed too often at ``agent``; they are passed over from now on."""

@@ -20,7 +20,7 @@ class DecisionSettings(BaseModel):
         ge=0,
         description="An event later than its record's timestamp by more than this is a dead letter.",
     )
-    dedup_horizon_days: float = Field(
+    deduplication_days: float = Field(
         default=120.0,
         gt=0,
         description="A repeat of a transaction within this many days of event time emits nothing.",

@@ -11,7 +11,7 @@ from pipeline.learning.report_delays import LEAST_SHARE
 class LearningSettings(BaseModel):
     """Labels, and the models that learn from them."""
 
-    label_horizon_days: float = Field(
+    label_grace_days: float = Field(
         default=120.0,
         gt=0,
         description="A label later than this after its transaction is counted and not joined.",

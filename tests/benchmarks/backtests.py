@@ -106,7 +106,7 @@ def memory(path: Path, data_dir: Path) -> dict[str, Any]:
             peak["anonymous_mib"] = max(peak["anonymous_mib"], (used.rss - used.shared) / _MIB)
             peak["resident_mib"] = max(peak["resident_mib"], used.rss / _MIB)
 
-    settings = Settings(data_dir=data_dir, dedup_horizon_days=_HORIZON_DAYS, label_horizon_days=_HORIZON_DAYS)
+    settings = Settings(data_dir=data_dir, deduplication_days=_HORIZON_DAYS, label_grace_days=_HORIZON_DAYS)
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = clocks()

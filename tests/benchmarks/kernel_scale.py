@@ -237,7 +237,7 @@ def by_state(*, quick: bool = False) -> list[Row]:
 def restore_row(transactions: int) -> Row:
     """Fold, save and load one partition."""
     settings = Settings()
-    horizon_us = round(settings.label_horizon_days * US_PER_DAY)
+    horizon_us = round(settings.label_grace_days * US_PER_DAY)
     options = CardOptions(load_rates(settings), round(settings.future_tolerance_s * 1e6), horizon_us, horizon_us, 1)
     memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
     # About 20 transactions a card.

@@ -74,7 +74,7 @@ def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
         data_dir=tmp_path / "elsewhere",
         instance="elsewhere",
         future_tolerance_s=4 * 3600,
-        dedup_horizon_days=10,
+        deduplication_days=10,
     )
     cluster.buy(900, after(minutes=5), card_id="c1", currency="GBP")
     cluster.write(TRANSACTIONS, value, b"c1", after())

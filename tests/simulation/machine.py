@@ -32,7 +32,7 @@ FAULTS = ("!fail", "!kill", "!once")
 SUFFIXES = ("",) * 24 + tuple(f"{what}-{agent}" for what in FAULTS for agent in AGENT_NAMES) + (
     "!large-profiled", "!large-decisions", "!large-features", "!large-examples",
 )  # fmt: skip
-OTHER_SETTINGS = {"dedup_horizon_days": 30.0, "label_horizon_days": 20.0, "maturity_days": 8.0}
+OTHER_SETTINGS = {"deduplication_days": 30.0, "label_grace_days": 20.0, "maturity_days": 8.0}
 
 
 class Bought(NamedTuple):

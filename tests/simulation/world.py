@@ -209,8 +209,8 @@ class World:
             quarantine_after=2,
             quarantine_limit=1_000_000,
             **{
-                "dedup_horizon_days": 20.0,
-                "label_horizon_days": 10.0,
+                "deduplication_days": 20.0,
+                "label_grace_days": 10.0,
                 "maturity_days": 5.0,
                 "negative_sample_rate": 0.5,
                 **changes,

@@ -1,11 +1,17 @@
 """The language of the documentation: short sentences that speak to the reader, in the standard terms."""
 
 import re
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from statistics import mean
 
+import click
 import pytest
+
+from pipeline.cli import main
+from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
+from pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -67,6 +73,32 @@ def test_guides_and_examples_speak_to_the_reader() -> None:
     found = list(chain.from_iterable(map(sentences, pages)))
     spoken = [sentence for sentence in found if READER.search(sentence)]
     assert len(spoken) / len(found) > LEAST_SHARE_TO_THE_READER
+
+
+def help_texts(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+    """Names and texts of a command and its options, and those below it."""
+    yield name, command.help or ""
+    for option in command.params:
+        yield " ".join(option.opts), getattr(option, "help", None) or ""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            assert found is not None
+            yield from help_texts(found, child)
+
+
+def test_names_and_texts_for_users_are_in_words_of_the_field() -> None:
+    rules = re.findall(r"alert: (\w+)", (ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
+    named = [
+        *METRIC_MEANINGS.items(),
+        *((name, field.description or "") for name, field in Settings.model_fields.items()),
+        *((re.sub("(?=[A-Z])", " ", rule).lower(), "") for rule in rules),
+        *help_texts(main, "fraud-pipeline"),
+    ]
+    split = [f"{re.sub('[_-]', ' ', name)}: {text}" for name, text in named]
+    assert len(split) > 400
+    assert [text for text in split if PRIVATE.search(text) or re.search("(?i)horizon|repeats:|set aside", text)] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -136,13 +136,13 @@ def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> 
     metrics.quarantined("card", "transactions")
     metrics.rerouted("transactions", 3)
     metrics.producer_renewed("score")
-    metrics.repeats("score", 5)
+    metrics.redelivered("score", 5)
     served = scrape(metrics.start())
     assert sample(served, "quarantined_total", agent="card", topic="transactions") == 1
     assert sample(served, "rerouted_total", topic="transactions") == 3
     assert sample(served, "producers_renewed_total", agent="score") == 1
-    assert sample(served, "repeats_total", agent="score") == 5
-    assert sample(served, "repeats_total", agent="card") == 0
+    assert sample(served, "redelivered_total", agent="score") == 5
+    assert sample(served, "redelivered_total", agent="card") == 0
 
 
 def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:

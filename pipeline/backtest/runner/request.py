@@ -67,7 +67,7 @@ class Request:
     @property
     def label_horizon_us(self) -> int:
         """Event time after its transaction for which a label counts."""
-        return round(self.settings.label_horizon_days * US_PER_DAY)
+        return round(self.settings.label_grace_days * US_PER_DAY)
 
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""

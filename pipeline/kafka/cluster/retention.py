@@ -15,14 +15,14 @@ GRACE_DAYS: Final = 7.0
 
 def needed_days(topic: Topic, settings: Settings) -> float | None:
     """Days for which ``topic`` must keep a record so that state can be replayed from it; None: for ever."""
-    labels_days = settings.label_horizon_days + GRACE_DAYS
+    labels_days = settings.label_grace_days + GRACE_DAYS
     if topic in (EXAMPLES, MODELS, CONTROL):
         return None
     if topic in (DECISIONS, ALERTS, DEAD_LETTERS):
         return 0.0
     if topic == DECISION_FEATURES:
         return max(labels_days, settings.maturity_days + GRACE_DAYS)
-    return max(WINDOW_HORIZON_DAYS, settings.dedup_horizon_days, labels_days)
+    return max(WINDOW_HORIZON_DAYS, settings.deduplication_days, labels_days)
 
 
 def retention_ms(topic: Topic, settings: Settings) -> int:

@@ -239,7 +239,7 @@ def test_a_label_is_refused_where_its_transaction_can_only_lie_in_what_was_read(
     }
     pd.DataFrame(reported).to_parquet(tmp_path / "labels.parquet", index=False)
     asked = {
-        "settings": settings.model_copy(update={"label_horizon_days": 2.0}),
+        "settings": settings.model_copy(update={"label_grace_days": 2.0}),
         "label_file": tmp_path / "labels.parquet",
     }
     found = backtest_of(file, start=START + 3 * DAY, warm_up_s=86_400.0, **asked).run().counts

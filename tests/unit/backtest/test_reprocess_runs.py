@@ -146,8 +146,8 @@ def test_a_run_is_named_by_the_settings_that_its_decisions_depend_on(
     assert named(monkeypatch, settings, learn=not learn) != base
     assert named(monkeypatch, settings, learn=learn, partitions=4) != base
     for always, changed in (
-        (True, {"dedup_horizon_days": 3.0}),
-        (True, {"label_horizon_days": 50.0}),
+        (True, {"deduplication_days": 3.0}),
+        (True, {"label_grace_days": 50.0}),
         (True, {"future_tolerance_s": 7.0}),
         (True, {"decision_features": "all"}),
         (False, {"maturity_days": 9.0}),

@@ -55,7 +55,7 @@ def test_the_same_file_gives_the_same_digest_and_another_one_does_not(
         assert result.exit_code == 1
         assert sentence in result.stderr
         assert "Traceback" not in result.output
-    monkeypatch.setenv("FRAUD_PIPELINE_DEDUP_HORIZON_DAYS", "90")
+    monkeypatch.setenv("FRAUD_PIPELINE_DEDUPLICATION_DAYS", "90")
     result = run("models", "rebuild", version, copy, "--registry")
     assert "settings differ: dedup_horizon_days was 120.0 and is 90.0" in result.stderr
 

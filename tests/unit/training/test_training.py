@@ -507,7 +507,7 @@ def test_the_command_says_why_workers_would_refuse_every_row(tmp_path) -> None:
 
 def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
-    monkeypatch.setenv("FRAUD_PIPELINE_DEDUP_HORIZON_DAYS", "9")
+    monkeypatch.setenv("FRAUD_PIPELINE_DEDUPLICATION_DAYS", "9")
     frame = history(30)
     # Repeats within the horizon, and others that are transactions of their own again.
     repeats, others = (
