@@ -7,10 +7,8 @@ from typing import Final
 import click
 
 from agents.permissions import Grant, roles
-from agents.topology import UnknownAgent
-from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.cluster.acl import AclError, AclRule, create_rules
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError
+from pipeline.broker.running import find_cluster
+from pipeline.kafka.cluster.acl import AclRule, create_rules
 from pipeline.settings import Settings
 
 _FLAGS: Final = {"topic": "--topic", "group": "--group", "transactional_id": "--transactional-id"}
@@ -34,16 +32,13 @@ def command(*, principals: tuple[str, ...], makes: bool) -> None:
     """
     if makes and not principals:
         raise click.UsageError("name a principal for each role: --principal producer=User:core-banking")
-    try:
-        settings = Settings()
-        granted = roles(settings)
-        rules = [rule for text in principals for rule in _rules(text, granted)]
-        if makes:
-            created = create_rules(find_cluster(settings), settings, rules)
-            click.echo(f"{created} access rules created, {len(rules) - created} were there already")
-            return
-    except (AclError, ClusterNotFound, ClusterUnreachable, ConfigError, UnknownAgent) as error:
-        raise click.ClickException(str(error)) from error
+    settings = Settings()
+    granted = roles(settings)
+    rules = [rule for text in principals for rule in _rules(text, granted)]
+    if makes:
+        created = create_rules(find_cluster(settings), settings, rules)
+        click.echo(f"{created} access rules created, {len(rules) - created} were there already")
+        return
     for line in map(_command, rules) if principals else _table(granted):
         click.echo(line)
 

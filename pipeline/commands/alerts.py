@@ -17,8 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.broker import BrokerError
-from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_cluster
+from pipeline.broker.running import cluster_or_last_run, find_cluster
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.times import Moment
@@ -26,7 +25,6 @@ from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
 from pipeline.kafka.cluster.admin import end_offsets
-from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import read_topic, tail_topic
 from pipeline.observability.logs import silence_clients
@@ -192,8 +190,6 @@ def command(
                     write_json(shown.value)
                 else:
                     write_alert(shown, console)
-    except (BrokerError, ClusterNotFound, ClusterUnreachable, TopicError) as error:
-        raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         # The way that following ends: nothing to report.
         sys.exit(INTERRUPTED)

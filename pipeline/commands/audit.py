@@ -8,10 +8,8 @@ from typing import Any, Final
 import click
 import msgspec
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.commands.times import Moment
-from pipeline.exports.errors import ExportError
-from pipeline.kafka.cluster.errors import ConfigError, TopicError
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
 from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings
@@ -49,13 +47,10 @@ def command(
     if directory is not None and bootstrap is not None:
         raise click.UsageError("--file reads exported files: leave out --bootstrap")
     settings = Settings()
-    try:
-        if directory is not None:
-            outcomes = outcomes_of_files(directory, settings)
-        else:
-            outcomes = outcomes_of_topics(bootstrap or find_cluster(settings), settings)
-    except (ClusterNotFound, ConfigError, ExportError, TopicError) as error:
-        raise click.ClickException(str(error)) from error
+    if directory is not None:
+        outcomes = outcomes_of_files(directory, settings)
+    else:
+        outcomes = outcomes_of_topics(bootstrap or find_cluster(settings), settings)
     if outcomes.oldest_us is None:
         raise click.ClickException("there is no decision: run workers first, or check the topic prefix")
     first_us = outcomes.oldest_us if outcomes.first_audit_us is None else outcomes.first_audit_us

@@ -29,13 +29,8 @@ from pipeline.commands.backtest_options import named_models, show_step, training
 from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
-from pipeline.commands.progress import ProgressBar, failure, interrupts
-from pipeline.engine.encoding.blocks import KernelMismatch
-from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.writers.producer import DeliveryFailed
-from pipeline.models.registry import RegistryError
+from pipeline.commands.progress import ProgressBar, interrupts
 from pipeline.observability.terminal import printable
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 _SHOWN = 10
@@ -89,14 +84,14 @@ def command(
         raise click.UsageError("decisions to a topic have no report: leave --report, --json and --compare out")
     refuse_unwritable((report, as_json, differences), directory)
     stop = threading.Event()
-    with _failures(stop):
+    with _usable_values():
         backtest = _backtest(history, asked, columns, shown.top)
-        if into is not None:
-            _write_topic(backtest, into, replace, stop)
-            return
-        with interrupts(stop), ProgressBar("opening the history") as bar:
-            result = backtest.run(partial(show_step, bar), stop.is_set)
-        made = build_report(result, shown)
+    if into is not None:
+        _write_topic(backtest, into, replace, stop)
+        return
+    with interrupts(stop), _usable_values(), ProgressBar("opening the history") as bar:
+        result = backtest.run(partial(show_step, bar), stop.is_set)
+    made = build_report(result, shown)
     click.echo(made.text, nl=False)
     _print_versions(backtest, result)
     comparison = backtest.comparison
@@ -115,20 +110,17 @@ def command(
 
 
 @contextmanager
-def _failures(stop: threading.Event) -> Iterator[None]:
-    """Report an error that a person can mend, without its traceback."""
+def _usable_values() -> Iterator[None]:
+    """Report names, sources, ranges and orders that cannot be used, which are values that cannot."""
     try:
         yield
-    # Names, sources, ranges, orders and rate tables that may not be used are values that may not be used.
-    except (
-        TopicError, ClusterUnreachable, RegistryError, ModelError, KernelMismatch, DeliveryFailed, ValueError,
-    ) as error:  # fmt: skip
-        raise failure(error, stop) from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.Event) -> None:
     """Decide into a topic, and report how far it came."""
-    with interrupts(stop), ProgressBar("looking at the topics") as bar:
+    with interrupts(stop), _usable_values(), ProgressBar("looking at the topics") as bar:
         done = reprocess(backtest, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)

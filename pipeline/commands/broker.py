@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from pipeline.broker import BrokerError, embedded_broker
+from pipeline.broker import embedded_broker
 from pipeline.settings import Settings
 
 CHECK_INTERVAL_S: Final = 0.5
@@ -39,7 +39,5 @@ def command(*, port: int | None) -> None:
             while True:
                 broker.check()
                 time.sleep(CHECK_INTERVAL_S)
-    except BrokerError as error:
-        raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)

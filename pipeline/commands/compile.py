@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from pipeline.settings import Settings
-from pipeline.settings.rate_table import RatesError, fitting, read_rates
-from schemas.money import InvalidRates
+from pipeline.settings.rate_table import fitting, read_rates
 
 
 @click.command()
@@ -20,9 +19,6 @@ def command() -> None:
     from agents.preparation import prepare_kernels
 
     settings = Settings()
-    try:
-        rates = fitting(read_rates(settings), settings)
-    except (RatesError, InvalidRates) as error:
-        raise click.ClickException(str(error)) from error
+    rates = fitting(read_rates(settings), settings)
     with TemporaryDirectory() as directory:
         prepare_kernels(settings, rates, Path(directory) / "segments")

@@ -10,12 +10,10 @@ from typing import Any, Final, TypedDict, Unpack
 
 import click
 
-from pipeline.broker import BrokerError
 from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_cluster
 from pipeline.commands.times import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
-from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
@@ -282,8 +280,5 @@ def _read(given: Filters) -> list[DeadLetter]:
         partition, _, offset = position.partition("/")
         if not (partition.isdigit() and offset.isdigit()):
             raise click.UsageError(f"{position!r} is no position; write it as PARTITION/OFFSET, such as 0/17")
-    try:
-        with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
-            return read_letters(bootstrap, settings, given)
-    except (BrokerError, ClusterNotFound, ClusterUnreachable, TopicError) as error:
-        raise click.ClickException(str(error)) from error
+    with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
+        return read_letters(bootstrap, settings, given)

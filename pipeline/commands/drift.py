@@ -11,19 +11,16 @@ import click
 import msgspec
 
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
-from pipeline.broker.running import ANSWER_TIMEOUT_S, ClusterNotFound, find_cluster
+from pipeline.broker.running import ANSWER_TIMEOUT_S, find_cluster
 from pipeline.commands.times import Duration, Moment
-from pipeline.exports.errors import ExportError
 from pipeline.kafka.cluster.admin import cluster_is_up
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.models.registry import RegistryError
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
 from pipeline.monitoring_data.drift import Monitored, MonitoredTopics, count_files
 from pipeline.observability.drift_metrics import DriftMetrics
-from pipeline.observability.endpoint import Endpoint, EndpointError
+from pipeline.observability.endpoint import Endpoint
 from pipeline.observability.health import Health
-from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
@@ -75,24 +72,18 @@ def command(
     if directory is not None and (follow or bootstrap or start):
         raise click.UsageError("--file reads exported files: leave out --follow, --bootstrap and --from")
     settings, options = Settings(), DriftOptions(level=level)
-    try:
-        if directory is not None:
-            monitored = Monitored(_version(ModelLibrary(settings), lightgbm))
-            count_files(directory, monitored)
-        else:
-            servers = bootstrap or find_cluster(settings)
-            monitored = Monitored(_version(ModelLibrary(settings, servers), lightgbm))
-            from_ms = None if start is None else timestamp_us(start) // 1_000
-            topics = MonitoredTopics(servers, settings, monitored, from_ms)
-            if follow:
-                _follow(topics, monitored, options, settings, servers, interval, port)
-                return
-            topics.refresh()
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError, EndpointError),
-        *(ExportError, ModelError, RegistryError, TopicError),
-    ) as error:
-        raise click.ClickException(str(error)) from error
+    if directory is not None:
+        monitored = Monitored(_version(ModelLibrary(settings), lightgbm))
+        count_files(directory, monitored)
+    else:
+        servers = bootstrap or find_cluster(settings)
+        monitored = Monitored(_version(ModelLibrary(settings, servers), lightgbm))
+        from_ms = None if start is None else timestamp_us(start) // 1_000
+        topics = MonitoredTopics(servers, settings, monitored, from_ms)
+        if follow:
+            _follow(topics, monitored, options, settings, servers, interval, port)
+            return
+        topics.refresh()
     days = judge(monitored.counts.histories(), monitored.importance, options)
     found = drifted(days, ignored=())
     if as_json:

@@ -9,11 +9,9 @@ from typing import Final
 import click
 
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.progress import ProgressBar, failure, interrupts
+from pipeline.commands.progress import ProgressBar, interrupts
 from pipeline.commands.times import Moment
-from pipeline.exports.errors import ExportError
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
 
@@ -48,20 +46,16 @@ def command(
     if servers is None:
         raise click.UsageError("name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS")
     stop = threading.Event()
-    try:
-        wanted = [
-            named(text, settings.topics)
-            for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))
-        ]
-        export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
-        with interrupts(stop), ProgressBar("looking at the topics") as bar:
+    wanted = [
+        named(text, settings.topics) for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))
+    ]
+    export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
+    with interrupts(stop), ProgressBar("looking at the topics") as bar:
 
-            def show(step: ExportProgress) -> None:
-                bar.show(step.topic, step.records, "records", step.elapsed_s, step.share)
+        def show(step: ExportProgress) -> None:
+            bar.show(step.topic, step.records, "records", step.elapsed_s, step.share)
 
-            exported = export.run(show, stop.is_set)
-    except (ExportError, ConfigError, TopicError, ClusterUnreachable) as error:
-        raise failure(error, stop) from error
+        exported = export.run(show, stop.is_set)
     for topic_export in exported:
         click.echo(_summary(topic_export))
     if any(topic_export.left for topic_export in exported):

@@ -8,13 +8,12 @@ from typing import Final
 import click
 import msgspec
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.engine.encoding.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
 from pipeline.engine.scores.block_messages import read_messages
 from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.kafka.cluster.clients import admin_client
-from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import partition_numbers
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.observability.terminal import printable_json
@@ -116,9 +115,6 @@ def command(*, topic: str, partition: int, offset: int, row: int | None) -> None
     names = [known.name for known in settings.topics]
     if topic not in names:
         raise click.BadParameter(f"{topic!r} is not one of {', '.join(names)}.", param_hint="TOPIC")
-    try:
-        record = find_record(find_cluster(settings), settings, topic, partition, offset)
-    except (ClusterNotFound, TopicError) as error:
-        raise click.ClickException(str(error)) from error
+    record = find_record(find_cluster(settings), settings, topic, partition, offset)
     for line in shown(record, topic, row):
         click.echo(printable_json(line.decode()))

@@ -12,7 +12,7 @@ from typing import Final
 import click
 import msgspec
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.show import label_text
 from pipeline.demo.text import PLAIN_WIDTH, utc_text
@@ -20,12 +20,11 @@ from pipeline.kafka.cluster.admin import end_offsets
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.readers.progress import require_producer_timestamps
 from pipeline.kafka.readers.topic_reader import read_topic
-from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.labels import source_rank
 from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
-from schemas.errors import InvalidMessage
 from schemas.messages import Label
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
@@ -203,31 +202,28 @@ def command(
     A later label of the same source corrects an earlier one.
     """
     settings = Settings()
-    try:
-        topic_of_label = settings.label_sources.topic_for(source)
-        bootstrap = find_cluster(settings)
+    topic_of_label = settings.label_sources.topic_for(source)
+    bootstrap = find_cluster(settings)
 
-        found = LocatedCard(card, "") if card else find_card(partial(searched, bootstrap, settings), transaction_id)
-        now = datetime.now(UTC)
-        simulated = None if at else simulated_now(bootstrap, settings, now)
-        message = Label(
-            transaction_id=transaction_id,
-            card_id=found.card_id,
-            label=label,
-            source=source,
-            labelled_at=at or simulated or now,
-            label_id=uuid.uuid4().hex,
-            fraud_type=fraud_type,
-            analyst=analyst or (user_name() if source == "analyst" else None),
-            note=note,
-        )
-        value = checked(message)
-        with RecordProducer(bootstrap, settings) as producer:
-            # On topics that a producer stamps, the record's time is when the label became known.
-            known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
-            producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
-    except (ClusterNotFound, TopicError, DeliveryFailed, InvalidMessage) as error:
-        raise click.ClickException(str(error)) from error
+    found = LocatedCard(card, "") if card else find_card(partial(searched, bootstrap, settings), transaction_id)
+    now = datetime.now(UTC)
+    simulated = None if at else simulated_now(bootstrap, settings, now)
+    message = Label(
+        transaction_id=transaction_id,
+        card_id=found.card_id,
+        label=label,
+        source=source,
+        labelled_at=at or simulated or now,
+        label_id=uuid.uuid4().hex,
+        fraud_type=fraud_type,
+        analyst=analyst or (user_name() if source == "analyst" else None),
+        note=note,
+    )
+    value = checked(message)
+    with RecordProducer(bootstrap, settings) as producer:
+        # On topics that a producer stamps, the record's time is when the label became known.
+        known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
+        producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
     for text in (sentence(message, found.topic), _said_before(bootstrap, settings, message)):
         for line in textwrap.wrap(text, PLAIN_WIDTH, break_long_words=False, break_on_hyphens=False):
             click.echo(line)

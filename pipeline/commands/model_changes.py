@@ -10,7 +10,6 @@ from pipeline.commands.model_options import (
     change_author,
     cluster,
     json_option,
-    one_sentence,
 )
 from pipeline.commands.model_text import fact_lines, json_line
 from pipeline.commands.numbers import FiniteRange
@@ -39,8 +38,7 @@ def now_active(active: Active) -> str:
 def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Make LightGBM VERSION active with the policy that was made for it, from the cluster or the registry."""
     change = change_author(by, reason)
-    with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
+    active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
     click.echo(now_active(active))
 
 
@@ -53,8 +51,7 @@ def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
     Call it again to go further back. Thresholds that were paced belong to the versions that they were paced for.
     """
     change = change_author(by, reason)
-    with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
+    active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
     click.echo(now_active(active))
 
 
@@ -70,17 +67,16 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
     Decisions go on with the active versions. Examples wait in their topic, and are learned after `unfreeze`.
     """
     change = change_author(by, reason)
-    with one_sentence():
-        changes = VersionChanges.on(*cluster(bootstrap))
-        switch = changes.history.switch
-        if switch is not None and switch.frozen:
-            since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
-            click.echo(f"Learning is frozen already, since {since}: {printable(switch.reason)}")
-        else:
-            changes.switch_learning(change, frozen=True)
-            click.echo("Learning is frozen. Workers follow between two batches.")
-        if fall_back:
-            click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
+    changes = VersionChanges.on(*cluster(bootstrap))
+    switch = changes.history.switch
+    if switch is not None and switch.frozen:
+        since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
+        click.echo(f"Learning is frozen already, since {since}: {printable(switch.reason)}")
+    else:
+        changes.switch_learning(change, frozen=True)
+        click.echo("Learning is frozen. Workers follow between two batches.")
+    if fall_back:
+        click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
 
 
 @click.command()
@@ -89,12 +85,11 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
 def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     """Let learning go on. River learns the examples that waited; the active versions stay as they are."""
     change = change_author(by, reason)
-    with one_sentence():
-        changes = VersionChanges.on(*cluster(bootstrap))
-        if not changes.history.frozen:
-            click.echo("Learning is not frozen.")
-            return
-        changes.switch_learning(change, frozen=False)
+    changes = VersionChanges.on(*cluster(bootstrap))
+    if not changes.history.frozen:
+        click.echo("Learning is not frozen.")
+        return
+    changes.switch_learning(change, frozen=False)
     click.echo("Learning goes on. Workers follow between two batches.")
 
 
@@ -132,10 +127,7 @@ def cold_start_command(
     from pipeline.training.cold_start import cold_start
 
     change = change_author(by, reason)
-    with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap)).start_cold(
-            *cold_start(fraud_share, threshold, audit_rate), change
-        )
+    active = VersionChanges.on(*cluster(bootstrap)).start_cold(*cold_start(fraud_share, threshold, audit_rate), change)
     click.echo(now_active(active) + " It has no trees: the online model scores alone.")
 
 
@@ -144,8 +136,7 @@ def cold_start_command(
 @json_option
 def held(bootstrap: str | None, as_json: bool) -> None:
     """Show how many labels of surges the online model has passed over, by source."""
-    with one_sentence():
-        counts = HeldExamples.on(*cluster(bootstrap)).counts
+    counts = HeldExamples.on(*cluster(bootstrap)).counts
     if as_json:
         click.echo(json_line(counts))
         return
@@ -162,8 +153,7 @@ def held(bootstrap: str | None, as_json: bool) -> None:
 def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
     """Let the online model learn the labels of SOURCE that were held as a surge."""
     change = change_author(by, reason)
-    with one_sentence():
-        released = held_labels.release(*cluster(bootstrap), source, change)
+    released = held_labels.release(*cluster(bootstrap), source, change)
     click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
 
 
@@ -177,8 +167,7 @@ def policy() -> None:
 @json_option
 def show_policy(bootstrap: str | None, as_json: bool) -> None:
     """Show the active policy."""
-    with one_sentence():
-        active = VersionChanges.on(*cluster(bootstrap), fence=False).active_policy()
+    active = VersionChanges.on(*cluster(bootstrap), fence=False).active_policy()
     facts = policy_facts(KnownVersion(POLICY, active.version, active.payload))
     if as_json:
         click.echo(json_line(facts))
@@ -224,19 +213,18 @@ def set_policy(
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if not given and not rules and not removed:
         raise click.UsageError("give what to change: --threshold, --blend, --audit-rate, --max-reasons or a rule")
-    with one_sentence():
-        servers, settings = cluster(bootstrap)
-        changes = VersionChanges.on(servers, settings)
-        before = changes.active_policy()
-        if audit_rate:
-            held = None if before.audit is None else before.audit.key_id
-            given |= {
-                "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
-                "audit_rate": 0.0,
-            }
-        if rules or removed:
-            given["rules"] = changed_rules(before, rules, removed)
-        after = changes.set_policy(given, change)
+    servers, settings = cluster(bootstrap)
+    changes = VersionChanges.on(servers, settings)
+    before = changes.active_policy()
+    if audit_rate:
+        held = None if before.audit is None else before.audit.key_id
+        given |= {
+            "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
+            "audit_rate": 0.0,
+        }
+    if rules or removed:
+        given["rules"] = changed_rules(before, rules, removed)
+    after = changes.set_policy(given, change)
     click.echo(f"Active: policy {after.version} (was {before.version}).")
 
 

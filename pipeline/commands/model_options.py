@@ -1,17 +1,13 @@
 """Options and errors that the subcommands of ``fraud-pipeline models`` share."""
 
 import getpass
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.changes import ChangeAuthor
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,19 +35,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise click.UsageError("this system knows no user name: name yourself with --by") from None
-
-
-@contextmanager
-def one_sentence(*others: type[Exception]) -> Iterator[None]:
-    """Turn what an operator can do something about, and ``others``, into one sentence."""
-    own: tuple[type[Exception], ...] = (ClusterNotFound, ClusterUnreachable, ConfigError)
-    own += (DeliveryFailed, ModelError, TopicError, *others)
-    try:
-        yield
-    except FailedRequest as error:
-        raise click.ClickException(failure_text(error)) from error
-    except own as error:
-        raise click.ClickException(str(error)) from error
 
 
 def cluster(bootstrap: str | None, *, or_registry: bool = False) -> tuple[str, Settings]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import bootstrap_option, cluster, one_sentence, registry_option
+from pipeline.commands.model_options import bootstrap_option, cluster, registry_option
 from pipeline.commands.models import versions
 from pipeline.models.card import CardSources, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
@@ -43,25 +43,24 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
     """Write the model card of LightGBM VERSION, from what is recorded of it and nothing else."""
     if output is not None and output.suffix not in (".md", ".html"):
         raise click.UsageError(f"{output} is neither a .md nor a .html file: name one with --output")
-    with one_sentence():
-        settings, history = Settings(), VersionHistory()
-        registry = Registry(settings.registry_path)
-        known = KnownVersions(registry)
-        if not of_registry:
-            servers, settings = cluster(bootstrap, or_registry=True)
-            published = PublishedVersions.on(servers, settings, model_set_without_river())
-            history, known = published.history, KnownVersions(registry, published)
-        found = known.find(version, LIGHTGBM)
-        text = model_card(
-            CardSources(
-                facts=facts_of(found),
-                gains=gains(found),
-                policy=_policy(known, found),
-                history=history,
-                barred=settings.barred_features,
-                review_after=timedelta(days=review_after_days),
-            )
+    settings, history = Settings(), VersionHistory()
+    registry = Registry(settings.registry_path)
+    known = KnownVersions(registry)
+    if not of_registry:
+        servers, settings = cluster(bootstrap, or_registry=True)
+        published = PublishedVersions.on(servers, settings, model_set_without_river())
+        history, known = published.history, KnownVersions(registry, published)
+    found = known.find(version, LIGHTGBM)
+    text = model_card(
+        CardSources(
+            facts=facts_of(found),
+            gains=gains(found),
+            policy=_policy(known, found),
+            history=history,
+            barred=settings.barred_features,
+            review_after=timedelta(days=review_after_days),
         )
+    )
     if output is None:
         click.echo(printable_lines(text), nl=False)
         return
@@ -129,18 +128,17 @@ def rebuild(version: str, file: Path, bootstrap: str | None, of_registry: bool) 
     # Training is imported where it is needed: it takes seconds.
     from pipeline.training.rebuild import what_differs
 
-    with one_sentence():
-        found = versions(bootstrap, of_registry).find(version, LIGHTGBM)
-        facts = lightgbm_facts(found)
-        arguments = _arguments(facts)
-        with tempfile.TemporaryDirectory(prefix="rebuild-") as scratch:
-            registry = Registry(Path(scratch))
-            train_again(arguments, file, registry.path)
-            (entry,) = registry.entries(LIGHTGBM)
-            again = KnownVersion(LIGHTGBM, entry.version, registry.load(LIGHTGBM, entry.version), None, entry)
-            if again.digest != found.digest:
-                why = what_differs(facts, lightgbm_facts(again), found.entry, entry)
-                raise ModelError(f"training again gave version {again.version}, not {found.version}: {why}")
+    found = versions(bootstrap, of_registry).find(version, LIGHTGBM)
+    facts = lightgbm_facts(found)
+    arguments = _arguments(facts)
+    with tempfile.TemporaryDirectory(prefix="rebuild-") as scratch:
+        registry = Registry(Path(scratch))
+        train_again(arguments, file, registry.path)
+        (entry,) = registry.entries(LIGHTGBM)
+        again = KnownVersion(LIGHTGBM, entry.version, registry.load(LIGHTGBM, entry.version), None, entry)
+        if again.digest != found.digest:
+            why = what_differs(facts, lightgbm_facts(again), found.entry, entry)
+            raise ModelError(f"training again gave version {again.version}, not {found.version}: {why}")
     click.echo(f"Training again gave version {found.version} too: digest {found.digest}.")
 
 

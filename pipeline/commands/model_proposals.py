@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pipeline.commands.model_changes import now_active
-from pipeline.commands.model_options import author_options, bootstrap_option, change_author, cluster, one_sentence
+from pipeline.commands.model_options import author_options, bootstrap_option, change_author, cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.models.changes import VersionChanges
 from pipeline.models.publish import ControlWriter
@@ -61,28 +61,27 @@ def propose(
 
     change = change_author(by, reason)
     given: dict[str, Any] = {name: value for name, value in hyperparameters.items() if value is not None}
-    with one_sentence():
-        servers, settings = cluster(bootstrap)
-        topics = ClusterLog(servers, settings, window_days)
-        topics.read()
-        recipe = recipe_of(active_champion(topics).model)
-        recipe = recipe._replace(
-            config=msgspec.structs.replace(recipe.config, **given),
-            features=select_features(features.split(",") if features else [], recipe.features),
-            early_reports=recipe.early_reports if early_reports is None else early_reports,
-            maturity_days=recipe.maturity_days if maturity_days is None else maturity_days,
-        )
-        refuse_barred(recipe.features, settings.barred_features)
-        options = CycleOptions(fallback_days=settings.maturity_days, compare_days=compare_days, threads=threads)
-        found = compared(
-            topics,
-            ControlWriter(servers, settings),
-            recipe,
-            change,
-            options,
-            second_approval=settings.second_approval,
-            fold_days=fold_days,
-        )
+    servers, settings = cluster(bootstrap)
+    topics = ClusterLog(servers, settings, window_days)
+    topics.read()
+    recipe = recipe_of(active_champion(topics).model)
+    recipe = recipe._replace(
+        config=msgspec.structs.replace(recipe.config, **given),
+        features=select_features(features.split(",") if features else [], recipe.features),
+        early_reports=recipe.early_reports if early_reports is None else early_reports,
+        maturity_days=recipe.maturity_days if maturity_days is None else maturity_days,
+    )
+    refuse_barred(recipe.features, settings.barred_features)
+    options = CycleOptions(fallback_days=settings.maturity_days, compare_days=compare_days, threads=threads)
+    found = compared(
+        topics,
+        ControlWriter(servers, settings),
+        recipe,
+        change,
+        options,
+        second_approval=settings.second_approval,
+        fold_days=fold_days,
+    )
     click.echo(f"{found.outcome} {found.lightgbm}: {found.reason}")
     if found.outcome == "accepted":
         click.echo(f"Somebody else than {change.by} approves it with `fraud-pipeline models approve {found.lightgbm}`.")
@@ -101,9 +100,8 @@ def approve(version: str, bootstrap: str | None, reason: str, by: str | None) ->
     compared, which nobody can verify.
     """
     change = change_author(by, reason)
-    with one_sentence():
-        changes = VersionChanges.on(*cluster(bootstrap))
-        active = changes.approve(version, change)
+    changes = VersionChanges.on(*cluster(bootstrap))
+    active = changes.approve(version, change)
     click.echo(now_active(active))
     if not changes.knows_signers:
         click.echo(

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from pipeline.cli import LazyGroup
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, one_sentence, registry_option
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, registry_option
 from pipeline.commands.model_text import (
     difference_lines,
     event_lines,
@@ -72,8 +72,7 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
     `time`, `by` and `step` are of the newest record that names a version. `validation` is the average precision of its
     training, or the threshold of a policy.
     """
-    with one_sentence():
-        rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap, or_registry=True), limit)
+    rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap, or_registry=True), limit)
     if as_json:
         for row in rows:
             click.echo(json_line(row))
@@ -158,9 +157,8 @@ def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) 
 
     `microseconds_a_row` is measured on this machine: of the score of each transaction, and of the reasons of an alert.
     """
-    with one_sentence():
-        known = versions(bootstrap, of_registry).find(version)
-        facts = facts_of(known) | {"microseconds_a_row": measured_cost(known)}
+    known = versions(bootstrap, of_registry).find(version)
+    facts = facts_of(known) | {"microseconds_a_row": measured_cost(known)}
     if as_json:
         click.echo(json_line(facts))
         return
@@ -176,14 +174,11 @@ def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) 
 @json_option
 def diff(first: str, second: str, bootstrap: str | None, of_registry: bool, as_json: bool) -> None:
     """Show in what version SECOND differs from version FIRST; both LightGBM versions, or both policies."""
-    with one_sentence():
-        known = versions(bootstrap, of_registry)
-        before, after = known.find(first), known.find(second)
-        if before.name != after.name:
-            raise ModelError(
-                f"{first} is a {before.name} version and {second} a {after.name} version: name two of a kind"
-            )
-        found = differences(facts_of(before), facts_of(after))
+    known = versions(bootstrap, of_registry)
+    before, after = known.find(first), known.find(second)
+    if before.name != after.name:
+        raise ModelError(f"{first} is a {before.name} version and {second} a {after.name} version: name two of a kind")
+    found = differences(facts_of(before), facts_of(after))
     if as_json:
         click.echo(json_line({name: {"before": a, "after": b} for name, (a, b) in found.items()}))
         return
@@ -209,13 +204,12 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
 
     Workers follow within moments; each decision names the versions that made it, the online model's too.
     """
-    with one_sentence():
-        servers, settings = cluster(bootstrap)
-        published = PublishedVersions.on(servers, settings, model_set_without_river())
-        active = published.model_set_at(time).active
-        switch = published.history.until(time).switch
-        if active is None:
-            raise ModelError(f"no version was active at {utc_text(time)}; `fraud-pipeline models history` has them all")
+    servers, settings = cluster(bootstrap)
+    published = PublishedVersions.on(servers, settings, model_set_without_river())
+    active = published.model_set_at(time).active
+    switch = published.history.until(time).switch
+    if active is None:
+        raise ModelError(f"no version was active at {utc_text(time)}; `fraud-pipeline models history` has them all")
     frozen = switch is not None and switch.frozen
     if as_json:
         found = {"lightgbm": active.lightgbm.version, "policy": active.policy.version, "frozen": frozen}
@@ -232,8 +226,7 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
 @json_option
 def history(bootstrap: str | None, limit: int | None, as_json: bool) -> None:
     """List all activations, assessments and switches of learning, newest first."""
-    with one_sentence():
-        events = VersionHistory.on(*cluster(bootstrap)).events[::-1][:limit]
+    events = VersionHistory.on(*cluster(bootstrap)).events[::-1][:limit]
     for event in events:
         if as_json:
             click.echo(printable_json(msgspec.json.encode(event).decode()))

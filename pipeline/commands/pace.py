@@ -8,15 +8,12 @@ from types import FrameType
 
 import click
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.decision.pacing import PacingOptions
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.writers.producer import DeliveryFailed
-from pipeline.models.pacer import NothingActive, Pacer, Proposal
+from pipeline.models.pacer import Pacer, Proposal
 from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 
@@ -56,18 +53,9 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
                 click.echo(json.dumps(_line(pacer.once())))
             else:
                 _run(pacer, stop)
-    except NothingActive as error:
-        raise click.ClickException(str(error)) from error
-    except FailedRequest as error:
-        raise click.ClickException(failure_text(error)) from error
     except ServiceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)
-    except (
-        *(ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed),
-        *(ModelError, TopicError),
-    ) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _run(pacer: Pacer, stop: threading.Event) -> None:

@@ -19,7 +19,7 @@ PROGRESS_INTERVAL_S: Final = 5.0
 
 @contextmanager
 def interrupts(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C sets ``stop``, a second one ends the program."""
+    """Let the first Ctrl-C set ``stop``, and the second end the program; an error between them has their exit code."""
 
     def ask(*_: object) -> None:
         stop.set()
@@ -28,16 +28,14 @@ def interrupts(stop: threading.Event) -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, ask)
     try:
         yield
+    except Exception as error:
+        if not stop.is_set():
+            raise
+        failure = error if isinstance(error, click.ClickException) else click.ClickException("")
+        failure.exit_code = INTERRUPTED
+        raise failure from (error.__cause__ or error)
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def failure(error: Exception, stop: threading.Event) -> click.ClickException:
-    """Return the exception of a command whose error a person can mend; its exit code is 130 once it was to stop."""
-    exception = click.ClickException(str(error))
-    if stop.is_set():
-        exception.exit_code = INTERRUPTED
-    return exception
 
 
 def seldom(report: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:

@@ -13,12 +13,9 @@ import click
 from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.times import Moment
-from pipeline.history.files import UnusableSource, read_transactions
-from pipeline.kafka.cluster.errors import ConfigError, TopicError
-from pipeline.kafka.writers.producer import DeliveryFailed
+from pipeline.history.files import read_transactions
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from schemas.errors import InvalidMessage
 
 
 class Speed(click.ParamType):
@@ -75,8 +72,6 @@ def command(
         mapping = file_mapping(file, columns)
         frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
         progress = Replay(settings, servers, frames, replace(options, speed=speed), report=_echo, stop=stop).run()
-    except (UnusableSource, ConfigError, TopicError, DeliveryFailed, InvalidMessage) as error:
-        raise click.ClickException(str(error)) from error
     finally:
         signal.signal(signal.SIGINT, previous)
     if not progress.transactions and not progress.stopped:

@@ -10,12 +10,11 @@ from typing import Final
 
 import click
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import interrupts
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, FailedRequest, TopicError, failure_text
-from pipeline.kafka.writers.producer import DeliveryFailed
+from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, failure_text
 from pipeline.models.sole import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
@@ -59,13 +58,9 @@ def command(once: bool, options: ServiceOptions, interval_s: float) -> None:
             while not stop.is_set():
                 _look(retrainer)
                 stop.wait(interval_s)
-    except FailedRequest as error:
-        raise click.ClickException(failure_text(error)) from error
     except ServiceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)
-    except (ClusterNotFound, ClusterUnreachable, ConfigError, DeliveryFailed, TopicError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _look(retrainer: Retrainer) -> None:

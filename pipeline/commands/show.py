@@ -6,11 +6,9 @@ from functools import partial
 
 import click
 
-from pipeline.broker import BrokerError
-from pipeline.broker.running import ClusterNotFound, cluster_or_last_run
+from pipeline.broker.running import cluster_or_last_run
 from pipeline.commands.lookup import find, find_labels, named
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
-from pipeline.kafka.cluster.errors import TopicError
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
@@ -74,13 +72,10 @@ def command(identifier: str) -> None:
     """
     settings = Settings()
     silence_clients()
-    try:
-        with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
-            decisions = find(bootstrap, settings, [DECISIONS], identifier, Decision)
-            raised = {alert.source: alert for alert in find(bootstrap, settings, [ALERTS], identifier, Alert)}
-            labels = find_labels(bootstrap, settings, identifier)
-    except (BrokerError, ClusterNotFound, TopicError) as error:
-        raise click.ClickException(str(error)) from error
+    with cluster_or_last_run(settings, partial(click.echo, err=True)) as bootstrap:
+        decisions = find(bootstrap, settings, [DECISIONS], identifier, Decision)
+        raised = {alert.source: alert for alert in find(bootstrap, settings, [ALERTS], identifier, Alert)}
+        labels = find_labels(bootstrap, settings, identifier)
     if not decisions:
         raise click.ClickException(
             f"No decision about a transaction or card {printable(identifier)}. Check the identifier (and "

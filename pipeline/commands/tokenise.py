@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.broker.running import find_cluster
 from pipeline.commands.progress import interrupts
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, SessionError, TopicError
-from pipeline.kafka.session.gateway import Gateway, GatewayError, Tokenised
+from pipeline.kafka.session.gateway import Gateway, Tokenised
 from pipeline.observability.logs import configure_logging
 from pipeline.protection.tokens import Tokeniser
 from pipeline.settings import Settings
@@ -41,14 +40,11 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     targets = {topic.name: topic for topic in (TRANSACTIONS, *settings.topics_of_labels)}
     if target not in targets:
         raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")
-    try:
-        tokeniser = Tokeniser.from_settings(settings)
-        gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-        with interrupts(stop):
-            gateway.run(stop, progress)
-    except (ClusterNotFound, ClusterUnreachable, ConfigError, GatewayError, SessionError, TopicError) as error:
-        raise click.ClickException(str(error)) from error
+    tokeniser = Tokeniser.from_settings(settings)
+    gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with interrupts(stop):
+        gateway.run(stop, progress)
     click.echo(
         f"{gateway.done.written:,} records written to {settings.topic(target)}, {gateway.done.refused:,} refused"
     )

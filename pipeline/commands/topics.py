@@ -2,9 +2,8 @@
 
 import click
 
-from pipeline.broker import BrokerError, ensure_broker
+from pipeline.broker import ensure_broker
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.settings import Settings
 
 
@@ -16,12 +15,9 @@ def command(*, check: bool) -> None:
     A wrong number of partitions is an error; any other difference is reported. Without KAFKA_BOOTSTRAP_SERVERS the
     topics are the embedded broker's, which is started for the moment where it does not run.
     """
-    try:
-        settings = Settings().model_copy(update={"create_topics": not check})
-        with ensure_broker(settings) as bootstrap:
-            states = ensure_topics(bootstrap, settings)
-    except (BrokerError, ConfigError, TopicError, ClusterUnreachable) as error:
-        raise click.ClickException(str(error)) from error
+    settings = Settings().model_copy(update={"create_topics": not check})
+    with ensure_broker(settings) as bootstrap:
+        states = ensure_topics(bootstrap, settings)
     width = max(len(state.name) for state in states)
     for state in states:
         plural = "s" if state.partitions != 1 else ""

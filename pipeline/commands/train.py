@@ -11,7 +11,6 @@ import click
 import msgspec
 
 from pipeline.commands.column_options import file_mapping
-from pipeline.commands.model_options import one_sentence
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import seldom
 from pipeline.commands.train_options import TrainOptions
@@ -19,15 +18,13 @@ from pipeline.commands.training_input import TrainingInput, echo, microseconds, 
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
-from pipeline.history.files import UnusableSource
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.approval import refuse_unapproved
 from pipeline.models.changes import ChangeAuthor, VersionChanges
-from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.settings.rate_table import RatesError
 from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, split_cohorts
 from pipeline.training.fit import Trained, TrainingSet, train, with_trees_of_folds
@@ -69,21 +66,20 @@ def command(file: Path | None, options: TrainOptions) -> None:
     registry = Registry(options.registry_dir or settings.registry_path)
     request = _request(settings)
     started_s = time.monotonic()
-    with one_sentence(UnusableSource, RatesError, RegistryError):
-        before = _policy_before(servers, settings, registry, publish=options.publish)
-        features = select_features(options.features.split(",") if options.features else [])
-        refuse_barred(features, settings.barred_features)
-        rows = _read(file, servers, settings, options, features)
-        echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
-        trained = _trained(rows, before, settings, options, features, request)
-        _warn_of_labels(trained.model, settings)
+    before = _policy_before(servers, settings, registry, publish=options.publish)
+    features = select_features(options.features.split(",") if options.features else [])
+    refuse_barred(features, settings.barred_features)
+    rows = _read(file, servers, settings, options, features)
+    echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
+    trained = _trained(rows, before, settings, options, features, request)
+    _warn_of_labels(trained.model, settings)
+    register(registry, trained)
+    if options.publish:
+        trained = _published(VersionChanges.on(servers, settings), trained, options)
         register(registry, trained)
-        if options.publish:
-            trained = _published(VersionChanges.on(servers, settings), trained, options)
-            register(registry, trained)
-        if options.activate:
-            registry.activate(LIGHTGBM, trained.model.version)
-            registry.activate(POLICY, trained.policy.version)
+    if options.activate:
+        registry.activate(LIGHTGBM, trained.model.version)
+        registry.activate(POLICY, trained.policy.version)
     summary = {
         "lightgbm": trained.model.version,
         "policy": trained.policy.version,

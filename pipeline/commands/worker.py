@@ -1,26 +1,12 @@
 """``fraud-pipeline worker``: run agents."""
 
 import gc
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from agents.topology import AGENTS, UnknownAgent
-from pipeline.broker import BrokerError
-from pipeline.kafka.checks.startup import StartRefused
-from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
-from pipeline.kafka.writers.producer import DeliveryFailed
-from pipeline.observability.endpoint import EndpointError
+from agents.topology import AGENTS
 from pipeline.settings import Settings
-from pipeline.settings.rate_table import RatesError
-from pipeline.state.state_directory import DirectoryInUse
-from schemas.money import InvalidRates
-
-START_ERRORS: Final = (
-    *(BrokerError, ClusterUnreachable, ConfigError, DeliveryFailed, EndpointError, InvalidRates),
-    *(DirectoryInUse, RatesError, StartRefused, TopicError, UnknownAgent),
-)
-"""Errors that an operator can mend; the text says how."""
 
 
 @click.command()
@@ -50,7 +36,4 @@ def command(agents: tuple[str, ...], instance: str | None, metrics_port: int | N
         changes["instance"] = instance
     if metrics_port is not None:
         changes["metrics_port"] = metrics_port
-    try:
-        run_worker(Settings(**changes), log_level)
-    except START_ERRORS as error:
-        raise click.ClickException(str(error)) from error
+    run_worker(Settings(**changes), log_level)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
-from pipeline.commands.topics import command
+from pipeline.cli import main
 from pipeline.kafka.cluster.admin import committed_offsets, end_offsets, ensure_topics, group_lag, topic_config
 from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
@@ -264,20 +264,20 @@ def test_the_command_creates_checks_and_fails_with_a_reason(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", bootstrap_of(kafka_settings))
     monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", kafka_settings.topic_prefix)
 
-    refused = CliRunner().invoke(command, ["--check"])
+    refused = CliRunner().invoke(main, ["topics", "--check"])
     assert refused.exit_code == 1
     assert "missing topics" in refused.output
 
-    created = CliRunner().invoke(command)
+    created = CliRunner().invoke(main, ["topics"])
     assert created.exit_code == 0, created.output
     assert created.output.count("created") == len(TOPICS)
 
-    checked = CliRunner().invoke(command, ["--check"])
+    checked = CliRunner().invoke(main, ["topics", "--check"])
     assert checked.exit_code == 0, checked.output
     assert checked.output.count("present") == len(TOPICS)
 
     monkeypatch.setenv("FRAUD_PIPELINE_MERCHANT_PARTITIONS", "7")
-    wrong = CliRunner().invoke(command)
+    wrong = CliRunner().invoke(main, ["topics"])
     assert wrong.exit_code == 1
     assert "set FRAUD_PIPELINE_MERCHANT_PARTITIONS=4" in wrong.output
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.commands import train, training_input
+from pipeline.cli import main
+from pipeline.commands import training_input
 from pipeline.models.registry import Registry
 from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
@@ -21,7 +22,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: ServedLog, *op
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
     # What is read is what `tests/integration/test_retrain.py` reads from a broker.
     monkeypatch.setattr(training_input, "read_served", lambda *_: log)
-    return CliRunner().invoke(train.command, ["--from-topics", "--bootstrap", "b", "--trees", "20", *options])
+    return CliRunner().invoke(main, ["train", "--from-topics", "--bootstrap", "b", "--trees", "20", *options])
 
 
 def test_a_version_is_trained_on_every_decision_that_is_mature(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

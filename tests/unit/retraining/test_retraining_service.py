@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.commands.retrain import command
+from pipeline.cli import main
 from pipeline.decision.policy import FIRST_BLEND
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.retraining.cycles import AS_OF, BY
@@ -86,7 +86,7 @@ def test_a_rollback_to_a_cold_start_lets_the_online_model_score_again() -> None:
 def test_without_a_cluster_the_command_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path))
-    run = CliRunner().invoke(command, ["--once"])
+    run = CliRunner().invoke(main, ["retrain", "--once"])
     assert run.exit_code == 1
     assert "name a cluster with KAFKA_BOOTSTRAP_SERVERS" in run.output
-    assert CliRunner().invoke(command, ["--compare-days", "1"]).exit_code == 2
+    assert CliRunner().invoke(main, ["retrain", "--compare-days", "1"]).exit_code == 2

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.cli import main
 from pipeline.commands.progress import seldom
-from pipeline.commands.train import command
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
@@ -371,7 +371,7 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
     file = tmp_path / "history.parquet"
     history(30).to_parquet(file)
     arguments = [str(file), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
-    run = CliRunner().invoke(command, arguments)
+    run = CliRunner().invoke(main, ["train", *arguments])
     assert run.exit_code == 0, run.output
     report = json.loads(run.stdout)
     registry = Registry(tmp_path / "registry")
@@ -379,22 +379,23 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
     assert registry.load_policy(registry.active(POLICY) or "").lightgbm_version == report["lightgbm"]
     assert registry.entry(LIGHTGBM, report["lightgbm"]).details["metrics"]["auc_roc"] > 0.6
     assert registry.load_lightgbm(report["lightgbm"]).feature_names == FEATURES
-    again = json.loads(CliRunner().invoke(command, arguments).stdout)
+    again = json.loads(CliRunner().invoke(main, ["train", *arguments]).stdout)
     assert again["lightgbm"] == report["lightgbm"]
     cutoff = datetime(2018, 4, 25, tzinfo=UTC).isoformat()
     earlier = json.loads(
         CliRunner()
-        .invoke(command, [*arguments, "--known-before", cutoff, "--no-activate", "--validation-days", "4"])
+        .invoke(main, ["train", *arguments, "--known-before", cutoff, "--no-activate", "--validation-days", "4"])
         .stdout
     )
     assert earlier["periods"]["validation"]["to"] < "2018-04-18T00:00:01Z"
-    fewer = CliRunner().invoke(command, [*arguments, "--no-activate", "--features", "amount,merchant_*"])
+    fewer = CliRunner().invoke(main, ["train", *arguments, "--no-activate", "--features", "amount,merchant_*"])
     assert registry.load_lightgbm(json.loads(fewer.stdout)["lightgbm"]).trained_on == (
         select_features(["amount", "merchant_*"])
     )
     assert registry.active(LIGHTGBM) == report["lightgbm"]
     monkeypatch.setenv("FRAUD_PIPELINE_AUDIT_KEYS", '{"k1": "secret"}')
-    audited = CliRunner().invoke(command, [*arguments, "--no-activate", "--audit-share", "0.2", "--audit-key-id", "k1"])
+    share = ["--audit-share", "0.2", "--audit-key-id", "k1"]
+    audited = CliRunner().invoke(main, ["train", *arguments, "--no-activate", *share])
     policy = registry.load_policy(json.loads(audited.stdout)["policy"])
     assert policy.audit is not None
     assert (policy.audit.key_id, policy.audit_rate) == ("k1", 0.0)
@@ -406,7 +407,7 @@ def test_the_command_refuses_an_audit_key_that_is_not_there() -> None:
         (("--audit-share", "0.1", "--audit-key-id", "k2"), "has no key 'k2'"),
         (("--audit-key-id", "k2"), "give its --audit-share"),
     ):
-        run = CliRunner().invoke(command, ["--from-topics", *arguments])
+        run = CliRunner().invoke(main, ["train", "--from-topics", *arguments])
         assert run.exit_code == 2
         assert why in run.output
 
@@ -443,7 +444,7 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
     history(30).to_parquet(file)
 
     def version(*more: str) -> str:
-        run = CliRunner().invoke(command, [str(file), "--trees", "10", "--budget-per-day", "5", *more])
+        run = CliRunner().invoke(main, ["train", str(file), "--trees", "10", "--budget-per-day", "5", *more])
         assert run.exit_code == 0, run.output
         found: str = json.loads(run.stdout)["lightgbm"]
         return found
@@ -470,11 +471,11 @@ def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypa
     file = tmp_path / "history.parquet"
     history(30).to_parquet(file)
     arguments = [str(file), "--trees", "10", "--budget-per-day", "5", "--features", "*"]
-    other = CliRunner().invoke(command, arguments)
+    other = CliRunner().invoke(main, ["train", *arguments])
     assert other.exit_code == 0, other.output
     assert "warning: LightGBM" in other.stderr
     assert "is used where only frauds are reported" in other.stderr
-    same = CliRunner().invoke(command, [*arguments, "--reported", "frauds-only"])
+    same = CliRunner().invoke(main, ["train", *arguments, "--reported", "frauds-only"])
     assert "warning" not in same.stderr
     version = json.loads(same.stdout)["lightgbm"]
     labels = Registry(tmp_path / "registry").entry(LIGHTGBM, version).details["labels"]
@@ -490,7 +491,7 @@ def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path,
     versions = []
     for name, source in (("all", frame), ("accepted", frame.drop(frame.index[[100, 700]]))):
         source.to_parquet(tmp_path / f"{name}.parquet", index=False)
-        run = CliRunner().invoke(command, [str(tmp_path / f"{name}.parquet"), *arguments])
+        run = CliRunner().invoke(main, ["train", str(tmp_path / f"{name}.parquet"), *arguments])
         assert run.exit_code == 0, run.output
         reported = "2 transactions are left out, since workers refuse them: amount_zero 2" in run.stderr
         assert reported == (name == "all")
@@ -500,7 +501,7 @@ def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path,
 
 def test_the_command_says_why_workers_would_refuse_every_row(tmp_path) -> None:
     history(2).assign(currency="XXX").to_parquet(tmp_path / "dollars.parquet", index=False)
-    refused = CliRunner().invoke(command, [str(tmp_path / "dollars.parquet")])
+    refused = CliRunner().invoke(main, ["train", str(tmp_path / "dollars.parquet")])
     assert refused.exit_code == 1
     assert "workers would refuse all of them: currency_unknown (" in refused.stderr
 
@@ -520,7 +521,7 @@ def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch
         path = tmp_path / f"{number}.parquet"
         whole = pd.concat([frame, *more]).sort_values("event_time", kind="stable", ignore_index=True)
         whole.to_parquet(path, index=False)
-        run = CliRunner().invoke(command, [str(path), *arguments])
+        run = CliRunner().invoke(main, ["train", str(path), *arguments])
         assert run.exit_code == 0, run.output
         versions.append(json.loads(run.stdout)["lightgbm"])
         reported.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
@@ -544,7 +545,7 @@ def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path,
     for name, source in (("euros", frame), ("mixed", foreign)):
         source.to_parquet(tmp_path / f"{name}.parquet", index=False)
         arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
-        run = CliRunner().invoke(command, arguments)
+        run = CliRunner().invoke(main, ["train", *arguments])
         assert run.exit_code == 0, run.output
         assert ("amounts in USD are converted to EUR" in run.stderr) == (name == "mixed")
         assert ("shop_floor" in run.stderr) == (name == "mixed")
@@ -569,10 +570,10 @@ def test_progress_is_reported_as_it_goes() -> None:
 def test_the_command_says_what_is_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
-    assert "name a FILE or give --from-topics" in CliRunner().invoke(command, []).output
-    assert "--bootstrap" in CliRunner().invoke(command, ["--from-topics"]).output
+    assert "name a FILE or give --from-topics" in CliRunner().invoke(main, ["train"]).output
+    assert "--bootstrap" in CliRunner().invoke(main, ["train", "--from-topics"]).output
     file = tmp_path / "short.parquet"
     history(3).to_parquet(file)
-    run = CliRunner().invoke(command, [str(file)])
+    run = CliRunner().invoke(main, ["train", str(file)])
     assert run.exit_code == 1
     assert "give a longer one" in run.output
