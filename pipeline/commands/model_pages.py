@@ -4,7 +4,6 @@ import contextlib
 import io
 import tempfile
 from datetime import timedelta
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 
 from pipeline.commands.model_options import bootstrap_option, cluster, registry_option
 from pipeline.commands.models import versions
-from pipeline.models.card import CardSources, model_card
+from pipeline.models.card import CardSources, card_page, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
 from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
@@ -65,7 +64,7 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
         click.echo(printable_lines(text), nl=False)
         return
     try:
-        output.write_text(text if output.suffix == ".md" else as_html(text, found.version), encoding="utf-8")
+        output.write_text(text if output.suffix == ".md" else card_page(text, found.version), encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
     click.echo(f"Wrote {output}.")
@@ -77,42 +76,6 @@ def _policy(known: KnownVersions, found: KnownVersion) -> Facts | None:
     except ModelError:
         # The card says that none is recorded.
         return None
-
-
-def as_html(markdown: str, version: str) -> str:
-    """Return a card of headings, paragraphs, lists and tables as a page."""
-    body: list[str] = []
-    rows: list[str] = []
-    for line in [*markdown.splitlines(), ""]:
-        if line.startswith("|"):
-            cells = "".join(f"<td>{_inline(cell)}</td>" for cell in _cells(line))
-            if not set(line) <= set("| -"):
-                rows.append(f"<tr>{cells}</tr>")
-            continue
-        if rows:
-            body.append(f"<table>{''.join(rows)}</table>")
-            rows = []
-        level = len(line) - len(line.lstrip("#"))
-        if level:
-            body.append(f"<h{level}>{_inline(line[level:].strip())}</h{level}>")
-        elif line:
-            body.append(f"<p>{_inline(line)}</p>")
-    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em .8em;border:1px solid #ccc}"
-    style += "table{border-collapse:collapse}"
-    head = f'<meta charset="utf-8"><title>Model card {escape(version)}</title><style>{style}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-
-
-def _cells(line: str) -> list[str]:
-    return line.replace("\\|", "\0").strip("|").split("|")
-
-
-def _inline(text: str) -> str:
-    plain = text.replace("\0", "|").replace("&lt;", "<").replace("\\\\", "\\").strip()
-    pieces = escape(plain).split("`")
-    if len(pieces) % 2 == 0:
-        return escape(plain)
-    return "".join(f"<code>{piece}</code>" if at % 2 else piece for at, piece in enumerate(pieces))
 
 
 @click.command()

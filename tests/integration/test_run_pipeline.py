@@ -56,7 +56,7 @@ def test_the_wheel_has_every_file(installed: Path) -> None:
     (packages,) = installed.parents[1].glob("lib/python*/site-packages")
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*")]
     wanted = [path for path in files if path.is_file() and path.suffix not in (".pyc", ".nbi", ".nbc")]
-    assert {path.suffix for path in wanted} >= {".py", ".json"}
+    assert {path.suffix for path in wanted} >= {".py", ".json", ".jinja", ".css"}
     installed_bytes = [packages / path.relative_to(ROOT) for path in wanted]
     assert [path for path in installed_bytes if not path.exists()] == []
     assert [path.read_bytes() for path in installed_bytes] == [path.read_bytes() for path in wanted]

@@ -18,13 +18,13 @@ from pipeline.backtest.report.content import (
     Side,
     VariantComparison,
     VariantContent,
+    VersionContent,
 )
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.report.paced import pacing
 from pipeline.backtest.report.slices import Slicing, resample_slices
-from pipeline.backtest.report.trainings import version_contents
 from pipeline.backtest.runner.result import BacktestResult, Variant
 from schemas.times import US_PER_DAY
 
@@ -100,7 +100,7 @@ def _variant(
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),
-        versions=version_contents(variant),
+        versions=_versions(variant),
         threshold=variant.threshold,
         parameters=dict(variant.parameters),
         metrics=metrics(samples.whole[number], options),
@@ -129,6 +129,24 @@ def _variant(
         reasons=tables.reasons(variant),
         misses=tables.costliest(shared, observed, missed, options.rows),
     )
+
+
+def _versions(variant: Variant) -> list[VersionContent]:
+    return [
+        VersionContent(
+            known_time=tables.time_text(trained.known_us),
+            lightgbm=trained.lightgbm,
+            policy=trained.policy,
+            refused=trained.refused,
+            first_decision=None if trained.first_decision_us is None else tables.time_text(trained.first_decision_us),
+            decisions=trained.decisions,
+            rows=trained.rows,
+            frauds=trained.frauds,
+            metrics=dict(trained.metrics),
+            seconds=trained.seconds,
+        )
+        for trained in variant.versions
+    ]
 
 
 def _reviews(reviewed: ReviewOutcome) -> ReviewContent:

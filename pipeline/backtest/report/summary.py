@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.backtest.report.content import ReportContent, VariantContent
-from pipeline.backtest.report.trainings import sentence
 from pipeline.backtest.report.wording import (
     between,
     drift_sentence,
@@ -20,6 +19,7 @@ from pipeline.backtest.report.wording import (
     partial_sentence,
     percent,
     ratio,
+    trainings_sentence,
     with_raised,
 )
 from pipeline.backtest.runner.input_quality import refused_text
@@ -95,7 +95,7 @@ def _print_variant(console: Console, variant: VariantContent, content: ReportCon
         )
     if variant.paced is not None:
         console.print(Text(pacing_sentence(variant.paced)))
-    if text := sentence(variant):
+    if text := trainings_sentence(variant):
         console.print(Text(text))
     if variant.reviewed is not None:
         console.print(

@@ -203,3 +203,14 @@ def partial_sentence(content: ReportContent) -> str:
         f"Partial: the replay was interrupted. It covers {content.from_time} to {content.until_time}, of a range that "
         f"goes to {content.to_time}."
     )
+
+
+def trainings_sentence(variant: VariantContent) -> str:
+    """Return how often a variant was trained, and how long that took; nothing for one that was trained once."""
+    made = [version for version in variant.versions if version.lightgbm is not None]
+    if len(variant.versions) < 2:
+        return ""
+    return (
+        f"{variant.name}: {len(made)} versions, by what was known from {moment(made[0].known_time)} to "
+        f"{moment(made[-1].known_time)}; the trainings took {number(sum(version.seconds for version in made), 1)} s."
+    )

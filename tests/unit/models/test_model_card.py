@@ -13,12 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.commands.model_pages import as_html
 from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
-from pipeline.models.card import CardSources, cell, model_card
+from pipeline.models.card import CardSources, card_page, cell, model_card
 from pipeline.models.description import facts_of, gains
 from pipeline.models.history import VersionEvent, VersionHistory
 from pipeline.models.known import KnownVersion
@@ -281,10 +280,14 @@ def test_a_card_becomes_a_page_without_foreign_markup() -> None:
     activation = Activation(
         versions=[reference(version().model.digest)], activated_at=START, step="promote", by="<b>a|b</b>", reason="r"
     )
-    page = as_html(card(activation), "x")
+    page = card_page(card(activation), "x")
     assert "<td>&lt;b&gt;a|b&lt;/b&gt;</td>" in page
     assert page.count("<table>") == page.count("</table>") == len(re.findall(r"\n\n\|", card(activation)))
     assert "<code>amount</code>" in page
+    assert "<th>feature</th>" in page
+    assert "<li>It fits the features of kernel" in page
+    hostile = msgspec.structs.replace(activation, by="[a](//b.c) *d*")
+    assert "<td>[a](//b.c) *d*</td>" in card_page(card(hostile), "x")
 
 
 def test_the_command_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
