@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Annotated, Final
 
 import click
 import msgspec
@@ -51,6 +51,7 @@ class AmbiguousTransaction(click.ClickException):
 class _TransactionHead(msgspec.Struct, frozen=True):
     transaction_id: str
     card_id: str
+    event_time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,25 @@ class LocatedCard:
     """The card of a transaction, and the topic it was found on."""
 
     card_id: str
-    topic: str
+    topic: str = ""
+    event_time: datetime | None = None
+    """Time of the transaction; None where it was not searched for."""
 
 
-def cards_of(records: Iterable[Record], transaction_id: str) -> set[str]:
-    """Return the cards that have a transaction ``transaction_id`` in ``records`` of any of `SEARCHED`."""
+def cards_of(records: Iterable[Record], transaction_id: str) -> dict[str, datetime | None]:
+    """Return the cards that have a transaction in ``records`` of any of `SEARCHED`, each with its event time."""
     heads = decoded(records, transaction_id, _TransactionHead)
-    return {head.card_id for head in heads if head.transaction_id == transaction_id}
+    return {head.card_id: head.event_time for head in heads if head.transaction_id == transaction_id}
+
+
+def too_late(transaction: LocatedCard, known_at: datetime, settings: Settings) -> str | None:
+    """Return a warning where a label that is known at a time comes too long after its transaction to count."""
+    if transaction.event_time is None or known_at - transaction.event_time <= timedelta(days=settings.label_grace_days):
+        return None
+    return (
+        f"It comes too late to count: the transaction is of {utc_text(transaction.event_time)}, more than "
+        f"{settings.label_grace_days:g} days before (FRAUD_PIPELINE_LABEL_GRACE_DAYS)."
+    )
 
 
 def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
@@ -109,7 +122,8 @@ def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) ->
                 "Name the card that is meant with --card."
             )
         if cards:
-            return LocatedCard(cards.pop(), topic.name)
+            ((card_id, event_time),) = cards.items()
+            return LocatedCard(card_id, topic.name, event_time)
     raise TransactionNotFound(
         f"No transaction {printable(transaction_id)} in the topics {', '.join(topic.name for topic in SEARCHED)}. "
         "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
@@ -205,7 +219,7 @@ def command(
     topic_of_label = settings.label_sources.topic_for(source)
     bootstrap = find_cluster(settings)
 
-    found = LocatedCard(card, "") if card else find_card(partial(searched, bootstrap, settings), transaction_id)
+    found = LocatedCard(card) if card else find_card(partial(searched, bootstrap, settings), transaction_id)
     now = datetime.now(UTC)
     simulated = None if at else simulated_now(bootstrap, settings, now)
     message = Label(
@@ -222,9 +236,11 @@ def command(
     value = checked(message)
     with RecordProducer(bootstrap, settings) as producer:
         # On topics that a producer stamps, the record's time is when the label became known.
-        known_ms = int(max(message.labelled_at, simulated or now).timestamp() * 1_000)
+        known_at = max(message.labelled_at, simulated or now)
+        known_ms = int(known_at.timestamp() * 1_000)
         producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
-    for text in (sentence(message, found.topic), _said_before(bootstrap, settings, message)):
+    late = too_late(found, known_at, settings)
+    for text in (sentence(message, found.topic), late or _said_before(bootstrap, settings, message)):
         for line in textwrap.wrap(text, PLAIN_WIDTH, break_long_words=False, break_on_hyphens=False):
             click.echo(line)
     if simulated:

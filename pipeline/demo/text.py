@@ -107,14 +107,18 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late
 
 
 def alert_rows(alert: Alert, width: int = PLAIN_WIDTH) -> list[Text]:
-    """Write an alert on a line cut to ``width`` (time, amount, score, card, merchant), its strongest reason below."""
+    """Write an alert on a line cut to ``width`` (time, amount, score, card, merchant), its strongest reason below.
+
+    The amount stands once: in the reason, where that names it.
+    """
+    indent = "    "
+    reasons = [printable(reason.sentence) for reason in alert.reasons[:1]]
+    amount = money_text(alert.amount, alert.currency)
     row = Text(f"{alert.event_time.astimezone(UTC):%m-%d %H:%M} ")
-    row.append(f"{money_text(alert.amount, alert.currency):>13} ")
+    row.append(f"{'' if any(amount in reason for reason in reasons) else amount:>13} ")
     row.append(f"{alert.score:.2f} ", style=score_style(alert.score))
     row.append(f"card {printable(alert.card_id)} at {printable(alert.merchant_id)}", style="cyan")
     row.truncate(width, overflow="ellipsis")
-    indent = "    "
-    reasons = [printable(reason.sentence) for reason in alert.reasons[:1]]
     return [
         row,
         *(

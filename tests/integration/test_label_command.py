@@ -121,12 +121,11 @@ def test_the_card_is_found_in_any_of_the_topics(cluster: Settings, topic: Topic)
 
 @pytest.mark.parametrize("identifier", ["é/ü", 'quote"back\\slash', "\u4e2d\u6587", "<&>"])
 def test_identifiers_are_found_however_their_producer_escapes_them(cluster: Settings, identifier: str) -> None:
-    write(
-        cluster,
-        TRANSACTIONS,
-        [json.dumps({"transaction_id": identifier, "card_id": "C1"}).replace("/", "\\/").encode()],
-    )
-    assert command(cluster, "label", identifier, "legitimate").exit_code == 0
+    known = {"transaction_id": identifier, "card_id": "C1", "event_time": "2018-06-01T12:00:00+02:00"}
+    write(cluster, TRANSACTIONS, [json.dumps(known).replace("/", "\\/").encode()])
+    sent = command(cluster, "label", identifier, "legitimate")
+    assert sent.exit_code == 0
+    assert "It comes too late to count: the transaction is of 2018-06-01 10:00:00 UTC" in sent.output
     assert [label.transaction_id for _, label in labels(cluster)] == [identifier]
 
 

@@ -204,6 +204,9 @@ def test_an_alert_row_has_its_whole_reason_below() -> None:
     assert row == "06-11 14:03  1,250.00 EUR 0.99 card C00042 at M00077"
     assert " ".join(line.strip() for line in reason) == alert.reasons[0].sentence
     assert max(map(len, reason)) <= 80
+    named = Reason(code="a", feature="amount", value=1.0, contribution=1.0, sentence="1,250.00 EUR is unusual.")
+    once = [line.plain for line in alert_rows(make_alert(reasons=[named]))]
+    assert once == ["06-11 14:03               0.99 card C00042 at M00077", "    1,250.00 EUR is unusual."]
     cut, *_ = alert_rows(make_alert(card_id="C" * 80), width=80)
     assert (len(cut.plain), cut.plain[-1]) == (80, "…")
 
