@@ -11,7 +11,7 @@ SEED ?= 1
 BROKERS ?= 1
 ROWS ?=
 FUZZ ?= 100000
-REPEATS ?= 3
+REPEATS ?=
 
 BIN := $(VENV)/bin
 BENCH_VENV := build/bench-venv
@@ -194,7 +194,7 @@ $(BENCH_VENV)/.installed: requirements-bench.lock | $(INSTALLED)
 	@touch "$@"
 
 bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other engines, latency and scale; check limits (REPEATS)
-	@"$(PYTHON_OF_VENV)" -m tests.benchmarks --repeats $(REPEATS) --bench-python "$(BENCH_VENV)/bin/python" $(ARGS)
+	@"$(PYTHON_OF_VENV)" -m tests.benchmarks $(if $(REPEATS),--set throughput.repeats=$(REPEATS)) $(ARGS)
 
 bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md and its plots
 	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.docs $(ARGS)

@@ -5,20 +5,22 @@ code 1 where an engine failed or gave wrong answers, or where a limit of ``tests
 """
 
 import argparse
+import json
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import ModuleType
+from typing import Any, Final, get_origin, get_type_hints
+
+import msgspec
 
 from pipeline.broker.local import read_json
 from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, recovery, report, throughput
 from tests.benchmarks.bounds import check, failures, read_bounds
-from tests.benchmarks.engines import ENGINES
 from tests.benchmarks.machine import kafka_version, machine, record, versions
 from tests.benchmarks.running import ROOT
 from tests.benchmarks.tables import COLUMNS, as_text
@@ -26,66 +28,79 @@ from tests.benchmarks.tables import COLUMNS, as_text
 BUSY: Final = 0.25
 """Load for each core above which the machine does other work too."""
 OUTPUT: Final = ROOT / "build/bench.json"
-QUICK_SCALE: Final = 0.2
 INTERRUPTED: Final = 130
 """As shells have it: 128 and the signal."""
 
-T = TypeVar("T", int, float)
-Measure = Callable[[Callable[[str], None]], Mapping[str, Any]]
+MODULES: Final[Mapping[str, ModuleType]] = {
+    "kernel": kernel_scale,
+    "in_process": in_process,
+    "replay": columnar,
+    "throughput": throughput,
+    "latency": latency,
+    "scale": pipeline_scale,
+    "recovery": recovery,
+}
+"""The module of each part: ``Options`` with defaults, ``QUICK`` ones, and ``measure(options, tell)``."""
 
 
-def measures(given: argparse.Namespace) -> dict[str, Measure]:
-    """How each part is measured, by the command line's options."""
-    engines = throughput.Options(
-        engines=tuple(given.engines or (engine.name for engine in ENGINES)),
-        repeats=1 if given.quick else given.repeats,
-        scale=QUICK_SCALE * given.scale if given.quick else given.scale,
-        bench_python=given.bench_python,
-    )
-    delays = latency.QUICK if given.quick else latency.Options()
-    if given.rates:
-        delays = replace(delays, rates=tuple(given.rates))
-    if given.seconds:
-        delays = replace(delays, seconds=given.seconds)
-    pipeline = pipeline_scale.QUICK if given.quick else pipeline_scale.Options()
-    return {
-        "kernel": lambda _tell: kernel_scale.rows(quick=given.quick),
-        "in_process": lambda _tell: in_process.rows(quick=given.quick),
-        "replay": lambda _tell: columnar.rows(quick=given.quick),
-        "throughput": partial(throughput.measure, engines),
-        "latency": partial(latency.measure, delays),
-        "scale": partial(pipeline_scale.measure, pipeline),
-        "recovery": partial(recovery.measure, recovery.QUICK if given.quick else recovery.Options()),
-    }
+def options_of_parts(quick: bool, changes: Sequence[str]) -> dict[str, Any]:
+    """Return the options of each part, with ``PART.FIELD=VALUE`` as the command line has them.
+
+    Raises:
+        ValueError: A part has no such field, or the field no such value.
+    """
+    found = {name: module.QUICK if quick else module.Options() for name, module in MODULES.items()}
+    for change in changes:
+        place, _, text = change.partition("=")
+        part, _, field = place.partition(".")
+        hints = get_type_hints(type(found.get(part)), include_extras=True) if part in found else {}
+        if field not in hints:
+            raise ValueError(f"there is no {place}; of {part} there are {', '.join(hints) or 'no options'}")
+        try:
+            value = msgspec.convert(_read(text, hints[field]), hints[field], strict=False)
+            found[part] = replace(found[part], **{field: value})
+        except ValueError as error:
+            raise ValueError(f"{change}: {error}") from error
+    return found
 
 
-def run(given: argparse.Namespace) -> int:
+def _read(text: str, hint: Any) -> Any:
+    if get_origin(hint) is tuple and not text.startswith("["):
+        return text.split(",")
+    try:
+        return json.loads(text)
+    except ValueError:  # a word
+        return text
+
+
+def run(
+    only: Sequence[str], options: Mapping[str, Any], *, quick: bool, output: Path, modules: Mapping[str, Any] = MODULES
+) -> int:
     """Measure the parts that were asked for, one after the other; returns the exit code."""
-    ways = measures(given)
     wrong: list[str] = []
     for name, tables in report.PARTS.items():
-        if name not in given.only:
+        if name not in only:
             continue
         tell(f"==> {name}")
         taken = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": {**versions(sys.executable), "kafka": kafka_version()},
-            "quick": given.quick,
+            "quick": quick,
         }
         if taken["machine"]["load_average_1min"] > BUSY * taken["machine"]["cores"]:
             tell(f"Others use this machine (load {taken['machine']['load_average_1min']:.1f}): figures will be worse.")
-        content = {"taken": taken, **ways[name](tell)}
-        record(given.output, name, content)
+        content = {"taken": taken, **modules[name].measure(options[name], tell)}
+        record(output, name, content)
         for table in tables.values():
             print(f"\n{as_text(table(content))}", flush=True)
         wrong += [f"{name}: {engine} failed: {why}" for engine, why in content.get("failed", {}).items()]
         # A limit of an engine that is not there would otherwise hold nothing.
         wrong += [f"{name}: {engine} was not measured: {why}" for engine, why in content.get("missing", {}).items()]
-    outcomes = check(read_json(given.output), read_bounds())
+    outcomes = check(read_json(output), read_bounds())
     held = report.bounds(outcomes)
     print(f"\n{as_text(held)}" if held.rows else "\nNo bound is of what was measured.")
-    if given.quick:
+    if quick:
         print("\nA quick run's figures mean nothing: no limit is held against it.")
     else:
         wrong += failures(outcomes)
@@ -111,33 +126,6 @@ def names(row: Mapping[str, Any]) -> Callable[[str], list[str]]:
     return parse
 
 
-def several(kind: Callable[[str], T], least: T) -> Callable[[str], list[T]]:
-    """A parser of numbers that are separated by commas, none below ``least``."""
-    return lambda text: [at_least(kind, least)(item) for item in text.split(",")]
-
-
-def at_least(kind: Callable[[str], T], least: T) -> Callable[[str], T]:
-    """A parser of a number not below ``least``."""
-
-    def parse(text: str) -> T:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
-
-    return parse
-
-
-def file(text: str) -> Path:
-    """A parser of where a file is, or is to be."""
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory; name a file")
-    return Path(text)
-
-
 def main() -> None:
     """Parse the command line, run, and end with the exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -145,25 +133,23 @@ def main() -> None:
         "--only", type=names(report.PARTS), default=list(report.PARTS), help=f"of {', '.join(report.PARTS)}; all"
     )
     parser.add_argument("--quick", action="store_true", help="small inputs, to see that all of it works")
-    parser.add_argument("--output", type=file, default=OUTPUT, help="build/bench.json")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="build/bench.json")
     parser.add_argument(
-        "--repeats", type=at_least(int, 1), default=throughput.Options.repeats, help="throughput: of each engine"
-    )
-    parser.add_argument(
-        "--scale", type=at_least(float, 0.01), default=1.0, help="throughput: factor on the numbers of records"
-    )
-    parser.add_argument(
-        "--engines", type=names({engine.name: engine for engine in ENGINES}), help="throughput: which; all"
-    )
-    parser.add_argument("--bench-python", default=throughput.Options.bench_python, help="of the other engines")
-    parser.add_argument("--rates", type=several(int, 1), help="latency: a second")
-    parser.add_argument("--seconds", type=at_least(float, 1.0), help="latency: of each rate")
+        "--set", action="append", default=[], metavar="PART.FIELD=VALUE",
+        help="an option of a part, such as latency.rates=500,5000; may be repeated",
+    )  # fmt: skip
     given = parser.parse_args()
+    if given.output.is_dir():
+        parser.error(f"{given.output} is a directory; name a file")
+    try:
+        options = options_of_parts(given.quick, given.set)
+    except ValueError as error:
+        parser.error(str(error))
     for number in (signal.SIGTERM, signal.SIGHUP):
         # As Ctrl-C does: an engine lies in a process group of its own and must not outlive the run.
         signal.signal(number, signal.default_int_handler)
     try:
-        code = run(given)
+        code = run(given.only, options, quick=given.quick, output=given.output)
     except KeyboardInterrupt:
         tell(f"Interrupted. What was measured whole is in {given.output}.")
         code = INTERRUPTED

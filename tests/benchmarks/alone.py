@@ -1,6 +1,5 @@
 """What the benchmarks of one process on one core share: their size, their models, their place, and their clocks."""
 
-import argparse
 import gc
 import os
 import shutil
@@ -122,21 +121,3 @@ def one_core(core: int | None, thresholds: tuple[int, int, int] | None = None) -
     finally:
         gc.set_threshold(*before)
         os.sched_setaffinity(0, cores)
-
-
-def arguments(description: str | None, defaults: Size) -> argparse.ArgumentParser:
-    """A parser of what all of them can be told."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=defaults.rows)
-    parser.add_argument("--partitions", type=int, default=defaults.partitions)
-    parser.add_argument("--history-days", type=int, default=defaults.traffic.history_days)
-    parser.add_argument("--cards", type=int, default=defaults.traffic.cards)
-    parser.add_argument("--labelled", type=float, default=defaults.labelled, help="share of transactions with a label")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-def size_fields(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a `Size` that the arguments give."""
-    traffic = Traffic(cards=given.cards, merchants=given.cards // 2, history_days=given.history_days)
-    return {"rows": given.rows, "partitions": given.partitions, "traffic": traffic, "labelled": given.labelled}

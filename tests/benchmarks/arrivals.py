@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import numpy as np
-from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 from numpy.typing import NDArray
 
 from pipeline.kafka.cluster.admin import partition_count
@@ -73,6 +73,7 @@ class Arrivals(threading.Thread):
             for number in range(count):
                 self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)
         self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._rows: dict[str, list[tuple[Any, ...]]] = {topic: [] for topic in self._topics}
         self.error: BaseException | None = None
         self.decisions_read = 0
@@ -99,13 +100,13 @@ class Arrivals(threading.Thread):
         self.check()
 
     def take(self) -> tuple[Columns, Columns]:
-        """(decisions, alerts) since the last call; only while nothing is on its way."""
-        taken = []
-        for topic, held in self._rows.items():
-            self._rows[topic] = []
-            taken.append(_columns(held))
-        self.decisions_read = 0
-        return taken[0], taken[1]
+        """(decisions, alerts) since the last call."""
+        with self._lock:
+            taken = list(self._rows.values())
+            self._rows = {topic: [] for topic in self._topics}
+            self.decisions_read = 0
+        decisions, alerts = map(_columns, taken)
+        return decisions, alerts
 
     def _read(self) -> None:
         first = self._consumer.poll(POLL_S)
@@ -113,6 +114,10 @@ class Arrivals(threading.Thread):
             return
         messages = [first, *self._consumer.consume(MOST, 0)]
         received_ns = time.monotonic_ns()
+        with self._lock:
+            self._take_in(messages, received_ns)
+
+    def _take_in(self, messages: Sequence[Message], received_ns: int) -> None:
         decisions = 0
         for message in messages:
             if (error := message.error()) is not None:

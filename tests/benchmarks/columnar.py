@@ -1,11 +1,10 @@
 """A backtest over columns: from a Parquet file to decisions as a frame, on one core.
 
-Run ``python -m tests.benchmarks.columnar``. History fills the windows first, untimed; feedback and River's learning are
+Part ``replay`` of ``make bench``. History fills the windows first, untimed; feedback and River's learning are
 timed apart, in a replay of their own.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,11 @@ from tests.benchmarks.alone import (
     SMALL,
     Size,
     Timed,
-    arguments,
     clocks,
     default_options,
     one_core,
     scratch,
     since,
-    size_fields,
     stages_row,
 )
 from tests.benchmarks.stages import Stages
@@ -169,33 +166,6 @@ def run_benchmark(options: Options) -> Outcome:
             return outcome
 
 
-def rows(*, quick: bool = False) -> dict[str, Any]:
-    """For ``build/bench.json``."""
-    options = QUICK if quick else Options()
+def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
+    """What goes into ``build/bench.json``."""
     return {**run_benchmark(options).row(), **options.forest(), "chunk": options.chunk_rows}
-
-
-def describe(row: dict[str, Any]) -> str:
-    """What a terminal shows."""
-    lines = [
-        f"{row['transactions_a_cpu_second']:,} transactions a second of the core ({row['us_a_transaction']} us each), "
-        f"{row['alerts']:,} alerts, {row['labels']:,} labels",
-        f"feedback and learning {row['learning_us_a_transaction']} us a transaction",
-    ]
-    lines += [f"  {name:24} {us:7.2f} us" for name, us in sorted(row["stages_us"].items(), key=lambda kv: -kv[1])]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print what a replay took."""
-    defaults = Options()
-    parser = arguments(__doc__, defaults)
-    parser.add_argument("--chunk-rows", type=int, default=defaults.chunk_rows)
-    given = parser.parse_args()
-    options = Options(**size_fields(given), chunk_rows=given.chunk_rows)
-    row = run_benchmark(options).row()
-    print(json.dumps(row, indent=2) if given.json else describe(row))
-
-
-if __name__ == "__main__":
-    main()

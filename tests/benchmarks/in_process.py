@@ -1,17 +1,13 @@
 """Replay in process: from a file of transactions to encoded decisions on one core, without Kafka.
 
-Run ``python -m tests.benchmarks.in_process``. The kernels are the agents' own, called batch by batch as the agents call
+Part ``in_process`` of ``make bench``. The kernels are the agents' own, called batch by batch as the agents call
 them; the two hops hand records over in memory. Feedback and River's learning are timed apart, on the same decisions.
 """
 
-import cProfile
-import io
 import itertools
-import json
 import os
-import pstats
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +23,7 @@ from pipeline.engine.cards.card_join import CardJoin
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
-from pipeline.engine.partition_state.state import MemoryStore, PartitionState, Store
+from pipeline.engine.partition_state.state import PartitionState
 from pipeline.engine.records import accepted_labels
 from pipeline.engine.records.accepted_labels import LabelOptions
 from pipeline.engine.records.partitioner import partition_of
@@ -48,29 +44,23 @@ from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Headers, Output, Record
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
-from tests.benchmarks import report
 from tests.benchmarks.alone import (
     DAYS_AGO,
     NO_TIME,
     SMALL,
     Size,
     Timed,
-    arguments,
     clocks,
     default_options,
     one_core,
     scratch,
     since,
-    size_fields,
     stages_row,
 )
-from tests.benchmarks.forests import BUILD
 from tests.benchmarks.stages import Stages
-from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 
 LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
-TOP_FUNCTIONS = 70
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "label: decode and check": [(accepted_labels, "accept")],
@@ -78,7 +68,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
-    "card: index write": [(StoreIndex, "update"), (RocksStore, "commit"), (MemoryStore, "commit")],
+    "card: index write": [(StoreIndex, "update"), (RocksStore, "commit")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "commit")],
     "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
     "card: rest": [(card_batch, "process_together")],
@@ -135,19 +125,16 @@ class Outcome:
 class Engine:
     """The kernels of all partitions of a small cluster, in one thread."""
 
-    def __init__(self, models: ActiveModels, partitions: int, directory: Path | None) -> None:
-        """State in files and RocksDB below ``directory``, as a worker keeps it, or in memory."""
-        settings = Settings()
+    def __init__(self, models: ActiveModels, partitions: int, directory: Path) -> None:
+        """State in files and RocksDB below ``directory``, as a worker keeps it."""
         self._models, self._partitions = models, partitions
-        memory = None if directory is None else StoreMemory(settings.store_memory_mb * 1024 * 1024)
+        memory = StoreMemory(Settings().store_memory_mb * 1024 * 1024)
 
-        def store(name: str) -> Store:
-            if directory is None or memory is None:
-                return MemoryStore()
+        def store(name: str) -> RocksStore:
             return RocksStore(directory / name, memory=memory)
 
-        def storage(name: str) -> MappedStorage | None:
-            return None if directory is None else MappedStorage(directory / name)
+        def storage(name: str) -> MappedStorage:
+            return MappedStorage(directory / name)
 
         card, feedback = default_options(partitions)
         card = card._replace(merchant_partitions=partitions)
@@ -158,11 +145,7 @@ class Engine:
         self._scores = [ScorePartition(storage(f"score-{n}")) for n in numbers]
         self._decider = Decider("EUR", partitions)
         self._feedbacks = [
-            FeedbackPartition(
-                feedback,
-                store(f"served-{n}"),
-                segments=None if directory is None else FileSegments(directory / f"segments-{n}"),
-            )
+            FeedbackPartition(feedback, store(f"served-{n}"), segments=FileSegments(directory / f"segments-{n}"))
             for n in numbers
         ]
         self._learner = LearnPartition(new_learner())
@@ -324,80 +307,30 @@ class Options(Size):
     """A run."""
 
     batch_rows: int = 2_000
-    in_memory: bool = False
     stages: bool = True
+    """Split the time by stage."""
 
 
 QUICK = Options(rows=20_000, traffic=SMALL)
 
 
-def run(options: Options, profile: cProfile.Profile | None = None) -> Outcome:
+def run(options: Options) -> Outcome:
     """Write the file, fill the windows, replay. Pins this process to one core meanwhile."""
     models = options.models()
     with scratch("in-process-") as directory:
         write_file(directory, options.traffic, options.rows, options.labelled)
-        state = None if options.in_memory else directory / "state"
         # The collector as a worker has it.
-        with closing(Engine(models, options.partitions, state)) as engine, one_core(options.core, GC_THRESHOLDS):
+        with (
+            closing(Engine(models, options.partitions, directory / "state")) as engine,
+            one_core(options.core, GC_THRESHOLDS),
+        ):
             for records in read_file(directory / "history.lines", engine, options.batch_rows):
                 engine.replay(records)
             with open(os.devnull, "wb", buffering=1 << 20) as sink:
-                if profile:
-                    profile.enable()
-                try:
-                    return replay(
-                        engine,
-                        directory / "measured.lines",
-                        options.batch_rows,
-                        sink,
-                        Stages() if options.stages and not profile else None,
-                    )
-                finally:
-                    if profile:
-                        profile.disable()
+                stages = Stages() if options.stages else None
+                return replay(engine, directory / "measured.lines", options.batch_rows, sink, stages)
 
 
-def rows(*, quick: bool = False) -> dict[str, Any]:
-    """For ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
-    options = QUICK if quick else Options()
+def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
+    """What goes into ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
     return {**run(options).row(), **options.forest(), "batch": options.batch_rows}
-
-
-def write_profile(options: Options, name: str) -> Path:
-    """Replay under cProfile; the functions by their own time in ``build/profile-NAME.txt``."""
-    profile = cProfile.Profile()
-    outcome = run(options, profile)
-    text = io.StringIO()
-    text.write(f"{outcome.transactions} transactions; with the profiler's own cost\n")
-    for order in ("tottime", "cumulative"):
-        pstats.Stats(profile, stream=text).strip_dirs().sort_stats(order).print_stats(TOP_FUNCTIONS)
-    path = BUILD.parent / f"profile-{name}.txt"
-    path.write_text(text.getvalue(), encoding="utf-8")
-    return path
-
-
-def main() -> None:
-    """Print what a replay took."""
-    defaults = Options()
-    parser = arguments(__doc__, defaults)
-    parser.add_argument("--batch-rows", type=int, default=defaults.batch_rows)
-    parser.add_argument("--memory", action="store_true", help="state in memory instead of RocksDB and mapped files")
-    parser.add_argument("--no-stages", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="write build/profile-in-process.txt instead")
-    given = parser.parse_args()
-    options = Options(
-        **size_fields(given), batch_rows=given.batch_rows, in_memory=given.memory, stages=not given.no_stages
-    )
-    if given.profile:
-        print(write_profile(options, "in-process"))
-        return
-    row = run(options).row()
-    if given.json:
-        print(json.dumps(row, indent=2))
-        return
-    for table in report.PARTS["in_process"].values():
-        print(f"\n{as_text(table(row))}")
-
-
-if __name__ == "__main__":
-    main()

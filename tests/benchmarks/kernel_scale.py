@@ -1,42 +1,35 @@
 """How the kernels grow, each in one process on one core: windows with cards, model size, restores with state.
 
-Run ``python -m tests.benchmarks.kernel_scale``. Every function gives rows for ``build/bench.json``.
+Part ``kernel`` of ``make bench``. Every function gives rows for ``build/bench.json``.
 """
 
-import argparse
 import gc
-import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card import CardPartition
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.settings.rate_table import load_rates
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import RocksStore, StoreMemory
 from schemas.records import Record
 from schemas.times import US_PER_DAY
-from tests.benchmarks import report
-from tests.benchmarks.forests import BUILD, forest, training_matrix
+from tests.benchmarks.alone import default_options, one_core, scratch
+from tests.benchmarks.forests import forest, training_matrix
 from tests.benchmarks.stages import Stages
-from tests.benchmarks.tables import as_text
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
 from tests.helpers.keys import keys
 
@@ -46,13 +39,48 @@ BYTES_A_CARD = 700
 """More than a card takes here, merchants and growth by half included: what does not fit into memory is left out."""
 MEMORY_SHARE = 0.5
 BATCH = 2_000
-CARDS = (10_000, 100_000, 1_000_000, 5_000_000)
 FILL_A_CARD = 2
 MERCHANTS_A_CARD = 0.1
-MODELS = ((50, 31), (200, 31), (200, 63), (400, 63), (200, 127))
-MODEL_ROWS = (1, 10, 100, 2_000)
-EXPLAINED_ROWS = (1, 50)
-RESTORED = (50_000, 200_000, 800_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is measured."""
+
+    only: tuple[str, ...] = ("cards", "window_content", "batch", "model", "explanation", "state")
+    cards: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
+    rows: int = 500_000
+    """Measured with each number of cards."""
+    contents: tuple[int, ...] = (3, 30, 300, 3_000)
+    """Transactions of a card in the longest window."""
+    content_rows: int = 600_000
+    """Of all cards, in that window."""
+    batches: tuple[int, ...] = (1, 10, 100, 500, 2_000, 10_000)
+    batch_rows: int = 200_000
+    models: tuple[tuple[int, int], ...] = ((50, 31), (200, 31), (200, 63), (400, 63), (200, 127))
+    """Trees and leaves."""
+    model_rows: tuple[int, ...] = (1, 10, 100, 2_000)
+    """Scored at a time."""
+    explained_rows: tuple[int, ...] = (1, 50)
+    training: tuple[int, int] = (1_000, 65)
+    """Cards and days of the history that the models are trained on."""
+    restored: tuple[int, ...] = (50_000, 200_000, 800_000)
+    """Transactions."""
+
+
+QUICK = Options(
+    cards=(10_000, 100_000),
+    rows=100_000,
+    contents=(3, 30),
+    content_rows=30_000,
+    batches=(100, 2_000),
+    batch_rows=20_000,
+    models=((10, 7),),
+    model_rows=(10, 100, 2_000),
+    explained_rows=(50,),
+    training=(300, 40),
+    restored=(5_000,),
+)
 
 
 class Columns(NamedTuple):
@@ -148,65 +176,59 @@ def windows_row(cards: int, *, rows: int, batch: int, a_card: float, merchants: 
     }
 
 
-def by_cards(*, quick: bool = False) -> list[Row]:
+def by_cards(options: Options) -> list[Row]:
     """Throughput and bytes by the number of distinct cards; those that memory does not hold are left out."""
-    rows = 100_000 if quick else 500_000
-    wanted = CARDS[:2] if quick else CARDS
     room = psutil.virtual_memory().available * MEMORY_SHARE
     return [
-        windows_row(cards, rows=rows, batch=BATCH, a_card=FILL_A_CARD)
-        for cards in wanted
+        windows_row(cards, rows=options.rows, batch=BATCH, a_card=FILL_A_CARD)
+        for cards in options.cards
         if cards * BYTES_A_CARD <= room
     ]
 
 
-def by_window_content(*, quick: bool = False) -> list[Row]:
+def by_window_content(options: Options) -> list[Row]:
     """Throughput by how many transactions of a card the longest window holds.
 
     The windows' lengths are constants of the compiled kernel; one that is k times as long holds k times as much, which
     is what its cost depends on.
     """
-    contents = (3, 30) if quick else (3, 30, 300, 3_000)
-    total = 30_000 if quick else 600_000
+    total = options.content_rows
     return [
-        windows_row(max(10, total // content), rows=total // 3, batch=BATCH, a_card=content) for content in contents
+        windows_row(max(10, total // content), rows=total // 3, batch=BATCH, a_card=content)
+        for content in options.contents
     ]
 
 
-def by_batch(*, quick: bool = False) -> list[Row]:
+def by_batch(options: Options) -> list[Row]:
     """Throughput by the rows of a batch."""
-    rows = 20_000 if quick else 200_000
-    return [
-        windows_row(20_000, rows=rows, batch=batch, a_card=FILL_A_CARD)
-        for batch in ((100, 2_000) if quick else (1, 10, 100, 500, 2_000, 10_000))
-    ]
+    return [windows_row(20_000, rows=options.batch_rows, batch=batch, a_card=FILL_A_CARD) for batch in options.batches]
 
 
-def by_model(*, quick: bool = False) -> list[Row]:
+def by_model(options: Options) -> list[Row]:
     """Time to score by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
     return [
         _model_row(size, model, part, model.logit, partial(model._booster.predict, raw_score=True, num_threads=1))
-        for size, model, part in _models_and_rows(MODEL_ROWS[1:] if quick else MODEL_ROWS, quick=quick)
+        for size, model, part in _models_and_rows(options, options.model_rows)
     ]
 
 
-def by_explanation(*, quick: bool = False) -> list[Row]:
+def by_explanation(options: Options) -> list[Row]:
     """Time to explain by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
     return [
         _model_row(
             size, model, part, model.contributions, partial(model._booster.predict, pred_contrib=True, num_threads=1)
         )
-        for size, model, part in _models_and_rows(EXPLAINED_ROWS[-1:] if quick else EXPLAINED_ROWS, quick=quick)
+        for size, model, part in _models_and_rows(options, options.explained_rows)
     ]
 
 
 def _models_and_rows(
-    counts: Sequence[int], *, quick: bool
+    options: Options, counts: Sequence[int]
 ) -> Iterator[tuple[tuple[int, int], LightGBMModel, NDArray[np.float64]]]:
-    source = {"cards": 300, "days": 40} if quick else {}
-    features = training_matrix(**source)[0]
-    for size in ((10, 7),) if quick else MODELS:
-        model = forest(*size, **source)
+    cards, days = options.training
+    features = training_matrix(cards, days)[0]
+    for size in options.models:
+        model = forest(*size, cards=cards, days=days)
         for count in counts:
             yield size, model, np.ascontiguousarray(features[:count])
 
@@ -229,17 +251,15 @@ def _model_row(
     }
 
 
-def by_state(*, quick: bool = False) -> list[Row]:
+def by_state(options: Options) -> list[Row]:
     """Restore time of a card partition by its transactions: from a snapshot, and by a replay of all of them."""
-    return [restore_row(transactions) for transactions in ((5_000,) if quick else RESTORED)]
+    return [restore_row(transactions) for transactions in options.restored]
 
 
 def restore_row(transactions: int) -> Row:
     """Fold, save and load one partition."""
-    settings = Settings()
-    horizon_us = round(settings.label_grace_days * US_PER_DAY)
-    options = CardOptions(load_rates(settings), round(settings.future_tolerance_s * 1e6), horizon_us, horizon_us, 1)
-    memory = StoreMemory(settings.store_memory_mb * 1024 * 1024)
+    options, _ = default_options(1)
+    memory = StoreMemory(Settings().store_memory_mb * 1024 * 1024)
     # About 20 transactions a card.
     traffic = Traffic(cards=max(20, transactions // 20), merchants=max(20, transactions // 40), history_days=0)
     frame = traffic.measured(a_while_ago(60), transactions)
@@ -249,9 +269,7 @@ def restore_row(transactions: int) -> Row:
         for offset, item in enumerate(items(frame, traffic.seed, labelled=0.0))
     ]
     key = SnapshotKey("card", 0, "benchmark", {"transactions": "t"}, 1, KERNEL_VERSION)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="restore-"))
-    try:
+    with scratch("restore-") as directory:
         state = CardPartition(
             options, MappedStorage(directory / "columns"), RocksStore(directory / "store", memory=memory)
         )
@@ -276,8 +294,6 @@ def restore_row(transactions: int) -> Row:
             again = CardPartition(options, MappedStorage(directory / "columns"), store, found.state)
         found.close()
         again.close()
-    finally:
-        shutil.rmtree(directory)
     return {
         "transactions": transactions,
         "snapshot_bytes": saved.size_bytes,
@@ -299,20 +315,16 @@ MEASUREMENTS: dict[str, Callable[..., list[Row]]] = {
 }
 
 
-def rows(*, quick: bool = False, only: Sequence[str] = tuple(MEASUREMENTS)) -> dict[str, list[Row]]:
-    """All measurements by name, on one core."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    try:
+def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, list[Row]]:
+    """What goes into ``build/bench.json``: rows of each measurement by name, taken on one core."""
+    with one_core(None):
         # What compiles on its first call compiles here.
         windows_row(100, rows=1_000, batch=100, a_card=2)
         found = {}
-        for name in only:
-            found[name] = MEASUREMENTS[name](quick=quick)
+        for name in options.only:
+            found[name] = MEASUREMENTS[name](options)
             gc.collect()
         return found
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 @contextmanager
@@ -334,22 +346,3 @@ def _us(call: Callable[[], object], least_s: float = 0.05, repeats: int = 3) -> 
             calls += 1
         best = min(best, taken_s / calls)
     return 1e6 * best
-
-
-def main() -> None:
-    """Print what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=",".join(MEASUREMENTS), help="measurements, separated by commas")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    found = rows(quick=given.quick, only=given.only.split(","))
-    if given.json:
-        print(json.dumps(found, indent=2))
-        return
-    for name in found:
-        print(f"\n{as_text(report.PARTS['kernel'][name.replace('_', '-')](found))}")
-
-
-if __name__ == "__main__":
-    main()

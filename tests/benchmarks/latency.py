@@ -1,20 +1,14 @@
 """End-to-end latency at fixed rates: from when a transaction was due to when a consumer had its decision or alert.
 
-Run ``python -m tests.benchmarks.latency``. One embedded broker, one worker with all agents, an open-loop generator
+Part ``latency`` of ``make bench``. One embedded broker, one worker with all agents, an open-loop generator
 (`tests.benchmarks.open_loop`) and a reader with ``read_committed`` share the machine.
 """
 
-import argparse
-import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,19 +16,18 @@ import numpy as np
 import psutil
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
-from pipeline.demo.processes import WorkerProcess, check_alive, running_workers, settings_environment
+from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
 from pipeline.kafka.cluster.admin import end_offsets, ensure_topics, group_lag
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic
-from tests.benchmarks import report
+from tests.benchmarks.alone import scratch
 from tests.benchmarks.arrivals import Arrivals, Stamps
 from tests.benchmarks.delays import Sent, summarise
-from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
-from tests.benchmarks.open_loop import STARTED, KafkaSink
-from tests.benchmarks.tables import as_text
-from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items, write_items
+from tests.benchmarks.forests import LEAVES, TREES, champion
+from tests.benchmarks.open_loop import SENT, KafkaSink, finish, running_generator
+from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
 
 Mode = Literal["exactly_once", "at_least_once"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -44,7 +37,6 @@ LOOK_S = 0.05
 IN_FLIGHT = 20_000
 """Transactions of the history that are sent ahead of their decisions."""
 BROKER_WARM_UP_RATE = 5_000
-ITEMS, SENT = "items", "sent.npz"
 _DAYS_AGO = 90
 """Event times lie in the past, within the horizon of labels."""
 
@@ -65,12 +57,11 @@ class Options:
     broker_warm_up_s: float = 60.0
     """Before the first rate of a mode: for about so long the JVM's optimising compiler takes up to a quarter of a core
     from what is measured, which it does not from a broker that has run for some time."""
-    poisson: bool = False
     traffic: Traffic = field(default_factory=Traffic)
     trees: int = TREES
     leaves: int = LEAVES
     kafka_config: tuple[tuple[str, str], ...] = ()
-    keep_logs: Path | None = None
+    """Properties of all clients."""
 
 
 QUICK = Options(
@@ -83,10 +74,8 @@ QUICK = Options(
 )
 
 
-def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def rows(options: Options, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row for each mode and rate."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="latency-"))
     starts = a_while_ago(_DAYS_AGO)
     counts = [round(BROKER_WARM_UP_RATE * options.broker_warm_up_s)]
     counts += [round(rate * (options.warm_up_s + options.seconds)) for rate in options.rates]
@@ -98,35 +87,31 @@ def rows(options: Options, tell: Callable[[str], None] = lambda _: None) -> list
         part = list(items(measured.iloc[first : first + count], options.traffic.seed, first_number=first))
         parts.append((part, measured["transaction_id"].iloc[first : first + count].tolist()))
         first += count
-    try:
-        found = []
-        with embedded_broker(directory / "kafka", long_lived=True) as broker:
-            for mode in options.modes:
-                with _pipeline(broker, directory, mode, options) as run:
-                    tell(f"{mode}: {len(history):,} records of history")
-                    run.fill(history)
-                    if parts[0][0]:
-                        tell(f"{mode}: {len(parts[0][0]):,} records to warm the broker")
-                        run.warm_broker(parts[0][0])
-                    for rate, (part, identities) in zip(options.rates, parts[1:], strict=True):
-                        found.append(run.at(rate, part, identities))
-                        tell(describe_short(found[-1]))
-        return found
-    finally:
-        if options.keep_logs is not None:
-            shutil.copytree(directory / "logs", options.keep_logs, dirs_exist_ok=True)
-        shutil.rmtree(directory)
+    found = []
+    with scratch("latency-") as directory, embedded_broker(directory / "kafka", long_lived=True) as broker:
+        for mode in options.modes:
+            with _pipeline(broker, directory, mode, options) as run:
+                tell(f"{mode}: {len(history):,} records of history")
+                run.fill(history)
+                if parts[0][0]:
+                    tell(f"{mode}: {len(parts[0][0]):,} records to warm the broker")
+                    run.warm_broker(parts[0][0])
+                for rate, (part, identities) in zip(options.rates, parts[1:], strict=True):
+                    found.append(run.at(rate, part, identities))
+                    tell(describe_short(found[-1]))
+    return found
 
 
 def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
     """What goes into ``build/bench.json``."""
     settings = asdict(options)
-    del settings["modes"], settings["rates"], settings["keep_logs"]
+    del settings["modes"], settings["rates"]
     return {"settings": settings, "rows": rows(options, tell)}
 
 
 @contextmanager
 def _pipeline(broker: EmbeddedBroker, directory: Path, mode: Mode, options: Options) -> Iterator["_Run"]:
+    """What is measured: its topics, its processes and a reader of its answers. Another program would be another one."""
     settings = Settings(
         kafka_bootstrap_servers=broker.bootstrap_servers,
         topic_prefix=f"{mode.replace('_', '-')}-",
@@ -182,8 +167,8 @@ class _Run:
     def warm_broker(self, part: Sequence[Item]) -> None:
         """Let the pipeline run at a rate, and measure nothing."""
         transactions = sum(item.topic == "transactions" for item in part)
-        with self._generating(BROKER_WARM_UP_RATE, part):
-            pass
+        with running_generator(self._settings, self._work, part, BROKER_WARM_UP_RATE) as (generator, _):
+            finish(generator)
         self._await_decisions(transactions)
         self._await_feedback()
         self._arrivals.take()
@@ -193,12 +178,13 @@ class _Run:
         options = self._options
         before = {topic: self._ends(topic) for topic in (TRANSACTIONS, PROFILED)}
         offset_ns = time.time_ns() - time.monotonic_ns()
-        with self._generating(rate, part) as (generator, started_ns):
+        with running_generator(self._settings, self._work, part, rate) as (generator, started_ns):
             measured_from_ns = started_ns + round(1e9 * options.warm_up_s)
             self._sleep_until(measured_from_ns)
             used_before = self._cpu_s(generator.pid)
             self._sleep_until(measured_from_ns + round(1e9 * options.seconds))
             used = {name: s - used_before[name] for name, s in self._cpu_s(generator.pid).items()}
+            finish(generator)
         drained = self._drained(len(identities))
         decisions, alerts = self._arrivals.take()
         held = np.load(self._work / SENT)
@@ -223,25 +209,7 @@ class _Run:
         result["clock_drift_ms"] = round((time.time_ns() - time.monotonic_ns() - offset_ns) / 1e6, 3)
         result["drained"] = drained
         self._await_feedback()
-        return {"mode": self._mode, "rate": rate, "seconds": options.seconds, "poisson": options.poisson, **result}
-
-    @contextmanager
-    def _generating(self, rate: int, part: Sequence[Item]) -> Iterator[tuple[subprocess.Popen[str], int]]:
-        """The generator at work on ``part``, and when its first transaction was due; waits for its end."""
-        self._work.mkdir(exist_ok=True)
-        write_items(self._work / ITEMS, list(part))
-        command = [sys.executable, "-m", "tests.benchmarks.open_loop", "--items", str(self._work / ITEMS)]
-        command += ["--rate", str(rate), "--out", str(self._work / SENT)]
-        command += ["--poisson"] if self._options.poisson else []
-        environment = {**os.environ, **settings_environment(self._settings)}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as generator:
-            assert generator.stdout is not None
-            word, _, started = generator.stdout.readline().partition(" ")
-            if word != STARTED:
-                raise RuntimeError("the generator did not start; it says why above")
-            yield generator, int(started)
-            if generator.wait() != 0:
-                raise RuntimeError("the generator failed; it says why above")
+        return {"mode": self._mode, "rate": rate, "seconds": options.seconds, **result}
 
     def _drained(self, count: int) -> bool:
         """Wait until all are decided, for as long as the pipeline moves."""
@@ -328,41 +296,3 @@ def _numbers(quantiles: dict[str, float] | None) -> str:
     if quantiles is None:
         return "  too few"
     return "".join(f" {value:8.1f}" for value in quantiles.values())
-
-
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one mode, one rate, three seconds")
-    parser.add_argument("--modes", help="separated by commas")
-    parser.add_argument("--rates", help="transactions a second, separated by commas")
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--warm-up", type=float)
-    parser.add_argument("--history-days", type=int)
-    parser.add_argument("--poisson", action="store_true", help="random gaps between transactions")
-    parser.add_argument("--kafka-config", default="{}", help="librdkafka properties of all clients, a JSON object")
-    parser.add_argument("--keep-logs", type=Path, help="copy the workers' logs there")
-    parser.add_argument("--out", type=Path, help="write the rows there as JSON")
-    given = parser.parse_args()
-    options = QUICK if given.quick else Options()
-    changes: dict[str, Any] = {"poisson": given.poisson, "keep_logs": given.keep_logs}
-    changes["kafka_config"] = tuple(json.loads(given.kafka_config).items())
-    if given.modes:
-        changes["modes"] = tuple(given.modes.split(","))
-    if given.rates:
-        changes["rates"] = tuple(int(rate) for rate in given.rates.split(","))
-    if given.seconds:
-        changes["seconds"] = given.seconds
-    if given.warm_up:
-        changes["warm_up_s"] = given.warm_up
-    if given.history_days is not None:
-        changes["traffic"] = replace(options.traffic, history_days=given.history_days)
-    found = rows(replace(options, **changes), lambda text: print(text, file=sys.stderr, flush=True))
-    for table in report.PARTS["latency"].values():
-        print(f"\n{as_text(table({'rows': found}))}")
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=2), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,22 +4,26 @@ It never waits for an answer, so that a pipeline that stalls meets the same load
 is late is still measured from when it was due, so that a stall counts for every transaction that it delayed (what Tene
 calls coordinated omission is leaving those out).
 
-Run by `tests.benchmarks.latency`; by hand ``python -m tests.benchmarks.open_loop --items FILE --rate 1000 --out FILE``.
+Parts ``latency`` and ``recovery`` of ``make bench`` run it by `running_generator`.
 """
 
-import argparse
 import gc
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from confluent_kafka import KafkaError, Message, Producer
 from numpy.typing import NDArray
 
+from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
-from tests.benchmarks.traffic import Item, read_items
+from tests.benchmarks.traffic import Item, read_items, write_items
 
 TICK_NS = 1_000_000
 """What falls due within a tick is handed over together: a thread that wakes for each record would take a core."""
@@ -29,19 +33,15 @@ any, each record would be a request of its own, and the broker's time would go o
 START_AHEAD_NS = 300_000_000
 FULL_QUEUE_POLL_S = 0.001
 STARTED = "started"
+ITEMS, SENT = "items", "sent.npz"
 
 
-def schedule(count: int, rate: float, *, poisson: bool = False, seed: int = 0) -> NDArray[np.int64]:
-    """When each of ``count`` transactions is due, in nanoseconds from the first: at equal distances or at random ones.
+def schedule(count: int, rate: float) -> NDArray[np.int64]:
+    """When each of ``count`` transactions is due, in nanoseconds from the first, at equal distances.
 
     >>> schedule(3, 1000).tolist()
     [0, 1000000, 2000000]
     """
-    if poisson:
-        gaps_s = np.random.default_rng((seed, 12)).exponential(1 / rate, count)
-        gaps_s[:1] = 0.0
-        random_ns: NDArray[np.int64] = np.rint(1e9 * np.cumsum(gaps_s)).astype(np.int64)
-        return random_ns
     due_ns: NDArray[np.int64] = np.rint(np.arange(count) * (1e9 / rate)).astype(np.int64)
     return due_ns
 
@@ -136,19 +136,41 @@ class KafkaSink:
             self._failure = f"a record for {message.topic()} was not written: {error.str()}"
 
 
-def main() -> None:
-    """Send a file's items at a rate; ``--out`` receives when each transaction was due and when it was sent."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=Path, required=True)
-    parser.add_argument("--rate", type=float, required=True, help="transactions a second")
-    parser.add_argument("--poisson", action="store_true", help="random gaps instead of equal ones")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+@contextmanager
+def running_generator(
+    settings: Settings, directory: Path, items: Sequence[Item], rate: float
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A generator at work on ``items``, and when its first transaction is due (monotonic ns).
+
+    Leaves in `SENT` of ``directory`` when each transaction was due and sent. One that is not through is ended.
+    """
+    directory.mkdir(exist_ok=True)
+    write_items(directory / ITEMS, list(items))
+    command = [sys.executable, "-m", "tests.benchmarks.open_loop", str(directory), str(rate)]
+    environment = {**os.environ, **settings_environment(settings)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as generator:
+        assert generator.stdout is not None
+        word, _, started = generator.stdout.readline().partition(" ")
+        if word != STARTED:
+            raise RuntimeError("the generator did not start; it says why above")
+        try:
+            yield generator, int(started)
+        finally:
+            generator.terminate()
+
+
+def finish(generator: subprocess.Popen[str]) -> None:
+    """Wait until all is sent."""
+    if generator.wait() != 0:
+        raise RuntimeError("the generator failed; it says why above")
+
+
+def main(directory: Path, rate: float) -> None:
+    """Send a file's items at a rate, and save when each transaction was due and when it was sent."""
     settings = Settings()
-    items = read_items(given.items)
-    transactions = sum(item.topic == "transactions" for item in items)
-    offsets_ns = schedule(transactions, given.rate, poisson=given.poisson, seed=given.seed)
+    items = read_items(directory / ITEMS)
+    chosen = np.array([item.topic == "transactions" for item in items])
+    offsets_ns = schedule(int(chosen.sum()), rate)
     sink = KafkaSink(settings.kafka_bootstrap_servers or "", settings)
     # What is prepared lives until the end: looking at it again and again would delay sends.
     gc.collect()
@@ -157,9 +179,8 @@ def main() -> None:
     print(STARTED, started_ns, flush=True)
     sent_ns = send(items, started_ns + due_times(items, offsets_ns), sink.produce, sink.poll)
     sink.flush()
-    chosen = np.array([item.topic == "transactions" for item in items])
     np.savez(
-        given.out,
+        directory / SENT,
         number=np.array([item.number for item in items], np.int64)[chosen],
         scheduled_ns=started_ns + offsets_ns,
         sent_ns=sent_ns[chosen],
@@ -167,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -5,10 +5,7 @@ another worker, which runs already, takes over. A gap counts from the last decis
 the first one behind it, so that it holds everything: the group's session time-out, the restore, the backlog.
 """
 
-import shutil
 import statistics
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,25 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
-
 from pipeline.broker import embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, start_worker, stop_workers
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.kafka.cluster.clients import consumer_config
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
-from schemas.messages import LogPosition, RecordPosition, Timestamp
-from schemas.topics import DECISIONS
-from tests.benchmarks.forests import BUILD, champion
+from tests.benchmarks.alone import scratch
+from tests.benchmarks.arrivals import Arrivals
+from tests.benchmarks.forests import champion
 from tests.benchmarks.latency import LOOK_S, STALLED_AFTER_S, Stalled
-from tests.benchmarks.open_loop import KafkaSink
+from tests.benchmarks.open_loop import KafkaSink, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
 
 _DAYS_AGO: Final = 90
-_POLL_S: Final = 0.05
-_MOST: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +46,6 @@ class Options:
 QUICK: Final = Options(kills=1, calm_s=1.0, most_s=120)
 
 
-class _Decision(msgspec.Struct):
-    source: RecordPosition
-    log: LogPosition
-    ingested_at: Timestamp
-
-
-_decode = msgspec.json.Decoder(_Decision).decode
-
-
 class Arrival(NamedTuple):
     """A decision that was read."""
 
@@ -71,15 +53,13 @@ class Arrival(NamedTuple):
     """When, on the monotonic clock."""
     partitions: tuple[tuple[str, int], ...]
     """That of the card, and that of the merchant."""
-    ingested_s: float
-    """When the card agent read the transaction, seconds since 1970."""
 
 
 def longest_gap_s(arrivals: Sequence[Arrival], killed_s: float) -> float:
     """Return the longest time without a decision on any partition from just before ``killed_s`` on.
 
     >>> at = [(1.0, "a"), (2.0, "b"), (2.5, "a"), (7.0, "b"), (8.0, "a"), (8.1, "b")]
-    >>> longest_gap_s([Arrival(s, ((name, 0),), 0.0) for s, name in at], 3.0)
+    >>> longest_gap_s([Arrival(s, ((name, 0),)) for s, name in at], 3.0)
     5.5
     """
     last: dict[tuple[str, int], float] = {}
@@ -90,65 +70,6 @@ def longest_gap_s(arrivals: Sequence[Arrival], killed_s: float) -> float:
                 longest_s = max(longest_s, arrival.at_s - last[partition])
             last[partition] = arrival.at_s
     return longest_s
-
-
-class _Reader(threading.Thread):
-    """Notes when decisions arrive, read as any consumer reads them."""
-
-    def __init__(self, bootstrap: str, settings: Settings) -> None:
-        super().__init__(name="decisions", daemon=True)
-        overrides = {"group.protocol": "classic"}  # it only assigns, and never joins
-        self._consumer = Consumer(consumer_config(bootstrap, "recovery", settings=settings, overrides=overrides))
-        name = settings.topic(DECISIONS.name)
-        self._consumer.assign([TopicPartition(name, n, OFFSET_END) for n in range(settings.card_partitions)])
-        self._ended = threading.Event()
-        self.arrivals: list[Arrival] = []
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Read until told to end."""
-        try:
-            while not self._ended.is_set():
-                messages = self._consumer.consume(_MOST, _POLL_S)
-                now_s = time.monotonic()
-                for message in messages:
-                    if message.error() is None:
-                        item = _decode(message.value() or b"")
-                        places = (("card", item.source.partition), ("merchant", item.log.partition))
-                        self.arrivals.append(Arrival(now_s, places, item.ingested_at.timestamp()))
-        except BaseException as error:  # the main thread raises it
-            self.error = error
-        finally:
-            self._consumer.close()
-
-    def end(self) -> None:
-        """Stop reading."""
-        self._ended.set()
-        self.join()
-
-
-class _Feeder(threading.Thread):
-    """Sends transactions at a rate, whatever becomes of the workers."""
-
-    def __init__(self, bootstrap: str, settings: Settings, part: Sequence[Item], rate: int) -> None:
-        super().__init__(name="transactions", daemon=True)
-        self._sink, self._items, self._rate = KafkaSink(bootstrap, settings), part, rate
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        """Send until told to end, or until nothing is left."""
-        began_s = time.monotonic()
-        for number, item in enumerate(self._items):
-            ahead_s = began_s + number / self._rate - time.monotonic()
-            if self._ended.wait(max(0.0, ahead_s)):
-                return
-            self._sink.produce(item)
-            self._sink.poll()
-
-    def end(self) -> None:
-        """Stop sending."""
-        self._ended.set()
-        self.join()
 
 
 class _Fleet:
@@ -181,51 +102,42 @@ class _Fleet:
 
 def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
     """Kill and wait; returns what goes into ``build/bench.json``."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=BUILD, prefix="recovery-"))
     starts = a_while_ago(_DAYS_AGO)
     history = list(items(options.traffic.history(starts), options.traffic.seed))
     part = list(items(options.traffic.measured(starts, options.rate * options.most_s), options.traffic.seed))
-    try:
-        with embedded_broker(directory / "kafka", long_lived=True) as broker:
-            settings = Settings(
-                kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory / "data", metrics_port=0
-            )
-            ensure_topics(broker.bootstrap_servers, settings)
-            models = champion()
-            publish_champion(broker.bootstrap_servers, settings, models.lightgbm, models.policy)
-            sink = KafkaSink(broker.bootstrap_servers, settings)
-            for item in history:
-                sink.produce(item)
-                sink.poll()
-            sink.flush()
-            with _running(broker.bootstrap_servers, settings, directory, part, options) as run:
-                rows = [
-                    _row("restart", [run.restart() for _ in range(options.kills)]),
-                    _row("takeover", [run.takeover() for _ in range(options.kills)]),
-                ]
-    finally:
-        shutil.rmtree(directory)
+    with scratch("recovery-") as directory, embedded_broker(directory / "kafka", long_lived=True) as broker:
+        settings = Settings(
+            kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory / "data", metrics_port=0
+        )
+        ensure_topics(broker.bootstrap_servers, settings)
+        models = champion()
+        publish_champion(broker.bootstrap_servers, settings, models.lightgbm, models.policy)
+        sink = KafkaSink(broker.bootstrap_servers, settings)
+        for item in history:
+            sink.produce(item)
+            sink.poll()
+        sink.flush()
+        with _running(settings, directory, part, options) as run:
+            rows = [
+                _row("restart", [run.restart() for _ in range(options.kills)]),
+                _row("takeover", [run.takeover() for _ in range(options.kills)]),
+            ]
     for row in rows:
         tell(f"{row['how']}: p50 {row['p50_s']:.1f} s, longest {row['longest_s']:.1f} s")
     return {"settings": {"rate": options.rate}, "rows": rows}
 
 
 @contextmanager
-def _running(
-    bootstrap: str, settings: Settings, directory: Path, part: Sequence[Item], options: Options
-) -> Iterator["_Run"]:
-    fleet, reader = _Fleet(settings, directory / "logs"), _Reader(bootstrap, settings)
-    feeder = _Feeder(bootstrap, settings, part, options.rate)
+def _running(settings: Settings, directory: Path, part: Sequence[Item], options: Options) -> Iterator["_Run"]:
+    fleet, reader = _Fleet(settings, directory / "logs"), Arrivals(settings.kafka_bootstrap_servers or "", settings)
     reader.start()
     try:
         fleet.start("worker-1")
-        feeder.start()
-        run = _Run(fleet, reader, options.calm_s)
-        run.await_work(time.time())
-        yield run
+        with running_generator(settings, directory / "generator", part, options.rate):
+            run = _Run(fleet, reader, options.calm_s)
+            run.await_work(time.time())
+            yield run
     finally:
-        feeder.end()
         reader.end()
         stop_workers(list(fleet.workers.values()))
 
@@ -233,8 +145,11 @@ def _running(
 class _Run:
     """One kill after the other."""
 
-    def __init__(self, fleet: _Fleet, reader: _Reader, calm_s: float) -> None:
+    def __init__(self, fleet: _Fleet, reader: Arrivals, calm_s: float) -> None:
         self._fleet, self._reader, self._calm_s = fleet, reader, calm_s
+        self._arrivals: list[Arrival] = []
+        self._ingested_s: dict[tuple[str, int], float] = {}
+        """When the card agent read the newest decided transaction of each partition, seconds since 1970."""
 
     def restart(self) -> float:
         """Kill the only worker and start it again; returns the longest gap in seconds."""
@@ -261,21 +176,23 @@ class _Run:
 
     def _gap_s(self, killed_s: float, wall_s: float) -> float:
         self.await_work(wall_s)
-        return longest_gap_s(list(self._reader.arrivals), killed_s)
+        return longest_gap_s(self._arrivals, killed_s)
 
     def _decided(self, wall_s: float) -> bool:
-        behind = {
-            at for arrival in self._reader.arrivals[-5_000:] if arrival.ingested_s > wall_s for at in arrival.partitions
-        }
-        known = {at for arrival in self._reader.arrivals for at in arrival.partitions}
-        return bool(behind) and behind == known and len(known) > 1
+        read, _ = self._reader.take()
+        columns = (read.received_ns, read.partition, read.log_partition, read.ingested_us)
+        for received_ns, card, merchant, ingested_us in zip(*(item.tolist() for item in columns), strict=True):
+            arrival = Arrival(received_ns / 1e9, (("card", card), ("merchant", merchant)))
+            self._arrivals.append(arrival)
+            for at in arrival.partitions:
+                self._ingested_s[at] = max(ingested_us / 1e6, self._ingested_s.get(at, 0.0))
+        return len(self._ingested_s) > 1 and min(self._ingested_s.values()) > wall_s
 
     def _await(self, holds: Callable[[], bool], otherwise: str) -> None:
         deadline_s = time.monotonic() + STALLED_AFTER_S
         while not holds():
             check_alive(list(self._fleet.workers.values()))
-            if self._reader.error is not None:
-                raise self._reader.error
+            self._reader.check()
             if time.monotonic() > deadline_s:
                 raise Stalled(f"{otherwise} for {STALLED_AFTER_S:.0f} s")
             time.sleep(LOOK_S)
@@ -288,7 +205,3 @@ def _row(how: str, gaps_s: Sequence[float]) -> dict[str, Any]:
         "p50_s": round(statistics.median(gaps_s), 3),
         "longest_s": round(max(gaps_s), 3),
     }
-
-
-if __name__ == "__main__":
-    print(measure(Options(), print))

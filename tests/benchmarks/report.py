@@ -1,17 +1,33 @@
 """What ``build/bench.json`` says, as tables, for the terminal and for ``docs/benchmarks.md`` alike. Pure functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tests.benchmarks.bounds import Outcome, Verdict
 from tests.benchmarks.delays import QUANTILES, STAGES
 from tests.benchmarks.job.definition import PARTITIONS
-from tests.benchmarks.tables import NOTHING, Table, columns, mebibytes, number, significant
+from tests.benchmarks.tables import NOTHING, Table, mebibytes, number, significant
 
 Content = Mapping[str, Any]
 MODES: Final = {"exactly_once": "exactly-once", "at_least_once": "at-least-once"}
 SPLIT_AT: Final = 5_000
 """Transactions a second at which delays are shown by stage, where they were measured; all rates are in the file."""
+
+
+Row = Mapping[str, Any]
+
+
+def _of(name: str, shown: Callable[..., str] = number, *options: int) -> Callable[[Row], str]:
+    return lambda row: shown(row[name], *options)
+
+
+def _table(title: str, rows: Iterable[Row], cells: Mapping[str, Callable[[Row], str]], **more: Any) -> Table:
+    """A table of rows, with a column for each of ``cells``."""
+    return Table(title, tuple(cells), tuple(tuple(cell(row) for cell in cells.values()) for row in rows), **more)
+
+
+def _not_measured(*reasons: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name} was not measured: {why}" for found in reasons for name, why in found.items())
 
 
 def throughput(part: Content) -> Table:
@@ -20,33 +36,39 @@ def throughput(part: Content) -> Table:
     names = sorted(engines, key=lambda name: -engines[name]["rate_per_s"])
 
     def over(name: str, other: str) -> str:
-        return significant(part["ratios"][name].get(other)) if name != other else "1"
+        return significant(part["ratios"].get(name, {}).get(other)) if name != other else "1"
 
-    return Table(
+    return _table(
         "Throughput: job (a) by every engine, job (b) by ours-b; medians",
-        ("engine", "tx/s", "spread", "to bare", "ours-a to it", "CPU us", "broker us", "MiB"),
-        columns(
-            names,
-            (number(engines[name]["rate_per_s"]) for name in names),
-            (f"{engines[name]['spread']:.0%}" for name in names),
-            (over(name, "bare") for name in names),
-            (over("ours-a", name) if "ours-a" in engines else NOTHING for name in names),
-            (number(engines[name]["engine_cpu_us"], 1) for name in names),
-            (number(engines[name]["broker_cpu_us"], 1) for name in names),
-            (mebibytes(engines[name]["peak_rss_bytes"]) for name in names),
-        ),
-        tuple(f"{name} was not measured: {why}" for name, why in {**part["missing"], **part["failed"]}.items()),
+        [{"engine": name, **engines[name]} for name in names],
+        {
+            "engine": lambda row: row["engine"],
+            "tx/s": _of("rate_per_s"),
+            "spread": lambda row: f"{row['spread']:.0%}",
+            "to bare": lambda row: over(row["engine"], "bare"),
+            "ours-a to it": lambda row: over("ours-a", row["engine"]),
+            "CPU us": _of("engine_cpu_us", number, 1),
+            "broker us": _of("broker_cpu_us", number, 1),
+            "MiB": _of("peak_rss_bytes", mebibytes),
+        },
+        notes=_not_measured(part["missing"], part["failed"]),
     )
 
 
 def delivery(part: Content) -> Table:
     """What each engine read, and what it promises."""
-    promised, engines = part["deliveries"], part["engines"]
-    names = [name for name in promised if name in engines]
-    return Table(
+    return _table(
         "What was read, and what holds after a crash",
-        ("engine", "records", "delivery and state"),
-        columns(names, (number(engines[name]["records"]) for name in names), (promised[name] for name in names)),
+        [
+            {"engine": name, "promised": promised, **part["engines"][name]}
+            for name, promised in part["deliveries"].items()
+            if name in part["engines"]
+        ],
+        {
+            "engine": lambda row: row["engine"],
+            "records": _of("records"),
+            "delivery and state": lambda row: row["promised"],
+        },
         words=frozenset({0, 2}),
     )
 
@@ -121,125 +143,87 @@ def workers(part: Content) -> Table:
     return _pipeline(f"Pipeline as it ships, {PARTITIONS} partitions, by workers", "workers", rows, part)
 
 
+def _pipeline(title: str, by: str, rows: Sequence[Content], part: Content) -> Table:
+    cells = {
+        by: _of(by),
+        "tx/s": _of("rate_per_s"),
+        "workers' CPU us": _of("engine_cpu_us", number, 1),
+        "broker us": _of("broker_cpu_us", number, 1),
+        "MiB, all workers": _of("peak_rss_bytes", mebibytes),
+    }
+    return _table(title, rows, cells, notes=_not_measured(part["failed"]), words=frozenset())
+
+
 def recovery(part: Content) -> Table:
     """Gaps after a kill."""
     ways = {"restart": "the same instance is started again", "takeover": "another worker takes over"}
-    rows = part["rows"]
-    return Table(
+    return _table(
         f"Recovery after SIGKILL at {number(part['settings']['rate'])} tx/s: longest time without a decision, s",
-        ("", "kills", "p50", "longest"),
-        columns(
-            (ways[row["how"]] for row in rows),
-            (number(len(row["gaps_s"])) for row in rows),
-            (number(row["p50_s"], 1) for row in rows),
-            (number(row["longest_s"], 1) for row in rows),
-        ),
+        part["rows"],
+        {
+            "": lambda row: ways[row["how"]],
+            "kills": lambda row: number(len(row["gaps_s"])),
+            "p50": _of("p50_s", number, 1),
+            "longest": _of("longest_s", number, 1),
+        },
     )
 
 
-def _pipeline(title: str, by: str, rows: Sequence[Content], part: Content) -> Table:
-    return Table(
-        title,
-        (by, "tx/s", "workers' CPU us", "broker us", "MiB, all workers"),
-        columns(
-            (number(row[by]) for row in rows),
-            (number(row["rate_per_s"]) for row in rows),
-            (number(row["engine_cpu_us"], 1) for row in rows),
-            (number(row["broker_cpu_us"], 1) for row in rows),
-            (mebibytes(row["peak_rss_bytes"]) for row in rows),
-        ),
-        tuple(f"{name} was not measured: {why}" for name, why in part["failed"].items()),
-        frozenset(),
-    )
+def _kernel(key: str, title: str, cells: Mapping[str, Callable[[Row], str]]) -> Callable[[Content], Table]:
+    return lambda part: _table(title, part[key], cells, words=frozenset())
 
 
-def cards(part: Content) -> Table:
-    """Windows by distinct cards."""
-    rows = part["cards"]
-    return Table(
+_OF_MODELS: Final = {
+    "trees": _of("trees"),
+    "leaves": _of("leaves"),
+    "rows": _of("rows"),
+    "here": _of("us_a_row", significant),
+    "by LightGBM": _of("lightgbm_us_a_row", significant),
+    "compiled": lambda row: "yes" if row["compiled"] else "no",
+}
+_KERNEL: Final = {
+    "cards": _kernel(
+        "cards",
         "Windows of both hops, one core, by distinct cards",
-        ("cards", "merchants", "tx/s", "tx/s with hashing names", "bytes a card", "MiB"),
-        columns(
-            (number(row["cards"]) for row in rows),
-            (number(row["merchants"]) for row in rows),
-            (number(row["transactions_a_second"]) for row in rows),
-            (number(row["with_names_a_second"]) for row in rows),
-            (number(row["bytes_a_card"]) for row in rows),
-            (mebibytes(row["state_bytes"]) for row in rows),
-        ),
-        words=frozenset(),
-    )
-
-
-def window_content(part: Content) -> Table:
-    """Windows by what the longest one holds of a card."""
-    rows = part["window_content"]
-    return Table(
+        {
+            "cards": _of("cards"),
+            "merchants": _of("merchants"),
+            "tx/s": _of("transactions_a_second"),
+            "tx/s with hashing names": _of("with_names_a_second"),
+            "bytes a card": _of("bytes_a_card"),
+            "MiB": _of("state_bytes", mebibytes),
+        },
+    ),
+    "window-content": _kernel(
+        "window_content",
         "Windows by length: transactions of a card in the longest one",
-        ("at the start", "at the end", "tx/s", "bytes a card"),
-        columns(
-            (number(row["transactions_a_card"]) for row in rows),
-            (number(row["held_a_card"]) for row in rows),
-            (number(row["transactions_a_second"]) for row in rows),
-            (number(row["bytes_a_card"]) for row in rows),
-        ),
-        words=frozenset(),
-    )
-
-
-def batch(part: Content) -> Table:
-    """Windows by rows of a batch."""
-    rows = part["batch"]
-    return Table(
-        "Windows by transactions in a batch",
-        ("batch", "tx/s"),
-        columns((number(row["batch"]) for row in rows), (number(row["transactions_a_second"]) for row in rows)),
-        words=frozenset(),
-    )
-
-
-def model(part: Content) -> Table:
-    """Scoring by model size and rows at a time."""
-    return _by_model("Scoring, us a row, by model and rows at a time", part["model"])
-
-
-def explanation(part: Content) -> Table:
-    """Explaining by model size and rows at a time."""
-    return _by_model("Explaining (exact TreeSHAP), us a row, by model and rows at a time", part["explanation"])
-
-
-def _by_model(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    return Table(
-        title,
-        ("trees", "leaves", "rows", "here", "by LightGBM", "compiled"),
-        columns(
-            (number(row["trees"]) for row in rows),
-            (number(row["leaves"]) for row in rows),
-            (number(row["rows"]) for row in rows),
-            (significant(row["us_a_row"]) for row in rows),
-            (significant(row["lightgbm_us_a_row"]) for row in rows),
-            ("yes" if row["compiled"] else "no" for row in rows),
-        ),
-        words=frozenset(),
-    )
-
-
-def state(part: Content) -> Table:
-    """Restores by size of state."""
-    rows = part["state"]
-    return Table(
+        {
+            "at the start": _of("transactions_a_card"),
+            "at the end": _of("held_a_card"),
+            "tx/s": _of("transactions_a_second"),
+            "bytes a card": _of("bytes_a_card"),
+        },
+    ),
+    "batch": _kernel(
+        "batch", "Windows by transactions in a batch", {"batch": _of("batch"), "tx/s": _of("transactions_a_second")}
+    ),
+    "model": _kernel("model", "Scoring, us a row, by model and rows at a time", _OF_MODELS),
+    "explanation": _kernel(
+        "explanation", "Explaining (exact TreeSHAP), us a row, by model and rows at a time", _OF_MODELS
+    ),
+    "state": _kernel(
+        "state",
         "Restore of one card partition: from a snapshot, and by a replay of all of its log",
-        ("transactions", "snapshot MiB", "load s", "replay s", "replay to load", "write s"),
-        columns(
-            (number(row["transactions"]) for row in rows),
-            (mebibytes(row["snapshot_bytes"]) for row in rows),
-            (significant(row["load_s"]) for row in rows),
-            (significant(row["fold_s"]) for row in rows),
-            (significant(row["fold_s"] / row["load_s"]) for row in rows),
-            (significant(row["write_s"]) for row in rows),
-        ),
-        words=frozenset(),
-    )
+        {
+            "transactions": _of("transactions"),
+            "snapshot MiB": _of("snapshot_bytes", mebibytes),
+            "load s": _of("load_s", significant),
+            "replay s": _of("fold_s", significant),
+            "replay to load": lambda row: significant(row["fold_s"] / row["load_s"]),
+            "write s": _of("write_s", significant),
+        },
+    ),
+}
 
 
 def in_process(part: Content) -> Table:
@@ -252,15 +236,9 @@ def in_process(part: Content) -> Table:
         "transactions": number(part["transactions"]),
         "alerts": number(part["alerts"]),
         "bytes a decision": number(part["bytes_a_decision"]),
-        **_feature_bytes(part),
+        "bytes a decision, on features": number(part["feature_bytes_a_decision"]),
     }
     return Table("Replay in process, one core, no Kafka", ("what", "figure"), tuple(figures.items()))
-
-
-def _feature_bytes(part: Content) -> dict[str, str]:
-    # Figures of releases that wrote no features are shown without.
-    what = "feature_bytes_a_decision"
-    return {"bytes a decision, on features": number(part[what])} if what in part else {}
 
 
 def replay(part: Content) -> Table:
@@ -306,15 +284,8 @@ def versions(measured: Content) -> Table:
     project = next((measured[name]["taken"]["versions"] for name in PARTS if name in measured), {})
     peers = measured.get("throughput", {}).get("peers", {})
     names = sorted({*project, *peers})
-    return Table(
-        "Versions",
-        ("package", "project", "other engines"),
-        columns(
-            names,
-            (project.get(name, NOTHING) for name in names),
-            (peers.get(name, NOTHING) for name in names),
-        ),
-    )
+    rows = tuple((name, project.get(name, NOTHING), peers.get(name, NOTHING)) for name in names)
+    return Table("Versions", ("package", "project", "other engines"), rows)
 
 
 def bounds(outcomes: Sequence[Outcome]) -> Table:
@@ -338,14 +309,7 @@ def bounds(outcomes: Sequence[Outcome]) -> Table:
 
 
 PARTS: Final[Mapping[str, Mapping[str, Callable[[Content], Table]]]] = {
-    "kernel": {
-        "cards": cards,
-        "window-content": window_content,
-        "batch": batch,
-        "model": model,
-        "explanation": explanation,
-        "state": state,
-    },
+    "kernel": _KERNEL,
     "in_process": {"in-process": in_process, "in-process-stages": process_stages},
     "replay": {"replay": replay, "replay-stages": process_stages},
     "throughput": {"throughput": throughput, "delivery": delivery},

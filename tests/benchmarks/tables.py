@@ -76,11 +76,6 @@ def mebibytes(value: float | None) -> str:
     return NOTHING if value is None else significant(value / 2**20)
 
 
-def columns(*parts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Rows of columns."""
-    return tuple(zip(*parts, strict=True))
-
-
 def _aligned(cells: Sequence[str], widths: Sequence[int], words: frozenset[int]) -> list[str]:
     return [
         cell.ljust(width) if column in words else cell.rjust(width)

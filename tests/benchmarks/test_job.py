@@ -1,16 +1,16 @@
 """Job (a): its input, the arithmetic of its reference, what peers share, and the checker."""
 
-from datetime import datetime
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 
-from schemas.messages import Transaction
+from schemas import messages
 from tests.benchmarks.job import definition, prepare, reference
 from tests.benchmarks.job.check import WrongAnswers, check
-from tests.benchmarks.peers.bare import Card
+from tests.benchmarks.job.windows import Card, Transaction, inputs_of_batch, profile_of_history
 
 DAY_MS = definition.DAY_MS
 RECORDS = 3_000
@@ -43,9 +43,9 @@ def test_transactions_keep_the_wire_contract(frame: pd.DataFrame) -> None:
     values = prepare.encoded(frame)
     assert 210 <= np.mean([len(value) for value in values]) <= 226
     for value, (_, row) in zip(values[:50], frame.head(50).iterrows(), strict=True):
-        decoded = msgspec.json.decode(value, type=Transaction)
+        decoded = msgspec.json.decode(value, type=messages.Transaction)
         assert (decoded.transaction_id, decoded.card_id) == (row["transaction_id"], row["card_id"])
-        assert round(1_000 * msgspec.json.decode(value, type=_Times).event_time.timestamp()) == row["time_ms"]
+        assert round(1_000 * msgspec.json.decode(value, type=Transaction).event_time.timestamp()) == row["time_ms"]
         assert int(100 * decoded.amount) == row["cents"]
 
 
@@ -60,26 +60,19 @@ def test_an_event_enters_after_its_own_windows_and_leaves_at_its_own_instant() -
     assert found["mean_30d"].tolist() == [0, 1, 2, 3, 4, 7]
 
 
-def test_cards_do_not_mix() -> None:
-    frame = pd.DataFrame({"card_id": ["a", "b", "a"], "time_ms": [0, 1, 2], "cents": [100, 200, 300]})
-    assert reference.profiles(frame)["mean_1d"].tolist() == [0, 0, 1]
-
-
-def test_the_bare_loop_s_windows_are_the_reference_s(frame: pd.DataFrame, profile: pd.DataFrame) -> None:
+def test_engines_windows_are_the_reference_s_and_forget_what_has_left_them(
+    frame: pd.DataFrame, profile: pd.DataFrame
+) -> None:
     cards: dict[str, Card] = {}
-    found = [
-        cards.setdefault(card, Card()).profile(time_ms, cents)
-        for card, time_ms, cents in zip(
-            frame["card_id"], frame["time_ms"].tolist(), frame["cents"].tolist(), strict=True
-        )
-    ]
-    assert np.array_equal(np.array(found, float), profile.to_numpy())
-
-
-def test_the_bare_loop_forgets_what_has_left_the_longest_window() -> None:
+    histories: dict[str, list[Sequence[int]]] = {}
+    for card, time_ms, cents, expected in zip(
+        frame["card_id"], frame["time_ms"].tolist(), frame["cents"].tolist(), profile.to_numpy().tolist(), strict=True
+    ):
+        assert list(cards.setdefault(card, Card()).profile(time_ms, cents)) == expected
+        histories[card], found = profile_of_history(histories.get(card, []), time_ms, cents)
+        assert list(found) == expected
     card = Card()
-    times_ms = range(0, 200 * DAY_MS, DAY_MS // 2)
-    counts = [card.profile(time_ms, 100)[2] for time_ms in times_ms]
+    counts = [card.profile(time_ms, 100)[2] for time_ms in range(0, 200 * DAY_MS, DAY_MS // 2)]
     assert counts[-1] == 59
     assert len(card.times_ms) < 150
 
@@ -95,7 +88,8 @@ def test_the_inputs_agree_to_the_last_bit(frame: pd.DataFrame, profile: pd.DataF
         (frame["channel"] == "online").to_numpy(float),
         (frame["country"] != definition.HOME_COUNTRY).to_numpy(float),
     )
-    many = definition.inputs_of_many(*columns, profile.to_numpy(float))
+    batch = [msgspec.json.decode(value, type=Transaction) for value in prepare.encoded(frame)]
+    many = inputs_of_batch(batch, columns[1].tolist(), columns[0].tolist(), profile.to_numpy(float).tolist())
     assert np.array_equal(many, expected.to_numpy())
     item = [
         definition.inputs_of_one(cents / 100, cents, time_ms, mcc, online, abroad, tuple(windows))
@@ -131,7 +125,3 @@ def test_a_missing_and_a_doubled_decision_are_found(right: pd.DataFrame) -> None
         check(right.iloc[1:], right)
     with pytest.raises(WrongAnswers, match="decided twice: t3"):
         check(pd.concat([right, right.loc[["t3"]]]), right)
-
-
-class _Times(msgspec.Struct):
-    event_time: datetime

@@ -31,19 +31,6 @@ def transactions(count: int) -> list[Item]:
     return [Item("transactions", number, b"k", b"v") for number in range(count)]
 
 
-def test_transactions_are_due_at_equal_distances() -> None:
-    assert np.diff(schedule(1_000, 500)).tolist() == [2 * MS] * 999
-
-
-def test_random_gaps_keep_the_rate_and_are_the_same_for_a_seed() -> None:
-    due = schedule(50_000, 1_000, poisson=True, seed=4)
-    assert due[0] == 0
-    assert due[-1] / 1e9 == pytest.approx(50, rel=0.02)
-    assert np.diff(due).std() == pytest.approx(1e6, rel=0.05)
-    assert np.array_equal(due, schedule(50_000, 1_000, poisson=True, seed=4))
-    assert not np.array_equal(due, schedule(50_000, 1_000, poisson=True, seed=5))
-
-
 def test_a_label_is_due_with_the_transaction_before_it() -> None:
     sent = [*transactions(2), Item("labels", 0, b"k", b"l"), Item("transactions", 2, b"k", b"v")]
     assert due_times(sent, np.array([10, 20, 30])).tolist() == [10, 20, 20, 30]

@@ -14,7 +14,8 @@ from schemas.records import Record
 from schemas.topics import DECISIONS
 from tests.benchmarks import pipeline_scale
 from tests.benchmarks.job import prepare, reference
-from tests.benchmarks.job.check import Decision, check
+from tests.benchmarks.job.check import check
+from tests.benchmarks.job.windows import Decision
 from tests.benchmarks.ours import job
 from tests.benchmarks.ours.job import DUPLICATE, LABELLED_AFTER_MS, LATE, LATEST_MS, arrivals
 from tests.benchmarks.ours.kernel import Models, OneHopPartition

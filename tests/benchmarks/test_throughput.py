@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.engines import ENGINES, needs
-from tests.benchmarks.machine import kafka_version, machine, record, versions
 from tests.benchmarks.measured import Measurement, Sample, Unmeasurable, measurement, ratios, summary
 from tests.benchmarks.running import Task
 
@@ -62,16 +61,3 @@ def test_an_engine_that_is_not_installed_says_so(tmp_path: Path) -> None:
     assert needs("msgspec")(sys.executable) is None
     assert "no_such_package" in (needs("no_such_package")(sys.executable) or "")
     assert "make bench" in (needs("msgspec")(str(tmp_path / "python")) or "")
-
-
-def test_the_record_keeps_other_parts(tmp_path: Path) -> None:
-    path = tmp_path / "build" / "bench.json"
-    record(path, "latency", {"p50_ms": 1})
-    record(path, "throughput", machine())
-    assert '"p50_ms": 1' in path.read_text()
-    assert versions(sys.executable)["lightgbm"]
-    assert versions(str(tmp_path / "python")) == {}
-
-
-def test_the_embedded_broker_s_version_is_known() -> None:
-    assert kafka_version().count(".") == 2

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from pipeline.broker import embedded_broker
 from tests.benchmarks.engines import ENGINES, Engine
@@ -33,12 +35,20 @@ class Options:
     """What is measured."""
 
     engines: tuple[str, ...] = tuple(engine.name for engine in ENGINES)
-    repeats: int = 3
-    scale: float = 1.0
+    repeats: Annotated[int, Meta(ge=1)] = 3
+    scale: Annotated[float, Meta(ge=0.01)] = 1.0
     """Factor on the engines' numbers of records."""
     bench_python: str = str(ROOT / "build/bench-venv/bin/python")
     directory: Path = ROOT / "build/bench"
     """Emptied first."""
+
+    def __post_init__(self) -> None:
+        known = [engine.name for engine in ENGINES]
+        if unknown := set(self.engines) - set(known):
+            raise ValueError(f"no such engine: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+
+
+QUICK = Options(repeats=1, scale=0.2)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pandas as pd
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from tests.benchmarks.job.definition import PARTITIONS
+from tests.benchmarks.job.windows import Decision
 
 MEAN_TOLERANCE: Final = 1e-9
 """Relative, of means in major units."""
@@ -19,22 +20,6 @@ SILENCE_S: Final = 30.0
 
 class WrongAnswers(AssertionError):
     """An engine's decisions are not those of the job."""
-
-
-class Decision(msgspec.Struct, frozen=True, gc=False):
-    """One record of an output topic."""
-
-    transaction_id: str
-    card_id: str
-    score: float
-    lightgbm: float
-    river: float
-    count_1d: float
-    count_7d: float
-    count_30d: float
-    mean_1d: float
-    mean_7d: float
-    mean_30d: float
 
 
 @dataclass(frozen=True)

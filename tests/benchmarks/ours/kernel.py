@@ -20,8 +20,8 @@ from pipeline.scoring.trees import read_trees
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
 from schemas.topics import Topic
-from tests.benchmarks.job.definition import HOME_COUNTRY, INPUTS, MODEL_FILE, RIVER_FILE, inputs_of_many
-from tests.benchmarks.peers.bare import Decision, Transaction
+from tests.benchmarks.job.definition import INPUTS, MODEL_FILE, RIVER_FILE
+from tests.benchmarks.job.windows import Decision, Transaction, inputs_of_batch
 from tests.helpers.keys import keys
 
 COUNTS: Final = [CARD_FEATURES.index(f"card_count_{window}") for window in ("1d", "7d", "30d")]
@@ -63,15 +63,7 @@ class OneHopPartition:
         result = Result()
         batch = [_decode(record.value or b"") for record in records]
         time_us, cents, profile = self._enter(batch)
-        n = len(batch)
-        rows = inputs_of_many(
-            cents,
-            time_us // 1_000,
-            np.fromiter((float(item.mcc) for item in batch), float, n),
-            np.fromiter((item.channel == "online" for item in batch), float, n),
-            np.fromiter((item.country != HOME_COUNTRY for item in batch), float, n),
-            profile,
-        )
+        rows = inputs_of_batch(batch, time_us // 1_000, cents, profile)
         trees, lines = self._models.probabilities(rows)
         scores, output = (trees + lines) / 2, self._output
         for transaction, score, tree, line, windows in zip(

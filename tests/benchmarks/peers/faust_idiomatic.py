@@ -12,11 +12,11 @@ from tests.benchmarks.job.definition import (
     HOME_COUNTRY,
     INPUTS,
     PARTITIONS,
-    WINDOWS_MS,
     inputs_of_one,
     load_lightgbm,
     load_river,
 )
+from tests.benchmarks.job.windows import profile_of_history
 from tests.benchmarks.peers.arguments import arguments
 
 options = arguments()
@@ -75,14 +75,7 @@ async def decide(stream: faust.Stream[Transaction]) -> None:
     async for transaction in stream:
         time_ms = round(1_000 * transaction.event_time.timestamp())
         cents = round(100 * transaction.amount)
-        earlier = [event for event in history[transaction.card_id] if event[0] > time_ms - WINDOWS_MS[-1]]
-        counts, means = [], []
-        for window_ms in WINDOWS_MS:
-            amounts = [amount for when, amount in earlier if when > time_ms - window_ms]
-            counts.append(len(amounts))
-            means.append(sum(amounts) / (100 * len(amounts)) if amounts else 0.0)
-        earlier.append((time_ms, cents))
-        history[transaction.card_id] = earlier
+        history[transaction.card_id], profile = profile_of_history(history[transaction.card_id], time_ms, cents)
         row = inputs_of_one(
             cents / 100,
             cents,
@@ -90,7 +83,7 @@ async def decide(stream: faust.Stream[Transaction]) -> None:
             float(transaction.mcc),
             float(transaction.channel == "online"),
             float(transaction.country != HOME_COUNTRY),
-            (*counts, *means),
+            profile,
         )
         tree = float(booster.predict(np.array([row]), num_threads=1)[0])
         logistic = river.predict_proba_one(dict(zip(INPUTS, row, strict=True)))[True]
@@ -102,8 +95,7 @@ async def decide(stream: faust.Stream[Transaction]) -> None:
                 (tree + logistic) / 2,
                 tree,
                 logistic,
-                *counts,
-                *means,
+                *profile,
             ),
         )
 

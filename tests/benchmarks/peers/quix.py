@@ -13,11 +13,11 @@ from tests.benchmarks.job.definition import (
     HOME_COUNTRY,
     INPUTS,
     PROFILE,
-    WINDOWS_MS,
     inputs_of_one,
     load_lightgbm,
     load_river,
 )
+from tests.benchmarks.job.windows import profile_of_history
 from tests.benchmarks.peers.arguments import Arguments, arguments
 
 
@@ -25,17 +25,9 @@ def profiled(transaction: dict[str, Any], state: State) -> dict[str, Any]:
     """Counts and means of the card's windows; then the transaction enters its history."""
     time_ms = round(1_000 * datetime.fromisoformat(transaction["event_time"]).timestamp())
     cents = round(100 * transaction["amount"])
-    bound = time_ms - WINDOWS_MS[-1]
-    earlier = [event for event in state.get("history", default=[]) if event[0] > bound]
-    counts, means = [], []
-    for window_ms in WINDOWS_MS:
-        bound = time_ms - window_ms
-        amounts = [amount for when, amount in earlier if when > bound]
-        counts.append(len(amounts))
-        means.append(sum(amounts) / (100 * len(amounts)) if amounts else 0.0)
-    earlier.append((time_ms, cents))
-    state.set("history", earlier)
-    return {**transaction, "time_ms": time_ms, "cents": cents, "profile": (*counts, *means)}
+    history, profile = profile_of_history(state.get("history", default=[]), time_ms, cents)
+    state.set("history", history)
+    return {**transaction, "time_ms": time_ms, "cents": cents, "profile": profile}
 
 
 def row_of(value: dict[str, Any]) -> list[float]:
