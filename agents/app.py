@@ -340,7 +340,7 @@ class WorkerContext:
         log_refused(refused)
         address = self._repository.url if self._repository is not None else ""
         group = refused.name.removeprefix(f"{address}/").partition("/")[0]
-        self.metrics.snapshot_refused(group.removeprefix(self._settings.topic_prefix), refused.reason)
+        self.metrics.count("snapshots_refused", group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
         """Let go of metrics and broker."""

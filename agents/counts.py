@@ -4,9 +4,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
+from agents.topology import CARD
 from pipeline.engine.records.results import Result
 from pipeline.engine.records.whole_amounts import LEAST_AMOUNTS, AmountCounts, suspicion, suspicious
 from pipeline.kafka.records.batch import Batch
@@ -15,6 +15,18 @@ from pipeline.observability.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
+COUNTED: Final = {
+    "decision": "decisions",
+    "alert": "alerts",
+    "example": "examples",
+    "training_update": "training_updates",
+    "rerouted": "rerouted",
+}
+"""Counters by the kind of `pipeline.engine.records.results.Result.counts`; the detail is their label."""
+COUNTED_BY_AGENT: Final = {"label": "labels", "dead_letter": "dead_letters", "quarantined": "quarantined"}
+"""Counters whose labels are the agent and the detail."""
+REPEATED: Final = "duplicate"
+"""Kind of what repeats: transactions at the card agent, records that were read again at the others."""
 LAG_INTERVAL_S: Final = 1.0
 STATUS_INTERVAL_S: Final = 60.0
 """Time between two log lines that report what an agent did."""
@@ -39,34 +51,27 @@ class Counts:
     def batch(self, batch: Batch, result: Result) -> None:
         """Count a committed batch and its result."""
         metrics, agent = self._metrics, self._agent
-        metrics.batch_records(agent, len(batch.records))
+        metrics.observe("batch_records", len(batch.records), agent)
         for topic, count in Counter(record.topic for record in batch.records).items():
-            metrics.records_consumed(agent, topic, count)
-        by_kind: dict[str, dict[str, int]] = {}
+            metrics.count("records_consumed", agent, topic, by=count)
+        self._done["records"] += len(batch.records)
         for (kind, detail), count in result.counts.items():
-            by_kind.setdefault(kind, {})[detail] = count
-        metrics.decisions(by_kind.get("decision", {}))
-        metrics.alerts(by_kind.get("alert", {}))
-        metrics.labels(agent, by_kind.get("label", {}))
+            if (name := COUNTED.get(kind)) is not None:
+                metrics.count(name, detail, by=count)
+            elif (name := COUNTED_BY_AGENT.get(kind)) is not None:
+                metrics.count(name, agent, detail, by=count)
+            elif kind == REPEATED:
+                metrics.count(*(("duplicates",) if agent == CARD.name else ("redelivered", agent)), by=count)
+            if kind in ("decision", "alert"):
+                self._done[f"{kind}s"] += count
+            elif kind == "dead_letter":
+                self._refused[detail] += count
         if result.given_up:
-            metrics.labels(agent, {"given_up": len(result.given_up)})
+            metrics.count("labels", agent, "given_up", by=len(result.given_up))
             log.warning(
                 "%s gave up %d labels while a partition of profiled stands still, at topic, partition and offset: %s",
                 agent, len(result.given_up), "; ".join(result.given_up),
             )  # fmt: skip
-        metrics.examples(by_kind.get("example", {}))
-        metrics.training_updates(by_kind.get("training_update", {}))
-        for code, count in by_kind.get("dead_letter", {}).items():
-            metrics.dead_letters(agent, code, count)
-        self._done.update(records=len(batch.records), decisions=sum(by_kind.get("decision", {}).values()))
-        self._done.update(alerts=sum(by_kind.get("alert", {}).values()))
-        self._refused.update(by_kind.get("dead_letter", {}))
-        for topic, count in by_kind.get("rerouted", {}).items():
-            metrics.rerouted(topic, count)
-        for topic, count in by_kind.get("quarantined", {}).items():
-            metrics.quarantined(agent, topic, count)
-        if duplicates := by_kind.get("duplicate"):
-            (metrics.duplicates if agent == "card" else partial(metrics.redelivered, agent))(sum(duplicates.values()))
         self._amounts += result.amounts
         for currency in suspicious(self._amounts):
             if currency not in self._suspected:
@@ -86,12 +91,12 @@ class Counts:
             return False
         self._lag_at_s = now_s
         metrics, agent = self._metrics, self._agent
-        metrics.assigned_partitions(agent, len(session.assigned))
+        metrics.show("assigned_partitions", len(session.assigned), agent)
         lags = session.lag()
         for topic, partition in self._lags - lags.keys():
-            metrics.forget_partition(agent, topic, partition)
+            metrics.forget("lag_records", agent=agent, topic=topic, partition=partition)
         for (topic, partition), records in lags.items():
-            metrics.lag_records(agent, topic, partition, records)
+            metrics.show("lag_records", records, agent, topic, partition)
         self._lags = set(lags)
         metrics.damaged_batches(agent, session.damaged)
         self._log_dead_letters(now_s)
@@ -111,7 +116,7 @@ class Counts:
 
     def _log_status(self, lags: Mapping[tuple[str, int], int], now_s: float) -> None:
         seconds = now_s - self._status_at_s
-        found = {what: count for what, count in self._done.items() if what != "records" and count}
+        found = {what: self._done[what] for what in ("decisions", "alerts") if self._done[what]}
         log.info(
             "%s: %d records in %.0f s (%.0f a second)%s; %d wait on %d partitions",
             self._agent, self._done["records"], seconds, self._done["records"] / seconds,

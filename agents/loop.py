@@ -89,7 +89,7 @@ class AgentLoop:
             spec.reads,
             partitions,
             waiting=lambda: health.working(spec.name),
-            renewed=lambda: metrics.producer_renewed(spec.name),
+            renewed=lambda: metrics.count("producers_renewed", spec.name),
             on_refused=metrics.records_refused,
             group_protocol=group_protocol,
             late_ms=min(round(self._interval_s * 1_000), LATE_FETCH_MS),
@@ -146,7 +146,7 @@ class AgentLoop:
             self._work(batch)
         except Aborted as reason:
             log.warning("%s: %d records will be processed again: %s", self._agent, len(batch.records), reason)
-            self._metrics.transaction_aborted(self._agent)
+            self._metrics.count("transactions_aborted", self._agent)
         except BaseException as error:
             # The state may hold a part of the batch: it must not be kept.
             self._whole = False

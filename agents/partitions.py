@@ -217,9 +217,8 @@ class KernelPartitions(ABC, Generic[P]):
             self._measured_s = time.monotonic()
             for partition, store in self._stores.items():
                 entries, size_bytes = self.measured(partition, store)
-                self._environment.metrics.store(
-                    self._environment.agent, partition, entries=entries, size_bytes=size_bytes
-                )
+                self._environment.metrics.show("store_entries", entries, self._environment.agent, partition)
+                self._environment.metrics.show("store_bytes", size_bytes, self._environment.agent, partition)
 
     def measured(self, partition: int, store: RocksStore) -> tuple[int, int]:
         """Return how many entries a partition has on disk, and in how many bytes."""

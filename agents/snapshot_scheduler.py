@@ -139,7 +139,7 @@ class SnapshotScheduler:
             self._failed(number, error)
             return
         self._incomplete.discard(number)
-        self._metrics.stage_seconds(self._agent, "snapshot", time.monotonic() - started_s)
+        self._metrics.observe("stage_seconds", time.monotonic() - started_s, self._agent, "snapshot")
         self._writing[number] = self._thread.submit(
             self._write, number, self._writers[number], positions, session.progress[number], dump
         )
@@ -182,7 +182,7 @@ class SnapshotScheduler:
     def _failed(self, number: int, error: SnapshotError) -> None:
         """Log and count it, from either thread: a snapshot only shortens a replay; the next is tried in its time."""
         log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
-        self._metrics.snapshot_failed(self._agent)
+        self._metrics.count("snapshots_failed", self._agent)
 
     def _key(self, partition: int) -> SnapshotKey:
         identity = self._identity

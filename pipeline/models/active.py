@@ -125,7 +125,7 @@ class ModelSubscriber:
         if item.frozen != self.frozen:
             log.warning("learning is %s by %s: %s", "frozen" if item.frozen else "unfrozen", item.by, item.reason)
         self.frozen = item.frozen
-        self._metrics.learning_frozen(item.frozen)
+        self._metrics.show("learning_frozen", item.frozen)
 
     def _find(self, reference: VersionReference, waiting: Callable[[], None]) -> ModelVersion | None:
         digest = reference.digest
@@ -174,7 +174,7 @@ class ModelSubscriber:
             log.log(
                 logging.DEBUG if name == RIVER else logging.INFO, "%s version %s is active (was %s)", name, new, old
             )
-            self._metrics.model_changed(name)
+            self._metrics.count("model_changes", name)
             if name == LIGHTGBM:
                 found = [warning_of_share(after.lightgbm, *self._in_time)]
                 if self._reported is not None:

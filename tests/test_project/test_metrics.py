@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from agents.counts import COUNTED, COUNTED_BY_AGENT, REPEATED
 from pipeline.observability.endpoint import EndpointError
-from pipeline.observability.metrics import ArrayHistogram, WorkerMetrics
+from pipeline.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, ArrayHistogram, WorkerMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("agents", "pipeline")
@@ -43,70 +44,53 @@ def sample(samples: Samples, name: str, **labels: str) -> float | None:
 
 
 def test_what_agents_count_is_what_is_served(metrics: WorkerMetrics) -> None:
-    metrics.records_consumed("card", "transactions", 3)
-    metrics.records_consumed("card", "transactions", 4)
-    metrics.decisions({"allow": 5, "alert": 2})
-    metrics.alerts({"score": 1, "audit": 1})
-    metrics.dead_letters("card", "not_json", 2)
-    metrics.duplicates(6)
-    metrics.labels("card", {"forwarded": 8})
-    metrics.examples({"fraud": 9})
-    metrics.training_updates({"learned": 10})
-    metrics.transaction_aborted("score")
-    metrics.assigned_partitions("score", 4)
-    metrics.model_refused("river")
-    metrics.batch_records("score", 150)
-    metrics.stage_seconds("score", "commit", 0.004)
+    values = {name: tuple(f"{label}-value" for label in labels) for name, labels in (COUNTERS | GAUGES).items()}
+    for name in COUNTERS:
+        metrics.count(name, *values[name], by=3)
+        metrics.count(name, *values[name])
+    for name in GAUGES:
+        metrics.show(name, 7, *values[name])
+    metrics.observe("batch_records", 150, "score")
     with metrics.stage("score", "commit"):
         pass
     served = scrape(metrics.start())
     assert {name for name, _ in served if name.endswith("_created")} == set()
-    assert sample(served, "records_consumed_total", agent="card", topic="transactions") == 7
-    assert sample(served, "decisions_total", action="allow") == 5
-    assert sample(served, "decisions_total", action="alert") == 2
-    assert sample(served, "alerts_total", selection="audit") == 1
-    assert sample(served, "dead_letters_total", stage="card", code="not_json") == 2
-    assert sample(served, "duplicates_total") == 6
-    assert sample(served, "labels_total", agent="card", outcome="forwarded") == 8
-    assert sample(served, "examples_total", label="fraud") == 9
-    assert sample(served, "training_updates_total", outcome="learned") == 10
-    assert sample(served, "transactions_aborted_total", agent="score") == 1
-    assert sample(served, "assigned_partitions", agent="score") == 4
-    assert sample(served, "models_refused_total", model="river") == 1
+    for name, labels in (COUNTERS | GAUGES).items():
+        given = dict(zip(labels, values[name], strict=True))
+        assert sample(served, name if name in GAUGES else f"{name}_total", **given) == (7 if name in GAUGES else 4)
     assert sample(served, "batch_records_bucket", agent="score", le="100.0") == 0
     assert sample(served, "batch_records_bucket", agent="score", le="200.0") == 1
-    assert sample(served, "stage_seconds_count", agent="score", stage="commit") == 2
+    assert sample(served, "stage_seconds_count", agent="score", stage="commit") == 1
 
 
-def test_something_counts_every_metric() -> None:
-    """A method that nothing calls leaves its metric at 0."""
-    metrics = ROOT / "pipeline/observability/metrics.py"
-    texts = [
-        path.read_text(encoding="utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py") if path != metrics
-    ]
-    described = {"metric_names", "label_names"}
-    methods = [name for name, value in vars(WorkerMetrics).items() if callable(value) and not name.startswith("_")]
-    assert described < {*methods}
-    methods = [name for name in methods if name not in described]
-    assert [name for name in methods if not any(f".{name}" in text for text in texts)] == []
+def test_something_counts_every_metric_and_nothing_else() -> None:
+    """One that nothing counts stays at 0."""
+    paths = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in paths)
+    declared = COUNTERS | GAUGES | HISTOGRAMS
+    named = {name for name in declared if re.search(rf'\.(?:count|show|observe)\(\s*"{name}"', text)}
+    by_kind = {*COUNTED.values(), *COUNTED_BY_AGENT.values(), "duplicates", "redelivered"}
+    assert named | by_kind | {"prequential_auc"} == {*declared}
+    for method, known in (("count", COUNTERS), ("show", GAUGES), ("observe", HISTOGRAMS)):
+        assert set(re.findall(rf'metrics\.{method}\(\s*"(\w+)"', text)) <= known.keys()
 
 
 def test_agents_count_what_kernels_count() -> None:
     """A kind that an agent does not hand on is on no metric; one that no kernel counts leaves its metric at 0."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py")]
     counted = {kind for text in texts for kind in re.findall(r"counts\[\"(\w+)\", ", text)}
-    handed_on = set(re.findall(r"by_kind\.get\(\"(\w+)\"", (ROOT / "agents/counts.py").read_text(encoding="utf-8")))
     # Of accepted transactions the decisions are a metric.
-    assert counted - {"accepted"} == handed_on
+    assert counted - {"accepted"} == {*COUNTED, *COUNTED_BY_AGENT, REPEATED}
 
 
 def test_state_and_its_snapshots_are_reported_until_the_partition_goes(metrics: WorkerMetrics) -> None:
     metrics.state_restored("card", 0, source="snapshot", seconds=1.5, records=70, snapshot_at_s=1_000.0)
     metrics.state_restored("card", 1, source="log", seconds=40.0, records=900)
     metrics.snapshot_written("card", 0, size_bytes=2_048, seconds=0.2, taken_at_s=1_060.0)
-    metrics.snapshot_failed("card")
-    metrics.snapshot_refused("card", "damaged")
-    metrics.store("card", 0, entries=12, size_bytes=4_096)
+    metrics.count("snapshots_failed", "card")
+    metrics.count("snapshots_refused", "card", "damaged")
+    metrics.show("store_entries", 12, "card", 0)
+    metrics.show("store_bytes", 4_096, "card", 0)
     port = metrics.start()
     served = scrape(port)
     assert sample(served, "restore_seconds_count", agent="card", source="snapshot") == 1
@@ -132,25 +116,13 @@ def test_state_and_its_snapshots_are_reported_until_the_partition_goes(metrics: 
     assert sample(after, "snapshots_written_total", agent="card") == 1
 
 
-def test_records_that_left_the_usual_way_are_counted(metrics: WorkerMetrics) -> None:
-    metrics.quarantined("card", "transactions")
-    metrics.rerouted("transactions", 3)
-    metrics.producer_renewed("score")
-    metrics.redelivered("score", 5)
-    served = scrape(metrics.start())
-    assert sample(served, "quarantined_total", agent="card", topic="transactions") == 1
-    assert sample(served, "rerouted_total", topic="transactions") == 3
-    assert sample(served, "producers_renewed_total", agent="score") == 1
-    assert sample(served, "redelivered_total", agent="score") == 5
-    assert sample(served, "redelivered_total", agent="card") == 0
-
-
 def test_series_with_known_labels_start_at_zero(metrics: WorkerMetrics) -> None:
     served = scrape(metrics.start())
     assert sample(served, "models_refused_total", model="river") == 0
     assert sample(served, "decisions_total", action="alert") == 0
     assert sample(served, "transactions_aborted_total", agent="learn") == 0
     assert sample(served, "quarantined_total", agent="score", topic="profiled") == 0
+    assert sample(served, "redelivered_total", agent="card") == 0
     assert sample(served, "snapshots_failed_total", agent="feedback") == 0
 
 
@@ -166,10 +138,10 @@ def test_a_swapped_version_ends_its_series(metrics: WorkerMetrics) -> None:
 
 
 def test_a_revoked_partition_ends_its_series(metrics: WorkerMetrics) -> None:
-    metrics.lag_records("card", "labels", 0, 11)
-    metrics.lag_records("card", "labels", 1, 12)
-    metrics.forget_partition("card", "labels", 0)
-    metrics.forget_partition("card", "labels", 7)
+    metrics.show("lag_records", 11, "card", "labels", 0)
+    metrics.show("lag_records", 12, "card", "labels", 1)
+    metrics.forget("lag_records", agent="card", topic="labels", partition=0)
+    metrics.forget("lag_records", agent="card", topic="labels", partition=7)
     served = scrape(metrics.start())
     assert sample(served, "lag_records", agent="card", topic="labels", partition="0") is None
     assert sample(served, "lag_records", agent="card", topic="labels", partition="1") == 12

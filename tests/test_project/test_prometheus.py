@@ -70,7 +70,7 @@ def ask(metrics: WorkerMetrics, tmp_path: Path) -> Iterator[Ask]:
 
 
 def test_the_server_reads_every_metric_and_evaluates_every_rule(metrics: WorkerMetrics, ask: Ask) -> None:
-    metrics.oldest_undecided("card", "transactions", 3, 72.5)
+    metrics.show("oldest_undecided_seconds", 72.5, "card", "transactions", 3)
     metrics.records_refused("control")
 
     def value(metric: str) -> str | None:

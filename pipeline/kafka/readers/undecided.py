@@ -321,7 +321,7 @@ class UndecidedWatch(WatchThread):
             # nothing is known: the last one, mostly 0, would say that nothing waits.
             log.exception("%s: the age of the oldest undecided records cannot be measured", agent)
         for topic, number in shown - ages_s.keys():
-            self._metrics.forget_undecided(agent, topic, number)
+            self._metrics.forget("oldest_undecided_seconds", agent=agent, topic=topic, partition=number)
         for (topic, number), age_s in ages_s.items():
-            self._metrics.oldest_undecided(agent, topic, number, age_s)
+            self._metrics.show("oldest_undecided_seconds", age_s, agent, topic, number)
         return set(ages_s)
