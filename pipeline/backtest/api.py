@@ -15,10 +15,11 @@ from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.outcome import result_of, summary_of
 from pipeline.backtest.runner.replay import Candidate
-from pipeline.backtest.runner.request_validation import request_of
+from pipeline.backtest.runner.request import Request, models_by_name, source_of
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.backtest.runner.runner import FinishedRun, run_request
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunSummary
+from pipeline.backtest.runner.thresholds import parsed_thresholds
 from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.engine.scores.models import ActiveModels
@@ -78,22 +79,15 @@ class Backtest:
         labels: LabelPolicy = _AVAILABLE_LABELS,
         settings: Settings | None = None,
     ) -> None:
-        """Validate the arguments; nothing is read yet.
+        """Validate the arguments; nothing is read yet. What is not told here is declared at the argument, or its type.
 
         Args:
             history: A file, a directory of exported topics, or None for the topics of ``bootstrap``.
-            bootstrap: Cluster of the topics. Default: that of the settings.
-            range: The event times to decide, and what is read before them.
-            order: All partitions by event time, or the logs as they are.
-            compare_live: Whether to compare with the decisions on the topics.
             models: LightGBM versions, by themselves or by names of your own, or models.
             thresholds: Each makes a variant of each model.
             training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
                 online model.
-            policy: A version.
-            online: The online model beside each of them.
             mapping: Columns of a file. Default: found by their names.
-            labels: Recorded labels, or the regime by which the truth becomes known.
             settings: Default: those of the environment.
 
         Raises:
@@ -102,27 +96,26 @@ class Backtest:
             ModelError: There are no such features to train on.
         """
         settings = settings or Settings()
-        self.request = request_of(
-            history,
-            range,
-            models,
-            thresholds,
-            online,
-            labels,
-            training,
-            policy=policy,
+        servers = bootstrap or settings.kafka_bootstrap_servers
+        source = source_of(history, mapping, labels, range.lateness_s, settings, servers)
+        self.request = Request(
+            settings=settings,
+            source=source,
             order=Order(order),
             compare_live=compare_live,
-            mapping=mapping,
-            settings=settings,
-            bootstrap=bootstrap or settings.kafka_bootstrap_servers,
+            time_range=range,
+            models=models_by_name(models),
+            alert_thresholds=parsed_thresholds(thresholds),
+            policy=policy,
+            online=online,
+            label_policy=labels,
+            training=training,
         )
         self.comparison: LiveComparison | None = None
         """Comparison with live decisions, once `run` is through."""
         self.trained: dict[str, Trained] = {}
         """Trainings before the range, by the names of their variants, once `run` is through."""
         self._grown: dict[str, VariantTraining] = {}
-        source = self.request.source
         self._library = ModelLibrary(settings, source.bootstrap if isinstance(source, TopicSource) else None)
 
     def run(

@@ -28,7 +28,6 @@ from pipeline.backtest.reprocess.written_runs import (
 )
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
-from pipeline.backtest.runner.request_validation import chooses
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.engine.cards.card import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
@@ -154,7 +153,7 @@ def reprocess(
 
 def _refuse_hypothetical(request: Request) -> None:
     """Raise `ReprocessError` for what the name of a run does not tell, and no later run could find again."""
-    if request.training is not None or request.labels is not LabelMode.RECORDED or chooses(request.alert_thresholds):
+    if request.training is not None or request.labels is not LabelMode.RECORDED or request.chooses_thresholds:
         raise ReprocessError(
             "a topic takes decisions by a version and a threshold that there are, with recorded labels: leave --train, "
             "--budget, --pace and --labels out, or name a directory"

@@ -9,7 +9,7 @@ from pipeline.backtest.input.span import moment
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary, with_threshold
 from pipeline.backtest.runner.replay import Candidate
-from pipeline.backtest.runner.request import Request
+from pipeline.backtest.runner.request import LATEST, UNTRAINED, Request
 from pipeline.backtest.runner.result import Parameter
 from pipeline.backtest.runner.thresholds import BUDGET, AlertThreshold
 from pipeline.backtest.training.period import TrainingPeriod
@@ -23,8 +23,6 @@ from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
 from schemas.times import US_PER_DAY
 
-LATEST: Final = "latest"
-UNTRAINED: Final = "untrained"
 MOST_EXAMPLES: Final = 1_000_000
 """The newest examples by which models are compared before they learn; 40 MB."""
 _POLICY_ALONE: Final = (AlertThreshold(),)
@@ -39,7 +37,7 @@ def candidates_of(
     """
     named = dict(request.models)
     if not named and request.training is None:
-        changed = request.policy is not None or request.blend is not None
+        changed = request.policy is not None or request.online.blend is not None
         if request.order is Order.RECORDED and request.alert_thresholds == _POLICY_ALONE and not changed:
             return {}
         named = {ACTIVE: ACTIVE}
@@ -67,7 +65,7 @@ def candidates_of(
             )
             critical = None if alert_threshold.pace is None else alert_threshold.pace.critical
             described |= {} if critical is None else {"critical from": critical}
-            described |= {} if request.blend is None else {"blend": request.blend}
+            described |= {} if request.online.blend is None else {"blend": request.online.blend}
             trained_as, every = schedules.get(name, (None, None))
             renewed = None
             if trained_as is not None and every is not None:
@@ -92,12 +90,12 @@ def _schedules(request: Request, trained: Mapping[str, VariantTraining]) -> dict
 def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
     """The policy whose rules, blend and audit rate a trained model is given; None where none is active."""
     policy = library.active_policy() if request.policy is None else library.policy(request.policy)
-    return policy if request.blend is None else _blended(request, policy or Policy(0.5))
+    return policy if request.online.blend is None else _blended(request, policy or Policy(0.5))
 
 
 def _blended(request: Request, policy: Policy) -> Policy:
     """Return the policy with the blend that was asked for."""
-    return policy if request.blend in (None, policy.blend) else policy.replace(blend=request.blend)
+    return policy if request.online.blend in (None, policy.blend) else policy.replace(blend=request.online.blend)
 
 
 def warnings_of_policies(candidates: Mapping[str, Candidate]) -> list[str]:
@@ -149,7 +147,7 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
         every_us,
         *library.learner(models),
         prequential=Prequential(MOST_EXAMPLES),
-        gate=request.blend is None,
+        gate=request.online.blend is None,
     )
 
 

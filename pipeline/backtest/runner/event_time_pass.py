@@ -89,11 +89,11 @@ def decide_by_time(
     statistics.warnings += opened.warnings
     numbering = Numbering(partitions)
     statistics.budgets = {
-        name: Budget(item.alerts_per_day, span.from_us, request.validation_days)
+        name: Budget(item.alerts_per_day, span.from_us, request.time_range.validation_days)
         for name, item in candidates.items()
         if item.alerts_per_day is not None
     }
-    watched_from_us = span.from_us - round(request.validation_days * US_PER_DAY)
+    watched_from_us = span.from_us - round(request.time_range.validation_days * US_PER_DAY)
     statistics.paced = {
         name: PacedVariant(item.paced_at, watched_from_us)
         for name, item in candidates.items()

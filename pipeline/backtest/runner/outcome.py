@@ -76,10 +76,10 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
                 f"before went on deciding; the first, at {moment(refused[0].period.known_us)}: {refused[0].refused}"
             )
     for name, budget in statistics.budgets.items():
-        if budget.days < request.validation_days:
+        if budget.days < request.time_range.validation_days:
             found.append(
                 f"{name}: the threshold was chosen on {budget.days:.1f} days before the range, not on "
-                f"{request.validation_days:g}"
+                f"{request.time_range.validation_days:g}"
             )
         if budget.tied:
             found.append(

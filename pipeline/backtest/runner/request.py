@@ -1,63 +1,207 @@
 """The validated request of a backtest, with the options of its kernels."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Final
 
 from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.export_source import ExportSource
+from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.sources import Source
-from pipeline.backtest.input.span import Span
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, Span, time_us
+from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy, ScheduledLabels
+from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, TimeRange
 from pipeline.backtest.runner.thresholds import AlertThreshold
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.cards.card import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.models import ActiveModels
+from pipeline.features.catalogue import REACH_US
+from pipeline.history.files import ColumnMapping, UnusableSource, refuse_url, resolve_mapping
+from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options, feedback_options
 from pipeline.settings.rate_table import load_rates
-from schemas.times import US_PER_DAY
+from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND
+from schemas.topics import TRANSACTIONS
+
+LATEST: Final = "latest"
+UNTRAINED: Final = "untrained"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The validated arguments of `pipeline.Backtest`."""
+    """The arguments of `pipeline.Backtest`, of which none contradicts another.
+
+    Raises:
+        ValueError: Arguments contradict each other, or are out of range.
+        TypeError: A time is no datetime.
+        ModelError: There are no such features to train on.
+    """
 
     settings: Settings
     source: Source
     order: Order
-    span: Span
-    warm_up_us: int
-    """History before the range that enters the windows; the days on which thresholds are chosen come besides."""
     compare_live: bool
-    labels: LabelMode
-    regime: LabelRegime
-    """Reports and their delays, where labels are not recorded."""
-    reviews: ReviewPolicy
+    time_range: TimeRange
     models: Mapping[str, str | ActiveModels]
     """Versions of LightGBM, or models, by the names of their variants."""
     alert_thresholds: tuple[AlertThreshold, ...]
     """At least one."""
     policy: str | None
     """A version; None: the one that was made for the model."""
-    river: str
-    """`pipeline.backtest.runner.candidates.LATEST`, `UNTRAINED`, or a version."""
-    publish_every_us: int | None
-    """Event time between versions of an online model that learns; None where it does not learn."""
-    blend: float | None
-    """Weight of the online model in the score; None: the policy's, which the gate sets where the model learns."""
+    online: OnlineModel
+    label_policy: LabelPolicy
     training: Training | None
-    period: TrainingPeriod | None
-    """Period that is trained on; None where nothing is trained."""
-    validation_days: float
+
+    def __post_init__(self) -> None:
+        self._refuse_impossible_order()
+        self._refuse_impossible_labels()
+        if self.training is not None and self.training.renew_days and self.chooses_thresholds:
+            raise ValueError(
+                "each training of a renewed model chooses a threshold, for --top alerts a day (alerts_per_day): leave "
+                "--budget and --pace out, or hold one threshold with --threshold"
+            )
+        named = [*self.models, *(self.training.names if self.training is not None else ())]
+        if twice := [name for name, count in Counter(named).items() if count > 1]:
+            raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
+        # Which refuses a range or a period that cannot be.
+        _ = self.span, self.period
+
+    def _refuse_impossible_order(self) -> None:
+        """Refuse what topics, or the order of event time, alone have."""
+        if not isinstance(self.source, TopicSource):
+            if self.compare_live:
+                raise ValueError("what was decided live is on the topics: leave the file out to compare with it")
+            if self.order is Order.RECORDED:
+                raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
+        if self.compare_live and any(threshold.pace is not None for threshold in self.alert_thresholds):
+            raise ValueError("live decisions had the thresholds of their time: leave --pace out to compare with them")
+        if self.order is not Order.RECORDED:
+            return
+        if self.online.learn:
+            raise ValueError("in the recorded order River versions are those that were published: order by event time")
+        if self.training is not None or self.chooses_thresholds:
+            raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
+
+    def _refuse_impossible_labels(self) -> None:
+        """Refuse labels that the source does not have, or that the rest of the request has no place for."""
+        source, labels, regime = self.source, self.labels, self.regime
+        if labels is not LabelMode.RECORDED:
+            if not (source.bears_truth or source.has_labels):
+                raise ValueError(
+                    f"nothing tells what the transactions of {source.name} turned out to be: name their column with "
+                    "--map fraud=COLUMN, or a file of labels with --label-file"
+                )
+            if self.compare_live or self.order is Order.RECORDED:
+                raise ValueError(
+                    f"what was decided live was decided by the labels of the time: with labels {labels.value} nothing "
+                    "can be compared with it, and the recorded order has no place for them"
+                )
+        elif not source.has_labels and self.label_policy.mode is not None:
+            raise ValueError(
+                f"no labels were recorded with {source.name}: name a file of them with --label-file, or let what the "
+                "column fraud says become known by --labels delay or simulated-review"
+            )
+        elif regime != LabelRegime(delay_days=regime.delay_days):
+            raise ValueError(
+                "recorded labels say themselves who was reported and when: reported, legitimate_share, delay_spread, "
+                "early_share, early_hours, never_reported and corrected_share are for labels that follow from the "
+                "truth (--labels delay or simulated-review)"
+            )
+        if labels is LabelMode.REVIEW and self.chooses_thresholds:
+            raise ValueError(
+                "reviews are of what a threshold alerts from the warm-up on, when the one for a budget is not chosen "
+                "yet: name a threshold, or let labels be recorded or come after a delay"
+            )
 
     @property
     def partitions(self) -> int:
         """Partitions that the replay has. Raises `ClusterUnreachable`, `TopicError`."""
         return self.source.partitions
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """True if thresholds are chosen, or paced, for budgets."""
+        return any(threshold.budget is not None or threshold.pace is not None for threshold in self.alert_thresholds)
+
+    @cached_property
+    def labels(self) -> LabelMode:
+        """How labels come about."""
+        if self.label_policy.mode is None:
+            return LabelMode.DELAY if self.source.bears_truth else LabelMode.RECORDED
+        return LabelMode(self.label_policy.mode)
+
+    @property
+    def regime(self) -> LabelRegime:
+        """Reports and their delays, where labels are not recorded."""
+        return self.label_policy.regime
+
+    @property
+    def reviews(self) -> ReviewPolicy:
+        """How simulated reviews answer alerts."""
+        return ReviewPolicy(round(self.label_policy.review_delay_s * US_PER_SECOND), self.label_policy.reviews_a_day)
+
+    @property
+    def warm_up_us(self) -> int:
+        """History before the range that enters the windows; the days on which thresholds are chosen come besides.
+
+        By default all that features, or a restore, depend on.
+        """
+        if self.time_range.warm_up_s is not None:
+            return round(self.time_range.warm_up_s * US_PER_SECOND)
+        default_us = REACH_US + self.label_delay_us
+        needed = needed_days(TRANSACTIONS, self.settings) if self.order is Order.RECORDED else None
+        return default_us if needed is None else max(default_us, round(needed * US_PER_DAY))
+
+    @cached_property
+    def span(self) -> Span:
+        """The range, and the history that is read before it."""
+        start, end = self.time_range.start, self.time_range.end
+        for name, bound in (("start", start), ("end", end)):
+            if bound is not None and not isinstance(bound, datetime):
+                raise TypeError(f"{name} must be a datetime, not {bound!r}: datetime.fromisoformat makes one of a text")
+        from_us, to_us = time_us(start, EARLIEST_US), time_us(end, LATEST_US)
+        if to_us <= from_us:
+            raise RangeError(f"the range is empty: it ends at {end}, and begins at {start}; let it end later")
+        # The days that thresholds are chosen on must be as warm as those that are decided by them.
+        chosen_on_us = round(self.time_range.validation_days * US_PER_DAY) if self.chooses_thresholds else 0
+        warm_up_from_us = EARLIEST_US if from_us == EARLIEST_US else from_us - self.warm_up_us - chosen_on_us
+        return Span(warm_up_from_us, from_us, to_us)
+
+    @cached_property
+    def period(self) -> TrainingPeriod | None:
+        """Period that is trained on; None where nothing is trained."""
+        if self.training is None:
+            return None
+        declared = None if self.labels is LabelMode.RECORDED else self.regime
+        maturity_days = self.settings.maturity_days if declared is None else declared.maturity_days
+        gap_s, days = maturity_days * SECONDS_PER_DAY, self.time_range.validation_days
+        training = self.training
+        if self.labels is LabelMode.REVIEW:
+            # Answers to alerts come sooner than the regime says, and depend on scores.
+            training = dataclasses.replace(training, early_reports=False)
+        return training.period(self.span.from_us, gap_s, days, declared)
+
+    @property
+    def publish_every_us(self) -> int | None:
+        """Event time between versions of an online model that learns; None where it does not learn."""
+        return max(round(self.online.publish_every_s * US_PER_SECOND), 1) if self.online.learn else None
+
+    @property
+    def river(self) -> str:
+        """`LATEST`, `UNTRAINED`, or a version."""
+        return self.online.version or (UNTRAINED if self.online.learn else LATEST)
 
     @property
     def label_delay_us(self) -> int:
@@ -96,3 +240,43 @@ class Request:
         if self.labels is LabelMode.DELAY:
             return [ScheduledLabels(self.regime)]
         return [ScheduledLabels(self.regime, self.reviews) for _ in range(variants)]
+
+
+def source_of(
+    history: str | Path | None,
+    mapping: ColumnMapping | None,
+    labels: LabelPolicy,
+    lateness_s: float,
+    settings: Settings,
+    bootstrap: str | None,
+) -> Source:
+    """Return a file, a directory of exported topics, or the topics of a cluster.
+
+    Raises:
+        ValueError: None is named.
+        UnusableSource: There is no such history.
+    """
+    lateness_us = round(lateness_s * US_PER_SECOND)
+    if history is None:
+        if bootstrap is None:
+            raise ValueError("name a file, a directory of exported topics, or a cluster to read topics of")
+        return TopicSource(bootstrap, settings, lateness_us)
+    path = Path(history)
+    refuse_url(path)
+    if path.is_dir():
+        return ExportSource(path, lateness_us)
+    if not path.exists():
+        raise UnusableSource(f"there is no file or directory {path}")
+    return FileSource(path, mapping or resolve_mapping(path), labels.file, labels.regime.delay_days * SECONDS_PER_DAY)
+
+
+def models_by_name(models: Iterable[str] | Mapping[str, str | ActiveModels]) -> dict[str, str | ActiveModels]:
+    """Return models by the names of their variants; ValueError where one is named twice."""
+    if isinstance(models, str):
+        raise ValueError(f"models holds several names: write [{models!r}] for one")
+    if isinstance(models, Mapping):
+        return dict(models)
+    versions = tuple(models)
+    if twice := [version for version, count in Counter(versions).items() if count > 1]:
+        raise ValueError(f"the model {twice[0]} is named twice: name it once, or give both names of their own")
+    return {version: version for version in versions}

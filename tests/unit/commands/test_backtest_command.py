@@ -226,7 +226,7 @@ def test_a_topic_of_decisions_is_asked_for_by_the_same_options(run: Run, monkeyp
     assert (other.source.bootstrap, other.source.lateness_us) == ("127.0.0.1:1", 2 * US_PER_DAY)
     begin_us = round(START.timestamp()) * 1_000_000 + 7 * US_PER_DAY
     assert other.span == (begin_us - 3 * US_PER_DAY // 2, begin_us, begin_us + 5 * US_PER_DAY // 2)
-    assert (other.policy, other.river, other.publish_every_us, other.blend) == ("p", "r", 90_000_000, 0.5)
+    assert (other.policy, other.river, other.publish_every_us, other.online.blend) == ("p", "r", 90_000_000, 0.5)
     run("--order", "recorded", "--bootstrap", "127.0.0.1:1", file=False)
     assert (ours.order, asked[-1].order) == (Order.EVENT_TIME, Order.RECORDED)
 
