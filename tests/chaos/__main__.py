@@ -17,7 +17,6 @@ from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
 from tests.chaos.records import read_logs, save
 from tests.chaos.report import as_json, as_text, write
-from tests.chaos.run import EXPECTED
 from tests.chaos.schedule import cluster_schedule, schedule, short_schedule
 from tests.helpers.cluster import REPLICATED, kafka_nodes
 
@@ -101,7 +100,6 @@ def main(
         "data": data.name if data else None,
         "delivery": delivery,
         "protocol": protocol,
-        "expected": EXPECTED._asdict(),
     }
     with _kept(keep) as (directory, good):
         result = as_json(_run(directory, options, reported, everything=keep is not None), reported)

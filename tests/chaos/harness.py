@@ -31,7 +31,7 @@ from tests.chaos.garbage import Content
 from tests.chaos.hostile import Hostile
 from tests.chaos.load import Load, ledger
 from tests.chaos.records import Logs, Sent, read_logs
-from tests.chaos.run import EXPECTED, Check, Expected, Rules
+from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import BROKER_KINDS, KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
@@ -90,7 +90,6 @@ class Options:
     seconds: float
     faults: Sequence[Fault]
     maturity_days: float = 5.0
-    expected: Expected = EXPECTED
     prefix: str = "chaos-"
     first_agents: tuple[tuple[str, str], ...] = (("w1", "label,card,score,feedback,learn"),)
     command: Sequence[str] = WORKER
@@ -151,7 +150,6 @@ class Chaos:
             label_horizon_us=round(options.load.horizon_days * DAY_US),
             dedup_horizon_us=round(options.load.horizon_days * DAY_US),
             prefix=options.prefix,
-            expected=options.expected,
             exactly_once=options.delivery == "exactly_once",
         )
         environment = {
@@ -184,7 +182,7 @@ class Chaos:
     def run(self) -> Outcome:
         """Everything; raises `ChaosError` where no proof is possible, and what broker and workers raise."""
         options, seconds = self._options, {}
-        self.sent = sent = ledger(options.load, options.expected)
+        self.sent = sent = ledger(options.load)
         ensure_topics(self._bootstrap, self.settings)
         self.hostile.good = publish(self._bootstrap, self.settings, version=0)
         for name, agents in options.first_agents:
@@ -441,7 +439,7 @@ class Chaos:
                     if source == topic:
                         wanted[number] = max(end, wanted.get(number, 0))
                 behind = sum(max(0, end - max(0, there.get((name, n), 0))) for n, end in wanted.items())
-                if behind and (topic != "rerouted" or self._options.expected.rerouting):
+                if behind:
                     left[f"{agent}/{topic}"] = behind
         return left
 

@@ -14,7 +14,6 @@ from pipeline.history.files import load_transactions, resolve_mapping
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from tests.chaos.arithmetic import DAY_US, EPOCH, partition_of
 from tests.chaos.records import Sent
-from tests.chaos.run import Expected
 
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US
@@ -63,10 +62,10 @@ class _Draft(NamedTuple):
     """``home``, ``foreign`` (another partition than its card's) or ``keyless`` (any partition)."""
 
 
-def ledger(load: Load, expected: Expected) -> list[Sent]:
+def ledger(load: Load) -> list[Sent]:
     """All inputs of a run in the order in which they are sent; the same for the same arguments."""
     random = np.random.default_rng((load.seed, 1))
-    drafts = sorted(_drafts(load, expected, random), key=lambda draft: draft.clock_us)
+    drafts = sorted(_drafts(load, random), key=lambda draft: draft.clock_us)
     return [_sent(number, draft, load.partitions, random) for number, draft in enumerate(drafts)]
 
 
@@ -93,15 +92,10 @@ def _sent(number: int, draft: _Draft, partitions: int, random: np.random.Generat
     )
 
 
-def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iterator[_Draft]:
+def _drafts(load: Load, random: np.random.Generator) -> Iterator[_Draft]:
     frame = _frame(load)
     last_us = int(frame["event_us"].max())
-    shares = dict(SHARES)
-    if not expected.rerouting:
-        del shares["foreign"], shares["keyless"]
-    if not expected.partition_horizon:
-        del shares["very_late"]
-    kinds = random.choice([*shares, "plain"], len(frame), p=[*shares.values(), 1 - sum(shares.values())])
+    kinds = random.choice([*SHARES, "plain"], len(frame), p=[*SHARES.values(), 1 - sum(SHARES.values())])
     oversize = 0
     for row, kind in zip(frame.itertuples(index=False), kinds.tolist(), strict=True):
         card, name, event_us = str(row.card_id), str(row.transaction_id), int(str(row.event_us))
@@ -115,14 +109,14 @@ def _drafts(load: Load, expected: Expected, random: np.random.Generator) -> Iter
             yield _Draft(clock_us, "transactions", _json(twin), "same instant", card, f"{name}-twin")
         if random.random() < REPEATS:
             again_us = clock_us + int(random.uniform(0, 2 * DAY_US)) * int(random.random() < 0.8)
-            where = "foreign" if expected.rerouting and random.random() < 0.4 else "home"
+            where = "foreign" if random.random() < 0.4 else "home"
             yield _Draft(again_us, "transactions", value, "repeat", card, name, placed=where)
         if random.random() < CHANGED:
             again_us = clock_us + int(random.uniform(0, 2 * DAY_US))
             changed = _json({**json.loads(value), "amount": 99_999.25})
             yield _Draft(again_us, "transactions", changed, "changed repeat", card, name)
         yield from _behind_horizons(clock_us, last_us, load.horizon_days, card, name, value, random)
-        yield from _labels(clock_us, card, name, bool(row.fraud), expected, random)
+        yield from _labels(clock_us, card, name, bool(row.fraud), random)
         if random.random() < BAD:
             bad = _bad(clock_us, value, oversize < MOST_OVERSIZE, random)
             oversize += bad.kind == "oversize"
@@ -181,9 +175,7 @@ def _transaction(row: Any, random: np.random.Generator) -> bytes:
     return _json(fields)
 
 
-def _labels(
-    clock_us: int, card: str, name: str, fraud: bool, expected: Expected, random: np.random.Generator
-) -> Iterator[_Draft]:
+def _labels(clock_us: int, card: str, name: str, fraud: bool, random: np.random.Generator) -> Iterator[_Draft]:
     if random.random() >= (LABELLED_FRAUD if fraud else LABELLED_LEGITIMATE):
         return
     says, kind = "fraud" if fraud else "legitimate", "label"
@@ -193,7 +185,7 @@ def _labels(
     at_us, source = clock_us + delay_us, str(random.choice(SOURCES))
     for _ in range(3):
         value = _label(at_us - int(random.integers(0, 20)) * SECOND_US, card, name, says, source)
-        foreign = expected.rerouting and random.random() < FOREIGN_LABEL
+        foreign = random.random() < FOREIGN_LABEL
         yield _Draft(at_us, "labels", value, kind, card, name, placed="foreign" if foreign else "home")
         if random.random() < LABEL_REPEATED:
             yield _Draft(at_us + HOUR_US, "labels", value, "repeated label", card, name)

@@ -270,29 +270,6 @@ def save(path: Path, rows: Iterable[Entry | Sent]) -> None:
             file.write(json.dumps(row._asdict(), default=_text) + "\n")
 
 
-def load_entries(path: Path) -> list[Entry]:
-    """What `save` wrote of topics."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        Entry(
-            **{
-                **row,
-                "key": _bytes(row["key"]),
-                "value": _bytes(row["value"]),
-                "headers": tuple((name, _bytes(value)) for name, value in row["headers"]),
-            }
-        )
-        for row in rows
-    ]
-
-
-def load_sent(path: Path) -> list[Sent]:
-    """What `save` wrote of a ledger."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    read = ({**row, "key": _bytes(row["key"]), "value": _bytes(row["value"])} for row in rows)
-    return [Sent(**{**row, "agents": tuple(row["agents"])}) for row in read]
-
-
 def exact(value: bytes) -> Any:
     """JSON with every number as it is written."""
     return json.loads(value, parse_float=Decimal)
@@ -300,7 +277,3 @@ def exact(value: bytes) -> Any:
 
 def _text(value: bytes) -> dict[str, str]:
     return {"base64": base64.b64encode(value).decode()}
-
-
-def _bytes(value: dict[str, str] | None) -> bytes | None:
-    return None if value is None else base64.b64decode(value["base64"])

@@ -25,12 +25,11 @@ def failures(outcome: Outcome) -> list[str]:
         found.append(f"not worked off in time: {outcome.unfinished}")
     found += [f"slow or bad exit: {text}" for text in outcome.fleet.slow_exits]
     found += outcome.fleet.wrong
-    if outcome.rules.expected.rides_out:
-        found += [
-            f"{reject.name} ended by itself at {reject.at_s} s (exit code {reject.code}); its last lines are above"
-            for reject in outcome.fleet.endings
-            if not (reject.after_pause or reject.meant)
-        ]
+    found += [
+        f"{reject.name} ended by itself at {reject.at_s} s (exit code {reject.code}); its last lines are above"
+        for reject in outcome.fleet.endings
+        if not (reject.after_pause or reject.meant)
+    ]
     found += [f"a snapshot failed without a fault: {text}" for text in outcome.evidence.failed_unasked[:NAMED]]
     if outcome.options.thorough:
         days, kinds = outcome.options.load.days, [fault.kind for fault in outcome.options.faults]

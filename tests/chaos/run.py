@@ -19,22 +19,6 @@ CARD_READS = ("transactions", "rerouted", "accepted-labels")
 FEEDBACK_READS = ("accepted-labels", "features")
 
 
-class Expected(NamedTuple):
-    """What this release of the pipeline is held to beyond the rest; a release that lacks a part turns it off here."""
-
-    progress: bool = True
-    """``progress`` tells every batch of the card and feedback agents."""
-    rerouting: bool = True
-    """Transactions in another partition than their card's are passed on through ``rerouted``."""
-    partition_horizon: bool = True
-    """What lies 37 days behind the newest event of the partition is as if it were not there."""
-    rides_out: bool = True
-    """No worker ends by itself because of what happens to the broker."""
-
-
-EXPECTED = Expected()
-
-
 class Rules(NamedTuple):
     """The settings under which the workers ran."""
 
@@ -46,7 +30,6 @@ class Rules(NamedTuple):
     dedup_horizon_us: int
     prefix: str = ""
     label_grace_us: int = 7 * DAY_US
-    expected: Expected = EXPECTED
     exactly_once: bool = True
     """Else at least once: what is repeated is allowed, what is lost or wrong is not."""
 
@@ -227,15 +210,12 @@ class Run:
     @cached_property
     def rank(self) -> dict[Place, int]:
         """When the card agent read each of its inputs, counted within a partition."""
-        if self.rules.expected.progress:
-            return {
-                place: number
-                for (agent, _), batches in self.first_batches.items()
-                if agent == "card"
-                for number, place in enumerate(place for batch in batches for place in batch)
-            }
-        places = sorted(place for place in self.entry_at if place[0] in CARD_READS)
-        return {place: CARD_READS.index(place[0]) * 10**12 + place[2] for place in places}
+        return {
+            place: number
+            for (agent, _), batches in self.first_batches.items()
+            if agent == "card"
+            for number, place in enumerate(place for batch in batches for place in batch)
+        }
 
     def read_place(self, row: dict[str, Any]) -> Place:
         """Where the card agent read a profiled message: on ``rerouted``, or where it was sent."""

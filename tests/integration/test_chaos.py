@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
+from tests.chaos.arithmetic import DAY_US
 from tests.chaos.brokers import Brokers
 from tests.chaos.checker import CHECKS, check_all, differences
 from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
-from tests.chaos.records import Entry
+from tests.chaos.records import Entry, Logs
 from tests.chaos.report import as_json, as_text, failures
-from tests.chaos.run import Check
+from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import short_schedule
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]
@@ -28,6 +29,8 @@ BUGS = {
     "forgotten-rollback": ("features equal the reference", "the reference has"),
     "features-of-another": ("card features travel unchanged", "the models saw other card features"),
 }
+
+HOSTILE, QUARANTINED = "hostile_records_change_nothing", "quarantines_are_of_hostile_records"
 
 Change = Callable[[list[Entry]], list[Entry]]
 
@@ -139,6 +142,14 @@ def is_trained(row: Any) -> bool:
     return is_example(row) and bool(weight > 0)
 
 
+def is_quarantine(item: Any) -> bool:
+    return bool(item["kind"] == "quarantine")
+
+
+def is_quarantining(marker: Any) -> bool:
+    return bool(marker.get("quarantined"))
+
+
 def is_correction(row: Any) -> bool:
     return bool(row["revision"] == 1)
 
@@ -166,6 +177,30 @@ def put(name: str, value: object) -> Callable[[Any], None]:
 
 def without(name: str) -> Callable[[Any], None]:
     return lambda message: message.pop(name)
+
+
+def known_at_the_beginning(entries: list[Entry]) -> list[Entry]:
+    """The last label counts from another time."""
+    index = _last(entries, is_any)
+    known = entries[index]._replace(headers=(*entries[index].headers, ("label-known-at-us", b"1")))
+    return [*entries[:index], known, *entries[index + 1 :]]
+
+
+def last_hostile(*changes: dict[str, Any]) -> Change:
+    """Once with each of the changes in place of the last record that is hostile, or that is of one."""
+
+    def change(entries: list[Entry]) -> list[Entry]:
+        index = max(number for number, entry in enumerate(entries) if entry.hostile)
+        return [*entries[:index], *(entries[index]._replace(**item) for item in changes), *entries[index + 1 :]]
+
+    return change
+
+
+def found(logs: Logs, outcome: Outcome, name: str, rules: Rules | None = None) -> Check:
+    """What one check says of other logs, or by other rules."""
+    (check,) = [check for check in CHECKS if check.__name__ == name]
+    (result,) = check_all(logs, outcome.ledger, rules or outcome.rules, [check])
+    return result
 
 
 def moved(entries: list[Entry]) -> list[Entry]:
@@ -242,6 +277,8 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("examples", edited(is_correction, put("revision", 7)), "examples_are_consistent", "revision"),
         ("examples", edited(is_example, put("label_source", "nobody")), "examples_are_consistent", "source"),
         ("examples", edited(is_any, put("weight", 7.0)), "examples_are_consistent", "weight"),
+        ("examples", edited(is_example, put("online_weight", 0.5)), "examples_are_consistent", "online"),
+        ("examples", edited(is_correction, put("former", "disputed")), "examples_are_consistent", "online"),
         ("examples", edited(is_any, add("logit", 1e-6)), "examples_are_consistent", "logit"),
         ("examples", edited(is_any, add("river_logit", 1e-6)), "examples_are_consistent", "river_logit"),
         ("examples", dropped(is_trained), "weights_are_a_fresh_replay", "weight"),
@@ -256,6 +293,29 @@ def moved(entries: list[Entry]) -> list[Entry]:
             "dead_letters_are_complete",
             "value of the dead letter",
         ),
+        ("rerouted", dropped(is_any), "misplaced_are_rerouted", "was not forwarded to rerouted"),
+        ("rerouted", doubled(is_any), "misplaced_are_rerouted", "or was before"),
+        ("rerouted", moved, "misplaced_are_rerouted", "partition"),
+        ("accepted-labels", dropped(is_any), "labels_are_accepted_once", "was not forwarded"),
+        ("accepted-labels", doubled(is_any), "labels_are_accepted_once", "or was before"),
+        ("accepted-labels", known_at_the_beginning, "labels_are_accepted_once", "known at"),
+        ("progress", lambda entries: entries[1:], "progress_covers_every_input", "was never read"),
+        ("progress", doubled(is_any), "progress_covers_every_input", "read twice"),
+        (
+            "progress",
+            edited(is_quarantining, put("quarantined", [])),
+            QUARANTINED,
+            "markers that list it: 0 instead of",
+        ),
+        ("control", dropped(is_quarantine), QUARANTINED, "quarantines: 0 instead of 1"),
+        ("control", doubled(is_quarantine), QUARANTINED, "quarantines: 2 instead of 1"),
+        ("control", edited(is_quarantine, put("digest", "another")), QUARANTINED, "digest of the quarantine"),
+        ("control", edited(is_quarantine, put("agent", "another")), QUARANTINED, "was not made to fail"),
+        ("dead-letters", last_hostile(), HOSTILE, "0 dead letters of"),
+        ("dead-letters", last_hostile({}, {"offset": 10**9}), HOSTILE, "2 dead letters of"),
+        ("dead-letters", last_hostile({"value": b"?"}), HOSTILE, "value of the dead letter"),
+        ("profiled", last_hostile(), HOSTILE, "is not there"),
+        ("profiled", last_hostile({"value": b"?"}), HOSTILE, "instead of"),
         ("transactions", lambda entries: entries[1:], "inputs_are_the_ledger", "is not in transactions"),
         ("transactions", lambda entries: [*entries, entries[0]], "inputs_are_the_ledger", "or before"),
     ],
@@ -263,36 +323,32 @@ def moved(entries: list[Entry]) -> list[Entry]:
 def test_the_checker_names_what_is_wrong_with_damaged_logs(
     outcome: Outcome, topic: str, change: Change, found_by: str, saying: str
 ) -> None:
-    (check,) = [check for check in CHECKS if check.__name__ == found_by]
-    (found,) = check_all(outcome.logs.changed(topic, change), outcome.ledger, outcome.rules, [check])
-    assert found.differences > 0
-    assert any(saying in problem for problem in found.problems), found.problems
+    check = found(outcome.logs.changed(topic, change), outcome, found_by)
+    assert check.differences > 0
+    assert any(saying in problem for problem in check.problems), check.problems
 
 
 @pytest.mark.parametrize(
-    ("change", "saying"),
+    ("rule", "days", "found_by"),
     [
-        (lambda entries: entries[1:], "was not forwarded to rerouted"),
-        (lambda entries: [*entries, entries[0]], "or was before"),
+        ("dedup_horizon_us", 100, "transactions_are_profiled_once"),
+        ("label_horizon_us", 1, "labels_are_passed_on"),
+        ("label_grace_us", 1, "dead_letters_are_complete"),
+        ("maturity_us", 3, "examples_are_consistent"),
     ],
 )
-def test_the_checker_follows_rerouted_records(outcome: Outcome, change: Change, saying: str) -> None:
-    (check,) = [check for check in CHECKS if check.__name__ == "misplaced_are_rerouted"]
-    (found,) = check_all(outcome.logs.changed("rerouted", change), outcome.ledger, outcome.rules, [check])
-    assert any(saying in problem for problem in found.problems), found.problems
+def test_the_checker_knows_from_when_on_something_counts(outcome: Outcome, rule: str, days: int, found_by: str) -> None:
+    others = outcome.rules._replace(**{rule: days * DAY_US})
+    assert found(outcome.logs, outcome, found_by, others).differences > 0
 
 
-@pytest.mark.parametrize(
-    ("change", "saying"),
-    [
-        (lambda entries: entries[1:], "was never read"),
-        (lambda entries: [*entries, entries[-1]._replace(offset=entries[-1].offset + 2)], "read twice"),
-    ],
-)
-def test_the_checker_follows_progress(outcome: Outcome, change: Change, saying: str) -> None:
-    (check,) = [check for check in CHECKS if check.__name__ == "progress_covers_every_input"]
-    (found,) = check_all(outcome.logs.changed("progress", change), outcome.ledger, outcome.rules, [check])
-    assert any(saying in problem for problem in found.problems), found.problems
+def test_the_checker_finds_what_was_made_of_something_hostile(outcome: Outcome) -> None:
+    hostile = next(item for item in outcome.ledger if item.hostile and item.end < 0 and item.topic == "profiled")
+    place = {"topic": hostile.topic, "partition": hostile.partition, "offset": hostile.offset}
+    for topic in ("decisions", "features", "profiled", "examples"):
+        logs = outcome.logs.changed(topic, edited(is_any, put("source", place)))
+        problems = found(logs, outcome, "hostile_records_change_nothing").problems
+        assert any("which is hostile" in problem for problem in problems), topic
 
 
 @pytest.mark.parametrize(
@@ -304,16 +360,17 @@ def test_the_checker_follows_progress(outcome: Outcome, change: Change, saying: 
         ("profiled", is_transaction, "transactions_are_profiled_once", "profiled records instead of"),
         ("profiled", is_label, "labels_are_passed_on", "labels in profiled end with"),
         ("examples", is_example, "examples_are_consistent", "lacks 1 examples"),
+        ("rerouted", is_any, "misplaced_are_rerouted", "was not forwarded"),
+        ("control", is_quarantine, QUARANTINED, "quarantines: 0 instead of 1"),
     ],
 )
 def test_at_least_once_allows_what_is_repeated_and_not_what_is_missing(
     outcome: Outcome, topic: str, which: Callable[[Any], bool], found_by: str, saying: str
 ) -> None:
-    (check,) = [check for check in CHECKS if check.__name__ == found_by]
     rules = outcome.rules._replace(exactly_once=False)
-    (repeated,) = check_all(outcome.logs.changed(topic, doubled(which)), outcome.ledger, rules, [check])
+    repeated = found(outcome.logs.changed(topic, doubled(which)), outcome, found_by, rules)
     assert (repeated.differences, repeated.problems) == (0, [])
-    (missing,) = check_all(outcome.logs.changed(topic, dropped(which)), outcome.ledger, rules, [check])
+    missing = found(outcome.logs.changed(topic, dropped(which)), outcome, found_by, rules)
     assert any(saying in problem for problem in missing.problems), missing.problems
 
 
@@ -326,10 +383,8 @@ def test_at_least_once_allows_no_wrong_value(outcome: Outcome) -> None:
         ("decisions", add("score", 1e-6), "scores_are_reproduced"),
         ("decisions", add("case_sequence", 1), "decisions_are_one_to_one"),
     ):
-        (check,) = [check for check in CHECKS if check.__name__ == found_by]
         changed = outcome.logs.changed(topic, edited(is_any, edit))
-        (found,) = check_all(changed, outcome.ledger, rules, [check])
-        assert found.differences > 0, found_by
+        assert found(changed, outcome, found_by, rules).differences > 0, found_by
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -348,9 +403,5 @@ def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBrok
         checks = chaos.run().checks
     assert struck.exists(), "the bug did not strike; the worker's internals have other names now"
     name, saying = BUGS[bug]
-    (found,) = [check for check in checks if check.name == name]
-    assert any(saying in problem for problem in found.problems), problems_of(checks)
-
-
-def problems_of(checks: list[Check]) -> str:
-    return "\n".join(f"{check.name}: {check.differences} {check.problems}" for check in checks)
+    problems = {check.name: check.problems for check in checks}
+    assert any(saying in problem for problem in problems[name]), problems

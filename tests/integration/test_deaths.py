@@ -1,6 +1,5 @@
 """Workers that die of a record, and workers that are killed: only what kills again and again is quarantined."""
 
-import random
 import re
 import time
 
@@ -82,22 +81,3 @@ def test_a_record_that_kills_every_worker_is_quarantined_and_all_others_are_deci
     assert again.stop() == 0, again.output
     assert "died" not in again.output
     check(cluster, bought - {killer})
-
-
-def test_kills_at_any_moment_quarantine_nothing(cluster: Cluster, start: Starter) -> None:
-    cluster.publish()
-    settings = cluster.settings.model_copy(update={"agents": "card,score"})
-    moments, bought = random.Random(3), set[tuple[str, str]]()
-    for kill in range(3):
-        worker = start(settings)
-        bought |= set(shop(cluster, range(200 * kill, 200 * (kill + 1)), seed=kill))
-        cluster.flush()
-        if kill < 2:
-            worker.until_it_says("card: joined")
-            time.sleep(moments.uniform(0, 3))
-            worker.process.kill()
-            worker.process.wait()
-    worker.until(lambda: len(cluster.decisions()) >= len(bought))
-    assert worker.stop() == 0, worker.output
-    assert cluster.read(DEAD_LETTERS) == quarantines(cluster) == []
-    check(cluster, bought)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import msgspec
 import pytest
 from confluent_kafka import (
     Consumer,
@@ -23,7 +22,6 @@ from confluent_kafka import (
 
 from pipeline.engine.records.results import Result
 from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
-from pipeline.kafka.cluster.call_thread import CallTimedOut
 from pipeline.kafka.cluster.clients import (
     CLASSIC_SESSION_TIMEOUT_MS,
     MAX_RECORD_BYTES,
@@ -44,9 +42,9 @@ from pipeline.kafka.session.state_handler import Restored
 from pipeline.kafka.writers.transactions import FENCED, MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
-from schemas.messages import FeedbackConfig, ProcessingConfig, Progress
+from schemas.messages import ProcessingConfig
 from schemas.records import Output, Record
-from schemas.topics import DECISIONS, LABELS, PROFILED, PROGRESS, TOPICS, TRANSACTIONS
+from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
 from tests.helpers.topics import shared_producer
 
 pytestmark = pytest.mark.broker
@@ -283,78 +281,6 @@ def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused
         assert decided(settings) == held(handler)
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_where_nobody_says_how_a_transaction_ended_the_offsets_do(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    handler, timed_out = Numbers(), []
-    original = TransactionalWriter._commit_open
-
-    def once(self: TransactionalWriter) -> None:
-        if not timed_out:
-            timed_out.append("commit")
-            if committed:
-                original(self)
-            raise CallTimedOut("the broker died")
-        original(self)
-
-    write(settings, ["1", "2", "3"])
-    with session(settings, handler) as opened:
-        batch = polled(opened)
-        monkeypatch.setattr(TransactionalWriter, "_commit_open", once)
-        outputs = handler.process(batch)
-        if committed:
-            opened.commit(batch, outputs)
-        else:
-            with pytest.raises(Aborted):
-                opened.commit(batch, outputs)
-        work(opened, handler, lambda: len(held(handler)) == 3)
-        assert timed_out
-        assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
-
-
-@pytest.mark.parametrize("committed", [True, False])
-def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    """Others may have moved on in one partition of ours, and may have committed the same offsets as we would."""
-    handler, original = Numbers(), TransactionalWriter._commit_open
-
-    def hang(self: TransactionalWriter) -> None:
-        if committed:
-            original(self)
-        raise CallTimedOut("the broker died")
-
-    write(settings, [str(number) for number in range(20)])
-    with session(settings, handler) as opened:
-        work(opened, handler, lambda: len(held(handler)) == 20)
-        write(settings, [str(number) for number in range(20, 40)])
-        batch = polled(opened)
-        while len(batch.ends) < 2:
-            more = polled(opened)
-            starts, ends = more.starts | batch.starts, batch.ends | more.ends
-            batch = replace(more, records=batch.records + more.records, starts=starts, ends=ends)
-        known = opened._offsets.from_coordinator
-
-        def reported(consumer: Consumer, partitions: Collection[tuple[str, int]]) -> dict[tuple[str, int], Committed]:
-            found, first = known(consumer, partitions), min(batch.ends)
-            if committed:
-                return {**found, first: Committed(batch.ends[first] + 5, Mark("another/1"))}
-            return {partition: Committed(offset, Mark("another/1")) for partition, offset in batch.ends.items()}
-
-        with monkeypatch.context() as patched:
-            patched.setattr(TransactionalWriter, "_commit_open", hang)
-            patched.setattr(opened._offsets, "from_coordinator", reported)
-            outputs = handler.process(batch)
-            if committed:
-                opened.commit(batch, outputs)
-            else:
-                with pytest.raises(Aborted):
-                    opened.commit(batch, outputs)
-        work(opened, handler, lambda: len(held(handler)) == 40)
-        assert decided(settings) == held(handler)
-
-
 def marks(settings: Settings) -> dict[tuple[str, int], Committed]:
     """What stands beside the committed offsets of transactions."""
     reader = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings, protocol="classic"))
@@ -364,9 +290,8 @@ def marks(settings: Settings) -> dict[tuple[str, int], Committed]:
     return {(at.topic, at.partition): Committed(at.offset, read_mark(at.metadata)) for at in found}
 
 
-@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
-@pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_partitions_that_are_given_up_in_order_are_released(
+@pytest.mark.parametrize(("delivery", "protocol"), [("exactly_once", "consumer"), ("at_least_once", "classic")])
+def test_partitions_move_whole_and_are_released_where_they_are_given_up_in_order(
     settings: Settings, delivery: str, protocol: GroupProtocol
 ) -> None:
     settings, handler = settings.model_copy(update={"delivery": delivery}), Numbers()
@@ -382,37 +307,14 @@ def test_partitions_that_are_given_up_in_order_are_released(
                 assert time.monotonic() < deadline_s
                 opened.poll(0.05)
                 two.poll(0.05)
+            numbers = [{number for _, number in member.assigned} for member in (opened, two)]
+            assert (numbers[0] | numbers[1], numbers[0] & numbers[1]) == ({0, 1}, set())
+            assert sorted([*held(handler), *held(second)]) == sorted(str(number).encode() for number in range(20))
             # The second one has put its own mark in the release's place, and needs no care.
             taken = {place: at.mark for place, at in marks(settings).items() if place in two.assigned}
             assert {place for place in two.assigned if place[0] == settings.topic(TRANSACTIONS.name)} <= taken.keys()
             assert all(mark is not None and not mark.released and mark.attempt is None for mark in taken.values())
     assert {at.mark for at in marks(settings).values()} == {Mark(released=True)}
-
-
-def test_after_a_death_the_next_holder_is_careful_and_nothing_is_done_twice(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    write(settings, [str(number) for number in range(40)])
-    for death in range(5):
-        with ExitStack() as stack:
-            opened = Session(servers(settings), settings, "card", READS, Numbers())
-            # As when the process dies: nothing is released.
-            stack.callback(partial(opened.close, release=False))
-            opened.start()
-            batch = polled(opened)
-            # Batches as usual, then steps of one partition, then of one record.
-            assert death < 1 or len(batch.ends) == 1
-            assert death < 2 or len(batch.records) == 1
-            assert batch.deaths == max(0, death - 2)
-            first = min(batch.starts.items())
-    handler = Numbers()
-    with session(settings, handler) as opened:
-        work(opened, handler, lambda: len(held(handler)) == 40)
-        assert not opened._paused
-        write(settings, ["after"])
-        work(opened, handler, lambda: len(held(handler)) == 41)
-        assert decided(settings) == held(handler)
-    assert f"{first[0][0]} partition {first[0][1]} offset {first[1]} is worked on alone" in caplog.text
 
 
 def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings: Settings) -> None:
@@ -440,67 +342,6 @@ def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings:
     assert len(values) == len(set(values))
 
 
-def test_a_replay_repeats_the_batches_as_they_were_read(settings: Settings) -> None:
-    config = FeedbackConfig(label_horizon_us=2 << 40, maturity_us=3 << 40, negative_sample_rate=0.1)
-    live, batches = Numbers(config), []
-    with session(settings, live) as opened:
-        for topic, values in ((LABELS, ["l1", "l2"]), (TRANSACTIONS, ["t1", "t2"]), (LABELS, ["l3"])):
-            write(settings, values, topic.name)
-            before = len(held(live))
-
-            def come(count: int = before + len(values)) -> bool:
-                return len(held(live)) == count
-
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while not come():
-                assert time.monotonic() < deadline_s
-                if (batch := opened.poll(0.1)) is not None:
-                    for number in sorted(batch.partitions):
-                        batches.append([r.value for r in batch.records if r.partition == number])
-                    opened.commit(batch, live.process(batch))
-    again = Numbers()
-    with session(settings, again) as other:
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while len(other.assigned) < 4:
-            assert time.monotonic() < deadline_s
-            other.poll(0.1)
-        assert sorted(again.replayed) == sorted(batches)
-        assert set(again.configs) == {config}
-
-
-def test_partitions_move_whole_between_workers(settings: Settings) -> None:
-    first, second = Numbers(), Numbers()
-    other = settings.model_copy(update={"instance": "other"})
-    with session(settings, first) as opened:
-        work(opened, first, lambda: len(opened.assigned) == 4)
-        write(settings, [str(number) for number in range(10)])
-        work(opened, first, lambda: len(held(first)) == 10)
-        with session(other, second) as two:
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while not (len(opened.assigned) == len(two.assigned) == 2):
-                assert time.monotonic() < deadline_s
-                assert opened.poll(0.05) is None
-                assert two.poll(0.05) is None
-            numbers = [{number for _, number in member.assigned} for member in (opened, two)]
-            assert numbers[0] | numbers[1] == {0, 1}
-            assert not numbers[0] & numbers[1]
-            assert sorted([*held(first), *held(second)]) == sorted(str(number).encode() for number in range(10))
-
-
-def test_offsets_are_committed_with_the_outputs_and_not_otherwise(settings: Settings) -> None:
-    handler = Numbers()
-    write(settings, ["1", "2", "3"])
-    topics = [settings.topic(topic.name) for topic in READS]
-    with session(settings, handler) as opened:
-        batch = polled(opened)
-        handler.process(batch)
-        # Where no offset was committed, a mark is all that may be there.
-        assert not any(committed_offsets(servers(settings), settings.topic("card"), topics).values())
-        opened.rewind(batch)
-        work(opened, handler, lambda: len(held(handler)) == 3)
-    assert sum(committed_offsets(servers(settings), settings.topic("card"), topics).values()) == 3
-
-
 def delete_below(settings: Settings, offsets: Mapping[tuple[str, int], int]) -> None:
     client = admin_client(servers(settings))
     at = [TopicPartition(*place, offset) for place, offset in offsets.items()]
@@ -523,19 +364,6 @@ def test_records_that_were_deleted_before_they_were_read_are_passed_over_where_t
     delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
     with session(settings, Numbers()) as refused, pytest.raises(SessionError, match="ACCEPT_LOST_RECORDS=true"):
         polled(refused)
-    accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Numbers()
-    with session(accepting, handler) as opened:
-        work(opened, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
-    for (topic, number), offset in committed.items():
-        assert f"{topic} partition {number}: offsets {offset} to {offset + 1} were deleted" in caplog.text
-    assert len(decided(settings)) == 60 - 2 * len(committed)
-    again = Numbers()
-    with session(settings, again) as opened:
-        work(opened, again, lambda: len(opened.assigned) == 4)
-
-
-def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings) -> None:
-    topics = [settings.topic(topic.name) for topic in READS]
 
     class Kept(Numbers):
         """State with a snapshot from the very beginning, but for one record."""
@@ -546,75 +374,15 @@ def test_a_snapshot_from_before_lost_records_is_gone_on_from(settings: Settings)
             super().restore(partition, committed, logs, waiting)
             return Restored(dict.fromkeys(committed, 1), 0)
 
-    first = Numbers()
-    with session(settings, first) as opened:
-        write(settings, [str(number) for number in range(20)])
-        work(opened, first, lambda: len(held(first)) == 20)
-    committed = committed_offsets(servers(settings), settings.topic("card"), topics)
-    write(settings, [str(number) for number in range(20, 60)])
-    delete_below(settings, {place: offset + 2 for place, offset in committed.items()})
     accepting, handler = settings.model_copy(update={"accept_lost_records": True}), Kept()
     with session(accepting, handler) as opened:
         work(opened, handler, lambda: len(held(handler)) == 40 - 2 * len(committed))
-
-
-def test_outputs_without_records_are_refused_once_the_partitions_have_moved(settings: Settings) -> None:
-    first, second = Numbers(), Numbers()
-    other = settings.model_copy(update={"instance": "other"})
-    output = Output(DECISIONS, b"k", b"late")
-    with session(settings, first) as opened:
-        write(settings, [str(number) for number in range(10)])
-        work(opened, first, lambda: len(held(first)) == 10 and len(opened.assigned) == 4)
-        group, topics = settings.topic("card"), [settings.topic(TRANSACTIONS.name)]
-        # The coordinator marks a transaction as committed after it has answered.
-        work(opened, first, lambda: sum(committed_offsets(servers(settings), group, topics).values()) == 10)
-        in_time, late = opened.empty_batch(), opened.empty_batch()
-        before = committed_offsets(servers(settings), group, topics)
-        opened.commit(in_time, [output])
-        assert committed_offsets(servers(settings), group, topics) == before
-        with session(other, second) as two:
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while not (len(opened.assigned) == len(two.assigned) == 2):
-                assert time.monotonic() < deadline_s
-                opened.poll(0.05)
-                two.poll(0.05)
-            with pytest.raises(Aborted):
-                opened.commit(late, [output])
-            opened.commit(opened.empty_batch(), [output])
-    assert decided(settings).count(b"late") == 2
-
-
-def test_nobody_hears_that_outputs_without_records_were_committed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = Numbers()
-    with session(settings, handler) as opened:
-        write(settings, ["1"])
-        work(opened, handler, lambda: len(held(handler)) == 1)
-
-        def hang(_: TransactionalWriter) -> None:
-            raise CallTimedOut("the broker died")
-
-        monkeypatch.setattr(TransactionalWriter, "_commit_open", hang)
-        with pytest.raises(Aborted):
-            opened.commit(opened.empty_batch(), [Output(DECISIONS, b"k", b"never")])
-
-
-def test_a_partition_that_came_in_part_and_went_is_read_once_it_comes_whole(settings: Settings) -> None:
-    handler = Numbers()
-    transactions, labels = (settings.topic(topic.name) for topic in READS)
-    with session(settings, handler) as opened:
-        work(opened, handler, lambda: len(opened.assigned) == 4)
-        consumer = opened._client.consumer
-        # As a rebalance does that moves the topics of a number one by one, away and back.
-        assignment = opened._assignment
-        assignment.on_revoke(consumer, [TopicPartition(labels, number) for number in (0, 1)])
-        assignment.on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        assignment.on_assign(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        assignment.on_revoke(consumer, [TopicPartition(transactions, number) for number in (0, 1)])
-        assignment.on_assign(consumer, [TopicPartition(topic, n) for topic in (transactions, labels) for n in (0, 1)])
-        write(settings, [str(number) for number in range(10)])
-        work(opened, handler, lambda: len(held(handler)) == 10)
+    for (topic, number), offset in committed.items():
+        assert f"{topic} partition {number}: offsets {offset} to {offset + 1} were deleted" in caplog.text
+    assert len(decided(settings)) == 60 - 2 * len(committed)
+    again = Numbers()
+    with session(settings, again) as opened:
+        work(opened, again, lambda: len(opened.assigned) == 4)
 
 
 def test_what_the_last_holder_committed_is_there_when_partitions_come(

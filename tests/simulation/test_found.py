@@ -5,10 +5,13 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka import TopicPartition
 
-from tests.helpers.logs import START, label, transaction
+from tests.helpers.logs import START, after, label, transaction
 from tests.simulation.activation import publish_first
-from tests.simulation.names import PREFIX
+from tests.simulation.checks import check
+from tests.simulation.model_kafka import Fate
+from tests.simulation.names import AGENT_NAMES, PREFIX
 from tests.simulation.reading import Logs, decode_decision
+from tests.simulation.straight import check_straight
 from tests.simulation.world import World
 
 
@@ -20,6 +23,15 @@ def world() -> Iterator[World]:
     made.start(0)
     yield made
     made.close()
+
+
+def buy(within: World, number: int) -> None:
+    """Write a transaction of a card of either partition that is reported as a fraud."""
+    within.tick(60)
+    card = f"c{number % 2}"
+    ids = {"card_id": card, "merchant_id": f"m{number % 3}"}
+    within.cluster.write(PREFIX + "transactions", None, card.encode(), transaction(number, START, **ids))
+    within.cluster.write(PREFIX + "labels", None, card.encode(), label(number, after(minutes=1), card_id=card))
 
 
 def committed(world: World, agent: str, topic: str = "labels") -> int:
@@ -93,3 +105,19 @@ def test_a_topic_that_left_a_partition_number_and_came_back_costs_no_record(worl
     world.drain()
     decisions = Logs(world.cluster).messages_of("decisions", decode_decision)
     assert sorted(decision.source.offset for _, decision in decisions) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fate", list(Fate))
+def test_whatever_way_a_transaction_of_any_agent_ends_its_batch_counts_once(world: World, fate: Fate) -> None:
+    """Random runs seldom come to those of each agent."""
+    for number in range(6):
+        buy(world, number)
+    for agent in AGENT_NAMES:
+        for _ in range(4):
+            if world.workers[0] is None:
+                world.start(0)
+            world.cluster.fate = fate
+            world.step(0, agent)
+    world.drain()
+    check(Logs(world.cluster))
+    check_straight(world)
