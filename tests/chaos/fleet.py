@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -73,11 +73,10 @@ class Running:
 
 @dataclass
 class Fleet:
-    """Workers by name. ``command`` is what Python runs; ``environment`` is added to that of the settings."""
+    """Workers by name. ``environment`` is added to that of the settings."""
 
     settings: Settings
     log_dir: Path
-    command: Sequence[str] = WORKER
     environment: Mapping[str, str] = field(default_factory=dict)
     workers: dict[str, Running] = field(default_factory=dict)
     endings: list[Ending] = field(default_factory=list)
@@ -113,7 +112,7 @@ class Fleet:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         with log.open("ab") as sink:
             return subprocess.Popen(
-                [sys.executable, *self.command],
+                [sys.executable, *WORKER],
                 # The end of this pipe tells a worker that its harness is gone.
                 stdin=subprocess.PIPE,
                 stdout=sink,

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from tests.chaos.checker import check_all
 from tests.chaos.endpoint import address, oldest_undecided
 from tests.chaos.evidence import Evidence, gather, read_lines
 from tests.chaos.feeder import Feeder
-from tests.chaos.fleet import WORKER, Fleet, Running
+from tests.chaos.fleet import ALL_AGENTS, Fleet, Running
 from tests.chaos.garbage import Content
 from tests.chaos.hostile import Hostile
 from tests.chaos.load import Load, ledger
@@ -37,6 +37,7 @@ from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
 from tests.helpers.models import small_model
 
+PREFIX = "chaos-"
 POLL_S = 0.1
 FIRST_DECISION_S = 300.0
 FIRST_INPUTS = 20
@@ -90,10 +91,7 @@ class Options:
     seconds: float
     faults: Sequence[Fault]
     maturity_days: float = 5.0
-    prefix: str = "chaos-"
-    first_agents: tuple[tuple[str, str], ...] = (("w1", "label,card,score,feedback,learn"),)
-    command: Sequence[str] = WORKER
-    environment: Mapping[str, str] = field(default_factory=dict)
+    first_agents: tuple[tuple[str, str], ...] = (("w1", ALL_AGENTS),)
     work_off_s: float = WORK_OFF_S
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     protocol: Literal["auto", "consumer", "classic"] = "auto"
@@ -126,7 +124,7 @@ class Chaos:
         self.snapshots = SnapshotPlace(directory / "snapshots")
         self.settings = Settings(
             kafka_bootstrap_servers=brokers.bootstrap_servers,
-            topic_prefix=options.prefix,
+            topic_prefix=PREFIX,
             data_dir=directory / "data",
             timestamps="producer",
             card_partitions=CARD_PARTITIONS,
@@ -149,17 +147,12 @@ class Chaos:
             maturity_us=round(options.maturity_days * DAY_US),
             label_horizon_us=round(options.load.horizon_days * DAY_US),
             dedup_horizon_us=round(options.load.horizon_days * DAY_US),
-            prefix=options.prefix,
+            prefix=PREFIX,
             exactly_once=options.delivery == "exactly_once",
         )
-        environment = {
-            "FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri(),
-            **options.environment,
-        }
-        self.fleet = Fleet(
-            self.settings, directory / "logs", options.command, environment, say=self._tell, brokers=brokers.count
-        )
-        self.hostile = Hostile(brokers, options.prefix, PARTITIONS)
+        environment = {"FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri()}
+        self.fleet = Fleet(self.settings, directory / "logs", environment, say=self._tell, brokers=brokers.count)
+        self.hostile = Hostile(brokers, PREFIX, PARTITIONS)
         self._elsewhere = directory / "elsewhere"
         self._restored = directory / "restored"
         self.happened: list[Happened] = []
@@ -187,8 +180,8 @@ class Chaos:
         self.hostile.good = publish(self._bootstrap, self.settings, version=0)
         for name, agents in options.first_agents:
             self.fleet.start(name, agents)
-        feeder = Feeder(self._bootstrap, options.prefix, sent, options.seconds)
-        tail = Tail(self._bootstrap, options.prefix, CARD_PARTITIONS)
+        feeder = Feeder(self._bootstrap, PREFIX, sent, options.seconds)
+        tail = Tail(self._bootstrap, PREFIX, CARD_PARTITIONS)
         tail.start()
         try:
             began_s = time.monotonic()
@@ -212,7 +205,7 @@ class Chaos:
         self.fleet.stop()
         reading_s = time.monotonic()
         self.sent = sent = [*sent, *self.hostile.sent]
-        self.logs = logs = read_logs(self._bootstrap, options.prefix)
+        self.logs = logs = read_logs(self._bootstrap, PREFIX)
         checks = check_all(logs, sent, self.rules)
         if self.rules.exactly_once:
             kept = self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})
@@ -490,9 +483,9 @@ class Chaos:
 
 
 SCALES: dict[str, dict[str, str]] = {
-    "three workers": dict.fromkeys(("w1", "w2", "w3"), "label,card,score,feedback,learn"),
-    "two workers": dict.fromkeys(("w1", "w2"), "label,card,score,feedback,learn"),
-    "one worker": dict.fromkeys(("w1",), "label,card,score,feedback,learn"),
+    "three workers": dict.fromkeys(("w1", "w2", "w3"), ALL_AGENTS),
+    "two workers": dict.fromkeys(("w1", "w2"), ALL_AGENTS),
+    "one worker": dict.fromkeys(("w1",), ALL_AGENTS),
     "a worker for each agent": {
         **{f"{agent}-{n}": agent for agent in ("card", "score") for n in (1, 2)},
         "label-1": "label",

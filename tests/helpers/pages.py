@@ -38,7 +38,7 @@ NOT_RUN: Final = {
 COMPARED: Final = {
     ("docs/models.md", "$ fraud-pipeline models propose"): "tests/integration/test_retrain.py",
     ("docs/models.md", "$ fraud-pipeline retrain"): "tests/integration/test_retrain.py",
-    ("docs/operating.md", "card: transactions partition"): "tests/integration/test_deaths.py",
+    ("docs/operating.md", "card: transactions partition"): "tests/simulation/test_found.py",
     ("docs/operating.md", "$ curl"): "tests/integration/test_undecided.py",
     ("docs/releasing.md", "$ make release"): "tests/test_project/test_release.py",
 }

@@ -19,7 +19,6 @@ LONGEST: Final = (
     "tests/integration/test_run_pipeline.py",
     "tests/integration/test_session.py",
     "tests/integration/test_unreadable.py",
-    "tests/integration/test_deaths.py",
     "tests/integration/test_reprocess.py",
     "tests/integration/test_startup.py",
     "tests/integration/test_rates.py",

@@ -184,14 +184,6 @@ def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: 
     assert worker.stop() == 0, worker.output
 
 
-def test_a_wrong_number_of_partitions_ends_the_worker_with_what_to_do(cluster: Cluster, start: Starter) -> None:
-    worker = start(cluster.settings, card_partitions=7)
-    assert worker.code() == 1
-    assert f"topic {cluster.settings.topic('transactions')} has 3 partitions, but 7 are expected" in worker.output
-    assert "set FRAUD_PIPELINE_CARD_PARTITIONS=3" in worker.output
-    assert cluster.committed("card", TRANSACTIONS) == {}
-
-
 def test_an_unknown_agent_is_refused() -> None:
     command = [sys.executable, "-m", "pipeline.cli", "worker", "scorer"]
     result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=TIMEOUT_S)

@@ -19,7 +19,6 @@ from tests.helpers.runs import RunStarter, gone, on_cluster
 pytestmark = pytest.mark.broker
 
 SMALL = ("backtest-example", "--cards", "150", "--merchants", "300", "--days", "88")
-WRITING = "writing 88 simulated days"
 DECIDING = "The topics are read again"
 
 
@@ -71,25 +70,17 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
     assert json.loads((tmp_path / "again-backtest.json").read_text(encoding="utf-8")) == report
 
 
-def test_ctrl_c_while_history_is_written_leaves_nothing_running(begin: RunStarter) -> None:
+def test_ctrl_c_during_the_backtest_leaves_nothing_running_and_no_report_that_looks_whole(
+    tmp_path: Path, begin: RunStarter
+) -> None:
     run = begin(*SMALL)
-    children = run.wait_for(WRITING)
+    children = run.wait_for(DECIDING)
     assert any("java" in child.name() for child in children)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(120) == 130, run.errors
     assert gone(children)
     assert run.errors == ""
     assert "stopping the broker" in run.output
-
-
-def test_ctrl_c_during_the_backtest_leaves_no_report_that_looks_whole(
-    kafka_settings: Settings, tmp_path: Path, begin: RunStarter
-) -> None:
-    run = begin(*SMALL, **on_cluster(kafka_settings))
-    run.wait_for(DECIDING)
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 130, run.errors
-    assert run.errors == ""
     content = tmp_path / "build" / "backtest.json"
     if content.exists():
         assert json.loads(content.read_text(encoding="utf-8"))["partial"]

@@ -9,7 +9,6 @@ from typing import Final
 import pytest
 from confluent_kafka import KafkaError, Producer, TopicPartition
 
-from pipeline.broker import EmbeddedBroker
 from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
@@ -21,7 +20,7 @@ from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS
 from tests.helpers.batches import COMPRESSIONS, odd_batch, produce_batch, record_batch
-from tests.helpers.waiting import eventually, retried
+from tests.helpers.waiting import eventually
 from tests.integration.test_session import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
@@ -141,21 +140,6 @@ def test_a_batch_that_is_refused_names_its_offsets_and_is_passed_by_a_seek(setti
             reader.consumer.wait(0.2)
             assert reader.consumer.take(10) == []
         (record, _) = reader.read(base + 3)
-        assert isinstance(record, Record)
-        assert record.value == b"behind"
-
-
-def test_reading_goes_on_when_a_broker_is_there_again(broker: EmbeddedBroker, settings: Settings) -> None:
-    bootstrap, name = broker.bootstrap_servers, settings.topic(TRANSACTIONS.name)
-    produce_batch(bootstrap, name, 0, record_batch([b"before"]))
-    with closing(Reader(settings)) as reader:
-        assert len(list(reader.read(0))) == 2
-        broker.kill()
-        reader.consumer.wait(0.3)
-        broker.start()
-        # A broker that has just begun does not lead the partition yet.
-        retried(lambda: produce_batch(bootstrap, name, 0, record_batch([b"behind"])), ValueError)
-        (record, _) = reader.read(1)
         assert isinstance(record, Record)
         assert record.value == b"behind"
 

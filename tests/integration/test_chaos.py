@@ -1,14 +1,12 @@
-"""The short form of ``make chaos``, the checker on damaged logs, and bugs that are seeded on purpose."""
+"""The short form of ``make chaos``, and its checker on damaged logs."""
 
 import json
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.broker import embedded_broker
 from tests.chaos.arithmetic import DAY_US
 from tests.chaos.brokers import Brokers
 from tests.chaos.checker import CHECKS, check_all, differences
@@ -23,13 +21,6 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]
 
 SEED = 11
 SECONDS = 32.0
-BUGS = {
-    "commit-before-produce": ("one decision a profiled transaction", "was profiled and not decided"),
-    "batch-twice": ("one decision a profiled transaction", "was decided again"),
-    "forgotten-rollback": ("features equal the reference", "the reference has"),
-    "features-of-another": ("card features travel unchanged", "the models saw other card features"),
-}
-
 HOSTILE, QUARANTINED = "hostile_records_change_nothing", "quarantines_are_of_hostile_records"
 
 Change = Callable[[list[Entry]], list[Entry]]
@@ -385,23 +376,3 @@ def test_at_least_once_allows_no_wrong_value(outcome: Outcome) -> None:
     ):
         changed = outcome.logs.changed(topic, edited(is_any, edit))
         assert found(changed, outcome, found_by, rules).differences > 0, found_by
-
-
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_bug_that_is_seeded_on_purpose_is_found(bug: str, broker: EmbeddedBroker, tmp_path: Path) -> None:
-    struck = tmp_path / "struck"
-    options = Options(
-        Load(SEED, 400, 3.0, 2, horizon_days=1.5),
-        2.5,
-        (),
-        maturity_days=1.0,
-        prefix=f"bug-{uuid.uuid4().hex[:8]}-",
-        command=("-m", "tests.chaos.buggy_worker", bug, "worker"),
-        environment={"CHAOS_BUG_FILE": str(struck), "FRAUD_PIPELINE_BATCH_MAX_RECORDS": "50"},
-    )
-    with Chaos(Brokers(broker), tmp_path, options, print) as chaos:
-        checks = chaos.run().checks
-    assert struck.exists(), "the bug did not strike; the worker's internals have other names now"
-    name, saying = BUGS[bug]
-    problems = {check.name: check.problems for check in checks}
-    assert any(saying in problem for problem in problems[name]), problems

@@ -31,6 +31,7 @@ from schemas.codec import timestamp_us
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
+from tests.chaos.arithmetic import partition_of
 from tests.helpers.features import labels_known
 
 pytestmark = pytest.mark.broker
@@ -79,7 +80,7 @@ def milliseconds(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
-def test_transactions_lie_in_event_time_order_under_the_simulated_clock(
+def test_transactions_and_labels_lie_in_the_order_of_the_simulated_clock(
     settings: Settings, frame: pd.DataFrame
 ) -> None:
     progress = replay(settings, frame)
@@ -89,6 +90,7 @@ def test_transactions_lie_in_event_time_order_under_the_simulated_clock(
     for record, message in found:
         assert record.timestamp_ms == milliseconds(message.event_time)
         assert record.key == message.card_id.encode()
+        assert record.partition == partition_of(message.card_id, settings.card_partitions)
         by_partition[record.partition].append(message.event_time)
     assert len(by_partition) == 4
     assert all(times == sorted(times) for times in by_partition.values())
@@ -103,28 +105,18 @@ def test_transactions_lie_in_event_time_order_under_the_simulated_clock(
         assert message.amount.scaleb(2) == Decimal(str(row["amount_minor"]))
         assert message.currency == "EUR"
 
-
-def test_keys_are_placed_as_java_places_them(settings: Settings, frame: pd.DataFrame) -> None:
-    replay(settings, frame)
-    found = {message.card_id: record.partition for record, message in transactions_of(settings)}
-    assert found == {card: murmur2(card.encode()) % settings.card_partitions for card in found}
-
-
-def test_every_label_comes_once_and_after_its_delay(settings: Settings, frame: pd.DataFrame) -> None:
-    progress = replay(settings, frame)
-    found = labels_of(settings)
-    assert progress.labels == len(found) == len(frame)
-    assert len({message.transaction_id for _, message in found}) == len(frame)
-    truth = frame.set_index("transaction_id")
-    for record, message in found:
-        row = truth.loc[message.transaction_id]
-        assert message.labelled_at == row["event_time"] + DAY
-        assert record.timestamp_ms == milliseconds(message.labelled_at)
-        assert (message.label, message.fraud_type) == (
+    found_labels = labels_of(settings)
+    assert progress.labels == len(found_labels) == len(frame)
+    assert len({message.transaction_id for _, message in found_labels}) == len(frame)
+    for record, label in found_labels:
+        row = expected.loc[label.transaction_id]
+        assert label.labelled_at == row["event_time"] + DAY
+        assert record.timestamp_ms == milliseconds(label.labelled_at)
+        assert (label.label, label.fraud_type) == (
             ("fraud", row["fraud_type"]) if row["fraud"] else ("legitimate", None)
         )
-        assert message.source == "simulator"
-    assert progress.fraud_labels == truth["fraud"].sum() > 0
+        assert label.source == "simulator"
+    assert progress.fraud_labels == expected["fraud"].sum() > 0
 
 
 def test_labels_keep_step_with_the_transactions(settings: Settings, frame: pd.DataFrame) -> None:
@@ -368,19 +360,3 @@ def test_the_command_refuses_nonsense(broker: EmbeddedBroker, arguments: list[st
     result = CliRunner().invoke(main, ["replay", "--bootstrap", broker.bootstrap_servers, *arguments])
     assert result.exit_code != 0
     assert message in result.stderr
-
-
-def murmur2(data: bytes) -> int:
-    """Kafka's hash of a key, made positive as its default partitioner does; after the Java client's definition."""
-    mask, factor = 0xFFFFFFFF, 0x5BD1E995
-    value = (0x9747B28C ^ len(data)) & mask
-    whole = len(data) // 4 * 4
-    for first in range(0, whole, 4):
-        word = int.from_bytes(data[first : first + 4], "little") * factor & mask
-        word = (word ^ word >> 24) * factor & mask
-        value = (value * factor & mask) ^ word
-    rest = data[whole:]
-    if rest:
-        value = (value ^ int.from_bytes(rest, "little")) * factor & mask
-    value = (value ^ value >> 13) * factor & mask
-    return (value ^ value >> 15) & 0x7FFFFFFF

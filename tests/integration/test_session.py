@@ -23,7 +23,6 @@ from confluent_kafka import (
 from pipeline.engine.records.results import Result
 from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
 from pipeline.kafka.cluster.clients import (
-    CLASSIC_SESSION_TIMEOUT_MS,
     MAX_RECORD_BYTES,
     GroupProtocol,
     admin_client,
@@ -413,24 +412,6 @@ def test_what_the_last_holder_committed_is_there_when_partitions_come(
         assert (asked, len(opened.assigned)) == ([], 2)
 
 
-def test_the_classic_protocol_replaces_a_dead_worker_as_soon(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs: list[dict[str, Any]] = []
-
-    def consumer(config: dict[str, Any]) -> Consumer:
-        configs.append(config)
-        return Consumer(config)
-
-    monkeypatch.setattr("pipeline.kafka.readers.group_client.Consumer", consumer)
-    handler = Numbers()
-    with session(settings, handler, "classic") as opened:
-        work(opened, handler, lambda: len(opened.assigned) == 4)
-    (config,) = configs
-    assert (config["group.protocol"], config["session.timeout.ms"]) == ("classic", CLASSIC_SESSION_TIMEOUT_MS)
-    assert config["auto.offset.reset"] == "error"
-
-
 def test_offsets_that_a_coordinator_has_forgotten_are_not_taken_for_none(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,53 +498,6 @@ def reset_offsets(settings: Settings, offsets: Mapping[tuple[str, int], int]) ->
 
 def known_offsets(settings: Settings) -> dict[tuple[str, int], int]:
     return committed_offsets(servers(settings), settings.topic("card"), [settings.topic(TRANSACTIONS.name)])
-
-
-def test_offsets_of_a_coordinator_that_has_lost_the_newest_are_not_gone_on_from(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = Refusing()
-    offsets = []
-    with session(settings, handler) as first:
-        for number in (20, 40):
-            write(settings, [str(n) for n in range(number - 20, number)])
-            work(first, handler, lambda: len(held(handler)) >= number)  # noqa: B023
-            offsets.append(known_offsets(settings))
-    reset_offsets(settings, {place: offset - 1 for place, offset in offsets[0].items()})
-    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 1.0)
-    with session(settings, Numbers()) as second, pytest.raises(SessionError, match="older offsets"):
-        work(second, Numbers(), lambda: False)
-    assert len(decided(settings)) == 40
-    reset_offsets(settings, offsets[1])
-    handler = Numbers()
-    write(settings, ["40"])
-    with session(settings, handler) as third:
-        work(third, handler, lambda: len(held(handler)) >= 41)
-    assert decided(settings) == sorted(str(number).encode() for number in range(41))
-
-
-def test_a_marker_that_names_the_end_of_the_log_ends_nobody(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whoever can write to `progress` ended every worker, at each start, for as long as the marker was there."""
-    monkeypatch.setattr("pipeline.kafka.session.offsets.FORGETFUL_S", 1.0)
-    handler = Refusing()
-    write(settings, [str(number) for number in range(20)])
-    with session(settings, handler) as first:
-        work(first, handler, lambda: len(held(handler)) == 20)
-    write(settings, [str(number) for number in range(20, 40)])
-    client = admin_client(servers(settings))
-    for number in range(2):
-        at = (settings.topic(TRANSACTIONS.name), number)
-        end = {TRANSACTIONS.name: last_offsets(client, [at], IsolationLevel.READ_UNCOMMITTED)[at]}
-        forged = msgspec.json.encode(Progress(agent="card", starts=end, ends=end))
-        shared_producer(servers(settings)).produce(settings.topic(PROGRESS.name), forged, b"card", partition=number)
-    assert shared_producer(servers(settings)).flush(TIMEOUT_S) == 0
-    handler = Refusing()
-    with session(settings, handler) as second:
-        work(second, handler, lambda: len(held(handler)) == 40)
-    assert decided(settings) == sorted(str(number).encode() for number in range(40))
-    assert "and no other topic bears it out" in caplog.text
 
 
 def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: Settings) -> None:

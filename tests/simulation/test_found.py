@@ -1,16 +1,20 @@
 """What the simulation has found, each as a short story of its own."""
 
+import logging
+import re
 from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import TopicPartition
 
+from schemas.messages import Quarantine
 from tests.helpers.logs import START, after, label, transaction
+from tests.helpers.pages import shown
 from tests.simulation.activation import publish_first
 from tests.simulation.checks import check
 from tests.simulation.model_kafka import Fate
 from tests.simulation.names import AGENT_NAMES, PREFIX
-from tests.simulation.reading import Logs, decode_decision
+from tests.simulation.reading import Logs, decode_control, decode_decision
 from tests.simulation.straight import check_straight
 from tests.simulation.world import World
 
@@ -75,15 +79,30 @@ def test_an_agent_that_reads_carefully_quarantines_what_another_one_has_quaranti
     }
 
 
-def test_a_record_that_kills_right_behind_an_orderly_stop_is_quarantined(world: World) -> None:
+def test_a_record_that_kills_right_behind_an_orderly_stop_is_quarantined(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its partition's workers died of it for ever: each saw that the partition had been given up in order."""
+    caplog.set_level(logging.INFO)
     world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(0, START))
     world.drain()
     world.stop(0)
     world.start(0)
-    world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(1, START, transaction_id="t!kill-card"))
+    for number in range(1, 6):
+        name = "t!kill-card" if number == 3 else f"t{number}"
+        world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(number, START, transaction_id=name))
     world.drain()
-    assert [(log.at, log.code) for log in Logs(world.cluster).dead] == [(("transactions", 0, 1), "set_aside")]
+    logs = Logs(world.cluster)
+    (dead,) = logs.dead
+    assert (dead.code, logs.at(dead.at).value) == ("set_aside", transaction(3, START, transaction_id="t!kill-card"))
+    (quarantine,) = [item for _, item in logs.messages_of("control", decode_control) if isinstance(item, Quarantine)]
+    assert quarantine.error_type == "ProcessDied"
+    assert sum(1 for _ in logs.messages_of("decisions", decode_decision)) == 5
+    check(logs)
+    check_straight(world)
+    (page,) = shown("docs/operating.md", "card: transactions partition")
+    log = re.sub(r"\d+", "N", caplog.text.replace(PREFIX, ""))
+    assert [line for line in page.shown.splitlines() if re.sub(r"\d+", "N", line) not in log] == []
 
 
 def test_a_topic_that_left_a_partition_number_and_came_back_costs_no_record(world: World) -> None:
