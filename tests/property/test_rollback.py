@@ -391,6 +391,7 @@ def test_batches_do_not_show_in_decisions_whatever_was_undone(seed: int) -> None
     for batch in cut(records, random):
         replay.commit(batch)
     assert own_values(replay) == own_values(parts) == own_values(whole)
+    assert replay.state.digest() == parts.state.digest() == whole.state.digest()
 
 
 def records_of(topic: str, results: Sequence[Result]) -> list[Any]:

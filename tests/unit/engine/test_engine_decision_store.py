@@ -125,32 +125,3 @@ def test_groups_that_overlap_mature_in_one_order(seed: int, kept: Kept) -> None:
         assert taken == due[len(found) : len(found) + 11]
         found += taken
     assert len(found) > 90
-
-
-def test_rollback_forgets_how_far_it_had_come(kept: Kept) -> None:
-    kept.file((ONE, 0, b"one"))
-    kept.decisions.learn([(ONE, 0, Known(emitted=1))])
-    kept.let_mature(ONE, 20, 0.25)
-    kept.commit()
-    kept.decisions.take_matured(20, 5)
-    kept.decisions.forget_before(5, 10)
-    kept.store.rollback()
-    kept.decisions.rollback()
-    assert kept.decisions.take_matured(20, 5) == [Matured(20, ONE, 0.25)]
-    assert (kept.find(ONE), len(kept.decisions.known([ONE]))) == ([(0, b"one")], 1)
-    kept.decisions.forget_before(5, 10)
-    kept.commit()
-    assert (kept.find(ONE), kept.decisions.known([ONE])) == ([None], {})
-
-
-def test_identifiers_are_kept_apart_whatever_they_hold() -> None:
-    pairs = [
-        ("c", "1t"),
-        ("c1", "t"),
-        ("c\x001", "t"),
-        ("c", "\x001t"),
-        ("c" * 256, "t"),
-        ("c" * 255, "ct"),
-        ("1 c", "t"),
-    ]
-    assert len({transaction_digest(*pair) for pair in pairs}) == len(pairs)

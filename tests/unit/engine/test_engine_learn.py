@@ -11,7 +11,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner, resume_learner
-from schemas.messages import Example, ModelVersion
+from schemas.messages import ModelVersion
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, EXAMPLES, MODELS
 from tests.helpers.champion import no_files
@@ -83,15 +83,6 @@ def test_publishing_takes_the_present_version_and_is_due_again_after_an_example(
     assert second.to_payload() != before
 
 
-def test_batches_do_not_show() -> None:
-    records = examples(40)
-    whole, parts = fresh(), fresh()
-    whole.learn(records)
-    for record in records:
-        parts.learn([record])
-    assert whole.publish().to_payload() == parts.publish().to_payload()
-
-
 @pytest.mark.parametrize("cut", [1, 10, 39])
 def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> None:
     records = examples(40)
@@ -105,35 +96,6 @@ def test_going_on_from_a_published_version_gives_identical_weights(cut: int) -> 
     again.learn(records)
     assert again.publish().to_payload() == straight.publish().to_payload()
     assert again.publish().to_payload() != published
-
-
-def test_examples_move_the_model() -> None:
-    state = fresh()
-    state.learn(examples(40))
-    payload = msgspec.json.decode(state.publish().to_payload())
-    assert payload["weights"] != msgspec.json.decode(fresh().publish().to_payload())["weights"]
-    assert payload["lessons"]["learned"] == 40
-
-
-def test_what_teaches_nothing_is_counted_and_passed() -> None:
-    state = fresh()
-    others: list[Example] = [
-        example(0, kernel="another"),
-        example(1, online_weight=0.0),
-        example(2, label_source="rule"),
-        example(3, label="disputed"),
-        example(4, held=True),
-    ]
-    log = Log(EXAMPLES)
-    for item in others:
-        log.append(msgspec.json.encode(item))
-    result = state.learn(log.records)
-    assert result.counts == {
-        ("training_update", kind): 1 for kind in ("other_kernel", "allowed_for", "rule", "unlabelled", "held")
-    }
-    assert (state.next_offset, state.unpublished) == (5, True)
-    learned = msgspec.json.decode(state.publish().to_payload())
-    assert learned["weights"] == msgspec.json.decode(fresh().publish().to_payload())["weights"]
 
 
 # Its weight alone took the model out of its bounds, and every worker that learned ended, at each start.
@@ -169,21 +131,6 @@ def test_the_record_of_a_version_names_its_digest() -> None:
     assert message.digest == payload_digest(model.to_payload())
 
 
-def test_what_is_undone_was_never_learned() -> None:
-    records = examples(40)
-    state, once = fresh(), fresh()
-    for first in range(0, 40, 4):
-        for _ in range(2):
-            state.learn(records[first : first + 9])
-            state.publish()
-            state.rollback()
-        assert state.next_offset == once.next_offset
-        assert state.learn(records[first : first + 4]).counts == once.learn(records[first : first + 4]).counts
-        state.commit()
-        assert state.unpublished
-    assert state.publish().to_payload() == once.publish().to_payload()
-
-
 def test_figures_are_of_committed_examples_and_each_counts_once() -> None:
     records = examples(20)
     state = fresh()
@@ -209,20 +156,6 @@ def test_an_undo_costs_no_more_than_the_examples_since_the_last_save(monkeypatch
         state.rollback()
     once.learn(records)
     assert state.publish().to_payload() == once.publish().to_payload()
-
-
-@pytest.mark.parametrize("cut", [0, 17, 40])
-def test_going_on_from_a_dump_gives_identical_weights(cut: int) -> None:
-    records = examples(40)
-    straight = fresh()
-    straight.learn(records[:cut])
-    straight.commit()
-    dump = straight.dump()
-    straight.learn(records[cut:])
-    again = LearnPartition(new_learner(), 0, loaded=LoadedState(dump.values, {}))
-    assert again.unpublished is (cut > 0)
-    again.learn(records)
-    assert again.publish().to_payload() == straight.publish().to_payload()
 
 
 def test_a_dump_without_numbers_is_refused() -> None:

@@ -21,7 +21,6 @@ from pipeline.engine.partition_state.segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore, StoreError
 from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES
-from schemas.messages import ProfiledTransaction
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
@@ -34,31 +33,6 @@ def counted(result: Result, window: str = "1d") -> float:
     """How many transactions of its card a single profiled transaction finds in a window."""
     (message,) = bought(result)
     return values_of(message.card_features)[CARD_FEATURES.index(f"card_count_{window}")]
-
-
-def test_a_late_transaction_takes_its_place_in_event_time() -> None:
-    desk = Desk()
-    desk.buy(0, after(1))
-    desk.buy(1, after(3))
-    assert counted(desk.buy(2, after(1, hours=1), arrived=after(3))) == 1
-    assert counted(desk.buy(3, after(1, hours=2), arrived=after(3))) == 2
-    assert counted(desk.buy(4, after(3, hours=1))) == 1
-
-
-def test_transactions_of_the_same_instant_stand_in_the_order_of_the_log() -> None:
-    desk = Desk()
-    assert [counted(desk.buy(number, after(1))) for number in range(4)] == [0, 1, 2, 3]
-    (message,) = bought(desk.buy(4, after(1)))
-    assert values_of(message.card_features)[CARD_FEATURES.index("card_seconds_since_last")] == 0
-
-
-def test_a_repeat_in_the_same_batch_and_in_a_later_one_emits_nothing() -> None:
-    log, state = Log(TRANSACTIONS), CardPartition(options(), None, MemoryStore())
-    result = state.process([log.append(transaction(0)), log.append(transaction(0))], NOW)
-    assert (len(bought(result)), result.counts["duplicate", ""]) == (1, 1)
-    state.commit()
-    result = state.process([log.append(transaction(0)), log.append(transaction(1))], NOW)
-    assert [message.transaction_id for message in bought(result)] == ["t1"]
 
 
 def test_old_transactions_that_are_sent_twice_are_repeats() -> None:
@@ -94,16 +68,6 @@ def test_the_tolerance_of_the_future_is_exact() -> None:
     assert to(DEAD_LETTERS, desk.buy(1, after(seconds=300, microseconds=1), arrived=START))
 
 
-def test_a_label_before_its_transaction_waits_and_one_of_an_unknown_transaction_is_set_aside() -> None:
-    desk = Desk()
-    assert everything(desk.say(0, after(hours=1))) == ([], {("label", "early"): 1})
-    assert everything(desk.say(404, after(hours=1))) == ([], {("label", "early"): 1})
-    assert followed(desk.buy(0, after(hours=2))) == [("t0", "fraud", microseconds(after(hours=1)))]
-    (dead,) = to(DEAD_LETTERS, desk.buy(1, after(8)))
-    assert reason(dead, "error") == "label_without_transaction"
-    assert not [key for key in desk.store.items() if key[:1] in b"wix"]
-
-
 def test_a_label_far_past_the_horizon_is_counted_and_its_dead_letter_does_not_ask_for_it_again() -> None:
     """The horizon and seven days are over, and the transaction is still known."""
     desk = Desk(dedup_days=10, label_days=10)
@@ -135,14 +99,6 @@ def test_a_label_far_past_the_horizon_leaves_the_same_state_whichever_is_read_fi
     assert len(to(DEAD_LETTERS, replayed.work([record]))) == len(to(DEAD_LETTERS, live.work([record]))) == 1
 
 
-def test_transactions_of_a_batch_come_before_its_labels() -> None:
-    desk = Desk()
-    early = desk.labels.append(label(0, after(hours=1)), after(hours=1))
-    bought_ = desk.transactions.append(transaction(0), START)
-    result = desk.work([early, bought_])
-    assert result.counts == {("accepted", ""): 1, ("label", "first"): 1}
-
-
 def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending_module, "GIVE_UP_AT_MOST", 100)
     desk = Desk()
@@ -154,15 +110,6 @@ def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkey
     assert given_up == [100, 100, 100, 100, 50, 0]
     assert desk.state._pending.state.count == 0
     assert {key[:1] for key in desk.store.items()} == {b"t", b"d"}
-
-
-def test_many_labels_of_one_transaction_that_is_not_there() -> None:
-    desk = Desk()
-    for number in range(20):
-        desk.say(0, after(hours=1, seconds=number), "fraud" if number % 2 else "legitimate")
-    result = desk.buy(0, after(hours=2))
-    assert len(followed(result)) == 20
-    assert desk.state._pending.state.count == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -296,21 +243,6 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
     assert state._index.state.again == 0
 
 
-def test_runs_of_a_batch_that_was_taken_back_leave_their_numbers_to_the_next() -> None:
-    store = MemoryStore()
-    index = StoreIndex(store)
-    kept, undone, later = ((bytes([number]) * 16, 0) for number in range(3))
-    for batch, committed in ((kept, True), (undone, False), (later, True)):
-        remember(index, [batch])
-        for part in (store, index):
-            (part.commit if committed else part.rollback)()
-    loaded = StoreIndex(store, index.state)
-    remember(loaded, [undone])
-    store.commit()
-    runs = [value for key, value in sorted(store.items().items()) if key[:1] == b"d"]
-    assert runs == [kept[0], later[0], undone[0]]
-
-
 def test_a_batch_that_reaches_past_the_horizon_forgets_its_own() -> None:
     """Its first transactions are swept with the others, so that no run stays behind what was swept."""
     transactions = Log(TRANSACTIONS)
@@ -399,12 +331,3 @@ def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackOpt
         maturity_us=30 * US_PER_DAY,
         negative_sample_rate=rate,
     )
-
-
-def test_a_case_outlives_a_late_transaction() -> None:
-    desk = Desk()
-    found: list[ProfiledTransaction] = []
-    for number, at in enumerate([after(1), after(3), after(2), after(3, hours=1)]):
-        found += bought(desk.buy(number, at, arrived=after(4)))
-    assert [message.case_sequence for message in found] == [1, 1, 2, 3]
-    assert len({message.case_id for message in found}) == 2

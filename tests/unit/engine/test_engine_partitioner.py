@@ -12,13 +12,12 @@ from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.forwarding import NotForwarded, forward, header_names, origin
 from pipeline.engine.records.partitioner import murmur2, partition_of, partitions_of
 from pipeline.engine.records.results import Result
-from pipeline.features.catalogue import CARD_FEATURES
-from schemas.messages import ProfiledTransaction, RecordPosition
+from schemas.messages import RecordPosition
 from schemas.records import Headers, Record
 from schemas.topics import DEAD_LETTERS, REROUTED, TRANSACTIONS
 from tests.chaos import arithmetic
 from tests.helpers.logs import START, Log, after, microseconds, reason, to, transaction
-from tests.unit.engine.test_engine_card import bought, options, values_of
+from tests.unit.engine.test_engine_card import bought, options
 
 NOW = after(100)
 PARTITIONS = 4
@@ -120,17 +119,6 @@ def test_what_was_passed_on_is_profiled_as_if_it_had_lain_at_home() -> None:
     assert cluster.hops == 3
 
 
-def test_a_record_without_a_key_is_placed_by_its_card() -> None:
-    cluster = Cluster()
-    found: list[ProfiledTransaction] = []
-    for number in range(8):
-        record = cluster.logs[TRANSACTIONS][number % PARTITIONS].append(transaction(number), START, None)
-        found += bought(cluster.work(record.partition, record))
-    counts = [values_of(message.card_features)[CARD_FEATURES.index("card_count_1d")] for message in found]
-    assert counts == list(range(8))
-    assert cluster.hops == 6
-
-
 def test_a_repeat_in_another_partition_is_a_repeat() -> None:
     cluster = Cluster()
     assert bought(cluster.buy(1))
@@ -164,45 +152,21 @@ def test_the_time_of_arrival_is_the_first_one() -> None:
     assert reason(dead, "error") == "event_time_in_future"
 
 
+def headers_with(**changed: bytes | None) -> Headers:
+    """Headers of a record that was passed on, of which some are other ones."""
+    sound = {"topic": b"transactions", "partition": b"0", "offset": b"0", "timestamp-ms": b"0", "key": None}
+    return tuple((f"rerouted-{name}", value) for name, value in {**sound, **changed}.items())
+
+
 BAD_HEADERS: dict[str, Headers] = {
     "none": (),
     "the producer's only": TRACE,
     "not last": (*((name, b"1") for name in header_names(REROUTED)), ("more", b"")),
-    "no number": (
-        ("rerouted-topic", b"transactions"),
-        ("rerouted-partition", b"-1"),
-        ("rerouted-offset", b"0"),
-        ("rerouted-timestamp-ms", b"0"),
-        ("rerouted-key", None),
-    ),
-    "a null": (
-        ("rerouted-topic", b"transactions"),
-        ("rerouted-partition", None),
-        ("rerouted-offset", b"0"),
-        ("rerouted-timestamp-ms", b"0"),
-        ("rerouted-key", None),
-    ),
-    "no partition": (
-        ("rerouted-topic", b"transactions"),
-        ("rerouted-partition", b"2147483648"),
-        ("rerouted-offset", b"0"),
-        ("rerouted-timestamp-ms", b"0"),
-        ("rerouted-key", None),
-    ),
-    "no offset": (
-        ("rerouted-topic", b"transactions"),
-        ("rerouted-partition", b"0"),
-        ("rerouted-offset", b"999999999999999999"),
-        ("rerouted-timestamp-ms", b"0"),
-        ("rerouted-key", None),
-    ),
-    "another topic": (
-        ("rerouted-topic", b"decisions"),
-        ("rerouted-partition", b"0"),
-        ("rerouted-offset", b"0"),
-        ("rerouted-timestamp-ms", b"0"),
-        ("rerouted-key", None),
-    ),
+    "no number": headers_with(partition=b"-1"),
+    "a null": headers_with(partition=None),
+    "no partition": headers_with(partition=b"2147483648"),
+    "no offset": headers_with(offset=b"999999999999999999"),
+    "another topic": headers_with(topic=b"decisions"),
 }
 
 

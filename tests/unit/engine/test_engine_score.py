@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 
 import msgspec
 import numpy as np
-import pandas as pd
 import pytest
 
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.encoding.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
@@ -23,28 +20,24 @@ from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_model import RiverModel
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
 from schemas.records import Record
-from schemas.times import US_PER_DAY
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.blocks import changed, with_text
 from tests.helpers.champion import LARGE_AMOUNT, active, decide
 from tests.helpers.expected import differences, expected_features
-from tests.helpers.features import compute_features
 from tests.helpers.logs import (
     START,
-    LabelLog,
     Log,
     after,
     block_of,
     decode_alert,
     decode_decision,
     decode_profiled,
-    label,
     reason,
     to,
     transaction,
 )
 from tests.helpers.models import example
-from tests.unit.engine.test_engine_card import busy_logs, chunks, interleaved, partition
+from tests.unit.engine.test_engine_card import busy_logs, interleaved, partition
 
 NOW = after(hours=1)
 
@@ -239,22 +232,6 @@ def test_partitions_that_are_decided_together_are_decided_as_each_alone() -> Non
     assert together.latencies_s == [*alone[0].latencies_s, *alone[1].latencies_s]
 
 
-def test_every_transaction_has_exactly_one_decision_however_the_log_is_cut() -> None:
-    transactions, labels = busy_logs(3, 300)
-    log = profile(transactions.records, labels.records)
-    models = active()
-    whole = decide(score(), log.records, models, NOW)
-    state, random = score(), np.random.default_rng(1)
-    parts = [decide(state, records, models, NOW) for records in chunks(log.records, random)]
-    assert to(DECISIONS, whole) == [output for part in parts for output in to(DECISIONS, part)]
-    assert to(ALERTS, whole) == [output for part in parts for output in to(ALERTS, part)]
-    messages = [decode_profiled(record.value or b"") for record in log.records]
-    expected = [m.transaction_id for m in messages if isinstance(m, ProfiledTransaction)]
-    assert [decision.transaction_id for decision in decisions(whole)] == expected
-    assert len(set(expected)) == len(expected) > 200
-    assert whole.counts["label", "profiled"] == len(messages) - len(expected) > 50
-
-
 def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats() -> None:
     transactions, labels = busy_logs(4, 350)
     card, state, models = partition(), score(), active()
@@ -265,74 +242,6 @@ def test_features_are_those_of_the_reference_with_labels_late_events_and_repeats
     assert len(found) == len(expected) > 200
     assert differences(found, expected) == []
     assert any(decision.features["merchant_known_fraud_30d"] for decision in found)
-
-
-def test_features_are_those_that_training_computes_from_history() -> None:
-    random = np.random.default_rng(9)
-    days = np.sort(random.uniform(0, 60, 400))
-    frame = pd.DataFrame(
-        {
-            "transaction_id": [f"t{number}" for number in range(400)],
-            "event_time": [after(float(value)) for value in days],
-            "card_id": [f"c{number}" for number in random.integers(0, 5, 400)],
-            "merchant_id": [f"m{number}" for number in random.integers(0, 4, 400)],
-            "amount_minor": random.integers(1, 50_000, 400),
-            "transaction_type": random.choice(["purchase", "cash", "refund"], 400),
-            "fraud": random.random(400) < 0.2,
-        }
-    )
-    delay = timedelta(days=3)
-    moments: list[tuple[datetime, int, dict[str, object]]] = []
-    for row in frame.to_dict("records"):
-        moments.append((row["event_time"], 1, row))
-        moments.append((row["event_time"] + delay, 0, row))
-    card, state, models = partition(), score(), active()
-    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
-    found: list[Decision] = []
-    for at, is_transaction, row in sorted(moments, key=lambda item: item[:2]):
-        name, owner = row["transaction_id"], row["card_id"]
-        if is_transaction:
-            value = transaction(
-                0,
-                at,
-                transaction_id=name,
-                card_id=owner,
-                merchant_id=row["merchant_id"],
-                amount=int(str(row["amount_minor"])) / 100,
-                transaction_type=row["transaction_type"],
-            )
-            result = card.process([transactions.append(value, at)], START)
-        else:
-            value = label(0, at, "fraud" if row["fraud"] else "legitimate", transaction_id=name, card_id=owner)
-            result = card.process([labels.append(value, at)], START)
-        found += decisions(decide(state, log.take(result), models, NOW))
-    expected = compute_features(frame, label_delay_s=delay.total_seconds())
-    np.testing.assert_array_equal(rows(found), expected)
-
-
-def test_a_repeat_by_source_offset_is_dropped() -> None:
-    """At-least-once delivery may write a batch of ``profiled`` twice."""
-    models = active()
-    log = profile(purchases(6).records)
-    twice = Log(PROFILED, partition=2)
-    for record in (*log.records[:4], *log.records[2:]):
-        twice.append(record.value)
-    state = score()
-    first, second = decide(state, twice.records[:5], models, NOW), decide(state, twice.records[5:], models, NOW)
-    found = decisions(first) + decisions(second)
-    assert [decision.transaction_id for decision in found] == [f"t{number}" for number in range(6)]
-    assert first.counts["duplicate", ""] == second.counts["duplicate", ""] == 1
-    once = decisions(decide(score(), log.records, models, NOW))
-    assert [decision.features for decision in found] == [decision.features for decision in once]
-
-
-def test_offsets_of_different_source_partitions_are_no_repeats() -> None:
-    log = Log(PROFILED)
-    for number in range(2):
-        source = Log(TRANSACTIONS, partition=number)
-        record = source.append(transaction(number, card_id=f"c{number}"))
-        log.append(profile([record], card=partition(partitions=2)).records[0].value)
-    assert len(decisions(decide(score(), log.records, active(), NOW))) == 2
 
 
 def only_block() -> bytes:
@@ -438,67 +347,6 @@ def test_another_kernel_with_another_number_of_features_is_refused_by_name_too()
         decide(score(), [Log(PROFILED).append(block_of(wider))], active(), NOW)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_replay_leaves_the_state_that_deciding_leaves(seed: int) -> None:
-    transactions, labels = busy_logs(seed, 300)
-    card, log = partition(), Log(PROFILED)
-    random = np.random.default_rng(seed)
-    for batch, known in interleaved(transactions.records, labels.records, random):
-        log.take(card.process([*batch, *known], START))
-    cut = len(log.records) * 2 // 3
-    models, lived, replayed = active(), score(), score()
-    for records in chunks(log.records[:cut], random):
-        decide(lived, records, models, NOW)
-    for records in chunks(log.records[:cut], random):
-        replayed.replay(records)
-    # What was decided last is read once more: a repeat must be known after a replay as well.
-    rest = [*log.records[cut - 3 :]]
-    after_live, after_replay = decide(lived, rest, models, NOW), decide(replayed, rest, models, NOW)
-    assert after_live.outputs == after_replay.outputs
-    assert after_live.counts == after_replay.counts
-    assert len(after_live.outputs) > 50
-
-
-def test_a_label_is_visible_from_the_moment_it_was_known() -> None:
-    known_at = after(5)
-    card, state, models = partition(), score(), active()
-    transactions, labels, log = Log(TRANSACTIONS), LabelLog(), Log(PROFILED)
-
-    def decided(number: int, at: datetime) -> Decision:
-        result = card.process([transactions.append(transaction(number, at), after(20))], START)
-        (decision,) = decisions(decide(state, log.take(result), models, NOW))
-        return decision
-
-    decided(0, START)
-    # Dated a day after the transaction, but here only on day five.
-    reported = card.process([labels.append(label(0, after(1)), known_at)], START)
-    assert decide(state, log.take(reported), models, NOW).outputs == []
-    before, at = decided(1, known_at - timedelta(microseconds=1)), decided(2, known_at)
-    assert (before.features["merchant_known_count_30d"], at.features["merchant_known_count_30d"]) == (0, 1)
-    assert before.features["merchant_newest_label"] is None
-    assert at.features["merchant_newest_label"] == 1
-    assert at.features["merchant_seconds_since_fraud"] == 5 * US_PER_DAY / 1e6
-
-
-def test_state_does_not_depend_on_models_or_clocks() -> None:
-    log = profile(purchases(60, large=[7]).records)
-    item, other = score(), score()
-    models = active()
-    strict = ActiveModels(models.lightgbm, models.river, models.policy.replace(threshold=0.0))
-    decide(item, log.records[:40], models, NOW)
-    decide(other, log.records[:40], strict, after(300))
-    assert decide(item, log.records[40:], models, NOW).outputs == decide(other, log.records[40:], models, NOW).outputs
-
-
-def test_values_that_do_not_exist_are_null() -> None:
-    result = decide(score(), profile(purchases(1).records).records, active(), NOW)
-    (output,) = to(DECISIONS, result)
-    features = msgspec.json.decode(output.value or b"")["features"]
-    assert tuple(features) == FEATURES
-    assert features["card_mean_1h"] is None
-    assert all(value is None or math.isfinite(value) for value in features.values())
-
-
 def test_repeats_are_known_by_where_the_card_agent_read_the_record() -> None:
     """What was passed on comes out of order by its first place, and in order by the place where it was read."""
     (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
@@ -516,76 +364,3 @@ def test_repeats_are_known_by_where_the_card_agent_read_the_record() -> None:
     result = decide(score(), log.records, active(), NOW)
     assert [decision.transaction_id for decision in decisions(result)] == ["t0", "t1", "t2", "t4"]
     assert result.counts["duplicate", ""] == 2
-
-
-def test_a_batch_that_fails_half_way_is_taken_back_whole() -> None:
-    models, log = active(), profile(purchases(30).records)
-    state, untouched = score(), score()
-    for item in (state, untouched):
-        decide(item, log.records[:10], models, NOW)
-        item.commit()
-    with pytest.raises(KernelMismatch):
-        decide(state, [*log.records[10:20], foreign(log.records[20])], models, NOW)
-    state.rollback()
-    after_undo, expected = (
-        decide(state, log.records[10:], models, NOW),
-        decide(untouched, log.records[10:], models, NOW),
-    )
-    assert after_undo.outputs == expected.outputs
-    assert len(decisions(expected)) == 20
-
-
-def test_partitions_of_which_one_fails_are_all_taken_back() -> None:
-    models, decider = active(), Decider("EUR", 1)
-    logs = [profile(purchases(20).records, number=number) for number in range(2)]
-    failing = [*logs[1].records[:-1], foreign(logs[1].records[-1])]
-    states, untouched = [score(), score()], [score(), score()]
-    with pytest.raises(KernelMismatch):
-        decider.process([(states[0], logs[0].records), (states[1], failing)], models, NOW)
-    for state in states:
-        state.rollback()
-    records = [log.records for log in logs]
-    after_undo = decider.process(zip(states, records, strict=True), models, NOW)
-    assert after_undo.outputs == decider.process(zip(untouched, records, strict=True), models, NOW).outputs
-    assert len(decisions(after_undo)) == 40
-
-
-def test_a_topic_made_anew_holds_no_repeats() -> None:
-    """Its offsets begin again; nothing of it was decided before."""
-    models, state = active(), score()
-    before = profile(purchases(50).records)
-    assert len(decisions(decide(state, before.records, models, NOW))) == 50
-    anew = Log(TRANSACTIONS)
-    for number in range(100, 110):
-        anew.append(transaction(number, after(hours=number)), after(hours=number))
-    log = Log(PROFILED, partition=2)
-    for record in before.records:
-        log.append(record.value)
-    later = log.take(partition().process(anew.records, after(hours=200)))
-    result = decide(state, later, models, after(hours=201))
-    assert len(decisions(result)) == 10
-    assert result.counts["duplicate", ""] == 0
-
-
-def test_a_batch_written_again_by_a_later_worker_is_a_repeat_but_for_what_it_has_more() -> None:
-    models, state, card = active(), score(), partition()
-    source = purchases(8).records
-    log = Log(PROFILED, partition=2)
-    for at, records in ((START, source[:3]), (START + timedelta(seconds=5), source[3:6])):
-        log.take(card.process(records, at))
-    again = partition()
-    again.process(source[:3], None)
-    log.take(again.process(source[3:], START + timedelta(seconds=30)))
-    result = decide(state, log.records, models, NOW)
-    assert [decision.transaction_id for decision in decisions(result)] == [f"t{number}" for number in range(8)]
-    assert result.counts["duplicate", ""] == 3
-
-
-def test_features_of_another_number_are_refused_like_those_of_another_kernel() -> None:
-    (record,) = profile([Log(TRANSACTIONS).append(transaction())]).records
-    message = decode_profiled(record.value or b"")
-    assert isinstance(message, ProfiledTransaction)
-    log = Log(PROFILED, partition=2)
-    log.append(block_of(msgspec.structs.replace(message, card_features=message.card_features[:-8], kernel="0-other")))
-    with pytest.raises(KernelMismatch):
-        decide(score(), log.records, active(), NOW)
