@@ -115,7 +115,7 @@ def dead_letters(parts: list[Decisions]) -> list[tuple[str, int, str, str]]:
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> None:
     history, card = busy_history(seed), options(partitions)
     live = play(history, Live(models(), card))
@@ -128,17 +128,6 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     # The horizon was passed: some identities were decided twice.
     assert frame(parts).duplicated(["card_id", "transaction_id"]).any()
     assert set(frame(parts)["selection"].dropna()) == {"score", "rule", "audit"}
-
-
-@pytest.mark.parametrize("partitions", [1, 3])
-def test_how_rows_are_cut_changes_nothing(partitions: int) -> None:
-    history, card = busy_history(11, 300), options(partitions)
-    whole, *others = [run(history, card, rows) for rows in reversed(CHUNKS)]
-    assert len(whole) < len(others[-1])
-    for parts in others:
-        pd.testing.assert_frame_equal(frame(parts), frame(whole), check_exact=True)
-        assert dead_letters(parts) == dead_letters(whole)
-        assert sum(part.duplicates for part in parts) == sum(part.duplicates for part in whole)
 
 
 def in_base_currency(reason: Reason) -> Reason:
@@ -196,8 +185,7 @@ def assert_taught(
     return live
 
 
-@pytest.mark.parametrize("partitions", [1, 3])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "partitions"), [(0, 3), (1, 1)])
 def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
     history, card = busy_history(seed, 600), options(partitions)
     feedback = FeedbackOptions(8 * DAY, 3 * DAY, 0.4)

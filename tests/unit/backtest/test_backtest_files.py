@@ -19,7 +19,6 @@ from pipeline.engine.cards.pending import NO_LABELS, MemoryPending
 from pipeline.engine.cards.transaction_index import MemoryIndex
 from pipeline.engine.records.columns import digest_keys
 from pipeline.history.files import UnusableSource, resolve_mapping
-from tests.helpers.features import compute_features
 from tests.helpers.histories import DAY
 from tests.unit.backtest.test_backtest import frame, models, options
 
@@ -30,25 +29,6 @@ DELAY_S = 3 * 86_400.0
 def history() -> pd.DataFrame:
     days = World(cards=40, merchants=20, seed=3, history_days=20, start=date(2024, 3, 1))
     return pd.concat(list(days.days(0, 20)), ignore_index=True)
-
-
-def test_features_are_those_of_training_sets(history: pd.DataFrame) -> None:
-    """The same history, labels known after the same delay: one kernel, and one rule for what is known at an instant."""
-    truth = delayed_truth(frame_tables(history, 100), DELAY_S)
-    parts = list(replay(models(), frame_tables(history, 64), truth, options=options()))
-    found = np.concatenate([part.features for part in parts])
-    np.testing.assert_array_equal(found, compute_features(history, label_delay_s=DELAY_S))
-    assert sum(part.label_outcomes["first"] for part in parts) == len(history)
-
-
-def test_training_and_backtests_read_the_clock_of_local_time(history: pd.DataFrame) -> None:
-    shifted = history["event_time"].dt.tz_convert("Asia/Tokyo").dt.strftime("%Y-%m-%dT%H:%M:%S.%f")
-    local = history.assign(local_time=shifted.where(np.arange(len(history)) % 3 > 0))
-    parts = list(replay(models(), frame_tables(local, 64), [], options=options()))
-    found = np.concatenate([part.features for part in parts])
-    features = compute_features(local, label_delay_s=None)
-    np.testing.assert_array_equal(found, features)
-    assert (features != compute_features(history, label_delay_s=None)).any()
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

@@ -115,13 +115,6 @@ def test_labels_are_those_that_reviews_of_the_variants_own_alerts_would_give(
     assert outcomes == {f"labels of {variant.name}: first": len(history) for variant in result.variants}
 
 
-def test_a_variant_alone_decides_as_beside_another(file: Path, settings: Settings) -> None:
-    asked = {"settings": settings, "reviews_a_day": 3, "models": ["active"], **REVIEWS}
-    both = backtest_of(file, thresholds=[0.02, 0.5], **asked).run()
-    alone = backtest_of(file, thresholds=[0.5], **asked).run()
-    pd.testing.assert_frame_equal(alone.variants[0].decisions, both.variants[1].decisions, check_exact=True)
-
-
 def test_nothing_is_known_before_its_day_is_over(
     history: pd.DataFrame, file: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +137,7 @@ def test_nothing_is_known_before_its_day_is_over(
     assert (us(over) >= (us(source.reset_index(drop=True)) // DAY_US + 1) * DAY_US).all()
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 3_600.0, 4 * 86_400.0])
-@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize(("delay_s", "learn"), [(0.0, False), (3_600.0, True), (4 * 86_400.0, True)])
 def test_a_truth_is_known_after_its_delay(
     history: pd.DataFrame, file: Path, settings: Settings, delay_s: float, learn: bool
 ) -> None:
@@ -301,18 +293,17 @@ def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, setti
 
 
 @pytest.mark.parametrize(
-    "regime",
+    ("regime", "learn"),
     [
-        LabelRegime(reported="frauds-only", delay_days=2.0),
-        LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, never_reported=0.2),
-        LabelRegime(delay_days=1.0, delay_spread=0.8),
-        LabelRegime(reported="frauds-only", delay_days=2.0, early_share=0.4),
-        LabelRegime(reported="mixed", delay_days=2.0, legitimate_share=0.3),
-        LabelRegime(delay_days=2.0, corrected_share=0.2, correction_days=3.0),
-        LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, corrected_share=0.2),
+        (LabelRegime(reported="frauds-only", delay_days=2.0), True),
+        (LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, never_reported=0.2), False),
+        (LabelRegime(delay_days=1.0, delay_spread=0.8), True),
+        (LabelRegime(reported="frauds-only", delay_days=2.0, early_share=0.4), False),
+        (LabelRegime(reported="mixed", delay_days=2.0, legitimate_share=0.3), True),
+        (LabelRegime(delay_days=2.0, corrected_share=0.2, correction_days=3.0), True),
+        (LabelRegime(reported="frauds-only", delay_days=2.0, delay_spread=0.8, corrected_share=0.2), False),
     ],
 )
-@pytest.mark.parametrize("learn", [False, True])
 def test_a_regime_gives_the_labels_that_it_says(
     history: pd.DataFrame, file: Path, settings: Settings, regime: LabelRegime, learn: bool
 ) -> None:

@@ -97,13 +97,6 @@ def test_a_label_is_known_after_its_delay_and_not_before(delay_s: float | None, 
     assert column(compute_features(two(), label_delay_s=delay_s), "merchant_known_fraud_30d") == [0, known]
 
 
-def test_refunds_get_features_and_do_not_count() -> None:
-    features = compute_features(two(transaction_type=["refund", "purchase"]))
-    assert column(features, "amount") == [10, 30]
-    assert column(features, "card_count_30d") == [0, 0]
-    assert column(compute_features(two(transaction_type=["cash", "refund"])), "card_count_30d") == [0, 1]
-
-
 def test_other_time_zones_are_the_same_instants() -> None:
     frame = history(2)
     elsewhere = frame.assign(event_time=frame["event_time"].dt.tz_convert("Asia/Kolkata"))

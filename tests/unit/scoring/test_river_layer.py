@@ -75,21 +75,6 @@ def test_a_row_scores_the_same_alone_and_in_any_batch() -> None:
     np.testing.assert_array_equal(layer.logit(features, base), alone)
 
 
-def test_folding_in_any_batches_and_from_any_checkpoint_gives_the_same_numbers() -> None:
-    examples = [example(i) for i in range(200)]
-    whole = LayerLearner()
-    whole.learn_examples(examples)
-    halves = LayerLearner()
-    halves.learn_examples(examples[:77])
-    checkpoint = halves.snapshot(77).to_payload()
-    resumed = LayerLearner()
-    assert resumed.restore(checkpoint) == 77
-    for later in examples[77:]:
-        resumed.learn_examples([later])
-    assert resumed.snapshot(200).to_payload() == whole.snapshot(200).to_payload()
-    assert halves.snapshot(77).to_payload() == checkpoint
-
-
 def test_scoring_and_snapshots_are_not_moved_by_later_examples() -> None:
     learner = trained(50)
     layer = learner.snapshot(50)
@@ -101,13 +86,6 @@ def test_scoring_and_snapshots_are_not_moved_by_later_examples() -> None:
     assert learner.snapshot(100).to_payload() != payload
     with pytest.raises(ValueError, match="read-only"):
         layer.weights[0] = 0.0
-
-
-def test_scoring_does_not_teach() -> None:
-    learner = trained(50)
-    before = learner.snapshot(50).to_payload()
-    learner.snapshot(50).logit(matrix(100), logits(100))
-    assert learner.snapshot(50).to_payload() == before
 
 
 def test_which_examples_are_learned() -> None:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring import compiled_contributions
 from pipeline.scoring.compiled_contributions import path_contributions
-from pipeline.scoring.compiled_trees import forest_sums, lay_out_forest
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.scoring.tree_paths import POINTS, Paths, lay_out_paths
 from pipeline.scoring.trees import read_trees
@@ -82,41 +81,6 @@ def test_contributions_are_lightgbm_s(parameters: dict[str, Any]) -> None:
     for row in np.flatnonzero(apart):
         expected[row] = exact(booster, rows[row : row + 1])[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(booster))
-
-
-def test_they_are_those_of_the_definition() -> None:
-    booster = grown(leaves=20, trees=3)
-    rows = hard_rows(booster, 12)
-    np.testing.assert_allclose(
-        path_contributions(paths_of(booster), rows), exact(booster, rows), rtol=0, atol=tolerance(booster)
-    )
-
-
-def test_with_the_base_value_they_add_up_to_the_compiled_sum() -> None:
-    booster = grown(leaves=60, trees=40)
-    trees, rows = read_trees(booster.model_to_string(), FEATURES), hard_rows(booster, 500)
-    forest, paths = lay_out_forest(trees), lay_out_paths(trees)
-    assert forest is not None
-    assert paths is not None
-    np.testing.assert_allclose(
-        path_contributions(paths, rows).sum(axis=1), forest_sums(forest, rows), rtol=0, atol=tolerance(booster)
-    )
-
-
-def test_contributions_of_forests_add_up() -> None:
-    booster = grown(trees=12)
-    trees, rows = read_trees(booster.model_to_string(), FEATURES), hard_rows(booster, 100)
-    parts = [lay_out_paths(trees[:5]), lay_out_paths(trees[5:])]
-    first, second = (path_contributions(part, rows) for part in parts if part is not None)
-    np.testing.assert_allclose(
-        path_contributions(paths_of(booster), rows), first + second, rtol=0, atol=tolerance(booster)
-    )
-
-
-def test_a_feature_that_is_not_tested_adds_nothing() -> None:
-    random = np.random.default_rng(1)
-    booster = on_features(random.random((500, 3)), random.random(500), num_leaves=20)
-    assert not path_contributions(paths_of(booster), matrix(20))[:, 3:-1].any()
 
 
 def test_one_feature_tested_again_and_again() -> None:

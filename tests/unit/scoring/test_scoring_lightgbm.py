@@ -25,20 +25,6 @@ def test_the_logit_is_lightgbm_s_own_margin_calibrated() -> None:
     np.testing.assert_array_equal(small_model().logit(features), np.clip(0.8 * margin - 0.3, -15, 15))
 
 
-def test_a_row_scores_the_same_alone_and_in_any_batch() -> None:
-    features, model = matrix(300, seed=5), small_model()
-    together = model.logit(features)
-    alone = np.concatenate([model.logit(features[i : i + 1]) for i in range(len(features))])
-    np.testing.assert_array_equal(together, alone)
-    np.testing.assert_array_equal(together[130:], model.logit(features[130:]))
-
-
-def test_no_rows_have_no_logits() -> None:
-    empty = np.empty((0, len(FEATURES)))
-    assert small_model().logit(empty).shape == (0,)
-    assert small_model().contributions(empty).shape == (0, len(FEATURES))
-
-
 def test_contributions_and_the_base_value_add_up_to_the_logit() -> None:
     features, model = matrix(40, seed=6), small_model()
     rest = model.logit(features) - model.contributions(features).sum(axis=1)

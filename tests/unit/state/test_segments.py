@@ -15,7 +15,7 @@ from pipeline.engine.partition_state.state import LoadedState, StateDump
 from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
 from pipeline.state.segment_groups import GROUP_ROWS
 from pipeline.state.segments import FileSegments
-from pipeline.state.snapshots import Refused, SnapshotRepository, UnusableReason
+from pipeline.state.snapshots import Refused, SnapshotRepository
 from schemas.times import US_PER_DAY
 from tests.helpers.snapshots import KEY
 from tests.reference.identities import transaction_digest
@@ -108,14 +108,6 @@ def test_segments_are_forgotten_from_the_front_with_the_commit(desk: Desk) -> No
     desk.segments.forget_before(6)
     desk.segments.commit()
     assert (desk.files(), desk.files(".index"), desk.segments.rows()) == ([], [], 0)
-
-
-def test_a_decision_that_is_forgotten_does_not_bring_back_an_earlier_one(desk: Desk) -> None:
-    desk.commit(0, 2 * GROUP_ROWS, 9)
-    desk.commit(0, 2 * GROUP_ROWS, 1)
-    desk.segments.forget_before(5)
-    desk.segments.commit()
-    assert {entry.event_time_us for entry in desk.segments.find([digest(3), digest(4)]).values()} == {US_PER_DAY}
 
 
 def test_rollback_truncates(desk: Desk) -> None:
@@ -270,21 +262,3 @@ def test_a_dump_has_what_was_added_to_the_open_segment(tmp_path: Path) -> None:
     assert list(desk.segments.dump(full=False).columns["segment-content"].changed) == [2]
     assert list(desk.segments.dump(full=True).columns["segment-content"].changed) == [0, 1, 2]
     desk.segments.close()
-
-
-def test_a_snapshot_with_a_damaged_segment_is_passed_over(desk: Desk, tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path, desk)
-    desk.commit(0, 2 * GROUP_ROWS)
-    snapshots.save()
-    before, known = desk.segments.checksum(0), set(snapshots.objects())
-    desk.commit(100, 100 + 2 * GROUP_ROWS)
-    snapshots.save()
-    for path in set(snapshots.objects()) - known:
-        if path.stat().st_size > 2 * GROUP_ROWS * 1_000:
-            content = bytearray(path.read_bytes())
-            content[5_000] ^= 1
-            path.write_bytes(content)
-    restored = snapshots.restored()
-    assert [refused.reason for refused in snapshots.refused] == [UnusableReason.DAMAGED]
-    assert restored.checksum(0) == before
-    restored.close()
