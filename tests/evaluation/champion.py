@@ -1,15 +1,10 @@
-"""The LightGBM version of an evaluation: trained by the project's own code on what was known by then, or reused."""
+"""The LightGBM version of an evaluation: trained by the project's own code on what was known by then."""
 
-import hashlib
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.history.files import ColumnMapping, load_transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
@@ -19,22 +14,16 @@ from pipeline.training.fit import TrainingConfig, train
 from schemas.times import US_PER_DAY
 from tests.helpers.features import history_of
 
-RECIPE = "evaluation"
-"""Where a registered version keeps what it was made from."""
 
-
-@dataclass(frozen=True, slots=True)
-class Champion:
+class Champion(NamedTuple):
     """The versions to evaluate, registered and active."""
 
     lightgbm: str
     policy: str
     details: dict[str, Any]
-    reused: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(NamedTuple):
     """All that decides which LightGBM version comes out, beside the code."""
 
     file: Path
@@ -45,25 +34,9 @@ class Recipe:
     alerts_per_day: float
     config: TrainingConfig
 
-    def describe(self) -> dict[str, Any]:
-        """As JSON can hold it; the file by its content."""
-        return {
-            "file_sha256": hashlib.sha256(self.file.read_bytes()).hexdigest(),
-            "known_before": self.known_before.isoformat(),
-            "label_delay_days": self.label_delay_days,
-            "validation_days": self.validation_days,
-            "alerts_per_day": self.alerts_per_day,
-            "training": msgspec.to_builtins(self.config),
-            "kernel": KERNEL_VERSION,
-        }
-
 
 def champion(registry: Registry, recipe: Recipe) -> Champion:
-    """Train by ``recipe``, unless the registry holds a version that was made by the same one; raises ``ModelError``."""
-    described = recipe.describe()
-    for entry in reversed(registry.entries(LIGHTGBM)):
-        if entry.details.get(RECIPE) == described:
-            return _activated(registry, entry.version, entry.details, reused=True)
+    """Train by ``recipe``; raises ``ModelError``."""
     frame = load_transactions(recipe.file, recipe.mapping, end=recipe.known_before)
     data = history_of(frame, LabelRegime(delay_days=recipe.label_delay_days)).training_set()
     split = split_cohorts(
@@ -76,17 +49,8 @@ def champion(registry: Registry, recipe: Recipe) -> Champion:
     policy = Policy(0.5, blend=1.0)
     trained = train(data, split, alerts_per_day=recipe.alerts_per_day, config=recipe.config, policy=policy)
     registered = registry.register(POLICY, trained.policy.to_payload())
-    details = {
-        RECIPE: described,
-        "policy": registered,
-        "metrics": trained.metrics,
-        "periods": trained.model.metadata["periods"],
-    }
+    details = {"metrics": trained.metrics, "periods": trained.model.metadata["periods"]}
     lightgbm = registry.register(LIGHTGBM, trained.model.to_payload(), details)
-    return _activated(registry, lightgbm, details, reused=False)
-
-
-def _activated(registry: Registry, lightgbm: str, details: dict[str, Any], *, reused: bool) -> Champion:
     registry.activate(LIGHTGBM, lightgbm)
-    registry.activate(POLICY, details["policy"])
-    return Champion(lightgbm, details["policy"], details, reused)
+    registry.activate(POLICY, registered)
+    return Champion(lightgbm, registered, details)

@@ -89,7 +89,7 @@ FAILURES = (
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps broker and registry; a model trained there before is used again.  [default: a temporary one]",
+    help="Keeps broker and registry.  [default: a temporary one]",
 )
 @click.option(
     "--output",
@@ -156,7 +156,7 @@ def evaluate(
     began_s = time.monotonic()
     model = champion(registry, recipe)
     training_s = time.monotonic() - began_s
-    say(f"LightGBM {model.lightgbm} {'is registered already' if model.reused else f'trained in {training_s:.0f} s'}")
+    say(f"LightGBM {model.lightgbm} trained in {training_s:.0f} s")
 
     say("starting the broker")
     with provide_broker(settings) as broker, prepared(broker, settings, workers, data_dir / "logs") as processes:

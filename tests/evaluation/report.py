@@ -15,8 +15,7 @@ def model_figures(model: Champion, training_s: float) -> dict[str, Any]:
     return {
         "lightgbm": model.lightgbm,
         "policy": model.policy,
-        "reused": model.reused,
-        "training_s": None if model.reused else round(training_s, 1),
+        "training_s": round(training_s, 1),
         "periods": model.details["periods"],
         "validation_metrics": model.details["metrics"],
     }

@@ -57,13 +57,6 @@ def test_a_run_is_checked_and_measured(
     assert "[ok] features equal the reference" in result.output
     assert "trained in" in result.output
 
-    # The model that lies in the data directory is used again, and a run that is too short for it says so.
-    arguments[arguments.index("--to") + 1] = "2018-04-22"
-    again = CliRunner().invoke(command, [*arguments, "--no-labels"], catch_exceptions=False)
-    assert again.exit_code == 0, again.output
-    assert "is registered already" in again.output
-    assert json.loads(output.read_text())["detection"] is None
-
 
 def test_a_file_with_too_little_to_learn_from_is_an_error(file: Path, tmp_path: Path) -> None:
     arguments = [str(file), "--from", "2018-04-02", "--known-before", "2018-04-03", "--to", "2018-04-04"]

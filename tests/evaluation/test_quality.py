@@ -1,10 +1,11 @@
 """The measurement of detection on a small file."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -107,6 +108,22 @@ def test_schedules_are_compared_under_an_attack(file: Path) -> None:
     assert afterwards > (attacks.share_found(frozen["alone"]) or 0.0)
     assert "| daily, early reports | 1 |" in result.output
     assert "by seed: bursts" in result.output
+
+
+def test_an_attack_adds_frauds_and_changes_nothing_else() -> None:
+    made = handbook_frame(38, seed=3)
+    frame = made.assign(TRANSACTION_ID=np.arange(len(made)), TX_FRAUD_SCENARIO=made["TX_FRAUD"])
+    start = detection.at(f"{frame['TX_DATETIME'].min():%Y-%m-%d}") + timedelta(days=34)
+    attack = attacks.Attack(a_day=5)
+    found = attacks.attacked(frame, attack, start, start + timedelta(days=3))
+    added = found["TX_FRAUD_SCENARIO"] == attacks.ATTACK
+    assert added.sum() == 15
+    assert found.loc[added, "TX_FRAUD"].all()
+    pd.testing.assert_frame_equal(found[~added].reset_index(drop=True), frame)
+    assert found["TX_DATETIME"].is_monotonic_increasing
+    days = (found.loc[added, "TX_DATETIME"] - start.replace(tzinfo=None)).dt.days
+    assert np.bincount(days).tolist() == [5, 5, 5]
+    pd.testing.assert_frame_equal(found, attacks.attacked(frame, attack, start, start + timedelta(days=3)))
 
 
 def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path) -> None:
