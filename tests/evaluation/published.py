@@ -109,13 +109,6 @@ FOLDS_PUBLISHED = {
     "XGBoost": Figures(0.887, 0.708, 0.289),
 }
 """Chapter 5, "Model selection": validation performance, each figure at the best of the parameters for it."""
-FOLDS_TEST_PUBLISHED = {
-    "decision tree": Figures(0.797, 0.579, 0.284),
-    "logistic regression": Figures(0.868, 0.623, 0.297),
-    "random forest": Figures(0.87, 0.678, 0.299),
-    "XGBoost": Figures(0.869, 0.687, 0.303),
-}
-"""The same chapter, of the four weeks from 8 August to 4 September, by the parameters that the validation chose."""
 
 
 class Weeks:

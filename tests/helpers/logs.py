@@ -1,7 +1,6 @@
 """Partitions of topics in memory, and what producers and analysts write into them."""
 
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,7 +21,7 @@ from schemas.messages import (
     Versions,
 )
 from schemas.records import Headers, Output, Record
-from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, LABELS, PROFILED, Topic
+from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, Topic
 from tests.helpers.blocks import features_block
 
 LABEL_OPTIONS = LabelOptions(future_tolerance_us=300_000_000, partitions=1)
@@ -189,11 +188,3 @@ def _decided(number: int, at: datetime) -> dict[str, Any]:
         "source": RecordPosition(topic="transactions", partition=0, offset=number),
         "log": LogPosition(partition=0, offset=2 * number),
     }
-
-
-def features_log(values: Iterable[tuple[bytes, datetime]]) -> Log:
-    """A partition of ``features``."""
-    log = Log(DECISION_FEATURES)
-    for value, at in values:
-        log.append(value, at)
-    return log

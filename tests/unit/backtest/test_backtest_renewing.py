@@ -221,23 +221,6 @@ def test_days_without_a_transaction_are_not_trained_for(asked: Callable[..., Bac
     assert [(item - known[0]) // day_us for item in known] == [0, 8]
 
 
-def test_what_is_to_come_changes_no_version(asked: Callable[..., Backtest], first_day: datetime) -> None:
-    def spoilt_from(at: datetime) -> Changed:
-        def change(frame: pd.DataFrame) -> pd.DataFrame:
-            late = frame["event_time"] >= at
-            frame.loc[late, "amount"] += 500
-            frame.loc[late, "fraud"] = ~frame.loc[late, "fraud"]
-            return frame
-
-        return change
-
-    as_it_was = versions(asked(train={"renew_days": [EVERY]}).run())
-    # What happens from the second boundary on is known at neither of the first two trainings.
-    spoilt = versions(asked(changed=spoilt_from(first_day + ENDS[1] * DAY), train={"renew_days": [EVERY]}).run())
-    assert spoilt[:2] == as_it_was[:2]
-    assert spoilt[2] != as_it_was[2]
-
-
 def test_every_version_is_registered_where_that_is_asked_for(asked: Callable[..., Backtest]) -> None:
     backtest = asked(train={"renew_days": [EVERY], "register": True, "variants": {"one": []}})
     result = backtest.run()

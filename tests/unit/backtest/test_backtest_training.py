@@ -34,7 +34,7 @@ from pipeline.settings import Settings
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingConfig, train
+from pipeline.training.fit import Trained, TrainingConfig, train
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import backtest_of
@@ -80,34 +80,6 @@ def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: 
     return ask
 
 
-def test_a_model_takes_early_reports_as_the_training_of_a_file_does(
-    asked: Callable[..., Backtest], start: datetime, tmp_path: Path
-) -> None:
-    declared: dict[str, Any] = {"reported": "frauds-only", "delay_spread": 0.4, "early_share": 0.3}
-    backtest = asked(training=training(start), **declared)
-    backtest.run()
-    path = tmp_path / "history.parquet"
-    regime = LabelRegime(delay_days=GAP_S / 86_400.0, **declared)
-    end_us = timestamp_us(start + 28 * DAY)
-    data = history_of(load_transactions(path, resolve_mapping(path), end=start + 28 * DAY), regime).training_set(end_us)
-    split = split_cohorts(
-        data.event_time_us,
-        label_delay_us=round(regime.maturity_days * US_PER_DAY),
-        validation_us=6 * US_PER_DAY,
-        train_from_us=timestamp_us(start + 5 * DAY),
-        known_before_us=end_us,
-    )
-    early = EarlyReports(end_us, ReportDelays.declared(regime))
-    labels = TrainedLabels(end_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
-    expected = train(data, split, config=SMALL, policy=policy(), early=early, labels=labels).model
-    assert expected.metadata["early"]["frauds"] > 0
-    assert backtest.trained["trained"].model.version == expected.version
-    without = asked(training=training(start, early_reports=False), **declared)
-    without.run()
-    expected = train(data, split, config=SMALL, policy=policy(), labels=labels).model
-    assert without.trained["trained"].model.version == expected.version
-
-
 def test_a_backtest_warns_of_a_version_that_was_trained_on_other_labels(asked: Callable[..., Backtest]) -> None:
     text = json.loads(small_model().to_payload())["text"]
     labels = {"regime": {"reported": "all"}, "maturity_days": GAP_S / 86_400.0}
@@ -130,25 +102,42 @@ def training(begin: datetime, **more: Any) -> Training:
     return Training(**(given | more))
 
 
+def trained_on_file(path: Path, start: datetime, regime: LabelRegime, *, early: bool = False) -> Trained:
+    """The training of the file that `asked` wrote, by what is known when its range begins."""
+    known_us, gap_us = timestamp_us(start + 28 * DAY), round(regime.maturity_days * US_PER_DAY)
+    frame = load_transactions(path, resolve_mapping(path), end=start + 28 * DAY)
+    data = history_of(frame, regime).training_set(known_us)
+    split = split_cohorts(
+        data.event_time_us,
+        label_delay_us=gap_us,
+        validation_us=6 * US_PER_DAY,
+        train_from_us=timestamp_us(start + 5 * DAY),
+        known_before_us=known_us,
+    )
+    labels = TrainedLabels(known_us, gap_us, regime.describe())
+    reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
+    return train(data, split, config=SMALL, policy=policy(), early=reports, labels=labels)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_model_takes_early_reports_as_the_training_of_a_file_does(
+    asked: Callable[..., Backtest], start: datetime, tmp_path: Path, early: bool
+) -> None:
+    declared: dict[str, Any] = {"reported": "frauds-only", "delay_spread": 0.4, "early_share": 0.3}
+    backtest = asked(training=training(start, early_reports=early), **declared)
+    backtest.run()
+    regime = LabelRegime(delay_days=GAP_S / 86_400.0, **declared)
+    expected = trained_on_file(tmp_path / "history.parquet", start, regime, early=early).model
+    assert ("early" in expected.metadata) == early
+    assert backtest.trained["trained"].model.version == expected.version
+
+
 def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     asked: Callable[..., Backtest], start: datetime, tmp_path: Path
 ) -> None:
     backtest = asked(training=training(start))
     result = backtest.run()
-    path = tmp_path / "history.parquet"
-    frame = load_transactions(path, resolve_mapping(path), end=start + 28 * DAY)
-    regime = LabelRegime(delay_days=GAP_S / 86_400.0)
-    data = history_of(frame, regime).training_set()
-    known_us = timestamp_us(start + 28 * DAY)
-    split = split_cohorts(
-        data.event_time_us,
-        label_delay_us=round(GAP_S * 1e6),
-        validation_us=6 * US_PER_DAY,
-        train_from_us=timestamp_us(start + 5 * DAY),
-        known_before_us=known_us,
-    )
-    labels = TrainedLabels(known_us, round(GAP_S * 1e6), regime.describe())
-    expected = train(data, split, config=SMALL, policy=policy(), labels=labels)
+    expected = trained_on_file(tmp_path / "history.parquet", start, LabelRegime(delay_days=GAP_S / 86_400.0))
     found = backtest.trained["trained"]
     assert found.model.version == expected.model.version
     assert found.policy.version == expected.policy.version

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.engine.cards import pending as pending_module
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.joins import STREAM_TIME_US, Clock, PassInput, Retention, join
-from pipeline.engine.cards.transaction_index import RUN_AT_MOST, StoreIndex
+from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback import feedback_kernel
 from pipeline.engine.feedback.decision_store import DecisionStore
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
@@ -179,37 +179,6 @@ def test_the_index_is_swept_a_bounded_number_at_a_time() -> None:
     assert found == [9 * US_PER_DAY, None, 5 * US_PER_DAY]
     index.forget_before(10, 1_000)
     store.commit()
-    assert store.items() == {}
-
-
-def test_a_batch_is_indexed_in_runs_that_are_forgotten_whole() -> None:
-    store = MemoryStore()
-    index = StoreIndex(store)
-    batch = [
-        (number.to_bytes(16, "big"), (3 if number < RUN_AT_MOST + 10 else 4) * US_PER_DAY)
-        for number in range(RUN_AT_MOST + 30)
-    ]
-    # The same one twice in a batch, the second time on another day.
-    remember(index, [*batch, (batch[0][0], batch[-1][1])])
-    remember(index, batch[-5:])
-    store.commit()
-    runs = {key: len(value) // 16 for key, value in store.items().items() if key[:1] == b"d"}
-    assert list(runs.values()) == [RUN_AT_MOST, 10, 21, 5]
-    assert index.state.again == 6
-    assert sorted(runs) == list(runs)
-
-    def held() -> int:
-        store.commit()
-        return sum(key[:1] == b"t" for key in store.items())
-
-    index.forget_before(3, 1_000)
-    assert held() == RUN_AT_MOST + 30
-    index.forget_before(4, 1)
-    assert held() == 30 + 1
-    index.forget_before(4, 1)
-    assert held() == 20 + 1
-    index.forget_before(5, RUN_AT_MOST)
-    assert held() == index.state.again == 0
     assert store.items() == {}
 
 

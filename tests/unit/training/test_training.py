@@ -483,18 +483,37 @@ def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypa
     assert sum(labels["frauds_by_age_days"].values()) > 0
 
 
-def test_the_command_leaves_out_what_workers_refuse_as_a_backtest_does(tmp_path, monkeypatch) -> None:
+def test_the_command_says_what_it_leaves_out_and_converts(tmp_path, monkeypatch) -> None:
+    """That features and rows are those of a backtest: `tests/property/test_training_features.py`."""
     monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
+    monkeypatch.setenv("FRAUD_PIPELINE_DEDUPLICATION_DAYS", "9")
+    currencies = {code: {"digits": 2, "rate": rate} for code, rate in (("EUR", "1"), ("USD", "0.5"))}
+    rates = {"version": "of this test", "base": "EUR", "currencies": currencies}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    monkeypatch.setenv("FRAUD_PIPELINE_RATES_FILE", str(tmp_path / "rates.json"))
     frame = history(30)
-    frame.loc[frame.index[[100, 700]], ["amount", "amount_minor"]] = 0
-    arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+    # Repeats within the horizon, and others that are transactions of their own again.
+    repeats, others = (
+        frame.iloc[rows].assign(event_time=lambda row, days=days: row["event_time"] + timedelta(days=days))
+        for rows, days in (([400, 410], 8), ([500, 510], 10))
+    )
+    accepted = pd.concat([frame, others]).sort_values("event_time", kind="stable", ignore_index=True)
+    worse = frame.assign(shop_floor=1)
+    dollars = worse.index[::3]
+    worse.loc[dollars, "currency"] = "USD"
+    for column in ("amount", "amount_minor"):
+        worse.loc[dollars, column] *= 2
+    nothing = frame.iloc[[100, 700]].assign(transaction_id=["nothing", "no more"], amount=0.0, amount_minor=0)
+    worse = pd.concat([worse, others, repeats, nothing]).sort_values("event_time", kind="stable", ignore_index=True)
     versions = []
-    for name, source in (("all", frame), ("accepted", frame.drop(frame.index[[100, 700]]))):
+    for name, source in (("accepted", accepted), ("all", worse)):
         source.to_parquet(tmp_path / f"{name}.parquet", index=False)
-        run = CliRunner().invoke(main, ["train", str(tmp_path / f"{name}.parquet"), *arguments])
+        arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
+        run = CliRunner().invoke(main, ["train", *arguments])
         assert run.exit_code == 0, run.output
-        reported = "2 transactions are left out, since workers refuse them: amount_zero 2" in run.stderr
-        assert reported == (name == "all")
+        left_out = "4 transactions are left out, since workers refuse them: amount_zero 2, repeat_differs 2"
+        for said in (left_out, "amounts in USD are converted to EUR", "shop_floor"):
+            assert (said in run.stderr) == (name == "all"), run.stderr
         versions.append(json.loads(run.stdout)["lightgbm"])
     assert versions[0] == versions[1]
 
@@ -504,53 +523,6 @@ def test_the_command_says_why_workers_would_refuse_every_row(tmp_path) -> None:
     refused = CliRunner().invoke(main, ["train", str(tmp_path / "dollars.parquet")])
     assert refused.exit_code == 1
     assert "workers would refuse all of them: currency_unknown (" in refused.stderr
-
-
-def test_the_command_leaves_out_repeats_as_a_backtest_does(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
-    monkeypatch.setenv("FRAUD_PIPELINE_DEDUPLICATION_DAYS", "9")
-    frame = history(30)
-    # Repeats within the horizon, and others that are transactions of their own again.
-    repeats, others = (
-        frame.iloc[rows].assign(event_time=lambda row, days=days: row["event_time"] + timedelta(days=days))
-        for rows, days in (([400, 410], 8), ([500, 510], 10))
-    )
-    arguments = ["--trees", "10", "--threads", "1", "--budget-per-day", "5"]
-    versions, reported = [], []
-    for number, more in enumerate(([repeats, others], [others], [])):
-        path = tmp_path / f"{number}.parquet"
-        whole = pd.concat([frame, *more]).sort_values("event_time", kind="stable", ignore_index=True)
-        whole.to_parquet(path, index=False)
-        run = CliRunner().invoke(main, ["train", str(path), *arguments])
-        assert run.exit_code == 0, run.output
-        versions.append(json.loads(run.stdout)["lightgbm"])
-        reported.append("2 transactions are left out, since workers refuse them: repeat_differs 2" in run.stderr)
-    assert reported == [True, False, False]
-    assert versions[0] == versions[1] != versions[2]
-
-
-def test_the_command_converts_currencies_and_names_columns_without_use(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FRAUD_PIPELINE_REGISTRY_DIR", str(tmp_path / "registry"))
-    currencies = {code: {"digits": 2, "rate": rate} for code, rate in (("EUR", "1"), ("USD", "0.5"))}
-    rates = {"version": "of this test", "base": "EUR", "currencies": currencies}
-    (tmp_path / "rates.json").write_text(json.dumps(rates))
-    monkeypatch.setenv("FRAUD_PIPELINE_RATES_FILE", str(tmp_path / "rates.json"))
-    frame = history(30)
-    foreign = frame.assign(shop_floor=1)
-    dollars = foreign.index[::3]
-    foreign.loc[dollars, "currency"] = "USD"
-    for column in ("amount", "amount_minor"):
-        foreign.loc[dollars, column] *= 2
-    versions = []
-    for name, source in (("euros", frame), ("mixed", foreign)):
-        source.to_parquet(tmp_path / f"{name}.parquet", index=False)
-        arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
-        run = CliRunner().invoke(main, ["train", *arguments])
-        assert run.exit_code == 0, run.output
-        assert ("amounts in USD are converted to EUR" in run.stderr) == (name == "mixed")
-        assert ("shop_floor" in run.stderr) == (name == "mixed")
-        versions.append(json.loads(run.stdout)["lightgbm"])
-    assert versions[0] == versions[1]
 
 
 def test_progress_is_reported_as_it_goes() -> None:
