@@ -29,3 +29,41 @@ def retried(call: Callable[[], T], *errors: type[Exception], within_s: float = T
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(POLL_S)
+
+
+class Stalled(RuntimeError):
+    """What is waited for does not come, and nothing moves any more."""
+
+
+def await_moving(
+    look: Callable[[], T],
+    done: Callable[[T], bool],
+    check: Callable[[], None],
+    otherwise: str,
+    *,
+    every_s: float = 0.05,
+    within_s: float = 120.0,
+) -> T:
+    """Wait until what is seen is enough, for as long as it changes.
+
+    Args:
+        look: Returns what is to be seen now.
+        done: Whether that is enough.
+        check: Raises what has ended meanwhile.
+        otherwise: What is wrong if nothing changes, as a sentence.
+        every_s: Between two looks.
+        within_s: How long nothing may change.
+
+    Raises:
+        Stalled: Nothing has changed for so long.
+    """
+    seen, moved_s = look(), time.monotonic()
+    while not done(seen):
+        check()
+        time.sleep(every_s)
+        now = look()
+        if now != seen:
+            seen, moved_s = now, time.monotonic()
+        elif time.monotonic() - moved_s > within_s:
+            raise Stalled(f"nothing has moved for {within_s:.0f} s: {otherwise}")
+    return seen
