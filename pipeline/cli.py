@@ -13,42 +13,37 @@ from pipeline.observability.terminal import printable_lines
 from pipeline.state.kernel_cache import use_shipped_kernels
 from pipeline.state.state_directory import keep_private
 
-COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "acl": ("pipeline.commands.acl", "Show what each role may do on a secured cluster, or allow it."),
-    "alerts": ("pipeline.commands.alerts", "Follow the alert topic."),
-    "audit": ("pipeline.commands.audit", "Say how many frauds nobody reports, and which share alerts find."),
-    "backtest": ("pipeline.commands.backtest", "Decide history again, by any models."),
-    "backtest-example": (
-        "pipeline.commands.backtest_example",
-        "Backtest two models on simulated history.",
-    ),
-    "broker": ("pipeline.commands.broker", "Run the embedded Kafka broker in the foreground."),
-    "compile": ("pipeline.commands.compile", "Compile the kernels, for an image."),
-    "dead-letters": (
-        "pipeline.commands.dead_letters",
-        "List, explain and resend records that were not accepted.",
-    ),
-    "drift": ("pipeline.commands.drift", "Say which features, scores and reports have drifted."),
-    "export": ("pipeline.commands.export", "Write topics to Parquet files."),
-    "forget": ("pipeline.commands.forget", "Destroy the key of a card's token."),
-    "inspect": ("pipeline.commands.inspect", "Show one record, and the rows of a block."),
-    "label": ("pipeline.commands.label", "Say what a transaction was."),
-    "models": ("pipeline.commands.models", "List, compare and change versions of models."),
-    "pace": ("pipeline.commands.pace", "Keep alerts to a budget, hour by hour."),
-    "rates": ("pipeline.commands.rates", "Publish rate tables, and list those that are."),
-    "replay": ("pipeline.commands.replay", "Feed a file of transactions through the topics."),
-    "retrain": ("pipeline.commands.retrain", "Renew the active LightGBM version, and roll back what does harm."),
-    "run": ("pipeline.commands.run", "Run the whole pipeline on simulated transactions."),
-    "show": ("pipeline.commands.show", "Show what was decided about a transaction or a card, and why."),
-    "simulate": ("pipeline.commands.simulate", "Write simulated transactions to a file."),
-    "tokenise": (
-        "pipeline.commands.tokenise",
-        "Write a topic's messages to the pipeline, with tokens for card numbers.",
-    ),
-    "topics": ("pipeline.commands.topics", "Create the topics, or check them."),
-    "train": ("pipeline.commands.train", "Train, calibrate and register a LightGBM version."),
-    "worker": ("pipeline.commands.worker", "Run agents."),
+COMMANDS: Final = {
+    name: (f"pipeline.commands.{name.replace('-', '_')}", text)
+    for name, text in (
+        ("acl", "Show what each role may do on a secured cluster, or allow it."),
+        ("alerts", "Follow the alert topic."),
+        ("audit", "Say how many frauds nobody reports, and which share alerts find."),
+        ("backtest", "Decide history again, by any models."),
+        ("backtest-example", "Backtest two models on simulated history."),
+        ("broker", "Run the embedded Kafka broker in the foreground."),
+        ("compile", "Compile the kernels, for an image."),
+        ("dead-letters", "List, explain and resend records that were not accepted."),
+        ("drift", "Say which features, scores and reports have drifted."),
+        ("export", "Write topics to Parquet files."),
+        ("forget", "Destroy the key of a card's token."),
+        ("inspect", "Show one record, and the rows of a block."),
+        ("label", "Label a transaction as fraud or legitimate."),
+        ("models", "List, compare and change versions of models."),
+        ("pace", "Keep alerts to a budget, hour by hour."),
+        ("rates", "Publish rate tables, and list those that are."),
+        ("replay", "Feed a file of transactions through the topics."),
+        ("retrain", "Renew the active LightGBM version, and roll back what does harm."),
+        ("run", "Run the whole pipeline on simulated transactions."),
+        ("show", "Show what was decided about a transaction or a card, and why."),
+        ("simulate", "Write simulated transactions to a file."),
+        ("tokenise", "Write a topic's messages to the pipeline, with tokens for card numbers."),
+        ("topics", "Create the topics, or check them."),
+        ("train", "Train, calibrate and register a LightGBM version."),
+        ("worker", "Run agents."),
+    )
 }
+"""Module and help of each command."""
 
 
 INTERRUPTED: Final = 130

@@ -19,8 +19,7 @@ from rich.text import Text
 
 from pipeline.broker.running import cluster_or_last_run, find_cluster
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.numbers import FiniteRange
-from pipeline.commands.times import Moment
+from pipeline.commands.option_types import FiniteRange, Moment
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US

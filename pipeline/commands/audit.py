@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from pipeline.broker.running import find_cluster
-from pipeline.commands.times import Moment
+from pipeline.commands.option_types import Moment
 from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
 from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings

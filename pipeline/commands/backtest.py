@@ -23,9 +23,9 @@ from pipeline.backtest.reprocess.reprocess import reprocess
 from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.backtest_options import named_models, show_step, training_of
 from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
@@ -37,9 +37,56 @@ _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""
 
 
+def _show_step(bar: ProgressBar, step: BacktestProgress) -> None:
+    """Report the progress of a backtest."""
+    where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
+    bar.show(where, step.transactions, "transactions", step.elapsed_s, step.share)
+
+
+def _named_models(models: tuple[str, ...]) -> dict[str, str]:
+    """Return versions by the names of their variants, of ``NAME=VERSION`` or ``VERSION``.
+
+    Raises:
+        click.BadParameter: Two have one name.
+    """
+    named = {}
+    for model in models:
+        name, _, version = model.rpartition("=")
+        if (name or version) in named:
+            raise click.BadParameter(f"{model!r} is named twice: write NAME=VERSION", param_hint="--model")
+        named[name or version] = version
+    return named
+
+
+def _training_of(variants: tuple[str, ...], **schedule: Any) -> Training | None:
+    """Return the training that a command's options name, None where they name none.
+
+    Args:
+        variants: ``NAME`` or ``NAME=FEATURES`` of each.
+        schedule: The other fields of `Training`.
+
+    Raises:
+        click.UsageError: An option says how to train, and none says what.
+    """
+    if not variants:
+        # What --no-early-reports says holds of no training too.
+        if any(value for name, value in schedule.items() if name != "early_reports"):
+            raise click.UsageError("nothing is trained: name a variant with --train NAME, or leave its options out")
+        return None
+    if schedule["start"] is None:
+        raise click.UsageError("--train needs to know where training begins: add --train-from")
+    named: dict[str, list[str]] = {}
+    for variant in variants:
+        name, _, patterns = variant.partition("=")
+        if not name or name in named:
+            raise click.BadParameter(f"{variant!r} needs a name of its own: write NAME=FEATURES", param_hint="--train")
+        named[name] = patterns.split(",") if patterns else []
+    return Training(variants=named, **schedule)
+
+
 @click.command("backtest")
 @click.argument("history", required=False, type=click.Path(path_type=Path))
-@declared_options("asked", Backtest, {Backtest: dict, Training: training_of}, without=("config",))
+@declared_options("asked", Backtest, {Backtest: dict, Training: _training_of}, without=("config",))
 @declared_options("columns", ColumnOptions)
 @declared_options("shown", ReportOptions)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
@@ -90,7 +137,7 @@ def command(
         _write_topic(backtest, into, replace, stop)
         return
     with interrupts(stop), _usable_values(), ProgressBar("opening the history") as bar:
-        result = backtest.run(partial(show_step, bar), stop.is_set)
+        result = backtest.run(partial(_show_step, bar), stop.is_set)
     made = build_report(result, shown)
     click.echo(made.text, nl=False)
     _print_versions(backtest, result)
@@ -121,7 +168,7 @@ def _usable_values() -> Iterator[None]:
 def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.Event) -> None:
     """Decide into a topic, and report how far it came."""
     with interrupts(stop), _usable_values(), ProgressBar("looking at the topics") as bar:
-        done = reprocess(backtest, into, replace=replace, progress=partial(show_step, bar), stopped=stop.is_set)
+        done = reprocess(backtest, into, replace=replace, progress=partial(_show_step, bar), stopped=stop.is_set)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     there = f", behind {done.present:,} that were there" if done.present else ""
@@ -145,7 +192,7 @@ def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOption
         asked["training"] = dataclasses.replace(asked["training"], alerts_per_day=top)
     asked["labels"] = dataclasses.replace(asked["labels"], reviews_a_day=top)
     mapping = file_mapping(history, columns) if history is not None and history.is_file() else None
-    return Backtest(history, mapping=mapping, settings=Settings(), **asked | {"models": named_models(asked["models"])})
+    return Backtest(history, mapping=mapping, settings=Settings(), **asked | {"models": _named_models(asked["models"])})
 
 
 def _print_versions(asked: Backtest, result: BacktestResult) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.world_options import world_options
+from pipeline.commands.option_groups import declared_options
 from pipeline.demo.backtest_example import ExampleOptions, run_example
 from pipeline.demo.world import World
 from pipeline.settings import Settings
@@ -15,7 +15,7 @@ _DEFAULTS = ExampleOptions()
 
 
 @click.command("backtest-example")
-@world_options(_DEFAULTS.world)
+@declared_options("world", World)
 @click.option(
     "--days",
     type=click.IntRange(min=88),
@@ -30,11 +30,11 @@ _DEFAULTS = ExampleOptions()
     show_default=True,
     help="Directory of the report.",
 )
-def command(*, cards: int, merchants: int, days: int, seed: int, output: Path) -> None:
+def command(*, world: World, days: int, output: Path) -> None:
     """Compare two models on simulated history, from topics: broker, history with labels, training, backtest, report.
 
     Ends by itself, or on Ctrl-C, and leaves nothing running. On the embedded broker each run begins with empty topics;
     on a cluster of yours (KAFKA_BOOTSTRAP_SERVERS) its topics get a prefix of their own.
     """
-    world = World(cards=cards, merchants=merchants, seed=seed, history_days=days)
+    world = replace(world, history_days=days)
     sys.exit(run_example(Settings(), replace(_DEFAULTS, world=world, output=output)))

@@ -11,7 +11,8 @@ from typing import Any, Final, TypedDict, Unpack
 import click
 
 from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_cluster
-from pipeline.commands.times import Moment
+from pipeline.commands.option_groups import option_group
+from pipeline.commands.option_types import Moment
 from pipeline.decision.reason_texts import count
 from pipeline.demo.text import count_text, utc_text
 from pipeline.kafka.cluster.log_offsets import starts_at
@@ -130,19 +131,13 @@ class Filters(TypedDict):
     positions: tuple[str, ...]
 
 
-def filters(function: Any) -> Any:
-    """Add the options that choose dead letters."""
-    for option in (
-        click.argument("positions", nargs=-1, metavar="[PARTITION/OFFSET]..."),
-        click.option(
-            "--code", "codes", multiple=True, help="Of this reason, such as currency_unknown; may be repeated."
-        ),
-        click.option("--topic", "topics", multiple=True, help="Of this original topic; may be repeated."),
-        click.option("--since", type=Moment(), help="Refused at this time or later."),
-        click.option("--until", type=Moment(), help="Refused before this time."),
-    ):
-        function = option(function)
-    return function
+filters = option_group(
+    click.option("--until", type=Moment(), help="Refused before this time."),
+    click.option("--since", type=Moment(), help="Refused at this time or later."),
+    click.option("--topic", "topics", multiple=True, help="Of this original topic; may be repeated."),
+    click.option("--code", "codes", multiple=True, help="Of this reason, such as currency_unknown; may be repeated."),
+    click.argument("positions", nargs=-1, metavar="[PARTITION/OFFSET]..."),
+)
 
 
 def chosen(records: Iterable[Record], given: Filters, prefix: str = "") -> Iterator[DeadLetter]:

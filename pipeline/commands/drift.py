@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.broker.running import ANSWER_TIMEOUT_S, find_cluster
-from pipeline.commands.times import Duration, Moment
+from pipeline.commands.option_types import Duration, Moment
 from pipeline.kafka.cluster.admin import cluster_is_up
 from pipeline.models.registry import RegistryError
 from pipeline.monitoring.daily import day_text

@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 from pipeline.cli import INTERRUPTED
+from pipeline.commands.option_types import Moment
 from pipeline.commands.progress import ProgressBar, interrupts
-from pipeline.commands.times import Moment
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS

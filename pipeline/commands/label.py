@@ -1,4 +1,4 @@
-"""``fraud-pipeline label``: find a transaction's card and say what the transaction was."""
+"""``fraud-pipeline label``: label a transaction as fraud or legitimate."""
 
 import getpass
 import textwrap
@@ -211,7 +211,7 @@ def command(
     card: str | None,
     at: datetime | None,
 ) -> None:
-    """Find the card of TRANSACTION_ID and send a label for it: what the transaction was.
+    """Label TRANSACTION_ID as fraud or legitimate; its card is found.
 
     A later label of the same source corrects an earlier one.
     """

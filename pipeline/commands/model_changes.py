@@ -12,7 +12,7 @@ from pipeline.commands.model_options import (
     json_option,
 )
 from pipeline.commands.model_text import fact_lines, json_line
-from pipeline.commands.numbers import FiniteRange
+from pipeline.commands.option_types import FiniteRange
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text

@@ -6,7 +6,7 @@ import click
 
 from pipeline.commands.model_changes import now_active
 from pipeline.commands.model_options import author_options, bootstrap_option, change_author, cluster
-from pipeline.commands.numbers import FiniteRange
+from pipeline.commands.option_types import FiniteRange
 from pipeline.models.changes import VersionChanges
 from pipeline.models.publish import ControlWriter
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES

@@ -16,7 +16,7 @@ from pipeline.commands.model_text import (
     json_line,
     table_lines,
 )
-from pipeline.commands.times import Moment
+from pipeline.commands.option_types import Moment
 from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of, measured_cost
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time

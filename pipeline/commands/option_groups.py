@@ -12,8 +12,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 import click
 import msgspec
 
-from pipeline.commands.numbers import FiniteRange
-from pipeline.commands.times import Duration, Moment
+from pipeline.commands.option_types import Duration, FiniteRange, Moment
 from schemas.limits import limits_of
 from schemas.times import SECONDS_PER_DAY
 
@@ -72,7 +71,7 @@ def declared_options(
     A field is declared by a description in the `msgspec.Meta` of its type. Its ``extra`` may hold
 
     - ``option``: names of the option, and of the parameter, as `click.option` has them. Default: the field's name;
-    - ``metavar`` and ``choices``, as there;
+    - ``metavar``, ``envvar`` and ``choices``, as there;
     - ``unit``: ``days`` for a field in days whose option is a duration. A field in ``_s`` has one in any case;
     - ``directory``: True for a path that is one; any other is a file that exists;
     - ``value``: the only value of the option, for a field that is a bool.
@@ -140,7 +139,7 @@ def _option(field: _Field, declared: msgspec.Meta) -> Decorator:
     elif default is not False and default not in (None, (), inspect.Parameter.empty):
         shown = default.value if isinstance(default, Enum) else default
         more = {"default": type_.text(shown) if isinstance(type_, Duration) else shown, "show_default": True}
-    more |= {"multiple": multiple, "metavar": field.extra.get("metavar")}
+    more |= {"multiple": multiple, "metavar": field.extra.get("metavar"), "envvar": field.extra.get("envvar")}
     return click.option(*options, field.parameter, type=type_, help=declared.description, **more)
 
 

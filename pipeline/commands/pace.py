@@ -4,12 +4,12 @@ import json
 import signal
 import threading
 from contextlib import closing
-from types import FrameType
 
 import click
 
 from pipeline.broker.running import find_cluster
-from pipeline.commands.numbers import FiniteRange
+from pipeline.commands.option_types import FiniteRange
+from pipeline.commands.progress import interrupts
 from pipeline.decision.pacing import PacingOptions
 from pipeline.models.pacer import Pacer, Proposal
 from pipeline.models.sole import ServiceEnded
@@ -52,20 +52,11 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
             if once:
                 click.echo(json.dumps(_line(pacer.once())))
             else:
-                _run(pacer, stop)
+                with interrupts(stop, signal.SIGTERM):
+                    pacer.run()
     except ServiceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)
-
-
-def _run(pacer: Pacer, stop: threading.Event) -> None:
-    def ask(signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    pacer.run()
 
 
 def _line(proposal: Proposal) -> dict[str, object]:

@@ -18,14 +18,21 @@ PROGRESS_INTERVAL_S: Final = 5.0
 
 
 @contextmanager
-def interrupts(stop: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set ``stop``, and the second end the program; an error between them has their exit code."""
+def interrupts(stop: threading.Event, *others: signal.Signals) -> Iterator[None]:
+    """Let the first Ctrl-C set ``stop``, and the second end the program; an error between them has their exit code.
+
+    Args:
+        stop: What is set.
+        others: Further signals that set it, for good.
+    """
 
     def ask(*_: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, previous)
 
     previous = signal.signal(signal.SIGINT, ask)
+    for number in others:
+        signal.signal(number, ask)
     try:
         yield
     except Exception as error:

@@ -11,8 +11,8 @@ from typing import Final
 import click
 
 from pipeline.broker.running import find_cluster
-from pipeline.commands.numbers import FiniteRange
 from pipeline.commands.option_groups import declared_options
+from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, failure_text
 from pipeline.models.sole import ServiceEnded
@@ -53,8 +53,7 @@ def command(once: bool, options: ServiceOptions, interval_s: float) -> None:
         os.nice(NICE)
         if once:
             sys.exit(_report(retrainer.look(now=True)))
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-        with interrupts(stop):
+        with interrupts(stop, signal.SIGTERM):
             while not stop.is_set():
                 _look(retrainer)
                 stop.wait(interval_s)

@@ -1,10 +1,11 @@
 """``fraud-pipeline simulate``: write simulated transactions to a file."""
 
 import json
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import click
 import numpy as np
@@ -15,6 +16,19 @@ import pyarrow.parquet as pq
 from pipeline.simulation.simulator import DEFAULT_START, Scenario, make_profiles, stream_days
 
 _PUBLISHED: Final = Scenario()
+_SCHEMA: Final = pa.schema(
+    [
+        ("transaction_id", pa.string()),
+        ("event_time", pa.timestamp("us", "UTC")),
+        ("card_id", pa.string()),
+        ("merchant_id", pa.string()),
+        ("amount", pa.float64()),
+        ("amount_minor", pa.int64()),
+        ("currency", pa.string()),
+        ("fraud", pa.bool_()),
+        ("fraud_type", pa.string()),
+    ]
+)
 
 
 @click.command("simulate")
@@ -82,9 +96,9 @@ def command(
     # Written beside the file and moved: an interrupted run leaves no half file under the name.
     partial = file.with_name(f".{file.name}.partial")
     try:
-        with _Writer(partial, kind) as writer:
+        with _writer(partial, kind) as write:
             for frame in frames:
-                writer.write(frame)
+                write(frame)
                 transactions += len(frame)
                 frauds += int(frame["fraud"].sum())
         partial.replace(file)
@@ -93,41 +107,13 @@ def command(
     click.echo(json.dumps({"file": str(file), "transactions": transactions, "frauds": frauds, "days": days}))
 
 
-class _Writer:
-    """Writes frames one after the other into one file, a row group a frame for Parquet."""
-
-    _SCHEMA = pa.schema(
-        [
-            ("transaction_id", pa.string()),
-            ("event_time", pa.timestamp("us", "UTC")),
-            ("card_id", pa.string()),
-            ("merchant_id", pa.string()),
-            ("amount", pa.float64()),
-            ("amount_minor", pa.int64()),
-            ("currency", pa.string()),
-            ("fraud", pa.bool_()),
-            ("fraud_type", pa.string()),
-        ]
-    )
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self._stack = ExitStack()
-        self._parquet = self._csv = None
-        if kind == ".parquet":
-            self._parquet = self._stack.enter_context(pq.ParquetWriter(path, self._SCHEMA, compression="zstd"))
-        else:
-            self._csv = self._stack.enter_context(path.open("w", encoding="utf-8", newline=""))
-            self._csv.write(",".join(self._SCHEMA.names) + "\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def write(self, frame: pd.DataFrame) -> None:
-        """Append the rows of ``frame``."""
-        if self._parquet is not None:
-            self._parquet.write_table(pa.Table.from_pandas(frame, self._SCHEMA, preserve_index=False))
-        else:
-            frame.to_csv(self._csv, header=False, index=False, float_format="%.2f")
+@contextmanager
+def _writer(path: Path, kind: str) -> Iterator[Callable[[pd.DataFrame], object]]:
+    """Yield what appends a frame to a file; a row group each in Parquet."""
+    if kind == ".parquet":
+        with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as parquet:
+            yield lambda frame: parquet.write_table(pa.Table.from_pandas(frame, _SCHEMA, preserve_index=False))
+    else:
+        with path.open("w", encoding="utf-8", newline="") as csv:
+            csv.write(",".join(_SCHEMA.names) + "\n")
+            yield lambda frame: frame.to_csv(csv, header=False, index=False, float_format="%.2f")

@@ -42,8 +42,7 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
         raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")
     tokeniser = Tokeniser.from_settings(settings)
     gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with interrupts(stop):
+    with interrupts(stop, signal.SIGTERM):
         gateway.run(stop, progress)
     click.echo(
         f"{gateway.done.written:,} records written to {settings.topic(target)}, {gateway.done.refused:,} refused"

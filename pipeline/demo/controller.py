@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Annotated, Final, TextIO
+
+from msgspec import Meta
 
 from pipeline.broker import BrokerError, ProvidedBroker
 from pipeline.commands.progress import seldom
@@ -72,14 +74,18 @@ class Incomplete(RuntimeError):
 class RunOptions:
     """The user's choices for a run."""
 
-    days: int = 30
-    """Simulated days to stream; 0: until stopped."""
-    workers: int = 1
-    day_s: float = 1.0
-    """Real seconds that a simulated day takes."""
+    days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Simulated days to stream; 0 runs until stopped.  [env: DAYS]",
+            extra={"envvar": "DAYS"},
+        ),
+    ] = 30
+    day_seconds: Annotated[float, Meta(gt=0, description="Real time that a simulated day takes.")] = 1.0
+    workers: Annotated[int, Meta(ge=1, description="Worker processes.")] = 1
+    keep: Annotated[bool, Meta(description="At the end, let broker and topics stay for a look, until Ctrl-C.")] = False
     world: World = field(default_factory=World)
-    keep: bool = False
-    """Let broker and topics stay at the end, until somebody has looked."""
 
 
 def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
@@ -222,7 +228,7 @@ class Controller:
             world,
             self._state,
             self._ledger,
-            day_s=self._options.day_s,
+            day_s=self._options.day_seconds,
             wait_decided=self._begin_days,
             report=self._report,
             stop=self._signals.event,
@@ -244,7 +250,7 @@ class Controller:
         days = f"{self._options.days} simulated days"
         if not self._options.days:
             days = f"simulated days until stopped{self._disk_use()}"
-        self._view.stage(f"streaming {days}, one in {self._options.day_s:g} s; labels follow a week later")
+        self._view.stage(f"streaming {days}, one in {self._options.day_seconds:g} s; labels follow a week later")
 
     def _disk_use(self) -> str:
         """Return how much disk a run without end takes, as the warm-up took it; nothing on a cluster of the user's."""
@@ -252,7 +258,7 @@ class Controller:
         if self._given.kafka_bootstrap_servers is not None or taken is None:
             return ""
         of_day = taken / self._options.world.warm_up_days
-        return f" (about {of_day * 60 / self._options.day_s / 1e6:,.0f} MB of disk a minute)"
+        return f" (about {of_day * 60 / self._options.day_seconds / 1e6:,.0f} MB of disk a minute)"
 
     def _report(self, progress: ReplayProgress) -> None:
         """Called by the feeder several times a second."""

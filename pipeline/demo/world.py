@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import pandas as pd
+from msgspec import Meta
 
 from pipeline.features.catalogue import HORIZON_US
 from pipeline.simulation.simulator import DEFAULT_START, Profiles, Scenario, make_profiles, simulate_days, stream_days
@@ -24,9 +25,9 @@ LONGEST_CATCH_UP_S: Final = 0.5
 class World:
     """A population and its days: day 0 to ``history_days`` - 1 are history, the days after that stream."""
 
-    cards: int = 1_000
-    merchants: int = 2_000
-    seed: int = 0
+    cards: Annotated[int, Meta(ge=50, description="Cards that pay.")] = 1_000
+    merchants: Annotated[int, Meta(ge=50, description="Merchants that take cards.")] = 2_000
+    seed: Annotated[int, Meta(ge=0, description="Of the simulation.")] = 0
     history_days: int = 65
     start: date = DEFAULT_START
 

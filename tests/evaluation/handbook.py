@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.broker import BrokerError, provide_broker
+from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.replay import Speed
-from pipeline.commands.times import Duration, Moment
 from pipeline.demo.processes import WorkerDied
 from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
 from pipeline.kafka.cluster.errors import TopicError

@@ -1,4 +1,4 @@
-"""Times and durations as options of commands take them."""
+"""Numbers, times and durations as options of commands take them."""
 
 import math
 from datetime import UTC, datetime
@@ -52,3 +52,14 @@ class Moment(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is no time; write 2018-04-01 or 2018-04-01T12:00:00+02:00", param, ctx)
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that leaves out ``inf`` and ``nan``, which click lets pass."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return a finite number of the range."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
