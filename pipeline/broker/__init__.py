@@ -1,8 +1,8 @@
 """A real single-node Apache Kafka, from pip packages alone."""
 
-from pipeline.broker.errors import BrokerError
 from pipeline.broker.local import running_broker
 from pipeline.broker.node import EmbeddedBroker, embedded_broker
+from pipeline.broker.process import BrokerError
 from pipeline.broker.provided import ProvidedBroker, ensure_broker, provide_broker
 
 __all__ = [

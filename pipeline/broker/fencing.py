@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from pipeline.broker.errors import BrokerError
-from pipeline.broker.process import GuardedProcess
+from pipeline.broker.process import BrokerError, GuardedProcess
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pipeline.broker.errors import INSTALL, BrokerError
+from pipeline.broker.process import INSTALL, BrokerError
 
 ENDPOINTS: Final = (
     "org.apache.kafka:kafka_2.13:4.4.0",

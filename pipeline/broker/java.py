@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pipeline.broker.errors import INSTALL, BrokerError
+from pipeline.broker.process import INSTALL, BrokerError
 
 OLDEST: Final = 17
 """Kafka 4 brokers need at least this version of Java."""

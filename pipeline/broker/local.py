@@ -44,13 +44,13 @@ def serving(data_dir: Path) -> str | None:
     return str(state["bootstrap_servers"]) if same else None
 
 
-def is_free(port: int) -> bool:
-    """Return True if a server could listen on ``port``."""
+def is_free(port: int, host: str = HOST) -> bool:
+    """Return True if a server could listen on ``port`` of ``host``."""
     with socket.socket() as probe:
         # As the broker binds: a port whose connections still linger in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:  # the answer to the question
             return False
     return True

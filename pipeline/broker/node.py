@@ -19,7 +19,6 @@ from pipeline.broker.configuration import (
     properties_text,
     server_properties,
 )
-from pipeline.broker.errors import BrokerError, BrokerInUse
 from pipeline.broker.fencing import SESSION_MS, crashed, end_session
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
@@ -34,7 +33,7 @@ from pipeline.broker.local import (
     serving,
     write_json,
 )
-from pipeline.broker.process import GuardedProcess
+from pipeline.broker.process import BrokerError, BrokerInUse, GuardedProcess
 from pipeline.kafka.cluster.admin import cluster_is_up
 
 START_TIMEOUT_S: Final = 120.0

@@ -1,4 +1,4 @@
-"""A JVM under guard: it ends when asked to, and never outlives this process."""
+"""A JVM under guard: it ends when asked to, and never outlives this process; and the errors of the broker."""
 
 import logging
 import subprocess
@@ -8,12 +8,25 @@ from typing import Final
 
 import psutil
 
-from pipeline.broker.errors import BrokerError
-
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S: Final = 25.0
 """Above the guard's own grace, after which it kills the JVM."""
+
+
+INSTALL: Final = (
+    "install the embedded broker (pip install 'fraud-pipeline[broker]'), or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
+    "cluster"
+)
+"""The advice given where a part of the embedded broker is missing."""
+
+
+class BrokerError(RuntimeError):
+    """The embedded broker cannot start or has died; the text says why and what to do."""
+
+
+class BrokerInUse(BrokerError):
+    """Another process holds the data directory."""
 
 
 class GuardedProcess:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.broker.errors import BrokerError, BrokerInUse
 from pipeline.broker.local import running_broker, serving
 from pipeline.broker.node import POLL_S, START_TIMEOUT_S, EmbeddedBroker
+from pipeline.broker.process import BrokerError, BrokerInUse
 from pipeline.settings import Settings
 
 

@@ -17,15 +17,16 @@ from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
-from pipeline.demo.controller import FAILURES, logging_to
-from pipeline.demo.environment import run_broker, run_directory, run_settings
-from pipeline.demo.state import RunState
+from pipeline.demo.controller import logging_to
+from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
+from pipeline.demo.figures import RunState
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.training.fit import Trained
@@ -78,8 +79,10 @@ def run_example(
             _Example(settings, options, view, stream, signals).run()
         except RunStopped as stopped:
             return stopped.exit_code
-        except (*FAILURES, OSError) as error:
-            errors.write(f"\nError: {error}\n")
+        except Exception as error:
+            if (sentence := explained(error)) is None:
+                raise
+            errors.write(f"\nError: {sentence}\n")
             return 1
     return 0
 
@@ -95,14 +98,11 @@ class _Example:
         self._reported_s = 0.0
 
     def run(self) -> None:
-        """Run to the end; raises `RunStopped` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped`, or what its parts raise."""
         options, view = self._options, self._view
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC))
-            if settings.kafka_bootstrap_servers is None:
-                view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
-            else:
-                view.stage(f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}")
+            view.stage(broker_stage(settings))
             with run_broker(settings) as broker:
                 try:
                     reached = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})

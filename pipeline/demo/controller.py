@@ -13,16 +13,15 @@ from typing import Annotated, Final, TextIO
 
 from msgspec import Meta
 
-from pipeline.broker import BrokerError, ProvidedBroker
+from pipeline.broker import ProvidedBroker
 from pipeline.commands.progress import seldom
 from pipeline.demo.bootstrap import FirstModel, train_first_model
-from pipeline.demo.environment import RunRefused, run_broker, run_directory, run_settings
+from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
 from pipeline.demo.feeder import Feeder
-from pipeline.demo.figures import RateMeter, summary_json
+from pipeline.demo.figures import RateMeter, RunState, summary_json
 from pipeline.demo.ledger import Ledger
-from pipeline.demo.monitor import Monitor, MonitorFailed
-from pipeline.demo.processes import WorkerDied, WorkerProcess, check_alive, running_workers
-from pipeline.demo.state import RunState
+from pipeline.demo.monitor import Monitor
+from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
 from pipeline.demo.view import (
@@ -35,11 +34,8 @@ from pipeline.demo.view import (
     summary_lines,
 )
 from pipeline.demo.world import World
-from pipeline.kafka.cluster.errors import TopicError
-from pipeline.kafka.writers.producer import DeliveryFailed
-from pipeline.models.registry import RegistryError
+from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import ReplayProgress
-from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 
 STALLED_AFTER_S: Final = 60.0
@@ -52,18 +48,6 @@ EXAMPLES_NAMED: Final = 5
 TRAINING_STAGE_S: Final = 2.0
 """Time between two stages of the training that are reported."""
 COMPILING: Final = " (the first time, the feature kernels are compiled, which takes half a minute)"
-
-FAILURES: Final = (
-    BrokerError,
-    TopicError,
-    DeliveryFailed,
-    ModelError,
-    RegistryError,
-    RunRefused,
-    WorkerDied,
-    MonitorFailed,
-)
-"""Errors whose text says what the user can do."""
 
 
 class Incomplete(RuntimeError):
@@ -95,8 +79,7 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
     128 + the signal after another one; 1 after an error, explained on ``errors``.
     """
     state = RunState(started_s=time.monotonic(), days=options.days)
-    code = 0
-    failure: Exception | None = None
+    code, failure = 0, ""
     with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "run.log"):
         with make_view(state, stream) as view:
             try:
@@ -104,10 +87,12 @@ def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, er
             except RunStopped as stopped:
                 # Ctrl-C is how a run is ended.
                 code = 0 if stopped.number == signal.SIGINT else stopped.exit_code
-            except (*FAILURES, Incomplete) as error:
-                code, failure = 1, error
+            except Exception as error:
+                if (sentence := explained(error)) is None:
+                    raise
+                code, failure = 1, sentence
             signals.mode = Mode.HOLD
-        if failure is not None:
+        if failure:
             errors.write(f"\nError: {failure}\n")
             errors.flush()
         closing = closing_lines(settings, state)
@@ -152,12 +137,12 @@ class Controller:
         self._monitor: Monitor | None = None
 
     def run(self) -> None:
-        """Run to the end; raises `RunStopped`, `Incomplete` or one of `FAILURES`."""
+        """Run to the end; raises `RunStopped`, `Incomplete`, or what its parts raise."""
         log_dir = self._given.data_dir / "logs"
         with run_directory(self._given) as directory:
             settings = run_settings(self._given, directory, datetime.now(UTC), self._options.workers)
             self._state.topic_prefix = settings.topic_prefix
-            self._say_where_to_start(settings)
+            self._view.stage(broker_stage(settings))
             with run_broker(settings) as broker, self._stopping("stopping the broker"):
                 self._broker = broker
                 servers = broker.bootstrap_servers
@@ -173,12 +158,6 @@ class Controller:
                     self._stream(settings, servers)
                 if self._options.keep:
                     self._let_look(workers_settings)
-
-    def _say_where_to_start(self, settings: Settings) -> None:
-        if settings.kafka_bootstrap_servers is not None:
-            self._view.stage(f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}")
-        else:
-            self._view.stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
         """Report where everything is, for those who want to look from another terminal."""

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Final
 
 from agents.permissions import DEMO
 from pipeline.broker import ProvidedBroker, provide_broker
+from pipeline.broker.local import is_free
 from pipeline.broker.running import demo_dir
 from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.settings import Settings
@@ -94,20 +94,17 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
             "label_topics": Settings.model_fields["label_topics"].default,
             "create_topics": True,
             **{name: count for name, count in counts.items() if name not in settings.model_fields_set},
-            "metrics_port": free_or_any(settings.metrics_host, settings.metrics_port),
+            # A run does not fail because something else serves metrics.
+            "metrics_port": settings.metrics_port if is_free(settings.metrics_port, settings.metrics_host) else 0,
         }
     )
 
 
-def free_or_any(host: str, port: int) -> int:
-    """``port`` if it can be bound, else 0: a run does not fail because something else serves metrics."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:  # the answer to the question
-            return 0
-    return port
+def broker_stage(settings: Settings) -> str:
+    """Return what a run waits for before its broker answers."""
+    if settings.kafka_bootstrap_servers is not None:
+        return f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}"
+    return "starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)"
 
 
 @contextmanager

@@ -4,16 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import pandas as pd
 
 from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
-from pipeline.demo.figures import RunFigures
+from pipeline.demo.figures import RunFigures, RunState
 from pipeline.demo.ledger import Ledger
-from pipeline.demo.state import RunState
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.regimes import LabelRegime
@@ -55,7 +53,7 @@ class TimedProducer(RecordProducer):
         super().produce(topic, key, value, timestamp_ms, headers)
 
 
-class DecidedFlow:
+class DecidedFlow(Flow):
     """Lets transactions be sent up to ``limit`` ahead of those that have a decision, or were refused."""
 
     def __init__(self, figures: RunFigures, limit: int) -> None:
@@ -79,17 +77,6 @@ class DecidedFlow:
     def in_flight(self, sent: int) -> int:
         """Return the transactions without a decision when ``sent`` were sent."""
         return max(0, sent - self._figures.decided)
-
-    def check(self) -> None:
-        """Nothing fails here: the monitor raises its own errors."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is held."""
 
 
 class Feeder(Replay):

@@ -7,38 +7,21 @@ import msgspec
 
 from pipeline.demo.figures import RunFigures
 from schemas.errors import UNREADABLE
-from schemas.messages import Alert, Identifier
+from schemas.messages import Alert
 
 FRAUD: Final = "fraud"
 LEGITIMATE: Final = "legitimate"
 ALERT: Final = "alert"
 
 
-class DecisionHead(msgspec.Struct, frozen=True):
-    """The part of a decision that the ledger needs; reading only this keeps the monitor out of the workers' way."""
+class Head(msgspec.Struct, frozen=True):
+    """The parts of records that the ledger needs; reading only these keeps the monitor out of the workers' way."""
 
-    transaction_id: Identifier
-    action: str
-
-
-class LabelHead(msgspec.Struct, frozen=True):
-    """The part of a label that the ledger needs."""
-
-    transaction_id: Identifier
-    label: str
-
-
-class QuarantineHead(msgspec.Struct, frozen=True):
-    """The part of a dead letter that the ledger needs; a label has ``label``."""
-
-    transaction_id: str
+    transaction_id: str = ""
+    action: str = ""
     label: str | None = None
-
-
-class ModelHead(msgspec.Struct, frozen=True):
-    """The part of a model version that the ledger needs; a control record has no name."""
-
     name: str = ""
+    """Of a model; a control record has none."""
     version: str = ""
 
 
@@ -61,10 +44,7 @@ class Ledger:
         """Labels that were read before the decision on their transaction."""
         self.alerts_decided = 0
         """Decisions read whose action is an alert: so many alerts there must be."""
-        self._decision = msgspec.json.Decoder(DecisionHead)
-        self._decode_head = msgspec.json.Decoder(QuarantineHead)
-        self._label = msgspec.json.Decoder(LabelHead)
-        self._model = msgspec.json.Decoder(ModelHead)
+        self._head = msgspec.json.Decoder(Head)
         self._alert = msgspec.json.Decoder(Alert)
 
     def sent(self, transaction_id: str, now_s: float, *, warm_up: bool = False) -> None:
@@ -76,7 +56,7 @@ class Ledger:
 
     def decision(self, value: bytes, now_s: float) -> None:
         """Enter a decision that was read at ``now_s`` (the clock of `sent`)."""
-        head = self._decision.decode(value)
+        head = self._head.decode(value)
         self._figures.decisions += 1
         with self._lock:
             known = head.transaction_id in self._sent_s
@@ -97,13 +77,13 @@ class Ledger:
         """Enter a label, whatever its source; anybody may write one that is none."""
         self._figures.labels += 1
         try:
-            head = self._label.decode(value)
+            head = self._head.decode(value)
         except UNREADABLE:
             return
         if head.transaction_id in self._alerted:
-            self._judge(head.transaction_id, head.label)
+            self._judge(head.transaction_id, head.label or "")
         elif head.transaction_id in self._sent_s:
-            self._early_labels[head.transaction_id] = head.label
+            self._early_labels[head.transaction_id] = head.label or ""
 
     def alert(self, value: bytes) -> None:
         """Enter an alert."""
@@ -114,7 +94,7 @@ class Ledger:
         """Count a dead letter; ``value`` is that of the record that was quarantined: no decision will come on it."""
         self._figures.dead_letters += 1
         try:
-            head = self._decode_head.decode(value)
+            head = self._head.decode(value)
         except UNREADABLE:
             # Not JSON, or not a message: none of the transactions that were sent here.
             return
@@ -127,7 +107,7 @@ class Ledger:
 
     def model(self, value: bytes) -> None:
         """Enter a published model version."""
-        head = self._model.decode(value)
+        head = self._head.decode(value)
         if head.name == "river":
             self._figures.river_versions += self._figures.river_version is not None
             self._figures.river_version = head.version

@@ -1,14 +1,13 @@
 """Follows the topics of a run, from a thread of its own, and keeps its figures."""
 
-import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pipeline.demo.ledger import Ledger
 from pipeline.kafka.cluster.clients import LATE_FETCH_MS, late_fetch_config
 from pipeline.kafka.readers.progress import TopicTail
+from pipeline.replay.watch import Watch
 from pipeline.settings import Settings
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, MODELS, Topic
 
@@ -22,7 +21,7 @@ class MonitorFailed(RuntimeError):
     """The monitor could not go on; its figures are not complete."""
 
 
-class Monitor:
+class Monitor(Watch):
     """Reads what the pipeline commits, from the moment of its making, into a `Ledger`.
 
     A latency is taken when the decision is handed over by the client, that is after its transaction has been
@@ -30,8 +29,8 @@ class Monitor:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, ledger: Ledger, clock: Clock = time.monotonic) -> None:
-        self._ledger = ledger
-        self._clock = clock
+        super().__init__("monitor")
+        self._ledger, self._clock = ledger, clock
 
         def tail(topic: Topic, late_ms: int = 0) -> TopicTail:
             fetch = late_fetch_config(late_ms, settings)
@@ -48,43 +47,30 @@ class Monitor:
                 (DEAD_LETTERS, ledger.dead_letter),
             )
         ]
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._follow, name="monitor", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take in what is there, then stop."""
-        del kind, error, trace
-        self._stop.set()
-        self._thread.join()
 
     def check(self) -> None:
         """Raise ``MonitorFailed`` if the thread has ended with an error."""
-        if self._failure is not None:
-            raise MonitorFailed(f"following the topics failed: {self._failure}") from self._failure
-
-    def _follow(self) -> None:
         try:
-            while not self._stop.is_set():
-                self._take_in(WAIT_S)
-            while self._take_in(WAIT_S):
-                pass
+            super().check()
         except Exception as error:
-            # Handed to the controller, which looks at it several times a second.
-            self._failure = error
+            raise MonitorFailed(f"following the topics failed: {error}") from error
+
+    def step(self) -> float:
+        """Poll all topics once."""
+        self._take_in()
+        return 0.0
+
+    def end(self) -> None:
+        """Take in what is there, and close the consumers."""
+        try:
+            while self._take_in():
+                pass
         finally:
             for tail in (self._decisions, *(tail for tail, _ in self._others)):
                 tail.close()
 
-    def _take_in(self, wait_s: float) -> bool:
-        """Poll all topics once; return True if there was anything."""
-        values = self._decisions.poll(wait_s)
+    def _take_in(self) -> bool:
+        values = self._decisions.poll(WAIT_S)
         now_s = self._clock()
         for value in values:
             self._ledger.decision(value, now_s)

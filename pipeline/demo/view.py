@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Protocol, Self, TextIO
+from typing import Final, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,8 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.broker.running import demo_dir
-from pipeline.demo.figures import RunFigures
-from pipeline.demo.state import RunState
+from pipeline.demo.figures import RunFigures, RunState
 from pipeline.demo.text import PLAIN_WIDTH, alert_rows, count_text, duration_text, utc_text
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
@@ -122,25 +120,6 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
     ]
 
 
-class View(Protocol):
-    """The events that the controller reports to a view."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def stage(self, stage: str) -> None:
-        """Begin ``stage``; it is shown until the next."""
-
-    def print_line(self, line: str) -> None:
-        """Print a line that stays."""
-
-    def tick(self) -> None:
-        """Show progress, if it is time to. Called often from the controller's loops."""
-
-
 def command_text(settings: Settings, arguments: str, topic_prefix: str = "") -> str:
     """Return a command line that runs from this directory, whatever the PATH is.
 
@@ -211,10 +190,8 @@ class PlainView:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, error, trace
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
 
     def stage(self, stage: str) -> None:
         """Print the stage with the seconds since the start."""
@@ -266,10 +243,7 @@ class LiveView:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del kind, error, trace
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def stage(self, stage: str) -> None:
@@ -284,7 +258,10 @@ class LiveView:
         """Nothing to do: the picture redraws itself."""
 
 
-def make_view(state: RunState, stream: TextIO = sys.stdout) -> PlainView | LiveView:
+View = PlainView | LiveView
+
+
+def make_view(state: RunState, stream: TextIO = sys.stdout) -> View:
     """The view that suits ``stream``."""
     return LiveView(state, stream) if wants_colours(stream) else PlainView(state, stream)
 

@@ -5,8 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import msgspec
 
@@ -28,7 +27,7 @@ class Alerted(msgspec.Struct, frozen=True):
     event_time: datetime
 
 
-class _Watch:
+class Watch:
     """A thread that repeats ``step`` until the context is left; `check` raises what ended it early."""
 
     def __init__(self, name: str) -> None:
@@ -40,9 +39,7 @@ class _Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         if kind is None:
@@ -57,42 +54,49 @@ class _Watch:
         """Do one round; returns the seconds until the next."""
         raise NotImplementedError
 
+    def end(self) -> None:
+        """Let go of what the thread used; called once, by the thread."""
+
     def _run(self) -> None:
         try:
-            while not self._ended.wait(self.step()):
-                pass
+            try:
+                while not self._ended.wait(self.step()):
+                    pass
+            finally:
+                self.end()
         except BaseException as error:
             # The thread that drives the replay must end it: it sees the error in `check`.
             self._error = error
 
 
-class Flow(Protocol):
+class Flow:
     """Number of transactions that may be sent; a context that is entered before the first of them."""
 
     @property
     def allowed(self) -> int:
         """Number of transactions up to which sending may go on."""
+        raise NotImplementedError
 
     @property
     def progress_s(self) -> float:
         """Time at which the readers were last seen to progress (monotonic clock)."""
+        raise NotImplementedError
 
     def in_flight(self, sent: int) -> int:
         """Return the transactions ahead of the readers when ``sent`` were sent."""
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise the error after which the count cannot be trusted any more."""
 
     def __enter__(self) -> Self:
-        """Begin to count."""
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Count no more."""
 
 
-class FlowWatch(_Watch):
+class FlowWatch(Watch, Flow):
     """Says how many transactions may be sent.
 
     ``state`` returns, at the moment it is called, the transactions sent so far and the records that still wait in the
@@ -142,7 +146,7 @@ class FlowWatch(_Watch):
         return _URGENT_INTERVAL_S if self.in_flight(sent) > self._limit // 2 else _RELAXED_INTERVAL_S
 
 
-class AlertWatch(_Watch):
+class AlertWatch(Watch):
     """Collects the alerts that are raised from the moment it was made."""
 
     def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
@@ -153,14 +157,9 @@ class AlertWatch(_Watch):
         self.latest_s = time.monotonic()
         """When an alert was last seen (monotonic clock)."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the thread, then close the consumer that it used."""
-        try:
-            super().__exit__(kind, error, trace)
-        finally:
-            self._tail.close()
+    def end(self) -> None:
+        """Close the consumer that the thread used."""
+        self._tail.close()
 
     def take(self) -> Iterator[Alerted]:
         """Yield what came, oldest first, and forget it."""

@@ -15,11 +15,10 @@ from typing import Final
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker.configuration import jvm_arguments, log4j_text, properties_text, server_properties
-from pipeline.broker.errors import BrokerError
 from pipeline.broker.jars import class_path
 from pipeline.broker.java import find_java
 from pipeline.broker.local import HOST, free_port
-from pipeline.broker.process import GuardedProcess
+from pipeline.broker.process import BrokerError, GuardedProcess
 from pipeline.kafka.cluster.admin import cluster_is_up
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.retries import retried

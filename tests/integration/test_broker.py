@@ -22,9 +22,9 @@ from pipeline.broker import (
 )
 from pipeline.broker import jars as jars_module
 from pipeline.broker import node as node_module
-from pipeline.broker.errors import BrokerInUse
 from pipeline.broker.fencing import ACTIVE, FENCED
 from pipeline.broker.local import STATE_NAME
+from pipeline.broker.process import BrokerInUse
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, producer_config
 from pipeline.kafka.cluster.log_offsets import first_offsets

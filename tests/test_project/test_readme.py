@@ -8,8 +8,7 @@ from urllib.parse import unquote
 import pytest
 from rich.console import Console
 
-from pipeline.demo.figures import RunFigures
-from pipeline.demo.state import RunState
+from pipeline.demo.figures import RunFigures, RunState
 from pipeline.demo.view import dashboard, summary_lines
 from pipeline.features.catalogue import KERNEL_VERSION
 from tests.helpers.recording import PICTURE, SUMMARY, svg_text

@@ -14,9 +14,8 @@ from rich.text import Text
 
 from pipeline.broker.running import demo_dir
 from pipeline.commands.alerts import Alerts
-from pipeline.demo.figures import LatencyHistogram, RateMeter, RunFigures, summary_json
+from pipeline.demo.figures import LatencyHistogram, RateMeter, RunFigures, RunState, summary_json
 from pipeline.demo.ledger import Ledger
-from pipeline.demo.state import RunState
 from pipeline.demo.text import alert_lines, alert_rows
 from pipeline.demo.view import (
     COMMAND_INDENT,
