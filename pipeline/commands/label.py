@@ -1,7 +1,6 @@
 """``fraud-pipeline label``: label a transaction as fraud or legitimate."""
 
 import getpass
-import textwrap
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import msgspec
 from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.show import label_text
-from pipeline.demo.text import PLAIN_WIDTH, utc_text
+from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.admin import end_offsets
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.readers.progress import require_producer_timestamps
@@ -241,7 +240,7 @@ def command(
         producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
     late = too_late(found, known_at, settings)
     for text in (sentence(message, found.topic), late or _said_before(bootstrap, settings, message)):
-        for line in textwrap.wrap(text, PLAIN_WIDTH, break_long_words=False, break_on_hyphens=False):
+        for line in wrapped(text):
             click.echo(line)
     if simulated:
         click.echo("The topics run on a simulated clock; the label bears its time.")

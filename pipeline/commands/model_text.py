@@ -1,11 +1,10 @@
 """Text of versions and their history, in 80 columns. Pure: plain values in, lines out."""
 
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.demo.text import PLAIN_WIDTH, count_text, utc_text
+from pipeline.demo.text import count_text, utc_text, wrapped
 from pipeline.models.description import Facts
 from pipeline.models.history import VersionEvent, event_time
 from pipeline.observability.terminal import printable, printable_json
@@ -69,9 +68,9 @@ def fact_lines(facts: Facts) -> Iterator[str]:
                 yield f"{words}:"
                 for key, item in value.items():
                     text = _pairs(item) if isinstance(item, dict) else _named(key, item)
-                    yield from wrapped(f"{key.replace('_', ' ')}: {text}", 2)
+                    yield from wrapped(f"{key.replace('_', ' ')}: {text}", "  ", "    ")
         elif value not in (None, [], ""):
-            yield from wrapped(f"{words}: {value_text(value)}", 0)
+            yield from wrapped(f"{words}: {value_text(value)}", "", "  ")
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -83,28 +82,16 @@ def _named(key: str, value: Any) -> str:
     return str(value) if key == "seed" else value_text(value)
 
 
-def wrapped(text: str, indent: int, width: int = PLAIN_WIDTH) -> list[str]:
-    """Return ``text`` in lines of at most ``width`` columns, indented; a word that is longer stays whole."""
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 2),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def difference_lines(found: Mapping[str, tuple[Any, Any]], first: str, second: str) -> Iterator[str]:
     """Yield in what two versions differ; of lists, what only one of them has."""
     for name, (a, b) in found.items():
         if isinstance(a, list) and isinstance(b, list):
             for version, values in ((first, a), (second, b)):
                 if values:
-                    yield from wrapped(f"{name} only in {version}: {value_text(values)}", 0)
+                    yield from wrapped(f"{name} only in {version}: {value_text(values)}", "", "  ")
         else:
             key = name.rpartition(".")[2]
-            yield from wrapped(f"{name}: {_named(key, a)} -> {_named(key, b)}", 0)
+            yield from wrapped(f"{name}: {_named(key, a)} -> {_named(key, b)}", "", "  ")
 
 
 def event_lines(event: VersionEvent) -> Iterator[str]:
@@ -115,9 +102,9 @@ def event_lines(event: VersionEvent) -> Iterator[str]:
     if isinstance(event, Activation | Assessment):
         named = reference_text(event.versions)
         against = reference_text(event.against) if isinstance(event, Assessment) else ""
-        yield from wrapped(named + (f" against {against}" if against else ""), 2)
+        yield from wrapped(named + (f" against {against}" if against else ""), "  ", "    ")
     if event.reason:
-        yield from wrapped(printable(event.reason), 2)
+        yield from wrapped(printable(event.reason), "  ", "    ")
 
 
 def event_word(event: VersionEvent) -> str:

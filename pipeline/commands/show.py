@@ -1,6 +1,5 @@
 """``fraud-pipeline show``: what was decided about a transaction or a card, why, and what is known of it."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -8,7 +7,7 @@ import click
 
 from pipeline.broker.running import cluster_or_last_run
 from pipeline.commands.lookup import find, find_labels, named
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines, fact_lines, money_text, utc_text
+from pipeline.demo.text import alert_lines, fact_lines, money_text, utc_text, wrapped
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
@@ -33,11 +32,11 @@ def decision_lines(decision: Decision, alert: Alert | None, labels: Sequence[Lab
         )
         names = {"card": decision.card_id, "merchant": decision.merchant_id, "transaction": decision.transaction_id}
         yield from fact_lines([f"{name} {printable(value)}" for name, value in names.items()])
-    yield from _wrapped(f"- {_why(decision, alert)}")
+    yield from wrapped(f"- {_why(decision, alert)}", "  ", "    ")
     if not labels:
         yield "  No label."
     for label in labels:
-        yield from _wrapped(f"Label: {label_text(label)}")
+        yield from wrapped(f"Label: {label_text(label)}", "  ", "    ")
 
 
 def label_text(label: Label) -> str:
@@ -54,13 +53,6 @@ def _why(decision: Decision, alert: Alert | None) -> str:
     if decision.action != "alert":
         return f"{text}, and neither a rule nor an audit chose it."
     return f"{text}." if alert is not None else f"{text}; the alert with its reasons is no longer on its topic."
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, PLAIN_WIDTH, initial_indent="  ", subsequent_indent="    ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
 
 
 @click.command()

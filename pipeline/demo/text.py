@@ -55,6 +55,20 @@ def money_text(amount: object, currency: str) -> str:
     return f"{amount:,.2f} {printable(currency)}" if isinstance(amount, float) else f"{amount:,} {printable(currency)}"
 
 
+def wrapped(text: str, first: str = "", rest: str = "", width: int = PLAIN_WIDTH) -> list[str]:
+    """Return text in lines of at most ``width`` columns; a word that is longer stays whole.
+
+    Args:
+        text: The text, without line ends.
+        first: What begins the first line.
+        rest: What begins the others.
+        width: Columns.
+    """
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def score_style(score: float) -> str:
     """Colour of a score: the surer, the louder."""
     if score >= 0.8:
@@ -94,15 +108,7 @@ def alert_lines(alert: Alert, width: int = PLAIN_WIDTH, *, number: int = 1, late
     ]
     lines += [Text(line, style="cyan") for line in fact_lines([fact for fact in facts if fact], width)]
     for reason in alert.reasons:
-        wrapped = textwrap.wrap(
-            printable(reason.sentence),
-            width,
-            initial_indent="  - ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        lines += [Text(line) for line in wrapped]
+        lines += [Text(line) for line in wrapped(printable(reason.sentence), "  - ", "    ", width)]
     return lines
 
 
