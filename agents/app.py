@@ -28,7 +28,7 @@ from agents.channel import BatchChannel, register
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, WorkerResources
-from agents.snapshot_scheduler import Identity, SnapshotScheduler
+from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from pipeline.broker import provide_broker
@@ -54,6 +54,7 @@ from pipeline.observability.metrics import WorkerMetrics
 from pipeline.protection.signing import Signer, Trust, snapshot_keys
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import fitting, read_rates
+from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory
@@ -161,10 +162,9 @@ class WorkerContext:
             if self.bootstrap:
                 return
             settings = self._settings
-            (
-                Trust.from_settings(settings),
-                Signer.from_settings(settings),
-            )  # a key that cannot be used stops a start, and no agent later
+            # A key that cannot be used stops a start, and no agent later.
+            Trust.from_settings(settings)
+            Signer.from_settings(settings)
             rates_content = read_rates(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
@@ -267,7 +267,9 @@ class WorkerContext:
         settings, identities = self._settings, self._identities
         snapshots = None
         if self._repository is not None and spec.snapshots:
-            identity = Identity(
+            key = SnapshotKey(
+                agent=settings.topic(spec.name),  # pipelines that differ in their prefix may share an address
+                partition=0,
                 cluster_id=identities.cluster_id,
                 topic_ids={
                     topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _replayed_topics(spec)
@@ -275,7 +277,7 @@ class WorkerContext:
                 partition_count=partition_count(spec.reads[0], settings),
                 kernel=f"{KERNEL_VERSION}.{LAYOUT}",
             )
-            snapshots = SnapshotScheduler(self._repository, spec.name, identity, settings, self.metrics)
+            snapshots = SnapshotScheduler(self._repository, spec.name, key, settings, self.metrics)
         return Environment(
             agent=spec.name,
             settings=settings,

@@ -54,9 +54,8 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         return self
 
     async def __anext__(self) -> Batch:
-        """The next batch, formed now."""
         while True:
-            batch = await self._unless_closing(self._poll)
+            batch = await self._unless_closing(lambda: self._opened().poll())
             if batch is not None:
                 return batch
 
@@ -74,14 +73,14 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         finally:
             self._thread.shutdown(wait=False)
 
-    async def _unless_closing(self, function: Callable[..., T], *args: Any) -> T:
+    async def _unless_closing(self, function: Callable[[], T]) -> T:
         """Call ``function`` on the channel's thread; once the channel closes, wait to be cancelled instead.
 
         The agent must not end by itself: Faust would take that for a crash and start it again.
         """
         if not self._closing:
             try:
-                result = await self._call(function, *args)
+                result = await self._call(function)
             except Stopped:
                 # What it waited for will not come any more; nothing of the batch is committed.
                 if not self._closing:
@@ -92,16 +91,13 @@ class BatchChannel(faust.Channel):  # type: ignore[misc]
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         return await waiting
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _close(self) -> None:
         # On the agent's thread, where a loop may have been made since.
         if self._loop is not None:
             self._loop.close()
-
-    def _poll(self) -> Batch | None:
-        return self._opened().poll()
 
     def _opened(self) -> AgentLoop:
         if self._loop is None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -29,14 +29,13 @@ NOT_THE_RECORD: Final = (ModelError, StoreError, OSError, MemoryError, SessionEr
 """Errors that no record is to blame for: quarantining records would lose all of them, one by one."""
 
 
-class Process(Protocol):
+class Process(NamedTuple):
     """Processes a record as the agent does, without the rows that it says are to be skipped."""
 
-    def kept(self, record: Record) -> Result:
-        """Leave it in the agent's state."""
-
-    def tried(self, record: Record) -> Exception | None:
-        """Take it back, and return why it fails, if it does."""
+    kept: Callable[[Record], Result]
+    """Leaves it in the agent's state."""
+    tried: Callable[[Record], Exception | None]
+    """Takes it back, and returns why it fails, if it does."""
 
 
 class TooManyFailures(RuntimeError):

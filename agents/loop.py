@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from agents.counts import Counts
-from agents.failures import NOT_THE_RECORD, Failures, spans
+from agents.failures import NOT_THE_RECORD, Failures, Process, spans
 from agents.topology import AgentSpec
 from pipeline.engine.encoding.blocks import KernelChanged
 from pipeline.engine.records.results import Result
@@ -34,9 +34,11 @@ class Partitions(StateHandler, Protocol):
 
     def ready(self) -> bool:
         """Called before every batch: take in new model versions; False while none can be used."""
+        return True
 
     def on_hold(self) -> bool:
         """Return whether the agent must not work: it then stays in its group and reads nothing."""
+        return False
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Work on a batch of any of the partitions held.
@@ -47,6 +49,7 @@ class Partitions(StateHandler, Protocol):
 
     def due(self) -> bool:
         """True if ``process`` has something to write without new records."""
+        return False
 
     def save(self, session: Session, *, at_end: bool = False) -> None:
         """Save the committed state of partitions whose turn it is, or of all ``at_end``."""
@@ -193,7 +196,7 @@ class AgentLoop:
             raise error
         if len(batch.records) == 1:
             try:
-                quarantined = self._failures.failed(batch, error, _Process(self._partitions, batch))
+                quarantined = self._failures.failed(batch, error, Process(self._kept, self._tried))
             except Aborted:
                 self._session.rewind(batch)
                 raise
@@ -206,6 +209,20 @@ class AgentLoop:
             self._session.rewind(second)
             raise
         self._work(second)
+
+    def _kept(self, record: Record) -> Result:
+        return self._partitions.process([record], datetime.now(UTC))
+
+    def _tried(self, record: Record) -> Exception | None:
+        try:
+            self._kept(record)
+        except NOT_THE_RECORD:
+            raise
+        except Exception as error:
+            return error
+        finally:
+            self._partitions.rollback({record.partition})
+        return None
 
     def positions(self) -> Mapping[Partition, int]:
         """Return the offset behind the last committed record of each partition held; for any thread."""
@@ -227,26 +244,3 @@ class AgentLoop:
                 self._session.close(release=self._survives)
             finally:
                 self._partitions.close()
-
-
-class _Process:
-    """The agent's core call, applied to one record."""
-
-    def __init__(self, partitions: Partitions, batch: Batch) -> None:
-        self._partitions, self._numbers = partitions, batch.partitions
-
-    def kept(self, record: Record) -> Result:
-        """Process a record, and leave it in the state."""
-        return self._partitions.process([record], datetime.now(UTC))
-
-    def tried(self, record: Record) -> Exception | None:
-        """Process a record, and take it back; return why it fails, if it does."""
-        try:
-            self.kept(record)
-        except NOT_THE_RECORD:
-            raise
-        except Exception as error:
-            return error
-        finally:
-            self._partitions.rollback(self._numbers)
-        return None

@@ -3,12 +3,13 @@
 import logging
 import shutil
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
+from agents.loop import Partitions
 from agents.snapshot_scheduler import SnapshotScheduler
 from pipeline.engine.partition_state.state import LoadedState, MemoryStore, PartitionState, Store
 from pipeline.features.columns import MemoryStorage, Storage
@@ -82,7 +83,7 @@ class _Restoring:
     taken_at_s: float | None = None
 
 
-class KernelPartitions(ABC, Generic[P]):
+class KernelPartitions(Partitions, Generic[P]):
     """Holds the kernel of every partition that this worker has of an agent."""
 
     uses_store = True
@@ -224,18 +225,6 @@ class KernelPartitions(ABC, Generic[P]):
         """Return how many entries a partition has on disk, and in how many bytes."""
         del partition
         return store.entries(), store.size_bytes()
-
-    def ready(self) -> bool:
-        """Nothing to wait for."""
-        return True
-
-    def on_hold(self) -> bool:
-        """Nothing stops the work."""
-        return False
-
-    def due(self) -> bool:
-        """Nothing is written without input."""
-        return False
 
     def close(self) -> None:
         """Release the state."""

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from pipeline.engine.partition_state.state import PartitionState, StateDump
 from pipeline.kafka.session.session import Session
@@ -27,28 +27,21 @@ DUTY: Final = 10
 """A snapshot that took t to write is followed by no other of its partition for this many times t."""
 
 
-class Identity(NamedTuple):
-    """The identity that a snapshot must share with whoever loads it."""
-
-    cluster_id: str
-    topic_ids: Mapping[str, str]
-    """Ids of the topics that its state is replayed from, by name without prefix."""
-    partition_count: int
-    kernel: str
-
-
 class SnapshotScheduler:
-    """Takes snapshots on the agent's thread and writes them on one of its own; used from the agent's thread."""
+    """Takes snapshots on the agent's thread and writes them on one of its own; used from the agent's thread.
+
+    Args:
+        repository: Where snapshots are.
+        agent: Name of the agent.
+        key: Key of its snapshots; that of each partition has its number.
+        settings: Settings of the worker.
+        metrics: Metrics of the worker.
+    """
 
     def __init__(
-        self,
-        repository: SnapshotRepository,
-        agent: str,
-        identity: Identity,
-        settings: Settings,
-        metrics: WorkerMetrics,
+        self, repository: SnapshotRepository, agent: str, key: SnapshotKey, settings: Settings, metrics: WorkerMetrics
     ) -> None:
-        self._repository, self._agent, self._identity = repository, agent, identity
+        self._repository, self._agent, self._key = repository, agent, key
         self._settings, self._metrics = settings, metrics
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"snapshots-{agent}")
         self._writing: dict[int, Future[float | None]] = {}
@@ -69,11 +62,11 @@ class SnapshotScheduler:
         waiting: Callable[[], None],
     ) -> Snapshot | None:
         """The newest snapshot that may be used, at or before ``committed`` (by name without prefix, as ``logs``)."""
-        return self._repository.newest(self._key(partition), committed, scratch, logs, waiting)
+        return self._repository.newest(self._key._replace(partition=partition), committed, scratch, logs, waiting)
 
     def begin(self, partition: int, base: Snapshot | None) -> None:
         """The partition's state begins from ``base``, or from nothing."""
-        self._writers[partition] = self._repository.writer(self._key(partition), base)
+        self._writers[partition] = self._repository.writer(self._key._replace(partition=partition), base)
         if base is not None:
             self._saved[partition] = dict(base.positions)
 
@@ -183,14 +176,3 @@ class SnapshotScheduler:
         """Log and count it, from either thread: a snapshot only shortens a replay; the next is tried in its time."""
         log.error("%s: partition %d: no snapshot: %s", self._agent, number, error)
         self._metrics.count("snapshots_failed", self._agent)
-
-    def _key(self, partition: int) -> SnapshotKey:
-        identity = self._identity
-        return SnapshotKey(
-            self._settings.topic(self._agent),  # pipelines that differ in their prefix may share an address
-            partition,
-            identity.cluster_id,
-            dict(identity.topic_ids),
-            identity.partition_count,
-            identity.kernel,
-        )

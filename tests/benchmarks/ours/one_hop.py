@@ -15,7 +15,7 @@ from agents.app import GC_THRESHOLDS, FraudApp
 from agents.channel import BatchChannel
 from agents.loop import AgentLoop
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
-from agents.snapshot_scheduler import Identity, SnapshotScheduler
+from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import PipelineWorker
 from agents.topology import AgentSpec
 from pipeline.engine.partition_state.layout import LAYOUT
@@ -31,6 +31,7 @@ from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import StoreMemory
 from schemas.messages import ProcessingConfig
@@ -89,7 +90,8 @@ class OneHopWorker:
         ensure_topics(bootstrap, settings, [CONTROL])
         client = admin_client(bootstrap, settings=settings)
         identities = topic_identities(client, [self._input.name])
-        identity = Identity(identities.cluster_id, identities.topic_ids, PARTITIONS, f"{KERNEL_VERSION}.{LAYOUT}")
+        ids, kernel = dict(identities.topic_ids), f"{KERNEL_VERSION}.{LAYOUT}"
+        key = SnapshotKey(settings.topic(spec.name), 0, identities.cluster_id, ids, PARTITIONS, kernel)
         repository = SnapshotRepository(str(settings.snapshot_address))
         quarantines, health = Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted), Health((spec.name,))
         environment = Environment(
@@ -98,7 +100,7 @@ class OneHopWorker:
             directory=self._options.scratch / "state",
             store_memory=StoreMemory(settings.store_memory_mb * 1024 * 1024),
             quarantines=quarantines,
-            snapshots=SnapshotScheduler(repository, spec.name, identity, settings, metrics),
+            snapshots=SnapshotScheduler(repository, spec.name, key, settings, metrics),
             metrics=metrics,
             health=health,
         )

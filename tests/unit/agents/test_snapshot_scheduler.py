@@ -10,20 +10,21 @@ from typing import cast
 
 import pytest
 
-from agents.snapshot_scheduler import FIRST_S, Identity, SnapshotScheduler
+from agents.snapshot_scheduler import FIRST_S, SnapshotScheduler
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.partition_state.state import StateDump
 from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from pipeline.state.errors import StoreError
+from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.topics import TRANSACTIONS
 from tests.helpers.logs import Log, after, transaction
 from tests.unit.engine.test_engine_card import NOW, bought, options
 
-IDENTITY = Identity("cluster", {"transactions": "id"}, 1, "kernel")
+KEY = SnapshotKey("card", 0, "cluster", {"transactions": "id"}, 1, "kernel")
 
 
 class Stands:
@@ -41,7 +42,7 @@ class Bench:
         self.home, self.memory = home, StoreMemory(MINIMUM_BYTES)
         self.metrics = WorkerMetrics()
         self.repository = SnapshotRepository(str(home / "snapshots"))
-        self.snapshots = SnapshotScheduler(self.repository, "card", IDENTITY, Settings(), self.metrics)
+        self.snapshots = SnapshotScheduler(self.repository, "card", KEY, Settings(), self.metrics)
         self.state = CardPartition(options(), None, RocksStore(home / "store", memory=self.memory))
         self.log, self.session = Log(TRANSACTIONS), Stands()
         self.snapshots.begin(0, None)
