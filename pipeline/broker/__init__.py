@@ -3,14 +3,13 @@
 from pipeline.broker.local import running_broker
 from pipeline.broker.node import EmbeddedBroker, embedded_broker
 from pipeline.broker.process import BrokerError
-from pipeline.broker.provided import ProvidedBroker, ensure_broker, provide_broker
+from pipeline.broker.provided import ProvidedBroker, provide_broker
 
 __all__ = [
     "BrokerError",
     "EmbeddedBroker",
     "ProvidedBroker",
     "embedded_broker",
-    "ensure_broker",
     "provide_broker",
     "running_broker",
 ]

@@ -140,7 +140,6 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
 
 
 def _retried(fetch: Callable[[], T]) -> T:
-    """Return what ``fetch`` returns; a download that breaks is begun again, a few times."""
     for pause_s in PAUSES_S:
         try:
             return fetch()

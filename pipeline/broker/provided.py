@@ -63,10 +63,3 @@ def provide_broker(settings: Settings) -> Iterator[ProvidedBroker]:
         finally:
             broker.stop()
         return
-
-
-@contextlib.contextmanager
-def ensure_broker(settings: Settings) -> Iterator[str]:
-    """``provide_broker`` for those who need the bootstrap servers alone."""
-    with provide_broker(settings) as broker:
-        yield broker.bootstrap_servers

@@ -166,7 +166,6 @@ def _usable_values() -> Iterator[None]:
 
 
 def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.Event) -> None:
-    """Decide into a topic, and report how far it came."""
     with interrupts(stop), _usable_values(), ProgressBar("looking at the topics") as bar:
         done = reprocess(backtest, into, replace=replace, progress=partial(_show_step, bar), stopped=stop.is_set)
     for warning in done.warnings:

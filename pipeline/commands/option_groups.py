@@ -109,7 +109,6 @@ def _fields(kind: Any, without: Collection[str] = ()) -> Iterator[_Field]:
 
 
 def _grouped(kind: Any) -> bool:
-    """Return whether a type is a dataclass, a Struct or a named tuple."""
     return any(hasattr(kind, name) for name in ("__dataclass_fields__", "__struct_fields__", "_fields"))
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from pipeline.broker import ensure_broker
+from pipeline.broker import provide_broker
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
 
@@ -16,8 +16,8 @@ def command(*, check: bool) -> None:
     topics are the embedded broker's, which is started for the moment where it does not run.
     """
     settings = Settings().model_copy(update={"create_topics": not check})
-    with ensure_broker(settings) as bootstrap:
-        states = ensure_topics(bootstrap, settings)
+    with provide_broker(settings) as broker:
+        states = ensure_topics(broker.bootstrap_servers, settings)
     width = max(len(state.name) for state in states)
     for state in states:
         plural = "s" if state.partitions != 1 else ""

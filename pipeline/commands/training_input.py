@@ -118,7 +118,6 @@ def _report_refused(history: TrainingHistory) -> None:
 
 
 def _served(servers: str, settings: Settings) -> ServedRows:
-    """Return the newest days of what a cluster served."""
     served = read_served(servers, settings, WINDOW_DAYS)
     rows = served.rows()
     if not len(rows):
@@ -131,7 +130,6 @@ def _served(servers: str, settings: Settings) -> ServedRows:
 
 
 def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
-    """Return how reports of what was served are taken at once, by the delays of old ones."""
     fallback = LabelRegime(delay_days=delay_days)
     reported_us = rows.reports_by(known_us)
     return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))

@@ -1,7 +1,6 @@
 """Models of simulated history: LightGBM and a policy, and the first of a run, which is activated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import pandas as pd
@@ -12,7 +11,6 @@ from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
-from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
@@ -27,20 +25,6 @@ ALERTS_PER_THOUSAND_CARDS: Final = 15.0
 """A day's budget; about as many frauds happen, so that precision and recall can both be high."""
 
 
-@dataclass(frozen=True, slots=True)
-class FirstModel:
-    """The versions that were activated first."""
-
-    lightgbm: str
-    policy: str
-    river: str
-    """The online model before its first training update."""
-    trees: int
-    precision: float | None
-    """Precision of the alerts of the validation period."""
-    transactions: int
-
-
 def train_first_model(
     settings: Settings,
     bootstrap: str,
@@ -48,8 +32,10 @@ def train_first_model(
     *,
     threads: int = 1,
     report: Callable[[str], None] = lambda _: None,
-) -> FirstModel:
+) -> tuple[Trained, int]:
     """Simulate the history, train on it, register the versions and publish them to ``models``.
+
+    Returns what was trained, and the number of transactions of the history.
 
     One thread by default: beside workers and a broker, LightGBM's threads lose more by waiting for each other than they
     gain. ``report`` gets the progress. Raises ``ModelError`` when the history is too short or the population too
@@ -62,15 +48,7 @@ def train_first_model(
     registry.activate(LIGHTGBM, trained.model.version)
     registry.activate(POLICY, trained.policy.version)
     publish_champion(bootstrap, settings, trained.model, trained.policy)
-    precision = trained.metrics["alert_precision"]
-    return FirstModel(
-        lightgbm=trained.model.version,
-        policy=trained.policy.version,
-        river=first_river(settings.river_classifier).version,
-        trees=trained.model.trees,
-        precision=None if precision is None else float(precision),
-        transactions=len(frame),
-    )
+    return trained, len(frame)
 
 
 def train_on(

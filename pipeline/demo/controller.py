@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from pipeline.broker import ProvidedBroker
 from pipeline.commands.progress import seldom
-from pipeline.demo.bootstrap import FirstModel, train_first_model
+from pipeline.demo.bootstrap import train_first_model
 from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, RunState, summary_json
@@ -36,6 +36,7 @@ from pipeline.demo.view import (
 from pipeline.demo.world import World
 from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import ReplayProgress
+from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 
 STALLED_AFTER_S: Final = 60.0
@@ -181,12 +182,14 @@ class Controller:
     def _learn_first(self, settings: Settings, servers: str) -> None:
         world = self._options.world
         self._view.stage(f"training the first LightGBM model on {world.history_days} simulated days{COMPILING}")
-        model: FirstModel = train_first_model(settings, servers, world, report=seldom(self._training, TRAINING_STAGE_S))
-        self._state.figures.river_version = model.river
+        report = seldom(self._training, TRAINING_STAGE_S)
+        trained, transactions = train_first_model(settings, servers, world, report=report)
+        self._state.figures.river_version = first_river(settings.river_classifier).version
         self._check()
-        precision = "" if model.precision is None else f"; {model.precision:.0%} of its alerts on later days are fraud"
+        found = trained.metrics["alert_precision"]
+        precision = "" if found is None else f"; {found:.0%} of its alerts on later days are fraud"
         self._view.print_line(
-            f"The first model has {model.trees} trees, learned from {count_text(model.transactions)} transactions"
+            f"The first model has {trained.model.trees} trees, learned from {count_text(transactions)} transactions"
             f"{precision}."
         )
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import FRAUD_TYPES, canonical_frame
+from pipeline.settings.files import is_url
 from schemas.fields import TRANSACTION_FIELDS, Kind
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
@@ -276,7 +277,7 @@ def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.int
 
 def refuse_url(path: Path) -> None:
     """Raise `UnusableSource` for a path that was a URL, such as ``s3://``."""
-    if re.match(r"\w\w+:/", str(path)):
+    if is_url(path):
         raise UnusableSource(f"{path} is a URL: copy it to a disk of this machine, and name its path there")
 
 

@@ -7,15 +7,11 @@ would lose the state that it holds, and would not bring the broker back.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
-
-from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 
 AgentState = Literal["starting", "restoring", "waiting for a model", "running", "stopping"]
 AGENT_STATES: Final[tuple[AgentState, ...]] = get_args(AgentState)
@@ -190,34 +186,3 @@ class Health:
         waited_s = min(silence_s, now_s - self._broker.back_s)
         ok = waited_s <= self.liveness_timeout_s
         return Check(f"agent {name}", ok, detail if ok else f"{detail}, longer than {self.liveness_timeout_s:.0f} s")
-
-
-class HealthCollector(Collector):
-    """The metrics that are read from a ``Health`` when Prometheus asks. ``prefix`` stands before their names."""
-
-    def __init__(self, health: Health, prefix: str) -> None:
-        self._health, self._prefix = health, prefix
-
-    def label_names(self) -> dict[str, tuple[str, ...]]:
-        """The metrics, as name -> names of their labels."""
-        return {
-            f"{self._prefix}broker_unreachable_seconds": (),
-            f"{self._prefix}agent_state": ("agent", "state"),
-            f"{self._prefix}ready": (),
-        }
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges with their current values."""
-        yield GaugeMetricFamily(
-            f"{self._prefix}broker_unreachable_seconds",
-            METRIC_MEANINGS["broker_unreachable_seconds"],
-            value=self._health.unreachable_s(),
-        )
-        states = GaugeMetricFamily(
-            f"{self._prefix}agent_state", METRIC_MEANINGS["agent_state"], labels=("agent", "state")
-        )
-        for agent, current in self._health.states().items():
-            for state in AGENT_STATES:
-                states.add_metric((agent, state), float(state == current))
-        yield states
-        yield GaugeMetricFamily(f"{self._prefix}ready", METRIC_MEANINGS["ready"], value=float(self._health.ready().ok))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.endpoint import Endpoint
-from pipeline.observability.health import Health, HealthCollector
+from pipeline.observability.health import AGENT_STATES, AgentState, Health
 from pipeline.scoring.kinds import BY_NAME
 from pipeline.scoring.prequential import ScoreMeasures
 
@@ -36,7 +37,7 @@ LATENCY_BUCKETS_S: Final = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 
-COUNTERS: Final[Mapping[str, tuple[str, ...]]] = {
+COUNTERS: Final[dict[str, tuple[str, ...]]] = {
     "records_consumed": ("agent", "topic"),
     "decisions": ("action",),
     "alerts": ("selection",),
@@ -59,7 +60,7 @@ COUNTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "records_replayed": ("agent",),
 }
 """Names of counters, without prefix and ``_total``, and of their labels."""
-GAUGES: Final[Mapping[str, tuple[str, ...]]] = {
+GAUGES: Final[dict[str, tuple[str, ...]]] = {
     "lag_records": ("agent", "topic", "partition"),
     "damaged_batches": ("agent", "topic", "partition"),
     "oldest_undecided_seconds": ("agent", "topic", "partition"),
@@ -73,6 +74,12 @@ GAUGES: Final[Mapping[str, tuple[str, ...]]] = {
     "store_entries": ("agent", "partition"),
     "store_bytes": ("agent", "partition"),
 }
+HEALTH_GAUGES: Final[dict[str, tuple[str, ...]]] = {
+    "broker_unreachable_seconds": (),
+    "agent_state": ("agent", "state"),
+    "ready": (),
+}
+"""Gauges that are read from the worker's health when Prometheus asks."""
 HISTOGRAMS: Final[Mapping[str, tuple[Sequence[float], tuple[str, ...]]]] = {
     "stage_seconds": (STAGE_BUCKETS_S, ("agent", "stage")),
     "batch_records": (BATCH_BUCKETS, ("agent",)),
@@ -154,33 +161,38 @@ class WorkerMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        of_health = HealthCollector(self.health, PREFIX)
-        self.registry.register(of_health)
         self._endpoint = Endpoint(host, port, self.registry, self.health)
 
         def made(kind: type[M], name: str, labels: tuple[str, ...], **options: Any) -> M:
             return kind(PREFIX + name, METRIC_MEANINGS[name], labels, registry=self.registry, **options)
 
         self._counters = {name: made(Counter, name, labels) for name, labels in COUNTERS.items()}
-        self._gauges = {name: made(Gauge, name, labels) for name, labels in GAUGES.items()}
+        self._gauges = {name: made(Gauge, name, labels) for name, labels in (GAUGES | HEALTH_GAUGES).items()}
         self._histograms = {
             name: made(Histogram, name, labels, buckets=bounds) for name, (bounds, labels) in HISTOGRAMS.items()
         }
         latency = "decision_latency_seconds"
         self._latency = ArrayHistogram(PREFIX + latency, METRIC_MEANINGS[latency], LATENCY_BUCKETS_S, self.registry)
         self._label_names = {
-            **of_health.label_names(),
             **{f"{PREFIX}{name}_total": labels for name, labels in COUNTERS.items()},
-            **{PREFIX + name: labels for name, labels in GAUGES.items()},
+            **{PREFIX + name: labels for name, labels in (GAUGES | HEALTH_GAUGES).items()},
             **{PREFIX + name: labels for name, (_, labels) in HISTOGRAMS.items()},
             PREFIX + latency: (),
         }
         for name, values in _BEGIN_AT_ZERO.items():
             for value in values:
                 self.count(name, value, by=0)
+        self._gauges["broker_unreachable_seconds"].set_function(self.health.unreachable_s)
+        self._gauges["ready"].set_function(lambda: self.health.ready().ok)
+        for agent in self.health.states():
+            for state in AGENT_STATES:
+                self._gauges["agent_state"].labels(agent, state).set_function(partial(self._in_state, agent, state))
         self.count("labels", "feedback", "given_up", by=0)
         for agent, topic in _INPUTS:
             self.count("quarantined", agent, topic, by=0)
+
+    def _in_state(self, agent: str, state: AgentState) -> bool:
+        return self.health.states()[agent] == state
 
     def start(self) -> int:
         """Serve metrics and health from threads of their own; returns the port. Raises ``EndpointError``."""

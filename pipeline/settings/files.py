@@ -1,11 +1,17 @@
 """Settings whose values are in files, so that no secret stands in the environment."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
+
+
+def is_url(path: object) -> bool:
+    """Return True for a path that is a URL, such as ``s3://``, or was one before `pathlib` took it."""
+    return re.match(r"\w\w+:/", str(path)) is not None
 
 
 class SettingFileError(SettingsError):

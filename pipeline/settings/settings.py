@@ -8,7 +8,7 @@ from pydantic import BaseModel, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.settings.decisions import DecisionSettings
-from pipeline.settings.files import SettingFiles
+from pipeline.settings.files import SettingFiles, is_url
 from pipeline.settings.kafka import KafkaSettings
 from pipeline.settings.learning import LearningSettings
 from pipeline.settings.protection import ProtectionSettings
@@ -49,7 +49,7 @@ class Settings(KafkaSettings, WorkerSettings, DecisionSettings, LearningSettings
     @field_validator("data_dir", "registry_dir", mode="before")
     @classmethod
     def _on_disk(cls, value: Any) -> Any:
-        if "://" in str(value):
+        if is_url(value):
             raise ValueError("this is a directory of this machine, and no URL: name one on its disk, or mounted there")
         return value
 

@@ -16,7 +16,6 @@ from pipeline.broker import (
     BrokerError,
     EmbeddedBroker,
     embedded_broker,
-    ensure_broker,
     provide_broker,
     running_broker,
 )
@@ -231,8 +230,8 @@ def test_data_and_port_survive_a_killed_command_a_stop_and_a_crash(
 
 def test_a_given_cluster_is_used_and_nothing_is_started(tmp_path: Path) -> None:
     settings = Settings(kafka_bootstrap_servers="kafka.example:9092", data_dir=tmp_path / "data")
-    with ensure_broker(settings) as bootstrap:
-        assert bootstrap == "kafka.example:9092"
+    with provide_broker(settings) as found:
+        assert found.bootstrap_servers == "kafka.example:9092"
     assert not (tmp_path / "data").exists()
 
 
