@@ -260,7 +260,7 @@ class WorkerContext:
         """Return the state and core call of an agent."""
         shared = WorkerResources(self._rates, self._published_rates, self._models, self._other_kernels)
         environment = self._environment(spec, quarantines)
-        partitions: Partitions = resolve_name(spec.partitions_class).create(environment, shared)
+        partitions: Partitions = resolve_name(spec.partitions_class)(environment, shared)
         return partitions
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:

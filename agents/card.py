@@ -2,37 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
-from pipeline.models.rates import PublishedRates
-from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from schemas.messages import CardConfig, ProcessingConfig
-from schemas.money import RateTable
 from schemas.records import Record
-
-
-def _options(settings: Settings, rates: RateTable) -> CardOptions:
-    return card_options(settings, rates, settings.card_partitions, settings.topic_prefix)
 
 
 class CardPartitions(KernelPartitions[CardPartition]):
     """The card kernel of every partition that this worker holds."""
 
-    def __init__(self, environment: Environment, options: CardOptions, rates: PublishedRates) -> None:
+    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
         super().__init__(environment)
-        self._options, self.config = options, options.config
-        self._rates = rates
-
-    @classmethod
-    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
-        """Return the partitions of a worker's card agent."""
-        return cls(environment, _options(environment.settings, shared.rates), shared.published_rates)
+        settings = environment.settings
+        self._options = card_options(settings, shared.rates, settings.card_partitions, settings.topic_prefix)
+        self.config, self._rates = self._options.config, shared.published_rates
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn also the rate tables that others have used."""

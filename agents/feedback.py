@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
 
 from agents.partitions import STORE, Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result, merged
 from pipeline.settings.kernel_options import feedback_options
@@ -20,17 +19,12 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     uses_storage = False
 
-    def __init__(self, environment: Environment, options: FeedbackOptions) -> None:
-        super().__init__(environment)
-        self._options, self.config = options, options.config
-        self._segments: dict[int, FileSegments] = {}
-
-    @classmethod
-    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
-        """Return the partitions of a worker's feedback agent."""
+    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
         del shared
-        settings = environment.settings
-        return cls(environment, feedback_options(settings, settings.topic_prefix))
+        super().__init__(environment)
+        self._options = feedback_options(environment.settings, environment.settings.topic_prefix)
+        self.config = self._options.config
+        self._segments: dict[int, FileSegments] = {}
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
         """The feedback kernel of one partition."""

@@ -4,59 +4,34 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Final, Self
+from typing import Final
 
+from agents.loop import Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment, WorkerResources
 from agents.topology import LEARN
 from pipeline.engine.feedback.learn import LearnPartition, model_record
 from pipeline.engine.records.results import Result
-from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import Restored
-from pipeline.models.active import ModelSubscriber
-from pipeline.scoring.prequential import ScoreMeasures
-from pipeline.scoring.river_model import RiverLearner, RiverModel
+from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ProcessingConfig
 from schemas.records import Output, Record
 
-NewLearner = Callable[[RiverModel | None], RiverLearner]
-"""Returns a learner that goes on from a published model, or an untrained one."""
-SaveState = Callable[[RiverModel], None]
-"""Puts where every worker finds it what a version's record only names."""
-ReportFigures = Callable[[Mapping[str, ScoreMeasures]], None]
-"""Shows how well each model did before it learned; without figures, nothing any more."""
 FIGURES_INTERVAL_S: Final = 10.0
 
 
-class LearnPartitions:
+class LearnPartitions(Partitions):
     """The learner (``examples`` is one log, so there is one) and when it publishes."""
 
     config: ProcessingConfig | None = None
 
-    def __init__(
-        self,
-        environment: Environment,
-        new_learner: NewLearner,
-        save_state: SaveState,
-        models: ModelSubscriber,
-        publish_interval_s: float,
-        report: ReportFigures = lambda _: None,
-    ) -> None:
+    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
         self._environment = environment
-        self._started_s = 0.0
-        self._new_learner, self._save_state = new_learner, save_state
-        self._models, self._interval_s = models, publish_interval_s
+        self._online, self._models = OnlineModels(environment.settings), shared.models(environment.agent)
+        self._interval_s = environment.settings.river_publish_interval_s
         self._held: LearnPartition | None = None
-        self._published_s = -math.inf
-        self._report, self._reported_s, self._reported = report, -math.inf, 0
-
-    @classmethod
-    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
-        """Return the learner of a worker's learn agent."""
-        online, models = OnlineModels(environment.settings), shared.models(environment.agent)
-        interval_s = environment.settings.river_publish_interval_s
-        report = environment.metrics.prequential
-        return cls(environment, online.learner, online.save, models, interval_s, report)
+        self._started_s, self._published_s = 0.0, -math.inf
+        self._reported_s, self._reported = -math.inf, 0
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Read what whoever held the partition before has quarantined and published."""
@@ -106,13 +81,10 @@ class LearnPartitions:
         if self._held is not None:
             self._held.rollback()
 
-    def save(self, session: Session, *, at_end: bool = False) -> None:
-        """Nothing: the published versions are the snapshots."""
-
     def forget(self, partition: int) -> None:
         """Drop the learner."""
         self._held, self._reported = None, 0
-        self._report({})
+        self._environment.metrics.prequential({})
         self._environment.metrics.forget_state(LEARN.name, partition)
 
     def ready(self) -> bool:
@@ -141,14 +113,14 @@ class LearnPartitions:
 
     def _publish(self, held: LearnPartition, now: datetime) -> Output:
         model = held.publish()
-        self._save_state(model)
+        self._online.save(model)
         self._published_s = time.monotonic()
         return model_record("river", model.version, model.to_payload(), now)
 
     def _report_figures(self, held: LearnPartition) -> None:
         prequential, now_s = held.prequential, time.monotonic()
         if prequential.examples != self._reported and now_s - self._reported_s >= FIGURES_INTERVAL_S:
-            self._report(prequential.figures())
+            self._environment.metrics.prequential(prequential.figures())
             self._reported, self._reported_s = prequential.examples, now_s
 
     def close(self) -> None:
@@ -159,7 +131,7 @@ class LearnPartitions:
         if self._held is None:
             river = self._models.model_set.river
             # The examples that the published version does not have are learned again, so that none is lost.
-            self._held = LearnPartition(self._new_learner(river), 0 if river is None else _offset(river))
+            self._held = LearnPartition(self._online.learner(river), 0 if river is None else _offset(river))
         return self._held
 
 

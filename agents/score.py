@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
@@ -12,7 +11,6 @@ from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.kafka.checks.kernels import OtherKernels
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
-from pipeline.models.active import ModelSubscriber
 from schemas.messages import ProcessingConfig
 from schemas.records import Record
 
@@ -22,33 +20,14 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
 
     uses_store = False
 
-    def __init__(
-        self,
-        environment: Environment,
-        decider: Decider,
-        models: ModelSubscriber,
-        others: OtherKernels | None,
-    ) -> None:
-        """Hold nothing yet.
-
-        Args:
-            environment: What every agent's partitions need.
-            decider: Decides.
-            models: The active models.
-            others: Says which blocks of another kernel the card agent wrote; None: any such block is quarantined.
-        """
+    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
         super().__init__(environment)
-        self._decider, self._models, self._others = decider, models, others
-
-    @classmethod
-    def create(cls, environment: Environment, shared: WorkerResources) -> Self:
-        """Return the partitions of a worker's score agent."""
         settings = environment.settings
-        models = shared.models(environment.agent)
         all_features = settings.decision_features == "all"
-        decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
-        others = None if settings.accept_other_kernel else shared.other_kernels(environment.agent)
-        return cls(environment, decider, models, others)
+        self._decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
+        self._models = shared.models(environment.agent)
+        self._others = None if settings.accept_other_kernel else shared.other_kernels(environment.agent)
+        """Says which blocks of another kernel the card agent wrote; None: any such block is quarantined."""
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> ScorePartition:
         """The state of one partition."""

@@ -44,7 +44,7 @@ class AgentSpec:
     name: str
     reads: tuple[Topic, ...]
     partitions_class: str
-    """Full name of the class that holds its kernel by partition; its ``create`` makes it for a worker."""
+    """Full name of the class that holds its kernel by partition; a worker gives it its environment and resources."""
     writes: tuple[Topic, ...]
     """Besides these, an agent that quarantines a record writes to ``control`` and ``dead-letters``, and a worker with
     the card agent publishes its rate table on ``models`` and ``control``."""

@@ -1,21 +1,22 @@
 """The versions that the learn agent publishes, and those that the next owner of its partition goes on from."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from agents.learn import LearnPartitions
-from agents.partitions import Environment
+from agents.partitions import Environment, WorkerResources
 from pipeline.engine.scores.models import ActiveModels
-from pipeline.models.active import ModelSubscriber
 from pipeline.scoring.prequential import ScoreMeasures
-from pipeline.scoring.river_factory import load_river, new_learner, resume_learner
-from pipeline.scoring.river_model import RiverLearner, RiverModel
+from pipeline.scoring.river_factory import load_river
+from pipeline.scoring.river_model import RiverModel
+from pipeline.settings import Settings
 from schemas.messages import ModelVersion
 from schemas.topics import EXAMPLES, MODELS
 from tests.helpers.champion import active, no_files
@@ -23,6 +24,7 @@ from tests.helpers.logs import Log
 from tests.helpers.models import example
 
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
+Figures = Mapping[str, ScoreMeasures]
 
 
 @dataclass
@@ -45,14 +47,13 @@ def published(result: Any) -> list[ModelVersion]:
     return [msgspec.json.decode(output.value, type=ModelVersion) for output in result.outputs if output.topic is MODELS]
 
 
-def learner_of(published_: RiverModel | None) -> RiverLearner:
-    return new_learner() if published_ is None else resume_learner(published_.to_payload(), None, no_files)[0]
-
-
-def agent_on(model_set: _ModelSet, publish_interval_s: float = 0.0) -> LearnPartitions:
-    nothing = cast(Environment, None)
+def agent_on(
+    watch: _Watch, publish_interval_s: float = 0.0, report: Callable[[Figures], None] = lambda _: None
+) -> LearnPartitions:
+    settings = Settings(river_publish_interval_s=publish_interval_s)
+    environment = SimpleNamespace(settings=settings, agent="learn", metrics=SimpleNamespace(prequential=report))
     agent = LearnPartitions(
-        nothing, learner_of, lambda _: None, cast(ModelSubscriber, _Watch(model_set)), publish_interval_s
+        cast(Environment, environment), cast(WorkerResources, SimpleNamespace(models=lambda _: watch))
     )
     assert agent.ready()
     return agent
@@ -75,7 +76,7 @@ def teach(agent: LearnPartitions, log: Log, lightgbm: str = "base") -> list[Mode
 
 def test_another_champion_changes_nothing_of_what_is_learned() -> None:
     model_set, log = _ModelSet(active()), Log(EXAMPLES)
-    agent, other = agent_on(model_set), agent_on(_ModelSet(active()))
+    agent, other = agent_on(_Watch(model_set)), agent_on(_Watch(_ModelSet(active())))
     for number in range(40):
         if number == 20:
             promote(model_set, "another")
@@ -89,26 +90,24 @@ def test_another_champion_changes_nothing_of_what_is_learned() -> None:
 
 def test_the_next_owner_goes_on_from_the_published_version() -> None:
     model_set, log = _ModelSet(active()), Log(EXAMPLES)
-    first = agent_on(model_set)
+    first = agent_on(_Watch(model_set))
     reported = [message for _ in range(40) for message in teach(first, log)]
     model_set.river = load_river(bytes(reported[29].payload), None, no_files)
-    second = agent_on(model_set)
+    second = agent_on(_Watch(model_set))
     (by_second,) = published(second.process(log.records, NOW))
     assert by_second == reported[-1]
 
 
 def test_a_version_waits_for_its_interval() -> None:
-    agent, log = agent_on(_ModelSet(active()), publish_interval_s=3_600.0), Log(EXAMPLES)
+    agent, log = agent_on(_Watch(_ModelSet(active())), publish_interval_s=3_600.0), Log(EXAMPLES)
     assert len(teach(agent, log)) == 1
     assert teach(agent, log) == []
     assert not agent.due()
 
 
 def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    reported: list[Mapping[str, ScoreMeasures]] = []
-    nothing, log = cast(Environment, None), Log(EXAMPLES)
-    models = cast(ModelSubscriber, _Watch(_ModelSet(active())))
-    agent = LearnPartitions(nothing, learner_of, lambda _: None, models, 0.0, reported.append)
+    reported: list[Figures] = []
+    agent, log = agent_on(_Watch(_ModelSet(active())), report=reported.append), Log(EXAMPLES)
     monkeypatch.setattr("agents.learn.FIGURES_INTERVAL_S", 0.0)
     teach(agent, log)
     teach(agent, log)
@@ -121,9 +120,8 @@ def test_the_agent_reports_figures_of_what_is_committed_now_and_then(monkeypatch
 
 
 def test_the_agent_is_on_hold_while_learning_is_frozen() -> None:
-    model_set = _ModelSet(active())
-    watch = _Watch(model_set)
-    agent = LearnPartitions(cast(Environment, None), learner_of, lambda _: None, cast(ModelSubscriber, watch), 0.0)
+    watch = _Watch(_ModelSet(active()))
+    agent = agent_on(watch)
     assert not agent.on_hold()
     watch.frozen = True
     assert agent.ready()
