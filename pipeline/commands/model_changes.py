@@ -4,20 +4,14 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import (
-    author_options,
-    bootstrap_option,
-    change_author,
-    cluster,
-    json_option,
-)
-from pipeline.commands.model_text import fact_lines, json_line
+from pipeline.commands.model_options import Cluster, bootstrap_option, change_options, cluster, json_option, print_facts
+from pipeline.commands.model_text import fact_lines
 from pipeline.commands.option_types import FiniteRange
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text
 from pipeline.models import held_labels
-from pipeline.models.changes import Active, VersionChanges
+from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.description import policy_facts
 from pipeline.models.held_labels import HeldExamples
 from pipeline.models.known import KnownVersion
@@ -33,25 +27,21 @@ def now_active(active: Active) -> str:
 @click.command()
 @click.argument("version")
 @click.option("--policy", "of_policy", metavar="VERSION", help="Another policy than the one that was made for it.")
-@bootstrap_option
-@author_options
-def promote(version: str, of_policy: str | None, bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def promote(version: str, of_policy: str | None, change: ChangeAuthor, at: Cluster) -> None:
     """Make LightGBM VERSION active with the policy that was made for it, from the cluster or the registry."""
-    change = change_author(by, reason)
-    active = VersionChanges.on(*cluster(bootstrap)).promote(version, change, of_policy)
+    active = VersionChanges.on(*at()).promote(version, change, of_policy)
     click.echo(now_active(active))
 
 
 @click.command()
-@bootstrap_option
-@author_options
-def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def rollback(change: ChangeAuthor, at: Cluster) -> None:
     """Make the LightGBM version and policy active again that were active before the present ones.
 
     Call it again to go further back. Thresholds that were paced belong to the versions that they were paced for.
     """
-    change = change_author(by, reason)
-    active = VersionChanges.on(*cluster(bootstrap)).rollback(change)
+    active = VersionChanges.on(*at()).rollback(change)
     click.echo(now_active(active))
 
 
@@ -59,15 +49,13 @@ def rollback(bootstrap: str | None, reason: str, by: str | None) -> None:
 @click.option(
     "--fall-back", is_flag=True, help="Activate the last bundle that a person or `train` chose, without River too."
 )
-@bootstrap_option
-@author_options
-def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def freeze(fall_back: bool, change: ChangeAuthor, at: Cluster) -> None:
     """Stop all learning: River takes no example in, and no program trains or activates a version.
 
     Decisions go on with the active versions. Examples wait in their topic, and are learned after `unfreeze`.
     """
-    change = change_author(by, reason)
-    changes = VersionChanges.on(*cluster(bootstrap))
+    changes = VersionChanges.on(*at())
     switch = changes.history.switch
     if switch is not None and switch.frozen:
         since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
@@ -80,12 +68,10 @@ def freeze(fall_back: bool, bootstrap: str | None, reason: str, by: str | None) 
 
 
 @click.command()
-@bootstrap_option
-@author_options
-def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def unfreeze(change: ChangeAuthor, at: Cluster) -> None:
     """Let learning go on. River learns the examples that waited; the active versions stay as they are."""
-    change = change_author(by, reason)
-    changes = VersionChanges.on(*cluster(bootstrap))
+    changes = VersionChanges.on(*at())
     if not changes.history.frozen:
         click.echo("Learning is not frozen.")
         return
@@ -115,10 +101,9 @@ def unfreeze(bootstrap: str | None, reason: str, by: str | None) -> None:
     show_default=True,
     help="Share of all transactions that alert at random, so that there are labels to learn from.",
 )
-@bootstrap_option
-@author_options
+@change_options
 def cold_start_command(
-    fraud_share: float, threshold: float, audit_rate: float, bootstrap: str | None, reason: str, by: str | None
+    fraud_share: float, threshold: float, audit_rate: float, change: ChangeAuthor, at: Cluster
 ) -> None:
     """Let the online model score alone where no LightGBM version was ever active.
 
@@ -126,8 +111,7 @@ def cold_start_command(
     """
     from pipeline.training.cold_start import cold_start
 
-    change = change_author(by, reason)
-    active = VersionChanges.on(*cluster(bootstrap)).start_cold(*cold_start(fraud_share, threshold, audit_rate), change)
+    active = VersionChanges.on(*at()).start_cold(*cold_start(fraud_share, threshold, audit_rate), change)
     click.echo(now_active(active) + " It has no trees: the online model scores alone.")
 
 
@@ -137,23 +121,17 @@ def cold_start_command(
 def held(bootstrap: str | None, as_json: bool) -> None:
     """Show how many labels of surges the online model has passed over, by source."""
     counts = HeldExamples.on(*cluster(bootstrap)).counts
-    if as_json:
-        click.echo(json_line(counts))
-        return
-    for source, count in counts.items():
-        click.echo(f"{printable(source)} {count}")
-    if not counts:
+    print_facts(as_json, counts, (f"{printable(source)} {count}" for source, count in counts.items()))
+    if not counts and not as_json:
         click.echo("No label is held.", err=True)
 
 
 @click.command()
 @click.argument("source")
-@bootstrap_option
-@author_options
-def release(source: str, bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def release(source: str, change: ChangeAuthor, at: Cluster) -> None:
     """Let the online model learn the labels of SOURCE that were held as a surge."""
-    change = change_author(by, reason)
-    released = held_labels.release(*cluster(bootstrap), source, change)
+    released = held_labels.release(*at(), source, change)
     click.echo(f"Released: {released.examples} labels of {printable(released.source)}.")
 
 
@@ -169,11 +147,7 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
     """Show the active policy."""
     active = VersionChanges.on(*cluster(bootstrap), fence=False).active_policy()
     facts = policy_facts(KnownVersion(POLICY, active.version, active.payload))
-    if as_json:
-        click.echo(json_line(facts))
-        return
-    for line in fact_lines(facts):
-        click.echo(line)
+    print_facts(as_json, facts, fact_lines(facts))
 
 
 @policy.command("set")
@@ -191,8 +165,7 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
     help="Add a rule, or replace the one of this code; may be repeated.",
 )
 @click.option("--remove-rule", "removed", multiple=True, metavar="CODE", help="Remove a rule; may be repeated.")
-@bootstrap_option
-@author_options
+@change_options
 def set_policy(
     threshold: float | None,
     blend: float | None,
@@ -201,19 +174,17 @@ def set_policy(
     max_reasons: int | None,
     rules: tuple[tuple[str, str, str, float, str], ...],
     removed: tuple[str, ...],
-    bootstrap: str | None,
-    reason: str,
-    by: str | None,
+    change: ChangeAuthor,
+    at: Cluster,
 ) -> None:
     """Make a new policy active: the present one with what you give. All else stays as it is."""
-    change = change_author(by, reason)
     if audit_key_id is not None and not audit_rate:
         raise click.UsageError("--audit-key-id orders an audit: give its --audit-rate too")
     named = {"threshold": threshold, "blend": blend, "audit_rate": audit_rate, "max_reasons": max_reasons}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if not given and not rules and not removed:
         raise click.UsageError("give what to change: --threshold, --blend, --audit-rate, --max-reasons or a rule")
-    servers, settings = cluster(bootstrap)
+    servers, settings = at()
     changes = VersionChanges.on(servers, settings)
     before = changes.active_policy()
     if audit_rate:

@@ -1,33 +1,49 @@
 """Options and errors that the subcommands of ``fraud-pipeline models`` share."""
 
+import functools
 import getpass
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.commands.model_text import json_line
 from pipeline.models.changes import ChangeAuthor
 from pipeline.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+Cluster = Callable[[], tuple[str, Settings]]
+"""Returns a cluster's address, and the settings."""
 
 bootstrap_option = click.option("--bootstrap", help="Cluster to use.  [default: KAFKA_BOOTSTRAP_SERVERS]")
 registry_option = click.option("--registry", "of_registry", is_flag=True, help="Of the local registry, not a cluster.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 
-def author_options(function: F) -> F:
-    """Add ``--reason`` and ``--by``."""
-    function = click.option("--by", help="Who makes the change.  [default: your user name]")(function)
-    return click.option("--reason", required=True, help="Why, in one sentence; it is kept with the change.")(function)
+def change_options(function: F) -> F:
+    """Add ``--bootstrap``, ``--reason`` and ``--by``, and pass on what they say.
+
+    The command gets ``change``, who makes a change and why, and ``at``, which returns what `cluster` does.
+    """
+
+    @bootstrap_option
+    @click.option("--reason", required=True, help="Why, in one sentence; it is kept with the change.")
+    @click.option("--by", help="Who makes the change.  [default: your user name]")
+    @functools.wraps(function)
+    def with_change(bootstrap: str | None, reason: str, by: str | None, **given: Any) -> Any:
+        if not reason.strip():
+            raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
+        change = ChangeAuthor(by or _user(), reason.strip())
+        return function(change=change, at=functools.partial(cluster, bootstrap), **given)
+
+    return cast(F, with_change)
 
 
-def change_author(by: str | None, reason: str) -> ChangeAuthor:
-    """Return who makes a change, and why; a usage error where the reason says nothing."""
-    if not reason.strip():
-        raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
-    return ChangeAuthor(by or _user(), reason.strip())
+def print_facts(as_json: bool, value: Any, lines: Iterable[str]) -> None:
+    """Print a value as one line of JSON, or as lines for a person."""
+    for line in [json_line(value)] if as_json else lines:
+        click.echo(line)
 
 
 def _user() -> str:

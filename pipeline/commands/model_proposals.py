@@ -5,9 +5,9 @@ from typing import Any
 import click
 
 from pipeline.commands.model_changes import now_active
-from pipeline.commands.model_options import author_options, bootstrap_option, change_author, cluster
+from pipeline.commands.model_options import Cluster, change_options
 from pipeline.commands.option_types import FiniteRange
-from pipeline.models.changes import VersionChanges
+from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.publish import ControlWriter
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 
@@ -29,8 +29,7 @@ from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 @click.option("--window-days", type=FiniteRange(min=0, min_open=True), default=120.0, show_default=True,
               help="Train on decisions of the newest days.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="To train.")
-@bootstrap_option
-@author_options
+@change_options
 def propose(
     features: str | None,
     early_reports: bool | None,
@@ -39,9 +38,8 @@ def propose(
     fold_days: int,
     window_days: float,
     threads: int,
-    bootstrap: str | None,
-    reason: str,
-    by: str | None,
+    change: ChangeAuthor,
+    at: Cluster,
     **hyperparameters: Any,
 ) -> None:
     """Compare another recipe with the active one, and make a version of it active if it finds more frauds.
@@ -59,9 +57,8 @@ def propose(
     from pipeline.retraining.topics import ClusterLog
     from pipeline.training.selection import refuse_barred, select_features
 
-    change = change_author(by, reason)
     given: dict[str, Any] = {name: value for name, value in hyperparameters.items() if value is not None}
-    servers, settings = cluster(bootstrap)
+    servers, settings = at()
     topics = ClusterLog(servers, settings, window_days)
     topics.read()
     recipe = recipe_of(active_champion(topics).model)
@@ -91,16 +88,14 @@ def propose(
 
 @click.command()
 @click.argument("version")
-@bootstrap_option
-@author_options
-def approve(version: str, bootstrap: str | None, reason: str, by: str | None) -> None:
+@change_options
+def approve(version: str, change: ChangeAuthor, at: Cluster) -> None:
     """Make LightGBM VERSION active, which somebody else has proposed and the gate has accepted.
 
     Where records are signed, somebody else is who signs with another key. Without signatures only the names are
     compared, which nobody can verify.
     """
-    change = change_author(by, reason)
-    changes = VersionChanges.on(*cluster(bootstrap))
+    changes = VersionChanges.on(*at())
     active = changes.approve(version, change)
     click.echo(now_active(active))
     if not changes.knows_signers:

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from pipeline.cli import LazyGroup
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, registry_option
+from pipeline.commands.model_options import bootstrap_option, cluster, json_option, print_facts, registry_option
 from pipeline.commands.model_text import (
     difference_lines,
     event_lines,
@@ -159,11 +159,7 @@ def show(version: str, bootstrap: str | None, of_registry: bool, as_json: bool) 
     """
     known = versions(bootstrap, of_registry).find(version)
     facts = facts_of(known) | {"microseconds_a_row": measured_cost(known)}
-    if as_json:
-        click.echo(json_line(facts))
-        return
-    for line in fact_lines(facts):
-        click.echo(line)
+    print_facts(as_json, facts, fact_lines(facts))
 
 
 @click.command()
@@ -179,11 +175,8 @@ def diff(first: str, second: str, bootstrap: str | None, of_registry: bool, as_j
     if before.name != after.name:
         raise ModelError(f"{first} is a {before.name} version and {second} a {after.name} version: name two of a kind")
     found = differences(facts_of(before), facts_of(after))
-    if as_json:
-        click.echo(json_line({name: {"before": a, "after": b} for name, (a, b) in found.items()}))
-        return
-    for line in difference_lines(found, before.version, after.version):
-        click.echo(line)
+    by_name = {name: {"before": a, "after": b} for name, (a, b) in found.items()}
+    print_facts(as_json, by_name, difference_lines(found, before.version, after.version))
 
 
 def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
@@ -211,13 +204,10 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
     if active is None:
         raise ModelError(f"no version was active at {utc_text(time)}; `fraud-pipeline models history` has them all")
     frozen = switch is not None and switch.frozen
-    if as_json:
-        found = {"lightgbm": active.lightgbm.version, "policy": active.policy.version, "frozen": frozen}
-        click.echo(json_line({"time": time.isoformat(), **found}))
-        return
-    click.echo(f"lightgbm {active.lightgbm.version}")
-    click.echo(f"policy   {active.policy.version}")
-    click.echo(f"learning {'frozen' if frozen else 'on'}")
+    lightgbm, policy = active.lightgbm.version, active.policy.version
+    found = {"time": time.isoformat(), "lightgbm": lightgbm, "policy": policy, "frozen": frozen}
+    learning = "frozen" if frozen else "on"
+    print_facts(as_json, found, (f"lightgbm {lightgbm}", f"policy   {policy}", f"learning {learning}"))
 
 
 @click.command()
