@@ -282,7 +282,16 @@ class EmbeddedBroker:
 
 @contextlib.contextmanager
 def embedded_broker(data_dir: Path, *, port: int | None = None, long_lived: bool = False) -> Iterator[EmbeddedBroker]:
-    """A broker with its data in ``data_dir`` for the duration; stopped on every way out."""
+    """Run a broker, and stop it on every way out.
+
+    Args:
+        data_dir: Directory of its data.
+        port: As of `EmbeddedBroker`.
+        long_lived: As of `EmbeddedBroker`.
+
+    Raises:
+        BrokerError: It does not start.
+    """
     broker = EmbeddedBroker(data_dir, port=port, long_lived=long_lived).start()
     try:
         yield broker

@@ -68,9 +68,16 @@ class ExampleOptions:
 def run_example(
     settings: Settings, options: ExampleOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr
 ) -> int:
-    """Write the history, train, and backtest the topics; returns the exit code.
+    """Write the history, train, and backtest the topics.
 
-    128 + the signal after a signal, 1 after an error, explained on ``errors``.
+    Args:
+        settings: Settings as the user gave them.
+        options: The user's choices.
+        stream: For progress and the report.
+        errors: For the sentence of an error.
+
+    Returns:
+        The exit code: 128 + the signal after a signal, 1 after an error.
     """
     view = PlainView(RunState(started_s=time.monotonic()), stream)
     with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "backtest.log"):

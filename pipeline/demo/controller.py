@@ -74,10 +74,16 @@ class RunOptions:
 
 
 def run(settings: Settings, options: RunOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
-    """Run the whole pipeline on a simulated world; returns the exit code.
+    """Run the whole pipeline on a simulated world.
 
-    Prints the view, a summary and, as the last line on ``stream``, one JSON object. 0 after a complete run or Ctrl-C;
-    128 + the signal after another one; 1 after an error, explained on ``errors``.
+    Args:
+        settings: Settings as the user gave them.
+        options: The user's choices.
+        stream: For the view, a summary and, as the last line, one JSON object.
+        errors: For the sentence of an error.
+
+    Returns:
+        The exit code: 0 after a complete run or Ctrl-C, 128 + the signal after another one, 1 after an error.
     """
     state = RunState(started_s=time.monotonic(), days=options.days)
     code, failure = 0, ""

@@ -97,10 +97,19 @@ class Profiles:
 def make_profiles(
     generator: np.random.Generator, cards: int = 5_000, merchants: int = 10_000, scenario: Scenario | None = None
 ) -> Profiles:
-    """Place ``cards`` and ``merchants`` at random and give each card its habits.
+    """Place cards and merchants at random and give each card its habits.
 
     A card with no merchant in its radius uses the nearest one (the published simulator lets it stay silent; at the
-    published density there is none). Raises ``ValueError`` when the population is too small for a day's compromises.
+    published density there is none).
+
+    Args:
+        generator: Source of all randomness.
+        cards: Number of cards.
+        merchants: Number of merchants.
+        scenario: Constants of the model; None for the published ones.
+
+    Raises:
+        ValueError: The population is too small for a day's compromises.
 
     >>> profiles = make_profiles(np.random.default_rng(7), cards=50, merchants=100)
     >>> profiles.cards, profiles.merchants, profiles.card_ids[0], profiles.merchant_ids[99]
@@ -143,13 +152,25 @@ def make_profiles(
 def simulate_days(
     profiles: Profiles, seed: int, first_day: int, n_days: int, start: date = DEFAULT_START
 ) -> pd.DataFrame:
-    """Make the transactions of days ``first_day`` to ``first_day + n_days - 1`` of the simulation.
+    """Make the transactions of a range of days.
 
-    Day 0 is ``start`` (UTC); fraud builds up from there, as nothing is compromised before it. Returns a frame with
-    ``COLUMNS``, ordered by ``event_time`` (whole seconds; of the same second, by card): ``event_time`` is
-    ``datetime64[us, UTC]``, ``amount`` in the major unit with two decimals, ``amount_minor`` the same in cents,
-    ``fraud_type`` ``None`` for a legitimate transaction. The same arguments give the same frame, and ranges that meet
-    give together what one range over both gives.
+    Fraud builds up from day 0, as nothing is compromised before it. The same arguments give the same frame, and ranges
+    that meet give together what one range over both gives.
+
+    Args:
+        profiles: The population.
+        seed: Of all randomness, not negative.
+        first_day: Number of the first day, from 0.
+        n_days: Number of days.
+        start: Day 0 (UTC).
+
+    Returns:
+        A frame with ``COLUMNS``, ordered by ``event_time`` (whole seconds; of the same second, by card), which is
+        ``datetime64[us, UTC]``. ``amount`` is in the major unit with two decimals, ``amount_minor`` the same in cents,
+        ``fraud_type`` ``None`` for a legitimate transaction.
+
+    Raises:
+        ValueError: A number is negative.
     """
     if seed < 0 or first_day < 0 or n_days < 0:
         raise ValueError(f"seed ({seed}), first day ({first_day}) and days ({n_days}) must not be negative")
@@ -182,7 +203,15 @@ def simulate_days(
 def stream_days(
     profiles: Profiles, seed: int, first_day: int = 0, start: date = DEFAULT_START, n_days: int | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Yield one frame a day, without end unless ``n_days`` is given; each as `simulate_days` makes it."""
+    """Yield one frame a day.
+
+    Args:
+        profiles: As of `simulate_days`, which makes the frames.
+        seed: As there.
+        first_day: As there.
+        start: As there.
+        n_days: Number of days; None for no end.
+    """
     day = first_day
     while n_days is None or day < first_day + n_days:
         yield simulate_days(profiles, seed, day, 1, start)
