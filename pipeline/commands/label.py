@@ -1,6 +1,5 @@
 """``fraud-pipeline label``: label a transaction as fraud or legitimate."""
 
-import getpass
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import msgspec
 
 from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
+from pipeline.commands.model_options import user_name
 from pipeline.commands.show import label_text
 from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.admin import end_offsets
@@ -97,14 +97,6 @@ def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
         return None
     outcome = "yours takes its place" if order(label) > order(held) else "it still holds"
     return f"Somebody said otherwise: {label_text(held)}; {outcome}."
-
-
-def user_name() -> str | None:
-    """Return the name of who runs this; None where the system knows none."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None
 
 
 def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:

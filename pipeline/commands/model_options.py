@@ -34,7 +34,9 @@ def change_options(function: F) -> F:
     def with_change(bootstrap: str | None, reason: str, by: str | None, **given: Any) -> Any:
         if not reason.strip():
             raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
-        change = ChangeAuthor(by or _user(), reason.strip())
+        if not (name := by or user_name()):
+            raise click.UsageError("this system knows no user name: name yourself with --by")
+        change = ChangeAuthor(name, reason.strip())
         return function(change=change, at=functools.partial(cluster, bootstrap), **given)
 
     return cast(F, with_change)
@@ -46,11 +48,12 @@ def print_facts(as_json: bool, value: Any, lines: Iterable[str]) -> None:
         click.echo(line)
 
 
-def _user() -> str:
+def user_name() -> str | None:
+    """Return the name of who runs this; None where the system knows none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        raise click.UsageError("this system knows no user name: name yourself with --by") from None
+        return None
 
 
 def cluster(bootstrap: str | None, *, or_registry: bool = False) -> tuple[str, Settings]:

@@ -80,7 +80,9 @@ def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: i
     elapsed = f"running for {duration_text(now_s - state.started_s)}"
     title.append(elapsed.rjust(width - len(title)), style="dim")
     parts: list[RenderableType] = [title, Rule(style="dim")]
-    parts += [Text(line, style="bold green") for line in textwrap.wrap(_capital(state.stage), width)]
+    parts += [
+        Text(line, style="bold green") for line in textwrap.wrap(state.stage[:1].upper() + state.stage[1:], width)
+    ]
     if state.day:
         parts.append(_day_line(state, width))
     if state.share is not None:
@@ -90,7 +92,8 @@ def dashboard(state: RunState, now_s: float, width: int = PLAIN_WIDTH, height: i
     if figures.latest_alerts:
         parts += [Text(), Text("Latest alerts (simulated time, amount, score)", style="bold")]
         parts += _latest(figures, width, max(0, height - 18))
-    parts += [Text(), Text(_hint(state), style="dim")]
+    workers = f"{state.workers} worker{'' if state.workers == 1 else 's'}. " if state.workers else ""
+    parts += [Text(), Text(f"{workers}Ctrl-C stops everything.", style="dim")]
     return Group(*parts)
 
 
@@ -311,12 +314,3 @@ def _latest(figures: RunFigures, width: int, height: int) -> list[Text]:
             break
         lines += rows
     return lines
-
-
-def _hint(state: RunState) -> str:
-    workers = f"{state.workers} worker{'' if state.workers == 1 else 's'}. " if state.workers else ""
-    return f"{workers}Ctrl-C stops everything."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
