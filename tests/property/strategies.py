@@ -129,23 +129,25 @@ def busy_merchant_log(seed: int, size: int) -> pd.DataFrame:
     """Hundreds of transactions and labels, with corrections, of one merchant."""
     generator = np.random.default_rng(seed)
     times = _busy_times(generator, size)
+    return _merchant_log(generator, times, np.where(generator.random(size) < 0.95, "hot", "other").tolist(), recent=60)
+
+
+def _merchant_log(
+    generator: np.random.Generator, times: np.ndarray, merchants: list[str], *, recent: int
+) -> pd.DataFrame:
+    """Transactions, and labels of one of the ``recent`` before them."""
     rows: list[dict[str, object]] = []
     transactions: list[dict[str, object]] = []
-    for number, time in enumerate(times.tolist()):
+    for number, (time, merchant) in enumerate(zip(times.tolist(), merchants, strict=True)):
         if transactions and generator.random() < 0.4:
-            transaction = transactions[int(generator.integers(max(0, len(transactions) - 60), len(transactions)))]
-            rows.append(
-                {
-                    **transaction,
-                    "kind": "label",
-                    "known": str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2])),
-                    "known_at_us": time + int(generator.integers(-5 * DAY, 5 * DAY)),
-                }
-            )
+            labelled = transactions[int(generator.integers(max(0, len(transactions) - recent), len(transactions)))]
+            known = str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2]))
+            known_at_us = time + int(generator.integers(-5 * DAY, 5 * DAY))
+            rows.append({**labelled, "kind": "label", "known": known, "known_at_us": known_at_us})
             continue
         row: dict[str, object] = {
             "kind": "transaction",
-            "merchant_id": "hot" if generator.random() < 0.95 else "other",
+            "merchant_id": merchant,
             "transaction": int(generator.integers(2**63)) + number,
             "event_time_us": time,
             "amount_minor": int(generator.integers(1, 20_000)),
@@ -212,29 +214,7 @@ def passing_merchants_log(seed: int, size: int) -> pd.DataFrame:
     """Merchants that come and go over hundreds of days, with labels and corrections."""
     generator = np.random.default_rng(seed)
     times, entities = _passing_times(generator, size), _passing_entities(generator, size)
-    rows: list[dict[str, object]] = []
-    transactions: list[dict[str, object]] = []
-    for number, time in enumerate(times.tolist()):
-        if transactions and generator.random() < 0.4:
-            transaction = transactions[int(generator.integers(max(0, len(transactions) - 40), len(transactions)))]
-            known = str(generator.choice(["fraud", "legitimate", "none"], p=[0.4, 0.4, 0.2]))
-            known_at_us = time + int(generator.integers(-5 * DAY, 5 * DAY))
-            rows.append({**transaction, "kind": "label", "known": known, "known_at_us": known_at_us})
-            continue
-        row: dict[str, object] = {
-            "kind": "transaction",
-            "merchant_id": entities[number],
-            "transaction": int(generator.integers(2**63)) + number,
-            "event_time_us": time,
-            "amount_minor": int(generator.integers(1, 20_000)),
-            "counts": bool(generator.random() < 0.9),
-            "outlier": bool(generator.random() < 0.1),
-            "known": "none",
-            "known_at_us": 0,
-        }
-        rows.append(row)
-        transactions.append(row)
-    return _with_identities(rows)
+    return _merchant_log(generator, times, entities, recent=40)
 
 
 def _passing_times(generator: np.random.Generator, size: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from schemas.records import Headers, Record
 from schemas.topics import TRANSACTIONS
 from tests.chaos.arithmetic import murmur2
 from tests.helpers.batches import record_batch
+from tests.helpers.client_messages import ClientMessage
 from tests.simulation.names import LABEL_TOPICS, PREFIX
 
 _INPUTS: Final = frozenset(PREFIX + topic for topic in (TRANSACTIONS.name, *LABEL_TOPICS))
@@ -157,7 +158,7 @@ class Cluster:
                 continue
             outputs.append(record)
             if report is not None:
-                report(None, Message((topic, record.partition), record.offset, record))
+                report(None, ClientMessage((topic, record.partition), record.offset, record))
         for partition in {(record.topic, record.partition) for record in outputs}:
             self.logs[partition].end += 1
         if commit:
@@ -174,44 +175,6 @@ class Cluster:
 
 def _error(code: int, **properties: bool) -> KafkaException:
     return KafkaException(KafkaError(code, None, **properties))
-
-
-class Message:
-    """A record or an error, as a client delivers it."""
-
-    def __init__(self, partition: Partition, offset: int, record: Record | None = None, code: int = 0) -> None:
-        self._partition, self._offset, self._record, self._code = partition, offset, record, code
-
-    def error(self) -> KafkaError | None:
-        return KafkaError(self._code) if self._record is None else None
-
-    def topic(self) -> str:
-        return self._partition[0]
-
-    def partition(self) -> int:
-        return self._partition[1]
-
-    def offset(self) -> int:
-        return self._offset
-
-    def __len__(self) -> int:
-        return 0 if self._record is None else len(self._record.value or b"")
-
-    def _of(self) -> Record:
-        assert self._record is not None
-        return self._record
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, self._of().timestamp_ms
-
-    def key(self) -> bytes | None:
-        return self._of().key
-
-    def value(self) -> bytes | None:
-        return self._of().value
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
-        return list(self._of().headers) or None
 
 
 class SimBrokers:
@@ -298,17 +261,17 @@ class SimConsumer:
             group.owner.update(dict.fromkeys(new, self))
             on_assign(self, self._held(new))
 
-    def poll(self, timeout: float = -1) -> Message | None:
+    def poll(self, timeout: float = -1) -> ClientMessage | None:
         self._serve()
         self._left = self._cluster.fetch - 1
         return next(iter(self._take(1)), None)
 
-    def consume(self, count: int, timeout: float = -1) -> list[Message]:
+    def consume(self, count: int, timeout: float = -1) -> list[ClientMessage]:
         self._serve()
         return self._take(min(count, self._left) if self._topics else count)
 
-    def _take(self, most: int) -> list[Message]:
-        found: list[Message] = []
+    def _take(self, most: int) -> list[ClientMessage]:
+        found: list[ClientMessage] = []
         ready = [partition for partition in sorted(self._positions) if partition not in self._paused]
         turn = self._cluster.turn % len(ready) if ready and self._topics else 0
         for partition in ready[turn:] + ready[:turn]:
@@ -321,20 +284,20 @@ class SimConsumer:
                     break
         return found
 
-    def _next(self, partition: Partition) -> Message | None:
+    def _next(self, partition: Partition) -> ClientMessage | None:
         assert partition[0] not in _INPUTS, "whatever producers write may be inflated without a bound"
         log, position = self._cluster.logs[partition], self._positions[partition]
         entry = log.at(position)
         if isinstance(entry, range):
             # Read again for ever, as of what cannot be decompressed.
-            return Message(partition, entry.start, code=KafkaError._BAD_COMPRESSION)
+            return ClientMessage(partition, entry.start, code=KafkaError._BAD_COMPRESSION)
         if entry is not None:
             self._positions[partition] = entry.offset + 1
-            return Message(partition, entry.offset, entry)
+            return ClientMessage(partition, entry.offset, entry)
         self._positions[partition] = max(position, log.end)
         if self._tells_ends and self._ends_reported.get(partition) != log.end:
             self._ends_reported[partition] = log.end
-            return Message(partition, log.end, code=KafkaError._PARTITION_EOF)
+            return ClientMessage(partition, log.end, code=KafkaError._PARTITION_EOF)
         return None
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:

@@ -369,22 +369,6 @@ def test_a_label_follows_its_transaction_to_the_merchant() -> None:
     assert result.counts == {("label", "first"): 1}
 
 
-@pytest.mark.parametrize(
-    ("labelled_at", "arrived", "known_at"),
-    [
-        (after(1), after(3), after(3)),
-        (after(1, minutes=5), after(1), after(1, minutes=5)),
-        (after(2), after(2), after(2)),
-    ],
-)
-def test_a_label_counts_from_the_later_of_its_time_and_its_arrival(
-    labelled_at: datetime, arrived: datetime, known_at: datetime
-) -> None:
-    desk = Desk()
-    desk.buy(0)
-    assert followed(desk.say(0, labelled_at, arrived=arrived)) == [("t0", "fraud", microseconds(known_at))]
-
-
 def test_only_what_changes_knowledge_travels() -> None:
     desk = Desk()
     desk.buy(0)

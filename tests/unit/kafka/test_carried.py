@@ -13,38 +13,9 @@ from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import PROFILED, TRANSACTIONS
+from tests.helpers.client_messages import ClientMessage, message_of
 from tests.helpers.logs import Log, after, transaction
 from tests.unit.engine.test_engine_card import NOW, partition
-
-
-class FakeMessage:
-    """A message with a value."""
-
-    def __init__(self, offset: int, value: bytes) -> None:
-        self._offset, self._value = offset, value
-
-    def error(self) -> None:
-        return None
-
-    def topic(self) -> str:
-        return PROFILED.name
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self._offset
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, 0
-
-    def key(self) -> None:
-        return None
-
-    headers = key
-
-    def value(self) -> bytes:
-        return self._value
 
 
 def record(offset: int, value: bytes = b"", partition: int = 0) -> Record:
@@ -113,14 +84,14 @@ def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
 class Client:
     """A log of one partition, which is read from where it is sought."""
 
-    def __init__(self, messages: Sequence[FakeMessage]) -> None:
+    def __init__(self, messages: Sequence[ClientMessage]) -> None:
         self.messages, self.at = list(messages), 0
 
-    def poll(self, timeout_s: float) -> FakeMessage | None:
+    def poll(self, timeout_s: float) -> ClientMessage | None:
         del timeout_s
         return next(iter(self.consume(1, 0)), None)
 
-    def consume(self, most: int, timeout_s: float) -> list[FakeMessage]:
+    def consume(self, most: int, timeout_s: float) -> list[ClientMessage]:
         del timeout_s
         found = self.messages[self.at : self.at + most]
         self.at += len(found)
@@ -137,7 +108,7 @@ class Client:
 def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewound(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = blocks(random.integers(1, 9, 30).tolist())
-    log = [FakeMessage(number, value) for number, value in enumerate(values)]
+    log = [message_of(Record(PROFILED.name, 0, number, 0, None, value)) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
     session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
     own = session._client.consumer

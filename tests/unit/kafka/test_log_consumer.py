@@ -20,41 +20,12 @@ from pipeline.kafka.session.quarantine import control_record
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
+from tests.helpers.client_messages import ClientMessage, message_of
 
 LOG_END = 8
 DAMAGED = range(3, 6)
 """Offsets of the one batch that fails."""
 Range = tuple[int, int]
-
-
-class Message:
-    """What librdkafka hands over: a record, or an error."""
-
-    def __init__(self, topic: str, offset: int, value: bytes = b"", error: int | None = None) -> None:
-        self._topic, self._offset, self._value, self._error = topic, offset, value, error
-
-    def error(self) -> KafkaError | None:
-        return None if self._error is None else KafkaError(self._error)
-
-    def topic(self) -> str:
-        return self._topic
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self._offset
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, 0
-
-    def key(self) -> None:
-        return None
-
-    headers = key
-
-    def value(self) -> bytes:
-        return self._value
 
 
 class Log:
@@ -85,17 +56,17 @@ class Log:
             output: Output = control_record(item)
             self.control.append(output.value or b"")
 
-    def at(self, topic: str, offset: int) -> Message:
+    def at(self, topic: str, offset: int) -> ClientMessage:
         if topic != self.name:
             if offset < len(self.control):
-                return Message(topic, offset, self.control[offset])
-            return Message(topic, offset, error=KafkaError._PARTITION_EOF)
+                return message_of(Record(topic, 0, offset, 0, None, self.control[offset]))
+            return ClientMessage((topic, 0), offset, code=KafkaError._PARTITION_EOF)
         if offset in DAMAGED and self.failures < self.heals_after:
             self.failures += 1
-            return Message(topic, DAMAGED.start, error=KafkaError._BAD_MSG)
+            return ClientMessage((topic, 0), DAMAGED.start, code=KafkaError._BAD_MSG)
         if offset < LOG_END:
-            return Message(topic, offset)
-        return Message(topic, offset, error=KafkaError._PARTITION_EOF)
+            return message_of(Record(topic, 0, offset, 0, None, b""))
+        return ClientMessage((topic, 0), offset, code=KafkaError._PARTITION_EOF)
 
     def find_fault(
         self, _config: object, _partition: object, start: int, _waiting: Callable[[], None], *, is_silent: bool = False
@@ -135,7 +106,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
         def assignment(self) -> list[TopicPartition]:
             return [self._at]
 
-        def poll(self, timeout_s: float) -> Message:
+        def poll(self, timeout_s: float) -> ClientMessage:
             del timeout_s
             message = made.at(self._at.topic, self._at.offset)
             if message.error() is None:

@@ -11,33 +11,11 @@ from pipeline.kafka.damage import unreadable_batches
 from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.settings import Settings
+from schemas.records import Record
 from schemas.topics import REROUTED
+from tests.helpers.client_messages import ClientMessage, message_of
 
 READ, SEARCHED, STOPPED, LOST, NEW = ((REROUTED.name, number) for number in range(5))
-
-
-class Message:
-    """A record of one partition."""
-
-    def error(self) -> None:
-        return None
-
-    def topic(self) -> str:
-        return READ[0]
-
-    def partition(self) -> int:
-        return READ[1]
-
-    def offset(self) -> int:
-        return 5
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, 0
-
-    def key(self) -> None:
-        return None
-
-    value = headers = key
 
 
 class Client:
@@ -48,11 +26,11 @@ class Client:
         self.restarted: list[tuple[str, int, int]] = []
         self.resumed: list[tuple[str, int]] = []
 
-    def poll(self, timeout_s: float) -> Message:
+    def poll(self, timeout_s: float) -> ClientMessage:
         del timeout_s
-        return Message()
+        return message_of(Record(*READ, 5, 0, None, None))
 
-    def consume(self, most: int, timeout_s: float) -> list[Message]:
+    def consume(self, most: int, timeout_s: float) -> list[ClientMessage]:
         del most, timeout_s
         return []
 
