@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 import lightgbm
 import msgspec
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.learning.regimes import NEVER_US
 from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
@@ -60,6 +61,11 @@ class TrainingSet:
     """Fields by which outcomes are split, each of shape (n,)."""
     names: tuple[str, ...] = FEATURES
     """Names of the columns of ``features``. Only these can be trained on."""
+
+    @classmethod
+    def of_reports(cls, reported_us: NDArray[np.int64], **columns: Any) -> Self:
+        """Return transactions of which those are fraud that were ever reported, at ``reported_us``."""
+        return cls(fraud=reported_us < NEVER_US, weight=np.ones(len(reported_us)), reported_us=reported_us, **columns)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a feature of all rows; shape (n,)."""

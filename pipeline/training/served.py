@@ -154,15 +154,12 @@ class ServedRows:
 
         Features are not copied. Which rows may be trained on is for a `Split` to say.
         """
-        reported_us = self.reports_by(as_of_us)
-        return TrainingSet(
+        return TrainingSet.of_reports(
             features=self.features,
-            fraud=reported_us < NEVER_US,
-            weight=np.ones(len(self)),
             event_time_us=self.event_time_us,
             card=self.card,
             identity=self.identity,
-            reported_us=reported_us,
+            reported_us=self.reports_by(as_of_us),
         )
 
     def split(self, as_of_us: int, maturity_us: int, validation_days: float) -> Split:

@@ -1,6 +1,6 @@
 """Transactions to train on with what became known about them, on disk."""
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -11,24 +11,18 @@ from pipeline.backtest.input.spill import NumberColumn
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.records.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import FEATURES
-from pipeline.learning.labels import FRAUD, KNOWN, SOURCE_RANK, holding
-from pipeline.learning.regimes import NEVER_US
+from pipeline.learning.labels import SOURCE_RANK
 from pipeline.training.fit import TrainingSet
+from pipeline.training.served import KNOWN_FRAUD, Labelled
 
-_FRAUD: Final = KNOWN.index(FRAUD)
-_LABEL: Final = np.dtype(
-    [
-        ("high", np.int64), ("low", np.int64), ("rank", np.int64), ("labelled_at_us", np.int64), ("known", np.int64),
-        ("known_at_us", np.int64),
-    ]
-)  # fmt: skip
+_LABEL: Final = np.dtype(list(zip(Labelled._fields, (np.int64, np.int8, np.int64, np.int8, np.int64), strict=True)))
 
 
 class TrainingRows:
     """Transactions in the order of event time with their features, and labels.
 
-    A transaction takes ``8 * len(names) + 32`` bytes of a temporary file, which is mapped into memory, and a label
-    48.
+    A transaction takes ``8 * len(names) + 24`` bytes of a temporary file, which is mapped into memory, and a label
+    26.
     """
 
     def __init__(self, from_us: int, names: tuple[str, ...] = FEATURES) -> None:
@@ -36,8 +30,7 @@ class TrainingRows:
         self._from_us, self._names = from_us, names
         self._held = [FEATURES.index(name) for name in names]
         self._features = NumberColumn(np.float64)
-        self._times_us, self._cards = NumberColumn(np.int64), NumberColumn(np.int64)
-        self._high, self._low = NumberColumn(np.int64), NumberColumn(np.int64)
+        self._times_us, self._cards, self._identity = (NumberColumn(np.int64) for _ in range(3))
         self._labels = NumberColumn(_LABEL)
 
     def add(self, labels: Labels, transactions: Transactions, features: NDArray[np.float64]) -> None:
@@ -51,21 +44,24 @@ class TrainingRows:
         inside = transactions.event_time_us >= self._from_us
         if inside.any():
             rows = transactions if inside.all() else transactions.take(inside)
-            digests = digest_keys(rows.card_id, rows.transaction_id)
             kept = features if inside.all() else features[inside]
             self._features.add(kept if self._names == FEATURES else kept[:, self._held])
             self._times_us.add(rows.event_time_us)
             self._cards.add(name_keys(rows.card_id)[:, 0])
-            self._high.add(digests[:, 0])
-            self._low.add(digests[:, 1])
+            self._identity.add(digest_keys(rows.card_id, rows.transaction_id)[:, 0])
         says = labels.rank != SOURCE_RANK["rule"]
         if says.any():
-            self._labels.add(_labels(labels if says.all() else labels.take(says)))
+            kept_labels = labels if says.all() else labels.take(says)
+            added = np.empty(len(kept_labels), _LABEL)
+            added["identity"] = digest_keys(kept_labels.card_id, kept_labels.transaction_id)[:, 0]
+            for name in Labelled._fields[1:]:
+                added[name] = getattr(kept_labels, name)
+            self._labels.add(added)
 
     def copy(self) -> "TrainingRows":
         """Return the same rows and labels; what is added to one of both does not enter the other."""
         other = TrainingRows(self._from_us, self._names)
-        for name in ("_features", "_times_us", "_cards", "_high", "_low", "_labels"):
+        for name in ("_features", "_times_us", "_cards", "_identity", "_labels"):
             getattr(other, name).add(getattr(self, name).so_far())
         return other
 
@@ -78,53 +74,15 @@ class TrainingRows:
         times_us = self._times_us.so_far()
         first, end = np.searchsorted(times_us, [from_us, end_us]).tolist()
         rows = slice(first, max(first, end))
-        event_times_us = times_us[rows]
-        reported_us = self._reported_us(rows, known_us)
-        return TrainingSet(
+        identity, labels = self._identity.so_far()[rows], self._labels.so_far()
+        # Whatever nobody ever called a fraud is none, and that is most.
+        labels = labels[np.isin(labels["identity"], labels["identity"][labels["known"] == KNOWN_FRAUD])]
+        _, reported_us, _ = Labelled._make(labels[name] for name in Labelled._fields).known_of(identity, known_us)
+        return TrainingSet.of_reports(
             features=self._features.so_far().reshape(-1, len(self._names))[rows],
-            fraud=reported_us < NEVER_US,
-            weight=np.ones(len(event_times_us)),
-            event_time_us=event_times_us,
+            event_time_us=times_us[rows],
             card=np.asarray(pd.factorize(self._cards.so_far()[rows])[0], np.int64),
-            identity=self._high.so_far()[rows],
+            identity=identity,
             reported_us=reported_us,
             names=self._names,
         )
-
-    def _reported_us(self, rows: slice, known_us: int) -> NDArray[np.int64]:
-        """Return when each fraud among some rows was first said to be one, by what was known at a time.
-
-        Shape (rows,); `NEVER_US` for a row that is no fraud by the label that held then.
-        """
-        high, low = self._high.so_far()[rows], self._low.so_far()[rows]
-        reported_us = np.full(len(high), NEVER_US)
-        held, first_us = self._found_frauds(known_us)
-        # Few of all rows: the first word tells most of them apart, the second one the rest.
-        at = np.flatnonzero(np.isin(high, held["high"]))
-        positions = pd.MultiIndex.from_arrays([held["high"], held["low"]]).get_indexer(
-            pd.MultiIndex.from_arrays([high[at], low[at]])
-        )
-        reported_us[at[positions >= 0]] = first_us[positions[positions >= 0]]
-        return reported_us
-
-    def _found_frauds(self, known_us: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the labels that held at a time and say fraud, and when the first label of each said so."""
-        labels = self._labels.so_far()
-        labels = labels[labels["known_at_us"] <= known_us]
-        # Whatever nobody ever called a fraud is none, and that is most.
-        labels = labels[np.isin(labels["high"], labels["high"][labels["known"] == _FRAUD])]
-        rows = holding([labels["low"], labels["high"]], labels["rank"], labels["labelled_at_us"], labels["known"])
-        held = labels[rows]
-        held = held[held["known"] == _FRAUD]
-        frauds = labels[labels["known"] == _FRAUD]
-        first_us = pd.Series(frauds["known_at_us"]).groupby([frauds["high"], frauds["low"]]).min()
-        return held, first_us.reindex(pd.MultiIndex.from_arrays([held["high"], held["low"]])).to_numpy(np.int64)
-
-
-def _labels(labels: Labels) -> NDArray[Any]:
-    rows = np.empty(len(labels), _LABEL)
-    digests = digest_keys(labels.card_id, labels.transaction_id)
-    rows["high"], rows["low"], rows["rank"] = digests[:, 0], digests[:, 1], labels.rank
-    rows["labelled_at_us"], rows["known"] = labels.labelled_at_us, labels.known
-    rows["known_at_us"] = labels.known_at_us
-    return rows
