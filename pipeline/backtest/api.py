@@ -10,13 +10,12 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
 from pipeline.backtest.runner.candidates import candidates_of
-from pipeline.backtest.runner.collected import Collected
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.outcome import result_of, summary_of
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request, models_by_name, source_of
-from pipeline.backtest.runner.result import BacktestResult
+from pipeline.backtest.runner.result import BacktestResult, Collected
 from pipeline.backtest.runner.runner import FinishedRun, run_request
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunSummary
 from pipeline.backtest.runner.thresholds import parsed_thresholds

@@ -89,7 +89,7 @@ def rebuild(version: str, file: Path, bootstrap: str | None, of_registry: bool) 
     Nothing is registered and nothing becomes active. Exit code 1 means that the result is another one.
     """
     # Training is imported where it is needed: it takes seconds.
-    from pipeline.training.rebuild import what_differs
+    from pipeline.training.registered import what_differs
 
     found = versions(bootstrap, of_registry).find(version, LIGHTGBM)
     facts = lightgbm_facts(found)

@@ -12,7 +12,7 @@ from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.decision.pacing import PacingOptions
 from pipeline.models.pacer import Pacer, Proposal
-from pipeline.models.sole import ServiceEnded
+from pipeline.models.publish import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.settings import Settings
 

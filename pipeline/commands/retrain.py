@@ -15,7 +15,7 @@ from pipeline.commands.option_groups import declared_options
 from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, failure_text
-from pipeline.models.sole import ServiceEnded
+from pipeline.models.publish import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
 from pipeline.settings import Settings

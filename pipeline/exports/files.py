@@ -13,7 +13,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.exports.errors import ExportError
+
+class ExportError(ValueError):
+    """The topics cannot be exported as it was asked, or what was exported is not whole; the text says what to do."""
+
 
 FORMAT: Final = 1
 """Version of the layout; an export does not go on with a directory of another one."""

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.exports.contents import Contents, Offsets, note_contents
-from pipeline.exports.errors import ExportError
 from pipeline.exports.feature_rows import FeatureRowFormat
-from pipeline.exports.files import Origin, TopicFiles, missing
-from pipeline.exports.pieces import Pieces
-from pipeline.exports.rows import ERROR, RowFormat
+from pipeline.exports.files import ExportError, Origin, TopicFiles, missing
+from pipeline.exports.rows import ERROR, OFFSET, RowFormat
 from pipeline.kafka.cluster.admin import reached
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.cluster import topic_identities
@@ -24,6 +23,52 @@ from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.readers.topic_reader import READ_BATCH
 from pipeline.settings import Settings
 from schemas.topics import DECISION_FEATURES, TOPICS, Topic
+
+
+class RowPiece(NamedTuple):
+    """Rows of some records that follow each other."""
+
+    rows: pa.RecordBatch
+    records: int
+    end: int
+    """Offset behind them."""
+
+
+class Pieces:
+    """Rows of a range of a partition's offsets, cut between records.
+
+    Args:
+        batches: Rows, and the offset behind their records. The last ones reach the end of the range; there may be none,
+            where marks of transactions, or gaps that compaction left, stand behind the last record.
+    """
+
+    def __init__(self, batches: Iterator[tuple[pa.RecordBatch, int]]) -> None:
+        self._batches = batches
+        self._ahead: tuple[pa.RecordBatch, int] | None = None
+
+    def take(self, most: int, written: int) -> RowPiece | None:
+        """Return the next rows of a file that takes ``most``, of which ``written`` are there already.
+
+        Returns:
+            None once the file is full. A record of more than ``most`` rows has a file to itself.
+        """
+        if written >= most:
+            return None
+        rows, end = self._ahead or next(self._batches)
+        self._ahead = None
+        offsets = rows.column(OFFSET).to_numpy()
+        left = most - written
+        if len(offsets) > left:
+            cut = int(np.searchsorted(offsets, offsets[left]))
+            if not cut and written:
+                self._ahead = rows, end
+                return None
+            cut = cut or int(np.searchsorted(offsets, offsets[0], "right"))
+            if cut < len(offsets):
+                self._ahead = rows.slice(cut), end
+                rows, offsets, end = rows.slice(0, cut), offsets[:cut], int(offsets[cut])
+        return RowPiece(rows, len(np.unique(offsets)), end)
+
 
 FILE_ROWS: Final = 500_000
 """Rows of a file at most, by default; an export that is killed reads at most so many again."""

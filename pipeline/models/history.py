@@ -133,7 +133,7 @@ class VersionHistory:
         return self.switch is not None and self.switch.frozen
 
     def last_writer(self, service: str) -> str | None:
-        """Return the process of a service that has written last, as `pipeline.models.sole` names it; None without."""
+        """Return the process of a service that has written last, as `SoleProcess` names it; None without one."""
         figures = [event.figures for event in reversed(self.events) if not isinstance(event, LearningSwitch)]
         return next((str(found[service]) for found in figures if service in found), None)
 

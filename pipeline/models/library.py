@@ -1,13 +1,15 @@
 """Every version that was ever published on a cluster, by name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from typing import Self
 
+from pipeline.decision.policy import Policy
 from pipeline.engine.scores.models import ModelSet
 from pipeline.kafka.cluster.log_offsets import Waiting
+from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import QuarantinedRecords
@@ -145,3 +147,44 @@ class PublishedVersions:
         digests = [at.digest for at in self._references if at.name == "lightgbm" and at.digest.startswith(lightgbm)]
         offsets = map(self._activations.first_offset, digests)
         return max(min(offsets, default=0), self._contents.readable().start)
+
+
+class FollowedVersions(PublishedVersions):
+    """Follows ``control`` for a program that sets policies.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the topics' full names and the client's configuration.
+        waiting: Called while no broker answers; may raise.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, waiting: Callable[[], None]) -> None:
+        super().__init__(settings, (), VersionContents(bootstrap, settings), model_set_without_river(), waiting)
+        self._follower, self._started = TopicFollower(bootstrap, settings, CONTROL), False
+
+    def refresh(self) -> None:
+        """Take in all that was committed before this call."""
+        if not self._started:
+            self._follower.start()
+            self._started = True
+        self.add(self._follower.read_committed(self._waiting or (lambda: None)))
+
+    def look(self) -> None:
+        """Take in what has come, without asking for more; behind `refresh`."""
+        self.add(self._follower.poll(0))
+
+    def close(self) -> None:
+        """Stop following."""
+        self._follower.close()
+
+    def first_policy(self) -> Policy | None:
+        """Return the policy that became active together with the LightGBM version; None if it cannot be read."""
+        active = self.model_set.active
+        if active is None:
+            return None
+        for activation in reversed(self.history.activations):
+            named = {version.name: version for version in activation.versions}
+            if {"lightgbm", "policy"} <= named.keys() and named["lightgbm"].digest == active.lightgbm.digest:
+                content = self.content(named["policy"])
+                return None if content is None else Policy.from_payload(bytes(content.payload))
+        return None

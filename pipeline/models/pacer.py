@@ -11,11 +11,10 @@ from pipeline.decision.online_gate import REACH_DAYS, BlendDecision, Gate
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.models import ActiveModels
-from pipeline.models.control_state import ControlState
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.history import PACE
-from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
-from pipeline.models.sole import ServiceEnded, SoleProcess
+from pipeline.models.library import FollowedVersions
+from pipeline.models.publish import ControlWriter, ModelChange, ServiceEnded, SoleProcess, VersionToPublish
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Pacer:
         self._bootstrap, self._settings, self._options = bootstrap, settings, options
         self._with_gate, self._stopped, self._sole = gate, stopped, SoleProcess(PACE)
         self._pacing, self._gate = Pacing(options), Gate()
-        self._control = ControlState(bootstrap, settings, self._waiting)
+        self._control = FollowedVersions(bootstrap, settings, self._waiting)
         self._writer: ControlWriter | None = None
         self._feed: RecentFeed | None = None
         self._lightgbm: str | None = None
@@ -108,7 +107,7 @@ class Pacer:
                     self._control.look()
                     continue
                 self._control.refresh()
-                if self._control.active is active:
+                if self._control.model_set.active is active:
                     self._step(active)
         except PacerStopped:
             return
@@ -125,7 +124,7 @@ class Pacer:
 
     def _prepared(self) -> ActiveModels:
         """Return the active versions, once what their LightGBM version has decided is read."""
-        active = self._control.active
+        active = self._control.model_set.active
         if active is None:
             raise NothingActive(
                 "no LightGBM version and policy are active: publish them with `fraud-pipeline train --publish`"
@@ -215,7 +214,7 @@ class Pacer:
 
         def activate() -> bool:
             self._sole.refuse_other(self._control.history)
-            if self._control.history.frozen or self._control.active is not active:
+            if self._control.history.frozen or self._control.model_set.active is not active:
                 return False
             writer.activate(references, change)
             return True

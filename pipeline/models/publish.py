@@ -5,6 +5,8 @@ one transactional id. `ControlWriter.fence` takes it; from then on no earlier ho
 call, and then writes, knows that nobody came between.
 """
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeVar
@@ -14,6 +16,7 @@ from pipeline.engine.feedback.learn import model_record
 from pipeline.kafka.cluster.ranges import log_ranges
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.kafka.writers.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
+from pipeline.models.history import VersionHistory
 from pipeline.protection.signing import Signer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
@@ -181,3 +184,44 @@ def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, p
         VersionToPublish("policy", policy.version, policy.to_payload()),
     ]
     publish_active(bootstrap, settings, contents)
+
+
+class ServiceEnded(Exception):
+    """The service has to end; the text says why."""
+
+
+class SoleProcess:
+    """This process of a service, as the figures of its records name it.
+
+    Args:
+        service: The command's name.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service, self._identity = service, f"{socket.gethostname()}-{os.getpid()}"
+        self._before: str | None = None
+        """The last writer that may be there."""
+        self._started = False
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What each record that this process writes has among its figures."""
+        return {self._service: self._identity}
+
+    def refuse_other(self, history: VersionHistory) -> None:
+        """End where another process of the service has written since the first call.
+
+        Args:
+            history: What `control` has by now.
+
+        Raises:
+            ServiceEnded: Another one has.
+        """
+        last = history.last_writer(self._service)
+        if not self._started or last == self._identity:
+            self._before, self._started = last, True
+        elif last != self._before:
+            raise ServiceEnded(
+                f"another {self._service} ({last or 'unnamed'}) has written since: this one ends. Run one "
+                f"{self._service} a cluster"
+            )

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline.engine.records.accepted_labels import read_accepted
-from pipeline.exports.reading import export_batches, require_export
+from pipeline.exports.contents import export_batches, require_export
 from pipeline.kafka.readers.topic_reader import read_batches, read_topic
 from pipeline.kafka.records.internal import not_counted, readable, refuse
 from pipeline.monitoring.outcomes import Outcomes

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.scores.feature_blocks import EVENT_US, SCORE
-from pipeline.exports.reading import export_batches, require_export
+from pipeline.exports.contents import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches

@@ -8,9 +8,8 @@ from msgspec import Meta
 
 from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
-from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.publish import ControlWriter, ModelChange, SoleProcess, VersionToPublish
 from pipeline.models.recipes import TREELESS
-from pipeline.models.sole import SoleProcess
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
 from pipeline.retraining.cycles import AS_OF, BY, SERVICE, cycles_of

@@ -26,8 +26,14 @@ from pipeline.training.cohorts import Split, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.segments import outcomes_by_segment
-from pipeline.training.sensitivity import sensitivity
-from pipeline.training.validation import benchmark, by_first_row, by_period, calibration_table, input_digest
+from pipeline.training.validation import (
+    benchmark,
+    by_first_row,
+    by_period,
+    calibration_table,
+    input_digest,
+    sensitivity,
+)
 from schemas.times import US_PER_DAY
 
 TOP_CARDS: Final = 100

@@ -25,7 +25,7 @@ from pipeline.backtest.runner.result import BacktestResult
 from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.engine.scores.models import ActiveModels
-from pipeline.exports.errors import ExportError
+from pipeline.exports.files import ExportError
 from pipeline.exports.topics import Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, producer_config

@@ -16,9 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline.cli import main
 from pipeline.kafka.writers.producer import WriterFenced
 from pipeline.models.changes import ChangeAuthor, VersionChanges
-from pipeline.models.publish import VersionToPublish, publish_active
+from pipeline.models.publish import ServiceEnded, VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
-from pipeline.models.sole import ServiceEnded
 from pipeline.retraining.challenger import Challenge, Champion
 from pipeline.retraining.gate import GateLimits, Judgement
 from pipeline.retraining.service import Retrainer, ServiceOptions, _Cycle

@@ -50,7 +50,7 @@ class Source(Protocol):
     def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
 
-        Raises `RangeError`, `UnusableSource`, `pipeline.exports.errors.ExportError`,
+        Raises `RangeError`, `UnusableSource`, `pipeline.exports.files.ExportError`,
         `pipeline.kafka.cluster.errors.TopicError`.
         """
 

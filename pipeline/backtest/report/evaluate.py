@@ -23,8 +23,8 @@ from pipeline.backtest.report.content import (
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
-from pipeline.backtest.report.paced import pacing
 from pipeline.backtest.report.slices import Slicing, resample_slices
+from pipeline.backtest.report.tables import pacing
 from pipeline.backtest.runner.result import BacktestResult, Variant
 from schemas.times import US_PER_DAY
 

@@ -10,14 +10,13 @@ from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.final_labels import bearing_truth
 from pipeline.backtest.labels.schedule import LabelMode, ScheduledLabels
-from pipeline.backtest.runner.budgets import Budget
 from pipeline.backtest.runner.candidates import policy_to_train
 from pipeline.backtest.runner.live_comparison import LiveComparer, live_comparer
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.backtest.runner.pacing import PacedVariant
 from pipeline.backtest.runner.replay import Candidate, replay_accepted, replay_scheduled
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import RunStatistics
+from pipeline.backtest.runner.thresholds import Budget, PacedVariant
 from pipeline.backtest.training.renewal import ModelRenewal
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import VariantTraining

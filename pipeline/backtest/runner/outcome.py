@@ -9,13 +9,12 @@ from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
 from pipeline.backtest.labels.schedule import LabelMode
-from pipeline.backtest.runner.collected import Collected
 from pipeline.backtest.runner.input_quality import refusal
 from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
-from pipeline.backtest.runner.result import BacktestResult, Parameter, TrainedVersion, Variant
+from pipeline.backtest.runner.result import BacktestResult, Collected, Parameter, TrainedVersion, Variant
 from pipeline.backtest.runner.statistics import FirstAndCount, RunStatistics, RunSummary
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.reason_texts import count

@@ -13,10 +13,9 @@ from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span
 from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics.drift import DriftCounter
-from pipeline.backtest.runner.budgets import Budget
 from pipeline.backtest.runner.input_quality import NOT_READ, REPEATED, refusal
 from pipeline.backtest.runner.live_comparison import LiveComparison
-from pipeline.backtest.runner.pacing import PacedVariant
+from pipeline.backtest.runner.thresholds import Budget, PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.cards.joins import NO_TRANSACTION
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US

@@ -25,8 +25,7 @@ from pipeline.backtest.runner.outcome import nothing_decided
 from pipeline.backtest.runner.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunStatistics
 from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
-from pipeline.exports.errors import ExportError
-from pipeline.exports.files import Origin
+from pipeline.exports.files import ExportError, Origin
 from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US
 from pipeline.history.files import UnusableSource
 from pipeline.models.registry import POLICY, Registry, RegistryError

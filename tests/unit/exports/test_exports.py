@@ -17,8 +17,7 @@ from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.engine.records.columns import Reject
 from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
-from pipeline.exports.errors import ExportError
-from pipeline.exports.files import Missing, Origin, TopicFiles, missing, origin_of
+from pipeline.exports.files import ExportError, Missing, Origin, TopicFiles, missing, origin_of
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
 from pipeline.exports.topics import named, row_format
 from pipeline.features.catalogue import FEATURES
