@@ -62,16 +62,26 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
     by_card = [_statistics(shared, observed, shared.card, shared.cards, options, daily=False) for observed in variants]
     width = len(NAMES)
     values = _together(by_day)(np.ones(shared.days)).reshape(-1, width)
-
-    def draws(statistics: Sequence[Statistics], units: int) -> NDArray[np.float64]:
-        if units == 0 or options.replicates == 0:
-            return np.empty((0, len(statistics), width))
-        return resampled(_together(statistics), units, options.replicates, options.seed).reshape(
-            -1, len(statistics), width
-        )
-
-    days, cards = draws(by_day, shared.days), draws(by_card, shared.cards)
+    days, cards = drawn(by_day, shared.days, options, width), drawn(by_card, shared.cards, options, width)
     return [Resamples(values[at], days[:, at], cards[:, at]) for at in range(len(variants))]
+
+
+def drawn(statistics: Sequence[Statistics], units: int, options: ReportOptions, *shape: int) -> NDArray[np.float64]:
+    """Return statistics of each variant over the same resamples of ``units``.
+
+    Args:
+        statistics: Of each variant: a function of the units' weights, shape (units,).
+        units: Number of days or cards.
+        options: How many resamples there are, and by which seed.
+        shape: Shape of what a statistic returns.
+
+    Returns:
+        Shape (replicates, len(statistics), *shape).
+    """
+    if units == 0 or options.replicates == 0:
+        return np.empty((0, len(statistics), *shape))
+    found = resampled(_together(statistics), units, options.replicates, options.seed)
+    return found.reshape(-1, len(statistics), *shape)
 
 
 def metrics(resamples: Resamples, options: ReportOptions, names: Sequence[str] = NAMES) -> list[Metric]:

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.spill import in_blocks
-from pipeline.backtest.metrics.bootstrap import resampled
 from pipeline.backtest.report.content import ReportOptions, Slice, SliceDifference, TypeRecall
-from pipeline.backtest.report.figures import Resamples, differences, metrics
+from pipeline.backtest.report.figures import Resamples, Statistics, differences, drawn, metrics
 from pipeline.backtest.report.observed import Observed, Shared
 
 SLICED: Final = ("alert_precision", "alert_recall", "precision_at_k", "recall_at_k", "caught_amount", "missed_amount")
@@ -131,20 +130,11 @@ def resample_slices(
     slices = len(cut.names)
     if not slices:
         return [[] for _ in variants]
-    by_day = [_Sums(cut, shared, observed, shared.day) for observed in variants]
-    by_card = [_Sums(cut, shared, observed, shared.card) for observed in variants]
-
-    def draws(sums: Sequence[_Sums], units: int, *, wanted: bool = True) -> NDArray[np.float64]:
-        if not wanted or units == 0 or options.replicates == 0:
-            return np.empty((0, len(sums), slices, len(SLICED)))
-        found = resampled(
-            lambda weight: np.concatenate([observed.weighted(weight) for observed in sums]),
-            units, options.replicates, options.seed,
-        )  # fmt: skip
-        return _figures(found.reshape(-1, len(sums), slices, _SUMS))
-
-    values = np.array([_figures(observed.weighted(np.ones(shared.days)).reshape(slices, _SUMS)) for observed in by_day])
-    days_drawn, cards_drawn = draws(by_day, shared.days, wanted=by_days), draws(by_card, shared.cards)
+    by_day = [_sums(cut, shared, observed, shared.day) for observed in variants]
+    by_card = [_sums(cut, shared, observed, shared.card) for observed in variants]
+    values = np.array([_figures(weighted(np.ones(shared.days)).reshape(slices, _SUMS)) for weighted in by_day])
+    days_drawn = _figures(drawn(by_day, shared.days if by_days else 0, options, slices, _SUMS))
+    cards_drawn = _figures(drawn(by_card, shared.cards, options, slices, _SUMS))
     return [
         [Resamples(values[at, row], days_drawn[:, at, row], cards_drawn[:, at, row]) for row in range(slices)]
         for at in range(len(variants))
@@ -154,28 +144,27 @@ def resample_slices(
 _ALERTS, _ALERTED_FRAUDS, _FRAUDS, _BEST, _BEST_FRAUDS, _CAUGHT, _AMOUNT, _SUMS = range(8)
 
 
-class _Sums:
-    """The parts of a slice's figures, by slice and unit, of those pairs that have an alert, a fraud or a best."""
+def _sums(cut: Slicing, shared: Shared, observed: Observed, unit: NDArray[np.int64]) -> Statistics:
+    """The parts of all slices' figures, one slice behind the other, by units' weights; shape (slices * _SUMS,).
 
-    def __init__(self, cut: Slicing, shared: Shared, observed: Observed, unit: NDArray[np.int64]) -> None:
-        fraud, amount = shared.truth.fraud, shared.amount
-        rows = np.flatnonzero((observed.alert | observed.best | fraud) & (cut.numbers != OUTSIDE))
-        fraud, alert, best = fraud[rows], observed.alert[rows], observed.best[rows]
-        columns = (
-            alert, alert & fraud, fraud, best, best & fraud, observed.caught[rows] * amount[rows], fraud * amount[rows],
-        )  # fmt: skip
-        pairs, number = np.unique(np.column_stack([cut.numbers[rows], unit[rows]]), axis=0, return_inverse=True)
-        number = number.reshape(-1)
-        sums = [np.bincount(number, weights=column, minlength=len(pairs)) for column in columns]
-        self._sums = np.column_stack(sums).ravel()
-        self._unit = pairs[:, 1]
-        self._cell = (pairs[:, :1] * _SUMS + np.arange(_SUMS)).ravel()
-        self._cells = len(cut.names) * _SUMS
+    They are held of those pairs of slice and unit that have an alert, a fraud or a best.
+    """
+    fraud, amount = shared.truth.fraud, shared.amount
+    rows = np.flatnonzero((observed.alert | observed.best | fraud) & (cut.numbers != OUTSIDE))
+    fraud, alert, best = fraud[rows], observed.alert[rows], observed.best[rows]
+    columns = (
+        alert, alert & fraud, fraud, best, best & fraud, observed.caught[rows] * amount[rows], fraud * amount[rows],
+    )  # fmt: skip
+    pairs, number = np.unique(np.column_stack([cut.numbers[rows], unit[rows]]), axis=0, return_inverse=True)
+    number = number.reshape(-1)
+    sums = np.column_stack([np.bincount(number, weights=column, minlength=len(pairs)) for column in columns]).ravel()
+    cell = (pairs[:, :1] * _SUMS + np.arange(_SUMS)).ravel()
 
-    def weighted(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums of each slice, one behind the other, where units weigh ``weight``; shape (slices * _SUMS,)."""
-        weights = np.repeat(weight[self._unit], _SUMS) * self._sums
-        return np.bincount(self._cell, weights=weights, minlength=self._cells).astype(np.float64)
+    def weighted(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        weights = np.repeat(weight[pairs[:, 1]], _SUMS) * sums
+        return np.bincount(cell, weights=weights, minlength=len(cut.names) * _SUMS).astype(np.float64)
+
+    return weighted
 
 
 def _figures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
