@@ -13,7 +13,6 @@ from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.sources import OpenedHistory, Source
 from pipeline.backtest.input.spill import NumberColumn
-from pipeline.backtest.labels.ground_truth import microseconds
 from pipeline.engine.records.columns import Transactions, digest_keys
 from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
 
@@ -29,6 +28,7 @@ _LABEL: Final = np.dtype(
     ]
 )  # fmt: skip
 """A label by its transaction's digest; words by their numbers, -1 for none."""
+_WORDS: Final = ("label", "source", "fraud_type")
 
 
 class FinalLabels:
@@ -38,8 +38,18 @@ class FinalLabels:
     """
 
     def __init__(self, labels: pd.DataFrame) -> None:
-        """``labels`` as of `LabelBook.whole`."""
-        self._words = {name: pa.array(labels[name].cat.categories, pa.string()) for name in ("source", "fraud_type")}
+        """Resolve labels.
+
+        Args:
+            labels: As of `LabelBook.whole`; its words may be any texts, and ``fraud_type`` may be missing.
+        """
+        if "fraud_type" not in labels:
+            labels = labels.assign(fraud_type=None)
+        # As they lie there, if they are numbered already.
+        others = [name for name in _WORDS if not isinstance(labels[name].dtype, pd.CategoricalDtype)]
+        labels = labels.assign(**{name: labels[name].astype("category") for name in others}) if others else labels
+        self.words = {name: pa.array(labels[name].cat.categories, pa.string()) for name in ("source", "fraud_type")}
+        """Words by their numbers."""
         high, held = NumberColumn(np.int64), NumberColumn(_LABEL)
         for part in _parted(labels):
             rows = part[holding([part["low"], part["high"]], part["rank"], part["at_us"], part["known"])]
@@ -55,27 +65,40 @@ class FinalLabels:
     def with_truth(self, parts: Iterator[Transactions], delay_us: int, book: LabelBook) -> Iterator[Transactions]:
         """The transactions with their truth, known to ``book`` from ``delay_us`` after each."""
         for part in parts:
-            at = self._found(part)
-            truth = np.full(len(part), _NOTHING, np.int8)
+            at = self.find(digest_keys(part.card_id, part.transaction_id))
             known = at >= 0
             held = self._held[at[known]]
-            truth[known] = held["known"]
-            rows = replace(part, truth=truth)
+            rows = replace(part, truth=self.column("known", at, _NOTHING))
             words_of = {
-                name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self._words.items()
+                name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self.words.items()
             }
             book.add_truth(rows.take(known), delay_us, words_of["source"], words_of["fraud_type"])
             yield rows
 
-    def _found(self, part: Transactions) -> np.ndarray:
-        """Find each transaction's label, -1 for none; shape (n,)."""
+    def find(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Find the label of each transaction, -1 for none; shape (n,).
+
+        Args:
+            wanted: Digests of cards and transactions, shape (n, 2).
+        """
         if not len(self):
-            return np.full(len(part), -1)
-        wanted = digest_keys(part.card_id, part.transaction_id)
+            return np.full(len(wanted), -1)
         # Of 128 bits the first 64 do not occur twice; the others tell whether it is the one.
         at = np.searchsorted(self._high, wanted[:, 0]).clip(max=len(self) - 1)
         same = (self._high[at] == wanted[:, 0]) & (self._held["low"][at] == wanted[:, 1])
         return np.where(same, at, -1)
+
+    def column(self, name: str, at: NDArray[np.int64], missing: int) -> NDArray[Any]:
+        """Return a field of the labels that were found; shape (n,).
+
+        Args:
+            name: A field of `_LABEL`.
+            at: Found by `find`, shape (n,).
+            missing: Stands for what has no label.
+        """
+        values = np.full(len(at), missing, _LABEL[name])
+        values[at >= 0] = self._held[name][at[at >= 0]]
+        return values
 
 
 def bearing_truth(
@@ -111,8 +134,8 @@ def _parted(labels: pd.DataFrame) -> Iterator[NDArray[Any]]:
 
 
 def _rows(labels: pd.DataFrame) -> NDArray[Any]:
-    digests = digest_keys(*(texts(labels[name], slice(None)) for name in ("card_id", "transaction_id")))
-    codes = {name: labels[name].cat.codes.to_numpy() for name in ("label", "source", "fraud_type")}
+    digests = digests_of(labels, slice(None))
+    codes = {name: labels[name].cat.codes.to_numpy() for name in _WORDS}
     ranks = [source_rank(word) for word in labels["source"].cat.categories]
     known = [KNOWN.index(known_value(word)) for word in labels["label"].cat.categories]
     rows = np.empty(len(labels), _LABEL)
@@ -121,3 +144,14 @@ def _rows(labels: pd.DataFrame) -> NDArray[Any]:
     rows["rank"], rows["known"] = np.array(ranks, np.int8)[codes["source"]], np.array(known, np.int8)[codes["label"]]
     kept: NDArray[Any] = rows[rows["rank"] != SOURCE_RANK["rule"]]
     return kept
+
+
+def digests_of(frame: pd.DataFrame, rows: slice) -> NDArray[np.int64]:
+    """Return the digests of card and transaction of some rows; shape (n, 2)."""
+    return digest_keys(*(texts(frame[name], rows) for name in ("card_id", "transaction_id")))
+
+
+def microseconds(times: pd.Series) -> NDArray[np.int64]:
+    """Microseconds since 1970."""
+    at = pd.to_datetime(times, utc=True)
+    return at.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)

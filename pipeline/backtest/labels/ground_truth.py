@@ -1,31 +1,16 @@
 """Ground truth about decided transactions, and the bounds that unknown labels leave."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.input.spill import in_blocks
-from pipeline.learning.labels import (
-    FRAUD,
-    KNOWN,
-    LEGITIMATE,
-    NO_LABEL,
-    NOTHING,
-    SOURCE_RANK,
-    holding,
-    known_value,
-    source_rank,
-)
+from pipeline.backtest.labels.final_labels import FinalLabels, digests_of, microseconds
+from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
 
 NEVER: Final = np.iinfo(np.int64).max
-_IDENTITY: Final = ["card_id", "transaction_id"]
-_LEGITIMATE, _FRAUD = KNOWN.index(LEGITIMATE), KNOWN.index(FRAUD)
 
 
 class GroundTruth(NamedTuple):
@@ -47,125 +32,35 @@ class GroundTruth(NamedTuple):
         return ~(self.fraud | self.legitimate)
 
 
-def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
-    """The label that holds of each transaction: the largest by rank of source, time, severity of what it says.
-
-    ``labels`` has `pipeline.backtest.LABEL_FIELDS`, and maybe ``fraud_type``; what rules say is left out, as
-    `pipeline.learning.labels.resolve_numbers` does. Comes with ``rank``, and ``known``, the number of `KNOWN`.
-    """
-    ranks = _coded(labels["source"], source_rank)
-    known = _coded(labels["label"], lambda word: KNOWN.index(known_value(word)))
-    kept = np.flatnonzero(ranks != SOURCE_RANK["rule"])
-    name: NDArray[np.int32] = _names(labels, slice(None)).take(pa.array(kept)).dictionary_encode().indices.to_numpy()
-    rows = kept[holding([name], ranks[kept], microseconds(labels["labelled_at"])[kept], known[kept])]
-    held: pd.DataFrame = labels.iloc[rows].assign(rank=ranks[rows], known=known[rows])
-    return held
-
-
 def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
     """Find the labels that hold for the transactions of ``decisions``, in their order.
 
-    Both may be longer than what fits into memory: labels are taken block by block, each of which is looked for among
-    all decisions. Memory beyond the answer's is that of a block.
+    Both may be longer than what fits into memory: memory is that of a block.
+
+    Args:
+        decisions: n rows with ``card_id`` and ``transaction_id``.
+        labels: Rows of `pipeline.backtest.LABEL_FIELDS`, and maybe ``fraud_type``; what rules say is left out.
     """
-    found = _Found(len(decisions))
-    for block in blocks(len(labels), LABEL_BLOCK_ROWS):
-        held = held_labels(labels.iloc[block])
-        if len(held):
-            found.take(decisions, held)
-    return found.truth()
+    final, n = FinalLabels(labels), len(decisions)
+    at = in_blocks(n, np.int64, lambda rows: final.find(digests_of(decisions, rows)))
+    known = in_blocks(n, np.int8, lambda rows: final.column("known", at[rows], KNOWN.index(NOTHING)))
+    fraud = known == KNOWN.index(FRAUD)
+    sources, kinds = (list(dict.fromkeys(["", *words.to_pylist()])) for words in final.words.values())
 
+    def codes(name: str, words: list[str]) -> NDArray[np.int16]:
+        # Behind them, at -1, that of no word.
+        numbers = np.array([*map(words.index, final.words[name].to_pylist()), 0], np.int16)
+        return in_blocks(n, np.int16, lambda rows: numbers[final.column(name, at[rows], -1)])
 
-LABEL_BLOCK_ROWS: Final = 2 * BLOCK_ROWS
-
-
-class _Found:
-    """For each of n decisions the largest label that was found so far."""
-
-    def __init__(self, n: int) -> None:
-        self._rank, self._known = _filled(n, NO_LABEL, np.int8), _filled(n, KNOWN.index(NOTHING), np.int8)
-        self._at_us = _filled(n, -NEVER, np.int64)
-        self._source, self._fraud_type = _Words(n), _Words(n)
-
-    def take(self, decisions: pd.DataFrame, held: pd.DataFrame) -> None:
-        """Look for the labels that hold of their block."""
-        names = _names(held, slice(None))
-        rank, known = held["rank"].to_numpy(np.int8), held["known"].to_numpy(np.int8)
-        at_us = microseconds(held["labelled_at"])
-        source = self._source.coded(held["source"])
-        fraud_type = (
-            self._fraud_type.coded(held["fraud_type"]) if "fraud_type" in held else np.zeros(len(held), np.int32)
-        )
-        for block in blocks(len(decisions)):
-            positions = pc.index_in(_names(decisions, block), value_set=names)
-            rows = np.flatnonzero(positions.is_valid().to_numpy(zero_copy_only=False))
-            numbers = positions.drop_null().to_numpy()
-            rows += block.start
-            before = (self._rank[rows], self._at_us[rows], self._known[rows])
-            # Of equal ones the last that came.
-            holds = ~_less((rank[numbers], at_us[numbers], known[numbers]), before)
-            rows, numbers = rows[holds], numbers[holds]
-            self._rank[rows], self._at_us[rows], self._known[rows] = rank[numbers], at_us[numbers], known[numbers]
-            self._source.codes[rows], self._fraud_type.codes[rows] = source[numbers], fraud_type[numbers]
-
-    def truth(self) -> GroundTruth:
-        """Return the known labels."""
-        nothing = self._known == KNOWN.index(NOTHING)
-        self._source.codes[nothing] = 0
-        self._fraud_type.codes[self._known != _FRAUD] = 0
-        self._at_us[nothing] = NEVER
-        return GroundTruth(
-            fraud=self._known == _FRAUD,
-            legitimate=self._known == _LEGITIMATE,
-            source=self._source.categories(),
-            fraud_type=self._fraud_type.categories(),
-            known_us=self._at_us,
-        )
-
-
-class _Words:
-    """A word for each of n rows, at first the empty one."""
-
-    def __init__(self, n: int) -> None:
-        self.codes = _filled(n, 0, np.int16)
-        self._words = {"": 0}
-
-    def coded(self, words: "pd.Series[str]") -> NDArray[np.int32]:
-        """Numbers of some words; the empty one's where there is none."""
-        codes, distinct = pd.factorize(words.astype(object))
-        known = [self._words.setdefault(str(word), len(self._words)) for word in distinct]
-        return np.array([*known, 0], np.int32)[codes]
-
-    def categories(self) -> "pd.Categorical[str]":
-        return pd.Categorical.from_codes(self.codes, categories=pd.Index(list(self._words)))
-
-
-def microseconds(times: pd.Series) -> NDArray[np.int64]:
-    """Microseconds since 1970."""
-    at = pd.to_datetime(times, utc=True)
-    return at.dt.tz_convert(None).to_numpy("datetime64[us]").astype(np.int64)
-
-
-def _filled(n: int, value: int, dtype: DTypeLike) -> NDArray[Any]:
-    """A column on disk that may be written to."""
-    return in_blocks(n, dtype, lambda rows: np.full(rows.stop - rows.start, value, dtype))
-
-
-def _names(frame: pd.DataFrame, rows: slice) -> pa.Array:
-    """Join both names of each transaction; a length tells where the second begins, whatever they hold."""
-    cards, ids = (texts(frame[name], rows) for name in _IDENTITY)
-    parts = (pc.utf8_length(cards).cast(cards.type), cards, ids)
-    return pc.binary_join_element_wise(*parts, pa.scalar(" ", cards.type))
-
-
-def _less(first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Return True where ``first`` comes before ``second``, by the first column in which they differ; of shape (n,)."""
-    less = np.zeros(len(first[0]), np.bool_)
-    same = np.ones(len(first[0]), np.bool_)
-    for left, right in zip(first, second, strict=True):
-        less |= same & (left < right)
-        same &= left == right
-    return less
+    return GroundTruth(
+        fraud=fraud,
+        legitimate=known == KNOWN.index(LEGITIMATE),
+        source=pd.Categorical.from_codes(codes("source", sources), categories=pd.Index(sources)),
+        fraud_type=pd.Categorical.from_codes(
+            np.where(fraud, codes("fraud_type", kinds), 0), categories=pd.Index(kinds)
+        ),
+        known_us=in_blocks(n, np.int64, lambda rows: final.column("at_us", at[rows], NEVER)),
+    )
 
 
 def answered_us(decisions: pd.DataFrame, answers: pd.DataFrame) -> NDArray[np.int64]:
@@ -173,14 +68,15 @@ def answered_us(decisions: pd.DataFrame, answers: pd.DataFrame) -> NDArray[np.in
 
     Memory beyond the answer's is that of ``answers``, and of a block of decisions.
     """
-    names, at_us = _names(answers, slice(None)), microseconds(answers["known_at"])
+    high, at_us = digests_of(answers, slice(None))[:, 0], microseconds(answers["known_at"])
     # Of several answers the first one is found.
-    order = np.argsort(at_us, kind="stable")
-    names, at_us = names.take(pa.array(order)), np.r_[at_us[order], NEVER]
+    order = np.lexsort((at_us, high))
+    high, at_us = high[order], np.r_[at_us[order], NEVER]
 
     def first(rows: slice) -> NDArray[np.int64]:
-        at = pc.index_in(_names(decisions, rows), value_set=names)
-        return np.asarray(at_us[pc.fill_null(at, len(names)).to_numpy()])
+        wanted = digests_of(decisions, rows)[:, 0]
+        at = np.searchsorted(high, wanted)
+        return np.where(np.r_[high, 0][at] == wanted, at_us[at], NEVER)
 
     return in_blocks(len(decisions), np.int64, first)
 
@@ -218,8 +114,3 @@ def recall_bounds(truth: GroundTruth, alert: NDArray[np.bool_]) -> Bounds:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _coded(texts: "pd.Series[str]", code: Callable[[str], int]) -> NDArray[np.int64]:
-    codes, words = pd.factorize(texts.astype(object))
-    return np.array([code(word) for word in words], np.int64)[codes]

@@ -9,9 +9,8 @@ from pipeline.backtest.input.acceptance import Acceptance, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.labels import final_labels
 from pipeline.backtest.labels.final_labels import FinalLabels
-from pipeline.backtest.labels.ground_truth import held_labels
 from pipeline.engine.records.columns import Transactions
-from pipeline.learning.labels import KNOWN, known_value
+from pipeline.learning.labels import KNOWN, known_value, source_rank
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates
 
@@ -50,6 +49,17 @@ def label_book(rows: Transactions, n: int) -> LabelBook:
     return book
 
 
+def held_labels(labels: pd.DataFrame) -> pd.DataFrame:
+    """Return the largest label of each transaction, of equal ones the last; none where that says nothing."""
+    largest: dict[tuple[str, str], tuple[tuple[int, pd.Timestamp, int], int]] = {}
+    for number, row in enumerate(labels.itertuples(index=False)):
+        key = source_rank(row.source), row.labelled_at, KNOWN.index(known_value(row.label))
+        name = row.card_id, row.transaction_id
+        if row.source != "rule" and (name not in largest or key >= largest[name][0]):
+            largest[name] = key, number
+    return labels.iloc[[number for key, number in largest.values() if KNOWN[key[2]] != "none"]]
+
+
 def labels_by_key(labels: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str | None]]:
     """Return, by card and transaction, what is known, who said so, and the type of the fraud."""
     texts = labels.astype(dict.fromkeys(("card_id", "transaction_id", "label", "source", "fraud_type"), object))
@@ -64,8 +74,7 @@ def test_the_label_that_holds_is_returned(monkeypatch: pytest.MonkeyPatch, part_
     if part_rows is not None:
         monkeypatch.setattr(final_labels, "PART_ROWS", part_rows)
     rows, book = transactions(1_000), label_book(transactions(1_000), 3_000)
-    held = held_labels(book.whole())
-    expected = labels_by_key(held[held["known"] != KNOWN.index("none")])
+    expected = labels_by_key(held_labels(book.whole()))
     found, due = FinalLabels(book.whole()), LabelBook()
     assert len(found) == len(expected) > 300
     parts = [rows.take(slice(0, 400)), rows.take(slice(400, 400)), rows.take(slice(400, None))]

@@ -11,7 +11,7 @@ import pytest
 from pipeline.backtest.input import blocks as blocks_module
 from pipeline.backtest.input.blocks import blocks, summed, texts
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
-from pipeline.backtest.labels import ground_truth
+from pipeline.backtest.labels import final_labels
 from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics import ranking
 from pipeline.backtest.report import ReportOptions, build_report
@@ -108,7 +108,7 @@ def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPa
     metrics_of = [json.loads(item)["variants"][0]["metrics"] for item in whole]
     assert metrics_of[2] != metrics_of[0]
     monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
-    monkeypatch.setattr(ground_truth, "LABEL_BLOCK_ROWS", 70)
+    monkeypatch.setattr(final_labels, "PART_ROWS", 70)
     monkeypatch.setattr(ranking, "BLOCK_ROWS", 50)
     assert [build_report(item, few).json for item in asked] == whole
 

@@ -11,7 +11,6 @@ from pipeline.backtest.labels.ground_truth import (
     NEVER,
     GroundTruth,
     ground_truth,
-    held_labels,
     precision_bounds,
     recall_bounds,
 )
@@ -74,7 +73,6 @@ def test_a_card_of_its_own_makes_another_transaction() -> None:
 def test_without_labels_nothing_is_known() -> None:
     truth = ground_truth(decisions(("t", "c")), labels([]))
     assert truth.unlabelled.tolist() == [True]
-    assert held_labels(labels([("t", "c", "fraud", "rule", NOON)])).empty
     assert ground_truth(decisions(("t", "c")), labels([("t", "c", "fraud", "rule", NOON)])).unlabelled.tolist() == [
         True
     ]
