@@ -9,30 +9,16 @@ from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.spill import in_blocks
 
 
-class Savings(NamedTuple):
-    """In the major unit of the base currency."""
-
-    fraud_amount: float
-    caught_amount: float
-    """Amount of frauds from an alert on (`from_alert_on`)."""
-    review_cost: float
-
-    @property
-    def net_saving(self) -> float:
-        """Return the caught amount, less the cost of the reviews of all alerts."""
-        return self.caught_amount - self.review_cost
-
-
 class SweepPoint(NamedTuple):
-    """The results of a threshold, by scores alone."""
+    """The results of a threshold, by scores alone; amounts in the major unit of the base currency."""
 
     threshold: float
     alerts: int
     frauds: int
     """Alerts about frauds."""
-    caught: int
-    """Frauds from an alert on."""
-    savings: Savings
+    caught_amount: float
+    """Amount of frauds from an alert on (`from_alert_on`)."""
+    review_cost: float
 
 
 def from_alert_on(
@@ -72,13 +58,12 @@ def sweep(
     for rows in blocks(len(score)):
         at_or_above += rows.stop - rows.start - np.searchsorted(np.sort(score[rows]), thresholds, side="left")
     its_score, its_card, its_time, its_amount = score[fraud], card[fraud], event_time_us[fraud], amount[fraud]
-    total = float(its_amount.sum())
     points = []
     for threshold, alerts in zip(thresholds.tolist(), at_or_above.tolist(), strict=True):
         found = its_score >= threshold
         caught = from_alert_on(found, its_card, its_time, protection_us)
-        savings = Savings(total, float(its_amount[caught].sum()), review_cost * alerts)
-        points.append(SweepPoint(threshold, alerts, int(found.sum()), int(caught.sum()), savings))
+        amount_caught = float(its_amount[caught].sum())
+        points.append(SweepPoint(threshold, alerts, int(found.sum()), amount_caught, review_cost * alerts))
     return points
 
 

@@ -67,9 +67,9 @@ def sweep_rows(shared: Shared, observed: Observed, review_cost: float, protectio
             alerts_per_day=point.alerts / shared.span_days,
             precision=point.frauds / point.alerts,
             recall=point.frauds / frauds if frauds else None,
-            caught_amount=point.savings.caught_amount,
-            review_cost=point.savings.review_cost,
-            net_saving=point.savings.net_saving,
+            caught_amount=point.caught_amount,
+            review_cost=point.review_cost,
+            net_saving=point.caught_amount - point.review_cost,
         )
         for point in points
     ]

@@ -157,8 +157,8 @@ def test_a_sweep_is_what_each_threshold_would_have_done(seed: int) -> None:
             alert[decision.fraud], decision.card[decision.fraud], decision.event_time_us[decision.fraud], DAY_US
         )
         amount = decision.amount[decision.fraud]
-        assert point.savings.caught_amount == amount[caught].sum()
-        assert point.savings.net_saving == amount[caught].sum() - 2.0 * alert.sum()
+        assert point.caught_amount == amount[caught].sum()
+        assert point.review_cost == 2.0 * alert.sum()
 
 
 def test_resamples_draw_whole_units_and_repeat_by_their_seed() -> None:
