@@ -87,11 +87,8 @@ class PublishedVersions:
     def model_set(self) -> ModelSet:
         """The active versions, as every worker has them, without an online model."""
         if not self._applied:
-            self._model_set, self._applied = self._activations.apply(self._model_set, self._find), True
+            self._model_set, self._applied = self._activations.apply(self._model_set, self.content), True
         return self._model_set
-
-    def _find(self, reference: VersionReference) -> ModelVersion | None:
-        return self._contents.find(reference, self._waiting)
 
     @cached_property
     def _end(self) -> int:
@@ -103,18 +100,18 @@ class PublishedVersions:
         activations = Activations(not_counted)
         for activation in self.history.until(moment).activations:
             activations.add(activation)
-        return activations.apply(self._empty, self._find)
+        return activations.apply(self._empty, self.content)
 
     def content(self, reference: VersionReference) -> ModelVersion | None:
         """Return the content that a reference names; None where it cannot be read."""
-        return self._find(reference)
+        return self._contents.find(reference, self._waiting)
 
     def payload(self, name: str, version: str) -> bytes | None:
         """Return the content of a LightGBM or policy version that was activated once; None without one."""
         for reference in self._references:
             # A version is the beginning of its content's digest, whatever the reference calls it.
             if reference.name == name and reference.digest.startswith(version):
-                content = self._find(reference)
+                content = self.content(reference)
                 if content is not None:
                     return bytes(content.payload)
         return None

@@ -7,12 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.backtest.report.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, contrast, lines
+from pipeline.backtest.report.svg import BACKGROUND, COLOURS, INK, QUIET_INK, Bar, Series, bars, lines
 from pipeline.broker.local import read_json
 from tests.benchmarks import docs, report
 from tests.benchmarks.bounds import check, read_bounds
 from tests.benchmarks.plots import PLOTS, drawn
 from tests.benchmarks.tables import COLUMNS, Table, as_markdown, as_text
+from tests.helpers.colours import contrast
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -150,16 +150,6 @@ def nothing(title: str, reason: str) -> str:
     return _svg(title, 110, [_text(20, 74, reason, colour=QUIET_INK)])
 
 
-def contrast(first: str, second: str) -> float:
-    """The contrast ratio of two colours, 1 to 21, by the definition of WCAG 2.2.
-
-    >>> round(contrast("#000000", "#ffffff"), 1)
-    21.0
-    """
-    brighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (brighter + 0.05) / (darker + 0.05)
-
-
 class _Axis:
     """The mapping from values to coordinates."""
 
@@ -282,9 +272,3 @@ def _svg(title: str, height: float, parts: Sequence[str], alt: str = "") -> str:
     named = f'<text x="20" y="26" font-size="15" font-weight="600" fill="{INK}">{escape(title)}</text>'
     ground = f'<rect width="{WIDTH}" height="{height:.0f}" rx="6" fill="{BACKGROUND}"/>'
     return "\n".join([head, f"<title>{escape(title)}</title>", ground, named, *parts, "</svg>", ""])
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -7,7 +7,7 @@ from pipeline.backtest.engine.online import Learning
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.labels.schedule import LabelMode
-from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary, with_threshold
+from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import LATEST, UNTRAINED, Request
 from pipeline.backtest.runner.result import Parameter
@@ -57,7 +57,7 @@ def candidates_of(
         for alert_threshold in request.alert_thresholds:
             under = _blended(request, active.policy)
             if alert_threshold.threshold is not None:
-                under = with_threshold(under, alert_threshold.threshold)
+                under = under.replace(threshold=alert_threshold.threshold)
             models = active if under is active.policy else active.under(under)
             described = parameters[name] | ({} if alert_threshold.budget is None else {BUDGET: alert_threshold.budget})
             described |= (

@@ -167,11 +167,6 @@ class ModelLibrary:
         return records if self._cluster is None else self._cluster.quarantined.without(agent, records)
 
 
-def with_threshold(policy: Policy, threshold: float) -> Policy:
-    """The same policy with another threshold."""
-    return policy.replace(threshold=threshold)
-
-
 def _once(known: dict[K, V], key: K, make: Callable[[], V]) -> V:
     if key not in known:
         known[key] = make()

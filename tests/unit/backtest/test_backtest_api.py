@@ -20,7 +20,7 @@ from pipeline.backtest import Decisions, delayed_truth, file_tables, frame_table
 from pipeline.backtest.input.order import OutOfOrder
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.runner.model_library import ModelLibrary, with_threshold
+from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.outcome import nothing_decided
 from pipeline.backtest.runner.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunStatistics
@@ -443,7 +443,7 @@ def test_a_url_is_no_history(settings: Settings) -> None:
 
 def test_the_policy_is_the_one_that_was_made_for_the_model(settings: Settings) -> None:
     registry = Registry(settings.registry_path)
-    other = with_threshold(policy(), 0.3)
+    other = policy().replace(threshold=0.3)
     registry.register(POLICY, other.to_payload())
     registry.register(POLICY, policy(lightgbm_version="0123456789ab").to_payload())
     library = ModelLibrary(settings)

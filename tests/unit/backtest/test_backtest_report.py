@@ -23,13 +23,14 @@ from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.backtest.report import BacktestReport, ReportOptions, build_report, plots
 from pipeline.backtest.report.content import Metric
-from pipeline.backtest.report.svg import COLOURS, QUIET_INK, contrast
+from pipeline.backtest.report.svg import COLOURS, QUIET_INK
 from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import BacktestResult, Variant
 from pipeline.backtest.runner.thresholds import BUDGET
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
+from tests.helpers.colours import contrast
 
 QUICK = ReportOptions(replicates=30, top=5)
 VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
