@@ -1,15 +1,17 @@
 """Pages from Jinja templates, which lie beside the module that fills them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
+@cache
 def template(
-    package: str, name: str, filters: Iterable[Callable[..., Any]] = (), finalize: Callable[[Any], Any] | None = None
+    package: str, name: str, filters: tuple[Callable[..., Any], ...] = (), finalize: Callable[[Any], Any] | None = None
 ) -> Template:
-    """Return a template that escapes every value for HTML, and refuses a name that it is not given.
+    """Return a template, compiled once, that escapes every value for HTML, and refuses a name that it is not given.
 
     Args:
         package: The package in which it lies.
