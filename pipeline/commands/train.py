@@ -26,8 +26,8 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
-from pipeline.training.cohorts import Split, split_cohorts
-from pipeline.training.fit import Trained, TrainingSet, train, with_trees_of_folds
+from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
+from pipeline.training.fit import Trained, train, with_trees_of_folds
 from pipeline.training.registered import register
 from pipeline.training.segments import SEGMENT_FEATURES
 from pipeline.training.selection import refuse_barred, select_features

@@ -20,8 +20,8 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
+from pipeline.training.cohorts import TrainingSet
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingSet
 from pipeline.training.served import WINDOW_DAYS, ServedRows
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_DAY

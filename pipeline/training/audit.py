@@ -5,8 +5,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.decision.audit import Audit, Stratum
-from pipeline.training.cohorts import Split
-from pipeline.training.fit import TrainingSet
+from pipeline.training.cohorts import Split, TrainingSet
 from schemas.times import US_PER_DAY
 
 _SURGE: Final = "merchant_surge"

@@ -1,14 +1,60 @@
 """Training rows: transactions whose labels were known by then, the earlier to train on, the later to check."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.catalogue import FEATURES
+from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_DAY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """Transactions with what they turned out to be; arrays of n rows."""
+
+    features: NDArray[np.float64]
+    """Shape (n, len(names))."""
+    fraud: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+    """Number of transactions that each row stands for."""
+    event_time_us: NDArray[np.int64]
+    card: NDArray[np.int64]
+    """The card as any integer."""
+    identity: NDArray[np.int64]
+    """First word of `pipeline.engine.records.columns.digests`, by which legitimate transactions are sampled."""
+    reported_us: NDArray[np.int64] | None = None
+    """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
+    segment_fields: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
+    """Fields by which outcomes are split, each of shape (n,)."""
+    names: tuple[str, ...] = FEATURES
+    """Names of the columns of ``features``. Only these can be trained on."""
+
+    @classmethod
+    def of_reports(cls, reported_us: NDArray[np.int64], **columns: Any) -> Self:
+        """Return transactions of which those are fraud that were ever reported, at ``reported_us``."""
+        return cls(fraud=reported_us < NEVER_US, weight=np.ones(len(reported_us)), reported_us=reported_us, **columns)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a feature of all rows; shape (n,)."""
+        return self.features[:, self.names.index(name)]
+
+    def wide(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return some rows as models read them, shape (k, len(FEATURES)); 0 for features that are not held."""
+        if self.names == FEATURES:
+            return self.features[rows]
+        found = np.zeros((len(rows), len(FEATURES)))
+        found[:, [FEATURES.index(name) for name in self.names]] = self.features[rows]
+        return found
+
+
+COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
+"""Fields of `TrainingSet` that every row has."""
 
 
 @dataclass(frozen=True, slots=True)

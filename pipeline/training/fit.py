@@ -1,8 +1,8 @@
 """Fit, calibrate and measure a LightGBM version from matrices. Deterministic for a seed and a number of threads."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Final, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final
 
 import lightgbm
 import msgspec
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.learning.regimes import NEVER_US
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.scoring.blend import sigmoid
@@ -22,22 +21,12 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split, rolling_folds
+from pipeline.training.cohorts import COLUMNS, Split, TrainingSet, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
-from pipeline.training.metrics import auc_roc, average_precision, card_precision
-from pipeline.training.segments import outcomes_by_segment
-from pipeline.training.validation import (
-    benchmark,
-    by_first_row,
-    by_period,
-    calibration_table,
-    input_digest,
-    sensitivity,
-)
+from pipeline.training.metrics import auc_roc
+from pipeline.training.validation import by_first_row, input_digest, measured, sensitivity, validation_record
 from schemas.times import US_PER_DAY
 
-TOP_CARDS: Final = 100
-"""Cards a day of the card precision that is reported."""
 LEAST_FRAUDS: Final = 10
 LEAST_AUC: Final = 0.55
 """Area under the ROC curve on the validation period below which a model says no more than chance."""
@@ -46,48 +35,6 @@ LEAST_AUC: Final = 0.55
 LEGITIMATE_PER_FRAUD: Final = 10
 """Legitimate rows to grow on for each fraud, at least, where there are so many."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSet:
-    """Transactions with what they turned out to be; arrays of n rows."""
-
-    features: NDArray[np.float64]
-    """Shape (n, len(names))."""
-    fraud: NDArray[np.bool_]
-    weight: NDArray[np.float64]
-    """Number of transactions that each row stands for."""
-    event_time_us: NDArray[np.int64]
-    card: NDArray[np.int64]
-    """The card as any integer."""
-    identity: NDArray[np.int64]
-    """First word of `pipeline.engine.records.columns.digests`, by which legitimate transactions are sampled."""
-    reported_us: NDArray[np.int64] | None = None
-    """Time of the first report as fraud; `NEVER_US` without one. None: no training takes early reports."""
-    segment_fields: Mapping[str, NDArray[np.object_]] = field(default_factory=dict)
-    """Fields by which outcomes are split, each of shape (n,)."""
-    names: tuple[str, ...] = FEATURES
-    """Names of the columns of ``features``. Only these can be trained on."""
-
-    @classmethod
-    def of_reports(cls, reported_us: NDArray[np.int64], **columns: Any) -> Self:
-        """Return transactions of which those are fraud that were ever reported, at ``reported_us``."""
-        return cls(fraud=reported_us < NEVER_US, weight=np.ones(len(reported_us)), reported_us=reported_us, **columns)
-
-    def column(self, name: str) -> NDArray[np.float64]:
-        """Return a feature of all rows; shape (n,)."""
-        return self.features[:, self.names.index(name)]
-
-    def wide(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Return some rows as models read them, shape (k, len(FEATURES)); 0 for features that are not held."""
-        if self.names == FEATURES:
-            return self.features[rows]
-        found = np.zeros((len(rows), len(FEATURES)))
-        found[:, [FEATURES.index(name) for name in self.names]] = self.features[rows]
-        return found
-
-
-COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
-"""Fields of `TrainingSet` that every row has."""
 
 DEFAULT_BUDGET: Final = 100.0
 """Alerts a day that a threshold is chosen for, where nobody says how many."""
@@ -185,7 +132,7 @@ def train(
         grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
-    metrics = _measure(data, split, score, threshold, days)
+    metrics = measured(data, split, score, threshold, days)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
@@ -194,8 +141,8 @@ def train(
         **({} if labels is None else {LABELS: labels.describe(data.event_time_us[rows], grown_on.fraud[rows])}),
         **(details or {}),
         "metrics": metrics,
-        "input": {"rows": len(rows), "digest": _digest(grown_on, rows, features)},
-        **_validation_record(data, split, score, threshold, trees.sampled(split.training), features),
+        "input": {"rows": len(rows), "digest": input_digest(grown_on, rows, features)},
+        **validation_record(data, split, score, threshold, trees.sampled(split.training), features),
         **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
@@ -392,34 +339,6 @@ def _check_learned(
         )
 
 
-def _digest(data: TrainingSet, rows: NDArray[np.intp], features: Sequence[str]) -> str:
-    """Return the digest of the rows that a version was grown on."""
-    return input_digest(data.column, data.fraud, data.weight, data.event_time_us, rows, features)
-
-
-def _validation_record(
-    data: TrainingSet,
-    split: Split,
-    score: NDArray[np.float64],
-    threshold: float,
-    training: tuple[NDArray[np.intp], NDArray[np.float64]],
-    features: Sequence[str],
-) -> dict[str, Any]:
-    """Return what a version keeps of its validation."""
-    checked = split.validation
-    fraud, weight = data.fraud[checked], data.weight[checked]
-    return {
-        "calibration_table": calibration_table(fraud, score, weight),
-        "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
-        "segments": outcomes_by_segment(
-            data.wide(checked),
-            {name: values[checked] for name, values in data.segment_fields.items()},
-            *(fraud, score, weight, threshold),
-        ),
-        "benchmark": benchmark(data.column, data.fraud, data.weight, training, checked, features),
-    }
-
-
 def _sensitivity(
     data: TrainingSet, split: Split, config: TrainingConfig, features: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -441,26 +360,3 @@ def _sensitivity(
         checked,
         scored,
     )
-
-
-def _measure(
-    data: TrainingSet, split: Split, score: NDArray[np.float64], threshold: float, days: float
-) -> dict[str, Any]:
-    rows = split.validation
-    fraud, weight = data.fraud[rows], data.weight[rows]
-    alerts = score >= threshold
-    alerted = float(weight[alerts].sum())
-    return {
-        "auc_roc": auc_roc(fraud, score, weight),
-        "average_precision": average_precision(fraud, score, weight),
-        f"card_precision_{TOP_CARDS}": card_precision(
-            fraud, score, data.event_time_us[rows], by_first_row(data.card[rows]), TOP_CARDS
-        ),
-        "threshold": threshold,
-        "alerts_per_day": alerted / days,
-        "alert_rate": alerted / float(weight.sum()),
-        "alert_precision": float(weight[alerts & fraud].sum()) / alerted if alerted else None,
-        "alert_recall": float(weight[alerts & fraud].sum() / weight[fraud].sum()),
-        "expected_to_observed_frauds": float((weight * score).sum() / weight[fraud].sum()),
-        "kernel": KERNEL_VERSION,
-    }

@@ -31,8 +31,7 @@ from pipeline.kafka.records.internal import not_counted, readable_features, refu
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
-from pipeline.training.cohorts import Split, split_cohorts
-from pipeline.training.fit import TrainingSet
+from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 

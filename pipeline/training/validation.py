@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.learning.sampling import sample_positions
+from pipeline.training.cohorts import Split, TrainingSet
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.segments import outcomes_by_segment
 from schemas.times import US_PER_DAY
 
-Column = Callable[[str], NDArray[np.float64]]
-"""Gives a feature, by its name, of all rows of a training set."""
+TOP_CARDS: Final = 100
+"""Cards a day of the card precision that is reported."""
 SCORE_EDGES: Final = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
 """Bins of the calibration table: frauds are rare, so that most scores are small."""
 DAILY_UP_TO: Final = 14
@@ -23,6 +26,70 @@ WEEKS_UP_TO: Final = 62
 """Days up to which it is shown by weeks; a longer one is shown by months."""
 BENCHMARK_FEATURES: Final = ("amount", "card_amount_to_regular", "merchant_unexplained_fraud_30d")
 """Features of the benchmark: what is spent, what the card usually spends, what is reported of the merchant."""
+
+
+def measured(
+    data: TrainingSet, split: Split, score: NDArray[np.float64], threshold: float, days: float
+) -> dict[str, Any]:
+    """Return the metrics of a version on the validation period.
+
+    Args:
+        data: Transactions.
+        split: Has the rows of the period.
+        score: Calibrated scores of the period, shape (k,).
+        threshold: Score from which on there is an alert.
+        days: Length of the period.
+    """
+    rows = split.validation
+    fraud, weight = data.fraud[rows], data.weight[rows]
+    alerts = score >= threshold
+    alerted = float(weight[alerts].sum())
+    return {
+        "auc_roc": auc_roc(fraud, score, weight),
+        "average_precision": average_precision(fraud, score, weight),
+        f"card_precision_{TOP_CARDS}": card_precision(
+            fraud, score, data.event_time_us[rows], by_first_row(data.card[rows]), TOP_CARDS
+        ),
+        "threshold": threshold,
+        "alerts_per_day": alerted / days,
+        "alert_rate": alerted / float(weight.sum()),
+        "alert_precision": float(weight[alerts & fraud].sum()) / alerted if alerted else None,
+        "alert_recall": float(weight[alerts & fraud].sum() / weight[fraud].sum()),
+        "expected_to_observed_frauds": float((weight * score).sum() / weight[fraud].sum()),
+        "kernel": KERNEL_VERSION,
+    }
+
+
+def validation_record(
+    data: TrainingSet,
+    split: Split,
+    score: NDArray[np.float64],
+    threshold: float,
+    training: tuple[NDArray[np.intp], NDArray[np.float64]],
+    features: Sequence[str],
+) -> dict[str, Any]:
+    """Return what a version keeps of its validation period, beside its metrics.
+
+    Args:
+        data: Transactions.
+        split: Has the rows of the period.
+        score: Calibrated scores of the period, shape (k,).
+        threshold: Score from which on there is an alert.
+        training: Rows that trees were grown on, and their weights.
+        features: Features of the version.
+    """
+    checked = split.validation
+    fraud, weight = data.fraud[checked], data.weight[checked]
+    return {
+        "calibration_table": calibration_table(fraud, score, weight),
+        "by_period": by_period(fraud, score, weight, data.event_time_us[checked]),
+        "segments": outcomes_by_segment(
+            data.wide(checked),
+            {name: values[checked] for name, values in data.segment_fields.items()},
+            *(fraud, score, weight, threshold),
+        ),
+        "benchmark": benchmark(data, training, checked, features),
+    }
 
 
 def by_first_row(card: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -92,9 +159,7 @@ def by_period(
 
 
 def benchmark(
-    column: Column,
-    fraud: NDArray[np.bool_],
-    weight: NDArray[np.float64],
+    data: TrainingSet,
     training: tuple[NDArray[np.intp], NDArray[np.float64]],
     validation: NDArray[np.intp],
     names: Sequence[str],
@@ -105,57 +170,46 @@ def benchmark(
     version itself may use take part.
 
     Args:
-        column: Gives a feature of all rows, shape (n,).
-        fraud: Shape (n,).
-        weight: How many transactions each row stands for, shape (n,).
+        data: Transactions.
         training: Rows to fit on, and their weights.
         validation: Rows to measure on.
         names: Features of the version.
     """
     found: dict[str, Any] = {}
+    fraud, weight = data.fraud[validation], data.weight[validation]
     if "amount" in names:
-        amount = column("amount")[validation]
-        found["amount"] = average_precision(fraud[validation], amount, weight[validation])
+        amount = data.column("amount")[validation]
+        found["amount"] = average_precision(fraud, amount, weight)
     used = [name for name in BENCHMARK_FEATURES if name in names]
     if used:
         rows, row_weight = training
-        inputs = _inputs(column, rows, used)
+        inputs = _inputs(data, rows, used)
         mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
-        fitted = LogisticRegression(max_iter=200).fit((inputs - mean) / deviation, fraud[rows], row_weight)
-        score = fitted.decision_function((_inputs(column, validation, used) - mean) / deviation)
-        found["logistic_regression"] = average_precision(fraud[validation], score, weight[validation])
+        fitted = LogisticRegression(max_iter=200).fit((inputs - mean) / deviation, data.fraud[rows], row_weight)
+        score = fitted.decision_function((_inputs(data, validation, used) - mean) / deviation)
+        found["logistic_regression"] = average_precision(fraud, score, weight)
         found["features"] = used
     return found
 
 
-def _inputs(column: Column, rows: NDArray[np.intp], names: list[str]) -> NDArray[np.float64]:
-    return np.log1p(np.maximum(np.nan_to_num(np.column_stack([column(name)[rows] for name in names])), 0.0))
+def _inputs(data: TrainingSet, rows: NDArray[np.intp], names: list[str]) -> NDArray[np.float64]:
+    return np.log1p(np.maximum(np.nan_to_num(np.column_stack([data.column(name)[rows] for name in names])), 0.0))
 
 
-def input_digest(
-    column: Column,
-    fraud: NDArray[np.bool_],
-    weight: NDArray[np.float64],
-    event_time_us: NDArray[np.int64],
-    rows: NDArray[np.intp],
-    names: Sequence[str],
-) -> str:
+def input_digest(data: TrainingSet, rows: NDArray[np.intp], names: Sequence[str]) -> str:
     """Return the first 16 digits of the SHA-256 of all that a training sees of some rows, in their order.
 
     Args:
-        column: Gives a feature of all rows, shape (n,); every missing value counts alike.
-        fraud: Shape (n,).
-        weight: Shape (n,).
-        event_time_us: Shape (n,).
+        data: Transactions; every missing value counts alike.
         rows: The rows.
         names: Features that take part.
     """
     digest = hashlib.sha256(" ".join(names).encode())
     for name in names:
-        values = column(name)[rows]
+        values = data.column(name)[rows]
         values[np.isnan(values)] = np.nan
         digest.update(values.tobytes())
-    for other in (fraud, weight, event_time_us):
+    for other in (data.fraud, data.weight, data.event_time_us):
         digest.update(np.ascontiguousarray(other[rows]).tobytes())
     return digest.hexdigest()[:16]
 

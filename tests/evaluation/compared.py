@@ -26,8 +26,8 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
-from pipeline.training.cohorts import split_cohorts
-from pipeline.training.fit import TrainingSet, train
+from pipeline.training.cohorts import TrainingSet, split_cohorts
+from pipeline.training.fit import train
 from schemas.times import US_PER_DAY
 from tests.evaluation.detection import ALL, Data
 from tests.evaluation.histories import RIVER_WARM_UP, History

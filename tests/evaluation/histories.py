@@ -24,7 +24,8 @@ from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.settings import Settings
-from pipeline.training.fit import TrainingConfig, TrainingSet, train
+from pipeline.training.cohorts import TrainingSet
+from pipeline.training.fit import TrainingConfig, train
 from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.evaluation import detection
 from tests.evaluation.detection import TOP, VALIDATION_DAYS, Data, Scored, at

@@ -22,7 +22,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
-from pipeline.training.fit import TrainingSet
+from pipeline.training.cohorts import TrainingSet
 from pipeline.training.segments import SEGMENT_FIELDS
 
 EVER_US: Final = NEVER_US - 1

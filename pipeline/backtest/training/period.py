@@ -5,9 +5,8 @@ from typing import NamedTuple
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
-from pipeline.training.cohorts import Split, split_cohorts
+from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import TrainingSet
 from schemas.times import US_PER_SECOND
 
 

@@ -12,7 +12,7 @@ from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.records.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import SOURCE_RANK
-from pipeline.training.fit import TrainingSet
+from pipeline.training.cohorts import TrainingSet
 from pipeline.training.served import KNOWN_FRAUD, Labelled
 
 _LABEL: Final = np.dtype(list(zip(Labelled._fields, (np.int64, np.int8, np.int64, np.int8, np.int64), strict=True)))

@@ -21,7 +21,8 @@ from pipeline.engine.cards.card import CardOptions
 from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import Registry
-from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, TrainingSet, train
+from pipeline.training.cohorts import TrainingSet
+from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
 from schemas.limits import Limited

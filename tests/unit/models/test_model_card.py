@@ -1,6 +1,7 @@
 """The model card: every figure comes from a record, and what is not recorded is said to be so."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -254,7 +255,7 @@ def test_a_short_period_is_shown_by_days_and_a_long_one_by_weeks(days: int, step
 def test_the_benchmark_uses_no_feature_that_the_version_may_not_use() -> None:
     data = synthetic()
     rows, checked = np.arange(4_000), np.arange(4_000, 6_000)
-    asked = data.column, data.fraud, data.weight, (rows, np.ones(4_000)), checked
+    asked = data, (rows, np.ones(4_000)), checked
     assert set(benchmark(*asked, FEATURES)) == {"amount", "logistic_regression", "features"}
     assert benchmark(*asked, ["hour"]) == {}
     assert benchmark(*asked, ["card_amount_to_regular"])["features"] == ["card_amount_to_regular"]
@@ -264,10 +265,8 @@ def test_the_digest_is_of_what_a_training_sees() -> None:
     data, rows = synthetic(), np.arange(100)
     names = ("amount", "card_amount_to_usual")
 
-    def digest(**changes: Any) -> str:
-        row = {"features": data.features, "fraud": data.fraud, "weight": data.weight, "names": names, **changes}
-        column = replace(data, features=row["features"]).column
-        return input_digest(column, row["fraud"], row["weight"], data.event_time_us, rows, row["names"])
+    def digest(names: Sequence[str] = names, **changes: Any) -> str:
+        return input_digest(replace(data, **changes), rows, names)
 
     other = data.features.copy()
     other[:, FEATURES.index("hour")] += 1

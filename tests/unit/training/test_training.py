@@ -25,18 +25,9 @@ from pipeline.scoring.errors import ModelError
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.audit import audit_within_budget
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import Split, rolling_folds, split_cohorts
+from pipeline.training.cohorts import COLUMNS, Split, TrainingSet, rolling_folds, split_cohorts
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.fit import (
-    COLUMNS,
-    LEAST_AUC,
-    Trained,
-    TrainingConfig,
-    TrainingSet,
-    _Trees,
-    train,
-    with_trees_of_folds,
-)
+from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, _Trees, train, with_trees_of_folds
 from pipeline.training.metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from schemas.times import US_PER_DAY
