@@ -17,28 +17,32 @@ import psutil
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
-from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics, group_lag
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
-from schemas.topics import PROFILED, TRANSACTIONS, Topic
+from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic
 from tests.benchmarks.alone import scratch
 from tests.benchmarks.arrivals import Arrivals, Stamps
 from tests.benchmarks.delays import Sent, summarise
 from tests.benchmarks.forests import LEAVES, TREES, champion
 from tests.benchmarks.open_loop import SENT, KafkaSink, finish, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
-from tests.evaluation.stream import feedback_lag
-from tests.helpers.waiting import Stalled, await_moving
 
 Mode = Literal["exactly_once", "at_least_once"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 RATES = (500, 2_000, 5_000, 10_000)
+STALLED_AFTER_S = 120.0
+LOOK_S = 0.05
 IN_FLIGHT = 20_000
 """Transactions of the history that are sent ahead of their decisions."""
 BROKER_WARM_UP_RATE = 5_000
 _DAYS_AGO = 90
 """Event times lie in the past, within the horizon of labels."""
+
+
+class Stalled(RuntimeError):
+    """The pipeline does not move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,27 +220,31 @@ class _Run:
         return True
 
     def _await_decisions(self, count: int) -> None:
-        await_moving(
-            lambda: self._arrivals.decisions_read,
-            lambda read: read >= count,
-            self._check,
-            f"no decision comes; read {self._workers[0].log}",
-        )
+        read, moved_s = -1, time.monotonic()
+        while self._arrivals.decisions_read < count:
+            check_alive(self._workers)
+            self._broker.check()
+            self._arrivals.check()
+            if self._arrivals.decisions_read != read:
+                read, moved_s = self._arrivals.decisions_read, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(f"no decision came for {STALLED_AFTER_S:.0f} s; read {self._workers[0].log}")
+            time.sleep(LOOK_S)
 
     def _await_feedback(self) -> None:
-        await_moving(
-            lambda: feedback_lag(self._servers, self._settings),
-            # Behind the last record of a partition stand the marker of its transaction, and those of empty ones.
-            lambda lag: lag <= 2 * self._settings.card_partitions,
-            self._check,
-            f"the feedback agent has not read everything; read {self._workers[0].log}",
-            every_s=0.5,
-        )
-
-    def _check(self) -> None:
-        check_alive(self._workers)
-        self._broker.check()
-        self._arrivals.check()
+        settings = self._settings
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
+        # Behind the last record of a partition stand the marker of its transaction, and those of empty ones.
+        markers, before, moved_s = len(topics) * settings.card_partitions, -1, time.monotonic()
+        while (lag := sum(group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values())) > (
+            markers
+        ):
+            check_alive(self._workers)
+            if lag != before:
+                before, moved_s = lag, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(f"the feedback agent stands {lag} records behind; read {self._workers[0].log}")
+            time.sleep(10 * LOOK_S)
 
     def _ends(self, topic: Topic) -> dict[int, int]:
         name = self._settings.topic(topic.name)
@@ -269,7 +277,8 @@ class _Run:
 
     def _sleep_until(self, monotonic_ns: int) -> None:
         while (ahead_ns := monotonic_ns - time.monotonic_ns()) > 0:
-            self._check()
+            check_alive(self._workers)
+            self._arrivals.check()
             time.sleep(min(0.5, ahead_ns / 1e9))
 
 

@@ -21,9 +21,9 @@ from pipeline.settings import Settings
 from tests.benchmarks.alone import scratch
 from tests.benchmarks.arrivals import Arrivals
 from tests.benchmarks.forests import champion
+from tests.benchmarks.latency import LOOK_S, STALLED_AFTER_S, Stalled
 from tests.benchmarks.open_loop import KafkaSink, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
-from tests.helpers.waiting import await_moving
 
 _DAYS_AGO: Final = 90
 
@@ -189,11 +189,13 @@ class _Run:
         return len(self._ingested_s) > 1 and min(self._ingested_s.values()) > wall_s
 
     def _await(self, holds: Callable[[], bool], otherwise: str) -> None:
-        await_moving(holds, bool, self._check, otherwise)
-
-    def _check(self) -> None:
-        check_alive(list(self._fleet.workers.values()))
-        self._reader.check()
+        deadline_s = time.monotonic() + STALLED_AFTER_S
+        while not holds():
+            check_alive(list(self._fleet.workers.values()))
+            self._reader.check()
+            if time.monotonic() > deadline_s:
+                raise Stalled(f"{otherwise} for {STALLED_AFTER_S:.0f} s")
+            time.sleep(LOOK_S)
 
 
 def _row(how: str, gaps_s: Sequence[float]) -> dict[str, Any]:

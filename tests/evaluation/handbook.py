@@ -48,8 +48,7 @@ from tests.evaluation.champion import Recipe, champion
 from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Identity, Topics
 from tests.evaluation.report import model_figures, say, say_figures, say_rates, throughput
-from tests.evaluation.stream import Streaming, StreamReport, prepared
-from tests.helpers.waiting import Stalled
+from tests.evaluation.stream import Stalled, Streaming, StreamReport, prepared
 
 FRAME_ROWS = 16_384
 VALIDATION_DAYS = 7.0

@@ -1,5 +1,6 @@
 """The run itself: workers as processes, the file replayed at them, and the moment at which everything was decided."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -21,8 +22,9 @@ from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
-from tests.helpers.waiting import await_moving
 
+LOOK_S = 0.05
+STALLED_AFTER_S = 120.0
 TAIL_RECORDS = 1_000
 STATEMENT_INTERVAL_S = 5.0
 
@@ -35,6 +37,10 @@ NOT_YET = frozenset(
     }
 )
 """What a broker answers about a group while its coordinator is still coming up."""
+
+
+class Stalled(RuntimeError):
+    """The agents have not read everything, and nothing moves any more."""
 
 
 @dataclass(slots=True)
@@ -53,10 +59,44 @@ class StreamReport:
     """Records that the feedback agent had not read when the last decision was committed: labels, and blocks."""
 
 
-def feedback_lag(servers: str, settings: Settings) -> int:
-    """Return how many records the feedback agent has not read, markers of transactions among them."""
-    topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
-    return sum(group_lag(servers, settings.topic("feedback"), topics, settings=settings).values())
+class CommitWatch:
+    """Samples, on a thread, up to where the score agents have committed ``profiled``."""
+
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
+        profiled = settings.topic(PROFILED.name)
+        self._lag = GroupLag(bootstrap, settings, profiled, settings.topic("score"))
+        self._samples: list[tuple[float, int]] = []
+        self._ended = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="commit-watch", daemon=True)
+
+    def __enter__(self) -> "CommitWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def reached(self, committed: int) -> float | None:
+        """When the sum of the commits was first seen at ``committed`` or above (monotonic clock), or None."""
+        if self._error is not None:
+            raise self._error
+        return next((at_s for at_s, total in self._samples if total >= committed), None)
+
+    @property
+    def committed(self) -> int:
+        """The latest sum of the commits."""
+        return self._samples[-1][1] if self._samples else 0
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(LOOK_S):
+                _, committed = self._lag.measure()
+                self._samples.append((time.monotonic(), committed))
+        except Exception as error:
+            # Whoever asks next is told.
+            self._error = error
 
 
 @contextmanager
@@ -88,12 +128,14 @@ class Streaming:
         """
         client = admin_client(self._servers, settings=self._settings)
         groups = [self._settings.topic(agent) for agent in ("label", "card", "score", "feedback")]
-
-        def joined() -> int:
-            return sum(self._has_joined(future) for future in client.describe_consumer_groups(groups).values())
-
-        otherwise = f"not all workers have joined {', '.join(groups)}; read the workers' logs"
-        await_moving(joined, lambda count: count == len(groups), self._check, otherwise)
+        deadline_s = time.monotonic() + STALLED_AFTER_S
+        while True:
+            self._check()
+            if all(self._has_joined(future) for future in client.describe_consumer_groups(groups).values()):
+                return
+            if time.monotonic() > deadline_s:
+                raise Stalled(f"not all workers have joined {', '.join(groups)}; read the workers' logs")
+            time.sleep(LOOK_S)
 
     def run(self, frames: Iterable[pd.DataFrame]) -> StreamReport:
         """Send ``frames``; raises ``Stalled``, ``WorkerDied`` and what the replay raises."""
@@ -102,33 +144,42 @@ class Streaming:
             GroupLag(self._servers, settings, settings.topic(topic.name), settings.topic(agent))
             for topic, agent in ((LABELS, "label"), (ACCEPTED_LABELS, "card"), (TRANSACTIONS, "card"))
         )
-        decided = GroupLag(self._servers, settings, settings.topic(PROFILED.name), settings.topic("score"))
         cpu_s = self._cpu_s()
-        progress = Replay(settings, self._servers, self._timed(frames), self._options, report=self._report).run()
-        report.sent_s = time.monotonic() - self._started_s
-        self._await(decided, lambda: labels.measure()[0] == transactions.measure()[0] == 0)
-        # Behind the last accepted label of a partition stands the marker of its transaction.
-        self._await(decided, lambda: accepted.measure()[0] <= settings.card_partitions)
-        # All that the card agents make of the input is in `profiled` now.
-        last = self._committed_when_done()
-        self._await(decided, lambda: decided.measure()[1] >= last)
-        report.decided_s = time.monotonic() - self._started_s
+        with CommitWatch(self._servers, settings) as watch:
+            progress = Replay(settings, self._servers, self._timed(frames), self._options, report=self._report).run()
+            report.sent_s = time.monotonic() - self._started_s
+            self._await(watch, lambda: labels.measure()[0] == transactions.measure()[0] == 0)
+            # Behind the last accepted label of a partition stands the marker of its transaction.
+            self._await(watch, lambda: accepted.measure()[0] <= settings.card_partitions)
+            # All that the card agents make of the input is in `profiled` now.
+            last = self._committed_when_done()
+            self._await(watch, lambda: watch.reached(last) is not None)
+            report.decided_s = (watch.reached(last) or 0.0) - self._started_s
         report.cpu_s = {name: round(used - cpu_s.get(name, 0.0), 2) for name, used in self._cpu_s().items()}
         report.transactions, report.labels = progress.transactions, progress.labels
-        report.feedback_lag = feedback_lag(self._servers, settings)
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
+        report.feedback_lag = sum(
+            group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values()
+        )
         return report
 
     def await_learned(self) -> None:
         """Wait until the feedback agent has read everything that there is; markers of transactions stay behind it."""
         settings = self._settings
+        topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
         examples = settings.topic(EXAMPLES.name)
-
-        def look() -> tuple[int, int]:
-            ends = end_offsets(self._servers, [examples], settings=settings)
-            return feedback_lag(self._servers, settings), sum(ends.values())
-
-        otherwise = "the feedback agent has not read everything; read the workers' logs"
-        await_moving(look, lambda seen: seen[0] <= 2 * settings.card_partitions, self._check, otherwise, every_s=0.5)
+        before, moved_s = -1, time.monotonic()
+        while True:
+            self._check()
+            lag = sum(group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values())
+            ends = sum(end_offsets(self._servers, [examples], settings=settings).values())
+            if lag <= len(topics) * settings.card_partitions:
+                return
+            if ends + lag != before:
+                before, moved_s = ends + lag, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(f"the feedback agent is {lag} records behind and stands still; read the workers' logs")
+            time.sleep(10 * LOOK_S)
 
     def _has_joined(self, description: "Future[ConsumerGroupDescription]") -> bool:
         try:
@@ -160,9 +211,18 @@ class Streaming:
         check_alive(self._workers)
         self._broker.check()
 
-    def _await(self, decided: GroupLag, done: Callable[[], bool]) -> None:
-        otherwise = "the agents commit nothing, and have not read everything; read the workers' logs"
-        await_moving(lambda: (done(), decided.measure()[1]), lambda seen: seen[0], self._check, otherwise)
+    def _await(self, watch: CommitWatch, done: Callable[[], bool]) -> None:
+        committed, moved_s = -1, time.monotonic()
+        while not done():
+            self._check()
+            if watch.committed != committed:
+                committed, moved_s = watch.committed, time.monotonic()
+            elif time.monotonic() - moved_s > STALLED_AFTER_S:
+                raise Stalled(
+                    f"the agents have committed nothing for {STALLED_AFTER_S:.0f} s and have not read everything; "
+                    "read the workers' logs"
+                )
+            time.sleep(LOOK_S / 5)
 
     def _committed_when_done(self) -> int:
         """Sum of the offsets that follow the last record of each partition of ``profiled``, markers aside."""

@@ -36,7 +36,8 @@ class Reader:
         self.at = settings.topic(TRANSACTIONS.name), number
         own = {"auto.offset.reset": reset, "enable.partition.eof": True}
         self.consumer = BoundedConsumer(
-            consumer_config(settings.kafka_bootstrap_servers, "nobody", settings=settings, overrides=own)
+            consumer_config(settings.kafka_bootstrap_servers, "nobody", settings=settings, overrides=own),
+            settings.inputs,
         )
 
     def read(self, offset: int, most: int = 1_000) -> Iterator[Item]:
@@ -160,8 +161,7 @@ def test_whoever_looks_for_what_is_undecided_inflates_no_bomb(settings: Settings
     bomb = produce_batch(bootstrap, name, 0, record_batch([b"0" * 2 * MOST_BATCH_BYTES], "gzip"))
     produce_batch(bootstrap, name, 1, record_batch([b"a"], timestamp_ms=1_000))
     log = KafkaLog(bootstrap, settings, threading.Event())
-    with closing(log):
-        found = log.first({(name, 0): bomb, (name, 1): 0}, committed=False)
-        assert found[name, 0] == FirstRecord("unreadable", bomb)
-        assert (found[name, 1].kind, found[name, 1].offset) == ("record", 0)
-        assert log.first({(name, 1): 1}, committed=True)[name, 1].kind == "end"
+    found = log.first({(name, 0): bomb, (name, 1): 0}, committed=False)
+    assert found[name, 0] == FirstRecord("unreadable", bomb)
+    assert (found[name, 1].kind, found[name, 1].offset) == ("record", 0)
+    assert log.first({(name, 1): 1}, committed=True)[name, 1].kind == "end"

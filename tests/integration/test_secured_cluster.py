@@ -27,9 +27,8 @@ from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.acl import AclRule, create_rules
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
-from pipeline.kafka.records.raw_fetch import Wanted, ask
-from pipeline.kafka.records.record_batches import split_batches
+from pipeline.kafka.cluster.clients import READER_GROUP, admin_client
+from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.session.gateway import STAGE
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import NOT_ALLOWED
@@ -236,11 +235,8 @@ def test_batches_are_fetched_as_each_listener_wants_it(listener: str, secured: S
     topic = client.topic(TRANSACTIONS.name)
     ensure_topics(secured.addresses[listener], client, [TRANSACTIONS])
     base_offset = produce_batch(secured.plain, topic, 0, record_batch([b"1", b"2"]))
-    config = consumer_config(secured.addresses[listener], READER_GROUP, settings=client)
-    fetched = ask(config, lambda to: to.fetch(Wanted((topic, 0), base_offset)), lambda: None)
-    assert [(batch.base_offset, batch.end, batch.is_intact) for batch in split_batches(fetched.data)] == [
-        (base_offset, base_offset + 2, True)
-    ]
+    reading = read_topic(secured.addresses[listener], topic, settings=client, partitions=[0], start={0: base_offset})
+    assert [(record.offset, record.value) for record in reading] == [(base_offset, b"1"), (base_offset + 1, b"2")]
 
 
 class Roles(NamedTuple):

@@ -34,7 +34,7 @@ from pipeline.kafka.cluster.log_offsets import last_offsets
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.batch import Batch
-from pipeline.kafka.session.careful import Committed, Mark, read_mark
+from pipeline.kafka.session.attempts import Committed, Mark, read_mark
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import Restored

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.kafka.session.careful import STEP_RECORDS, Attempt, Careful, Committed, Mark, read_mark, write_mark
+from pipeline.kafka.session.attempts import STEP_RECORDS, Attempt, Attempts, Committed, Mark, read_mark, write_mark
 
 PLACES = (("transactions", 0), ("labels", 0), ("transactions", 1))
 MOST = 200
@@ -37,7 +37,7 @@ class Log:
             actions -= 1
             return actions < 0
 
-        careful = Careful(MOST)
+        careful = Attempts(MOST)
         positions = {}
         for place, end in self.ends.items():
             committed = self.committed.get(place, Committed(0, None, known=False))
@@ -135,12 +135,12 @@ def test_a_killer_behind_a_release_is_found_too() -> None:
 def test_a_released_partition_and_foreign_metadata_ask_for_a_mark_and_no_care() -> None:
     metadata = ["", "-", "reset by hand", '{"v":2,"released":false}', '{"v":1,"attempt":{"end":-1}}', "[" * 4_000]
     for mark in (Mark(released=True), *map(read_mark, metadata)):
-        careful = Careful(MOST)
+        careful = Attempts(MOST)
         assert careful.assigned(PLACES[0], Committed(5, mark), 10) is None
         assert careful.unmarked == {PLACES[0]: (5, None)}
         careful.begin_usual()
         assert not careful.active
-    careful = Careful(MOST)
+    careful = Attempts(MOST)
     assert careful.assigned(PLACES[0], Committed(10, Mark("c")), 10) is None
     assert careful.assigned(PLACES[1], Committed(9, Mark("c", attempt=Attempt(8))), 10) is None
     assert careful.unmarked == {PLACES[0]: (10, None), PLACES[1]: (9, None)}
@@ -149,7 +149,7 @@ def test_a_released_partition_and_foreign_metadata_ask_for_a_mark_and_no_care() 
 
 
 def test_a_commit_that_moves_nothing_ends_no_attempt() -> None:
-    careful = Careful(MOST)
+    careful = Attempts(MOST)
     careful.assigned(PLACES[0], Committed(5, Mark("c")), 10)
     careful.begin_usual()
     assert careful.attempt_at(PLACES[0], 5) == Attempt(10)
@@ -159,16 +159,16 @@ def test_a_commit_that_moves_nothing_ends_no_attempt() -> None:
 
 
 def test_steps_get_smaller_with_each_death() -> None:
-    careful, place = Careful(MOST), PLACES[0]
+    careful, place = Attempts(MOST), PLACES[0]
     assert careful.assigned(place, Committed(5, Mark("c")), 1_000) == Attempt(5 + MOST)
     assert careful.assigned(place, Committed(5, Mark("c", attempt=Attempt(205))), 1_000) == Attempt(205, STEP_RECORDS)
     step = careful.next_step({place: 5})
     assert step is not None
     assert step.attempt == Attempt(5 + STEP_RECORDS, STEP_RECORDS)
-    died = Careful(MOST)
+    died = Attempts(MOST)
     assert died.assigned(place, Committed(5, Mark("m", attempt=step.attempt)), 1_000) == Attempt(step.attempt.end, 1)
     step = died.next_step({place: 5})
     assert step is not None
     assert step.attempt == Attempt(6, 1)
-    again = Careful(MOST)
+    again = Attempts(MOST)
     assert again.assigned(place, Committed(5, Mark("m", attempt=step.attempt)), 1_000) == Attempt(6, 1, 1)

@@ -1,8 +1,8 @@
 """A small model of Kafka, as its clients see it: logs, committed offsets, transactions, groups and rebalances.
 
-`SimConsumer`, `SimProducer` and `SimAdmin` take the place of confluent-kafka's classes, and `ask_brokers` that of
-requests of our own. Nothing here waits, starts a
-thread or asks a clock: what a broker would do by itself (rebalance, fail, end a transaction) the simulation orders.
+`SimConsumer`, `SimProducer` and `SimAdmin` take the place of confluent-kafka's classes, and `SimBoundedConsumer` that
+of the pipeline's own reader. Nothing here waits, starts a thread or asks a clock: what a broker would do by itself
+(rebalance, fail, end a transaction) the simulation orders.
 An entry of a log is a record or a range that nobody can read; another kind of entry needs a case in `Log.at`.
 """
 
@@ -13,21 +13,15 @@ from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.cluster.call_thread import CallTimedOut
 from pipeline.kafka.records.batch import Partition, UnreadableRange
 from pipeline.kafka.records.message_records import Item, ReadError
-from pipeline.kafka.records.raw_fetch import Brokers, Fetched, Replicas, Wanted
 from schemas.records import Headers, Record
-from schemas.topics import TRANSACTIONS
 from tests.chaos.arithmetic import murmur2
-from tests.helpers.batches import record_batch
-from tests.helpers.client_messages import ClientMessage
-from tests.simulation.names import LABEL_TOPICS, PREFIX
 
-_INPUTS: Final = frozenset(PREFIX + topic for topic in (TRANSACTIONS.name, *LABEL_TOPICS))
 CLUSTERS: Final[dict[str, "Cluster"]] = {}
 """Clusters by the address under which clients find them."""
 
@@ -158,7 +152,7 @@ class Cluster:
                 continue
             outputs.append(record)
             if report is not None:
-                report(None, ClientMessage((topic, record.partition), record.offset, record))
+                report(None, _delivered(record))
         for partition in {(record.topic, record.partition) for record in outputs}:
             self.logs[partition].end += 1
         if commit:
@@ -177,36 +171,9 @@ def _error(code: int, **properties: bool) -> KafkaException:
     return KafkaException(KafkaError(code, None, **properties))
 
 
-class SimBrokers:
-    """What brokers answer to requests of our own; each partition has one replica."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    async def describe(self, topic: str) -> Brokers:
-        return Brokers({}, {at: Replicas(1, (1,)) for at in self._cluster.logs if at[0] == topic})
-
-    async def fetch(self, wanted: Wanted, isolation: int = 1, broker: int | None = None) -> Fetched:
-        """Return the batch that holds an offset, of compressed records if nobody can read it."""
-        del isolation, broker
-        log = self._cluster.logs[wanted.partition]
-        entry = log.at(wanted.offset)
-        if entry is None:
-            data = b""
-        elif isinstance(entry, range):
-            data = entry.start.to_bytes(8, "big") + record_batch([b""] * len(entry), "zstd")[8:]
-        else:
-            data = entry.offset.to_bytes(8, "big") + record_batch([b""])[8:]
-        return Fetched(0, 0, log.end, log.end, (), data)
-
-
-def ask_brokers(config: Mapping[str, Any], question: Callable[[SimBrokers], Any], *_: Any) -> Any:
-    """Return the answer to a question, which waits for nothing."""
-    try:
-        question(SimBrokers(CLUSTERS[config["bootstrap.servers"]])).send(None)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("it waits")
+def _delivered(record: Record) -> Any:
+    """Return what a producer is told of a record that was written."""
+    return SimpleNamespace(topic=lambda: record.topic, partition=lambda: record.partition, offset=lambda: record.offset)
 
 
 def _partitions_of(partitions: Iterable[TopicPartition]) -> list[Partition]:
@@ -214,21 +181,18 @@ def _partitions_of(partitions: Iterable[TopicPartition]) -> list[Partition]:
 
 
 class SimConsumer:
-    """A consumer, of a group or of partitions that it assigns itself."""
+    """A member of a group, which reads nothing itself."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._cluster = CLUSTERS[config["bootstrap.servers"]]
         self.client: str = config["client.id"]
-        self._tells_ends = bool(config.get("enable.partition.eof"))
         self._group = self._cluster.group(config["group.id"])
         self._topics: list[str] = []
-        self._positions: dict[Partition, int] = {}
+        self._assigned: set[Partition] = set()
         self._paused: set[Partition] = set()
-        self._ends_reported: dict[Partition, int] = {}
         self.lost = False
         """Set by the simulation: the group has given this member's partitions to others."""
         self.epoch = 0
-        self._left = 0
         self._callbacks: tuple[Callable[..., None], ...] = ()
 
     def subscribe(self, topics: list[str], **callbacks: Callable[..., None]) -> None:
@@ -247,7 +211,7 @@ class SimConsumer:
         group = self._group
         if self.lost:
             self.lost = False
-            on_lost(self, self._held(sorted({number for _, number in self._positions})))
+            on_lost(self, self._held(sorted({number for _, number in self._assigned})))
             group.join(self, self._cluster.partitions[self._topics[0]])
             return
         mine = [number for number, owner in sorted(group.owner.items()) if owner is self]
@@ -261,81 +225,22 @@ class SimConsumer:
             group.owner.update(dict.fromkeys(new, self))
             on_assign(self, self._held(new))
 
-    def poll(self, timeout: float = -1) -> ClientMessage | None:
+    def poll(self, timeout: float = -1) -> None:
         self._serve()
-        self._left = self._cluster.fetch - 1
-        return next(iter(self._take(1)), None)
-
-    def consume(self, count: int, timeout: float = -1) -> list[ClientMessage]:
-        self._serve()
-        return self._take(min(count, self._left) if self._topics else count)
-
-    def _take(self, most: int) -> list[ClientMessage]:
-        found: list[ClientMessage] = []
-        ready = [partition for partition in sorted(self._positions) if partition not in self._paused]
-        turn = self._cluster.turn % len(ready) if ready and self._topics else 0
-        for partition in ready[turn:] + ready[:turn]:
-            while len(found) < most and partition in self._positions:
-                message = self._next(partition)
-                if message is None:
-                    break
-                found.append(message)
-                if message.error() is not None:
-                    break
-        return found
-
-    def _next(self, partition: Partition) -> ClientMessage | None:
-        assert partition[0] not in _INPUTS, "whatever producers write may be inflated without a bound"
-        log, position = self._cluster.logs[partition], self._positions[partition]
-        entry = log.at(position)
-        if isinstance(entry, range):
-            # Read again for ever, as of what cannot be decompressed.
-            return ClientMessage(partition, entry.start, code=KafkaError._BAD_COMPRESSION)
-        if entry is not None:
-            self._positions[partition] = entry.offset + 1
-            return ClientMessage(partition, entry.offset, entry)
-        self._positions[partition] = max(position, log.end)
-        if self._tells_ends and self._ends_reported.get(partition) != log.end:
-            self._ends_reported[partition] = log.end
-            return ClientMessage(partition, log.end, code=KafkaError._PARTITION_EOF)
-        return None
+        assert self._assigned <= self._paused, "the client would inflate whatever comes"
 
     def assign(self, partitions: Sequence[TopicPartition]) -> None:
-        self._positions.clear()
+        self._assigned.clear()
         self.incremental_assign(partitions)
 
     def incremental_assign(self, partitions: Sequence[TopicPartition]) -> None:
-        for at in partitions:
-            assert at.offset >= 0 or at.offset in (OFFSET_BEGINNING, OFFSET_END)
-            partition = at.topic, at.partition
-            end = self._cluster.logs[partition].end
-            self._positions[partition] = end if at.offset == OFFSET_END else max(at.offset, 0)
-            self._ends_reported.pop(partition, None)
+        self._assigned |= set(_partitions_of(partitions))
 
     def incremental_unassign(self, partitions: Sequence[TopicPartition]) -> None:
-        for partition in _partitions_of(partitions):
-            del self._positions[partition]
+        self._assigned -= set(_partitions_of(partitions))
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         self._paused |= set(_partitions_of(partitions))
-
-    def resume(self, partitions: Sequence[TopicPartition]) -> None:
-        # A pause of a partition that was taken away since is remembered, as librdkafka does.
-        self._paused -= set(_partitions_of(partitions))
-
-    def seek(self, partition: TopicPartition) -> None:
-        if (partition.topic, partition.partition) not in self._positions:
-            raise _error(KafkaError._STATE)
-        self.incremental_assign([partition])
-
-    def assignment(self) -> list[TopicPartition]:
-        return [TopicPartition(*partition) for partition in sorted(self._positions)]
-
-    def position(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        return [
-            TopicPartition(*partition, self._positions.get(partition, OFFSET_INVALID))
-            for partition in _partitions_of(partitions)
-        ]
 
     def get_watermark_offsets(self, partition: TopicPartition, **_: Any) -> tuple[int, int]:
         return 0, self._cluster.logs[partition.topic, partition.partition].end
@@ -354,20 +259,24 @@ class SimConsumer:
         return self, self.epoch
 
     def close(self) -> None:
-        if self._topics and self._positions and not self.lost:
-            self._callbacks[1](self, self._held(sorted({number for _, number in self._positions})))
+        if self._topics and self._assigned and not self.lost:
+            self._callbacks[1](self, self._held(sorted({number for _, number in self._assigned})))
         self._group.leave(self)
 
 
 class SimBoundedConsumer:
-    """A reader of topics that producers write to, in the place of the real `BoundedConsumer`."""
+    """The reader of record batches, in the place of `pipeline.kafka.readers.bounded_consumer.BoundedConsumer`."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    damaged: Final[Sequence[Partition]] = ()
+
+    def __init__(self, config: Mapping[str, Any], inputs: Collection[str] = (), *, replica_wait_s: float = 0.0) -> None:
+        del inputs, replica_wait_s
         self._cluster = CLUSTERS[config["bootstrap.servers"]]
         self._reports_ends = bool(config.get("enable.partition.eof"))
         self._positions: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
         self._halted: set[Partition] = set()
+        self._left = 0
 
     def seek(self, partition: Partition, offset: int) -> None:
         self._positions[partition] = offset
@@ -390,7 +299,7 @@ class SimBoundedConsumer:
 
     def take(self, most: int) -> list[Item]:
         items: list[Item] = []
-        most = min(most, self._cluster.fetch)
+        most = min(most, self._left)
         ready = sorted(self._positions.keys() - self._paused - self._halted)
         turn = self._cluster.turn % len(ready) if ready else 0
         for partition in ready[turn:] + ready[:turn]:
@@ -399,6 +308,7 @@ class SimBoundedConsumer:
                 if item is None:
                     break
                 items.append(item)
+        self._left -= len(items)
         return items
 
     def _next(self, partition: Partition) -> Item | None:
@@ -417,10 +327,11 @@ class SimBoundedConsumer:
         return ReadError(partition, log.end, KafkaError(KafkaError._PARTITION_EOF))
 
     def prefetch(self) -> None:
-        """All is there."""
+        self._left = self._cluster.fetch
 
     def wait(self, timeout_s: float) -> None:
         """Nothing comes by itself."""
+        self.prefetch()
         if self._reports_ends:
             self._halted.clear()
 

@@ -116,7 +116,7 @@ def test_a_topic_that_left_a_partition_number_and_came_back_costs_no_record(worl
     session = worker.loops["card"]._session
     session._client.fetch(0)
     consumer, moved = session._client.consumer, [TopicPartition(PREFIX + "accepted-labels", 0)]
-    assert session._client._bounded._positions[PREFIX + "transactions", 0] == 3
+    assert session._client._records._positions[PREFIX + "transactions", 0] == 3
     # No broker is there, so that no mark says that they were given up in order, and reads from there anew.
     session._producers._brokers_down.set()
     session._assignment.on_revoke(consumer, moved)

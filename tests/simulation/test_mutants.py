@@ -68,7 +68,7 @@ def lost_offset(patch: Patch) -> None:
 
 def unknown_is_lost(patch: Patch) -> None:
     """A transaction without word of its end is taken for aborted, whatever the marks say."""
-    patch.setattr("pipeline.kafka.session.careful._decode", lambda _: None)
+    patch.setattr("pipeline.kafka.session.attempts._decode", lambda _: None)
     patch.setattr("pipeline.kafka.session.session.write_mark", lambda _: b"{}")
 
 

@@ -22,9 +22,6 @@ import pipeline.kafka.cluster.clients
 import pipeline.kafka.cluster.log_offsets
 import pipeline.kafka.cluster.retries
 import pipeline.kafka.cluster.shutdown
-import pipeline.kafka.damage.standstill
-import pipeline.kafka.damage.unreadable
-import pipeline.kafka.damage.unreadable_batches
 import pipeline.kafka.readers.group_client
 import pipeline.kafka.readers.log_consumer
 import pipeline.kafka.readers.replay_reader
@@ -58,7 +55,6 @@ from tests.simulation.model_kafka import (
     SimBoundedConsumer,
     SimConsumer,
     SimProducer,
-    ask_brokers,
 )
 from tests.simulation.names import AGENT_NAMES, LABEL_TOPICS, NAMED, PARTITIONS, PREFIX, SPECS
 from tests.simulation.reading import decode_decision, messages, written
@@ -81,12 +77,9 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.cluster.retries,
     pipeline.kafka.session.session,
     pipeline.kafka.cluster.shutdown,
-    pipeline.kafka.damage.standstill,
     pipeline.kafka.readers.topic_reader,
     pipeline.kafka.writers.transactional_producers,
     pipeline.kafka.writers.transactions,
-    pipeline.kafka.damage.unreadable,
-    pipeline.kafka.damage.unreadable_batches,
 )
 """Modules whose ``time`` is the simulation's."""
 Observed = tuple[str, int, tuple[int, ...], str]
@@ -145,17 +138,14 @@ class _Inline:
 def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Put the model's clients, the clock and inline threads in their places."""
     kafka = pipeline.kafka
-    readers = kafka.readers
-    for module in (kafka.cluster.admin, readers.group_client, readers.log_consumer, kafka.damage.unreadable):
+    for module in (kafka.cluster.admin, kafka.readers.group_client):
         patch.setattr(module, "Consumer", SimConsumer)
-    patch.setattr(kafka.damage.unreadable, "ask", ask_brokers)
     patch.setattr(kafka.writers.transactional_producers, "Producer", SimProducer)
     for name in ("AdminClient", "OffsetsClient"):
         patch.setattr(kafka.cluster.clients, name, SimAdmin)
-    for module in (readers.group_client, kafka.writers.transactional_producers):
+    for module in (kafka.readers.group_client, kafka.writers.transactional_producers):
         patch.setattr(module, "CallThread", _Inline)
-    for module in (kafka.damage.unreadable_batches, agents.snapshot_scheduler):
-        patch.setattr(module, "ThreadPoolExecutor", _Inline)
+    patch.setattr(agents.snapshot_scheduler, "ThreadPoolExecutor", _Inline)
     patch.setattr(kafka.session.steps, "_ALONE", _Inline())
     for module in _TIMED:
         patch.setattr(module, "time", clock)

@@ -100,8 +100,6 @@ class TopicSource:
 
         def begun(topic: Topic, number: int, offsets: range, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
             reader = readers.enter_context(closing(self._reader(topic, number, offsets.start)))
-            # All at once: a client's first record takes half a second.
-            reader.begin()
             return columns_of(reader, offsets.stop, arrivals)
 
         transactions = [

@@ -22,7 +22,9 @@ from pipeline.kafka.cluster.offset_requests import OffsetsClient
 from pipeline.settings import Settings
 
 MAX_RECORD_BYTES: Final = 32 * 1024 * 1024
-FETCH_BYTES: Final = 64 * 1024
+FETCH_BYTES: Final = 1024 * 1024
+"""Bytes that are asked of a partition at a time. A broker returns a whole batch all the same."""
+LATE_FETCH_BYTES: Final = 32 * 1024
 LATE_FETCH_MS: Final = 250
 """Longest wait of a broker, for readers who are in no hurry."""
 TRANSACTION_TIMEOUT_MS: Final = 8_000
@@ -110,21 +112,14 @@ def consumer_config(
     """
     tuning = {
         **_common(bootstrap),
+        # The following are what `BoundedConsumer` reads by; librdkafka itself fetches nothing.
         "fetch.wait.max.ms": 100,
-        "fetch.error.backoff.ms": 50,
-        # A full local queue is looked at again soon: the default of a second shows as a stall under load.
-        "fetch.queue.backoff.ms": 5,
-        # What one answer holds expands before anything of it can be looked at: zstd by 31,000, gzip by 1,000. A batch
-        # that is larger still comes, alone.
         "fetch.max.bytes": FETCH_BYTES,
         "max.partition.fetch.bytes": FETCH_BYTES,
-        # Also the largest batch, decompressed, that librdkafka accepts of zstd: a third of it, where the frame does not
-        # say its size and the buffer grows by steps of three. Of other codecs it accepts any.
+        # Also the largest batch, decompressed, of topics that workers write to.
         "receive.message.max.bytes": 4 * MAX_RECORD_BYTES,
-        "queued.min.messages": 50_000,
         # More is memory without a gain: job (b) took 130 MiB less with it than with eight times as much, at one rate.
         "queued.max.messages.kbytes": 16 * 1024,
-        "check.crcs": True,
         "topic.metadata.refresh.interval.ms": 60_000,
         "allow.auto.create.topics": False,
     }
@@ -157,7 +152,7 @@ def late_fetch_config(late_ms: int, settings: Settings) -> Config:
         late_ms: How long a broker may collect records before it answers; 0: it answers at once.
         settings: Their ``kafka_config`` wins.
     """
-    config: Config = {"fetch.min.bytes": FETCH_BYTES // 2, "fetch.wait.max.ms": late_ms} if late_ms > 0 else {}
+    config: Config = {"fetch.min.bytes": LATE_FETCH_BYTES, "fetch.wait.max.ms": late_ms} if late_ms > 0 else {}
     return {name: value for name, value in config.items() if name not in settings.kafka_config}
 
 

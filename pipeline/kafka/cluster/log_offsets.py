@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import (
@@ -125,11 +124,10 @@ def log_range(consumer: Consumer, partition: tuple[str, int], timeout_s: float) 
     return range(_known(start), _known(end))
 
 
-def ends_now(consumer: Consumer, topic: str) -> list[TopicPartition]:
-    """Return every partition of a topic with the end of its log that ``consumer`` can reach now."""
-    numbers = partition_numbers(consumer, topic)
-    ends = {n: retried(partial(log_range, consumer, (topic, n), ANSWER_S)).stop for n in numbers}
-    return [TopicPartition(topic, number, end) for number, end in ends.items()]
+def ends_now(client: AdminClient, topic: str) -> dict[tuple[str, int], int]:
+    """Return every partition of a topic with the end of its log that readers of committed records can reach now."""
+    partitions = [(topic, number) for number in partition_numbers(client, topic)]
+    return last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
 
 
 def committed_partitions(consumer: Consumer, partitions: Collection[tuple[str, int]]) -> list[TopicPartition]:

@@ -1,4 +1,4 @@
-"""The records of a batch that others wrote, checked as a whole before the first of them is believed.
+"""The records of a batch, checked as a whole before the first of them is believed.
 
 Brokers check neither the offsets that uncompressed records claim nor how far compressed ones expand: what they do not
 check is decided here, by the batch alone, so that every reader decides alike.
@@ -11,15 +11,13 @@ from aiokafka.record.util import decode_varint
 from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled, inlined
-from pipeline.kafka.damage.unreadable import DAMAGED
 from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.kafka.records.inflation import NotInflated, TooLarge, inflate
+from pipeline.kafka.records.inflation import MOST_BATCH_BYTES, NotInflated, TooLarge, inflate
 from pipeline.kafka.records.record_batches import RecordBatch
 from schemas.records import Headers, Record
 
 ODD_OFFSET: Final = "OddOffset"
 _CLAIM: Final = "a record claims another offset than the broker gave it"
-_DAMAGE: Final = "its checksum is not that of its bytes"
 _LEAST_RECORD_BYTES: Final = 7
 MOST_HEADERS: Final = 100
 """Headers of a record beyond which it is read without them: 16 kB of gzip hold eight million empty ones."""
@@ -140,22 +138,27 @@ class BatchRecords:
         ]  # fmt: skip
 
 
-def damaged(batch: RecordBatch, partition: Partition, position: int, most_end: int) -> UnreadableRange:
-    """Return what to say of a batch that is not intact; none reaches behind offset ``most_end``."""
-    start = max(position, batch.base_offset)
-    return UnreadableRange(partition, start, max(min(batch.end, most_end), start + 1), DAMAGED, _DAMAGE)
+def open_batch(
+    batch: RecordBatch, partition: Partition, position: int, most_bytes: int = MOST_BATCH_BYTES
+) -> BatchRecords | UnreadableRange:
+    """Return the records of an intact batch from offset ``position`` on, or why there are none.
 
-
-def open_batch(batch: RecordBatch, partition: Partition, position: int) -> BatchRecords | UnreadableRange:
-    """Return the records of an intact batch from offset ``position`` on, or why there are none."""
+    Args:
+        batch: The batch.
+        partition: Its partition.
+        position: Offset of the first record wanted.
+        most_bytes: Bytes that its records may take before compression.
+    """
 
     def bad(error: str, message: str) -> UnreadableRange:
         return UnreadableRange(partition, max(position, batch.base_offset), batch.end, error, message)
 
     try:
-        data = inflate(batch.payload, batch.codec)
+        data = inflate(batch.payload, batch.codec, most_bytes)
+    except TooLarge:
+        return bad("BatchTooLarge", f"its records are larger than {most_bytes} bytes before compression")
     except NotInflated as error:
-        return bad("BatchTooLarge" if isinstance(error, TooLarge) else "BadCompression", str(error))
+        return bad("BadCompression", str(error))
     if not 0 <= batch.record_count <= len(data) // _LEAST_RECORD_BYTES:
         return bad("MalformedBatch", "it does not hold as many records as it says")
     columns = np.empty((6, batch.record_count), np.int32)

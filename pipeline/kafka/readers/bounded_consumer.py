@@ -1,4 +1,4 @@
-"""A consumer of topics that others write: it inflates no batch beyond bounds, and tells of each that it cannot read.
+"""The reader of record batches: it inflates none beyond bounds, and reports each that it cannot read.
 
 librdkafka decompresses what it fetches before anybody can look at it. Here a batch is looked at first: its header, its
 checksum, what it expands to and what its records claim. Requests run in an event loop on the reader's own thread, so
@@ -8,36 +8,31 @@ that answers wait in the connection, and not in memory, while the reader works.
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import takewhile
 from typing import Any, Final
 
-from aiokafka.conn import AIOKafkaConnection, collect_hosts
-from aiokafka.errors import KafkaError as ConnectionFailed
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.offset import OffsetRequest
 from confluent_kafka import KafkaError
 
-from pipeline.kafka.cluster.client_log import errors_log
-from pipeline.kafka.cluster.clients import BOOTSTRAP, FETCH_BYTES
-from pipeline.kafka.cluster.connection_security import security_of
+from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
-from pipeline.kafka.damage.batch_records import BatchRecords, damaged, open_batch
+from pipeline.kafka.damage.batch_records import BatchRecords, open_batch
+from pipeline.kafka.damage.damaged_batch import EndUnknown, examine
 from pipeline.kafka.records.batch import Partition, UnreadableRange, partitions_text
+from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
 from pipeline.kafka.records.message_records import Item, ReadError
-from pipeline.kafka.records.raw_fetch import Fetched, Wanted, connect, describe, fetch
+from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
 
 log = logging.getLogger(__name__)
 
-ANSWER_BYTES: Final = 1024 * 1024
-"""Bytes that are asked of a partition at a time."""
 HELD_BYTES: Final = 16 * 1024 * 1024
 """Answers that wait to be taken, as they came; no more are asked for."""
-OPEN_BYTES: Final = 16 * 1024 * 1024
-"""Inflated batches that wait to be taken; one more may be as large by itself."""
 SHARE: Final = 64
 """Fewest records that a partition with as many gives at a time."""
 _BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
@@ -47,6 +42,8 @@ _TURNS: Final = 8
 _CLOSE_S: Final = 1.0
 _OUTSIDE_S: Final = 30.0
 """Time after which a log that ends before the offset to read from is believed to."""
+AGAIN_S: Final = 5.0
+"""Time after which a damaged batch is examined again."""
 _EARLIEST: Final = -2
 _COMMITTED, _UNCOMMITTED = 1, 0
 _MOVED: Final = PASSING_ERRORS | {
@@ -67,10 +64,7 @@ class _Answer:
         self.batches = deque(visible_batches(intact, fetched.aborted))
         self.end = intact[-1].end if intact else 0
         """Offset behind the last intact one."""
-        self.damaged, following = [*batches[len(intact) :], None, None][:2]
-        # Its header may be damaged too: no batch reaches beyond the next one, or beyond the end of the log.
-        is_known = following is not None and following.is_intact
-        self.damaged_end = following.base_offset if following is not None and is_known else fetched.stable_end
+        self.damaged = next(iter(batches[len(intact) :]), None)
 
 
 class _Reading:
@@ -84,9 +78,9 @@ class _Reading:
         self.held = 0
         self.most_bytes = 0
         """Bytes to ask for; 0: as usual."""
-        self.reports: list[ReadError] = []
-        self.is_halted = self.is_behind = False
-        """It stands still until a seek; its log holds records behind those that came."""
+        self.reports: list[ReadError | UnreadableRange] = []
+        self.is_halted = self.is_behind = self.is_damaged = False
+        """It stands still until a seek; its log holds records behind those that came; it waits for another replica."""
         self.ready_s = self.backoff_s = 0.0
         self.outside_s = 0.0
         """Since when the log does not hold the offset; 0 where it does."""
@@ -94,7 +88,7 @@ class _Reading:
 
     def is_fetchable(self, now_s: float) -> bool:
         """Return whether to ask for more."""
-        return not self.is_halted and self.held < ANSWER_BYTES and self.ready_s <= now_s
+        return not self.is_halted and self.held < FETCH_BYTES and self.ready_s <= now_s
 
     def wait(self, now_s: float) -> None:
         """Ask again later, and later still the next time."""
@@ -111,28 +105,28 @@ class BoundedConsumer:
 
     Args:
         config: Configuration of a consumer, as librdkafka has it.
+        inputs: Topics that producers write to (full names), whose batches are bounded more closely.
+        replica_wait_s: How long a damaged batch waits for another broker to lead that may hold it whole.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._hosts = [(host, port) for host, port, _ in collect_hosts(str(config[BOOTSTRAP]))]
-        self._security = security_of(config)
+    def __init__(self, config: Mapping[str, Any], inputs: Collection[str] = (), *, replica_wait_s: float = 0.0) -> None:
+        self._inputs, self._replica_wait_s = inputs, replica_wait_s
+        self._brokers = Connections(config)
         self._wait_ms, self._min_bytes = int(config["fetch.wait.max.ms"]), int(config.get("fetch.min.bytes", 1))
-        most = int(config["max.partition.fetch.bytes"])
-        self._most_bytes = ANSWER_BYTES if most == FETCH_BYTES else most
+        self._most_bytes = int(config["max.partition.fetch.bytes"])
+        self._most_open_bytes = int(config["queued.max.messages.kbytes"]) * 1024
+        """Inflated batches that wait to be taken; one more may be as large by itself."""
+        self._most_batch_bytes = int(config["receive.message.max.bytes"])
         self._isolation = _COMMITTED if config["isolation.level"] == "read_committed" else _UNCOMMITTED
         self._from_earliest = config["auto.offset.reset"] == "earliest"
         self._reports_ends = bool(config.get("enable.partition.eof"))
         self._readings: dict[Partition, _Reading] = {}
-        self._paused: set[Partition] = set()
         self._ends: dict[Partition, int] = {}
         self._made_loop: asyncio.AbstractEventLoop | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._connections: dict[tuple[str, int], AIOKafkaConnection] = {}
-        self._addresses: dict[int, tuple[str, int]] = {}
         self._leaders: dict[Partition, int] = {}
-        self._tasks: dict[int | None, asyncio.Task[None]] = {}
-        """Requests under way: one for each broker, and one for the leaders."""
-        self._connecting: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: dict[int | Partition | None, asyncio.Task[None]] = {}
+        """Requests under way: one for each broker, one for each damaged batch, and one for the leaders."""
         self._stop: asyncio.Handle
         """Stops the loop, where no request's end does."""
         self._error: BaseException | None = None
@@ -147,44 +141,42 @@ class BoundedConsumer:
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read a partition from ``offset`` on, whether or not it was read before; 0: from the log's beginning."""
+        self._forget(partition)
         self._readings[partition] = _Reading(offset)
 
     def drop(self, partitions: Iterable[Partition]) -> None:
         """Read these partitions no more."""
         for partition in partitions:
-            self._readings.pop(partition, None)
-            self._paused.discard(partition)
+            self._forget(partition)
 
-    def pause(self, partitions: Collection[Partition]) -> None:
-        """Neither fetch nor return anything of these partitions until they are resumed or dropped."""
-        self._paused.update(partitions)
-
-    def resume(self, partitions: Collection[Partition]) -> None:
-        """Go on with these partitions."""
-        self._paused.difference_update(partitions)
+    def _forget(self, partition: Partition) -> None:
+        self._readings.pop(partition, None)
+        if (examination := self._tasks.pop(partition, None)) is not None:
+            examination.cancel()
 
     def log_end(self, partition: Partition) -> int:
         """Return the end of the log as a broker last named it; -1 if none has."""
         return self._ends.get(partition, -1)
 
-    def take(self, most: int) -> list[Item]:
-        """Return up to ``most`` records, and what is to be said of partitions, of what has come.
+    @property
+    def damaged(self) -> list[Partition]:
+        """Partitions that wait for another replica to lead them, because their leader's disk has damaged a batch."""
+        return [partition for partition, reading in self._readings.items() if reading.is_damaged]
 
-        Behind a `UnreadableRange` or an error the partition stands still until `seek`, but for an end of the log.
+    def take(self, most: int) -> list[Item]:
+        """Return up to ``most`` records and reports about partitions, of what has come.
+
+        Behind an `UnreadableRange` or an error the partition stands still until `seek`, but for an end of the log.
         """
         items: list[Item] = []
-        ready = [
-            partition
-            for partition, reading in self._readings.items()
-            if reading.is_ready() and partition not in self._paused
-        ]
+        ready = [partition for partition, reading in self._readings.items() if reading.is_ready()]
         opened = 0
         for number, partition in enumerate(ready):
             reading = self._readings[partition]
             left = max(SHARE, (most - len(items)) // (len(ready) - number))
-            while left > 0 and len(items) < most and opened <= OPEN_BYTES:
+            while left > 0 and len(items) < most and opened <= self._most_open_bytes:
                 if reading.records is None:
-                    if self._open_bytes() > OPEN_BYTES or not self._open(partition, reading, items):
+                    if self._open_bytes() > self._most_open_bytes or not self._open(partition, reading, items):
                         break
                     opened += reading.records.size if reading.records is not None else 0
                     continue
@@ -208,9 +200,7 @@ class BoundedConsumer:
             left_s = ends_s - time.monotonic()
             self._stop = self._loop.call_later(min(max(left_s, 0.0), _LOOK_S), self._loop.stop)
             self._turn()
-            if left_s <= 0 or any(
-                reading.is_ready() for partition, reading in self._readings.items() if partition not in self._paused
-            ):
+            if left_s <= 0 or any(reading.is_ready() for reading in self._readings.values()):
                 return
 
     def prefetch(self) -> None:
@@ -245,7 +235,7 @@ class BoundedConsumer:
         self._tasks.clear()
         for task in ending:
             task.cancel()
-        ending += [connection.close() for connection in self._connections.values()]
+        ending += self._brokers.close()
         if ending:
             self._run(partial(self._loop.run_until_complete, asyncio.wait(ending, timeout=_CLOSE_S)))
         self._loop.close()
@@ -275,7 +265,8 @@ class BoundedConsumer:
         while reading.answers:
             answer = reading.answers[0]
             if answer.batches:
-                opened = open_batch(answer.batches.popleft(), partition, reading.position)
+                most = MOST_BATCH_BYTES if partition[0] in self._inputs else self._most_batch_bytes
+                opened = open_batch(answer.batches.popleft(), partition, reading.position, most)
                 if isinstance(opened, UnreadableRange):
                     items.append(opened)
                     self._halt(reading)
@@ -283,10 +274,6 @@ class BoundedConsumer:
                 if len(opened):
                     reading.records = opened
                     return True
-            elif answer.damaged is not None:
-                items.append(damaged(answer.damaged, partition, max(reading.position, answer.end), answer.damaged_end))
-                self._halt(reading)
-                return False
             else:
                 reading.answers.popleft()
                 reading.held -= answer.size
@@ -309,7 +296,7 @@ class BoundedConsumer:
             return
         wanted: dict[int, dict[Partition, _Reading]] = {}
         for partition, reading in self._readings.items():
-            if partition in self._paused or not reading.is_fetchable(now_s) or (known and not reading.is_behind):
+            if not reading.is_fetchable(now_s) or (known and not reading.is_behind):
                 continue
             if (leader := self._leaders.get(partition)) is not None:
                 wanted.setdefault(leader, {})[partition] = reading
@@ -319,39 +306,30 @@ class BoundedConsumer:
             if broker not in self._tasks:
                 self._begin(broker, self._fetch(broker, readings))
 
-    def _begin(self, key: int | None, request: Any) -> None:
+    def _begin(self, key: int | Partition | None, request: Coroutine[Any, Any, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
-            if self._tasks.pop(key, None) is not None:
+            if self._tasks.get(key) is task:
+                del self._tasks[key]
                 self._error = self._error or task.exception()
                 self._loop.stop()
 
         self._tasks[key] = task = self._loop.create_task(request)
         task.add_done_callback(ended)
 
-    async def _connection(self, address: tuple[str, int]) -> AIOKafkaConnection:
-        async with self._connecting[address]:
-            known = self._connections.get(address)
-            if known is None or not known.connected():
-                known = self._connections[address] = await connect(self._security, *address)
-            return known
-
     async def _describe(self) -> None:
         """Ask for the leaders of all partitions, of whichever broker answers."""
-        topics = sorted({topic for topic, _ in self._readings})
         self._described_backoff_s = min(max(2 * self._described_backoff_s, _BACKOFF_S), _MOST_BACKOFF_S)
-        for address in {*self._addresses.values(), *self._hosts}:
-            try:
-                found = await describe(await self._connection(address), topics)
-            except (OSError, ConnectionFailed, TimeoutError) as error:
-                self._failed(address, error)
-                continue
-            self._addresses = dict(found.addresses)
-            self._leaders = {partition: replicas.leader for partition, replicas in found.replicas.items()}
+        try:
+            found = await self._brokers.describe(sorted({topic for topic, _ in self._readings}))
+        except FetchUnanswered:
+            # Each broker's failure is logged.
+            pass
+        else:
+            self._leaders = {partition: replicas.leader for partition, replicas in found.items()}
             if without := sorted(partition for partition in self._readings if partition not in self._leaders):
-                self._complain(KafkaError.LEADER_NOT_AVAILABLE, f"no leader of {partitions_text(without)}")
+                complain(KafkaError.LEADER_NOT_AVAILABLE, f"no leader of {partitions_text(without)}")
             else:
                 self._described_backoff_s = 0.0
-            break
         self._described_s = time.monotonic() + self._described_backoff_s
 
     async def _fetch(self, broker: int, readings: Mapping[Partition, _Reading]) -> None:
@@ -360,12 +338,12 @@ class BoundedConsumer:
             Wanted(partition, reading.fetched, max(self._most_bytes, reading.most_bytes))
             for partition, reading in readings.items()
         ]
-        if (address := self._addresses.get(broker)) is None:
+        if (address := self._brokers.addresses.get(broker)) is None:
             for partition in readings:
                 self._leaders.pop(partition, None)
             return
         try:
-            connection = await self._connection(address)
+            connection = await self._brokers.to(address)
             answers = await fetch(
                 connection, wanted, isolation=self._isolation, max_wait_ms=self._wait_ms,
                 min_bytes=self._min_bytes, max_bytes=max(at.max_bytes for at in wanted),
@@ -374,8 +352,8 @@ class BoundedConsumer:
                 reading = readings[partition]
                 if self._readings.get(partition) is reading:
                     await self._came(connection, partition, reading, fetched)
-        except (OSError, ConnectionFailed, TimeoutError) as error:
-            self._failed(address, error)
+        except UNANSWERED as error:
+            self._brokers.failed(address, error)
             for partition, reading in readings.items():
                 self._leaders.pop(partition, None)
                 reading.wait(time.monotonic())
@@ -402,7 +380,10 @@ class BoundedConsumer:
                 reading.answers.append(answer)
                 reading.held += answer.size
                 reading.fetched = max(reading.fetched, answer.end)
-                reading.is_halted = answer.damaged is not None
+                if answer.damaged is not None:
+                    reading.is_halted = True
+                    start = max(reading.fetched, answer.damaged.base_offset)
+                    self._begin(partition, self._examine(partition, reading, start))
             elif fetched.data:
                 # Even the first batch is cut off: ask for the whole of it.
                 reading.most_bytes = min(2 * max(self._most_bytes, reading.most_bytes), HELD_BYTES)
@@ -430,14 +411,28 @@ class BoundedConsumer:
         else:
             reading.fetched = reading.position = offset
 
-    def _failed(self, address: tuple[str, int], error: Exception) -> None:
-        """Make another connection to a broker the next time."""
-        text = str(error) or type(error).__name__
-        self._complain(KafkaError._TRANSPORT, f"{address[0]}:{address[1]}: {text}")
-        if (failed := self._connections.pop(address, None)) is not None:
-            failed.close()
-
-    @staticmethod
-    def _complain(code: int, text: str) -> None:
-        name = KafkaError(code).name()
-        errors_log.warning("Kafka client: %s (%s); retrying", text, name, extra={"kafka_error": name})
+    async def _examine(self, partition: Partition, reading: _Reading, start: int) -> None:
+        """Report a damaged batch, or read it again where its leader holds it whole by then."""
+        ends_s = time.monotonic() + self._replica_wait_s
+        while True:
+            try:
+                found = await examine(self._brokers, partition, start)
+            except (*UNANSWERED, EndUnknown, KeyError) as error:
+                log.warning("%s partition %d: an unreadable batch cannot be examined yet: %r", *partition, error)
+                await asyncio.sleep(AGAIN_S)
+                found = None
+            if found is None:
+                self._readings[partition] = _Reading(reading.position)
+                return
+            if not found.others or time.monotonic() >= ends_s:
+                reading.is_damaged = False
+                reading.reports.append(found)
+                return
+            if not reading.is_damaged:
+                reading.is_damaged = True
+                log.error(
+                    "%s partition %d: the disk of its leader has damaged offsets %d to %d. Let a broker lead it that "
+                    "may hold them whole, %s (docs/operating.md): else they are quarantined in %.0f s",
+                    *partition, start, found.end - 1, " or ".join(map(str, found.others)), self._replica_wait_s,
+                )  # fmt: skip
+            await asyncio.sleep(AGAIN_S)

@@ -5,11 +5,11 @@ from typing import Final, Self
 
 from confluent_kafka import KafkaError
 
+from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import partition_numbers
 from pipeline.kafka.readers.replay_reader import stable_end
 from pipeline.kafka.readers.topic_reader import READ_BATCH, log_consumer
-from pipeline.kafka.records.batch import start_at
 from pipeline.kafka.records.internal import OnRefused, not_counted
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -36,7 +36,7 @@ class TopicFollower:
         Args:
             positions: First offset to read, by partition number; the others are read from their beginning.
         """
-        numbers = partition_numbers(self._consumer.consumer, self._name)
+        numbers = partition_numbers(admin_client(self._bootstrap, settings=self._settings), self._name)
         self._pending_ends = set(numbers)
         self._positions = {number: (positions or {}).get(number, 0) for number in numbers}
         self._assign()
@@ -52,7 +52,7 @@ class TopicFollower:
         return dict(self._positions)
 
     def _assign(self) -> None:
-        self._consumer.assign([start_at((self._name, n), at) for n, at in self._positions.items()])
+        self._consumer.assign({(self._name, number): at for number, at in self._positions.items()})
 
     @property
     def caught_up(self) -> bool:

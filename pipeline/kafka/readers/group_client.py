@@ -1,8 +1,9 @@
 """The client of a group's member: what it is assigned, up to where it was read, and its messages."""
 
 import logging
+import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,42 +12,42 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, To
 from pipeline.kafka.cluster.call_thread import CallThread, CallTimedOut
 from pipeline.kafka.cluster.callbacks import callback
 from pipeline.kafka.cluster.client_log import log_error
+from pipeline.kafka.cluster.errors import SessionError
 from pipeline.kafka.cluster.log_offsets import log_range
-from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.cluster.shutdown import LAST_WAIT_S, Shutdown
 from pipeline.kafka.damage.batch_records import compile_scan
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
-from pipeline.kafka.records.batch import Partition, start_at
-from pipeline.kafka.records.carried import AT_ONCE, carried
+from pipeline.kafka.records.batch import Batch, Partition, UnreadableRange
+from pipeline.kafka.records.carried import carried
 from pipeline.kafka.records.member import Member
-from pipeline.kafka.records.message_records import Item, item_of
+from pipeline.kafka.records.message_records import Item, ReadError
+from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
 HOLD_ASK_S: Final = 1.0
 """Longest wait for the end of a partition that is on hold."""
-LISTEN_S: Final = 0.01
-"""Longest wait for records of producers until the group, and records of the pipeline's own topics, are looked for."""
+LISTEN_S: Final = 0.05
+"""Longest wait for records until the group is looked at."""
 
 
 class GroupClient:
-    """A consumer that can be replaced, and what is known of the partitions that it holds; used from one thread.
+    """A member of a group, which can be replaced, and what is read of its partitions; used from one thread.
 
-    Topics that producers write to are read by a `BoundedConsumer`: in the group's own client, which would inflate
-    whatever comes, they are always paused.
+    Records are read by a `BoundedConsumer`. In the group's own client, which would inflate whatever comes, all
+    partitions are always paused.
     """
 
-    def __init__(self, member: Member, config: Mapping[str, Any], shutdown: Shutdown, retries: Retries) -> None:
+    def __init__(self, member: Member, config: Mapping[str, Any], shutdown: Shutdown) -> None:
         """Make the client, which joins nothing yet.
 
         Args:
             member: Whose client it is.
             config: Configuration of the consumer, without its error callback.
             shutdown: Ends waits.
-            retries: Repeats seeks that fail.
         """
         self.member = member
-        self._config, self._shutdown, self._retries = config, shutdown, retries
+        self._config, self._shutdown = config, shutdown
         self.is_classic = config["group.protocol"] == "classic"
         self.consumer, self.fatal = self._new()
         """``fatal``: errors after which ``consumer`` cannot be used any more."""
@@ -55,12 +56,12 @@ class GroupClient:
         self.positions: dict[Partition, int] = {}
         self.assigned: set[Partition] = set()
         """Partitions that the group has assigned; held once all topics of their number are."""
+        self.unreadable: dict[Partition, UnreadableRange] = {}
+        """What stands behind the position of a partition, and cannot be read."""
         self._carried = carried(member.topics.values(), member.settings.batch_max_records)
-        self._inputs = member.settings.inputs & member.topics.keys()
-        self._bounded = BoundedConsumer(config)
-        if self._inputs:
-            compile_scan()
-        self._is_polled_first = True
+        settings = member.settings
+        self._records = BoundedConsumer(config, settings.inputs, replica_wait_s=settings.damaged_batch_wait_s)
+        compile_scan()
 
     def _new(self) -> tuple[Consumer, list[str]]:
         """A client, and where it puts the errors after which it cannot be used any more."""
@@ -100,121 +101,134 @@ class GroupClient:
         """Return the group's metadata as they are now."""
         return self.consumer.consumer_group_metadata()
 
-    def is_bounded(self, partition: Partition) -> bool:
-        """Return whether a partition is of a topic that producers write to."""
-        return partition[0] in self._inputs
+    @property
+    def damaged(self) -> list[Partition]:
+        """Partitions that wait for another replica to lead them, because their leader's disk has damaged a batch."""
+        return self._records.damaged
+
+    def serve(self, timeout_s: float) -> None:
+        """Let the client serve rebalances, and look at its errors: it has no records."""
+        message = self.consumer.poll(timeout_s)
+        error = message.error() if message is not None else None
+        if error is None:
+            return
+        # As a message's error it bears the code alone.
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self.fatal.append(error.str())
+        log.warning("%s: %s", self.member.agent, error.str())
 
     def fetch(self, timeout_s: float) -> None:
         """Take what has come until a batch is full. The client serves rebalances meanwhile, which drop some."""
         ends_s = time.monotonic() + timeout_s
-        self._bounded.prefetch()
-        # In turn: either of them could fill all batches for a while.
-        self._is_polled_first = not self._is_polled_first
+        self._records.prefetch()
         while True:
-            if self._inputs and not self._is_polled_first:
-                self._carried.add(self._bounded.take(self._carried.wanted()))
-            self._poll(0 if self._inputs or self._carried else timeout_s)
-            if not self._inputs:
-                return
-            if self._is_polled_first:
-                self._carried.add(self._bounded.take(self._carried.wanted()))
+            self.serve(0)
+            while (wanted := self._carried.wanted()) > 0 and (items := self._records.take(wanted)):
+                self._carried.add(items)
             if self._carried:
                 # Answers come while the batch is worked on.
-                self._bounded.prefetch()
+                self._records.prefetch()
                 return
             left_s = max(ends_s - time.monotonic(), 0)
-            self._bounded.wait(min(left_s, LISTEN_S))
+            self._records.wait(min(left_s, LISTEN_S))
             if not left_s:
                 return
 
-    def _poll(self, timeout_s: float) -> None:
-        first = self.consumer.poll(timeout_s)
-        if first is None:
-            return
-        self._carried.add([item_of(first)])
-        while (wanted := min(self._carried.wanted(), AT_ONCE)) > 0:
-            more = self.consumer.consume(wanted, 0)
-            self._carried.add(list(map(item_of, more)))
-            if len(more) < wanted:
-                return
+    def fetched_batch(self) -> Batch | None:
+        """Return the next batch of what the client has fetched; None where there is nothing to process."""
+        items = self._carried.take()
+        if not items:
+            return None
+        # Read before the records are looked at: a rebalance in between would have been served by the calls above.
+        metadata = self.group_metadata()
+        order = list(self.member.topics)
+        by_partition = sorted(self._read(items).items(), key=lambda item: (item[0][1], order.index(item[0][0])))
+        starts = {partition: records[0].offset for partition, records in by_partition}
+        ends = {partition: records[-1].offset + 1 for partition, records in by_partition}
+        self.positions.update(ends)
+        records = [record for _, part in by_partition for record in part]
+        return Batch(records, metadata, starts, ends) if records else None
 
-    def take(self) -> list[Item]:
-        """Return what was fetched of the next batch."""
-        return self._carried.take()
+    def unreadable_batch(self) -> Batch | None:
+        """A batch without records that passes over a range which cannot be read; None without one."""
+        if not self.unreadable:
+            return None
+        partition, found = self.unreadable.popitem()
+        self.seek(partition, found.end)
+        metadata = self.group_metadata()
+        return Batch([], metadata, {partition: found.start}, {partition: found.end}, unreadable=found)
+
+    def _read(self, items: Iterable[Item]) -> dict[Partition, list[Record]]:
+        """Return the records to process, by partition; note what cannot be read, and look at errors."""
+        positions = self.positions
+        read: dict[Partition, list[Record]] = {}
+        topic, number, expected = "", -1, math.inf
+        records: list[Record] = []
+        for item in items:
+            if isinstance(item, UnreadableRange):
+                if item.partition in positions:
+                    self.unreadable[item.partition] = item
+                continue
+            if isinstance(item, ReadError):
+                self._look_at(item)
+                continue
+            # Records come in runs of one partition, which is looked up once for each run, and not for each record.
+            if item.partition != number or item.topic != topic:
+                partition = topic, number = item.topic, item.partition
+                records = read.setdefault(partition, [])
+                expected = records[-1].offset + 1 if records else positions.get(partition, math.inf)
+            if item.offset >= expected:
+                expected = item.offset + 1
+                records.append(item)
+        return {partition: records for partition, records in read.items() if records}
+
+    def _look_at(self, failure: ReadError) -> None:
+        (topic, number), _, error = failure
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise SessionError(
+                f"agent {self.member.agent}: {topic} partition {number} no longer holds the offset to "
+                "read from: its records were deleted before they were read. Check the topic's retention; what can be "
+                "had back must be restored. To go on without it: start once with "
+                "FRAUD_PIPELINE_ACCEPT_LOST_RECORDS=true"
+            )
+        log.warning("%s: %s partition %d: %s", self.member.agent, topic, number, error.str())
 
     def assign(self, came: Collection[Partition], offsets: Mapping[Partition, int]) -> None:
         """Take partitions that the group has assigned, to be read from ``offsets``; classic: in the place of all."""
-        paused = [TopicPartition(*partition) for partition in came if self.is_bounded(partition)]
+        # Where nothing is, should anything be fetched all the same.
+        positions = [TopicPartition(*partition, OFFSET_END) for partition in came]
         # Twice: a pause from before the assignment holds where the client knows the partition already.
-        self.consumer.pause(paused)
-        positions = [self._start_at(partition, offsets.get(partition, 0)) for partition in came]
+        self.consumer.pause(positions)
         if self.is_classic:
             self.consumer.assign(positions)
         else:
             self.consumer.incremental_assign(positions)
-        self.consumer.pause(paused)
-        for partition in came:
-            if self.is_bounded(partition) and partition in offsets:
-                self._bounded.seek(partition, offsets[partition])
-
-    def _start_at(self, partition: Partition, offset: int) -> TopicPartition:
-        # Where nothing is, should anything be fetched all the same.
-        return TopicPartition(*partition, OFFSET_END) if self.is_bounded(partition) else start_at(partition, offset)
-
-    def pause(self, partitions: Collection[Partition]) -> None:
-        """Fetch nothing of these partitions until they are resumed."""
-        self._bounded.pause([partition for partition in partitions if self.is_bounded(partition)])
-        self.consumer.pause([TopicPartition(*partition) for partition in partitions])
+        self.consumer.pause(positions)
+        for partition, offset in offsets.items():
+            self.seek(partition, offset)
 
     def halt(self, partitions: Collection[Partition]) -> None:
         """Fetch and deliver nothing of these partitions any more, though they stay assigned."""
-        self.pause(partitions)
+        self._records.drop(partitions)
         for partition in partitions:
             self.positions.pop(partition, None)
+            self.unreadable.pop(partition, None)
         self._carried.drop(lambda at: at in partitions)
-
-    def resume(self, partitions: Collection[Partition]) -> None:
-        """Fetch from these partitions again; `seek` where reading goes on."""
-        self._bounded.resume([partition for partition in partitions if self.is_bounded(partition)])
-        self.consumer.resume([TopicPartition(*partition) for partition in partitions if not self.is_bounded(partition)])
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read a partition from ``offset``; what was fetched of it is dropped."""
         self.positions[partition] = offset
+        self.unreadable.pop(partition, None)
         self._carried.drop(lambda at: at == partition)
-        if self.is_bounded(partition):
-            self._bounded.seek(partition, offset)
-            return
-        try:
-            self._retries.call("seek", lambda: self.consumer.seek(start_at(partition, offset)))
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError._STATE:
-                raise
-            if partition in {(held.topic, held.partition) for held in self.consumer.assignment()}:
-                self._restart(partition, offset)
-                return
-            # The client does not hold the partition any more, which the next poll will report.
-            log.warning("%s: %s partition %d is lost: %s", self.member.agent, *partition, error.args[0].str())
-            self.positions.pop(partition, None)
-
-    def _restart(self, partition: Partition, offset: int) -> None:
-        """Read a partition again that the client has stopped reading: behind a damaged batch it found nothing."""
-        if self.is_classic:
-            self.assign(self.assigned, self.positions | {partition: offset})
-        else:
-            self.consumer.incremental_unassign([TopicPartition(*partition)])
-            self.consumer.incremental_assign([start_at(partition, offset)])
+        self._records.seek(partition, offset)
 
     def forget(self, numbers: Collection[int]) -> None:
         """Drop what is known of partitions that are not held any more."""
-        self._carried.drop(lambda at: at[1] in numbers)
-        self._bounded.drop(self.member.partitions(numbers))
-        for partition in [partition for partition in self.positions if partition[1] in numbers]:
-            del self.positions[partition]
+        self.halt(self.member.partitions(numbers))
 
     def close(self) -> None:
         """Leave the group, and close all connections."""
-        self._bounded.close()
+        self._records.close()
         self.leave(self.consumer)
 
     def lag(self, *, asks: bool) -> dict[Partition, int]:
@@ -226,10 +240,7 @@ class GroupClient:
         """
         lags = {}
         for (topic, partition), position in self.positions.items():
-            if self.is_bounded((topic, partition)):
-                high = self._bounded.log_end((topic, partition))
-            else:
-                _, high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            high = self._records.log_end((topic, partition))
             if asks:
                 # One that does not answer is reported by whoever watches brokers.
                 with suppress(KafkaException):

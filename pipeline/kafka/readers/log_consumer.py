@@ -9,24 +9,20 @@ nothing (start-up checks) skip an unreadable batch of any topic.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any, Final
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.damage.batch_records import ODD_OFFSET
-from pipeline.kafka.damage.standstill import Standstills, assigned, known_end
-from pipeline.kafka.damage.unreadable import DAMAGED, FETCHES, UNREADABLE, Fault, find_fault, reader_config
+from pipeline.kafka.damage.damaged_batch import DAMAGED
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.kafka.records.carried import partition_of
 from pipeline.kafka.records.internal import OnRefused, not_counted, refuse
-from pipeline.kafka.records.message_records import Item, ReadError, item_of
-from pipeline.kafka.records.raw_fetch import FetchRefused, FetchUnanswered
+from pipeline.kafka.records.message_records import Item, ReadError
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.records import Record
@@ -35,7 +31,6 @@ from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, LABELS, MOD
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
-_METADATA_S: Final = 1.0
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
@@ -46,8 +41,7 @@ _decode: Final = msgspec.json.Decoder(Control).decode
 class LogConsumer:
     """Reads partitions of one topic that it is given; used from one thread.
 
-    Topics that producers write to are read by a `BoundedConsumer`. Their batches with records that claim another offset
-    than they have are skipped.
+    Batches with records that claim another offset than they have are skipped.
 
     Args:
         config: Configuration of a consumer.
@@ -78,35 +72,16 @@ class LogConsumer:
         trusted: Callable[[Record], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
-        self._skip_unreadable, self._trusted = skip_unreadable, trusted
+        self._skip_unreadable, self._skip_refused, self._trusted = skip_unreadable, skip_refused, trusted
         self._accept_damaged_control, self._on_refused = accept_damaged_control, on_refused
-        self.consumer = Consumer(reader_config(config, own))
+        self._consumer = BoundedConsumer({**config, **own}, inputs)
         self._positions: dict[Partition, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
-        self._failures: Counter[tuple[Partition, int]] = Counter()
-        """Failed fetches of a batch that can be read, by its first offset."""
-        self._skipped: set[Partition] = set()
-        """Partitions with an unreadable batch: behind a damaged one the client may have gone on anywhere."""
-        self._skip_refused = skip_refused
-        self._inputs, self._standstills = inputs, Standstills()
-        self._bounded: BoundedConsumer | None = None
-        self._own = own
 
-    def assign(self, positions: Sequence[TopicPartition]) -> None:
-        """Read these partitions, each from its offset; once."""
-        if positions and positions[0].topic in self._inputs:
-            self._bounded = BoundedConsumer(reader_config(self._config, self._own))
-            self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
-            for partition, offset in self._positions.items():
-                self._bounded.seek(partition, offset)
-            return
-        for topic in {at.topic for at in positions if at.offset == OFFSET_BEGINNING or len(positions) > 1}:
-            # A client that does not know the leaders yet asks where a log begins only half a second later, and begins
-            # to fetch from several partitions up to a second later. Where no broker answers, it goes on asking.
-            with suppress(KafkaException):
-                self.consumer.list_topics(topic, timeout=_METADATA_S)
-        self._positions = {(at.topic, at.partition): max(at.offset, 0) for at in positions}
-        self.consumer.assign(list(positions))
+    def assign(self, positions: Mapping[Partition, int]) -> None:
+        """Read these partitions, each from its offset; 0: from the log's beginning."""
+        for partition, offset in positions.items():
+            self._seek(partition, offset)
 
     def position(self, topic: str, partition: int) -> int:
         """Return the offset behind what was taken or skipped of a partition."""
@@ -114,15 +89,10 @@ class LogConsumer:
 
     def drop(self, partition: Partition) -> None:
         """Read a partition no more."""
-        if self._bounded is not None:
-            self._bounded.drop([partition])
-        else:
-            self.consumer.incremental_unassign([TopicPartition(*partition)])
+        self._consumer.drop([partition])
 
     def take(self, timeout_s: float, most: int, end: int | None = None) -> list[Record | ReadError]:
         """Return up to ``most`` records and errors; waits up to ``timeout_s`` for the first one.
-
-        Errors of unreadable batches are not among them.
 
         Args:
             timeout_s: Longest wait for the first record.
@@ -131,148 +101,75 @@ class LogConsumer:
                 behind it is not skipped: perhaps no agent has come to it yet.
 
         Raises:
-            TopicError: A batch cannot be read, with an error or without, and nobody has quarantined it.
+            TopicError: A batch cannot be read, and nobody has quarantined it.
         """
-        if self._bounded is not None:
-            self._bounded.prefetch()
-            if not (items := self._bounded.take(most)):
-                self._bounded.wait(timeout_s)
-                items = self._bounded.take(most)
-            return self._taken(items, end)
-        if self._standstills.due():
-            self._look(end)
-        # ``consume`` with a timeout waits for a full list.
-        first = self.consumer.poll(timeout_s)
-        if first is None:
-            return []
-        return self._taken(list(map(item_of, [first, *(self.consumer.consume(most - 1, 0) if most > 1 else ())])), end)
-
-    def _taken(self, items: Sequence[Item], end: int | None) -> list[Record | ReadError]:
-        read = [item for item in items if isinstance(item, Record)]
-        if not self._skipped and len(read) == len(items):
-            if read and len(self._positions) == 1:
-                self._take(read[-1])
-            else:
-                for record in read:
-                    self._take(record)
-            return list(read)
-        return self._readable(items, end)
+        self._consumer.prefetch()
+        if not (items := self._consumer.take(most)):
+            self._consumer.wait(timeout_s)
+            items = self._consumer.take(most)
+        read = [item for item in items if not isinstance(item, UnreadableRange)]
+        if read and isinstance(read[-1], Record) and len(self._positions) == 1:
+            self._take(read[-1])
+        else:
+            for item in read:
+                if isinstance(item, Record):
+                    self._take(item)
+        if len(read) < len(items):
+            self._skip(items, end)
+        return read
 
     def close(self) -> None:
         """Close the consumer."""
-        if self._bounded is not None:
-            self._bounded.close()
-        self.consumer.close()
+        self._consumer.close()
 
     def _take(self, record: Record) -> None:
         self._positions[record.topic, record.partition] = record.offset + 1
 
-    def _readable(self, items: Sequence[Item], end: int | None) -> list[Record | ReadError]:
-        """Return what of ``items`` stands before unreadable batches, and go on behind those below ``end``."""
-        readable: list[Record | ReadError] = []
-        ended: set[Partition] = set()
+    def _skip(self, items: Sequence[Item], end: int | None) -> None:
+        """Go on behind the unreadable batches of partitions, each the last item of its partition, below ``end``."""
         for item in items:
-            partition = partition_of(item)
-            if partition in ended:
+            if not isinstance(item, UnreadableRange):
                 continue
-            position = self._positions.get(partition, 0)
-            if isinstance(item, Record):
-                if partition not in self._skipped or item.offset >= position:
-                    self._take(item)
-                    readable.append(item)
-            elif isinstance(item, UnreadableRange) or item.error.code() in UNREADABLE:
-                ended.add(partition)
-                start = max(position, item.start if isinstance(item, UnreadableRange) else item.offset)
-                self._skipped.add(partition)
-                if end is not None and start >= end:
-                    self._seek(partition, start)
-                else:
-                    self._skip(partition, start, item)
-            elif partition in self._skipped and _is_astray(item, position):
-                self._seek(partition, position)
-            else:
-                readable.append(item)
-        return readable
-
-    def _skip(self, partition: Partition, start: int, failure: UnreadableRange | ReadError) -> None:
-        """Go on behind the unreadable batch at ``start``, or read it again: the network may have damaged it."""
-        if isinstance(failure, UnreadableRange) and failure.error != DAMAGED:
-            fault = Fault(start, *failure[2:])
-            self._go_on(partition, start, self._end_of(partition, fault))
-            return
-        why = failure.message if isinstance(failure, UnreadableRange) else failure.error.name()
-        try:
-            examined = find_fault(self._config, partition, start, self._waiting)
-        except (KafkaException, FetchUnanswered, FetchRefused) as unknown:
-            log.warning("%s partition %d: an unreadable batch cannot be examined yet: %s", *partition, unknown)
-            self._go_on(partition, start, start)
-            return
-        if examined is None:
-            self._failures[partition, start] += 1
-            if self._failures[partition, start] >= FETCHES:
-                topic, number = partition
-                raise TopicError(
-                    f"topic {topic} partition {number} cannot be read from offset {start} on ({why}), or only "
-                    "sometimes: check the network"
+            partition, start = item.partition, item.start
+            behind = start if end is not None and start >= end else self._end_of(item)
+            if behind > start:
+                log.warning(
+                    "%s partition %d: offsets %d to %d cannot be read and are skipped", *partition, start, behind - 1
                 )
-        self._go_on(partition, start, start if examined is None else self._end_of(partition, examined))
-
-    def _look(self, end: int | None) -> None:
-        """Go on behind batches below ``end`` of which the client delivers nothing, and no error either."""
-        read = assigned(self.consumer, self._positions)
-        for partition in self._standstills.suspects(read, lambda partition: known_end(self.consumer, partition)):
-            start = read[partition]
-            try:
-                fault = find_fault(self._config, partition, start, self._waiting, is_silent=True)
-            except (FetchUnanswered, FetchRefused) as unknown:
-                log.info("%s partition %d stands still, and nobody says why: %s", *partition, unknown)
-                continue
-            if fault is not None and (end is None or start < end):
-                self._go_on(partition, start, self._end_of(partition, fault))
-
-    def _go_on(self, partition: Partition, start: int, end: int) -> None:
-        if end > start:
-            log.warning("%s partition %d: offsets %d to %d cannot be read and are skipped", *partition, start, end - 1)
-        self._seek(partition, end)
+            self._seek(partition, behind)
 
     def _seek(self, partition: Partition, offset: int) -> None:
-        # A client that has asked for an offset that is not there stops reading the partition, and refuses to seek.
         self._positions[partition] = offset
-        if self._bounded is not None:
-            self._bounded.seek(partition, offset)
-            return
-        self.consumer.incremental_unassign([TopicPartition(*partition)])
-        self.consumer.incremental_assign([TopicPartition(*partition, offset)])
+        self._consumer.seek(partition, offset)
 
-    def _end_of(self, partition: Partition, fault: Fault) -> int:
+    def _end_of(self, fault: UnreadableRange) -> int:
         """Return where to go on behind an unreadable batch.
 
         Raises:
             TopicError: Nobody has quarantined it, or it must not be passed over.
         """
-        topic, _ = partition
-        if topic == self._prefix + CONTROL.name and fault.error == DAMAGED and not self._accept_damaged_control:
-            raise _damaged_control(partition, fault)
-        start, found, why = fault.start, fault.end, fault.message
+        (topic, number), start, found, error, why, _ = fault
+        if topic == self._prefix + CONTROL.name and error == DAMAGED and not self._accept_damaged_control:
+            raise _damaged_control(fault)
         if topic in {self._prefix + each.name for each in _READ_BY_NO_AGENT}:
-            batch = Record(topic, partition[1], start, 0, None, None)
+            batch = Record(topic, number, start, 0, None, None)
             refuse(batch, f"offsets {start} to {found - 1} cannot be read ({why})", self._on_refused)
             return found
-        if self._skip_unreadable or (fault.error == ODD_OFFSET and self._skip_refused):
+        if self._skip_unreadable or (error == ODD_OFFSET and self._skip_refused):
             return found
         if not self._skip_refused:
-            raise TopicError(f"topic {topic} partition {partition[1]} cannot be read from offset {start} on ({why})")
-        ends = [end for first, end in self._quarantined(partition) if first <= start < end]
+            raise TopicError(f"topic {topic} partition {number} cannot be read from offset {start} on ({why})")
+        ends = [end for first, end in self._quarantined(fault.partition) if first <= start < end]
         if any(end > found for end in ends):
             log.warning(
                 "%s partition %d: a quarantine of offset %d names a later end than %d, where the unreadable batch "
                 "ends; it is ignored",
-                *partition, start, found,
+                topic, number, start, found,
             )  # fmt: skip
         # Less than the whole batch, where the rest of it makes another range.
         agreed = max((end for end in ends if end <= found), default=None)
         if agreed is None:
-            raise _not_quarantined(partition, fault)
+            raise _not_quarantined(fault)
         return agreed
 
     def _quarantined(self, partition: Partition) -> list[tuple[int, int]]:
@@ -283,7 +180,7 @@ class LogConsumer:
         with closing(
             LogConsumer(self._config, self._prefix, own, self._waiting, accept_damaged_control=accepts)
         ) as control:
-            control.assign([TopicPartition(self._prefix + CONTROL.name, 0, OFFSET_BEGINNING)])
+            control.assign({(self._prefix + CONTROL.name, 0): 0})
             deadline_s = time.monotonic() + _CONTROL_S
             while time.monotonic() < deadline_s:
                 self._waiting()
@@ -307,28 +204,25 @@ class LogConsumer:
         return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
 
 
-def _whole_from(fault: Fault) -> str:
+def _whole_from(fault: UnreadableRange) -> str:
     """Return what to do about a disk."""
     others = " or ".join(map(str, fault.others))
     return f"let broker {others} lead the partition, which may hold them whole" if others else "restore the disk"
 
 
-def _damaged_control(partition: Partition, fault: Fault) -> TopicError:
+def _damaged_control(fault: UnreadableRange) -> TopicError:
+    topic, number = fault.partition
     return TopicError(
-        f"topic {partition[0]} partition {partition[1]}: the disk of its leader has damaged offsets {fault.start} to "
+        f"topic {topic} partition {number}: the disk of its leader has damaged offsets {fault.start} to "
         f"{fault.end - 1}, which may hold the activation of a model or a quarantine: {_whole_from(fault)} "
         "(docs/operating.md). To go on without them: FRAUD_PIPELINE_ACCEPT_DAMAGED_CONTROL=true"
     )
 
 
-def _not_quarantined(partition: Partition, fault: Fault) -> TopicError:
+def _not_quarantined(fault: UnreadableRange) -> TopicError:
+    topic, number = fault.partition
     remedy = f"; or {_whole_from(fault)} (docs/operating.md)" if fault.error == DAMAGED else ""
     return TopicError(
-        f"topic {partition[0]} partition {partition[1]} cannot be read from offset {fault.start} on ({fault.message}) "
+        f"topic {topic} partition {number} cannot be read from offset {fault.start} on ({fault.message}) "
         f"and no agent has quarantined that: let a worker that reads the topic run until it has{remedy}"
     )
-
-
-def _is_astray(item: ReadError, position: int) -> bool:
-    """Return whether an error is of where the client had gone on by itself behind a damaged batch."""
-    return item.error.code() == KafkaError._AUTO_OFFSET_RESET and item.offset != position

@@ -48,7 +48,7 @@ class TopicTail:
     def __init__(self, bootstrap: str, settings: Settings, topic: str, fetch: Mapping[str, Any] | None = None) -> None:
         """``fetch``: what `late_fetch_config` returns."""
         self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
-        self._consumer.assign(ends_now(self._consumer.consumer, topic))
+        self._consumer.assign(ends_now(admin_client(bootstrap, settings=settings), topic))
 
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""

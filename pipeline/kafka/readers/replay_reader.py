@@ -27,7 +27,6 @@ from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import Waiting, last_offsets, partition_numbers
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.readers.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
-from pipeline.kafka.records.batch import start_at
 from pipeline.kafka.records.internal import OnRefused, not_counted, readable
 from pipeline.kafka.records.message_records import ReadError
 from pipeline.settings import Settings
@@ -135,18 +134,13 @@ class RangeReader:
         self._log_end = -1
         """Offset at which the client has last met the end of what can be read."""
 
-    def begin(self) -> None:
-        """Let the client fetch from now on; otherwise it begins when records are first asked for."""
-        if self._consumer is None:
-            self._consumer = self._fetching()
-
     def _fetching(self) -> LogConsumer:
         own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
         consumer = log_consumer(
             self._bootstrap, self._settings, own, self._waiting,
             skip_refused=self._skip_refused, on_refused=self._on_refused,
         )  # fmt: skip
-        consumer.assign([start_at((self.topic, self.partition), self.position)])
+        consumer.assign({(self.topic, self.partition): self.position})
         return consumer
 
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
-from pipeline.kafka.cluster.clients import READER_GROUP, consumer_config
+from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.cluster.log_offsets import ends_now, partition_numbers, stable_ends
 from pipeline.kafka.cluster.retries import may_pass
@@ -19,7 +20,7 @@ from pipeline.settings import Settings
 from schemas.records import Record
 
 READ_BATCH: Final = 10_000
-"""Records taken from librdkafka at a time; each call costs as much as decoding a record."""
+"""Records taken at a time."""
 QUEUE_OF_BLOCKS: Final = {"queued.max.messages.kbytes": 4 * 1024}
 """Tuning of a reader of blocks, which are large and expand to many rows: it reads less far ahead."""
 READ_POLL_S: Final = 0.1
@@ -84,10 +85,12 @@ def read_batches(
     """
     reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable, on_refused=on_refused)
     try:
-        numbers = partitions if partitions is not None else partition_numbers(reader.consumer, topic)
+        numbers = partitions
+        if numbers is None:
+            numbers = partition_numbers(admin_client(bootstrap, settings=settings), topic)
         found = stable_ends(bootstrap, settings, topic, numbers)
         ends = {number: end for number, end in found.items() if (start or {}).get(number, 0) < end}
-        reader.assign([TopicPartition(topic, n, (start or {}).get(n, OFFSET_BEGINNING)) for n in ends])
+        reader.assign({(topic, number): (start or {}).get(number, 0) for number in ends})
         early: dict[int, int] = {}
         stood: list[int] | None = None
         while ends:
@@ -194,14 +197,14 @@ def tail_topic(
     is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
     reader = log_consumer(bootstrap, settings)
     try:
+        client = admin_client(bootstrap, settings=settings)
         if start is None and not from_beginning:
-            # Asked for now: a position that is known shows whether the partition stands still.
-            positions = ends_now(reader.consumer, topic)
+            reader.assign(ends_now(client, topic))
         else:
-            numbers, first = partition_numbers(reader.consumer, topic), {} if start is None else start
-            positions = [TopicPartition(topic, number, first.get(number, OFFSET_BEGINNING)) for number in numbers]
-        reader.assign(positions)
-        presence = _Presence(reader.consumer, bootstrap, topic, lost_after_s)
+            reader.assign(
+                {(topic, number): (start or {}).get(number, 0) for number in partition_numbers(client, topic)}
+            )
+        presence = _Presence(client, bootstrap, topic, lost_after_s)
         while is_stopped is None or not is_stopped():
             presence.check()
             for item in reader.take(READ_POLL_S, READ_BATCH):
@@ -222,8 +225,8 @@ def raise_unless_passing(error: KafkaError) -> None:
 class _Presence:
     """Asks now and then whether a broker still answers a reader, who does not notice when the last one ends."""
 
-    def __init__(self, consumer: Consumer, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
-        self._consumer, self._bootstrap, self._topic = consumer, bootstrap, topic
+    def __init__(self, client: AdminClient, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
+        self._client, self._bootstrap, self._topic = client, bootstrap, topic
         self._lost_after_s = lost_after_s
         self._asked_s = self._answered_s = time.monotonic()
 
@@ -233,7 +236,7 @@ class _Presence:
         if self._lost_after_s is None or now_s - self._asked_s < PRESENCE_S:
             return
         try:
-            self._consumer.list_topics(self._topic, timeout=PRESENCE_S)
+            self._client.list_topics(self._topic, timeout=PRESENCE_S)
             self._answered_s = time.monotonic()
         except KafkaException as error:
             if now_s - self._answered_s >= self._lost_after_s:

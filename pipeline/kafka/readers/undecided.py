@@ -8,20 +8,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.cluster.clients import READER_GROUP, Config, admin_client, consumer_config
 from pipeline.kafka.cluster.log_offsets import listed_offset
 from pipeline.kafka.cluster.watch import WatchThread
-from pipeline.kafka.damage.unreadable import UNREADABLE
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
-from pipeline.kafka.records.batch import Partition, UnreadableRange, start_at
+from pipeline.kafka.records.batch import Partition, UnreadableRange
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.records import Record
@@ -178,7 +176,6 @@ class KafkaLog:
         self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
         self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
         self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
-        self._readers: dict[bool, Consumer] = {}
 
     def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
@@ -195,15 +192,8 @@ class KafkaLog:
         return ends
 
     def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
-        """Look for the first record at or behind an offset of each partition. Raises ``KafkaException``."""
-        inputs = {at: offset for at, offset in offsets.items() if at[0] in self._settings.inputs}
-        found = self._first_of_inputs(inputs, committed=committed) if inputs else {}
-        others = {at: offset for at, offset in offsets.items() if at not in inputs}
-        return found | (self._first_of_others(others, committed=committed) if others else {})
-
-    def _first_of_inputs(self, offsets: Mapping[Partition, int], *, committed: bool) -> dict[Partition, FirstRecord]:
-        """Look at what producers write, of which nothing is inflated beyond bounds."""
-        reader = BoundedConsumer(self._config(committed))
+        """Look for the first record at or behind an offset of each partition."""
+        reader = BoundedConsumer(self._config(committed), self._settings.inputs)
         found: dict[Partition, FirstRecord] = {}
         ends_s = time.monotonic() + READ_TIMEOUT_S
         try:
@@ -227,50 +217,12 @@ class KafkaLog:
             reader.close()
         return found
 
-    def _first_of_others(self, offsets: Mapping[Partition, int], *, committed: bool) -> dict[Partition, FirstRecord]:
-        reader = self._reader(committed)
-        reader.assign([start_at(partition, at) for partition, at in offsets.items()])
-        found: dict[Partition, FirstRecord] = {}
-        ends_s = time.monotonic() + READ_TIMEOUT_S
-        while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
-            message = reader.poll(POLL_S)
-            if message is None:
-                continue
-            partition = (message.topic(), message.partition())
-            error: KafkaError | None = message.error()
-            if partition in found or partition not in offsets:
-                continue
-            if error is None:
-                found[partition] = FirstRecord("record", message.offset(), message.timestamp()[1])
-            elif error.code() == KafkaError._PARTITION_EOF:
-                found[partition] = FirstRecord("end", message.offset())
-            elif error.code() in UNREADABLE:
-                found[partition] = FirstRecord("unreadable", offsets[partition])
-            else:
-                continue
-            reader.incremental_unassign([TopicPartition(*partition)])
-        reader.unassign()
-        return found
-
-    def close(self) -> None:
-        """Close the consumers."""
-        for reader in self._readers.values():
-            reader.close()
-
-    def _reader(self, committed: bool) -> Consumer:
-        if committed not in self._readers:
-            self._readers[committed] = Consumer(self._config(committed))
-        return self._readers[committed]
-
     def _config(self, committed: bool) -> Config:
         overrides: dict[str, Any] = {
             **self._quiet,
-            "group.protocol": "classic",  # it only assigns, and never joins
             "isolation.level": "read_committed" if committed else "read_uncommitted",
             "enable.partition.eof": True,
-            # One record of each partition is looked at.
-            "queued.min.messages": 1,
-            "max.partition.fetch.bytes": 64 * 1024,
+            "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at
         }
         return consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
 
@@ -297,13 +249,13 @@ class UndecidedWatch(WatchThread):
         self._positions[agent] = positions
 
     def _run(self) -> None:
-        with closing(self._new_log()) as logs:
-            agents: dict[str, OldestUndecided] = {}
-            shown: dict[str, set[Partition]] = {}
-            while not self._stopping.wait(self._interval_s):
-                for agent, positions in list(self._positions.items()):
-                    oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
-                    shown[agent] = self._measure(agent, oldest, positions, shown.get(agent, set()))
+        logs = self._new_log()
+        agents: dict[str, OldestUndecided] = {}
+        shown: dict[str, set[Partition]] = {}
+        while not self._stopping.wait(self._interval_s):
+            for agent, positions in list(self._positions.items()):
+                oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
+                shown[agent] = self._measure(agent, oldest, positions, shown.get(agent, set()))
 
     def _measure(
         self,

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-
 from schemas.messages import RecordPosition
 from schemas.records import Record
 
@@ -13,21 +11,18 @@ Partition = tuple[str, int]
 """Topic on the cluster, and partition number."""
 
 
-def start_at(partition: Partition, offset: int) -> TopicPartition:
-    """Return the position to read a partition from; offset 0 is the log's beginning, wherever that is now."""
-    return TopicPartition(*partition, offset if offset > 0 else OFFSET_BEGINNING)
-
-
 class UnreadableRange(NamedTuple):
-    """Offsets of one partition that no client can read."""
+    """Offsets of one partition that nobody can read."""
 
     partition: Partition
     start: int
     end: int
     """Offset behind the last one."""
     error: str
-    """The client's name of the error."""
+    """One word."""
     message: str
+    others: tuple[int, ...] = ()
+    """Ids of the other brokers in sync that hold damaged ones whole, or do not answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from schemas.topics import Topic
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of the values of a batch; one message may be larger by itself."""
 AT_ONCE: Final = 64
-"""Messages that librdkafka is asked for at once: of the largest ones no more than these exceed a batch."""
+"""Blocks that are taken at once: each may hold many rows."""
 
 
 class Carried:
@@ -42,7 +42,8 @@ class Carried:
 
     def wanted(self) -> int:
         """Return how many further items to ask for; 0 once a batch is full."""
-        return 0 if self._bytes >= self._most_bytes else max(self._most_rows - self._rows, 0)
+        rows = 0 if self._bytes >= self._most_bytes else max(self._most_rows - self._rows, 0)
+        return min(rows, AT_ONCE) if self._blocks else rows
 
     def take(self) -> list[Item]:
         """Return the items of the next batch: at least one, if there are any."""

@@ -1,4 +1,4 @@
-"""Bounded decompression of record batches: no more is inflated than a producer may send at once."""
+"""Bounded decompression of record batches: no more is inflated than its caller allows."""
 
 import io
 import struct
@@ -17,7 +17,6 @@ _XERIAL: Final = b"\x82SNAPPY\0"
 _XERIAL_HEADER_BYTES: Final = 16
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 _USUAL_FACTOR, _USUAL_BYTES = 8, 65_536
-_TOO_LARGE: Final = f"its records are larger than {MOST_BATCH_BYTES} bytes before compression"
 
 
 class NotInflated(ValueError):
@@ -25,10 +24,10 @@ class NotInflated(ValueError):
 
 
 class TooLarge(NotInflated):
-    """A batch expands beyond `MOST_BATCH_BYTES`."""
+    """A batch expands beyond what it may."""
 
 
-def inflate(payload: memoryview, codec: int, most: int = MOST_BATCH_BYTES) -> bytes:
+def inflate(payload: memoryview, codec: int, most: int) -> bytes:
     """Return the records of a batch, decompressed.
 
     Args:
@@ -54,7 +53,7 @@ def inflate(payload: memoryview, codec: int, most: int = MOST_BATCH_BYTES) -> by
     except (OSError, zlib.error, struct.error) as error:
         raise NotInflated(str(error)) from error
     if len(inflated) > most:
-        raise TooLarge(_TOO_LARGE)
+        raise TooLarge
     return inflated
 
 
@@ -98,6 +97,6 @@ def _unsnap_block(block: memoryview, most: int) -> bytes:
         if byte < 0x80:
             break
     if size > most:
-        raise TooLarge(_TOO_LARGE)
+        raise TooLarge
     inflated: bytes = pa.Codec("snappy").decompress(pa.py_buffer(block), size, asbytes=True)
     return inflated

@@ -1,16 +1,13 @@
-"""What readers take from a Kafka client: records, and what is to be said of a partition in their place.
-
-And values of records that their readers can decode.
-"""
+"""What readers take from a log: records, and reports about a partition in their place; and values of records."""
 
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError
 
 from pipeline.kafka.records.batch import Partition, UnreadableRange
-from schemas.records import Headers, Record
+from schemas.records import Record
 
 T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
@@ -27,7 +24,7 @@ def readable_value(message: T, decode: Callable[[bytes], T]) -> bytes:
 
 
 class ReadError(NamedTuple):
-    """A client's report about a partition in the place of a record."""
+    """A report about a partition in the place of a record: a broker's error, or the end of the log."""
 
     partition: Partition
     offset: int
@@ -35,29 +32,3 @@ class ReadError(NamedTuple):
 
 
 Item = Record | ReadError | UnreadableRange
-
-
-def item_of(message: Message) -> Record | ReadError:
-    """Return the record in a message, or the error."""
-    error = message.error()
-    if error is not None:
-        return ReadError((message.topic() or "", message.partition() or 0), message.offset(), error)
-    try:
-        headers = message.headers()
-        return _record(message, tuple(headers) if headers else ())
-    except (SystemError, UnicodeDecodeError):
-        # The client decodes a header's name as UTF-8, and leaves its error for whatever is called next. Such headers
-        # say nothing to anybody: the record is read without them.
-        return _record(message, ())
-
-
-def _record(message: Message, headers: Headers) -> Record:
-    return Record(
-        message.topic(),
-        message.partition(),
-        message.offset(),
-        message.timestamp()[1],
-        message.key(),
-        message.value(),
-        headers,
-    )

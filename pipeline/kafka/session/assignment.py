@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.kafka.cluster.callbacks import callback
-from pipeline.kafka.damage.unreadable_batches import UnreadableBatches
 from pipeline.kafka.readers.group_client import GroupClient
 from pipeline.kafka.records.batch import Partition, partitions_text
 from pipeline.kafka.session.committed_state import CommittedState
@@ -26,9 +25,6 @@ class Assignment:
         client: GroupClient,
         state: CommittedState,
         careful: CarefulReading,
-        unreadable: UnreadableBatches,
-        *,
-        taken: Callable[[], None],
         releasing: Callable[[Collection[int]], None],
     ) -> None:
         """Hold nothing yet.
@@ -37,12 +33,10 @@ class Assignment:
             client: The session's client.
             state: The committed state of what is held.
             careful: Reads carefully what the last holder may have died of.
-            unreadable: The batches that the client cannot read.
-            taken: Called once partitions have been taken in.
             releasing: Called with the numbers of partitions that are about to be given up in order.
         """
-        self._client, self._state, self._careful, self._unreadable = client, state, careful, unreadable
-        self._taken, self._releasing = taken, releasing
+        self._client, self._state, self._careful = client, state, careful
+        self._releasing = releasing
         self._agent, self._topics = client.member.agent, client.member.topics
 
     def subscribe(self) -> None:
@@ -72,20 +66,9 @@ class Assignment:
             offsets = self._state.restore(whole, committed)
             self._careful.assigned(committed)
         log.info("%s: assigned %s", self._agent, partitions_text(came))
-        client.assign(came, offsets)
         # The other topics of a number may come later, in a further call: until then nothing of it is read.
-        if incomplete := [partition for partition in came if partition[1] not in whole]:
-            client.pause(incomplete)
-        # All of them, however they came: librdkafka remembers a pause of a partition that was taken away since.
-        if whole and not self._careful.plan.active:
-            client.resume(client.member.partitions(whole))
-        for partition in client.member.partitions(whole):
-            if partition not in came:
-                # Paused since it came, and perhaps read ahead since. After the resume, which alone is noticed late.
-                client.seek(partition, offsets[partition])
-        client.positions.update(offsets)
+        client.assign(came, offsets)
         self._state.offsets.update(offsets)
-        self._taken()
 
     @callback
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -113,14 +96,10 @@ class Assignment:
     def _take_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         client = self._client
         numbers = {partition.partition for partition in partitions}
-        left: list[Partition] = []
         # A client that was given up reports it while it is closed; what it held may be its successor's by then.
         if consumer is client.consumer:
             client.assigned -= {(partition.topic, partition.partition) for partition in partitions}
-            left = [partition for partition in client.assigned if partition[1] in numbers]
             self._give_up(numbers)
-        if left and not client.is_classic:
-            client.pause(left)
         self._unassign(consumer, partitions)
 
     def _unassign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -134,5 +113,4 @@ class Assignment:
             if partition[1] in numbers:
                 self._careful.plan.forget(partition)
         self._client.forget(numbers)
-        self._unreadable.forget(numbers)
         self._state.forget(numbers)

@@ -9,11 +9,10 @@ from pipeline.kafka.cluster.shutdown import Shutdown
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.records.internal import OnRefused
 from pipeline.kafka.records.member import Member
-from pipeline.kafka.session.careful import Committed
+from pipeline.kafka.session.attempts import Committed
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.restore import restore_partition
 from pipeline.kafka.session.state_handler import StateHandler
-from pipeline.kafka.session.steps import restore_tuning
 from pipeline.kafka.writers.unfinished_transactions import end_left_open
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ class CommittedState:
                 self._handler,
                 self._shutdown.restoring,
                 self._on_refused,
-                restore_tuning(marked.values()),
             )
         except BaseException:
             self._handler.forget(number)

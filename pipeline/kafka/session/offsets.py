@@ -19,7 +19,7 @@ from pipeline.kafka.cluster.log_offsets import committed_partitions, last_offset
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.records.internal import OnRefused, not_counted
-from pipeline.kafka.session.careful import Committed, holder, read_mark
+from pipeline.kafka.session.attempts import Committed, holder, read_mark
 from pipeline.settings import Settings
 from schemas.topics import Topic
 

@@ -35,7 +35,6 @@ def restore_partition(
     handler: StateHandler,
     waiting: Callable[[], None],
     on_refused: OnRefused = not_counted,
-    tuning: Mapping[str, int] | None = None,
 ) -> Restoration:
     """Let ``handler`` start a partition and replay its log up to what is committed.
 
@@ -48,7 +47,6 @@ def restore_partition(
         handler: Holds the state.
         waiting: Called while nothing comes; may raise.
         on_refused: Counts records that cannot be read.
-        tuning: Configuration over that of the readers.
 
     Raises:
         TopicError: Records that the replay needs are gone, and the settings do not accept it.
@@ -64,9 +62,8 @@ def restore_partition(
 
         def reader(topic: str, start: int) -> RangeReader:
             made = RangeReader(
-                bootstrap, settings, topic, number, start, waiting, tuning,
-                most_bytes=BATCH_BYTES, on_refused=on_refused,
-            )  # fmt: skip
+                bootstrap, settings, topic, number, start, waiting, most_bytes=BATCH_BYTES, on_refused=on_refused
+            )
             return stack.enter_context(closing(made))
 
         readers = [reader(topic, max(positions.get(topic, 0), first[topic])) for topic in ends]
@@ -75,10 +72,6 @@ def restore_partition(
             progress_reader = reader(settings.topic(PROGRESS.name), restored.progress if restored is not None else 0)
             progress = stable_end(bootstrap, settings, progress_reader.topic, number, waiting)
             markers = read_markers(progress_reader, agent, progress, on_refused)
-        for each in readers:
-            if each.position < ends[each.topic]:
-                # All connect and fetch at once; else each begins when its first record is asked for.
-                each.begin()
         for batch in in_recorded_order(readers, markers, ends, lambda name: name.removeprefix(settings.topic_prefix)):
             waiting()
             handler.replay(number, batch.records, batch.config)

@@ -18,14 +18,12 @@ from pipeline.kafka.cluster.clients import MEMBER_ID, Config, GroupProtocol, con
 from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError, Unknown
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.cluster.shutdown import Shutdown
-from pipeline.kafka.damage.unreadable_batches import UnreadableBatches
-from pipeline.kafka.readers.batch_reader import BatchReader
 from pipeline.kafka.readers.group_client import GroupClient
 from pipeline.kafka.records.batch import Batch, Partition
 from pipeline.kafka.records.internal import OnRefused, not_counted
 from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.assignment import Assignment
-from pipeline.kafka.session.careful import Mark, write_mark
+from pipeline.kafka.session.attempts import Mark, write_mark
 from pipeline.kafka.session.committed_state import CommittedState
 from pipeline.kafka.session.markers import batch_markers
 from pipeline.kafka.session.offsets import CommittedOffsets
@@ -92,11 +90,7 @@ class Session:
         self._retries = Retries(agent, self._shutdown.requested, self._shutdown.waiting)
         self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._retries, on_refused)
         config = _consumer_config(self._member, group_protocol)
-        # Of this client alone: who probes a partition wants an answer at once.
-        fetch = late_fetch_config(late_ms, settings)
-        self._client = GroupClient(self._member, {**config, **fetch}, self._shutdown, self._retries)
-        self._unreadable = UnreadableBatches(config, agent, settings.damaged_batch_wait_s)
-        self._reader = BatchReader(self._client, self._unreadable)
+        self._client = GroupClient(self._member, {**config, **late_fetch_config(late_ms, settings)}, self._shutdown)
         self._producers = TransactionalProducers(
             bootstrap,
             settings,
@@ -113,11 +107,9 @@ class Session:
             settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting,
             partial(self._offsets.commits_of_others, self._careful.session),
         )  # fmt: skip
-        self._assignment = Assignment(
-            self._client, self._state, self._careful, self._unreadable, taken=self._pause, releasing=self._release
-        )
-        self._paused = False
-        """True while all that is held is paused for careful reading."""
+        self._assignment = Assignment(self._client, self._state, self._careful, self._release)
+        self._is_careful = False
+        """True while steps move positions on; the client reads on from there behind the last."""
         self._on_hold = False
         """True while nothing is read because the agent must not work."""
         self._refusals = self._rejoins = 0
@@ -143,19 +135,17 @@ class Session:
 
         A batch is bounded by rows and by bytes; what exceeds it is carried over to the next one.
         """
-        if self._on_hold:
-            self._on_hold = False
-            if not self._careful.plan.active:
-                self._resume()
-        if self._paused:
+        self._on_hold = False
+        if self._careful.plan.active or self._is_careful:
             return self._poll_carefully(timeout_s)
-        if (unreadable := self._reader.unreadable_batch()) is not None:
+        if (unreadable := self._client.unreadable_batch()) is not None:
             return unreadable
         self._client.fetch(timeout_s)
         if self._client.fatal:
             self._rejoin(self._client.fatal[0])
             return None
-        return self._reader.fetched_batch()
+        # Partitions may have come meanwhile, of whose records their last holder has died.
+        return None if self._careful.plan.active else self._client.fetched_batch()
 
     def hold(self, timeout_s: float) -> Batch | None:
         """Read nothing for up to ``timeout_s``, but stay in the group; the next `poll` reads on where it stood.
@@ -163,11 +153,8 @@ class Session:
         Returns:
             None: there is no batch.
         """
-        if not self._on_hold:
-            self._on_hold = True
-            self._pause()
-        # Serves rebalances alone: a record that was fetched before the pause is read again.
-        self._client.consumer.poll(timeout_s)
+        self._on_hold = True
+        self._client.serve(timeout_s)
         if self._client.fatal:
             self._rejoin(self._client.fatal[0])
         return None
@@ -270,7 +257,7 @@ class Session:
     @property
     def damaged(self) -> list[Partition]:
         """Partitions that wait for another replica to lead them, because their leader's disk has damaged a batch."""
-        return self._unreadable.damaged
+        return self._client.damaged
 
     def lag(self) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.
@@ -295,7 +282,6 @@ class Session:
         if release:
             self._release({number for _, number in self._state.offsets})
         self._state.offsets.clear()
-        self._unreadable.close()
         self._producers.close()
         self._client.close()
 
@@ -303,8 +289,8 @@ class Session:
 
     def _poll_carefully(self, timeout_s: float) -> Batch | None:
         """The next step of careful reading (``docs/decisions/0032-deaths.md``); reads on as usual behind the last."""
-        # Serves rebalances alone: a record that was fetched before the pause is read again.
-        self._client.consumer.poll(0)
+        self._is_careful = True
+        self._client.serve(0)
         if self._client.fatal:
             self._rejoin(self._client.fatal[0])
             return None
@@ -318,24 +304,11 @@ class Session:
         except (Aborted, Unknown, KafkaException) as reason:
             log.warning("%s: a mark is not committed yet: %s", self.agent, reason)
             return None
-        if not self._careful.plan.active:
-            self._resume()
+        self._is_careful = self._careful.plan.active
+        if not self._is_careful:
+            for partition, position in list(self._client.positions.items()):
+                self._client.seek(partition, position)
         return batch
-
-    def _pause(self) -> None:
-        if self._careful.plan.active:
-            self._paused = True
-        if self._paused or self._on_hold:
-            self._client.pause(self._client.assigned)
-
-    def _resume(self) -> None:
-        """Read on as usual, but for partitions that are paused while an unreadable batch is examined."""
-        partitions = [partition for partition in self._client.positions if not self._unreadable.pauses(partition)]
-        # In this order: a client whose partitions are all paused notices a resume up to a second later, a seek at once.
-        self._client.resume(partitions)
-        for partition in partitions:
-            self._client.seek(partition, self._client.positions[partition])
-        self._paused = False
 
     def _release(self, numbers: Collection[int]) -> None:
         """Say beside the committed offsets of partitions that they are given up in order."""

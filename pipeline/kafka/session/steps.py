@@ -1,23 +1,22 @@
 """Careful reading: marks are committed before what they name is read, and steps are read by a client of their own."""
 
 import logging
-import secrets
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import count
 from typing import Any, Final
 
 from confluent_kafka import IsolationLevel, KafkaException
 
-from pipeline.kafka.cluster.clients import FETCH_BYTES, admin_client
+from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.batch import Batch, Partition
-from pipeline.kafka.session.careful import Attempt, Careful, CarefulStep, Committed, Mark
+from pipeline.kafka.session.attempts import Attempt, Attempts, CarefulStep, Committed, Mark
 from pipeline.settings import Settings
 from schemas.records import Record
 
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 
 ONE_RECORD_BATCH: Final = {
     "max.partition.fetch.bytes": 1,  # a broker returns a whole record batch all the same, and no second one
-    "queued.min.messages": 1,
     "queued.max.messages.kbytes": 1,
     "fetch.wait.max.ms": 10,  # behind the last record a step waits for the end
 }
@@ -37,23 +35,12 @@ _ALONE: Final = threading.Lock()
 WriteMarks = Callable[[Mapping[Partition, tuple[int, Mark]]], None]
 
 
-def restore_tuning(committed: Iterable[Committed]) -> dict[str, int]:
-    """Return how a restore fetches from a partition: as usual, or, if its last holder died, a random number of bytes.
-
-    librdkafka may abort the process over an answer of the broker that holds a damaged batch behind others, and does so
-    each time over the same answer. With other sizes answers begin elsewhere (``docs/decisions/0031``, point 8).
-    """
-    if all(at.mark is None or at.mark.released for at in committed):
-        return {}
-    return {"max.partition.fetch.bytes": 1 << secrets.randbelow(FETCH_BYTES.bit_length())}
-
-
 class CarefulReading:
     """Careful reading of one session; used from its thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, agent: str, retries: Retries) -> None:
         self._bootstrap, self._settings, self._agent, self._retries = bootstrap, settings, agent, retries
-        self.plan = Careful(settings.batch_max_records)
+        self.plan = Attempts(settings.batch_max_records)
         self._alone = False
         self.session = f"{settings.instance}/{uuid.uuid4().hex}/"
         """Begin of the names of its transactions."""
@@ -109,7 +96,7 @@ class CarefulReading:
             timeout_s: Longest wait for another agent's step.
 
         Returns:
-            None where nothing is to be worked on now; `Careful.active` then says whether anything is left.
+            None where nothing is to be worked on now; `Attempts.active` then says whether anything is left.
         """
         self.end_step()
         if self.plan.unmarked:

@@ -438,18 +438,20 @@ def test_a_label_without_transaction_becomes_a_dead_letter_after_its_grace_perio
 
 
 def test_labels_that_wait_take_no_more_room_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 labels of .9 MB, of a release that accepted them, and their transaction."""
+    """400 labels of .9 MB, of a release that accepted them, and their transaction."""
     desk, large = Desk(), "x" * 900_000
     refused = accept([Record("labels", 0, 0, 0, b"key", label(7, after(1), note=large))], LABEL_OPTIONS)
     assert reason(refused.outputs[0], "error") == "too_large"
     value, at_us = label(7, after(1), note=large), microseconds(after(1))
     records = []
-    for offset in range(60):
+    for offset in range(400):
         read = Record("labels", 0, offset, at_us // 1_000, b"key", value)
         sent = forward(read, ACCEPTED_LABELS, "c1", 0, at_us)
         records.append(Record("accepted-labels", 0, offset, 0, sent.key, sent.value, sent.headers))
-    dead = [letter for first in range(0, 60, 30) for letter in to(DEAD_LETTERS, desk.work(records[first : first + 30]))]
-    assert [int(reason(letter, "offset")) for letter in dead] == list(range(20, 60))
+    dead = [
+        letter for first in range(0, 400, 50) for letter in to(DEAD_LETTERS, desk.work(records[first : first + 50]))
+    ]
+    assert [int(reason(letter, "offset")) for letter in dead] == list(range(20, 400))
     assert {reason(letter, "error") for letter in dead} == {"too_many_waiting"}
     assert "20 labels wait for its transaction already" in reason(dead[0], "message")
     pending = desk.state._pending.state

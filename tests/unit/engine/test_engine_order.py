@@ -112,9 +112,10 @@ def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkey
     assert {key[:1] for key in desk.store.items()} == {b"t", b"d"}
 
 
-def test_when_the_index_forgets_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_when_the_index_forgets_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Events behind the retention are as if it were not there, however late they are swept."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     transactions, labels = Log(TRANSACTIONS), LabelLog()
     batches: list[list[Record]] = []
     for number in range(200):
@@ -274,8 +275,9 @@ def test_a_decision_behind_the_horizon_is_not_kept() -> None:
     assert state.process([labels.append(label(1, after(199)), after(199))], NOW).counts == {("label", "early"): 1}
 
 
-def test_when_decisions_are_forgotten_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(seed)
     decisions, labels = Log(DECISION_FEATURES), LabelLog()
     batches: list[list[Record]] = []
     for number in range(250):

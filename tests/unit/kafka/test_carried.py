@@ -5,15 +5,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer
 
+from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.carried import Carried
 from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import PROFILED, TRANSACTIONS
-from tests.helpers.client_messages import ClientMessage, message_of
 from tests.helpers.logs import Log, after, transaction
 from tests.unit.engine.test_engine_card import NOW, partition
 
@@ -81,38 +80,38 @@ def test_what_is_dropped_is_of_the_partitions_that_are_meant() -> None:
     assert len(carried) == 0
 
 
-class Client:
+class Reader:
     """A log of one partition, which is read from where it is sought."""
 
-    def __init__(self, messages: Sequence[ClientMessage]) -> None:
-        self.messages, self.at = list(messages), 0
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records, self.at = list(records), 0
 
-    def poll(self, timeout_s: float) -> ClientMessage | None:
-        del timeout_s
-        return next(iter(self.consume(1, 0)), None)
-
-    def consume(self, most: int, timeout_s: float) -> list[ClientMessage]:
-        del timeout_s
-        found = self.messages[self.at : self.at + most]
+    def take(self, most: int) -> list[Record]:
+        found = self.records[self.at : self.at + most]
         self.at += len(found)
         return found
 
-    def consumer_group_metadata(self) -> None:
-        return None
+    def seek(self, at: object, offset: int) -> None:
+        del at
+        self.at = offset
 
-    def seek(self, at: Any) -> None:
-        self.at = max(at.offset, 0)
+    def prefetch(self) -> None:
+        """All is there."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Nothing comes by itself."""
+
+    close = prefetch
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewound(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = blocks(random.integers(1, 9, 30).tolist())
-    log = [message_of(Record(PROFILED.name, 0, number, 0, None, value)) for number, value in enumerate(values)]
+    log = [Record(PROFILED.name, 0, number, 0, None, value) for number, value in enumerate(values)]
     settings = Settings(batch_max_records=12)
     session = Session("127.0.0.1:1", settings, "score", [PROFILED], cast(StateHandler, _Handler()))
-    own = session._client.consumer
-    session._client.consumer = cast(Consumer, Client(log))
+    session._client._records = cast(BoundedConsumer, Reader(log))
     session._client.positions[PROFILED.name, 0] = 0
     read: list[int] = []
     while (batch := session.poll(0.0)) is not None:
@@ -122,9 +121,7 @@ def test_a_session_reads_every_record_once_however_batches_are_bounded_and_rewou
             continue
         read += offsets_of(batch)
     assert read == list(range(30))
-    session._client.consumer = own
-    session._unreadable.close()
-    own.close()
+    session._client.close()
 
 
 def offsets_of(batch: Any) -> list[int]:

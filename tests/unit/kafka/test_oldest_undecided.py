@@ -26,10 +26,6 @@ class OneLog:
     broken: bool = False
     asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released with each measurement, before it is answered."""
-    closed: bool = False
-
-    def close(self) -> None:
-        self.closed = True
 
     def ends(self, places: Collection[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         self.asked.release()
@@ -176,14 +172,3 @@ def test_a_measurement_that_fails_leaves_no_value_behind(log: OneLog, monkeypatc
         log.broken = False
         while shown() is None:
             pass
-    watch._thread.join(30)
-    assert log.closed
-
-
-def test_the_log_is_closed_however_the_watch_ends(log: OneLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = UndecidedWatch("nobody:1", Settings(), WorkerMetrics())
-    monkeypatch.setattr(watch, "_new_log", lambda: log)
-    monkeypatch.setattr(watch._stopping, "wait", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        watch._run()
-    assert log.closed

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.errors import Aborted, TopicError
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.session import steps
-from pipeline.kafka.session.careful import Attempt, Careful, CarefulStep, Committed, Mark, holder
-from pipeline.kafka.session.steps import CarefulReading, restore_tuning
+from pipeline.kafka.session.attempts import Attempt, Attempts, CarefulStep, Committed, Mark, holder
+from pipeline.kafka.session.steps import CarefulReading
 from pipeline.settings import Settings
 from schemas.records import Record
 
@@ -103,16 +102,6 @@ def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatc
     assert not steps._ALONE.locked()
 
 
-def test_a_restore_after_a_death_fetches_other_amounts_than_the_one_that_died() -> None:
-    alive = [Committed(5, Mark("c", released=True)), Committed(0, None, known=False), Committed(7, None)]
-    assert restore_tuning(alive) == {}
-    died = [*alive, Committed(5, Mark("c", attempt=Attempt(9)))]
-    sizes = {restore_tuning(died)["max.partition.fetch.bytes"] for _ in range(500)}
-    # Each of the 17 sizes is drawn about thirty times.
-    assert {1, FETCH_BYTES} <= sizes <= {1 << n for n in range(17)}
-    assert restore_tuning([Committed(5, Mark("c"))]) != {}
-
-
 @pytest.mark.parametrize("instance", ["worker-2", "team/worker-2", "w"])
 def test_a_mark_names_the_instance_that_held_the_partition(instance: str) -> None:
     retries = Retries("card", threading.Event(), lambda: None)
@@ -127,7 +116,7 @@ def test_nobody_is_named_who_released_the_partition_or_wrote_no_mark(mark: Mark 
 
 
 def test_who_holds_a_partition_is_named_though_there_is_nothing_to_read() -> None:
-    plan = Careful(2_000)
+    plan = Attempts(2_000)
     assert plan.assigned(PARTITION, Committed(5, Mark("dead/1/2")), 5) is None
     assert plan.unmarked == {PARTITION: (5, None)}
     plan.begin_usual()

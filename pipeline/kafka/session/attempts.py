@@ -120,7 +120,7 @@ class _Zone:
     deaths: int
 
 
-class Careful:
+class Attempts:
     """The attempts of one session, by partition of a topic."""
 
     def __init__(self, most: int) -> None:
