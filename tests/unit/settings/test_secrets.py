@@ -13,7 +13,7 @@ from pipeline.kafka.session.quarantine import ProcessDied
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
 from pipeline.state.errors import UnusableAddress
-from pipeline.state.objects import RemoteObjects, open_object_store, shown_url
+from pipeline.state.objects import ObjectStore, open_object_store, shown_url
 from pipeline.state.snapshots import SnapshotRepository
 
 SECRET = "marked-for-this-test"
@@ -95,7 +95,7 @@ class Refusing:
 )
 def test_errors_of_a_file_system_do_not_repeat_the_password(error: Exception, kind: type[OSError]) -> None:
     with pytest.raises(kind) as raised:
-        RemoteObjects(Refusing(error), "x", [SECRET]).read("name")
+        ObjectStore(Refusing(error), "x", [SECRET]).read("name")
     assert SECRET not in "".join(traceback.format_exception(raised.value))
     assert raised.value.errno == getattr(error, "errno", None)
 
