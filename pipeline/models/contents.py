@@ -6,8 +6,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.kafka.cluster.log_offsets import Waiting
-from pipeline.kafka.cluster.ranges import readable_range
+from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted, refuse
 from pipeline.scoring.payload import payload_digest

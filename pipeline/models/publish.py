@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.feedback.learn import model_record
-from pipeline.kafka.cluster.ranges import log_ranges
+from pipeline.kafka.cluster.log_offsets import log_ranges
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.kafka.writers.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
 from pipeline.models.history import VersionHistory

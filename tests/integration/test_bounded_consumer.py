@@ -13,9 +13,8 @@ from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.readers.undecided import FirstRecord, KafkaLog
-from pipeline.kafka.records.batch import UnreadableRange
+from pipeline.kafka.records.batch import Item, ReadError, UnreadableRange
 from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
-from pipeline.kafka.records.message_records import Item, ReadError
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS

@@ -17,8 +17,7 @@ from confluent_kafka import OFFSET_END, OFFSET_INVALID, KafkaError, KafkaExcepti
 from confluent_kafka.admin import OffsetSpec
 
 from pipeline.kafka.cluster.call_thread import CallTimedOut
-from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.kafka.records.message_records import Item, ReadError
+from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange
 from schemas.records import Headers, Record
 from tests.chaos.arithmetic import murmur2
 

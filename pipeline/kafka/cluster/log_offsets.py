@@ -6,7 +6,7 @@ one for an offset would read nothing, or believe that nothing is there.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final
@@ -187,3 +187,34 @@ def stable_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: 
         if time.monotonic() > deadline_s or all(readable[at] >= written[at] for at in partitions):
             return {number: readable[topic, number] for number in numbers}
         time.sleep(STABLE_END_POLL_S)
+
+
+def log_ranges(
+    bootstrap: str,
+    settings: Settings,
+    topics: Sequence[str],
+    number: int,
+    waiting: Waiting = None,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+) -> Mapping[str, range]:
+    """First offset and end of partition ``number`` of each topic (full names), open transactions included.
+
+    Where no broker answers, ``waiting`` is called again and again, and may raise; without it this gives up.
+
+    Raises:
+        TopicError: A topic does not exist.
+        KafkaException: The brokers report an error that does not pass, or do not answer.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    for topic in topics:
+        # A client whose first request is for offsets may wait for seconds.
+        partition_numbers(client, topic, waiting)
+    partitions = [(topic, number) for topic in topics]
+    starts = first_offsets(client, partitions, waiting)
+    ends = last_offsets(client, partitions, isolation, waiting)
+    return {partition[0]: range(starts[partition], ends[partition]) for partition in partitions}
+
+
+def readable_range(bootstrap: str, settings: Settings, topic: str, number: int, waiting: Waiting = None) -> range:
+    """Return the offsets of a partition (topic: full name) that a reader of committed records can read now."""
+    return log_ranges(bootstrap, settings, [topic], number, waiting, IsolationLevel.READ_COMMITTED)[topic]

@@ -23,9 +23,8 @@ from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
 from pipeline.kafka.damage.batch_records import BatchRecords, open_batch
 from pipeline.kafka.damage.damaged_batch import EndUnknown, examine
-from pipeline.kafka.records.batch import Partition, UnreadableRange, partitions_text
+from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange, partitions_text
 from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
-from pipeline.kafka.records.message_records import Item, ReadError
 from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
 

@@ -17,10 +17,9 @@ from pipeline.kafka.cluster.log_offsets import log_range
 from pipeline.kafka.cluster.shutdown import LAST_WAIT_S, Shutdown
 from pipeline.kafka.damage.batch_records import compile_scan
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
-from pipeline.kafka.records.batch import Batch, Partition, UnreadableRange
+from pipeline.kafka.records.batch import Batch, Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.carried import carried
 from pipeline.kafka.records.member import Member
-from pipeline.kafka.records.message_records import Item, ReadError
 from schemas.records import Record
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pipeline.kafka.cluster.cluster import configs_of
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import ends_now, last_offsets, partition_numbers
 from pipeline.kafka.readers.topic_reader import log_consumer
-from pipeline.kafka.records.message_records import ReadError
+from pipeline.kafka.records.batch import ReadError
 from pipeline.settings import Settings
 
 _TAIL_BATCH: Final = 500

@@ -27,8 +27,8 @@ from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import Waiting, last_offsets, partition_numbers
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.readers.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
+from pipeline.kafka.records.batch import ReadError
 from pipeline.kafka.records.internal import OnRefused, not_counted, readable
-from pipeline.kafka.records.message_records import ReadError
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
 from schemas.records import LATEST_STAMP_MS, Record

@@ -13,8 +13,8 @@ from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.cluster.log_offsets import ends_now, partition_numbers, stable_ends
 from pipeline.kafka.cluster.retries import may_pass
 from pipeline.kafka.readers.log_consumer import LogConsumer
+from pipeline.kafka.records.batch import ReadError
 from pipeline.kafka.records.internal import OnRefused, not_counted
-from pipeline.kafka.records.message_records import ReadError
 from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
 from schemas.records import Record

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from confluent_kafka import KafkaError
+
 from schemas.messages import RecordPosition
 from schemas.records import Record
 
@@ -23,6 +25,18 @@ class UnreadableRange(NamedTuple):
     message: str
     others: tuple[int, ...] = ()
     """Ids of the other brokers in sync that hold damaged ones whole, or do not answer."""
+
+
+class ReadError(NamedTuple):
+    """A report about a partition in the place of a record: a broker's error, or the end of the log."""
+
+    partition: Partition
+    offset: int
+    error: KafkaError
+
+
+Item = Record | ReadError | UnreadableRange
+"""What readers take from a log."""
 
 
 @dataclass(frozen=True, slots=True)

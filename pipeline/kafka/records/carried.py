@@ -4,8 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from pipeline.engine.encoding.blocks import row_count
-from pipeline.kafka.records.batch import Partition
-from pipeline.kafka.records.message_records import Item
+from pipeline.kafka.records.batch import Item, Partition
 from schemas.records import Record
 from schemas.topics import Topic
 

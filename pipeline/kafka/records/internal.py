@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
+import msgspec
+
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.scores.feature_blocks import FeatureRows, read_features
 from pipeline.kafka.cluster.client_log import OncePerWhile
@@ -23,6 +25,7 @@ OnRefused = Callable[[str], None]
 """Counts a refused record; called with the topic's full name."""
 
 
+_encode: Final = msgspec.json.Encoder().encode
 _MOST_REFUSED: Final = 100_000
 _refused: set[tuple[str, int, int, OnRefused]] = set()
 """Refused records that were counted, and by what."""
@@ -112,3 +115,13 @@ def readable_features(records: Iterable[Record], on_refused: OnRefused) -> Itera
             refuse(record, error, on_refused)
         else:
             yield record, rows
+
+
+def readable_value(message: T, decode: Callable[[bytes], T]) -> bytes:
+    """Return a message as the value of a record; raises `msgspec.ValidationError` where its readers would refuse it.
+
+    Encoding checks nothing: an offset below 0 would be written, and what names it would never be believed.
+    """
+    value = _encode(message)
+    decode(value)
+    return value

@@ -2,8 +2,8 @@
 
 from pipeline.kafka.readers.replay_reader import decode_progress
 from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.records.internal import readable_value
 from pipeline.kafka.records.member import Member
-from pipeline.kafka.records.message_records import readable_value
 from schemas.messages import ProcessingConfig, Progress
 from schemas.records import Output
 from schemas.topics import PROGRESS, has_order

@@ -17,8 +17,7 @@ from pipeline.engine.scores.block_messages import row_value
 from pipeline.kafka.cluster.errors import OutputTooLarge
 from pipeline.kafka.readers.replay_reader import NewRecords
 from pipeline.kafka.records.batch import UnreadableRange
-from pipeline.kafka.records.internal import OnRefused, TrustedRecords
-from pipeline.kafka.records.message_records import readable_value
+from pipeline.kafka.records.internal import OnRefused, TrustedRecords, readable_value
 from pipeline.settings import Settings
 from schemas.messages import Control, Quarantine, RecordPosition
 from schemas.records import Output, Record

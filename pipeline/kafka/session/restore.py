@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
-from pipeline.kafka.cluster.ranges import log_ranges
+from pipeline.kafka.cluster.log_offsets import log_ranges
 from pipeline.kafka.readers.replay_reader import RangeReader, in_recorded_order, read_markers, stable_end
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.records.carried import BATCH_BYTES

@@ -13,8 +13,7 @@ from pipeline.kafka.cluster.clients import consumer_config
 from pipeline.kafka.damage.damaged_batch import DAMAGED, FETCHES, EndUnknown, examine
 from pipeline.kafka.readers import bounded_consumer
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
-from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.kafka.records.message_records import ReadError
+from pipeline.kafka.records.batch import Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.raw_fetch import Fetched, Replicas, Wanted
 from pipeline.kafka.records.record_batches import split_batches
 from schemas.records import Record

@@ -10,8 +10,7 @@ from pipeline.kafka.damage.batch_records import ODD_OFFSET
 from pipeline.kafka.damage.damaged_batch import DAMAGED as DISK
 from pipeline.kafka.readers import log_consumer
 from pipeline.kafka.readers.log_consumer import LogConsumer
-from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.kafka.records.message_records import Item, ReadError
+from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.session.quarantine import control_record
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output, Record

@@ -17,12 +17,18 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import ConfigResource, ListOffsetsResultInfo, OffsetSpec, ResourceType
 
-from pipeline.kafka.cluster import log_offsets, ranges
+from pipeline.kafka.cluster import log_offsets
 from pipeline.kafka.cluster.admin import committed_by_group
 from pipeline.kafka.cluster.cluster import configs_of
 from pipeline.kafka.cluster.errors import TopicError
-from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, log_range, offsets_at, partition_numbers
-from pipeline.kafka.cluster.ranges import log_ranges
+from pipeline.kafka.cluster.log_offsets import (
+    first_offsets,
+    last_offsets,
+    log_range,
+    log_ranges,
+    offsets_at,
+    partition_numbers,
+)
 from pipeline.kafka.cluster.retries import Retries, may_pass, retried
 from pipeline.settings import Settings
 
@@ -146,7 +152,7 @@ def test_an_error_that_does_not_pass_is_not_asked_about_again() -> None:
 
 def test_a_missing_topic_is_named_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     missing: Any = Cluster([0], metadata=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-    monkeypatch.setattr(ranges, "admin_client", lambda *_, **__: missing)
+    monkeypatch.setattr(log_offsets, "admin_client", lambda *_, **__: missing)
     with pytest.raises(TopicError, match="there is no topic models, or you may not see it: create it"):
         log_ranges("nobody:1", Settings(), ["models"], 0)
     with pytest.raises(TopicError, match="there is no topic t"):

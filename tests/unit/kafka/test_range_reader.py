@@ -10,7 +10,7 @@ from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.readers import log_consumer, replay_reader, topic_reader
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.readers.topic_reader import read_batches
-from pipeline.kafka.records.message_records import Item, ReadError
+from pipeline.kafka.records.batch import Item, ReadError
 from pipeline.settings import Settings
 from schemas.records import Record
 
