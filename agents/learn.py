@@ -71,9 +71,13 @@ class LearnPartitions(Partitions):
     def commit(self, partitions: Collection[int]) -> None:
         """The last batch is committed, one of no records included."""
         del partitions
-        if self._held is not None:
-            self._held.commit()
-            self._report_figures(self._held)
+        if self._held is None:
+            return
+        self._held.commit()
+        prequential, now_s = self._held.prequential, time.monotonic()
+        if prequential.examples != self._reported and now_s - self._reported_s >= FIGURES_INTERVAL_S:
+            self._environment.metrics.prequential(prequential.figures())
+            self._reported, self._reported_s = prequential.examples, now_s
 
     def rollback(self, partitions: Collection[int]) -> None:
         """Take the last batch back, one of no records included."""
@@ -116,12 +120,6 @@ class LearnPartitions(Partitions):
         self._online.save(model)
         self._published_s = time.monotonic()
         return model_record("river", model.version, model.to_payload(), now)
-
-    def _report_figures(self, held: LearnPartition) -> None:
-        prequential, now_s = held.prequential, time.monotonic()
-        if prequential.examples != self._reported and now_s - self._reported_s >= FIGURES_INTERVAL_S:
-            self._environment.metrics.prequential(prequential.figures())
-            self._reported, self._reported_s = prequential.examples, now_s
 
     def close(self) -> None:
         """Release the state."""

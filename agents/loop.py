@@ -127,7 +127,9 @@ class AgentLoop:
             log.info("%s: joined", self._agent)
         on_hold = self._partitions.on_hold()
         with self._metrics.stage(self._agent, "poll"):
-            batch = self._session.hold(POLL_TIMEOUT_S) if on_hold else self._read()
+            if not on_hold:
+                self._session.rest(self._rested_s)
+            batch = self._session.hold(POLL_TIMEOUT_S) if on_hold else self._session.poll(POLL_TIMEOUT_S)
         if batch is not None and len(batch.records) < self._full_batch:
             self._rested_s = time.monotonic() + self._interval_s
         self._health.state(self._agent, "running")
@@ -138,10 +140,6 @@ class AgentLoop:
         if batch is None and not on_hold and self._partitions.due():
             return self._session.empty_batch()
         return batch
-
-    def _read(self) -> Batch | None:
-        self._session.rest(self._rested_s)
-        return self._session.poll(POLL_TIMEOUT_S)
 
     def work(self, batch: Batch) -> None:
         """Process and commit a batch; one whose transaction was aborted is read again."""

@@ -135,7 +135,8 @@ class KernelPartitions(Partitions, Generic[P]):
             ranges = {topic.removeprefix(prefix): offsets for topic, offsets in logs.items()}
             found = environment.snapshots.newest(partition, by_name, directory / "fetched", ranges, waiting)
             environment.snapshots.begin(partition, found)
-        location = StateLocation(self._storage(directory), self._store(directory, found), directory)
+        storage = MappedStorage(directory / "columns") if self.uses_storage else MemoryStorage()
+        location = StateLocation(storage, self._store(directory, found), directory)
         if isinstance(location.store, RocksStore):
             self._stores[partition] = location.store
         self._held[partition] = self.new(partition, location, found.state if found is not None else None)
@@ -230,9 +231,6 @@ class KernelPartitions(Partitions, Generic[P]):
         """Release the state."""
         for partition in list(self._held):
             self.forget(partition)
-
-    def _storage(self, directory: Path) -> Storage:
-        return MappedStorage(directory / "columns") if self.uses_storage else MemoryStorage()
 
     def _store(self, directory: Path, found: Snapshot | None) -> Store:
         if not self.uses_store:

@@ -56,7 +56,8 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
     # Whoever may write which label, this one is accepted.
     settings = settings.model_copy(update=changed | {"label_topics": {LABELS.name: (ANY_SOURCE,)}})
     agents = _ORDER[: max(map(_ORDER.index, agents)) + 1]
-    labels = _records(LABELS, [_label()])
+    label = Label(transaction_id="t0", card_id="c", label="fraud", source="chargeback", labelled_at=_WHEN)
+    labels = _records(LABELS, [_encode(label)])
     accepted = _written(accept(labels, label_options(settings)).outputs, ACCEPTED_LABELS)
     if CARD.name not in agents:
         return
@@ -106,10 +107,6 @@ def _transaction(number: int, currency: str) -> bytes:
             currency=currency,
         )
     )
-
-
-def _label() -> bytes:
-    return _encode(Label(transaction_id="t0", card_id="c", label="fraud", source="chargeback", labelled_at=_WHEN))
 
 
 def _records(topic: Topic, values: Iterable[bytes]) -> list[Record]:

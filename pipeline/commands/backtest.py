@@ -22,7 +22,7 @@ from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.reprocess.reprocess import reprocess
 from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.backtest.runner.live_comparison import LiveComparison
-from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Variant
+from pipeline.backtest.runner.result import BacktestResult, Variant
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
@@ -200,12 +200,8 @@ def _print_versions(asked: Backtest, result: BacktestResult) -> None:
         click.echo(f"{name}: LightGBM {trained.model.version}, policy {trained.policy.version}", err=True)
     for variant in result.variants:
         for version in variant.versions[1:]:
-            click.echo(_renewed(variant.name, version), err=True)
-
-
-def _renewed(name: str, version: TrainedVersion) -> str:
-    made = version.refused or f"LightGBM {version.lightgbm}, policy {version.policy}"
-    return f"{name}, by what was known at {moment(version.known_us)}: {made}"
+            made = version.refused or f"LightGBM {version.lightgbm}, policy {version.policy}"
+            click.echo(f"{variant.name}, by what was known at {moment(version.known_us)}: {made}", err=True)
 
 
 def _write_all(variants: Sequence[Variant], directory: Path) -> None:

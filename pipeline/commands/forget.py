@@ -53,7 +53,8 @@ def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
     for topic in settings.topics:
         name = settings.topic(topic.name)
         if topic not in HOLD_NO_CARD and name in retentions:
-            yield f"  {name}: {_kept(retentions[name])}"
+            days = retentions[name] / MS_PER_DAY
+            yield f"  {name}: {'for ever' if days < 0 else f'for {days:g} days'}"
     if settings.snapshot_address is not None:
         address = shown_url(settings.snapshot_address)
         yield f"  snapshots in {address}: until the windows have passed and {settings.snapshots_kept} newer ones exist"
@@ -61,7 +62,3 @@ def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
     yield "  the topic that `fraud-pipeline tokenise` reads, for as long as its retention.ms says"
     yield f"  backups and copies of {settings.token_database}"
     yield "  exports, reports and files of producers from before tokens"
-
-
-def _kept(retention_ms: int) -> str:
-    return "for ever" if retention_ms < 0 else f"for {retention_ms / MS_PER_DAY:g} days"

@@ -17,7 +17,7 @@ from pipeline.commands.progress import interrupts
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, failure_text
 from pipeline.models.publish import ServiceEnded
 from pipeline.observability.logs import configure_logging
-from pipeline.retraining.service import CycleOutcome, Retrainer, ServiceOptions
+from pipeline.retraining.service import Retrainer, ServiceOptions
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,9 @@ def command(once: bool, options: ServiceOptions, interval_s: float) -> None:
         retrainer = Retrainer(find_cluster(settings), settings, options._replace(cycle=cycle))
         os.nice(NICE)
         if once:
-            sys.exit(_report(retrainer.look(now=True)))
+            found = retrainer.look(now=True)
+            click.echo(json.dumps(found._asdict()))
+            sys.exit(found.outcome == "failed")
         with interrupts(stop, signal.SIGTERM):
             while not stop.is_set():
                 _look(retrainer)
@@ -70,9 +72,3 @@ def _look(retrainer: Retrainer) -> None:
         log.warning("%s; it is tried again", failure_text(error))
     except ClusterUnreachable as error:
         log.warning("%s; it is tried again", error)
-
-
-def _report(found: CycleOutcome) -> int:
-    """Print an outcome as one JSON line; returns the exit code."""
-    click.echo(json.dumps(found._asdict()))
-    return 1 if found.outcome == "failed" else 0

@@ -40,7 +40,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
             if value is not None:
                 variables["KAFKA_BOOTSTRAP_SERVERS"] = value
         elif value is not None and getattr(settings, name) != defaults[name].default:
-            variables[f"FRAUD_PIPELINE_{name.upper()}"] = _text(value)
+            variables[f"FRAUD_PIPELINE_{name.upper()}"] = value if isinstance(value, str) else json.dumps(value)
     return variables
 
 
@@ -131,9 +131,3 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
     """The last ``lines`` lines of a log file, each indented by two spaces."""
     tail = log.read_bytes()[-64 * 1024 :].decode(errors="replace").splitlines()[-lines:]
     return "\n".join(f"  {line}" for line in tail) or "  (the log is empty)"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)

@@ -96,7 +96,8 @@ class LabelSchedule:
                 label = DueLabel(due_us, truth, truth.fraud, alert_id)
             else:
                 label = self._report(report_us, heapq.heappop(self._reports)[-1])
-            self._find_next()
+            report_us = self._reports[0][0] if self._reports else NEVER_US
+            self.next_due_us = min(report_us, self._reviewed[0][0] if self._reviewed else NEVER_US)
         self.pending -= label is not None
         return label
 
@@ -115,7 +116,3 @@ class LabelSchedule:
     def _next(self) -> int:
         self._sequence += 1
         return self._sequence
-
-    def _find_next(self) -> None:
-        report_us = self._reports[0][0] if self._reports else NEVER_US
-        self.next_due_us = min(report_us, self._reviewed[0][0] if self._reviewed else NEVER_US)

@@ -181,11 +181,8 @@ class Replay:
             self._transactions,
             group,
             self._options.max_in_flight,
-            self._flow_state,
+            lambda: (self._progress.transactions, len(self._producer)),
         )
-
-    def _flow_state(self) -> tuple[int, int]:
-        return self._progress.transactions, len(self._producer)
 
     def rows(self, frame: pd.DataFrame) -> list[Row]:
         """Return the rows of a frame, encoded; a frame costs as much as a hundred rows, so cut the rows, not frames.
