@@ -133,21 +133,3 @@ def chosen(settings: Settings) -> list[AgentSpec]:
             f"FRAUD_PIPELINE_AGENTS is {settings.agents!r}: give some of {', '.join(found)}, separated by commas"
         )
     return [found[name] for name in names]
-
-
-def diagram() -> str:
-    """The flow as Mermaid text, for the README and `docs/architecture.md`; made from the declarations above."""
-    lines = [
-        "flowchart LR",
-        "    producers([producers]) --> transactions",
-        "    analysts([analysts, chargebacks]) --> labels",
-    ]
-    for spec in AGENTS.values():
-        lines.append(f"    {_nodes(spec.reads)} --> {spec.name}[[{spec.name} agent]] --> {_nodes(spec.writes)}")
-        if spec.follows:
-            lines.append(f"    {_nodes(spec.follows)} -.-> {spec.name}")
-    return "\n".join(lines)
-
-
-def _nodes(topics: tuple[Topic, ...]) -> str:
-    return " & ".join(topic.name for topic in topics)

@@ -17,7 +17,7 @@ from typing import Any, Final, get_args
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from agents.topology import diagram
+from agents.topology import AGENTS
 from pipeline.features.catalogue import DECLARED, Feature
 from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
 from pipeline.observability.drift_metrics import DriftMetrics
@@ -204,7 +204,17 @@ def fields_table() -> str:
 
 def topology() -> str:
     """A transaction's way through agents and topics."""
-    return _fence(diagram())
+    lines = [
+        "flowchart LR",
+        "    producers([producers]) --> transactions",
+        "    analysts([analysts, chargebacks]) --> labels",
+    ]
+    for spec in AGENTS.values():
+        reads, writes, follows = (" & ".join(t.name for t in ts) for ts in (spec.reads, spec.writes, spec.follows))
+        lines.append(f"    {reads} --> {spec.name}[[{spec.name} agent]] --> {writes}")
+        if follows:
+            lines.append(f"    {follows} -.-> {spec.name}")
+    return _fence("\n".join(lines))
 
 
 def _contracts() -> list[dict[str, Any]]:
