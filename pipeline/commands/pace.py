@@ -11,7 +11,7 @@ from pipeline.broker.running import find_cluster
 from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.decision.pacing import PacingOptions
-from pipeline.models.pacer import Pacer, Proposal
+from pipeline.models.pacer import NothingActive, Pacer, Proposal
 from pipeline.models.publish import ServiceEnded
 from pipeline.observability.logs import configure_logging
 from pipeline.settings import Settings
@@ -54,6 +54,8 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
             else:
                 with interrupts(stop, signal.SIGTERM):
                     pacer.run()
+    except NothingActive:
+        raise  # an error, though the service ends of it
     except ServiceEnded as error:
         # No error: a supervisor that starts it again would make both fight.
         click.echo(str(error), err=True)
