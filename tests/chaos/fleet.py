@@ -26,8 +26,6 @@ ENDING_LINES = 15
 """Last lines of a log that tell why a worker ended by itself."""
 STARTING_S = 30.0
 """Younger than this, a worker may not have come to handle SIGTERM yet, and holds nothing."""
-ABORTED = "rd_slice_narrow_copy: Assertion"
-"""Message with which librdkafka aborts over a damaged batch (``docs/decisions/0031``, point 8)."""
 NO_BROKER = ("Error: no Kafka broker answers", "see whether the brokers are well")
 """Last lines of a worker that was started while no broker was there for longer than a start waits."""
 ALL_AGENTS = "label,card,score,feedback,learn"
@@ -85,8 +83,6 @@ class Fleet:
     """What else a worker did that it must not do."""
     sentences: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By worker that must end by itself: what it must say, and from where on in its log."""
-    damaged: bool = False
-    """True once a batch of the log was damaged."""
     say: Callable[[str], None] = print
     brokers: int = 1
 
@@ -184,9 +180,8 @@ class Fleet:
             self._ended(worker)
             recent = time.monotonic() - worker.paused_s < RECENT_PAUSE_S
             tail = log_tail(worker.log, ENDING_LINES)
-            aborted = code == -signal.SIGABRT and self.damaged and ABORTED in worker.output
             alone = self.brokers == 1 and any(text in tail.splitlines()[-1] for text in NO_BROKER)
-            meant = self._says(worker) or alone or aborted
+            meant = self._says(worker) or alone
             self.endings.append(Ending(round(now_s, 1), name, code, recent, tail, meant))
             why = " as it must" if meant else " after its pause" if recent else ""
             self.say(f"{name} ended by itself (exit code {code}){why}")

@@ -337,7 +337,6 @@ class Chaos:
                     what = self._damage_leader(fault.draw, feeder)
                 else:
                     what = self.hostile.damage(fault.draw)
-                    self.fleet.damaged = True
                 for name, agents in running.items():
                     self.fleet.start(name, agents)
                 return what and f"all workers killed; {what}"

@@ -122,8 +122,8 @@ class Hostile:
     def damage(self, draw: float) -> str:
         """Write a batch, and damage it on the broker's disk; no worker may run, or it could read it before.
 
-        Its records are as long as those of others: librdkafka goes on in the middle of one, and meets text there. In
-        a batch of a hundred bytes it may meet a header, and abort each time (``docs/decisions/0031``, point 8).
+        Its records are as long as those of others: librdkafka, by which the log is checked, goes on in the middle of
+        one, and meets text there. In a batch of a hundred bytes it may meet a header, and abort each time.
 
         A broker that was killed would cut its log off there, so that none may be killed later.
         """
