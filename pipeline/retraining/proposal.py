@@ -21,10 +21,9 @@ from pipeline.retraining.challenger import (
     scorings,
     trained_by,
 )
-from pipeline.retraining.cycles import AS_OF
 from pipeline.retraining.gate import GateLimits, judge
 from pipeline.retraining.paired import Scorings
-from pipeline.retraining.topics import ClusterLog
+from pipeline.retraining.topics import AS_OF, ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.training.served import ServedRows
 from schemas.messages import Assessment, VersionReference

@@ -12,10 +12,9 @@ from pipeline.models.publish import ControlWriter, ModelChange, SoleProcess, Ver
 from pipeline.models.recipes import TREELESS
 from pipeline.monitoring.reasons import drift_reason
 from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
-from pipeline.retraining.cycles import AS_OF, BY, SERVICE, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import GuardDecision, harm_done
-from pipeline.retraining.topics import ClusterLog
+from pipeline.retraining.topics import AS_OF, BY, SERVICE, ClusterLog, cycles_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.decision.policy import Policy
 from pipeline.models.publish import VersionToPublish, publish_active
-from pipeline.retraining.cycles import BY
+from pipeline.retraining.topics import BY
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days

@@ -6,12 +6,14 @@ from functools import cached_property
 import msgspec
 import pandas as pd
 
-from pipeline.backtest.report.content import ReportContent, ReportOptions
+from pipeline.backtest.report import plots, wording
+from pipeline.backtest.report.content import Metric, ReportContent, ReportOptions, VariantContent
 from pipeline.backtest.report.evaluate import evaluate
 from pipeline.backtest.report.frames import amounts_frame, days_frame, fraud_types_frame, metrics_frame
-from pipeline.backtest.report.page import page
 from pipeline.backtest.report.summary import summary
 from pipeline.backtest.runner.result import BacktestResult
+from pipeline.observability.templates import template
+
 
 __all__ = ["BacktestReport", "ReportContent", "ReportOptions", "build_report"]
 
@@ -69,3 +71,19 @@ def build_report(result: BacktestResult, options: ReportOptions | None = None) -
         ValueError: Variants did not decide about the same transactions, or decisions lie outside of the range.
     """
     return BacktestReport(evaluate(result, ReportOptions() if options is None else options))
+
+
+def page(content: ReportContent) -> str:
+    """Return the whole page. Whatever stands in ``content`` is text on it, never markup."""
+    filters = (
+        *(wording.number, wording.ratio, wording.percent, wording.moment, wording.score, wording.figure),
+        *(wording.between, wording.wider, wording.headline, wording.pacing_sentence, wording.partial_sentence),
+        *(wording.drift_sentence, metric),
+    )
+    found = template(__package__, "page.html.jinja", filters)
+    return found.render(content=wording.with_raised(content), plots=plots, stable=wording.STABLE, moved=wording.MOVED)
+
+
+def metric(variant: VariantContent, name: str) -> Metric:
+    """Return a metric of a variant by its name."""
+    return next(metric for metric in variant.metrics if metric.name == name)

@@ -15,8 +15,7 @@ import msgspec
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode
-from pipeline.backtest.reprocess.messages import DecisionMessages
-from pipeline.backtest.reprocess.writer import RunWriter
+from pipeline.backtest.reprocess.writer import DecisionMessages, RunWriter
 from pipeline.backtest.reprocess.written_runs import (
     Present,
     ReprocessError,

@@ -18,9 +18,8 @@ from click.testing import CliRunner
 from pipeline.backtest import Decisions
 from pipeline.backtest.input.records import Numbering
 from pipeline.backtest.input.span import RangeError
-from pipeline.backtest.reprocess.messages import DecisionMessages
 from pipeline.backtest.reprocess.reprocess import Reprocessed, refuse_own, run_name
-from pipeline.backtest.reprocess.writer import RunWriter
+from pipeline.backtest.reprocess.writer import DecisionMessages, RunWriter
 from pipeline.backtest.reprocess.written_runs import (
     DECIDED,
     RUN,

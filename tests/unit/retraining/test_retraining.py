@@ -25,9 +25,9 @@ from pipeline.retraining.challenger import (
     scorings,
     trained_until_us,
 )
-from pipeline.retraining.cycles import AS_OF, BY, Cycles, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import harm_done
+from pipeline.retraining.topics import AS_OF, BY, Cycles, cycles_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.decision.policy import FIRST_BLEND
 from pipeline.kafka.session.quarantine import control_record
-from pipeline.retraining.cycles import AS_OF, BY
 from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, policy_back
+from pipeline.retraining.topics import AS_OF, BY
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.training.cold_start import cold_start
