@@ -23,6 +23,10 @@ BY: Final = f"{PROGRAM}{SERVICE}"
 """The writer of the service's records."""
 AS_OF: Final = "as_of_us"
 """The figure that says up to which event time a cycle had read."""
+_FEEDBACK: Final = "feedback"
+"""The agent whose quarantines of `features` count: it reads them to the same end."""
+_MOST_MODELS: Final = 8
+"""Shadow versions that are held at a time."""
 
 
 class Cycles(NamedTuple):
@@ -51,12 +55,6 @@ def cycles_of(history: VersionHistory) -> Cycles:
 def _read_until(figures: dict[str, Any], before_us: int | None) -> int | None:
     as_of_us = figures.get(AS_OF)
     return as_of_us if isinstance(as_of_us, int) else before_us
-
-
-_FEEDBACK: Final = "feedback"
-"""The agent whose quarantines of `features` count: it reads them to the same end."""
-_MOST_MODELS: Final = 8
-"""Shadow versions that are held at a time."""
 
 
 def read_served(bootstrap: str, settings: Settings, window_days: float) -> ServedLog:

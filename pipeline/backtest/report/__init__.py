@@ -14,7 +14,6 @@ from pipeline.backtest.report.summary import summary
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.observability.templates import template
 
-
 __all__ = ["BacktestReport", "ReportContent", "ReportOptions", "build_report"]
 
 
