@@ -209,7 +209,7 @@ class Pacer:
         if self._writer is None:
             self._writer = ControlWriter(self._bootstrap, self._settings)
         policy, writer = proposal.policy, self._writer
-        references = writer.contents([VersionToPublish("policy", policy.version, policy.to_payload())])
+        references = writer.contents(VersionToPublish.of(policy))
         change = ModelChange(PACE, PACE, proposal.reason, proposal.figures)
 
         def activate() -> bool:

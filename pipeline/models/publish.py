@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.feedback.learn import model_record
@@ -40,6 +40,12 @@ class VersionToPublish(NamedTuple):
     version: str
     payload: bytes
     """A JSON object."""
+
+    @classmethod
+    def of(cls, *versions: LightGBMModel | Policy) -> list[Self]:
+        """Return LightGBM versions and policies as they are published."""
+        names = ["policy" if isinstance(version, Policy) else "lightgbm" for version in versions]
+        return [cls(name, version.version, version.to_payload()) for name, version in zip(names, versions, strict=True)]
 
 
 class ModelChange(NamedTuple):
@@ -179,11 +185,7 @@ def publish_active(
 
 def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
     """Publish the first LightGBM version of a cluster with its policy, as `publish_active`."""
-    contents = [
-        VersionToPublish("lightgbm", model.version, model.to_payload()),
-        VersionToPublish("policy", policy.version, policy.to_payload()),
-    ]
-    publish_active(bootstrap, settings, contents)
+    publish_active(bootstrap, settings, VersionToPublish.of(model, policy))
 
 
 class ServiceEnded(Exception):

@@ -14,6 +14,7 @@ from pipeline.decision.policy import Policy
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import FALLBACK, ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
+from pipeline.models.publish import VersionToPublish
 from pipeline.models.recipes import LABEL_HANDLING, TREELESS, inherited, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
@@ -23,6 +24,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, train
 from pipeline.training.served import ServedRows
+from schemas.messages import VersionReference
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 THRESHOLD_DAYS: Final = 7.0
@@ -110,6 +112,21 @@ class Challenge(NamedTuple):
     trained: Trained
     """After an acceptance the version to publish, else the one that was rejected."""
     policy: Policy
+
+    @property
+    def versions(self) -> list[VersionToPublish]:
+        """The version and its policy."""
+        return VersionToPublish.of(self.trained.model, self.policy)
+
+
+class Comparison(NamedTuple):
+    """What a challenger is compared with, and what is written of it."""
+
+    champion: Champion
+    rows: ServedRows
+    limits: GateLimits
+    against: list[VersionReference]
+    figures: dict[str, Any]
 
 
 def compared_days(rows: ServedRows, options: CycleOptions) -> tuple[int, int]:

@@ -1,17 +1,17 @@
 """Proposals: another recipe is compared with the active one as a procedure, in one look that is declared before."""
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
-from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.publish import ControlWriter, ModelChange
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE
 from pipeline.retraining.challenger import (
     Challenge,
     Champion,
+    Comparison,
     CycleOptions,
     Recipe,
     challenge_of,
@@ -26,7 +26,7 @@ from pipeline.retraining.paired import Scorings
 from pipeline.retraining.topics import AS_OF, ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.training.served import ServedRows
-from schemas.messages import Assessment, VersionReference
+from schemas.messages import Assessment
 from schemas.times import US_PER_DAY
 
 DECLARED: Final = "declared"
@@ -52,16 +52,6 @@ class ComparisonPeriod(NamedTuple):
 
     start_us: int
     end_us: int
-
-
-class _Look(NamedTuple):
-    """What a recipe is compared with, and what is written of it."""
-
-    champion: Champion
-    rows: ServedRows
-    limits: GateLimits
-    against: list[VersionReference]
-    figures: dict[str, Any]
 
 
 def active_champion(topics: ClusterLog) -> Champion:
@@ -190,7 +180,7 @@ def propose(
         "alerts_per_day_budget": limits.alerts_per_day,
         "offsets": topics.offsets,
     }
-    look = _Look(champion, rows, limits, against, figures)
+    look = Comparison(champion, rows, limits, against, figures)
     writer.assess(DECLARED, [], against, ModelChange(DECLARED, author.by, author.reason, figures))
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
@@ -207,7 +197,7 @@ def propose(
 def _concluded(
     topics: ClusterLog,
     writer: ControlWriter,
-    look: _Look,
+    look: Comparison,
     found: Challenge,
     author: ChangeAuthor,
     *,
@@ -221,19 +211,9 @@ def _concluded(
     elif current.policy.digest != look.champion.policy.digest:
         # Pacing goes on meanwhile.
         found = found._replace(policy=policy_for(look.rows, found.trained.model, current, look.limits))
-    versions, why = _contents(writer, found), f"{author.reason} {reason}"
+    versions, why = writer.contents(found.versions), f"{author.reason} {reason}"
     writer.assess(outcome, versions, look.against, ModelChange(outcome, author.by, why, look.figures))
     if outcome == ACCEPTED and not second_approval:
         writer.activate(versions, ModelChange(PROMOTE, author.by, why, look.figures))
         outcome = "promoted"
     return ProposalOutcome(outcome, reason, found.trained.model.version)
-
-
-def _contents(writer: ControlWriter, found: Challenge) -> Sequence[VersionReference]:
-    model, policy = found.trained.model, found.policy
-    return writer.contents(
-        [
-            VersionToPublish("lightgbm", model.version, model.to_payload()),
-            VersionToPublish("policy", policy.version, policy.to_payload()),
-        ]
-    )

@@ -11,7 +11,15 @@ from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import ControlWriter, ModelChange, SoleProcess, VersionToPublish
 from pipeline.models.recipes import TREELESS
 from pipeline.monitoring.reasons import drift_reason
-from pipeline.retraining.challenger import Challenge, Champion, CycleOptions, challenge, compared_days, policy_for
+from pipeline.retraining.challenger import (
+    Challenge,
+    Champion,
+    Comparison,
+    CycleOptions,
+    challenge,
+    compared_days,
+    policy_for,
+)
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import GuardDecision, harm_done
 from pipeline.retraining.topics import AS_OF, BY, SERVICE, ClusterLog, cycles_of
@@ -64,16 +72,6 @@ class CycleOutcome(NamedTuple):
     """The version that was promoted, rejected or returned to."""
     policy: str | None = None
     figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
-
-
-class _Cycle(NamedTuple):
-    """A renewal: what a challenger is compared with, and what is written of it."""
-
-    champion: Champion
-    rows: ServedRows
-    limits: GateLimits
-    against: list[VersionReference]
-    figures: dict[str, Any]
 
 
 def drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
@@ -169,7 +167,7 @@ class Retrainer:
         if before is None or model is None:
             return []
         made = policy_back(policy, before, model)
-        return self._writer.contents([VersionToPublish("policy", made.version, made.to_payload())])
+        return self._writer.contents(VersionToPublish.of(made))
 
     def _waits(self, model: LightGBMModel, stream_time_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""
@@ -204,7 +202,7 @@ class Retrainer:
         }
         log.info("training a challenger of version %s on %s decisions", champion.model.version, f"{len(rows):,}")
         limits = GateLimits(alerts_per_day=self._budget(champion))
-        cycle = _Cycle(champion, rows, limits, tenures[-1].references if tenures else [], figures)
+        cycle = Comparison(champion, rows, limits, tenures[-1].references if tenures else [], figures)
         try:
             refuse_barred(champion.model.trained_on, self._barred)
             found = challenge(rows, champion, reference, limits, options)
@@ -214,18 +212,18 @@ class Retrainer:
         figures |= found.judgement.figures
         return self._undisturbed(lambda: self._conclude(found, cycle))
 
-    def _conclude(self, found: Challenge, cycle: _Cycle) -> CycleOutcome:
+    def _conclude(self, found: Challenge, cycle: Comparison) -> CycleOutcome:
         """Make an accepted challenger active, where what it was compared with still is."""
         if not found.judgement.accepted:
-            return self._assessed("rejected", found.judgement.reason, self._contents(found), cycle)
+            return self._assessed("rejected", found.judgement.reason, self._writer.contents(found.versions), cycle)
         champion, current = cycle.champion, self._topics.champion()
         if current is None or current.model.digest != champion.model.digest or self._frozen() is not None:
             reason = "the active version was changed, or learning was frozen, while the challenger was trained"
-            return self._assessed("kept", reason, self._contents(found), cycle)
+            return self._assessed("kept", reason, self._writer.contents(found.versions), cycle)
         if current.policy.digest != champion.policy.digest:
             # Pacing goes on meanwhile.
             found = found._replace(policy=policy_for(cycle.rows, found.trained.model, current, cycle.limits))
-        versions = self._contents(found)
+        versions = self._writer.contents(found.versions)
         reason = f"version {versions[0].version} replaces {champion.model.version}: {found.judgement.reason}"
         self._writer.activate(versions, ModelChange(PROMOTE, BY, reason, cycle.figures))
         log.info("%s", reason)
@@ -245,16 +243,9 @@ class Retrainer:
         switch = self._topics.published.history.switch
         return switch if switch is not None and switch.frozen else None
 
-    def _contents(self, found: Challenge) -> list[VersionReference]:
-        model = found.trained.model
-        return self._writer.contents(
-            [
-                VersionToPublish("lightgbm", model.version, model.to_payload()),
-                VersionToPublish("policy", found.policy.version, found.policy.to_payload()),
-            ]
-        )
-
-    def _assessed(self, outcome: str, reason: str, versions: Sequence[VersionReference], cycle: _Cycle) -> CycleOutcome:
+    def _assessed(
+        self, outcome: str, reason: str, versions: Sequence[VersionReference], cycle: Comparison
+    ) -> CycleOutcome:
         self._writer.assess(outcome, versions, cycle.against, ModelChange(outcome, BY, reason, cycle.figures))
         log.warning("%s", reason)
         return self._done(outcome, reason, versions, cycle.figures)
