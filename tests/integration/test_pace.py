@@ -17,7 +17,7 @@ from pipeline.demo.processes import settings_environment
 from pipeline.engine.records.accepted_labels import LabelOptions, accept
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.decision_feed import PartitionDecisions, decode_decided
-from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active
+from pipeline.models.publish import ControlWriter, publish_champion
 from schemas.messages import Activation, LearningSwitch, ModelScores, Versions
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISIONS, LABELS, MODELS
@@ -82,13 +82,6 @@ def policies(cluster: Cluster) -> dict[str, Policy]:
     return {version.version: version for version in found}
 
 
-def publish(cluster: Cluster, model: Any, policy: Policy) -> None:
-    champion = VersionToPublish("lightgbm", model.version, model.to_payload())
-    publish_active(
-        cluster.bootstrap, cluster.settings, [champion, VersionToPublish("policy", policy.version, policy.to_payload())]
-    )
-
-
 def once(cluster: Cluster) -> dict[str, Any]:
     arguments = ["pace", "--budget-per-day", "20", "--once"]
     result = CliRunner().invoke(main, arguments, env=settings_environment(cluster.settings))
@@ -113,7 +106,7 @@ def expected(written: Sequence[tuple[int, bytes]], lightgbm: str, threshold: flo
 def test_thresholds_follow_the_budget_and_the_newest_of_two_paces_goes_on(cluster: Cluster, start: Starter) -> None:
     assert "fraud-pipeline train --publish" in once(cluster)["error"]
     version = small_model().version
-    publish(cluster, small_model(), policy(0.6))
+    publish_champion(cluster.bootstrap, cluster.settings, small_model(), policy(0.6))
     assert "no decisions" in once(cluster)["error"]
     # Of another version: what it thought high means nothing.
     written = decisions(cluster, range(A_DAY), "another")
@@ -158,7 +151,7 @@ def test_thresholds_follow_the_budget_and_the_newest_of_two_paces_goes_on(cluste
     hour = microseconds(after(days=6)) // 3_600_000_000
     recent = [[hour - at, 0.3 + at / 1_000] for at in range(1, 168)]
     other = policy(0.7, lightgbm_version=other_model().version, metadata={"recent_scores": recent})
-    publish(cluster, other_model(), other)
+    publish_champion(cluster.bootstrap, cluster.settings, other_model(), other)
     second.until_it_says(f"LightGBM {other_model().version} is active")
     decisions(cluster, range(6 * A_DAY + 10, 6 * A_DAY + 22), other_model().version)
     second.until(lambda: activations(cluster)[-1].figures["lightgbm"] == other_model().version)
