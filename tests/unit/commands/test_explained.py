@@ -100,12 +100,9 @@ def test_any_failure_of_a_command_is_one_sentence(error: Exception, part: str) -
 
 def test_the_traceback_of_an_error_of_the_program_is_there_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
-    assert CliRunner().invoke(failing(KeyError("lost")), ["fails"]).output.startswith("Traceback")
-
-
-def test_a_traceback_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FRAUD_PIPELINE_LOG_LEVELS", "debug")
-    assert "\x1b" not in CliRunner().invoke(failing(ValueError("\x1b[2J")), ["fails"]).output
+    shown = CliRunner().invoke(failing(KeyError("lost \x1b[2J")), ["fails"]).output
+    assert shown.startswith("Traceback")
+    assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize(
@@ -114,16 +111,14 @@ def test_a_traceback_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
         ("FRAUD_PIPELINE_TOPICS_PREFIX", "FRAUD_PIPELINE_TOPIC_PREFIX"),
         ("FRAUD_PIPELINE_METRIC_PORT", "FRAUD_PIPELINE_METRICS_PORT"),
         ("FRAUD_PIPELINE_SNAPSHOT_URL_FIEL", "FRAUD_PIPELINE_SNAPSHOT_URL_FILE"),
+        ("FRAUD_PIPELINE_X", ""),
     ],
 )
 def test_a_misspelt_variable_is_warned_about_by_name(variable: str, nearest: str) -> None:
     result = run("acl", **{variable: SECRET})
     assert result.exit_code == 0
-    assert result.stderr == f"Warning: {variable} is no setting, and is ignored: do you mean {nearest}?\n"
-
-
-def test_a_variable_like_no_setting_is_warned_about_too() -> None:
-    assert run("acl", FRAUD_PIPELINE_X="1").stderr == "Warning: FRAUD_PIPELINE_X is no setting, and is ignored\n"
+    advice = f": do you mean {nearest}?" if nearest else ""
+    assert result.stderr == f"Warning: {variable} is no setting, and is ignored{advice}\n"
 
 
 def test_variables_of_kubernetes_and_settings_are_not_warned_about() -> None:

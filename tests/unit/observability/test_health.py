@@ -143,13 +143,6 @@ def test_a_start_says_what_it_waits_for_and_stays_live_while_it_comes_round(heal
     assert failing(health.live()) == ["agent card", "agent score"]
 
 
-def test_an_agent_that_does_not_run_here_is_an_error(health: Health) -> None:
-    with pytest.raises(KeyError):
-        health.working("learn")
-    with pytest.raises(KeyError):
-        health.state("learn", "running")
-
-
 @pytest.fixture
 def served(health: Health) -> Iterator[int]:
     metrics = WorkerMetrics(health=health)
