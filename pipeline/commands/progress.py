@@ -38,9 +38,12 @@ def interrupts(stop: threading.Event, *others: signal.Signals) -> Iterator[None]
     except Exception as error:
         if not stop.is_set():
             raise
-        failure = error if isinstance(error, click.ClickException) else click.ClickException("")
+        if isinstance(error, click.ClickException):
+            error.exit_code = INTERRUPTED
+            raise
+        failure = click.ClickException("")
         failure.exit_code = INTERRUPTED
-        raise failure from (error.__cause__ or error)
+        raise failure from error
     finally:
         signal.signal(signal.SIGINT, previous)
 

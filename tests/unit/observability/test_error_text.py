@@ -1,14 +1,16 @@
 """No program ends without a word of what went wrong and where."""
 
 import errno
-import sys
-from types import ModuleType
+import signal
+import threading
+from collections.abc import Callable
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import LazyGroup
+from pipeline.commands.progress import interrupts
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.observability.error_text import explained
 
@@ -36,23 +38,42 @@ def test_an_error_of_the_system_is_a_sentence_only_where_it_says_something(
     assert explained(error) == sentence
 
 
-def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Result:
-    module = ModuleType("failing_command")
+def group_of(function: Callable[[], None]) -> click.Group:
+    """Return the program with one command."""
+    group = LazyGroup(lazy={})
+    group.get_command = lambda ctx, name: click.Command(name, callback=function)  # type: ignore[method-assign, assignment]
+    return group
 
-    @click.command()
-    def command() -> None:
+
+def ended_by(error: Exception) -> Result:
+    def failing() -> None:
         raise error
 
-    module.command = command  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return CliRunner().invoke(LazyGroup(lazy={"fail": (module.__name__, "Fail.")}), ["fail"])
+    return CliRunner().invoke(group_of(failing), ["fail"])
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), RESET, TopicError("")])
-def test_a_command_never_ends_with_an_empty_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_never_ends_with_an_empty_sentence(error: Exception) -> None:
     refused = click.ClickException("")
     refused.__cause__ = error
     for ending in (error, refused):
-        result = ended_by(ending, monkeypatch)
+        result = ended_by(ending)
         assert result.exit_code == 1
         assert f"Error: {type(error).__name__} in {__file__}" in result.output
+
+
+@pytest.mark.parametrize("error", [TopicError("the topic is gone"), click.ClickException("the topic is gone")])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_error_after_ctrl_c_has_its_exit_code(error: Exception, stopped: bool) -> None:
+    error.__cause__ = KeyError("of a client")
+    stop = threading.Event()
+
+    def failing() -> None:
+        with interrupts(stop):
+            if stopped:
+                signal.raise_signal(signal.SIGINT)
+            raise error
+
+    result = CliRunner().invoke(group_of(failing), ["fail"])
+    assert result.exit_code == (130 if stopped else 1)
+    assert result.output == "Error: the topic is gone\n"
