@@ -144,6 +144,11 @@ def require_export(directory: Path, needed: Sequence[str], exported: Sequence[st
 def export_batches(directory: Path, topic: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of an exported topic; none where it was not exported.
 
+    Args:
+        directory: Directory of the export.
+        topic: Name of the topic, without the prefix.
+        columns: Columns to read.
+
     Raises:
         ExportError: A file is damaged, or of something else.
     """

@@ -114,7 +114,6 @@ def _read(records: Sequence[Record]) -> _Read:
 
 
 def _is_complete(rows: FeatureRows) -> bool:
-    """Return whether the columns hold all that a block does."""
     logs = {rows.block.names[code] for code in np.unique(rows.block.sources.topic)}
     return set(rows.names) <= set(OWN_FEATURES) and logs == {PROFILED.name.encode()}
 

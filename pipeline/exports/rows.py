@@ -155,7 +155,6 @@ def _is_plain(message: Any, value: bytes, name: str, is_feature: bool) -> bool:
 
 
 def _distinguishes(kinds: Sequence[Any]) -> bool:
-    """Return True if a decoder finds out which of the kinds a value is."""
     structs = all(isinstance(kind, type) and issubclass(kind, msgspec.Struct) for kind in kinds)
     return structs and (len(kinds) == 1 or all(kind.__struct_config__.tag is not None for kind in kinds))
 
@@ -188,7 +187,6 @@ def _without_more(kind: Struct) -> Struct:
 
 
 def _bare(kind: Any) -> Any:
-    """Return a type without what is declared beside it."""
     return kind.__origin__ if typing.get_origin(kind) is typing.Annotated else kind
 
 

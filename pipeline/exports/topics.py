@@ -150,7 +150,16 @@ def row_format(topic: Topic) -> RowFormat | FeatureRowFormat:
 
 
 class TopicExport:
-    """An export of some topics into a directory."""
+    """An export of some topics into a directory.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Give the prefix of topics and the client's configuration.
+        directory: Has a directory for each topic.
+        topics: The topics.
+        asked: Times of the records.
+        file_rows: Rows of a file at most.
+    """
 
     def __init__(
         self,

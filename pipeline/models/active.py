@@ -153,7 +153,6 @@ class ModelSubscriber:
                 return
 
     def _takes_river(self, version: ModelVersion) -> bool:
-        """Return whether a River version is active from now on."""
         before = self.model_set
         try:
             self.model_set = before.updated(version)

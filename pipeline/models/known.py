@@ -134,7 +134,6 @@ class KnownVersions:
         return self._known(None, entry)
 
     def _registered(self, name: str) -> list[RegistryEntry]:
-        """Return the registry's versions of a name, oldest first."""
         if name not in self._entries:
             self._entries[name] = self._registry.entries(name)
         return self._entries[name]

@@ -162,7 +162,6 @@ class Retrainer:
         return self._done("rolled_back", reason, references, figures)
 
     def _policy_behind(self, policy: Policy, to: Tenure) -> list[VersionReference]:
-        """Publish the policy for a rollback."""
         before, model = self._topics.policy(to), self._topics.model(to)
         if before is None or model is None:
             return []

@@ -87,12 +87,19 @@ def split_cohorts(
     known_before_us: int | None = None,
     usable: NDArray[np.bool_] | None = None,
 ) -> Split:
-    """Split by event time as it would have been possible at ``known_before_us`` (by default, when history ends).
+    """Split by event time as it would have been possible at a time.
 
-    A transaction is a target only if its label, known ``label_delay_us`` after it, was known by then; the last
-    ``validation_us`` of those check, the ones before train. ``usable`` marks rows that may be targets at all. Without
-    ``train_from_us`` the first ``label_delay_us`` of the history is left out, if that leaves as much to train on: no
-    label could be known there, which is true of no later day. Raises `ModelError` when a period is empty.
+    Args:
+        event_time_us: Microseconds since 1970, shape (n,).
+        label_delay_us: Time from a transaction to its label; a target is only what had its label by then.
+        validation_us: Length of the last targets, which check; the ones before train.
+        train_from_us: First target. Default: the begin of the history without its first ``label_delay_us``, if that
+            leaves as much to train on: no label could be known there, which is true of no later day.
+        known_before_us: The time. Default: when the history ends.
+        usable: Rows that may be targets at all, shape (n,); by default all.
+
+    Raises:
+        ModelError: A period is empty.
     """
     if len(event_time_us) == 0:
         raise ModelError("there is no transaction to train on")

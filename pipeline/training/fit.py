@@ -206,7 +206,6 @@ def _young_targets(
     early: EarlyReports | None,
     probability: Callable[[NDArray[np.intp]], NDArray[np.float64]],
 ) -> Targets | None:
-    """Return the training targets of rows behind those of a split; None where there are none."""
     if early is None or data.reported_us is None:
         return None
     found = early.targets(data.event_time_us, data.reported_us, int(data.event_time_us[rows].max()), probability)
@@ -222,7 +221,6 @@ def _with_targets(data: TrainingSet, targets: Targets) -> TrainingSet:
 
 
 def _describe_early(targets: Targets) -> dict[str, Any]:
-    """Return how many young rows a version was grown on, and with which weight."""
     return {
         "rows": len(targets.rows),
         "frauds": int(np.count_nonzero(targets.fraud)),
@@ -327,7 +325,6 @@ class _Trees:
 def _check_learned(
     margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64], *, force: bool
 ) -> None:
-    """Raise `ModelError` where scores of the validation period say nothing of its frauds."""
     advice = "train on more days (--train-from), on other features (--features), or check the labels"
     if float(np.ptp(margin)) == 0.0:
         raise ModelError(f"the trees give every transaction of the validation period one score: {advice}")

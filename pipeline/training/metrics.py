@@ -10,7 +10,13 @@ from schemas.times import US_PER_DAY
 
 
 def auc_roc(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]) -> float | None:
-    """Area under the ROC curve; None where one of the two classes is missing. All arrays have shape (n,)."""
+    """Return the area under the ROC curve; None where one of the two classes is missing.
+
+    Args:
+        fraud: Shape (n,).
+        score: Shape (n,), higher for fraud.
+        weight: Number of transactions that each row stands for, shape (n,).
+    """
     if fraud.all() or not fraud.any():
         return None
     return float(roc_auc_score(fraud, score, sample_weight=weight))
@@ -19,7 +25,7 @@ def auc_roc(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArra
 def average_precision(
     fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> float | None:
-    """Average precision (area under precision and recall); None without frauds."""
+    """Return the average precision (area under precision and recall); None without frauds. Arguments as `auc_roc`."""
     if not fraud.any():
         return None
     return float(average_precision_score(fraud, score, sample_weight=weight))
@@ -51,13 +57,22 @@ def daily_card_precision(
     remove_detected: bool = False,
     among: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(days since 1970-01-01 in UTC, share of ``top``), each of shape (days with rows,).
+    """Return the share of frauds among the cards with the highest scores of each day.
 
-    Of the ``top`` cards with the day's highest scores, how many had fraud on it. After the Fraud Detection Handbook (Le
-    Borgne, Siblini, Lebichot, Bontempi), "Threshold-based metrics": the divisor is ``top`` even on a day of fewer
-    cards, and with ``remove_detected`` a card that was among the ``top`` on a day of its fraud is left out of all later
-    days. ``card`` holds integers from 0 on, of shape (n,) as the others; of equal scores the lower card comes first.
-    Rows that are not ``among`` them count for nothing.
+    After the Fraud Detection Handbook (Le Borgne, Siblini, Lebichot, Bontempi), "Threshold-based metrics". Of equal
+    scores the lower card comes first.
+
+    Args:
+        fraud: Shape (n,).
+        score: Shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,).
+        card: Integers from 0 on, shape (n,).
+        top: Cards a day; the divisor, even on a day of fewer cards.
+        remove_detected: Leave a card out of all days after one on which it was among the ``top`` with fraud.
+        among: Rows that count, shape (n,); by default all.
+
+    Returns:
+        Days since 1970-01-01 in UTC, and shares of ``top``; each of shape (days with rows,).
     """
     detected = np.zeros(int(card.max(initial=-1)) + 1, np.bool_)
     days, precision = [], []
@@ -109,7 +124,11 @@ def daily_top_cards(
 ) -> NDArray[np.bool_]:
     """Return which rows are of a card that is among the day's ``top`` cards, as `daily_card_precision` ranks them.
 
-    All arrays have shape (n,).
+    Args:
+        score: Shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,).
+        card: Integers, shape (n,).
+        top: Cards a day.
     """
     chosen = np.zeros(len(score), np.bool_)
     for _, rows in days_of(event_time_us):

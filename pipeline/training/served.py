@@ -362,7 +362,6 @@ class ServedLog:
         return _ServedPart._make([features, *(column[order] for column in light[1:])])
 
     def _held_labels(self) -> Labelled:
-        """Return the labels of the window."""
         if self._labels:
             labels = Labelled._make(np.concatenate(columns) for columns in zip(*self._labels, strict=True))
             # What was known before the window began is of transactions before it.

@@ -27,10 +27,16 @@ def from_alert_on(
     event_time_us: NDArray[np.int64],
     protection_us: int,
 ) -> NDArray[np.bool_]:
-    """Mark the frauds that fell on an alert that found their card's fraud, or at most ``protection_us`` after one.
+    """Mark the frauds that fell on an alert that found their card's fraud, or a while after one.
 
-    All rows are frauds, of shape (n,). The first alert about a fraud is what has a card blocked; what came before it
-    was lost. A false alert protects nothing, and a card that is used again after the protection needs another alert.
+    The first alert about a fraud is what has a card blocked; what came before it was lost. A false alert protects
+    nothing, and a card that is used again after the protection needs another alert.
+
+    Args:
+        alert: Which of n frauds raised an alert, shape (n,).
+        card: Shape (n,).
+        event_time_us: Shape (n,).
+        protection_us: For how long an alert keeps further fraud off its card.
     """
     # An alert at the very instant of another fraud covers it: nothing tells which of the two came first.
     order = np.lexsort((~alert, event_time_us, card))
@@ -53,7 +59,21 @@ def sweep(
     review_cost: float,
     protection_us: int,
 ) -> list[SweepPoint]:
-    """Compute each threshold's alerts (scores at or above it), catches and cost; rows of shape (n,)."""
+    """Compute each threshold's alerts (scores at or above it), catches and cost.
+
+    Args:
+        fraud: Shape (n,), as the four columns behind it.
+        score: Scores.
+        card: Cards as integers.
+        event_time_us: Microseconds since 1970.
+        amount: In the major unit of the base currency.
+        thresholds: Shape (m,).
+        review_cost: Of an alert.
+        protection_us: As of `from_alert_on`.
+
+    Returns:
+        A point for each threshold, in their order.
+    """
     at_or_above = np.zeros(len(thresholds), np.int64)
     for rows in blocks(len(score)):
         at_or_above += rows.stop - rows.start - np.searchsorted(np.sort(score[rows]), thresholds, side="left")

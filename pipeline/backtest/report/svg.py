@@ -194,7 +194,6 @@ def _step(span: float) -> float:
 
 
 def _short(value: float) -> str:
-    """A figure at a tick."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

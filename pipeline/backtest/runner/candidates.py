@@ -94,7 +94,6 @@ def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
 
 
 def _blended(request: Request, policy: Policy) -> Policy:
-    """Return the policy with the blend that was asked for."""
     return policy if request.online.blend in (None, policy.blend) else policy.replace(blend=request.online.blend)
 
 

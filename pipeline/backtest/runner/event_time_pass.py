@@ -130,7 +130,6 @@ def decide_by_time(
 
 
 def _inside(parts: Iterable[Decisions], span: Span) -> list[Decisions]:
-    """Return the parts of decisions that lie in the range."""
     found = []
     for part in parts:
         times_us = part.transactions.event_time_us

@@ -54,19 +54,29 @@ def replay(
     learning: Learning | None = None,
     time_zone: str = "UTC",
 ) -> Iterator[Decisions]:
-    """Decide history in process, as the live kernels would: `Decisions` for about each table of transactions.
+    """Decide history in process, as the live kernels would.
 
-    ``transactions`` are tables with the columns of the wire contract (`TRANSACTION_FIELDS`),
-    such as `file_tables` and `frame_tables` give; ``labels`` likewise (`LABEL_FIELDS`). Both may have a column
-    ``timestamp``, when the record arrived; without it a transaction arrives at its event time, a label when it is made.
-    By default all is worked on in the order of event time, in which each of the two must stand already; with
-    ``Order.RECORDED`` by the column ``sequence``. How rows are cut into tables changes nothing but how decisions are.
+    Rows that the decoder would refuse come back as ``rejects``, with its codes and texts; repeats are counted. Memory
+    is that of the state and of a table of each kind. How rows are cut into tables changes nothing but how decisions
+    are.
 
-    ``models`` stay as they are, unless ``learning`` says how the online model learns. Rows that the decoder would
-    refuse come back as ``rejects``, with its codes and texts; repeats are counted. Memory is that of the state and of a
-    table of each kind. Labels behind the last transaction come with `Decisions` of no rows.
+    Args:
+        models: What decides; they stay as they are, unless ``learning`` is given.
+        transactions: Tables with the columns of the wire contract (`TRANSACTION_FIELDS`), such as `file_tables` and
+            `frame_tables` give. A column ``timestamp`` says when records arrived; else they arrive at their event
+            times.
+        labels: Likewise (`LABEL_FIELDS`); without ``timestamp`` they arrive when they are made.
+        options: The card agent's options.
+        order: By event time, in which both must stand already, or as the column ``sequence`` says.
+        learning: How the online model learns.
+        time_zone: Zone of times without an offset.
 
-    Raises `OutOfOrder`, and ValueError for a column that the order needs.
+    Yields:
+        `Decisions` about each table of transactions; labels behind the last one come with `Decisions` of no rows.
+
+    Raises:
+        OutOfOrder: A row stands behind a later one.
+        ValueError: A column is missing that the order needs.
     """
     acceptance = Acceptance(options.rates, options.future_tolerance_us, time_zone, order is Order.RECORDED)
     rejects: list[Reject] = []
@@ -215,14 +225,12 @@ def _scheduled(chunk: Chunk, schedules: Sequence[Periods]) -> Iterator[tuple[Chu
 
 
 def _taken(rejects: list[Reject]) -> tuple[Reject, ...]:
-    """Return the refused rows, and empty the list."""
     found = tuple(rejects)
     rejects.clear()
     return found
 
 
 def _days(part: Transactions) -> Iterator[Transactions]:
-    """Transactions in order, cut where a day (UTC) ends."""
     starts = np.flatnonzero(np.diff(part.event_time_us // US_PER_DAY)) + 1
     for first, end in pairwise([0, *starts.tolist(), len(part)]):
         yield part.take(slice(first, end))

@@ -218,6 +218,5 @@ class Collected:
 
 
 def _some(names: set[str]) -> str:
-    """Versions, a few of them by name."""
     shown = sorted(names)
     return ", ".join(shown) if len(shown) <= 3 else f"{len(shown)} versions, {shown[0]} to {shown[-1]}"

@@ -106,7 +106,6 @@ def _accepted(
 
 
 def _segment_fields(segments: list[pa.Table], number: NDArray[np.int64]) -> dict[str, NDArray[np.object_]]:
-    """Return the fields that distinguish rows of a history."""
     frame = pa.concat_tables(segments).take(pa.array(number)).to_pandas()
     return {
         str(name): values.astype(object).where(values.notna(), None).to_numpy()
