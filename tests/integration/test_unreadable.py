@@ -4,6 +4,7 @@ import base64
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -100,21 +101,55 @@ def check(cluster: Cluster, bought: dict[tuple[str, str], object]) -> None:
     assert differences(cluster.features(), expected_features(cluster.read(PROFILED), cluster.read(PROGRESS))) == []
 
 
+def with_odd_header(values: list[bytes], at: datetime) -> bytes:
+    """A batch of records with a header whose name is not UTF-8."""
+    batch = record_batch(values, key=b"c1", timestamp_ms=microseconds(at) // 1_000, headers=[("zzzz", b"1")])
+    return with_payload(batch, batch[61:].replace(b"zzzz", b"\xff\xfe\xed\xa0"), "none")
+
+
+def largest_batches(at: datetime, first: int) -> list[tuple[int, bytes]]:
+    """The largest legitimate batches of every codec with the number of records of each, of card c1."""
+    room = MAX_VALUE_BYTES - len(transaction(0, at, attributes={"note": ""})) - 10
+    found = []
+    for number, compression in enumerate(COMPRESSIONS):
+        # One that no codec makes smaller; of zstd, which alone is limited, as much as a producer may send at once.
+        noise = base64.b64encode(random.Random(number).randbytes(MAX_VALUE_BYTES)).decode()
+        for notes in [[noise[:room]], *([["a" * room] * 16] if compression.startswith("zstd") else [])]:
+            values = [transaction(first + n, at, attributes={"note": note}) for n, note in enumerate(notes)]
+            first += len(values)
+            batch = record_batch(values, compression, key=b"c1", timestamp_ms=microseconds(at) // 1_000)
+            found.append((len(values), batch))
+    return found
+
+
 def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
-    kafka_settings: Settings, start: Starter
+    broker: EmbeddedBroker, kafka_settings: Settings, start: Starter
 ) -> None:
+    """Others are decided: the largest of every codec too, and one with a header whose name is not UTF-8."""
     changes = {"card_partitions": 4, "merchant_partitions": 2}
     cluster = Cluster(kafka_settings.model_copy(update=changes))
     name = cluster.settings.topic(TRANSACTIONS.name)
     cluster.publish()
-    bought = shop(cluster, range(60), seed=1)
+    bought: dict[tuple[str, str], object] = dict(shop(cluster, range(60), seed=1))
     cluster.flush()
     expected = []
     for number, make in enumerate(UNREADABLE):
         base = write_raw(cluster, number % 4, make())
         expected.append(("card", number % 4, base, base + RECORDS))
     parted = {number % 4: base}
+    # Those that nobody could decompress, and those that the broker's disk has damaged.
+    for partition, compression in ((0, "none"), (1, "lz4")):
+        base = write_raw(cluster, partition, record_batch([transaction(900 + n) for n in range(RECORDS)], compression))
+        damage_batch(broker.data_dir / "log", name, partition, base)
+        expected.append(("card", partition, base, base + RECORDS))
     expected.sort()
+    home, at = partition_of("c1", 4), after(minutes=7 * 60)
+    write_raw(cluster, home, with_odd_header([transaction(1_000, at), b"garbage"], at))
+    bought["c1", "t1000"] = at
+    largest = largest_batches(at, first=1_001)
+    for _, batch in largest:
+        write_raw(cluster, home, batch)
+    bought |= {("c1", f"t{1_001 + number}"): at for number in range(sum(count for count, _ in largest))}
     bought |= shop(cluster, range(60, 120), seed=2)
     cluster.flush()
 
@@ -124,7 +159,7 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
         list(read_topic(cluster.bootstrap, name, settings=cluster.settings, partitions=[*parted], start=parted))
 
     worker = start(cluster.settings)
-    worker.until(lambda: len(cluster.decisions()) >= 120)
+    worker.until(lambda: len(cluster.decisions()) >= len(bought))
     worker.until(lambda: len(quarantined(cluster)) >= len(expected))
     assert worker.stop() == 0, worker.output
     assert quarantined(cluster) == expected
@@ -134,49 +169,30 @@ def test_unreadable_batches_are_quarantined_as_ranges_and_skipped_by_all(
         == expected
     )
     assert {(record.key, record.value) for record in letters} == {(None, None)}
+    assert [reason(r, "error") for r in cluster.read(DEAD_LETTERS) if r not in letters] == ["not_json"]
     check(cluster, bought)
 
     # From the log alone.
     bought |= shop(cluster, range(120, 180), seed=3)
     cluster.flush()
     again = start(cluster.settings, snapshot_url="", data_dir=cluster.settings.data_dir / "again")
-    again.until(lambda: len(cluster.decisions()) >= 180)
+    again.until(lambda: len(cluster.decisions()) >= len(bought))
     assert again.stop() == 0, again.output
     check(cluster, bought)
     assert quarantined(cluster) == expected
 
     # Programs skip the same.
-    assert len(cluster.read(TRANSACTIONS)) == 180
+    assert len(cluster.read(TRANSACTIONS)) == len(bought) + 1
     backtest = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
     backtest.run()
     assert backtest.comparison is not None
-    assert (backtest.comparison.compared, backtest.comparison.differences) == (180, [])
+    assert (backtest.comparison.compared, backtest.comparison.differences) == (len(bought), [])
     out = cluster.settings.data_dir / "export"
     exported = CliRunner().invoke(
         main, ["export", str(out), "transactions"], env=settings_environment(cluster.settings)
     )
     assert exported.exit_code == 0, exported.output
-    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == 180
-
-
-def test_a_batch_that_a_disk_has_damaged_is_quarantined(
-    broker: EmbeddedBroker, kafka_settings: Settings, start: Starter
-) -> None:
-    cluster = Cluster(kafka_settings.model_copy(update={"card_partitions": 2}))
-    cluster.publish()
-    bought = shop(cluster, range(30), seed=1)
-    cluster.flush()
-    expected = []
-    for partition, compression in ((0, "none"), (1, "lz4")):
-        base = write_raw(cluster, partition, record_batch([transaction(900 + n) for n in range(RECORDS)], compression))
-        damage_batch(broker.data_dir / "log", cluster.settings.topic(TRANSACTIONS.name), partition, base)
-        expected.append(("card", partition, base, base + RECORDS))
-    bought |= shop(cluster, range(30, 60), seed=2)
-    cluster.flush()
-    worker = start(cluster.settings)
-    worker.until(lambda: len(cluster.decisions()) >= len(bought) and quarantined(cluster) == expected)
-    assert worker.stop() == 0, worker.output
-    check(cluster, bought)
+    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == len(bought) + 1
 
 
 def test_a_batch_of_control_that_a_disk_has_damaged_refuses_the_start(
@@ -215,6 +231,10 @@ def test_an_unreadable_batch_on_an_internal_topic_keeps_no_worker_from_starting(
     for (agent, topic), (batch, count) in batches.items():
         base = produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 1, batch)
         expected.append((agent, 1, base + count))
+    # Whoever starts reads these too.
+    for topic in (CONTROL, MODELS, PROGRESS, PROFILED):
+        name = cluster.settings.topic(topic.name)
+        produce_batch(cluster.bootstrap, name, 0, with_odd_header([b"garbage"], after(1)))
     bought |= shop(cluster, range(30, 60), seed=2)
     cluster.flush()
     again = start(cluster.settings)
@@ -256,54 +276,6 @@ def test_a_session_passes_over_an_unreadable_batch_once_what_stands_before_it_is
     assert [(range_.partition, range_.start, range_.end) for range_ in found] == [((name, 1), base, base + 5)]
     assert handler.committed == {}
     assert [record.value for record in cluster.read(DECISIONS) if record.value == b"within"] == [b"within"] * 5
-
-
-def test_the_largest_legitimate_batch_of_every_codec_is_decided(cluster: Cluster, start: Starter) -> None:
-    cluster.publish()
-    at = after(1)
-    room = MAX_VALUE_BYTES - len(transaction(0, at, attributes={"note": ""})) - 10
-    expected = []
-    for number, compression in enumerate(COMPRESSIONS):
-        # One that no codec makes smaller; of zstd, which alone is limited, as much as a producer may send at once.
-        noise = base64.b64encode(random.Random(number).randbytes(MAX_VALUE_BYTES)).decode()
-        notes = [[noise[:room]], *([["a" * room] * 16] if compression.startswith("zstd") else [])]
-        for batch in notes:
-            first = len(expected)
-            values = [transaction(first + n, at, attributes={"note": note}) for n, note in enumerate(batch)]
-            stamped = record_batch(values, compression, key=b"c1", timestamp_ms=microseconds(at) // 1_000)
-            write_raw(cluster, partition_of("c1", 3), stamped)
-            expected += [("c1", f"t{first + n}") for n in range(len(values))]
-    worker = start(cluster.settings)
-    worker.until(lambda: len(cluster.decisions()) + len(cluster.read(DEAD_LETTERS)) >= len(expected))
-    assert worker.stop() == 0, worker.output
-    assert cluster.read(DEAD_LETTERS) == []
-    assert sorted(keys(cluster.decisions())) == sorted(expected)
-
-
-def test_a_header_whose_name_is_not_utf_8_stops_nobody(cluster: Cluster, start: Starter) -> None:
-    cluster.publish()
-    at = after(1)
-    value = transaction(0, at)
-
-    def with_header(values: list[bytes]) -> bytes:
-        batch = record_batch(values, key=b"c1", timestamp_ms=microseconds(at) // 1_000, headers=[("zzzz", b"1")])
-        return with_payload(batch, batch[61:].replace(b"zzzz", b"\xff\xfe\xed\xa0"), "none")
-
-    write_raw(cluster, partition_of("c1", 3), with_header([value, b"garbage"]))
-    worker = start(cluster.settings)
-    worker.until(lambda: len(cluster.decisions()) >= 1)
-    for topic in (CONTROL, MODELS, PROGRESS, PROFILED):
-        produce_batch(cluster.bootstrap, cluster.settings.topic(topic.name), 0, with_header([b"garbage"]))
-    worker.until(lambda: len(cluster.read(DEAD_LETTERS)) >= 2)
-    assert {reason(record, "error") for record in cluster.read(DEAD_LETTERS)} == {"not_json", "unreadable"}
-    assert worker.stop() == 0, worker.output
-    # Whoever starts later reads them all.
-    cluster.buy(1, after(2), card_id="c1")
-    cluster.flush()
-    again = start(cluster.settings, snapshot_url="")
-    again.until(lambda: len(cluster.decisions()) >= 2)
-    assert keys(cluster.decisions()) == [("c1", "t0"), ("c1", "t1")]
-    assert again.stop() == 0, again.output
 
 
 @pytest.mark.parametrize(
