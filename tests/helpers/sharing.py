@@ -13,13 +13,14 @@ from typing import Final
 import pytest
 
 LONGEST: Final = (
-    "tests/integration/test_lifecycle.py",
     "tests/integration/test_chaos.py",
-    "tests/integration/test_broker.py",
     "tests/integration/test_run_pipeline.py",
-    "tests/integration/test_session.py",
     "tests/integration/test_unreadable.py",
+    "tests/integration/test_broker.py",
+    "tests/integration/test_cluster.py",
+    "tests/integration/test_lifecycle.py",
     "tests/integration/test_reprocess.py",
+    "tests/integration/test_session.py",
     "tests/integration/test_startup.py",
     "tests/integration/test_rates.py",
     "tests/integration/test_backtest_topics.py",
@@ -29,7 +30,6 @@ LONGEST: Final = (
     "tests/integration/test_secured_cluster.py",
     "tests/integration/test_agents.py",
     "tests/integration/test_drift_of_topics.py",
-    "tests/integration/test_cluster.py",
     "tests/benchmarks/test_ours_on_a_broker.py",
     "tests/integration/test_label_command.py",
     "tests/integration/test_pace.py",

@@ -496,10 +496,6 @@ def reset_offsets(settings: Settings, offsets: Mapping[tuple[str, int], int]) ->
     admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, to)])[group].result()
 
 
-def known_offsets(settings: Settings) -> dict[tuple[str, int], int]:
-    return committed_offsets(servers(settings), settings.topic("card"), [settings.topic(TRANSACTIONS.name)])
-
-
 def test_a_batch_whose_results_are_ahead_of_its_offsets_stops_nobody(settings: Settings) -> None:
     """A worker that delivers at least once can die between the two, and one that delivers exactly once follow it."""
     handler = Numbers()

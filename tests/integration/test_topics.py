@@ -227,18 +227,6 @@ def test_lag_counts_from_what_a_group_committed(kafka_settings: Settings) -> Non
     assert group_lag(bootstrap, group, [name]) == {(name, 0): 6}
 
 
-def test_keys_are_placed_as_java_places_them(kafka_settings: Settings) -> None:
-    bootstrap = bootstrap_of(kafka_settings)
-    ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
-    name = kafka_settings.topic("transactions")
-    producer = shared_producer(bootstrap)
-    java = {key: (murmur2 & 0x7FFF_FFFF) % 4 for key, murmur2 in JAVA_MURMUR2.items()}
-    for key in java:
-        producer.produce(name, b"value", key)
-    assert producer.flush(TIMEOUT_S) == 0
-    assert {record.key: record.partition for record in read_topic(bootstrap, name)} == java
-
-
 def test_the_documented_topics_are_the_declared_ones() -> None:
     page = (Path(__file__).parents[2] / "docs" / "broker.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 6]

@@ -22,10 +22,10 @@ BLOCKED = 1
 GROWN_S = 3.0
 
 
-@pytest.fixture(params=["broker", "producer"])
-def stamped(request: pytest.FixtureRequest, kafka_settings: Settings) -> Cluster:
-    """Topics with the broker's timestamps, or with a simulated clock's."""
-    return Cluster(kafka_settings.model_copy(update={"card_partitions": PARTITIONS, "timestamps": request.param}))
+@pytest.fixture
+def stamped(kafka_settings: Settings) -> Cluster:
+    """Topics with the broker's timestamps."""
+    return Cluster(kafka_settings.model_copy(update={"card_partitions": PARTITIONS, "timestamps": "broker"}))
 
 
 def exported(worker: Worker) -> str:

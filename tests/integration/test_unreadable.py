@@ -88,7 +88,7 @@ def write_raw(cluster: Cluster, partition: int, batch: bytes) -> int:
 
 def quarantined(cluster: Cluster) -> list[tuple[str, int, int, int | None]]:
     """Agent, partition, first offset and end of every quarantine, sorted."""
-    items = [decode_control(record.value or b"") for record in cluster.read(CONTROL)]
+    items = [decode_control(record.value or b"") for record in cluster.read(CONTROL) if record.value != b"garbage"]
     found = [(item.agent, item.position) for item in items if isinstance(item, Quarantine)]
     return sorted((agent, at.partition, at.offset, at.end) for agent, at in found)
 
