@@ -9,13 +9,11 @@ import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
 
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.scores.block_messages import read_messages
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.rates import PublishedRates
 from pipeline.settings.rate_table import RatesError
-from schemas.topics import DEAD_LETTERS, MODELS, PROFILED, PROGRESS, TRANSACTIONS
-from tests.helpers.logs import after, transaction
+from schemas.topics import MODELS
 from tests.helpers.topics import TIMEOUT_S, Cluster, Starter, shop
 from tests.helpers.worker import ROOT
 
@@ -44,61 +42,6 @@ def rates_command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProc
         env={"PATH": "", **settings_environment(cluster.settings)},
         cwd=ROOT, capture_output=True, check=False, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
-
-
-def test_a_refused_currency_that_becomes_known_is_decided_when_it_is_sent_again(
-    cluster: Cluster, start: Starter, tmp_path: Path
-) -> None:
-    """On a machine that has neither the old table nor a snapshot."""
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_bytes(OLD)
-    new.write_bytes(NEW)
-    cluster.publish()
-    bought = shop(cluster, range(40), seed=1)
-    pounds = cluster.buy(900, after(minutes=5), card_id="c1", currency="GBP")
-    # Two hours ahead: refused, until a raised tolerance lets it through.
-    ahead = ("c1", "t901")
-    value = transaction(901, after(hours=2), card_id="c1")
-    cluster.write(TRANSACTIONS, value, b"c1", after())
-    cluster.flush()
-
-    first = start(cluster.settings, rates_file=old)
-    first.until(lambda: len(cluster.decisions()) >= 40 and len(cluster.read(DEAD_LETTERS)) >= 2)
-    refused = [dict(record.headers)["dead-letter-error"] for record in cluster.read(DEAD_LETTERS)]
-    assert sorted(refused) == [b"currency_unknown", b"event_time_in_future"]
-    assert first.stop() == 0, first.output
-
-    again = start(
-        cluster.settings,
-        rates_file=new,
-        data_dir=tmp_path / "elsewhere",
-        instance="elsewhere",
-        future_tolerance_s=4 * 3600,
-        deduplication_days=10,
-    )
-    cluster.buy(900, after(minutes=5), card_id="c1", currency="GBP")
-    cluster.write(TRANSACTIONS, value, b"c1", after())
-    (card, _), at = next(iter(bought.items()))
-    cluster.buy(0, at, card_id=card)
-    cluster.flush()
-    again.until(lambda: len(cluster.decisions()) >= 42)
-    again.until(lambda: any(record.key == b"feedback" for record in cluster.read(PROGRESS)))
-    decided = {(decision.card_id, decision.transaction_id): decision for decision in cluster.decisions()}
-    assert sorted(decided) == sorted([*bought, pounds, ahead])
-    assert decided[pounds].versions.rates == "2024-03-02"
-    assert decided[pounds].amount_base == pytest.approx(14.44)
-    assert again.stop() == 0, again.output
-    # What was judged at first bears the old table still; the new one entered with the first batch of the new worker.
-    messages = [message for record in cluster.read(PROFILED) for message in read_messages(record.value)]
-    assert {getattr(message, "rates_version", "") for message in messages} == {"2024-03-01", "2024-03-02"}
-    reported = [json.loads(record.value or b"") for record in cluster.read(PROGRESS)]
-    rules = [marker["rules"] for marker in reported if marker["agent"] == "card"]
-    assert {(rule["rates_version"], rule["future_tolerance_us"] // 1_000_000) for rule in rules} == {
-        ("2024-03-01", 300),
-        ("2024-03-02", 4 * 3600),
-    }
-    assert {marker["rules"]["kind"] for marker in reported} == {"card", "feedback"}
-    assert len(tables(cluster)) == 2
 
 
 def test_another_table_of_the_same_version_is_refused_at_the_start(
