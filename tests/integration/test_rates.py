@@ -1,4 +1,4 @@
-"""Rules that change: what was judged stays judged, by whomever it is replayed, and rate tables are found again."""
+"""Rate tables: each version has one, and whoever needs an old one finds it again."""
 
 import json
 import subprocess
