@@ -17,7 +17,6 @@ import msgspec
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Message, Transaction
 from schemas.money import CurrencyRate, InexactAmount, RateTable
-from schemas.times import US_PER_DAY, US_PER_HOUR
 
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
@@ -35,9 +34,6 @@ MAX_NAMES: Final = 1_000
 MAX_AMOUNT_BASE_MINOR: Final = 10**13
 """Largest amount in minor base units: exact as a double (below 2**53), and 900,000 of them sum within 64 bits."""
 
-COUNTING_TYPES: Final = frozenset({"purchase", "cash"})
-"""Types of transaction that enter windows."""
-
 CODES: Final = frozenset(
     {
         "null_value", "too_large", "not_utf8", "not_json", "too_deep", "too_many_fields", "missing_field", "wrong_type",
@@ -52,8 +48,6 @@ _MAX_AMOUNT: Final = Decimal(10**18)
 _MAX_DECIMALS: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-WEEKDAY_OF_EPOCH: Final = 3
-"""Weekday of 1 January 1970: a Thursday, where Monday is 0."""
 EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 """Times that are accepted lie from `EARLIEST_US` on and before it."""
@@ -75,27 +69,20 @@ _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
-    """The fields that the kernel needs of a transaction that passed every check."""
+    """A transaction that passed every check."""
 
-    transaction_id: str
-    card_id: str
-    merchant_id: str
+    message: Any
+    """Its fields, by the names of `schemas.messages.Transaction`; its amount may be JSON still."""
     event_time_us: int
     """Microseconds since 1970-01-01T00:00:00Z."""
+    clock_us: int
+    """What ``local_time`` shows where that is given, else the event time in UTC; in microseconds since 1970."""
+    amount_json: bytes
+    """The amount as a JSON number, with the decimals that it was sent with."""
     amount_minor: int
     """Whole minor units of the currency that it was sent in."""
     amount_base_minor: int
     """Whole minor units of the rate table's base currency."""
-    counts: bool
-    """True if the transaction enters windows."""
-    hour: float
-    """Hours since midnight, with fraction: of ``local_time`` where that is given, else of the event time in UTC."""
-    weekday: float
-    """0 (Monday) to 6 (Sunday), of the same time."""
-    currency: str
-    """ISO 4217 code of the currency that it was sent in."""
-    transaction_type: str
-    attributes: dict[str, str | float | None] | None
 
 
 class _AmountText(msgspec.Struct):
@@ -128,13 +115,13 @@ def decode_transaction(
     that by more than ``future_tolerance_us`` is refused. Raises `InvalidMessage`, and nothing else, whose codes
     ``docs/dead-letters.md`` lists.
     """
-    transaction, rate, amount_minor = _read_plain(value, rates) or _read_any(value, rates)
+    transaction, rate, amount_json, amount_minor = _read_plain(value, rates) or _read_any(value, rates)
     if amount_minor == 0 and transaction.transaction_type != "verification":
         raise InvalidMessage("amount_zero", "The amount is zero; only transactions of type verification may be.")
     amount_base_minor = rate.to_base_minor(amount_minor)
     if amount_base_minor > MAX_AMOUNT_BASE_MINOR:
         _refuse_large_amount(rates)
-    event_time_us = (transaction.event_time - _EPOCH) // _MICROSECOND
+    event_time_us = timestamp_us(transaction.event_time)
     _check_time(event_time_us, "event_time")
     if event_time_us > record_timestamp_us + future_tolerance_us:
         raise InvalidMessage(
@@ -142,26 +129,8 @@ def decode_transaction(
             f"event_time is {(event_time_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, "
             f"more than the tolerated {future_tolerance_us / 1e6:.0f} s; check the producer's clock and offset.",
         )
-    local_time = transaction.local_time
-    if local_time is None:
-        of_day_us = event_time_us % US_PER_DAY
-        weekday = (event_time_us // US_PER_DAY + WEEKDAY_OF_EPOCH) % 7
-    else:
-        of_day_us, weekday = wall_clock(local_time)
-    return AcceptedTransaction(
-        transaction.transaction_id,
-        transaction.card_id,
-        transaction.merchant_id,
-        event_time_us,
-        amount_minor,
-        amount_base_minor,
-        transaction.transaction_type in COUNTING_TYPES,
-        of_day_us / US_PER_HOUR,
-        float(weekday),
-        transaction.currency,
-        transaction.transaction_type,
-        transaction.attributes,
-    )
+    clock_us = event_time_us if transaction.local_time is None else wall_clock_us(transaction.local_time)
+    return AcceptedTransaction(transaction, event_time_us, clock_us, amount_json, amount_minor, amount_base_minor)
 
 
 def decode_label(
@@ -205,10 +174,10 @@ def timestamp_us(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
-def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRate, int] | None:
-    """A transaction as most are, its rate, and its amount in minor units; None where `_read_any` must look at it.
+def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRate, bytes, int] | None:
+    """Read a transaction as most are: (message, rate, amount as JSON, in minor units); None for any other.
 
-    Takes nothing that it would not take, and reads that alike.
+    Takes nothing that `_read_any` would not take, and reads that alike.
     """
     if value is None or len(value) > MAX_VALUE_BYTES or may_have_too_many_names(value):
         return None
@@ -229,7 +198,8 @@ def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRat
     if rate is None:
         return None
     text = bytes(transaction.amount)
-    whole, point, decimals = (text[1:-1] if text[0] == _QUOTE else text).partition(b".")
+    text = text[1:-1] if text[0] == _QUOTE else text
+    whole, point, decimals = text.partition(b".")
     missing = rate.digits - len(decimals)
     if (
         missing < 0
@@ -239,10 +209,10 @@ def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRat
     ):
         return None
     digits = whole + decimals + b"0" * missing
-    return (transaction, rate, int(digits)) if digits.isdigit() else None
+    return (transaction, rate, text, int(digits)) if digits.isdigit() else None
 
 
-def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, CurrencyRate, int]:
+def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, CurrencyRate, bytes, int]:
     transaction = _checked(value, _decode_transaction)
     rate = rates.currencies.get(transaction.currency)
     if rate is None:
@@ -266,7 +236,7 @@ def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, Curre
             "amount_too_many_decimals",
             f"{transaction.currency} has {rate.digits} decimals and the amount has more; round it at the source.",
         ) from error
-    return transaction, rate, amount_minor
+    return transaction, rate, _encode(amount), amount_minor
 
 
 def _checked(value: bytes | None, decode: Callable[[bytes], T], most_bytes: int = MAX_VALUE_BYTES) -> T:
@@ -351,11 +321,11 @@ def _check_time(time_us: int, field: str) -> None:
         )
 
 
-def wall_clock(local_time: str) -> tuple[int, int]:
-    """Return the microseconds since midnight and the weekday (0 is Monday) that a ``local_time`` shows.
+def wall_clock_us(local_time: str) -> int:
+    """Return what a ``local_time`` shows, in microseconds since 1970 on that clock.
 
-    >>> wall_clock("2024-01-31T12:00:00+09:00")
-    (43200000000, 2)
+    >>> wall_clock_us("1970-01-02T12:00:00+09:00")
+    129600000000
 
     Raises:
         InvalidMessage: It is no ISO 8601 date with a time of day.
@@ -366,14 +336,10 @@ def wall_clock(local_time: str) -> tuple[int, int]:
         time = datetime.fromisoformat(local_time.upper())
     except ValueError as error:
         raise InvalidMessage(
-            "invalid_value", f"local_time cannot be read ({_short(error)}); send ISO 8601, such as 2024-01-31T12:00:00."
+            "invalid_value",
+            f"local_time cannot be read ({str(error)[:100]}); send ISO 8601, such as 2024-01-31T12:00:00.",
         ) from error
-    seconds = (time.hour * 60 + time.minute) * 60 + time.second
-    return seconds * 1_000_000 + time.microsecond, time.weekday()
-
-
-def _short(error: ValueError) -> str:
-    return str(error)[:100]
+    return timestamp_us(time.replace(tzinfo=UTC))
 
 
 def _check_finite(value: object, path: str) -> None:

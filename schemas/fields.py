@@ -96,6 +96,12 @@ _KINDS: Final[dict[Any, Kind]] = {
 }
 """Kinds of values by their types; the type of a clock is the only one that is marked."""
 
-TRANSACTION_FIELDS: Final = fields_of(Transaction)
-PERSONAL: Final = tuple(field.name for field in TRANSACTION_FIELDS if field.personal)
+DECLARED_FIELDS: Final = fields_of(Transaction)
+PERSONAL: Final = tuple(field.name for field in DECLARED_FIELDS if field.personal)
 """Names of the fields that may say who somebody is."""
+TEXT_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column and field.kind is Kind.TEXT)
+NUMBER_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column and field.kind is Kind.NUMBER)
+READ_FIELDS: Final = tuple(
+    field for field in DECLARED_FIELDS if field.column or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
+)
+"""Fields that an acceptance reads, besides attributes; other fields decide nothing."""

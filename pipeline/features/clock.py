@@ -1,10 +1,14 @@
-"""Hour and weekday of many moments, as `schemas.codec` has them of one."""
+"""Hour and weekday of many moments."""
+
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codec import WEEKDAY_OF_EPOCH
 from schemas.times import US_PER_DAY, US_PER_HOUR
+
+_WEEKDAY_OF_EPOCH: Final = 3
+"""Weekday of 1 January 1970: a Thursday, where Monday is 0."""
 
 
 def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -16,4 +20,4 @@ def hours(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def weekdays(clock_us: NDArray[np.int64]) -> NDArray[np.float64]:
     """0 (Monday) to 6 (Sunday)."""
-    return ((clock_us // US_PER_DAY + WEEKDAY_OF_EPOCH) % 7).astype(np.float64)
+    return ((clock_us // US_PER_DAY + _WEEKDAY_OF_EPOCH) % 7).astype(np.float64)

@@ -20,12 +20,12 @@ from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import FRAUD_TYPES, canonical_frame
 from pipeline.settings.files import is_url
-from schemas.fields import TRANSACTION_FIELDS, Kind
+from schemas.fields import DECLARED_FIELDS, Kind
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
 TRUTH: Final = ("fraud", "fraud_type")
 PASSED_ON: Final = tuple(
-    field.name for field in TRANSACTION_FIELDS if field.kind in (Kind.TEXT, Kind.CLOCK) and not field.required
+    field.name for field in DECLARED_FIELDS if field.kind in (Kind.TEXT, Kind.CLOCK) and not field.required
 )
 """Optional text fields of the wire contract that a file may hold too; they follow the canonical columns."""
 FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)

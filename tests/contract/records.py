@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline.features.clock import hours, weekdays
 from schemas.codec import AcceptedTransaction, decode_label, decode_transaction
 from schemas.messages import Label
 from schemas.money import load
@@ -32,6 +35,11 @@ WITH_AMOUNT = json.dumps(TRANSACTION).encode()
 
 def accept(value: bytes | None) -> AcceptedTransaction:
     return decode_transaction(value, record_timestamp_us=ARRIVED_US, future_tolerance_us=TOLERANCE_US, rates=RATES)
+
+
+def hour_and_weekday(accepted: AcceptedTransaction) -> tuple[float, float]:
+    clock_us = np.array([accepted.clock_us])
+    return float(hours(clock_us)[0]), float(weekdays(clock_us)[0])
 
 
 def take(value: bytes | None, arrived_us: int = ARRIVED_US) -> Label:

@@ -24,7 +24,7 @@ from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from schemas.export import MESSAGES
-from schemas.fields import TRANSACTION_FIELDS, Kind
+from schemas.fields import DECLARED_FIELDS, Kind
 from schemas.topics import TOPICS, Topic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -191,7 +191,7 @@ def _value(topic: Topic) -> str:
 def fields_table() -> str:
     """Every field of a transaction; those of one meaning in one row."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for field in TRANSACTION_FIELDS:
+    for field in DECLARED_FIELDS:
         if field.meaning:
             read = field.column or field.kind not in (Kind.TEXT, Kind.NUMBER)
             marks = ("yes" if mark else "" for mark in (field.required, read, field.personal))

@@ -12,7 +12,6 @@ from pipeline.engine.cards.card import CardOptions, CardPartition
 from pipeline.engine.encoding.json_scanner import ATTRIBUTES, scan
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records import accept
-from pipeline.engine.records.accept import decode_producer_fields
 from pipeline.engine.records.results import Result
 from pipeline.engine.records.subjects import (
     AMOUNT,
@@ -28,7 +27,7 @@ from pipeline.engine.records.subjects import (
     PRODUCER_US,
     TYPE,
 )
-from pipeline.engine.scores.block_messages import read_messages, write_messages
+from pipeline.engine.scores.block_messages import decode_producer_fields, read_messages, write_messages
 from pipeline.engine.scores.profiled import read_rows
 from schemas.codec import MAX_NAMES, decode_transaction
 from schemas.errors import InvalidMessage
@@ -76,12 +75,13 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
         for row, message in enumerate(messages):
             assert isinstance(message, ProfiledTransaction)
             fields = decode_producer_fields(message.transaction)
-            transaction = decode_transaction(
+            item = decode_transaction(
                 bytes(message.transaction),
                 record_timestamp_us=ARRIVED_US,
                 future_tolerance_us=TOLERANCE_US,
                 rates=RATES,
             )
+            transaction = item.message
             texts = [rows.subjects.texts(column)[row] for column in (ID, CARD, MERCHANT, AMOUNT, CURRENCY, TYPE)]
             names = [
                 name.encode() for name in (transaction.transaction_id, transaction.card_id, transaction.merchant_id)
@@ -96,10 +96,10 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
                 [EVENT_US, PRODUCER_US, PRODUCER_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row
             ]
             expected = [
-                transaction.event_time_us,
-                transaction.event_time_us,
+                item.event_time_us,
+                item.event_time_us,
                 fields.offset_min,
-                transaction.amount_base_minor,
+                item.amount_base_minor,
                 7,
                 row,
             ]
@@ -137,7 +137,7 @@ def test_attributes_are_read_alike(texts: list[str]) -> None:
             continue
         if found.on_fast_path[row]:
             given_attributes = msgspec.json.decode(found.text[first:end]) if end > first else None
-            assert given_attributes == transaction.attributes
+            assert given_attributes == transaction.message.attributes
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def test_records_are_read_alike_by_both(values: list[bytes], arrived_us: int) ->
             assert item.equals(other), name
         elif item is None:
             assert other is None, name
+        elif isinstance(item, dict):
+            assert item == other, name
         else:
             assert item.dtype == other.dtype, name
             np.testing.assert_array_equal(item, other, err_msg=name)

@@ -20,7 +20,7 @@ from pipeline.learning.labels import KNOWN, SOURCE_RANK, known_value, source_ran
 from schemas.codec import CODES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Transaction
-from tests.contract.records import RATES
+from tests.contract.records import RATES, hour_and_weekday
 from tests.reference.identities import transaction_digest
 
 TOLERANCE_US = 300_000_000
@@ -123,7 +123,15 @@ def converted_transaction(fields: dict[str, Any], stamp_us: int | None, row: int
         reported.currency,
         reported.transaction_type,
     )
-    return (row, *names, item.event_time_us, minor, item.amount_base_minor, item.counts, item.hour, item.weekday)
+    return (
+        row,
+        *names,
+        item.event_time_us,
+        minor,
+        item.amount_base_minor,
+        reported.transaction_type in ("purchase", "cash"),
+        *hour_and_weekday(item),
+    )
 
 
 @settings(max_examples=60)

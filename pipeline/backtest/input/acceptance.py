@@ -1,13 +1,13 @@
-"""Accepted and refused rows, at the speed of columns and with the decoder's own codes and texts.
+"""Accepted and refused rows of tables, at the speed of columns and with the decoder's own codes and texts.
 
 Rows that are plainly in order are taken as columns. Each of the others is written as the record that a producer would
-have sent, and `schemas.codec` decides: there is no second set of rules, codes and texts.
+have sent, and accepted or refused as one: there is no second set of rules, codes and texts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input import wire
 from pipeline.engine.encoding.json_scanner import NO_TIME
-from pipeline.engine.records.accept import counting
+from pipeline.engine.records.accept import accept_transactions as accept_records
+from pipeline.engine.records.accept import completed
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
-from pipeline.features.attributes import attribute_values
-from pipeline.features.clock import hours, weekdays
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
-from schemas.codec import decode_label, decode_transaction, timestamp_us
+from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import Transaction
+from schemas.fields import READ_FIELDS
 from schemas.money import RateTable
 from schemas.times import US_PER_MS
 
@@ -32,17 +31,13 @@ STAMP: Final = "timestamp"
 """Column of the columnar form: when the record arrived, as Kafka stamps it; absent or null: at its own time."""
 SEQUENCE: Final = "sequence"
 """Column of the columnar form: whole number by which a recorded order goes."""
-TRANSACTION_FIELDS: Final = (
-    "transaction_id", "event_time", "card_id", "merchant_id", "amount", "currency", "transaction_type", "local_time",
-)  # fmt: skip
-"""Fields of a transaction that are read, besides declared attributes; other columns of the wire contract decide
-nothing."""
+TRANSACTION_FIELDS: Final = tuple(field.name for field in READ_FIELDS)
+"""Fields of a transaction that are read, besides declared attributes."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 
 Rows = TypeVar("Rows", Transactions, Labels)
 _LONGEST_WORD: Final = 64
-_encode = msgspec.json.Encoder(decimal_format="number").encode
-_DEFAULTS: Final = {field.name: field.default for field in msgspec.structs.fields(Transaction)}
+_LONGEST_IDENTIFIER: Final = 256
 _NO_STAMP: Final = 2**62
 
 
@@ -67,62 +62,24 @@ def accept_transactions(
     Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
     number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
-    raw = {name: wire.column(table, name) for name in TRANSACTION_FIELDS}
-    ids, fast = wire.identifiers(raw["transaction_id"])
-    cards, fast_cards = wire.identifiers(raw["card_id"])
-    merchants, fast_merchants = wire.identifiers(raw["merchant_id"])
-    event_us, fast_times = wire.times_us(raw["event_time"], acceptance.time_zone)
-    currency, fast_currencies = wire.texts(raw["currency"])
-    minor, base, fast_amounts = wire.amounts(raw["amount"], currency, acceptance.rates)
-    type_names, fast_types = wire.texts(raw["transaction_type"])
-    fast_types |= wire.missing(raw["transaction_type"])
-    types = pc.fill_null(type_names, _DEFAULTS["transaction_type"])
-    local_us, fast_clocks = wire.wall_clock_us(raw["local_time"])
-    without_clock = wire.missing(raw["local_time"])
-    stamp_us = _stamps(table, acceptance)
-    fast &= fast_cards & fast_merchants & fast_times & fast_currencies & fast_amounts & fast_types
-    fast &= (minor > 0) & (fast_clocks | without_clock) & (event_us <= stamp_us + acceptance.future_tolerance_us)
-    clock_us = np.where(without_clock, event_us, local_us)
-    hour, weekday, counts = hours(clock_us), weekdays(clock_us), counting(types)
-    texts = {
-        "transaction_id": ids, "card_id": cards, "merchant_id": merchants, "currency": currency,
-        "transaction_type": type_names,
-    }  # fmt: skip
-    own = _own_bytes(table)
-    fast &= ~own.given
-    attributes = wire.attributes(table)
-    rejects = []
-    for row in np.flatnonzero(~fast).tolist():
-        rate = acceptance.rates.currencies.get(currency[row].as_py())
-        cells = {
-            **_names(texts, raw, row),
-            "local_time": raw["local_time"][row].as_py(),
-            "event_time": wire.time_cell(raw["event_time"], event_us, row),
-            "amount": wire.amount_cell(raw["amount"][row].as_py(), None if rate is None else rate.digits),
-        }
-        try:
-            item = decode_transaction(
-                own.record(row, cells, TRANSACTION_FIELDS),
-                record_timestamp_us=int(stamp_us[row]),
-                future_tolerance_us=acceptance.future_tolerance_us,
-                rates=acceptance.rates,
-            )
-        except InvalidMessage as error:
-            rejects.append(Reject("transaction", first_row + row, error.code, str(error)))
-            continue
-        fast[row] = True
-        event_us[row], base[row], counts[row] = item.event_time_us, item.amount_base_minor, item.counts
-        hour[row], weekday[row], minor[row] = item.hour, item.weekday, item.amount_minor
-        if own.given[row] and (values := attribute_values([item.attributes])) is not None and attributes is not None:
-            attributes[row] = values[0]
-    accepted = Transactions(
-        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, event_us, acceptance),
-        transaction_id=ids,
-        card_id=cards, merchant_id=merchants, event_time_us=event_us, currency=currency, amount_minor=minor,
-        amount_base_minor=base, transaction_type=types, counts=counts, hour=hour, weekday=weekday,
-        attributes=attributes,
-    )  # fmt: skip
-    return (accepted.take(fast) if rejects else accepted), rejects
+    found = wire.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
+    stamp_us, own = _stamps(table, acceptance), _own_bytes(table)
+    fast = found.plain & ~own.given & (found.read.event_time_us <= stamp_us + acceptance.future_tolerance_us)
+    rows, rest = found.read.columns(), np.flatnonzero(~fast)
+    rejects = list[Reject]()
+    if len(rest):
+        values = [
+            own.values[row].as_py() if own.given[row] else found.record(row, acceptance.rates) for row in rest.tolist()
+        ]
+        others, rejects = accept_records(values, stamp_us[rest], acceptance.rates, acceptance.future_tolerance_us)
+        numbers = rest[others.row]
+        if others.attributes is not None and rows.attributes is not None:
+            others.attributes[~own.given[numbers]] = rows.attributes[numbers[~own.given[numbers]]]
+        rows = completed(rows.take(fast), replace(others, row=first_row + numbers))
+        rejects = [reject._replace(row=first_row + int(rest[reject.row])) for reject in rejects]
+    if acceptance.recorded:
+        rows = replace(rows, key=_sequence(table)[rows.row - first_row])
+    return rows, rejects
 
 
 def accept_labels(
@@ -135,10 +92,10 @@ def accept_labels(
     believed. Raises ValueError where ``recorded`` rows have no sequence.
     """
     raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
-    ids, fast = wire.identifiers(raw["transaction_id"])
-    cards, fast_cards = wire.identifiers(raw["card_id"])
-    words, fast_words = wire.identifiers(raw["label"], _LONGEST_WORD)
-    sources, fast_sources = wire.identifiers(raw["source"], _LONGEST_WORD)
+    ids, fast = wire.texts_within(raw["transaction_id"], 1, _LONGEST_IDENTIFIER)
+    cards, fast_cards = wire.texts_within(raw["card_id"], 1, _LONGEST_IDENTIFIER)
+    words, fast_words = wire.texts_within(raw["label"], 1, _LONGEST_WORD)
+    sources, fast_sources = wire.texts_within(raw["source"], 1, _LONGEST_WORD)
     labelled_us, fast_times = wire.times_us(raw["labelled_at"], acceptance.time_zone)
     stamp_us = _stamps(table, acceptance)
     fast &= fast_cards & fast_words & fast_sources & fast_times
@@ -147,15 +104,16 @@ def accept_labels(
     fast &= ~own.given
     if topic is not None:
         fast &= _coded(sources, lambda source: acceptance.sources.allows(topic, source)).astype(np.bool_)
-    rejects = []
+    rejects, names = [], {"transaction_id": ids, "card_id": cards, "label": words, "source": sources}
     for row in np.flatnonzero(~fast).tolist():
         cells = {
-            **_names({"transaction_id": ids, "card_id": cards, "label": words, "source": sources}, raw, row),
+            **{name: (text if text[row].is_valid else raw[name])[row].as_py() for name, text in names.items()},
             "labelled_at": wire.time_cell(raw["labelled_at"], labelled_us, row),
         }
+        record = wire.encode({name: cells[name] for name in LABEL_FIELDS if cells[name] is not None})
         try:
             label = decode_label(
-                own.record(row, cells, LABEL_FIELDS),
+                own.values[row].as_py() if own.given[row] else record,
                 record_timestamp_us=int(stamp_us[row]),
                 future_tolerance_us=acceptance.future_tolerance_us,
             )
@@ -168,7 +126,8 @@ def accept_labels(
         labelled_us[row] = timestamp_us(label.labelled_at)
     known_at_us = np.where(stamp_us == _NO_STAMP, labelled_us, np.maximum(labelled_us, stamp_us))
     accepted = Labels(
-        row=np.arange(first_row, first_row + table.num_rows), key=_keys(table, known_at_us, acceptance),
+        row=np.arange(first_row, first_row + table.num_rows),
+        key=_sequence(table) if acceptance.recorded else known_at_us,
         transaction_id=ids,
         card_id=cards, source=sources, rank=_coded(sources, source_rank),
         known=_coded(words, lambda word: KNOWN.index(known_value(word))), labelled_at_us=labelled_us,
@@ -222,13 +181,6 @@ class _OwnBytes(NamedTuple):
     """Shape (n,): which they are."""
     values: pa.Array
 
-    def record(self, row: int, cells: Mapping[str, Any], fields: Sequence[str]) -> bytes | None:
-        """The bytes of a row: its own, or as a producer would write its cells."""
-        if not self.given[row]:
-            return _record(cells, fields)
-        value: bytes | None = self.values[row].as_py()
-        return value
-
 
 def _own_bytes(table: pa.Table) -> _OwnBytes:
     n = table.num_rows
@@ -253,9 +205,7 @@ def _stamps(table: pa.Table, acceptance: Acceptance) -> NDArray[np.int64]:
     return np.where(missing, _NO_STAMP, moments // US_PER_MS * US_PER_MS)
 
 
-def _keys(table: pa.Table, times_us: NDArray[np.int64], acceptance: Acceptance) -> NDArray[np.int64]:
-    if not acceptance.recorded:
-        return times_us
+def _sequence(table: pa.Table) -> NDArray[np.int64]:
     values = wire.column(table, SEQUENCE)
     if not pa.types.is_integer(values.type) or values.null_count:
         raise ValueError(
@@ -263,21 +213,6 @@ def _keys(table: pa.Table, times_us: NDArray[np.int64], acceptance: Acceptance) 
             "labels, or replay by event time"
         )
     return np.asarray(values.cast(pa.int64()).to_numpy())
-
-
-def _names(names: Mapping[str, pa.Array], raw: Mapping[str, pa.Array], row: int) -> dict[str, Any]:
-    """Identifiers as a producer would write them: whole numbers as text, else what the column holds."""
-    return {
-        name: texts[row].as_py() if texts[row].is_valid else raw[name][row].as_py() for name, texts in names.items()
-    }
-
-
-def _record(cells: Mapping[str, Any], fields: Sequence[str]) -> bytes:
-    """A row as a producer would write it; what is missing is absent.
-
-    In the contract's order of fields: of several that are wrong the decoder tells the first.
-    """
-    return _encode({name: cells[name] for name in fields if cells[name] is not None})
 
 
 def _coded(texts: pa.Array, code: Callable[[str], int]) -> NDArray[np.int8]:

@@ -4,10 +4,11 @@ Most functions return values and a mask of the rows whose value is plain: writte
 limits that are narrower than the decoder's. What is not plain need not be wrong; the decoder itself is asked about it.
 """
 
+import math
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,17 +18,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
-from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, LONGEST_IDENTIFIER, NO_TIME
+from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
+from pipeline.engine.records.accept import ReadTransactions, within
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.files import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
-from schemas.codec import MAX_AMOUNT_BASE_MINOR
+from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
+from schemas.fields import NUMBER_COLUMNS, READ_FIELDS, TEXT_COLUMNS
+from schemas.messages import Timestamp
 from schemas.money import RateTable
 
 Mask = NDArray[np.bool_]
 _SHOWN: Final = 80
 """Characters of a wrong value that an error shows."""
 
+encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 _PLAIN_MINOR: Final = 10.0**15
 """Below it the nearest float of a decimal tells the decimal."""
 _MOST_DECIMALS: Final = 4
@@ -70,15 +75,82 @@ def missing(values: pa.Array) -> Mask:
     return _mask(values.is_null())
 
 
-def identifiers(values: pa.Array, longest: int = LONGEST_IDENTIFIER) -> tuple[pa.Array, Mask]:
-    """Strings of 1 to ``longest`` characters."""
+def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array, Mask]:
+    """Strings of ``least`` to ``most`` characters."""
     names, fast = texts(values)
-    length = pc.fill_null(pc.utf8_length(names), 0).to_numpy()
-    return names, fast & (length > 0) & (length <= longest)
+    if least > 0 or math.isfinite(most):
+        length = pc.fill_null(pc.utf8_length(names), 0).to_numpy()
+        fast &= (length >= least) & (length <= most)
+    return names, fast
+
+
+_TEXTS: Final = {field.name for field in TEXT_COLUMNS}
+
+
+class TransactionTable(NamedTuple):
+    """The transactions of a table, read as far as they are plain."""
+
+    raw: dict[str, pa.Array]
+    """Columns of `READ_FIELDS` as the table has them."""
+    read: ReadTransactions
+    plain: Mask
+    """Shape (n,): rows that were read."""
+
+    def record(self, row: int, rates: RateTable) -> bytes:
+        """Write a row as a producer would: whole numbers that stand for a text as that, what is missing absent.
+
+        In the contract's order of fields: of several that are wrong the decoder tells the first.
+        """
+        cells: dict[str, Any] = {}
+        currency = self.read.fields["currency"][row].as_py()
+        for name, column in self.raw.items():
+            value = time_cell(column, self.read.event_time_us, row) if name == "event_time" else column[row].as_py()
+            if name == "amount":
+                rate = rates.currencies.get(currency)
+                value = amount_cell(value, None if rate is None else rate.digits)
+            elif type(value) is int and name in _TEXTS:
+                value = str(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                # As text, since JSON has no such number.
+                value = str(value)
+            if value is not None:
+                cells[name] = value
+        return encode(cells)
+
+
+def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int) -> TransactionTable:
+    """Read the transactions of a table.
+
+    Args:
+        table: Columns of `READ_FIELDS`, and attributes; others decide nothing.
+        rates: Table that converts the amounts.
+        time_zone: Zone of times without an offset.
+        first_row: Number of its first row.
+    """
+    raw = {field.name: column(table, field.name) for field in READ_FIELDS}
+    plain, fields = np.ones(table.num_rows, np.bool_), {}
+    for field in TEXT_COLUMNS:
+        found, fast = texts_within(raw[field.name], field.least, field.most)
+        fields[field.name] = found if field.default is None else pc.fill_null(found, field.default)
+        plain &= fast if field.required else fast | missing(raw[field.name])
+    for field in NUMBER_COLUMNS:
+        values, wrong = numbers(pa.chunked_array([raw[field.name]]))
+        fields[field.name] = pa.array(values, from_pandas=True)
+        plain &= ~wrong & within(fields[field.name], field.least, field.most)
+    event_us, fast_times = times_us(raw["event_time"], time_zone)
+    minor, base, fast_amounts = amounts(raw["amount"], fields["currency"], rates)
+    local_us, fast_clocks = wall_clock_us(raw["local_time"])
+    without_clock = missing(raw["local_time"])
+    plain &= fast_times & fast_amounts & (minor > 0) & (fast_clocks | without_clock)
+    clock_us = np.where(without_clock, event_us, local_us)
+    row = np.arange(first_row, first_row + table.num_rows)
+    return TransactionTable(
+        raw, ReadTransactions(row, fields, event_us, clock_us, minor, base, attributes(table)), plain
+    )
 
 
 def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]:
-    """Microseconds since 1970 of timestamps, or of text; those without an offset are of ``time_zone``.
+    """Microseconds since 1970 of timestamps, or of text as the decoder reads it; without an offset of ``time_zone``.
 
     `NO_TIME` where there is none.
     """
@@ -97,6 +169,11 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
             zoned = pattern is _PLAIN_ZONED
             times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=zoned)
             moments[rows], fast[rows] = _microseconds(times if zoned else in_zone(times, time_zone))
+    for row in np.flatnonzero((moments == NO_TIME) & _mask(values.is_valid())).tolist():
+        try:
+            moments[row] = timestamp_us(msgspec.convert(values[row].as_py(), Timestamp))
+        except msgspec.ValidationError:
+            continue
     return moments, fast
 
 

@@ -1,22 +1,22 @@
 """Transactions as most producers write them, found by compiled code that needs no interpreter.
 
 A record is plain where nobody could read it in two ways: one object of ASCII without escapes, flat but for the
-attributes, each field of the wire contract at most once, times and amounts written in the ordinary way and within
-limits that are narrower than the decoder's. Of such a record `scan` finds what `schemas.codec.decode_transaction`
-would; of any other it says nothing, and the decoder itself is to be asked. Tests hold the two to each other.
+attributes, each field of `schemas.fields.DECLARED_FIELDS` at most once, times and amounts written in the ordinary
+way and within limits that are narrower than the decoder's. Of such a record `scan` finds what
+`schemas.codec.decode_transaction` would; of any other it says nothing, and the decoder itself is to be asked. Tests
+hold the two to each other.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled
 from schemas.codec import MAX_NAMES
-from schemas.messages import Transaction
+from schemas.fields import DECLARED_FIELDS, NUMBER_COLUMNS, TEXT_COLUMNS, Field, Kind
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
 FAST_PATH_TIMES_US: Final = (
@@ -26,34 +26,22 @@ FAST_PATH_TIMES_US: Final = (
 """Between them the decoder takes any time."""
 NO_TIME: Final = -(2**63)
 """The mark for a missing time; NumPy's own."""
-LONGEST_IDENTIFIER: Final = 256
 _LONGEST_VALUE: Final = 16_384
 """Bytes of a value; all of a batch are copied together."""
 
 IntArray = NDArray[np.integer[Any]]
 
-_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(Transaction))
-TEXTS: Final = ("transaction_id", "card_id", "merchant_id", "currency", "transaction_type")
-"""Columns of text."""
-ID, CARD, MERCHANT, CURRENCY, TYPE = range(len(TEXTS))
-TIME, AMOUNT = range(len(TEXTS), len(TEXTS) + 2)
-"""Places of what is read as numbers too, behind those of the texts."""
-SPAN_FIELDS: Final = (*TEXTS, "event_time", "amount", "attributes")
-ATTRIBUTES: Final = len(SPAN_FIELDS) - 1
-"""Column of the JSON of the attributes; empty for none."""
-# What a value may be, by field.
-_OTHER, _TEXT, _IDENTIFIER, _TIME, _LOCAL_TIME, _AMOUNT, _WHOLE, _NESTED = range(8)
-"""``_OTHER``: text, number or null, of which nothing is kept; ``_NESTED``: a flat object, or null."""
-_KINDS: Final = {
-    "transaction_id": _IDENTIFIER, "card_id": _IDENTIFIER, "merchant_id": _IDENTIFIER, "currency": _TEXT,
-    "transaction_type": _TEXT, "event_time": _TIME, "local_time": _LOCAL_TIME, "amount": _AMOUNT,
-    "schema_version": _WHOLE, "attributes": _NESTED,
-}  # fmt: skip
-_NEEDED: Final = sum(1 << number for number, field in enumerate(msgspec.structs.fields(Transaction)) if field.required)
-DEFAULT_TYPE: Final = next(
-    field.default for field in msgspec.structs.fields(Transaction) if field.name == "transaction_type"
-)
-_LONGEST_NAME: Final = 32
+SPANS: Final = (*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)), "event_time", "amount", "attributes")
+"""Names of the columns of spans: those of texts, of numbers, and of what is read otherwise too."""
+CURRENCY: Final = SPANS.index("currency")
+TIME, AMOUNT, ATTRIBUTES = range(len(SPANS) - 3, len(SPANS))
+_TEXT, _NUMBER, _TIME, _CLOCK, _AMOUNT, _WHOLE, _ATTRIBUTES = map(int, Kind)
+_UNKNOWN: Final = len(Kind)
+"""Kind of what has a name that no field has."""
+_NULL_TOO, _NUMBER_TOO = 1, 2
+_NEEDED: Final = sum(1 << number for number, field in enumerate(DECLARED_FIELDS) if field.required)
+_DEFAULTS: Final = {SPANS.index(field.name): field.default for field in TEXT_COLUMNS if field.default is not None}
+_MOST_LENGTH: Final = 2**31
 _MOST_DIGITS: Final = 15
 _MOST_WHOLE_DIGITS: Final = 9
 _MOST_DECIMALS: Final = 3
@@ -64,17 +52,23 @@ _POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
 _NULL: Final = np.frombuffer(b"null", np.uint8)
 
 
-def _layout() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(names, padded, shape (f, `_LONGEST_NAME`); of each its length, kind and column of `SPAN_FIELDS` or -1)."""
-    names = np.zeros((len(_FIELDS), _LONGEST_NAME), np.uint8)
-    fields = np.empty((len(_FIELDS), 3), np.int64)
-    for row, name in enumerate(_FIELDS):
+def _layout(fields: Sequence[Field]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return names of f fields, padded, and their layout.
+
+    The layout has shape (f, 6): length of the name, kind, column of `SPANS` or -1, least and most characters of a
+    text, and what may stand in place of the value.
+    """
+    names = np.zeros((len(fields), max(len(field.name) for field in fields)), np.uint8)
+    layout = np.empty((len(fields), 6), np.int64)
+    for row, (name, kind, required, default, least, most, for_text, column, _, _) in enumerate(fields):
         names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
-        fields[row] = len(name), _KINDS.get(name, _OTHER), SPAN_FIELDS.index(name) if name in SPAN_FIELDS else -1
-    return names, fields
+        instead = _NULL_TOO * (not required and default is None and kind != _WHOLE) + _NUMBER_TOO * for_text
+        span = SPANS.index(name) if column or name in SPANS[TIME:] else -1
+        layout[row] = len(name), kind, span, max(least, 0), min(most, _MOST_LENGTH), instead
+    return names, layout
 
 
-FIELD_NAMES, FIELD_LAYOUT = _layout()
+FIELD_NAMES, FIELD_LAYOUT = _layout(DECLARED_FIELDS)
 
 
 class ScanResult(NamedTuple):
@@ -85,7 +79,7 @@ class ScanResult(NamedTuple):
     on_fast_path: NDArray[np.bool_]
     """Shape (n,): which are."""
     spans: NDArray[np.int64]
-    """Shape (len(SPAN_FIELDS), n, 2): where each text begins and ends."""
+    """Shape (len(SPANS), n, 2): where each value begins and ends; -1 twice for none."""
     event_time_us: NDArray[np.int64]
     clock_us: NDArray[np.int64]
     """Shape (n,): what the clock on the wall showed, as if it were UTC."""
@@ -98,14 +92,18 @@ def scan(values: Sequence[bytes | None]) -> ScanResult:
     """Look through n records' ``values``."""
     n = len(values)
     short = [value if value is not None and len(value) <= _LONGEST_VALUE else b"" for value in values]
-    text = b"".join((*short, DEFAULT_TYPE.encode()))
     ends = np.cumsum(np.fromiter(map(len, short), np.int64, n))
+    end, absent = int(ends[-1]) if n else 0, np.full((len(SPANS), 2), -1)
+    for column, default in _DEFAULTS.items():
+        absent[column] = end, end + len(default)
+        end += len(default)
+        short.append(default.encode())
+    text = b"".join(short)
     on_fast_path = np.zeros(n, np.bool_)
-    spans = np.empty((len(SPAN_FIELDS), n, 2), np.int64)
-    numbers = np.empty((4, n), np.int64)
+    spans, numbers = np.empty((len(SPANS), n, 2), np.int64), np.empty((4, n), np.int64)
     _scan(
-        np.frombuffer(text, np.uint8), ends, FIELD_NAMES, FIELD_LAYOUT, on_fast_path, spans, numbers,
-        np.empty((len(SPAN_FIELDS), 2), np.int64), np.empty(len(numbers), np.int64),
+        np.frombuffer(text, np.uint8), ends, FIELD_NAMES, FIELD_LAYOUT, on_fast_path, spans, numbers, absent,
+        np.empty_like(absent), np.empty(len(numbers), np.int64),
     )  # fmt: skip
     return ScanResult(text, on_fast_path, spans, *numbers)
 
@@ -113,15 +111,14 @@ def scan(values: Sequence[bytes | None]) -> ScanResult:
 @compiled
 def _scan(
     text: IntArray, ends: IntArray, names: IntArray, fields: IntArray, on_fast_path: NDArray[np.bool_], spans: IntArray,
-    numbers: IntArray, one_spans: IntArray, one_numbers: IntArray,
+    numbers: IntArray, absent: IntArray, one_spans: IntArray, one_numbers: IntArray,
 ) -> None:  # fmt: skip
-    """Fill the columns; ``one_spans`` and ``one_numbers`` have room for a row."""
-    default_first, default_end = (ends[-1] if len(ends) else 0), len(text)
+    """Fill the columns; ``absent`` are the spans of what is not there. The last two have room for a row."""
     first = 0
     for row in range(len(ends)):
         end = ends[row]
-        one_spans[TYPE, 0], one_spans[TYPE, 1] = default_first, default_end
-        one_spans[ATTRIBUTES, 0] = one_spans[ATTRIBUTES, 1] = first
+        for column in range(spans.shape[0]):
+            one_spans[column, 0], one_spans[column, 1] = absent[column, 0], absent[column, 1]
         one_numbers[1] = NO_TIME
         if read_object(text, first, end, names, fields, one_spans, one_numbers) == end:
             on_fast_path[row] = True
@@ -158,42 +155,50 @@ def read_object(
         if at >= end:
             return -1
         number = _field(text, first, last, names, fields)
-        kind = _OTHER
+        kind, column, instead = _UNKNOWN, -1, _NULL_TOO | _NUMBER_TOO
         if number >= 0:
             if seen >> number & 1:
                 return -1
             seen |= 1 << number
-            kind = fields[number, 1]
+            kind, column, instead = fields[number, 1], fields[number, 2], fields[number, 5]
         if text[at] == _QUOTE:
             first, last = _string(text, at, end)
-            if first < 0 or not _take_text(text, first, last, kind, fields[number, 2], spans, numbers):
+            if first < 0:
                 return -1
             at = last + 1
-        elif text[at] == _N and kind in (_OTHER, _LOCAL_TIME, _NESTED):
-            at = _past_null(text, at, end)
-            if at < 0:
+            if kind == _TEXT and not fields[number, 3] <= last - first <= fields[number, 4]:
                 return -1
-        elif text[at] == _OPEN and kind == _NESTED:
+            if kind not in (_TEXT, _UNKNOWN) and not _take_text(text, first, last, kind, numbers):
+                return -1
+        elif text[at] == _N:
+            at = _past_null(text, at, end)
+            if at < 0 or not instead & _NULL_TOO:
+                return -1
+            column = -1
+        elif text[at] == _OPEN and kind == _ATTRIBUTES:
             first = at
             at, names_seen = _past_flat_object(text, at, end, names_seen)
-            if at < 0:
-                return -1
-            spans[ATTRIBUTES, 0], spans[ATTRIBUTES, 1] = first, at
-        elif kind == _OTHER:
-            at = _past_number(text, at, end)
-            if at < 0:
-                return -1
+            last = at
         elif kind in (_AMOUNT, _WHOLE):
             first = at
             while at < end and (text[at] == _POINT or _ZERO <= text[at] <= _NINE):
                 at += 1
+            last = at
             if kind == _AMOUNT:
-                if not _take_text(text, first, at, kind, fields[number, 2], spans, numbers):
+                if not _amount(text, first, at, numbers):
                     return -1
             elif not _whole(text, first, at, _MOST_WHOLE_DIGITS):
                 return -1
+        elif kind == _NUMBER or (instead & _NUMBER_TOO and column < 0):
+            first = at
+            at = _past_number(text, at, end)
+            last = at
         else:
             return -1
+        if at < 0:
+            return -1
+        if column >= 0:
+            spans[column, 0], spans[column, 1] = first, last
         at = _past_spaces(text, at, end)
         if at >= end:
             return -1
@@ -205,25 +210,16 @@ def read_object(
 
 
 @compiled
-def _take_text(
-    text: IntArray, first: int, last: int, kind: int, column: int, spans: IntArray, numbers: IntArray
-) -> bool:
-    """Keep what a string, or a number, says of a field of ``kind``; whether the fast path takes it."""
-    if kind == _OTHER:
-        return True
-    if column >= 0:
-        spans[column, 0], spans[column, 1] = first, last
-    if kind in (_TEXT, _IDENTIFIER):
-        return kind == _TEXT or 0 < last - first <= LONGEST_IDENTIFIER
-    if kind == _TIME:
-        numbers[0] = event_us = read_time(text, first, last, True)
-        on_fast_path: bool = FAST_PATH_TIMES_US[0] <= event_us < FAST_PATH_TIMES_US[1]
-        return on_fast_path
-    if kind == _LOCAL_TIME:
-        numbers[1] = clock_us = read_time(text, first, last, False)
-        clock_on_fast_path: bool = FAST_PATH_TIMES_US[0] <= clock_us < FAST_PATH_TIMES_US[1]
-        return clock_on_fast_path
-    return kind == _AMOUNT and _amount(text, first, last, numbers)
+def _take_text(text: IntArray, first: int, last: int, kind: int, numbers: IntArray) -> bool:
+    """Keep what a string says of a field that is no text; return whether the fast path takes it."""
+    if kind == _AMOUNT:
+        return _amount(text, first, last, numbers)
+    if kind not in (_TIME, _CLOCK):
+        return False
+    time_us = read_time(text, first, last, kind == _TIME)
+    numbers[kind - _TIME] = time_us
+    on_fast_path: bool = FAST_PATH_TIMES_US[0] <= time_us < FAST_PATH_TIMES_US[1]
+    return on_fast_path
 
 
 @compiled
@@ -316,7 +312,7 @@ def _string(text: IntArray, at: int, end: int) -> tuple[int, int]:
 
 @compiled
 def _field(text: IntArray, first: int, last: int, names: IntArray, fields: IntArray) -> int:
-    """The number of a name among `_FIELDS`, -1 for one that is not among them."""
+    """The number of a name among ``names``, -1 for one that is not among them."""
     for number in range(len(fields)):
         if fields[number, 0] == last - first:
             same = True

@@ -1,76 +1,86 @@
-"""Records of transactions and labels as columns, accepted and refused by the rules of `schemas.codec`.
+"""The one acceptance of transactions and labels: by the rules of `schemas.codec`, into the same columns.
 
-Compiled code reads what the fast path takes. The decoder itself reads each of the others, into the same
-columns.
+Whatever holds transactions has a reader that finds in columns what is written plainly, in narrower limits than the
+decoder's: `read_fast_path` in records, `pipeline.backtest.input.acceptance` in tables. The decoder itself reads each of
+the others. `ReadTransactions` makes the columns of both.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
-from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, TEXTS, TIME, TYPE, offset_min, scan
+from pipeline.engine.encoding.json_scanner import (
+    AMOUNT,
+    ATTRIBUTES,
+    CURRENCY,
+    TIME,
+    ScanResult,
+    offset_min,
+    scan,
+)
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels, text_buffers
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.features.clock import hours, weekdays
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
-from schemas.codec import (
-    COUNTING_TYPES,
-    MAX_LABEL_BYTES,
-    AcceptedTransaction,
-    decode_label,
-    decode_transaction,
-    timestamp_us,
-)
+from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.messages import Label, Timestamp
+from schemas.fields import NUMBER_COLUMNS, TEXT_COLUMNS, Kind
+from schemas.messages import Label
 from schemas.money import RateTable
 from schemas.records import Record
 
-_COLUMNS: Final = (*enumerate(TEXTS), (AMOUNT, "producer_amount"))
-"""Places of `scan` that are copied, with the columns of `Transactions` that they become; the last only if asked for."""
-
 T = TypeVar("T")
 
-
-class ProducerFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Fields of a producer's transaction that a decision repeats as they were written."""
-
-    event_time: Timestamp
-    amount: Decimal
-    currency: str
-    transaction_type: str = "purchase"
-
-    @property
-    def amount_json(self) -> bytes:
-        """The amount as a JSON number."""
-        return _encode(self.amount)
-
-    @property
-    def offset_min(self) -> int:
-        """Minutes of the UTC offset of the event time."""
-        return (self.event_time.utcoffset() or timedelta()) // _MINUTE
-
-
+COUNTING_TYPES: Final = ("cash", "purchase")
+"""Types of transaction that enter windows."""
+_COUNTING_WORDS: Final = np.array(COUNTING_TYPES, "S").view(np.uint8).reshape(len(COUNTING_TYPES), -1)
+_COUNTING_BYTES: Final = np.array([*map(len, COUNTING_TYPES)], np.int64)
 _MINUTE: Final = timedelta(minutes=1)
-_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-decode_producer_fields: Final = msgspec.json.Decoder(ProducerFields).decode
+_WHOLE_LIMIT: Final = 2.0**53
 
-_COUNTING: Final = tuple(
-    np.frombuffer(word.encode().ljust(max(map(len, COUNTING_TYPES)), b"\x00"), np.uint8)
-    for word in sorted(COUNTING_TYPES)
-)
-_COUNTING_WORDS: Final = np.ascontiguousarray(np.stack(_COUNTING))
-_COUNTING_BYTES: Final = np.array([len(word) for word in sorted(COUNTING_TYPES)], np.int64)
+
+class ReadTransactions(NamedTuple):
+    """m transactions as a reader found them, all acceptable."""
+
+    row: NDArray[np.int64]
+    """Shape (m,): number of each in the input."""
+    fields: Mapping[str, pa.Array]
+    """Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS` by name, null for no value."""
+    event_time_us: NDArray[np.int64]
+    clock_us: NDArray[np.int64]
+    """What the clock on the wall showed, in microseconds since 1970."""
+    amount_minor: NDArray[np.int64]
+    amount_base_minor: NDArray[np.int64]
+    attributes: NDArray[np.float64] | None
+    producer_amount: pa.Array | None = None
+    producer_offset_min: NDArray[np.int64] | None = None
+
+    def columns(self) -> Transactions:
+        """Return the transactions as kernels take them, in their order."""
+        named = {name: column for name, column in self.fields.items() if name in Transactions.__dataclass_fields__}
+        return Transactions(
+            row=self.row,
+            key=self.event_time_us,
+            event_time_us=self.event_time_us,
+            amount_minor=self.amount_minor,
+            amount_base_minor=self.amount_base_minor,
+            counts=_counting(self.fields["transaction_type"]),
+            hour=hours(self.clock_us),
+            weekday=weekdays(self.clock_us),
+            producer_amount=self.producer_amount,
+            producer_offset_min=self.producer_offset_min,
+            attributes=self.attributes,
+            declared={name: column for name, column in self.fields.items() if name not in named},
+            **named,
+        )
 
 
 class FastPathTransactions(NamedTuple):
@@ -121,13 +131,13 @@ def accept_transactions(
             rates=rates,
         ),
     )
-    if others:
-        decoded = _transactions(others)
-        if producer_fields:
-            decoded = _with_producer_fields(decoded, [decode_producer_fields(values[row] or b"") for row, _ in others])
-        rows = Transactions.concat([rows, decoded])
-        rows = rows.take(np.argsort(rows.row))
-    return rows, rejects
+    return (completed(rows, _transactions(others, producer_fields=producer_fields)) if others else rows), rejects
+
+
+def completed(rows: Transactions, others: Transactions) -> Transactions:
+    """Return transactions that were read in two ways in the order of their numbers."""
+    found = Transactions.concat([rows, others])
+    return found.take(np.argsort(found.row))
 
 
 def accept_labels(
@@ -186,9 +196,9 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
     return Labels(
         row=row,
         key=known_at_us,
-        transaction_id=_texts([label.transaction_id for label in labels]),
-        card_id=_texts([label.card_id for label in labels]),
-        source=_texts([label.source for label in labels]),
+        transaction_id=_strings([label.transaction_id for label in labels]),
+        card_id=_strings([label.card_id for label in labels]),
+        source=_strings([label.source for label in labels]),
         rank=np.array([source_rank(label.source) for label in labels], np.int8),
         known=np.array([KNOWN.index(known_value(label.label)) for label in labels], np.int8),
         labelled_at_us=labelled_at_us,
@@ -217,32 +227,55 @@ def read_fast_path(
     read_amounts(
         text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, on_fast_path, minor, base
     )
+    fields = _numbers(found, text, on_fast_path)
     row = np.flatnonzero(on_fast_path)
-    m = len(row)
-    columns = _COLUMNS if producer_fields else _COLUMNS[: len(TEXTS)]
-    copied = np.array([column for column, _ in columns], np.int64)
-    offsets = np.empty((len(columns), m + 1), np.int32)
-    data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
-    _copy(text, found.spans, copied, row, data, offsets)
-    buffer = pa.py_buffer(data)
-    attributes = (
-        attribute_values(_given(found.text, found.spans[ATTRIBUTES][row].tolist())) if ATTRIBUTE_FEATURES else None
-    )
-    texts = {
-        name: pa.StringArray.from_buffers(m, pa.py_buffer(ends), buffer)
-        for (_, name), ends in zip(columns, offsets, strict=True)
-    }
-    counts = counting(texts[TEXTS[TYPE]])
+    copied = [*range(len(TEXT_COLUMNS)), *([AMOUNT] if producer_fields else [])]
+    texts = _texts(found, text, row, copied)
+    fields |= {field.name: column for field, column in zip(TEXT_COLUMNS, texts, strict=False)}
     event_us, clock_us = found.event_time_us, found.clock_us
-    if m < n:
+    if len(row) < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
-    rows = Transactions(
-        row=row, key=event_us, event_time_us=event_us, amount_minor=minor, amount_base_minor=base, counts=counts,
-        hour=hours(clock_us), weekday=weekdays(clock_us),
-        producer_offset_min=_offsets_min(text, found.spans[TIME], row) if producer_fields else None,
-        attributes=attributes, **texts,
+    read = ReadTransactions(
+        row, fields, event_us, clock_us, minor, base,
+        attribute_values(_given(found.text, found.spans[ATTRIBUTES][row].tolist())) if ATTRIBUTE_FEATURES else None,
+        texts[-1] if producer_fields else None,
+        _offsets_min(text, found.spans[TIME], row) if producer_fields else None,
     )  # fmt: skip
-    return FastPathTransactions(on_fast_path, rows)
+    return FastPathTransactions(on_fast_path, read.columns())
+
+
+def _numbers(found: ScanResult, text: NDArray[np.uint8], on_fast_path: NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """Return the columns of numbers; what lies outside their limits leaves the fast path."""
+    row = np.flatnonzero(on_fast_path)
+    places = range(len(TEXT_COLUMNS), len(TEXT_COLUMNS) + len(NUMBER_COLUMNS))
+    columns = [column.cast(pa.float64()) for column in (_texts(found, text, row, places) if places else ())]
+    inside = np.ones(len(row), np.bool_)
+    for field, column in zip(NUMBER_COLUMNS, columns, strict=True):
+        inside &= within(column, field.least, field.most)
+    on_fast_path[row] = inside
+    return {field.name: column.filter(pa.array(inside)) for field, column in zip(NUMBER_COLUMNS, columns, strict=True)}
+
+
+def within(numbers: pa.Array, least: float, most: float) -> NDArray[np.bool_]:
+    """Return which of n numbers lie within limits, or are null; shape (n,)."""
+    values: NDArray[np.float64] = numbers.to_numpy(zero_copy_only=False)
+    inside: NDArray[np.bool_] = np.isnan(values) | ((values >= least) & (values <= most))
+    return inside
+
+
+def _texts(
+    found: ScanResult, text: NDArray[np.uint8], row: NDArray[np.int64], columns: Sequence[int]
+) -> list[pa.Array]:
+    """Return the texts of some rows at columns of spans, null where there is none."""
+    copied, m = np.array(columns, np.int64), len(row)
+    offsets, given = np.empty((len(columns), m + 1), np.int32), np.empty((len(columns), m), np.bool_)
+    data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
+    _copy(text, found.spans, copied, row, data, offsets, given)
+    buffer = pa.py_buffer(data)
+    return [
+        pa.StringArray.from_buffers(m, pa.py_buffer(ends), buffer, None if has.all() else pa.array(has).buffers()[1])
+        for ends, has in zip(offsets, given, strict=True)
+    ]
 
 
 def _given(text: bytes, spans: Sequence[tuple[int, int]]) -> list[dict[str, str | float | None] | None]:
@@ -250,8 +283,7 @@ def _given(text: bytes, spans: Sequence[tuple[int, int]]) -> list[dict[str, str 
     return [decode_attributes(text[first:end]) if end > first else None for first, end in spans]
 
 
-def counting(types: pa.Array) -> NDArray[np.bool_]:
-    """Return which of n types of transaction enter windows (`COUNTING_TYPES`); none is null."""
+def _counting(types: pa.Array) -> NDArray[np.bool_]:
     counts = np.empty(len(types), np.bool_)
     _find(*text_buffers(types), _COUNTING_WORDS, _COUNTING_BYTES, counts)
     return counts
@@ -270,34 +302,39 @@ def _decoded(
     return accepted, rejects
 
 
-def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]]) -> Transactions:
-    items = [item for _, item in decoded]
-    event_time_us = np.array([item.event_time_us for item in items], np.int64)
-    return Transactions(
-        row=np.array([row for row, _ in decoded], np.int64),
-        key=event_time_us,
-        transaction_id=_texts([item.transaction_id for item in items]),
-        card_id=_texts([item.card_id for item in items]),
-        merchant_id=_texts([item.merchant_id for item in items]),
-        event_time_us=event_time_us,
-        currency=_texts([item.currency for item in items]),
-        amount_minor=np.array([item.amount_minor for item in items], np.int64),
-        amount_base_minor=np.array([item.amount_base_minor for item in items], np.int64),
-        transaction_type=_texts([item.transaction_type for item in items]),
-        counts=np.array([item.counts for item in items], np.bool_),
-        hour=np.array([item.hour for item in items], np.float64),
-        weekday=np.array([item.weekday for item in items], np.float64),
-        attributes=attribute_values([item.attributes for item in items]),
-    )
+def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, producer_fields: bool) -> Transactions:
+    row, items = zip(*decoded, strict=True)
+    messages = [item.message for item in items]
+    fields = {}
+    for field, values in zip((*TEXT_COLUMNS, *NUMBER_COLUMNS), zip(*map(_columns, messages), strict=True), strict=True):
+        if field.kind is Kind.NUMBER:
+            fields[field.name] = pa.array(values, pa.float64())
+        else:
+            fields[field.name] = _strings(map(_text_of, values) if field.stands_for_text else values)
+    event_us, clock_us, minor, base = np.array([*zip(*map(_wholes, items), strict=True)], np.int64)
+    attributes = attribute_values([message.attributes for message in messages])
+    read = ReadTransactions(np.array(row, np.int64), fields, event_us, clock_us, minor, base, attributes)
+    if producer_fields:
+        offsets = [(message.event_time.utcoffset() or timedelta()) // _MINUTE for message in messages]
+        read = read._replace(
+            producer_amount=_strings([item.amount_json.decode() for item in items]),
+            producer_offset_min=np.array(offsets, np.int64),
+        )
+    return read.columns()
 
 
-def _with_producer_fields(rows: Transactions, producer_fields: Sequence[ProducerFields]) -> Transactions:
-    amounts = pa.array([amount.amount_json.decode() for amount in producer_fields], pa.string())
-    offsets_min = np.array([transaction.offset_min for transaction in producer_fields], np.int64)
-    return replace(rows, producer_amount=amounts, producer_offset_min=offsets_min)
+_columns: Final = attrgetter(*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)))
+_wholes: Final = attrgetter("event_time_us", "clock_us", "amount_minor", "amount_base_minor")
 
 
-def _texts(values: Sequence[str]) -> pa.Array:
+def _text_of(value: str | float | None) -> str | None:
+    """Return a text, or that which a number stands for."""
+    if not isinstance(value, float):
+        return value
+    return str(int(value)) if value.is_integer() and abs(value) < _WHOLE_LIMIT else repr(value)
+
+
+def _strings(values: Iterable[str | None]) -> pa.Array:
     return pa.array(values, pa.string())
 
 
@@ -324,13 +361,14 @@ def _text_bytes(spans: Any, columns: Any, rows: Any) -> int:
 
 
 @compiled
-def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: Any) -> None:
-    """Copy the texts of ``rows`` into ``data``, one of ``columns`` behind the other."""
+def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: Any, given: Any) -> None:
+    """Copy the texts of ``rows`` into ``data``, one of ``columns`` behind the other; ``given``: which there are."""
     at = 0
     for number, column in enumerate(columns):
         for k in range(len(rows)):
             first, end = spans[column, rows[k], 0], spans[column, rows[k], 1]
             offsets[number, k] = at
+            given[number, k] = first >= 0
             for position in range(first, end):
                 data[at] = text[position]
                 at += 1

@@ -1,6 +1,7 @@
 """Accepted transactions and labels as columns, and the hashes of their names."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, Self
 
@@ -46,24 +47,31 @@ class _Columns:
         )
 
     def _each(self, function: Any) -> Self:
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{name: None if column is None else function(column) for name, column in columns.items()})
+        return type(self)(**{name: _of_columns(function, getattr(self, name)) for name in self._names()})
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]  # type: ignore[arg-type]
 
     @classmethod
     def concat(cls, parts: "list[Self]") -> Self:
         """The rows of one after the other; at least one. What one of them has not, all have not."""
         if len(parts) == 1:
             return parts[0]
-        columns: dict[str, Any] = {}
-        for field in fields(cls):  # type: ignore[arg-type]
-            arrays = [getattr(part, field.name) for part in parts]
-            if any(column is None for column in arrays):
-                columns[field.name] = None
-            else:
-                columns[field.name] = (
-                    np.concatenate(arrays) if isinstance(arrays[0], np.ndarray) else pa.concat_arrays(arrays)
-                )
-        return cls(**columns)
+        return cls(**{name: _of_columns(_concat, *(getattr(part, name) for part in parts)) for name in cls._names()})
+
+
+def _of_columns(function: Any, *columns: Any) -> Any:
+    """Call a function with a column of each part, by its name where there are many; what one has not, none has."""
+    if any(column is None for column in columns):
+        return None
+    if isinstance(columns[0], Mapping):
+        return {name: _of_columns(function, *(of[name] for of in columns)) for name in columns[0]}
+    return function(*columns)
+
+
+def _concat(*parts: Any) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else pa.concat_arrays(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,8 @@ class Transactions(_Columns):
     """Minutes of the UTC offset in which the producer wrote the event time."""
     attributes: NDArray[np.float64] | None = None
     """Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None where none is declared."""
+    declared: Mapping[str, pa.Array] = field(default_factory=dict)
+    """The other fields with a column (`schemas.fields`), by name: texts, or numbers as doubles; null for no value."""
 
     def __len__(self) -> int:
         return len(self.row)

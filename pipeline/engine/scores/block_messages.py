@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -20,14 +21,37 @@ from pipeline.engine.encoding.blocks import (
     pack_block,
     parse_block,
 )
-from pipeline.engine.records.accept import decode_producer_fields
 from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from pipeline.engine.scores.feature_blocks import read_feature_messages
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
-from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition
+from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE: Final = timedelta(minutes=1)
+
+
+class ProducerFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Fields of a producer's transaction that a decision repeats as they were written."""
+
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    transaction_type: str = "purchase"
+
+    @property
+    def amount_json(self) -> bytes:
+        """The amount as a JSON number."""
+        return _encode(self.amount)
+
+    @property
+    def offset_min(self) -> int:
+        """Minutes of the UTC offset of the event time."""
+        return (self.event_time.utcoffset() or timedelta()) // _MINUTE
+
+
+_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+decode_producer_fields: Final = msgspec.json.Decoder(ProducerFields).decode
 
 
 def row_value(value: bytes | None, row: int) -> bytes:

@@ -17,6 +17,7 @@ from pipeline.engine.cards.card_join import Arrivals, CardJoin
 from pipeline.engine.cards.joins import Retention
 from pipeline.engine.cards.pending import NO_LABELS, MemoryPending
 from pipeline.engine.cards.transaction_index import MemoryIndex
+from pipeline.engine.records import accept
 from pipeline.engine.records.columns import digest_keys
 from pipeline.history.files import UnusableSource, resolve_mapping
 from tests.helpers.histories import DAY
@@ -87,7 +88,7 @@ def test_rows_in_order_are_not_shown_to_the_decoder(history: pd.DataFrame, monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an ordinary row was decoded by itself")
 
-    monkeypatch.setattr(acceptance, "decode_transaction", refuse)
+    monkeypatch.setattr(accept, "decode_transaction", refuse)
     monkeypatch.setattr(acceptance, "decode_label", refuse)
     truth = delayed_truth(frame_tables(history), DELAY_S)
     assert sum(map(len, replay(models(), frame_tables(history), truth, options=options()))) == len(history)

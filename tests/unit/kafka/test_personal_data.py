@@ -12,7 +12,7 @@ from pipeline.kafka.cluster.admin import ensure_topics, topic_config
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.retention import wanted_problems
 from pipeline.settings import Settings
-from schemas.fields import TRANSACTION_FIELDS
+from schemas.fields import DECLARED_FIELDS
 from schemas.records import Record
 from schemas.topics import DECISIONS, TRANSACTIONS
 
@@ -72,7 +72,7 @@ def test_a_required_field_cannot_be_dropped() -> None:
 
 
 def test_personal_stands_for_the_fields_that_are_declared_so() -> None:
-    personal = {field.name for field in TRANSACTION_FIELDS if field.personal}
+    personal = {field.name for field in DECLARED_FIELDS if field.personal}
     assert {"card_id", "account_id", "ip"} <= personal
     settings = Settings(dropped_fields="personal, note", token_fields="personal, customer")
     assert settings.dropped_names == personal - {"card_id"} | {"note"}
