@@ -3,10 +3,11 @@
 from pipeline.backtest.engine.online import Learning
 from pipeline.backtest.input.acceptance import LABEL_FIELDS, TRANSACTION_FIELDS
 from pipeline.backtest.input.order import Order, OutOfOrder
-from pipeline.backtest.input.tables import delayed_truth, file_tables, frame_tables, label_tables
+from pipeline.backtest.input.tables import delayed_truth, frame_tables, label_tables
 from pipeline.backtest.runner.replay import replay
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions
+from pipeline.history.files import file_tables
 
 __all__ = [
     "LABEL_FIELDS",

@@ -13,7 +13,7 @@ import click
 from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.option_types import Moment
-from pipeline.history.files import read_transactions
+from pipeline.history.frames import read_transactions
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 

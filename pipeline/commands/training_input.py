@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import click
 
-from pipeline.backtest import frame_tables
+from pipeline.backtest.input.span import LATEST_US
 from pipeline.backtest.training.history import TrainingHistory, read_history
 from pipeline.commands.progress import seldom
-from pipeline.history.files import ColumnMapping, column_names, load_transactions
+from pipeline.history.files import ColumnMapping, column_names, file_tables
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels
@@ -65,15 +65,21 @@ def rows_of_file(
     # What lies behind the date takes no part, not even in the features.
     if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
         echo(f"columns that are not used: {', '.join(map(printable, ignored))}")
-    frame = load_transactions(file, mapping, end=known_before)
+    before_us = microseconds(known_before)
     history = read_history(
-        frame_tables(frame), regime, card_options(settings, load_rates(settings), partitions=1), names, seldom(echo)
+        file_tables(file, mapping),
+        regime,
+        card_options(settings, load_rates(settings), partitions=1),
+        names,
+        seldom(echo),
+        time_zone=mapping.time_zone,
+        end_us=LATEST_US if before_us is None else before_us,
     )
     _report_refused(history)
-    if foreign := sorted(set(frame["currency"].iloc[history.number]) - {settings.base_currency}):
+    if foreign := sorted(history.currencies - {settings.base_currency}):
         echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
-    echo(f"{len(history.number):,} transactions, {int(frame['fraud'].iloc[history.number].sum()):,} of them fraud")
-    known_us = timestamp_us(known_before or frame["event_time"].iloc[history.number[-1]])
+    echo(f"{len(history.number):,} transactions, {history.frauds:,} of them fraud")
+    known_us = history.last_us if before_us is None else before_us
     data = history.training_set(known_us)
     reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())

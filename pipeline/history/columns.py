@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from schemas.fields import DECLARED_FIELDS, Kind
+
 COLUMNS: Final = (
     "transaction_id",
     "event_time",
@@ -18,6 +20,11 @@ COLUMNS: Final = (
     "fraud_type",
 )
 """The canonical columns of a frame of transactions, in order."""
+
+PASSED_ON: Final = tuple(
+    field.name for field in DECLARED_FIELDS if field.kind in (Kind.TEXT, Kind.NUMBER, Kind.CLOCK) and not field.required
+)
+"""Optional fields of the wire contract, texts and numbers, that may follow the canonical columns."""
 
 FRAUD_TYPES: Final = (None, "amount", "merchant", "card")
 """Fraud types by the Handbook's scenario number; 0 is legitimate."""

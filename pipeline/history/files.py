@@ -1,9 +1,8 @@
-"""Files of transactions, read into the canonical columns: Parquet and CSV, in bounded memory, with a column mapping."""
+"""Files of transactions as tables of the wire contract: Parquet and CSV, in bounded memory, with a column mapping."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,16 +17,11 @@ import pyarrow.parquet as pq
 
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.columns import FRAUD_TYPES, canonical_frame
+from pipeline.history.columns import PASSED_ON
 from pipeline.settings.files import is_url
-from schemas.fields import DECLARED_FIELDS, Kind
 
 REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
 TRUTH: Final = ("fraud", "fraud_type")
-PASSED_ON: Final = tuple(
-    field.name for field in DECLARED_FIELDS if field.kind in (Kind.TEXT, Kind.CLOCK) and not field.required
-)
-"""Optional text fields of the wire contract that a file may hold too; they follow the canonical columns."""
 FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)
 
 HANDBOOK: Final[Mapping[str, str]] = {
@@ -52,9 +46,12 @@ _OTHER_DECIMALS: Final = {
     4: "CLF UYW",
 }
 _DECIMALS: Final = {code: decimals for decimals, codes in _OTHER_DECIMALS.items() for code in codes.split()}
-_BATCH_ROWS: Final = 65_536
-_LARGEST_AMOUNT_MINOR: Final = 2**53
-"""Above this a float64 no longer holds every minor unit."""
+STAMP: Final = "timestamp"
+"""Column of when the record arrived, as Kafka stamps it; absent or null: at its own time."""
+SEQUENCE: Final = "sequence"
+"""Column of a whole number by which a recorded order goes."""
+CHUNK_ROWS: Final = 16_384
+"""Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "fraud", "1.0"})
 _FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
 
@@ -67,6 +64,8 @@ _NUMERIC: Final = (
 _SEPARATORS: Final = {b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
 _HEADER_BYTES: Final = 65_536
 _DAY_FIRST: Final = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}\b")
+_PLAIN_TIME: Final = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)?$"
+_OFFSET: Final = re.compile(r":\S*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$")
 _SINCE_1970: Final = re.compile(r"\d{9,19}(\.\d+)?")
 NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
 
@@ -162,73 +161,47 @@ def _check_first_time(path: Path, column: str) -> None:
     raise UnusableSource(f"{path}, row 1, column {column}: {text} {way}; write it as 2018-04-01T00:00:31Z")
 
 
-def read_transactions(
-    path: Path,
-    mapping: ColumnMapping | None = None,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    sort: bool = False,
-    batch_rows: int = _BATCH_ROWS,
-) -> Iterator[pd.DataFrame]:
-    """Yield frames of at most ``batch_rows`` rows with `pipeline.history.columns.COLUMNS`, ordered by event time.
+def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
+    """A file of transactions (Parquet or CSV) as tables with the columns of the wire contract.
 
-    Columns of ``PASSED_ON`` and of declared attributes that the mapping names follow them, ``transaction_type`` also
-    where the mapping has a ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only
-    if the mapping names ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the
-    whole file into memory and orders it (stable); without it a row that is earlier than the one before raises
-    `UnusableSource`, as do times, amounts, truths and attributes that cannot be read. Memory otherwise is that of one
-    batch.
+    ``mapping`` tells the file's own names (`resolve_mapping`); its currency holds where no column says one, and its
+    ``zero_amount_type`` for amounts of zero. Columns `STAMP` and `SEQUENCE` are read where the file has them. Raises
+    `UnusableSource` for a file that cannot be read.
     """
-    mapping = mapping if mapping is not None else resolve_mapping(path)
-    frames = _converted(path, mapping, start, end, batch_rows)
-    if sort:
-        ordered = _ordered(frames)
-        if ordered is not None:
-            for first in range(0, len(ordered), batch_rows):
-                yield ordered.iloc[first : first + batch_rows].reset_index(drop=True)
-        return
-    newest: pd.Timestamp | None = None
-    for frame in frames:
-        times = frame["event_time"]
-        if not times.is_monotonic_increasing or (newest is not None and times.iloc[0] < newest):
+    mapping = mapping or resolve_mapping(path)
+    present = column_names(path)
+    names = dict(mapping.columns) | {name: name for name in (STAMP, SEQUENCE) if name in present}
+    for table in read_tables(path, list(dict.fromkeys(names.values())), chunk_rows):
+        columns = {name: table.column(column) for name, column in names.items()}
+        kind = columns["event_time"].type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             raise UnusableSource(
-                f"{path}: column {mapping.columns['event_time']} is not in order of time; pass --sort "
-                "(which reads the whole file into memory), or sort the file first"
+                f"{path}: column {mapping.columns['event_time']} holds numbers; write times as "
+                "2018-04-01T00:00:31Z, so that their unit and zone are known"
             )
-        newest = times.iloc[-1]
-        yield frame
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            columns["event_time"] = _plain_times(columns["event_time"])
+        if "currency" not in columns:
+            columns["currency"] = pa.array([mapping.currency] * table.num_rows, pa.string())
+        if mapping.zero_amount_type is not None and "transaction_type" not in columns:
+            zero = numbers(columns["amount"])[0] == 0
+            columns["transaction_type"] = pc.if_else(pa.array(zero), mapping.zero_amount_type, None)
+        yield pa.table(columns)
 
 
-def load_transactions(
-    path: Path,
-    mapping: ColumnMapping | None = None,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    sort: bool = True,
-) -> pd.DataFrame:
-    """Read a whole file into one frame; see `read_transactions`. Raises `UnusableSource` when no row is left."""
-    mapping = mapping if mapping is not None else resolve_mapping(path)
-    if sort:
-        whole = _ordered(_converted(path, mapping, start, end))
-    else:
-        frames = list(read_transactions(path, mapping, start=start, end=end))
-        whole = pd.concat(frames, ignore_index=True) if frames else None
-    if whole is None:
-        raise UnusableSource(f"{path} holds no transaction in the chosen time; widen --from and --to")
-    return whole
-
-
-def _ordered(frames: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
-    """Return frames as one, in the order of event time; None where there is none."""
-    parts = list(frames)
-    if not parts:
-        return None
-    whole = pd.concat(parts, ignore_index=True)
-    if whole["event_time"].is_monotonic_increasing:
-        return whole
-    return whole.sort_values("event_time", kind="stable", ignore_index=True)
+def _plain_times(column: pa.ChunkedArray) -> pa.Array:
+    """Write ISO 8601 that the wire contract does not take, such as a date alone, as it does."""
+    given = column.combine_chunks()
+    others = pc.fill_null(pc.invert(pc.match_substring_regex(given, _PLAIN_TIME)), False)
+    if not pc.any(others).as_py():
+        return given
+    texts = given.filter(others).to_pylist()
+    times = pd.to_datetime(pd.Series(texts), format="ISO8601", errors="coerce", utc=True)
+    written = [
+        f"{time:%Y-%m-%dT%H:%M:%S.%f}{'Z' if _OFFSET.search(text) else ''}" if is_time else text
+        for text, time, is_time in zip(texts, times, times.notna(), strict=True)
+    ]
+    return pc.replace_with_mask(given, others, pa.array(written, given.type))
 
 
 def in_zone(naive: "pd.Series[pd.Timestamp]", time_zone: str) -> "pd.Series[pd.Timestamp]":
@@ -248,7 +221,7 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
 
 def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
-    values, codes = _distinct(column)
+    values, codes = distinct(column)
     texts = [str(value).strip().lower() for value in values]
     true = np.array([text in _TRUE for text in texts], np.bool_)
     unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
@@ -267,7 +240,7 @@ def numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArr
     return values, ~np.isfinite(values) & ~missing
 
 
-def _distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
+def distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
     """Return the distinct values of a column, None among them, and the number of the one that each row holds."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -345,168 +318,6 @@ def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.
                     yield pa.Table.from_batches([batch.slice(first, batch_rows)])
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, kind, error) from error
-
-
-def _converted(
-    path: Path,
-    mapping: ColumnMapping,
-    start: datetime | None,
-    end: datetime | None,
-    batch_rows: int = _BATCH_ROWS,
-) -> Iterator[pd.DataFrame]:
-    for bound in (start, end):
-        if bound is not None and bound.tzinfo is None:
-            raise UnusableSource(f"{bound} has no time zone; give --from and --to with an offset")
-    row = 0
-    for table in read_tables(path, list(dict.fromkeys(mapping.columns.values())), batch_rows):
-        frame = _FileBatch(path, mapping, table, row).frame()
-        row += table.num_rows
-        if start is not None:
-            frame = frame[frame["event_time"] >= start]
-        if end is not None:
-            frame = frame[frame["event_time"] < end]
-        if len(frame):
-            yield frame.reset_index(drop=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _FileBatch:
-    """A table of a file, with the context that names the row of an error."""
-
-    path: Path
-    mapping: ColumnMapping
-    table: pa.Table
-    first_row: int
-
-    def frame(self) -> pd.DataFrame:
-        columns = self.mapping.columns
-        currency = (
-            self._text("currency")
-            if "currency" in columns
-            else np.full(self.table.num_rows, self.mapping.currency, dtype=object)
-        )
-        amount, amount_minor = self._amounts(currency)
-        known = "fraud" in columns
-        fraud = self._truth() if known else np.zeros(self.table.num_rows, np.bool_)
-        frame = canonical_frame(
-            transaction_id=self._text("transaction_id"),
-            event_time_us=self._times_us(),
-            card_id=self._text("card_id"),
-            merchant_id=self._text("merchant_id"),
-            amount=amount,
-            amount_minor=amount_minor,
-            currency=currency,
-            fraud=fraud,
-            fraud_type=self._fraud_types(fraud),
-        )
-        if not known:
-            frame = frame.drop(columns=list(TRUTH))
-        for name in PASSED_ON:
-            if name in columns:
-                frame[name] = pd.Series(self._optional_text(name), dtype=object)
-        for name in ATTRIBUTE_FEATURES:
-            if name in columns:
-                frame[name] = self._numbers(name)
-        if self.mapping.zero_amount_type is not None and "transaction_type" not in columns:
-            types: npt.NDArray[np.object_] = np.full(len(frame), None, dtype=object)
-            types[amount_minor == 0] = self.mapping.zero_amount_type
-            frame["transaction_type"] = pd.Series(types, dtype=object)
-        return frame
-
-    def _column(self, name: str) -> pa.ChunkedArray:
-        return self.table.column(self.mapping.columns[name])
-
-    def _fail(self, name: str, rows: npt.NDArray[np.intp], why: str) -> UnusableSource:
-        row = int(rows[0])
-        value = self._column(name)[row].as_py()
-        return UnusableSource(
-            f"{self.path}, row {self.first_row + row + 1}, column {self.mapping.columns[name]}: {value!r} {why}"
-        )
-
-    def _optional_text(self, name: str) -> npt.NDArray[np.object_]:
-        """Return a column as texts; rows of one value share its text."""
-        values, codes = _distinct(self._column(name).cast(pa.string()))
-        return _objects(values)[codes]
-
-    def _text(self, name: str) -> npt.NDArray[np.object_]:
-        values = self._optional_text(name)
-        empty = np.flatnonzero((values == None) | (values == ""))  # noqa: E711 (element by element)
-        if len(empty):
-            raise self._fail(name, empty, f"is empty; every transaction needs its {name}")
-        return values
-
-    def _times_us(self) -> npt.NDArray[np.int64]:
-        column = self._column("event_time")
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            raise UnusableSource(
-                f"{self.path}: column {self.mapping.columns['event_time']} holds numbers; write times as "
-                "2018-04-01T00:00:31Z, so that their unit and zone are known"
-            )
-        naive_or_aware = pd.Series(column.to_pandas())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            times = pd.to_datetime(naive_or_aware.astype(object), format="ISO8601", errors="coerce", utc=True)
-            self._refuse_missing_times(times)
-            if self.mapping.time_zone != "UTC":
-                without_offset = ~naive_or_aware.str.contains(r"(?:Z|z|[+-]\d{2}:?\d{2})$", regex=True)
-                times = times.where(~without_offset, in_zone(times.dt.tz_localize(None), self.mapping.time_zone))
-        else:
-            times = pd.to_datetime(naive_or_aware, errors="coerce")
-            self._refuse_missing_times(times)
-            times = in_zone(times, self.mapping.time_zone) if times.dt.tz is None else times.dt.tz_convert("UTC")
-        moments: npt.NDArray[np.int64] = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
-        return moments
-
-    def _refuse_missing_times(self, times: "pd.Series[pd.Timestamp]") -> None:
-        missing = np.flatnonzero(times.isna().to_numpy())
-        if len(missing):
-            raise self._fail("event_time", missing, "is no time; write it as 2018-04-01T00:00:31Z")
-
-    def _amounts(self, currency: npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        numbers = pd.to_numeric(pd.Series(self._column("amount").to_pandas()), errors="coerce")
-        amount = numbers.to_numpy(np.float64, na_value=np.nan)
-        wrong = np.flatnonzero(~np.isfinite(amount))
-        if len(wrong):
-            raise self._fail("amount", wrong, "is no amount; write a decimal number in the currency's major unit")
-        positions, codes = pd.factorize(currency)
-        unit = np.array([10.0 ** currency_decimals(code) for code in codes])[positions]
-        scaled = amount * unit
-        minor, inexact = whole_units(scaled)
-        large = np.flatnonzero(np.abs(minor) > _LARGEST_AMOUNT_MINOR)
-        if len(large):
-            raise self._fail("amount", large, "is too large to be exact")
-        fractions = np.flatnonzero(inexact)
-        if len(fractions):
-            code = currency[fractions[0]]
-            raise self._fail(
-                "amount", fractions, f"has more than the {currency_decimals(code)} decimals of {code}; round it first"
-            )
-        return minor / unit, minor.astype(np.int64)
-
-    def _numbers(self, name: str) -> npt.NDArray[np.float64]:
-        values, wrong = numbers(self._column(name))
-        if wrong.any():
-            raise self._fail(name, np.flatnonzero(wrong), NO_NUMBER)
-        return values
-
-    def _truth(self) -> npt.NDArray[np.bool_]:
-        true, unknown = truths(self._column("fraud"))
-        if unknown.any():
-            raise self._fail("fraud", np.flatnonzero(unknown), NO_TRUTH)
-        return true
-
-    def _fraud_types(self, fraud: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
-        if "fraud_type" not in self.mapping.columns:
-            return np.full(len(fraud), None, dtype=object)
-        names = {str(number): name for number, name in enumerate(FRAUD_TYPES)}
-        values, codes = _distinct(self._column("fraud_type").cast(pa.string()))
-        types = _objects([names.get(str(text), text) if text else None for text in values])[codes]
-        types[~fraud] = None
-        return types
-
-
-def _objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
-    found: npt.NDArray[np.object_] = np.array(values, dtype=object)
-    return found
 
 
 def _zone(name: str) -> ZoneInfo:

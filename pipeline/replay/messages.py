@@ -15,7 +15,8 @@ import pyarrow as pa
 from pipeline.engine.records.columns import identities
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.files import PASSED_ON, currency_decimals
+from pipeline.history.columns import PASSED_ON
+from pipeline.history.files import currency_decimals
 from schemas.messages import Transaction
 
 ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
@@ -39,7 +40,7 @@ def identities_of(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
 def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> Iterator[Transaction]:
     """Yield each row as a message, its amount exact to the minor unit; ``times_us`` are the rows' event times.
 
-    Declared attributes and columns of ``pipeline.history.files.PASSED_ON`` go along where the frame has them and they
+    Declared attributes and columns of ``pipeline.history.columns.PASSED_ON`` go along where the frame has them and they
     are not missing.
     """
     currencies: list[str] = frame["currency"].tolist()
@@ -48,7 +49,7 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
     extras = [name for name in PASSED_ON if name in frame.columns and frame[name].notna().any()]
     optional: Iterable[dict[str, Any]] = (
         (
-            {str(key): value for key, value in row.items() if value is not None}
+            {str(key): value for key, value in row.items() if not pd.isna(value)}
             for row in frame[extras].to_dict("records")
         )
         if extras

@@ -16,11 +16,11 @@ import pyarrow as pa
 from pipeline.backtest import Decisions, Learning, delayed_truth, file_tables, frame_tables, label_tables, replay
 from pipeline.backtest.engine.kernels import Engine
 from pipeline.backtest.engine.online import OnlineTrainer
-from pipeline.backtest.input.tables import CHUNK_ROWS
 from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.history.files import CHUNK_ROWS
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_layer import RiverLayer
 from schemas.times import US_PER_HOUR

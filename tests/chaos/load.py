@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline.history.files import load_transactions, resolve_mapping
+from pipeline.history.files import resolve_mapping
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from tests.chaos.arithmetic import DAY_US, EPOCH, partition_of
 from tests.chaos.records import Sent
+from tests.helpers.files import load_transactions
 
 SECOND_US = 1_000_000
 HOUR_US = 3_600 * SECOND_US

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.decision.policy import Policy
-from pipeline.history.files import ColumnMapping, load_transactions
+from pipeline.history.files import ColumnMapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.replay.replayer import EPOCH
@@ -13,6 +13,7 @@ from pipeline.training.cohorts import split_cohorts
 from pipeline.training.fit import TrainingConfig, train
 from schemas.times import US_PER_DAY
 from tests.helpers.features import history_of
+from tests.helpers.files import load_transactions
 
 
 class Champion(NamedTuple):

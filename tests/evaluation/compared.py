@@ -21,7 +21,7 @@ import pandas as pd
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.scores.models import ActiveModels
-from pipeline.history.files import ColumnMapping, load_transactions, resolve_mapping
+from pipeline.history.files import ColumnMapping, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
@@ -47,6 +47,7 @@ from tests.evaluation.published import (
     baselines,
 )
 from tests.helpers.features import history_of
+from tests.helpers.files import load_transactions
 
 SAME_WEEK = "LightGBM, the same week"
 HISTORY = "LightGBM, all that was known"

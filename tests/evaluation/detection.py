@@ -23,7 +23,7 @@ from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
-from pipeline.history.files import load_transactions, resolve_mapping
+from pipeline.history.files import resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import event_times_us, identities_of
 from pipeline.replay.replayer import EPOCH
@@ -32,6 +32,7 @@ from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig
 from pipeline.training.metrics import daily_card_precision, days_of
+from tests.helpers.files import load_transactions
 
 TOP: Final = 100
 """Alerts a day."""

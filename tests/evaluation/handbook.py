@@ -28,7 +28,7 @@ from pipeline.broker import BrokerError, provide_broker
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.replay import Speed
 from pipeline.demo.processes import WorkerDied
-from pipeline.history.files import UnusableSource, load_transactions, resolve_mapping
+from pipeline.history.files import UnusableSource, resolve_mapping
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
@@ -49,6 +49,7 @@ from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Identity, Topics
 from tests.evaluation.report import model_figures, say, say_figures, say_rates, throughput
 from tests.evaluation.stream import Stalled, Streaming, StreamReport, prepared
+from tests.helpers.files import load_transactions
 
 FRAME_ROWS = 16_384
 VALIDATION_DAYS = 7.0

@@ -54,7 +54,7 @@ def main() -> None:
     from pipeline.engine.feedback.feedback import FeedbackOptions
     from pipeline.engine.scores.models import ActiveModels
     from pipeline.features.catalogue import CARD_FEATURES, DEFAULT_FEATURES, FEATURES
-    from pipeline.history.files import load_transactions, resolve_mapping
+    from pipeline.history.files import resolve_mapping
     from pipeline.learning.regimes import LabelRegime
     from pipeline.models.registry import LIGHTGBM, POLICY, Registry
     from pipeline.replay.messages import event_times_us, transaction_messages
@@ -70,6 +70,7 @@ def main() -> None:
     from tests.helpers.backtest_inputs import backtest_of
     from tests.helpers.exported import export
     from tests.helpers.features import history_of
+    from tests.helpers.files import load_transactions
     from tests.helpers.histories import DAY
     from tests.helpers.live import Live, moment
     from tests.helpers.models import example

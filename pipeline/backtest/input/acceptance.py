@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.backtest.input import wire
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.accept import accept_transactions as accept_records
 from pipeline.engine.records.accept import completed
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
+from pipeline.history import table_columns
+from pipeline.history.files import SEQUENCE, STAMP
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
@@ -27,10 +28,6 @@ from schemas.fields import READ_FIELDS
 from schemas.money import RateTable
 from schemas.times import US_PER_MS
 
-STAMP: Final = "timestamp"
-"""Column of the columnar form: when the record arrived, as Kafka stamps it; absent or null: at its own time."""
-SEQUENCE: Final = "sequence"
-"""Column of the columnar form: whole number by which a recorded order goes."""
 TRANSACTION_FIELDS: Final = tuple(field.name for field in READ_FIELDS)
 """Fields of a transaction that are read, besides declared attributes."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
@@ -62,7 +59,7 @@ def accept_transactions(
     Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
     number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
     """
-    found = wire.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
+    found = table_columns.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
     stamp_us, own = _stamps(table, acceptance), _own_bytes(table)
     fast = found.plain & ~own.given & (found.read.event_time_us <= stamp_us + acceptance.future_tolerance_us)
     rows, rest = found.read.columns(), np.flatnonzero(~fast)
@@ -91,12 +88,12 @@ def accept_labels(
     number of its first row. ``topic``, without prefix, speaks for the rows' sources; in a file of no topic all are
     believed. Raises ValueError where ``recorded`` rows have no sequence.
     """
-    raw = {name: wire.column(table, name) for name in LABEL_FIELDS}
-    ids, fast = wire.texts_within(raw["transaction_id"], 1, _LONGEST_IDENTIFIER)
-    cards, fast_cards = wire.texts_within(raw["card_id"], 1, _LONGEST_IDENTIFIER)
-    words, fast_words = wire.texts_within(raw["label"], 1, _LONGEST_WORD)
-    sources, fast_sources = wire.texts_within(raw["source"], 1, _LONGEST_WORD)
-    labelled_us, fast_times = wire.times_us(raw["labelled_at"], acceptance.time_zone)
+    raw = {name: table_columns.column(table, name) for name in LABEL_FIELDS}
+    ids, fast = table_columns.texts_within(raw["transaction_id"], 1, _LONGEST_IDENTIFIER)
+    cards, fast_cards = table_columns.texts_within(raw["card_id"], 1, _LONGEST_IDENTIFIER)
+    words, fast_words = table_columns.texts_within(raw["label"], 1, _LONGEST_WORD)
+    sources, fast_sources = table_columns.texts_within(raw["source"], 1, _LONGEST_WORD)
+    labelled_us, fast_times = table_columns.times_us(raw["labelled_at"], acceptance.time_zone)
     stamp_us = _stamps(table, acceptance)
     fast &= fast_cards & fast_words & fast_sources & fast_times
     fast &= labelled_us <= stamp_us + acceptance.future_tolerance_us
@@ -108,9 +105,9 @@ def accept_labels(
     for row in np.flatnonzero(~fast).tolist():
         cells = {
             **{name: (text if text[row].is_valid else raw[name])[row].as_py() for name, text in names.items()},
-            "labelled_at": wire.time_cell(raw["labelled_at"], labelled_us, row),
+            "labelled_at": table_columns.time_cell(raw["labelled_at"], labelled_us, row),
         }
-        record = wire.encode({name: cells[name] for name in LABEL_FIELDS if cells[name] is not None})
+        record = table_columns.encode({name: cells[name] for name in LABEL_FIELDS if cells[name] is not None})
         try:
             label = decode_label(
                 own.values[row].as_py() if own.given[row] else record,
@@ -187,17 +184,19 @@ def _own_bytes(table: pa.Table) -> _OwnBytes:
     # Another table's column "value" may be anything.
     if not {VALUE, ERROR} <= set(table.column_names):
         return _OwnBytes(np.zeros(n, np.bool_), pa.nulls(n, pa.binary()))
-    values = wire.column(table, VALUE)
-    return _OwnBytes(~(wire.missing(values) & wire.missing(wire.column(table, ERROR))), values)
+    values = table_columns.column(table, VALUE)
+    return _OwnBytes(
+        ~(table_columns.missing(values) & table_columns.missing(table_columns.column(table, ERROR))), values
+    )
 
 
 def _stamps(table: pa.Table, acceptance: Acceptance) -> NDArray[np.int64]:
     """When each record arrived, in whole milliseconds as Kafka keeps it; `_NO_STAMP` where nothing says so."""
     if STAMP not in table.column_names:
         return np.full(table.num_rows, _NO_STAMP)
-    values = wire.column(table, STAMP)
-    moments, _ = wire.times_us(values, acceptance.time_zone)
-    missing = wire.missing(values)
+    values = table_columns.column(table, STAMP)
+    moments, _ = table_columns.times_us(values, acceptance.time_zone)
+    missing = table_columns.missing(values)
     no_time = np.flatnonzero((moments == NO_TIME) & ~missing)
     if len(no_time):
         row = int(no_time[0])
@@ -206,7 +205,7 @@ def _stamps(table: pa.Table, acceptance: Acceptance) -> NDArray[np.int64]:
 
 
 def _sequence(table: pa.Table) -> NDArray[np.int64]:
-    values = wire.column(table, SEQUENCE)
+    values = table_columns.column(table, SEQUENCE)
     if not pa.types.is_integer(values.type) or values.null_count:
         raise ValueError(
             f"a recorded order goes by the column {SEQUENCE}, a whole number in every row: add it to transactions and "

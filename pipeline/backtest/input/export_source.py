@@ -10,20 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.backtest.input import wire
-from pipeline.backtest.input.acceptance import STAMP, Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
 from pipeline.backtest.input.label_book import LabelBook, note_labels
 from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.backtest.input.sources import OpenedHistory, note_late
 from pipeline.backtest.input.span import SeenTimes, Span
-from pipeline.backtest.input.tables import CHUNK_ROWS
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.contents import check_whole
 from pipeline.exports.files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US
-from pipeline.history.files import UnusableSource
+from pipeline.history import table_columns
+from pipeline.history.files import CHUNK_ROWS, STAMP, UnusableSource
 from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 
@@ -45,7 +44,7 @@ class ExportLog(NamedTuple):
                 for batch in file.iter_batches(CHUNK_ROWS):
                     table = pa.Table.from_batches([batch])
                     table = table.filter(pc.equal(table.column("partition"), self.number))
-                    stamps_us, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+                    stamps_us, _ = table_columns.times_us(table_columns.column(table, STAMP), "UTC")
                     # What has no stamp may be of any time.
                     rows = cut.rows(np.where(stamps_us == NO_TIME, arrivals.first_ms, stamps_us // US_PER_MS))
                     yield table.slice(rows.start, rows.stop - rows.start)
@@ -153,7 +152,7 @@ class ExportSource:
 def _with_positions(rows: Any, table: pa.Table, number: int) -> LogPart[Any]:
     """Rows by their position in the log, and when they arrived."""
     offsets = table.column("offset").to_numpy()[rows.row]
-    stamps, _ = wire.times_us(wire.column(table, STAMP), "UTC")
+    stamps, _ = table_columns.times_us(table_columns.column(table, STAMP), "UTC")
     arrived_us = stamps[rows.row]
     moved = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
     return LogPart(type(rows)(**{**moved, "row": offsets * _MOST_PARTITIONS + number}), arrived_us)

@@ -11,9 +11,9 @@ from pipeline.backtest.input.label_book import LabelBook, fraud_types, note_labe
 from pipeline.backtest.input.order import Order, checked
 from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
-from pipeline.backtest.input.tables import file_tables, label_tables, truth_of
+from pipeline.backtest.input.tables import label_tables, truth_of
 from pipeline.engine.records.columns import Labels, Reject, Transactions
-from pipeline.history.files import ColumnMapping
+from pipeline.history.files import ColumnMapping, file_tables
 from pipeline.learning.label_sources import SIMULATOR
 from schemas.times import US_PER_SECOND
 

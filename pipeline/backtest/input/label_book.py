@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.backtest.input import wire
 from pipeline.backtest.input.acceptance import LABEL_FIELDS
 from pipeline.backtest.input.blocks import blocks, texts
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.engine.records.columns import Labels, Transactions
+from pipeline.history import table_columns
 from pipeline.learning.labels import KNOWN
 
 
@@ -81,7 +81,7 @@ def _picked(column: pa.Array, asked: NDArray[np.bool_]) -> pa.Array:
 def note_labels(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
     """Note labels of a table, whose rows are numbered from ``first`` on, and return them."""
     numbers = rows.row - first
-    words = wire.texts(wire.column(table, "label"))[0].take(pa.array(numbers))
+    words = table_columns.texts(table_columns.column(table, "label"))[0].take(pa.array(numbers))
     book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, fraud_types(table, numbers))
     return rows
 
@@ -90,6 +90,6 @@ def fraud_types(table: pa.Table, rows: NDArray[np.int64]) -> pa.Array:
     """Return the fraud types of some rows."""
     if "fraud_type" not in table.column_names:
         return pa.nulls(len(rows), pa.string())
-    types = wire.column(table, "fraud_type").take(pa.array(rows)).dictionary_encode()
+    types = table_columns.column(table, "fraud_type").take(pa.array(rows)).dictionary_encode()
     words = [None if word is None else str(word) for word in types.dictionary.to_pylist()]
     return pa.array(words, pa.string()).take(types.indices)

@@ -6,8 +6,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.tables import CHUNK_ROWS
 from pipeline.engine.records.columns import Labels, Transactions
+from pipeline.history.files import CHUNK_ROWS
 
 Rows = TypeVar("Rows", Transactions, Labels)
 _BEFORE_ALL: Final = -(2**62)

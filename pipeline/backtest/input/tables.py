@@ -2,50 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.backtest.input import wire
-from pipeline.backtest.input.acceptance import LABEL_FIELDS, SEQUENCE, STAMP
+from pipeline.backtest.input.acceptance import LABEL_FIELDS
 from pipeline.history.files import (
+    CHUNK_ROWS,
     NO_TRUTH,
-    ColumnMapping,
+    SEQUENCE,
+    STAMP,
     UnusableSource,
     column_names,
     read_tables,
-    resolve_mapping,
     truths,
 )
+from pipeline.history.table_columns import column, times_us
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
 from schemas.times import US_PER_SECOND
-
-CHUNK_ROWS: Final = 16_384
-"""Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
-
-
-def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
-    """A file of transactions (Parquet or CSV) as tables with the columns of the wire contract.
-
-    ``mapping`` tells the file's own names (`pipeline.history.files.resolve_mapping`); its currency holds where no
-    column says one, and its ``zero_amount_type`` for amounts of zero. Columns `STAMP` and `SEQUENCE` are read where
-    the file has them. Raises `UnusableSource` for a file that cannot be read.
-    """
-    mapping = mapping or resolve_mapping(path)
-    present = column_names(path)
-    names = dict(mapping.columns) | {name: name for name in (STAMP, SEQUENCE) if name in present}
-    for table in read_tables(path, list(dict.fromkeys(names.values())), chunk_rows):
-        columns = {name: table.column(column) for name, column in names.items()}
-        if "currency" not in columns:
-            columns["currency"] = pa.array([mapping.currency] * table.num_rows, pa.string())
-        if mapping.zero_amount_type is not None and "transaction_type" not in columns:
-            zero = pd.to_numeric(pd.Series(columns["amount"].to_pandas()), errors="coerce") == 0
-            columns["transaction_type"] = pc.if_else(pa.array(zero), mapping.zero_amount_type, None)
-        yield pa.table(columns)
 
 
 def label_tables(path: Path, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
@@ -75,7 +51,7 @@ def delayed_truth(
     ``time_zone`` is of times without an offset. Raises `UnusableSource` for a truth that nobody can tell.
     """
     for table in tables:
-        times_us, _ = wire.times_us(wire.column(table, "event_time"), time_zone)
+        event_us, _ = times_us(column(table, "event_time"), time_zone)
         fraud = frauds(table)
         labels = pa.table(
             {
@@ -83,7 +59,7 @@ def delayed_truth(
                 "card_id": table.column("card_id"),
                 "label": np.where(fraud, FRAUD, LEGITIMATE),
                 "source": pa.array(["simulator"] * table.num_rows),
-                "labelled_at": pa.array(times_us + round(delay_s * US_PER_SECOND)).cast(pa.timestamp("us", "UTC")),
+                "labelled_at": pa.array(event_us + round(delay_s * US_PER_SECOND)).cast(pa.timestamp("us", "UTC")),
             }
         )
         yield labels if legitimate else labels.filter(pa.array(fraud))

@@ -7,11 +7,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest.engine.kernels import Profiled
 from pipeline.backtest.input.acceptance import Acceptance, accept_transactions, first_reasons, reasons_text
-from pipeline.backtest.input.span import EARLIEST_US
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US
 from pipeline.backtest.input.tables import truth_of
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.rows import TrainingRows
@@ -19,6 +20,9 @@ from pipeline.backtest.training.variants import read_rows, scheduled
 from pipeline.engine.cards.card import CardOptions
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.features.catalogue import FEATURES
+from pipeline.history import table_columns
+from pipeline.history.files import CHUNK_ROWS
+from pipeline.learning.labels import FRAUD, KNOWN
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
@@ -27,6 +31,7 @@ from pipeline.training.segments import SEGMENT_FIELDS
 
 EVER_US: Final = NEVER_US - 1
 """The time by which everything is known that ever becomes known."""
+_FRAUD: Final = KNOWN.index(FRAUD)
 _SEGMENTS: Final = tuple(name for name in SEGMENT_FIELDS if name != "currency")
 """Amounts are in the base currency, so that a version does not depend on those of the history."""
 
@@ -37,6 +42,10 @@ class TrainingHistory(NamedTuple):
     rows: TrainingRows
     number: NDArray[np.int64]
     """Shape (n,): number of each in the history, from 0."""
+    last_us: int
+    """Event time of the last one."""
+    frauds: int
+    currencies: frozenset[str]
     segment_fields: dict[str, NDArray[np.object_]]
     """Columns that distinguish them, of shape (n,), with None for no value."""
     refused: Counter[str]
@@ -55,52 +64,81 @@ def read_history(
     options: CardOptions,
     names: tuple[str, ...] = FEATURES,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    time_zone: str = "UTC",
+    end_us: int = LATEST_US,
 ) -> TrainingHistory:
     """Pass a history with its labels through the kernels, as a backtest does.
 
     Args:
-        tables: The history in the order of event time, as of `pipeline.backtest.replay`, with a column ``fraud``.
+        tables: The history, as of `pipeline.backtest.replay`, with a column ``fraud``; in any order, since all of it is
+            held in memory, but for its features.
         regime: Which labels there are. They enter the features as they become known.
         options: What workers accept, and for how long they remember it; of one partition.
         names: The features to hold, in the order of the catalogue. A million rows of all of them take 0.6 GB.
         report: Called now and then with how far it is, in words.
+        time_zone: Zone of times without an offset.
+        end_us: Event time from which nothing takes part.
 
     Raises:
         ModelError: The history has no labels, or workers would refuse all of it.
         UnusableSource: A truth or an attribute cannot be read.
-        OutOfOrder: A row stands behind a later one.
     """
     rows, numbers, segments = TrainingRows(EARLIEST_US, names), [np.empty(0, np.int64)], list[pa.Table]()
-    rejects, repeated = list[Reject](), 0
+    rejects, repeated, last_us, frauds, currencies = list[Reject](), 0, EARLIEST_US, 0, set[str]()
 
     def note(profiled: Profiled) -> None:
-        nonlocal repeated
+        nonlocal repeated, last_us, frauds
         repeated += profiled.duplicates
         rejects.extend(profiled.refused)
-        numbers.append(profiled.transactions.row)
+        taken = profiled.transactions
+        numbers.append(taken.row)
+        if len(taken) and taken.truth is not None:
+            last_us, frauds = int(taken.event_time_us[-1]), frauds + int(np.count_nonzero(taken.truth == _FRAUD))
+            currencies.update(pc.unique(taken.currency).to_pylist())
         report(f"features of {int(numbers[-1][-1]) + 1 if len(numbers[-1]) else 0:,} transactions")
 
-    transactions = _accepted(tables, Acceptance(options.rates, options.future_tolerance_us), rejects, segments)
+    acceptance = Acceptance(options.rates, options.future_tolerance_us, time_zone)
+    transactions = _in_order([*_accepted(tables, acceptance, rejects, segments, end_us)])
     read_rows(scheduled(transactions, ScheduledLabels(regime), EVER_US), rows, options, note)
     number = np.concatenate(numbers)
     if not len(number):
         why = printable(reasons_text(first_reasons(rejects)))
-        raise ModelError(f"no transaction is left to train on: workers would refuse all of them: {why}")
+        refused_all = f": workers would refuse all of them: {why}" if why else ": there is none of that time"
+        raise ModelError(f"no transaction is left to train on{refused_all}")
     refused = Counter(reject.code for reject in rejects if reject.kind == "transaction")
-    return TrainingHistory(rows, number, _segment_fields(segments, number), refused, repeated)
+    return TrainingHistory(
+        rows, number, last_us, frauds, frozenset(currencies), _segment_fields(segments, number), refused, repeated
+    )
+
+
+def _in_order(parts: list[Transactions]) -> Iterator[Transactions]:
+    """Yield transactions in the order of their keys; of equal ones, of their rows."""
+    keys = np.concatenate([part.key for part in parts] or [np.empty(0, np.int64)])
+    if (np.diff(keys) >= 0).all():
+        yield from parts
+        return
+    whole = Transactions.concat(parts).take(np.argsort(keys, kind="stable"))
+    for first in range(0, len(whole), CHUNK_ROWS):
+        yield whole.take(slice(first, first + CHUNK_ROWS))
 
 
 def _accepted(
-    tables: Iterable[pa.Table], acceptance: Acceptance, rejects: list[Reject], segments: list[pa.Table]
+    tables: Iterable[pa.Table], acceptance: Acceptance, rejects: list[Reject], segments: list[pa.Table], end_us: int
 ) -> Iterator[Transactions]:
     """Yield what workers accept of each table, bearing its truth; fields of all rows go to ``segments``."""
     first_row = 0
-    for table in tables:
-        if "fraud" not in table.column_names:
+    for given in tables:
+        if "fraud" not in given.column_names:
             raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
+        table = given
+        if end_us < LATEST_US:
+            times_us, _ = table_columns.times_us(table_columns.column(given, "event_time"), acceptance.time_zone)
+            table = given.filter(pa.array(times_us < end_us))
         accepted, refused = accept_transactions(table, acceptance, first_row)
         rejects += refused
-        segments.append(table.select([name for name in _SEGMENTS if name in table.column_names]))
+        fields = [name for name in _SEGMENTS if name in table.column_names]
+        segments.append(pa.table({name: table_columns.column(table, name).cast(pa.string()) for name in fields}))
         yield replace(accepted, truth=truth_of(table, accepted.row - first_row))
         first_row += table.num_rows
 

@@ -1,6 +1,6 @@
 """Files and frames as tables of a replay, and what a replay keeps in memory."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,24 @@ def test_a_truth_that_nobody_can_tell_is_an_error(history: pd.DataFrame) -> None
     assert table["label"].to_pylist() == ["fraud", "legitimate"]
     with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
         list(delayed_truth(frame_tables(words), 1.0))
+
+
+@pytest.mark.parametrize("time", ["2024-03-01 00:00:00Z", "2024-03-01T01:00:00.0000000+01:00", "2024-03-01T00:00:00z"])
+def test_a_truth_is_known_a_delay_after_any_time_that_is_accepted(time: str) -> None:
+    row = {"transaction_id": ["t"], "card_id": ["c"], "event_time": [time], "fraud": [1]}
+    (labels,) = delayed_truth([pa.table(row)], 60.0)
+    assert labels["labelled_at"].to_pylist() == [datetime(2024, 3, 1, 0, 1, tzinfo=UTC)]
+
+
+def test_a_file_may_hold_dates_alone(tmp_path: Path) -> None:
+    path = tmp_path / "days.csv"
+    path.write_text(
+        "transaction_id,event_time,card_id,merchant_id,amount\n1,2024-03-01,c,m,5\n2,2024-03-02 10:30,c,m,5\n"
+    )
+    mapping = resolve_mapping(path, time_zone="Asia/Kolkata")
+    (part,) = replay(models(), file_tables(path, mapping), options=options(), time_zone="Asia/Kolkata")
+    days = [datetime(2024, 2, 29, 18, 30, tzinfo=UTC), datetime(2024, 3, 2, 5, 0, tzinfo=UTC)]
+    assert part.frame()["event_time"].tolist() == days
 
 
 def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:

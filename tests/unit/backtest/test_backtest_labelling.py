@@ -11,7 +11,6 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, replay
-from pipeline.backtest.input.tables import file_tables
 from pipeline.backtest.labels.ground_truth import NEVER, answered_us
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
@@ -19,7 +18,7 @@ from pipeline.backtest.runner.replay import Candidate, replay_scheduled
 from pipeline.backtest.runner.result import DECISION_COLUMNS
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.identity import transaction_hash
-from pipeline.history.files import UnusableSource
+from pipeline.history.files import UnusableSource, file_tables
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings

@@ -21,7 +21,7 @@ from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.history.files import load_transactions, resolve_mapping
+from pipeline.history.files import resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
@@ -40,6 +40,7 @@ from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.features import compute_features, history_of
+from tests.helpers.files import load_transactions
 from tests.helpers.models import small_model
 
 DAY = timedelta(days=1)

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.backtest import OutOfOrder
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import event_times_us, identities_of
@@ -112,6 +111,7 @@ def test_times_of_any_resolution_are_microseconds(unit: str) -> None:
     assert found([START, after(1)]) == [microseconds(START), microseconds(after(1))]
 
 
-def test_a_history_out_of_order_is_refused() -> None:
-    with pytest.raises(OutOfOrder, match="sort the input by event_time"):
-        compute_features(two().iloc[::-1])
+def test_a_history_out_of_order_is_put_in_order() -> None:
+    found = history_of(two().iloc[::-1], LabelRegime())
+    assert found.number.tolist() == [1, 0]
+    np.testing.assert_array_equal(found.training_set().features, compute_features(two()))

@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 from pipeline import Backtest
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import RangeError
-from pipeline.backtest.input.tables import file_tables
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.report import BacktestReport
 from pipeline.backtest.runner import live_comparison as live
@@ -25,6 +24,7 @@ from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import backtest
 from pipeline.commands.backtest import command
+from pipeline.history.files import file_tables
 from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import START, simulated_days, with_a_champion

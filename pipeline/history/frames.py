@@ -1,0 +1,180 @@
+"""Files of transactions as frames of the canonical columns, for programs that send them on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.engine.encoding.json_scanner import NO_TIME
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES
+from pipeline.history.columns import FRAUD_TYPES, PASSED_ON, canonical_frame
+from pipeline.history.files import (
+    NO_NUMBER,
+    NO_TRUTH,
+    TRUTH,
+    ColumnMapping,
+    UnusableSource,
+    currency_decimals,
+    distinct,
+    file_tables,
+    numbers,
+    resolve_mapping,
+    truths,
+    whole_units,
+)
+from pipeline.history.table_columns import column, times_us
+from schemas.fields import DECLARED_FIELDS, Kind
+
+_BATCH_ROWS: Final = 65_536
+_LARGEST_AMOUNT_MINOR: Final = 2**53
+"""Above this a float64 no longer holds every minor unit."""
+_NUMBERS: Final = {field.name for field in DECLARED_FIELDS if field.kind is Kind.NUMBER}
+
+
+def read_transactions(
+    path: Path,
+    mapping: ColumnMapping | None = None,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    sort: bool = False,
+    batch_rows: int = _BATCH_ROWS,
+) -> Iterator[pd.DataFrame]:
+    """Yield frames of at most ``batch_rows`` rows with `pipeline.history.columns.COLUMNS`, ordered by event time.
+
+    Columns of ``PASSED_ON`` and of declared attributes that the mapping names follow them, ``transaction_type`` also
+    where the mapping has a ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only
+    if the mapping names ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the
+    whole file into memory and orders it (stable); without it a row that is earlier than the one before raises
+    `UnusableSource`, as do times, amounts, truths and attributes that cannot be read. Memory otherwise is that of one
+    batch.
+    """
+    mapping = mapping if mapping is not None else resolve_mapping(path)
+    frames = _frames(path, mapping, start, end, batch_rows)
+    if sort and (parts := list(frames)):
+        whole = pd.concat(parts, ignore_index=True).sort_values("event_time", kind="stable", ignore_index=True)
+        frames = (whole.iloc[first : first + batch_rows] for first in range(0, len(whole), batch_rows))
+    newest: pd.Timestamp | None = None
+    for frame in frames:
+        times = frame["event_time"]
+        if not times.is_monotonic_increasing or (newest is not None and times.iloc[0] < newest):
+            raise UnusableSource(
+                f"{path}: column {mapping.columns['event_time']} is not in order of time; pass --sort "
+                "(which reads the whole file into memory), or sort the file first"
+            )
+        newest = times.iloc[-1]
+        yield frame.reset_index(drop=True)
+
+
+def _frames(
+    path: Path, mapping: ColumnMapping, start: datetime | None, end: datetime | None, batch_rows: int
+) -> Iterator[pd.DataFrame]:
+    for bound in (start, end):
+        if bound is not None and bound.tzinfo is None:
+            raise UnusableSource(f"{bound} has no time zone; give --from and --to with an offset")
+    row = 0
+    for table in file_tables(path, mapping, batch_rows):
+        frame = _FileBatch(path, mapping, table, row).frame()
+        row += table.num_rows
+        if start is not None:
+            frame = frame[frame["event_time"] >= start]
+        if end is not None:
+            frame = frame[frame["event_time"] < end]
+        if len(frame):
+            yield frame
+
+
+@dataclass(frozen=True, slots=True)
+class _FileBatch:
+    """A table of a file, with the context that names the row of an error."""
+
+    path: Path
+    mapping: ColumnMapping
+    table: pa.Table
+    first_row: int
+
+    def frame(self) -> pd.DataFrame:
+        present, currency = self.table.column_names, self._text("currency")
+        amount, amount_minor = self._amounts(currency)
+        known = "fraud" in present
+        fraud = self._truth() if known else np.zeros(self.table.num_rows, np.bool_)
+        frame = canonical_frame(
+            transaction_id=self._text("transaction_id"),
+            event_time_us=self._times_us(),
+            card_id=self._text("card_id"),
+            merchant_id=self._text("merchant_id"),
+            amount=amount,
+            amount_minor=amount_minor,
+            currency=currency,
+            fraud=fraud,
+            fraud_type=self._fraud_types(fraud),
+        )
+        if not known:
+            frame = frame.drop(columns=list(TRUTH))
+        for name in (*PASSED_ON, *ATTRIBUTE_FEATURES):
+            if name in present:
+                is_number = name in _NUMBERS or name in ATTRIBUTE_FEATURES
+                frame[name] = self._numbers(name) if is_number else pd.Series(self._optional_text(name), dtype=object)
+        return frame
+
+    def _fail(self, name: str, wrong: npt.NDArray[np.bool_], why: str) -> None:
+        """Raise `UnusableSource` for the first row that is wrong, if any is."""
+        if wrong.any():
+            row = int(wrong.argmax())
+            value = self.table.column(name)[row].as_py()
+            place = self.mapping.columns.get(name, name)
+            raise UnusableSource(f"{self.path}, row {self.first_row + row + 1}, column {place}: {value!r} {why}")
+
+    def _optional_text(self, name: str) -> npt.NDArray[np.object_]:
+        """Return a column as texts; rows of one value share its text."""
+        values, codes = distinct(self.table.column(name).cast(pa.string()))
+        return np.array(values, dtype=object)[codes]
+
+    def _text(self, name: str) -> npt.NDArray[np.object_]:
+        values = self._optional_text(name)
+        empty = (values == None) | (values == "")  # noqa: E711 (element by element)
+        self._fail(name, empty, f"is empty; every transaction needs its {name}")
+        return values
+
+    def _times_us(self) -> npt.NDArray[np.int64]:
+        moments, _ = times_us(column(self.table, "event_time"), self.mapping.time_zone)
+        self._fail("event_time", moments == NO_TIME, "is no time; write it as 2018-04-01T00:00:31Z")
+        return moments
+
+    def _amounts(self, currency: npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        amount, _ = numbers(self.table.column("amount"))
+        why = "is no amount; write a decimal number in the currency's major unit"
+        self._fail("amount", ~np.isfinite(amount), why)
+        positions, codes = pd.factorize(currency)
+        unit = np.array([10.0 ** currency_decimals(code) for code in codes])[positions]
+        minor, inexact = whole_units(amount * unit)
+        self._fail("amount", np.abs(minor) > _LARGEST_AMOUNT_MINOR, "is too large to be exact")
+        code = currency[int(inexact.argmax())] if len(currency) else ""
+        why = f"has more than the {currency_decimals(code)} decimals of {code}; round it first"
+        self._fail("amount", inexact, why)
+        return minor / unit, minor.astype(np.int64)
+
+    def _numbers(self, name: str) -> npt.NDArray[np.float64]:
+        values, wrong = numbers(self.table.column(name))
+        self._fail(name, wrong, NO_NUMBER)
+        return values
+
+    def _truth(self) -> npt.NDArray[np.bool_]:
+        true, unknown = truths(self.table.column("fraud"))
+        self._fail("fraud", unknown, NO_TRUTH)
+        return true
+
+    def _fraud_types(self, fraud: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
+        if "fraud_type" not in self.table.column_names:
+            return np.full(len(fraud), None, dtype=object)
+        names = {str(number): name for number, name in enumerate(FRAUD_TYPES)}
+        values, codes = distinct(self.table.column("fraud_type").cast(pa.string()))
+        types = np.array([names.get(str(text), text) if text else None for text in values], dtype=object)[codes]
+        types[~fraud] = None
+        return types
