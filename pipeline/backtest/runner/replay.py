@@ -81,8 +81,8 @@ def replay(
     acceptance = Acceptance(options.rates, options.future_tolerance_us, time_zone, order is Order.RECORDED)
     rejects: list[Reject] = []
     accepted = (
-        accept_each(transactions, accept_transactions, acceptance, rejects),
-        accept_each(labels, accept_labels, acceptance, rejects),
+        checked(accept_each(transactions, accept_transactions, acceptance, rejects), "transaction", order),
+        checked(accept_each(labels, accept_labels, acceptance, rejects), "label", order),
     )
     for (decisions,) in replay_accepted(
         [Candidate(models, learning)], *accepted, rejects, options=options, order=order
@@ -100,7 +100,7 @@ def replay_accepted(
     order: Order = Order.EVENT_TIME,
     renewal: ModelRenewal | None = None,
 ) -> Generator[list[Decisions], None, None]:
-    """`replay` of what was accepted already, decided by several candidates in one pass: the `Decisions` of each.
+    """`replay` of what was accepted and is in order, decided by several candidates in one pass: `Decisions` of each.
 
     Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.
     Candidates that learn must publish at the same moments. ``renewal`` renews the models of those that ask for it.
@@ -139,7 +139,7 @@ def replay_scheduled(
         ]
         pairs = list(zip(lanes, schedules, strict=True))
         by_day = any(schedule.reviews for schedule in schedules)
-        for part in checked(transactions, "transaction", Order.EVENT_TIME):
+        for part in filter(len, transactions):
             for piece in _days(part) if by_day else [part]:
                 found = _taken(rejects)
                 chunks = [merged(piece, schedule.until(piece), Order.EVENT_TIME) for schedule in schedules]

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from msgspec import Meta
 
 from pipeline.backtest.engine.kernels import Profiled, profile_chunks
-from pipeline.backtest.input.order import Chunk, Order, alone, checked, merged
+from pipeline.backtest.input.order import Chunk, Order, alone, merged
 from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.period import TrainingPeriod
@@ -223,6 +223,6 @@ def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
 
 def scheduled(transactions: Iterator[Transactions], schedule: ScheduledLabels, until_us: int) -> Iterator[Chunk]:
     """Transactions that bear their truth, by event time, with the labels that are due, up to ``until_us``."""
-    for part in checked(transactions, "transaction", Order.EVENT_TIME):
+    for part in filter(len, transactions):
         yield merged(part, schedule.until(part), Order.EVENT_TIME)
     yield from map(alone, known_by(iter([schedule.rest()]), until_us))
