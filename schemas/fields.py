@@ -38,7 +38,9 @@ class Field(NamedTuple):
     stands_for_text: bool
     """Whether a number stands for its text."""
     column: bool
-    """Whether it has a column of `pipeline.engine.columns.Transactions`."""
+    """Whether `pipeline.engine.records.columns.Transactions` has a column of its name."""
+    kernels: bool
+    """Whether kernels read it by its name."""
     personal: bool
     """Whether it may say who somebody is."""
     meaning: str
@@ -63,8 +65,9 @@ def _field(declared: inspect.Field) -> Field:
     value = next((kind for kind in given if isinstance(kind, inspect.StrType)), given[0])
     kind = _KINDS[type(value)]
     least, most = (_limit(value, name) for name in (("min_length", "ge"), ("max_length", "le")))
-    column = extra.get("column", False)
-    if column and (kind not in (Kind.TEXT, Kind.NUMBER) or any(_limit(value, (name,)) for name in _NOT_CHECKED)):
+    column, kernels = extra.get("column", False), extra.get("kernels", False)
+    not_checked = any(_limit(value, (name,)) is not None for name in ("gt", "lt", "multiple_of"))
+    if (column or kernels) and (kind not in (Kind.TEXT, Kind.NUMBER) or not_checked):
         raise TypeError(f"{declared.name} can have no column: only a text and a number can, with least and most")
     return Field(
         declared.name,
@@ -75,6 +78,7 @@ def _field(declared: inspect.Field) -> Field:
         math.inf if most is None else most,
         len(given) > 1,
         column,
+        kernels,
         extra.get("personal", False),
         described.get("description", ""),
     )
@@ -84,7 +88,6 @@ def _limit(value: Any, names: tuple[str, ...]) -> float | None:
     return next((getattr(value, name) for name in names if hasattr(value, name)), None)
 
 
-_NOT_CHECKED: Final = ("gt", "lt", "multiple_of")
 _KINDS: Final[dict[Any, Kind]] = {
     inspect.StrType: Kind.TEXT,
     inspect.FloatType: Kind.NUMBER,
@@ -99,9 +102,11 @@ _KINDS: Final[dict[Any, Kind]] = {
 DECLARED_FIELDS: Final = fields_of(Transaction)
 PERSONAL: Final = tuple(field.name for field in DECLARED_FIELDS if field.personal)
 """Names of the fields that may say who somebody is."""
-TEXT_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column and field.kind is Kind.TEXT)
-NUMBER_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column and field.kind is Kind.NUMBER)
+KERNEL_FIELDS: Final = tuple(field for field in DECLARED_FIELDS if field.kernels)
+_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column or field.kernels)
+TEXT_COLUMNS: Final = tuple(field for field in _COLUMNS if field.kind is Kind.TEXT)
+NUMBER_COLUMNS: Final = tuple(field for field in _COLUMNS if field.kind is Kind.NUMBER)
 READ_FIELDS: Final = tuple(
-    field for field in DECLARED_FIELDS if field.column or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
+    field for field in DECLARED_FIELDS if field in _COLUMNS or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
 )
 """Fields that an acceptance reads, besides attributes; other fields decide nothing."""

@@ -33,15 +33,16 @@ LocalTime = Annotated[str, Meta(extra={"clock": True})]
 """ISO 8601, with or without an offset."""
 
 
-def _field(meaning: str, *, column: bool = False, personal: bool = False) -> Meta:
+def _field(meaning: str, *, column: bool = False, kernels: bool = False, personal: bool = False) -> Meta:
     """Declare a field of a transaction.
 
     Args:
         meaning: Its meaning, for people.
-        column: Whether it has a column of `pipeline.engine.columns.Transactions`: text, or a number.
+        column: Whether `pipeline.engine.records.columns.Transactions` has a column of its name.
+        kernels: Whether kernels read it by its name. Then it is text, or a number.
         personal: Whether it may say who somebody is.
     """
-    return Meta(description=meaning, extra={"column": column, "personal": personal})
+    return Meta(description=meaning, extra={"column": column, "kernels": kernels, "personal": personal})
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):

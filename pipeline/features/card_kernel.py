@@ -106,12 +106,17 @@ def profile_cards(
     counts: Any,
     hours: Any,
     weekdays: Any,
+    numbers: Any,  # noqa: ARG001 (fields that are declared for kernels: no feature reads one yet)
+    texts: Any,  # noqa: ARG001
     out: Any,
     case_starts: Any,
     case_sequences: Any,
     outliers: Any,
 ) -> int:
-    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full)."""
+    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full).
+
+    A field that is declared for kernels is read as ``numbers[i, FIELD_NUMBER.name]`` or ``texts[i, FIELD_TEXT.name]``.
+    """
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
     words = CARD_EVENT_WORDS
     ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pipeline.features.attributes import DECLARED_ATTRIBUTES, attribute_features
+from schemas.fields import KERNEL_FIELDS, Field, Kind
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOWS_US: Final[dict[str, int]] = {
@@ -321,7 +322,7 @@ DECLARED: Final = (*_DECLARED_CARD, *_DECLARED_MERCHANT)
 """All features, in order."""
 
 
-def _names(features: Iterable[Feature]) -> tuple[str, ...]:
+def _names(features: Iterable[Feature | Field]) -> tuple[str, ...]:
     return tuple(feature.name for feature in features)
 
 
@@ -345,5 +346,9 @@ CARD: Final = _columns("CardColumns", CARD_FEATURES)
 """Columns of a row of `CARD_FEATURES`."""
 MERCHANT: Final = _columns("MerchantColumns", MERCHANT_FEATURES)
 """Columns of a row of `MERCHANT_FEATURES`."""
+FIELD_NUMBER: Final = _columns("NumberColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.NUMBER))
+"""Columns of `pipeline.features.kernel.FieldColumns.numbers`."""
+FIELD_TEXT: Final = _columns("TextColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.TEXT))
+"""Columns of `pipeline.features.kernel.FieldColumns.texts`."""
 
 KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{hashlib.sha256(' '.join(FEATURES).encode()).hexdigest()[:8]}"

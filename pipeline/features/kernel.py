@@ -14,12 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.card_kernel import profile_cards
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FIELD_NUMBER, FIELD_TEXT, MERCHANT_FEATURES
 from pipeline.features.columns import Pages, SavedColumn, Storage
 from pipeline.features.digest import window_contents
 from pipeline.features.merchant_kernel import profile_merchants
 from pipeline.features.tables import Tables
 from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS, NEWEST, NOTHING_YET_US
+
+
+class FieldColumns(NamedTuple):
+    """The fields of n transactions that are declared for kernels (`schemas.fields.KERNEL_FIELDS`)."""
+
+    numbers: NDArray[np.float64]
+    """Shape (n, len(FIELD_NUMBER)), NaN for no value."""
+    texts: NDArray[np.int64]
+    """Shape (n, len(FIELD_TEXT)): 64 bits of each text's hash, 0 for none."""
+
+    def take(self, rows: slice | NDArray[Any]) -> "FieldColumns":
+        """Return some rows."""
+        return FieldColumns(self.numbers[rows], self.texts[rows])
 
 
 class CardProfile(NamedTuple):
@@ -133,6 +146,7 @@ class CardWindows(_Windows):
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
         attributes: NDArray[np.float64] | None = None,
+        fields: FieldColumns | None = None,
     ) -> CardProfile:
         """Let n transactions enter the windows in log order; return their features and cases.
 
@@ -145,6 +159,7 @@ class CardWindows(_Windows):
             hour: Hours since midnight, with fraction.
             weekday: 0 (Monday) to 6.
             attributes: Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None for no values.
+            fields: What kernels read besides; None for no values.
         """
         n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
@@ -152,8 +167,11 @@ class CardWindows(_Windows):
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
         )  # fmt: skip
+        if fields is None:
+            fields = FieldColumns(np.full((n, len(FIELD_NUMBER)), np.nan), np.zeros((n, len(FIELD_TEXT)), np.int64))
+        named = map(np.ascontiguousarray, fields)
         profile = CardProfile.of_rows(n)
-        self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *profile)
+        self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *named, *profile)
         if ATTRIBUTE_FEATURES:
             profile.features[:, -len(ATTRIBUTE_FEATURES) :] = np.nan if attributes is None else attributes
         return profile

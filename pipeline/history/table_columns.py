@@ -85,6 +85,7 @@ def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array,
 
 
 _TEXTS: Final = {field.name for field in TEXT_COLUMNS}
+_NUMBERS: Final = {field.name for field in NUMBER_COLUMNS}
 
 
 class TransactionTable(NamedTuple):
@@ -110,9 +111,11 @@ class TransactionTable(NamedTuple):
                 value = amount_cell(value, None if rate is None else rate.digits)
             elif type(value) is int and name in _TEXTS:
                 value = str(value)
-            elif isinstance(value, float) and not math.isfinite(value):
-                # As text, since JSON has no such number.
-                value = str(value)
+            elif name in _NUMBERS and (number := self.read.fields[name][row].as_py()) is not None:
+                value = number
+            if isinstance(value, float) and not math.isfinite(value):
+                # As text, since JSON has no such number; a column of numbers has NaN for none.
+                value = None if name in _NUMBERS and math.isnan(value) else str(value)
             if value is not None:
                 cells[name] = value
         return encode(cells)

@@ -24,7 +24,7 @@ from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.metrics import PREFIX, WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from schemas.export import MESSAGES
-from schemas.fields import DECLARED_FIELDS, Kind
+from schemas.fields import DECLARED_FIELDS, READ_FIELDS, Kind
 from schemas.topics import TOPICS, Topic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ def fields_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for field in DECLARED_FIELDS:
         if field.meaning:
-            read = field.column or field.kind not in (Kind.TEXT, Kind.NUMBER)
+            read = field in READ_FIELDS or field.kind is Kind.ATTRIBUTES
             marks = ("yes" if mark else "" for mark in (field.required, read, field.personal))
             default = "" if field.default is None else f"; `{field.default}` by default"
             rows.setdefault((*marks, field.meaning + default), []).append(field.name)

@@ -146,12 +146,13 @@ class Engine:
         features = np.empty((n, len(FEATURES)))
         case_start_us, case_sequence = np.empty(n, np.int64), np.empty(n, np.int64)
         outliers = np.empty(n, np.bool_)
+        fields = taken.kernel_fields()
         for number, windows in enumerate(self._cards):
             rows = self._rows(names.partition, number)
             profile = windows.profile(
                 names.card[rows], names.merchant[rows], taken.event_time_us[rows], taken.amount_base_minor[rows],
                 taken.counts[rows], taken.hour[rows], taken.weekday[rows],
-                None if taken.attributes is None else taken.attributes[rows],
+                None if taken.attributes is None else taken.attributes[rows], fields.take(rows),
             )  # fmt: skip
             windows.commit()
             features[rows, : len(CARD_FEATURES)] = profile.features

@@ -146,6 +146,7 @@ class CardPartition:
             transactions.hour[rows],
             transactions.weekday[rows],
             None if transactions.attributes is None else transactions.attributes[rows],
+            transactions.kernel_fields().take(rows),
         )
 
     def commit(self) -> None:

@@ -40,6 +40,7 @@ _UNKNOWN: Final = len(Kind)
 """Kind of what has a name that no field has."""
 _NULL_TOO, _NUMBER_TOO = 1, 2
 _NEEDED: Final = sum(1 << number for number, field in enumerate(DECLARED_FIELDS) if field.required)
+"""A bit for each field that a record must have."""
 _DEFAULTS: Final = {SPANS.index(field.name): field.default for field in TEXT_COLUMNS if field.default is not None}
 _MOST_LENGTH: Final = 2**31
 _MOST_DIGITS: Final = 15
@@ -60,10 +61,10 @@ def _layout(fields: Sequence[Field]) -> tuple[NDArray[np.uint8], NDArray[np.int6
     """
     names = np.zeros((len(fields), max(len(field.name) for field in fields)), np.uint8)
     layout = np.empty((len(fields), 6), np.int64)
-    for row, (name, kind, required, default, least, most, for_text, column, _, _) in enumerate(fields):
+    for row, (name, kind, required, default, least, most, for_text, *_) in enumerate(fields):
         names[row, : len(name)] = np.frombuffer(name.encode(), np.uint8)
         instead = _NULL_TOO * (not required and default is None and kind != _WHOLE) + _NUMBER_TOO * for_text
-        span = SPANS.index(name) if column or name in SPANS[TIME:] else -1
+        span = SPANS.index(name) if name in SPANS else -1
         layout[row] = len(name), kind, span, max(least, 0), min(most, _MOST_LENGTH), instead
     return names, layout
 
@@ -103,7 +104,7 @@ def scan(values: Sequence[bytes | None]) -> ScanResult:
     spans, numbers = np.empty((len(SPANS), n, 2), np.int64), np.empty((4, n), np.int64)
     _scan(
         np.frombuffer(text, np.uint8), ends, FIELD_NAMES, FIELD_LAYOUT, on_fast_path, spans, numbers, absent,
-        np.empty_like(absent), np.empty(len(numbers), np.int64),
+        np.empty_like(absent), np.empty(len(numbers), np.int64), _NEEDED,
     )  # fmt: skip
     return ScanResult(text, on_fast_path, spans, *numbers)
 
@@ -111,16 +112,19 @@ def scan(values: Sequence[bytes | None]) -> ScanResult:
 @compiled
 def _scan(
     text: IntArray, ends: IntArray, names: IntArray, fields: IntArray, on_fast_path: NDArray[np.bool_], spans: IntArray,
-    numbers: IntArray, absent: IntArray, one_spans: IntArray, one_numbers: IntArray,
+    numbers: IntArray, absent: IntArray, one_spans: IntArray, one_numbers: IntArray, needed: int,
 ) -> None:  # fmt: skip
-    """Fill the columns; ``absent`` are the spans of what is not there. The last two have room for a row."""
+    """Fill the columns; ``absent`` are the spans of what is not there, and those before ``needed`` have room for a row.
+
+    Nothing of the declaration is compiled in, so that fields need no compiling.
+    """
     first = 0
     for row in range(len(ends)):
         end = ends[row]
         for column in range(spans.shape[0]):
             one_spans[column, 0], one_spans[column, 1] = absent[column, 0], absent[column, 1]
         one_numbers[1] = NO_TIME
-        if read_object(text, first, end, names, fields, one_spans, one_numbers) == end:
+        if _read_object(text, first, end, names, fields, one_spans, one_numbers, needed) == end:
             on_fast_path[row] = True
             if one_numbers[1] == NO_TIME:
                 one_numbers[1] = one_numbers[0]
@@ -132,8 +136,15 @@ def _scan(
 
 
 @compiled
-def read_object(
-    text: IntArray, at: int, end: int, names: IntArray, fields: IntArray, spans: IntArray, numbers: IntArray
+def _read_object(
+    text: IntArray,
+    at: int,
+    end: int,
+    names: IntArray,
+    fields: IntArray,
+    spans: IntArray,
+    numbers: IntArray,
+    needed: int,
 ) -> int:
     """Return where the plain object ends that begins at ``at``, -1 for any other; keep its places and its numbers."""
     if at >= end or text[at] != _OPEN:
@@ -203,7 +214,7 @@ def read_object(
         if at >= end:
             return -1
         if text[at] == _CLOSE:
-            return at + 1 if seen & _NEEDED == _NEEDED else -1
+            return at + 1 if seen & needed == needed else -1
         if text[at] != _COMMA:
             return -1
         at += 1
