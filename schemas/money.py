@@ -28,13 +28,6 @@ class InvalidRates(ValueError):
     """A rate table that cannot be used; the text says which entry is wrong and what it should be."""
 
 
-class UnknownCurrency(KeyError):
-    """A currency without a rate."""
-
-    def __str__(self) -> str:
-        return f"No rate for currency {self.args[0]!r}; add it to the rate table."
-
-
 class InexactAmount(ValueError):
     """An amount with more decimals than its currency has."""
 
@@ -102,17 +95,6 @@ class RateTable(msgspec.Struct, frozen=True, kw_only=True):
     def base_scale(self) -> int:
         """Minor units in one major unit of the base currency."""
         return int(self.currencies[self.base].scale)
-
-    def to_base_minor(self, amount: Decimal | int, currency: str) -> int:
-        """Whole minor base units, rounded half to even.
-
-        ``amount`` is a Decimal in major units of ``currency``, or an int in its minor units. Raises
-        `UnknownCurrency` without a rate and `InexactAmount` for more decimals than the currency has.
-        """
-        rate = self.currencies.get(currency)
-        if rate is None:
-            raise UnknownCurrency(currency)
-        return rate.to_base_minor(amount if isinstance(amount, int) else rate.to_minor(amount))
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

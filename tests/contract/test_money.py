@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.money import InexactAmount, InvalidRates, RateTable, UnknownCurrency, load
+from schemas.money import InexactAmount, InvalidRates, RateTable, load
 
 SHIPPED = (Path(__file__).resolve().parents[2] / "pipeline/data/rates.json").read_bytes()
 
@@ -37,26 +37,22 @@ def test_the_shipped_table_is_marked_as_indicative_and_loads() -> None:
 
 @pytest.mark.parametrize(("minor", "base_minor"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4), (-1, 0), (-3, -2)])
 def test_halves_round_to_even(minor: int, base_minor: int) -> None:
-    assert table(EUR=(2, "1"), USD=(2, "0.5")).to_base_minor(minor, "USD") == base_minor
+    assert table(EUR=(2, "1"), USD=(2, "0.5")).currencies["USD"].to_base_minor(minor) == base_minor
 
 
 @given(st.integers(0, 10**15), st.integers(0, 4), st.integers(0, 4), st.integers(1, 10**9))
 def test_conversion_is_the_exact_product_rounded_once(minor: int, digits: int, base_digits: int, rate: int) -> None:
     rates = table("EUR", EUR=(base_digits, "1"), XYZ=(digits, f"{Decimal(rate).scaleb(-6):f}"))
     exact = Fraction(minor, 10**digits) * Fraction(rate, 10**6) * 10**base_digits
-    assert rates.to_base_minor(minor, "XYZ") == round(exact)
-    assert rates.to_base_minor(Decimal(minor).scaleb(-digits), "XYZ") == round(exact)
+    currency = rates.currencies["XYZ"]
+    assert currency.to_base_minor(minor) == round(exact)
+    assert currency.to_minor(Decimal(minor).scaleb(-digits)) == minor
 
 
 @pytest.mark.parametrize("amount", ["0.001", "1E-30", "10000000000.000000000000000000000000000001"])
 def test_more_decimals_than_the_currency_has_are_not_rounded_away(amount: str) -> None:
     with pytest.raises(InexactAmount, match="2 decimals"):
-        table(EUR=(2, "1")).to_base_minor(Decimal(amount), "EUR")
-
-
-def test_a_currency_without_a_rate_says_what_to_do() -> None:
-    with pytest.raises(UnknownCurrency, match=r"XTS.*add it"):
-        table(EUR=(2, "1")).to_base_minor(1, "XTS")
+        table(EUR=(2, "1")).currencies["EUR"].to_minor(Decimal(amount))
 
 
 @pytest.mark.parametrize(

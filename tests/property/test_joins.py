@@ -40,7 +40,7 @@ class Places:
         times_us = np.array([time_us for _, time_us in bought], np.int64)
         n, m = len(bought), len(reported)
         arrived_us = np.array([record.timestamp_ms * 1_000 for record in reported], np.int64)
-        labels, rejects, _ = accept_labels([record.value for record in reported], arrived_us, US_PER_DAY)
+        labels, rejects = accept_labels([record.value for record in reported], arrived_us, US_PER_DAY)
         assert not rejects
         numbers = np.array([number for number, _ in bought], np.int64)
         merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]

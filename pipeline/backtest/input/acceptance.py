@@ -126,10 +126,15 @@ def accept_labels(
         row=np.arange(first_row, first_row + table.num_rows),
         key=_sequence(table) if acceptance.recorded else known_at_us,
         transaction_id=ids,
-        card_id=cards, source=sources, rank=_coded(sources, source_rank),
-        known=_coded(words, lambda word: KNOWN.index(known_value(word))), labelled_at_us=labelled_us,
+        card_id=cards,
+        source=sources,
+        rank=_coded(sources, source_rank),
+        known=_coded(words, lambda word: KNOWN.index(known_value(word))),
+        labelled_at_us=labelled_us,
         known_at_us=known_at_us,
-    )  # fmt: skip
+        word=words,
+        fraud_type=fraud_types(table),
+    )
     return (accepted.take(fast) if rejects else accepted), rejects
 
 
@@ -169,6 +174,13 @@ def reasons_text(reasons: Mapping[str, str]) -> str:
 def all_refused(name: str, reasons: Mapping[str, str]) -> str:
     """Return the sentence for a history of which no transaction was accepted."""
     return f"{name}: every transaction was refused: {reasons_text(reasons)}"
+
+
+def fraud_types(table: pa.Table) -> pa.Array:
+    """Return the type of each row's fraud as text; null for none."""
+    types = table_columns.column(table, "fraud_type").dictionary_encode()
+    words = [None if word is None else str(word) for word in types.dictionary.to_pylist()]
+    return pa.array(words, pa.string()).take(types.indices)
 
 
 class _OwnBytes(NamedTuple):

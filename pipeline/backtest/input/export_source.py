@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
-from pipeline.backtest.input.label_book import LabelBook, note_labels
+from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.merge import LogPart, by_time
+from pipeline.backtest.input.records import Numbering, Rows
 from pipeline.backtest.input.sources import OpenedHistory, note_late
-from pipeline.backtest.input.span import SeenTimes, Span
+from pipeline.backtest.input.span import ArrivalFilter, ArrivalRange, SeenTimes, Span
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.contents import check_whole
@@ -131,7 +131,7 @@ class ExportSource:
         for table in log.tables(arrivals):
             rows, refused = accept_transactions(table, acceptance)
             rejects += refused
-            yield _with_positions(rows, table, log.number)
+            yield _numbered(rows, table, log.number)
 
     def _labels(
         self,
@@ -146,13 +146,9 @@ class ExportSource:
         for table in log.tables(arrivals):
             rows, refused = accept_labels(table, acceptance, topic=topic)
             rejects += refused
-            yield _with_positions(note_labels(rows, table, 0, book), table, number)
+            yield _numbered(book.add_labels(rows), table, number)
 
 
-def _with_positions(rows: Any, table: pa.Table, number: int) -> LogPart[Any]:
-    """Rows by their position in the log, and when they arrived."""
-    offsets = table.column("offset").to_numpy()[rows.row]
-    stamps, _ = table_columns.times_us(table_columns.column(table, STAMP), "UTC")
-    arrived_us = stamps[rows.row]
-    moved = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
-    return LogPart(type(rows)(**{**moved, "row": offsets * _MOST_PARTITIONS + number}), arrived_us)
+def _numbered(rows: Rows, table: pa.Table, number: int) -> LogPart[Rows]:
+    stamps_us, _ = table_columns.times_us(table_columns.column(table, STAMP), "UTC")
+    return Numbering(_MOST_PARTITIONS).part(rows, number, table.column("offset").to_numpy(), stamps_us)

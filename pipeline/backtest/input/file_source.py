@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
-from pipeline.backtest.input.label_book import LabelBook, fraud_types, note_labels
+from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions, fraud_types
+from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, checked
 from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
@@ -72,7 +72,7 @@ class FileSource:
                 numbers = rows.row - first
                 rows = replace(rows, truth=truth_of(table, numbers))
                 sources, delay_us = pa.repeat(SIMULATOR, len(rows)), round(self.label_delay_s * US_PER_SECOND)
-                book.add_truth(rows, delay_us, sources, fraud_types(table, numbers))
+                book.add_truth(rows, delay_us, sources, fraud_types(table).take(pa.array(numbers)))
             yield rows
             # In order: behind the end there is nothing more.
             if seen.last_us >= span.to_us:
@@ -86,5 +86,5 @@ class FileSource:
         for table in label_tables(path):
             rows, refused = accept_labels(table, acceptance, first)
             rejects += refused
-            yield note_labels(rows, table, first, book)
+            yield book.add_labels(rows)
             first += table.num_rows

@@ -12,7 +12,6 @@ from pipeline.backtest.input.acceptance import LABEL_FIELDS
 from pipeline.backtest.input.blocks import blocks, texts
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
 from pipeline.engine.records.columns import Labels, Transactions
-from pipeline.history import table_columns
 from pipeline.learning.labels import KNOWN
 
 
@@ -34,6 +33,11 @@ class LabelBook:
         for words, words_of in zip(self._words.values(), (labels, sources, fraud_types), strict=True):
             words.add(words_of)
         self._known_at_us.add(known_at_us)
+
+    def add_labels(self, rows: Labels) -> Labels:
+        """Note accepted labels, and return them."""
+        self.add(rows.transaction_id, rows.card_id, rows.word, rows.source, rows.known_at_us, rows.fraud_type)
+        return rows
 
     def add_truth(self, rows: Transactions, delay_us: int, sources: pa.Array, fraud_types: pa.Array) -> None:
         """Note what transactions bear of themselves, `Transactions.truth`, as known ``delay_us`` after each."""
@@ -76,20 +80,3 @@ def _picked(column: pa.Array, asked: NDArray[np.bool_]) -> pa.Array:
         else:
             picked.add(part)
     return pa.concat_arrays(parts) if picked is None else picked.finish()
-
-
-def note_labels(rows: Labels, table: pa.Table, first: int, book: LabelBook) -> Labels:
-    """Note labels of a table, whose rows are numbered from ``first`` on, and return them."""
-    numbers = rows.row - first
-    words = table_columns.texts(table_columns.column(table, "label"))[0].take(pa.array(numbers))
-    book.add(rows.transaction_id, rows.card_id, words, rows.source, rows.known_at_us, fraud_types(table, numbers))
-    return rows
-
-
-def fraud_types(table: pa.Table, rows: NDArray[np.int64]) -> pa.Array:
-    """Return the fraud types of some rows."""
-    if "fraud_type" not in table.column_names:
-        return pa.nulls(len(rows), pa.string())
-    types = table_columns.column(table, "fraud_type").take(pa.array(rows)).dictionary_encode()
-    words = [None if word is None else str(word) for word in types.dictionary.to_pylist()]
-    return pa.array(words, pa.string()).take(types.indices)

@@ -1,6 +1,6 @@
 """Records of transactions and labels of topics as the columns of a replay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import Acceptance
+from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.merge import LogPart
 from pipeline.engine.records.accept import accept_labels, accept_transactions
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.kafka.readers.replay_reader import RecordColumns
-from schemas.messages import Label
 
 Rows = TypeVar("Rows", Transactions, Labels)
 
@@ -31,6 +31,16 @@ class Numbering(NamedTuple):
         offset, partition = divmod(row, self.partitions)
         return partition, offset
 
+    def part(
+        self, rows: Rows, partition: int, offset: NDArray[np.int64], arrived_us: NDArray[np.int64]
+    ) -> LogPart[Rows]:
+        """Number rows, whose ``row`` is that of a record among ``offset`` and ``arrived_us`` of shape (n,)."""
+        return LogPart(replace(rows, row=(offset * self.partitions + partition)[rows.row]), arrived_us[rows.row])
+
+    def rejects(self, refused: Iterable[Reject], read: RecordColumns) -> list[Reject]:
+        """Number refused records."""
+        return [reject._replace(row=self.row(read.partition, int(read.offset[reject.row]))) for reject in refused]
+
 
 def transactions_of(
     read: RecordColumns, acceptance: Acceptance, numbering: Numbering, rejects: list[Reject]
@@ -38,7 +48,8 @@ def transactions_of(
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
     arrived_us = read.arrived_us
     rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
-    return _part(read, rows, arrived_us, numbering, refused, rejects)
+    rejects += numbering.rejects(refused, read)
+    return numbering.part(rows, read.partition, read.offset, arrived_us)
 
 
 def labels_of(
@@ -46,33 +57,16 @@ def labels_of(
     acceptance: Acceptance,
     numbering: Numbering,
     rejects: list[Reject],
-    note: Callable[[Sequence[Label], Sequence[int]], None],
+    book: LabelBook,
     topic: str,
 ) -> LogPart[Labels]:
-    """Accepted labels of a topic (without prefix).
-
-    ``note`` is given them, each with when it became known, in microseconds since 1970.
-    """
+    """Accepted labels of a topic (without prefix), which ``book`` notes."""
     arrived_us = read.arrived_us
-    rows, refused, messages = accept_labels(
+    rows, refused = accept_labels(
         read.values,
         arrived_us,
         acceptance.future_tolerance_us,
         lambda _, label: acceptance.sources.check(topic, label.source),
     )
-    note(messages, rows.known_at_us.tolist())
-    return _part(read, rows, arrived_us, numbering, refused, rejects)
-
-
-def _part(
-    read: RecordColumns,
-    rows: Rows,
-    arrived_us: NDArray[np.int64],
-    numbering: Numbering,
-    refused: Sequence[Reject],
-    rejects: list[Reject],
-) -> LogPart[Rows]:
-    """Number rows and rejects as records of a topic."""
-    number = read.offset * numbering.partitions + read.partition
-    rejects += [reject._replace(row=int(number[reject.row])) for reject in refused]
-    return LogPart(replace(rows, row=number[rows.row]), arrived_us[rows.row])
+    rejects += numbering.rejects(refused, read)
+    return numbering.part(book.add_labels(rows), read.partition, read.offset, arrived_us)

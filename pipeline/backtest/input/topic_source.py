@@ -1,20 +1,25 @@
 """A history on the topics of a cluster."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import pyarrow as pa
-
 from pipeline.backtest.input.acceptance import Acceptance
-from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.backtest.input.sources import OpenedHistory, note_late
-from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, SeenTimes, Span, moment
+from pipeline.backtest.input.span import (
+    EARLIEST_US,
+    LATEST_US,
+    ArrivalFilter,
+    ArrivalRange,
+    RangeError,
+    SeenTimes,
+    Span,
+    moment,
+)
 from pipeline.engine.records.columns import Labels, Reject
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.cluster.admin import reached
@@ -24,7 +29,6 @@ from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partit
 from pipeline.kafka.readers.replay_reader import RangeReader, RecordColumns
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
 from pipeline.settings import Settings
-from schemas.messages import Label
 from schemas.records import Record
 from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
@@ -83,18 +87,11 @@ class TopicSource:
         self.refuse_lost(span, len(sold))
         numbering = Numbering(len(sold))
 
-        def note(items: Sequence[Label], known_at_us: Sequence[int]) -> None:
-            names = ("transaction_id", "card_id", "label", "source", "fraud_type")
-            ids, cards, words, by, types = (
-                pa.array([getattr(item, name) for item in items], pa.string()) for name in names
-            )
-            book.add(ids, cards, words, by, np.array(known_at_us, np.int64), types)
-
         of_labels = Numbering(len(label_logs))
 
         def accepted(topic: Topic, log: int, read: RecordColumns) -> LogPart[Labels]:
             """Accept labels of a partition, which is the ``log``-th of all topics of labels."""
-            return labels_of(read._replace(partition=log), acceptance, of_labels, rejects, note, topic.name)
+            return labels_of(read._replace(partition=log), acceptance, of_labels, rejects, book, topic.name)
 
         readers = ExitStack()
 

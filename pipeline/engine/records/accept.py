@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
@@ -24,7 +25,7 @@ from pipeline.engine.encoding.json_scanner import (
     offset_min,
     scan,
 )
-from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels, text_buffers
+from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.features.clock import hours, weekdays
@@ -39,10 +40,8 @@ from schemas.records import Record
 
 T = TypeVar("T")
 
-COUNTING_TYPES: Final = ("cash", "purchase")
+COUNTING_TYPES: Final = pa.array(["purchase", "cash"])
 """Types of transaction that enter windows."""
-_COUNTING_WORDS: Final = np.array(COUNTING_TYPES, "S").view(np.uint8).reshape(len(COUNTING_TYPES), -1)
-_COUNTING_BYTES: Final = np.array([*map(len, COUNTING_TYPES)], np.int64)
 _MINUTE: Final = timedelta(minutes=1)
 _WHOLE_LIMIT: Final = 2.0**53
 
@@ -72,7 +71,7 @@ class ReadTransactions(NamedTuple):
             event_time_us=self.event_time_us,
             amount_minor=self.amount_minor,
             amount_base_minor=self.amount_base_minor,
-            counts=_counting(self.fields["transaction_type"]),
+            counts=pc.is_in(self.fields["transaction_type"], COUNTING_TYPES).to_numpy(zero_copy_only=False),
             hour=hours(self.clock_us),
             weekday=weekdays(self.clock_us),
             producer_amount=self.producer_amount,
@@ -146,7 +145,7 @@ def accept_labels(
     future_tolerance_us: int,
     check: Callable[[int, Label], None] | None = None,
     most_bytes: int = MAX_LABEL_BYTES,
-) -> tuple[Labels, list[Reject], list[Label]]:
+) -> tuple[Labels, list[Reject]]:
     """Accept the labels of n records.
 
     Args:
@@ -158,10 +157,10 @@ def accept_labels(
         most_bytes: The longest value that is accepted.
 
     Returns:
-        The accepted labels, the refused ones, and the accepted ones as messages; ``row`` is the record's number.
+        The accepted labels and the refused ones; ``row`` of either is its record's number.
     """
     if not len(values):
-        return no_labels(), [], []
+        return no_labels(), []
 
     def decode(row: int) -> Label:
         label = decode_label(
@@ -177,7 +176,7 @@ def accept_labels(
     accepted, rejects = _decoded(np.arange(len(values)), "label", decode)
     labels = [label for _, label in accepted]
     row = np.array([row for row, _ in accepted], np.int64)
-    return label_columns(labels, row, arrived_us[row]), rejects, labels
+    return label_columns(labels, row, arrived_us[row]), rejects
 
 
 def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: NDArray[np.int64]) -> Labels:
@@ -203,6 +202,8 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
         known=np.array([KNOWN.index(known_value(label.label)) for label in labels], np.int8),
         labelled_at_us=labelled_at_us,
         known_at_us=known_at_us,
+        word=_strings([label.label for label in labels]),
+        fraud_type=_strings([label.fraud_type for label in labels]),
     )
 
 
@@ -281,12 +282,6 @@ def _texts(
 def _given(text: bytes, spans: Sequence[tuple[int, int]]) -> list[dict[str, str | float | None] | None]:
     """Return the attributes that lie in ``text`` at each of n spans; None for an empty one."""
     return [decode_attributes(text[first:end]) if end > first else None for first, end in spans]
-
-
-def _counting(types: pa.Array) -> NDArray[np.bool_]:
-    counts = np.empty(len(types), np.bool_)
-    _find(*text_buffers(types), _COUNTING_WORDS, _COUNTING_BYTES, counts)
-    return counts
 
 
 def _decoded(
@@ -373,24 +368,3 @@ def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: An
                 data[at] = text[position]
                 at += 1
         offsets[number, len(rows)] = at
-
-
-@compiled
-def _find(text: Any, offsets: Any, words: Any, word_bytes: Any, among: Any) -> None:
-    """Fill ``among``: which texts are among ``words``."""
-    for row in range(len(among)):
-        among[row] = _is_among(text, offsets[row], offsets[row + 1], words, word_bytes)
-
-
-@compiled
-def _is_among(text: Any, first: int, end: int, words: Any, word_bytes: Any) -> bool:
-    for word in range(len(word_bytes)):
-        if word_bytes[word] == end - first:
-            same = True
-            for position in range(end - first):
-                if words[word, position] != text[first + position]:
-                    same = False
-                    break
-            if same:
-                return True
-    return False

@@ -45,7 +45,7 @@ def accept(records: Sequence[Record], options: LabelOptions) -> Result:
     def check(row: int, label: Label) -> None:
         options.sources.check(records[row].topic.removeprefix(options.topic_prefix), label.source)
 
-    rows, rejects, _ = accept_labels(*record_columns(records), options.future_tolerance_us, check)
+    rows, rejects = accept_labels(*record_columns(records), options.future_tolerance_us, check)
     for reject in rejects:
         result.dead_letter(records[reject.row], _STAGE, reject.code, reject.text)
     homes = partitions_of(rows.card_id, options.partitions)
@@ -87,7 +87,7 @@ def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabel
         known_at_us.append(label.known_at_us or 0)
     # The stamp is never before the label's own time, and releases before accepted longer ones, so that no label of a
     # label agent is refused here.
-    rows, rejects, _ = accept_labels(
+    rows, rejects = accept_labels(
         [label.value for label in found], np.array(known_at_us, np.int64), 0, most_bytes=MAX_VALUE_BYTES
     )
     refused += [(found[reject.row], ValueError(reject.text)) for reject in rejects]

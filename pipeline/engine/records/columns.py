@@ -145,6 +145,9 @@ class Labels(_Columns):
     """Value of the label: an index of `pipeline.learning.labels.KNOWN`."""
     labelled_at_us: NDArray[np.int64]
     known_at_us: NDArray[np.int64]
+    word: pa.Array | None = None
+    """The label as it was sent, and below it the type of the fraud; None where nobody keeps them."""
+    fraud_type: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.row)

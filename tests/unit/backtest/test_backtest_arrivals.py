@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backtest.input.arrival_times import ArrivalFilter, ArrivalRange
 from pipeline.backtest.input.export_source import ExportLog
-from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, ArrivalFilter, ArrivalRange, Span
 from pipeline.backtest.input.topic_source import columns_of
 from pipeline.kafka.readers.replay_reader import RecordColumns
 

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.engine.records.columns import Reject
 from pipeline.kafka.readers.replay_reader import RecordColumns
-from schemas.messages import Label
 from tests.contract.records import RATES
 from tests.helpers.histories import Happening, busy_history, labels, transactions
 
@@ -56,23 +56,16 @@ def test_a_record_gives_what_its_row_gives() -> None:
     assert len(part.arrived_us) == len(part.rows)
 
 
-def test_labels_are_returned_with_when_they_became_known() -> None:
-    history = busy_history(5)
+def test_labels_are_noted_with_when_they_became_known() -> None:
+    history, book = busy_history(5), LabelBook()
     rejects: list[Reject] = []
-    reported: list[tuple[Label, int]] = []
-    part = labels_of(
-        records(history, "label"),
-        RULES,
-        NUMBERING,
-        rejects,
-        lambda items, at: reported.extend(zip(items, at, strict=True)),
-        "labels",
-    )
+    part = labels_of(records(history, "label"), RULES, NUMBERING, rejects, book, "labels")
     rows, refused = accept_labels(labels(history), RULES)
     same(part.rows, rows, but=("row",))
     assert len(rejects) == len(refused) > 0
-    assert [at for _, at in reported] == rows.known_at_us.tolist()
-    assert [item.transaction_id for item, _ in reported] == rows.transaction_id.to_pylist()
+    noted = book.whole()
+    assert noted["labelled_at"].astype("int64").tolist() == rows.known_at_us.tolist()
+    assert noted["transaction_id"].tolist() == rows.transaction_id.to_pylist()
 
 
 def test_what_is_no_message_is_refused_by_its_code() -> None:

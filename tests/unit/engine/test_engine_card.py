@@ -141,7 +141,7 @@ def test_an_accepted_transaction_is_profiled() -> None:
     (message,) = bought(result)
     assert (message.transaction_id, message.card_id, message.merchant_id) == ("t7", "c1", "m1")
     assert message.event_time_us == microseconds(after(hours=9, minutes=30))
-    assert message.amount_base_minor == RATES.to_base_minor(500, "USD") != 500
+    assert message.amount_base_minor == RATES.currencies["USD"].to_base_minor(500) != 500
     assert message.rates_version == RATES.version
     assert message.counts is False
     assert message.source == RecordPosition(topic="transactions", partition=3, offset=1)

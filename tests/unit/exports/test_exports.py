@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
+from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
 from pipeline.engine.records.columns import Reject
 from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
@@ -138,7 +139,7 @@ def test_labels_are_accepted_and_refused_as_the_records_are() -> None:
         label(5, source="x" * 65), label(6, source="audit"), label(7, source="audit", note="x" * 3000),
     ]  # fmt: skip
     rejects: list[Reject] = []
-    expected = labels_of(columns(values), acceptance, Numbering(1), rejects, lambda *_: None, "labels").rows
+    expected = labels_of(columns(values), acceptance, Numbering(1), rejects, LabelBook(), "labels").rows
     found, refused = accept_labels(table(LABELS, values), acceptance, topic="labels")
     assert [(reject.row, reject.code) for reject in refused] == [(reject.row, reject.code) for reject in rejects]
     assert [reject.code for reject in refused[-2:]] == [NOT_ALLOWED, NOT_ALLOWED]
