@@ -122,13 +122,7 @@ def decode_transaction(
     if amount_base_minor > MAX_AMOUNT_BASE_MINOR:
         _refuse_large_amount(rates)
     event_time_us = timestamp_us(transaction.event_time)
-    _check_time(event_time_us, "event_time")
-    if event_time_us > record_timestamp_us + future_tolerance_us:
-        raise InvalidMessage(
-            "event_time_in_future",
-            f"event_time is {(event_time_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, "
-            f"more than the tolerated {future_tolerance_us / 1e6:.0f} s; check the producer's clock and offset.",
-        )
+    _check_time(event_time_us, "event_time", "producer", record_timestamp_us, future_tolerance_us)
     clock_us = event_time_us if transaction.local_time is None else wall_clock_us(transaction.local_time)
     return AcceptedTransaction(transaction, event_time_us, clock_us, amount_json, amount_minor, amount_base_minor)
 
@@ -144,13 +138,7 @@ def decode_label(
     """
     label = _checked(value, _decode_label, most_bytes)
     labelled_at_us = timestamp_us(label.labelled_at)
-    _check_time(labelled_at_us, "labelled_at")
-    if labelled_at_us > record_timestamp_us + future_tolerance_us:
-        raise InvalidMessage(
-            "labelled_at_in_future",
-            f"labelled_at is {(labelled_at_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, "
-            f"more than the tolerated {future_tolerance_us / 1e6:.0f} s; check the sender's clock and offset.",
-        )
+    _check_time(labelled_at_us, "labelled_at", "sender", record_timestamp_us, future_tolerance_us)
     return label
 
 
@@ -314,10 +302,16 @@ def _refuse_large_amount(rates: RateTable) -> Never:
     )
 
 
-def _check_time(time_us: int, field: str) -> None:
+def _check_time(time_us: int, field: str, sender: str, record_timestamp_us: int, future_tolerance_us: int) -> None:
     if not EARLIEST_US <= time_us < LATEST_US:
         raise InvalidMessage(
             f"{field}_impossible", f"{field} is not between 1990 and 2100; send RFC 3339 with an offset."
+        )
+    if time_us > record_timestamp_us + future_tolerance_us:
+        raise InvalidMessage(
+            f"{field}_in_future",
+            f"{field} is {(time_us - record_timestamp_us) / 1e6:.0f} s later than the record's timestamp, more than "
+            f"the tolerated {future_tolerance_us / 1e6:.0f} s; check the {sender}'s clock and offset.",
         )
 
 

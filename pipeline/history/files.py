@@ -19,8 +19,10 @@ from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.columns import PASSED_ON
 from pipeline.settings.files import is_url
+from schemas.fields import DECLARED_FIELDS
 
-REQUIRED: Final = ("transaction_id", "event_time", "card_id", "merchant_id", "amount")
+REQUIRED: Final = tuple(field.name for field in DECLARED_FIELDS if field.required and field.name != "currency")
+"""Fields that a file must have a column for: one currency may be said for all of it."""
 TRUTH: Final = ("fraud", "fraud_type")
 FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)
 

@@ -183,8 +183,10 @@ class Tokeniser:
         Raises:
             NotTokenised: It is no JSON object with texts in these fields.
         """
-        names = self.names(value)
-        return self.replaced(value or b"", self._keys.keys(names.values()), names)
+        (found,) = self.many([value])
+        if isinstance(found, NotTokenised):
+            raise found
+        return found
 
     def token(self, field: str, value: str) -> str:
         """Return the token of a value.
@@ -196,15 +198,8 @@ class Tokeniser:
         name = (field, value)
         return _token(name, self._keys.keys([name])[name])
 
-    def names(self, value: bytes | None) -> dict[str, Name]:
-        """Return the values to replace in a message, by field.
-
-        Args:
-            value: JSON of the message, in UTF-8; None for a record without a value.
-
-        Raises:
-            NotTokenised: It is no JSON object with texts in these fields.
-        """
+    def _names(self, value: bytes | None) -> dict[str, Name]:
+        """Return the values to replace in a message, by field; `NotTokenised` as of `message`."""
         if value is None:
             raise NotTokenised("null_value", "The record has no value.")
         if len(value) > MAX_VALUE_BYTES:
@@ -226,14 +221,7 @@ class Tokeniser:
             raise NotTokenised("invalid_value", "The record's card_id is empty.")
         return names
 
-    def replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:
-        """Return token and JSON like `message`, with keys that were looked up for many messages at once.
-
-        Args:
-            value: JSON of the message, in UTF-8.
-            keys: Keys by field and value, as `TokenKeys.keys` returns them.
-            names: Values of this message by field, as `names` returns them.
-        """
+    def _replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:
         tokens = {field: _token(name, keys[name]) for field, name in names.items()}
         fields = _FIELDS.decode(value)
         for field, token in tokens.items():
@@ -252,12 +240,12 @@ class Tokeniser:
         asked: list[dict[str, Name] | NotTokenised] = []
         for value in values:
             try:
-                asked.append(self.names(value))
+                asked.append(self._names(value))
             except NotTokenised as error:
                 asked.append(error)
         keys = self._keys.keys(name for names in asked if isinstance(names, dict) for name in names.values())
         return [
-            self.replaced(value or b"", keys, names) if isinstance(names, dict) else names
+            self._replaced(value or b"", keys, names) if isinstance(names, dict) else names
             for value, names in zip(values, asked, strict=True)
         ]
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.merge import LogPart, by_time
+from pipeline.backtest.input.merge import LogPart
 from pipeline.backtest.input.records import Numbering, Rows
-from pipeline.backtest.input.sources import OpenedHistory, note_late
-from pipeline.backtest.input.span import ArrivalFilter, ArrivalRange, SeenTimes, Span
+from pipeline.backtest.input.sources import OpenedHistory, opened_logs
+from pipeline.backtest.input.span import ArrivalFilter, ArrivalRange, Span
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.contents import check_whole
@@ -93,7 +93,6 @@ class ExportSource:
                 else "labels are missing"
             )
             warnings.append(f"{self.directory} holds no {', '.join(missing)}: {what_follows}; export that topic too")
-        late = note_late(rejects)
         of_range = span.arrivals(acceptance.future_tolerance_us, self.lateness_us)
         until_now = span.arrivals(acceptance.future_tolerance_us, None)
         sold = [self._transactions(log, of_range, acceptance, rejects) for log in self._logs(TRANSACTIONS)]
@@ -102,13 +101,7 @@ class ExportSource:
             self._labels(topic, log, number, until_now, acceptance, rejects, book)
             for number, (topic, log) in enumerate(logs)
         ]
-        seen = SeenTimes()
-        return OpenedHistory(
-            (seen.within(span, rows) for rows in by_time(sold, self.lateness_us, late("transaction"))),
-            by_time(label_parts, self.lateness_us, late("label")),
-            seen,
-            warnings=warnings,
-        )
+        return opened_logs(sold, label_parts, span, self.lateness_us, rejects, warnings=warnings)
 
     def _files(self, topic: Topic) -> list[Path]:
         return sorted((self.directory / topic.name).rglob("*.parquet"))

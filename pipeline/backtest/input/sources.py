@@ -1,10 +1,11 @@
 """The interface of a history: a file, a directory of exported topics, or the topics themselves."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.label_book import LabelBook
+from pipeline.backtest.input.merge import LogPart, by_time
 from pipeline.backtest.input.span import SeenTimes, Span
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 
@@ -55,14 +56,22 @@ class Source(Protocol):
         """
 
 
-def note_late(rejects: list[Reject]) -> Any:
-    """Return a function of a kind of rows that makes a function, which notes rows that arrived too late."""
+def opened_logs(
+    transactions: Sequence[Iterator[LogPart[Transactions]]],
+    labels: Sequence[Iterator[LogPart[Labels]]],
+    span: Span,
+    lateness_us: int,
+    rejects: list[Reject],
+    close: Callable[[], None] = lambda: None,
+    warnings: Sequence[str] = (),
+) -> OpenedHistory:
+    """Return the partitions of topics in the order of event time, what arrived later than ``lateness_us`` refused."""
+    text = "The record arrived later than the lateness within which records are put in order; raise --lateness."
 
-    def noter(kind: str) -> Any:
-        def note(rows: Transactions | Labels) -> None:
-            text = "arrived later than the lateness within which records are put in order; raise --lateness"
-            rejects.extend(Reject(kind, int(row), TOO_LATE, f"The record {text}.") for row in rows.row.tolist())
+    def late(rows: Transactions | Labels) -> None:
+        kind = "label" if isinstance(rows, Labels) else "transaction"
+        rejects.extend(Reject(kind, row, TOO_LATE, text) for row in rows.row.tolist())
 
-        return note
-
-    return noter
+    seen = SeenTimes()
+    inside = (seen.within(span, rows) for rows in by_time(transactions, lateness_us, late))
+    return OpenedHistory(inside, by_time(labels, lateness_us, late), seen, close, warnings)

@@ -7,16 +7,15 @@ from functools import partial
 
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.merge import LogPart, by_time
+from pipeline.backtest.input.merge import LogPart
 from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
-from pipeline.backtest.input.sources import OpenedHistory, note_late
+from pipeline.backtest.input.sources import OpenedHistory, opened_logs
 from pipeline.backtest.input.span import (
     EARLIEST_US,
     LATEST_US,
     ArrivalFilter,
     ArrivalRange,
     RangeError,
-    SeenTimes,
     Span,
     moment,
 )
@@ -74,7 +73,6 @@ class TopicSource:
 
     def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
-        late = note_late(rejects)
         of_range = span.arrivals(acceptance.future_tolerance_us, self.lateness_us)
         until_now = span.arrivals(acceptance.future_tolerance_us, None)
         # Records bound their ends as well.
@@ -112,13 +110,7 @@ class TopicSource:
             for log, (topic, number, offsets) in enumerate(label_logs)
             if offsets
         ]
-        seen = SeenTimes()
-        return OpenedHistory(
-            (seen.within(span, rows) for rows in by_time(transactions, self.lateness_us, late("transaction"))),
-            by_time(labels, self.lateness_us, late("label")),
-            seen,
-            readers.close,
-        )
+        return opened_logs(transactions, labels, span, self.lateness_us, rejects, readers.close)
 
     def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
         """Return the offsets of each partition that may hold something of the span. Raises `TopicError`."""
