@@ -21,7 +21,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.approval import refuse_unapproved
 from pipeline.models.changes import ChangeAuthor, VersionChanges
-from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import POLICY, Registry
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
@@ -73,13 +73,10 @@ def command(file: Path | None, options: TrainOptions) -> None:
     echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
     trained = _trained(rows, before, settings, options, features, request)
     _warn_of_labels(trained.model, settings)
-    register(registry, trained)
+    register(registry, trained, activate=options.activate and not options.publish)
     if options.publish:
         trained = _published(VersionChanges.on(servers, settings), trained, options)
-        register(registry, trained)
-    if options.activate:
-        registry.activate(LIGHTGBM, trained.model.version)
-        registry.activate(POLICY, trained.policy.version)
+        register(registry, trained, activate=options.activate)
     summary = {
         "lightgbm": trained.model.version,
         "policy": trained.policy.version,

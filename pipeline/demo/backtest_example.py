@@ -16,7 +16,7 @@ from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, register, train_on
+from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, train_on
 from pipeline.demo.controller import logging_to
 from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
 from pipeline.demo.figures import RunState
@@ -25,11 +25,12 @@ from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
-from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import Registry
 from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.training.fit import Trained
+from pipeline.training.registered import register
 
 OLDER: Final = "older"
 NEWER: Final = "newer"
@@ -164,11 +165,8 @@ class _Example:
                 + (" (the first time, kernels are compiled, which takes half a minute)" if name == OLDER else "")
             )
             trained: Trained = train_on(history[history["event_time"] < known_before], options.world, settings)
-            register(registry, trained)
+            register(registry, trained, activate=name == OLDER)
             versions[name] = trained.model.version
-            if name == OLDER:
-                registry.activate(LIGHTGBM, trained.model.version)
-                registry.activate(POLICY, trained.policy.version)
             self._signals.check()
         return versions
 

@@ -10,12 +10,13 @@ from pipeline.backtest.training.history import read_history
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.publish import publish_champion
-from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.registry import Registry
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.fit import Trained, TrainingConfig, train
+from pipeline.training.registered import register
 from schemas.times import US_PER_DAY
 
 LABEL_DELAY_DAYS: Final = 7
@@ -43,10 +44,7 @@ def train_first_model(
     """
     frame = world.history()
     trained = train_on(frame, world, settings, threads=threads, report=report)
-    registry = Registry(settings.registry_path)
-    register(registry, trained)
-    registry.activate(LIGHTGBM, trained.model.version)
-    registry.activate(POLICY, trained.policy.version)
+    register(Registry(settings.registry_path), trained, activate=True)
     publish_champion(bootstrap, settings, trained.model, trained.policy)
     return trained, len(frame)
 
@@ -81,9 +79,3 @@ def train_on(
 def alerts_per_day(world: World) -> float:
     """The budget of the world's analysts."""
     return ALERTS_PER_THOUSAND_CARDS * world.cards / 1_000
-
-
-def register(registry: Registry, trained: Trained) -> None:
-    """Keep the versions of a training, and how it went."""
-    registry.register(LIGHTGBM, trained.model.to_payload(), {"metrics": trained.metrics})
-    registry.register(POLICY, trained.policy.to_payload(), {"metrics": trained.metrics})

@@ -7,14 +7,23 @@ from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryEntry
 from pipeline.training.fit import Trained
 
 
-def register(registry: Registry, trained: Trained) -> None:
-    """Keep a LightGBM version with its metrics, and the policy made for it; neither is activated.
+def register(registry: Registry, trained: Trained, *, activate: bool = False) -> None:
+    """Keep a LightGBM version with its metrics, and the policy made for it.
 
-    Raises `pipeline.models.registry.RegistryError`.
+    Args:
+        registry: Where to.
+        trained: The version and its policy.
+        activate: Whether both become the registry's active versions.
+
+    Raises:
+        RegistryError: They cannot be written.
     """
     details = {"metrics": trained.metrics, "features": trained.model.trained_on, **trained.model.metadata}
     registry.register(LIGHTGBM, trained.model.to_payload(), details)
     registry.register(POLICY, trained.policy.to_payload(), {"lightgbm_version": trained.model.version})
+    if activate:
+        registry.activate(LIGHTGBM, trained.model.version)
+        registry.activate(POLICY, trained.policy.version)
 
 
 def what_differs(first: Facts, again: Facts, entry: RegistryEntry | None, now: RegistryEntry) -> str:
