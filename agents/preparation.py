@@ -115,7 +115,6 @@ def _records(topic: Topic, values: Iterable[bytes]) -> list[Record]:
 
 
 def _written(outputs: Iterable[Output], topic: Topic) -> list[Record]:
-    """Return what an agent wrote to a topic, as the next one reads it."""
     own = [output for output in outputs if output.topic is topic]
     at_ms = round(_WHEN.timestamp() * 1_000)
     return [

@@ -38,7 +38,6 @@ _SHOWN = 10
 
 
 def _show_step(bar: ProgressBar, step: BacktestProgress) -> None:
-    """Report the progress of a backtest."""
     where = f"{moment(step.event_time_us)}  {step.stage}".rstrip()
     bar.show(where, step.transactions, "transactions", step.elapsed_s, step.share)
 
@@ -195,7 +194,6 @@ def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOption
 
 
 def _print_versions(asked: Backtest, result: BacktestResult) -> None:
-    """Name the versions that were trained, on the standard error."""
     for name, trained in asked.trained.items():
         click.echo(f"{name}: LightGBM {trained.model.version}, policy {trained.policy.version}", err=True)
     for variant in result.variants:

@@ -11,6 +11,7 @@ import click
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.option_types import Moment
 from pipeline.commands.progress import ProgressBar, interrupts
+from pipeline.commands.shared_options import named_servers
 from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
@@ -42,9 +43,7 @@ def command(
     early, or topics that have grown, are gone on with by the same command. Ctrl-C leaves what was read.
     """
     settings = Settings()
-    servers = bootstrap or settings.kafka_bootstrap_servers
-    if servers is None:
-        raise click.UsageError("name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS")
+    servers = named_servers(bootstrap, settings)
     stop = threading.Event()
     wanted = [
         named(text, settings.topics) for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
-from pipeline.commands.model_options import user_name
+from pipeline.commands.shared_options import user_name
 from pipeline.commands.show import label_text
 from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.admin import end_offsets

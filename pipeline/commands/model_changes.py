@@ -4,9 +4,16 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import Cluster, bootstrap_option, change_options, cluster, json_option, print_facts
 from pipeline.commands.model_text import fact_lines
 from pipeline.commands.option_types import FiniteRange
+from pipeline.commands.shared_options import (
+    Cluster,
+    bootstrap_option,
+    change_options,
+    cluster,
+    json_option,
+    print_facts,
+)
 from pipeline.decision.audit import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text

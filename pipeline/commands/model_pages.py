@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands.model_options import bootstrap_option, cluster, registry_option
 from pipeline.commands.models import versions
+from pipeline.commands.shared_options import bootstrap_option, cluster, registry_option
 from pipeline.models.card import CardSources, card_page, model_card
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
 from pipeline.models.history import VersionHistory

@@ -5,8 +5,8 @@ from typing import Any
 import click
 
 from pipeline.commands.model_changes import now_active
-from pipeline.commands.model_options import Cluster, change_options
 from pipeline.commands.option_types import FiniteRange
+from pipeline.commands.shared_options import Cluster, change_options
 from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.publish import ControlWriter
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES

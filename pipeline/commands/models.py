@@ -7,7 +7,6 @@ import click
 import msgspec
 
 from pipeline.cli import LazyGroup
-from pipeline.commands.model_options import bootstrap_option, cluster, json_option, print_facts, registry_option
 from pipeline.commands.model_text import (
     difference_lines,
     event_lines,
@@ -17,6 +16,7 @@ from pipeline.commands.model_text import (
     table_lines,
 )
 from pipeline.commands.option_types import Moment
+from pipeline.commands.shared_options import bootstrap_option, cluster, json_option, print_facts, registry_option
 from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of, measured_cost
 from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time

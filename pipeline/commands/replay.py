@@ -13,6 +13,7 @@ import click
 from pipeline.commands.column_options import ColumnOptions, file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.option_types import Moment
+from pipeline.commands.shared_options import named_servers
 from pipeline.history.frames import read_transactions
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
@@ -61,11 +62,7 @@ def command(
     simulated time: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends the replay; one JSON line on the standard output sums it up.
     """
     settings = Settings()
-    servers = bootstrap or settings.kafka_bootstrap_servers
-    if servers is None:
-        raise click.UsageError(
-            "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
-        )
+    servers = named_servers(bootstrap, settings)
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:

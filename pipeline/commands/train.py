@@ -13,6 +13,7 @@ import msgspec
 from pipeline.commands.column_options import file_mapping
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.progress import seldom
+from pipeline.commands.shared_options import named_servers
 from pipeline.commands.train_options import TrainOptions
 from pipeline.commands.training_input import TrainingInput, echo, microseconds, rows_of_file, rows_of_topics
 from pipeline.decision.audit import Audit, with_key
@@ -62,7 +63,7 @@ def command(file: Path | None, options: TrainOptions) -> None:
     if (file is None) == (not options.from_topics):
         raise click.UsageError("name a FILE or give --from-topics, one of the two")
     settings = _checked_settings(options)
-    servers = _cluster(options.bootstrap, settings, needed=options.from_topics or options.publish)
+    servers = named_servers(options.bootstrap, settings) if options.from_topics or options.publish else ""
     registry = Registry(options.registry_dir or settings.registry_path)
     request = _request(settings)
     started_s = time.monotonic()
@@ -102,16 +103,6 @@ def _checked_settings(options: TrainOptions) -> Settings:
         except ModelError as error:
             raise click.UsageError(str(error)) from error
     return settings
-
-
-def _cluster(bootstrap: str | None, settings: Settings, *, needed: bool) -> str:
-    """Return the address of the cluster, empty if there is none; a usage error where one is ``needed``."""
-    servers = bootstrap or settings.kafka_bootstrap_servers
-    if needed and servers is None:
-        raise click.UsageError(
-            "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
-        )
-    return servers or ""
 
 
 def _read(

@@ -306,7 +306,6 @@ def _figures_table(state: RunState) -> Table:
 
 
 def _latest(figures: RunFigures, width: int, height: int) -> list[Text]:
-    """Return the newest alerts that fit ``height`` lines, each with its strongest reason."""
     lines: list[Text] = []
     for alert in reversed(tuple(figures.latest_alerts)):  # Another thread appends meanwhile.
         rows = alert_rows(alert, width)

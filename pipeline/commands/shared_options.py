@@ -1,4 +1,4 @@
-"""Options and errors that the subcommands of ``fraud-pipeline models`` share."""
+"""Options that several commands share, and what they say of a cluster and of who makes a change."""
 
 import functools
 import getpass
@@ -54,6 +54,15 @@ def user_name() -> str | None:
         return getpass.getuser()
     except (KeyError, OSError):
         return None
+
+
+def named_servers(bootstrap: str | None, settings: Settings) -> str:
+    """Return the address of a cluster that an option or the settings name; a usage error where neither does."""
+    if servers := bootstrap or settings.kafka_bootstrap_servers:
+        return servers
+    raise click.UsageError(
+        "name a cluster with --bootstrap or KAFKA_BOOTSTRAP_SERVERS (`fraud-pipeline broker` starts one)"
+    )
 
 
 def cluster(bootstrap: str | None, *, or_registry: bool = False) -> tuple[str, Settings]:
