@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
@@ -41,11 +41,28 @@ class FirstRecord(NamedTuple):
     timestamp_ms: int = 0
 
 
-class Log(Protocol):
-    """The logs of the partitions, as far as the measurement needs them."""
+class KafkaLog:
+    """The logs on the brokers; used from one thread."""
+
+    def __init__(self, bootstrap: str, settings: Settings, stopping: threading.Event) -> None:
+        # The agents' clients complain of the same brokers.
+        self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
+        self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
+        self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
 
     def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
+        asked = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
+        ends: dict[Partition, int] = {}
+        futures = self._client.list_offsets(
+            asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
+        )
+        for at, future in futures.items():
+            try:
+                ends[at.topic, at.partition] = listed_offset(future)
+            except KafkaException as error:
+                log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
+        return ends
 
     def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
         """Look for the first record at or behind an offset of each partition.
@@ -57,6 +74,38 @@ class Log(Protocol):
         Returns:
             What was found; a partition that did not answer in time is absent.
         """
+        reader = BoundedConsumer(self._config(committed), self._settings.inputs)
+        found: dict[Partition, FirstRecord] = {}
+        ends_s = time.monotonic() + READ_TIMEOUT_S
+        try:
+            for partition, offset in offsets.items():
+                reader.seek(partition, offset)
+            while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
+                reader.wait(POLL_S)
+                for item in reader.take(len(offsets)):
+                    if isinstance(item, Record):
+                        partition = (item.topic, item.partition)
+                        first = FirstRecord("record", item.offset, item.timestamp_ms)
+                    elif isinstance(item, UnreadableRange):
+                        partition, first = item.partition, FirstRecord("unreadable", item.start)
+                    elif item.error.code() == KafkaError._PARTITION_EOF:
+                        partition, first = item.partition, FirstRecord("end", item.offset)
+                    else:
+                        continue
+                    found.setdefault(partition, first)
+                    reader.drop([partition])
+        finally:
+            reader.close()
+        return found
+
+    def _config(self, committed: bool) -> Config:
+        overrides: dict[str, Any] = {
+            **self._quiet,
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "enable.partition.eof": True,
+            "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at
+        }
+        return consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +119,7 @@ class _Oldest:
 class OldestUndecided:
     """The oldest undecided record of each partition that one agent holds."""
 
-    log: Log
+    log: KafkaLog
     untimed: Collection[str] = ()
     """Topics (full names) whose timestamps are a simulated clock's: age counts from when the record was first seen."""
     _ends: dict[Partition, int] = field(default_factory=dict)
@@ -166,65 +215,6 @@ class OldestUndecided:
         # One whose offset was not known yet was looked for from the same position.
         same = known is not None and (known.offset == offset or known.kind == "unknown")
         return _Oldest(offset, known.since_s if known is not None and same else now_s, kind)
-
-
-class KafkaLog:
-    """The logs on the brokers; used from one thread."""
-
-    def __init__(self, bootstrap: str, settings: Settings, stopping: threading.Event) -> None:
-        # The agents' clients complain of the same brokers.
-        self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
-        self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
-        self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
-
-    def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
-        """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
-        asked = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
-        ends: dict[Partition, int] = {}
-        futures = self._client.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
-        )
-        for at, future in futures.items():
-            try:
-                ends[at.topic, at.partition] = listed_offset(future)
-            except KafkaException as error:
-                log.debug("nobody tells where %s partition %d ends: %s", at.topic, at.partition, error)
-        return ends
-
-    def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
-        """Look for the first record at or behind an offset of each partition."""
-        reader = BoundedConsumer(self._config(committed), self._settings.inputs)
-        found: dict[Partition, FirstRecord] = {}
-        ends_s = time.monotonic() + READ_TIMEOUT_S
-        try:
-            for partition, offset in offsets.items():
-                reader.seek(partition, offset)
-            while len(found) < len(offsets) and time.monotonic() < ends_s and not self._stopping.is_set():
-                reader.wait(POLL_S)
-                for item in reader.take(len(offsets)):
-                    if isinstance(item, Record):
-                        partition = (item.topic, item.partition)
-                        first = FirstRecord("record", item.offset, item.timestamp_ms)
-                    elif isinstance(item, UnreadableRange):
-                        partition, first = item.partition, FirstRecord("unreadable", item.start)
-                    elif item.error.code() == KafkaError._PARTITION_EOF:
-                        partition, first = item.partition, FirstRecord("end", item.offset)
-                    else:
-                        continue
-                    found.setdefault(partition, first)
-                    reader.drop([partition])
-        finally:
-            reader.close()
-        return found
-
-    def _config(self, committed: bool) -> Config:
-        overrides: dict[str, Any] = {
-            **self._quiet,
-            "isolation.level": "read_committed" if committed else "read_uncommitted",
-            "enable.partition.eof": True,
-            "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at
-        }
-        return consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
 
 
 class UndecidedWatch(WatchThread):
