@@ -547,7 +547,7 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_replayed_from(bootst
             ).snapshots
             assert snapshots is not None
             found = topic_identities(admin_client(bootstrap), [settings.topic(topic.name) for topic in topics])
-            assert snapshots._key(0).topic_ids == {
+            assert snapshots._key.topic_ids == {
                 topic.name: found.topic_ids[settings.topic(topic.name)] for topic in topics
             }
     finally:

@@ -33,15 +33,18 @@ from tests.helpers.snapshots import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def written(root: Path, home: Path) -> None:
-    """Two snapshots with stores, the second built on the first."""
-    store = RocksStore(home / "store", memory=StoreMemory(MINIMUM_BYTES))
-    writer = SnapshotRepository(str(root)).writer(KEY, None)
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An address with two snapshots with stores, the second built on the first."""
+    found = tmp_path / "root"
+    store = RocksStore(tmp_path / "store", memory=StoreMemory(MINIMUM_BYTES))
+    writer = SnapshotRepository(str(found)).writer(KEY, None)
     for step in (1, 2):
         frozen = write_store(store, step)
         writer.write(positions_at(step), step, dump_at(step, full=step == 1, store=frozen))
         store.release(frozen)
     store.close()
+    return found
 
 
 def manifests(root: Path) -> list[Path]:
@@ -79,10 +82,8 @@ def remove(path: Path, random: Random) -> None:
 @pytest.mark.parametrize("harm", [flip, truncate, remove])
 @pytest.mark.parametrize("kind", ["manifest", "object"])
 def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
-    harm: Callable[[Path, Random], None], kind: str, tmp_path: Path
+    harm: Callable[[Path, Random], None], kind: str, root: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
     older, newer = manifests(root)
     own = [newer] if kind == "manifest" else sorted(set(needed_by(newer)) - set(needed_by(older)))
     assert own
@@ -108,9 +109,9 @@ def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, remove])
-def test_harm_to_what_both_need_leaves_neither(harm: Callable[[Path, Random], None], tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_harm_to_what_both_need_leaves_neither(
+    harm: Callable[[Path, Random], None], root: Path, tmp_path: Path
+) -> None:
     older, newer = manifests(root)
     shared = sorted(set(needed_by(newer)) & set(needed_by(older)))
     harm(shared[0], Random(1))
@@ -135,9 +136,7 @@ def test_what_is_written_after_damage_does_not_lean_on_it(tmp_path: Path) -> Non
     check_state(snapshot.state, 1)
 
 
-def test_a_damaged_snapshot_does_not_take_a_whole_ones_place(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_damaged_snapshot_does_not_take_a_whole_ones_place(root: Path, tmp_path: Path) -> None:
     older, newer = manifests(root)
     own = sorted(set(needed_by(newer)) - set(needed_by(older)))
     flip(own[0], Random(5))
@@ -164,9 +163,9 @@ def test_a_damaged_snapshot_does_not_take_a_whole_ones_place(tmp_path: Path) -> 
         ({"committed": {"transactions": 2**62}}, UnusableReason.AHEAD),
     ],
 )
-def test_another_states_snapshot_is_not_used(changed: dict[str, Any], reason: UnusableReason, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_another_states_snapshot_is_not_used(
+    changed: dict[str, Any], reason: UnusableReason, root: Path, tmp_path: Path
+) -> None:
     snapshot, refused = read(root, tmp_path / "scratch", **changed)
     assert snapshot is None
     assert [item.reason for item in refused] == [reason, reason]
@@ -238,9 +237,9 @@ COLUMN = "columns/amounts"
     ],
     ids=lambda changes: " ".join(f"{key}={value[:12].decode(errors='replace')}" for key, value in changes.items()),
 )
-def test_a_manifest_that_is_consistent_and_absurd_is_damaged(changes: dict[str, bytes], tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_manifest_that_is_consistent_and_absurd_is_damaged(
+    changes: dict[str, bytes], root: Path, tmp_path: Path
+) -> None:
     reseal(manifests(root)[1], changes)
     snapshot, refused = read(root, tmp_path / "scratch")
     assert [item.reason for item in refused] == [UnusableReason.DAMAGED]
@@ -248,9 +247,7 @@ def test_a_manifest_that_is_consistent_and_absurd_is_damaged(changes: dict[str, 
     check_state(snapshot.state, 1)
 
 
-def test_a_manifest_whose_numbers_are_changed_to_themselves_is_used(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_manifest_whose_numbers_are_changed_to_themselves_is_used(root: Path, tmp_path: Path) -> None:
     reseal(manifests(root)[1], {"columns/amounts/dtype": b'"int64"'})
     snapshot, refused = read(root, tmp_path / "scratch")
     assert refused == []
@@ -258,9 +255,7 @@ def test_a_manifest_whose_numbers_are_changed_to_themselves_is_used(tmp_path: Pa
     check_state(snapshot.state, 2)
 
 
-def test_a_page_that_is_elsewhere_in_its_object_fails_the_load_with_a_sentence(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_page_that_is_elsewhere_in_its_object_fails_the_load_with_a_sentence(root: Path, tmp_path: Path) -> None:
     reseal(manifests(root)[1], {f"{COLUMN}/pages/0/1": b"1"})
     snapshot, _ = read(root, tmp_path / "scratch")
     assert snapshot is not None
@@ -268,18 +263,14 @@ def test_a_page_that_is_elsewhere_in_its_object_fails_the_load_with_a_sentence(t
         check_state(snapshot.state, 2)
 
 
-def test_a_snapshot_copied_from_another_partition_is_not_used(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_snapshot_copied_from_another_partition_is_not_used(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "card" / "3", root / "card" / "4")
     snapshot, refused = read(root, tmp_path / "scratch", partition=4)
     assert snapshot is None
     assert [item.reason for item in refused] == [UnusableReason.OTHER_PARTITION] * 2
 
 
-def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_the_newest_that_is_not_ahead_is_used(root: Path, tmp_path: Path) -> None:
     snapshot, refused = read(root, tmp_path / "scratch", committed=positions_at(1))
     assert snapshot is not None
     check_state(snapshot.state, 1)
@@ -290,10 +281,8 @@ def test_the_newest_that_is_not_ahead_is_used(tmp_path: Path) -> None:
     ("format_number", "reason"), [(FORMAT + 1, UnusableReason.NEWER_FORMAT), (FORMAT - 1, UnusableReason.OLDER_FORMAT)]
 )
 def test_another_format_is_reported_and_its_objects_are_let_be(
-    format_number: int, reason: UnusableReason, tmp_path: Path
+    format_number: int, reason: UnusableReason, root: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
     older, newer = manifests(root)
     own = sorted(set(needed_by(newer)) - set(needed_by(older)))
     newer.write_bytes(encode_manifest(decode_manifest(newer.read_bytes()), format_number=format_number))
@@ -365,10 +354,8 @@ def test_snapshots_of_another_format_stay_for_a_week_as_many_as_own_ones(format_
     ],
 )
 def test_a_snapshot_from_which_no_replay_leads_to_now_is_not_used(
-    logs: dict[str, range], progress_of_older: int | None, reasons: list[UnusableReason], tmp_path: Path
+    logs: dict[str, range], progress_of_older: int | None, reasons: list[UnusableReason], root: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
     refused: list[Refused] = []
     repository = SnapshotRepository(str(root), on_refused=refused.append)
     committed = {"transactions": 400, "labels": 40}
@@ -381,9 +368,7 @@ def test_a_snapshot_from_which_no_replay_leads_to_now_is_not_used(
         assert snapshot.progress == 2
 
 
-def test_a_snapshot_behind_which_nothing_is_to_be_replayed_is_used(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    written(root, tmp_path)
+def test_a_snapshot_behind_which_nothing_is_to_be_replayed_is_used(root: Path, tmp_path: Path) -> None:
     logs = {"transactions": range(300, 300), "labels": range(30, 30), "progress": range(7, 7)}
     snapshot = SnapshotRepository(str(root)).newest(KEY, positions_at(2), tmp_path / "scratch", logs)
     assert snapshot is not None
@@ -416,13 +401,12 @@ class TroubledPlace(LocalObjects):
 
 
 @pytest.fixture
-def troubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SnapshotRepository]:
+def troubled(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SnapshotRepository]:
     """A repository at an address with troubles, and two snapshots there."""
-    written(tmp_path / "root", tmp_path)
 
     def make(call: str, error: OSError, troubles: int, **options: Any) -> SnapshotRepository:
         monkeypatch.setattr(snapshots, "open_object_store", lambda url: TroubledPlace(Path(url), call, error, troubles))
-        return SnapshotRepository(str(tmp_path / "root"), pauses_s=(0.01, 0.01), **options)
+        return SnapshotRepository(str(root), pauses_s=(0.01, 0.01), **options)
 
     return make
 
