@@ -160,7 +160,7 @@ def calibration_error(score: NDArray[np.float64], fraud: NDArray[np.bool_], bins
         fraud: Shape (n,).
         bins: Number of groups, at most n.
 
-    >>> calibration_error(np.array([0.2, 0.2, 0.8, 0.8]), np.array([False, False, True, True]), 2)
+    >>> round(calibration_error(np.array([0.2, 0.2, 0.8, 0.8]), np.array([False, False, True, True]), 2), 3)
     0.2
     """
     order = np.argsort(score, kind="stable")
