@@ -78,15 +78,18 @@ class Backtest:
         labels: LabelPolicy = _AVAILABLE_LABELS,
         settings: Settings | None = None,
     ) -> None:
-        """Validate the arguments; nothing is read yet. What is not told here is declared at the argument, or its type.
+        """Validate the arguments; nothing is read yet. Other arguments are described where they are declared.
 
         Args:
             history: A file, a directory of exported topics, or None for the topics of ``bootstrap``.
+            range: The event times to decide, and what is read before them.
             models: LightGBM versions, by themselves or by names of your own, or models.
             thresholds: Each makes a variant of each model.
             training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
                 online model.
+            online: The online model beside each of them.
             mapping: Columns of a file. Default: found by their names.
+            labels: Recorded labels, or the regime by which the truth becomes known.
             settings: Default: those of the environment.
 
         Raises:

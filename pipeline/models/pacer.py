@@ -209,7 +209,7 @@ class Pacer:
         if self._writer is None:
             self._writer = ControlWriter(self._bootstrap, self._settings)
         policy, writer = proposal.policy, self._writer
-        references = writer.contents(VersionToPublish.of(policy))
+        references = writer.contents(VersionToPublish.from_models(policy))
         change = ModelChange(PACE, PACE, proposal.reason, proposal.figures)
 
         def activate() -> bool:

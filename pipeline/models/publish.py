@@ -42,7 +42,7 @@ class VersionToPublish(NamedTuple):
     """A JSON object."""
 
     @classmethod
-    def of(cls, *versions: LightGBMModel | Policy) -> list[Self]:
+    def from_models(cls, *versions: LightGBMModel | Policy) -> list[Self]:
         """Return LightGBM versions and policies as they are published."""
         names = ["policy" if isinstance(version, Policy) else "lightgbm" for version in versions]
         return [cls(name, version.version, version.to_payload()) for name, version in zip(names, versions, strict=True)]
@@ -185,7 +185,7 @@ def publish_active(
 
 def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
     """Publish the first LightGBM version of a cluster with its policy, as `publish_active`."""
-    publish_active(bootstrap, settings, VersionToPublish.of(model, policy))
+    publish_active(bootstrap, settings, VersionToPublish.from_models(model, policy))
 
 
 class ServiceEnded(Exception):

@@ -116,7 +116,7 @@ class Challenge(NamedTuple):
     @property
     def versions(self) -> list[VersionToPublish]:
         """The version and its policy."""
-        return VersionToPublish.of(self.trained.model, self.policy)
+        return VersionToPublish.from_models(self.trained.model, self.policy)
 
 
 class Comparison(NamedTuple):

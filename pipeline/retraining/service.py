@@ -166,7 +166,7 @@ class Retrainer:
         if before is None or model is None:
             return []
         made = policy_back(policy, before, model)
-        return self._writer.contents(VersionToPublish.of(made))
+        return self._writer.contents(VersionToPublish.from_models(made))
 
     def _waits(self, model: LightGBMModel, stream_time_us: int, *, now: bool, new_day: bool) -> str | None:
         """Return why no challenger is trained now; None where one is due."""

@@ -108,9 +108,9 @@ def explained_in(docstring: str) -> set[str]:
     return {*in_arguments(docstring), *re.findall(r"``(\w+)``", docstring)}
 
 
-def described(statement: ast.stmt) -> bool:
-    """Return True for a field that has a description, in its type or its value."""
-    calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+def described(declaration: ast.AST) -> bool:
+    """Return True for a field, or a parameter, that has a description in its type or its value."""
+    calls = [node for node in ast.walk(declaration) if isinstance(node, ast.Call)]
     return any(keyword.arg == "description" for call in calls for keyword in call.keywords)
 
 
@@ -139,7 +139,9 @@ def parameters_of(node: ast.ClassDef | ast.FunctionDef) -> Iterator[Parameters]:
         if isinstance(method, FUNCTIONS) and is_public and method.name not in LIBRARY_HOOKS:
             own = explained_in(ast.get_docstring(method) or "")
             shared = explained_in(text) if method.name == "__init__" else set()
-            yield Parameters(f"{node.name}.{method.name}", names_of(method), own | shared)
+            arguments = [*method.args.args, *method.args.kwonlyargs]
+            declared = {argument.arg for argument in arguments if described(argument)}
+            yield Parameters(f"{node.name}.{method.name}", names_of(method), own | shared | declared)
 
 
 def definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef | None:
