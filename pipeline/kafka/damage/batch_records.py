@@ -4,7 +4,7 @@ Brokers check neither the offsets that uncompressed records claim nor how far co
 check is decided here, by the batch alone, so that every reader decides alike.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from aiokafka.record.util import decode_varint
@@ -20,7 +20,7 @@ ODD_OFFSET: Final = "OddOffset"
 _CLAIM: Final = "a record claims another offset than the broker gave it"
 _LEAST_RECORD_BYTES: Final = 7
 MOST_HEADERS: Final = 100
-"""Headers of a record beyond which it is read without them: 16 kB of gzip hold eight million empty ones."""
+"""Headers of a producer's record beyond which it is read without them: 16 kB of gzip hold eight million empty ones."""
 _DELTA, _KEY, _KEY_END, _VALUE, _VALUE_END, _HEADERS = range(6)
 """Columns of what `_scan` finds of a record: its offset's distance from the batch's, then positions of bytes; -1: null,
 and of headers: none."""
@@ -94,6 +94,19 @@ def _scan(data: NDArray[np.uint8], columns: NDArray[np.int32], times: NDArray[np
     return _SCANNED if at == len(data) else _MALFORMED
 
 
+class Bounds(NamedTuple):
+    """How much of a batch is read."""
+
+    most_bytes: int = MOST_BATCH_BYTES
+    """Bytes of its records before compression."""
+    most_headers: int = MOST_HEADERS
+    """Headers of a record."""
+
+
+BOUNDS: Final = Bounds()
+"""For what producers write."""
+
+
 class BatchRecords:
     """The records of one batch from an offset on, made when they are asked for."""
 
@@ -105,9 +118,10 @@ class BatchRecords:
         columns: NDArray[np.int32],
         times: NDArray[np.int64],
         first: int,
+        most_headers: int,
     ) -> None:
         """``columns`` and ``times``: what `_scan` found in ``data``; ``first``: number of the first one wanted."""
-        self._batch, self._partition, self._data = batch, partition, data
+        self._batch, self._partition, self._data, self._most_headers = batch, partition, data, most_headers
         self._columns, self._times, self._next = columns, times, first
         self.size, self.end = len(data), batch.end
         """Bytes of all its records, and the offset behind the batch."""
@@ -131,7 +145,7 @@ class BatchRecords:
                 topic, number, base + delta, time_ms,
                 data[key:key_end] if key >= 0 else None,
                 data[value:value_end] if value >= 0 else None,
-                _headers(data, headers) if headers >= 0 else (),
+                _headers(data, headers, self._most_headers) if headers >= 0 else (),
             )
             for time_ms, delta, key, key_end, value, value_end, headers
             in zip(times, *self._columns[:, begin:end].tolist(), strict=True)
@@ -139,7 +153,7 @@ class BatchRecords:
 
 
 def open_batch(
-    batch: RecordBatch, partition: Partition, position: int, most_bytes: int = MOST_BATCH_BYTES
+    batch: RecordBatch, partition: Partition, position: int, bounds: Bounds = BOUNDS
 ) -> BatchRecords | UnreadableRange:
     """Return the records of an intact batch from offset ``position`` on, or why there are none.
 
@@ -147,16 +161,16 @@ def open_batch(
         batch: The batch.
         partition: Its partition.
         position: Offset of the first record wanted.
-        most_bytes: Bytes that its records may take before compression.
+        bounds: How much is read.
     """
 
     def bad(error: str, message: str) -> UnreadableRange:
         return UnreadableRange(partition, max(position, batch.base_offset), batch.end, error, message)
 
     try:
-        data = inflate(batch.payload, batch.codec, most_bytes)
+        data = inflate(batch.payload, batch.codec, bounds.most_bytes)
     except TooLarge:
-        return bad("BatchTooLarge", f"its records are larger than {most_bytes} bytes before compression")
+        return bad("BatchTooLarge", f"its records are larger than {bounds.most_bytes} bytes before compression")
     except NotInflated as error:
         return bad("BadCompression", str(error))
     if not 0 <= batch.record_count <= len(data) // _LEAST_RECORD_BYTES:
@@ -170,7 +184,7 @@ def open_batch(
         return bad("MalformedBatch", "a record in it is cut short, or longer than it says")
     behind = position - batch.base_offset
     first = int(np.searchsorted(columns[_DELTA], behind)) if behind > 0 else 0
-    return BatchRecords(batch, partition, data, columns, times, first)
+    return BatchRecords(batch, partition, data, columns, times, first, bounds.most_headers)
 
 
 def compile_scan() -> None:
@@ -178,10 +192,10 @@ def compile_scan() -> None:
     _scan(np.empty(0, np.uint8), np.empty((6, 0), np.int32), np.empty(0, np.int64), 0)
 
 
-def _headers(data: bytes, at: int) -> Headers:
+def _headers(data: bytes, at: int, most: int) -> Headers:
     """Return the headers of a record that was scanned; none of them, where they are many or a name is not UTF-8."""
     count, at = decode_varint(data, at)
-    if count > MOST_HEADERS:
+    if count > most:
         return ()
     headers = []
     for _ in range(count):

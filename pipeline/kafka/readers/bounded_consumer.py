@@ -21,10 +21,9 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
-from pipeline.kafka.damage.batch_records import BatchRecords, open_batch
+from pipeline.kafka.damage.batch_records import BOUNDS, MOST_HEADERS, BatchRecords, Bounds, open_batch
 from pipeline.kafka.damage.damaged_batch import EndUnknown, examine
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange, partitions_text
-from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
 from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
 
@@ -115,7 +114,8 @@ class BoundedConsumer:
         self._most_bytes = int(config["max.partition.fetch.bytes"])
         self._most_open_bytes = int(config["queued.max.messages.kbytes"]) * 1024
         """Inflated batches that wait to be taken; one more may be as large by itself."""
-        self._most_batch_bytes = int(config["receive.message.max.bytes"])
+        # Agents add headers of their own to those of what they forward.
+        self._bounds = Bounds(int(config["receive.message.max.bytes"]), 2 * MOST_HEADERS)
         self._isolation = _COMMITTED if config["isolation.level"] == "read_committed" else _UNCOMMITTED
         self._from_earliest = config["auto.offset.reset"] == "earliest"
         self._reports_ends = bool(config.get("enable.partition.eof"))
@@ -264,8 +264,8 @@ class BoundedConsumer:
         while reading.answers:
             answer = reading.answers[0]
             if answer.batches:
-                most = MOST_BATCH_BYTES if partition[0] in self._inputs else self._most_batch_bytes
-                opened = open_batch(answer.batches.popleft(), partition, reading.position, most)
+                bounds = BOUNDS if partition[0] in self._inputs else self._bounds
+                opened = open_batch(answer.batches.popleft(), partition, reading.position, bounds)
                 if isinstance(opened, UnreadableRange):
                     items.append(opened)
                     self._halt(reading)

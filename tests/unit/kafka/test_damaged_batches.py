@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.kafka.cluster.clients import consumer_config
+from pipeline.kafka.damage.batch_records import MOST_HEADERS
 from pipeline.kafka.damage.damaged_batch import DAMAGED, FETCHES, EndUnknown, examine
 from pipeline.kafka.readers import bounded_consumer
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
@@ -263,3 +264,17 @@ def test_without_proof_a_batch_is_read_again(
     log.errors = [error]
     assert taken(reader) == [UnreadableRange(PARTITION, 3, 6, DAMAGED, MESSAGE)]
     assert caplog.text.count("cannot be examined yet") == 1
+
+
+@pytest.mark.parametrize(("inputs", "count"), [((), MOST_HEADERS + 5), ((PARTITION[0],), 0)])
+def test_what_an_agent_forwards_keeps_the_headers_of_both(
+    log: Log, reader: BoundedConsumer, inputs: tuple[str, ...], count: int
+) -> None:
+    log.segments = [[record_batch([b"v"], headers=[("h", b"")] * (MOST_HEADERS + 5))]]
+    reader._inputs = inputs
+    reader.seek(PARTITION, 0)
+    found: list[Any] = []
+    while not found:
+        reader.wait(0.0)
+        found = reader.take(1)
+    assert len(found[0].headers) == count
