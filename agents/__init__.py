@@ -1,1 +1,1 @@
-"""The Faust app: agents on librdkafka batch channels. Start reading at ``agents/topology.py``."""
+"""The Faust app: agents on batches of records. Start reading at ``agents/topology.py``."""
