@@ -140,3 +140,15 @@ def test_whatever_way_a_transaction_of_any_agent_ends_its_batch_counts_once(worl
     world.drain()
     check(Logs(world.cluster))
     check_straight(world)
+
+
+def test_a_late_transaction_is_remembered_from_when_it_came(world: World) -> None:
+    """Deduplication counts from the stream time of its acceptance, not from its own time, which lies 30 days back."""
+    world.tick(30 * 86_400)
+    for number, at in ((0, after(days=30)), (1, START), (1, START)):
+        world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(number, at))
+    world.drain()
+    logs = Logs(world.cluster)
+    decided = [decision.transaction_id for _, decision in logs.messages_of("decisions", decode_decision)]
+    assert sorted(decided) == ["t0", "t1"]
+    check(logs)
