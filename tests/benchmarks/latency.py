@@ -17,7 +17,7 @@ import psutil
 
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
-from pipeline.kafka.cluster.admin import end_offsets, ensure_topics, group_lag
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
@@ -28,6 +28,7 @@ from tests.benchmarks.delays import Sent, summarise
 from tests.benchmarks.forests import LEAVES, TREES, champion
 from tests.benchmarks.open_loop import SENT, KafkaSink, finish, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
+from tests.helpers.offsets import group_lag
 
 Mode = Literal["exactly_once", "at_least_once"]
 MODES: tuple[Mode, ...] = get_args(Mode)

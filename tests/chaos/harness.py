@@ -11,7 +11,7 @@ import msgspec
 from confluent_kafka import IsolationLevel
 
 from pipeline.decision.policy import Policy, Rule
-from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import last_offsets
 from pipeline.kafka.cluster.retries import retried
@@ -36,6 +36,7 @@ from tests.chaos.schedule import BROKER_KINDS, KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
 from tests.helpers.models import small_model
+from tests.helpers.offsets import committed_offsets
 
 PREFIX = "chaos-"
 POLL_S = 0.1

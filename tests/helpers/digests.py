@@ -14,12 +14,13 @@ from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.recorded_replay import RecordedReplay
 from pipeline.engine.partition_state.state import PartitionState
-from pipeline.kafka.cluster.admin import committed_offsets, partition_count
+from pipeline.kafka.cluster.admin import partition_count
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.session.restore import restore_partition
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
+from tests.helpers.offsets import committed_offsets
 
 Digests = dict[tuple[str, int], str]
 """Digests by agent and partition."""

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.feature_blocks import read_feature_messages
-from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.readers.topic_reader import read_topic
@@ -24,6 +24,7 @@ from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABEL
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, label, microseconds, transaction
 from tests.helpers.models import small_model
+from tests.helpers.offsets import committed_offsets
 from tests.helpers.waiting import BUSY_S, retried
 from tests.helpers.worker import Worker
 

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer
 
 from pipeline.broker import EmbeddedBroker
 from pipeline.cli import main
-from pipeline.kafka.cluster.admin import committed_offsets, end_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
@@ -33,6 +33,7 @@ from schemas.records import Record
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
 from tests.chaos.arithmetic import partition_of
 from tests.helpers.features import labels_known
+from tests.helpers.offsets import committed_offsets
 
 pytestmark = pytest.mark.broker
 

@@ -21,7 +21,7 @@ from confluent_kafka import (
 )
 
 from pipeline.engine.records.results import Result
-from pipeline.kafka.cluster.admin import committed_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import (
     MAX_RECORD_BYTES,
     GroupProtocol,
@@ -44,6 +44,7 @@ from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig
 from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
+from tests.helpers.offsets import committed_offsets
 from tests.helpers.topics import shared_producer
 
 pytestmark = pytest.mark.broker

@@ -10,13 +10,14 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from pipeline.cli import main
-from pipeline.kafka.cluster.admin import committed_offsets, end_offsets, ensure_topics, group_lag, topic_config
+from pipeline.kafka.cluster.admin import end_offsets, ensure_topics, topic_config
 from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.readers.topic_reader import read_topic, tail_topic
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
+from tests.helpers.offsets import committed_offsets, group_lag
 from tests.helpers.topics import raise_failure, shared_producer
 
 pytestmark = pytest.mark.broker

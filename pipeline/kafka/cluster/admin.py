@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -277,20 +276,9 @@ def end_offsets(
 
     That is one past the last offset that a ``read_committed`` consumer can reach.
     """
-    return _end_offsets(admin_client(bootstrap, settings=settings), topics)
-
-
-def _end_offsets(client: AdminClient, topics: Sequence[str]) -> dict[tuple[str, int], int]:
-    return last_offsets(client, _partitions(client, topics), IsolationLevel.READ_COMMITTED)
-
-
-def committed_offsets(
-    bootstrap: str, group: str, topics: Sequence[str], *, settings: Settings | None = None
-) -> dict[tuple[str, int], int]:
-    """Next offset that ``group`` would read, by topic and partition; partitions without a commit are absent."""
     client = admin_client(bootstrap, settings=settings)
-    with closing(group_consumer(bootstrap, group, settings=settings)) as consumer:
-        return committed_by_group(consumer, _partitions(client, topics))
+    partitions = [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
+    return last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
 
 
 def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None, stable: bool = False) -> Consumer:
@@ -306,25 +294,9 @@ def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = No
 
 
 def committed_by_group(consumer: Consumer, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
-    """``committed_offsets`` of given partitions (topic, number), with a ``group_consumer``."""
+    """Return the next offset of partitions (topic, number), of those with a commit, as a `group_consumer` knows it."""
     found = retried(lambda: committed_partitions(consumer, partitions))
     return {(at.topic, at.partition): at.offset for at in found if at.offset != OFFSET_INVALID}
-
-
-def _partitions(client: AdminClient, topics: Sequence[str]) -> list[tuple[str, int]]:
-    return [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
-
-
-def group_lag(
-    bootstrap: str, group: str, topics: Sequence[str], *, settings: Settings | None = None
-) -> dict[tuple[str, int], int]:
-    """Offsets that ``group`` has before it, by topic and partition, transaction markers included.
-
-    A partition without a commit counts from offset 0.
-    """
-    client = admin_client(bootstrap, settings=settings)
-    committed = committed_offsets(bootstrap, group, topics, settings=settings)
-    return {at: max(end - committed.get(at, 0), 0) for at, end in _end_offsets(client, topics).items()}
 
 
 def topic_retentions(settings: Settings) -> dict[str, int]:

@@ -124,12 +124,6 @@ def log_range(consumer: Consumer, partition: tuple[str, int], timeout_s: float) 
     return range(_known(start), _known(end))
 
 
-def ends_now(client: AdminClient, topic: str) -> dict[tuple[str, int], int]:
-    """Return every partition of a topic with the end of its log that readers of committed records can reach now."""
-    partitions = [(topic, number) for number in partition_numbers(client, topic)]
-    return last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
-
-
 def committed_partitions(consumer: Consumer, partitions: Collection[tuple[str, int]]) -> list[TopicPartition]:
     """Return the committed offsets of a consumer's group; that of a partition without a commit is `OFFSET_INVALID`.
 

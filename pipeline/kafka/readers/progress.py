@@ -6,11 +6,11 @@ from typing import Any, Final
 from confluent_kafka import IsolationLevel, KafkaException
 from confluent_kafka.admin import ResourceType
 
-from pipeline.kafka.cluster.admin import committed_by_group, group_consumer
+from pipeline.kafka.cluster.admin import committed_by_group, end_offsets, group_consumer
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.cluster import configs_of
 from pipeline.kafka.cluster.errors import TopicError
-from pipeline.kafka.cluster.log_offsets import ends_now, last_offsets, partition_numbers
+from pipeline.kafka.cluster.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.readers.topic_reader import log_consumer
 from pipeline.kafka.records.batch import ReadError
 from pipeline.settings import Settings
@@ -48,7 +48,7 @@ class TopicTail:
     def __init__(self, bootstrap: str, settings: Settings, topic: str, fetch: Mapping[str, Any] | None = None) -> None:
         """``fetch``: what `late_fetch_config` returns."""
         self._consumer = log_consumer(bootstrap, settings, {**(fetch or {}), "enable.partition.eof": False})
-        self._consumer.assign(ends_now(admin_client(bootstrap, settings=settings), topic))
+        self._consumer.assign(end_offsets(bootstrap, [topic], settings=settings))
 
     def poll(self, timeout_s: float) -> list[bytes]:
         """Values that came; waits up to ``timeout_s`` for the first one."""

@@ -8,9 +8,10 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from pipeline.kafka.cluster.admin import end_offsets
 from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
-from pipeline.kafka.cluster.log_offsets import ends_now, partition_numbers, stable_ends
+from pipeline.kafka.cluster.log_offsets import partition_numbers, stable_ends
 from pipeline.kafka.cluster.retries import may_pass
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.records.batch import ReadError
@@ -199,7 +200,7 @@ def tail_topic(
     try:
         client = admin_client(bootstrap, settings=settings)
         if start is None and not from_beginning:
-            reader.assign(ends_now(client, topic))
+            reader.assign(end_offsets(bootstrap, [topic], settings=settings))
         else:
             reader.assign(
                 {(topic, number): (start or {}).get(number, 0) for number in partition_numbers(client, topic)}
