@@ -24,6 +24,7 @@ from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
+from pipeline.kafka.damage.batch_records import compile_scan
 from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner
@@ -52,6 +53,7 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
         directory: For a moment, it is made and removed.
         agents: Names of agents.
     """
+    compile_scan()
     changed: dict[str, object] = {"card_partitions": 1, "merchant_partitions": 1, "topic_prefix": ""}
     # Whoever may write which label, this one is accepted.
     settings = settings.model_copy(update=changed | {"label_topics": {LABELS.name: (ANY_SOURCE,)}})

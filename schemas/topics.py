@@ -35,6 +35,11 @@ class Topic:
     retention_ms: int = -1
 
     @property
+    def is_input(self) -> bool:
+        """True if anybody's producers write to it: its batches are bounded more closely."""
+        return self.max_message_bytes == INPUT_BYTES
+
+    @property
     def holds_blocks(self) -> bool:
         """True if each record holds many rows (`pipeline.engine.encoding.blocks`)."""
         return self.value == BLOCKS

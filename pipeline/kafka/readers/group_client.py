@@ -58,8 +58,8 @@ class GroupClient:
         self.unreadable: dict[Partition, UnreadableRange] = {}
         """What stands behind the position of a partition, and cannot be read."""
         self._carried = carried(member.topics.values(), member.settings.batch_max_records)
-        settings = member.settings
-        self._records = BoundedConsumer(config, settings.inputs, replica_wait_s=settings.damaged_batch_wait_s)
+        inputs = {name for name, topic in member.topics.items() if topic.is_input}
+        self._records = BoundedConsumer(config, inputs, replica_wait_s=member.settings.damaged_batch_wait_s)
         compile_scan()
 
     def _new(self) -> tuple[Consumer, list[str]]:

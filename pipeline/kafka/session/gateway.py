@@ -21,7 +21,7 @@ from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
 from schemas.records import Output, Record
-from schemas.topics import DEAD_LETTERS, Topic
+from schemas.topics import DEAD_LETTERS, INPUT_BYTES, Topic
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Gateway:
         client = admin_client(bootstrap, settings=settings)
         partition_numbers(client, settings.topic(raw))
         name = f"{STAGE}-{target.name}"
-        source = Topic(raw, "any", bytes, "producers", "cards")
+        source = Topic(raw, "any", bytes, "producers", "cards", max_message_bytes=INPUT_BYTES)
         # Before another process of this name is fenced: a key that cannot be used ends this one.
         Signer.from_settings(settings)
         end_unfinished(bootstrap, settings, {name: 1})
