@@ -6,6 +6,7 @@ from datetime import datetime
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
 from pipeline.settings.kernel_options import card_options
@@ -42,4 +43,6 @@ class CardPartitions(KernelPartitions[CardPartition]):
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Profile a batch."""
         parts = by_partition(records)
-        return process_together([(self._held[number], part) for number, part in parts.items()], now, self._options)
+        return process_together(
+            [(self._held[number].kernels, part) for number, part in parts.items()], now, self._options
+        )

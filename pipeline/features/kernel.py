@@ -48,11 +48,9 @@ class CardProfile(NamedTuple):
     """Shape (n,): whether the amount is an outlier for the card."""
 
     @classmethod
-    def of_rows(cls, n: int) -> "CardProfile":
-        """Return room for ``n`` transactions."""
-        return cls(
-            np.empty((n, len(CARD_FEATURES))), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
-        )
+    def of_rows(cls, n: int, columns: int = len(CARD_FEATURES)) -> "CardProfile":
+        """Return room for ``n`` transactions, and for other features in columns behind the cards'."""
+        return cls(np.empty((n, columns)), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_))
 
 
 class _Windows:

@@ -1,6 +1,6 @@
 """Options of the kernels, made from the settings: the same for live agents and backtests."""
 
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.records.accepted_labels import LabelOptions
 from pipeline.settings import Settings

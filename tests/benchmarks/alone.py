@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.settings import Settings

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
-from pipeline.engine.cards import card_batch
+from pipeline.engine.cards import card_batch, driver
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_join import CardJoin
 from pipeline.engine.cards.transaction_index import StoreIndex
@@ -65,7 +65,7 @@ LINE_KINDS = {b"t": TRANSACTIONS.name, b"l": LABELS.name}
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "label: decode and check": [(accepted_labels, "accept")],
     "card: decode and check": [(card_batch, "accept_transactions"), (card_batch, "read_accepted")],
-    "card: keys": [(card_batch, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
+    "card: keys": [(driver, "digest_keys"), (card_batch, "name_keys"), (card_batch, "partitions_of")],
     "card: index read": [(StoreIndex, "fetch")],
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "update"), (RocksStore, "commit")],
@@ -176,7 +176,7 @@ class Engine:
     def profiled(self, records: Sequence[Record], now: datetime) -> list[Record]:
         """The card hop: its outputs, as the score hop reads them."""
         parts = by_partition(records)
-        states = [(self._cards[number], part) for number, part in parts.items()]
+        states = [(self._cards[number].kernels, part) for number, part in parts.items()]
         outputs = card_batch.process_together(states, now, self._card_options).outputs
         for number in parts:
             self._cards[number].commit()

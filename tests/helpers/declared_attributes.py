@@ -50,7 +50,7 @@ def main() -> None:
     """Train, score and learn with the attributes: live in memory, from a file, and from an export."""
     declare()
     from pipeline.backtest import file_tables, replay
-    from pipeline.engine.cards.card import CardOptions
+    from pipeline.engine.cards.card_options import CardOptions
     from pipeline.engine.feedback.feedback import FeedbackOptions
     from pipeline.engine.scores.models import ActiveModels
     from pipeline.features.catalogue import CARD_FEATURES, DEFAULT_FEATURES, FEATURES

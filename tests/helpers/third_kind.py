@@ -88,7 +88,7 @@ def main() -> None:
     install()
     from pipeline.backtest import Order, replay
     from pipeline.backtest.runner.model_library import ModelLibrary
-    from pipeline.engine.cards.card import CardOptions
+    from pipeline.engine.cards.card_options import CardOptions
     from pipeline.engine.feedback.learn import model_record
     from pipeline.engine.scores.decider import Decider
     from pipeline.engine.scores.feature_blocks import read_feature_messages

@@ -206,7 +206,8 @@ class Pipeline:
     def _card(self, batch: list[list[Record]], day: int) -> None:
         self._batches += 1
         parts = [
-            (state, [*batch[number], *batch[len(self._cards) + number]]) for number, state in enumerate(self._cards)
+            (state.kernels, [*batch[number], *batch[len(self._cards) + number]])
+            for number, state in enumerate(self._cards)
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(block_writing, "MOST_ROWS", int(self._random.integers(1, 5)))

@@ -51,11 +51,11 @@ class Places:
         )  # fmt: skip
         found = self.join.join(retention, given)
         self.join.forget(3)
-        follows, who = found.following, found.labels.labels
+        follows, who = found.following, found.following.labels.labels
         names = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
         emitted = zip(
-            follows.position.tolist(), names, who.known_at_us[follows.label].tolist(), follows.event_time_us.tolist(),
-            follows.known.tolist(), who.transaction_id.take(pa.array(follows.label)).to_pylist(), strict=True,
+            follows.position.tolist(), names, who.known_at_us.tolist(), follows.event_time_us.tolist(),
+            follows.known.tolist(), who.transaction_id.to_pylist(), strict=True,
         )  # fmt: skip
         given_up = found.given_up.labels
         in_vain = sorted(zip(given_up.transaction_id.to_pylist(), given_up.known_at_us.tolist(), strict=True))

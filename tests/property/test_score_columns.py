@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.encoding import block_writing
 from pipeline.engine.encoding.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
 from pipeline.engine.partition_state.state import MemoryStore

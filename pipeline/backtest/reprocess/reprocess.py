@@ -28,7 +28,7 @@ from pipeline.backtest.reprocess.written_runs import (
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.cluster.admin import delete_before, ensure_topics, reached
 from pipeline.kafka.cluster.clients import admin_client

@@ -20,7 +20,7 @@ from pipeline.backtest.runner.thresholds import Budget, PacedVariant
 from pipeline.backtest.training.renewal import ModelRenewal
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import VariantTraining
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.models.registry import Registry

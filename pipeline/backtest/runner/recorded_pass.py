@@ -19,7 +19,7 @@ from pipeline.backtest.runner.recorded_replay import RecordedReplay, Scored
 from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import RunStatistics
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.joins import NO_TRANSACTION
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.records.results import Result

@@ -17,7 +17,7 @@ from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.runner.result import Parameter
 from pipeline.backtest.training.renewal import ModelRenewal, RenewalSchedule
 from pipeline.decision.pacing import PacingOptions
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.engine.scores.models import ActiveModels

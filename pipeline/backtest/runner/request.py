@@ -21,7 +21,7 @@ from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, TimeRan
 from pipeline.backtest.runner.thresholds import AlertThreshold
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.variants import Training
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import REACH_US

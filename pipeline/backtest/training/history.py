@@ -17,7 +17,7 @@ from pipeline.backtest.input.tables import truth_of
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import read_rows, scheduled
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.features.catalogue import FEATURES
 from pipeline.history import table_columns

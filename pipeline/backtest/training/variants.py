@@ -17,7 +17,7 @@ from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.decision.policy import Policy
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import Registry

@@ -23,6 +23,7 @@ from pipeline.engine.cards.joins import (
 from pipeline.engine.cards.pending import LabelBatch, PendingLabels
 from pipeline.engine.cards.transaction_index import M, TransactionIndex
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, WaitClock
+from schemas.records import Record
 
 
 class Arrivals(NamedTuple, Generic[M]):
@@ -49,12 +50,11 @@ class Arrivals(NamedTuple, Generic[M]):
 
 
 class Following(NamedTuple, Generic[M]):
-    """k labels that change what is known, in the order in which they follow their transactions."""
+    """k labels that change what is known, those of a partition in the order in which they follow their transactions."""
 
     position: NDArray[np.int64]
     """Shape (k,): position of the record behind which each stands, its own or its transaction's."""
-    label: NDArray[np.int64]
-    """Shape (k,): its number among the labels of the batch."""
+    labels: LabelBatch
     event_time_us: NDArray[np.int64]
     """Shape (k,): event time of its transaction."""
     merchants: M
@@ -71,13 +71,11 @@ class Joined(NamedTuple, Generic[M]):
     """Shape (n,): of a repeat with other content, ``source`` of the one that was accepted; else -1."""
     wait_us: NDArray[np.int64]
     """Shape (a,): what the wait clock showed with each accepted transaction."""
-    labels: LabelBatch
-    """Labels that may have waited already, and behind them those that arrived."""
     following: Following[M]
     given_up: LabelBatch
     """Labels that have waited in vain."""
-    no_room: Sequence[tuple[int, str]]
-    """Numbers of labels of the batch that cannot wait, each with the reason."""
+    no_room: Sequence[tuple[Record, str]]
+    """Labels that cannot wait, each with the reason."""
     counts: NDArray[np.int64]
     """Shape (len(COUNTS),): what became of labels."""
 
@@ -133,12 +131,12 @@ class CardJoin(Generic[M]):
         accepted_us = entries.rows[entries.count - np.count_nonzero(accepted) : entries.count, WAIT_US].copy()
         following = Following(
             found.follows[:, F_POSITION],
-            found.follows[:, F_LABEL],
+            batch.take(found.follows[:, F_LABEL]),
             entries.rows[entry, EVENT_US],
             self._index.merchants(entry),
             found.follows[:, F_KNOWN],
         )
-        return Joined(accepted, found.differs, accepted_us, batch, following, given_up, no_room, found.counts)
+        return Joined(accepted, found.differs, accepted_us, following, given_up, no_room, found.counts)
 
     def forget(self, at_least: int) -> None:
         """Forget what lies behind the retention: at least so many transactions, if there are."""

@@ -172,23 +172,6 @@ def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput)
     )
 
 
-def not_joined(transaction_id: str, card_id: str, label_horizon_us: int) -> str:
-    """Return the text of the dead letter of a label that has waited in vain."""
-    return (
-        f"no transaction {transaction_id!r} of card {card_id!r} is known that the label can be joined to: check both "
-        "identifiers and send it again, unless the transaction happened more than "
-        f"{label_horizon_us / US_PER_DAY:g} days before, which is too long"
-    )
-
-
-def contradicts(transaction_id: str, card_id: str) -> str:
-    """Return the text of the dead letter of a repeat with other content."""
-    return (
-        f"transaction {transaction_id!r} of card {card_id!r} was accepted before with another merchant, event time, "
-        "amount, currency or type, and that one holds: give each transaction an identifier of its own"
-    )
-
-
 def _table_size(entries: int) -> int:
     """A power of two that leaves half of a table free."""
     return 1 << max(2 * entries - 1, 1).bit_length()

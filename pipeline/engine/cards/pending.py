@@ -39,6 +39,14 @@ class LabelBatch(NamedTuple):
         """Labels that have just been accepted."""
         return cls(labels, digest_keys(labels.card_id, labels.transaction_id), records) if len(labels) else NO_LABELS
 
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "LabelBatch":
+        """The labels of a mask of shape (m,), or of indices."""
+        numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        if not len(numbers):
+            return NO_LABELS
+        records = [self.records[number] for number in numbers.tolist()] if self.records else ()
+        return LabelBatch(self.labels.take(numbers), self.digest[numbers], records)
+
     def __add__(self, other: "LabelBatch") -> "LabelBatch":  # type: ignore[override]
         """The labels of both."""
         if not len(self.labels) or not len(other.labels):
@@ -59,11 +67,11 @@ class PendingLabels(Protocol):
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
         """Return at least those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
         """Keep the labels that ``waits``, shape (m,), marks, and let go of the others.
 
-        The first ``held`` of ``batch`` are what `awaiting` returned. Return the numbers of those for which there is no
-        room, each with the reason.
+        The first ``held`` of ``batch`` are what `awaiting` returned. Return those for which there is no room, each with
+        the reason.
         """
 
     def give_up(self, before_us: int) -> LabelBatch:
@@ -87,10 +95,10 @@ class MemoryPending:
         del digest
         return self._batch
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
         """Keep all labels that ``waits`` marks."""
         del held
-        self._batch = _taken(batch, waits)
+        self._batch = batch.take(waits)
         return []
 
     def give_up(self, before_us: int) -> LabelBatch:
@@ -98,8 +106,8 @@ class MemoryPending:
         in_vain = self._batch.labels.known_at_us < before_us
         if not in_vain.any():
             return NO_LABELS
-        given_up = _taken(self._batch, in_vain)
-        self._batch = _taken(self._batch, ~in_vain)
+        given_up = self._batch.take(in_vain)
+        self._batch = self._batch.take(~in_vain)
         return given_up
 
     def commit(self) -> None:
@@ -128,16 +136,16 @@ class StorePending:
         self._held = [item for digest in self._items.awaited(list(asked)) for item in self._items.items(digest)]
         return _batch(self._held)
 
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[int, str]]:
+    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
         """Keep the labels that ``waits`` marks, as far as there is room for those that have not waited before."""
         for item, goes_on in zip(self._held, waits.tolist(), strict=False):
             if not goes_on:
                 self._items.remove(item)
-        refused: list[tuple[int, str]] = []
+        refused: list[tuple[Record, str]] = []
         for row in (held + np.flatnonzero(waits[held:])).tolist():
             digest, payload = batch.digest[row].astype(">i8").tobytes(), _pack_record(batch.records[row])
             if reason := self._no_room(digest, len(payload)):
-                refused.append((row, reason))
+                refused.append((batch.records[row], reason))
             else:
                 self._items.add(digest, int(batch.labels.known_at_us[row]), payload)
         return refused
@@ -161,12 +169,6 @@ class StorePending:
     def rollback(self) -> None:
         """Roll the batch back."""
         self._items.rollback()
-
-
-def _taken(batch: LabelBatch, rows: NDArray[np.bool_]) -> LabelBatch:
-    if not rows.any():
-        return NO_LABELS
-    return LabelBatch(batch.labels.take(rows), batch.digest[rows])
 
 
 def _batch(items: Sequence[PendingItem]) -> LabelBatch:

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.cards.card_join import Joined
+from pipeline.engine.cards.card_join import Following
+from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.driver import CardOutcome
 from pipeline.engine.encoding import blocks
 from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
 from pipeline.engine.encoding.blocks import (
     FEATURE_BYTES,
-    KNOWN_NAMES,
+    KNOWN_CODES,
     LABEL,
     PROFILED_LAYOUT,
     TRANSACTION,
@@ -24,13 +26,11 @@ from pipeline.engine.encoding.blocks import (
 )
 from pipeline.engine.encoding.json_bytes import copy_bytes
 from pipeline.engine.encoding.json_numbers import LONGEST_VALUE, write_whole
-from pipeline.engine.records.columns import Transactions, text_buffers
+from pipeline.engine.records.columns import text_buffers
 from pipeline.engine.records.forwarding import ForwardedBatch
 from pipeline.engine.records.partitioner import partitions_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
-from pipeline.features.kernel import CardProfile
-from pipeline.learning.labels import KNOWN
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
 from schemas.times import US_PER_SECOND
@@ -41,57 +41,7 @@ _TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, R
 _TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
 _RATES: Final = len(_TOPICS)
 _DASH: Final = np.uint8(ord("-"))
-_KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in KNOWN], np.uint8)
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class ProfiledLabels(NamedTuple):
-    """m labels that change what is known, in the order in which they follow their transactions."""
-
-    behind: NDArray[np.int64]
-    """Shape (m,): how many transactions of the batch stand before each; ascending."""
-    transaction_id: pa.Array
-    card_id: pa.Array
-    merchant_id: pa.Array
-    event_time_us: NDArray[np.int64]
-    """Shape (m,): event time of the transaction."""
-    known: NDArray[np.int64]
-    """Shape (m,): an index of `pipeline.learning.labels.KNOWN`."""
-    known_at_us: NDArray[np.int64]
-    records: Sequence[Record]
-    """m records, as they lay in ``labels``."""
-
-
-def following_labels(joined: Joined[list[bytes]], accepted: int) -> ProfiledLabels | None:
-    """Return the labels of a batch that change what is known, among its ``accepted`` transactions; None for none."""
-    following, labels = joined.following, joined.labels.labels
-    if not len(following.label):
-        return None
-    # How many transactions stand at a position or before it.
-    before = np.append(np.cumsum(joined.accepted), accepted)
-    matched = labels.take(following.label)
-    return ProfiledLabels(
-        before[np.minimum(following.position, len(joined.accepted))],
-        matched.transaction_id,
-        matched.card_id,
-        pa.array([merchant.decode() for merchant in following.merchants], pa.string()),
-        following.event_time_us,
-        following.known,
-        matched.known_at_us,
-        [joined.labels.records[label] for label in following.label.tolist()],
-    )
-
-
-def joined_labels(parts: Sequence[ProfiledLabels]) -> ProfiledLabels | None:
-    """Return labels of several partitions as one; None for none."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-
-    def concatenated(columns: Sequence[Any]) -> Any:
-        return pa.concat_arrays(columns) if isinstance(columns[0], pa.Array) else np.concatenate(columns)
-
-    *columns, records = zip(*parts, strict=True)
-    return ProfiledLabels._make([*map(concatenated, columns), [record for part in records for record in part]])
 
 
 class RowColumns(NamedTuple):
@@ -114,42 +64,23 @@ class RowColumns(NamedTuple):
 
 
 def profiled_columns(
-    taken: Transactions,
-    profile: CardProfile,
-    wait_us: NDArray[np.int64],
-    batch: ForwardedBatch,
-    labels: ProfiledLabels | None,
-    merchant_partitions: int,
-    rates_version: str,
-    now: datetime,
-    topic_prefix: str = "",
-    dropped: Set[str] = frozenset(),
+    outcome: CardOutcome[list[bytes]], batch: ForwardedBatch, options: CardOptions, now: datetime
 ) -> RowColumns:
     """Lay out the rows of a batch.
 
     Args:
-        taken: The accepted transactions, with what their producers stated; ``row`` is a record's number in ``batch``.
-        profile: What is known of them from their cards.
-        wait_us: Shape (n,): what the wait clock showed with each.
-        batch: Their records.
-        labels: The labels that follow; None for none.
-        merchant_partitions: Partitions of ``profiled``.
-        rates_version: Version of the rate table that converted the amounts.
+        outcome: Accepted transactions with what their producers stated, and labels; ``row`` is a number in ``batch``.
+        batch: The records of all transactions.
+        options: Those of the batch.
         now: When the batch was read.
-        topic_prefix: Prefix of the pipeline's topics.
-        dropped: Fields that the producers' own bytes lose.
+
+    Returns:
+        Transactions and labels as they reach the merchants of each partition.
     """
-    rows = _transaction_rows(taken, profile, batch, merchant_partitions, rates_version, timestamp_us(now), dropped)
-    rows.wide[blocks.KNOWN_AT_US] = wait_us
-    if labels is None:
+    rows = _transaction_rows(outcome, batch, options, timestamp_us(now))
+    if not len(outcome.following.position):
         return rows
-    more = _label_rows(labels, merchant_partitions, rates_version, profile.features.shape[1], topic_prefix, dropped)
-    n, m = len(taken), len(labels.behind)
-    order = np.empty(n + m, np.intp)
-    is_label = np.zeros(n + m, np.bool_)
-    is_label[labels.behind + np.arange(m)] = True
-    order[~is_label], order[is_label] = np.arange(n), n + np.arange(m)
-    return _joined([rows, more], order)
+    return _joined([rows, _label_rows(outcome.following, rows.features.shape[1], options)], outcome.log_order())
 
 
 def encode_blocks(columns: RowColumns) -> list[Output]:
@@ -182,14 +113,9 @@ def encode_blocks(columns: RowColumns) -> list[Output]:
 
 
 def _transaction_rows(
-    taken: Transactions,
-    profile: CardProfile,
-    batch: ForwardedBatch,
-    partitions: int,
-    rates_version: str,
-    now_us: int,
-    dropped: Set[str],
+    outcome: CardOutcome[list[bytes]], batch: ForwardedBatch, options: CardOptions, now_us: int
 ) -> RowColumns:
+    taken, profile = outcome.transactions, outcome.profile
     n, numbers = len(taken), taken.row.tolist()
     is_all = n == len(batch.records)
     records = batch.records if is_all else [batch.records[number] for number in numbers]
@@ -200,6 +126,7 @@ def _transaction_rows(
     wide = np.zeros((len(blocks.WIDE), n), np.int64)
     wide[blocks.EVENT_US], wide[blocks.AMOUNT_BASE] = taken.event_time_us, taken.amount_base_minor
     wide[blocks.CASE_SEQUENCE], wide[blocks.INGESTED_US] = profile.case_sequence, now_us
+    wide[blocks.KNOWN_AT_US] = outcome.wait_us
     narrow, codes = np.empty((len(blocks.NARROW), n), np.int32), np.zeros((len(blocks.CODES), n), np.uint8)
     if taken.producer_offset_min is None:
         raise ValueError("these transactions were accepted without what their producers stated")
@@ -217,36 +144,30 @@ def _transaction_rows(
         taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.producer_amount, taken.currency,
         taken.transaction_type,
     )  # fmt: skip
-    text, firsts, lengths = _texts(dict(enumerate(texts)), records, dropped)
+    text, firsts, lengths = _texts(dict(enumerate(texts)), records, options.dropped_fields)
     return RowColumns(
-        partitions_of(taken.merchant_id, partitions), sources, wide, profile.features, narrow, codes, text, firsts,
-        lengths, rates_version,
+        partitions_of(taken.merchant_id, options.merchant_partitions), sources, wide, profile.features, narrow, codes,
+        text, firsts, lengths, options.rates.version,
     )  # fmt: skip
 
 
-def _label_rows(
-    labels: ProfiledLabels,
-    partitions: int,
-    rates_version: str,
-    features: int,
-    topic_prefix: str,
-    dropped: Set[str],
-) -> RowColumns:
-    m = len(labels.behind)
-    topics = [record.topic.removeprefix(topic_prefix) for record in labels.records]
+def _label_rows(following: Following[list[bytes]], features: int, options: CardOptions) -> RowColumns:
+    labels, records, m = following.labels.labels, following.labels.records, len(following.position)
+    topics = [record.topic.removeprefix(options.topic_prefix) for record in records]
     more_topics = tuple(dict.fromkeys(topic for topic in topics if topic != LABELS.name))
     numbers = {LABELS.name: _LABELS} | {topic: _RATES + 1 + number for number, topic in enumerate(more_topics)}
-    sources = _sources(labels.records, _LABELS)
+    sources = _sources(records, _LABELS)
     sources.topic[:] = [numbers[topic] for topic in topics]
     wide = np.zeros((len(blocks.WIDE), m), np.int64)
-    wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = labels.event_time_us, labels.known_at_us
+    wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = following.event_time_us, labels.known_at_us
     codes = np.zeros((len(blocks.CODES), m), np.uint8)
-    codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, _KNOWN_CODES[labels.known]
-    texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: labels.merchant_id}
-    text, firsts, lengths = _texts(texts, labels.records, dropped)
+    codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, KNOWN_CODES[following.known]
+    merchants = pa.array(following.merchants, pa.binary())
+    texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: merchants}
+    text, firsts, lengths = _texts(texts, records, options.dropped_fields)
     return RowColumns(
-        partitions_of(labels.merchant_id, partitions), sources, wide, np.empty((0, features)),
-        np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths, rates_version, more_topics,
+        partitions_of(merchants, options.merchant_partitions), sources, wide, np.empty((0, features)),
+        np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths, options.rates.version, more_topics,
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pipeline.learning.labels import KNOWN as LABEL_VALUES
+
 TRANSACTION, LABEL = range(2)
 """Kinds of rows, as the merchants' windows number them."""
 MOST_ROWS: Final = 512
@@ -43,6 +45,8 @@ OUTLIER: Final = 2
 """Bits of ``counts``: whether a transaction enters the windows, and whether its amount is an outlier for its card."""
 KNOWN_NAMES: Final = ("legitimate", "fraud", "none")
 """Values of a label from ``known_at_us`` on, by code; the merchants' windows have the same codes."""
+KNOWN_CODES: Final = np.array([KNOWN_NAMES.index(name) for name in LABEL_VALUES], np.uint8)
+"""Code of each value of `pipeline.learning.labels.KNOWN`."""
 
 _FORMAT: Final = 1
 _JSON: Final = b'{"kind":"'

@@ -33,6 +33,12 @@ class _Columns:
     """Columns of one length, of which rows can be taken."""
 
     __slots__ = ()
+    card_id: pa.Array
+    transaction_id: pa.Array
+
+    def identities(self) -> NDArray[np.uint64]:
+        """Return the `transaction_hash` of each row; shape (n,)."""
+        return identities(self.card_id, self.transaction_id)
 
     def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Self:
         """The rows of a slice, of a mask of shape (n,), or of indices."""
@@ -123,10 +129,6 @@ class Transactions(_Columns):
             given = self.declared[name].is_valid().to_numpy(zero_copy_only=False)
             texts[given, column] = name_keys(self.declared[name].filter(pa.array(given)))[:, 0]
         return FieldColumns(numbers, texts)
-
-    def identities(self) -> NDArray[np.uint64]:
-        """Return the `transaction_hash` of each row; shape (n,)."""
-        return identities(self.card_id, self.transaction_id)
 
 
 @dataclass(frozen=True, slots=True)

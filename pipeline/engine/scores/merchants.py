@@ -34,39 +34,3 @@ class MerchantLog(NamedTuple):
     def profile(self, windows: MerchantWindows) -> NDArray[np.float64]:
         """Let the records enter the windows; return features, shape (n, len(MERCHANT_FEATURES)), NaN for labels."""
         return windows.profile(*self)
-
-
-def transactions_log(
-    merchants: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-    amount_base_minor: NDArray[np.int64],
-    counts: NDArray[np.bool_],
-    outliers: NDArray[np.bool_],
-) -> MerchantLog:
-    """Return a log of transactions alone."""
-    n = len(merchants)
-    return MerchantLog(
-        np.zeros(n, np.uint8), merchants, np.zeros(n, np.uint64), event_time_us, amount_base_minor, counts, outliers,
-        np.zeros(n, np.int8), np.zeros(n, np.int64),
-    )  # fmt: skip
-
-
-def labels_log(
-    merchants: NDArray[np.int64],
-    identities: NDArray[np.uint64],
-    event_time_us: NDArray[np.int64],
-    known: NDArray[np.int8],
-    known_at_us: NDArray[np.int64],
-) -> MerchantLog:
-    """Return a log of labels alone."""
-    n = len(merchants)
-    no = np.zeros(n, np.bool_)
-    return MerchantLog(
-        np.ones(n, np.uint8), merchants, identities, event_time_us, np.zeros(n, np.int64), no, no, known, known_at_us,
-    )  # fmt: skip
-
-
-def behind(first: MerchantLog, second: MerchantLog) -> MerchantLog:
-    """Return the records of one log behind those of another."""
-    columns: list[NDArray[Any]] = [np.concatenate(list(arrays)) for arrays in zip(first, second, strict=True)]
-    return MerchantLog(*columns)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.backtest import Decisions, Learning, Order, replay
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.cards.card import CardOptions
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES

@@ -137,7 +137,9 @@ def test_a_batch_of_several_card_partitions_is_one_block_in_their_order() -> Non
 
     def processed(*records: list[Record]) -> list[Output]:
         states = [CardPartition(rules, None, MemoryStore()) for _ in records]
-        return blocks(process_together(list(zip(states, records, strict=True)), NOW, rules))
+        return blocks(
+            process_together([(state.kernels, part) for state, part in zip(states, records, strict=True)], NOW, rules)
+        )
 
     outputs = processed(*parts)
     (rows,) = rows_of(outputs).values()

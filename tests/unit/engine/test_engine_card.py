@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.engine.cards import pending as pending_module
-from pipeline.engine.cards.card import CardOptions, CardPartition
+from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import accept
 from pipeline.engine.records.forwarding import forward
@@ -114,7 +115,7 @@ def test_dropped_fields_are_not_profiled_and_decide_nothing() -> None:
     ]
     found = []
     for state, given in ((whole, options()), (slim, slim_options)):
-        found.append(profiled(process_together([(state, records)], NOW, given), PROFILED))
+        found.append(profiled(process_together([(state.kernels, records)], NOW, given), PROFILED))
         state.commit()
     (full, label_), (less, label_less) = found
     assert isinstance(full, ProfiledTransaction)

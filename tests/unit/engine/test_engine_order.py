@@ -105,7 +105,7 @@ def test_a_flood_of_labels_takes_no_memory_and_is_given_up_piece_by_piece(monkey
     desk.work([desk.labels.append(label(1_000 + n, after(1)), after(1)) for n in range(450)])
     pending = desk.state._pending.state
     assert pending.count == 450
-    assert len(desk.state.dump().values) < 20_000 + len(desk.state._windows.dump()[0])
+    assert len(desk.state.dump().values) < 20_000 + len(desk.state.kernels.windows.dump()[0])
     given_up = [len(to(DEAD_LETTERS, desk.buy(number, after(20)))) for number in range(6)]
     assert given_up == [100, 100, 100, 100, 50, 0]
     assert desk.state._pending.state.count == 0
@@ -200,9 +200,9 @@ def test_what_is_accepted_again_and_again_is_forgotten_with_its_last_time(seed: 
             key[1:]: int.from_bytes(packed[8:16], "little") for key, packed in store.items().items() if key[:1] == b"t"
         }
         for digest in [digest for digest in last_day if digest not in held]:
-            assert last_day.pop(digest) < state._join.clock.first_day
+            assert last_day.pop(digest) < state.kernels.join.clock.first_day
         last_day |= {digest: day_of(stream_time_us) for digest, stream_time_us in held.items()}
-        assert all(held_day >= state._join.clock.first_day for held_day in last_day.values())
+        assert all(held_day >= state.kernels.join.clock.first_day for held_day in last_day.values())
     assert counts["accepted", ""] > 100
     assert counts["duplicate", ""] > 20
     assert state._index.state.again > 3

@@ -1,0 +1,48 @@
+"""The options of the card kernel, live and in backtests."""
+
+from typing import NamedTuple, Self
+
+from pipeline.engine.cards.joins import Retention
+from schemas.messages import CardConfig
+from schemas.money import RateTable
+
+
+class CardOptions(NamedTuple):
+    """The options of the card kernel."""
+
+    rates: RateTable
+    future_tolerance_us: int
+    dedup_horizon_us: int
+    label_horizon_us: int
+    partitions: int
+    """Number of partitions of ``transactions``, and so of ``accepted-labels`` and ``rerouted``."""
+    topic_prefix: str = ""
+    merchant_partitions: int = 1
+    """Number of partitions of ``profiled``."""
+    dropped_fields: frozenset[str] = frozenset()
+    """Fields that the producers' own bytes lose on their way to ``profiled``."""
+
+    @property
+    def config(self) -> CardConfig:
+        """Return the processing config: the options that decide how a record is processed, live and in a replay."""
+        return CardConfig(
+            rates_version=self.rates.version,
+            rates_digest=self.rates.digest,
+            future_tolerance_us=self.future_tolerance_us,
+            dedup_horizon_us=self.dedup_horizon_us,
+            label_horizon_us=self.label_horizon_us,
+        )
+
+    @property
+    def retention(self) -> Retention:
+        """Return for how long transactions are remembered."""
+        return Retention(self.dedup_horizon_us, self.label_horizon_us)
+
+    def under(self, config: CardConfig, rates: RateTable) -> Self:
+        """Return the options under another processing config, whose table is ``rates``."""
+        return self._replace(
+            rates=rates,
+            future_tolerance_us=config.future_tolerance_us,
+            dedup_horizon_us=config.dedup_horizon_us,
+            label_horizon_us=config.label_horizon_us,
+        )
