@@ -7,19 +7,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.scores.feature_blocks import (
-    AMOUNT_MINOR,
-    EVENT_US,
     LAYOUT,
     LIGHTGBM,
     NAMED_VERSIONS,
     NUMBERS,
-    OFFSET,
     OWN_FEATURES,
-    PARTITION,
     RATES_VERSION,
-    ROW,
     SCORE,
     SOURCE_TOPIC,
     FeatureRows,
@@ -124,8 +120,10 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
         return [pa.nulls(0, field.type) for field in _FIELDS]
     blocks = [rows.block for rows in found]
     counts = [block.rows for block in blocks]
-    wide = np.concatenate([block.wide for block in blocks], axis=1)
-    narrow = np.concatenate([block.narrow for block in blocks], axis=1)
+    wholes = {
+        column: np.concatenate([block.whole(column) for block in blocks])
+        for column in (col.EVENT_US, col.AMOUNT_BASE, col.SOURCE_PARTITION, col.SOURCE_OFFSET, col.LOG_ROW)
+    }
     numbers = np.concatenate([block.features[:, : len(NUMBERS)] for block in blocks])
     names = pa.array([name for block in blocks for name in block.names], pa.binary()).cast(pa.string())
     firsts = np.cumsum([0, *(len(block.names) for block in blocks[:-1])])
@@ -134,8 +132,8 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
     arrays = [
         np.concatenate([np.arange(count) for count in counts]),
         *(block_texts(blocks, column) for column in range(len(LAYOUT.texts))),
-        pa.array(wide[EVENT_US]).cast(_TIME),
-        wide[AMOUNT_MINOR] / 100,
+        pa.array(wholes[col.EVENT_US]).cast(_TIME),
+        wholes[col.AMOUNT_BASE] / 100,
         numbers[:, SCORE],
         *numbers[:, :SCORE].T,
         *feature_columns(np.concatenate([rows.own_features() for rows in found])),
@@ -143,10 +141,10 @@ def _decision_columns(found: Sequence[FeatureRows]) -> list[pa.Array]:
         kernels.take(pa.array(np.repeat(np.arange(len(blocks)), counts))),
         names.take(pa.array(codes[RATES_VERSION])),
         names.take(pa.array(codes[SOURCE_TOPIC])),
-        narrow[PARTITION],
-        wide[OFFSET],
+        wholes[col.SOURCE_PARTITION],
+        wholes[col.SOURCE_OFFSET],
         np.concatenate([block.sources.partition for block in blocks]),
         np.concatenate([block.sources.offset for block in blocks]),
-        narrow[ROW],
+        wholes[col.LOG_ROW],
     ]
     return [pa.array(array, field.type) for array, field in zip(arrays, _FIELDS, strict=True)]

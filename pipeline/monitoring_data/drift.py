@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.engine.scores.feature_blocks import EVENT_US, SCORE
+from pipeline.engine.encoding.row_columns import EVENT_US
+from pipeline.engine.scores.feature_blocks import SCORE
 from pipeline.exports.contents import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.kafka.cluster.log_offsets import starts_at
@@ -168,7 +169,7 @@ class MonitoredTopics:
                 block = rows.block
                 # Features of one name may mean something else in another kernel.
                 if block.kernel == KERNEL_VERSION:
-                    event_time_us, score = block.wide[EVENT_US][rows.rows], block.features[rows.rows, SCORE]
+                    event_time_us, score = block.whole(EVENT_US)[rows.rows], block.features[rows.rows, SCORE]
                     self._into.add_decisions(event_time_us, rows.own_features(), score)
             return
         events = [event for _, event in readable(records, _decode_event, not_counted)]

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.event_clock import EventClock, newest_of
+from pipeline.engine.encoding.row_columns import EVENT_US, SOURCE_OFFSET, SOURCE_PARTITION
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.columns import digest_keys, name_keys
 from pipeline.engine.scores.feature_blocks import (
-    EVENT_US,
     LIGHTGBM,
     LOGIT,
-    OFFSET,
-    PARTITION,
     POLICY,
     SCORE,
     SOURCE_TOPIC,
@@ -229,7 +227,7 @@ class ServedLog:
         for record, rows in readable_features(records, not_counted):
             if rows.block.kernel == KERNEL_VERSION:
                 found.append((rows, record.timestamp_ms))
-                self._advance(record.partition, rows.block.wide[EVENT_US, rows.rows])
+                self._advance(record.partition, rows.block.whole(EVENT_US)[rows.rows])
             else:
                 self.other_kernel += len(rows.rows)
         if not found:
@@ -305,8 +303,10 @@ class ServedLog:
         firsts = np.cumsum([0, *counts[:-1]])
         kept = np.concatenate([first + rows.rows for first, (rows, _) in zip(firsts, found, strict=True)])
         cards, names = block_texts(blocks, _CARD_TEXT), block_texts(blocks, _ID_TEXT)
-        wide = np.concatenate([block.wide for block in blocks], axis=1)
-        narrow = np.concatenate([block.narrow for block in blocks], axis=1)
+        event_us, partition, offset = (
+            np.concatenate([block.whole(column) for block in blocks])
+            for column in (EVENT_US, SOURCE_PARTITION, SOURCE_OFFSET)
+        )
         numbers = np.concatenate([block.features[:, [LOGIT, SCORE]] for block in blocks])
         codes = [self._coded(rows) for rows, _ in found]
         lightgbm, policy, topic = np.concatenate(codes, axis=1)
@@ -315,7 +315,7 @@ class ServedLog:
             *(
                 column[kept]
                 for column in (
-                    wide[EVENT_US],
+                    event_us,
                     name_keys(cards)[:, 0],
                     digest_keys(cards, names)[:, 0],
                     numbers[:, 1],
@@ -324,8 +324,8 @@ class ServedLog:
                     policy,
                     np.repeat(np.array([at_ms for _, at_ms in found], np.int64), counts),
                     topic,
-                    narrow[PARTITION],
-                    wide[OFFSET],
+                    partition,
+                    offset,
                 )
             ),
         )

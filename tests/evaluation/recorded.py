@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding.row_columns import SOURCE_OFFSET, SOURCE_PARTITION
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.engine.scores.feature_blocks import OFFSET, OWN_FEATURES, PARTITION, SOURCE_TOPIC, read_features
+from pipeline.engine.scores.feature_blocks import OWN_FEATURES, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.replay.replayer import EPOCH
@@ -163,7 +164,8 @@ class Topics:
                     raise ValueError(f"features partition {record.partition} offset {record.offset} has other features")
                 block = found.block
                 topics = [block.names[code].decode() for code in block.codes[SOURCE_TOPIC]]
-                at = zip(topics, block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True)
+                columns = (block.whole(column).tolist() for column in (SOURCE_PARTITION, SOURCE_OFFSET))
+                at = zip(topics, *columns, strict=True)
                 rows |= dict(zip(at, range(count, count + block.rows), strict=True))
                 count += block.rows
                 parts.append(found.own_features())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pipeline.engine.encoding.blocks import CODES, NARROW, WIDE, Block, Sources, pack_block, parse_block
+from pipeline.engine.encoding.blocks import CODES, Block, Sources, pack_block, parse_block
 from pipeline.engine.scores.feature_blocks import LAYOUT
 from schemas.codec import timestamp_us
 from schemas.messages import DecisionFeatures
@@ -68,7 +68,7 @@ def changed(value: bytes | None, **columns: Any) -> bytes:
     sources = {name: column.copy() for name, column in block.sources._asdict().items()}
     whole: dict[str, Any] = {}
     for name, to in columns.items():
-        for names, source in ((WIDE, wide), (NARROW, narrow), (CODES, codes)):
+        for names, source in ((block.layout.wide, wide), (block.layout.narrow, narrow), (CODES, codes)):
             if name in names:
                 source[names.index(name)] = to
         if name.startswith("source_"):

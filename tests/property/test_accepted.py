@@ -10,24 +10,11 @@ from hypothesis import strategies as st
 
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.json_scanner import ATTRIBUTES, scan
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records import accept
 from pipeline.engine.records.results import Result
-from pipeline.engine.records.subjects import (
-    AMOUNT,
-    AMOUNT_BASE,
-    CARD,
-    CURRENCY,
-    EVENT_US,
-    ID,
-    LOG_OFFSET,
-    LOG_ROW,
-    MERCHANT,
-    PRODUCER_OFFSET,
-    PRODUCER_US,
-    TYPE,
-)
 from pipeline.engine.scores.block_messages import decode_producer_fields, read_messages, write_messages
 from pipeline.engine.scores.profiled import read_rows
 from schemas.codec import MAX_NAMES, decode_transaction
@@ -83,7 +70,8 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
                 rates=RATES,
             )
             transaction = item.message
-            texts = [rows.subjects.texts(column)[row] for column in (ID, CARD, MERCHANT, AMOUNT, CURRENCY, TYPE)]
+            columns = (col.ID, col.CARD, col.MERCHANT, col.AMOUNT, col.CURRENCY, col.TYPE)
+            texts = [rows.subjects.texts(column)[row] for column in columns]
             names = [
                 name.encode() for name in (transaction.transaction_id, transaction.card_id, transaction.merchant_id)
             ]
@@ -94,10 +82,9 @@ def test_what_a_block_says_of_a_transaction_is_what_the_decoder_reads(values: li
                 transaction.transaction_type.encode(),
             ]
             wholes = rows.subjects.wholes[
-                [EVENT_US, PRODUCER_US, PRODUCER_OFFSET, AMOUNT_BASE, LOG_OFFSET, LOG_ROW], row
+                [col.EVENT_US, col.PRODUCER_OFFSET, col.AMOUNT_BASE, col.LOG_OFFSET, col.LOG_ROW], row
             ]
             expected = [
-                item.event_time_us,
                 item.event_time_us,
                 fields.offset_min,
                 item.amount_base_minor,

@@ -15,6 +15,7 @@ from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.encoding import block_writing
 from pipeline.engine.encoding.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
+from pipeline.engine.encoding.row_columns import ORIGINAL
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.scores.block_messages import read_messages
 from pipeline.engine.scores.decider import Decider
@@ -65,7 +66,7 @@ def test_rows_of_a_block_that_is_refused_leave_the_others_as_they_are() -> None:
     assert rows.log.known.tolist() == [0, 0, 0, 1]
     assert rows.log.identities[3] == rows.identity(1)
     assert rows.log.merchants[3].tolist() == rows.log.merchants[1].tolist()
-    originals = [rows.subjects.text[first:end] for first, end in rows.originals.tolist()]
+    originals = [rows.subjects.text[first:end] for first, end in rows.subjects.spans[ORIGINAL].tolist()]
     assert originals == [*(record.value for record in bought), labels.records[0].value]
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.engine.encoding.blocks import MOST_ROWS
-from pipeline.engine.scores.feature_blocks import EVENT_US, OFFSET, PARTITION, FeatureRows
+from pipeline.engine.encoding.row_columns import EVENT_US, SOURCE_OFFSET, SOURCE_PARTITION
+from pipeline.engine.scores.feature_blocks import FeatureRows
 from pipeline.kafka.records.internal import not_counted, readable, readable_features
 from schemas.codec import timestamp_us
 from schemas.messages import LogPosition, ModelScores, RecordPosition, Versions
@@ -148,9 +149,10 @@ class LiveDecisions:
     def _add_features(self, records: Iterable[Record]) -> None:
         for _, rows in readable_features(records, not_counted):
             block = rows.block
-            event_us = block.wide[EVENT_US, rows.rows]
+            event_us = block.whole(EVENT_US)[rows.rows]
             inside = rows.rows[(event_us >= self._span.from_us) & (event_us < self._span.to_us)]
-            positions = zip(block.narrow[PARTITION, inside].tolist(), block.wide[OFFSET, inside].tolist(), strict=True)
+            columns = (block.whole(column)[inside].tolist() for column in (SOURCE_PARTITION, SOURCE_OFFSET))
+            positions = zip(*columns, strict=True)
             for position, values in zip(positions, FeatureRows(block, inside).own_features(), strict=True):
                 unpaired = self._begin(position)
                 # A tenth of the memory of a dictionary; and a view would hold the whole block.

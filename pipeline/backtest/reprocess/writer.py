@@ -12,27 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.records import Numbering
 from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, Fingerprint, Present, ReprocessError, RunTopics
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.records.partitioner import partitions_of
-from pipeline.engine.records.subjects import (
-    AMOUNT,
-    AMOUNT_BASE,
-    CARD,
-    CASE,
-    CASE_SEQUENCE,
-    CURRENCY,
-    ID,
-    INGESTED_US,
-    LOG_OFFSET,
-    LOG_PARTITION,
-    MERCHANT,
-    PRODUCER_US,
-    RATES,
-    SOURCE,
-    SOURCE_OFFSET,
-    SOURCE_PARTITION,
-    TYPE,
-    Subjects,
-)  # fmt: skip
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.decision_messages import NOT_READ, DecisionBatch, DecisionWriter
 from pipeline.engine.scores.decisions import Decisions, PolicyResult
 from pipeline.engine.scores.feature_blocks import encode_features
@@ -86,26 +68,26 @@ class DecisionMessages:
     def _subjects(self, decisions: Decisions, now_us: int) -> Subjects:
         taken, n = decisions.transactions, len(decisions)
         names = {
-            ID: taken.transaction_id, CARD: taken.card_id, MERCHANT: taken.merchant_id, CURRENCY: taken.currency,
-            TYPE: taken.transaction_type,
+            col.ID: taken.transaction_id, col.CARD: taken.card_id, col.MERCHANT: taken.merchant_id,
+            col.CURRENCY: taken.currency, col.TYPE: taken.transaction_type,
         }  # fmt: skip
         strings = {column: values.to_pylist() for column, values in names.items()}
         starts_s = (decisions.case_start_us // US_PER_SECOND).tolist()
         texts = {column: [value.encode() for value in values] for column, values in strings.items()}
-        texts[AMOUNT] = [*map(self._amount, taken.amount_minor.tolist(), strings[CURRENCY])]
-        texts[RATES] = [decisions.rates_version.encode()] * n
-        texts[SOURCE] = [TRANSACTIONS.name.encode()] * n
-        texts[CASE] = [b"%s-%d" % case for case in zip(texts[CARD], starts_s, strict=True)]
+        texts[col.AMOUNT] = [*map(self._amount, taken.amount_minor.tolist(), strings[col.CURRENCY])]
+        texts[col.RATES] = [decisions.rates_version.encode()] * n
+        texts[col.SOURCE] = [TRANSACTIONS.name.encode()] * n
+        texts[col.CASE] = [b"%s-%d" % case for case in zip(texts[col.CARD], starts_s, strict=True)]
         positions = np.array([*map(self.numbering.position, taken.row.tolist())], np.int64).reshape(n, 2)
         wholes: dict[int, NDArray[np.int64]] = {
-            SOURCE_PARTITION: positions[:, 0],
-            SOURCE_OFFSET: positions[:, 1],
-            PRODUCER_US: taken.event_time_us,
-            AMOUNT_BASE: taken.amount_base_minor,
-            LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),
-            LOG_OFFSET: np.full(n, NOT_READ),
-            CASE_SEQUENCE: decisions.case_sequence,
-            INGESTED_US: np.full(n, now_us),
+            col.SOURCE_PARTITION: positions[:, 0],
+            col.SOURCE_OFFSET: positions[:, 1],
+            col.EVENT_US: taken.event_time_us,
+            col.AMOUNT_BASE: taken.amount_base_minor,
+            col.LOG_PARTITION: partitions_of(taken.merchant_id, self._merchant_partitions),
+            col.LOG_OFFSET: np.full(n, NOT_READ),
+            col.CASE_SEQUENCE: decisions.case_sequence,
+            col.INGESTED_US: np.full(n, now_us),
         }
         return Subjects.from_columns(texts, wholes)
 
@@ -193,7 +175,7 @@ class RunWriter:
 
     def _records(self, decisions: Decisions) -> list[TopicRecord]:
         batch = self._messages.batch(decisions, datetime.now(UTC))
-        keys = batch.subjects.texts(CARD)
+        keys = batch.subjects.texts(col.CARD)
         records = [
             TopicRecord(self._topics.decisions, key, value)
             for key, value in zip(keys, self._messages.values(batch), strict=True)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.records import Numbering
 from pipeline.engine.encoding.blocks import BlockError
+from pipeline.engine.encoding.row_columns import SOURCE_OFFSET, SOURCE_PARTITION
 from pipeline.engine.scores.decisions import SELECTIONS, Decisions
-from pipeline.engine.scores.feature_blocks import NUMBERS, OFFSET, PARTITION, first_numbers, read_features
+from pipeline.engine.scores.feature_blocks import NUMBERS, first_numbers, read_features
 from pipeline.kafka.records.internal import not_counted, refuse
 from schemas.errors import UNREADABLE
 from schemas.messages import RecordPosition
@@ -163,7 +164,7 @@ def hashes_of_block(record: Record) -> list[int]:
     """
     rows = read_features(record)
     block, at = rows.block, rows.rows
-    positions = zip(block.narrow[PARTITION, at].tolist(), block.wide[OFFSET, at].tolist(), strict=True)
+    positions = zip(*(block.whole(column)[at].tolist() for column in (SOURCE_PARTITION, SOURCE_OFFSET)), strict=True)
     return _feature_hashes(positions, block.features[at, : len(NUMBERS)], rows.own_features())
 
 

@@ -25,30 +25,13 @@ from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.partition_state.state import MemoryStore, PartitionState
 from pipeline.engine.records.columns import Transactions
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
-from pipeline.engine.records.subjects import (
-    AMOUNT,
-    AMOUNT_BASE,
-    CARD,
-    CASE,
-    CASE_SEQUENCE,
-    COUNTS,
-    CURRENCY,
-    EVENT_US,
-    ID,
-    LOG_PARTITION,
-    MERCHANT,
-    RATES,
-    SOURCE_OFFSET,
-    SOURCE_PARTITION,
-    TYPE,
-    WAIT_US,
-    Subjects,
-)  # fmt: skip
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.block_messages import read_messages, write_messages
 from pipeline.engine.scores.decisions import Decisions, decided
 from pipeline.engine.scores.models import ActiveModels
@@ -257,15 +240,15 @@ class RecordedReplay:
         models: ActiveModels | None,
         live: LiveDecisions | None,
     ) -> Iterator[Scored]:
-        event_time_us = subjects.wholes[EVENT_US]
+        event_time_us = subjects.wholes[col.EVENT_US]
         inside = np.flatnonzero((event_time_us >= self._span.from_us) & (event_time_us < self._span.to_us))
         subjects, features = subjects.take(inside), features[inside]
         positions: list[SourcePosition] = [
-            *zip(*subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].tolist(), strict=True)
+            *zip(*subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].tolist(), strict=True)
         ]
         found = [None if live is None else live.find(position) for position in positions]
         groups: dict[tuple[str, Versions | None], list[int]] = {}
-        for row, (rates, recorded) in enumerate(zip(subjects.strings(RATES), found, strict=True)):
+        for row, (rates, recorded) in enumerate(zip(subjects.strings(col.RATES), found, strict=True)):
             if models is None and recorded is None:
                 continue
             versions = recorded.decision.versions if models is None and recorded is not None else None
@@ -281,33 +264,35 @@ class RecordedReplay:
         self, subjects: Subjects, features: NDArray[np.float64], models: ActiveModels, rates_version: str
     ) -> Decisions:
         numbering, wholes = Numbering(self._options.partitions), subjects.wholes
-        names = {column: subjects.strings(column) for column in (ID, CARD, MERCHANT, CURRENCY, TYPE)}
+        names = {
+            column: subjects.strings(column) for column in (col.ID, col.CARD, col.MERCHANT, col.CURRENCY, col.TYPE)
+        }
         taken = Transactions(
-            row=wholes[SOURCE_OFFSET] * numbering.partitions + wholes[SOURCE_PARTITION],
-            key=wholes[EVENT_US],
-            transaction_id=_texts(names[ID]),
-            card_id=_texts(names[CARD]),
-            merchant_id=_texts(names[MERCHANT]),
-            event_time_us=wholes[EVENT_US],
-            currency=_texts(names[CURRENCY]),
-            amount_minor=np.array([*map(_minor, subjects.strings(AMOUNT), names[CURRENCY])], np.int64),
-            amount_base_minor=wholes[AMOUNT_BASE],
-            transaction_type=_texts(names[TYPE]),
-            counts=wholes[COUNTS].astype(np.bool_),
+            row=wholes[col.SOURCE_OFFSET] * numbering.partitions + wholes[col.SOURCE_PARTITION],
+            key=wholes[col.EVENT_US],
+            transaction_id=_texts(names[col.ID]),
+            card_id=_texts(names[col.CARD]),
+            merchant_id=_texts(names[col.MERCHANT]),
+            event_time_us=wholes[col.EVENT_US],
+            currency=_texts(names[col.CURRENCY]),
+            amount_minor=np.array([*map(_minor, subjects.strings(col.AMOUNT), names[col.CURRENCY])], np.int64),
+            amount_base_minor=wholes[col.AMOUNT_BASE],
+            transaction_type=_texts(names[col.TYPE]),
+            counts=wholes[col.COUNTS].astype(np.bool_),
             hour=features[:, FEATURES.index("hour")].copy(),
             weekday=features[:, FEATURES.index("weekday")].copy(),
         )
-        starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(CASE)]
+        starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(col.CASE)]
         return Decisions(
             transactions=taken,
             position=np.arange(subjects.rows),
-            partition=wholes[SOURCE_PARTITION],
-            merchant_partition=wholes[LOG_PARTITION],
-            wait_us=wholes[WAIT_US],
+            partition=wholes[col.SOURCE_PARTITION],
+            merchant_partition=wholes[col.LOG_PARTITION],
+            wait_us=wholes[col.KNOWN_AT_US],
             features=features,
             **decided(models, features, taken.identities)._asdict(),
             case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
-            case_sequence=wholes[CASE_SEQUENCE],
+            case_sequence=wholes[col.CASE_SEQUENCE],
             models=models,
             base_currency=self._options.rates.base,
             rates_version=rates_version,

@@ -13,6 +13,7 @@ from pipeline.engine.cards.card_join import Following
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.driver import CardOutcome
 from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
 from pipeline.engine.encoding.blocks import (
     FEATURE_BYTES,
@@ -56,7 +57,7 @@ class RowColumns(NamedTuple):
     codes: NDArray[np.uint8]
     text: bytes
     firsts: NDArray[np.int64]
-    """Shape (len(TEXTS), n): where each text begins in ``text``."""
+    """Shape (len(layout.texts), n): where each text begins in ``text``."""
     lengths: NDArray[np.int32]
     rates_version: str
     more_topics: tuple[str, ...] = ()
@@ -123,22 +124,28 @@ def _transaction_rows(
     if batch.reads is not batch.records:
         reads = batch.reads if is_all else [batch.reads[number] for number in numbers]
     sources = _sources(records, _TRANSACTIONS)
-    wide = np.zeros((len(blocks.WIDE), n), np.int64)
-    wide[blocks.EVENT_US], wide[blocks.AMOUNT_BASE] = taken.event_time_us, taken.amount_base_minor
-    wide[blocks.CASE_SEQUENCE], wide[blocks.INGESTED_US] = profile.case_sequence, now_us
-    wide[blocks.KNOWN_AT_US] = outcome.wait_us
-    narrow, codes = np.empty((len(blocks.NARROW), n), np.int32), np.zeros((len(blocks.CODES), n), np.uint8)
     if taken.producer_offset_min is None:
         raise ValueError("these transactions were accepted without what their producers stated")
-    narrow[blocks.PRODUCER_OFFSET] = taken.producer_offset_min
-    wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = sources.offset, sources.partition
-    codes[blocks.COUNTS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * profile.outlier
-    codes[blocks.RATES], codes[blocks.INPUT_TOPIC] = _RATES, _TRANSACTIONS
+    came, codes = sources, np.zeros((len(blocks.CODES), n), np.uint8)
+    codes[blocks.FLAGS] = blocks.COUNTED * taken.counts + blocks.OUTLIER * profile.outlier
+    codes[blocks.RATES_NAME], codes[blocks.INPUT_NAME] = _RATES, _TRANSACTIONS
     if reads is not records:
-        read = _sources(reads, _TRANSACTIONS)
-        wide[blocks.INPUT_OFFSET], narrow[blocks.INPUT_PARTITION] = read.offset, read.partition
+        came = _sources(reads, _TRANSACTIONS)
         passed_on = [read is not other for read, other in zip(reads, records, strict=True)]
-        codes[blocks.INPUT_TOPIC, passed_on] = _REROUTED
+        codes[blocks.INPUT_NAME, passed_on] = _REROUTED
+    wide, narrow = PROFILED_LAYOUT.integers(
+        n,
+        {
+            col.EVENT_US: taken.event_time_us,
+            col.AMOUNT_BASE: taken.amount_base_minor,
+            col.CASE_SEQUENCE: profile.case_sequence,
+            col.INGESTED_US: now_us,
+            col.INPUT_OFFSET: came.offset,
+            col.INPUT_PARTITION: came.partition,
+            col.KNOWN_AT_US: outcome.wait_us,
+            col.PRODUCER_OFFSET: taken.producer_offset_min,
+        },
+    )
     case_id = _case_ids(taken.card_id, profile.case_start_us // US_PER_SECOND)
     texts = (
         taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.producer_amount, taken.currency,
@@ -158,16 +165,17 @@ def _label_rows(following: Following[list[bytes]], features: int, options: CardO
     numbers = {LABELS.name: _LABELS} | {topic: _RATES + 1 + number for number, topic in enumerate(more_topics)}
     sources = _sources(records, _LABELS)
     sources.topic[:] = [numbers[topic] for topic in topics]
-    wide = np.zeros((len(blocks.WIDE), m), np.int64)
-    wide[blocks.EVENT_US], wide[blocks.KNOWN_AT_US] = following.event_time_us, labels.known_at_us
+    wide, narrow = PROFILED_LAYOUT.integers(
+        m, {col.EVENT_US: following.event_time_us, col.KNOWN_AT_US: labels.known_at_us}
+    )
     codes = np.zeros((len(blocks.CODES), m), np.uint8)
     codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, KNOWN_CODES[following.known]
     merchants = pa.array(following.merchants, pa.binary())
-    texts = {blocks.ID: labels.transaction_id, blocks.CARD: labels.card_id, blocks.MERCHANT: merchants}
+    texts = {col.ID: labels.transaction_id, col.CARD: labels.card_id, col.MERCHANT: merchants}
     text, firsts, lengths = _texts(texts, records, options.dropped_fields)
     return RowColumns(
         partitions_of(merchants, options.merchant_partitions), sources, wide, np.empty((0, features)),
-        np.zeros((len(blocks.NARROW), m), np.int32), codes, text, firsts, lengths, options.rates.version, more_topics,
+        narrow, codes, text, firsts, lengths, options.rates.version, more_topics,
     )  # fmt: skip
 
 
@@ -206,10 +214,11 @@ def _texts(
     """Lay texts behind each other, those of ``columns`` by number and the records' values without ``dropped`` fields.
 
     Returns:
-        All texts, where each begins, and its length; the latter have shape (len(TEXTS), n).
+        All texts, where each begins, and its length; the latter have shape (len(layout.texts), n).
     """
     n = len(records)
-    firsts, lengths = np.zeros((len(blocks.TEXTS), n), np.int64), np.zeros((len(blocks.TEXTS), n), np.int32)
+    shape = (len(PROFILED_LAYOUT.texts), n)
+    firsts, lengths = np.zeros(shape, np.int64), np.zeros(shape, np.int32)
     parts: list[Any] = []
     at = 0
     for column, texts in columns.items():
@@ -223,8 +232,8 @@ def _texts(
     values = [record.value or b"" for record in records]
     if dropped:
         values = [without_fields(value, dropped) for value in values]
-    lengths[blocks.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
-    firsts[blocks.ORIGINAL] = at + np.cumsum(sizes) - sizes
+    lengths[col.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
+    firsts[col.ORIGINAL] = at + np.cumsum(sizes) - sizes
     return b"".join((*parts, *values)), firsts, lengths
 
 

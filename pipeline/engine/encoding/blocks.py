@@ -5,7 +5,7 @@ anything else looks at the columns; `profiled` and `feature_blocks` of the score
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from math import prod
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding.row_columns import ORIGINAL, TEXTS, WHOLES
 from pipeline.learning.labels import KNOWN as LABEL_VALUES
 
 TRANSACTION, LABEL = range(2)
@@ -24,22 +25,9 @@ MOST_BYTES: Final = 256 * 1024
 MOST_IDENTIFIER_BYTES: Final = 4 * 256
 """An identifier of a producer has 256 characters at most."""
 
-WIDE: Final = (
-    "event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us",
-)  # fmt: skip
-"""Columns of 64-bit integers."""
-EVENT_US, AMOUNT_BASE, CASE_SEQUENCE, INGESTED_US, INPUT_OFFSET, KNOWN_AT_US = range(len(WIDE))
-NARROW: Final = ("producer_offset_min", "input_partition")
-"""Columns of 32-bit integers; the lengths of the texts stand behind them."""
-PRODUCER_OFFSET, INPUT_PARTITION = range(len(NARROW))
-TEXTS: Final = (
-    "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "original",
-)  # fmt: skip
-"""Columns of text: the first ones are those of `records.subjects.TEXTS`, and the producer's own bytes."""
-ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, ORIGINAL = range(len(TEXTS))
 CODES: Final = ("kind", "counts", "known", "rates", "input_topic")
-"""Columns of bytes: enumerations, and the last two the number of a name."""
-KIND, COUNTS, KNOWN, RATES, INPUT_TOPIC = range(len(CODES))
+"""Columns of bytes on ``profiled``: enumerations, and the last two the number of a name."""
+KIND, FLAGS, KNOWN, RATES_NAME, INPUT_NAME = range(len(CODES))
 COUNTED: Final = 1
 OUTLIER: Final = 2
 """Bits of ``counts``: whether a transaction enters the windows, and whether its amount is an outlier for its card."""
@@ -77,8 +65,11 @@ class Layout(NamedTuple):
 
     magic: bytes
     wide: tuple[str, ...]
+    """Columns of 64-bit integers, of `WHOLES`."""
     narrow: tuple[str, ...]
+    """Columns of 32-bit integers, of `WHOLES`; the lengths of the texts stand behind them."""
     texts: tuple[str, ...]
+    """The first of `TEXTS`."""
     codes: tuple[str, ...]
     choices: tuple[int, ...] = ()
     """Number of values of each of the first columns of codes; the columns behind them hold numbers of names."""
@@ -90,9 +81,32 @@ class Layout(NamedTuple):
         """Bytes of a row besides its texts and features."""
         return _SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
 
+    def integers(
+        self, n: int, columns: Mapping[int, NDArray[np.signedinteger[Any]] | Sequence[int] | int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return the wide and the narrow columns of n rows; those that are not given are 0.
+
+        Args:
+            n: Number of rows.
+            columns: Values by number in `WHOLES`, shape (n,) or one for all rows.
+        """
+        wide, narrow = np.zeros((len(self.wide), n), np.int64), np.zeros((len(self.narrow), n), np.int32)
+        for number, values in columns.items():
+            if (name := WHOLES[number]) in self.wide:
+                wide[self.wide.index(name)] = values
+            else:
+                narrow[self.narrow.index(name)] = values
+        return wide, narrow
+
 
 PROFILED_LAYOUT: Final = Layout(
-    b"FPBK", WIDE, NARROW, TEXTS, CODES, (LABEL + 1, COUNTED + OUTLIER + 1, len(KNOWN_NAMES)), kinds=True
+    b"FPBK",
+    wide=("event_time_us", "amount_base_minor", "case_sequence", "ingested_at_us", "input_offset", "known_at_us"),
+    narrow=("producer_offset_min", "input_partition"),
+    texts=TEXTS[: ORIGINAL + 1],
+    codes=CODES,
+    choices=(LABEL + 1, COUNTED + OUTLIER + 1, len(KNOWN_NAMES)),
+    kinds=True,
 )
 FEATURES_MAGIC: Final = b"FPFB"
 _MAGICS: Final = (PROFILED_LAYOUT.magic, FEATURES_MAGIC)
@@ -179,8 +193,16 @@ class Block(NamedTuple):
         rows: int = self.wide.shape[1]
         return rows
 
+    def whole(self, column: int) -> NDArray[np.signedinteger[Any]]:
+        """Return a column of integers, shape (n,), by its number in `WHOLES`."""
+        name, layout = WHOLES[column], self.layout
+        found: NDArray[np.signedinteger[Any]] = (
+            self.wide[layout.wide.index(name)] if name in layout.wide else self.narrow[layout.narrow.index(name)]
+        )
+        return found
+
     def ends(self) -> NDArray[np.int64]:
-        """Return where each text ends in ``text``; shape (len(TEXTS), n)."""
+        """Return where each text ends in ``text``; shape (len(layout.texts), n)."""
         return np.cumsum(self.lengths, dtype=np.int64).reshape(self.lengths.shape)
 
 

@@ -9,15 +9,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding.row_columns import AMOUNT_BASE, EVENT_US, LOG_ROW, PRODUCER_OFFSET
 from pipeline.engine.scores.feature_blocks import (
-    AMOUNT_MINOR,
-    EVENT_US,
     LOGIT,
     NUMBERS,
-    OFFSET_MIN,
     OWN_FEATURES,
     RIVER_LOGIT,
-    ROW,
     SCORE,
     FeatureRows,
     named_features,
@@ -77,11 +74,15 @@ def pack_records(rows: FeatureRows, texts: Sequence[Sequence[bytes]]) -> list[by
         _bytes_of("<u4", [np.full(len(rows.rows), numbers.shape[1]), *lengths]),
         _bytes_of(
             "<i8",
-            [block.wide[EVENT_US, rows.rows], block.wide[AMOUNT_MINOR, rows.rows], block.sources.offset[rows.rows]],
+            [block.whole(EVENT_US)[rows.rows], block.whole(AMOUNT_BASE)[rows.rows], block.sources.offset[rows.rows]],
         ),
         _bytes_of(
             "<i4",
-            [block.narrow[OFFSET_MIN, rows.rows], block.sources.partition[rows.rows], block.narrow[ROW, rows.rows]],
+            [
+                block.whole(PRODUCER_OFFSET)[rows.rows],
+                block.sources.partition[rows.rows],
+                block.whole(LOG_ROW)[rows.rows],
+            ],
         ),
         numbers.astype("<f8", order="C").view(np.uint8),
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.event_clock import ClockState
 from pipeline.engine.encoding.blocks import BlockError, row_count
+from pipeline.engine.encoding.row_columns import EVENT_US
 from pipeline.engine.feedback.decision_records import DecisionRecord, pack_records, unpack_record
 from pipeline.engine.feedback.decision_store import DecisionState, DecisionStore
 from pipeline.engine.feedback.feedback_kernel import (
@@ -28,7 +29,7 @@ from pipeline.engine.partition_state.state import LoadedState, StateDump, Store,
 from pipeline.engine.partition_state.wait_clock import WaitClock, WaitState
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.results import Result
-from pipeline.engine.scores.feature_blocks import EVENT_US, read_features
+from pipeline.engine.scores.feature_blocks import read_features
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours, Surges
@@ -194,7 +195,7 @@ class FeedbackPartition:
             texts = rows.texts()
             transactions += texts[0]
             cards += texts[1]
-            event_time_us += rows.block.wide[EVENT_US, rows.rows].tolist()
+            event_time_us += rows.block.whole(EVENT_US)[rows.rows].tolist()
             clocks.append((rows.block.sources.partition[rows.rows].astype(np.int64), rows.wait_us()))
             packed += pack_records(rows, texts)
         names = TransactionIdentities.from_ids(pa.array(cards, pa.binary()), pa.array(transactions, pa.binary()))

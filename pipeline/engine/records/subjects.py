@@ -2,35 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding.row_columns import CARD, ID, TEXTS, WHOLES
 from pipeline.engine.records.columns import identities
-
-TEXTS: Final = (
-    "transaction_id", "card_id", "merchant_id", "case_id", "amount", "currency", "transaction_type", "rates_version",
-    "source_topic", "input_topic",
-)  # fmt: skip
-"""Columns of text: ``amount`` as JSON, the others as they read."""
-ID, CARD, MERCHANT, CASE, AMOUNT, CURRENCY, TYPE, RATES, SOURCE, INPUT = range(len(TEXTS))
-
-WHOLES: Final = (
-    "event_time_us", "amount_base_minor", "counts", "case_sequence", "ingested_at_us", "ingested_offset_min",
-    "producer_us", "producer_offset_min", "source_partition", "source_offset", "input_partition", "input_offset",
-    "log_partition", "log_offset", "log_row", "wait_us", "rates", "action", "selection", "versions",
-)  # fmt: skip
-"""Columns of whole numbers: ``producer`` is the event time with its offset as the producer wrote it; ``input`` where
-the card agent read the record; ``log`` the position on ``profiled``; ``wait_us`` what the card agent's wait clock
-showed, 0 where that is not known; ``rates`` is equal in rows of equal
-``rates_version``. The last three have room for what is decided."""
-(
-    EVENT_US, AMOUNT_BASE, COUNTS, CASE_SEQUENCE, INGESTED_US, INGESTED_OFFSET, PRODUCER_US, PRODUCER_OFFSET,
-    SOURCE_PARTITION, SOURCE_OFFSET, INPUT_PARTITION, INPUT_OFFSET, LOG_PARTITION, LOG_OFFSET, LOG_ROW, WAIT_US,
-    SAME_RATES, ACTION, SELECTION, VERSIONS,
-) = range(len(WHOLES))  # fmt: skip
 
 
 class Subjects(NamedTuple):

@@ -9,9 +9,11 @@ import msgspec
 import numpy as np
 
 from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import (
     KNOWN_NAMES,
     LABEL,
+    PROFILED_LAYOUT,
     TRANSACTION,
     Block,
     BlockError,
@@ -27,6 +29,7 @@ from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp
 
+_WHOLES: Final = [col.WHOLES.index(name) for name in (*PROFILED_LAYOUT.wide, *PROFILED_LAYOUT.narrow)]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -86,7 +89,8 @@ def _messages(block: Block) -> list[Profiled]:
         for columns in zip((ends - block.lengths).tolist(), ends.tolist(), strict=True)
     ]
     names = [name.decode() for name in block.names]
-    wide, narrow, codes = block.wide.tolist(), block.narrow.tolist(), block.codes.tolist()
+    wholes = {column: block.whole(column).tolist() for column in _WHOLES}
+    codes = block.codes.tolist()
     sources = [
         RecordPosition(topic=names[topic], partition=partition, offset=offset)
         for offset, partition, topic in zip(*(column.tolist() for column in block.sources), strict=True)
@@ -95,35 +99,33 @@ def _messages(block: Block) -> list[Profiled]:
     found: list[Profiled] = []
     for row, source in enumerate(sources):
         shared: dict[str, Any] = {
-            "transaction_id": texts[blocks.ID][row].decode(),
-            "card_id": texts[blocks.CARD][row].decode(),
-            "merchant_id": texts[blocks.MERCHANT][row].decode(),
-            "event_time_us": wide[blocks.EVENT_US][row],
+            "transaction_id": texts[col.ID][row].decode(),
+            "card_id": texts[col.CARD][row].decode(),
+            "merchant_id": texts[col.MERCHANT][row].decode(),
+            "event_time_us": wholes[col.EVENT_US][row],
             "source": source,
         }
-        original = msgspec.Raw(texts[blocks.ORIGINAL][row])
+        original = msgspec.Raw(texts[col.ORIGINAL][row])
         if codes[blocks.KIND][row] == LABEL:
             known = KNOWN_NAMES[codes[blocks.KNOWN][row]]
-            found.append(
-                ProfiledLabel(known=known, known_at_us=wide[blocks.KNOWN_AT_US][row], label=original, **shared)
-            )
+            found.append(ProfiledLabel(known=known, known_at_us=wholes[col.KNOWN_AT_US][row], label=original, **shared))
             continue
         read = RecordPosition(
-            topic=names[codes[blocks.INPUT_TOPIC][row]],
-            partition=narrow[blocks.INPUT_PARTITION][row],
-            offset=wide[blocks.INPUT_OFFSET][row],
+            topic=names[codes[blocks.INPUT_NAME][row]],
+            partition=wholes[col.INPUT_PARTITION][row],
+            offset=wholes[col.INPUT_OFFSET][row],
         )
         found.append(
             ProfiledTransaction(
-                amount_base_minor=wide[blocks.AMOUNT_BASE][row],
-                rates_version=names[codes[blocks.RATES][row]],
-                counts=bool(codes[blocks.COUNTS][row] & blocks.COUNTED),
-                outlier=bool(codes[blocks.COUNTS][row] & blocks.OUTLIER),
+                amount_base_minor=wholes[col.AMOUNT_BASE][row],
+                rates_version=names[codes[blocks.RATES_NAME][row]],
+                counts=bool(codes[blocks.FLAGS][row] & blocks.COUNTED),
+                outlier=bool(codes[blocks.FLAGS][row] & blocks.OUTLIER),
                 card_features=next(features).tobytes(),
                 kernel=block.kernel,
-                case_id=texts[blocks.CASE][row].decode(),
-                case_sequence=wide[blocks.CASE_SEQUENCE][row],
-                ingested_at=_EPOCH + timedelta(microseconds=wide[blocks.INGESTED_US][row]),
+                case_id=texts[col.CASE][row].decode(),
+                case_sequence=wholes[col.CASE_SEQUENCE][row],
+                ingested_at=_EPOCH + timedelta(microseconds=wholes[col.INGESTED_US][row]),
                 transaction=original,
                 read=None if read == source else read,
                 **shared,
@@ -136,41 +138,47 @@ def write_messages(messages: Sequence[Profiled]) -> bytes:
     """Return a block of at least one row; all transactions are of one kernel."""
     n = len(messages)
     names: dict[str, int] = {}
-    wide, narrow = np.zeros((len(blocks.WIDE), n), np.int64), np.zeros((len(blocks.NARROW), n), np.int32)
+    wholes: dict[int, list[int]] = {column: [0] * n for column in _WHOLES}
     codes = np.zeros((len(blocks.CODES), n), np.uint8)
-    texts: list[list[bytes]] = [[b""] * n for _ in blocks.TEXTS]
+    texts: list[list[bytes]] = [[b""] * n for _ in PROFILED_LAYOUT.texts]
     features, kernel, sources = [], "", []
     for row, message in enumerate(messages):
         source = message.source
         sources.append((source.offset, source.partition, names.setdefault(source.topic, len(names))))
-        wide[blocks.EVENT_US, row] = message.event_time_us
-        texts[blocks.ID][row] = message.transaction_id.encode()
-        texts[blocks.CARD][row], texts[blocks.MERCHANT][row] = message.card_id.encode(), message.merchant_id.encode()
+        wholes[col.EVENT_US][row] = message.event_time_us
+        texts[col.ID][row] = message.transaction_id.encode()
+        texts[col.CARD][row], texts[col.MERCHANT][row] = message.card_id.encode(), message.merchant_id.encode()
         if isinstance(message, ProfiledLabel):
             codes[blocks.KIND, row], codes[blocks.KNOWN, row] = LABEL, KNOWN_NAMES.index(message.known)
-            wide[blocks.KNOWN_AT_US, row] = message.known_at_us
-            texts[blocks.ORIGINAL][row] = bytes(message.label)
+            wholes[col.KNOWN_AT_US][row] = message.known_at_us
+            texts[col.ORIGINAL][row] = bytes(message.label)
             continue
         fields, read = decode_producer_fields(message.transaction), message.read or source
         kernel = message.kernel
         features.append(np.frombuffer(message.card_features, "<f8"))
         codes[blocks.KIND, row] = TRANSACTION
-        codes[blocks.COUNTS, row] = blocks.COUNTED * message.counts + blocks.OUTLIER * message.outlier
-        codes[blocks.RATES, row] = names.setdefault(message.rates_version, len(names))
-        codes[blocks.INPUT_TOPIC, row] = names.setdefault(read.topic, len(names))
-        wide[blocks.AMOUNT_BASE, row], wide[blocks.CASE_SEQUENCE, row] = (
-            message.amount_base_minor, message.case_sequence,
-        )  # fmt: skip
-        wide[blocks.INGESTED_US, row], wide[blocks.INPUT_OFFSET, row] = timestamp_us(message.ingested_at), read.offset
-        narrow[blocks.PRODUCER_OFFSET, row], narrow[blocks.INPUT_PARTITION, row] = fields.offset_min, read.partition
-        texts[blocks.CASE][row], texts[blocks.AMOUNT][row] = message.case_id.encode(), fields.amount_json
-        texts[blocks.CURRENCY][row], texts[blocks.TYPE][row] = (
+        codes[blocks.FLAGS, row] = blocks.COUNTED * message.counts + blocks.OUTLIER * message.outlier
+        codes[blocks.RATES_NAME, row] = names.setdefault(message.rates_version, len(names))
+        codes[blocks.INPUT_NAME, row] = names.setdefault(read.topic, len(names))
+        found = {
+            col.AMOUNT_BASE: message.amount_base_minor,
+            col.CASE_SEQUENCE: message.case_sequence,
+            col.INGESTED_US: timestamp_us(message.ingested_at),
+            col.INPUT_OFFSET: read.offset,
+            col.INPUT_PARTITION: read.partition,
+            col.PRODUCER_OFFSET: fields.offset_min,
+        }
+        for column, value in found.items():
+            wholes[column][row] = value
+        texts[col.CASE][row], texts[col.AMOUNT][row] = message.case_id.encode(), fields.amount_json
+        texts[col.CURRENCY][row], texts[col.TYPE][row] = (
             fields.currency.encode(), fields.transaction_type.encode(),
         )  # fmt: skip
-        texts[blocks.ORIGINAL][row] = bytes(message.transaction)
+        texts[col.ORIGINAL][row] = bytes(message.transaction)
     columns = [
         np.array(column, dtype) for column, dtype in zip(zip(*sources, strict=True), ("i8", "i4", "u1"), strict=True)
     ]
+    wide, narrow = PROFILED_LAYOUT.integers(n, wholes)
     return pack_block(
         Block(
             kernel,

@@ -5,8 +5,8 @@ from datetime import datetime
 
 import numpy as np
 
+from pipeline.engine.encoding.row_columns import CARD, INGESTED_US
 from pipeline.engine.records.results import Result
-from pipeline.engine.records.subjects import CARD, INGESTED_US
 from pipeline.engine.scores.decision_messages import DecisionBatch, DecisionWriter
 from pipeline.engine.scores.decisions import SELECTIONS, decided
 from pipeline.engine.scores.feature_blocks import encode_features

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.reasons import explain
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.json_rows import (
     Rows,
     RowWriter,
@@ -24,38 +25,16 @@ from pipeline.engine.encoding.json_rows import (
     timestamp,
     whole,
 )
-from pipeline.engine.records.subjects import (
-    ACTION,
-    AMOUNT,
-    AMOUNT_BASE,
-    CARD,
-    CASE,
-    CASE_SEQUENCE,
-    CURRENCY,
-    ID,
-    INGESTED_US,
-    LOG_OFFSET,
-    LOG_PARTITION,
-    LOG_ROW,
-    MERCHANT,
-    PRODUCER_US,
-    RATES,
-    SAME_RATES,
-    SELECTION,
-    SOURCE,
-    SOURCE_OFFSET,
-    SOURCE_PARTITION,
-    TEXTS,
-    TYPE,
-    VERSIONS,
-    Subjects,
-)  # fmt: skip
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.decisions import SELECTIONS, PolicyResult
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 
+_ALERT_ID, _REASONS = len(col.TEXTS), len(col.TEXTS) + 1
+_ACTION, _SELECTION, _VERSIONS = range(len(col.WHOLES), len(col.WHOLES) + 3)
+"""Columns behind those of a row."""
 _BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
 """Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
 _FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
@@ -66,53 +45,56 @@ _NUMBERS: Final = _FIRST_LOG_ODDS + len(WITH_LOG_ODDS)
 
 _MODEL_SCORES: Final = {kind.name: number(at) for at, kind in enumerate(KINDS, _FIRST_SCORE)}
 _LOG_ODDS: Final = {kind.log_odds: number(at) for at, (_, kind) in enumerate(WITH_LOG_ODDS, _FIRST_LOG_ODDS)}
-_SOURCE: Final = {"topic": text(SOURCE), "partition": whole(SOURCE_PARTITION), "offset": whole(SOURCE_OFFSET)}
-_LOG: Final = {"partition": whole(LOG_PARTITION), "offset": whole(LOG_OFFSET), "row": whole(LOG_ROW)}
+_SOURCE: Final = {
+    "topic": text(col.SOURCE),
+    "partition": whole(col.SOURCE_PARTITION),
+    "offset": whole(col.SOURCE_OFFSET),
+}
+_LOG: Final = {"partition": whole(col.LOG_PARTITION), "offset": whole(col.LOG_OFFSET), "row": whole(col.LOG_ROW)}
 _LONGEST_AMOUNT: Final = 32
 """Characters of an amount that a sentence repeats."""
 NOT_READ: Final = -1
 """In place of an offset in ``profiled`` of a decision that a program made of history."""
 DECISION: Final[Shape] = {
     "schema_version": b"1",
-    "transaction_id": text(ID),
-    "card_id": text(CARD),
-    "merchant_id": text(MERCHANT),
-    "event_time": timestamp(PRODUCER_US),
-    "amount": encoded(AMOUNT),
-    "currency": text(CURRENCY),
+    "transaction_id": text(col.ID),
+    "card_id": text(col.CARD),
+    "merchant_id": text(col.MERCHANT),
+    "event_time": timestamp(col.EVENT_US),
+    "amount": encoded(col.AMOUNT),
+    "currency": text(col.CURRENCY),
     "amount_base": number(_AMOUNT_BASE),
     "base_currency": same(_BASE_CURRENCY),
-    "transaction_type": text(TYPE),
+    "transaction_type": text(col.TYPE),
     "score": number(_SCORE),
     "model_scores": _MODEL_SCORES,
     **_LOG_ODDS,
-    "action": one_of(ACTION),
-    "selection": one_of(SELECTION),
+    "action": one_of(_ACTION),
+    "selection": one_of(_SELECTION),
     "selection_probability": number(_PROBABILITY),
     "threshold": same(_THRESHOLD),
     "features": {name: number(_NUMBERS + column) for column, name in enumerate(FEATURES)},
-    "versions": one_of(VERSIONS),
+    "versions": one_of(_VERSIONS),
     "source": _SOURCE,
     "log": _LOG,
-    "case_id": text(CASE),
-    "case_sequence": whole(CASE_SEQUENCE),
-    "ingested_at": timestamp(INGESTED_US),
+    "case_id": text(col.CASE),
+    "case_sequence": whole(col.CASE_SEQUENCE),
+    "ingested_at": timestamp(col.INGESTED_US),
     "decided_at": same(_NOW),
 }
 _SLIM_DECISION: Final[Shape] = {name: value for name, value in DECISION.items() if name != "features"}
-_ALERT_ID, _REASONS = len(TEXTS), len(TEXTS) + 1
 _SEVERITY: Final = _NUMBERS
 ALERT: Final[Shape] = {
     "schema_version": b"1",
     "alert_id": text(_ALERT_ID),
-    "case_id": text(CASE),
-    "case_sequence": whole(CASE_SEQUENCE),
+    "case_id": text(col.CASE),
+    "case_sequence": whole(col.CASE_SEQUENCE),
     "severity": number(_SEVERITY),
     "raised_at": same(_NOW),
     **{name: DECISION[name] for name in ("transaction_id", "card_id", "merchant_id", "event_time", "amount")},
     **{name: DECISION[name] for name in ("currency", "amount_base", "base_currency", "score", "model_scores")},
     "threshold": same(_THRESHOLD),
-    "selection": one_of(SELECTION),
+    "selection": one_of(_SELECTION),
     "reasons": encoded(_REASONS),
     **{name: DECISION[name] for name in ("versions", "source", "log")},
 }
@@ -176,7 +158,8 @@ class DecisionWriter:
 
     def _rows(self, batch: DecisionBatch, numbers: NDArray[np.float64]) -> Rows:
         subjects = batch.subjects
-        return Rows(subjects.text, subjects.spans, subjects.wholes, numbers, self._constants(batch))
+        decided, constants = self._decided(batch)
+        return Rows(subjects.text, subjects.spans, np.concatenate([subjects.wholes, decided]), numbers, constants)
 
     def alerts(self, batch: DecisionBatch) -> Iterator[bytes]:
         """Write an alert for each row, all of which raise one. Takes some hundred microseconds a row."""
@@ -186,7 +169,7 @@ class DecisionWriter:
         reasons = explain(
             batch.features, batch.decided.logits[:, 0], batch.models, selections, self._base_currency, home
         )
-        sources = subjects.wholes[[SOURCE_PARTITION, SOURCE_OFFSET]].T.tolist()
+        sources = subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].T.tolist()
         identified = zip(subjects.identities().tolist(), sources, strict=True)
         more = [f"{identity:016x}-{partition}-{offset}".encode() for identity, (partition, offset) in identified]
         more += [_encode(alert_reasons) for alert_reasons in reasons]
@@ -196,40 +179,35 @@ class DecisionWriter:
             round(score * amount, 2)
             for score, amount in zip(numbers[:, _SCORE].tolist(), numbers[:, _AMOUNT_BASE].tolist(), strict=True)
         ]
-        return self._alerts.write(
-            Rows(
-                b"".join((subjects.text, *more)),
-                np.concatenate([subjects.spans, added]),
-                subjects.wholes,
-                numbers,
-                self._constants(batch),
-            )
-        )
+        rows = self._rows(batch, numbers)
+        text, spans = b"".join((subjects.text, *more)), np.concatenate([subjects.spans, added])
+        return self._alerts.write(rows._replace(text=text, spans=spans))
 
     def _home_amounts(self, subjects: Subjects) -> list[str]:
         """Amounts that are not in the base currency, as their producers wrote them, each with its code."""
         texts = [
             [subjects.text[start:end].decode() for start, end in subjects.spans[kind].tolist()]
-            for kind in (CURRENCY, AMOUNT)
+            for kind in (col.CURRENCY, col.AMOUNT)
         ]
         return [
             "" if currency == self._base_currency or len(amount) > _LONGEST_AMOUNT else f"{amount} {currency}"
             for currency, amount in zip(*texts, strict=True)
         ]
 
-    def _constants(self, batch: DecisionBatch) -> list[bytes]:
-        """JSON that several rows share; notes for each row which it has."""
+    def _decided(self, batch: DecisionBatch) -> tuple[NDArray[np.int64], list[bytes]]:
+        """Return action, selection and versions of each row, shape (3, n), and the JSON that they are numbers of."""
         subjects, selection = batch.subjects, batch.decided.selection
-        wholes = subjects.wholes
-        wholes[ACTION] = np.where(selection < 0, _ALLOW, _ALERT)
-        wholes[SELECTION] = selection + (_UNSELECTED + 1)
-        codes, wholes[VERSIONS] = wholes[SAME_RATES], _FIRST_VERSIONS
+        decided = np.empty((3, subjects.rows), np.int64)
+        action, selected, versions = decided
+        action[:] = np.where(selection < 0, _ALLOW, _ALERT)
+        selected[:] = selection + (_UNSELECTED + 1)
+        codes, versions[:] = subjects.wholes[col.SAME_RATES], _FIRST_VERSIONS
         first: Any = [0]
         if (codes != codes[:1]).any():
             _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-            wholes[VERSIONS] += inverse
-        rates = [subjects.text[start:end] for start, end in subjects.spans[RATES, first[: subjects.rows]].tolist()]
-        return [
+            versions += inverse
+        rates = [subjects.text[start:end] for start, end in subjects.spans[col.RATES, first[: subjects.rows]].tolist()]
+        return decided, [
             _encode(self._base_currency),
             _encode(batch.models.policy.threshold),
             _encode(batch.now),
@@ -252,7 +230,7 @@ def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:
     """Return the numbers of each decision, and room for ``more``."""
     decided = batch.decided
     numbers = np.empty((batch.subjects.rows, _NUMBERS + more))
-    numbers[:, _AMOUNT_BASE] = batch.subjects.wholes[AMOUNT_BASE] / 100
+    numbers[:, _AMOUNT_BASE] = batch.subjects.wholes[col.AMOUNT_BASE] / 100
     numbers[:, _SCORE] = decided.score
     for column in range(len(KINDS)):
         numbers[:, _FIRST_SCORE + column] = sigmoid(decided.logits[:, column])

@@ -13,8 +13,8 @@ from itertools import pairwise
 import msgspec
 
 from pipeline.engine.encoding.blocks import TRANSACTION, Input
+from pipeline.engine.encoding.row_columns import INGESTED_US, INPUT_OFFSET
 from pipeline.engine.partition_state.journal import JournaledDict
-from pipeline.engine.records.subjects import INGESTED_US, INPUT_OFFSET
 from pipeline.engine.scores.profiled import ProfiledRows
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
 from pipeline.engine.encoding.blocks import (
     FEATURE_BYTES,
@@ -21,23 +22,7 @@ from pipeline.engine.encoding.blocks import (
     parse_block,
 )
 from pipeline.engine.records.partitioner import partitions_of
-from pipeline.engine.records.subjects import (
-    AMOUNT_BASE,
-    CARD,
-    ID,
-    LOG_OFFSET,
-    LOG_PARTITION,
-    LOG_ROW,
-    MERCHANT,
-    PRODUCER_OFFSET,
-    PRODUCER_US,
-    RATES,
-    SOURCE,
-    SOURCE_OFFSET,
-    SOURCE_PARTITION,
-    WAIT_US,
-    Subjects,
-)  # fmt: skip
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.decision_messages import NOT_READ, DecisionBatch
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
@@ -50,13 +35,9 @@ LAYOUT: Final = Layout(
     FEATURES_MAGIC,
     wide=("event_time_us", "amount_base_minor", "source_offset"),
     narrow=("producer_offset_min", "source_partition", "log_row"),
-    texts=("transaction_id", "card_id", "merchant_id"),
+    texts=col.TEXTS[: col.MERCHANT + 1],
     codes=("source_topic", *(kind.name for kind in KINDS), "policy", "rates"),
 )
-EVENT_US, AMOUNT_MINOR, OFFSET = range(len(LAYOUT.wide))
-OFFSET_MIN, PARTITION, ROW = range(len(LAYOUT.narrow))
-_TEXT_COLUMNS: Final = (ID, CARD, MERCHANT)
-"""Columns of `Subjects` that become the texts."""
 SOURCE_TOPIC, LIGHTGBM, POLICY, RATES_VERSION = map(LAYOUT.codes.index, ("source_topic", "lightgbm", "policy", "rates"))
 NAMED_VERSIONS: Final = LAYOUT.codes[LIGHTGBM:]
 """Fields of `Versions` that codes name."""
@@ -94,17 +75,19 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
             for rows in np.array_split(np.arange(n), 2)
             for output in encode_features(batch.take(rows), [cards[row] for row in rows], partitions)
         ]
-    spans = subjects.spans[[*_TEXT_COLUMNS]]
+    spans = subjects.spans[: len(LAYOUT.texts)]
     lengths = (spans[:, :, 1] - spans[:, :, 0]).astype(np.int32)
     partition = partitions_of(pa.array(cards, pa.binary()), partitions)
     wholes = subjects.wholes
     numbers = np.empty((n, len(NUMBERS) + batch.features.shape[1] + 1))
     numbers[:, : len(NUMBERS)] = first_numbers(decided.logits, decided.score)
     numbers[:, len(NUMBERS) : -1] = batch.features
-    numbers[:, -1] = wholes[WAIT_US]
-    sources = Sources(wholes[LOG_OFFSET], wholes[LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8))
-    wide = wholes[[PRODUCER_US, AMOUNT_BASE, SOURCE_OFFSET]]
-    narrow = wholes[[PRODUCER_OFFSET, SOURCE_PARTITION, LOG_ROW]].astype(np.int32)
+    numbers[:, -1] = wholes[col.KNOWN_AT_US]
+    sources = Sources(
+        wholes[col.LOG_OFFSET], wholes[col.LOG_PARTITION].astype(np.int32), np.full(n, len(_NAMED) - 1, np.uint8)
+    )
+    columns = (col.EVENT_US, col.PRODUCER_OFFSET, col.AMOUNT_BASE, col.SOURCE_PARTITION, col.SOURCE_OFFSET, col.LOG_ROW)
+    wide, narrow = LAYOUT.integers(n, {column: wholes[column] for column in columns})
     order = np.argsort(partition, kind="stable")
     row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
     sorted_partitions = partition[order]
@@ -145,7 +128,7 @@ def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
     codes = np.empty((len(LAYOUT.codes), subjects.rows), np.int64)
     for code in range(LIGHTGBM, RATES_VERSION):
         codes[code] = len(_NAMED) + code - LIGHTGBM
-    for code, column in ((SOURCE_TOPIC, SOURCE), (RATES_VERSION, RATES)):
+    for code, column in ((SOURCE_TOPIC, col.SOURCE), (RATES_VERSION, col.RATES)):
         found: dict[bytes, int] = {}
         numbers = [found.setdefault(text, len(names) + len(found)) for text in _texts(subjects, column)]
         codes[code] = numbers
@@ -263,14 +246,14 @@ def _wrong(block: Block) -> str | None:
         return "wait_clock_us is no time"
     if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
         return "a transaction, a card or a merchant has no name, or one that is too long"
-    wide, narrow, sources = block.wide, block.narrow, block.sources
-    if (wide[EVENT_US] < EARLIEST_US).any() or (wide[EVENT_US] >= LATEST_US).any():
+    event_us, amount, sources = block.whole(col.EVENT_US), block.whole(col.AMOUNT_BASE), block.sources
+    if (event_us < EARLIEST_US).any() or (event_us >= LATEST_US).any():
         return "event_time_us is not between 1990 and 2100"
-    if (wide[AMOUNT_MINOR] < 0).any() or (wide[AMOUNT_MINOR] > MAX_AMOUNT_BASE_MINOR).any():
+    if (amount < 0).any() or (amount > MAX_AMOUNT_BASE_MINOR).any():
         return "amount_base_minor is no amount"
-    if (np.abs(narrow[OFFSET_MIN].astype(np.int64)) >= _DAY_MIN).any():
+    if (np.abs(block.whole(col.PRODUCER_OFFSET).astype(np.int64)) >= _DAY_MIN).any():
         return "a UTC offset is a day or more"
-    if (wide[OFFSET] < 0).any() or (narrow[PARTITION] < 0).any() or (narrow[ROW] < 0).any():
+    if any((block.whole(column) < 0).any() for column in (col.SOURCE_OFFSET, col.SOURCE_PARTITION, col.LOG_ROW)):
         return "a partition or an offset is below 0"
     if (sources.offset < NOT_READ).any() or (sources.partition < 0).any():
         return "a position on profiled is below 0"
@@ -304,15 +287,24 @@ def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
     texts = [[text.decode() for text in column] for column in rows.texts()]
     names = [name.decode() for name in block.names]
     features = [name.decode() for name in rows.names]
-    times = zip(block.wide[EVENT_US].tolist(), block.narrow[OFFSET_MIN].tolist(), strict=True)
-    sources = zip(
-        block.codes[SOURCE_TOPIC].tolist(), block.narrow[PARTITION].tolist(), block.wide[OFFSET].tolist(), strict=True
+    event_us, offset_min, amount, partition, offset, row = (
+        block.whole(column).tolist()
+        for column in (
+            col.EVENT_US,
+            col.PRODUCER_OFFSET,
+            col.AMOUNT_BASE,
+            col.SOURCE_PARTITION,
+            col.SOURCE_OFFSET,
+            col.LOG_ROW,
+        )
     )
-    logs = zip(block.sources.partition.tolist(), block.sources.offset.tolist(), block.narrow[ROW].tolist(), strict=True)
+    times = zip(event_us, offset_min, strict=True)
+    sources = zip(block.codes[SOURCE_TOPIC].tolist(), partition, offset, strict=True)
+    logs = zip(block.sources.partition.tolist(), block.sources.offset.tolist(), row, strict=True)
     columns = zip(
         *texts,
         times,
-        block.wide[AMOUNT_MINOR].tolist(),
+        amount,
         rows.numbers().tolist(),
         rows.versions(),
         sources,

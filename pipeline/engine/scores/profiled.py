@@ -7,23 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding import blocks
+from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, parse_block
-from pipeline.engine.records.block_columns import REASONS, Columns, empty_columns, fill_columns
+from pipeline.engine.records.block_columns import REASONS, Columns, Place, empty_columns, fill_columns
 from pipeline.engine.records.columns import span_keys
-from pipeline.engine.records.subjects import (
-    AMOUNT_BASE,
-    CARD,
-    EVENT_US,
-    ID,
-    INGESTED_US,
-    INPUT,
-    INPUT_OFFSET,
-    INPUT_PARTITION,
-    MERCHANT,
-    RATES,
-    SOURCE,
-    Subjects,
-)  # fmt: skip
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.merchants import MerchantLog
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.identity import transaction_hash
@@ -40,8 +28,6 @@ class ProfiledRows:
     kinds: NDArray[np.uint8]
     """Shape (n,): `TRANSACTION` or `LABEL`."""
     subjects: Subjects
-    originals: NDArray[np.int64]
-    """Shape (n, 2): where the producer's own bytes begin and end in the text of ``subjects``."""
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES)): those of the card; those of the merchant have room."""
     log: MerchantLog
@@ -65,7 +51,6 @@ class ProfiledRows:
             record=self.record[rows],
             kinds=self.kinds[rows],
             subjects=self.subjects.take(rows),
-            originals=self.originals[rows],
             features=self.features[rows],
             log=self.log.take(rows),
             follows=self.follows[rows] & unbroken & (rows > 0),
@@ -78,12 +63,12 @@ class ProfiledRows:
 
     def identity(self, row: int) -> int:
         """Return the `transaction_hash` of a row."""
-        card, transaction = (self._string(column, row) for column in (CARD, ID))
+        card, transaction = (self._string(column, row) for column in (col.CARD, col.ID))
         return transaction_hash(card, transaction)
 
     def input(self, row: int) -> tuple[str, int]:
         """Return the topic and the partition that the card agent read a transaction from."""
-        return self._string(INPUT, row), int(self.subjects.wholes[INPUT_PARTITION, row])
+        return self._string(col.INPUT, row), int(self.subjects.wholes[col.INPUT_PARTITION, row])
 
     def _string(self, column: int, row: int) -> str:
         first, end = self.subjects.spans[column, row].tolist()
@@ -142,7 +127,7 @@ def _columns(
     for number, block in found.items():
         own = np.array([names.setdefault(name, len(names)) for name in block.names], np.int64)
         record = records[number]
-        if reason := fill_columns(block, columns, at, text_at, (record.partition, record.offset), own):
+        if reason := fill_columns(block, columns, Place(at, text_at, record.partition, record.offset), own):
             wrong[number] = BlockError(REASONS[reason])
         at += block.rows
         text_at += len(block.text)
@@ -159,7 +144,7 @@ def _rows(
     texts = [*(block.text for block in found.values()), *names]
     name_ends = np.cumsum([sum(map(len, texts[: len(found)])), *map(len, names)])
     spans, codes, named = columns.spans, columns.codes, columns.named
-    for column, numbers in zip((SOURCE, RATES, INPUT), named, strict=True):
+    for column, numbers in zip((col.SOURCE, col.RATES, col.INPUT), named, strict=True):
         spans[column, :, 0], spans[column, :, 1] = name_ends[numbers], name_ends[numbers + 1]
     subjects = Subjects(b"".join(texts), spans, columns.wholes)
     return ProfiledRows(
@@ -167,16 +152,15 @@ def _rows(
         np.repeat(np.fromiter(found, np.intp, len(found)), [block.rows for block in found.values()]),
         codes[blocks.KIND],
         subjects,
-        columns.originals,
         columns.features,
-        _log(subjects, codes, columns.known_at_us),
+        _log(subjects, codes),
         _follows(columns.wholes, codes[blocks.KIND], named[2]),
         {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
         refused,
     )
 
 
-def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.int64]) -> MerchantLog:
+def _log(subjects: Subjects, codes: NDArray[np.uint8]) -> MerchantLog:
     n, kinds = subjects.rows, codes[blocks.KIND]
     identity = np.zeros(n, np.uint64)
     labels = np.flatnonzero(kinds)
@@ -185,14 +169,14 @@ def _log(subjects: Subjects, codes: NDArray[np.uint8], known_at_us: NDArray[np.i
         identity[labels] = labelled.identities()
     return MerchantLog(
         kinds,
-        span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[MERCHANT]),
+        span_keys(np.frombuffer(subjects.text, np.uint8), subjects.spans[col.MERCHANT]),
         identity,
-        subjects.wholes[EVENT_US],
-        subjects.wholes[AMOUNT_BASE],
-        (codes[blocks.COUNTS] & blocks.COUNTED).astype(np.bool_),
-        (codes[blocks.COUNTS] & blocks.OUTLIER).astype(np.bool_),
+        subjects.wholes[col.EVENT_US],
+        subjects.wholes[col.AMOUNT_BASE],
+        (codes[blocks.FLAGS] & blocks.COUNTED).astype(np.bool_),
+        (codes[blocks.FLAGS] & blocks.OUTLIER).astype(np.bool_),
         codes[blocks.KNOWN].astype(np.int8),
-        known_at_us,
+        subjects.wholes[col.KNOWN_AT_US],
     )
 
 
@@ -202,9 +186,9 @@ def _follows(wholes: NDArray[np.int64], kinds: NDArray[np.uint8], topics: NDArra
     follows[1:] = (
         (kinds[here] == TRANSACTION)
         & (kinds[before] == TRANSACTION)
-        & (wholes[INPUT_OFFSET, here] > wholes[INPUT_OFFSET, before])
-        & (wholes[INPUT_PARTITION, here] == wholes[INPUT_PARTITION, before])
-        & (wholes[INGESTED_US, here] == wholes[INGESTED_US, before])
+        & (wholes[col.INPUT_OFFSET, here] > wholes[col.INPUT_OFFSET, before])
+        & (wholes[col.INPUT_PARTITION, here] == wholes[col.INPUT_PARTITION, before])
+        & (wholes[col.INGESTED_US, here] == wholes[col.INGESTED_US, before])
         & (topics[here] == topics[before])
     )
     return follows

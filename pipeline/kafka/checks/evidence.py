@@ -14,9 +14,10 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.engine.encoding import blocks
 from pipeline.engine.encoding.blocks import Block, Sources, parse_block
+from pipeline.engine.encoding.row_columns import INPUT_OFFSET, INPUT_PARTITION, LOG_ROW
 from pipeline.engine.records.forwarding import origin
 from pipeline.engine.records.partitioner import partition_of
-from pipeline.engine.scores.feature_blocks import ROW, read_features
+from pipeline.engine.scores.feature_blocks import read_features
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partition_numbers
 from pipeline.kafka.readers import topic_reader
@@ -166,7 +167,7 @@ def _names_in_results(
             if bare == DECISION_FEATURES.name:
                 rows = read_features(record).block
                 logs = zip(rows.sources.partition.tolist(), rows.sources.offset.tolist(), strict=True)
-                found |= {(*log, row) for log, row in zip(logs, rows.narrow[ROW].tolist(), strict=True)}
+                found |= {(*log, row) for log, row in zip(logs, rows.whole(LOG_ROW).tolist(), strict=True)}
                 continue
             forwarded = origin(record, ACCEPTED_LABELS, settings.topic_prefix)
             label = _decode_label(record.value or b"")
@@ -236,9 +237,9 @@ class _Traces:
         self._positions(block.names, block.sources)
         is_label = block.codes[blocks.KIND] == blocks.LABEL
         inputs = (
-            block.wide[blocks.INPUT_OFFSET],
-            block.narrow[blocks.INPUT_PARTITION],
-            block.codes[blocks.INPUT_TOPIC],
+            block.whole(INPUT_OFFSET),
+            block.whole(INPUT_PARTITION),
+            block.codes[blocks.INPUT_NAME],
         )
         self._positions(block.names, Sources(*(column[~is_label] for column in inputs)))
         labels = (block.sources.topic, block.sources.partition, block.sources.offset)

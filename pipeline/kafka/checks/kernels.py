@@ -16,16 +16,14 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.engine.encoding.blocks import (
-    INPUT_OFFSET,
-    INPUT_PARTITION,
-    INPUT_TOPIC,
+    INPUT_NAME,
     KIND,
-    MERCHANT,
     TRANSACTION,
     BlockError,
     Input,
     parse_block,
 )
+from pipeline.engine.encoding.row_columns import INPUT_OFFSET, INPUT_PARTITION, MERCHANT
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.checks.evidence import records_below
@@ -63,9 +61,9 @@ def card_block(record: Record, merchant_partitions: int) -> CardBlock | None:
     except BlockError:
         return None
     rows = np.flatnonzero(block.codes[KIND] == TRANSACTION)
-    topics = [block.names[number].decode() for number in block.codes[INPUT_TOPIC, rows].tolist()]
+    topics = [block.names[number].decode() for number in block.codes[INPUT_NAME, rows].tolist()]
     inputs = zip(
-        topics, block.narrow[INPUT_PARTITION, rows].tolist(), block.wide[INPUT_OFFSET, rows].tolist(), strict=True
+        topics, block.whole(INPUT_PARTITION)[rows].tolist(), block.whole(INPUT_OFFSET)[rows].tolist(), strict=True
     )
     ends, lengths = block.ends()[MERCHANT, rows].tolist(), block.lengths[MERCHANT, rows].tolist()
     merchants = {block.text[end - length : end].decode() for end, length in zip(ends, lengths, strict=True)}

@@ -33,8 +33,8 @@ from pipeline.backtest.reprocess.written_runs import (
 from pipeline.backtest.runner.request import Request
 from pipeline.cli import main
 from pipeline.commands import backtest, export
+from pipeline.engine.encoding.row_columns import CARD
 from pipeline.engine.records.partitioner import partition_of
-from pipeline.engine.records.subjects import CARD
 from pipeline.engine.scores.decision_messages import NOT_READ
 from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.exports import topics

@@ -10,7 +10,7 @@ from pipeline.backtest.training.history import read_history
 from pipeline.engine.cards.card_join import CardJoin
 from pipeline.features.kernel import CardWindows
 from pipeline.learning.regimes import LabelRegime
-from tests.helpers.histories import busy_history, labels, play, transactions
+from tests.helpers.histories import busy_history, play, transactions
 from tests.helpers.live import Live
 from tests.unit.backtest.test_backtest import models, options, run
 
@@ -19,6 +19,16 @@ def trained() -> None:
     table = transactions(busy_history(3, 100, invalid=0))
     in_time = table.sort_by("event_time").append_column("fraud", [[False] * len(table)])
     read_history([in_time], LabelRegime(), options())
+
+
+def noting(kernel: Callable[..., Any], callers: dict[str, set[str]]) -> Callable[..., Any]:
+    """The kernel, which notes the module that calls it."""
+
+    def noted(*args: Any) -> Any:
+        callers.setdefault(kernel.__qualname__, set()).add(sys._getframe(1).f_globals["__name__"])
+        return kernel(*args)
+
+    return noted
 
 
 WAYS: dict[str, Callable[[], Any]] = {
@@ -32,12 +42,7 @@ WAYS: dict[str, Callable[[], Any]] = {
 def test_kernels_of_cards_are_called_by_the_driver_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     callers: dict[str, set[str]] = {}
     for owner, method in ((CardJoin, "join"), (CardJoin, "forget"), (CardWindows, "profile")):
-
-        def noted(*args: Any, _kernel: Any = getattr(owner, method)) -> Any:
-            callers.setdefault(_kernel.__qualname__, set()).add(sys._getframe(1).f_globals["__name__"])
-            return _kernel(*args)
-
-        monkeypatch.setattr(owner, method, noted)
+        monkeypatch.setattr(owner, method, noting(getattr(owner, method), callers))
     WAYS[way]()
     driver = {"pipeline.engine.cards.driver"}
     assert callers == {"CardJoin.join": driver, "CardJoin.forget": driver, "CardWindows.profile": driver}

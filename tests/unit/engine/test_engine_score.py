@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.engine.cards.card import CardPartition
-from pipeline.engine.encoding.blocks import AMOUNT, CARD, CURRENCY, ID, MERCHANT, ORIGINAL, KernelMismatch
+from pipeline.engine.encoding import row_columns as col
+from pipeline.engine.encoding.blocks import KernelMismatch
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.profiled import read_rows
@@ -265,12 +266,12 @@ def features_of(value: float, count: int = len(CARD_FEATURES)) -> np.ndarray:
         *(changed(only_block(), **{name: -1}) for name in ("source_offset", "source_partition", "input_offset")),
         *(changed(only_block(), features=features_of(*source)) for source in ((0.0, 3), (math.inf,), (-math.inf,))),
         *(
-            with_text(only_block(), AMOUNT, text)
+            with_text(only_block(), col.AMOUNT, text)
             for text in (b"", b"NaN", b"1,", b"01", b'1,"x":2', b"-", b"1e", b".5")
         ),
-        *(with_text(only_block(), column, b"") for column in (ID, CARD, MERCHANT)),
-        *(with_text(only_block(), column, b"x" * 1_025) for column in (ID, CARD, MERCHANT)),
-        *(with_text(only_block(), column, b"\xe4") for column in (ID, CURRENCY, ORIGINAL)),
+        *(with_text(only_block(), column, b"") for column in (col.ID, col.CARD, col.MERCHANT)),
+        *(with_text(only_block(), column, b"x" * 1_025) for column in (col.ID, col.CARD, col.MERCHANT)),
+        *(with_text(only_block(), column, b"\xe4") for column in (col.ID, col.CURRENCY, col.ORIGINAL)),
         changed(only_block(), known_at_us=2**63 - 1),
         only_block()[:-1],
         only_block() + b" ",
