@@ -193,7 +193,6 @@ class LightGBMModel:
 
 
 def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: list[Tree]) -> None:
-    """Check that distributions are sound and, where there are any, cover the features of the trees."""
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
     described = {FEATURES.index(distribution.name) for distribution in distributions}

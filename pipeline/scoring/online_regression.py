@@ -79,7 +79,6 @@ class OnlineRegression:
         self._squares += weight * distance * (row - self._means)
 
     def _inputs(self, row: NDArray[np.float64], logit: float) -> tuple[dict[str, float], float]:
-        """Return the inputs by name, and their squared norm."""
         inputs = standardized(row, self._means, reciprocal_deviations(self._weight, self._squares))
         x = dict(zip(self._names, inputs.tolist(), strict=True))
         x[LOGIT] = min(max(logit, -LOGIT_BOUND), LOGIT_BOUND)

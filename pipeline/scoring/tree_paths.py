@@ -161,7 +161,6 @@ def _edges(tree: Tree) -> _Edges:
 
 
 def _from(edge: int) -> int:
-    """The node that an edge comes from."""
     return (edge - 1) >> 1
 
 

@@ -16,7 +16,6 @@ from pipeline.engine.feedback.decision_store import DecisionStore
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback.feedback_kernel import FeedbackKernel
 from pipeline.engine.feedback.learn import LearnPartition
-from pipeline.engine.partition_state.journal import JournaledDict
 from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout
 from pipeline.engine.partition_state.pending_items import PendingItems
 from pipeline.engine.partition_state.segments import MemorySegments
@@ -24,6 +23,7 @@ from pipeline.engine.partition_state.state import LoadedState, MemoryStore, Stat
 from pipeline.engine.partition_state.wait_clock import WaitClock
 from pipeline.engine.records.forwarding import forward
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.deduplication import ReadInputs
 from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.kernel import CardWindows, MerchantWindows
@@ -272,7 +272,7 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "card wait clock": ("card", WaitClock, "rollback", nothing),
     "card forgotten": ("card", CardJoin, "rollback", clock_stays("first_day")),
     "score windows": ("score", MerchantWindows, "rollback", nothing),
-    "score offsets": ("score", JournaledDict, "rollback", nothing),
+    "score offsets": ("score", ReadInputs, "rollback", nothing),
     "feedback store": ("feedback", MemoryStore, "rollback", nothing),
     "feedback decisions": ("feedback", DecisionStore, "rollback", nothing),
     "feedback segments": ("feedback", MemorySegments, "rollback", nothing),

@@ -203,7 +203,6 @@ class OnlineTrainer:
             self.river = self._learner.snapshot(self._next_offset)
 
     def _record(self, columns: DecisionColumns, row: int) -> DecisionRecord:
-        """Return the record that the feedback agent stores of a decision."""
         taken, values = columns.transactions, columns.features[row].tolist()
         return DecisionRecord(
             transaction_id=taken.transaction_id[row].as_py(),
@@ -221,7 +220,6 @@ class OnlineTrainer:
 
 
 def _show_gate(gate: Gate, labels: Labels, decisions: Decisions, identity: Sequence[Identity]) -> None:
-    """Let a gate see the labels and decisions of a part of a chunk."""
     for report in reports_of(labels):
         gate.report(report)
     scores = sigmoid(decisions.river_logit), sigmoid(decisions.logit)

@@ -126,7 +126,6 @@ def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Res
 
 
 def _count(outcome: CardOutcome[list[bytes]], result: Result) -> None:
-    """Count what became of transactions and labels."""
     for what, count in (("accepted", len(outcome.position)), ("duplicate", outcome.duplicates)):
         if count:
             result.counts[what, ""] += count

@@ -198,7 +198,6 @@ def _fill(table: IntArray, rows: IntArray, count: int) -> None:
 
 @compiled
 def _forgotten(config: IntArray, meta: IntArray) -> int:
-    """The first day of acceptance that is remembered."""
     horizon_us = max(config[_DEDUP_US], config[_LABEL_US])
     day: int = (meta[WAITED] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
     first: int = max(meta[FIRST_DAY], day)

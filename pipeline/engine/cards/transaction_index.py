@@ -234,7 +234,6 @@ class StoreIndex:
         return [self._names[number] for number in entry.tolist()]
 
     def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
-        """Write entries with their merchants' names."""
         packed = rows[:, EVENT_US:].astype(_WORD, copy=False).tobytes()
         heads = [packed[at : at + _HEAD_BYTES] for at in range(0, len(packed), _HEAD_BYTES)]
         self._store.put_many(
@@ -286,6 +285,5 @@ class StoreIndex:
 
 
 def _bytes_of(digest: NDArray[np.int64]) -> list[bytes]:
-    """Digests of shape (n, 2) as bytes."""
     packed = digest.astype(">i8").tobytes()
     return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]

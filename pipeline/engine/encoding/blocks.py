@@ -382,7 +382,6 @@ def _parse_body(value: bytes, head: _BlockHead, layout: Layout) -> Block:
 
 
 def _check_text(block: Block) -> None:
-    """Raise `BlockError` where a text is no UTF-8 by itself."""
     if block.text.isascii():
         return
     try:

@@ -73,8 +73,6 @@ class DecisionState(msgspec.Struct):
 
 
 class _Group(NamedTuple):
-    """Decisions that were sampled together."""
-
     rate: float
     number: int
     items: list[bytes]

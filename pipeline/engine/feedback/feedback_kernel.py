@@ -347,7 +347,6 @@ class _BatchPart:
     def _visit(
         self, position: int, filed: Mapping[bytes, DecisionReference], labels: Sequence[int], due: Sequence[Matured]
     ) -> None:
-        """Go through what happens at a position."""
         self._remembered = self._first_day[bisect_right(self._decided.position, position)]
         self._entries.update(filed)
         for digest, from_us in self._late.get(position, {}).items():
@@ -380,11 +379,9 @@ class _BatchPart:
         return None if entry is None or day_of(entry.event_time_us) < self._remembered else entry
 
     def _labels_from(self, digest: bytes, entry: DecisionReference) -> int:
-        """Return since when a label must be known to count."""
         return max(labels_from(entry.event_time_us, 0), self._known.get(digest, NOT_KNOWN).labels_from_us)
 
     def _join_pending(self, position: int, digest: bytes, entry: DecisionReference) -> None:
-        """Join the labels that wait for a decision."""
         before_us = self._waited_us[bisect_left(self._decided.position, position)]
         # An earlier batch has given up what it could; of an earlier position's that is done here.
         given_up_us = EARLIEST_US if position == self._start else before_us - EARLY_LABEL_GRACE_US

@@ -142,8 +142,6 @@ def loaded_column(column: SavedColumn) -> NDArray[Any]:
 
 
 class _Chunk(NamedTuple):
-    """Decisions that were added together."""
-
     digests: Sequence[bytes]
     event_time_us: Sequence[int]
     decisions: Sequence[Any]

@@ -187,7 +187,6 @@ def _selected(
     features: NDArray[np.float64],
     identities: Callable[[], NDArray[np.uint64]],
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Selection and its probability, as in `Decisions`."""
     # Nothing but the audit sample asks who a transaction is.
     identity = identities() if policy.audits else np.zeros(len(score), np.uint64)
     decided = policy.decide(score, features, identity)

@@ -14,7 +14,6 @@ import msgspec
 
 from pipeline.engine.encoding.blocks import TRANSACTION, Input
 from pipeline.engine.encoding.row_columns import INGESTED_US, INPUT_OFFSET
-from pipeline.engine.partition_state.journal import JournaledDict
 from pipeline.engine.scores.profiled import ProfiledRows
 
 
@@ -39,8 +38,9 @@ class ReadInputs:
     """All inputs that one partition of ``profiled`` shows."""
 
     def __init__(self, saved: Iterable[ReadInput] = ()) -> None:
-        self._inputs: JournaledDict[tuple[str, int], ReadInput] = JournaledDict()
-        self._inputs.update({(read.topic, read.partition): read for read in saved})
+        self._inputs = {(read.topic, read.partition): read for read in saved}
+        self._before: dict[tuple[str, int], ReadInput | None] = {}
+        """What the open batch found of the inputs that it has changed."""
 
     def duplicates(self, rows: ProfiledRows, numbers: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.
@@ -88,16 +88,22 @@ class ReadInputs:
         else:
             is_duplicate, now = _begin(before, batch_us, offset, rows.identity(row))
         if now is not before:
-            self._inputs.put(name, now)
+            self._before.setdefault(name, before)
+            self._inputs[name] = now
         return is_duplicate
 
     def commit(self) -> None:
         """The batch is committed."""
-        self._inputs.commit()
+        self._before.clear()
 
     def rollback(self) -> None:
         """The batch is not committed."""
-        self._inputs.rollback()
+        for name, before in self._before.items():
+            if before is None:
+                del self._inputs[name]
+            else:
+                self._inputs[name] = before
+        self._before.clear()
 
     def dump(self) -> list[ReadInput]:
         """All of them, in order."""
