@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
-from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
 from pipeline.settings.kernel_options import card_options

@@ -14,7 +14,7 @@ import msgspec
 
 from agents.topology import CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.decision.policy import Policy
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.partition_state.state import MemoryStore

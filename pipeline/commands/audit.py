@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.broker.running import find_cluster
 from pipeline.commands.option_types import Moment
-from pipeline.monitoring.audit import AuditOptions, AuditReport, Interval, assess
+from pipeline.monitoring.audit_estimate import AuditOptions, AuditReport, Interval, assess
 from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us

@@ -14,7 +14,7 @@ from pipeline.commands.shared_options import (
     json_option,
     print_facts,
 )
-from pipeline.decision.audit import Audit, with_key
+from pipeline.decision.audit_sample import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.text import utc_text
 from pipeline.models import held_labels

@@ -16,7 +16,7 @@ from pipeline.commands.progress import seldom
 from pipeline.commands.shared_options import named_servers
 from pipeline.commands.train_options import TrainOptions
 from pipeline.commands.training_input import TrainingInput, echo, microseconds, rows_of_file, rows_of_topics
-from pipeline.decision.audit import Audit, with_key
+from pipeline.decision.audit_sample import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share

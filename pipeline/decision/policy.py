@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.audit import Audit, check_audit, key_check
+from pipeline.decision.audit_sample import Audit, check_audit, key_check
 from pipeline.decision.comparisons import check_comparison, compared
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError

@@ -18,7 +18,7 @@ from pipeline.learning.labels import (
     source_rank,
 )
 from pipeline.learning.regimes import NEVER_US
-from pipeline.monitoring.audit import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditRows
+from pipeline.monitoring.audit_estimate import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditRows
 from schemas.times import US_PER_DAY
 
 _ANSWERS: Final = frozenset({"audit", "analyst"})

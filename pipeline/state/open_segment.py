@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.engine.partition_state.segments import (
+from pipeline.engine.partition_state.decision_segments import (
     KEY_WORDS,
     KEYS,
     NO_TIME_US,

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.partition_state.segments import DecisionReference, SealedSegment, keys_of
+from pipeline.engine.partition_state.decision_segments import DecisionReference, SealedSegment, keys_of
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.segment_groups import GROUP_ROWS, unpack_group
 from pipeline.state.segment_index import SegmentIndex, digests_of, read_index

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.engine.partition_state.segments import (
+from pipeline.engine.partition_state.decision_segments import (
     NO_TIME_US,
     DecisionReference,
     SealedSegment,
@@ -34,7 +34,7 @@ _CHECKED_AT_ONCE: Final = 1_024
 
 
 class FileSegments:
-    """Segments in ``directory``. Implements `pipeline.engine.partition_state.segments.SavedSegments`.
+    """Segments in ``directory``. Implements `pipeline.engine.partition_state.decision_segments.SavedSegments`.
 
     Args:
         directory: Emptied; removed on close.

@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.decision.audit import Audit, Stratum
+from pipeline.decision.audit_sample import Audit, Stratum
 from pipeline.training.cohorts import Split, TrainingSet
 from schemas.times import US_PER_DAY
 

@@ -18,8 +18,8 @@ from agents.app import GC_THRESHOLDS
 from agents.partitions import by_partition
 from pipeline.decision.policy import Policy
 from pipeline.engine.cards import card_batch, driver
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition

@@ -5,7 +5,7 @@ from datetime import timedelta, timezone
 
 import msgspec
 
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.feature_blocks import read_feature_messages

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding.blocks import KernelMismatch
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.scores.decider import Decider

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.partition_state.state import MemoryStore

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.commands.drift import DRIFTED
-from pipeline.decision.audit import Audit
+from pipeline.decision.audit_sample import Audit
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.identity import transaction_hash

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.features.attributes import Attribute
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish

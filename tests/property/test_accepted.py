@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.json_scanner import ATTRIBUTES, scan
 from pipeline.engine.partition_state.state import MemoryStore

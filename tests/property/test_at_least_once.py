@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import block_writing
 from pipeline.engine.feedback.decision_records import unpack_record
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.scores import deduplication

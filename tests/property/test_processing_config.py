@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.block_messages import read_messages

@@ -9,16 +9,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback.decision_store import DecisionStore
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.feedback.feedback_kernel import FeedbackKernel
 from pipeline.engine.feedback.learn import LearnPartition
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout
 from pipeline.engine.partition_state.pending_items import PendingItems
-from pipeline.engine.partition_state.segments import MemorySegments
 from pipeline.engine.partition_state.state import LoadedState, MemoryStore, StateDump
 from pipeline.engine.partition_state.wait_clock import WaitClock
 from pipeline.engine.records.forwarding import forward

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import block_writing
 from pipeline.engine.encoding.blocks import LABEL, MOST_BYTES, MOST_ROWS, TRANSACTION
 from pipeline.engine.encoding.row_columns import ORIGINAL

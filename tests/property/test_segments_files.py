@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.partition_state.segments import DecisionReference, MemorySegments
+from pipeline.engine.partition_state.decision_segments import DecisionReference, MemorySegments
 from pipeline.state.segments import FileSegments
 from schemas.times import US_PER_DAY
 from tests.helpers.memory_columns import MemoryColumn

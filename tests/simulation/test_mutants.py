@@ -13,8 +13,8 @@ import pipeline.engine.records.accepted_labels
 import pipeline.kafka.readers.replay_reader
 from agents.learn import LearnPartitions
 from agents.partitions import KernelPartitions
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.records.results import Result

@@ -22,8 +22,8 @@ from pipeline.engine.feedback.feedback_kernel import (
     JoinedRows,
     TransactionIdentities,
 )
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.pending_items import PendingItems
-from pipeline.engine.partition_state.segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import reports_of
 from pipeline.engine.records.columns import Labels, Transactions

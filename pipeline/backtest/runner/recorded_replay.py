@@ -23,8 +23,8 @@ from pipeline.backtest.input.records import Numbering
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.partition_state.state import MemoryStore, PartitionState

@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from pipeline.engine.partition_state.decision_segments import DecisionReference, DecisionSegments
 from pipeline.engine.partition_state.layout import DIGEST_BYTES, day_key, day_of, time_key
-from pipeline.engine.partition_state.segments import DecisionReference, DecisionSegments
 from pipeline.engine.partition_state.state import Store
 from pipeline.learning.labels import UNSEEN, StateNumbers
 from pipeline.learning.online_updates import NOTHING_LEARNED, Learned

@@ -22,9 +22,9 @@ from pipeline.engine.feedback.feedback_kernel import (
     JoinedRows,
     TransactionIdentities,
 )
+from pipeline.engine.partition_state.decision_segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
 from pipeline.engine.partition_state.pending_items import PendingItems, PendingItemsState
-from pipeline.engine.partition_state.segments import MemorySegments, SavedSegments, SegmentsState
 from pipeline.engine.partition_state.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.partition_state.wait_clock import WaitClock, WaitState
 from pipeline.engine.records.accepted_labels import read_accepted

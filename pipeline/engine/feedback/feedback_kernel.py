@@ -17,9 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.feedback.decision_store import NOT_KNOWN, DecisionStore, Known, Matured
+from pipeline.engine.partition_state.decision_segments import DecisionReference
 from pipeline.engine.partition_state.layout import day_of, forgotten_with
 from pipeline.engine.partition_state.pending_items import GIVE_UP_AT_MOST, PendingItem, PendingItems
-from pipeline.engine.partition_state.segments import DecisionReference
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, LATE_US, NOT_SEEN, WaitClock, labels_from
 from pipeline.engine.records.columns import Labels, digests, identities
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers

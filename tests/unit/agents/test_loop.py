@@ -14,7 +14,7 @@ from agents.failures import TooManyFailures
 from agents.loop import AgentLoop, Partitions
 from agents.partitions import Environment, KernelPartitions, StateLocation
 from agents.topology import CARD, FEEDBACK, LEARN, SCORE, AgentSpec
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
 from pipeline.engine.partition_state.state import LoadedState, MemoryStore, StoreError
 from pipeline.engine.records.results import Result

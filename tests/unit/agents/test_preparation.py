@@ -22,7 +22,7 @@ from numba.core.dispatcher import Dispatcher
 
 from agents.preparation import prepare_kernels
 from pipeline.decision.policy import Policy, Rule
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.scores.models import ActiveModels

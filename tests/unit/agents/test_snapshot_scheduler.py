@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from agents.snapshot_scheduler import FIRST_S, SnapshotScheduler
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import StateDump
 from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics

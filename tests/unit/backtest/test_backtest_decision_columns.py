@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.backtest.engine.online import ColumnSegments, DecisionColumns
 from pipeline.engine.feedback.decision_store import DecisionStore
-from pipeline.engine.partition_state.segments import DecisionReference
+from pipeline.engine.partition_state.decision_segments import DecisionReference
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.columns import no_transactions
 from schemas.messages import Versions

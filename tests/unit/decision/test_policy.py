@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.decision.audit import Audit, Stratum, with_key
+from pipeline.decision.audit_sample import Audit, Stratum, with_key
 from pipeline.decision.policy import Policy, Rule
 from pipeline.learning.sampling import (
     AUDIT_SAMPLE,

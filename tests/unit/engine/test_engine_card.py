@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.engine.cards import pending as pending_module
-from pipeline.engine.cards.card import CardPartition
 from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import accept
 from pipeline.engine.records.forwarding import forward

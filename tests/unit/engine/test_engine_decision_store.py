@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.feedback.decision_store import DecisionStore, Known, Matured
-from pipeline.engine.partition_state.segments import MemorySegments
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
 from schemas.times import US_PER_DAY
 from tests.reference.identities import transaction_digest

@@ -18,8 +18,8 @@ from pipeline.engine.feedback.feedback_kernel import (
     LabelRow,
     TransactionIdentities,
 )
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.pending_items import PendingItems
-from pipeline.engine.partition_state.segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.feature_blocks import read_feature_messages

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.decision.audit import Audit
+from pipeline.decision.audit_sample import Audit
 from pipeline.decision.policy import Policy
 from pipeline.engine.feedback.learn import model_record
 from pipeline.engine.scores.models import ModelSet

@@ -9,15 +9,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.engine.cards import pending as pending_module
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.joins import STREAM_TIME_US, Clock, PassInput, Retention, join
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback import feedback_kernel
 from pipeline.engine.feedback.decision_store import DecisionStore
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.layout import day_of
 from pipeline.engine.partition_state.pending_items import PendingItems
-from pipeline.engine.partition_state.segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore, StoreError
 from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES

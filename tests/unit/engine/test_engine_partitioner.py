@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.forwarding import NotForwarded, forward, header_names, origin
 from pipeline.engine.records.partitioner import murmur2, partition_of, partitions_of

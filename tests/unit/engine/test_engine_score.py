@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.engine.cards.card import CardPartition
+from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import KernelMismatch
 from pipeline.engine.records.results import Result

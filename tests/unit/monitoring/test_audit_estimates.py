@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.learning.regimes import NEVER_US
-from pipeline.monitoring import audit as audit_module
-from pipeline.monitoring.audit import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditReport, AuditRows, assess
+from pipeline.monitoring import audit_estimate as audit_module
+from pipeline.monitoring.audit_estimate import BY_AUDIT, BY_SCORE_OR_RULE, NOT_SELECTED, AuditReport, AuditRows, assess
 from pipeline.monitoring.outcomes import Outcomes
 from schemas.times import US_PER_DAY
 

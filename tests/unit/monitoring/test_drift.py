@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORT_SCORE, REPORTS, SCORE, DailyCounts, History
-from pipeline.monitoring.drift import DayDrift, DriftOptions, drifted, judge
-from pipeline.monitoring.reasons import drift_reason
+from pipeline.monitoring.drift import DayDrift, DriftOptions, drift_reason, drifted, judge
 from pipeline.scoring.distributions import FeatureDistribution
 from schemas.times import US_PER_DAY
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.engine.partition_state.segments import DecisionReference
+from pipeline.engine.partition_state.decision_segments import DecisionReference
 from pipeline.engine.partition_state.state import LoadedState, StateDump
 from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
 from pipeline.state.segment_groups import GROUP_ROWS
