@@ -7,7 +7,7 @@ of the rows; splitting the rows over several calls changes nothing, and neither 
 Cards and merchants are distinguished by 128 bits of their names' hash; the names themselves are not kept.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.features.card_kernel import profile_cards
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FIELD_NUMBER, FIELD_TEXT, MERCHANT_FEATURES
-from pipeline.features.columns import Pages, SavedColumn, Storage
+from pipeline.features.columns import Storage
 from pipeline.features.digest import window_contents
 from pipeline.features.merchant_kernel import profile_merchants
 from pipeline.features.tables import Tables
-from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS, NEWEST, NOTHING_YET_US
+from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS
 
 
 class FieldColumns(NamedTuple):
@@ -53,77 +53,24 @@ class CardProfile(NamedTuple):
         return cls(np.empty((n, columns)), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_))
 
 
-class _Windows:
+class _Windows(Tables):
     """The common part of the cards' and the merchants' windows."""
 
     event_words: int
     """Words of an event's row."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-
-    @property
-    def stream_time_us(self) -> int:
-        """The largest event time of the partition's transactions so far; 0 before there is one."""
-        stream_time_us = int(self._tables.state.meta[NEWEST])
-        return 0 if stream_time_us == NOTHING_YET_US else stream_time_us
-
     def _work(self, kernel: Callable[..., int], n: int, *columns: NDArray[Any]) -> None:
         """Have ``kernel`` work on n rows: where a table is full it ends early, and goes on once that has grown."""
-        tables = self._tables
-        tables.begin(n)
+        self.begin(n)
         done = 0
         while done < n:
-            done = kernel(tables.state, done, *columns)
+            done = kernel(self.state, done, *columns)
             if done < n:
-                tables.grow()
-
-    def commit(self) -> None:
-        """Commit the changes; forget a bounded number of entities behind the retention."""
-        self._tables.commit()
-
-    def rollback(self) -> None:
-        """Take back all that was profiled since the last `commit`."""
-        self._tables.rollback()
-
-    def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
-        """(values, columns) of the committed state: what changed since the last dump, or all of it.
-
-        RuntimeError where something is not committed.
-        """
-        return self._tables.dump(full=full)
-
-    def load(self, values: bytes, columns: Mapping[str, SavedColumn]) -> None:
-        """Fill empty windows with a dumped state; ValueError where its parts do not fit together."""
-        self._tables.load(values, columns)
+                self.grow()
 
     def contents(self) -> list[tuple[bytes, ...]]:
         """Return what the committed state can still show, in canonical order; see `window_contents`."""
-        return window_contents(self._tables.state, self.event_words)
-
-    def close(self) -> None:
-        """Let go of the state; the windows must not be used any more."""
-        self._tables.close()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the state, as far as its tables are used."""
-        return self._tables.nbytes
-
-    @property
-    def entities(self) -> int:
-        """Cards or merchants that are held."""
-        return self._tables.entities
-
-    @property
-    def events(self) -> int:
-        """Transactions that are held; some may lie behind the horizon already."""
-        return self._tables.events
-
-    @property
-    def labels(self) -> int:
-        """Labels that are held."""
-        return self._tables.labels
+        return window_contents(self.state, self.event_words)
 
 
 class CardWindows(_Windows):
@@ -132,7 +79,7 @@ class CardWindows(_Windows):
     event_words = int(CARD_EVENT_WORDS)
 
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, self.event_words, labelled=False))
+        super().__init__(storage, self.event_words, labelled=False)
 
     def profile(
         self,
@@ -181,7 +128,7 @@ class MerchantWindows(_Windows):
     event_words = int(MERCHANT_EVENT_WORDS)
 
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(Tables(storage, self.event_words, labelled=True))
+        super().__init__(storage, self.event_words, labelled=True)
 
     def profile(
         self,

@@ -115,8 +115,18 @@ class Tables:
             self._before = None
         self._rows = 0
 
-    def dump(self, *, full: bool) -> tuple[bytes, dict[str, Pages]]:
-        """(values, columns): the pages that changed since the last dump, or all."""
+    def dump(self, *, full: bool = False) -> tuple[bytes, dict[str, Pages]]:
+        """Copy the committed state.
+
+        Args:
+            full: Copy all pages, and not only those that changed since the last dump.
+
+        Returns:
+            (values, columns), as `load` takes them.
+
+        Raises:
+            RuntimeError: Something is not committed.
+        """
         if self._before is not None:
             raise RuntimeError("the windows hold a batch that is not committed; commit or roll it back before a dump")
         meta = self.state.meta
@@ -157,8 +167,14 @@ class Tables:
         self._index(2 * int(meta[ENTITIES]))
 
     def close(self) -> None:
-        """Let go of the columns."""
+        """Let go of the columns; the windows must not be used any more."""
         self._storage.close()
+
+    @property
+    def stream_time_us(self) -> int:
+        """The largest event time of the partition's transactions so far; 0 before there is one."""
+        stream_time_us = int(self.state.meta[NEWEST])
+        return 0 if stream_time_us == NOTHING_YET_US else stream_time_us
 
     @property
     def nbytes(self) -> int:

@@ -43,8 +43,7 @@ class Size(NamedTuple):
 
 def measured(windows: CardWindows | MerchantWindows, live_events: int) -> Size:
     """The size of ``windows``, of which ``live_events`` lie within the horizon."""
-    tables = windows._tables
-    meta, words = tables.state.meta, {name: words for name, (words, _) in tables._words.items()}
+    meta, words = windows.state.meta, {name: words for name, (words, _) in windows._words.items()}
     return Size(
         windows.entities,
         windows.events,
@@ -53,7 +52,7 @@ def measured(windows: CardWindows | MerchantWindows, live_events: int) -> Size:
         8 * int(meta[SLOTS_END]) * words["slots"],
         8 * (int(meta[CHUNKS_END]) * words["chunks"] + int(meta[LABEL_CHUNKS_END]) * words.get("label_chunks", 0)),
         8 * (int(meta[EVENTS_END]) * words["events"] + int(meta[LABELS_END]) * words.get("labels", 0)),
-        tables.state.slot_index.nbytes,
+        windows.state.slot_index.nbytes,
     )
 
 

@@ -25,7 +25,7 @@ class Held(NamedTuple):
 
 def contents(windows: Windows) -> dict[tuple[int, int], Held]:
     """All entities by key; asserts that chains, totals, free lists and index are sound."""
-    tables: Tables = windows._tables
+    tables: Tables = windows
     state = tables.state
     meta, labelled = state.meta, isinstance(windows, MerchantWindows)
     slots = state.slots[: meta[layout.SLOTS_END] * layout.SLOT_WORDS].reshape(-1, layout.SLOT_WORDS)

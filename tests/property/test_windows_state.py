@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
 from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
-from pipeline.features.tables import Tables
 from pipeline.features.timelines.layout import (
     CAPACITY,
     CHUNK_WORDS,
@@ -119,7 +118,7 @@ def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int)
     log = steady_cards_log(seed, 600)
     got, windows = run(CardWindows(), log, [(operation, 40)] * 15, CardWindows)
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
-    state = windows._tables.state
+    state = windows.state
     slots = state.slots.reshape(-1, SLOT_WORDS)[1 : windows.entities + 1]
     in_one_chunk = slots[:, HEAD] == slots[:, TAIL]
     assert in_one_chunk.sum() >= 3
@@ -282,7 +281,7 @@ def test_busy_timelines_grow_large_chunks_and_take_late_events() -> None:
         windows.commit()
     held = contents(windows)
     assert max(len(item.events) for item in held.values()) > 50_000
-    chunks = windows._tables.state.chunks
+    chunks = windows.state.chunks
     assert len(chunks) // CHUNK_WORDS < 2_000
     # The last rows, by hand.
     features = np.vstack(got)
@@ -323,7 +322,6 @@ def test_tables_grow_by_what_is_needed() -> None:
     assert contents(windows) == {}
     assert profile_cards(windows)(log).tobytes() == got.tobytes()
     assert len(contents(windows)) == 9_000
-    assert isinstance(windows._tables, Tables)
 
 
 def test_every_card_is_found_while_others_are_forgotten_around_it() -> None:
