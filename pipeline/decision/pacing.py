@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
-from pipeline.decision.case_scores import CaseScores, ThresholdRange
+from pipeline.decision.case_scores import CaseScores, HourScores, ThresholdRange, quantile, reaching, signed
 from pipeline.decision.event_clock import EventClock, newest_of
-from pipeline.decision.hour_scores import HourScores, quantile, reaching, signed
 from pipeline.decision.policy import LARGEST_THRESHOLD
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_HOUR
