@@ -149,10 +149,18 @@ class Policy:
     def decide(
         self, score: NDArray[np.float64], features: NDArray[np.float64], identity: NDArray[np.uint64]
     ) -> PolicyDecisions:
-        """Decide n transactions: scores (n,), features (n, len(FEATURES)), `transaction_hash` values (n,).
+        """Decide n transactions.
 
         A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
         ``audit``. A row's decision depends on nothing but that row.
+
+        Args:
+            score: Shape (n,).
+            features: Shape (n, len(FEATURES)), NaN for no value.
+            identity: Shape (n,), `transaction_hash` values; only those of a policy that `audits` are read.
+
+        Raises:
+            ModelError: The audit has a key, and the policy is not `keyed`.
         """
         certain = score >= self.threshold
         selection: list[str | None] = [None] * len(score)

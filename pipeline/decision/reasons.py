@@ -58,12 +58,18 @@ def explain(
     currency: str = "",
     home_amounts: Sequence[str] | None = None,
 ) -> list[list[Reason]]:
-    """Reasons of n alerts, at least one and at most the policy's ``max_reasons`` each.
+    """Return the reasons of n alerts, at least one and at most the policy's ``max_reasons`` each.
 
-    ``features`` (n, len(FEATURES)), ``logit`` (n,) LightGBM's log-odds as scored, ``selections`` why each was raised,
-    ``currency`` the base currency's code for the sentences, ``home_amounts`` the amounts in other currencies, each with
-    its code, ``""`` where it is the base currency. Rules that hold and audit samples come first, then what
-    raised the log-odds of the score, the largest first. Costs some hundred microseconds a row.
+    Rules that hold and audit samples come first, then what raised the log-odds of the score, the largest first. Costs
+    some hundred microseconds a row.
+
+    Args:
+        features: Shape (n, len(FEATURES)), NaN for no value.
+        logit: Shape (n,), LightGBM's log-odds as scored.
+        models: The versions that scored them.
+        selections: Why each was raised.
+        currency: Code of the base currency, for the sentences.
+        home_amounts: Amounts in other currencies, each with its code; ``""`` where it is the base currency.
     """
     policy, logit = models.policy, np.ascontiguousarray(logit)
     contributions = models.lightgbm.contributions(features)

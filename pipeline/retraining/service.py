@@ -10,7 +10,7 @@ from pipeline.decision.policy import Policy
 from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import ControlWriter, ModelChange, SoleProcess, VersionToPublish
 from pipeline.models.recipes import TREELESS
-from pipeline.monitoring.reasons import drift_reason
+from pipeline.monitoring.drift import drift_reason
 from pipeline.retraining.challenger import (
     Challenge,
     Champion,

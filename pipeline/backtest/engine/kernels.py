@@ -63,9 +63,12 @@ class Engine:
             windows.close()
 
     def decide(self, models: ActiveModels, chunk: Chunk, rejects: Sequence[Reject] = ()) -> Decisions:
-        """Let the records of ``chunk`` enter the state, and decide about its transactions by ``models``.
+        """Let records enter the state, and decide about their transactions.
 
-        ``rejects`` are passed on, with the labels behind them that have waited in vain.
+        Args:
+            models: What decides.
+            chunk: The records, in their order.
+            rejects: Rows that were refused before; they are passed on, with those that are refused here.
         """
         found = self.profile(chunk)
         return Decisions(

@@ -118,10 +118,15 @@ class FeedbackPartition:
     ) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs.
 
-        ``records`` are one partition's, of ``accepted-labels`` and ``features``, each in offset order; decisions come
-        before labels, whatever the order. ``now`` None only updates the state (a restore) and emits nothing.
-        ``options``, if given, take the place of the kernel's own for this batch: a restore hands over those under which
-        it was processed live.
+        Decisions come before labels, whatever the order of the records.
+
+        Args:
+            records: One partition's, of ``accepted-labels`` and ``features``, each in offset order.
+            now: None only updates the state (a restore) and emits nothing.
+            options: Take the place of the kernel's own for this batch: a restore hands over those of the live batch.
+
+        Returns:
+            Examples, and counts.
         """
         config = (self._options if options is None else options).config
         result = Result()

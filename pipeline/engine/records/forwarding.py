@@ -38,7 +38,15 @@ def header_names(topic: Topic) -> tuple[str, ...]:
 
 
 def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at_us: int | None = None) -> Output:
-    """Return ``record`` on its way to a partition of ``topic``, unchanged, with its origin in its headers."""
+    """Return a record on its way to another topic, unchanged, with its origin in its headers.
+
+    Args:
+        record: The record.
+        topic: An internal topic that holds forwarded records.
+        card_id: Its card, which becomes the key.
+        partition: The card's partition of ``topic``.
+        known_at_us: Since when a label counts, in microseconds since 1970; None for other records.
+    """
     values = (
         record.topic.encode(),
         str(record.partition).encode(),

@@ -40,7 +40,13 @@ class Result:
     """Amounts that were looked at for decimals."""
 
     def unreadable(self, record: Record, agent: str, reason: object) -> None:
-        """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs."""
+        """Refuse a record of a topic that only the pipeline's own agents write, and that is no message of theirs.
+
+        Args:
+            record: The record.
+            agent: The agent that read it.
+            reason: Why it cannot be read.
+        """
         self.dead_letter(
             record,
             agent,
@@ -60,12 +66,18 @@ class Result:
         first: tuple[int, int] | None = None,
         row: int | None = None,
     ) -> None:
-        """Refuse ``record``: write its dead letter, with original key, value and headers, and where it came from.
+        """Refuse a record: write its dead letter, with original key, value and headers, and where it came from.
 
-        Of more than ``kept_bytes`` the value is left out, and key and headers too where they alone are more; size and
-        digest then show what was there. ``record`` may stand for all up to offset ``end``, which nobody could read.
-        ``first`` is the partition and the offset of a record that it contradicts, ``row`` the row of a block of which
-        ``record`` has the producer's own bytes.
+        Args:
+            record: The record.
+            stage: The agent that refuses it.
+            code: Code as in ``docs/dead-letters.md``.
+            message: Sentence for whoever sent it.
+            kept_bytes: Of a larger record the value is left out, and key and headers too where they alone are more;
+                size and digest then show what was there.
+            end: Offset behind the records that it stands for, which nobody could read.
+            first: Partition and offset of a record that it contradicts.
+            row: Row of a block of which ``record`` has the producer's own bytes.
         """
         key, value, headers, left_out = _kept(record, kept_bytes)
         reason: Headers = (

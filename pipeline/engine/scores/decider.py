@@ -37,8 +37,15 @@ class Decider:
     ) -> Result:
         """Decide every transaction among the records of each partition, in offset order; all enter the states.
 
-        The cost of a small batch is mostly per call, so that each call serves all partitions. Raises as
-        `ScorePartition.profile`.
+        The cost of a small batch is mostly per call, so that each call serves all partitions.
+
+        Args:
+            parts: States of partitions, each with its records of ``profiled``.
+            models: What decides.
+            now: When; stamped as ``decided_at``.
+
+        Raises:
+            KernelMismatch: As `ScorePartition.profile`.
         """
         result = Result()
         states, batches = [], []
