@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,15 @@ def test_the_changelog_has_a_dated_section_of_the_version_below_what_comes_next(
     first, second, *_ = re.findall(r"^## \[([^\]]+)\](?: - \d{4}-\d\d-\d\d)?$", changelog, re.MULTILINE)
     assert (first, second) == ("Unreleased", version)
     assert re.search(r"^- \S", changelog.split(f"\n## [{version}] - ", 1)[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))], ids=attrgetter("stem")
+)
+def test_modules_that_a_page_names_are_there(page: Path) -> None:
+    """By their paths, which may begin below `pipeline/`, or by their names."""
+    for named in re.findall(r"`([a-z\d_/]+\.py)`", page.read_text(encoding="utf-8")):
+        places = [ROOT / named, ROOT / "pipeline" / named]
+        if "/" not in named:
+            places += [found for folder in ("pipeline", "tests") for found in (ROOT / folder).rglob(named)]
+        assert any(place.exists() for place in places), named
