@@ -268,7 +268,8 @@ class BoundedConsumer:
                 opened = open_batch(answer.batches.popleft(), partition, reading.position, bounds)
                 if isinstance(opened, UnreadableRange):
                     items.append(opened)
-                    self._halt(reading)
+                    # With what came behind it, a damaged batch that is examined included.
+                    self._forget(partition)
                     return False
                 if len(opened):
                     reading.records = opened
@@ -280,11 +281,6 @@ class BoundedConsumer:
         items += reading.reports
         reading.reports.clear()
         return False
-
-    @staticmethod
-    def _halt(reading: _Reading) -> None:
-        reading.is_halted, reading.held, reading.records = True, 0, None
-        reading.answers.clear()
 
     # --- Requests ----------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class GroupClient:
         self.assigned: set[Partition] = set()
         """Partitions that the group has assigned; held once all topics of their number are."""
         self.unreadable: dict[Partition, UnreadableRange] = {}
-        """What stands behind the position of a partition, and cannot be read."""
+        """What stands behind the position of a partition, and cannot be read: nothing behind it is taken."""
         self._carried = carried(member.topics.values(), member.settings.batch_max_records)
         inputs = {name for name, topic in member.topics.items() if topic.is_input}
         self._records = BoundedConsumer(config, inputs, replica_wait_s=member.settings.damaged_batch_wait_s)
@@ -166,7 +166,8 @@ class GroupClient:
         for item in items:
             if isinstance(item, UnreadableRange):
                 if item.partition in positions:
-                    self.unreadable[item.partition] = item
+                    self.unreadable.setdefault(item.partition, item)
+                    topic, number = "", -1
                 continue
             if isinstance(item, ReadError):
                 self._look_at(item)
@@ -175,7 +176,10 @@ class GroupClient:
             if item.partition != number or item.topic != topic:
                 partition = topic, number = item.topic, item.partition
                 records = read.setdefault(partition, [])
-                expected = records[-1].offset + 1 if records else positions.get(partition, math.inf)
+                if partition in self.unreadable:
+                    expected = math.inf
+                else:
+                    expected = records[-1].offset + 1 if records else positions.get(partition, math.inf)
             if item.offset >= expected:
                 expected = item.offset + 1
                 records.append(item)

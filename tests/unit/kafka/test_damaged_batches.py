@@ -18,7 +18,7 @@ from pipeline.kafka.records.batch import Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.raw_fetch import Fetched, Replicas, Wanted
 from pipeline.kafka.records.record_batches import split_batches
 from schemas.records import Record
-from tests.helpers.batches import record_batch
+from tests.helpers.batches import odd_batch, record_batch
 
 PARTITION: Final = ("profiled", 0)
 LEADER: Final = 1
@@ -251,6 +251,24 @@ def test_others_go_on_meanwhile_and_what_is_given_up_is_not_examined(
     fetches = log.fetches
     assert taken(reader) == []
     assert (reader.damaged, log.fetches) == ([], fetches)
+
+
+@pytest.mark.parametrize("is_examined", [True, False])
+def test_what_stands_behind_an_odd_batch_is_not_reported_with_it(
+    clock: Clock, log: Log, reader: BoundedConsumer, is_examined: bool
+) -> None:
+    log.segments[0][0] = odd_batch([b"v"] * 3, [0, 2, 1])
+    reader.seek(PARTITION, 0)
+    while PARTITION not in reader._tasks and not reader._readings[PARTITION].reports:
+        reader.wait(0.0)
+    while is_examined and not reader._readings[PARTITION].reports:
+        reader.wait(0.0)
+    (odd,) = taken(reader)
+    assert isinstance(odd, UnreadableRange)
+    assert odd[:4] == (PARTITION, 0, 3, "OddOffset")
+    assert (reader.damaged, reader._tasks) == ([], {})
+    reader.seek(PARTITION, 3)
+    assert taken(reader) == [UnreadableRange(PARTITION, 3, 6, DAMAGED, MESSAGE)]
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), ConnectionError("no broker"), EndUnknown("nothing tells")])
