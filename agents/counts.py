@@ -61,7 +61,10 @@ class Counts:
             elif (name := COUNTED_BY_AGENT.get(kind)) is not None:
                 metrics.count(name, agent, detail, by=count)
             elif kind == REPEATED:
-                metrics.count(*(("duplicates",) if agent == CARD.name else ("redelivered", agent)), by=count)
+                if agent == CARD.name:
+                    metrics.count("duplicates", by=count)
+                else:
+                    metrics.count("redelivered", agent, by=count)
             if kind in ("decision", "alert"):
                 self._done[f"{kind}s"] += count
             elif kind == "dead_letter":

@@ -137,7 +137,8 @@ def command(
         return
     with interrupts(stop), _usable_values(), ProgressBar("opening the history") as bar:
         result = backtest.run(partial(_show_step, bar), stop.is_set)
-    made = build_report(result, shown)
+    with _usable_values():
+        made = build_report(result, shown)
     click.echo(made.text, nl=False)
     _print_versions(backtest, result)
     comparison = backtest.comparison

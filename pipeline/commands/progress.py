@@ -23,7 +23,7 @@ def interrupts(stop: threading.Event, *others: signal.Signals) -> Iterator[None]
 
     Args:
         stop: What is set.
-        others: Further signals that set it, for good.
+        others: Further signals that set it, for good, where a service ends so; its errors keep their exit code.
     """
 
     def ask(*_: object) -> None:
@@ -36,7 +36,7 @@ def interrupts(stop: threading.Event, *others: signal.Signals) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        if not stop.is_set():
+        if others or not stop.is_set():
             raise
         if isinstance(error, click.ClickException):
             error.exit_code = INTERRUPTED

@@ -181,8 +181,10 @@ def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: in
                 f"{path}: column {mapping.columns['event_time']} holds numbers; write times as "
                 "2018-04-01T00:00:31Z, so that their unit and zone are known"
             )
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            columns["event_time"] = _plain_times(columns["event_time"])
+        if pa.types.is_date(kind):
+            columns["event_time"] = columns["event_time"].cast(pa.timestamp("us"))
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            columns["event_time"] = _plain_times(columns["event_time"].cast(pa.string()))
         if "currency" not in columns:
             columns["currency"] = pa.array([mapping.currency] * table.num_rows, pa.string())
         if mapping.zero_amount_type is not None and "transaction_type" not in columns:

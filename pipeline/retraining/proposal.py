@@ -33,7 +33,6 @@ DECLARED: Final = "declared"
 """Outcome of the record that is written before the look."""
 FAILED: Final = "failed"
 """Outcome of a look that could not be taken."""
-COMPARE_DAYS: Final = 28
 FOLD_DAYS: Final = 7
 _FROM, _TO = "compared_from_us", "compared_to_us"
 

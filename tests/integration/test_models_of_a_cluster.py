@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +18,9 @@ from pipeline.kafka.writers.producer import WriterFenced
 from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.publish import ServiceEnded, VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
-from pipeline.retraining.challenger import Challenge, Champion
+from pipeline.retraining.challenger import Challenge, Champion, Comparison
 from pipeline.retraining.gate import GateLimits, Judgement
-from pipeline.retraining.service import Retrainer, ServiceOptions, _Cycle
+from pipeline.retraining.service import Retrainer, ServiceOptions
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
 from pipeline.training.fit import Trained
@@ -131,14 +131,14 @@ def test_a_rollback_by_a_person_between_reading_and_writing_of_a_renewal_holds(
     monkeypatch.setattr("pipeline.retraining.service.challenge", lambda *_: found)
     monkeypatch.setattr("pipeline.retraining.service.compared_days", lambda *_: (0, 1))
     monkeypatch.setattr(service._topics.served, "rows", list)
-    written = service._contents
+    written = service._writer.contents
 
-    def interrupted(challenge: Challenge) -> list[VersionReference]:
+    def interrupted(versions: Sequence[VersionToPublish]) -> list[VersionReference]:
         if json.loads(models("policy", "show", "--json"))["version"] == SECOND.version:
             models("rollback", reason="It finds less.")
-        return written(challenge)
+        return written(versions)
 
-    monkeypatch.setattr(service, "_contents", interrupted)
+    monkeypatch.setattr(service._writer, "contents", interrupted)
     assert service._cycle(champion, service._topics.tenures(champion), 0).outcome == "kept"
     assert json.loads(models("policy", "show", "--json"))["version"] == FIRST.version
 
@@ -148,7 +148,7 @@ def test_of_two_renewing_processes_the_one_that_wrote_last_goes_on(cluster: Clus
     first, second = (Retrainer(cluster.bootstrap, cluster.settings, ServiceOptions()) for _ in range(2))
     second._sole._identity = "another-1"
     assert {first.look().outcome, second.look().outcome} == {"nothing"}
-    cycle = _Cycle(Champion(MODEL, FIRST), cast(Any, []), GateLimits(1.0), [], second._sole.figures)
+    cycle = Comparison(Champion(MODEL, FIRST), cast(Any, []), GateLimits(1.0), [], second._sole.figures)
     second._undisturbed(lambda: second._assessed("rejected", "it finds less", [], cycle))
     assert second.look().outcome == "nothing"
     with pytest.raises(ServiceEnded, match="another retrain \\(another-1\\) has written since: this one ends"):

@@ -136,6 +136,15 @@ def test_parquet_types_of_other_makers_are_read(tmp_path: Path) -> None:
     assert frame["country"].tolist() == ["BE", None]
 
 
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64(), pa.string(), pa.large_string(), pa.string_view()])
+def test_a_date_alone_is_its_midnight_in_every_type(kind: pa.DataType, tmp_path: Path) -> None:
+    path = tmp_path / "dates.parquet"
+    day = date(2018, 4, 1) if pa.types.is_date(kind) else "2018-04-01"
+    columns = {"transaction_id": ["a"], "card_id": ["c"], "merchant_id": ["m"], "amount": [1.5]}
+    pq.write_table(pa.table({**columns, "event_time": pa.array([day], kind)}), path)
+    assert load_transactions(path)["event_time"].tolist() == [datetime(2018, 4, 1, tzinfo=UTC)]
+
+
 def test_a_file_without_truth_has_no_truth_columns(tmp_path: Path) -> None:
     path = csv(tmp_path, "transaction_id,event_time,card_id,merchant_id,amount\n1,2024-01-01T00:00:00Z,c,m,1.5\n")
     assert "fraud" not in load_transactions(path).columns

@@ -77,3 +77,13 @@ def test_an_error_after_ctrl_c_has_its_exit_code(error: Exception, stopped: bool
     result = CliRunner().invoke(group_of(failing), ["fail"])
     assert result.exit_code == (130 if stopped else 1)
     assert result.output == "Error: the topic is gone\n"
+
+
+def test_an_error_of_a_service_that_is_to_end_keeps_its_exit_code() -> None:
+    def failing() -> None:
+        with interrupts(threading.Event(), signal.SIGUSR1):
+            signal.raise_signal(signal.SIGUSR1)
+            raise TopicError("the topic is gone")
+
+    result = CliRunner().invoke(group_of(failing), ["fail"])
+    assert (result.exit_code, result.output) == (1, "Error: the topic is gone\n")
