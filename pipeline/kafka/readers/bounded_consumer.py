@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError
 from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
 from pipeline.kafka.damage.batch_records import BOUNDS, MOST_HEADERS, BatchRecords, Bounds, open_batch
-from pipeline.kafka.damage.damaged_batch import EndUnknown, examine
+from pipeline.kafka.damage.damaged_batch import FETCHES, EndUnknown, examine
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange, partitions_text
 from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
@@ -83,6 +83,8 @@ class _Reading:
         self.outside_s = 0.0
         """Since when the log does not hold the offset; 0 where it does."""
         self.told_end = -1
+        self.came_damaged = -1, 0
+        """Offset of the batch that last came damaged and was whole when it was examined, and how often it was."""
 
     def is_fetchable(self, now_s: float) -> bool:
         """Return whether to ask for more."""
@@ -321,11 +323,22 @@ class BoundedConsumer:
             pass
         else:
             self._leaders = {partition: replicas.leader for partition, replicas in found.items()}
-            if without := sorted(partition for partition in self._readings if partition not in self._leaders):
-                complain(KafkaError.LEADER_NOT_AVAILABLE, f"no leader of {partitions_text(without)}")
-            else:
+            without = sorted(partition for partition in self._readings if partition not in self._leaders)
+            if waiting := [partition for partition in without if not self._is_refused(partition)]:
+                code = self._brokers.refused.get(waiting[0][0], KafkaError.LEADER_NOT_AVAILABLE)
+                complain(code, f"no leader of {partitions_text(waiting)}")
+            if not without:
                 self._described_backoff_s = 0.0
         self._described_s = time.monotonic() + self._described_backoff_s
+
+    def _is_refused(self, partition: Partition) -> bool:
+        """Return whether a broker says of a topic what does not pass, such as a missing right; then report it."""
+        if (code := self._brokers.refused.get(partition[0], 0)) in {0, *PASSING_ERRORS}:
+            return False
+        reading = self._readings[partition]
+        if not reading.is_halted:
+            reading.reports.append(ReadError(partition, reading.fetched, KafkaError(code)))
+        return True
 
     async def _fetch(self, broker: int, readings: Mapping[Partition, _Reading]) -> None:
         """Ask a broker for what comes next of the partitions that it leads."""
@@ -415,9 +428,12 @@ class BoundedConsumer:
             except (*UNANSWERED, EndUnknown, KeyError) as error:
                 log.warning("%s partition %d: an unreadable batch cannot be examined yet: %r", *partition, error)
                 await asyncio.sleep(AGAIN_S)
-                found = None
+                self._read_again(partition, reading)
+                return
             if found is None:
-                self._readings[partition] = _Reading(reading.position)
+                again = self._read_again(partition, reading)
+                if not reading.is_damaged:
+                    _note_damaged_on_its_way(partition, again, start)
                 return
             if not found.others or time.monotonic() >= ends_s:
                 reading.is_damaged = False
@@ -431,3 +447,24 @@ class BoundedConsumer:
                     *partition, start, found.end - 1, " or ".join(map(str, found.others)), self._replica_wait_s,
                 )  # fmt: skip
             await asyncio.sleep(AGAIN_S)
+
+    def _read_again(self, partition: Partition, reading: _Reading) -> _Reading:
+        self._readings[partition] = again = _Reading(reading.position)
+        again.came_damaged = reading.came_damaged
+        return again
+
+
+def _note_damaged_on_its_way(partition: Partition, reading: _Reading, start: int) -> None:
+    """Let a batch wait that its leader holds whole; report it after `FETCHES` times, though it is read again."""
+    at, times = reading.came_damaged
+    reading.came_damaged = start, times + 1 if at == start else 1
+    log.warning("%s partition %d: the batch at offset %d came damaged, but is whole at its leader", *partition, start)
+    if reading.came_damaged[1] >= FETCHES:
+        topic, number = partition
+        text = (
+            f"topic {topic} partition {number} cannot be read from offset {start} on (its checksum is not that of its "
+            "bytes), or only sometimes: check the network"
+        )
+        reading.reports.append(ReadError(partition, start, KafkaError(KafkaError._BAD_MSG, text)))
+    reading.backoff_s = _MOST_BACKOFF_S
+    reading.wait(time.monotonic())

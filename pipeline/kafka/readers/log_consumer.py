@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 from confluent_kafka import KafkaError
@@ -25,7 +25,7 @@ from pipeline.kafka.records.internal import OnRefused, not_counted, refuse
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.records import Record
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, LABELS, MODELS, PROGRESS, TRANSACTIONS
+from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class LogConsumer:
         skip_refused: bool = True,
         on_refused: OnRefused = not_counted,
         accept_damaged_control: bool = False,
-        inputs: Collection[str] = (TRANSACTIONS.name, LABELS.name),
+        inputs: Collection[str],
         trusted: Callable[[Record], bool] = lambda _: True,
     ) -> None:
         self._config, self._prefix, self._waiting = config, prefix, waiting
@@ -100,13 +100,13 @@ class LogConsumer:
                 behind it is not skipped: perhaps no agent has come to it yet.
 
         Raises:
-            TopicError: A batch cannot be read, and nobody has quarantined it.
+            TopicError: A batch cannot be read, and nobody has quarantined it; or one comes damaged again and again.
         """
         self._consumer.prefetch()
         if not (items := self._consumer.take(most)):
             self._consumer.wait(timeout_s)
             items = self._consumer.take(most)
-        read = [item for item in items if not isinstance(item, UnreadableRange)]
+        read = [item for item in items if isinstance(item, Record) or _is_report(item)]
         if read and isinstance(read[-1], Record) and len(self._positions) == 1:
             self._take(read[-1])
         else:
@@ -128,6 +128,8 @@ class LogConsumer:
         """Go on behind the unreadable batches of partitions, each the last item of its partition, below ``end``."""
         for item in items:
             if not isinstance(item, UnreadableRange):
+                if isinstance(item, ReadError) and not _is_report(item) and (end is None or item.offset < end):
+                    raise TopicError(item.error.str())
                 continue
             partition, start = item.partition, item.start
             behind = start if end is not None and start >= end else self._end_of(item)
@@ -177,7 +179,7 @@ class LogConsumer:
         own = {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
         accepts = self._accept_damaged_control
         with closing(
-            LogConsumer(self._config, self._prefix, own, self._waiting, accept_damaged_control=accepts)
+            LogConsumer(self._config, self._prefix, own, self._waiting, accept_damaged_control=accepts, inputs=())
         ) as control:
             control.assign({(self._prefix + CONTROL.name, 0): 0})
             deadline_s = time.monotonic() + _CONTROL_S
@@ -201,6 +203,11 @@ class LogConsumer:
             return []
         at = item.position
         return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
+
+
+def _is_report(item: Item) -> TypeGuard[ReadError]:
+    """Return whether it is a report for the caller, and not of a batch that comes damaged again and again."""
+    return isinstance(item, ReadError) and item.error.code() != KafkaError._BAD_MSG
 
 
 def _whole_from(fault: UnreadableRange) -> str:

@@ -19,6 +19,7 @@ from pipeline.kafka.records.internal import OnRefused, not_counted
 from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
 from schemas.records import Record
+from schemas.topics import LABELS, TRANSACTIONS
 
 READ_BATCH: Final = 10_000
 """Records taken at a time."""
@@ -45,7 +46,7 @@ def log_consumer(
     config = consumer_config(bootstrap, READER_GROUP, settings=settings)
     own = {"enable.partition.eof": True, **(own or {})}
     prefix = settings.topic_prefix if settings is not None else ""
-    of_settings: dict[str, Any] = {}
+    of_settings: dict[str, Any] = {"inputs": (TRANSACTIONS.name, LABELS.name)}
     if settings is not None:
         of_settings = {"inputs": settings.inputs, "accept_damaged_control": settings.accept_damaged_control}
     trust = Trust.from_settings(settings) if settings is not None else Trust()
@@ -139,7 +140,7 @@ def _take_below(
             records.append(item)
             if item.offset + 1 < ends[number]:
                 continue
-        # The partition's end: its last offset, one past it, or, behind transaction markers, librdkafka's word.
+        # The partition's end: its last offset, one past it, or, behind transaction markers, the reader's own word.
         del ends[number]
         early.pop(number, None)
         reader.drop((topic, number))

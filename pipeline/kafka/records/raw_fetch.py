@@ -100,6 +100,8 @@ class Connections:
         self._opening: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.addresses: Mapping[int, tuple[str, int]] = {}
         """Host and port of each broker, by id, as one has last named them."""
+        self.refused: Mapping[str, int] = {}
+        """Kafka's code for each topic of which a broker would last not say anything."""
 
     async def to(self, address: tuple[str, int]) -> AIOKafkaConnection:
         """Return the connection to a broker's host and port."""
@@ -111,7 +113,10 @@ class Connections:
             return known
 
     async def describe(self, topics: Sequence[str]) -> Mapping[Partition, Replicas]:
-        """Return the replicas of the partitions of ``topics`` that have a leader; raises `FetchUnanswered`."""
+        """Return the replicas of the partitions of ``topics`` that have a leader; raises `FetchUnanswered`.
+
+        Topics that a broker answers with an error, a missing right for one, are ``refused``.
+        """
         for address in {*self.addresses.values(), *self._hosts}:
             try:
                 answer = await (await self.to(address)).send(
@@ -121,6 +126,7 @@ class Connections:
                 self.failed(address, error)
                 continue
             self.addresses = {node: (host, port) for node, host, port, _ in answer.brokers}
+            self.refused = {topic: error for error, topic, *_ in answer.topics if error}
             return {
                 (topic, number): Replicas(leader, tuple(in_sync))
                 for _, topic, _, partitions in answer.topics

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
+from confluent_kafka import KafkaError
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -15,12 +17,14 @@ from pipeline.kafka.damage.damaged_batch import DAMAGED, FETCHES, EndUnknown, ex
 from pipeline.kafka.readers import bounded_consumer
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Partition, ReadError, UnreadableRange
-from pipeline.kafka.records.raw_fetch import Fetched, Replicas, Wanted
+from pipeline.kafka.records.raw_fetch import Connections, Fetched, Replicas, Wanted
 from pipeline.kafka.records.record_batches import split_batches
 from schemas.records import Record
 from tests.helpers.batches import odd_batch, record_batch
 
 PARTITION: Final = ("profiled", 0)
+OTHER: Final = ("profiled", 1)
+"""A partition with the same batches, all of them whole."""
 LEADER: Final = 1
 MESSAGE: Final = "its checksum is not that of its bytes"
 
@@ -43,6 +47,7 @@ class Log:
     errors: list[Exception] = field(default_factory=list)
     """What the next examinations meet."""
     fetches: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.addresses = {broker: ("broker", broker) for broker in (LEADER, *self.replicas)}
@@ -53,7 +58,8 @@ class Log:
 
     async def describe(self, topics: Sequence[str]) -> Mapping[Partition, Replicas]:
         assert PARTITION[0] in topics
-        return {PARTITION: Replicas(self.leader, (LEADER, *self.replicas, *self.away))}
+        replicas = Replicas(self.leader, (LEADER, *self.replicas, *self.away))
+        return {} if self.refused else {PARTITION: replicas, OTHER: replicas}
 
     async def to(self, address: tuple[str, int]) -> int:
         return address[1]
@@ -148,7 +154,6 @@ def test_the_brokers_that_may_hold_a_damaged_batch_whole_are_named() -> None:
 
 
 WAIT_S: Final = 60.0
-OTHER: Final = ("profiled", 1)
 
 
 class Clock:
@@ -171,7 +176,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch, log: Log) -> Iterator[BoundedConsumer]:
     async def fetch(broker: int, wanted: Sequence[Wanted], **_: Any) -> dict[Partition, Fetched]:
-        return {each.partition: await log.fetch_from(broker, each._replace(partition=PARTITION)) for each in wanted}
+        del broker
+        return {
+            each.partition: await (Log(WHOLE) if each.partition == OTHER else log).fetch_from(LEADER, each)
+            for each in wanted
+        }
 
     monkeypatch.setattr(bounded_consumer, "Connections", lambda _: log)
     monkeypatch.setattr(bounded_consumer, "fetch", fetch)
@@ -199,6 +208,14 @@ def taken(reader: BoundedConsumer, turns: int = 40) -> list[int | UnreadableRang
             assert not isinstance(item, ReadError)
             found.append(item.offset if isinstance(item, Record) else item)
     return found
+
+
+def reported(reader: BoundedConsumer) -> list[tuple[Partition, int, int]]:
+    """Return the reports that come next."""
+    while True:
+        reader.wait(0.0)
+        if items := reader.take(100):
+            return [(item.partition, item.offset, item.error.code()) for item in items if isinstance(item, ReadError)]
 
 
 def test_what_no_replica_holds_whole_does_not_wait(clock: Clock, reader: BoundedConsumer) -> None:
@@ -243,6 +260,10 @@ def test_others_go_on_meanwhile_and_what_is_given_up_is_not_examined(
     reader.seek(PARTITION, 3)
     assert taken(reader) == []
     assert reader.damaged == [PARTITION]
+    reader.seek(OTHER, 0)
+    assert taken(reader) == [*range(9)]
+    assert reader.damaged == [PARTITION]
+    reader.drop([OTHER])
     reader.seek(PARTITION, 6)
     assert taken(reader) == [6, 7, 8]
     reader.seek(PARTITION, 3)
@@ -282,6 +303,54 @@ def test_without_proof_a_batch_is_read_again(
     log.errors = [error]
     assert taken(reader) == [UnreadableRange(PARTITION, 3, 6, DAMAGED, MESSAGE)]
     assert caplog.text.count("cannot be examined yet") == 1
+
+
+def test_what_comes_damaged_but_is_whole_is_read_again_after_a_pause_and_reported(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, log: Log, reader: BoundedConsumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def whole(*_: object) -> None:
+        """The network damages it for readers alone."""
+
+    monkeypatch.setattr(bounded_consumer, "examine", whole)
+    reader.seek(PARTITION, 0)
+    assert taken(reader) == [0, 1, 2]
+    for times in range(1, FETCHES):
+        assert caplog.text.count("the batch at offset 3 came damaged, but is whole at its leader") == times
+        clock.now_s += 1.0
+        found = taken(reader) if times < FETCHES - 1 else reported(reader)
+        assert found == ([] if times < FETCHES - 1 else [(PARTITION, 3, KafkaError._BAD_MSG)])
+    # A group's member goes on.
+    log.segments = WHOLE
+    clock.now_s += 1.0
+    assert taken(reader) == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_topic_without_the_right_to_read_it_is_reported(clock: Clock, log: Log, reader: BoundedConsumer) -> None:
+    log.refused = {PARTITION[0]: KafkaError.TOPIC_AUTHORIZATION_FAILED}
+    reader.seek(PARTITION, 5)
+    assert reported(reader) == [(PARTITION, 5, KafkaError.TOPIC_AUTHORIZATION_FAILED)]
+    log.refused = {PARTITION[0]: KafkaError.UNKNOWN_TOPIC_OR_PART}
+    clock.now_s += 1.0
+    assert taken(reader) == []
+
+
+def test_what_a_broker_refuses_to_describe_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broker:
+        async def send(self, _: object) -> Any:
+            failed = KafkaError.TOPIC_AUTHORIZATION_FAILED
+            topics = [(failed, "labels", False, []), (0, "profiled", False, [(0, 0, LEADER, [1], [1])])]
+            return SimpleNamespace(brokers=[(LEADER, "broker", 1, None)], topics=topics)
+
+    async def to(*_: object) -> Broker:
+        return Broker()
+
+    async def described() -> tuple[Mapping[Partition, Replicas], Mapping[str, int]]:
+        brokers = Connections(consumer_config("broker:1", "nobody"))
+        return await brokers.describe(["labels", "profiled"]), brokers.refused
+
+    monkeypatch.setattr(Connections, "to", to)
+    known = {PARTITION: Replicas(LEADER, (LEADER,))}
+    assert asyncio.run(described()) == (known, {"labels": KafkaError.TOPIC_AUTHORIZATION_FAILED})
 
 
 @pytest.mark.parametrize(("inputs", "count"), [((), MOST_HEADERS + 5), ((PARTITION[0],), 0)])

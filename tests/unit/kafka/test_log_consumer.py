@@ -17,6 +17,7 @@ from schemas.records import Output, Record
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
 
 LOG_END = 8
+NETWORK = "Network"
 DAMAGED = range(3, 6)
 """Offsets of the one batch that fails."""
 Range = tuple[int, int]
@@ -51,6 +52,8 @@ class Log:
                 return Record(*partition, offset, 0, None, self.control[offset])
         elif offset in DAMAGED and not self.is_readable:
             self.found.append(offset)
+            if self.error == NETWORK:
+                return ReadError(partition, offset, KafkaError(KafkaError._BAD_MSG, "check the network"))
             return UnreadableRange(partition, offset, DAMAGED.stop, self.error, "it cannot be read", self.others)
         elif offset < LOG_END:
             return Record(*partition, offset, 0, None, b"")
@@ -89,7 +92,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 def read(log: Log, **options: bool) -> list[int]:
     """The offsets of all records that a reader gets."""
-    reader = LogConsumer({}, "", {}, **options)
+    reader = LogConsumer({}, "", {}, inputs=(), **options)
     reader.assign({(log.name, 0): 0})
     offsets: list[int] = []
     for _ in range(1_000):
@@ -178,3 +181,14 @@ def test_a_batch_with_another_offset_is_skipped_or_refused(log: Log) -> None:
     log.error = "BatchTooLarge"
     with pytest.raises(TopicError, match="no agent has quarantined that"):
         read(log)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_unreadable": True}, {"skip_refused": False}])
+def test_a_batch_that_comes_damaged_again_and_again_ends_the_reader(log: Log, options: dict[str, bool]) -> None:
+    log.error = NETWORK
+    with pytest.raises(TopicError, match="check the network"):
+        read(log, **options)
+    # Not behind what is wanted.
+    reader = LogConsumer({}, "", {}, inputs=(), **options)
+    reader.assign({(log.name, 0): DAMAGED.start})
+    assert reader.take(0.0, 10, DAMAGED.start) == []
