@@ -1,1 +1,1 @@
-"""Files of transactions, and the canonical columns of a frame of them."""
+"""Files and tables of transactions: their columns are found, named, and read as kernels take them."""
