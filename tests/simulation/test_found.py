@@ -3,16 +3,21 @@
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 from confluent_kafka import TopicPartition
 
+from pipeline.kafka.cluster.call_thread import CallTimedOut
+from pipeline.kafka.cluster.errors import Aborted
 from schemas.messages import Quarantine
+from schemas.records import Output
+from schemas.topics import PROFILED
 from tests.helpers.logs import START, after, label, transaction
 from tests.helpers.pages import shown
 from tests.simulation.activation import publish_first
 from tests.simulation.checks import check
-from tests.simulation.model_kafka import Fate
+from tests.simulation.model_kafka import Fate, SimProducer
 from tests.simulation.names import AGENT_NAMES, PREFIX
 from tests.simulation.reading import Logs, decode_control, decode_decision
 from tests.simulation.straight import check_straight
@@ -152,3 +157,78 @@ def test_a_late_transaction_is_remembered_from_when_it_came(world: World) -> Non
     decided = [decision.transaction_id for _, decision in logs.messages_of("decisions", decode_decision)]
     assert sorted(decided) == ["t0", "t1"]
     check(logs)
+
+
+def test_a_number_is_read_once_its_topics_have_all_come_one_by_one(world: World) -> None:
+    """What came in part and went again is not held, and holds nothing back."""
+    world.drain()
+    worker = world.workers[0]
+    assert worker is not None
+    session = worker.loops["card"]._session
+    assignment, consumer = session._assignment, session._client.consumer
+    transactions, labels = ([TopicPartition(PREFIX + topic, 0)] for topic in ("transactions", "accepted-labels"))
+    # No broker is there, so that no mark says that they were given up in order.
+    session._producers._brokers_down.set()
+    for change, part in (
+        (assignment.on_revoke, labels),
+        (assignment.on_revoke, transactions),
+        (assignment.on_assign, transactions),
+        (assignment.on_revoke, transactions),
+        (assignment.on_assign, labels),
+    ):
+        change(consumer, part)
+        assert {number for _, number in session.assigned} == {number for _, number in session.committed} == {1}
+    assignment.on_assign(consumer, transactions)
+    assert {number for _, number in session.assigned} == {0, 1}
+    world.cluster.write(PREFIX + "transactions", 0, b"c1", transaction(0, START))
+    world.drain()
+    assert len(list(Logs(world.cluster).messages_of("decisions", decode_decision))) == 1
+
+
+def late(world: World) -> int:
+    """Return how many outputs without records were committed."""
+    log = world.cluster.logs[PREFIX + "profiled", 0]
+    return sum(record.value == b"late" for record in log.records(range(log.end)))
+
+
+def test_outputs_without_records_are_refused_once_the_partitions_have_moved(world: World) -> None:
+    """Their offsets move nothing, and let the group refuse what a worker writes that has not heard of its loss."""
+    buy(world, 0)
+    world.drain()
+    worker = world.workers[0]
+    assert worker is not None
+    session, group = worker.loops["card"]._session, world.cluster.group(PREFIX + "card")
+    before = {partition: offset for partition, (offset, _) in group.committed.items() if offset}
+    outputs, batch = [Output(PROFILED, b"k", b"late", partition=0)], session.empty_batch()
+    session.commit(session.empty_batch(), outputs)
+    assert {partition: offset for partition, (offset, _) in group.committed.items() if offset} == before
+    assert late(world) == 1
+    group.expel(session._client.consumer)
+    with pytest.raises(Aborted):
+        session.commit(batch, outputs)
+    assert late(world) == 1
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_the_mark_tells_whether_outputs_without_records_were_committed(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, is_committed: bool
+) -> None:
+    """Where nobody hears of it: the offsets are the same either way."""
+    buy(world, 0)
+    world.drain()
+    worker = world.workers[0]
+    assert worker is not None
+    session = worker.loops["card"]._session
+    commit = SimProducer.commit_transaction
+
+    def silent(producer: SimProducer, timeout: float) -> None:
+        if not any(value == b"late" for _, _, _, value, _, _ in producer.written):
+            commit(producer, timeout)
+            return
+        producer.pending = is_committed
+        raise CallTimedOut("the coordinator does not answer")
+
+    monkeypatch.setattr(SimProducer, "commit_transaction", silent)
+    with nullcontext() if is_committed else pytest.raises(Aborted):
+        session.commit(session.empty_batch(), [Output(PROFILED, b"k", b"late", partition=0)])
+    assert late(world) == is_committed

@@ -1,6 +1,10 @@
-"""What a consumer in no hurry fetches."""
+"""What a session's consumer is configured with, and what one in no hurry fetches."""
 
-from pipeline.kafka.cluster.clients import FETCH_BYTES, late_fetch_config
+import pytest
+
+from pipeline.kafka.cluster.clients import CLASSIC_SESSION_TIMEOUT_MS, FETCH_BYTES, GroupProtocol, late_fetch_config
+from pipeline.kafka.records.member import Member
+from pipeline.kafka.session.session import _consumer_config
 from pipeline.settings import Settings
 
 
@@ -18,3 +22,13 @@ def test_who_is_in_a_hurry_is_answered_at_once() -> None:
 def test_settings_win() -> None:
     settings = Settings(kafka_config={"fetch.wait.max.ms": "10"})
     assert late_fetch_config(250, settings).keys() == {"fetch.min.bytes"}
+
+
+@pytest.mark.parametrize(("protocol", "timeout_ms"), [("classic", CLASSIC_SESSION_TIMEOUT_MS), ("consumer", None)])
+def test_a_session_passes_nothing_over_and_is_replaced_soon(protocol: GroupProtocol, timeout_ms: int | None) -> None:
+    """By the classic protocol the client says how soon a dead worker is replaced, else the brokers do."""
+    config = _consumer_config(Member("localhost:1", Settings(), "card", {}, 1), protocol)
+    assert config.get("session.timeout.ms") == timeout_ms
+    # Records that retention deleted before they were read end the worker.
+    assert config["auto.offset.reset"] == "error"
+    assert CLASSIC_SESSION_TIMEOUT_MS <= 10_000
