@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.kafka.cluster.errors import Aborted, SessionError
+from pipeline.kafka.cluster.errors import Aborted, SessionError, Unknown
 from pipeline.kafka.writers import transactions
 from pipeline.kafka.writers.transactions import MOST_ABORTS, MOST_FENCED, TransactionalWriter
 from pipeline.settings import Settings
@@ -101,3 +101,19 @@ def test_a_batch_is_tried_for_as_long_as_replicas_are_away_and_not_for_ever_othe
     refused = KafkaError(KafkaError.INVALID_RECORD)
     with pytest.raises(SessionError, match="was aborted 11 times"):
         fail(refused, 2 * MOST_ABORTS)
+
+
+def test_a_fence_at_the_commit_leaves_open_how_the_transaction_ended() -> None:
+    """It may have been committed: the offsets say, and whoever took it for aborted would do its batch again."""
+
+    class AtCommit(Producers):
+        def call_transaction(self, what: str, *calls: Any) -> None:
+            calls[-1]()
+
+        def commit_transaction(self, timeout_s: float) -> None:
+            raise KafkaException(FENCED)
+
+    producers: Any = AtCommit(FENCED, succeeds=1)
+    writer = TransactionalWriter(Settings(), "card", producers, threading.Event(), lambda: None, dict)
+    with pytest.raises(Unknown):
+        writer.commit([], [], None)
