@@ -15,7 +15,7 @@ from schemas.records import Output
 from schemas.topics import PROFILED
 from tests.helpers.logs import START, after, label, transaction
 from tests.helpers.pages import shown
-from tests.simulation.activation import publish_first
+from tests.simulation.activation import publish_first, switch_learning
 from tests.simulation.checks import check
 from tests.simulation.model_kafka import Fate, SimProducer
 from tests.simulation.names import AGENT_NAMES, PREFIX
@@ -232,3 +232,18 @@ def test_the_mark_tells_whether_outputs_without_records_were_committed(
     with nullcontext() if is_committed else pytest.raises(Aborted):
         session.commit(session.empty_batch(), [Output(PROFILED, b"k", b"late", partition=0)])
     assert late(world) == is_committed
+
+
+def test_nothing_is_learned_while_learning_is_frozen(world: World) -> None:
+    """Random runs seldom come to it; the learn agent keeps its partition, and goes on from its offsets."""
+    switch_learning(world, frozen=True)
+    for number in range(4):
+        buy(world, number)
+    for agent in 20 * AGENT_NAMES:
+        world.step(0, agent)
+    assert world.cluster.logs[PREFIX + "examples", 0].end > 0
+    assert committed(world, "learn", "examples") == 0
+    switch_learning(world, frozen=False)
+    world.drain()
+    assert committed(world, "learn", "examples") > 0
+    check(Logs(world.cluster))
