@@ -24,7 +24,7 @@ from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
-from pipeline.kafka.damage.batch_records import compile_scan
+from pipeline.kafka.records.batch_records import compile_scan
 from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner

@@ -10,8 +10,8 @@ from aiokafka.record.util import decode_varint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.kafka.damage.batch_records import MOST_HEADERS, BatchRecords, open_batch
 from pipeline.kafka.records.batch import UnreadableRange
+from pipeline.kafka.records.batch_records import MOST_HEADERS, BatchRecords, open_batch
 from pipeline.kafka.records.inflation import MOST_BATCH_BYTES, TooLarge, inflate
 from pipeline.kafka.records.record_batches import GZIP, LZ4, SNAPPY, ZSTD, RecordBatch, split_batches
 from schemas.records import Record

@@ -112,9 +112,10 @@ def consumer_config(
     """
     tuning = {
         **_common(bootstrap),
+        # Has no effect on reading: librdkafka compares other limits with it.
+        "fetch.max.bytes": FETCH_BYTES,
         # The following are what `BoundedConsumer` reads by; librdkafka itself fetches nothing.
         "fetch.wait.max.ms": 100,
-        "fetch.max.bytes": FETCH_BYTES,
         "max.partition.fetch.bytes": FETCH_BYTES,
         # Also the largest batch, decompressed, of topics that workers write to.
         "receive.message.max.bytes": 4 * MAX_RECORD_BYTES,

@@ -1,1 +1,1 @@
-"""Record batches that nobody can read: found, judged, and bounded."""
+"""Record batches with a wrong checksum: where they end, and which brokers may hold them whole."""

@@ -15,9 +15,9 @@ from pipeline.kafka.cluster.client_log import log_error
 from pipeline.kafka.cluster.errors import SessionError
 from pipeline.kafka.cluster.log_offsets import log_range
 from pipeline.kafka.cluster.shutdown import LAST_WAIT_S, Shutdown
-from pipeline.kafka.damage.batch_records import compile_scan
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Batch, Item, Partition, ReadError, UnreadableRange
+from pipeline.kafka.records.batch_records import compile_scan
 from pipeline.kafka.records.carried import carried
 from pipeline.kafka.records.member import Member
 from schemas.records import Record
@@ -238,7 +238,7 @@ class GroupClient:
         """Records between the position of each assigned partition and its end.
 
         Args:
-            asks: Whether a broker is asked for the end. Else it is from the client's cache, and does not move while
+            asks: Whether a broker is asked for the end. Else it is as the last fetch named it, and does not move while
                 nothing is fetched.
         """
         lags = {}

@@ -218,8 +218,8 @@ class RangeReader:
     def _look_at(self, offset: int, error: KafkaError) -> None:
         """Note the end of the log; raise what does not pass."""
         if error.code() == KafkaError._PARTITION_EOF:
-            # Not the end for good: a new leader, or a follower that is read from, may not know yet how much is
-            # committed, and what stands behind an open transaction cannot be read.
+            # Not the end for good: a new leader may not know yet how much is committed, and what stands behind an open
+            # transaction cannot be read.
             self._log_end = offset
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise TopicError(

@@ -45,10 +45,10 @@ class KafkaLog:
     """The logs on the brokers; used from one thread."""
 
     def __init__(self, bootstrap: str, settings: Settings, stopping: threading.Event) -> None:
-        # The agents' clients complain of the same brokers.
-        self._quiet = {"log_level": 0, "error_cb": lambda _error: None}
         self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
-        self._client = admin_client(bootstrap, settings=settings, overrides=self._quiet)
+        # The agents' clients complain of the same brokers.
+        quiet = {"log_level": 0, "error_cb": lambda _error: None}
+        self._client = admin_client(bootstrap, settings=settings, overrides=quiet)
 
     def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
         """Return the end of each partition's log, open transactions included; what nobody answers for is absent."""
@@ -100,7 +100,6 @@ class KafkaLog:
 
     def _config(self, committed: bool) -> Config:
         overrides: dict[str, Any] = {
-            **self._quiet,
             "isolation.level": "read_committed" if committed else "read_uncommitted",
             "enable.partition.eof": True,
             "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at

@@ -160,7 +160,7 @@ class Session:
         return None
 
     def rest(self, until_s: float) -> None:
-        """Wait until ``until_s`` of the monotonic clock, or until the worker ends; the client fetches meanwhile."""
+        """Wait until ``until_s`` of the monotonic clock, or until the worker ends."""
         if (rest_s := until_s - time.monotonic()) > 0:
             self._shutdown.requested.wait(rest_s)
 
@@ -262,7 +262,7 @@ class Session:
     def lag(self) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.
 
-        The end is from the client's cache. It does not move while nothing is fetched: on hold a broker is asked.
+        The end is as the last fetch named it. It does not move while nothing is fetched: on hold a broker is asked.
         """
         return self._client.lag(asks=self._on_hold)
 
