@@ -30,8 +30,8 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
     return CardOptions(
         rates=rates,
         future_tolerance_us=round(settings.future_tolerance_s * US_PER_SECOND),
-        dedup_horizon_us=round(settings.deduplication_days * US_PER_DAY),
-        label_horizon_us=round(settings.label_grace_days * US_PER_DAY),
+        deduplication_us=round(settings.deduplication_days * US_PER_DAY),
+        label_grace_us=round(settings.label_grace_days * US_PER_DAY),
         partitions=partitions,
         topic_prefix=topic_prefix,
         merchant_partitions=settings.merchant_partitions,
@@ -42,7 +42,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
 def feedback_options(settings: Settings, topic_prefix: str = "") -> FeedbackOptions:
     """Return the options of the feedback kernel; ``topic_prefix`` as of `card_options`."""
     return FeedbackOptions(
-        label_horizon_us=round(settings.label_grace_days * US_PER_DAY),
+        label_grace_us=round(settings.label_grace_days * US_PER_DAY),
         maturity_us=round(settings.maturity_days * US_PER_DAY),
         negative_sample_rate=settings.negative_sample_rate,
         topic_prefix=topic_prefix,

@@ -52,7 +52,7 @@ NOW = after(900)
 MATURITY_DAYS = 5
 MODELS = [active(threshold=threshold) for threshold in (0.3, 0.6, 0.9)]
 FEEDBACK = FeedbackOptions(
-    label_horizon_us=200 * US_PER_DAY, maturity_us=MATURITY_DAYS * US_PER_DAY, negative_sample_rate=1.0
+    label_grace_us=200 * US_PER_DAY, maturity_us=MATURITY_DAYS * US_PER_DAY, negative_sample_rate=1.0
 )
 PRESUMED = "presumed_legitimate"
 TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "score", "logit", "river_logit", "versions", "log")

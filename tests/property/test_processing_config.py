@@ -91,8 +91,8 @@ def card_config(random: np.random.Generator) -> CardOptions:
     return CardOptions(
         rates=TABLES[int(random.integers(len(TABLES)))],
         future_tolerance_us=int(random.choice(TOLERANCES_S)) * US_PER_SECOND,
-        dedup_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
-        label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        deduplication_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        label_grace_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         partitions=1,
     )
 
@@ -112,7 +112,7 @@ def feedback_batches(random: np.random.Generator) -> Batches:
 
 def feedback_config(random: np.random.Generator) -> FeedbackOptions:
     return FeedbackOptions(
-        label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+        label_grace_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         negative_sample_rate=float(random.choice([0.1, 0.3, 1.0])),
         reported_share=float(random.choice([0.5, 0.8, 1.0])),
@@ -243,9 +243,9 @@ def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> Non
 def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> None:
     """Whether the store has got round to deleting it or not."""
     short = card_config(np.random.default_rng(0))._replace(
-        rates=TABLES[0], dedup_horizon_us=US_PER_DAY, label_horizon_us=US_PER_DAY
+        rates=TABLES[0], deduplication_us=US_PER_DAY, label_grace_us=US_PER_DAY
     )
-    long = short._replace(dedup_horizon_us=90 * US_PER_DAY)
+    long = short._replace(deduplication_us=90 * US_PER_DAY)
     log = Log(TRANSACTIONS)
     many = [log.append(transaction(number, after(number / 1_000)), after(1)) for number in range(500)]
     run = Run(AGENTS["card"].kernel(short))
@@ -263,9 +263,9 @@ def test_no_decision_is_filed_behind_what_was_deleted() -> None:
     """It would stay there for ever."""
     agent = AGENTS["feedback"]
     short = feedback_config(np.random.default_rng(0))._replace(
-        label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
+        label_grace_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
     )
-    long = short._replace(label_horizon_us=60 * US_PER_DAY)
+    long = short._replace(label_grace_us=60 * US_PER_DAY)
     decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic == "features"]
     late, *others = decisions
     run = Run(agent.kernel(short))

@@ -101,7 +101,7 @@ def cut(records: Sequence[Record], random: np.random.Generator) -> Batches:
 
 
 FEEDBACK = FeedbackOptions(
-    label_horizon_us=20 * US_PER_DAY,
+    label_grace_us=20 * US_PER_DAY,
     maturity_us=15 * US_PER_DAY,
     negative_sample_rate=0.5,
 )

@@ -209,7 +209,7 @@ class Request:
         return round(self.regime.delay_days * US_PER_DAY)
 
     @property
-    def label_horizon_us(self) -> int:
+    def label_grace_us(self) -> int:
         """Event time after its transaction for which a label counts."""
         return round(self.settings.label_grace_days * US_PER_DAY)
 

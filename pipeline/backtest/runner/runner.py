@@ -44,7 +44,7 @@ def run_request(
     """
     # First, since it tells whether a cluster answers at all.
     partitions = request.partitions
-    statistics = RunStatistics(request.span, request.label_horizon_us, listener, take)
+    statistics = RunStatistics(request.span, request.label_grace_us, listener, take)
     rows = None
     if request.training is not None and request.period is not None:
         rows = train_before(request, request.training, request.period, partitions, library, listener, statistics)

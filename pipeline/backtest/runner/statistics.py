@@ -80,12 +80,12 @@ class RunStatistics:
     """The statistics of a pass over the history, for whoever passes on decisions of its range."""
 
     def __init__(
-        self, span: Span, label_horizon_us: int, listener: ProgressListener, take: Callable[[str, Decisions], None]
+        self, span: Span, label_grace_us: int, listener: ProgressListener, take: Callable[[str, Decisions], None]
     ) -> None:
-        """``label_horizon_us`` is how long after its transaction a label counts."""
+        """``label_grace_us`` is how long after its transaction a label counts."""
         self._span, self._listener, self._take = span, listener, take
         # As the card kernel finds the transactions of labels.
-        self._unread_until_us = span.warm_up_from_us + label_horizon_us + EARLY_LABEL_GRACE_US
+        self._unread_until_us = span.warm_up_from_us + label_grace_us + EARLY_LABEL_GRACE_US
         self.worked_on = 0
         """Transactions, the warm-up included."""
         self.first_us, self.stream_time_us = LATEST_US, EARLIEST_US

@@ -12,8 +12,8 @@ class CardOptions(NamedTuple):
 
     rates: RateTable
     future_tolerance_us: int
-    dedup_horizon_us: int
-    label_horizon_us: int
+    deduplication_us: int
+    label_grace_us: int
     partitions: int
     """Number of partitions of ``transactions``, and so of ``accepted-labels`` and ``rerouted``."""
     topic_prefix: str = ""
@@ -29,20 +29,20 @@ class CardOptions(NamedTuple):
             rates_version=self.rates.version,
             rates_digest=self.rates.digest,
             future_tolerance_us=self.future_tolerance_us,
-            dedup_horizon_us=self.dedup_horizon_us,
-            label_horizon_us=self.label_horizon_us,
+            dedup_horizon_us=self.deduplication_us,
+            label_horizon_us=self.label_grace_us,
         )
 
     @property
     def retention(self) -> Retention:
         """Return for how long transactions are remembered."""
-        return Retention(self.dedup_horizon_us, self.label_horizon_us)
+        return Retention(self.deduplication_us, self.label_grace_us)
 
     def under(self, config: CardConfig, rates: RateTable) -> Self:
         """Return the options under another processing config, whose table is ``rates``."""
         return self._replace(
             rates=rates,
             future_tolerance_us=config.future_tolerance_us,
-            dedup_horizon_us=config.dedup_horizon_us,
-            label_horizon_us=config.label_horizon_us,
+            deduplication_us=config.dedup_horizon_us,
+            label_grace_us=config.label_horizon_us,
         )

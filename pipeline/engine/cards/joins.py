@@ -36,7 +36,7 @@ the label that holds."""
 _UNSEEN_RANK, _UNSEEN_AT, _UNSEEN_KNOWN, _UNSEEN_CHANGES = UNSEEN
 
 DUPLICATE, ACCEPTED, ACCEPTED_AGAIN = range(3)
-"""Fate of a transaction; it is accepted again once its dedup horizon has passed."""
+"""Fate of a transaction; it is accepted again once the time of its deduplication has passed."""
 # Words of ``config``.
 _DEDUP_US, _LABEL_US = range(2)
 # Words of ``meta``.
@@ -65,7 +65,7 @@ class Clock(NamedTuple):
     stream_time_us: int = 0
     """The newest event time of its accepted transactions."""
     first_day: int = 0
-    """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the horizons become.
+    """The first day of acceptance, since 1970, that is remembered; it only grows, whatever the retention becomes.
 
     It lies so far behind both retention that a label which finds nothing because of it has long waited in vain.
     """
@@ -198,8 +198,8 @@ def _fill(table: IntArray, rows: IntArray, count: int) -> None:
 
 @compiled
 def _forgotten(config: IntArray, meta: IntArray) -> int:
-    horizon_us = max(config[_DEDUP_US], config[_LABEL_US])
-    day: int = (meta[WAITED] - horizon_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
+    retention_us = max(config[_DEDUP_US], config[_LABEL_US])
+    day: int = (meta[WAITED] - retention_us - 2 * EARLY_LABEL_GRACE_US) // US_PER_DAY
     first: int = max(meta[FIRST_DAY], day)
     return first
 

@@ -44,7 +44,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class FeedbackOptions(NamedTuple):
     """Options of the feedback kernel."""
 
-    label_horizon_us: int
+    label_grace_us: int
     maturity_us: int
     negative_sample_rate: float
     topic_prefix: str = ""
@@ -54,11 +54,21 @@ class FeedbackOptions(NamedTuple):
     @property
     def config(self) -> FeedbackConfig:
         """Return the processing config; a restore must use the same."""
-        return FeedbackConfig(**{name: getattr(self, name) for name in FeedbackConfig.__struct_fields__})
+        return FeedbackConfig(
+            label_horizon_us=self.label_grace_us,
+            maturity_us=self.maturity_us,
+            negative_sample_rate=self.negative_sample_rate,
+            reported_share=self.reported_share,
+        )
 
     def under(self, config: FeedbackConfig) -> Self:
         """Return the options under another processing config."""
-        return self._replace(**msgspec.structs.asdict(config))
+        return self._replace(
+            label_grace_us=config.label_horizon_us,
+            maturity_us=config.maturity_us,
+            negative_sample_rate=config.negative_sample_rate,
+            reported_share=config.reported_share,
+        )
 
 
 class _FeedbackValues(msgspec.Struct):

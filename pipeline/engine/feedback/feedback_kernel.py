@@ -152,7 +152,7 @@ class FeedbackKernel:
         self.surges, self.wait = surges or Surges(), wait or WaitClock()
         self._waited_us = self.wait.reached_us
         self._stream_time_us = self._committed_stream_time_us = stream_time_us
-        # Only grows, whatever the config becomes: what was forgotten under a short horizon stays forgotten under a
+        # Only grows, whatever the config becomes: what was forgotten under a short period stays forgotten under a
         # longer one, and nothing is filed where deleting has passed by.
         self._first_day = self._committed_first_day = first_day
         self.counts: Counter[tuple[str, str]] = Counter()

@@ -48,8 +48,8 @@ def options(
     return CardOptions(
         rates=RATES,
         future_tolerance_us=300 * US_PER_SECOND,
-        dedup_horizon_us=round(dedup_days * US_PER_DAY),
-        label_horizon_us=round(label_days * US_PER_DAY),
+        deduplication_us=round(dedup_days * US_PER_DAY),
+        label_grace_us=round(label_days * US_PER_DAY),
         partitions=partitions,
         topic_prefix=prefix,
     )

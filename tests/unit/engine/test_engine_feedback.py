@@ -51,7 +51,7 @@ class Desk:
 
     def __init__(self, rate: float = RATE, horizon_days: float = 120.0, reported_share: float = 1.0) -> None:
         options = FeedbackOptions(
-            label_horizon_us=round(horizon_days * US_PER_DAY),
+            label_grace_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
             reported_share=reported_share,

@@ -296,7 +296,7 @@ def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pyte
 
 def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackOptions:
     return FeedbackOptions(
-        label_horizon_us=horizon_days * US_PER_DAY,
+        label_grace_us=horizon_days * US_PER_DAY,
         maturity_us=30 * US_PER_DAY,
         negative_sample_rate=rate,
     )
