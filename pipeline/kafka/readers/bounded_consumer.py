@@ -23,7 +23,7 @@ from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
 from pipeline.kafka.damage.damaged_batch import FETCHES, EndUnknown, examine
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange, partitions_text
-from pipeline.kafka.records.batch_records import BOUNDS, MOST_HEADERS, BatchRecords, Bounds, open_batch
+from pipeline.kafka.records.batch_records import BOUNDS, MOST_HEADERS, BatchBounds, BatchRecords, open_batch
 from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
 
@@ -117,7 +117,7 @@ class BoundedConsumer:
         self._most_open_bytes = int(config["queued.max.messages.kbytes"]) * 1024
         """Inflated batches that wait to be taken; one more may be as large by itself."""
         # Agents add headers of their own to those of what they forward.
-        self._bounds = Bounds(int(config["receive.message.max.bytes"]), 2 * MOST_HEADERS)
+        self._bounds = BatchBounds(int(config["receive.message.max.bytes"]), 2 * MOST_HEADERS)
         self._isolation = _COMMITTED if config["isolation.level"] == "read_committed" else _UNCOMMITTED
         self._from_earliest = config["auto.offset.reset"] == "earliest"
         self._reports_ends = bool(config.get("enable.partition.eof"))

@@ -94,7 +94,7 @@ def _scan(data: NDArray[np.uint8], columns: NDArray[np.int32], times: NDArray[np
     return _SCANNED if at == len(data) else _MALFORMED
 
 
-class Bounds(NamedTuple):
+class BatchBounds(NamedTuple):
     """How much of a batch is read."""
 
     most_bytes: int = MOST_BATCH_BYTES
@@ -103,7 +103,7 @@ class Bounds(NamedTuple):
     """Headers of a record."""
 
 
-BOUNDS: Final = Bounds()
+BOUNDS: Final = BatchBounds()
 """For what producers write."""
 
 
@@ -153,7 +153,7 @@ class BatchRecords:
 
 
 def open_batch(
-    batch: RecordBatch, partition: Partition, position: int, bounds: Bounds = BOUNDS
+    batch: RecordBatch, partition: Partition, position: int, bounds: BatchBounds = BOUNDS
 ) -> BatchRecords | UnreadableRange:
     """Return the records of an intact batch from offset ``position`` on, or why there are none.
 
