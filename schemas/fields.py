@@ -24,7 +24,7 @@ class Kind(IntEnum):
     """A flat object."""
 
 
-class Field(NamedTuple):
+class FieldDeclaration(NamedTuple):
     """A field of a transaction."""
 
     name: str
@@ -46,7 +46,7 @@ class Field(NamedTuple):
     meaning: str
 
 
-def fields_of(message: type[msgspec.Struct]) -> tuple[Field, ...]:
+def fields_of(message: type[msgspec.Struct]) -> tuple[FieldDeclaration, ...]:
     """Return the fields that a message declares, in its order.
 
     Raises:
@@ -55,7 +55,7 @@ def fields_of(message: type[msgspec.Struct]) -> tuple[Field, ...]:
     return tuple(map(_field, inspect.type_info(message).fields))  # type: ignore[attr-defined]
 
 
-def _field(declared: inspect.Field) -> Field:
+def _field(declared: inspect.Field) -> FieldDeclaration:
     info: Any = declared.type
     described, extra = dict[str, str](), dict[str, bool]()
     if isinstance(info, inspect.Metadata):
@@ -69,7 +69,7 @@ def _field(declared: inspect.Field) -> Field:
     not_checked = any(_limit(value, (name,)) is not None for name in ("gt", "lt", "multiple_of"))
     if (column or kernels) and (kind not in (Kind.TEXT, Kind.NUMBER) or not_checked):
         raise TypeError(f"{declared.name} can have no column: only a text and a number can, with least and most")
-    return Field(
+    return FieldDeclaration(
         declared.name,
         kind,
         declared.required,

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from pipeline.features.attributes import DECLARED_ATTRIBUTES, attribute_features
-from schemas.fields import KERNEL_FIELDS, Field, Kind
+from schemas.fields import KERNEL_FIELDS, FieldDeclaration, Kind
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 WINDOWS_US: Final[dict[str, int]] = {
@@ -322,7 +322,7 @@ DECLARED: Final = (*_DECLARED_CARD, *_DECLARED_MERCHANT)
 """All features, in order."""
 
 
-def _names(features: Iterable[Feature | Field]) -> tuple[str, ...]:
+def _names(features: Iterable[Feature | FieldDeclaration]) -> tuple[str, ...]:
     return tuple(feature.name for feature in features)
 
 

@@ -128,8 +128,8 @@ class _FileBatch:
         if wrong.any():
             row = int(wrong.argmax())
             value = self.table.column(name)[row].as_py()
-            place = self.mapping.columns.get(name, name)
-            raise UnusableSource(f"{self.path}, row {self.first_row + row + 1}, column {place}: {value!r} {why}")
+            column = self.mapping.columns.get(name, name)
+            raise UnusableSource(f"{self.path}, row {self.first_row + row + 1}, column {column}: {value!r} {why}")
 
     def _optional_text(self, name: str) -> npt.NDArray[np.object_]:
         """Return a column as texts; rows of one value share its text."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.order import Chunk
 from pipeline.engine.cards.card_join import CardJoin
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardRows, Part, process_cards
+from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardPart, CardRows, process_cards
 from pipeline.engine.cards.pending import LabelBatch, MemoryPending
 from pipeline.engine.cards.transaction_index import MemoryIndex
 from pipeline.engine.encoding.blocks import KNOWN_CODES, LABEL, TRANSACTION
@@ -113,13 +113,13 @@ class Engine:
             outcome.label_outcomes, refused,
         )  # fmt: skip
 
-    def _parts(self, chunk: Chunk, partition: NDArray[np.int64]) -> Iterator[Part[NDArray[np.int64]]]:
+    def _parts(self, chunk: Chunk, partition: NDArray[np.int64]) -> Iterator[CardPart[NDArray[np.int64]]]:
         label_partition = partitions_of(chunk.labels.card_id, self._options.partitions)
         for number, kernels in enumerate(self._cards):
             rows, labels = self._rows(partition, number), self._rows(label_partition, number)
             batch = LabelBatch.from_labels(chunk.labels.take(labels))
             # Its index forgets when it needs room, whatever a batch holds.
-            yield Part(kernels, number, rows, batch, chunk.label_position[labels], 0)
+            yield CardPart(kernels, number, rows, batch, chunk.label_position[labels], 0)
 
     def _profile_merchants(
         self, outcome: CardOutcome[NDArray[np.int64]], merchant_partition: NDArray[np.int64]

@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardRows, Part, process_cards
+from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardPart, CardRows, process_cards
 from pipeline.engine.cards.joins import NO_ROOM
 from pipeline.engine.cards.pending import LabelBatch
 from pipeline.engine.cards.profiled_blocks import encode_blocks, profiled_columns
@@ -111,7 +111,7 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
     return rows.take(staying)
 
 
-def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Result) -> Iterator[Part[list[bytes]]]:
+def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Result) -> Iterator[CardPart[list[bytes]]]:
     """Yield each partition's share, with its accepted labels."""
     name, first = topic_prefix + ACCEPTED_LABELS.name, 0
     for (kernels, records), end in zip(parts, row_ends, strict=True):
@@ -121,7 +121,9 @@ def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Res
             result.unreadable(record, "card", error)
         home = records[0].partition if records else 0
         position = np.full(len(labels), 2 * end)
-        yield Part(kernels, home, slice(first, end), LabelBatch.from_labels(labels, originals), position, len(records))
+        yield CardPart(
+            kernels, home, slice(first, end), LabelBatch.from_labels(labels, originals), position, len(records)
+        )
         first = end
 
 

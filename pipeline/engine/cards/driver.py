@@ -50,7 +50,7 @@ class CardRows(NamedTuple, Generic[M]):
     """Shape (n,): the partition of ``transactions`` that each was sent to."""
 
 
-class Part(NamedTuple, Generic[M]):
+class CardPart(NamedTuple, Generic[M]):
     """One partition's share of a batch."""
 
     kernels: CardKernels[M]
@@ -106,7 +106,7 @@ class CardOutcome(NamedTuple, Generic[M]):
 
 
 def process_cards(
-    rows: CardRows[M], parts: Iterable[Part[M]], retention: Retention, columns: int = len(CARD_FEATURES)
+    rows: CardRows[M], parts: Iterable[CardPart[M]], retention: Retention, columns: int = len(CARD_FEATURES)
 ) -> CardOutcome[M]:
     """Let transactions and labels enter the state of their partitions; what is not committed can be rolled back.
 
@@ -122,7 +122,7 @@ def process_cards(
     taken, indexed = rows.transactions, cast("Any", rows.indexed)
     digest, content = digest_keys(taken.card_id, taken.transaction_id), content_keys(taken)
     accepted, differs = np.zeros(len(taken), np.bool_), np.full(len(taken), SAME)
-    joined: list[tuple[Part[M], Joined[M]]] = []
+    joined: list[tuple[CardPart[M], Joined[M]]] = []
     for part in parts:
         own = part.rows
         found = part.kernels.join.join(
@@ -159,7 +159,7 @@ def _windowed(
     cards: NDArray[np.int64],
     merchants: NDArray[np.int64],
     accepted: NDArray[np.bool_],
-    joined: Sequence[tuple[Part[M], Joined[M]]],
+    joined: Sequence[tuple[CardPart[M], Joined[M]]],
     columns: int,
 ) -> tuple[NDArray[np.int64], CardProfile]:
     """Let the accepted transactions enter the windows of their partitions; return wait clocks and profiles."""

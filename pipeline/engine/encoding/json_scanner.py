@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled
 from schemas.codec import MAX_NAMES
-from schemas.fields import DECLARED_FIELDS, NUMBER_COLUMNS, TEXT_COLUMNS, Field, Kind
+from schemas.fields import DECLARED_FIELDS, NUMBER_COLUMNS, TEXT_COLUMNS, FieldDeclaration, Kind
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
 FAST_PATH_TIMES_US: Final = (
@@ -53,7 +53,7 @@ _POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
 _NULL: Final = np.frombuffer(b"null", np.uint8)
 
 
-def _layout(fields: Sequence[Field]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _layout(fields: Sequence[FieldDeclaration]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return names of f fields, padded, and their layout.
 
     The layout has shape (f, 6): length of the name, kind, column of `SPANS` or -1, least and most characters of a

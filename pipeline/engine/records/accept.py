@@ -248,8 +248,8 @@ def read_fast_path(
 def _numbers(found: ScanResult, text: NDArray[np.uint8], on_fast_path: NDArray[np.bool_]) -> dict[str, pa.Array]:
     """Return the columns of numbers; what lies outside their limits leaves the fast path."""
     row = np.flatnonzero(on_fast_path)
-    places = range(len(TEXT_COLUMNS), len(TEXT_COLUMNS) + len(NUMBER_COLUMNS))
-    columns = [column.cast(pa.float64()) for column in (_texts(found, text, row, places) if places else ())]
+    numbers = range(len(TEXT_COLUMNS), len(TEXT_COLUMNS) + len(NUMBER_COLUMNS))
+    columns = [column.cast(pa.float64()) for column in (_texts(found, text, row, numbers) if numbers else ())]
     inside = np.ones(len(row), np.bool_)
     for field, column in zip(NUMBER_COLUMNS, columns, strict=True):
         inside &= within(column, field.least, field.most)

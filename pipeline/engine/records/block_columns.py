@@ -71,7 +71,7 @@ class _Arrays(NamedTuple):
     names: NDArray[np.int64]
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """Where the rows of a block go, and where they stood."""
 
     row: int
@@ -93,13 +93,13 @@ def empty_columns(n: int, features: int) -> Columns:
     )
 
 
-def fill_columns(block: Block, columns: Columns, place: Place, names: NDArray[np.int64]) -> int:
+def fill_columns(block: Block, columns: Columns, destination: Destination, names: NDArray[np.int64]) -> int:
     """Copy the rows of a block, and check their values.
 
     Args:
         block: A block of ``profiled``.
         columns: Columns with room for its rows.
-        place: Where they go.
+        destination: Where they go.
         names: Shape (len(block.names),): the number of each name across blocks.
 
     Returns:
@@ -107,20 +107,20 @@ def fill_columns(block: Block, columns: Columns, place: Place, names: NDArray[np
     """
     text = np.frombuffer(block.text or b"\0", np.uint8)
     arrays = _Arrays(block.sources, block.wide, block.features, block.narrow, block.lengths, block.codes, text, names)
-    reason: int = _fill(arrays, columns, place)
+    reason: int = _fill(arrays, columns, destination)
     return reason
 
 
 @compiled
-def _fill(block: Any, out: Any, place: Any) -> Any:
+def _fill(block: Any, out: Any, destination: Any) -> Any:
     reason = _NONE
     codes, wholes = block.codes, out.wholes
     at: Any = np.int64(0)
     for column in range(block.lengths.shape[0]):
         for row in range(block.lengths.shape[1]):
             end = at + np.int64(block.lengths[column, row])
-            span = out.spans[column, place.row + row]
-            span[0], span[1] = place.text + at, place.text + end
+            span = out.spans[column, destination.row + row]
+            span[0], span[1] = destination.text + at, destination.text + end
             if column <= col.MERCHANT and at == end:
                 reason = _NO_NAME
             elif column <= col.MERCHANT and end - at > blocks.MOST_IDENTIFIER_BYTES:
@@ -132,14 +132,14 @@ def _fill(block: Any, out: Any, place: Any) -> Any:
             at = end
     transaction = 0
     for row in range(codes.shape[1]):
-        to = place.row + row
+        to = destination.row + row
         for column in range(len(_WIDE)):
             wholes[_WIDE[column], to] = block.wide[column, row]
         for column in range(len(_NARROW)):
             wholes[_NARROW[column], to] = block.narrow[column, row]
         wholes[col.SOURCE_OFFSET, to] = block.sources.offset[row]
         wholes[col.SOURCE_PARTITION, to] = block.sources.partition[row]
-        wholes[col.LOG_PARTITION, to], wholes[col.LOG_OFFSET, to] = place.log_partition, place.log_offset
+        wholes[col.LOG_PARTITION, to], wholes[col.LOG_OFFSET, to] = destination.log_partition, destination.log_offset
         wholes[col.LOG_ROW, to] = row
         wholes[col.COUNTS, to] = codes[blocks.FLAGS, row] & blocks.COUNTED
         for column in range(codes.shape[0]):

@@ -74,7 +74,7 @@ def _of_columns(function: Any, *columns: Any) -> Any:
     if any(column is None for column in columns):
         return None
     if isinstance(columns[0], Mapping):
-        return {name: _of_columns(function, *(of[name] for of in columns)) for name in columns[0]}
+        return {name: _of_columns(function, *(part[name] for part in columns)) for name in columns[0]}
     return function(*columns)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.engine.encoding import blocks
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, parse_block
-from pipeline.engine.records.block_columns import REASONS, Columns, Place, empty_columns, fill_columns
+from pipeline.engine.records.block_columns import REASONS, Columns, Destination, empty_columns, fill_columns
 from pipeline.engine.records.columns import span_keys
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.merchants import MerchantLog
@@ -127,7 +127,7 @@ def _columns(
     for number, block in found.items():
         own = np.array([names.setdefault(name, len(names)) for name in block.names], np.int64)
         record = records[number]
-        if reason := fill_columns(block, columns, Place(at, text_at, record.partition, record.offset), own):
+        if reason := fill_columns(block, columns, Destination(at, text_at, record.partition, record.offset), own):
             wrong[number] = BlockError(REASONS[reason])
         at += block.rows
         text_at += len(block.text)
