@@ -18,6 +18,7 @@ from pipeline.backtest.engine.kernels import Engine
 from pipeline.backtest.engine.online import OnlineTrainer
 from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
+from pipeline.engine.cards.card_join import CardJoin
 from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.history.files import CHUNK_ROWS
@@ -44,7 +45,7 @@ _LABEL_DELAY_S = 7_200.0
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "check and convert": [(replay_module, "accept_transactions"), (replay_module, "accept_labels")],
-    "repeats and labels": [(Engine, "_join")],
+    "repeats and labels": [(CardJoin, "join")],
     "card windows": [(CardWindows, "profile"), (CardWindows, "commit")],
     "merchant windows": [(MerchantWindows, "profile"), (MerchantWindows, "commit")],
     "trees": [(LightGBMModel, "logit")],
