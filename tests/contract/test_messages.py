@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from pipeline.backtest.input.sources import TOO_LATE
 from schemas import codec, messages
 from schemas.codec import encode
 from schemas.export import MESSAGES, exported, main
@@ -188,8 +189,8 @@ def shipped() -> Iterator[ast.AST]:
 
 
 def codes_in_use() -> set[str]:
-    """Codes of the codec, of every `InvalidMessage`, and of ``Result.dead_letter`` (third argument)."""
-    arguments = [call.args[2] for call in calls("dead_letter") if len(call.args) >= 4]
+    """Codes of the codec, of every `InvalidMessage`, and of ``Result.dead_letter`` and `Reject` (third argument)."""
+    arguments = [call.args[2] for name in ("dead_letter", "Reject") for call in calls(name) if len(call.args) >= 4]
     arguments += [call.args[0] for call in calls("InvalidMessage") if call.args]
     constants = {
         node.target.id: node.value.value
@@ -200,7 +201,8 @@ def codes_in_use() -> set[str]:
     }
     literal = {argument.value for argument in arguments if isinstance(argument, ast.Constant)}
     named = {constants[argument.id] for argument in arguments if getattr(argument, "id", None) in constants}
-    return {*codec.CODES, *map(str, literal | named)}
+    # A backtest alone refuses what comes too late for its margin.
+    return {*codec.CODES, *map(str, literal | named)} - {TOO_LATE}
 
 
 def documented_codes() -> list[str]:
