@@ -76,7 +76,7 @@ class AcceptedTransaction(msgspec.Struct, frozen=True, gc=False):
     event_time_us: int
     """Microseconds since 1970-01-01T00:00:00Z."""
     clock_us: int
-    """What ``local_time`` shows where that is given, else the event time in UTC; in microseconds since 1970."""
+    """The time of ``local_time`` where that is given, else the event time in UTC; in microseconds since 1970."""
     amount_json: bytes
     """The amount as a JSON number, with the decimals that it was sent with."""
     amount_minor: int

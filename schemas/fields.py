@@ -36,13 +36,13 @@ class FieldDeclaration(NamedTuple):
     most: float
     """Limits of a number, or of a text's characters."""
     stands_for_text: bool
-    """Whether a number stands for its text."""
+    """True if a number stands for its text."""
     column: bool
-    """Whether `pipeline.engine.records.columns.Transactions` has a column of its name."""
+    """True if `pipeline.engine.records.columns.Transactions` has a column of its name."""
     kernels: bool
-    """Whether kernels read it by its name."""
+    """True if kernels read it by its name."""
     personal: bool
-    """Whether it may say who somebody is."""
+    """True if it may say who somebody is."""
     meaning: str
 
 

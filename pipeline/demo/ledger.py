@@ -21,7 +21,7 @@ class Head(msgspec.Struct, frozen=True):
     action: str = ""
     label: str | None = None
     name: str = ""
-    """Of a model; a control record has none."""
+    """Name of a model; empty for a control record."""
     version: str = ""
 
 

@@ -207,7 +207,7 @@ class SoleProcess:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What each record that this process writes has among its figures."""
+        """Figures that each record of this process bears."""
         return {self._service: self._identity}
 
     def refuse_other(self, history: VersionHistory) -> None:

@@ -120,7 +120,7 @@ class Challenge(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a challenger is compared with, and what is written of it."""
+    """A comparison of a challenger: with which version, on which rows, and the figures to write."""
 
     champion: Champion
     rows: ServedRows

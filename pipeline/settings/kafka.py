@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, Field, StringConstraints, field_validator
 
 from pipeline.learning.label_sources import ANY_SOURCE, LabelSources
-from schemas.topics import LABELS, TOPICS, TRANSACTIONS, Topic, topic_of_labels
+from schemas.topics import LABELS, TOPICS, Topic, topic_of_labels
 
 TopicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 LabelSource = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -124,7 +124,7 @@ class KafkaSettings(BaseModel):
     @property
     def inputs(self) -> frozenset[str]:
         """Full names of the topics that producers write to."""
-        return frozenset(self.topic(topic.name) for topic in (TRANSACTIONS, *self.topics_of_labels))
+        return frozenset(self.topic(topic.name) for topic in self.topics if topic.is_input)
 
     @property
     def label_sources(self) -> LabelSources:

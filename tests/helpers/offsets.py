@@ -1,4 +1,4 @@
-"""How far a group has read."""
+"""Offsets up to which a group has read."""
 
 from collections.abc import Sequence
 from contextlib import closing

@@ -137,7 +137,7 @@ class Request:
 
     @cached_property
     def labels(self) -> LabelMode:
-        """How labels come about."""
+        """The way in which labels come about."""
         if self.label_policy.mode is None:
             return LabelMode.DELAY if self.source.bears_truth else LabelMode.RECORDED
         return LabelMode(self.label_policy.mode)
@@ -149,7 +149,7 @@ class Request:
 
     @property
     def reviews(self) -> ReviewPolicy:
-        """How simulated reviews answer alerts."""
+        """The answer of simulated reviews to alerts."""
         return ReviewPolicy(round(self.label_policy.review_delay_s * US_PER_SECOND), self.label_policy.reviews_a_day)
 
     @property

@@ -61,7 +61,7 @@ class CardPartition:
         wait = WaitClock(None if values is None else values.wait)
         join = CardJoin(self._index, StorePending(self._pending), clock, wait)
         self.kernels = CardKernels(join, windows)
-        """As `process_together` takes them."""
+        """Kernels, for `process_together`."""
 
     def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
         """Profile one partition's records: transactions, rerouted ones and labels, each in offset order.

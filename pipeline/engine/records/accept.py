@@ -55,7 +55,7 @@ class ReadTransactions(NamedTuple):
     """Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS` by name, null for no value."""
     event_time_us: NDArray[np.int64]
     clock_us: NDArray[np.int64]
-    """What the clock on the wall showed, in microseconds since 1970."""
+    """Local time, in microseconds since 1970."""
     amount_minor: NDArray[np.int64]
     amount_base_minor: NDArray[np.int64]
     attributes: NDArray[np.float64] | None

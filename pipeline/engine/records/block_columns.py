@@ -72,12 +72,12 @@ class _Arrays(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where the rows of a block go, and where they stood."""
+    """Destination of the rows of a block, and their origin in the log."""
 
     row: int
     """Number of its first row."""
     text: int
-    """Where its text begins in that of all blocks."""
+    """Begin of its text in that of all blocks."""
     log_partition: int
     log_offset: int
 

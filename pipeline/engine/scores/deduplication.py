@@ -40,7 +40,7 @@ class ReadInputs:
     def __init__(self, saved: Iterable[ReadInput] = ()) -> None:
         self._inputs = {(read.topic, read.partition): read for read in saved}
         self._before: dict[tuple[str, int], ReadInput | None] = {}
-        """What the open batch found of the inputs that it has changed."""
+        """Inputs that the open batch has changed, as they were before it."""
 
     def duplicates(self, rows: ProfiledRows, numbers: range) -> list[int]:
         """Find the transactions that were written before, and note how far the inputs were read.

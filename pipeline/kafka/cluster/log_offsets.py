@@ -33,7 +33,7 @@ STABLE_END_POLL_S: Final = 0.005
 APPEAR_S: Final = 3.0
 """Longest time for which a broker may not know a topic that another one has just created."""
 Waiting = Callable[[], None] | None
-"""As of `pipeline.kafka.cluster.retries.retried`."""
+"""Called while `pipeline.kafka.cluster.retries.retried` waits."""
 
 
 def partition_numbers(

@@ -21,9 +21,9 @@ from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster.clients import FETCH_BYTES
 from pipeline.kafka.cluster.retries import PASSING_ERRORS
-from pipeline.kafka.damage.damaged_batch import FETCHES, EndUnknown, examine
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange, partitions_text
 from pipeline.kafka.records.batch_records import BOUNDS, MOST_HEADERS, BatchBounds, BatchRecords, open_batch
+from pipeline.kafka.records.damaged_batch import FETCHES, EndUnknown, examine
 from pipeline.kafka.records.raw_fetch import UNANSWERED, Connections, Fetched, FetchUnanswered, Wanted, complain, fetch
 from pipeline.kafka.records.record_batches import split_batches, visible_batches
 

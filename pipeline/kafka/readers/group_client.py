@@ -56,7 +56,7 @@ class GroupClient:
         self.assigned: set[Partition] = set()
         """Partitions that the group has assigned; held once all topics of their number are."""
         self.unreadable: dict[Partition, UnreadableRange] = {}
-        """What stands behind the position of a partition, and cannot be read: nothing behind it is taken."""
+        """Unreadable ranges at the positions of their partitions: nothing behind them is taken."""
         self._carried = carried(member.topics.values(), member.settings.batch_max_records)
         inputs = {name for name, topic in member.topics.items() if topic.is_input}
         self._records = BoundedConsumer(config, inputs, replica_wait_s=member.settings.damaged_batch_wait_s)

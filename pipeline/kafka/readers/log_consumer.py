@@ -17,10 +17,10 @@ import msgspec
 from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster.errors import TopicError
-from pipeline.kafka.damage.damaged_batch import DAMAGED
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import ODD_OFFSET
+from pipeline.kafka.records.damaged_batch import DAMAGED
 from pipeline.kafka.records.internal import OnRefused, not_counted, refuse
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine

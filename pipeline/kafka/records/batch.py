@@ -36,7 +36,7 @@ class ReadError(NamedTuple):
 
 
 Item = Record | ReadError | UnreadableRange
-"""What readers take from a log."""
+"""An item that readers take from a log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _scan(data: NDArray[np.uint8], columns: NDArray[np.int32], times: NDArray[np
 
 
 class BatchBounds(NamedTuple):
-    """How much of a batch is read."""
+    """Bounds of a batch that is read."""
 
     most_bytes: int = MOST_BATCH_BYTES
     """Bytes of its records before compression."""
@@ -104,7 +104,7 @@ class BatchBounds(NamedTuple):
 
 
 BOUNDS: Final = BatchBounds()
-"""For what producers write."""
+"""Bounds of batches that producers write."""
 
 
 class BatchRecords:

@@ -30,7 +30,7 @@ class FetchUnanswered(RuntimeError):
 
 
 UNANSWERED: Final = (OSError, KafkaError, TimeoutError, FetchUnanswered)
-"""What passes, once other brokers or the same ones answer."""
+"""Errors that pass, once other brokers or the same ones answer."""
 
 
 class Wanted(NamedTuple):

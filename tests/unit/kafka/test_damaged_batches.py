@@ -12,11 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.kafka.cluster.clients import consumer_config
-from pipeline.kafka.damage.damaged_batch import DAMAGED, FETCHES, EndUnknown, examine
 from pipeline.kafka.readers import bounded_consumer
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import MOST_HEADERS
+from pipeline.kafka.records.damaged_batch import DAMAGED, FETCHES, EndUnknown, examine
 from pipeline.kafka.records.raw_fetch import Connections, Fetched, Replicas, Wanted
 from pipeline.kafka.records.record_batches import split_batches
 from schemas.records import Record

@@ -1,4 +1,4 @@
-"""What a session's consumer is configured with, and what one in no hurry fetches."""
+"""The configuration of a session's consumer, and of one in no hurry."""
 
 import pytest
 

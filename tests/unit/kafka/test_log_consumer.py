@@ -6,11 +6,11 @@ import pytest
 from confluent_kafka import KafkaError
 
 from pipeline.kafka.cluster.errors import TopicError
-from pipeline.kafka.damage.damaged_batch import DAMAGED as DISK
 from pipeline.kafka.readers import log_consumer
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import ODD_OFFSET
+from pipeline.kafka.records.damaged_batch import DAMAGED as DISK
 from pipeline.kafka.session.quarantine import control_record
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output, Record

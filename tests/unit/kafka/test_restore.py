@@ -1,4 +1,4 @@
-"""Where a restore begins to read, and where reading goes on behind it."""
+"""The offsets at which a restore begins to read, and at which reading goes on behind it."""
 
 from pathlib import Path
 from typing import Any, cast

@@ -15,7 +15,7 @@ DAMAGED: Final = "Damaged"
 FETCHES: Final = 3
 """Times that a batch must be found damaged: once may be the network's fault."""
 _OFFSET_BYTES: Final = 8
-"""What is wanted of the batch behind another one."""
+"""Bytes wanted of the batch behind another one."""
 _REPLICA_S: Final = 5.0
 """Longest wait for a replica."""
 
