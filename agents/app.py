@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Final, NoReturn
@@ -27,22 +28,22 @@ from mode.supervisors import ForfeitOneForOneSupervisor
 from agents.channel import BatchChannel, register
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
-from agents.partitions import Environment, WorkerResources
+from agents.partitions import Environment
 from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
+from agents.watches import BrokerWatch, UndecidedWatch
 from pipeline.broker import provide_broker
 from pipeline.engine.partition_state.layout import LAYOUT
-from pipeline.engine.scores.models import ModelSet
+from pipeline.engine.scores.active_models import ModelSet
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.kafka.checks.kernel_versions import OtherKernels
 from pipeline.kafka.checks.startup import check_start
 from pipeline.kafka.cluster.admin import ensure_topics, partition_count
 from pipeline.kafka.cluster.clients import GroupProtocol, admin_client
 from pipeline.kafka.cluster.cluster import ClusterIdentities, group_protocol, topic_identities
 from pipeline.kafka.cluster.errors import Stopped
-from pipeline.kafka.cluster.watch import BrokerWatch
-from pipeline.kafka.readers.undecided import UndecidedWatch
+from pipeline.kafka.session.membership import replace_member
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.models.active import ModelSubscriber
@@ -154,7 +155,8 @@ class WorkerContext:
         self._repository: SnapshotRepository | None = None
         self._connecting = threading.Lock()
         self._closing = threading.Event()
-        self._prepared: Future[None] = Future()
+        self._prepared: dict[bool, Future[None]] = {True: Future(), False: Future()}
+        """Done once the kernels are there of the agents that an alert waits for, and of the others."""
 
     def connect(self) -> None:
         """Serve metrics, find or start the broker, check the topics; the first agent that asks does it for all."""
@@ -186,7 +188,7 @@ class WorkerContext:
             self._stack.callback(self.metrics.stop)
             log.info("probes and metrics are served at %s:%d", settings.metrics_host, port)
             # Meanwhile: questions to brokers are mostly waiting.
-            self._prepared = Future()
+            self._prepared = {True: Future(), False: Future()}
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
             self._starting("looks for a broker")
             broker = self._stack.enter_context(provide_broker(settings))
@@ -236,31 +238,43 @@ class WorkerContext:
             log.warning("%s", warning)
 
     def _prepare(self) -> None:
-        """Import the agents and compile or load their kernels, so that none does it when its partitions come."""
-        try:
-            for spec in self._specs:
-                resolve_name(spec.partitions_class)
-            # Imported here: a start asks brokers meanwhile.
-            preparation = importlib.import_module("agents.preparation")
-            directory = next(iter(self._directories.values())) / "prepare"
-            preparation.prepare_kernels(self._settings, self._rates, directory, self._settings.agent_names)
-        except BaseException as error:
-            self._prepared.set_exception(error)
-        else:
-            self._prepared.set_result(None)
+        """Import the agents and compile or load their kernels, so that none does it when its partitions come.
 
-    def _await_prepared(self) -> None:
+        Agents that no alert waits for come once the others hold partitions: River's imports alone take a second.
+        """
+        for critical, prepared in self._prepared.items():
+            try:
+                if not critical:
+                    self._await_critical()
+                self._prepare_agents([spec for spec in self._specs if spec.latency_critical == critical])
+            except BaseException as error:
+                prepared.set_exception(error)
+            else:
+                prepared.set_result(None)
+
+    def _prepare_agents(self, specs: Sequence[AgentSpec]) -> None:
+        if not specs:
+            return
+        if self._closing.is_set():
+            raise Stopped("the worker ends before its agents have started")
+        for spec in specs:
+            resolve_name(spec.partitions_class)
+        # Imported here: a start asks brokers meanwhile.
+        preparation = importlib.import_module("agents.preparation")
+        directory = self._directories[specs[0].name] / "prepare"
+        preparation.prepare_kernels(self._settings, self._rates, directory, [spec.name for spec in specs])
+
+    def _await_prepared(self, spec: AgentSpec) -> None:
         """Wait for `_prepare`, however long it takes: an agent that joins holds partitions. Raises what it raised."""
-        while not self._prepared.done():
+        prepared = self._prepared[spec.latency_critical]
+        while not prepared.done():
             self._starting("compiles its kernels, or loads them (docs/deployment.md)")
-            wait([self._prepared], _PREPARED_LOOK_S)
-        self._prepared.result()
+            wait([prepared], _PREPARED_LOOK_S)
+        prepared.result()
 
     def partitions(self, spec: AgentSpec, quarantines: Quarantines) -> Partitions:
         """Return the state and core call of an agent."""
-        shared = WorkerResources(self._rates, self._published_rates, self._models, self._other_kernels)
-        environment = self._environment(spec, quarantines)
-        partitions: Partitions = resolve_name(spec.partitions_class)(environment, shared)
+        partitions: Partitions = resolve_name(spec.partitions_class)(self._environment(spec, quarantines))
         return partitions
 
     def _environment(self, spec: AgentSpec, quarantines: Quarantines) -> Environment:
@@ -287,6 +301,10 @@ class WorkerContext:
             snapshots=snapshots,
             metrics=self.metrics,
             health=self.health,
+            rates=self._rates,
+            published_rates=self._published_rates,
+            models=partial(self._models, spec.name),
+            other_kernels=partial(self._other_kernels, spec.name),
         )
 
     def channel(self, app: FraudApp, spec: AgentSpec) -> BatchChannel:
@@ -294,9 +312,7 @@ class WorkerContext:
 
         def new_loop() -> AgentLoop:
             self.connect()
-            self._await_prepared()
-            if not spec.latency_critical:
-                self._await_critical()
+            self._await_prepared(spec)
             quarantines = Quarantines(
                 self.bootstrap, self._settings, spec.name, spec.reads, self.metrics.records_refused
             )
@@ -311,6 +327,9 @@ class WorkerContext:
                 self.check_broker,
                 self._group_protocol,
             )
+            if self._group_protocol == "consumer":
+                group, directory = self._settings.topic(spec.name), self._directories[spec.name]
+                replace_member(self.bootstrap, self._settings, group, made.member_id, directory)
             self._undecided.follow(spec.name, made.positions)
             self._loops[spec.name] = made
             return made

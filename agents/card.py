@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
 from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import LoadedState
@@ -16,11 +16,11 @@ from schemas.records import Record
 class CardPartitions(KernelPartitions[CardPartition]):
     """The card kernel of every partition that this worker holds."""
 
-    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
+    def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         settings = environment.settings
-        self._options = card_options(settings, shared.rates, settings.card_partitions, settings.topic_prefix)
-        self.config, self._rates = self._options.config, shared.published_rates
+        self._options = card_options(settings, environment.rates, settings.card_partitions, settings.topic_prefix)
+        self.config, self._rates = self._options.config, environment.published_rates
 
     def assigning(self, waiting: Callable[[], None]) -> None:
         """Learn also the rate tables that others have used."""
@@ -28,7 +28,13 @@ class CardPartitions(KernelPartitions[CardPartition]):
         self._rates.refresh(waiting)
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> CardPartition:
-        """The card kernel of one partition."""
+        """Make the card kernel of one partition.
+
+        Args:
+            partition: Not used.
+            location: Where its state is.
+            loaded: State of a snapshot to start from; None: it begins from nothing.
+        """
         del partition
         return CardPartition(self._options, location.storage, location.store, loaded)
 

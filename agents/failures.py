@@ -43,7 +43,14 @@ class TooManyFailures(RuntimeError):
 
 
 class Failures:
-    """Counts the failures of an agent's records, and quarantines those that fail too often."""
+    """Counts the failures of an agent's records, and quarantines those that fail too often.
+
+    Args:
+        agent: Name of the agent.
+        settings: Say how often a record may fail, and how many quarantines within a day stop the worker.
+        quarantines: The agent's; refreshed before the limit of a day is checked.
+        health: The worker's; notes that the agent works while quarantines are read.
+    """
 
     def __init__(self, agent: str, settings: Settings, quarantines: Quarantines, health: Health) -> None:
         self._agent, self._settings = agent, settings

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from agents.partitions import STORE, Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
+from agents.partitions import STORE, Environment, KernelPartitions, StateLocation, by_partition
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result, merged
@@ -19,15 +19,20 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     uses_storage = False
 
-    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
-        del shared
+    def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._options = feedback_options(environment.settings, environment.settings.topic_prefix)
         self.config = self._options.config
         self._segments: dict[int, FileSegments] = {}
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
-        """The feedback kernel of one partition."""
+        """Make the feedback kernel of one partition.
+
+        Args:
+            partition: Number of the partition.
+            location: Where its state is; its segments of decisions come below the same directory.
+            loaded: State of a snapshot to start from; None: it begins from nothing.
+        """
         self._segments[partition] = segments = FileSegments(location.directory / "segments", location.directory / STORE)
         return FeedbackPartition(self._options, location.store, loaded, segments)
 
@@ -44,7 +49,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def replay_into(self, state: FeedbackPartition, records: Sequence[Record], config: ProcessingConfig | None) -> None:
         """Let committed records enter the state as they were processed; nothing is written."""
-        state.process(records, None, self._options.under(config) if isinstance(config, FeedbackConfig) else None)
+        state.process(records, None, config if isinstance(config, FeedbackConfig) else None)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:
         """Join a batch."""

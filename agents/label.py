@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from agents.loop import Partitions
-from agents.partitions import Environment, WorkerResources
+from agents.partitions import Environment
 from pipeline.engine.records.accepted_labels import accept
 from pipeline.engine.records.results import Result
 from pipeline.kafka.session.state_handler import Stateless
@@ -15,8 +15,7 @@ from schemas.records import Record
 class LabelPartitions(Stateless, Partitions):
     """The label kernel, which holds no state."""
 
-    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
-        del shared
+    def __init__(self, environment: Environment) -> None:
         self._environment, self._options = environment, label_options(environment.settings)
 
     def assigning(self, waiting: Callable[[], None]) -> None:

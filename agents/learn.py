@@ -8,12 +8,12 @@ from typing import Final
 
 from agents.loop import Partitions
 from agents.online import OnlineModels
-from agents.partitions import Environment, WorkerResources
+from agents.partitions import Environment
 from agents.topology import LEARN
 from pipeline.engine.feedback.learn import LearnPartition, model_record
 from pipeline.engine.records.results import Result
 from pipeline.kafka.session.state_handler import Restored
-from pipeline.scoring.river_model import RiverModel
+from pipeline.scoring.kinds import Scorer
 from schemas.messages import ProcessingConfig
 from schemas.records import Output, Record
 
@@ -25,9 +25,9 @@ class LearnPartitions(Partitions):
 
     config: ProcessingConfig | None = None
 
-    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._online, self._models = OnlineModels(environment.settings), shared.models(environment.agent)
+        self._online, self._models = OnlineModels(environment.settings), environment.models()
         self._interval_s = environment.settings.river_publish_interval_s
         self._held: LearnPartition | None = None
         self._started_s, self._published_s = 0.0, -math.inf
@@ -41,7 +41,17 @@ class LearnPartitions(Partitions):
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored:
-        """Start from the published version: the replay is of the committed examples that it does not have."""
+        """Start from the published version: the replay is of the committed examples that it does not have.
+
+        Args:
+            partition: Not used.
+            committed: Committed offsets by full topic name; only the names matter.
+            logs: Not used.
+            waiting: Not used.
+
+        Returns:
+            The offset of ``examples`` behind those that the published version has, and 0 for ``progress``.
+        """
         del partition, logs, waiting
         self._held = None
         self._started_s = time.monotonic()
@@ -50,7 +60,13 @@ class LearnPartitions(Partitions):
         return Restored(dict.fromkeys(committed, held.next_offset), 0)
 
     def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
-        """Learn one batch, silently."""
+        """Learn one batch, silently.
+
+        Args:
+            partition: Not used.
+            records: Committed examples; quarantined ones are left out.
+            config: Not used.
+        """
         del partition, config
         self._environment.health.working(LEARN.name)
         held = self._partition()
@@ -133,6 +149,6 @@ class LearnPartitions(Partitions):
         return self._held
 
 
-def _offset(model: RiverModel) -> int:
+def _offset(model: Scorer) -> int:
     """The first example that a version has not seen, which its name ends in."""
     return int(model.version.rpartition("@")[2])

@@ -25,6 +25,8 @@ from schemas.records import Record
 log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.1
+LATE_POLL_S: Final = 0.25
+"""Time for which an agent that no alert waits for looks for records: each look costs as much as a small batch."""
 TURN_S: Final = 1.0
 """Time for which batches follow each other without the event loop: each hand-over costs as much as a small batch."""
 
@@ -84,6 +86,7 @@ class AgentLoop:
         self._full_batch = settings.batch_max_records
         self._failures = Failures(spec.name, settings, quarantines, health)
         self._counts = Counts(spec.name, metrics)
+        self._poll_timeout_s = POLL_TIMEOUT_S if spec.latency_critical else LATE_POLL_S
         self._interval_s = 0.0 if spec.latency_critical else settings.feedback_interval_s
         self._session = Session(
             bootstrap,
@@ -129,7 +132,7 @@ class AgentLoop:
         with self._metrics.stage(self._agent, "poll"):
             if not on_hold:
                 self._session.rest(self._rested_s)
-            batch = self._session.hold(POLL_TIMEOUT_S) if on_hold else self._session.poll(POLL_TIMEOUT_S)
+            batch = (self._session.hold if on_hold else self._session.poll)(self._poll_timeout_s)
         if batch is not None and len(batch.records) < self._full_batch:
             self._rested_s = time.monotonic() + self._interval_s
         self._health.state(self._agent, "running")
@@ -225,6 +228,11 @@ class AgentLoop:
     def positions(self) -> Mapping[Partition, int]:
         """Return the offset behind the last committed record of each partition held; for any thread."""
         return self._session.committed
+
+    @property
+    def member_id(self) -> str:
+        """The id of this process's member of the agent's group."""
+        return self._session.member_id
 
     def stop(self) -> None:
         """End the turn after this batch, and let a commit that the broker does not answer fail; for any thread."""

@@ -12,8 +12,8 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 from agents.loop import Partitions
 from agents.snapshot_scheduler import SnapshotScheduler
 from pipeline.engine.partition_state.state import LoadedState, MemoryStore, PartitionState, Store
-from pipeline.features.columns import MemoryStorage, Storage
-from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.features.state_columns import MemoryStorage, Storage
+from pipeline.kafka.checks.kernel_versions import OtherKernels
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import Restored
@@ -62,18 +62,12 @@ class Environment:
     """None: no snapshots are kept."""
     metrics: WorkerMetrics
     health: Health
-
-
-class WorkerResources(NamedTuple):
-    """Resources that the agents of a worker share."""
-
     rates: RateTable
-    """The rate table."""
     published_rates: PublishedRates
-    models: Callable[[str], ModelSubscriber]
-    """Makes the subscriber of an agent, given its name."""
-    other_kernels: Callable[[str], OtherKernels]
-    """Tells an agent, given its name, which blocks of another kernel are the card agent's."""
+    models: Callable[[], ModelSubscriber]
+    """Makes the agent's subscriber."""
+    other_kernels: Callable[[], OtherKernels]
+    """Makes what tells which blocks of another kernel are the card agent's."""
 
 
 @dataclass(slots=True)
@@ -105,7 +99,13 @@ class KernelPartitions(Partitions, Generic[P]):
 
     @abstractmethod
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> P:
-        """The kernel of one partition."""
+        """Make the kernel of one partition.
+
+        Args:
+            partition: Number of the partition.
+            location: Where its state is.
+            loaded: State of a snapshot to start from; None: it begins from nothing.
+        """
 
     @abstractmethod
     def replay_into(self, state: P, records: Sequence[Record], config: ProcessingConfig | None) -> None:
@@ -118,7 +118,17 @@ class KernelPartitions(Partitions, Generic[P]):
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored | None:
-        """Start from the newest snapshot that may be used, else from nothing."""
+        """Start from the newest snapshot that may be used, else from nothing.
+
+        Args:
+            partition: Number of the partition; a state of it that is held is dropped.
+            committed: Committed offsets by full topic name; a snapshot must not lie behind them.
+            logs: Offsets that the topics hold now, by full name.
+            waiting: Called while snapshots are read again after an error; may raise.
+
+        Returns:
+            The position of the snapshot; None where the state begins from nothing.
+        """
         environment = self._environment
         environment.health.state(environment.agent, "restoring")
         self.forget(partition)
@@ -143,11 +153,18 @@ class KernelPartitions(Partitions, Generic[P]):
         if found is None:
             return None
         found.close()
-        restoring.source, restoring.taken_at_s = "snapshot", found.created_at.timestamp()
-        return Restored({prefix + topic: offset for topic, offset in found.positions.items()}, found.progress)
+        restoring.source, restoring.taken_at_s = "snapshot", found.manifest.created_at.timestamp()
+        positions = {prefix + topic: offset for topic, offset in found.manifest.positions.items()}
+        return Restored(positions, found.manifest.progress)
 
     def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
-        """Replay one batch, without quarantined records; a batch of nothing else never was one."""
+        """Replay one batch; a batch of quarantined records alone never was one.
+
+        Args:
+            partition: Number of the partition.
+            records: The batch; quarantined records are left out.
+            config: The processing config of the batch; None: it was not recorded, and the active one must do.
+        """
         self._environment.health.working(self._environment.agent)
         if left := self._environment.quarantines.without(records):
             state = self._held[partition]
@@ -236,9 +253,7 @@ class KernelPartitions(Partitions, Generic[P]):
         if not self.uses_store:
             return MemoryStore()
         memory = self._environment.store_memory
-        if found is None or found.store is None:
-            return RocksStore(directory / STORE, memory=memory)
-        return RocksStore.restored(directory / STORE, found.store, memory=memory)
+        return RocksStore(directory / STORE, memory=memory, frozen=None if found is None else found.store)
 
 
 def by_partition(records: Iterable[Record]) -> dict[int, list[Record]]:

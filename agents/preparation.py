@@ -20,8 +20,8 @@ from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import accept
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.records.batch_records import compile_scan

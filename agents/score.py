@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from agents.partitions import Environment, KernelPartitions, StateLocation, WorkerResources, by_partition
+from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
-from pipeline.kafka.checks.kernels import OtherKernels
+from pipeline.kafka.checks.kernel_versions import OtherKernels
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
 from schemas.messages import ProcessingConfig
 from schemas.records import Record
@@ -20,17 +20,23 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
 
     uses_store = False
 
-    def __init__(self, environment: Environment, shared: WorkerResources) -> None:
+    def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         settings = environment.settings
         all_features = settings.decision_features == "all"
         self._decider = Decider(settings.base_currency, settings.card_partitions, all_features=all_features)
-        self._models = shared.models(environment.agent)
-        self._others = None if settings.accept_other_kernel else shared.other_kernels(environment.agent)
+        self._models = environment.models()
+        self._others = None if settings.accept_other_kernel else environment.other_kernels()
         """Says which blocks of another kernel the card agent wrote; None: any such block is quarantined."""
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> ScorePartition:
-        """The state of one partition."""
+        """Make the state of one partition.
+
+        Args:
+            partition: Not used.
+            location: Has the storage of its columns; its store is not used.
+            loaded: State of a snapshot to start from; None: it begins from nothing.
+        """
         del partition
         return ScorePartition(location.storage, loaded)
 

@@ -61,14 +61,25 @@ class SnapshotScheduler:
         logs: Mapping[str, range],
         waiting: Callable[[], None],
     ) -> Snapshot | None:
-        """The newest snapshot that may be used, at or before ``committed`` (by name without prefix, as ``logs``)."""
+        """The newest snapshot that may be used.
+
+        Args:
+            partition: Number of the partition.
+            committed: Committed offsets, by topic name without prefix; the snapshot does not lie behind them.
+            scratch: Directory that the snapshot is fetched into; it is emptied first.
+            logs: Offsets that the topics hold now, by topic name without prefix.
+            waiting: Called while snapshots are read again after an error; may raise.
+
+        Returns:
+            The snapshot; None where there is none that can be used.
+        """
         return self._repository.newest(self._key._replace(partition=partition), committed, scratch, logs, waiting)
 
     def begin(self, partition: int, base: Snapshot | None) -> None:
         """The partition's state begins from ``base``, or from nothing."""
         self._writers[partition] = self._repository.writer(self._key._replace(partition=partition), base)
         if base is not None:
-            self._saved[partition] = dict(base.positions)
+            self._saved[partition] = dict(base.manifest.positions)
 
     def held(self, partition: int) -> None:
         """The partition's state is complete from now on."""
@@ -89,7 +100,14 @@ class SnapshotScheduler:
             known.pop(partition, None)
 
     def save(self, held: Mapping[int, PartitionState], session: Session, *, at_end: bool = False) -> None:
-        """Take one snapshot that is due, or ``at_end`` all that can be written within a third of the time to stop."""
+        """Take one snapshot that is due, or at the end all that can be written in time.
+
+        Args:
+            held: State of each partition that the agent holds, by number.
+            session: Has the positions of the states.
+            at_end: The worker ends: write all that a third of ``settings.shutdown_timeout_s`` allows. None may be saved
+                after that.
+        """
         self._collect()
         now_s = time.monotonic()
         if not at_end:

@@ -111,9 +111,14 @@ def decode_transaction(
 ) -> AcceptedTransaction:
     """Decode and accept a producer's transaction.
 
-    ``record_timestamp_us`` is when the record arrived, in microseconds since 1970; an event that is later than
-    that by more than ``future_tolerance_us`` is refused. Raises `InvalidMessage`, and nothing else, whose codes
-    ``docs/dead-letters.md`` lists.
+    Args:
+        value: Value of the record; None is refused.
+        record_timestamp_us: When the record arrived, in microseconds since 1970.
+        future_tolerance_us: Microseconds by which the event time may be later than that.
+        rates: Rates into the base currency; a currency without one is refused.
+
+    Raises:
+        InvalidMessage: The transaction is refused; nothing else is raised. ``docs/dead-letters.md`` lists the codes.
     """
     transaction, rate, amount_json, amount_minor = _read_plain(value, rates) or _read_any(value, rates)
     if amount_minor == 0 and transaction.transaction_type != "verification":
@@ -132,9 +137,15 @@ def decode_label(
 ) -> Label:
     """Decode a label; unknown labels and sources pass, as both are open enumerations.
 
-    ``record_timestamp_us`` is when the record arrived; a ``labelled_at`` that is later by more than
-    ``future_tolerance_us`` is refused, because the later of two labels wins. ``most_bytes`` is the longest value that
-    is accepted. Raises `InvalidMessage`, and nothing else.
+    Args:
+        value: Value of the record; None is refused.
+        record_timestamp_us: When the record arrived, in microseconds since 1970.
+        future_tolerance_us: Microseconds by which ``labelled_at`` may be later than that; a label beyond them is
+            refused, because the later of two labels wins.
+        most_bytes: Length of the longest value that is accepted, in bytes.
+
+    Raises:
+        InvalidMessage: The label is refused; nothing else is raised.
     """
     label = _checked(value, _decode_label, most_bytes)
     labelled_at_us = timestamp_us(label.labelled_at)

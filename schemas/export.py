@@ -9,30 +9,19 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.messages import (
-    Alert,
-    Control,
-    Decision,
-    DecisionFeatures,
-    Example,
-    Label,
-    ModelVersion,
-    Profiled,
-    Progress,
-    Transaction,
-)
+from schemas import messages
 
 MESSAGES: Final[dict[str, Any]] = {
-    "transaction": Transaction,
-    "label": Label,
-    "profiled": Profiled,
-    "decision": Decision,
-    "decision-features": DecisionFeatures,
-    "alert": Alert,
-    "example": Example,
-    "model-version": ModelVersion,
-    "progress": Progress,
-    "control": Control,
+    "transaction": messages.Transaction,
+    "label": messages.Label,
+    "profiled": messages.Profiled,
+    "decision": messages.Decision,
+    "decision-features": messages.DecisionFeatures,
+    "alert": messages.Alert,
+    "example": messages.Example,
+    "model-version": messages.ModelVersion,
+    "progress": messages.Progress,
+    "control": messages.Control,
 }
 """Name of each schema, and the type that it describes."""
 
@@ -56,7 +45,7 @@ def exported() -> dict[str, bytes]:
 def _schema(name: str) -> bytes:
     schema = msgspec.json.schema(MESSAGES[name])
     # msgspec describes a decimal as the string that it would write by default; the codec writes numbers.
-    amount = _ACCEPTED_AMOUNT if MESSAGES[name] is Transaction else _WRITTEN_AMOUNT
+    amount = _ACCEPTED_AMOUNT if MESSAGES[name] is messages.Transaction else _WRITTEN_AMOUNT
     for definition in schema["$defs"].values():
         for field, shape in definition["properties"].items():
             if shape.items() >= _MSGSPEC_DECIMAL.items():

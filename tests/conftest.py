@@ -1,5 +1,6 @@
 """Fixtures that all tests share: a real broker for the session, and settings that keep each test to itself on it."""
 
+import logging
 import signal
 import uuid
 from collections import Counter
@@ -51,6 +52,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     durations_s = {test: seconds for test, seconds in _durations_s.items() if test in _limits_s}
     for line in near_limits(durations_s, _limits_s):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """Undo the levels that a command sets for its process, which here is that of later tests too."""
+    before = {logger: logger.level for logger in _own_loggers()}
+    yield
+    for logger in _own_loggers():
+        logger.setLevel(before.get(logger, logging.NOTSET))
+
+
+def _own_loggers() -> list[logging.Logger]:
+    return [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith("pipeline")]
 
 
 @pytest.fixture(scope="session")

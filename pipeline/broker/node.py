@@ -282,12 +282,12 @@ class EmbeddedBroker:
 
 @contextlib.contextmanager
 def embedded_broker(data_dir: Path, *, port: int | None = None, long_lived: bool = False) -> Iterator[EmbeddedBroker]:
-    """Run a broker, and stop it on every way out.
+    """Run an `EmbeddedBroker`, and stop it on every way out.
 
     Args:
-        data_dir: Directory of its data.
-        port: As of `EmbeddedBroker`.
-        long_lived: As of `EmbeddedBroker`.
+        data_dir: Directory of its data; made where it is missing.
+        port: Port that clients connect to; None: that of the last start in this directory if it is free, else any.
+        long_lived: Optimise the broker while it runs: slower for its first minutes, and faster later.
 
     Raises:
         BrokerError: It does not start.

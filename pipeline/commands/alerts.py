@@ -7,19 +7,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Final, NamedTuple, TypedDict, Unpack
+from typing import Annotated, Final, NamedTuple
 
 import click
 import msgspec
+from msgspec import Meta
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.broker.running import cluster_or_last_run, find_cluster
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.option_types import FiniteRange, Moment
+from pipeline.commands.option_groups import declared_options
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.catalogue import EPISODE_US
@@ -31,7 +33,6 @@ from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
 from schemas.messages import Alert
-from schemas.records import Record
 from schemas.times import US_PER_SECOND
 from schemas.topics import ALERTS
 
@@ -117,55 +118,48 @@ def new_alerts(bootstrap: str, settings: Settings, *, from_beginning: bool) -> I
     """
     topic, counted = settings.topic(ALERTS.name), Alerts()
     ends: Mapping[int, int] = {}
-    start = None
+    start: Mapping[int, int] = {}
     if not from_beginning:
         since_ms = time.time() * 1_000 - EPISODES_COUNTED * EPISODE_US / US_PER_SECOND * 1_000
         start = starts_at(bootstrap, topic, round(since_ms), settings=settings)
         ends = {number: end for (_, number), end in end_offsets(bootstrap, [topic], settings=settings).items()}
-    following: Iterator[Record] = tail_topic(
-        bootstrap, topic, settings=settings, from_beginning=from_beginning, start=start, lost_after_s=LOST_AFTER_S
-    )
-    for record in following:
+    for record in tail_topic(bootstrap, topic, settings=settings, start=start, lost_after_s=LOST_AFTER_S):
         if record.value is not None:
             shown = counted.next(record.value)
             if record.offset >= ends.get(record.partition, 0):
                 yield shown
 
 
-class WantedAlerts(TypedDict):
+@dataclass(frozen=True, kw_only=True)
+class WantedAlerts:
     """Options that choose alerts; None chooses all."""
 
-    card: str | None
-    merchant: str | None
-    since: datetime | None
-    min_severity: float | None
+    card: Annotated[str | None, Meta(description="Show those of this card.", extra={"metavar": "CARD_ID"})] = None
+    merchant: Annotated[
+        str | None, Meta(description="Show those at this merchant.", extra={"metavar": "MERCHANT_ID"})
+    ] = None
+    since: Annotated[datetime | None, Meta(description="Show those of transactions from this time on.")] = None
+    min_severity: Annotated[float | None, Meta(ge=0, description="Show those of at least this severity.")] = None
 
-
-def is_wanted(alert: Alert | None, wanted: WantedAlerts) -> bool:
-    """Return whether an alert is among those asked for; a record that is none is only where all are."""
-    if alert is None:
-        return all(value is None for value in wanted.values())
-    card, merchant, since = wanted["card"], wanted["merchant"], wanted["since"]
-    return (
-        (card is None or alert.card_id == card)
-        and (merchant is None or alert.merchant_id == merchant)
-        and (since is None or alert.event_time >= since)
-        and alert.severity >= (wanted["min_severity"] or 0.0)
-    )
+    def accepts(self, alert: Alert | None) -> bool:
+        """Return whether an alert is asked for; a record that is none is only where all are."""
+        if alert is None:
+            return self == WantedAlerts()
+        return (
+            self.card in (None, alert.card_id)
+            and self.merchant in (None, alert.merchant_id)
+            and (self.since is None or alert.event_time >= self.since)
+            and alert.severity >= (self.min_severity or 0.0)
+        )
 
 
 @click.command()
 @click.option("--from-beginning", is_flag=True, help="Start with the oldest alert that the topic holds.")
 @click.option("--once", is_flag=True, help="Show what the topic holds, by event time, and stop.")
-@click.option("--card", metavar="CARD_ID", help="Show those of this card.")
-@click.option("--merchant", metavar="MERCHANT_ID", help="Show those at this merchant.")
-@click.option("--since", type=Moment(), help="Show those of transactions from this time on.")
-@click.option("--min-severity", type=FiniteRange(min=0), help="Show those of at least this severity.")
+@declared_options("wanted", WantedAlerts)
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many alerts.")
 @click.option("--json", "as_json", is_flag=True, help="Print each alert as it is on the topic, one object a line.")
-def command(
-    *, from_beginning: bool, once: bool, limit: int | None, as_json: bool, **wanted: Unpack[WantedAlerts]
-) -> None:
+def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: bool, wanted: WantedAlerts) -> None:
     """Follow the alert topic: every alert with its reasons, as it is raised. Ctrl-C ends it.
 
     Alerts of a card may come out of order, since several workers raise them; a later look with --once sorts them.
@@ -179,12 +173,12 @@ def command(
             alerts: Iterable[Shown]
             if once:
                 alerts = held = held_alerts(bootstrap, settings)
-                if not any(is_wanted(shown.alert, wanted) for shown in held):
+                if not any(wanted.accepts(shown.alert) for shown in held):
                     report(f"None of the {count_text(len(held))} alerts on {settings.topic(ALERTS.name)} fits.")
             else:
                 alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
                 report(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")
-            for shown in islice((shown for shown in alerts if is_wanted(shown.alert, wanted)), limit):
+            for shown in islice((shown for shown in alerts if wanted.accepts(shown.alert)), limit):
                 if as_json:
                     write_json(shown.value)
                 else:

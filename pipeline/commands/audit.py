@@ -1,7 +1,7 @@
 """``fraud-pipeline audit``: the frauds that nobody reports, and the recall of alerts."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,11 +11,12 @@ import msgspec
 from pipeline.broker.running import find_cluster
 from pipeline.commands.option_types import Moment
 from pipeline.monitoring.audit_estimate import AuditOptions, AuditReport, Interval, assess
-from pipeline.monitoring_data.audit import outcomes_of_files, outcomes_of_topics
+from pipeline.monitoring.daily import day_text
+from pipeline.monitoring_data.audited import outcomes_of_files, outcomes_of_topics
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
+from schemas.times import US_PER_DAY
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DEFAULTS: Final = AuditOptions()
 
 
@@ -72,7 +73,7 @@ def _lines(
     never, age = report.never_reported, f"{options.mature_days:g}"
     unanswered = f", {report.unanswered:,} without an answer" if report.unanswered else ""
     lines = [
-        f"{decisions:,} decisions from {_day(from_us)} to {_day(stream_time_us)},",
+        f"{decisions:,} decisions from {day_text(from_us // US_PER_DAY)} to {day_text(stream_time_us // US_PER_DAY)},",
         f"those of {options.least_age_days:g} days and older:",
         "",
         f"  {report.alerted:,} frauds raised an alert by score or rule{unanswered}",
@@ -121,8 +122,8 @@ def _range(interval: Interval) -> str:
 
 def _as_json(report: AuditReport, decisions: int, unaudited: int, from_us: int, stream_time_us: int) -> dict[str, Any]:
     return {
-        "from": _day(from_us),
-        "to": _day(stream_time_us),
+        "from": day_text(from_us // US_PER_DAY),
+        "to": day_text(stream_time_us // US_PER_DAY),
         "decisions": decisions,
         "decisions_without_audit": unaudited,
         "alerted": report.alerted,
@@ -144,7 +145,3 @@ def _as_json(report: AuditReport, decisions: int, unaudited: int, from_us: int, 
 def _pair(interval: Interval) -> list[float | None]:
     """Return both ends, null for one that is infinite."""
     return [end if math.isfinite(end) else None for end in interval]
-
-
-def _day(time_us: int) -> str:
-    return f"{_EPOCH + timedelta(microseconds=time_us):%Y-%m-%d}"

@@ -19,6 +19,7 @@ from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.span import moment
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.report.wording import moment as written
 from pipeline.backtest.reprocess.reprocess import reprocess
 from pipeline.backtest.reprocess.written_runs import features_topic
 from pipeline.backtest.runner.live_comparison import LiveComparison
@@ -43,11 +44,7 @@ def _show_step(bar: ProgressBar, step: BacktestProgress) -> None:
 
 
 def _named_models(models: tuple[str, ...]) -> dict[str, str]:
-    """Return versions by the names of their variants, of ``NAME=VERSION`` or ``VERSION``.
-
-    Raises:
-        click.BadParameter: Two have one name.
-    """
+    """Return versions by the names of their variants, of ``NAME=VERSION`` or ``VERSION``."""
     named = {}
     for model in models:
         name, _, version = model.rpartition("=")
@@ -58,15 +55,7 @@ def _named_models(models: tuple[str, ...]) -> dict[str, str]:
 
 
 def _training_of(variants: tuple[str, ...], **schedule: Any) -> Training | None:
-    """Return the training that a command's options name, None where they name none.
-
-    Args:
-        variants: ``NAME`` or ``NAME=FEATURES`` of each.
-        schedule: The other fields of `Training`.
-
-    Raises:
-        click.UsageError: An option says how to train, and none says what.
-    """
+    """Return the training of variants ``NAME`` or ``NAME=FEATURES``; a usage error for a schedule alone."""
     if not variants:
         # What --no-early-reports says holds of no training too.
         if any(value for name, value in schedule.items() if name != "early_reports"):
@@ -179,14 +168,7 @@ def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.E
 
 
 def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOptions, top: int) -> Backtest:
-    """Return the backtest of a command's options.
-
-    Args:
-        history: A file, a directory, or None for topics.
-        asked: Arguments of `Backtest`.
-        columns: Columns of a file.
-        top: Alerts a day, which simulated reviews answer and trainings choose thresholds for.
-    """
+    """Return the backtest that is asked for; reviews answer ``top`` alerts a day, for which thresholds are chosen."""
     if asked["training"] is not None:
         asked["training"] = dataclasses.replace(asked["training"], alerts_per_day=top)
     asked["labels"] = dataclasses.replace(asked["labels"], reviews_a_day=top)
@@ -200,7 +182,7 @@ def _print_versions(asked: Backtest, result: BacktestResult) -> None:
     for variant in result.variants:
         for version in variant.versions[1:]:
             made = version.refused or f"LightGBM {version.lightgbm}, policy {version.policy}"
-            click.echo(f"{variant.name}, by what was known at {moment(version.known_us)}: {made}", err=True)
+            click.echo(f"{variant.name}, by what was known at {written(version.known_time)}: {made}", err=True)
 
 
 def _write_all(variants: Sequence[Variant], directory: Path) -> None:

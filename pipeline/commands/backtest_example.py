@@ -7,26 +7,24 @@ from pathlib import Path
 import click
 
 from pipeline.commands.option_groups import declared_options
-from pipeline.demo.backtest_example import ExampleOptions, run_example
+from pipeline.demo.backtest_example import run_example
 from pipeline.demo.world import World
 from pipeline.settings import Settings
 
-_DEFAULTS = ExampleOptions()
-
 
 @click.command("backtest-example")
-@declared_options("world", World)
+@declared_options("world", World, without=("history_days",))
 @click.option(
     "--days",
     type=click.IntRange(min=88),
-    default=_DEFAULTS.world.history_days,
+    default=90,
     show_default=True,
     help="Simulated days; the last three weeks are decided again.",
 )
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    default=_DEFAULTS.output,
+    default=Path("build"),
     show_default=True,
     help="Directory of the report.",
 )
@@ -36,5 +34,4 @@ def command(*, world: World, days: int, output: Path) -> None:
     Ends by itself, or on Ctrl-C, and leaves nothing running. On the embedded broker each run begins with empty topics;
     on a cluster of yours (KAFKA_BOOTSTRAP_SERVERS) its topics get a prefix of their own.
     """
-    world = replace(world, history_days=days)
-    sys.exit(run_example(Settings(), replace(_DEFAULTS, world=world, output=output)))
+    sys.exit(run_example(Settings(), replace(world, history_days=days), output))

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from msgspec import Meta
 
 from pipeline.engine.records.whole_amounts import amount_counts, suspicion, suspicious
-from pipeline.history.files import PRESETS, ColumnMapping, currency_decimals, numbers, read_tables, resolve_mapping
+from pipeline.history.canonical_columns import numbers
+from pipeline.history.files import PRESETS, ColumnMapping, currency_decimals, read_tables, resolve_mapping
 from pipeline.observability.terminal import printable
 
 _LOOKED_AT: Final = 50_000
@@ -40,11 +41,7 @@ class ColumnOptions:
 
 
 def file_mapping(file: Path, options: ColumnOptions) -> ColumnMapping:
-    """Build the column mapping of a file from a command's options.
-
-    Args:
-        file: The file of transactions.
-        options: Its columns, where they are not found by themselves.
+    """Build the column mapping of a file of transactions, and warn of amounts that look like cents.
 
     Raises:
         UnusableSource: A column is missing, or the file cannot be read.
@@ -59,21 +56,13 @@ def file_mapping(file: Path, options: ColumnOptions) -> ColumnMapping:
     mapping = resolve_mapping(
         file, pairs, preset=options.preset, currency=options.currency, time_zone=options.time_zone
     )
-    for warning in warnings_of_amounts(file, mapping):
+    for warning in _warnings_of_amounts(file, mapping):
         click.secho(f"Warning: {printable(warning)}.", fg="yellow", err=True)
     return mapping
 
 
-def warnings_of_amounts(file: Path, mapping: ColumnMapping) -> list[str]:
-    """Return a sentence for each currency of which none of a file's first amounts has decimals.
-
-    Args:
-        file: The file of transactions.
-        mapping: Its columns.
-
-    Raises:
-        UnusableSource: The file cannot be read.
-    """
+def _warnings_of_amounts(file: Path, mapping: ColumnMapping) -> list[str]:
+    """Return a sentence for each currency of which none of a file's first amounts has decimals."""
     names = [mapping.columns[name] for name in ("amount", "currency") if name in mapping.columns]
     table = next(read_tables(file, names, batch_rows=_LOOKED_AT), None)
     if table is None:

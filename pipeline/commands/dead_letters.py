@@ -141,7 +141,13 @@ filters = option_group(
 
 
 def chosen(records: Iterable[Record], given: Filters, prefix: str = "") -> Iterator[DeadLetter]:
-    """Yield the dead letters that pass the filters; ``prefix`` begins the names of topics."""
+    """Yield the dead letters that pass the filters.
+
+    Args:
+        records: Records of ``dead-letters``; their order stays.
+        given: The filters; an empty one, or None, passes all. ``since`` is inclusive, ``until`` is not.
+        prefix: Prefix of the names of original topics, which is removed from them.
+    """
     since, until = given["since"], given["until"]
     for record in records:
         at = refused_at(record)
@@ -167,7 +173,13 @@ def read_letters(bootstrap: str, settings: Settings, given: Filters) -> list[Dea
 
 
 def resend(producer: RecordProducer, settings: Settings, letters: Sequence[DeadLetter]) -> None:
-    """Produce the original bytes to their topics, each marked by the header `RESENT`."""
+    """Produce the original bytes to their topics, each marked by the header `RESENT`.
+
+    Args:
+        producer: Writes them; the caller waits until they are written.
+        settings: Their prefix begins the names of topics.
+        letters: The dead letters, in the order in which they are sent.
+    """
     for letter in letters:
         headers = [(name, value) for name, value in letter.headers if name != RESENT]
         headers.append((RESENT, str(letter.resent + 1).encode()))

@@ -124,7 +124,9 @@ def _follow(
             if cluster_is_up(servers, ANSWER_TIMEOUT_S, settings=settings):
                 topics.refresh()
                 health.broker_answered()
-                metrics.show(judge(monitored.counts.histories(), monitored.importance, options), monitored.importance)
+                metrics.show_drift(
+                    judge(monitored.counts.histories(), monitored.importance, options), monitored.importance
+                )
                 metrics.show_outcomes(monitored.outcomes.figures())
             else:
                 health.broker_silent(f"no broker answers at {servers}")

@@ -2,9 +2,8 @@
 
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -12,11 +11,11 @@ from pipeline.cli import INTERRUPTED
 from pipeline.commands.option_types import Moment
 from pipeline.commands.progress import ProgressBar, interrupts
 from pipeline.commands.shared_options import named_servers
-from pipeline.exports.topics import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
+from pipeline.exports.topic_export import FILE_ROWS, Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
+from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @click.command("export")
@@ -48,7 +47,8 @@ def command(
     wanted = [
         named(text, settings.topics) for text in dict.fromkeys(topics or (TRANSACTIONS.name, *settings.label_topics))
     ]
-    export = TopicExport(servers, settings, directory, wanted, Asked(_ms(start), _ms(end)), file_rows)
+    first_ms, end_ms = (None if at is None else timestamp_us(at) // US_PER_MS for at in (start, end))
+    export = TopicExport(servers, settings, directory, wanted, Asked(first_ms, end_ms), file_rows)
     with interrupts(stop), ProgressBar("looking at the topics") as bar:
 
         def show(step: ExportProgress) -> None:
@@ -60,10 +60,6 @@ def command(
     if any(topic_export.left for topic_export in exported):
         click.echo("stopped before the end: the same command goes on from here")
         sys.exit(INTERRUPTED)
-
-
-def _ms(at: datetime | None) -> int | None:
-    return None if at is None else (at - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _summary(exported: Exported) -> str:

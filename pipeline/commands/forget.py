@@ -43,12 +43,7 @@ def command(value: str | None, field: str) -> None:
 
 
 def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
-    """Yield what still holds the token or the card's number.
-
-    Args:
-        settings: Settings of the pipeline.
-        retentions: Retention by the topic's full name, in milliseconds; -1 for ever.
-    """
+    """Yield what still holds the token or the card's number; retentions are in milliseconds, -1 for ever."""
     yield "Records under the token remain, which say nothing of the card:"
     for topic in settings.topics:
         name = settings.topic(topic.name)

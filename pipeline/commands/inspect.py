@@ -11,8 +11,8 @@ import msgspec
 from pipeline.broker.running import find_cluster
 from pipeline.engine.encoding.blocks import PROFILED_LAYOUT, BlockError, Layout, parse_block
 from pipeline.engine.scores.block_messages import read_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
-from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import partition_numbers
 from pipeline.kafka.readers.topic_reader import read_batches
@@ -59,6 +59,11 @@ def find_record(bootstrap: str, settings: Settings, topic: str, partition: int, 
 
 def shown(record: Record, topic: str, row: int | None) -> Iterator[bytes]:
     """Yield a record as lines of JSON: of a block its header and its rows, or one row; any other value as it is.
+
+    Args:
+        record: The record.
+        topic: Its topic without prefix; says whether it is a block.
+        row: Number of the one row that is wanted; None: all of them.
 
     Raises:
         NoSuchRecord: It has no such row, or it is neither a block nor JSON.

@@ -16,8 +16,8 @@ from pipeline.commands.shared_options import user_name
 from pipeline.commands.show import label_text
 from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.admin import end_offsets
+from pipeline.kafka.cluster.cluster import require_producer_timestamps
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
-from pipeline.kafka.readers.progress import require_producer_timestamps
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.labels import source_rank
@@ -63,14 +63,14 @@ class LocatedCard:
     """Time of the transaction; None where it was not searched for."""
 
 
-def cards_of(records: Iterable[Record], transaction_id: str) -> dict[str, datetime | None]:
-    """Return the cards that have a transaction in ``records`` of any of `SEARCHED`, each with its event time."""
-    heads = decoded(records, transaction_id, _TransactionHead)
-    return {head.card_id: head.event_time for head in heads if head.transaction_id == transaction_id}
-
-
 def too_late(transaction: LocatedCard, known_at: datetime, settings: Settings) -> str | None:
-    """Return a warning where a label that is known at a time comes too long after its transaction to count."""
+    """Return a warning where a label comes too long after its transaction to count.
+
+    Args:
+        transaction: The transaction; without a time there is no warning.
+        known_at: Aware time from which the label is known.
+        settings: Say how many days later a label may come.
+    """
     if transaction.event_time is None or known_at - transaction.event_time <= timedelta(days=settings.label_grace_days):
         return None
     return (
@@ -80,12 +80,7 @@ def too_late(transaction: LocatedCard, known_at: datetime, settings: Settings) -
 
 
 def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
-    """Return a warning where the label that held before says something else and is not the same person's.
-
-    Args:
-        label: The label to send.
-        earlier: Labels of the transaction's identifier.
-    """
+    """Return a warning where the ``earlier`` label that held says something else and is not the same person's."""
 
     def order(each: Label) -> tuple[int, datetime]:
         return source_rank(each.source), each.labelled_at
@@ -105,7 +100,8 @@ def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) ->
     Raises ``TransactionNotFound`` when none does and ``AmbiguousTransaction`` when that topic has it on several cards.
     """
     for topic in SEARCHED:
-        cards = cards_of(read(topic), transaction_id)
+        heads = decoded(read(topic), transaction_id, _TransactionHead)
+        cards = {head.card_id: head.event_time for head in heads if head.transaction_id == transaction_id}
         if len(cards) > 1:
             listed = ", ".join(sorted(printable(card) for card in cards))
             raise AmbiguousTransaction(

@@ -26,7 +26,16 @@ Found = TypeVar("Found", Alert, Decision, Label)
 
 
 def named(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Return an argument or option; raises ``BadParameter`` for an empty one."""
+    """Return an argument or option.
+
+    Args:
+        context: Not used.
+        parameter: Named by the error.
+        value: The value; None where it is not given.
+
+    Raises:
+        BadParameter: The value is empty.
+    """
     del context
     if value == "":
         raise click.BadParameter("it is empty; write a name", param=parameter)
@@ -44,10 +53,15 @@ def announced(records: Iterable[Record], topic: str, silent_s: float = SILENT_S)
 
 
 def decoded(records: Iterable[Record], identifier: str, kind: type[M]) -> Iterator[M]:
-    """Yield the messages of ``kind`` in ``records`` whose bytes may hold ``identifier``.
+    """Yield the messages of a kind whose bytes may hold an identifier.
 
     A record is decoded only if it holds the longest part of the identifier that every encoder writes alike. One that
     does not decode is passed over: the pipeline refuses it too, and its dead letter says why.
+
+    Args:
+        records: The records; their order stays.
+        identifier: Identifier of a transaction or card. Messages that do not name it may come too.
+        kind: Type of the messages.
     """
     needle = max(_SAFE.findall(identifier.encode("utf-8", "surrogatepass")), key=len, default=b"")
     decode = msgspec.json.Decoder(kind).decode
@@ -60,7 +74,11 @@ def decoded(records: Iterable[Record], identifier: str, kind: type[M]) -> Iterat
 
 
 def searched(bootstrap: str, settings: Settings, topic: Topic) -> Iterator[Record]:
-    """Read a topic, and say so where that takes long."""
+    """Read a topic, and say so where that takes long.
+
+    Args:
+        topic: The topic; read from its beginning to its end of now.
+    """
     name = settings.topic(topic.name)
     return announced(read_topic(bootstrap, name, settings=settings), name)
 
@@ -68,7 +86,15 @@ def searched(bootstrap: str, settings: Settings, topic: Topic) -> Iterator[Recor
 def find(
     bootstrap: str, settings: Settings, topics: Iterable[Topic], identifier: str, kind: type[Found]
 ) -> list[Found]:
-    """Return the messages of ``kind`` on ``topics`` that name a transaction or card.
+    """Return the messages on topics that name a transaction or card.
+
+    Args:
+        topics: The topics, read one after the other.
+        identifier: Identifier of a transaction or card.
+        kind: Type of the messages.
+
+    Returns:
+        The messages, topic by topic, in order within a partition.
 
     Raises:
         TopicError: A topic is missing, or cannot be read.

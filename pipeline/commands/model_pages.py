@@ -9,14 +9,13 @@ from typing import Any
 
 import click
 
-from pipeline.commands.models import versions
-from pipeline.commands.shared_options import bootstrap_option, cluster, registry_option
-from pipeline.models.card import CardSources, card_page, model_card
+from pipeline.commands.models import published_versions, versions
+from pipeline.commands.shared_options import bootstrap_option, registry_option
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
-from pipeline.models.history import VersionHistory
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, model_set_without_river
+from pipeline.models.model_card import CardSources, card_page, model_card
 from pipeline.models.registry import LIGHTGBM, Registry
+from pipeline.models.version_history import VersionHistory
 from pipeline.observability.terminal import printable_lines
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -43,11 +42,10 @@ def card(version: str, output: Path | None, review_after_days: int, bootstrap: s
     if output is not None and output.suffix not in (".md", ".html"):
         raise click.UsageError(f"{output} is neither a .md nor a .html file: name one with --output")
     settings, history = Settings(), VersionHistory()
-    registry = Registry(settings.registry_path)
-    known = KnownVersions(registry)
-    if not of_registry:
-        servers, settings = cluster(bootstrap, or_registry=True)
-        published = PublishedVersions.on(servers, settings, model_set_without_river())
+    if of_registry:
+        known = KnownVersions(Registry(settings.registry_path))
+    else:
+        published, registry = published_versions(bootstrap)
         history, known = published.history, KnownVersions(registry, published)
     found = known.find(version, LIGHTGBM)
     text = model_card(

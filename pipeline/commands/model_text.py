@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pipeline.demo.text import count_text, utc_text, wrapped
 from pipeline.models.description import Facts
-from pipeline.models.history import VersionEvent, event_time
+from pipeline.models.version_history import VersionEvent, event_time
 from pipeline.observability.terminal import printable, printable_json
 from schemas.messages import Activation, Assessment, VersionReference
 

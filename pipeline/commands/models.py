@@ -19,10 +19,10 @@ from pipeline.commands.option_types import Moment
 from pipeline.commands.shared_options import bootstrap_option, cluster, json_option, print_facts, registry_option
 from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of, measured_cost
-from pipeline.models.history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, model_set_without_river
+from pipeline.models.library import PublishedVersions
 from pipeline.models.registry import Registry
+from pipeline.models.version_history import BUNDLED, Mention, VersionHistory, event_time
 from pipeline.observability.terminal import printable_json
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -31,9 +31,8 @@ from schemas.messages import Activation
 _HERE: Final = "pipeline.commands.models"
 _CHANGES: Final = "pipeline.commands.model_changes"
 _PAGES: Final = "pipeline.commands.model_pages"
-_PROPOSALS: Final = "pipeline.commands.model_proposals"
 SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "approve": (f"{_PROPOSALS}:approve", "Make a version active that somebody else has proposed."),
+    "approve": (f"{_CHANGES}:approve", "Make a version active that somebody else has proposed."),
     "at": (f"{_HERE}:at", "Show the versions that were active at a time."),
     "card": (f"{_PAGES}:card", "Write the model card of a version."),
     "cold-start": (f"{_CHANGES}:cold_start_command", "Let the online model score alone, without trees."),
@@ -44,7 +43,7 @@ SUBCOMMANDS: Final[dict[str, tuple[str, str]]] = {
     "list": (f"{_HERE}:list_versions", "List versions, newest first."),
     "policy": (f"{_CHANGES}:policy", "Show or change the active policy."),
     "promote": (f"{_CHANGES}:promote", "Make a LightGBM version active, with its policy."),
-    "propose": (f"{_PROPOSALS}:propose", "Compare another recipe with the active one."),
+    "propose": (f"{_CHANGES}:propose", "Compare another recipe with the active one."),
     "rebuild": (f"{_PAGES}:rebuild", "Train a version again, and compare."),
     "release": (f"{_CHANGES}:release", "Release held labels of a source."),
     "rollback": (f"{_CHANGES}:rollback", "Go back to the versions before the active ones."),
@@ -72,7 +71,7 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
     `time`, `by` and `step` are of the newest record that names a version. `validation` is the average precision of its
     training, or the threshold of a policy.
     """
-    rows = registry_rows(limit) if of_registry else cluster_rows(*cluster(bootstrap, or_registry=True), limit)
+    rows = registry_rows(limit) if of_registry else rows_of(*published_versions(bootstrap), limit)
     if as_json:
         for row in rows:
             click.echo(json_line(row))
@@ -81,14 +80,14 @@ def list_versions(bootstrap: str | None, of_registry: bool, limit: int, as_json:
         click.echo(line)
 
 
-def cluster_rows(bootstrap: str, settings: Settings, limit: int) -> list[dict[str, Any]]:
-    """Return the newest versions of a cluster, ready for JSON; raises `ModelError`, `TopicError`."""
-    published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
-    return rows_of(published, Registry(settings.registry_path), limit)
-
-
 def rows_of(published: PublishedVersions, registry: Registry, limit: int) -> list[dict[str, Any]]:
-    """Return the newest of published versions, ready for JSON; one whose content cannot be read says so."""
+    """Return published versions, ready for JSON; one whose content cannot be read says so.
+
+    Args:
+        published: Versions of the cluster.
+        registry: The local registry, which may have the content of a version too.
+        limit: Largest number of rows; the newest versions stay.
+    """
     known, model_set = KnownVersions(registry, published), published.model_set
     active = {model.digest for model in (model_set.lightgbm, model_set.policy) if model is not None}
     return [_cluster_row(mention, known, active) for mention in published.history.mentions()[:limit]]
@@ -183,9 +182,15 @@ def versions(bootstrap: str | None, of_registry: bool) -> KnownVersions:
     """Return the versions of a cluster and the registry, or of the registry alone; raises as `cluster`."""
     if of_registry:
         return KnownVersions(Registry(Settings().registry_path))
-    servers, settings = cluster(bootstrap, or_registry=True)
-    published = PublishedVersions.on(servers, settings, model_set_without_river())
-    return KnownVersions(Registry(settings.registry_path), published)
+    published, registry = published_versions(bootstrap)
+    return KnownVersions(registry, published)
+
+
+def published_versions(bootstrap: str | None, *, or_registry: bool = True) -> tuple[PublishedVersions, Registry]:
+    """Return the versions of a cluster, and the registry; raises `ModelError`, `TopicError`, and as `cluster`."""
+    servers, settings = cluster(bootstrap, or_registry=or_registry)
+    published = PublishedVersions.on(servers, settings)
+    return published, Registry(settings.registry_path)
 
 
 @click.command()
@@ -197,8 +202,7 @@ def at(time: datetime, bootstrap: str | None, as_json: bool) -> None:
 
     Workers follow within moments; each decision names the versions that made it, the online model's too.
     """
-    servers, settings = cluster(bootstrap)
-    published = PublishedVersions.on(servers, settings, model_set_without_river())
+    published, _ = published_versions(bootstrap, or_registry=False)
     active = published.model_set_at(time).active
     switch = published.history.until(time).switch
     if active is None:

@@ -51,16 +51,10 @@ class _Field(NamedTuple):
         return (self.declared.extra if self.declared is not None else None) or {}
 
     @property
-    def options(self) -> list[str]:
-        """Names of the option."""
-        names = self.extra.get("option", f"--{self.name.replace('_', '-')}").split()
-        return [name for name in names if name.startswith("-")]
-
-    @property
-    def parameter(self) -> str:
-        """Name of the command's parameter."""
-        last: str = self.extra.get("option", "--").split()[-1]
-        return self.options[0][2:].replace("-", "_") if last.startswith("-") else last
+    def names(self) -> list[str]:
+        """Names of the option, then of the command's parameter."""
+        names: list[str] = self.extra.get("option", f"--{self.name.replace('_', '-')}").split()
+        return [*names, names[0][2:].replace("-", "_")] if names[-1].startswith("-") else names
 
 
 def declared_options(
@@ -127,7 +121,7 @@ def _options(kind: Any, without: Collection[str] = ()) -> Iterator[Decorator]:
 
 
 def _option(field: _Field, declared: msgspec.Meta) -> Decorator:
-    kind, default, options = field.kind, field.default, field.options
+    kind, default, (*options, parameter) = field.kind, field.default, field.names
     more: dict[str, Any] = {}
     if multiple := get_origin(kind) in (Sequence, Iterable, Mapping):
         kind = get_args(kind)[0]
@@ -139,7 +133,7 @@ def _option(field: _Field, declared: msgspec.Meta) -> Decorator:
         shown = default.value if isinstance(default, Enum) else default
         more = {"default": type_.text(shown) if isinstance(type_, Duration) else shown, "show_default": True}
     more |= {"multiple": multiple, "metavar": field.extra.get("metavar"), "envvar": field.extra.get("envvar")}
-    return click.option(*options, field.parameter, type=type_, help=declared.description, **more)
+    return click.option(*options, parameter, type=type_, help=declared.description, **more)
 
 
 def _type(field: _Field, kind: Any, declared: msgspec.Meta) -> Any:
@@ -172,6 +166,6 @@ def _made(kind: Any, values: dict[str, Any], makers: Makers, without: Collection
         if field.declared is None:
             given[field.name] = _made(field.kind, values, makers, without)
         else:
-            value = values.pop(field.parameter)
+            value = values.pop(field.names[-1])
             given[field.name] = value is not None if "value" in field.extra else value
     return makers.get(kind, kind)(**given)

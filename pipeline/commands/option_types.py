@@ -28,7 +28,13 @@ class Duration(click.ParamType):
         return f"{value * self._unit_s / _UNITS[unit]:g}{unit}"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return ``value`` in the unit."""
+        """Return a duration in the unit.
+
+        Args:
+            value: Text of the option, or a number of seconds.
+            param: Named by the error.
+            ctx: Shown with the error.
+        """
         text = str(value).strip().lower()
         number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
         try:
@@ -46,7 +52,13 @@ class Moment(click.ParamType):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """An aware time."""
+        """Return an aware time.
+
+        Args:
+            value: Text of the option, or its default.
+            param: Named by the error.
+            ctx: Shown with the error.
+        """
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
@@ -58,7 +70,13 @@ class FiniteRange(click.FloatRange):
     """A range of numbers that leaves out ``inf`` and ``nan``, which click lets pass."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return a finite number of the range."""
+        """Return a finite number of the range.
+
+        Args:
+            value: Text of the option, or its default.
+            param: Named by the error.
+            ctx: Shown with the error.
+        """
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)

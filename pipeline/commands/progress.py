@@ -2,19 +2,14 @@
 
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.cli import INTERRUPTED
-
-PROGRESS_INTERVAL_S: Final = 5.0
-"""Time between two lines that report progress."""
 
 
 @contextmanager
@@ -48,19 +43,6 @@ def interrupts(stop: threading.Event, *others: signal.Signals) -> Iterator[None]
         signal.signal(signal.SIGINT, previous)
 
 
-def seldom(report: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
-    """Return ``report`` in a form that leaves out what comes within ``interval_s`` of the line before."""
-    next_s = time.monotonic() + interval_s
-
-    def maybe(text: str) -> None:
-        nonlocal next_s
-        if time.monotonic() >= next_s:
-            next_s = time.monotonic() + interval_s
-            report(text)
-
-    return maybe
-
-
 class ProgressBar:
     """Progress on the standard error: what is done, and time left where the end is known."""
 
@@ -84,7 +66,15 @@ class ProgressBar:
         self._progress.stop()
 
     def show(self, where: str, n: int, what: str, elapsed_s: float, share: float | None) -> None:
-        """``n`` of ``what`` are done, up to ``where``; ``share`` of all, 0 to 1, None where nobody knows."""
+        """Show what is done.
+
+        Args:
+            where: Up to where it is done, for people.
+            n: Number of things done.
+            what: Name of the things, in the plural.
+            elapsed_s: Seconds since the begin; 0: the rate is shown as 0.
+            share: Part of all that is done, from 0 to 1; None where nobody knows.
+        """
         rate = n / elapsed_s if elapsed_s else 0.0
         text = f"{where}  {n:,} {what} ({rate:,.0f}/s)"
         self._progress.update(

@@ -25,7 +25,13 @@ class Speed(click.ParamType):
     name = "speed"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A positive number; infinite for ``max``."""
+        """Return a positive number; infinite for ``max``.
+
+        Args:
+            value: Text of the option, or its default.
+            param: Named by the error.
+            ctx: Shown with the error.
+        """
         if value == "max":
             return math.inf
         try:

@@ -16,13 +16,7 @@ from schemas.topics import ALERTS, DECISIONS
 
 
 def decision_lines(decision: Decision, alert: Alert | None, labels: Sequence[Label]) -> Iterator[str]:
-    """Yield a decision in words: as its alert where there is one, then what labels say of the transaction.
-
-    Args:
-        decision: The decision.
-        alert: Its alert; None if there is none.
-        labels: Labels of the transaction, the oldest first.
-    """
+    """Yield a decision in words: as its alert where there is one, then what labels, the oldest first, say of it."""
     if alert is not None:
         yield from (line.plain for line in alert_lines(alert))
     else:

@@ -12,7 +12,6 @@ import msgspec
 
 from pipeline.commands.column_options import file_mapping
 from pipeline.commands.option_groups import declared_options
-from pipeline.commands.progress import seldom
 from pipeline.commands.shared_options import named_servers
 from pipeline.commands.train_options import TrainOptions
 from pipeline.commands.training_input import TrainingInput, echo, microseconds, rows_of_file, rows_of_topics
@@ -20,18 +19,18 @@ from pipeline.decision.audit_sample import Audit, with_key
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
-from pipeline.models.approval import refuse_unapproved
-from pipeline.models.changes import ChangeAuthor, VersionChanges
+from pipeline.models.changes import ChangeAuthor, VersionChanges, refuse_unapproved
 from pipeline.models.registry import POLICY, Registry
+from pipeline.observability.terminal import throttled
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
-from pipeline.training.audit import AUDIT_FEATURES, audit_within_budget
+from pipeline.training.audit_rates import AUDIT_FEATURES, audit_within_budget
 from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
 from pipeline.training.fit import Trained, train, with_trees_of_folds
 from pipeline.training.registered import register
-from pipeline.training.segments import SEGMENT_FEATURES
 from pipeline.training.selection import refuse_barred, select_features
+from pipeline.training.validation import SEGMENT_FEATURES
 from schemas.times import US_PER_DAY
 
 BY_TRAIN: Final = "train"
@@ -148,7 +147,7 @@ def _trained(
         details={"request": request},
         force=options.force,
         wrong_labels=options.wrong_labels,
-        report=seldom(echo),
+        report=throttled(echo),
     )
 
 

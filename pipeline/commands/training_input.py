@@ -8,21 +8,20 @@ from typing import NamedTuple
 import click
 
 from pipeline.backtest.input.span import LATEST_US
-from pipeline.backtest.training.history import TrainingHistory, read_history
-from pipeline.commands.progress import seldom
+from pipeline.backtest.training.training_history import read_history
 from pipeline.history.files import ColumnMapping, column_names, file_tables
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels
-from pipeline.observability.terminal import printable
-from pipeline.retraining.topics import read_served
+from pipeline.observability.terminal import printable, throttled
+from pipeline.retraining.cluster_reader import read_served
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
 from pipeline.training.cohorts import TrainingSet
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.served import WINDOW_DAYS, ServedRows
+from pipeline.training.served import WINDOW_DAYS
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_DAY
 
@@ -47,16 +46,9 @@ def rows_of_file(
     *,
     early: bool,
 ) -> TrainingInput:
-    """Compute the features of a file's transactions.
+    """Compute the features ``names`` of a file's transactions, whose truth becomes labels by ``regime``.
 
-    Args:
-        file: The file.
-        mapping: Its columns.
-        settings: Settings that decide which transactions count, and in which currency.
-        regime: How the truth becomes labels.
-        known_before: Time from which nothing takes part; None for the end of the file.
-        names: Features to compute.
-        early: Whether younger transactions are trained on too.
+    Nothing takes part from ``known_before`` on. With ``early`` younger transactions are trained on too.
 
     Raises:
         UnusableSource: The file cannot be read.
@@ -71,17 +63,21 @@ def rows_of_file(
         regime,
         card_options(settings, load_rates(settings), partitions=1),
         names,
-        seldom(echo),
+        throttled(echo),
         time_zone=mapping.time_zone,
         end_us=LATEST_US if before_us is None else before_us,
     )
-    _report_refused(history)
+    if history.refused:
+        codes = ", ".join(f"{code} {count:,}" for code, count in history.refused.most_common())
+        echo(f"{history.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if history.repeated:
+        echo(f"{history.repeated:,} transactions are left out, since they repeat others")
     if foreign := sorted(history.currencies - {settings.base_currency}):
         echo(f"amounts in {', '.join(map(printable, foreign))} are converted to {settings.base_currency}")
     echo(f"{len(history.number):,} transactions, {history.frauds:,} of them fraud")
     known_us = history.last_us if before_us is None else before_us
     data = history.training_set(known_us)
-    reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
+    reports = EarlyReports(known_us, ReportDelays(regime)) if early else None
     labels = TrainedLabels(known_us, round(regime.maturity_days * US_PER_DAY), regime.describe())
     return TrainingInput(data, regime.maturity_days, reports, labels)
 
@@ -89,41 +85,12 @@ def rows_of_file(
 def rows_of_topics(
     servers: str, settings: Settings, delay_days: float, known_before: datetime | None, *, early: bool
 ) -> TrainingInput:
-    """Read what a cluster served.
-
-    Args:
-        servers: Addresses of brokers.
-        settings: The settings.
-        delay_days: Age from which a transaction is a target.
-        known_before: Time of which the labels are; None for the newest.
-        early: Whether younger transactions are trained on too.
+    """Read what a cluster served; targets are ``delay_days`` old, with the labels known at ``known_before``.
 
     Raises:
         ModelError: Nothing was served.
         TopicError: A topic cannot be read.
     """
-    rows = _served(servers, settings)
-    before_us = microseconds(known_before)
-    data = rows.training_set(NEVER_US if before_us is None else before_us)
-    echo(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
-    known_us = int(data.event_time_us.max()) if before_us is None else before_us
-    reports = _early_of(rows, known_us, delay_days) if early else None
-    described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
-    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
-    labels = TrainedLabels(known_us, round(delay_days * US_PER_DAY), described, by_source)
-    return TrainingInput(data, delay_days, reports, labels)
-
-
-def _report_refused(history: TrainingHistory) -> None:
-    """Report what workers would not decide: it has no features, and moves no window."""
-    if history.refused:
-        codes = ", ".join(f"{code} {count:,}" for code, count in history.refused.most_common())
-        echo(f"{history.refused.total():,} transactions are left out, since workers refuse them: {codes}")
-    if history.repeated:
-        echo(f"{history.repeated:,} transactions are left out, since they repeat others")
-
-
-def _served(servers: str, settings: Settings) -> ServedRows:
     served = read_served(servers, settings, WINDOW_DAYS)
     rows = served.rows()
     if not len(rows):
@@ -132,13 +99,19 @@ def _served(servers: str, settings: Settings) -> ServedRows:
             + (f" ({served.other_kernel} are of another kernel version)" if served.other_kernel else "")
             + ": train from a file until workers have decided"
         )
-    return rows
-
-
-def _early_of(rows: ServedRows, known_us: int, delay_days: float) -> EarlyReports:
-    fallback = LabelRegime(delay_days=delay_days)
-    reported_us = rows.reports_by(known_us)
-    return EarlyReports(known_us, ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback))
+    before_us = microseconds(known_before)
+    data = rows.training_set(NEVER_US if before_us is None else before_us)
+    echo(f"{len(rows):,} decisions, {int(data.fraud.sum()):,} of them known as fraud")
+    known_us = int(data.event_time_us.max()) if before_us is None else before_us
+    reports = None
+    if early:
+        fallback, reported_us = LabelRegime(delay_days=delay_days), rows.reports_by(known_us)
+        delays = ReportDelays.estimated(rows.event_time_us, reported_us, known_us, fallback=fallback)
+        reports = EarlyReports(known_us, delays)
+    described: dict[str, str | float] = {"reported": settings.label_regime} if settings.label_regime else {}
+    by_source = described_by_source(rows.event_time_us, rows.reported_us, rows.reported_by, known_us)
+    labels = TrainedLabels(known_us, round(delay_days * US_PER_DAY), described, by_source)
+    return TrainingInput(data, delay_days, reports, labels)
 
 
 def microseconds(moment: datetime | None) -> int | None:

@@ -63,12 +63,12 @@ def key_check(key: str) -> str:
 
 
 def with_key(audit: Audit, key_id: str | None, keys: Mapping[str, str]) -> Audit:
-    """Return an audit that is ordered by a key.
+    """Return an audit that is ordered by one of the keys of the setting ``audit_keys``.
 
     Args:
-        audit: The audit.
-        key_id: Names the key.
-        keys: Keys by id, as the setting ``audit_keys`` has them.
+        audit: Its rates and strata; a key that it names is replaced.
+        key_id: Name of the key; None is refused.
+        keys: All keys by name.
 
     Raises:
         ModelError: No key is named, or it is not among ``keys``.

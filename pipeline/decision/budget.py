@@ -10,20 +10,17 @@ LOWEST_THRESHOLD: Final = 0.02
 
 
 def budget_threshold(
-    score: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    days: float,
-    alerts_per_day: float,
-    minimum: float = LOWEST_THRESHOLD,
+    score: NDArray[np.float64], weight: NDArray[np.float64], days: float, alerts_per_day: float
 ) -> float:
     """Return the lowest score at or above which there are at most ``alerts_per_day`` x ``days`` transactions.
+
+    It is not below `LOWEST_THRESHOLD`.
 
     Args:
         score: Scores; shape (n,).
         weight: How many transactions each row stands for; shape (n,). A negative weight takes others away.
         days: Days in which the transactions came.
         alerts_per_day: The budget.
-        minimum: The result is not below it.
 
     >>> budget_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.ones(4), days=1, alerts_per_day=2)
     0.8
@@ -36,6 +33,6 @@ def budget_threshold(
     reached = np.maximum.accumulate(np.cumsum(weight[order])[last_of_value])
     affordable = np.flatnonzero(reached <= alerts_per_day * days + 1e-9)
     if len(affordable) == 0:
-        top = float(ordered[0]) if len(ordered) else minimum
-        return max(float(np.nextafter(top, 2.0)), minimum)
-    return max(float(ordered[last_of_value][affordable[-1]]), minimum)
+        top = float(ordered[0]) if len(ordered) else LOWEST_THRESHOLD
+        return max(float(np.nextafter(top, 2.0)), LOWEST_THRESHOLD)
+    return max(float(ordered[last_of_value][affordable[-1]]), LOWEST_THRESHOLD)

@@ -128,7 +128,16 @@ def signed(hours: Sequence[HourScores]) -> Signed:
 
 
 def quantile(parts: Sequence[Signed], weights: Sequence[float], rate: float) -> float:
-    """Return the lowest threshold at which the parts, each weighted, have at most ``rate`` first alerts."""
+    """Return the lowest threshold at which the parts, each weighted, have at most ``rate`` first alerts.
+
+    Args:
+        parts: What cases reach in some hours each, as `signed` returns it.
+        weights: For each part, how many first alerts one of its own stands for.
+        rate: Most first alerts of all parts together.
+
+    Returns:
+        `LOWEST_THRESHOLD` or more; above all scores where even the highest would be too many.
+    """
     scores = np.concatenate([score for score, _ in parts])
     signs = np.concatenate([weight * sign for weight, (_, sign) in zip(weights, parts, strict=True)])
     return budget_threshold(scores, signs, 1.0, rate)

@@ -21,16 +21,13 @@ _COLUMNS: Final = {name: column for column, name in enumerate(FEATURES)}
 
 
 def compared(features: NDArray[np.float64], feature: str, op: str, value: float) -> NDArray[np.bool_]:
-    """Return where ``feature`` ``op`` ``value`` holds; a missing value never does.
+    """Return where ``feature`` ``op`` ``value`` holds, shape (n,); a missing value never does.
 
     Args:
         features: Shape (n, len(FEATURES)), NaN for no value.
-        feature: Name of a feature.
+        feature: Name of one of `FEATURES`.
         op: ``>``, ``>=``, ``<``, ``<=``, ``==`` or ``!=``.
-        value: Right side.
-
-    Returns:
-        Shape (n,).
+        value: In the unit of the feature.
     """
     column = features[:, _COLUMNS[feature]]
     matched: NDArray[np.bool_] = _COMPARISONS[op](column, value) & ~np.isnan(column)

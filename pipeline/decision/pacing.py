@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.case_scores import CaseScores, HourScores, ThresholdRange, quantile, reaching, signed
-from pipeline.decision.event_clock import EventClock, newest_of
 from pipeline.decision.policy import LARGEST_THRESHOLD
+from pipeline.learning.event_clock import EventClock, newest_of
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_HOUR
 
@@ -223,7 +223,8 @@ class Pacing:
             return 0
         hours = self._clocks.setdefault(partition, EventClock()).hours(rows.event_time_us)
         comparable = np.ones(len(hours), np.bool_) if rows.comparable is None else rows.comparable
-        self._first_hour = _earlier(self._first_hour, hours)
+        first_hour = int(hours.min())
+        self._first_hour = first_hour if self._first_hour is None else min(self._first_hour, first_hour)
         self._own.update(np.unique(hours[comparable]).tolist())
         self._others.update(np.unique(hours[~comparable]).tolist())
         cases, first_alerts = self._partitions.setdefault(partition, CaseScores()), 0
@@ -317,9 +318,3 @@ class Pacing:
         if len(self._reaches) > HOURS + 1 or len(self._alerts) > HOURS + 1:
             self._reaches = {at: reach for at, reach in self._reaches.items() if at >= hour - HOURS}
             self._alerts = {at: count for at, count in self._alerts.items() if at >= hour - HOURS}
-
-
-def _earlier(known: int | None, hours: NDArray[np.int64]) -> int | None:
-    if not len(hours):
-        return known
-    return int(hours.min()) if known is None else min(known, int(hours.min()))

@@ -80,28 +80,22 @@ class PolicyDecisions(NamedTuple):
 
 
 class Policy:
-    """Threshold, blend, audit and rules. Raises `ModelError` where they make no sense.
+    """Threshold, blend, audit and rules.
 
-    ``lightgbm_version`` names the version for whose scores the threshold was chosen. An ``audit`` takes the place of
-    ``audit_rate``; one with a key decides only after `keyed`. ``weights`` are those of further kinds of
-    models in the score, by name. ``blend`` shares what they leave between the online model and LightGBM.
+    Args:
+        threshold: Score at or above which a transaction becomes an alert: 0 to `LARGEST_THRESHOLD`.
+        blend: Share of the online model, 0 to 1, in what ``weights`` leave; LightGBM has the rest.
+        audit_rate: Share of all transactions to audit, 0 to 1; must be 0 beside an ``audit``.
+        rules: At most `MOST_RULES`; each alerts whatever the score says.
+        max_reasons: Most reasons of an alert, 1 to `MOST_REASONS`.
+        lightgbm_version: The version for whose scores the threshold was chosen; None: not said.
+        metadata: What describes the choice, as JSON can hold it; None: nothing.
+        audit: Takes the place of ``audit_rate``; one with a key decides only after `keyed`.
+        weights: Those of further kinds of models in the score, by name: 0 or more, at most 1 together; None: none.
+
+    Raises:
+        ModelError: They make no sense.
     """
-
-    __slots__ = (
-        "_key",
-        "audit",
-        "audit_rate",
-        "blend",
-        "digest",
-        "lightgbm_version",
-        "max_reasons",
-        "metadata",
-        "payload",
-        "rules",
-        "threshold",
-        "version",
-        "weights",
-    )
 
     def __init__(
         self,
@@ -187,14 +181,7 @@ class Policy:
         return self.audit_rate > 0.0 or self.audit is not None
 
     def keyed(self, keys: Mapping[str, str]) -> "Policy":
-        """Return the policy with the key of its audit.
-
-        Args:
-            keys: Keys by id, as the setting ``audit_keys`` has them.
-
-        Raises:
-            ModelError: The key is not among them.
-        """
+        """Return the policy with the key of its audit; raises `ModelError` where ``keys`` lack it or have another."""
         if self.audit is None or self.audit.key_id is None:
             return self
         if not keys.get(self.audit.key_id):
@@ -241,17 +228,7 @@ class Policy:
 
     def replace(self, **changes: Any) -> "Policy":
         """A policy like this one but for ``changes``, which are arguments of the class."""
-        fields: dict[str, Any] = {
-            "threshold": self.threshold,
-            "blend": self.blend,
-            "audit_rate": self.audit_rate,
-            "rules": self.rules,
-            "max_reasons": self.max_reasons,
-            "lightgbm_version": self.lightgbm_version,
-            "metadata": self.metadata,
-            "audit": self.audit,
-            "weights": self.weights,
-        }
+        fields = {name: getattr(self, name) for name in _PolicyPayload.__struct_fields__ if name != "kind"}
         policy = Policy(**{**fields, **changes})
         if self.audit is not None and policy.audit is not None and policy.audit.key_id == self.audit.key_id:
             policy._key = self._key

@@ -292,7 +292,13 @@ _PATTERN_CODE: Final = {
 
 
 def pattern(reason: ReasonText, strongest: str, facts: Facts) -> WordedReason:
-    """Write a reason in general terms, by its strongest feature."""
+    """Write a reason in general terms, by its strongest feature.
+
+    Args:
+        reason: The reason, of which the subject and the code are used.
+        strongest: Name of the feature of the reason that raised the score most.
+        facts: Features of the transaction.
+    """
     resemble = "resemble" if reason.subject.endswith("amounts") else "resembles"
     meaning = BY_NAME[strongest].meaning
     text = f"{reason.subject} {resemble} earlier fraud, most of all the {meaning}{_value(strongest, facts)}."

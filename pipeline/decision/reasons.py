@@ -174,13 +174,7 @@ def _reason(wording: WordedReason, facts: Facts, weight: float) -> Reason:
 
 
 def score_reason(kind: ModelKind, weight: float, evidence: str) -> Reason:
-    """Return the reason for what a model beside LightGBM added to the score.
-
-    Args:
-        kind: The model's.
-        weight: Log-odds that it added.
-        evidence: What it saw, in words; empty for nothing.
-    """
+    """Return the reason for the log-odds that a model beside LightGBM added, with what it saw, in words."""
     if kind.reason is None:
         raise ModelError(f"the kind {kind.name!r} is registered without a reason")
     times = np.exp(min(weight, 20.0))

@@ -4,8 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -16,10 +15,10 @@ from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.demo.bootstrap import LABEL_DELAY_DAYS, alerts_per_day, train_on
 from pipeline.demo.controller import logging_to
-from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
+from pipeline.demo.environment import run_cluster
 from pipeline.demo.figures import RunState
+from pipeline.demo.first_models import LABEL_DELAY_DAYS, alerts_per_day, train_on
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import PLAIN_WIDTH, count_text
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
@@ -29,51 +28,26 @@ from pipeline.models.registry import Registry
 from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
-from pipeline.training.fit import Trained
 from pipeline.training.registered import register
 
 OLDER: Final = "older"
 NEWER: Final = "newer"
+RANGE_DAYS: Final = 21
+"""The last days of the history, which are decided again."""
+AGE_DAYS: Final = 28
+"""The difference in age to the older model; the newer is trained when the range begins."""
 _CONTINUED: Final = " \\"
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleOptions:
-    """The user's choices for the example."""
-
-    world: World = field(default_factory=lambda: World(history_days=90))
-    """All of its history is written to the topics."""
-    range_days: int = 21
-    """The last days of the history, which are decided again."""
-    age_days: int = 28
-    """The difference in age to the older model; the newer is trained when the range begins."""
-    output: Path = Path("build")
-    """Directory of the report."""
-
-    @property
-    def range_from(self) -> datetime:
-        """Midnight, UTC, at which the range begins."""
-        return self.world.first_streamed() - timedelta(days=self.range_days)
-
-    @property
-    def page(self) -> Path:
-        """Return the path of the report as a page."""
-        return self.output / "backtest.html"
-
-    @property
-    def content(self) -> Path:
-        """Return the path of the report as JSON."""
-        return self.output / "backtest.json"
-
-
 def run_example(
-    settings: Settings, options: ExampleOptions, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr
+    settings: Settings, world: World, output: Path, stream: TextIO = sys.stdout, errors: TextIO = sys.stderr
 ) -> int:
     """Write the history, train, and backtest the topics.
 
     Args:
         settings: Settings as the user gave them.
-        options: The user's choices.
+        world: All of its history is written to the topics.
+        output: Directory of the report.
         stream: For progress and the report.
         errors: For the sentence of an error.
 
@@ -83,8 +57,8 @@ def run_example(
     view = PlainView(RunState(started_s=time.monotonic()), stream)
     with stop_signals() as signals, logging_to(settings.data_dir / "logs" / "backtest.log"):
         try:
-            options.output.mkdir(parents=True, exist_ok=True)
-            _Example(settings, options, view, stream, signals).run()
+            output.mkdir(parents=True, exist_ok=True)
+            _Example(settings, world, output, view, stream, signals).run()
         except RunStopped as stopped:
             return stopped.exit_code
         except Exception as error:
@@ -99,33 +73,31 @@ class _Example:
     """A run of the example. Each started part is a context that is left on every way out, the newest first."""
 
     def __init__(
-        self, settings: Settings, options: ExampleOptions, view: PlainView, stream: TextIO, signals: StopSignals
+        self, settings: Settings, world: World, output: Path, view: PlainView, stream: TextIO, signals: StopSignals
     ) -> None:
-        self._given, self._options, self._view, self._stream = settings, options, view, stream
-        self._signals = signals
+        self._given, self._world, self._view, self._stream, self._signals = settings, world, view, stream, signals
+        self._page, self._content = output / "backtest.html", output / "backtest.json"
+        self._end = world.first_streamed()
+        self._start = self._end - timedelta(days=RANGE_DAYS)
         self._reported_s = 0.0
 
     def run(self) -> None:
         """Run to the end; raises `RunStopped`, or what its parts raise."""
-        options, view = self._options, self._view
-        with run_directory(self._given) as directory:
-            settings = run_settings(self._given, directory, datetime.now(UTC))
-            view.stage(broker_stage(settings))
-            with run_broker(settings) as broker:
-                try:
-                    reached = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
-                    history = options.world.history()
-                    self._write(history, reached, broker.bootstrap_servers)
-                    versions = self._train(history, settings)
-                    self._backtest(reached, versions)
-                finally:
-                    self._signals.mode = Mode.HOLD
-                    view.stage("stopping the broker")
-        view.print_line(f"The report is {options.page}: open it in a browser. As data, it is {options.content}.")
+        view = self._view
+        with run_cluster(self._given, view.stage) as (settings, broker):
+            try:
+                history = self._world.history()
+                self._write(history, settings, broker.bootstrap_servers)
+                versions = self._train(history, settings)
+                self._backtest(settings, versions)
+            finally:
+                self._signals.mode = Mode.HOLD
+                view.stage("stopping the broker")
+        view.print_line(f"The report is {self._page}: open it in a browser. As data, it is {self._content}.")
         if self._given.kafka_bootstrap_servers is None:
             view.print_line(
-                f"Topics and models stay in {directory} until the next run; docs/backtest.md tells how to ask them "
-                "more."
+                f"Topics and models stay in {settings.data_dir} until the next run; docs/backtest.md tells how to ask "
+                "them more."
             )
         else:
             view.print_line(f"The topics begin with {settings.topic_prefix}, and stay.")
@@ -133,8 +105,8 @@ class _Example:
     def _write(self, history: pd.DataFrame, settings: Settings, servers: str) -> None:
         """Fill the topics, each label behind the transactions that came before it was known."""
         self._view.stage(
-            f"writing {self._options.world.history_days} simulated days to the topics: {count_text(len(history))} "
-            f"transactions of {count_text(self._options.world.cards)} cards, and what each turned out to be, "
+            f"writing {self._world.history_days} simulated days to the topics: {count_text(len(history))} "
+            f"transactions of {count_text(self._world.cards)} cards, and what each turned out to be, "
             f"{LABEL_DELAY_DAYS} days later"
         )
         self._signals.mode = Mode.NOTE
@@ -156,15 +128,15 @@ class _Example:
 
     def _train(self, history: pd.DataFrame, settings: Settings) -> dict[str, str]:
         """Train the two models; returns their versions by name."""
-        options, view, registry = self._options, self._view, Registry(settings.registry_path)
+        view, registry = self._view, Registry(settings.registry_path)
         versions = {}
-        for name, age_days in ((OLDER, options.age_days), (NEWER, 0)):
-            known_before = options.range_from - timedelta(days=age_days)
+        for name, age_days in ((OLDER, AGE_DAYS), (NEWER, 0)):
+            known_before = self._start - timedelta(days=age_days)
             view.stage(
                 f"training the {name} model on what was known on {known_before:%Y-%m-%d}"
                 + (" (the first time, kernels are compiled, which takes half a minute)" if name == OLDER else "")
             )
-            trained: Trained = train_on(history[history["event_time"] < known_before], options.world, settings)
+            trained = train_on(history[history["event_time"] < known_before], self._world, settings)
             register(registry, trained, activate=name == OLDER)
             versions[name] = trained.model.version
             self._signals.check()
@@ -172,24 +144,22 @@ class _Example:
 
     def _backtest(self, settings: Settings, versions: dict[str, str]) -> None:
         """Decide the range by both models, and write the report; a partial one when it is to stop."""
-        options, view = self._options, self._view
-        start, end = options.range_from, options.world.first_streamed()
-        top = max(1, round(alerts_per_day(options.world)))
+        view, top = self._view, max(1, round(alerts_per_day(self._world)))
         view.stage("what would each have decided? The topics are read again, as this command does it:")
         for line in command_lines(
             [
-                ("--from", f"{start:%Y-%m-%d}"),
-                ("--to", f"{end:%Y-%m-%d}"),
+                ("--from", f"{self._start:%Y-%m-%d}"),
+                ("--to", f"{self._end:%Y-%m-%d}"),
                 *(("--model", f"{name}={version}") for name, version in versions.items()),
                 ("--top", str(top)),
-                ("--report", str(options.page)),
-                ("--json", str(options.content)),
+                ("--report", str(self._page)),
+                ("--json", str(self._content)),
             ]
         ):
             view.print_line(line)
         self._signals.mode = Mode.NOTE
         try:
-            result = Backtest(settings=settings, range=TimeRange(start, end), models=versions).run(
+            result = Backtest(settings=settings, range=TimeRange(self._start, self._end), models=versions).run(
                 self._report_decided, self._signals.event.is_set
             )
         except RangeError:
@@ -197,11 +167,11 @@ class _Example:
             self._signals.check()
             raise
         report = build_report(result, ReportOptions(top=top))
-        options.page.write_text(report.html, encoding="utf-8")
-        options.content.write_text(report.json, encoding="utf-8")
+        self._page.write_text(report.html, encoding="utf-8")
+        self._content.write_text(report.json, encoding="utf-8")
         self._stream.write(f"\n{report.text}\n")
         if result.partial:
-            view.print_line(f"The report is partial. It is {options.page}; as data, {options.content}.")
+            view.print_line(f"The report is partial. It is {self._page}; as data, {self._content}.")
         self._signals.check()
 
     def _report_decided(self, step: BacktestProgress) -> None:

@@ -17,12 +17,12 @@ GRACE_S: Final = 10.0
 """Time that the command has to end by itself once its parent is gone."""
 
 
-def watch_parent(descriptor: int, grace_s: float = GRACE_S) -> None:
-    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, and SIGKILL ``grace_s`` later."""
+def watch_parent(descriptor: int) -> None:
+    """Wait for the end of the pipe ``descriptor``, then end this process: SIGTERM, and SIGKILL `GRACE_S` later."""
     while os.read(descriptor, 4_096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(grace_s)
+    threading.Event().wait(GRACE_S)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -7,19 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, TextIO
 
 from msgspec import Meta
 
 from pipeline.broker import ProvidedBroker
-from pipeline.commands.progress import seldom
-from pipeline.demo.bootstrap import train_first_model
-from pipeline.demo.environment import broker_stage, run_broker, run_directory, run_settings
+from pipeline.demo.environment import run_cluster
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, RunState, summary_json
-from pipeline.demo.ledger import Ledger
+from pipeline.demo.first_models import train_on
 from pipeline.demo.monitor import Monitor
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
@@ -34,10 +31,14 @@ from pipeline.demo.view import (
     summary_lines,
 )
 from pipeline.demo.world import World
+from pipeline.models.publish import publish_champion
+from pipeline.models.registry import Registry
 from pipeline.observability.error_text import explained
+from pipeline.observability.terminal import throttled
 from pipeline.replay.replayer import ReplayProgress
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
+from pipeline.training.registered import register
 
 STALLED_AFTER_S: Final = 60.0
 """So long without a new decision while some are missing, and the run fails."""
@@ -137,7 +138,6 @@ class Controller:
     ) -> None:
         self._given, self._options, self._state = settings, options, state
         self._view, self._signals = view, signals
-        self._ledger = Ledger(state.figures)
         self._rate = RateMeter()
         self._broker: ProvidedBroker | None = None
         self._workers: Sequence[WorkerProcess] = ()
@@ -146,25 +146,21 @@ class Controller:
     def run(self) -> None:
         """Run to the end; raises `RunStopped`, `Incomplete`, or what its parts raise."""
         log_dir = self._given.data_dir / "logs"
-        with run_directory(self._given) as directory:
-            settings = run_settings(self._given, directory, datetime.now(UTC), self._options.workers)
+        with run_cluster(self._given, self._view.stage, self._options.workers) as (settings, broker):
             self._state.topic_prefix = settings.topic_prefix
-            self._view.stage(broker_stage(settings))
-            with run_broker(settings) as broker, self._stopping("stopping the broker"):
+            with self._stopping("stopping the broker"):
                 self._broker = broker
-                servers = broker.bootstrap_servers
-                workers_settings = settings.model_copy(update={"kafka_bootstrap_servers": servers})
-                self._introduce(workers_settings, log_dir)
+                self._introduce(settings, log_dir)
                 with (
-                    Monitor(servers, settings, self._ledger) as self._monitor,
-                    running_workers(workers_settings, self._options.workers, log_dir) as self._workers,
+                    Monitor(broker.bootstrap_servers, settings, self._state.figures) as self._monitor,
+                    running_workers(settings, self._options.workers, log_dir) as self._workers,
                     self._stopping("stopping the workers"),
                 ):
                     self._state.workers = len(self._workers)
-                    self._learn_first(settings, servers)
-                    self._stream(settings, servers)
+                    self._learn_first(settings, broker.bootstrap_servers)
+                    self._stream(settings, broker.bootstrap_servers)
                 if self._options.keep:
-                    self._let_look(workers_settings)
+                    self._let_look(settings)
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
         """Report where everything is, for those who want to look from another terminal."""
@@ -188,14 +184,17 @@ class Controller:
     def _learn_first(self, settings: Settings, servers: str) -> None:
         world = self._options.world
         self._view.stage(f"training the first LightGBM model on {world.history_days} simulated days{COMPILING}")
-        report = seldom(self._training, TRAINING_STAGE_S)
-        trained, transactions = train_first_model(settings, servers, world, report=report)
+        report = throttled(self._training, TRAINING_STAGE_S)
+        history = world.history()
+        trained = train_on(history, world, settings, report)
+        register(Registry(settings.registry_path), trained, activate=True)
+        publish_champion(servers, settings, trained.model, trained.policy)
         self._state.figures.river_version = first_river(settings.river_classifier).version
         self._check()
         found = trained.metrics["alert_precision"]
         precision = "" if found is None else f"; {found:.0%} of its alerts on later days are fraud"
         self._view.print_line(
-            f"The first model has {trained.model.trees} trees, learned from {count_text(transactions)} transactions"
+            f"The first model has {trained.model.trees} trees, learned from {count_text(len(history))} transactions"
             f"{precision}."
         )
 
@@ -215,7 +214,6 @@ class Controller:
             servers,
             world,
             self._state,
-            self._ledger,
             day_s=self._options.day_seconds,
             wait_decided=self._begin_days,
             report=self._report,
@@ -264,11 +262,11 @@ class Controller:
         Raises `Incomplete`, naming what is missing, when nothing has moved for long; with ``give_up_after_s`` it
         returns after so many seconds instead. Ends at once when the run is to stop.
         """
-        figures, ledger = self._state.figures, self._ledger
+        figures = self._state.figures
         began_s = moved_s = time.monotonic()
         decisions = -1
         stopping = self._signals.event.is_set()
-        while figures.undecided or figures.alerts < ledger.alerts_decided or figures.labels < labels:
+        while figures.undecided or figures.alerts < figures.alerts_decided or figures.labels < labels:
             self._check()
             now_s = time.monotonic()
             if figures.decisions != decisions:
@@ -283,13 +281,13 @@ class Controller:
                 time.sleep(LOOK_S)
 
     def _missing(self, labels: int) -> str:
-        figures, ledger = self._state.figures, self._ledger
+        figures = self._state.figures
         parts = []
         if figures.undecided:
-            examples = ", ".join(ledger.missing(EXAMPLES_NAMED))
+            examples = ", ".join(figures.missing(EXAMPLES_NAMED))
             parts.append(f"{count_text(figures.undecided)} transactions have no decision (such as {examples})")
-        if figures.alerts < ledger.alerts_decided:
-            parts.append(f"{ledger.alerts_decided - figures.alerts} alerts were decided and are not on their topic")
+        if figures.alerts < figures.alerts_decided:
+            parts.append(f"{figures.alerts_decided - figures.alerts} alerts were decided and are not on their topic")
         if figures.labels < labels:
             parts.append(f"{labels - figures.labels} labels that were sent are not on their topic")
         return (

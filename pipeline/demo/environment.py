@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,26 +100,38 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
     )
 
 
-def broker_stage(settings: Settings) -> str:
-    """Return what a run waits for before its broker answers."""
-    if settings.kafka_bootstrap_servers is not None:
-        return f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}"
-    return "starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)"
-
-
 @contextmanager
-def run_broker(settings: Settings) -> Iterator[ProvidedBroker]:
-    """The cluster of a run, with all topics, all empty; raises `RunRefused`, ``BrokerError``, ``TopicError``."""
-    with provide_broker(settings) as broker:
-        servers = broker.bootstrap_servers
-        topics = ensure_topics(servers, settings)
-        # What was created just now is empty.
-        present = [topic.name for topic in topics if topic.action == "present"]
-        ends = end_offsets(servers, present, settings=settings) if present else {}
-        used = sorted({topic for (topic, _), end in ends.items() if end})
-        if used:
-            raise RunRefused(
-                f"these topics at {servers} hold records already: {', '.join(used)}. A run needs its own: choose an "
-                "unused FRAUD_PIPELINE_TOPIC_PREFIX, or leave it unset."
-            )
-        yield broker
+def run_cluster(
+    given: Settings, stage: Callable[[str], None], workers: int = 1
+) -> Iterator[tuple[Settings, ProvidedBroker]]:
+    """Yield the settings of a run's programs, and its broker, with all topics, all empty.
+
+    Args:
+        given: Settings as the user gave them.
+        stage: Called with what is waited for.
+        workers: Number of worker processes.
+
+    Raises:
+        RunRefused: Another run is going on, or the topics hold records.
+        BrokerError: The broker cannot be started.
+        TopicError: A topic is another one than it should be.
+    """
+    with run_directory(given) as directory:
+        settings = run_settings(given, directory, datetime.now(UTC), workers)
+        if settings.kafka_bootstrap_servers is not None:
+            stage(f"connecting to the Kafka cluster at {settings.kafka_bootstrap_servers}")
+        else:
+            stage("starting a Kafka broker (the first time its 45 MB are fetched, which can take a minute)")
+        with provide_broker(settings) as broker:
+            servers = broker.bootstrap_servers
+            topics = ensure_topics(servers, settings)
+            # What was created just now is empty.
+            present = [topic.name for topic in topics if topic.action == "present"]
+            ends = end_offsets(servers, present, settings=settings) if present else {}
+            used = sorted({topic for (topic, _), end in ends.items() if end})
+            if used:
+                raise RunRefused(
+                    f"these topics at {servers} hold records already: {', '.join(used)}. A run needs its own: choose "
+                    "an unused FRAUD_PIPELINE_TOPIC_PREFIX, or leave it unset."
+                )
+            yield settings.model_copy(update={"kafka_bootstrap_servers": servers}), broker

@@ -6,55 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
-import msgspec
 import pandas as pd
 
-from pipeline.demo.bootstrap import LABEL_DELAY_DAYS
 from pipeline.demo.figures import RunFigures, RunState
-from pipeline.demo.ledger import Ledger
+from pipeline.demo.first_models import LABEL_DELAY_DAYS
 from pipeline.demo.world import LONGEST_CATCH_UP_S, World, paced
-from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.regimes import LabelRegime
+from pipeline.replay.label_schedule import Truth
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
-from pipeline.replay.watch import Flow
 from pipeline.settings import Settings
-from schemas.topics import TRANSACTIONS
 
 REPORT_INTERVAL_S: Final = 0.1
 LONGEST_SILENCE_S: Final = 120.0
 """So long without a decision, and the run fails; before the first one of an installation, kernels are compiled."""
 
 
-class _Identity(msgspec.Struct, frozen=True):
-    transaction_id: str
+class DecidedFlow:
+    """A `pipeline.replay.watch.Flow` that keeps at most ``limit`` transactions ahead of those decided or refused.
 
-
-class TimedProducer(RecordProducer):
-    """Enters every transaction into the ledger at the moment at which it is handed to the client."""
-
-    def __init__(self, bootstrap: str, settings: Settings, ledger: Ledger) -> None:
-        super().__init__(bootstrap, settings)
-        self._ledger = ledger
-        self._transactions = settings.topic(TRANSACTIONS.name)
-        self._decode = msgspec.json.Decoder(_Identity).decode
-        self.warm_up = False
-
-    def produce(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes,
-        timestamp_ms: int,
-        headers: list[tuple[str, bytes | None]] | None = None,
-    ) -> None:
-        """Produce like the base class; waiting for room in the client's queue counts as latency."""
-        if topic == self._transactions:
-            self._ledger.sent(self._decode(value).transaction_id, time.monotonic(), warm_up=self.warm_up)
-        super().produce(topic, key, value, timestamp_ms, headers)
-
-
-class DecidedFlow(Flow):
-    """Lets transactions be sent up to ``limit`` ahead of those that have a decision, or were refused."""
+    This process reads what is decided anyway: offsets of a group would have to be asked for.
+    """
 
     def __init__(self, figures: RunFigures, limit: int) -> None:
         self._figures, self._limit = figures, limit
@@ -92,45 +63,40 @@ class Feeder(Replay):
         bootstrap: str,
         world: World,
         state: RunState,
-        ledger: Ledger,
         *,
         day_s: float,
         wait_decided: Callable[[], None],
         report: Callable[[ReplayProgress], None],
         stop: threading.Event,
     ) -> None:
-        self._timed = TimedProducer(bootstrap, settings, ledger)
+        options = ReplayOptions(
+            regime=LabelRegime(delay_days=LABEL_DELAY_DAYS), flush_labels=False, stall_warning_s=LONGEST_SILENCE_S
+        )
         super().__init__(
             settings,
             bootstrap,
             self._world_frames(),
-            ReplayOptions(
-                regime=LabelRegime(delay_days=LABEL_DELAY_DAYS),
-                flush_labels=False,
-                stall_warning_s=LONGEST_SILENCE_S,
-            ),
+            options,
             report=report,
             stop=stop,
             report_interval_s=REPORT_INTERVAL_S,
-            producer=self._timed,
+            flow=DecidedFlow(state.figures, options.max_in_flight),
+            sending=self._enter,
         )
         self._world, self._state, self._day_s = world, state, day_s
-        self._wait_decided = wait_decided
-        self._stop_event = stop
+        self._wait_decided, self._warming_up = wait_decided, True
 
-    def _new_flow(self, group: str) -> Flow:
-        """Count what is decided, which this process reads anyway: offsets of a group would have to be asked for."""
-        del group
-        return DecidedFlow(self._state.figures, self._options.max_in_flight)
+    def _enter(self, truth: Truth) -> None:
+        """Time a transaction: waiting for room in the client's queue counts as latency."""
+        self._state.figures.sent(truth.transaction_id, time.monotonic(), warm_up=self._warming_up)
 
     def _world_frames(self) -> Iterator[pd.DataFrame | Sequence[Row]]:
-        self._timed.warm_up = True
         for frame in self._world.warm_up():
             yield frame
             if len(frame):
                 self._state.simulated = frame["event_time"].iloc[-1].to_pydatetime()
-        self._timed.warm_up = False
-        self._timed.flush()
+        self._warming_up = False
+        self._producer.flush()
         self._wait_decided()
         yield from self._days()
 
@@ -142,7 +108,7 @@ class Feeder(Replay):
             midnight = world.first_streamed() + timedelta(days=number - 1)
             rows = self.rows(day)
             times_us = [row.time_us for row in rows]
-            for share, part in paced(times_us, self._day_s, time.monotonic, self._stop_event.wait, began_s):
+            for share, part in paced(times_us, self._day_s, time.monotonic, self._stop.wait, began_s):
                 yield rows[part]
                 state.day_share, state.simulated = share, midnight + timedelta(days=share)
             state.day_share = 1.0

@@ -1,12 +1,17 @@
-"""The figures of a run: what was sent, what came back, how long it took. Pure: the clock is an argument."""
+"""The figures of a run: what was sent, what came back, how long it took. Pure: records and clock are arguments."""
 
 import json
 import math
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import msgspec
+
+from pipeline.learning.labels import FRAUD, LEGITIMATE
+from schemas.errors import UNREADABLE
 from schemas.messages import Alert
 
 _GROWTH: Final = 1.02
@@ -15,6 +20,7 @@ _SMALLEST_MS: Final = 0.01
 _BUCKETS: Final = 1_000
 """Enough to reach past an hour."""
 
+RATE_WINDOW_S: Final = 3.0
 LATEST_ALERTS: Final = 5
 
 
@@ -45,24 +51,43 @@ class LatencyHistogram:
 
 
 class RateMeter:
-    """Events per second over the last few seconds."""
+    """Events per second over the last `RATE_WINDOW_S`."""
 
-    def __init__(self, window_s: float = 3.0) -> None:
-        self._window_s = window_s
+    def __init__(self) -> None:
         self._readings: deque[tuple[float, int]] = deque()
 
     def update(self, now_s: float, total: int) -> float:
         """Take in the ``total`` at ``now_s`` (any monotonic clock) and return the present rate."""
         self._readings.append((now_s, total))
-        while len(self._readings) > 2 and now_s - self._readings[1][0] >= self._window_s:
+        while len(self._readings) > 2 and now_s - self._readings[1][0] >= RATE_WINDOW_S:
             self._readings.popleft()
         first_s, first_total = self._readings[0]
         return (total - first_total) / (now_s - first_s) if now_s > first_s else 0.0
 
 
-@dataclass(slots=True)
+class _Head(msgspec.Struct, frozen=True):
+    """The parts of records that are needed; reading only these keeps the monitor out of the workers' way."""
+
+    transaction_id: str = ""
+    action: str = ""
+    label: str | None = None
+    name: str = ""
+    """Name of a model; empty for a control record."""
+    version: str = ""
+
+
+_decode_head: Final = msgspec.json.Decoder(_Head).decode
+_decode_alert: Final = msgspec.json.Decoder(Alert).decode
+
+
+@dataclass(slots=True, eq=False)
 class RunFigures:
-    """Everything that the view and the summary show. One thread writes a field; any thread may read it."""
+    """Everything that the view and the summary show, from the records of one run.
+
+    The alerts of the warm-up are not counted: the first model has learned from those very transactions. One thread
+    writes a field; any thread may read it, and `sent` may be called by another one than the rest. Memory grows with the
+    transactions in flight and the alerts.
+    """
 
     transactions: int = 0
     """Records that were sent to ``transactions``, the warm-up's included."""
@@ -85,6 +110,15 @@ class RunFigures:
     latencies: LatencyHistogram = field(default_factory=LatencyHistogram)
     """Latencies from the producer's send to the decision read with read_committed; without the warm-up."""
     latest_alerts: deque[Alert] = field(default_factory=lambda: deque(maxlen=LATEST_ALERTS))
+    alerts_decided: int = 0
+    """Decisions read whose action is an alert: so many alerts there must be."""
+    _sent_s: dict[str, float | None] = field(default_factory=dict)
+    """Transactions without a decision: when they were sent (None in the warm-up, which is not timed)."""
+    _alerted: set[str] = field(default_factory=set)
+    """Transactions with an alert whose label has not come."""
+    _early_labels: dict[str, str] = field(default_factory=dict)
+    """Labels that were read before the decision on their transaction."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def undecided(self) -> int:
@@ -100,6 +134,89 @@ class RunFigures:
     def precision(self) -> float | None:
         """Share of the alerts with a label that are fraud; None before the first label of an alert."""
         return self.confirmed_alerts / self.labelled_alerts if self.labelled_alerts else None
+
+    def sent(self, transaction_id: str, now_s: float, *, warm_up: bool = False) -> None:
+        """Enter a transaction that is about to be sent.
+
+        Args:
+            transaction_id: Identifier of the transaction.
+            now_s: Seconds on any monotonic clock, the same in all calls.
+            warm_up: It belongs to the warm-up: its latency, and the label of its alert, do not count.
+        """
+        with self._lock:
+            self._sent_s[transaction_id] = None if warm_up else now_s
+        self.transactions += 1
+        self.warm_up_transactions += warm_up
+
+    def decision(self, value: bytes, now_s: float) -> None:
+        """Enter a decision that was read at ``now_s`` (the clock of `sent`)."""
+        head = _decode_head(value)
+        self.decisions += 1
+        with self._lock:
+            known = head.transaction_id in self._sent_s
+            sent_s = self._sent_s.pop(head.transaction_id, None)
+        if not known:
+            self.repeated_decisions += 1
+            return
+        if sent_s is not None:
+            self.latencies.add((now_s - sent_s) * 1_000)
+        label = self._early_labels.pop(head.transaction_id, None)
+        self.alerts_decided += head.action == "alert"
+        if head.action == "alert" and sent_s is not None:
+            self._alerted.add(head.transaction_id)
+            if label is not None:
+                self._judge(head.transaction_id, label)
+
+    def label(self, value: bytes) -> None:
+        """Enter a label, whatever its source; anybody may write one that is none."""
+        self.labels += 1
+        try:
+            head = _decode_head(value)
+        except UNREADABLE:
+            return
+        if head.transaction_id in self._alerted:
+            self._judge(head.transaction_id, head.label or "")
+        elif head.transaction_id in self._sent_s:
+            self._early_labels[head.transaction_id] = head.label or ""
+
+    def alert(self, value: bytes) -> None:
+        """Enter an alert."""
+        self.alerts += 1
+        self.latest_alerts.append(_decode_alert(value))
+
+    def dead_letter(self, value: bytes) -> None:
+        """Count a dead letter; ``value`` is that of the record that was quarantined: no decision will come on it."""
+        self.dead_letters += 1
+        try:
+            head = _decode_head(value)
+        except UNREADABLE:
+            # Not JSON, or not a message: none of the transactions that were sent here.
+            return
+        if head.label is not None:
+            return
+        with self._lock:
+            known = head.transaction_id in self._sent_s
+            self._sent_s.pop(head.transaction_id, None)
+        self.refused += known
+
+    def model(self, value: bytes) -> None:
+        """Enter a published model version."""
+        head = _decode_head(value)
+        if head.name == "river":
+            self.river_versions += self.river_version is not None
+            self.river_version = head.version
+
+    def missing(self, limit: int) -> list[str]:
+        """At most ``limit`` transactions that were sent and have no decision, oldest first."""
+        with self._lock:
+            return [transaction_id for transaction_id, _ in zip(self._sent_s, range(limit), strict=False)]
+
+    def _judge(self, transaction_id: str, label: str) -> None:
+        if label not in {FRAUD, LEGITIMATE}:
+            return
+        self._alerted.discard(transaction_id)
+        self.labelled_alerts += 1
+        self.confirmed_alerts += label == FRAUD
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +44,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
-def start_worker(
-    settings: Settings,
-    log_dir: Path,
-    arguments: Sequence[str] = ("worker",),
-    environment: Mapping[str, str] | None = None,
-) -> WorkerProcess:
-    """Start ``fraud-pipeline ARGUMENTS`` as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
+def start_worker(settings: Settings, log_dir: Path) -> WorkerProcess:
+    """Start ``fraud-pipeline worker`` as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
 
     The process has a process group of its own, so that Ctrl-C reaches the controller alone, which then stops its
     workers in order; and it ends by itself when this process is gone (`pipeline.demo.child_process`).
@@ -64,11 +59,11 @@ def start_worker(
     }
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.demo.child_process", *arguments],
+            [sys.executable, "-m", "pipeline.demo.child_process", "worker"],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**inherited, **settings_environment(settings), **(environment or {})},
+            env={**inherited, **settings_environment(settings)},
             process_group=0,
         )
     return WorkerProcess(settings.instance, process, log)
@@ -104,27 +99,24 @@ def check_alive(workers: Sequence[WorkerProcess]) -> None:
             )
 
 
-def stop_workers(workers: Sequence[WorkerProcess], timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
-    """Send SIGTERM to all of ``workers`` and wait; kill those that are still there after ``timeout_s`` seconds.
+def stop_workers(workers: Sequence[WorkerProcess]) -> None:
+    """Send SIGTERM to all of ``workers`` and wait; kill those that are still there after `STOP_TIMEOUT_S`.
 
-    Returns the names of those that had to be killed. The standard input stays open until a process has ended,
-    because its end would be taken for the death of this process.
+    The standard input stays open until a process has ended, because its end would be taken for the death of this
+    process.
     """
     for worker in workers:
         if worker.process.poll() is None:
             worker.process.terminate()
-    deadline_s = time.monotonic() + timeout_s
-    killed: list[str] = []
+    deadline_s = time.monotonic() + STOP_TIMEOUT_S
     for worker in workers:
         try:
             worker.process.wait(max(0.0, deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
-            killed.append(worker.name)
         if worker.process.stdin is not None:
             worker.process.stdin.close()
-    return killed
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:

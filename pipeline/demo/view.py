@@ -62,8 +62,6 @@ def precision_text(figures: RunFigures) -> str:
 def progress_line(state: RunState, now_s: float) -> str:
     """The present state on one line, for a pipe: at most 80 columns with figures of the usual size."""
     figures = state.figures
-    if figures.transactions == 0:
-        return f"[{now_s - state.started_s:5.0f} s] {state.stage}"
     position = "" if state.day == 0 else f"day {state.day}{f'/{state.days}' if state.days else ''} "
     precision = "" if figures.precision is None else f" ({figures.precision:.0%} true)"
     return (
@@ -124,13 +122,7 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
 
 
 def command_text(settings: Settings, arguments: str, topic_prefix: str = "") -> str:
-    """Return a command line that runs from this directory, whatever the PATH is.
-
-    Args:
-        settings: Those of the run, as the user gave them.
-        arguments: What follows the program's name.
-        topic_prefix: Prefix of the run's topics.
-    """
+    """Return a command line that runs from this directory, whatever the PATH is; ``settings`` as the user gave them."""
     program = Path(sys.executable).with_name("fraud-pipeline")
     here = Path.cwd()
     variables = {

@@ -28,7 +28,9 @@ class World:
     cards: Annotated[int, Meta(ge=50, description="Cards that pay.")] = 1_000
     merchants: Annotated[int, Meta(ge=50, description="Merchants that take cards.")] = 2_000
     seed: Annotated[int, Meta(ge=0, description="Of the simulation.")] = 0
-    history_days: int = 65
+    history_days: Annotated[
+        int, Meta(ge=30, description="Simulated days before the first, from which the first model learns.")
+    ] = 65
     start: date = DEFAULT_START
 
     @property
@@ -81,9 +83,18 @@ def paced(
 ) -> Iterator[tuple[float, slice]]:
     """Cut a day into what falls into each slice of real time, and yield it when its time has come.
 
-    ``times_us`` are the day's event times in order, in microseconds since 1970. ``day_s`` is the real time that the day
-    takes, from ``began_s`` on the ``clock``. Yields the share of the day that has passed, with where the transactions
-    of the slice lie in ``times_us``. A caller that is slow gets the next slices at once.
+    A caller that is slow gets the next slices at once.
+
+    Args:
+        times_us: Event times of the day in microseconds since 1970, sorted by the caller.
+        day_s: Real time in seconds that the day takes.
+        clock: Returns the real time in seconds.
+        sleep: Waits for so many seconds; may return sooner.
+        began_s: When the day began, on the ``clock``.
+
+    Yields:
+        The share of the day that has passed, from 0 to 1, with where the transactions of the slice lie in ``times_us``.
+        Slices without transactions are left out; a day without any only takes its time.
     """
     if not times_us:
         sleep(day_s)

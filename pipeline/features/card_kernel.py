@@ -19,30 +19,28 @@ from pipeline.features.timelines.entities import enter_slot
 from pipeline.features.timelines.insertion import insert_event
 from pipeline.features.timelines.layout import (
     CARD_EVENT_WORDS,
-    CASE_SEQUENCE,
-    CASE_START,
+    CHUNK,
     CHUNK_WORDS,
-    EVENT_AMOUNT,
-    EVENT_OTHER,
+    EVENT,
     EVENTS,
     FOUND,
-    LENGTH,
+    LOOKED_AHEAD,
+    LOOKED_AHEAD_WORDS,
+    META,
     NEVER,
-    NEWEST,
     ORDERED,
-    PREVIOUS,
     RECENT,
     ROWS_AHEAD,
+    SLOT,
     SLOT_WORDS,
-    SLOTS_AHEAD,
-    START,
     State,
 )
 from pipeline.features.timelines.look_ahead import look_ahead
 from pipeline.features.window_statistics import N_WINDOWS, last_flagged_us, window_features
 from schemas.times import US_PER_SECOND
 
-_FEW_EVENTS: Final = 8
+_LANES: Final = 8
+"""Numbers of keys that are compared are multiples of it; so is `USUAL_EVENTS`."""
 _USUAL_SHIFT: Final = (USUAL_EVENTS - 1).bit_length()
 _DAY, _WEEK, _MONTH = map([*WINDOWS_US].index, ("1d", "7d", "30d"))
 _MAD_TO_SIGMA: Final = 1.4826
@@ -50,7 +48,14 @@ _DEVIATION_FLOOR: Final = 0.1
 
 
 @inlined
-def _order_by_rank(keys: Any, n: Any, compared: Any, ordered: Any) -> None:
+def _order(keys: Any, n: Any, ordered: Any) -> None:
+    """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
+
+    Each goes to the position that the number of smaller ones gives: comparisons without a branch take a few vector
+    instructions, where a sort's branches are guessed wrong. The number that is compared is known at run time only.
+    A constant one lets LLVM unroll the loop before it looks for vectors, into single instructions.
+    """
+    compared = (n + _LANES - 1) & ~(_LANES - 1)
     for k in range(n, compared):
         keys[k] = NEVER
     for j in range(n):
@@ -61,38 +66,26 @@ def _order_by_rank(keys: Any, n: Any, compared: Any, ordered: Any) -> None:
 
 
 @inlined
-def _order(keys: Any, n: Any, ordered: Any) -> None:
-    """Write the amounts of ``keys[:n]`` to ``ordered``, ascending. A key: an amount, and its position below it.
-
-    Each goes to the position that the number of smaller ones gives. One of two fixed numbers of them is compared,
-    whatever ``n``: comparisons without a branch take a few vector instructions, where a sort's branches are guessed
-    wrong.
-    """
-    if n <= _FEW_EVENTS:
-        _order_by_rank(keys, n, _FEW_EVENTS, ordered)
-    else:
-        _order_by_rank(keys, n, USUAL_EVENTS, ordered)
-
-
-@compiled
 def _median_and_spread(ordered: Any, n: Any) -> Any:
     """(2 x median, 4 x MAD) of ``ordered[:n]`` (ascending integers); MAD: median absolute deviation from the median."""
     median_2 = ordered[(n - 1) // 2] + ordered[n // 2]
-    # The distances from the median fall and then rise along the sorted amounts, so that the
-    # smallest ones are met by walking outwards from the middle.
-    right = n // 2
-    left = right - 1
-    distance = previous = np.int64(0)
-    for _ in range(n // 2 + 1):
-        previous = distance
-        take_left = right >= n or (left >= 0 and median_2 - 2 * ordered[left] <= 2 * ordered[right] - median_2)
-        if take_left:
-            distance = median_2 - 2 * ordered[left]
-            left -= 1
+    # The half (and one more) of the amounts that are nearest to the median stand together. They begin at the first
+    # amount that is no further from it than the one behind the last of them would be.
+    half = n // 2
+    low, high = 0, n - half - 1
+    while low < high:
+        middle = (low + high) >> 1
+        if ordered[middle] + ordered[middle + half + 1] < median_2:
+            low = middle + 1
         else:
-            distance = 2 * ordered[right] - median_2
-            right += 1
-    return median_2, (2 * distance if n % 2 == 1 else previous + distance)
+            high = middle
+    left, right = median_2 - 2 * ordered[low], 2 * ordered[low + half] - median_2
+    if n % 2 == 1:
+        return median_2, 2 * max(left, right)
+    # The mean of the two largest distances among them.
+    if left > right:
+        return median_2, left + max(median_2 - 2 * ordered[low + 1], right)
+    return median_2, right + max(left, 2 * ordered[low + half - 1] - median_2)
 
 
 @compiled
@@ -122,28 +115,28 @@ def profile_cards(
     ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]
     recent = state.scratch[RECENT : RECENT + USUAL_EVENTS]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
-    slots_ahead = state.scratch[SLOTS_AHEAD : SLOTS_AHEAD + ROWS_AHEAD]
-    slots_ahead[:] = 0
+    ahead = state.scratch[LOOKED_AHEAD : LOOKED_AHEAD + LOOKED_AHEAD_WORDS]
+    ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
         if not has_room(state, EVENTS, words):
             return i
-        look_ahead(state, EVENTS, words, keys, i, slots_ahead)
-        slot = enter_slot(state, keys[i, 0], keys[i, 1], slots_ahead[i % ROWS_AHEAD])
-        slots_ahead[i % ROWS_AHEAD] = 0
+        look_ahead(state, words, keys, i, ahead)
+        slot = enter_slot(state, keys[i, 0], keys[i, 1], ahead[i % ROWS_AHEAD])
+        ahead[i % ROWS_AHEAD] = 0
         time_us, amount = times[i], amounts[i]
         # A late event enters at its event time, unless it lies behind the horizon: then no window holds it.
-        floor_us = meta[NEWEST] - HORIZON_US
+        floor_us = meta[META.newest] - HORIZON_US
         base = slot * SLOT_WORDS
         if (
-            slots[base + CASE_SEQUENCE] == 0
-            or slots[base + CASE_START] <= floor_us
-            or time_us >= slots[base + CASE_START] + EPISODE_US
+            slots[base + SLOT.case_sequence] == 0
+            or slots[base + SLOT.case_start] <= floor_us
+            or time_us >= slots[base + SLOT.case_start] + EPISODE_US
         ):
-            slots[base + CASE_START] = time_us
-            slots[base + CASE_SEQUENCE] = 0
-        slots[base + CASE_SEQUENCE] += 1
-        case_starts[i] = slots[base + CASE_START]
-        case_sequences[i] = slots[base + CASE_SEQUENCE]
+            slots[base + SLOT.case_start] = time_us
+            slots[base + SLOT.case_sequence] = 0
+        slots[base + SLOT.case_sequence] += 1
+        case_starts[i] = slots[base + SLOT.case_start]
+        case_sequences[i] = slots[base + SLOT.case_sequence]
         row = out[i]
         row[CARD.amount] = amount / 100.0
         row[CARD.hour] = hours[i]
@@ -158,17 +151,17 @@ def profile_cards(
         row[CARD.card_amount_to_usual] = row[CARD.card_amount_deviation] = np.nan
         flag, seen = np.int64(0), 0
         if n > 0:
-            last = chunks[chunk * CHUNK_WORDS + START] + end - 1
+            last = chunks[chunk * CHUNK_WORDS + CHUNK.start] + end - 1
             row[CARD.card_seconds_since_last] = (time_us - events[last * words]) / US_PER_SECOND
             inside, at = chunk, end
             for j in range(n):
                 if at == 0:
-                    inside = chunks[inside * CHUNK_WORDS + PREVIOUS]
-                    at = chunks[inside * CHUNK_WORDS + LENGTH]
+                    inside = chunks[inside * CHUNK_WORDS + CHUNK.previous]
+                    at = chunks[inside * CHUNK_WORDS + CHUNK.length]
                 at -= 1
-                event = (chunks[inside * CHUNK_WORDS + START] + at) * words
-                value = events[event + EVENT_AMOUNT] >> 1
-                if events[event + EVENT_OTHER] == merchants[i]:
+                event = (chunks[inside * CHUNK_WORDS + CHUNK.start] + at) * words
+                value = events[event + EVENT.amount] >> 1
+                if events[event + EVENT.other] == merchants[i]:
                     seen += 1
                 recent[j] = (value << _USUAL_SHIFT) | j
             _order(recent, n, ordered)
@@ -198,5 +191,5 @@ def profile_cards(
         outliers[i] = flag == 1
         if counts[i] and time_us > floor_us:
             insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
-        meta[NEWEST] = max(meta[NEWEST], time_us)
+        meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

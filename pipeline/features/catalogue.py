@@ -337,18 +337,24 @@ DEFAULT_FEATURES: Final = _names(feature for feature in DECLARED if feature.by_d
 LEGITIMATE_LABEL_FEATURES: Final = _names(feature for feature in DECLARED if feature.legitimate_labels)
 
 
-def _columns(kind: str, names: tuple[str, ...]) -> Any:
-    """Return the column of each name as an attribute. Numba reads attributes of a named tuple as constants."""
-    return namedtuple(kind, names)(*range(len(names)))
+def columns_of(kind: str, names: tuple[str, ...], first: int = 0) -> Any:
+    """Return the column of each name as an attribute. Numba reads attributes of a named tuple as constants.
+
+    Args:
+        kind: Name of the tuple's class.
+        names: Names of the columns.
+        first: The first column.
+    """
+    return namedtuple(kind, names)(*range(first, first + len(names)))
 
 
-CARD: Final = _columns("CardColumns", CARD_FEATURES)
+CARD: Final = columns_of("CardColumns", CARD_FEATURES)
 """Columns of a row of `CARD_FEATURES`."""
-MERCHANT: Final = _columns("MerchantColumns", MERCHANT_FEATURES)
+MERCHANT: Final = columns_of("MerchantColumns", MERCHANT_FEATURES)
 """Columns of a row of `MERCHANT_FEATURES`."""
-FIELD_NUMBER: Final = _columns("NumberColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.NUMBER))
+FIELD_NUMBER: Final = columns_of("NumberColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.NUMBER))
 """Columns of `pipeline.features.kernel.FieldColumns.numbers`."""
-FIELD_TEXT: Final = _columns("TextColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.TEXT))
+FIELD_TEXT: Final = columns_of("TextColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.TEXT))
 """Columns of `pipeline.features.kernel.FieldColumns.texts`."""
 
 KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{hashlib.sha256(' '.join(FEATURES).encode()).hexdigest()[:8]}"

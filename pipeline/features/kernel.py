@@ -7,7 +7,6 @@ of the rows; splitting the rows over several calls changes nothing, and neither 
 Cards and merchants are distinguished by 128 bits of their names' hash; the names themselves are not kept.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.features.card_kernel import profile_cards
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FIELD_NUMBER, FIELD_TEXT, MERCHANT_FEATURES
-from pipeline.features.columns import Storage
-from pipeline.features.digest import window_contents
 from pipeline.features.merchant_kernel import profile_merchants
-from pipeline.features.tables import Tables
+from pipeline.features.state_columns import Storage
 from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS
+from pipeline.features.window_tables import Tables
 
 
 class FieldColumns(NamedTuple):
@@ -53,33 +51,11 @@ class CardProfile(NamedTuple):
         return cls(np.empty((n, columns)), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_))
 
 
-class _Windows(Tables):
-    """The common part of the cards' and the merchants' windows."""
-
-    event_words: int
-    """Words of an event's row."""
-
-    def _work(self, kernel: Callable[..., int], n: int, *columns: NDArray[Any]) -> None:
-        """Have ``kernel`` work on n rows: where a table is full it ends early, and goes on once that has grown."""
-        self.begin(n)
-        done = 0
-        while done < n:
-            done = kernel(self.state, done, *columns)
-            if done < n:
-                self.grow()
-
-    def contents(self) -> list[tuple[bytes, ...]]:
-        """Return what the committed state can still show, in canonical order; see `window_contents`."""
-        return window_contents(self.state, self.event_words)
-
-
-class CardWindows(_Windows):
+class CardWindows(Tables):
     """Windows and cases of all cards of one partition."""
 
-    event_words = int(CARD_EVENT_WORDS)
-
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(storage, self.event_words, labelled=False)
+        super().__init__(storage, int(CARD_EVENT_WORDS), labelled=False)
 
     def profile(
         self,
@@ -92,6 +68,7 @@ class CardWindows(_Windows):
         weekday: NDArray[np.float64],
         attributes: NDArray[np.float64] | None = None,
         fields: FieldColumns | None = None,
+        columns: int = len(CARD_FEATURES),
     ) -> CardProfile:
         """Let n transactions enter the windows in log order; return their features and cases.
 
@@ -105,6 +82,7 @@ class CardWindows(_Windows):
             weekday: 0 (Monday) to 6.
             attributes: Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None for no values.
             fields: What kernels read besides; None for no values.
+            columns: Columns of the features to make; those behind the cards' have room for other features.
         """
         n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
@@ -115,20 +93,19 @@ class CardWindows(_Windows):
         if fields is None:
             fields = FieldColumns(np.full((n, len(FIELD_NUMBER)), np.nan), np.zeros((n, len(FIELD_TEXT)), np.int64))
         named = map(np.ascontiguousarray, fields)
-        profile = CardProfile.of_rows(n)
-        self._work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *named, *profile)
+        profile = CardProfile.of_rows(n, columns)
+        self.work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *named, *profile)
         if ATTRIBUTE_FEATURES:
-            profile.features[:, -len(ATTRIBUTE_FEATURES) :] = np.nan if attributes is None else attributes
+            given = profile.features[:, len(CARD_FEATURES) - len(ATTRIBUTE_FEATURES) : len(CARD_FEATURES)]
+            given[:] = np.nan if attributes is None else attributes
         return profile
 
 
-class MerchantWindows(_Windows):
+class MerchantWindows(Tables):
     """Windows and known labels of all merchants of one partition of ``profiled``."""
 
-    event_words = int(MERCHANT_EVENT_WORDS)
-
     def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(storage, self.event_words, labelled=True)
+        super().__init__(storage, int(MERCHANT_EVENT_WORDS), labelled=True)
 
     def profile(
         self,
@@ -141,6 +118,8 @@ class MerchantWindows(_Windows):
         outliers: NDArray[np.bool_],
         known: NDArray[np.int8],
         known_at_us: NDArray[np.int64],
+        out: NDArray[np.float64] | None = None,
+        out_rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
         """Let n transactions (kind 0) and labels (kind 1) enter the windows in log order; return their features.
 
@@ -154,9 +133,12 @@ class MerchantWindows(_Windows):
             outliers: Whether its amount is an outlier for its card, as `CardProfile` says.
             known: What a label says: 1 for fraud, 0 for legitimate, 2 for none.
             known_at_us: From when on a label counts.
+            out: Rows whose last columns get the features, of another number if there are ``out_rows``; None: new ones
+                of shape (n, len(MERCHANT_FEATURES)).
+            out_rows: The row of ``out`` for each, or -1 for none, which labels may have; None: in their order.
 
         Returns:
-            Shape (n, len(MERCHANT_FEATURES)), NaN in the rows of labels.
+            ``out``, NaN in the rows of labels.
         """
         n = len(merchants)
         kind, identity, time_us, amount, enters, outlier, value, since_us = _columns(
@@ -164,8 +146,11 @@ class MerchantWindows(_Windows):
             (counts, np.bool_), (outliers, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
         keys, identities = np.ascontiguousarray(merchants), identity.view(np.int64)
-        out = np.empty((n, len(MERCHANT_FEATURES)))
-        self._work(profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, out)
+        out = np.empty((n, len(MERCHANT_FEATURES))) if out is None else out
+        (rows,) = _columns(n, (np.arange(n) if out_rows is None else out_rows, np.int64))
+        self.work(
+            profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, out, rows
+        )
         return out
 
 

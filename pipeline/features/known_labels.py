@@ -7,38 +7,24 @@ from pipeline.features.timelines.chunks import position_at
 from pipeline.features.timelines.insertion import make_room
 from pipeline.features.timelines.journal import save
 from pipeline.features.timelines.layout import (
+    CHUNK,
     CHUNK_WORDS,
-    CORRECTED,
-    EVENT_AMOUNT,
+    EVENT,
     EVENTS,
     EXPLAINED_FRAUD,
-    FIRST,
-    FRAUDS,
-    HELD,
-    HELD_LABELS,
     IN_CHUNKS,
     IN_ITEMS,
     KIND_STEP,
-    KNOWN,
-    LABEL_FRAUDS,
-    LABEL_IDENTITY,
-    LABEL_KNOWN,
-    LABEL_KNOWN_AT,
-    LABEL_SUPERSEDED_AT,
-    LABEL_UNEXPLAINED,
-    LABEL_VALUE,
+    LABEL,
     LABEL_WORDS,
+    LABELLED,
     LABELS,
-    LAST,
-    LATEST_KNOWN_AT,
-    LENGTH,
     MERCHANT_EVENT_WORDS,
+    META,
     NEVER,
     NOTHING_YET_US,
-    PREVIOUS,
+    SLOT,
     SLOT_WORDS,
-    START,
-    UNEXPLAINED,
     UNEXPLAINED_FRAUD,
     UNKNOWN,
     State,
@@ -52,14 +38,14 @@ def _is_flagged(state: State, words: Any, slot: Any, time_us: Any) -> bool:
     chunk, at = position_at(state, EVENTS, words, slot, time_us)
     while chunk > 0:
         if at == 0:
-            chunk = chunks[chunk * CHUNK_WORDS + PREVIOUS]
-            at = chunks[chunk * CHUNK_WORDS + LENGTH]
+            chunk = chunks[chunk * CHUNK_WORDS + CHUNK.previous]
+            at = chunks[chunk * CHUNK_WORDS + CHUNK.length]
             continue
         at -= 1
-        event = (chunks[chunk * CHUNK_WORDS + START] + at) * words
+        event = (chunks[chunk * CHUNK_WORDS + CHUNK.start] + at) * words
         if events[event] != time_us:
             return False
-        if events[event + EVENT_AMOUNT] & 1:
+        if events[event + EVENT.amount] & 1:
             return True
     return False
 
@@ -72,21 +58,21 @@ def insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: An
     inside, i = chunk, at
     while inside > 0:
         if i == 0:
-            inside = chunks[inside * CHUNK_WORDS + PREVIOUS]
+            inside = chunks[inside * CHUNK_WORDS + CHUNK.previous]
             if inside == 0:
                 break
-            i = chunks[inside * CHUNK_WORDS + LENGTH]
+            i = chunks[inside * CHUNK_WORDS + CHUNK.length]
         i -= 1
-        row = (chunks[inside * CHUNK_WORDS + START] + i) * LABEL_WORDS
+        row = (chunks[inside * CHUNK_WORDS + CHUNK.start] + i) * LABEL_WORDS
         if labels[row] != time_us:
             break
-        if labels[row + LABEL_IDENTITY] == identity and labels[row + LABEL_SUPERSEDED_AT] == NEVER:
-            known_at_us = max(known_at_us, labels[row + LABEL_KNOWN_AT])
+        if labels[row + LABEL.identity] == identity and labels[row + LABEL.superseded_at] == NEVER:
+            known_at_us = max(known_at_us, labels[row + LABEL.known_at])
             record = inside * CHUNK_WORDS
             save(state, IN_ITEMS + LABELS, labels, state.labels_dirty, row, LABEL_WORDS)
             save(state, IN_CHUNKS + LABELS, chunks, state.label_chunks_dirty, record, CHUNK_WORDS)
-            labels[row + LABEL_SUPERSEDED_AT] = known_at_us
-            chunks[record + CORRECTED] += 1
+            labels[row + LABEL.superseded_at] = known_at_us
+            chunks[record + LABELLED.corrected] += 1
             # Directly behind what it replaces, so that of two transactions of the same
             # instant the one first labelled later stays the later one.
             chunk, at = inside, i + 1
@@ -97,33 +83,33 @@ def insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: An
     fraud = value & 1
     unexplained = 1 if value == UNEXPLAINED_FRAUD else 0
     chunk, at = make_room(state, LABELS, LABEL_WORDS, slot, chunk, at, NOTHING_YET_US)
-    state.slots[slot * SLOT_WORDS + KIND_STEP + HELD] += 1
-    state.meta[HELD_LABELS] += 1
+    state.slots[slot * SLOT_WORDS + KIND_STEP + SLOT.held] += 1
+    state.meta[META.held_labels] += 1
     record = chunk * CHUNK_WORDS
-    start, length = chunks[record + START], chunks[record + LENGTH]
+    start, length = chunks[record + CHUNK.start], chunks[record + CHUNK.length]
     row = (start + at) * LABEL_WORDS
     labels[row] = time_us
-    labels[row + LABEL_IDENTITY] = identity
-    labels[row + LABEL_KNOWN_AT] = known_at_us
-    labels[row + LABEL_SUPERSEDED_AT] = NEVER
-    labels[row + LABEL_VALUE] = value
-    labels[row + LABEL_KNOWN] = known + (labels[row - LABEL_WORDS + LABEL_KNOWN] if at > 0 else 0)
-    labels[row + LABEL_FRAUDS] = fraud + (labels[row - LABEL_WORDS + LABEL_FRAUDS] if at > 0 else 0)
-    labels[row + LABEL_UNEXPLAINED] = unexplained + (labels[row - LABEL_WORDS + LABEL_UNEXPLAINED] if at > 0 else 0)
+    labels[row + LABEL.identity] = identity
+    labels[row + LABEL.known_at] = known_at_us
+    labels[row + LABEL.superseded_at] = NEVER
+    labels[row + LABEL.value] = value
+    labels[row + LABEL.known] = known + (labels[row - LABEL_WORDS + LABEL.known] if at > 0 else 0)
+    labels[row + LABEL.frauds] = fraud + (labels[row - LABEL_WORDS + LABEL.frauds] if at > 0 else 0)
+    labels[row + LABEL.unexplained] = unexplained + (labels[row - LABEL_WORDS + LABEL.unexplained] if at > 0 else 0)
     for j in range(start + at + 1, start + length):
-        labels[j * LABEL_WORDS + LABEL_KNOWN] += known
-        labels[j * LABEL_WORDS + LABEL_FRAUDS] += fraud
-        labels[j * LABEL_WORDS + LABEL_UNEXPLAINED] += unexplained
+        labels[j * LABEL_WORDS + LABEL.known] += known
+        labels[j * LABEL_WORDS + LABEL.frauds] += fraud
+        labels[j * LABEL_WORDS + LABEL.unexplained] += unexplained
     if length == 1:
-        chunks[record + FIRST] = chunks[record + LAST] = time_us
-        chunks[record + LATEST_KNOWN_AT] = known_at_us
+        chunks[record + CHUNK.first] = chunks[record + CHUNK.last] = time_us
+        chunks[record + LABELLED.latest_known_at] = known_at_us
     else:
-        chunks[record + FIRST] = min(chunks[record + FIRST], time_us)
-        chunks[record + LAST] = max(chunks[record + LAST], time_us)
-        chunks[record + LATEST_KNOWN_AT] = max(chunks[record + LATEST_KNOWN_AT], known_at_us)
-    chunks[record + KNOWN] += known
-    chunks[record + FRAUDS] += fraud
-    chunks[record + UNEXPLAINED] += unexplained
+        chunks[record + CHUNK.first] = min(chunks[record + CHUNK.first], time_us)
+        chunks[record + CHUNK.last] = max(chunks[record + CHUNK.last], time_us)
+        chunks[record + LABELLED.latest_known_at] = max(chunks[record + LABELLED.latest_known_at], known_at_us)
+    chunks[record + LABELLED.known] += known
+    chunks[record + LABELLED.frauds] += fraud
+    chunks[record + LABELLED.unexplained] += unexplained
 
 
 @compiled
@@ -143,7 +129,7 @@ def first_reaching(labels: Any, start: Any, low: Any, high: Any, plus: Any, minu
 def is_known(labels: Any, row: Any, time_us: Any) -> bool:
     """Return True if a label holds at a time."""
     return bool(
-        labels[row + LABEL_VALUE] != UNKNOWN
-        and labels[row + LABEL_KNOWN_AT] <= time_us
-        and labels[row + LABEL_SUPERSEDED_AT] > time_us
+        labels[row + LABEL.value] != UNKNOWN
+        and labels[row + LABEL.known_at] <= time_us
+        and labels[row + LABEL.superseded_at] > time_us
     )

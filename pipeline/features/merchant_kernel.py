@@ -17,20 +17,21 @@ from pipeline.features.timelines.chunks import has_room, position_at
 from pipeline.features.timelines.entities import enter_slot, find_slot
 from pipeline.features.timelines.insertion import insert_event
 from pipeline.features.timelines.layout import (
+    CHUNK,
     CHUNK_WORDS,
     EVENTS,
     FOUND,
     KIND_STEP,
     LABEL_WORDS,
     LABELS,
+    LOOKED_AHEAD,
+    LOOKED_AHEAD_WORDS,
     MERCHANT_EVENT_WORDS,
-    NEWEST,
+    META,
     NO_CHUNK,
     ROWS_AHEAD,
+    SLOT,
     SLOT_WORDS,
-    SLOTS_AHEAD,
-    START,
-    TAIL,
     State,
 )
 from pipeline.features.timelines.look_ahead import look_ahead
@@ -61,37 +62,41 @@ def profile_merchants(
     known: Any,
     known_at: Any,
     out: Any,
+    out_rows: Any,
 ) -> int:
-    """Fill ``out`` (rows x MERCHANT_FEATURES) from ``first_row`` on; returns the first row not done (a table is full).
+    """Fill ``out`` (its last columns are MERCHANT_FEATURES) from ``first_row`` on, row i at ``out_rows[i]``.
 
-    A row of kind 1 is a label: it changes what is known, and its output row is NaN.
+    Returns the first row not done (a table is full). A row of kind 1 is a label: it changes what is known, and its
+    output row, if it has one, is NaN.
     """
     meta, chunks, events = state.meta, state.chunks, state.events
-    words = MERCHANT_EVENT_WORDS
+    words, first_column = MERCHANT_EVENT_WORDS, out.shape[1] - len(MERCHANT)
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
     found = state.scratch[FOUND : FOUND + FOUND_WORDS]
-    slots_ahead = state.scratch[SLOTS_AHEAD : SLOTS_AHEAD + ROWS_AHEAD]
-    slots_ahead[:] = 0
+    ahead = state.scratch[LOOKED_AHEAD : LOOKED_AHEAD + LOOKED_AHEAD_WORDS]
+    ahead[:] = 0
     for i in range(first_row, keys.shape[0]):
-        look_ahead(state, EVENTS, words, keys, i, slots_ahead)
+        look_ahead(state, words, keys, i, ahead)
         is_label = kinds[i] == 1
         if not has_room(state, LABELS if is_label else EVENTS, LABEL_WORDS if is_label else words):
             return i
         time_us, amount = times[i], amounts[i]
-        floor_us = meta[NEWEST] - HORIZON_US
+        floor_us = meta[META.newest] - HORIZON_US
         enters = time_us > floor_us and (is_label or counts[i])
-        slot = slots_ahead[i % ROWS_AHEAD]
-        slots_ahead[i % ROWS_AHEAD] = 0
+        slot = ahead[i % ROWS_AHEAD]
+        ahead[i % ROWS_AHEAD] = 0
         if enters:
             slot = enter_slot(state, keys[i, 0], keys[i, 1], slot)
         elif slot == 0:
             slot = find_slot(state, keys[i, 0], keys[i, 1])[0]
-        row = out[i]
+        out_row = out_rows[i]
         if is_label:
-            row[:] = np.nan
+            if out_row >= 0:
+                out[out_row, first_column:] = np.nan
             if enters:
                 insert_label(state, slot, time_us, identities[i], known[i], known_at[i])
             continue
+        row = out[out_row, first_column:]
         chunk, end = position_at(state, EVENTS, words, slot, time_us)
         sum_, _, first, at = window_features(
             state, words, chunk, end, time_us, floor_us, row, MERCHANT.merchant_count_1h, flagged
@@ -99,18 +104,18 @@ def profile_merchants(
         month = row[MERCHANT.merchant_count_30d]
         row[MERCHANT.merchant_seconds_since_last] = row[MERCHANT.merchant_seconds_since_first] = np.nan
         if month > 0:
-            last = chunks[chunk * CHUNK_WORDS + START] + end - 1
+            last = chunks[chunk * CHUNK_WORDS + CHUNK.start] + end - 1
             row[MERCHANT.merchant_seconds_since_last] = (time_us - events[last * words]) / US_PER_SECOND
             row[MERCHANT.merchant_seconds_since_first] = seconds_since_row(state, words, slot, first, at, time_us)
         mean = row[MERCHANT.merchant_mean_30d]
         row[MERCHANT.merchant_amount_to_mean] = amount / 100.0 / mean if mean > 0 else np.nan
         row[MERCHANT.merchant_surge] = row[MERCHANT.merchant_count_1d] / (month / 30.0) if month > 0 else np.nan
-        if state.slots[slot * SLOT_WORDS + TAIL + KIND_STEP] == 0:
+        if state.slots[slot * SLOT_WORDS + SLOT.tail + KIND_STEP] == 0:
             unlabelled_features(row)
         else:
             label_features(state, slot, time_us, floor_us, row, found)
         if enters:
             flag = np.int64(outliers[i] or _is_merchant_outlier(amount, np.int64(month), sum_))
             insert_event(state, words, slot, chunk, end, time_us, amount, flag, NO_CHUNK, floor_us)
-        meta[NEWEST] = max(meta[NEWEST], time_us)
+        meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

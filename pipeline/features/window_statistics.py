@@ -7,23 +7,16 @@ import numpy as np
 from pipeline.features.catalogue import STATISTICS, WINDOWS_US
 from pipeline.features.compiled import compiled, inlined
 from pipeline.features.timelines.layout import (
-    CAPACITY,
+    CHUNK,
     CHUNK_WORDS,
-    EVENT_AMOUNT,
-    FIRST,
-    FLAGGED_SUM,
-    FLAGS,
-    HEAD,
+    EVENT,
     LEAST_WITH_TOTALS,
-    LENGTH,
     NEVER,
-    NEXT,
-    PREVIOUS,
     RUN,
     RUN_SHIFT,
+    SLOT,
     SLOT_WORDS,
-    START,
-    SUM,
+    TOTAL,
     TOTALS,
     TOTALS_WORDS,
     State,
@@ -52,14 +45,14 @@ def window_features(
     count = np.int64(0)
     totals = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for w in range(N_WINDOWS):
-        lower_us = max(time_us - _WINDOWS[w], floor_us)
+        lower_us, shorter = max(time_us - _WINDOWS[w], floor_us), count
         while chunk > 0:
             record = chunk * CHUNK_WORDS
-            start = chunks[record + START]
-            if chunks[record + CAPACITY] >= LEAST_WITH_TOTALS:
-                length = chunks[record + LENGTH]
-                runs = (start + chunks[record + CAPACITY]) * words
-                if end == length and chunks[record + FIRST] > lower_us:
+            start = chunks[record + CHUNK.start]
+            if chunks[record + CHUNK.capacity] >= LEAST_WITH_TOTALS:
+                length = chunks[record + CHUNK.length]
+                runs = (start + chunks[record + CHUNK.capacity]) * words
+                if end == length and chunks[record + CHUNK.first] > lower_us:
                     totals = with_totals(totals, chunks, record + TOTALS)
                     count += end
                     end = np.int64(0)
@@ -74,7 +67,7 @@ def window_features(
                     event = (start + end - 1) * words
                     if events[event] <= lower_us:
                         break
-                    totals = with_event(totals, events[event + EVENT_AMOUNT])
+                    totals = with_event(totals, events[event + EVENT.amount])
                     count += 1
                     end -= 1
             else:
@@ -82,16 +75,21 @@ def window_features(
                     event = (start + end - 1) * words
                     if events[event] <= lower_us:
                         break
-                    totals = with_event(totals, events[event + EVENT_AMOUNT])
+                    totals = with_event(totals, events[event + EVENT.amount])
                     count += 1
                     end -= 1
             if end > 0:
                 break
-            chunk = chunks[record + PREVIOUS]
-            end = chunks[chunk * CHUNK_WORDS + LENGTH]
+            chunk = chunks[record + CHUNK.previous]
+            end = chunks[chunk * CHUNK_WORDS + CHUNK.length]
         largest, smallest, sum_, high, low, flags, _ = totals
         found[w] = flags
         at = column + w * _N_STATISTICS
+        if w > 0 and count == shorter:
+            # The same events as in the window before, and so the same statistics.
+            for k in range(at, at + _N_STATISTICS):
+                row[k] = row[k - _N_STATISTICS]
+            continue
         row[at + _COUNT] = count
         row[at + _SUM] = sum_ / 100.0
         # All is computed for an empty window too, and then put aside: without branches, the windows' divisions overlap.
@@ -102,7 +100,8 @@ def window_features(
         row[at + _STD] = np.nan if empty else deviation
         row[at + _MAX] = np.nan if empty else most
         row[at + _MIN] = np.nan if empty else least
-    return totals[SUM], totals[FLAGGED_SUM], chunk, end
+    _, _, sum_, _, _, _, flagged_sum = totals
+    return sum_, flagged_sum, chunk, end
 
 
 @inlined
@@ -110,10 +109,10 @@ def seconds_since_row(state: State, words: Any, slot: Any, chunk: Any, at: Any, 
     """Seconds from the event at position ``at`` of ``chunk`` (behind its last: the next chunk's first) to a time."""
     chunks = state.chunks
     if chunk == 0:
-        chunk = state.slots[slot * SLOT_WORDS + HEAD]
-    elif at == chunks[chunk * CHUNK_WORDS + LENGTH]:
-        chunk, at = chunks[chunk * CHUNK_WORDS + NEXT], np.int64(0)
-    return float((time_us - state.events[(chunks[chunk * CHUNK_WORDS + START] + at) * words]) / US_PER_SECOND)
+        chunk = state.slots[slot * SLOT_WORDS + SLOT.head]
+    elif at == chunks[chunk * CHUNK_WORDS + CHUNK.length]:
+        chunk, at = chunks[chunk * CHUNK_WORDS + CHUNK.next], np.int64(0)
+    return float((time_us - state.events[(chunks[chunk * CHUNK_WORDS + CHUNK.start] + at) * words]) / US_PER_SECOND)
 
 
 @compiled
@@ -122,15 +121,15 @@ def last_flagged_us(state: State, words: Any, chunk: Any, end: Any) -> int:
     chunks, events = state.chunks, state.events
     while True:
         record = chunk * CHUNK_WORDS
-        start, capacity = chunks[record + START], chunks[record + CAPACITY]
-        if capacity < LEAST_WITH_TOTALS or chunks[record + TOTALS + FLAGS] > 0:
+        start, capacity = chunks[record + CHUNK.start], chunks[record + CHUNK.capacity]
+        if capacity < LEAST_WITH_TOTALS or chunks[record + TOTALS + TOTAL.flags] > 0:
             runs = (start + capacity) * words
             while end > 0:
                 first = (end - 1) & ~(RUN - 1)
-                if capacity < LEAST_WITH_TOTALS or events[runs + (first >> RUN_SHIFT) * TOTALS_WORDS + FLAGS] > 0:
+                if capacity < LEAST_WITH_TOTALS or events[runs + (first >> RUN_SHIFT) * TOTALS_WORDS + TOTAL.flags] > 0:
                     for i in range(start + end - 1, start + first - 1, -1):
-                        if events[i * words + EVENT_AMOUNT] & 1:
+                        if events[i * words + EVENT.amount] & 1:
                             return int(events[i * words])
                 end = first
-        chunk = chunks[record + PREVIOUS]
-        end = chunks[chunk * CHUNK_WORDS + LENGTH]
+        chunk = chunks[record + CHUNK.previous]
+        end = chunks[chunk * CHUNK_WORDS + CHUNK.length]

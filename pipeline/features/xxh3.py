@@ -11,10 +11,10 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pipeline.features.compiled import compiled, inlined, wide_product
-from pipeline.features.words import word_at
+from pipeline.features.compiled import compiled, inlined, wide_product, word_at
 
 IntArray = NDArray[np.integer[Any]]
+Texts = tuple[NDArray[np.uint8], IntArray]
 
 LONGEST: Final = 240
 """Bytes of the longest text that compiled code hashes."""
@@ -52,7 +52,16 @@ def hash_texts(data: NDArray[np.uint8], offsets: IntArray) -> NDArray[np.uint64]
 
 
 def hash_spans(data: NDArray[np.uint8], first: IntArray, end: IntArray) -> NDArray[np.uint64]:
-    """Hash n texts, as `hash_texts`: text i lies in ``data`` from ``first[i]`` to ``end[i]``."""
+    """Hash n texts, as `hash_texts`: text i lies in ``data`` from ``first[i]`` to ``end[i]``.
+
+    Args:
+        data: Bytes of all texts, shape (b,).
+        first: Shape (n,). Texts may lie in any order, and overlap.
+        end: Shape (n,): position behind each text's last byte.
+
+    Returns:
+        Shape (n, 2): the high and the low 64 bits of each hash.
+    """
     hashes = np.empty((len(first), 2), np.uint64)
     if _hash_spans(data, first, end, _SECRET, hashes):
         for row in np.flatnonzero(end - first > LONGEST).tolist():
@@ -60,9 +69,7 @@ def hash_spans(data: NDArray[np.uint8], first: IntArray, end: IntArray) -> NDArr
     return hashes
 
 
-def hash_pairs(
-    first: tuple[NDArray[np.uint8], IntArray], second: tuple[NDArray[np.uint8], IntArray]
-) -> NDArray[np.uint64]:
+def hash_pairs(first: Texts, second: Texts) -> NDArray[np.uint64]:
     """Hash n pairs of texts: the number of characters of the first, a space, the first, the second.
 
     Args:
@@ -72,34 +79,33 @@ def hash_pairs(
     Returns:
         Shape (n, 2): the high and the low 64 bits of each hash.
     """
-    n = len(first[1]) - 1
-    hashes = np.empty((n, 2), np.uint64)
-    if _hash_pairs(*first, *second, _SECRET, np.empty(LONGEST, np.uint8), hashes):
-        for row in np.flatnonzero(np.diff(first[1]) + np.diff(second[1]) > LONGEST - _MOST_HEAD_BYTES).tolist():
-            first_name, second_name = (data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second))
-            _store(
-                hashes, row, b"%d %b%b" % (len(first_name.decode("utf-8", "surrogatepass")), first_name, second_name)
-            )
-    return hashes
+    return _pairs(first, second, counted=True)
 
 
-def hash_joined(
-    first: tuple[NDArray[np.uint8], IntArray], second: tuple[NDArray[np.uint8], IntArray]
-) -> NDArray[np.uint64]:
-    """Hash n pairs of texts to 64 bits: the first, a byte of 0, the second.
+def hash_joined(first: Texts, second: Texts) -> NDArray[np.uint64]:
+    """Hash n pairs of texts, given as to `hash_pairs`, to 64 bits: the first, a byte of 0, the second; shape (n,)."""
+    return np.ascontiguousarray(_pairs(first, second, counted=False)[:, 1])
 
-    Args:
-        first: (data, offsets) of n texts, as of `hash_texts`.
-        second: The same.
 
-    Returns:
-        Shape (n,).
+def transaction_hash(card_id: str, transaction_id: str) -> int:
+    """64 bits of a card's transaction, the same on every machine, as `hash_joined` gives those of many.
+
+    >>> transaction_hash("c1", "t1") == transaction_hash("c1", "t1") != transaction_hash("c1t", "1")
+    True
     """
-    hashes = np.empty(len(first[1]) - 1, np.uint64)
-    if _hash_joined(*first, *second, _SECRET, np.empty(LONGEST, np.uint8), hashes):
-        for row in np.flatnonzero(np.diff(first[1]) + np.diff(second[1]) >= LONGEST).tolist():
-            names = (data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second))
-            hashes[row] = xxhash.xxh3_64_intdigest(b"\0".join(names))
+    return xxhash.xxh3_64_intdigest(f"{card_id}\x00{transaction_id}".encode("utf-8", "surrogatepass"))
+
+
+def _pairs(first: Texts, second: Texts, *, counted: bool) -> NDArray[np.uint64]:
+    hashes = np.empty((len(first[1]) - 1, 2), np.uint64)
+    if _hash_pairs(*first, *second, counted, _SECRET, np.empty(LONGEST, np.uint8), hashes):
+        for row in np.flatnonzero(np.diff(first[1]) + np.diff(second[1]) > LONGEST - _MOST_HEAD_BYTES).tolist():
+            names = [data[ends[row] : ends[row + 1]].tobytes() for data, ends in (first, second)]
+            if counted:
+                head = b"%d " % len(names[0].decode("utf-8", "surrogatepass"))
+                _store(hashes, row, head + b"".join(names))
+            else:
+                hashes[row, 1] = xxhash.xxh3_64_intdigest(b"\0".join(names))
     return hashes
 
 
@@ -135,8 +141,13 @@ def _hash_spans(data: Any, first: Any, end: Any, secret: Any, hashes: Any) -> bo
 
 
 @compiled
-def _hash_pairs(data: Any, offsets: Any, other: Any, other_offsets: Any, secret: Any, text: Any, hashes: Any) -> bool:
-    """Hash pairs and return True if some are too long and left out; ``text`` has room for `LONGEST` bytes."""
+def _hash_pairs(
+    data: Any, offsets: Any, other: Any, other_offsets: Any, counted: Any, secret: Any, text: Any, hashes: Any
+) -> bool:
+    """Hash pairs as `hash_pairs` does or, not ``counted``, as `hash_joined` to the low words.
+
+    Returns True if some are too long and left out. ``text`` has room for `LONGEST` bytes.
+    """
     longer = False
     for row in range(len(hashes)):
         first, end = offsets[row], offsets[row + 1]
@@ -144,48 +155,33 @@ def _hash_pairs(data: Any, offsets: Any, other: Any, other_offsets: Any, secret:
         if (end - first) + (other_end - other_first) > LONGEST - _MOST_HEAD_BYTES:
             longer = True
             continue
-        characters = 0
-        for position in range(first, end):
-            characters += (data[position] & _TOP_BITS) != _CONTINUES
-        at, limit = 1, _TEN
-        while characters >= limit:
-            at += 1
-            limit *= _TEN
-        for position in range(at - 1, -1, -1):
-            text[position] = _ZERO + characters % _TEN
-            characters //= _TEN
-        text[at] = _SPACE
-        at += 1
-        for position in range(first, end):
-            text[at] = data[position]
-            at += 1
-        for position in range(other_first, other_end):
-            text[at] = other[position]
-            at += 1
-        hashes[row, 0], hashes[row, 1] = _hash(text, np.int64(0), np.int64(at), secret)
-    return longer
-
-
-@compiled
-def _hash_joined(data: Any, offsets: Any, other: Any, other_offsets: Any, secret: Any, text: Any, hashes: Any) -> bool:
-    """Hash pairs to 64 bits and return True if some are too long and left out; ``text`` as of `_hash_pairs`."""
-    longer = False
-    for row in range(len(hashes)):
-        first, end = offsets[row], offsets[row + 1]
-        other_first, other_end = other_offsets[row], other_offsets[row + 1]
-        if (end - first) + (other_end - other_first) >= LONGEST:
-            longer = True
-            continue
         at = 0
+        if counted:
+            characters, limit = 0, _TEN
+            for position in range(first, end):
+                characters += (data[position] & _TOP_BITS) != _CONTINUES
+            at = 1
+            while characters >= limit:
+                at += 1
+                limit *= _TEN
+            for position in range(at - 1, -1, -1):
+                text[position] = _ZERO + characters % _TEN
+                characters //= _TEN
+            text[at] = _SPACE
+            at += 1
         for position in range(first, end):
             text[at] = data[position]
             at += 1
-        text[at] = 0
-        at += 1
+        if not counted:
+            text[at] = 0
+            at += 1
         for position in range(other_first, other_end):
             text[at] = other[position]
             at += 1
-        hashes[row] = _hash_64(text, np.int64(at), secret)
+        if counted:
+            hashes[row, 0], hashes[row, 1] = _hash(text, np.int64(0), np.int64(at), secret)
+        else:
+            hashes[row, 1] = _hash_64(text, np.int64(at), secret)
     return longer
 
 

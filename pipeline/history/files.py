@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.columns import PASSED_ON
-from pipeline.settings.files import is_url
+from pipeline.history.canonical_columns import PASSED_ON, UnusableSource, numbers, zone_of
+from pipeline.settings.secret_files import is_url
 from schemas.fields import DECLARED_FIELDS
 
 REQUIRED: Final = tuple(field.name for field in DECLARED_FIELDS if field.required and field.name != "currency")
@@ -54,26 +52,13 @@ SEQUENCE: Final = "sequence"
 """Column of a whole number by which a recorded order goes."""
 CHUNK_ROWS: Final = 16_384
 """Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
-_TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "fraud", "1.0"})
-_FALSE: Final = frozenset({"0", "false", "f", "no", "n", "legitimate", "0.0"})
 
-
-NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
-_NUMERIC: Final = (
-    pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,
-    pa.types.is_string_view, pa.types.is_null,
-)  # fmt: skip
 _SEPARATORS: Final = {b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
 _HEADER_BYTES: Final = 65_536
 _DAY_FIRST: Final = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}\b")
 _PLAIN_TIME: Final = r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)?$"
 _OFFSET: Final = re.compile(r":\S*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$")
 _SINCE_1970: Final = re.compile(r"\d{9,19}(\.\d+)?")
-NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
-
-
-class UnusableSource(ValueError):
-    """A file that cannot be read as transactions; the text names the column or row and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +93,17 @@ def resolve_mapping(
     currency: str = "EUR",
     time_zone: str = "UTC",
 ) -> ColumnMapping:
-    """Find the mapping for ``path``: a preset (by its columns where none is named), with ``changes`` on top.
+    """Find the mapping for a file: a preset, with changes on top.
 
-    Raises `UnusableSource` for an unknown field, preset or time zone, and for required columns that the file has not.
+    Args:
+        path: A Parquet or CSV file; its columns and its first time are read.
+        changes: The file's columns by names of ``FIELDS``; None: there are none.
+        preset: Name of the preset; None: the first one whose required columns the file has, else ``canonical``.
+        currency: ISO 4217 code for a file without a currency column.
+        time_zone: IANA name of the zone of times without an offset.
+
+    Raises:
+        UnusableSource: A field, preset or time zone is unknown, or the file lacks a column that is named or required.
     """
     changes = changes or {}
     present = column_names(path)
@@ -144,7 +137,7 @@ def resolve_mapping(
         raise UnusableSource(
             f"{path}: no column is known for {', '.join(missing)}; name one with {needed} (it has {', '.join(present)})"
         )
-    _zone(time_zone)
+    zone_of(time_zone)
     _check_first_time(path, columns["event_time"])
     return ColumnMapping(columns, currency, time_zone, ZERO_AMOUNT_TYPES.get(preset))
 
@@ -164,11 +157,18 @@ def _check_first_time(path: Path, column: str) -> None:
 
 
 def file_tables(path: Path, mapping: ColumnMapping | None = None, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
-    """A file of transactions (Parquet or CSV) as tables with the columns of the wire contract.
+    """A file of transactions as tables with the columns of the wire contract.
 
-    ``mapping`` tells the file's own names (`resolve_mapping`); its currency holds where no column says one, and its
-    ``zero_amount_type`` for amounts of zero. Columns `STAMP` and `SEQUENCE` are read where the file has them. Raises
-    `UnusableSource` for a file that cannot be read.
+    Columns `STAMP` and `SEQUENCE` are read where the file has them.
+
+    Args:
+        path: A Parquet or CSV file.
+        mapping: The file's own names (`resolve_mapping`). Its currency holds where no column says one, and its
+            ``zero_amount_type`` for amounts of zero. None: the mapping is found by the file's columns.
+        chunk_rows: Most rows of a table.
+
+    Raises:
+        UnusableSource: The file cannot be read, or its times are numbers.
     """
     mapping = mapping or resolve_mapping(path)
     present = column_names(path)
@@ -208,73 +208,33 @@ def _plain_times(column: pa.ChunkedArray) -> pa.Array:
     return pc.replace_with_mask(given, others, pa.array(written, given.type))
 
 
-def in_zone(naive: "pd.Series[pd.Timestamp]", time_zone: str) -> "pd.Series[pd.Timestamp]":
-    """Times without an offset as times in UTC; one that occurs twice is the first, one that does not, the next."""
-    first = np.ones(len(naive), np.bool_)
-    return naive.dt.tz_localize(_zone(time_zone), ambiguous=first, nonexistent="shift_forward").dt.tz_convert("UTC")
-
-
-def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """(nearest whole numbers, whether a value is none): amounts that are floats in minor units; shape (n,).
-
-    A float64 that was a decimal with so many digits is off by a rounding error, not by a part of a unit.
-    """
-    whole = np.rint(scaled)
-    return whole, np.abs(scaled - whole) > 1e-6 + np.abs(scaled) * 1e-12
-
-
-def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
-    values, codes = distinct(column)
-    texts = [str(value).strip().lower() for value in values]
-    true = np.array([text in _TRUE for text in texts], np.bool_)
-    unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
-    return true[codes], unknown[codes]
-
-
-def numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Parse a column of numbers: (values, NaN for a missing one; is it none); shape (n,).
-
-    Truths and times are no numbers.
-    """
-    if not any(is_kind(column.type) for is_kind in _NUMERIC):
-        return np.full(len(column), np.nan), ~column.is_null().to_numpy()
-    values = pd.to_numeric(pd.Series(column.to_pandas()), errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    missing = pc.is_null(column, nan_is_null=True).to_numpy()
-    return values, ~np.isfinite(values) & ~missing
-
-
-def distinct(column: pa.ChunkedArray) -> tuple[list[object], npt.NDArray[np.intp]]:
-    """Return the distinct values of a column, None among them, and the number of the one that each row holds."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.intp)
-
-
 def refuse_url(path: Path) -> None:
     """Raise `UnusableSource` for a path that was a URL, such as ``s3://``."""
     if is_url(path):
         raise UnusableSource(f"{path} is a URL: copy it to a disk of this machine, and name its path there")
 
 
-def _kind(path: Path) -> str:
+@contextmanager
+def _reading(path: Path) -> Iterator[bool]:
+    """Yield whether a file is Parquet, and not CSV; what fails in the context raises `UnusableSource`."""
     refuse_url(path)
     if not path.is_file():
         raise UnusableSource(f"there is no file {path}")
-    name = path.name.lower()
-    if name.endswith((".parquet", ".pq")):
-        return "parquet"
-    if name.endswith((".csv", ".csv.gz")):
-        return "csv"
-    raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv or .csv.gz")
+    parquet = path.name.lower().endswith((".parquet", ".pq"))
+    if not parquet and not path.name.lower().endswith((".csv", ".csv.gz")):
+        raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv or .csv.gz")
+    try:
+        yield parquet
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        advice = "; save it as UTF-8" if re.search("utf-?8", str(error), re.IGNORECASE) else ""
+        kind = "parquet" if parquet else "csv"
+        raise UnusableSource(f"{path} cannot be read as {kind}: {error}{advice}") from error
 
 
 def column_names(path: Path) -> list[str]:
     """The columns of a file; raises `UnusableSource` for one that cannot be read."""
-    kind = _kind(path)
-    try:
-        if kind == "parquet":
+    with _reading(path) as parquet:
+        if parquet:
             return list(pq.read_schema(path).names)
         # Before a parser divides the rows at commas, which may stand in amounts.
         with pa.input_stream(path) as stream:
@@ -288,23 +248,21 @@ def column_names(path: Path) -> list[str]:
                 )
         with pacsv.open_csv(path) as reader:
             return list(reader.schema.names)
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise _unreadable(path, kind, error) from error
-
-
-def _unreadable(path: Path, kind: str, error: Exception) -> UnusableSource:
-    advice = "; save it as UTF-8" if re.search("utf-?8", str(error), re.IGNORECASE) else ""
-    return UnusableSource(f"{path} cannot be read as {kind}: {error}{advice}")
 
 
 def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
-    """Yield the ``columns`` of a file in tables of at most ``batch_rows`` rows; a CSV's are text, empty ones null.
+    """Yield columns of a file in tables; those of a CSV are text, empty ones null.
 
-    Raises `UnusableSource` for a file that cannot be read.
+    Args:
+        path: A Parquet or CSV file.
+        columns: Names of its columns.
+        batch_rows: Most rows of a table.
+
+    Raises:
+        UnusableSource: The file cannot be read.
     """
-    kind = _kind(path)
-    try:
-        if kind == "parquet":
+    with _reading(path) as parquet:
+        if parquet:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
                     yield pa.Table.from_batches([batch])
@@ -320,12 +278,3 @@ def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.
             for batch in reader:
                 for first in range(0, batch.num_rows, batch_rows):
                     yield pa.Table.from_batches([batch.slice(first, batch_rows)])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, kind, error) from error
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise UnusableSource(f"there is no time zone {name}; use an IANA name such as Europe/Brussels") from error

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,19 @@ import pyarrow as pa
 
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.columns import FRAUD_TYPES, PASSED_ON, canonical_frame
-from pipeline.history.files import (
+from pipeline.history.canonical_columns import (
+    FRAUD_TYPES,
     NO_NUMBER,
     NO_TRUTH,
-    TRUTH,
-    ColumnMapping,
+    PASSED_ON,
     UnusableSource,
-    currency_decimals,
+    canonical_frame,
     distinct,
-    file_tables,
     numbers,
-    resolve_mapping,
     truths,
     whole_units,
 )
+from pipeline.history.files import TRUTH, ColumnMapping, currency_decimals, file_tables, resolve_mapping
 from pipeline.history.table_columns import column, times_us
 from schemas.fields import DECLARED_FIELDS, Kind
 
@@ -46,14 +44,23 @@ def read_transactions(
     sort: bool = False,
     batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pd.DataFrame]:
-    """Yield frames of at most ``batch_rows`` rows with `pipeline.history.columns.COLUMNS`, ordered by event time.
+    """Yield frames of transactions with `pipeline.history.canonical_columns.COLUMNS`, ordered by event time.
 
     Columns of ``PASSED_ON`` and of declared attributes that the mapping names follow them, ``transaction_type`` also
     where the mapping has a ``zero_amount_type``; None there is a purchase. ``fraud`` and ``fraud_type`` are there only
-    if the mapping names ``fraud``. ``start`` (inclusive) and ``end`` (exclusive) are aware times. ``sort`` reads the
-    whole file into memory and orders it (stable); without it a row that is earlier than the one before raises
-    `UnusableSource`, as do times, amounts, truths and attributes that cannot be read. Memory otherwise is that of one
-    batch.
+    if the mapping names ``fraud``. Memory is that of one batch, unless the rows are sorted here.
+
+    Args:
+        path: A Parquet or CSV file.
+        mapping: The file's own names (`resolve_mapping`); None: it is found by the file's columns.
+        start: Aware time; earlier rows are left out. None: there is no such bound.
+        end: Aware time; rows at it or later are left out. None: there is no such bound.
+        sort: Read the whole file into memory and order it (stable); else the file must be sorted by event time.
+        batch_rows: Most rows of a frame.
+
+    Raises:
+        UnusableSource: The file or a time, amount, truth or attribute in it cannot be read, a row is earlier than the
+            one before and ``sort`` is false, or a bound has no time zone.
     """
     mapping = mapping if mapping is not None else resolve_mapping(path)
     frames = _frames(path, mapping, start, end, batch_rows)
@@ -100,27 +107,26 @@ class _FileBatch:
     first_row: int
 
     def frame(self) -> pd.DataFrame:
-        present, currency = self.table.column_names, self._text("currency")
-        amount, amount_minor = self._amounts(currency)
-        known = "fraud" in present
-        fraud = self._truth() if known else np.zeros(self.table.num_rows, np.bool_)
-        frame = canonical_frame(
-            transaction_id=self._text("transaction_id"),
-            event_time_us=self._times_us(),
-            card_id=self._text("card_id"),
-            merchant_id=self._text("merchant_id"),
-            amount=amount,
-            amount_minor=amount_minor,
-            currency=currency,
-            fraud=fraud,
-            fraud_type=self._fraud_types(fraud),
-        )
-        if not known:
+        table, present = self.table, self.table.column_names
+        columns: dict[str, npt.NDArray[Any]] = {"currency": self._text("currency")}
+        columns["amount"], columns["amount_minor"] = self._amounts(columns["currency"])
+        fraud = np.zeros(table.num_rows, np.bool_)
+        if "fraud" in present:
+            fraud, unknown = truths(table.column("fraud"))
+            self._fail("fraud", unknown, NO_TRUTH)
+        columns |= {"fraud": fraud, "transaction_id": self._text("transaction_id")}
+        event_us, _ = times_us(column(table, "event_time"), self.mapping.time_zone)
+        self._fail("event_time", event_us == NO_TIME, "is no time; write it as 2018-04-01T00:00:31Z")
+        columns |= {name: self._text(name) for name in ("card_id", "merchant_id")}
+        frame = canonical_frame(event_us, columns | {"fraud_type": self._fraud_types(fraud)})
+        if "fraud" not in present:
             frame = frame.drop(columns=list(TRUTH))
         for name in (*PASSED_ON, *ATTRIBUTE_FEATURES):
-            if name in present:
-                is_number = name in _NUMBERS or name in ATTRIBUTE_FEATURES
-                frame[name] = self._numbers(name) if is_number else pd.Series(self._optional_text(name), dtype=object)
+            if name in present and (name in _NUMBERS or name in ATTRIBUTE_FEATURES):
+                frame[name], wrong = numbers(table.column(name))
+                self._fail(name, wrong, NO_NUMBER)
+            elif name in present:
+                frame[name] = pd.Series(self._optional_text(name), dtype=object)
         return frame
 
     def _fail(self, name: str, wrong: npt.NDArray[np.bool_], why: str) -> None:
@@ -142,11 +148,6 @@ class _FileBatch:
         self._fail(name, empty, f"is empty; every transaction needs its {name}")
         return values
 
-    def _times_us(self) -> npt.NDArray[np.int64]:
-        moments, _ = times_us(column(self.table, "event_time"), self.mapping.time_zone)
-        self._fail("event_time", moments == NO_TIME, "is no time; write it as 2018-04-01T00:00:31Z")
-        return moments
-
     def _amounts(self, currency: npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         amount, _ = numbers(self.table.column("amount"))
         why = "is no amount; write a decimal number in the currency's major unit"
@@ -159,16 +160,6 @@ class _FileBatch:
         why = f"has more than the {currency_decimals(code)} decimals of {code}; round it first"
         self._fail("amount", inexact, why)
         return minor / unit, minor.astype(np.int64)
-
-    def _numbers(self, name: str) -> npt.NDArray[np.float64]:
-        values, wrong = numbers(self.table.column(name))
-        self._fail(name, wrong, NO_NUMBER)
-        return values
-
-    def _truth(self) -> npt.NDArray[np.bool_]:
-        true, unknown = truths(self.table.column("fraud"))
-        self._fail("fraud", unknown, NO_TRUTH)
-        return true
 
     def _fraud_types(self, fraud: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
         if "fraud_type" not in self.table.column_names:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
-from pipeline.engine.records.accept import ReadTransactions, within
+from pipeline.engine.records.accept import transaction_columns, within
+from pipeline.engine.records.columns import Transactions
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.files import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
+from pipeline.history.canonical_columns import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
 from schemas.fields import NUMBER_COLUMNS, READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Timestamp
@@ -76,7 +77,16 @@ def missing(values: pa.Array) -> Mask:
 
 
 def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array, Mask]:
-    """Strings of ``least`` to ``most`` characters."""
+    """Return strings of a length, and which rows have one.
+
+    Args:
+        values: Texts or whole numbers, shape ``(n,)``; no row of another type is plain.
+        least: Fewest characters.
+        most: Most characters; infinite: any number.
+
+    Returns:
+        The strings, and a mask of the rows that are plain, each of shape ``(n,)``.
+    """
     names, fast = texts(values)
     if least > 0 or math.isfinite(most):
         length = pc.fill_null(pc.utf8_length(names), 0).to_numpy()
@@ -93,7 +103,9 @@ class TransactionTable(NamedTuple):
 
     raw: dict[str, pa.Array]
     """Columns of `READ_FIELDS` as the table has them."""
-    read: ReadTransactions
+    fields: dict[str, pa.Array]
+    """Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS`."""
+    read: Transactions
     plain: Mask
     """Shape (n,): rows that were read."""
 
@@ -103,7 +115,7 @@ class TransactionTable(NamedTuple):
         In the contract's order of fields: of several that are wrong the decoder tells the first.
         """
         cells: dict[str, Any] = {}
-        currency = self.read.fields["currency"][row].as_py()
+        currency = self.fields["currency"][row].as_py()
         for name, column in self.raw.items():
             value = time_cell(column, self.read.event_time_us, row) if name == "event_time" else column[row].as_py()
             if name == "amount":
@@ -111,7 +123,7 @@ class TransactionTable(NamedTuple):
                 value = amount_cell(value, None if rate is None else rate.digits)
             elif type(value) is int and name in _TEXTS:
                 value = str(value)
-            elif name in _NUMBERS and (number := self.read.fields[name][row].as_py()) is not None:
+            elif name in _NUMBERS and (number := self.fields[name][row].as_py()) is not None:
                 value = number
             if isinstance(value, float) and not math.isfinite(value):
                 # As text, since JSON has no such number; a column of numbers has NaN for none.
@@ -148,7 +160,7 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
     clock_us = np.where(without_clock, event_us, local_us)
     row = np.arange(first_row, first_row + table.num_rows)
     return TransactionTable(
-        raw, ReadTransactions(row, fields, event_us, clock_us, minor, base, attributes(table)), plain
+        raw, fields, transaction_columns(row, fields, event_us, clock_us, (minor, base), attributes(table)), plain
     )
 
 
@@ -159,9 +171,11 @@ def times_us(values: pa.Array, time_zone: str) -> tuple[NDArray[np.int64], Mask]
     """
     n = len(values)
     if pa.types.is_timestamp(values.type):
+        found = values.cast(pa.timestamp("us", values.type.tz), safe=False)
+        if values.type.tz is None:
+            return _microseconds(in_zone(pd.Series(found.to_pandas()), time_zone))
         # The zone of a column with one is how it is shown: its instants stand for themselves.
-        times = pd.Series(values.cast(pa.timestamp("us", values.type.tz and "UTC"), safe=False).to_pandas())
-        return _microseconds(times if times.dt.tz is not None else in_zone(times, time_zone))
+        return _plain_times(np.array(found.cast(pa.int64()).fill_null(NO_TIME)))
     if not pa.types.is_string(values.type):
         return np.full(n, NO_TIME), np.zeros(n, np.bool_)
     moments, fast = np.full(n, NO_TIME), np.zeros(n, np.bool_)
@@ -194,10 +208,19 @@ def wall_clock_us(values: pa.Array) -> tuple[NDArray[np.int64], Mask]:
 def amounts(
     values: pa.Array, currency: pa.Array, rates: RateTable
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Mask]:
-    """(minor units of the currency, minor units of the base currency, fast); amounts are in major units.
+    """Convert amounts to minor units.
 
     A float stands for the decimal of the currency's digits that it is nearest to
-    (`pipeline.history.files.whole_units`).
+    (`pipeline.history.canonical_columns.whole_units`).
+
+    Args:
+        values: Amounts in major units, shape ``(n,)``.
+        currency: ISO 4217 codes, shape ``(n,)``.
+        rates: Rates into the base currency.
+
+    Returns:
+        Minor units of the currency, minor units of the base currency, and a mask of the rows that are plain, each of
+        shape ``(n,)``.
     """
     terms = rate_terms(rates)
     row = _rate_rows(currency, terms)
@@ -236,7 +259,10 @@ def _majors(values: pa.Array) -> tuple[NDArray[np.float64], Mask]:
 
 
 def _microseconds(times: "pd.Series[pd.Timestamp]") -> tuple[NDArray[np.int64], Mask]:
-    moments = times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64)
+    return _plain_times(times.dt.tz_localize(None).to_numpy("datetime64[us]").astype(np.int64))
+
+
+def _plain_times(moments: NDArray[np.int64]) -> tuple[NDArray[np.int64], Mask]:
     return moments, (moments >= FAST_PATH_TIMES_US[0]) & (moments < FAST_PATH_TIMES_US[1])
 
 
@@ -269,7 +295,16 @@ def attributes(table: pa.Table) -> NDArray[np.float64] | None:
 
 
 def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:
-    """A time as a producer would write it: text as it is, but for such as only ``time_zone`` made a moment."""
+    """A time as a producer would write it: text as it is, but for such as only ``time_zone`` made a moment.
+
+    Args:
+        values: The column as it was read, shape ``(n,)``.
+        moments_us: Its times in microseconds since 1970, `NO_TIME` where there is none; shape ``(n,)``.
+        row: Number of the row.
+
+    Returns:
+        Text, an aware time, or another value as it is; None where the row has none.
+    """
     value = values[row]
     if not value.is_valid:
         return None

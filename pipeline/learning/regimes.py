@@ -1,6 +1,6 @@
 """Label regimes: which transactions get a label, and how long it takes."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -8,11 +8,10 @@ import scipy
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from pipeline.learning.reporting import Reported
 from pipeline.learning.sampling import sample_positions
 from schemas.limits import check_limits
 from schemas.times import US_PER_DAY
-
-Reported = Literal["all", "frauds-only", "mixed"]
 
 NEVER_US: Final = np.iinfo(np.int64).max
 """The time at which a transaction without a label gets one."""

@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 
 from pipeline.learning.labels import SOURCE_RANK, UNKNOWN_SOURCE_RANK
 from pipeline.learning.regimes import MATURE_SHARE, LabelRegime
+from pipeline.learning.reporting import LEAST_SHARE
 from schemas.times import US_PER_DAY
 
 COHORT_AGE_US: Final = 60 * US_PER_DAY
 LEAST_REPORTS: Final = 50
 FALLBACK: Final = LabelRegime(delay_days=30.0)
-LEAST_SHARE: Final = 0.2
-"""Least F that weights allow for: a fraud never weighs more than its inverse."""
 
 _TINY: Final = float(np.finfo(float).tiny)
 
@@ -38,7 +37,7 @@ def unreported_weight(probability: NDArray[np.float64], share: NDArray[np.float6
 class ReportDelays:
     """The distribution F of the time from a fraud to its first report, among frauds that are reported at all.
 
-    >>> delays = ReportDelays.declared(LabelRegime(delay_days=7.0))
+    >>> delays = ReportDelays(LabelRegime(delay_days=7.0))
     >>> delays.maturity_us // US_PER_DAY, delays.share_reported(np.array([6, 7]) * US_PER_DAY).tolist()
     (7, [0.0, 1.0])
     """
@@ -49,37 +48,30 @@ class ReportDelays:
     """Observed delays in ascending order; empty where the regime decides."""
 
     @classmethod
-    def declared(cls, regime: LabelRegime) -> "ReportDelays":
-        """Return the delays of a declared regime."""
-        return cls(regime)
-
-    @classmethod
     def estimated(
         cls,
         event_time_us: NDArray[np.int64],
         reported_us: NDArray[np.int64],
         as_of_us: int,
-        cohort_age_us: int = COHORT_AGE_US,
         fallback: LabelRegime = FALLBACK,
     ) -> "ReportDelays":
         """Estimate the delays from old cohorts of n transactions, whose reports have come.
 
-        A cohort counts the reports that came within ``cohort_age_us``, which all of its transactions have reached.
+        A cohort counts the reports that came within `COHORT_AGE_US`, which all of its transactions have reached.
         With fewer than `LEAST_REPORTS` of them the delays are those of ``fallback``.
 
         Args:
             event_time_us: Event times, shape (n,).
             reported_us: When each was first reported as fraud, shape (n,); `NEVER_US` for never.
             as_of_us: What came later is not looked at.
-            cohort_age_us: Age from which a transaction counts.
             fallback: The regime in place of too few reports. By default one delay of 30 days, under which no younger
                 report is used.
         """
         age_us = as_of_us - event_time_us
         # The difference is not taken where it could overflow.
-        reported = (age_us >= cohort_age_us) & (reported_us <= as_of_us)
+        reported = (age_us >= COHORT_AGE_US) & (reported_us <= as_of_us)
         delay_us = np.maximum(reported_us[reported] - event_time_us[reported], 0)
-        delay_us = np.sort(delay_us[delay_us <= cohort_age_us])
+        delay_us = np.sort(delay_us[delay_us <= COHORT_AGE_US])
         return cls(fallback) if len(delay_us) < LEAST_REPORTS else cls(fallback, delay_us)
 
     @property
@@ -121,7 +113,7 @@ def share_in_time(regime: LabelRegime, maturity_us: int) -> float:
     >>> share_in_time(LabelRegime(delay_days=7.0, early_share=0.3), US_PER_DAY // 4)
     0.3
     """
-    return max(float(ReportDelays.declared(regime).share_reported(np.array([maturity_us]))[0]), LEAST_SHARE)
+    return max(float(ReportDelays(regime).share_reported(np.array([maturity_us]))[0]), LEAST_SHARE)
 
 
 def described_by_source(

@@ -19,7 +19,7 @@ _UNIT: Final = 2.0**-53
 def sample_positions(identity: NDArray[np.uint64], sample: str) -> NDArray[np.float64]:
     """Return each transaction's position in a sample's order, 0 <= position < 1; shape (n,).
 
-    ``identity`` holds `pipeline.features.identity.transaction_hash` values. The name of the sample is mixed in (by
+    ``identity`` holds `pipeline.features.xxh3.transaction_hash` values. The name of the sample is mixed in (by
     the finalizer of SplitMix64: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014), so that
     two samples are independent of each other.
     """
@@ -34,7 +34,7 @@ def keyed_positions(identity: NDArray[np.uint64], sample: str, key: bytes) -> ND
     very many transactions were selected.
 
     Args:
-        identity: `pipeline.features.identity.transaction_hash` values; shape (n,).
+        identity: `pipeline.features.xxh3.transaction_hash` values; shape (n,).
         sample: Name of the sample.
         key: The secret, of any length.
 
@@ -64,7 +64,7 @@ def sample_position(identity: int, sample: str) -> float:
 def keep_negative(identity: int, rate: float) -> bool:
     """Return True if a legitimate transaction is kept as an example; a share ``rate`` of them is.
 
-    ``identity`` is its `pipeline.features.identity.transaction_hash`. What is kept at one rate is kept at
+    ``identity`` is its `pipeline.features.xxh3.transaction_hash`. What is kept at one rate is kept at
     every higher one.
     """
     return sample_position(identity, NEGATIVE_SAMPLE) < rate

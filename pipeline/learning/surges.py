@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from pipeline.decision.event_clock import ClockState, advanced
+from pipeline.learning.event_clock import ClockState, advanced
 from pipeline.learning.labels import SOURCE_RANK
 from schemas.times import US_PER_HOUR
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import LEGITIMATE_LABEL_FEATURES
-from pipeline.learning.regimes import LabelRegime, Reported
+from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
+from pipeline.learning.reporting import Reported
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from schemas.times import US_PER_DAY
 
@@ -83,7 +84,7 @@ def warning_of_labels(model: LightGBMModel, reported: Reported, maturity_days: f
     Args:
         model: The version.
         reported: Which transactions get labels where it is used.
-        maturity_days: Age by which nine tenths of the reports come there; None if that is not known.
+        maturity_days: Days by which nine tenths of the reports come there; None: not known, and not compared.
 
     Returns:
         None where the regimes agree, where the version does not say, and where its features do not depend on the
@@ -116,8 +117,8 @@ def warning_of_share(model: LightGBMModel, maturity_us: int, reported_share: flo
 
     Args:
         model: The version.
-        maturity_us: Age at which a transaction without a report is presumed legitimate.
-        reported_share: F, the share of the reported frauds whose reports are taken to come by then.
+        maturity_us: Age, in microseconds, at which a transaction without a report is presumed legitimate.
+        reported_share: F, the share of the reports that are taken to come by then; above 0.
 
     Returns:
         None where both agree, and where the version does not say how long reports take.

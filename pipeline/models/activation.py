@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pipeline.engine.scores.models import ModelSet
+from pipeline.engine.scores.active_models import ModelSet
 from pipeline.scoring import kinds
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import KINDS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from pipeline.engine.scores.models import ActiveModels, ModelSet
+from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.records.internal import TrustedRecords
 from pipeline.kafka.session.quarantine import decode_control
@@ -34,8 +34,6 @@ class ModelSubscriber:
     used is refused, reported and counted, and the versions before it stay active.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
         model_set: The model set to start from, without versions.
         metrics: Count what is refused, and show what is active.
         waiting: Called while no broker answers; may raise.
@@ -148,7 +146,7 @@ class ModelSubscriber:
     def _find_river(self, waiting: Callable[[], None]) -> None:
         """Look for the newest River version among what was published before."""
         start = self._contents.readable(waiting).start
-        for _, version in self._contents.newest_first(start, self._models.position(0), waiting):
+        for _, version in self._contents.newest_first(start, self._models.positions[0], waiting):
             if version.name == RIVER and self._takes_river(version):
                 return
 

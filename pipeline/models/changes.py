@@ -1,15 +1,19 @@
 """Changes of the active versions by a person, and the switch of learning. Each is checked before it is written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
 from pipeline.decision.policy import Policy
-from pipeline.models.approval import refuse_proposer, refuse_unapproved
 from pipeline.models.description import lightgbm_facts, metrics_of
-from pipeline.models.history import (
+from pipeline.models.known import KnownVersion, KnownVersions
+from pipeline.models.library import PublishedVersions
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, barred_among, inherited, recipe_of_facts
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.version_history import (
     ACCEPTED,
     COLD_START,
     FALL_BACK,
@@ -20,17 +24,11 @@ from pipeline.models.history import (
     Bundle,
     VersionHistory,
 )
-from pipeline.models.known import KnownVersion, KnownVersions
-from pipeline.models.library import PublishedVersions, model_set_without_river
-from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
-from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, inherited, recipe_of_facts
-from pipeline.models.registry import LIGHTGBM, POLICY, Registry
-from pipeline.scoring.barred import barred_among
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
-from schemas.messages import LearningSwitch, VersionReference
+from schemas.messages import Assessment, LearningSwitch
 
 
 class ChangeAuthor(NamedTuple):
@@ -50,12 +48,19 @@ class Active(NamedTuple):
 class VersionChanges:
     """Makes changes on one cluster, from what was there when this object was made: if somebody else came since, none.
 
+    A version or policy is named by the beginning of its digest; an author says who makes a change, and why.
+
     Args:
         published: The cluster's versions.
         registry: The local registry, for versions that the cluster does not have.
         writer: Writes to the cluster.
         barred: Patterns of features that no promoted version may have been trained on.
         second_approval: Refuse to promote a version that was never active: somebody else has to approve it.
+
+    Raises:
+        ModelError: By every method: a version cannot be found, read or used, or may not be made active; none is where
+            one is asked for.
+        DeliveryFailed: By every method that makes a change: nothing became active.
     """
 
     def __init__(
@@ -76,17 +81,17 @@ class VersionChanges:
         """Read a cluster and the settings' registry.
 
         Args:
-            bootstrap: Addresses of brokers.
-            settings: Give the topics' full names, the client's configuration and the registry.
-            fence: Whether something is to be changed.
+            fence: Take the right to write on ``control`` before reading it, to make a change. Without it, versions are
+                only looked at.
 
         Raises:
-            TopicError: A topic is missing or cannot be read.
+            TopicError: A topic is missing.
+            KeyFileError: Records are to be signed, and the key cannot be used.
         """
         writer = ControlWriter(bootstrap, settings)
         if fence:
             writer.fence()
-        published = PublishedVersions.on(bootstrap, settings, model_set_without_river())
+        published = PublishedVersions.on(bootstrap, settings)
         registry, approval = Registry(settings.registry_path), settings.second_approval
         return cls(published, registry, writer, settings.barred_features, second_approval=approval)
 
@@ -96,16 +101,12 @@ class VersionChanges:
         return self._published.history
 
     def active(self) -> Active:
-        """Return the active versions.
-
-        Raises:
-            ModelError: None are.
-        """
+        """Return the active versions."""
         lightgbm, policy = self._models()
         return Active(lightgbm, policy.version)
 
     def active_policy(self) -> Policy:
-        """Return the active policy; raises `ModelError` where none is."""
+        """Return the active policy."""
         return self._models()[1]
 
     def inherited_policy(self) -> Policy | None:
@@ -127,71 +128,46 @@ class VersionChanges:
         return None
 
     def publish(self, model: LightGBMModel, policy: Policy, author: ChangeAuthor) -> None:
-        """Make a trained version active with a policy that was made for it.
+        """Make a trained version active with a policy that was made for it; see `inherited_policy`.
 
         Args:
-            model: The version.
-            policy: The policy; see `inherited_policy`.
-            author: Who publishes it.
-
-        Raises:
-            ModelError: Somebody else has to approve it.
-            DeliveryFailed: Nothing became active.
+            model: The version; its content is written if the cluster does not have it.
+            policy: Policy that names it, likewise.
+            author: Who publishes it, and why.
         """
         if self._second_approval:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
-        made = (
-            KnownVersion(LIGHTGBM, model.version, model.to_payload()),
-            KnownVersion(POLICY, policy.version, policy.payload),
-        )
-        self._activate(made, PUBLISH, author, {"metrics": metrics_of(made[0])})
+        made = KnownVersion.made(model)
+        self._activate((made, KnownVersion.made(policy)), PUBLISH, author, {"metrics": metrics_of(made)})
 
     def start_cold(self, model: LightGBMModel, policy: Policy, author: ChangeAuthor) -> Active:
-        """Make a version without trees active where none is.
+        """Make a version without trees active, where none is.
 
         Args:
-            model: The version.
-            policy: A policy for it.
-            author: Who activates it, and why.
-
-        Raises:
-            ModelError: A version is active.
-            DeliveryFailed: Nothing became active.
+            model: The version, as of `pipeline.training.cold_start.cold_start`.
+            policy: Policy for it.
+            author: Who starts it, and why.
         """
         if self._published.model_set.active is not None:
             raise ModelError("versions are active on this cluster already: a cold start is for a cluster without any")
-        made = (
-            KnownVersion(LIGHTGBM, model.version, model.to_payload()),
-            KnownVersion(POLICY, policy.version, policy.payload),
-        )
-        self._activate(made, COLD_START, author)
+        self._activate((KnownVersion.made(model), KnownVersion.made(policy)), COLD_START, author)
         return Active(model.version, policy.version)
 
     def promote(self, version: str, author: ChangeAuthor, policy: str | None = None) -> Active:
-        """Make a LightGBM version active with the policy that was made for it.
+        """Make a LightGBM version active.
 
         Args:
-            version: The beginning of its digest.
+            version: 4 to 64 first hexadecimal digits of its digest.
             author: Who promotes it, and why.
-            policy: Another policy, by the beginning of its digest.
-
-        Raises:
-            ModelError: One of them cannot be found, read or used, it was trained on a barred feature, both are
-                active, or somebody else has to approve it.
-            DeliveryFailed: Nothing became active.
+            policy: First digits of a policy's digest, likewise. None: the policy that was made for the version.
         """
         model = self._unbarred(version)
         if self._second_approval:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
         bundle = Active(model.version, chosen.version)
-        model_set = self._published.model_set
-        before = (
-            None
-            if model_set.active is None
-            else Active(model_set.active.lightgbm.version, model_set.active.policy.version)
-        )
-        if bundle == before:
+        active = self._published.model_set.active
+        if active is not None and bundle == (active.lightgbm.version, active.policy.version):
             raise ModelError(f"LightGBM version {bundle.lightgbm} and policy {bundle.policy} are active already")
         self._activate((model, chosen), PROMOTE, author, {"metrics": metrics_of(model)})
         return bundle
@@ -199,14 +175,8 @@ class VersionChanges:
     def approve(self, version: str, author: ChangeAuthor) -> Active:
         """Make a version active that somebody else has proposed, with the rules, audit and blend of now.
 
-        Args:
-            version: The beginning of its digest.
-            author: Who approves it, and why.
-
-        Raises:
-            ModelError: It was not proposed and accepted, by somebody else, against the active recipe; or it cannot be
-                read or used. Somebody else signs with another key, where records are signed.
-            DeliveryFailed: Nothing became active.
+        It must have been accepted against the active recipe. Somebody else signs with another key, where records are
+        signed.
         """
         model = self._unbarred(version)
         if self.history.activations_of(model.digest):
@@ -218,7 +188,7 @@ class VersionChanges:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
         proposal = found[-1]
-        refuse_proposer(self.history, proposal, author.by, self._writer.key_id)
+        _refuse_proposer(self.history, proposal, author.by, self._writer.key_id)
         active, _ = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
@@ -232,7 +202,7 @@ class VersionChanges:
             threshold=made.threshold, lightgbm_version=model.version, metadata=made.metadata
         )
         figures = {**proposal.figures, "proposed_by": proposal.by, "metrics": metrics_of(model)}
-        self._activate((model, KnownVersion(POLICY, new.version, new.payload)), PROMOTE, author, figures)
+        self._activate((model, KnownVersion.made(new)), PROMOTE, author, figures)
         return Active(model.version, new.version)
 
     @property
@@ -241,7 +211,7 @@ class VersionChanges:
         return bool(self._writer.key_id)
 
     def _unbarred(self, version: str) -> KnownVersion:
-        """Return a LightGBM version; raises `ModelError` where it was trained on a barred feature."""
+        """Return a LightGBM version that was trained on no barred feature."""
         model = self.known.find(version, LIGHTGBM)
         if found := barred_among(lightgbm_facts(model)["features"], self._barred):
             raise ModelError(
@@ -251,12 +221,7 @@ class VersionChanges:
         return model
 
     def rollback(self, author: ChangeAuthor) -> Active:
-        """Make the bundle active again that was active before the present one.
-
-        Raises:
-            ModelError: There is none that can be used.
-            DeliveryFailed: Nothing became active.
-        """
+        """Make the bundle active again that was active before the present one, and that can be used."""
         active = self.active()
         stack = self.history.rollback_stack()
         # Above the active bundle lies what workers have refused.
@@ -282,10 +247,6 @@ class VersionChanges:
         Args:
             changes: Arguments of `pipeline.decision.policy.Policy`.
             author: Who changes it, and why.
-
-        Raises:
-            ModelError: The values make no sense, or none differs.
-            DeliveryFailed: Nothing became active.
         """
         before = self.active_policy()
         if "audit_rate" in changes:
@@ -294,17 +255,11 @@ class VersionChanges:
         policy = before.replace(**changes)
         if policy.version == before.version:
             raise ModelError(f"policy {before.version} has these values already")
-        made = KnownVersion(POLICY, policy.version, policy.payload)
-        self._activate([made], POLICY_SET, author, {"changes": changed_fields(before, policy)})
+        self._activate([KnownVersion.made(policy)], POLICY_SET, author, {"changes": changed_fields(before, policy)})
         return policy
 
     def fall_back(self, author: ChangeAuthor) -> Active:
-        """Make the last approved bundle active, with blend 0 and no weights: LightGBM scores alone.
-
-        Raises:
-            ModelError: There is none, it cannot be used, or it is active.
-            DeliveryFailed: Nothing became active.
-        """
+        """Make the last approved bundle active, with blend 0 and no weights: LightGBM scores alone."""
         approved = self.history.approved()
         if approved is None:
             raise ModelError("no bundle was activated by a person or by `fraud-pipeline train`: there is none to use")
@@ -313,13 +268,12 @@ class VersionChanges:
         bundle = Active(model.version, policy.version)
         if bundle == self.active():
             raise ModelError(f"LightGBM version {bundle.lightgbm} is active already, without the online model")
-        made = KnownVersion(POLICY, policy.version, policy.payload)
         figures = {"approved": {"policy": chosen.version, "by": approved.activation.by}}
-        self._activate((model, made), FALL_BACK, author, figures)
+        self._activate((model, KnownVersion.made(policy)), FALL_BACK, author, figures)
         return bundle
 
     def switch_learning(self, author: ChangeAuthor, *, frozen: bool) -> None:
-        """Stop or resume learning; raises ``DeliveryFailed``."""
+        """Stop or resume learning."""
         now = datetime.now(UTC)
         self._writer.control(LearningSwitch(frozen=frozen, by=author.by, reason=author.reason, switched_at=now))
 
@@ -330,7 +284,7 @@ class VersionChanges:
         return active.lightgbm.version, active.policy
 
     def _versions_of(self, bundle: Bundle) -> tuple[KnownVersion, KnownVersion]:
-        """Return the versions of a bundle; raises `ModelError` where one cannot be read or used."""
+        """Return the versions of a bundle, which this program can use."""
         versions = self.known.at(bundle.lightgbm), self.known.at(bundle.policy)
         for version in versions:
             version.usable()
@@ -345,16 +299,46 @@ class VersionChanges:
         active = self._published.model_set.active
         before = {} if active is None else {"lightgbm": active.lightgbm.version, "policy": active.policy.version}
         change = ModelChange(step, author.by, author.reason, {"before": before, **(figures or {})})
-        self._writer.activate(self._references(versions), change)
+        there = [version.reference for version in versions if version.reference is not None]
+        missing = [VersionToPublish(*version[:3]) for version in versions if version.reference is None]
+        self._writer.activate([*there, *(self._writer.contents(missing) if missing else ())], change)
 
-    def _references(self, versions: Iterable[KnownVersion]) -> list[VersionReference]:
-        there, missing = [], []
-        for version in versions:
-            if version.reference is None:
-                missing.append(VersionToPublish(version.name, version.version, version.payload))
-            else:
-                there.append(version.reference)
-        return [*there, *(self._writer.contents(missing) if missing else ())]
+
+def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> None:
+    """Refuse a version that was never active, where one was and a second person has to approve.
+
+    Args:
+        history: The cluster's.
+        what: Names the version in the error, such as ``version 0a1b2c3d4e5f``.
+        digest: Digest of its content; empty for a version that is not trained yet.
+
+    Raises:
+        ModelError: The version was never active.
+    """
+    if history.tenures() and not history.activations_of(digest):
+        raise ModelError(
+            f"FRAUD_PIPELINE_SECOND_APPROVAL is set, and {what} was never active: propose its recipe with "
+            "`fraud-pipeline models propose`, for somebody else to approve"
+        )
+
+
+def _refuse_proposer(history: VersionHistory, proposal: Assessment, by: str, key_id: str) -> None:
+    """Refuse the approval of a version by whoever has proposed it.
+
+    Where records are not signed, and ``key_id`` is empty, names are compared, which nobody can verify.
+    """
+    if not key_id:
+        if proposal.by.strip().casefold() == by.strip().casefold():
+            raise ModelError(f"{proposal.by} has proposed this version: somebody else has to approve it")
+        return
+    signer = history.signer(proposal)
+    if signer is None:
+        raise ModelError("the proposal of this version was not signed: propose it again, signed")
+    if signer == key_id:
+        raise ModelError(
+            f"this version was proposed with the key that you sign with ({signer}): somebody else has to approve it, "
+            "with a key of their own"
+        )
 
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:

@@ -38,8 +38,6 @@ class VersionContents:
     """Reads ``models``; used from one thread at a time.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topic's full name and the client's configuration.
         on_refused: Counts records that are no versions.
     """
 
@@ -62,7 +60,13 @@ class VersionContents:
         return None
 
     def between(self, start: int, end: int, waiting: Waiting = None) -> Iterator[tuple[int, ModelVersion]]:
-        """Yield offset and content of the sound versions from offset ``start`` up to ``end``, oldest first."""
+        """Yield offset and content of the sound versions between two offsets, oldest first.
+
+        Args:
+            start: First offset; nothing is read if it is not below ``end``.
+            end: Offset behind the last.
+            waiting: Called while no broker answers; may raise.
+        """
         if start >= end:
             return
         with closing(

@@ -89,8 +89,6 @@ class RecentFeed:
     Nothing is kept on disk: the topics are read again at each start.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
         days: Event time to go back.
         labels: Whether labels are read.
         waiting: Called while no broker answers; may raise.

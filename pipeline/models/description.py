@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeline.decision.policy import Policy
+from pipeline.features.catalogue import FEATURES
 from pipeline.models.known import KnownVersion
 from pipeline.models.registry import POLICY
 from pipeline.scoring.errors import ModelError
@@ -150,9 +151,6 @@ def lightgbm_facts(known: KnownVersion) -> Facts:
 def measured_cost(known: KnownVersion) -> dict[str, float]:
     """Measure how long a LightGBM version takes, in microseconds a row on this machine.
 
-    Args:
-        known: The version.
-
     Returns:
         ``score`` of a transaction in a batch, and ``explanation`` of an alert. Empty for a policy, and for a version
         that this program cannot use.
@@ -163,7 +161,7 @@ def measured_cost(known: KnownVersion) -> dict[str, float]:
         return {}
     if not isinstance(model, LightGBMModel):
         return {}
-    rows = np.random.default_rng(0).lognormal(size=(_MEASURED_ROWS, len(model.feature_names)))
+    rows = np.random.default_rng(0).lognormal(size=(_MEASURED_ROWS, len(FEATURES)))
     explained = rows[:_EXPLAINED_ROWS]
     return {
         "score": _microseconds(lambda: model.logit(rows)) / len(rows),

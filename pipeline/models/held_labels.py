@@ -4,8 +4,6 @@ A release writes the held examples behind all others once more, to be learned, i
 ``control``. The online model thus stays a function of ``examples`` alone.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,55 +17,37 @@ from pipeline.models.publish import ControlWriter
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Example, LabelRelease, RecordPosition
-from schemas.records import Record
 from schemas.topics import EXAMPLES
 
 _decode: Final = msgspec.json.Decoder(Example).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class HeldExamples:
-    """The held examples of ``examples`` that nothing has followed: no correction, and no release.
+def held_examples(bootstrap: str, settings: Settings) -> dict[str, list[tuple[int, Example]]]:
+    """Return the held examples that nothing has followed, no correction and no release, by source.
 
-    Args:
-        examples: Records of ``examples``, in order.
+    They stand in the order of the log, with their offsets. Raises `TopicError`.
     """
-
-    def __init__(self, examples: Iterable[Record]) -> None:
-        self._held: dict[tuple[str, str], tuple[int, Example]] = {}
-        for record, example in readable(examples, _decode, not_counted):
-            name = (example.card_id, example.transaction_id)
-            if example.held:
-                self._held.pop(name, None)
-                self._held[name] = (record.offset, example)
-            else:
-                self._held.pop(name, None)
-
-    @classmethod
-    def on(cls, bootstrap: str, settings: Settings) -> "HeldExamples":
-        """Read a cluster's; raises `TopicError`."""
-        return cls(read_topic(bootstrap, settings.topic(EXAMPLES.name), settings=settings))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Count the held labels by source."""
-        return dict(sorted(Counter(example.label_source or "" for _, example in self._held.values()).items()))
-
-    def from_source(self, source: str) -> list[tuple[int, Example]]:
-        """Return those of a source with their offsets, in order."""
-        return sorted(
-            (item for item in self._held.values() if item[1].label_source == source), key=lambda item: item[0]
-        )
+    held: dict[tuple[str, str], tuple[int, Example]] = {}
+    records = read_topic(bootstrap, settings.topic(EXAMPLES.name), settings=settings)
+    for record, example in readable(records, _decode, not_counted):
+        name = (example.card_id, example.transaction_id)
+        held.pop(name, None)
+        if example.held:
+            held[name] = (record.offset, example)
+    sources = sorted({example.label_source or "" for _, example in held.values()})
+    return {source: [item for item in held.values() if (item[1].label_source or "") == source] for source in sources}
 
 
 def release(bootstrap: str, settings: Settings, source: str, author: ChangeAuthor) -> LabelRelease:
     """Release the held examples of a source: all of them, or none.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
-        source: Source of the labels.
+        source: Source of the labels, as examples name it; empty for examples without one.
         author: Who releases them, and why.
+
+    Returns:
+        The record of ``control`` that was written.
 
     Raises:
         ModelError: Nothing of the source is held.
@@ -78,10 +58,10 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
     writer = ControlWriter(bootstrap, settings)
     # Before reading: nobody else can release the same labels from now on.
     writer.fence()
-    found = HeldExamples.on(bootstrap, settings)
-    held = found.from_source(source)
+    found = held_examples(bootstrap, settings)
+    held = found.get(source)
     if not held:
-        listed = ", ".join(f"{name} ({count})" for name, count in found.counts.items()) or "none"
+        listed = ", ".join(f"{name} ({len(of_source)})" for name, of_source in found.items()) or "none"
         raise ModelError(f"nothing of source {source!r} is held; held are: {listed}")
     position = RecordPosition(topic=EXAMPLES.name, partition=0, offset=held[0][0], end=held[-1][0] + 1)
     item = LabelRelease(

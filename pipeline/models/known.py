@@ -1,12 +1,13 @@
 """Versions by name, wherever they are: on a cluster, in a registry or in both."""
 
 import re
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple, Self
 
 from pipeline.decision.policy import Policy
-from pipeline.models.history import BUNDLED, FALL_BACK
 from pipeline.models.library import PublishedVersions
-from pipeline.models.registry import POLICY, Registry, RegistryEntry
+from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryEntry
+from pipeline.models.version_history import BUNDLED, FALL_BACK, VersionHistory
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
@@ -25,6 +26,12 @@ class KnownVersion(NamedTuple):
     """The version's position in the cluster; None if it is not there."""
     entry: RegistryEntry | None = None
     """The registry's entry; None if it has none."""
+
+    @classmethod
+    def made(cls, version: LightGBMModel | Policy) -> Self:
+        """Return a version that was made here, and is nowhere yet."""
+        name = POLICY if isinstance(version, Policy) else LIGHTGBM
+        return cls(name, version.version, version.to_payload())
 
     @property
     def digest(self) -> str:
@@ -53,6 +60,7 @@ class KnownVersions:
 
     def __init__(self, registry: Registry, published: PublishedVersions | None = None) -> None:
         self._registry, self._published = registry, published
+        self._history = VersionHistory() if published is None else published.history
         self._entries: dict[str, list[RegistryEntry]] = {}
         """Entries of the registry by name, read once."""
 
@@ -71,7 +79,7 @@ class KnownVersions:
         names = BUNDLED if name is None else (name,)
         references = {
             (mention.reference.name, mention.reference.version): mention.reference
-            for mention in (self._published.history.mentions() if self._published is not None else ())
+            for mention in self._history.mentions()
             if mention.reference.name in names and mention.reference.digest.startswith(version)
         }
         entries = {
@@ -92,42 +100,34 @@ class KnownVersions:
         return self._known(references.get(found[0]), entries.get(found[0]))
 
     def at(self, reference: VersionReference) -> KnownVersion:
-        """Return a version of the cluster.
-
-        Raises:
-            ModelError: Its content cannot be read, on the cluster or in the registry.
-        """
+        """Return a version of the cluster; raises `ModelError` where neither it nor the registry has its content."""
         entries = [entry for entry in self._registered(reference.name) if entry.digest == reference.digest]
         return self._known(reference, entries[0] if entries else None)
 
     def policy_for(self, lightgbm: str) -> KnownVersion:
-        """Return the policy that was made for a LightGBM version: of the cluster the last active one, else the newest.
+        """Return the policy that was made for a LightGBM version of 12 digits; raises `ModelError` without one.
 
-        Args:
-            lightgbm: The version, of 12 digits.
-
-        Raises:
-            ModelError: There is none.
+        It is the last one that was active on the cluster, else the newest.
         """
-        for bundle in reversed(self._published.history.bundles() if self._published is not None else []):
-            # A fall-back switches the online model off; that is no policy to come back to.
-            if bundle.lightgbm.digest.startswith(lightgbm) and bundle.activation.step != FALL_BACK:
-                known = self.at(bundle.policy)
-                if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
-                    return known
-        for entry in reversed(self._registered(POLICY)):
-            payload = self._registry.load(POLICY, entry.version)
-            if Policy.from_payload(payload).lightgbm_version == lightgbm:
-                return self.at_entry(entry)
-        for mention in self._published.history.mentions() if self._published is not None else ():
-            if mention.reference.name == POLICY:
-                known = self.at(mention.reference)
-                if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
-                    return known
+        for known in self._policies(lightgbm):
+            if Policy.from_payload(known.payload).lightgbm_version == lightgbm:
+                return known
         raise ModelError(
             f"no policy was made for LightGBM version {lightgbm}: name one of another version with --policy, or train "
             "the version again"
         )
+
+    def _policies(self, lightgbm: str) -> Iterator[KnownVersion]:
+        """Yield the policies that were active beside a version, those of the registry, and all; the newest first."""
+        for bundle in reversed(self._history.bundles()):
+            # A fall-back switches the online model off; that is no policy to come back to.
+            if bundle.lightgbm.digest.startswith(lightgbm) and bundle.activation.step != FALL_BACK:
+                yield self.at(bundle.policy)
+        for entry in reversed(self._registered(POLICY)):
+            yield self.at_entry(entry)
+        for mention in self._history.mentions():
+            if mention.reference.name == POLICY:
+                yield self.at(mention.reference)
 
     def at_entry(self, entry: RegistryEntry) -> KnownVersion:
         """Return a version of the registry; raises `pipeline.models.registry.RegistryError`."""

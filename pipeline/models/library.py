@@ -1,36 +1,29 @@
 """Every version that was ever published on a cluster, by name."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from typing import Self
 
-from pipeline.decision.policy import Policy
-from pipeline.engine.scores.models import ModelSet
+from pipeline.engine.scores.active_models import ModelSet
 from pipeline.kafka.cluster.log_offsets import Waiting
-from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import QuarantinedRecords
 from pipeline.models.activation import RIVER, Activations
 from pipeline.models.contents import VersionContents
-from pipeline.models.history import VersionHistory
+from pipeline.models.version_history import VersionHistory
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_factory import first_river
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, VersionReference
 from schemas.records import Record
 from schemas.topics import CONTROL
 
 
-def model_set_without_river() -> ModelSet:
-    """Return an empty model set for programs that look at LightGBM versions and policies alone."""
-    return ModelSet(first_river, _no_river)
-
-
-def _no_river(payload: bytes) -> RiverModel:
+def _no_river(payload: bytes) -> Scorer:
     raise ModelError(f"no online model is looked at here ({len(payload)} bytes)")
 
 
@@ -38,10 +31,9 @@ class PublishedVersions:
     """The versions on ``models``, and what the records of ``control`` say that were handed over; used from one thread.
 
     Args:
-        settings: Give topics' full names.
         control: The first records of ``control``, in order.
         contents: Reads ``models``.
-        model_set: A model set without versions.
+        model_set: A model set without versions; by default one for LightGBM versions and policies alone.
         waiting: Called while no broker answers; may raise.
     """
 
@@ -50,13 +42,14 @@ class PublishedVersions:
         settings: Settings,
         control: Iterable[Record],
         contents: VersionContents,
-        model_set: ModelSet,
+        model_set: ModelSet | None = None,
         waiting: Waiting = None,
     ) -> None:
         self.quarantined = QuarantinedRecords(settings)
         self._trusted = TrustedRecords(settings, not_counted)
         self.history = VersionHistory()
-        self._contents, self._empty, self._model_set, self._waiting = contents, model_set, model_set, waiting
+        self._empty = self._model_set = model_set or ModelSet(first_river, _no_river)
+        self._contents, self._waiting = contents, waiting
         self._references: list[VersionReference] = []
         self._activations = Activations(not_counted)
         self._applied = True
@@ -64,8 +57,16 @@ class PublishedVersions:
         self.add(control)
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, model_set: ModelSet) -> Self:
-        """Read a cluster's; raises ``TopicError``, ``KafkaException``."""
+    def on(cls, bootstrap: str, settings: Settings, model_set: ModelSet | None = None) -> Self:
+        """Read a cluster's.
+
+        Args:
+            model_set: A model set without versions. None: one for LightGBM versions and policies alone.
+
+        Raises:
+            TopicError: A topic is missing.
+            KafkaException: The brokers report an error that does not pass.
+        """
         # At once: a topic that is missing is reported before anything waits for the other one.
         control = list(read_topic(bootstrap, settings.topic(CONTROL.name), settings=settings))
         contents = VersionContents(bootstrap, settings)
@@ -144,44 +145,3 @@ class PublishedVersions:
         digests = [at.digest for at in self._references if at.name == "lightgbm" and at.digest.startswith(lightgbm)]
         offsets = map(self._activations.first_offset, digests)
         return max(min(offsets, default=0), self._contents.readable().start)
-
-
-class FollowedVersions(PublishedVersions):
-    """Follows ``control`` for a program that sets policies.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
-        waiting: Called while no broker answers; may raise.
-    """
-
-    def __init__(self, bootstrap: str, settings: Settings, waiting: Callable[[], None]) -> None:
-        super().__init__(settings, (), VersionContents(bootstrap, settings), model_set_without_river(), waiting)
-        self._follower, self._started = TopicFollower(bootstrap, settings, CONTROL), False
-
-    def refresh(self) -> None:
-        """Take in all that was committed before this call."""
-        if not self._started:
-            self._follower.start()
-            self._started = True
-        self.add(self._follower.read_committed(self._waiting or (lambda: None)))
-
-    def look(self) -> None:
-        """Take in what has come, without asking for more; behind `refresh`."""
-        self.add(self._follower.poll(0))
-
-    def close(self) -> None:
-        """Stop following."""
-        self._follower.close()
-
-    def first_policy(self) -> Policy | None:
-        """Return the policy that became active together with the LightGBM version; None if it cannot be read."""
-        active = self.model_set.active
-        if active is None:
-            return None
-        for activation in reversed(self.history.activations):
-            named = {version.name: version for version in activation.versions}
-            if {"lightgbm", "policy"} <= named.keys() and named["lightgbm"].digest == active.lightgbm.digest:
-                content = self.content(named["policy"])
-                return None if content is None else Policy.from_payload(bytes(content.payload))
-        return None

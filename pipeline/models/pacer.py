@@ -6,16 +6,19 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from pipeline.decision.case_scores import KEPT_HOURS
-from pipeline.decision.event_clock import AHEAD_HOURS
 from pipeline.decision.online_gate import REACH_DAYS, BlendDecision, Gate
 from pipeline.decision.pacing import HOURS, HOURS_OF_DAY, Pace, Pacing, PacingOptions, is_news, recent_scores
 from pipeline.decision.policy import Policy
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.kafka.readers.follower import TopicFollower
+from pipeline.learning.event_clock import AHEAD_HOURS
+from pipeline.models.contents import VersionContents
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
-from pipeline.models.history import PACE
-from pipeline.models.library import FollowedVersions
+from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, ServiceEnded, SoleProcess, VersionToPublish
+from pipeline.models.version_history import PACE
 from pipeline.settings import Settings
+from schemas.topics import CONTROL
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,6 @@ class Pacer:
     becomes active.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
         options: The budget.
         gate: Whether reported frauds set the policy's blend too.
         stopped: Whether to stop.
@@ -69,7 +70,9 @@ class Pacer:
         self._bootstrap, self._settings, self._options = bootstrap, settings, options
         self._with_gate, self._stopped, self._sole = gate, stopped, SoleProcess(PACE)
         self._pacing, self._gate = Pacing(options), Gate()
-        self._control = FollowedVersions(bootstrap, settings, self._waiting)
+        contents = VersionContents(bootstrap, settings)
+        self._published = PublishedVersions(settings, (), contents, waiting=self._waiting)
+        self._control = TopicFollower(bootstrap, settings, CONTROL)
         self._writer: ControlWriter | None = None
         self._feed: RecentFeed | None = None
         self._lightgbm: str | None = None
@@ -83,7 +86,8 @@ class Pacer:
         Raises:
             NothingActive: No LightGBM version and policy are active, or nothing was decided.
         """
-        self._control.refresh()
+        self._control.start()
+        self._refresh()
         active = self._prepared()
         if self._pacing.hour is None:
             raise NothingActive("there are no decisions to pace by: let a worker decide transactions first")
@@ -97,17 +101,18 @@ class Pacer:
             DeliveryFailed: A policy could not be written.
         """
         try:
-            self._control.refresh()
+            self._control.start()
+            self._refresh()
             while True:
                 self._waiting()
-                self._sole.refuse_other(self._control.history)
+                self._sole.refuse_other(self._published.history)
                 active = self._prepared()
                 if self._pacing.hour is None or self._pacing.hour == self._decided_hour:
                     self._take(() if self._feed is None else self._feed.new(_POLL_S))
-                    self._control.look()
+                    self._published.add(self._control.poll(0))
                     continue
-                self._control.refresh()
-                if self._control.model_set.active is active:
+                self._refresh()
+                if self._published.model_set.active is active:
                     self._step(active)
         except PacerStopped:
             return
@@ -118,13 +123,26 @@ class Pacer:
         if self._feed is not None:
             self._feed.close()
 
+    def _refresh(self) -> None:
+        """Take in all that was committed to ``control`` before this call."""
+        self._published.add(self._control.read_committed(self._waiting))
+
+    def _first_policy(self, active: ActiveModels) -> Policy | None:
+        """Return the policy that became active together with the LightGBM version; None if it cannot be read."""
+        for activation in reversed(self._published.history.activations):
+            named = {version.name: version for version in activation.versions}
+            if {"lightgbm", "policy"} <= named.keys() and named["lightgbm"].digest == active.lightgbm.digest:
+                content = self._published.content(named["policy"])
+                return None if content is None else Policy.from_payload(bytes(content.payload))
+        return None
+
     def _waiting(self) -> None:
         if self._stopped():
             raise PacerStopped
 
     def _prepared(self) -> ActiveModels:
         """Return the active versions, once what their LightGBM version has decided is read."""
-        active = self._control.model_set.active
+        active = self._published.model_set.active
         if active is None:
             raise NothingActive(
                 "no LightGBM version and policy are active: publish them with `fraud-pipeline train --publish`"
@@ -142,7 +160,7 @@ class Pacer:
         days = max(DAYS, float(REACH_DAYS) if self._with_gate else 0.0)
         self._feed = RecentFeed(self._bootstrap, self._settings, days, labels=self._with_gate, waiting=self._waiting)
         self._take(self._feed.past())
-        first = self._control.first_policy()
+        first = self._first_policy(active)
         known = recent_scores(active.policy.metadata) or recent_scores({} if first is None else first.metadata)
         self._pacing.seed(known, before=self._pacing.first_scored)
 
@@ -160,7 +178,7 @@ class Pacer:
         self._decided_hour = self._pacing.hour
         if not proposal.news:
             return
-        if self._control.history.frozen:
+        if self._published.history.frozen:
             if not self._reported_frozen:
                 log.warning("learning is stopped on control: the threshold stays, until learning is resumed")
             self._reported_frozen = True
@@ -179,7 +197,7 @@ class Pacer:
         threshold = pace.threshold
         stale = policy.lightgbm_version not in (None, active.lightgbm.version)
         # A policy for the version before came just behind the activation of this one, whose rules and audit hold.
-        first = self._control.first_policy() if stale else None
+        first = self._first_policy(active) if stale else None
         if first is not None and pace.figures["cold"]:
             threshold = self._options.at_most_critical(first.threshold)
         is_changed = first is not None or blend != policy.blend or threshold != pace.threshold
@@ -213,13 +231,13 @@ class Pacer:
         change = ModelChange(PACE, PACE, proposal.reason, proposal.figures)
 
         def activate() -> bool:
-            self._sole.refuse_other(self._control.history)
-            if self._control.history.frozen or self._control.model_set.active is not active:
+            self._sole.refuse_other(self._published.history)
+            if self._published.history.frozen or self._published.model_set.active is not active:
                 return False
             writer.activate(references, change)
             return True
 
-        if not writer.undisturbed(self._control.refresh, activate):
+        if not writer.undisturbed(self._refresh, activate):
             # What was decided by is no longer active: decide again.
             self._decided_hour = None
             return

@@ -16,7 +16,7 @@ from pipeline.engine.feedback.learn import model_record
 from pipeline.kafka.cluster.log_offsets import log_ranges
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.kafka.writers.producer import RecordProducer, TopicRecord, TransactionalProducer, WriterFenced
-from pipeline.models.history import VersionHistory
+from pipeline.models.version_history import VersionHistory
 from pipeline.protection.signing import Signer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
@@ -59,10 +59,6 @@ class ModelChange(NamedTuple):
 
 class ControlWriter:
     """Writes contents to ``models`` and records to ``control``; every record is written when a call returns.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
 
     Raises:
         DeliveryFailed: By every method: a record was not written.
@@ -107,7 +103,7 @@ class ControlWriter:
         """Write contents and return references to them."""
         models, control = self._settings.topic(MODELS.name), self._settings.topic(CONTROL.name)
         # The content will lie at this offset or a little behind it. Where a topic is missing, nothing is written.
-        offset = log_ranges(self._bootstrap, self._settings, [models, control], 0)[models].stop
+        offset = log_ranges(self._bootstrap, self._settings, [(models, 0), (control, 0)])[models, 0].stop
         now = datetime.now(UTC)
         for content in contents:
             self._write(model_record(*content, now), now)
@@ -125,7 +121,17 @@ class ControlWriter:
     def assess(
         self, outcome: str, versions: Sequence[VersionReference], against: Sequence[VersionReference], step: ModelChange
     ) -> None:
-        """Record a comparison of versions; nothing becomes active."""
+        """Record a comparison of versions; nothing becomes active.
+
+        Args:
+            outcome: Outcome of the comparison, such as ``accepted`` or ``rejected``.
+            versions: The versions that were assessed; their contents are on ``models``. Empty where there are none yet.
+            against: The versions that were active at the time.
+            step: Gives author, reason and figures; its ``step`` is not recorded.
+
+        Raises:
+            WriterFenced: Somebody else has taken the right to write since `fence`.
+        """
         self.control(
             Assessment(
                 versions=list(versions),
@@ -150,9 +156,9 @@ class ControlWriter:
         holder = self._holder or self.fence()
         holder.write([TopicRecord(topic, output.key, output.value or b"", headers=headers), *others], headers=[])
 
-    def add(self, references: Sequence[VersionReference], step: ModelChange) -> None:
+    def add(self, references: Sequence[VersionReference]) -> None:
         """Make versions active that take nobody's place, whatever others write meanwhile."""
-        self._write(control_record(_activation(references, step)), datetime.now(UTC))
+        self._write(control_record(_activation(references, ModelChange())), datetime.now(UTC))
         self._producer.flush()
 
     def _write(self, output: Output, now: datetime) -> None:
@@ -165,26 +171,26 @@ def _activation(references: Sequence[VersionReference], step: ModelChange) -> Ac
     return Activation(versions=list(references), activated_at=datetime.now(UTC), **step._asdict())
 
 
-def publish_active(
-    bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish], step: ModelChange | None = None
-) -> None:
+def publish_active(bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish]) -> None:
     """Publish versions that take nobody's place, and make all of them active at once: rate tables, and first versions.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
-        contents: The versions; each name once.
-        step: Why; by default nothing is said.
 
     Raises:
         DeliveryFailed: A record was not written. Nothing is active before the last one is.
     """
     writer = ControlWriter(bootstrap, settings)
-    writer.add(writer.contents(contents), step or ModelChange())
+    writer.add(writer.contents(contents))
 
 
 def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
-    """Publish the first LightGBM version of a cluster with its policy, as `publish_active`."""
+    """Publish the first versions of a cluster, as `publish_active`.
+
+    Args:
+        model: LightGBM version.
+        policy: Policy that was made for it.
+
+    Raises:
+        DeliveryFailed: A record was not written, and neither is active.
+    """
     publish_active(bootstrap, settings, VersionToPublish.from_models(model, policy))
 
 
@@ -211,14 +217,7 @@ class SoleProcess:
         return {self._service: self._identity}
 
     def refuse_other(self, history: VersionHistory) -> None:
-        """End where another process of the service has written since the first call.
-
-        Args:
-            history: What `control` has by now.
-
-        Raises:
-            ServiceEnded: Another one has.
-        """
+        """Raise `ServiceEnded` where another process of the service has written since the first call."""
         last = history.last_writer(self._service)
         if not self._started or last == self._identity:
             self._before, self._started = last, True

@@ -25,8 +25,6 @@ class PublishedRates:
     """The rate tables that ``control`` names and whose content is on ``models``; used from one thread at a time.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give the topics' full names and the client's configuration.
         on_refused: Counts records of these topics that cannot be read.
     """
 
@@ -38,7 +36,7 @@ class PublishedRates:
         self._tables: dict[tuple[str, str], RateTable] = {}
         """Tables by version and digest, in the order in which they were published."""
         self._contents = VersionContents(bootstrap, settings, on_refused)
-        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0, on_refused)
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)
 
     def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""

@@ -1,8 +1,9 @@
-"""Recipes of versions: features, hyperparameters and label handling, by digest."""
+"""Recipes of versions: features, hyperparameters and label handling, by digest; and features that none may have."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from pipeline.decision.policy import FIRST_BLEND, Policy
@@ -44,11 +45,7 @@ def inherited(policy: Policy, metadata: Mapping[str, Any]) -> Policy:
     """Return the policy that a new version takes over from the one before it.
 
     The online model scores alone beside a version without trees. What it learned there would count twice beside trees,
-    so that it is left out until its gate lets it in.
-
-    Args:
-        policy: The policy of the version before.
-        metadata: Metadata of the version before.
+    so that it is left out until its gate lets it in. ``metadata`` are those of the version before.
     """
     return policy.replace(blend=FIRST_BLEND) if TREELESS in metadata else policy
 
@@ -56,3 +53,17 @@ def inherited(policy: Policy, metadata: Mapping[str, Any]) -> Policy:
 def recipe_of_facts(facts: Facts) -> str:
     """Return the digest of a LightGBM version's recipe, from `pipeline.models.description.lightgbm_facts`."""
     return recipe_digest(facts["hyperparameters"], facts["features"], facts.get(LABEL_HANDLING, {}))
+
+
+def barred_among(features: Iterable[str], barred: str) -> list[str]:
+    """Return the features that no version may use, such as those that stand for a protected attribute.
+
+    Args:
+        features: Names of features.
+        barred: Names and patterns, separated by commas; the setting ``barred_features``.
+
+    >>> barred_among(["amount", "customer_age"], "customer_*, weekday")
+    ['customer_age']
+    """
+    patterns = [pattern.strip() for pattern in barred.split(",") if pattern.strip()]
+    return [name for name in features if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -9,14 +9,11 @@ Every write goes to a temporary place beside its target and is renamed onto it, 
 all of it or nothing. A version never changes; registering the same content twice gives the same version.
 """
 
-import contextlib
 import hashlib
 import os
 import platform
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -27,8 +24,8 @@ import msgspec
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.payload import payload_digest, version_of
+from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
+from pipeline.state.durability import flush_directory, write_flushed
 from schemas.messages import Timestamp
 
 LIGHTGBM: Final = "lightgbm"
@@ -75,8 +72,8 @@ class Registry:
         Returns:
             The version: 12 hexadecimal digits.
         """
-        version = version_of(payload)
-        home = self._home(name)
+        digest, home = payload_digest(payload), self._home(name)
+        version = digest[:VERSION_DIGITS]
         target = home / version
         if target.is_dir():
             self.load(name, version)
@@ -84,7 +81,7 @@ class Registry:
         entry = RegistryEntry(
             name=name,
             version=version,
-            digest=payload_digest(payload),
+            digest=digest,
             created=datetime.now(UTC),
             kernel=KERNEL_VERSION,
             libraries={"python": platform.python_version()}
@@ -92,9 +89,11 @@ class Registry:
             details=details or {},
         )
         home.mkdir(parents=True, exist_ok=True)
-        with _temporary_directory(home) as temporary:
-            _write(temporary / "payload.json", payload)
-            _write(temporary / "metadata.json", msgspec.json.format(msgspec.json.encode(entry)))
+        # Renamed away when all goes well, so that nothing is left to clean up.
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=home) as name_of_new:
+            temporary = Path(name_of_new)
+            write_flushed(temporary / "payload.json", payload)
+            write_flushed(temporary / "metadata.json", msgspec.json.format(msgspec.json.encode(entry)))
             try:
                 temporary.rename(target)
             except OSError:
@@ -102,7 +101,7 @@ class Registry:
                 if not target.is_dir():
                     raise
                 self.load(name, version)
-        _sync(home)
+        flush_directory(home)
         return version
 
     def entry(self, name: str, version: str) -> RegistryEntry:
@@ -147,10 +146,6 @@ class Registry:
                 "do not use it: restore the file from a copy, or delete the version and train again"
             )
         return payload
-
-    def load_lightgbm(self, version: str) -> LightGBMModel:
-        """Load the LightGBM model ``version``, checked against this program's kernel."""
-        return LightGBMModel.from_payload(self.load(LIGHTGBM, version))
 
     def load_policy(self, version: str) -> Policy:
         """Load the policy ``version``."""
@@ -231,23 +226,6 @@ class Registry:
         return self.path / "files" / name
 
 
-@contextlib.contextmanager
-def _temporary_directory(home: Path) -> Iterator[Path]:
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
-    try:
-        yield temporary
-    finally:
-        # Renamed away when all went well.
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _replace(path: Path, content: bytes) -> None:
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
@@ -259,13 +237,4 @@ def _replace(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Make renames in ``directory`` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_directory(path.parent)

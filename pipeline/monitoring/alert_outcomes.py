@@ -52,7 +52,15 @@ class AlertOutcomes:
         self._stream_time_us = max(self._stream_time_us, event_time_us)
 
     def add_example(self, key: Key, event_time_us: int, label: str, amount: float, weight: float) -> None:
-        """Add an example; fields as in `schemas.messages.Example`."""
+        """Add an example.
+
+        Args:
+            key: Card and transaction.
+            event_time_us: Event time of the transaction, in microseconds since 1970.
+            label: Label as in `schemas.messages.Example`; a withdrawn one counts with weight 0.
+            amount: Major unit of the base currency.
+            weight: Inverse of the probability with which an example of this label is kept.
+        """
         self._examples[key] = _KnownOutcome(
             event_time_us, label == FRAUD, amount, 0.0 if label == WITHDRAWN else weight
         )

@@ -1,8 +1,8 @@
 """Estimates from an audit sample: the frauds that nobody reports, and the recall of alerts."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,8 @@ class AuditRows(NamedTuple):
 
     def take(self, rows: NDArray[np.bool_]) -> "AuditRows":
         """Return the rows of a mask of shape (n,)."""
-        return AuditRows(
-            self.event_time_us[rows],
-            self.selection[rows],
-            self.probability[rows],
-            self.answered[rows],
-            self.fraud[rows],
-            self.reported_us[rows],
-        )
+        columns: Iterable[NDArray[Any]] = self
+        return AuditRows(*(column[rows] for column in columns))
 
 
 class AuditOptions(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.event_clock import AHEAD_HOURS, WITNESSES
-from pipeline.scoring.distributions import BinCounter, FeatureDistribution
+from pipeline.features.catalogue import FEATURES
+from pipeline.learning.event_clock import AHEAD_HOURS, WITNESSES
+from pipeline.scoring.distributions import BinCounter, FeatureDistribution, distributions_of
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
 SCORE: Final = "score"
@@ -27,6 +28,8 @@ _SCORE_EDGES: Final = 1.0 / (1.0 + np.exp(-np.arange(-9.0, 5.0, 0.5)))
 _AGE_EDGES: Final = np.array([0.25, 1.0, 3.0, 5.0, 7.0, 9.0, 14.0, 30.0])
 """Days from a transaction to the report of its fraud."""
 _MISSING: Final = "no value"
+_EDGES_FROM: Final = 50_000
+"""First rows whose tenths become bins where there are no distributions."""
 _DAY_ZERO: Final = date(1970, 1, 1)
 
 
@@ -62,10 +65,14 @@ class DailyCounts:
 
     Args:
         distributions: Give the features to watch and the edges of their bins.
+        tenths_of: Features to watch, without distributions; the tenths of the first rows become their bins.
     """
 
-    def __init__(self, distributions: Sequence[FeatureDistribution]) -> None:
+    def __init__(self, distributions: Sequence[FeatureDistribution], tenths_of: Sequence[str] = ()) -> None:
         self._distributions = tuple(distributions)
+        self._tenths_of = list(tenths_of)
+        self._first: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+        """Decisions that wait for bins."""
         self._features: dict[int, BinCounter] = {}
         self._scores: dict[int, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(_SCORE_EDGES) + 1))
         self._alerts: dict[int, int] = defaultdict(int)
@@ -83,6 +90,11 @@ class DailyCounts:
             features: Shape (n, len(FEATURES)), NaN for no value.
             score: Shape (n,).
         """
+        if self._tenths_of:
+            self._first.append((event_time_us, features, score))
+            if sum(len(rows) for rows, _, _ in self._first) >= _EDGES_FROM:
+                self._find_bins()
+            return
         bins = np.searchsorted(_SCORE_EDGES, score, side="right")
         for day, rows in _by_day(event_time_us):
             if day not in self._features:
@@ -99,22 +111,27 @@ class DailyCounts:
     def add_reports(
         self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64], score: NDArray[np.float64]
     ) -> None:
-        """Count frauds by the day on which they became known: by their age then, and by their scores as served.
+        """Count n frauds by the day on which they became known: by their age then, and by their scores as served.
 
-        All of shape (n,).
+        Args:
+            event_time_us: Event times of the transactions, in microseconds since 1970; shape (n,).
+            known_at_us: When each became known, likewise.
+            score: Shape (n,); NaN where none was served, which counts by its age alone.
         """
         ages = np.searchsorted(_AGE_EDGES, (known_at_us - event_time_us) / US_PER_DAY, side="right")
         scores = np.searchsorted(_SCORE_EDGES, score, side="right")
         for day, rows in _by_day(known_at_us):
             self._ages[day] += np.bincount(ages[rows], minlength=len(_AGE_EDGES) + 1)
-            self._report_scores[day] += np.bincount(scores[rows], minlength=len(_SCORE_EDGES) + 1)
+            served = rows[~np.isnan(score[rows])]
+            self._report_scores[day] += np.bincount(scores[served], minlength=len(_SCORE_EDGES) + 1)
 
     @property
     def newest_whole_day(self) -> int:
         """The newest day that is over: a later one has begun, or its last hour has. -1 without one.
 
-        As in `pipeline.decision.event_clock`, times that lie more than a day ahead are believed where there are three.
+        As in `pipeline.learning.event_clock`, times that lie more than a day ahead are believed where there are three.
         """
+        self._find_bins()
         days, believed_us = sorted(self._stream_time_us), -1
         for number, day in enumerate(days):
             is_near = number == 0 or day * US_PER_DAY - believed_us <= AHEAD_HOURS * US_PER_HOUR
@@ -129,6 +146,7 @@ class DailyCounts:
         Args:
             through_day: Last day; the newest whole day by default.
         """
+        self._find_bins()
         last = self.newest_whole_day if through_day is None else through_day
         days = np.array(sorted(day for day in self._features if day <= last), np.int64)
         if not len(days):
@@ -149,14 +167,20 @@ class DailyCounts:
         if self._alerts:
             histories.append(_share(ALERTS, days, rows, [self._alerts.get(day, 0) for day in days.tolist()]))
         if self._ages:
-            empty = np.zeros(len(_AGE_EDGES) + 1)
-            ages = np.array([self._ages.get(day, empty) for day in days.tolist()])
+            ages = np.array([self._ages[day] for day in days.tolist()])
             histories.append(_share(REPORTS, days, rows, ages.sum(axis=1)))
             histories.append(History(REPORT_AGE, _bins(_AGE_EDGES.tolist(), unit=" d"), days, ages))
-            none = np.zeros(len(_SCORE_EDGES) + 1)
-            reported = np.array([self._report_scores.get(day, none) for day in days.tolist()])
+            reported = np.array([self._report_scores[day] for day in days.tolist()])
             histories.append(History(REPORT_SCORE, _bins(_SCORE_EDGES.tolist()), days, reported))
         return histories
+
+    def _find_bins(self) -> None:
+        if self._tenths_of:
+            features = np.concatenate([np.empty((0, len(FEATURES))), *(rows for _, rows, _ in self._first)])
+            self._distributions = distributions_of(features, np.ones(len(features)), self._tenths_of)
+            first, self._first, self._tenths_of = self._first, [], []
+            for rows in first:
+                self.add_decisions(*rows)
 
 
 def _by_day(time_us: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.intp]]]:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT as AUDIT
 from pipeline.learning.labels import (
@@ -25,6 +24,8 @@ _ANSWERS: Final = frozenset({"audit", "analyst"})
 """Sources that answer an alert; all others but rules report by themselves."""
 _NO_REPORT: Final = _ANSWERS | {"rule"}
 _FRAUD: Final = KNOWN.index(FRAUD)
+_ROW_TYPES: Final = (np.int64, np.int8, np.float64, np.bool_, np.bool_, np.int64)
+"""Types of the columns of `AuditRows`."""
 
 
 class _Outcome(NamedTuple):
@@ -57,7 +58,15 @@ class Outcomes:
         """Newest event time of a decision."""
 
     def add_label(self, key: tuple[str, str], label: str, source: str, labelled_at_us: int, known_at_us: int) -> None:
-        """Add a label of the transaction ``key`` (card, transaction); times in microseconds since 1970."""
+        """Add a label of a transaction.
+
+        Args:
+            key: Card and transaction.
+            label: Label as it was sent.
+            source: Who reported it, such as ``customer`` or ``analyst``.
+            labelled_at_us: When it was made, in microseconds since 1970; of labels of equal rank the newest holds.
+            known_at_us: When it became known, likewise; the first report of a fraud counts.
+        """
         before = self._labels.get(key, _Outcome())
         known = known_value(label)
         state, _ = resolve_numbers(before.state, source_rank(source), labelled_at_us, KNOWN.index(known))
@@ -70,7 +79,14 @@ class Outcomes:
     def add_decision(
         self, key: tuple[str, str], event_time_us: int, selection: str | None, selection_probability: float
     ) -> None:
-        """Add a decision, after all labels; fields as in `schemas.messages.Decision`."""
+        """Add a decision, after all labels.
+
+        Args:
+            key: Card and transaction.
+            event_time_us: Event time of the transaction, in microseconds since 1970.
+            selection: ``score``, ``rule`` or ``audit``; None for a transaction without an alert.
+            selection_probability: Probability with which an analyst would be given the transaction, 0 to 1.
+        """
         day = event_time_us // US_PER_DAY
         self._decisions[day] += 1
         self._unaudited[day] += selection_probability == 0.0
@@ -97,15 +113,5 @@ class Outcomes:
     def rows(self, from_us: int) -> AuditRows:
         """Return the selected and labelled decisions whose event times are ``from_us`` or later."""
         kept = [row for row in self._rows if row[0] >= from_us]
-        columns: list[NDArray[np.float64]] = [np.array(column) for column in zip(*kept, strict=True)] or [
-            np.empty(0)
-        ] * 6
-        event_time_us, selection, probability, answered, fraud, reported_us = columns
-        return AuditRows(
-            event_time_us.astype(np.int64),
-            selection.astype(np.int8),
-            probability.astype(np.float64),
-            answered.astype(np.bool_),
-            fraud.astype(np.bool_),
-            reported_us.astype(np.int64),
-        )
+        columns = zip(*kept, strict=True) if kept else [()] * len(_ROW_TYPES)
+        return AuditRows(*(np.array(column, kind) for column, kind in zip(columns, _ROW_TYPES, strict=True)))

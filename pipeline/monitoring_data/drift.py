@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.row_columns import EVENT_US
 from pipeline.engine.scores.feature_blocks import SCORE
-from pipeline.exports.contents import export_batches, require_export
+from pipeline.exports.intended_contents import export_batches, require_export
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches
@@ -21,7 +21,7 @@ from pipeline.kafka.records.internal import not_counted, readable, readable_feat
 from pipeline.learning.labels import FRAUD
 from pipeline.monitoring.alert_outcomes import AlertOutcomes, Key
 from pipeline.monitoring.daily import DailyCounts
-from pipeline.scoring.distributions import FeatureDistribution, distributions_of
+from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
@@ -31,8 +31,6 @@ from schemas.topics import ALERTS, DECISION_FEATURES, EXAMPLES, Topic
 MONITORED: Final = (DECISION_FEATURES, EXAMPLES, ALERTS)
 """Examples before alerts: those that the examples are of have been raised by then."""
 MONITORED_NAMES: Final = [topic.name for topic in MONITORED]
-_EDGES_FROM: Final = 50_000
-"""First rows whose tenths become bins where the LightGBM version has no distributions."""
 
 
 class _Event(msgspec.Struct):
@@ -57,74 +55,22 @@ _decode_event: Final = msgspec.json.Decoder(_Event).decode
 
 
 class Monitored:
-    """Daily counts of all that was read so far, in the bins of a LightGBM version.
+    """All that was read so far: daily counts in the bins of a LightGBM version, and the outcomes of alerts.
 
     Only features that the trees ask for are counted. Without a version the default features are, in tenths of the
     first rows.
     """
 
     def __init__(self, model: LightGBMModel | None) -> None:
-        self._counts: DailyCounts | None = None
-        self._first: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
-        self._alerts: list[NDArray[np.int64]] = []
-        self._reports: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
         self.outcomes = AlertOutcomes()
         """Outcomes of alerts, of a cluster's topics alone."""
         self.importance: dict[str, float] = dict.fromkeys(DEFAULT_FEATURES, 1 / len(DEFAULT_FEATURES))
         """Gain share by feature."""
+        distributions: list[FeatureDistribution] = []
         if model is not None:
             self.importance = model.gain_shares
-        distributions = (
-            []
-            if model is None
-            else [distribution for distribution in model.distributions if distribution.name in self.importance]
-        )
-        if distributions:
-            self._begin(distributions)
-
-    def add_decisions(
-        self, event_time_us: NDArray[np.int64], features: NDArray[np.float64], score: NDArray[np.float64]
-    ) -> None:
-        """Count decisions, as `DailyCounts.add_decisions`."""
-        if self._counts is not None:
-            self._counts.add_decisions(event_time_us, features, score)
-            return
-        self._first.append((event_time_us, features, score))
-        if sum(len(rows) for rows, _, _ in self._first) >= _EDGES_FROM:
-            self._find_bins()
-
-    def add_alerts(self, event_time_us: NDArray[np.int64]) -> None:
-        """Count alerts, as `DailyCounts.add_alerts`."""
-        self._alerts.append(event_time_us)
-
-    def add_reports(
-        self, event_time_us: NDArray[np.int64], known_at_us: NDArray[np.int64], score: NDArray[np.float64]
-    ) -> None:
-        """Count reported frauds, as `DailyCounts.add_reports`."""
-        self._reports.append((event_time_us, known_at_us, score))
-
-    @property
-    def counts(self) -> DailyCounts:
-        """All counts."""
-        if self._counts is None:
-            self._find_bins()
-        counts = self._counts or DailyCounts([])
-        for event_time_us in self._alerts:
-            counts.add_alerts(event_time_us)
-        for reported in self._reports:
-            counts.add_reports(*reported)
-        self._alerts, self._reports = [], []
-        return counts
-
-    def _find_bins(self) -> None:
-        features = np.concatenate([np.empty((0, len(FEATURES))), *(rows for _, rows, _ in self._first)])
-        self._begin(distributions_of(features, np.ones(len(features)), list(self.importance)))
-
-    def _begin(self, distributions: Iterable[FeatureDistribution]) -> None:
-        self._counts = DailyCounts(list(distributions))
-        for rows in self._first:
-            self._counts.add_decisions(*rows)
-        self._first = []
+            distributions = [known for known in model.distributions if known.name in self.importance]
+        self.counts = DailyCounts(distributions, tenths_of=() if distributions else list(self.importance))
 
 
 class MonitoredTopics:
@@ -170,12 +116,12 @@ class MonitoredTopics:
                 # Features of one name may mean something else in another kernel.
                 if block.kernel == KERNEL_VERSION:
                     event_time_us, score = block.whole(EVENT_US)[rows.rows], block.features[rows.rows, SCORE]
-                    self._into.add_decisions(event_time_us, rows.own_features(), score)
+                    self._into.counts.add_decisions(event_time_us, rows.own_features(), score)
             return
         events = [event for _, event in readable(records, _decode_event, not_counted)]
         outcomes = self._into.outcomes
         if topic is EXAMPLES:
-            _add_reports(self._into, events)
+            _add_reports(self._into.counts, events)
             for event in events:
                 if event.label is not None:
                     of_example = (event.label, event.amount_base, event.weight)
@@ -183,7 +129,7 @@ class MonitoredTopics:
         else:
             for event in events:
                 outcomes.add_alert(event.key, timestamp_us(event.event_time))
-            self._into.add_alerts(np.array([timestamp_us(event.event_time) for event in events], np.int64))
+            self._into.counts.add_alerts(np.array([timestamp_us(event.event_time) for event in events], np.int64))
 
 
 def count_files(directory: Path, into: Monitored) -> None:
@@ -197,12 +143,12 @@ def count_files(directory: Path, into: Monitored) -> None:
     for rows in _tables(directory, DECISION_FEATURES, ["event_time", "score", "versions_kernel", *columns]):
         table = rows.filter(pc.equal(rows.column("versions_kernel"), KERNEL_VERSION))
         features = np.column_stack([table.column(name).to_numpy() for name in columns])
-        into.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
+        into.counts.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
     for table in _tables(directory, ALERTS, ["event_time"]):
-        into.add_alerts(_times_us(table, "event_time"))
+        into.counts.add_alerts(_times_us(table, "event_time"))
     for table in _tables(directory, EXAMPLES, ["event_time", "known_at", "label", "score"]):
         frauds = table.filter(pc.equal(table.column("label"), FRAUD))
-        into.add_reports(
+        into.counts.add_reports(
             _times_us(frauds, "event_time"), _times_us(frauds, "known_at"), frauds.column("score").to_numpy()
         )
 
@@ -220,9 +166,9 @@ def _times_us(table: pa.Table, name: str) -> NDArray[np.int64]:
     return found
 
 
-def _add_reports(into: Monitored, events: Iterable[_Event]) -> None:
+def _add_reports(counts: DailyCounts, events: Iterable[_Event]) -> None:
     frauds = [event for event in events if event.label == FRAUD and event.known_at is not None]
-    into.add_reports(
+    counts.add_reports(
         np.array([timestamp_us(event.event_time) for event in frauds], np.int64),
         np.array([timestamp_us(event.known_at) for event in frauds if event.known_at], np.int64),
         np.array([np.nan if event.score is None else event.score for event in frauds], np.float64),

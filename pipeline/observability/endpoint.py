@@ -144,7 +144,14 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 
 class Endpoint:
-    """Serves a registry and a ``Health`` at ``host``:``port`` (0: any free one), from threads of its own."""
+    """Serves metrics and answers to probes, from threads of its own.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0: any free one.
+        registry: The metrics that ``/metrics`` shows.
+        health: Answers ``/livez`` and ``/readyz``.
+    """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, health: Health) -> None:
         self._host, self._port = host, port

@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 
 from pipeline.kafka.cluster.errors import FailedRequest, failure_text
 from pipeline.settings import PREFIX, Settings
-from pipeline.settings.files import SettingFileError
+from pipeline.settings.secret_files import SettingFileError
 
 _OURS: Final = frozenset({"agents", "pipeline", "schemas"})
 _OURS_BEGIN: Final = "Value error, "

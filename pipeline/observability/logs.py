@@ -69,5 +69,5 @@ def configure_logging(settings: Settings, level: str | None = None) -> None:
 def silence_clients() -> None:
     """Log nothing of what Kafka clients complain about: for commands that report the failure themselves."""
     logging.getLogger("pipeline.kafka").setLevel(logging.CRITICAL)
-    for name in ("librdkafka", "errors"):
+    for name in ("librdkafka", "cluster.errors"):
         logging.getLogger(f"pipeline.kafka.{name}").setLevel(logging.CRITICAL)

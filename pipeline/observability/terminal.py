@@ -1,4 +1,11 @@
-"""Foreign text on its way to a terminal, which may not take it for a command."""
+"""Text on its way to a terminal: foreign text, which may not be taken for a command, and lines that report progress."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+PROGRESS_INTERVAL_S: Final = 5.0
+"""Time between two lines that report progress."""
 
 
 def printable(text: str) -> str:
@@ -33,3 +40,16 @@ def printable_json(text: str) -> str:
 def _escaped(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def throttled(report: Callable[[str], None], interval_s: float = PROGRESS_INTERVAL_S) -> Callable[[str], None]:
+    """Return ``report`` in a form that leaves out what comes within ``interval_s`` of the line before."""
+    next_s = time.monotonic() + interval_s
+
+    def maybe(text: str) -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + interval_s
+            report(text)
+
+    return maybe

@@ -1,6 +1,7 @@
 """Due times of a replay's labels: with the report of the transaction, or sooner for a reviewed one."""
 
 import heapq
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,10 +50,10 @@ class LabelSchedule:
     def __init__(self, hold_us: int, *, reviews: bool) -> None:
         self._hold_us = hold_us
         self._reviews = reviews
-        self._reports: list[tuple[int, int, Truth]] = []
-        self._reviewed: list[tuple[int, int, Truth, str]] = []
+        self._due: list[tuple[int, bool, int, Truth, str | None]] = []
+        """Heap of reports, and of reviews with their alerts, which come first of the same time."""
+        self._numbers = itertools.count()
         self._by_transaction: dict[tuple[str, str], Truth] = {}
-        self._sequence = 0
         self.next_due_us = NEVER_US
         """When `pop` has something to do; ``NEVER_US`` when nothing is held."""
         self.pending = 0
@@ -67,13 +68,20 @@ class LabelSchedule:
         if not (reported or self._reviews) or identity in self._by_transaction:
             return
         until_us = truth.report_us if reported else truth.event_time_us + self._hold_us
-        heapq.heappush(self._reports, (until_us, self._next(), truth))
+        self._push(until_us, truth)
         self._by_transaction[identity] = truth
         self.pending += reported
-        self.next_due_us = min(self.next_due_us, until_us)
 
     def review(self, card_id: str, transaction_id: str, alert_id: str, due_us: int) -> None:
-        """Bring forward the label of an alerted transaction to ``due_us``, if it is then not due before."""
+        """Bring forward the label of an alerted transaction, if it is not due by then.
+
+        Args:
+            card_id: Identifier of its card.
+            transaction_id: Identifier of the transaction; one that is not held, or was reviewed before, is counted in
+                ``unmatched_alerts``.
+            alert_id: Identifier of the alert, for the label.
+            due_us: Time of the review, in microseconds since 1970 of the simulated clock.
+        """
         truth = self._by_transaction.get((card_id, transaction_id))
         if truth is None or truth.reviewed:
             self.unmatched_alerts += 1
@@ -83,21 +91,15 @@ class LabelSchedule:
         self.pending += truth.report_us == NEVER_US
         # The report no longer holds; the review sends in its place.
         truth.report_us, truth.reviewed = NEVER_US, True
-        heapq.heappush(self._reviewed, (due_us, self._next(), truth, alert_id))
-        self.next_due_us = min(self.next_due_us, due_us)
+        self._push(due_us, truth, alert_id)
 
     def pop(self, until_us: int) -> DueLabel | None:
         """The earliest label that is due at ``until_us`` or before, or ``None``; drops what will never have one."""
         label = None
         while label is None and self.next_due_us <= until_us:
-            report_us = self._reports[0][0] if self._reports else NEVER_US
-            if self._reviewed and self._reviewed[0][0] <= report_us:
-                due_us, _, truth, alert_id = heapq.heappop(self._reviewed)
-                label = DueLabel(due_us, truth, truth.fraud, alert_id)
-            else:
-                label = self._report(report_us, heapq.heappop(self._reports)[-1])
-            report_us = self._reports[0][0] if self._reports else NEVER_US
-            self.next_due_us = min(report_us, self._reviewed[0][0] if self._reviewed else NEVER_US)
+            due_us, is_report, _, truth, alert_id = heapq.heappop(self._due)
+            label = self._report(due_us, truth) if is_report else DueLabel(due_us, truth, truth.fraud, alert_id)
+            self.next_due_us = self._due[0][0] if self._due else NEVER_US
         self.pending -= label is not None
         return label
 
@@ -107,12 +109,12 @@ class LabelSchedule:
         label = DueLabel(report_us, truth, truth.fraud != corrects) if truth.report_us < NEVER_US else None
         if corrects:
             truth.report_us, truth.corrected_us = truth.corrected_us, NEVER_US
-            heapq.heappush(self._reports, (truth.report_us, self._next(), truth))
+            self._push(truth.report_us, truth)
             self.pending += 1
         else:
             self._by_transaction.pop((truth.card_id, truth.transaction_id), None)
         return label
 
-    def _next(self) -> int:
-        self._sequence += 1
-        return self._sequence
+    def _push(self, due_us: int, truth: Truth, alert_id: str | None = None) -> None:
+        heapq.heappush(self._due, (due_us, alert_id is None, next(self._numbers), truth, alert_id))
+        self.next_due_us = self._due[0][0]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.engine.records.columns import identities
 from pipeline.features.attributes import DECLARED_ATTRIBUTES
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
-from pipeline.history.columns import PASSED_ON
+from pipeline.history.canonical_columns import PASSED_ON
 from pipeline.history.files import currency_decimals
 from schemas.messages import Transaction
 
@@ -40,8 +40,8 @@ def identities_of(frame: pd.DataFrame) -> npt.NDArray[np.uint64]:
 def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -> Iterator[Transaction]:
     """Yield each row as a message, its amount exact to the minor unit; ``times_us`` are the rows' event times.
 
-    Declared attributes and columns of ``pipeline.history.columns.PASSED_ON`` go along where the frame has them and they
-    are not missing.
+    Declared attributes and columns of ``pipeline.history.canonical_columns.PASSED_ON`` go along where the frame has
+    them and they are not missing.
     """
     currencies: list[str] = frame["currency"].tolist()
     scales = {code: -currency_decimals(code) for code in set(currencies)}

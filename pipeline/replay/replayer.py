@@ -14,18 +14,19 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
-from pipeline.kafka.readers.progress import require_producer_timestamps
+from pipeline.kafka.cluster.cluster import require_producer_timestamps
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import SIMULATOR
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
 from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
-from pipeline.replay.watch import AlertWatch, Flow, FlowWatch
+from pipeline.replay.watch import AlertWatch, Flow, FlowWatch, Watch
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.limits import check_limits
 from schemas.messages import Label
 from schemas.times import US_PER_DAY, US_PER_SECOND
-from schemas.topics import ALERTS, TRANSACTIONS
+from schemas.topics import TRANSACTIONS
 
 CARD_GROUP: Final = "card"
 REVIEWER: Final = "analyst"
@@ -108,11 +109,17 @@ class ReplayProgress:
 class Replay:
     """Sends frames of transactions, and each one's label after its delay, in the order of simulated time.
 
-    ``frames`` yields frames with `pipeline.history.columns.COLUMNS` in event-time order (``fraud`` and ``fraud_type``
-    may be missing: then there are no labels), or the rows that `rows` made of one, and may be endless. Record
-    timestamps are the simulated clock: a transaction's event time, a label's ``labelled_at``. ``report`` is called
-    every ``report_interval_s`` from the thread of `run`, and once at the end, with the same object; ``stop`` ends the
-    replay, without the labels that are left.
+    Record timestamps are the simulated clock: a transaction's event time, a label's ``labelled_at``.
+
+    Args:
+        frames: Frames with `pipeline.history.canonical_columns.COLUMNS`, or the rows that `rows` made of one; sorted
+            by event time, and perhaps endless. Without ``fraud`` and ``fraud_type`` there are no labels.
+        options: Speed and labels; None: the defaults of `ReplayOptions`.
+        report: Called from the thread of `run` with the progress, always the same object, and once at the end.
+        stop: Ends the replay once it is set, without the labels that are left; None: nothing ends it early.
+        report_interval_s: Seconds of real time between two calls of ``report``.
+        flow: How many transactions may be sent; None: what the card agents have committed decides, if ``options.wait``.
+        sending: Called as each transaction whose truth is known is handed to the client.
     """
 
     def __init__(
@@ -125,13 +132,14 @@ class Replay:
         report: Callable[[ReplayProgress], None] | None = None,
         stop: threading.Event | None = None,
         report_interval_s: float = 1.0,
-        producer: RecordProducer | None = None,
+        flow: Flow | None = None,
+        sending: Callable[[Truth], object] | None = None,
     ) -> None:
         """Prepare; `schemas.errors.InvalidMessage` where no topic of labels speaks for a source that is sent."""
         self._settings, self._bootstrap, self._frames = settings, bootstrap, frames
         self._options = options or ReplayOptions()
         self._report, self._report_interval_s = report, report_interval_s
-        self._stop = stop or threading.Event()
+        self._stop, self._flow, self._sending = stop or threading.Event(), flow, sending
         self._progress = ReplayProgress()
         self._transactions = settings.topic(TRANSACTIONS.name)
         # Topics with another clock are refused before anything is sent.
@@ -144,10 +152,9 @@ class Replay:
         self._sleeping_until_us = 0
         self._anchor_s, self._anchor_us = 0.0, 0
         self._started_s = self._reported_s = 0.0
-        # One without waiting records has length 0, and so is false.
-        self._producer = producer if producer is not None else RecordProducer(bootstrap, settings)
-        self._flow: Flow | None = None
+        self._producer = RecordProducer(bootstrap, settings)
         self._alerts: AlertWatch | None = None
+        self._watches = list[Watch]()
 
     def run(self) -> ReplayProgress:
         """Send everything; returns the final progress. Call it once.
@@ -161,11 +168,19 @@ class Replay:
         )
         self._started_s = self._reported_s = time.monotonic()
         with contextlib.ExitStack() as stack:
-            if options.wait:
-                group = settings.topic(CARD_GROUP)
-                self._flow = stack.enter_context(self._new_flow(group))
+            if options.wait and self._flow is None:
+                self._flow = flow = FlowWatch(
+                    self._bootstrap,
+                    settings,
+                    self._transactions,
+                    settings.topic(CARD_GROUP),
+                    options.max_in_flight,
+                    lambda: (self._progress.transactions, len(self._producer)),
+                )
+                self._watches.append(stack.enter_context(flow))
             if options.review_delay_s is not None:
-                self._alerts = stack.enter_context(AlertWatch(self._bootstrap, settings, settings.topic(ALERTS.name)))
+                self._alerts = AlertWatch(self._bootstrap, settings)
+                self._watches.append(stack.enter_context(self._alerts))
             stack.enter_context(self._producer)
             ended = all(self._send_frame(frame) for frame in self._frames) and not self._stop.is_set()
             if ended and options.flush_labels:
@@ -173,16 +188,6 @@ class Replay:
             self._progress.stopped = not ended
         self._report_progress(final=True)
         return self._progress
-
-    def _new_flow(self, group: str) -> Flow:
-        return FlowWatch(
-            self._bootstrap,
-            self._settings,
-            self._transactions,
-            group,
-            self._options.max_in_flight,
-            lambda: (self._progress.transactions, len(self._producer)),
-        )
 
     def rows(self, frame: pd.DataFrame) -> list[Row]:
         """Return the rows of a frame, encoded; a frame costs as much as a hundred rows, so cut the rows, not frames.
@@ -214,7 +219,7 @@ class Replay:
     def _send_rows(self, rows: Sequence[Row]) -> bool:
         if self._clock_us is not None and rows[0].time_us < self._clock_us:
             raise ValueError(_UNORDERED)
-        produce, schedule = self._producer.produce, self._schedule
+        produce, schedule, sending = self._producer.produce, self._schedule, self._sending
         paced, topic, progress, flow = self._options.speed < math.inf, self._transactions, self._progress, self._flow
         alerts = self._alerts.waiting if self._alerts is not None else ()
         if self._clock_us is None:
@@ -225,6 +230,8 @@ class Replay:
                 return False
             if flow is not None and progress.transactions >= flow.allowed and not self._await_room(flow):
                 return False
+            if sending is not None and truth is not None:
+                sending(truth)
             produce(topic, key, value, time_us // 1_000)
             self._clock_us = time_us
             progress.transactions += 1
@@ -292,12 +299,11 @@ class Replay:
         self._progress.reviews += due.alert_id is not None
 
     def _take_alerts(self) -> None:
-        if self._alerts is not None and self._alerts.waiting:
-            delay_us = round((self._options.review_delay_s or 0) * US_PER_SECOND)
-            for alert in self._alerts.take():
-                event_us = (alert.event_time - EPOCH) // timedelta(microseconds=1)
-                due_us = max(event_us + delay_us, self._now_us())
-                self._schedule.review(alert.card_id, alert.transaction_id, alert.alert_id, due_us)
+        delay_us = round((self._options.review_delay_s or 0) * US_PER_SECOND)
+        while self._alerts is not None and self._alerts.waiting:
+            alert = self._alerts.waiting.popleft()
+            due_us = max(timestamp_us(alert.event_time) + delay_us, self._now_us())
+            self._schedule.review(alert.card_id, alert.transaction_id, alert.alert_id, due_us)
 
     def _start_clock(self, first_us: int) -> None:
         self._clock_us = first_us
@@ -334,48 +340,45 @@ class Replay:
     def _await_room(self, flow: Flow) -> bool:
         """Wait until the card agents have caught up; the simulated clock stands still."""
         began_s = time.monotonic()
-        while self._progress.transactions >= flow.allowed:
-            if self._stop.wait(_ROOM_POLL_S):
-                return False
-            self._watch(flow, began_s)
+        caught_up = self._await(flow, lambda: self._progress.transactions >= flow.allowed, _ROOM_POLL_S)
         self._anchor_s += time.monotonic() - began_s
-        self._progress.warning = None
-        return True
+        return caught_up
 
     def _await_reviews(self) -> bool:
         """Before the last labels: let the card agents read everything, and alerts come in."""
         flow, alerts = self._flow, self._alerts
         if flow is None or alerts is None:
             return True
+
+        def comes_more() -> bool:
+            if flow.in_flight(self._progress.transactions) > 0:
+                return True
+            return time.monotonic() - max(alerts.latest_s, flow.progress_s) < _QUIET_S
+
+        return self._await(flow, comes_more, _SLICE_S)
+
+    def _await(self, flow: Flow, lasts: Callable[[], bool], poll_s: float) -> bool:
+        """Wait for the card agents while something lasts, and warn if they stand still; false when stopped."""
         began_s = time.monotonic()
-        while (
-            flow.in_flight(self._progress.transactions) > 0
-            or time.monotonic() - max(alerts.latest_s, flow.progress_s) < _QUIET_S
-        ):
-            if self._stop.wait(_SLICE_S):
+        while lasts():
+            if self._stop.wait(poll_s):
                 return False
-            self._watch(flow, began_s)
+            self._producer.poll()
+            self._take_alerts()
+            stalled_s = time.monotonic() - max(began_s, flow.progress_s)
+            self._progress.warning = None
+            if stalled_s >= self._options.stall_warning_s:
+                self._progress.warning = (
+                    f"group {self._settings.topic(CARD_GROUP)} has committed nothing for {stalled_s:.0f} s: "
+                    f"nobody consumes {self._transactions}; start `fraud-pipeline worker`, or replay with --no-wait"
+                )
+            self._report_progress()
         self._progress.warning = None
         return True
 
-    def _watch(self, flow: Flow, began_s: float) -> None:
-        """Do the work of a wait for the card agents that lasts since ``began_s``."""
-        self._producer.poll()
-        self._take_alerts()
-        stalled_s = time.monotonic() - max(began_s, flow.progress_s)
-        if stalled_s >= self._options.stall_warning_s:
-            self._progress.warning = (
-                f"group {self._settings.topic(CARD_GROUP)} has committed nothing for {stalled_s:.0f} s: "
-                f"nobody consumes {self._transactions}; start `fraud-pipeline worker`, or replay with --no-wait"
-            )
-        else:
-            self._progress.warning = None
-        self._report_progress()
-
     def _report_progress(self, *, final: bool = False) -> None:
-        for watch in (self._flow, self._alerts):
-            if watch is not None:
-                watch.check()
+        for watch in self._watches:
+            watch.check()
         now_s = time.monotonic()
         if not final and now_s - self._reported_s < self._report_interval_s:
             return

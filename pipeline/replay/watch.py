@@ -3,14 +3,16 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
-from pipeline.kafka.readers.progress import GroupLag, TopicTail
+from pipeline.kafka.cluster.admin import GroupLag
+from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.settings import Settings
+from schemas.topics import ALERTS
 
 _RELAXED_INTERVAL_S: Final = 0.02
 _URGENT_INTERVAL_S: Final = 0.002
@@ -69,39 +71,26 @@ class Watch:
             self._error = error
 
 
-class Flow:
-    """Number of transactions that may be sent; a context that is entered before the first of them."""
+class Flow(Protocol):
+    """Number of transactions that may be sent."""
 
     @property
     def allowed(self) -> int:
         """Number of transactions up to which sending may go on."""
-        raise NotImplementedError
 
     @property
     def progress_s(self) -> float:
         """Time at which the readers were last seen to progress (monotonic clock)."""
-        raise NotImplementedError
 
     def in_flight(self, sent: int) -> int:
         """Return the transactions ahead of the readers when ``sent`` were sent."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        """Raise the error after which the count cannot be trusted any more."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Count no more."""
 
 
-class FlowWatch(Watch, Flow):
-    """Says how many transactions may be sent.
+class FlowWatch(Watch):
+    """A `Flow` that keeps at most ``limit`` transactions ahead of a group's commits.
 
     ``state`` returns, at the moment it is called, the transactions sent so far and the records that still wait in the
-    client. ``allowed`` is the number of transactions up to which sending keeps at most ``limit`` ahead of the group's
-    commits; it errs on the low side by what a measurement in motion counts twice.
+    client. ``allowed`` errs on the low side by what a measurement in motion counts twice.
     """
 
     def __init__(
@@ -117,18 +106,8 @@ class FlowWatch(Watch, Flow):
         self._lag, self._limit, self._state = GroupLag(bootstrap, settings, topic, group), limit, state
         self._committed = -1
         self._consumed = 0
-        self._allowed = 0
-        self._progress_s = time.monotonic()
-
-    @property
-    def allowed(self) -> int:
-        """Number of transactions up to which sending keeps within the limit."""
-        return self._allowed
-
-    @property
-    def progress_s(self) -> float:
-        """When the group was last seen to commit something (monotonic clock)."""
-        return self._progress_s
+        self.allowed = 0
+        self.progress_s = time.monotonic()
 
     def in_flight(self, sent: int) -> int:
         """Transactions ahead of the commits when ``sent`` were sent, as of the last measurement."""
@@ -139,9 +118,9 @@ class FlowWatch(Watch, Flow):
         sent, queued = self._state()
         lag, committed = self._lag.measure()
         if committed != self._committed:
-            self._committed, self._progress_s = committed, time.monotonic()
+            self._committed, self.progress_s = committed, time.monotonic()
         self._consumed = sent - queued - lag
-        self._allowed = self._consumed + self._limit
+        self.allowed = self._consumed + self._limit
         sent, _ = self._state()
         return _URGENT_INTERVAL_S if self.in_flight(sent) > self._limit // 2 else _RELAXED_INTERVAL_S
 
@@ -149,9 +128,9 @@ class FlowWatch(Watch, Flow):
 class AlertWatch(Watch):
     """Collects the alerts that are raised from the moment it was made."""
 
-    def __init__(self, bootstrap: str, settings: Settings, topic: str) -> None:
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
         super().__init__("replay-alerts")
-        self._tail = TopicTail(bootstrap, settings, topic)
+        self._tail = TopicFollower(bootstrap, settings, ALERTS).start_at_end()
         self._decoder = msgspec.json.Decoder(Alerted)
         self.waiting: deque[Alerted] = deque()
         self.latest_s = time.monotonic()
@@ -161,14 +140,9 @@ class AlertWatch(Watch):
         """Close the consumer that the thread used."""
         self._tail.close()
 
-    def take(self) -> Iterator[Alerted]:
-        """Yield what came, oldest first, and forget it."""
-        while self.waiting:
-            yield self.waiting.popleft()
-
     def step(self) -> float:
         """Read once."""
-        values = self._tail.poll(_TAIL_POLL_S)
+        values = self._tail.poll_values(_TAIL_POLL_S)
         if values:
             self.latest_s = time.monotonic()
             self.waiting.extend(map(self._decoder.decode, values))

@@ -119,6 +119,13 @@ class Challenge(NamedTuple):
         return VersionToPublish.from_models(self.trained.model, self.policy)
 
 
+class ComparisonPeriod(NamedTuple):
+    """Days of a comparison, in microseconds since 1970."""
+
+    start_us: int
+    end_us: int
+
+
 class Comparison(NamedTuple):
     """A comparison of a challenger: with which version, on which rows, and the figures to write."""
 
@@ -129,16 +136,11 @@ class Comparison(NamedTuple):
     figures: dict[str, Any]
 
 
-def compared_days(rows: ServedRows, options: CycleOptions) -> tuple[int, int]:
-    """Return first event time and end of the days that the gate compares on: the newest ones that are mature.
-
-    Args:
-        rows: Decisions as they were served; at least one.
-        options: How challengers are compared.
-    """
+def compared_days(rows: ServedRows, options: CycleOptions) -> ComparisonPeriod:
+    """Return the days that the gate compares on: the newest of the rows, at least one, that are mature."""
     now_us = int(rows.event_time_us[-1])
     end_us = (now_us - _delays(rows, now_us, options).maturity_us) // US_PER_DAY * US_PER_DAY
-    return end_us - options.compare_days * US_PER_DAY, end_us
+    return ComparisonPeriod(end_us - options.compare_days * US_PER_DAY, end_us)
 
 
 def trained_until_us(model: LightGBMModel) -> int | None:
@@ -167,13 +169,7 @@ def challenge(
     The gate assesses the recipe: a version trained as it could have been before the days of the comparison. After
     an acceptance the same recipe is trained on everything that is known by now.
 
-    Args:
-        rows: Decisions as they were served.
-        champion: The active version, whose recipe is taken.
-        reference: The version to compare with, trained on nothing of the days of the comparison; None for the scores
-            as they were served.
-        limits: What the challenger must keep.
-        options: How it is trained and compared.
+    The reference is trained on nothing of these days; without one the scores as they were served are compared.
 
     Raises:
         ModelError: There is too little to train on or to compare on, or the trees learned nothing.
@@ -184,7 +180,7 @@ def challenge(
     start_us, end_us = compared_days(rows, options)
     recipe = recipe_of(champion.model)
     trial = trained_by(recipe, rows, start_us, champion, options)
-    compared = rows.take(slice(*np.searchsorted(rows.event_time_us, [start_us, end_us]).tolist()))
+    compared = rows.between(start_us, end_us)
     try:
         judgement = judge(scorings(compared, champion, trial.model, reference), compared.amount, limits)
     except ValueError as error:
@@ -196,11 +192,7 @@ def challenge(
 def challenge_of(
     judgement: Judgement, trained: Trained, rows: ServedRows, champion: Champion, limits: GateLimits
 ) -> Challenge:
-    """Return an assessed version with a policy for it.
-
-    Raises:
-        ModelError: The version scores otherwise once it is read back.
-    """
+    """Return an assessed version with a policy for it; raises `ModelError` where it scores otherwise once read back."""
     policy = policy_for(rows, trained.model, champion, limits)
     _check_parity(rows, trained.model, policy)
     return Challenge(judgement, trained, policy)
@@ -209,20 +201,16 @@ def challenge_of(
 def _delays(rows: ServedRows, as_of_us: int, options: CycleOptions) -> ReportDelays:
     """Return how long reports take, as it is known at a time."""
     if options.maturity_days is not None:
-        return ReportDelays.declared(LabelRegime(delay_days=options.maturity_days))
+        return ReportDelays(LabelRegime(delay_days=options.maturity_days))
     fallback = LabelRegime(delay_days=options.fallback_days)
     return ReportDelays.estimated(rows.event_time_us, rows.reports_by(as_of_us), as_of_us, fallback=fallback)
 
 
 def trained_by(recipe: Recipe, rows: ServedRows, as_of_us: int, champion: Champion, options: CycleOptions) -> Trained:
-    """Train by a recipe as it is possible at a time.
+    """Train by a recipe as it is possible at a time, with budget, policy and label regime of the champion.
 
-    Args:
-        recipe: How to train; what ``options`` have takes precedence for its label handling.
-        rows: Decisions as they were served.
-        as_of_us: Only labels that had come by then are used.
-        champion: Gives budget, policy and label regime.
-        options: How challengers are trained.
+    Only labels that had come by then are used. What ``options`` have of label handling takes precedence over the
+    recipe's.
 
     Raises:
         ModelError: There is too little to train on, or the trees learned nothing.
@@ -280,14 +268,7 @@ def recipe_of(model: LightGBMModel) -> Recipe:
 
 
 def scorings(rows: ServedRows, champion: Champion, model: LightGBMModel, reference: LightGBMModel | None) -> Scorings:
-    """Return the scores of a challenger and of a reference on the same rows.
-
-    Args:
-        rows: Decisions as they were served.
-        champion: The active version.
-        model: The challenger.
-        reference: The version to compare with; None for the scores as they were served.
-    """
+    """Return the scores of a challenger and of a reference on the same rows; without one, those as they were served."""
     served = rows.score if reference is None else _scored(rows, champion, reference)
     return Scorings(_scored(rows, champion, model), served, rows.event_time_us, rows.card, rows.reported_us)
 
@@ -302,15 +283,14 @@ def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limit
     """Return the policy that a version takes over, with a threshold for its own scores of the newest days.
 
     Args:
-        rows: Decisions as they were served; at least one.
+        rows: Decisions as served, at least one; the last `THRESHOLD_DAYS` days choose the threshold.
         model: The version.
-        champion: The active version, whose policy gives rules, blend and audit rate.
-        limits: Has the budget.
+        champion: The active version, whose policy is taken over. If it has no trees, ``model`` scores alone,
+            else with the online model as served.
+        limits: Give the alerts a day that the threshold allows.
     """
     now_us = int(rows.event_time_us[-1])
-    newest = rows.take(
-        slice(int(np.searchsorted(rows.event_time_us, now_us - round(THRESHOLD_DAYS * US_PER_DAY))), None)
-    )
+    newest = rows.between(now_us - round(THRESHOLD_DAYS * US_PER_DAY), now_us + 1)
     score = _scored(newest, champion, model)
     # A shorter history has fewer days.
     days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.budget import budget_threshold
-from pipeline.retraining.paired import Scorings, by_event_day, mean_difference, top_agreement
+from pipeline.learning.regimes import NEVER_US
+from pipeline.retraining.paired import Scorings, mean_difference, paired_days, top_agreement
 from pipeline.scoring.blend import sigmoid
-from pipeline.training.metrics import calibration_error
+from pipeline.training.score_metrics import calibration_error
 from schemas.times import US_PER_DAY
 
 LEAST_DAYS: Final = 2
@@ -110,8 +111,8 @@ def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Ju
     Raises:
         ValueError: The rows hold fewer than `LEAST_DAYS` days, or no fraud.
     """
-    days = by_event_day(rows, limits.top)
-    frauds = rows.reported_us < np.iinfo(np.int64).max
+    days = paired_days(rows, limits.top, by_report=False)
+    frauds = rows.reported_us < NEVER_US
     if len(days.day) < LEAST_DAYS or not frauds.any():
         raise ValueError(
             f"the days to compare on hold {len(days.day)} days and {int(frauds.sum())} frauds: wait for more, or "
@@ -169,10 +170,7 @@ def rescored(
 ) -> NDArray[np.float64]:
     """Return the scores of other log-odds of LightGBM under what the online model added when the rows were served.
 
-    Args:
-        logit: Calibrated log-odds of another LightGBM version; shape (n,).
-        served_logit: Those of the version that served; shape (n,).
-        served_score: The score that was decided by; shape (n,).
+    All of shape (n,): ``logit`` of another LightGBM version, ``served_logit`` of the one that served.
 
     >>> rescored(np.array([2.0]), np.array([0.0]), np.array([0.5])) == sigmoid(np.array([2.0]))
     array([ True])

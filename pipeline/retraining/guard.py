@@ -6,17 +6,18 @@ on a confidence sequence.
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
-from pipeline.models.history import ROLLBACK, Tenure
+from pipeline.models.version_history import ROLLBACK, Tenure
+from pipeline.retraining.cluster_reader import ClusterLog
 from pipeline.retraining.gate import rescored
-from pipeline.retraining.paired import Scorings, by_report_day, confidence_sequence
+from pipeline.retraining.paired import Scorings, confidence_sequence, paired_days
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.training.served import ServedLog, ServedRows
+from pipeline.training.served import ServedRows
 from schemas.times import MS_PER_DAY, US_PER_DAY
 
 log = logging.getLogger(__name__)
@@ -44,28 +45,26 @@ class GuardDecision(NamedTuple):
     """The measurements, as JSON has them."""
 
 
-def finds_less(rows: Scorings, alerts_per_day: float, today_us: int, level: float = LEVEL) -> GuardDecision:
-    """Return whether it is proven that the served scores find fewer frauds than the shadow's.
+def finds_less(rows: Scorings, alerts_per_day: float, today_us: int) -> GuardDecision:
+    """Return whether it is proven that the served scores (the candidate) find fewer frauds than the shadow's.
 
-    Args:
-        rows: Rows that the new version served; the candidate is the served score, the reference the shadow's.
-        alerts_per_day: The budget: cards a day that are compared.
-        today_us: Newest event time. Its day is not over, and takes no part.
-        level: Confidence of all looks together.
+    As many cards a day are compared as the budget has alerts. The day of the newest event time, ``today_us``, is not
+    over, and takes no part.
     """
     today = today_us // US_PER_DAY
     over = rows.event_time_us < today * US_PER_DAY
-    days = by_report_day(Scorings._make(column[over] for column in rows), max(round(alerts_per_day), 1))
+    of_days = Scorings._make(column[over] for column in rows)
+    days = paired_days(of_days, max(round(alerts_per_day), 1), by_report=True)
     difference = days.difference[days.day < today]
     if not len(difference):
         return GuardDecision(False, "", {"report_days": 0})
-    low, high = confidence_sequence(difference, level)
+    low, high = confidence_sequence(difference, LEVEL)
     figures: dict[str, Any] = {
         "report_days": len(difference),
         "frauds_a_day_more": float(difference.mean()),
         "frauds_a_day_more_low": float(low[-1]) if np.isfinite(low[-1]) else None,
         "frauds_a_day_more_high": float(high[-1]) if np.isfinite(high[-1]) else None,
-        "level": level,
+        "level": LEVEL,
     }
     # The bounds of all looks hold together: one that was below 0 stays so.
     if float(high.min()) >= 0.0:
@@ -87,14 +86,8 @@ def raises_too_much(
 ) -> GuardDecision:
     """Return whether the new version raised more than `MOST_BUDGETS` budgets of alerts within 24 hours.
 
-    It is no harm of the version's where the one before would have raised nearly as many.
-
-    Args:
-        score: Served scores of n rows of the new version, in the order of event time.
-        shadow: Scores of the version before.
-        thresholds: Of the new policy, and of the one before.
-        event_time_us: Shape (n,), ascending.
-        alerts_per_day: The budget.
+    It is no harm of the version's where the one before, whose scores are ``shadow``, would have raised nearly as many.
+    Thresholds are those of the new policy and of the one before; arrays have shape (n,), in the order of event time.
     """
     alerts = event_time_us[score >= thresholds[0]]
     firsts = np.searchsorted(alerts, alerts - US_PER_DAY, side="right")
@@ -118,24 +111,8 @@ def raises_too_much(
     )
 
 
-class Shadows(Protocol):
-    """Finds the contents of versions that were active once."""
-
-    def model(self, tenure: Tenure) -> LightGBMModel | None:
-        """Return a LightGBM version; None where it cannot be read or used."""
-
-    def policy(self, tenure: Tenure) -> Policy | None:
-        """Return its last policy; None where it cannot be read or used."""
-
-
 def harm_done(
-    served: ServedLog,
-    shadows: Shadows,
-    policy: Policy,
-    tenures: Sequence[Tenure],
-    alerts_per_day: float,
-    *,
-    whole: bool,
+    topics: ClusterLog, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float, *, whole: bool
 ) -> tuple[GuardDecision, Tenure] | None:
     """Return why the active version is to be rolled back, and to which; None without proven harm.
 
@@ -143,18 +120,17 @@ def harm_done(
     version before the chain: labels may take longer than a version is active. Nothing before a rollback is looked at.
 
     Args:
-        served: What was served and is known.
-        shadows: Finds the versions before.
+        topics: What was served and is known, and the versions before.
         policy: The active one.
         tenures: Versions in the order of their activation, the active one last.
         alerts_per_day: The budget.
-        whole: Compare frauds too; otherwise only alerts are counted.
+        whole: Compare frauds too, and not only numbers of alerts.
     """
     start = max((n for n, tenure in enumerate(tenures) if tenure.step == ROLLBACK), default=0)
-    last = len(tenures) - 1
+    last, served = len(tenures) - 1, topics.served
     if last <= start or served.stream_time_us is None:
         return None
-    decision = _volume(served.newest(served.stream_time_us - _VOLUME_US), shadows, policy, tenures[-2:], alerts_per_day)
+    decision = _volume(served.newest(served.stream_time_us - _VOLUME_US), topics, policy, tenures[-2:], alerts_per_day)
     if decision.harm:
         return decision, tenures[last - 1]
     if not whole:
@@ -165,11 +141,10 @@ def harm_done(
     for number in dict.fromkeys((last, first)):
         before = tenures[number - 1]
         since = rows.take(_served_since(rows, tenures[number:]))
-        model = shadows.model(before)
+        model = topics.model(before)
         if model is None or not len(since):
             continue
-        shadow = rescored(model.logit(since.features), since.logit, since.score)
-        scorings = Scorings(since.score, shadow, since.event_time_us, since.card, since.reported_us)
+        scorings = Scorings(since.score, _shadow(since, model), since.event_time_us, since.card, since.reported_us)
         decision = finds_less(scorings, alerts_per_day, served.stream_time_us)
         log.info("what is active against version %s in the shadow: %s", before.lightgbm.version, decision.figures)
         if decision.harm:
@@ -178,7 +153,7 @@ def harm_done(
 
 
 def _volume(
-    rows: ServedRows, shadows: Shadows, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float
+    rows: ServedRows, topics: ClusterLog, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float
 ) -> GuardDecision:
     """Count the alerts of the second of two versions."""
     before, tenure = tenures
@@ -186,12 +161,16 @@ def _volume(
         # Paced since, or set by a person: how many alerts there are is not the version's doing.
         return GuardDecision(False, "", {})
     rows = rows.take(_served_since(rows, [tenure]))
-    model, policy_before = shadows.model(before), shadows.policy(before)
+    model, policy_before = topics.model(before), topics.policy(before)
     if model is None or policy_before is None or not len(rows):
         return GuardDecision(False, "", {})
-    shadow = rescored(model.logit(rows.features), rows.logit, rows.score)
     thresholds = (policy.threshold, policy_before.threshold)
-    return raises_too_much(rows.score, shadow, thresholds, rows.event_time_us, alerts_per_day)
+    return raises_too_much(rows.score, _shadow(rows, model), thresholds, rows.event_time_us, alerts_per_day)
+
+
+def _shadow(rows: ServedRows, model: LightGBMModel) -> NDArray[np.float64]:
+    """Return the scores that another version would have given."""
+    return rescored(model.logit(rows.features), rows.logit, rows.score)
 
 
 def _served_since(rows: ServedRows, tenures: Sequence[Tenure]) -> NDArray[np.bool_]:

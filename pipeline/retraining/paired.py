@@ -12,13 +12,16 @@ from scipy.stats import rankdata
 
 from pipeline.backtest.metrics.bootstrap import resampled
 from pipeline.learning.regimes import NEVER_US
-from pipeline.training.metrics import daily_top_cards
+from pipeline.training.score_metrics import daily_top_cards
 from schemas.times import US_PER_DAY
 
 REPLICATES: Final = 2_000
 SEED: Final = 45
 PRIOR_PRECISION: Final = 0.1
-"""Inverse variance of the prior on the mean difference in units of a day's standard deviation."""
+"""c, the inverse variance of the prior on the mean difference in units of a day's standard deviation.
+
+Small values suit large differences.
+"""
 
 
 class Scorings(NamedTuple):
@@ -50,41 +53,26 @@ class Mean(NamedTuple):
     high: float
 
 
-def by_event_day(rows: Scorings, top: int) -> PairedDays:
-    """Return the differences by the day of the transactions.
+def paired_days(rows: Scorings, top: int, *, by_report: bool) -> PairedDays:
+    """Return the differences by the day of the transactions, or by the day on which frauds were reported.
 
-    A card with fraud counts once a day, if it is among the ``top`` cards with the day's highest scores.
-
-    Args:
-        rows: Rows of whole days, whose labels have come.
-        top: Cards a day that analysts look at.
-    """
-    day, count = _frauds_found(rows, top)[:2]
-    days = np.unique(rows.event_time_us // US_PER_DAY)
-    return PairedDays(days, _summed(days, day, count))
-
-
-def by_report_day(rows: Scorings, top: int) -> PairedDays:
-    """Return the differences by the day on which frauds were reported; days without a report are left out.
-
-    Each day is final once it is over, however late labels come. Whether a day has reports says nothing about the sign
-    of its difference, so that leaving such days out does not bias it.
+    A card with fraud counts once a day, if it is among the ``top`` cards with the day's highest scores. By reports each
+    day is final once it is over, however late labels come. Days without a report are left out then: whether a day has
+    reports says nothing about the sign of its difference, so that this does not bias it.
 
     Args:
         rows: Rows of whole days.
         top: Cards a day that analysts look at.
+        by_report: Whether reports give the day. Else all labels must have come.
     """
-    _, count, reported = _frauds_found(rows, top)
-    days = np.unique(reported)
-    return PairedDays(days, _summed(days, reported, count))
+    event_day, count, report_day = _frauds_found(rows, top)
+    day = report_day if by_report else event_day
+    days = np.unique(report_day if by_report else rows.event_time_us // US_PER_DAY)
+    return PairedDays(days, np.bincount(np.searchsorted(days, day), count, len(days)).astype(np.float64))
 
 
 def top_agreement(rows: Scorings, top: int) -> tuple[float, float | None]:
-    """Return how far two scorings agree on the best cards of a day.
-
-    Args:
-        rows: Rows of whole days.
-        top: Cards a day.
+    """Return how far two scorings of whole days agree on the ``top`` cards of a day.
 
     Returns:
         The share of the reference's cards that the candidate has too, and Spearman's rank correlation over the cards of
@@ -123,11 +111,6 @@ def _frauds_found(rows: Scorings, top: int) -> tuple[NDArray[np.int64], NDArray[
     return day, found[0] - found[1], np.maximum(reported_us[first] // US_PER_DAY, day)
 
 
-def _summed(days: NDArray[np.int64], day: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sum of the values of each of the ``days``, ascending."""
-    return np.bincount(np.searchsorted(days, day), value, len(days)).astype(np.float64)
-
-
 def mean_difference(
     difference: NDArray[np.float64], level: float = 0.95, replicates: int = REPLICATES, seed: int = SEED
 ) -> Mean:
@@ -152,7 +135,7 @@ def mean_difference(
 
 
 def confidence_sequence(
-    difference: NDArray[np.float64], level: float = 0.95, prior_precision: float = PRIOR_PRECISION
+    difference: NDArray[np.float64], level: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return bounds of the mean difference after each day, which hold for all days together.
 
@@ -166,7 +149,6 @@ def confidence_sequence(
     Args:
         difference: Shape (days,).
         level: Confidence that all intervals together hold the mean.
-        prior_precision: c above. Small values suit large differences.
 
     Returns:
         Lower and upper bounds, each of shape (days,); infinite while nothing can be said.
@@ -174,7 +156,7 @@ def confidence_sequence(
     n = np.arange(1, len(difference) + 1, dtype=np.float64)
     mean = np.cumsum(difference) / n
     squares = np.maximum(np.cumsum(difference**2) - n * mean**2, 0.0)
-    c = prior_precision
+    c = PRIOR_PRECISION
     shrink = -np.expm1(-2.0 / n * (0.5 * np.log((n + c) / c) - np.log1p(-level)))
     room = n * n / (n + c) - n * shrink
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,13 +5,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.history import ACCEPTED, PROMOTE, VersionHistory
 from pipeline.models.publish import ControlWriter, ModelChange
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE
+from pipeline.models.version_history import ACCEPTED, PROMOTE, VersionHistory
 from pipeline.retraining.challenger import (
     Challenge,
     Champion,
     Comparison,
+    ComparisonPeriod,
     CycleOptions,
     Recipe,
     challenge_of,
@@ -21,9 +22,9 @@ from pipeline.retraining.challenger import (
     scorings,
     trained_by,
 )
+from pipeline.retraining.cluster_reader import AS_OF, ClusterLog
 from pipeline.retraining.gate import GateLimits, judge
 from pipeline.retraining.paired import Scorings
-from pipeline.retraining.topics import AS_OF, ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.training.served import ServedRows
 from schemas.messages import Assessment
@@ -44,13 +45,6 @@ class ProposalOutcome(NamedTuple):
     """``accepted``, ``promoted``, ``rejected`` or ``kept``."""
     reason: str
     lightgbm: str
-
-
-class ComparisonPeriod(NamedTuple):
-    """Days of a comparison, in microseconds since 1970."""
-
-    start_us: int
-    end_us: int
 
 
 def active_champion(topics: ClusterLog) -> Champion:
@@ -74,24 +68,16 @@ def compare_recipes(
 
     Both recipes are trained at the start of each fold, by the labels that had come by then, and score the fold. An
     accepted recipe is then trained on all that is known by now; of a rejected one the last fold's version is returned.
-
-    Args:
-        rows: Decisions as they were served.
-        champion: The active version.
-        proposed: The other recipe.
-        period: Mature days to compare on.
-        limits: What the proposed recipe must keep; it must find more frauds.
-        options: How versions are trained.
-        fold_days: Days that are scored by one training of each recipe.
+    It must find more frauds, on mature days.
 
     Raises:
         ModelError: There is too little to train on or to compare on, or trees learned nothing.
     """
     active, parts = recipe_of(champion.model), []
-    compared = rows.take(slice(*np.searchsorted(rows.event_time_us, period).tolist()))
+    compared = rows.between(*period)
     for origin_us in range(period.start_us, period.end_us, fold_days * US_PER_DAY):
         end_us = min(origin_us + fold_days * US_PER_DAY, period.end_us)
-        fold = compared.take(slice(*np.searchsorted(compared.event_time_us, [origin_us, end_us]).tolist()))
+        fold = compared.between(origin_us, end_us)
         trial, reference = (trained_by(recipe, rows, origin_us, champion, options) for recipe in (proposed, active))
         parts.append(scorings(fold, champion, trial.model, reference.model))
     try:
@@ -109,10 +95,7 @@ def period_of_look(history: VersionHistory, recipe: str, now: ComparisonPeriod) 
 
     A look that was declared and never ended is taken on the days of its declaration. One that failed has shown nothing.
 
-    Args:
-        history: What `control` has.
-        recipe: Digest of the proposed recipe.
-        now: Days that a new look would take.
+    A new look would take the days ``now``.
 
     Raises:
         ModelError: The recipe was compared on some of these days before.
@@ -146,13 +129,13 @@ def propose(
     """Declare a comparison, make it, and record what came of it.
 
     Args:
-        topics: The cluster, read.
-        writer: Writes to the cluster.
-        proposed: The recipe.
+        topics: The cluster's topics, read already.
+        writer: Writes to ``control`` and ``models``.
+        proposed: The recipe, which must differ from the active one.
         author: Who proposes it, and why.
-        options: How versions are trained and compared.
-        second_approval: Leave an accepted version for another person to approve.
-        fold_days: As in `compare_recipes`.
+        options: Give the days of the comparison, and how labels are taken.
+        second_approval: Leave an accepted version for another person to approve; else it becomes active.
+        fold_days: Days that a version scores before the next one is trained.
 
     Raises:
         ModelError: Nothing can be compared; the sentence says why.
@@ -165,7 +148,7 @@ def propose(
     if proposed.digest == active.digest:
         raise ModelError(f"this is the recipe of the active version {champion.model.version}: change something in it")
     history = topics.published.history
-    period = period_of_look(history, proposed.digest, ComparisonPeriod(*compared_days(rows, options)))
+    period = period_of_look(history, proposed.digest, compared_days(rows, options))
     limits = GateLimits(alerts_per_day=champion.alerts_per_day)
     against = topics.tenures(champion)[-1].references
     figures: dict[str, Any] = {

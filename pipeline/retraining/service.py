@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final, NamedTuple
 from msgspec import Meta
 
 from pipeline.decision.policy import Policy
-from pipeline.models.history import PROMOTE, ROLLBACK, Tenure
 from pipeline.models.publish import ControlWriter, ModelChange, SoleProcess, VersionToPublish
 from pipeline.models.recipes import TREELESS
+from pipeline.models.version_history import PROMOTE, ROLLBACK, Tenure
 from pipeline.monitoring.drift import drift_reason
 from pipeline.retraining.challenger import (
     Challenge,
@@ -20,9 +20,9 @@ from pipeline.retraining.challenger import (
     compared_days,
     policy_for,
 )
+from pipeline.retraining.cluster_reader import AS_OF, BY, SERVICE, ClusterLog, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import GuardDecision, harm_done
-from pipeline.retraining.topics import AS_OF, BY, SERVICE, ClusterLog, cycles_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
@@ -74,29 +74,15 @@ class CycleOutcome(NamedTuple):
     figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
 
 
-def drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
-    """Return why served rows have drifted so far that a challenger should not wait; None where they have not."""
-    return drift_reason(rows.event_time_us, rows.features, rows.score, model.distributions, model.gain_shares)
-
-
-Drifted = Callable[[ServedRows, LightGBMModel], str | None]
-"""A function like `drift_of`."""
-
-
 class Retrainer:
     """Guards and renews the active version of a cluster; used from one thread.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: Give topics' full names and the client's configuration.
         options: How often it renews, and how.
-        drifted: Called once a day of event time; may ask for a challenger ahead of time.
     """
 
-    def __init__(
-        self, bootstrap: str, settings: Settings, options: ServiceOptions, drifted: Drifted = drift_of
-    ) -> None:
-        self._options, self._drifted, self._barred = options, drifted, settings.barred_features
+    def __init__(self, bootstrap: str, settings: Settings, options: ServiceOptions) -> None:
+        self._options, self._barred = options, settings.barred_features
         self._topics = ClusterLog(bootstrap, settings, options.window_days)
         self._writer, self._sole = ControlWriter(bootstrap, settings), SoleProcess(SERVICE)
         self._day: int | None = None
@@ -126,8 +112,8 @@ class Retrainer:
         tenures = self._topics.tenures(champion)
         new_day = self._day != stream_time_us // US_PER_DAY
         self._day = stream_time_us // US_PER_DAY
-        served, budget = self._topics.served, self._budget(champion)
-        if found := harm_done(served, self._topics, champion.policy, tenures, budget, whole=new_day or now):
+        budget = self._budget(champion)
+        if found := harm_done(self._topics, champion.policy, tenures, budget, whole=new_day or now):
             decision, to = found
             return self._undisturbed(lambda: self._rolled_back(champion, decision, to))
         if why := self._waits(champion.model, stream_time_us, now=now, new_day=new_day):
@@ -180,7 +166,7 @@ class Retrainer:
         since_us = None if last_us is None or last_us > stream_time_us else stream_time_us - last_us
         if since_us is None or (now and since_us > 0) or since_us >= round(self._options.every_days * US_PER_DAY):
             return None
-        if new_day and (drift := self._drifted(self._topics.served.rows(), model)):
+        if new_day and (drift := _drift_of(self._topics.served.rows(), model)):
             log.warning("a challenger is trained ahead of time: %s", drift)
             return None
         return "the last challenger has read the newest decisions" if now else "no challenger is due"
@@ -257,13 +243,15 @@ class Retrainer:
         return CycleOutcome(outcome, reason, named.get("lightgbm"), named.get("policy"), figures)
 
 
+def _drift_of(rows: ServedRows, model: LightGBMModel) -> str | None:
+    """Return why served rows have drifted so far that a challenger should not wait; None where they have not."""
+    return drift_reason(rows.event_time_us, rows.features, rows.score, model.distributions, model.gain_shares)
+
+
 def policy_back(policy: Policy, before: Policy, model: LightGBMModel) -> Policy:
     """Return the policy for a rollback: rules, audit and blend of now, the threshold of the version's last one.
 
-    Args:
-        policy: The policy of now.
-        before: The last one of the version.
-        model: The version. One without trees keeps its blend: nothing but the online model tells transactions apart.
+    A version without trees keeps its blend: nothing but the online model tells transactions apart.
     """
     blend = before.blend if TREELESS in model.metadata else policy.blend
     return policy.replace(

@@ -13,7 +13,8 @@ def sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
     [0.5]
     """
     # 40 is where a double's probability has long stopped moving, and exp is far from overflow.
-    return 1.0 / (1.0 + np.exp(-np.clip(logit, -40.0, 40.0)))
+    bounded: NDArray[np.float64] = np.minimum(np.maximum(logit, -40.0), 40.0)
+    return 1.0 / (1.0 + np.exp(-bounded))
 
 
 def blend(logits: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-from pipeline.scoring.tree_paths import POINTS, Paths
+from pipeline.scoring.tree_layout import POINTS, Paths
 
 
 def path_contributions(paths: Paths, features: NDArray[np.float64]) -> NDArray[np.float64]:

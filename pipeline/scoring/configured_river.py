@@ -11,8 +11,7 @@ import importlib
 import inspect
 import math
 import pickle
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -28,6 +27,8 @@ from pipeline.scoring.river_layer import LAYER_REVISION
 from pipeline.scoring.training_updates import choose, example_sources
 from schemas.messages import Example
 
+ReadFile = Callable[[str, str], bytes]
+"""(file name, SHA-256) to the bytes of a registry file with that digest."""
 CONFIGURED_KIND: Final = "river-file"
 MAX_REPETITIONS: Final = 100
 """A classifier that takes no weights sees an example as often as it weighs, but not more often than this."""
@@ -85,10 +86,14 @@ def build_classifier(path: str) -> Any:
 class ConfiguredRiverModel:
     """An immutable scorer: holds its own copy of the classifier and asks it row by row."""
 
-    __slots__ = ("_classifier", "config", "examples_offset", "state", "state_digest", "version")
-
     def __init__(self, config: ClassifierConfig, state: bytes, examples_offset: int) -> None:
-        """``state`` is the pickled classifier. Only bytes that this installation wrote may come here."""
+        """Unpickle the classifier.
+
+        Args:
+            config: What the classifier was trained with; its digest begins the version.
+            state: The pickled classifier. Only bytes that this installation wrote may come here.
+            examples_offset: Offset in ``examples`` behind the last example that it was given.
+        """
         self.config = config
         self.examples_offset = examples_offset
         self.state = state
@@ -129,34 +134,35 @@ class ConfiguredRiverModel:
         )
 
     @classmethod
-    def from_payload(cls, payload: bytes, state: bytes, classifier: str) -> "ConfiguredRiverModel":
-        """Read a model whose registry file holds ``state``.
+    def from_payload(cls, payload: bytes, classifier: str, read_file: ReadFile) -> "ConfiguredRiverModel":
+        """Read a model.
 
-        Raises `ModelError`, before anything is unpickled, when the file is not the one that the payload names, or
-        when the payload is of another classifier than this installation's ``classifier``.
+        Args:
+            payload: A version's message, as `to_payload` encodes it.
+            classifier: Dotted path of the classifier that this installation is set to.
+            read_file: Reads a file of the local registry by its name and digest.
+
+        Raises:
+            ModelError: Before anything is unpickled, where the payload is no reference, names a file elsewhere or is of
+                another classifier, or where the file is not the one that it names.
         """
-        content = read_reference(payload)
+        content = decode_payload(payload, _PAYLOAD, "a reference to a River classifier")
+        if content.kind != CONFIGURED_KIND:
+            raise ModelError(f"the payload is a {content.kind!r}, not a River classifier; look at what was published")
+        if content.file != f"river-{content.state_digest}.bin":
+            raise ModelError(f"the payload names the file {content.file!r}, which is no River file of a registry")
         if content.config.classifier != classifier:
             raise ModelError(
                 f"the River version is of classifier {content.config.classifier!r}, this worker is set to "
                 f"{classifier!r}; set FRAUD_PIPELINE_RIVER_CLASSIFIER alike on all workers"
             )
+        state = read_file(content.file, content.state_digest)
         if hashlib.sha256(state).hexdigest() != content.state_digest:
             raise ModelError(
                 f"registry file {content.file} is not the one that was published: copy the registry again, or let the "
                 "learn agent publish a new version"
             )
         return cls(content.config, state, content.examples_offset)
-
-
-def read_reference(payload: bytes) -> _ReferencePayload:
-    """The reference that a payload holds; raises `ModelError` when it is none, or names a file elsewhere."""
-    content = decode_payload(payload, _PAYLOAD, "a reference to a River classifier")
-    if content.kind != CONFIGURED_KIND:
-        raise ModelError(f"the payload is a {content.kind!r}, not a River classifier; look at what was published")
-    if content.file != f"river-{content.state_digest}.bin":
-        raise ModelError(f"the payload names the file {content.file!r}, which is no River file of a registry")
-    return content
 
 
 class ConfiguredRiverLearner:
@@ -166,7 +172,6 @@ class ConfiguredRiverLearner:
 
     def __init__(self, classifier: str) -> None:
         self.config = ClassifierConfig(classifier=classifier)
-        self.updates: Counter[str] = Counter()
         self._set(build_classifier(classifier))
 
     def _set(self, classifier: Any) -> None:
@@ -183,7 +188,6 @@ class ConfiguredRiverLearner:
                 if update.target is not None:
                     # A classifier in general has no way to undo: the new label takes the weight of the former one too.
                     self._learn(row, update.target, update.weight + update.former_weight)
-        self.updates.update(counts)
         return counts
 
     def _learn(self, row: dict[str, float], target: bool, weight: float) -> None:
@@ -197,22 +201,21 @@ class ConfiguredRiverLearner:
         """The classifier as it is now; the caller stores its ``state`` under its ``file_name``."""
         return ConfiguredRiverModel(self.config, pickle.dumps(self._classifier, protocol=5), examples_offset)
 
-    def restore(self, payload: bytes, state: bytes) -> int:
+    def restore(self, payload: bytes, read_file: ReadFile) -> int:
         """Continue from a published version; returns the offset that it was taken at."""
-        model = ConfiguredRiverModel.from_payload(payload, state, self.config.classifier)
+        model = ConfiguredRiverModel.from_payload(payload, self.config.classifier, read_file)
         if model.config != self.config:
             raise ModelError(f"River version {model.version} was made with other inputs: start a new one")
-        self._set(pickle.loads(state))  # noqa: S301 (verified by `from_payload` above)
+        self._set(pickle.loads(model.state))  # noqa: S301 (verified by `from_payload` above)
         return model.examples_offset
 
     def save(self) -> bytes:
-        """The pickled classifier with its counts, for `go_back` in this process and for nobody else."""
-        return pickle.dumps((self._classifier, self.updates), protocol=5)
+        """The pickled classifier, for `go_back` in this process and for nobody else."""
+        return pickle.dumps(self._classifier, protocol=5)
 
     def go_back(self, saved: bytes) -> None:
         """Be as it was at `save`."""
-        classifier, self.updates = pickle.loads(saved)  # noqa: S301 (never leaves the process)
-        self._set(classifier)
+        self._set(pickle.loads(saved))  # noqa: S301 (never leaves the process)
 
     def numbers(self) -> bytes | None:
         """None: a classifier is a Python object, and is kept only under a digest that `models` names."""

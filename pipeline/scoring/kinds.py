@@ -18,7 +18,10 @@ class Scorer(Protocol):
 
     @property
     def version(self) -> str:
-        """Two models never share one. For a kind that is activated: the first 12 digits of the payload's SHA-256."""
+        """Two models never share one. For a kind that is activated: the first 12 digits of the payload's SHA-256.
+
+        For River: ``<first digits of the configuration's digest>@<offset in examples>``.
+        """
         ...
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:

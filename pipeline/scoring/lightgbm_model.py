@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.compiled_contributions import path_contributions
-from pipeline.scoring.compiled_trees import forest_sums, lay_out_forest
+from pipeline.scoring.compiled_trees import forest_sums
 from pipeline.scoring.distributions import FeatureDistribution, are_sound
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import (
@@ -20,7 +20,7 @@ from pipeline.scoring.payload import (
     encode_payload,
     payload_digest,
 )
-from pipeline.scoring.tree_paths import lay_out_paths
+from pipeline.scoring.tree_layout import lay_out_trees
 from pipeline.scoring.trees import Tree, forest_text, gain_shares, read_trees
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ _PAYLOAD: Final = msgspec.json.Decoder(_ForestPayload)
 class LightGBMModel:
     """An immutable scorer; ``version`` is the beginning of the payload's digest.
 
-    Two models of the same content are the same version. Raises `ModelError` when the trees were made from
-    other features than the kernel's, or by another kernel version, or ask for a feature that ``distributions`` leave
-    out.
+    Two models of the same content are the same version.
     """
 
     def __init__(
@@ -66,14 +64,23 @@ class LightGBMModel:
         metadata: dict[str, Any] | None = None,
         *,
         distributions: tuple[FeatureDistribution, ...] = (),
-        feature_names: tuple[str, ...] = FEATURES,
-        kernel: str = KERNEL_VERSION,
     ) -> None:
-        """``distributions`` are those of the features that the trees were trained on, and of no other."""
+        """Make a version for this kernel.
+
+        Args:
+            text: The trees, as LightGBM writes them; they must have been made from `FEATURES`.
+            calibration: From raw margins to log-odds; None leaves them as they are.
+            metadata: What describes the training, as JSON can hold it; None: nothing.
+            distributions: Those of the features that the trees were trained on, and of no other; empty if unknown.
+
+        Raises:
+            ModelError: The trees are damaged or were made from other features, they ask for a feature that
+                ``distributions`` leave out, a coefficient is out of bounds, or the metadata is too large.
+        """
         content = _ForestPayload(
             kind=LIGHTGBM_KIND,
-            kernel=kernel,
-            feature_names=feature_names,
+            kernel=KERNEL_VERSION,
+            feature_names=FEATURES,
             calibration=calibration or Calibration(),
             metadata=metadata or {},
             text=text,
@@ -103,8 +110,7 @@ class LightGBMModel:
         """Number of trees."""
         self.gain_shares: dict[str, float] = gain_shares(trees, FEATURES)
         """Share of all splits' gain, by feature that the trees ask for."""
-        self._forest = lay_out_forest(trees)
-        self._paths = lay_out_paths(trees)
+        self._forest, self._paths = lay_out_trees(trees)
         if self._forest is None or self._paths is None:
             _ = self._booster  # built here, not while the first batch or the first alert waits
         # Compiled here, not while the first batch or the first alert waits.
@@ -116,8 +122,6 @@ class LightGBMModel:
         self._payload = payload
         self.digest: str = payload_digest(payload)
         self.version: str = self.digest[:VERSION_DIGITS]
-        self.feature_names: tuple[str, ...] = content.feature_names
-        self.kernel: str = content.kernel
         self.calibration: Calibration = content.calibration
         self.metadata: dict[str, Any] = content.metadata
         self.distributions: tuple[FeatureDistribution, ...] = content.distributions
@@ -125,7 +129,7 @@ class LightGBMModel:
     @property
     def trained_on(self) -> tuple[str, ...]:
         """The features that the trees may ask for; all of them where the version names none."""
-        return tuple(distribution.name for distribution in self.distributions) or self.feature_names
+        return tuple(distribution.name for distribution in self.distributions) or FEATURES
 
     @property
     def compiled(self) -> bool:
@@ -160,7 +164,8 @@ class LightGBMModel:
         A row's value does not depend on the rows beside it.
         """
         logits = self.margin(features) * self.calibration.slope + self.calibration.intercept
-        return np.clip(logits, -LOGIT_BOUND, LOGIT_BOUND, out=logits)
+        bounded: NDArray[np.float64] = np.minimum(np.maximum(logits, -LOGIT_BOUND), LOGIT_BOUND)
+        return bounded
 
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each feature's part of the calibrated log-odds (TreeSHAP), without the base value.

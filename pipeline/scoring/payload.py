@@ -9,7 +9,7 @@ from pipeline.scoring.errors import ModelError
 from schemas.codec import MAX_NESTING, is_too_deep
 
 VERSION_DIGITS: Final = 12
-"""Hexadecimal digits of a digest that a version shows."""
+"""Hexadecimal digits of its payload's digest that name a version, so that equal contents are one version."""
 
 MAX_METADATA_BYTES: Final = 64 * 1024
 """Largest metadata of a version or policy, as JSON."""
@@ -25,11 +25,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 def payload_digest(payload: bytes) -> str:
     """SHA-256 of a payload, hexadecimal."""
     return hashlib.sha256(payload).hexdigest()
-
-
-def version_of(payload: bytes) -> str:
-    """The version of a payload: the beginning of its digest, so that equal contents are one version."""
-    return payload_digest(payload)[:VERSION_DIGITS]
 
 
 def encode_payload(content: msgspec.Struct) -> bytes:

@@ -82,6 +82,12 @@ def weighted_auc(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: N
 
 
 def log_loss(fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    """Return the weighted mean of -log(probability of what each row was). All of shape (n,)."""
+    """Return the weighted mean of -log(probability of what each row was).
+
+    Args:
+        fraud: Shape (n,): what each row was.
+        score: Shape (n,): its probability of fraud, 0 to 1.
+        weight: Shape (n,): 0 or more, above 0 together.
+    """
     right = np.clip(np.where(fraud, score, 1.0 - score), _CERTAIN, 1.0)
     return float(-(weight @ np.log(right)) / weight.sum())

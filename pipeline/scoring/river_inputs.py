@@ -81,12 +81,7 @@ def river_inputs(sources: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def classifier_rows(features: NDArray[np.float64], logit: NDArray[np.float64]) -> list[dict[str, float]]:
-    """Return the inputs of n transactions by name, all of them finite and in every row.
-
-    Args:
-        features: Shape (n, len(FEATURES)), NaN for no value.
-        logit: LightGBM's log-odds, shape (n,).
-    """
+    """Return the inputs of n transactions by name, all finite and in every row; arguments as `Scorer.logit`."""
     missing = np.isnan(features[:, _CLASSIFIER_MISSING]).astype(np.float64)
     rows = np.column_stack([logit, _finite(features), missing]).tolist()
     return [dict(zip(CLASSIFIER_INPUTS, row, strict=True)) for row in rows]

@@ -22,7 +22,6 @@ from pipeline.scoring.payload import (
     Offset,
     decode_payload,
     encode_payload,
-    payload_digest,
 )
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, describe, river_inputs
 
@@ -33,6 +32,8 @@ LEARNING_RATE: Final = 0.001
 """Decision 0042 says what other rates do."""
 INPUT_BOUND: Final = 3.0
 """Standard deviations from the mean within which an input is taken."""
+_ROWS_AT_ONCE: Final = 512
+"""Inputs of so many rows stay in the cache from one step between features and log-odds to the next."""
 
 
 class LayerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,11 +95,6 @@ _LARGEST_MOMENT: Final = 1e18
 class RiverLayer:
     """An immutable scorer. Raises `ModelError` when its numbers do not fit this version of the inputs."""
 
-    __slots__ = (
-        "_factors", "_means", "_weights", "config", "digest", "examples_offset", "intercept", "payload",
-        "scale", "updates", "version",
-    )  # fmt: skip
-
     def __init__(
         self,
         config: LayerConfig,
@@ -140,7 +136,6 @@ class RiverLayer:
         self._means = np.array(scale.means)
         self._factors = reciprocal_deviations(scale.weight, np.array(scale.squares))
         self.payload: bytes = encode_payload(content)
-        self.digest: str = payload_digest(self.payload)
         self.version: str = f"{config.digest[:VERSION_DIGITS]}@{examples_offset}"
 
     @classmethod
@@ -158,8 +153,10 @@ class RiverLayer:
 
         A row's value does not depend on the rows beside it.
         """
-        total = np.clip(base_logit, -LOGIT_BOUND, LOGIT_BOUND)
-        _add(self._inputs(features), self._weights, self.intercept, total)
+        total = np.minimum(np.maximum(base_logit, -LOGIT_BOUND), LOGIT_BOUND)
+        for start in range(0, len(total), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            _add(self._inputs(features[rows]), self._weights, self.intercept, total[rows])
         return total
 
     def contributions(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,7 +175,7 @@ class RiverLayer:
         return [describe(index) if row[index] > 0 else "" for row, index in zip(parts, best.tolist(), strict=True)]
 
     def to_payload(self) -> bytes:
-        """The layer as one JSON object of numbers; ``digest`` is its SHA-256."""
+        """The layer as one JSON object of numbers."""
         return self.payload
 
     @classmethod
@@ -193,12 +190,7 @@ class RiverLayer:
 
 
 def reciprocal_deviations(weight: float, squares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1 / standard deviation of each input, shape (len(INPUTS),); 0 for an input that never varied.
-
-    Args:
-        weight: Weight of the examples so far.
-        squares: Their weighted squared distances from the mean, as `Scale` has them.
-    """
+    """Return 1 / standard deviation of each input, 0 for one that never varied; arguments as `Scale` has them."""
     deviation = np.sqrt(squares / max(weight, 1.0))
     varies = deviation > 1e-9
     return np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)

@@ -1,14 +1,15 @@
-"""Selection of the examples that train an online model, and a bound on how far one of them may move it."""
+"""Training of an online model: who learns, which examples, and a bound on how far one of them may move it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_layer import UpdateCounts
 from schemas.messages import Example
 
@@ -17,6 +18,35 @@ _WITHDRAWN: Final = "withdrawn"
 MOST_UNDONE: Final = 5.0
 """Log-odds by which undoing a label moves a transaction at most: where much was learned since, its own heavy step may
 be long gone."""
+
+
+class RiverLearner(Protocol):
+    """An online model while it learns ``examples``, in the order of their log."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The features that it reads of an example."""
+        ...
+
+    def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
+        """Learn examples in order; counts by what became of them (fields of `UpdateCounts`)."""
+        ...
+
+    def snapshot(self, examples_offset: int) -> Scorer:
+        """An immutable scorer of what has been learned; ``examples_offset`` becomes part of its version."""
+        ...
+
+    def save(self) -> bytes:
+        """All that it has learned, for `go_back` in this process; it may hold code."""
+        ...
+
+    def go_back(self, saved: bytes) -> None:
+        """Be as it was at `save`; raises `ModelError` where that was another learner."""
+        ...
+
+    def numbers(self) -> bytes | None:
+        """Return the result of `save` where that is data without code, which may be kept anywhere; else None."""
+        ...
 
 
 class Update(NamedTuple):

@@ -5,16 +5,13 @@ and of a key that is there twice takes the last. Such a text aborts the process.
 nothing to differ in: printable ASCII and line feeds, known keys, each once, and numbers of one pattern separated by
 single spaces. What follows the trees is not handed over at all (`forest_text`).
 
-`pipeline.scoring.compiled_trees` and `pipeline.scoring.tree_paths` lay out what passes.
+`pipeline.scoring.tree_layout` lays out what passes.
 """
 
 import math
 import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.scoring.errors import ModelError
 
@@ -67,33 +64,15 @@ class Tree(NamedTuple):
 
     @property
     def takes_zero_for_missing(self) -> bool:
-        """Return True if a test takes 0 for a missing value, which no column of `SplitColumns` says."""
+        """Return True if a test takes 0 for a missing value."""
         return any((decision >> 2) & 3 == _MISSING_ZERO for decision in self.decision)
 
-
-class SplitColumns:
-    """Columns of the values that nodes test: one for each feature and side to which its missing values go."""
-
-    def __init__(self) -> None:
-        self._columns: dict[tuple[int, bool], int] = {}
-
-    def number(self, tree: Tree, node: int) -> int:
-        """The column of a node's test."""
-        decision = tree.decision[node]
+    def sends_missing_left(self, node: int) -> bool:
+        """Return to which side a node sends a missing value, where no test takes 0 for one."""
+        if (self.decision[node] >> 2) & 3 == _MISSING_NAN:
+            return bool(self.decision[node] & _DEFAULT_LEFT)
         # Where training saw no missing value of a feature, LightGBM takes one for 0.
-        has_missing = (decision >> 2) & 3 == _MISSING_NAN
-        left = bool(decision & _DEFAULT_LEFT) if has_missing else tree.threshold[node] >= 0.0
-        return self._columns.setdefault((tree.feature[node], left), len(self._columns))
-
-    @property
-    def features(self) -> NDArray[np.int32]:
-        """Shape (columns,): the feature of each."""
-        return np.array([feature for feature, _ in self._columns], np.int32)
-
-    @property
-    def missing(self) -> NDArray[np.float64]:
-        """Shape (columns,): what a missing value counts as: minus infinity goes left, NaN right of any threshold."""
-        return np.array([-math.inf if left else math.nan for _, left in self._columns], np.float64)
+        return self.threshold[node] >= 0.0
 
 
 def read_trees(text: str, feature_names: tuple[str, ...]) -> list[Tree]:

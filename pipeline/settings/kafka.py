@@ -68,6 +68,11 @@ class KafkaSettings(BaseModel):
         default="auto",
         description="How agents join their groups: `consumer` (KIP-848), `classic`, or what the brokers offer.",
     )
+    transaction_client: Literal["batched", "librdkafka"] = Field(
+        default="batched",
+        description="What writes transactions: `batched` asks each broker once for all partitions of a commit, "
+        "`librdkafka` once for each partition.",
+    )
     accept_short_retention: bool = Field(
         default=False,
         description="Start although topics delete records that a restore of state must read; it is only warned about.",

@@ -7,11 +7,10 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from pipeline.settings.decisions import DecisionSettings
-from pipeline.settings.files import SettingFiles, is_url
+from pipeline.settings.decisions import DecisionSettings, LearningSettings
 from pipeline.settings.kafka import KafkaSettings
-from pipeline.settings.learning import LearningSettings
 from pipeline.settings.protection import ProtectionSettings
+from pipeline.settings.secret_files import SettingFiles, is_url
 from pipeline.settings.workers import WorkerSettings
 
 PREFIX: Final = "FRAUD_PIPELINE_"

@@ -20,18 +20,22 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from pipeline.history.columns import FRAUD_TYPES, FloatArray, IntArray, ObjectArray, canonical_frame
+from pipeline.history.canonical_columns import FRAUD_TYPES, canonical_frame
 from schemas.times import SECONDS_PER_DAY
 
 DEFAULT_START: Final = date(2018, 4, 1)
 MINOR_UNITS: Final = 100
 CURRENCY: Final = "EUR"
 
-
+ObjectArray = npt.NDArray[np.object_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 _TRANSACTIONS, _MERCHANTS, _CARDS, _SHARES = 1, 2, 3, 4
 _CHUNK_CARDS: Final = 256
+_NO_DAY: Final = (np.empty(0, np.int64),) * 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +178,9 @@ def simulate_days(
     """
     if seed < 0 or first_day < 0 or n_days < 0:
         raise ValueError(f"seed ({seed}), first day ({first_day}) and days ({n_days}) must not be negative")
-    days = [_Day.draw(profiles, seed, day) for day in range(first_day, first_day + n_days)]
-    sizes = [len(day.card) for day in days]
+    days = [_draw_day(profiles, seed, day) for day in range(first_day, first_day + n_days)]
+    card, merchant, second_of_day, amount_minor, scenario = map(np.concatenate, zip(_NO_DAY, *days, strict=True))
+    sizes = [len(day[0]) for day in days]
     dates = [start + timedelta(days=first_day + i) for i in range(n_days)]
     identifiers = [
         f"{prefix}{number:06d}"
@@ -184,33 +189,33 @@ def simulate_days(
     ]
     origin_s = int(datetime(start.year, start.month, start.day, tzinfo=UTC).timestamp()) + first_day * SECONDS_PER_DAY
     second = np.repeat(np.arange(n_days, dtype=np.int64) * SECONDS_PER_DAY + origin_s, sizes)
-    second += _joined([day.second for day in days])
-    amount_minor = _joined([day.amount_minor for day in days])
-    scenario = _joined([day.scenario for day in days])
+    second += second_of_day
     return canonical_frame(
-        transaction_id=np.array(identifiers, dtype=object),
-        event_time_us=second * 1_000_000,
-        card_id=profiles.card_ids[_joined([day.card for day in days])],
-        merchant_id=profiles.merchant_ids[_joined([day.merchant for day in days])],
-        amount=amount_minor / MINOR_UNITS,
-        amount_minor=amount_minor,
-        currency=np.full(len(second), CURRENCY, dtype=object),
-        fraud=scenario > 0,
-        fraud_type=np.array(FRAUD_TYPES, dtype=object)[scenario],
+        second * 1_000_000,
+        {
+            "transaction_id": np.array(identifiers, dtype=object),
+            "card_id": profiles.card_ids[card],
+            "merchant_id": profiles.merchant_ids[merchant],
+            "amount": amount_minor / MINOR_UNITS,
+            "amount_minor": amount_minor,
+            "currency": np.full(len(second), CURRENCY, dtype=object),
+            "fraud": scenario > 0,
+            "fraud_type": np.array(FRAUD_TYPES, dtype=object)[scenario],
+        },
     )
 
 
 def stream_days(
     profiles: Profiles, seed: int, first_day: int = 0, start: date = DEFAULT_START, n_days: int | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Yield one frame a day.
+    """Yield a frame of `simulate_days` for each day.
 
     Args:
-        profiles: As of `simulate_days`, which makes the frames.
-        seed: As there.
-        first_day: As there.
-        start: As there.
-        n_days: Number of days; None for no end.
+        profiles: The population.
+        seed: Of all randomness, not negative.
+        first_day: Number of the first day, from 0.
+        start: Date of day 0 (UTC).
+        n_days: Number of days; None: without end.
     """
     day = first_day
     while n_days is None or day < first_day + n_days:
@@ -218,47 +223,40 @@ def stream_days(
         day += 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Day:
-    """The transactions of one day, ordered by second: arrays of one length."""
+def _draw_day(profiles: Profiles, seed: int, day: int) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
+    """Draw the day's traffic, then lay the three kinds of fraud over it; the last one that applies names it.
 
-    card: IntArray
-    merchant: IntArray
-    second: IntArray
-    amount_minor: IntArray
-    scenario: IntArray
+    Returns:
+        Card, merchant, second of the day, amount in minor units and scenario of each transaction, ordered by second.
+    """
+    constants = profiles.scenario
+    generator = np.random.default_rng((seed, _TRANSACTIONS, day))
+    card = np.repeat(np.arange(profiles.cards), generator.poisson(profiles.daily_rate))
+    time_of_day_s = np.trunc(generator.normal(constants.time_of_day_mean_s, constants.time_of_day_std_s, len(card)))
+    inside = (time_of_day_s > 0) & (time_of_day_s < SECONDS_PER_DAY)
+    card, second = card[inside], time_of_day_s[inside].astype(np.int64)
+    mean = profiles.mean_amount[card]
+    amount = generator.normal(mean, mean / 2)
+    amount = np.where(amount < 0, generator.uniform(0, 2 * mean), amount)
+    amount_minor = np.rint(amount * MINOR_UNITS).astype(np.int64)
+    first, last = profiles.reachable_from[card], profiles.reachable_from[card + 1]
+    merchant = profiles.reachable[generator.integers(first, last)]
 
-    @classmethod
-    def draw(cls, profiles: Profiles, seed: int, day: int) -> "_Day":
-        """Draw the day's traffic, then lay the three kinds of fraud over it; the last one that applies names it."""
-        constants = profiles.scenario
-        generator = np.random.default_rng((seed, _TRANSACTIONS, day))
-        card = np.repeat(np.arange(profiles.cards), generator.poisson(profiles.daily_rate))
-        time_of_day_s = np.trunc(generator.normal(constants.time_of_day_mean_s, constants.time_of_day_std_s, len(card)))
-        inside = (time_of_day_s > 0) & (time_of_day_s < SECONDS_PER_DAY)
-        card, second = card[inside], time_of_day_s[inside].astype(np.int64)
-        mean = profiles.mean_amount[card]
-        amount = generator.normal(mean, mean / 2)
-        amount = np.where(amount < 0, generator.uniform(0, 2 * mean), amount)
-        amount_minor = np.rint(amount * MINOR_UNITS).astype(np.int64)
-        first, last = profiles.reachable_from[card], profiles.reachable_from[card + 1]
-        merchant = profiles.reachable[generator.integers(first, last)]
-
-        scenario = np.where(amount_minor > constants.fraud_amount_minor, 1, 0)
-        bad_merchants = _compromised(
-            seed, _MERCHANTS, day, profiles.merchants, constants.merchants_per_day, constants.merchant_days
-        )
-        bad = bad_merchants[merchant] > 0
-        if constants.merchant_share < 1:
-            # Draws of its own, so that all else is the same under every share.
-            bad &= np.random.default_rng((seed, _SHARES, day)).random(len(bad)) < constants.merchant_share
-        scenario[bad] = 2
-        bad_cards = _compromised(seed, _CARDS, day, profiles.cards, constants.cards_per_day, constants.card_days)
-        inflations = generator.binomial(bad_cards[card], constants.card_share)
-        amount_minor *= constants.card_factor**inflations
-        scenario[inflations > 0] = 3
-        order = np.argsort(second, kind="stable")
-        return cls(card[order], merchant[order], second[order], amount_minor[order], scenario[order])
+    scenario = np.where(amount_minor > constants.fraud_amount_minor, 1, 0)
+    bad_merchants = _compromised(
+        seed, _MERCHANTS, day, profiles.merchants, constants.merchants_per_day, constants.merchant_days
+    )
+    bad = bad_merchants[merchant] > 0
+    if constants.merchant_share < 1:
+        # Draws of its own, so that all else is the same under every share.
+        bad &= np.random.default_rng((seed, _SHARES, day)).random(len(bad)) < constants.merchant_share
+    scenario[bad] = 2
+    bad_cards = _compromised(seed, _CARDS, day, profiles.cards, constants.cards_per_day, constants.card_days)
+    inflations = generator.binomial(bad_cards[card], constants.card_share)
+    amount_minor *= constants.card_factor**inflations
+    scenario[inflations > 0] = 3
+    order = np.argsort(second, kind="stable")
+    return card[order], merchant[order], second[order], amount_minor[order], scenario[order]
 
 
 def _compromised(seed: int, purpose: int, day: int, population: int, per_day: int, duration_days: int) -> IntArray:
@@ -267,7 +265,3 @@ def _compromised(seed: int, purpose: int, day: int, population: int, per_day: in
     for earlier in range(max(0, day - duration_days + 1), day + 1):
         active[np.random.default_rng((seed, purpose, earlier)).choice(population, per_day, replace=False)] += 1
     return active
-
-
-def _joined(parts: list[IntArray]) -> IntArray:
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -10,7 +10,8 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline.features.columns import PAGE_ITEMS
+from pipeline.features.state_columns import PAGE_ITEMS
+from schemas.errors import UNREADABLE
 
 FORMAT: Final = 1
 """Raised when an older program could not read what a newer one writes."""
@@ -76,7 +77,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     partition_count: int
     kernel: str
     positions: dict[str, Number]
+    """Next offset of each input topic."""
     progress: Number
+    """Next offset of the partition's progress records."""
     created_at: Annotated[datetime, msgspec.Meta(tz=True)]
     objects: list[Digest]
     """SHA-256 of each object that pieces lie in; it is also the object's name."""
@@ -87,9 +90,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> SnapshotKey:
         """Whose state it is."""
-        return SnapshotKey(
-            self.agent, self.partition, self.cluster_id, self.topic_ids, self.partition_count, self.kernel
-        )
+        return SnapshotKey(*(getattr(self, name) for name in SnapshotKey._fields))
 
     def pieces(self) -> Iterator[ObjectRange]:
         """Every piece that the snapshot needs."""
@@ -158,7 +159,7 @@ def decode_manifest(content: bytes, keys: Sequence[bytes] = ()) -> Manifest:
     """
     try:
         envelope = _decode_envelope(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ManifestDamaged(f"the manifest is not one: {error}") from error
     body = bytes(envelope.body)
     if not any(_equal(envelope.checksum, _checksum(envelope.format, body, key)) for key in keys or [b""]):
@@ -170,7 +171,7 @@ def decode_manifest(content: bytes, keys: Sequence[bytes] = ()) -> Manifest:
         raise ManifestForeign(envelope.format, {digest.decode() for digest in _DIGEST.findall(body)})
     try:
         manifest = _decode_manifest(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ManifestDamaged(f"the manifest's content is not one: {error}") from error
     _check(manifest)
     return manifest

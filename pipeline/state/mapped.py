@@ -17,17 +17,26 @@ from pipeline.state.errors import StateRemoved
 
 
 class MappedStorage:
-    """Columns as files of one directory, which nothing else may use. Implements `pipeline.features.columns.Storage`."""
+    """Columns as files of one directory, which nothing else may use: a `pipeline.features.state_columns.Storage`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def column(self, name: str, dtype: str, items: int) -> NDArray[Any]:
-        """The column, its file grown and mapped again.
+        """Return the column, its file grown and mapped again.
 
-        OSError where the disk has no room, StateRemoved where somebody removed the file. Room is taken at once: a page
-        without a place on disk, found missing only when it is written out, would end the process without a word.
+        Room is taken at once: a page without a place on disk, found missing only when it is written out, would end the
+        process without a word.
+
+        Args:
+            name: Name of the column, and of its file.
+            dtype: NumPy's name of the type; the same in each call for a column.
+            items: Least number of items. A column that has more stays as it is; items that it gains are zero.
+
+        Raises:
+            StateRemoved: Somebody removed the file.
+            OSError: The disk has no room.
         """
         held = self._arrays.get(name)
         if held is not None and len(held) >= items:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from pipeline.state.durability import flush_directory
 from pipeline.state.errors import UnusableAddress
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -184,7 +185,7 @@ class LocalObjects(ObjectStore):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_directory(target.parent)
+        flush_directory(target.parent)
 
 
 def open_object_store(url: str) -> ObjectStore:
@@ -229,11 +230,3 @@ def _without(text: str, passwords: Sequence[str]) -> str:
     for password in passwords:
         text = text.replace(password, _HIDDEN)
     return shown_url(text)
-
-
-def _flush_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,7 +18,7 @@ from pipeline.engine.partition_state.decision_segments import (
     keys_of,
     loaded_column,
 )
-from pipeline.features.columns import PAGE_ITEMS, Pages, SavedColumn
+from pipeline.features.state_columns import PAGE_ITEMS, Pages, SavedColumn
 from pipeline.state.segment_groups import GROUP_ROWS, pack_group, unpack_group
 from pipeline.state.segment_index import write_index
 from pipeline.state.segment_tables import NONE, OpenIndex
@@ -36,16 +36,13 @@ class _Extent(NamedTuple):
     groups: int
     stored_bytes: int
     gathering: list[bytes]
+    """Decisions that are in no group."""
     started_us: int
+    """Stream time at which the segment began."""
     max_event_time_us: int
 
 
-class _Dumped(NamedTuple):
-    """The extent of a segment when it was last dumped."""
-
-    rows: int = 0
-    groups: int = 0
-    stored_bytes: int = 0
+_NOTHING: Final = _Extent(0, 0, 0, [], NO_TIME_US, NO_TIME_US)
 
 
 class OpenSegment:
@@ -62,9 +59,9 @@ class OpenSegment:
         self._index = OpenIndex()
         self._offsets = [0]
         """Offset of each group, and the end of the last."""
-        self._gathering: list[bytes] = []
-        self._started_us, self._max_event_time_us = started_us, NO_TIME_US
-        self._dumped = _Dumped()
+        self.gathering: list[bytes] = []
+        self.started_us, self.max_event_time_us = started_us, NO_TIME_US
+        self._dumped = _NOTHING
         self._committed = self._extent()
 
     @property
@@ -78,19 +75,9 @@ class OpenSegment:
         return self._offsets[-1]
 
     @property
-    def max_event_time_us(self) -> int:
-        """Latest event time."""
-        return self._max_event_time_us
-
-    @property
     def span_us(self) -> int:
         """Event time that passed since the segment began."""
-        return self._max_event_time_us - self._started_us
-
-    @property
-    def started_us(self) -> int:
-        """Stream time at which the segment began."""
-        return self._started_us
+        return self.max_event_time_us - self.started_us
 
     @property
     def stored_rows(self) -> int:
@@ -98,18 +85,24 @@ class OpenSegment:
         return (len(self._offsets) - 1) * GROUP_ROWS
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[bytes]) -> None:
-        """Append decisions."""
+        """Append decisions, in order.
+
+        Args:
+            digests: Digest of each transaction, shape ``(n,)``.
+            event_time_us: Its event time in microseconds since 1970, shape ``(n,)``.
+            decisions: Its packed decision, shape ``(n,)``.
+        """
         times = np.array(event_time_us, np.int64)
         self._index.add(keys_of(digests), times)
         self._advance(event_time_us)
-        gathering = [*self._gathering, *decisions]
+        gathering = [*self.gathering, *decisions]
         whole = len(gathering) // GROUP_ROWS * GROUP_ROWS
         groups = [pack_group(gathering[first : first + GROUP_ROWS]) for first in range(0, whole, GROUP_ROWS)]
         if groups:
             self._write(b"".join(groups), self.stored_bytes)
             for group in groups:
                 self._offsets.append(self._offsets[-1] + len(group))
-        self._gathering = gathering[whole:]
+        self.gathering = gathering[whole:]
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the entries of those of ``digests`` that are here."""
@@ -126,7 +119,7 @@ class OpenSegment:
         group = (row - self.first_row) // GROUP_ROWS
         first_row = self.first_row + group * GROUP_ROWS
         if group == len(self._offsets) - 1:
-            return first_row, self._gathering
+            return first_row, self.gathering
         start, end = self._offsets[group : group + 2]
         return first_row, unpack_group(os.pread(self._file, end - start, start))
 
@@ -141,7 +134,7 @@ class OpenSegment:
         if self.stored_bytes != committed.stored_bytes:
             del self._offsets[committed.groups + 1 :]
             os.ftruncate(self._file, committed.stored_bytes)
-        self._gathering, self._started_us, self._max_event_time_us = committed[3:]
+        self.gathering, self.started_us, self.max_event_time_us = committed[3:]
 
     def seal(self, path: Path, index_path: Path) -> None:
         """Write the index of the groups in the file, and rename the file. `rest` is what a next segment begins with."""
@@ -151,7 +144,7 @@ class OpenSegment:
 
     def rest(self) -> tuple[list[bytes], list[int], list[bytes]]:
         """Return digests, event times and decisions of the rows that are in no group."""
-        return self.digests(self.stored_rows), self._index.times[self.stored_rows :].tolist(), self._gathering
+        return self.digests(self.stored_rows), self._index.times[self.stored_rows :].tolist(), self.gathering
 
     def digests(self, first: int = 0) -> list[bytes]:
         """Return the digests of rows, ``first`` counted from the first of the segment."""
@@ -164,8 +157,8 @@ class OpenSegment:
 
     def dump(self, *, full: bool) -> dict[str, Pages]:
         """Return the columns: what was added since the last dump, or all of them when ``full``."""
-        before = _Dumped() if full else self._dumped
-        self._dumped = _Dumped(self._index.rows, len(self._offsets) - 1, self.stored_bytes)
+        before = _NOTHING if full else self._dumped
+        self._dumped = self._extent()
         return {
             KEYS: changed_pages(self._index.keys.ravel(), before.rows * KEY_WORDS),
             TIMES: changed_pages(self._index.times, before.rows),
@@ -181,36 +174,30 @@ class OpenSegment:
         if self.stored_bytes != len(content) or len(keys) != self.stored_rows + len(state.gathering):
             raise ValueError("the open segment of a snapshot is not whole")
         self._write(content, 0)
-        self._gathering = state.gathering
+        self.gathering = state.gathering
         if len(keys):
             self._index.add(keys, times)
             self._advance(times.tolist())
-        self._dumped = _Dumped(self._index.rows, len(self._offsets) - 1, self.stored_bytes)
+        self._dumped = self._extent()
         self.commit()
-
-    @property
-    def gathering(self) -> list[bytes]:
-        """Decisions that are in no group."""
-        return self._gathering
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
     def _advance(self, event_time_us: Sequence[int]) -> None:
-        if self._started_us == NO_TIME_US:
-            self._started_us = event_time_us[0]
-        max_event_time_us = max(event_time_us)
-        self._max_event_time_us = max(self._max_event_time_us, max_event_time_us)
+        if self.started_us == NO_TIME_US:
+            self.started_us = event_time_us[0]
+        self.max_event_time_us = max(self.max_event_time_us, *event_time_us)
 
     def _extent(self) -> _Extent:
         return _Extent(
             self._index.rows,
             len(self._offsets) - 1,
             self._offsets[-1],
-            self._gathering,
-            self._started_us,
-            self._max_event_time_us,
+            self.gathering,
+            self.started_us,
+            self.max_event_time_us,
         )
 
     def _content(self, first_page: int) -> Pages:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.features.columns import PAGE_ITEMS
+from pipeline.features.state_columns import PAGE_ITEMS
 from pipeline.state.errors import StoreError
 from pipeline.state.manifest import ObjectRange
 from pipeline.state.objects import ObjectInfo, ObjectStore
@@ -153,22 +154,22 @@ def identity_of(path: Path) -> FileIdentity:
     return FileIdentity(path.name, status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
+@dataclass
 class PackedColumn:
     """A column in local copies of a snapshot's objects."""
 
-    def __init__(self, dtype: str, items: int, pages: list[ObjectRange], files: list[Path]) -> None:
-        self.dtype = dtype
-        self.items = items
-        self._pages = pages
-        self._files = files
+    dtype: str
+    items: int
+    pages: list[ObjectRange]
+    files: list[Path]
 
     def read_into(self, array: NDArray[Any]) -> None:
         """Fill the first ``items`` items of ``array``; one page at a time is in memory."""
         handles: dict[int, int] = {}
         try:
-            for number, piece in enumerate(self._pages):
+            for number, piece in enumerate(self.pages):
                 if piece.object not in handles:
-                    handles[piece.object] = os.open(self._files[piece.object], os.O_RDONLY)
+                    handles[piece.object] = os.open(self.files[piece.object], os.O_RDONLY)
                 values = np.frombuffer(_unpacked(handles[piece.object], piece), np.dtype(self.dtype))
                 start = number * PAGE_ITEMS
                 stop = min(start + len(values), self.items)

@@ -19,11 +19,11 @@ from pipeline.engine.partition_state.decision_segments import (
     checksum_bytes,
     row_checksum,
 )
-from pipeline.features.columns import SavedColumn
+from pipeline.features.state_columns import SavedColumn
 from pipeline.state.errors import SnapshotError, check_present
 from pipeline.state.open_segment import OpenSegment
 from pipeline.state.sealed_segments import SealedSegments
-from pipeline.state.store import StoreErrors
+from pipeline.state.store import store_errors
 from schemas.times import US_PER_DAY
 
 SEALED_BYTES: Final = 64 << 20
@@ -34,7 +34,7 @@ _CHECKED_AT_ONCE: Final = 1_024
 
 
 class FileSegments:
-    """Segments in ``directory``. Implements `pipeline.engine.partition_state.decision_segments.SavedSegments`.
+    """Segments in ``directory``. Implements `pipeline.engine.partition_state.decision_segments.DecisionSegments`.
 
     Args:
         directory: Emptied; removed on close.
@@ -49,16 +49,22 @@ class FileSegments:
         self._limit_us = NO_TIME_US
         if directory.exists():
             shutil.rmtree(directory)
-        with StoreErrors(directory):
+        with store_errors(directory):
             directory.mkdir(parents=True)
             self._sealed = SealedSegments(directory)
             self._open = OpenSegment(directory / _OPEN, 0, 0)
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[bytes]) -> int:
-        """Append packed decisions."""
+        """Append packed decisions, in order; return the row of the first, which the others follow.
+
+        Args:
+            digests: Digest of each transaction, shape ``(n,)``; may be empty.
+            event_time_us: Its event time in microseconds since 1970, shape ``(n,)``.
+            decisions: Its packed decision, shape ``(n,)``.
+        """
         first = self._open.next_row
         if digests:
-            with StoreErrors(self._directory):
+            with store_errors(self._directory):
                 self._open.add(digests, event_time_us, decisions)
         return first
 
@@ -68,7 +74,7 @@ class FileSegments:
             return {}
         found = self._open.find(digests)
         if self._sealed.segments and len(found) < len(digests):
-            with StoreErrors(self._directory):
+            with store_errors(self._directory):
                 found.update(self._sealed.find([digest for digest in digests if digest not in found]))
         return found
 
@@ -76,7 +82,7 @@ class FileSegments:
         """Read packed decisions, each group of them once."""
         found = [b""] * len(entries)
         first, group = 0, list[bytes]()
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             for number in sorted(range(len(entries)), key=lambda at: entries[at].row):
                 row = entries[number].row
                 if not first <= row < first + len(group):
@@ -113,22 +119,22 @@ class FileSegments:
         while gone < len(segments) and segments[gone].max_event_time_us < self._limit_us:
             gone += 1
         if gone:
-            with StoreErrors(self._directory):
+            with store_errors(self._directory):
                 self._sealed.drop(gone)
         full = opened.stored_bytes >= self._sealed_bytes
         if full or (opened.span_us > SEALED_SPAN_US and opened.stored_rows):
-            with StoreErrors(self._directory):
+            with store_errors(self._directory):
                 self._seal()
 
     def rollback(self) -> None:
         """Roll the batch back."""
         self._limit_us = NO_TIME_US
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             self._open.rollback()
 
     def dump(self, *, full: bool) -> SegmentsDump:
         """Copy what is committed of the open segment."""
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             columns = self._open.dump(full=full)
         state = SegmentsState(
             list(self._sealed.segments),
@@ -142,7 +148,7 @@ class FileSegments:
 
     def load(self, state: SegmentsState, columns: Mapping[str, SavedColumn]) -> None:
         """Begin with a dump, and files in the directory that was given for them."""
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             if state.sealed and self._saved is not None:
                 self._sealed.load(state.sealed, self._saved)
             self._open.close()

@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +29,6 @@ from pipeline.state.manifest import (
     decode_manifest,
     directory_of,
     manifest_names,
-    number_of,
 )
 from pipeline.state.objects import open_object_store, shown_url
 from pipeline.state.packs import FileIdentity, PackedColumn, PieceDamaged, digest_of, identity_of, lies_within, unpack
@@ -87,17 +85,10 @@ def log_refused(refused: Refused) -> None:
 class Snapshot:
     """A snapshot, fetched and found whole; ``close`` it once the state is loaded."""
 
-    name: str
-    number: int
-    positions: dict[str, int]
-    """Next offset of each input topic."""
-    progress: int
-    """Next offset of the partition's progress records."""
-    created_at: datetime
+    manifest: Manifest
     state: LoadedState
     store: Path | None
-    """A directory with the store's files, for ``RocksStore.restored``."""
-    manifest: Manifest
+    """A directory with the store's files, for `pipeline.state.store.RocksStore`."""
     tables: dict[FileIdentity, str]
     """Digests of the store's larger files."""
     scratch: Path
@@ -108,12 +99,22 @@ class Snapshot:
 
 
 class SnapshotRepository:
-    """Snapshots below ``url``: a directory, or any address that fsspec knows.
+    """Snapshots of partitions' state below one address.
 
-    ``kept`` snapshots of a partition stay. ``irreplaceable``: topics do not keep all that a state is made of, so that
-    one which cannot be read must not be passed over. ``on_refused`` is called with each that is found and not used.
-    With ``keys`` the first one signs snapshots, and those that none of them signed are not used.
-    Raises `UnusableAddress` where the address's file system is not known or not installed.
+    Args:
+        url: A directory, or any address that fsspec knows.
+        kept: Number of snapshots of a partition that stay, 1 or more.
+        grace_s: Seconds for which an object that no snapshot names stays: another writer may be about to name it.
+        irreplaceable: Topics do not keep all that a state is made of, so that a snapshot which cannot be read must not
+            be passed over.
+        pauses_s: Seconds before each further try to read, as many as there are further tries.
+        keys: Keys that sign snapshots: the first one signs new ones, and those that none of them signed are not used.
+            Empty: snapshots are not signed.
+        on_refused: Called with each snapshot that is found and not used.
+
+    Raises:
+        UnusableAddress: The address's file system is not known or not installed.
+        ValueError: ``kept`` is less than 1.
     """
 
     def __init__(
@@ -148,13 +149,24 @@ class SnapshotRepository:
         logs: Mapping[str, range] = _NO_LOGS,
         waiting: Callable[[], None] = lambda: None,
     ) -> Snapshot | None:
-        """Newest whole snapshot of ``key`` from which a replay reaches ``committed`` (next offsets), and not beyond.
+        """Newest whole snapshot from which a replay reaches the committed offsets, and not beyond.
 
-        ``logs`` are the offsets that the topics hold now (those of a topic that is absent are not checked). The
-        snapshot is fetched into ``scratch``, which is emptied first. Each newer one that cannot be used is reported;
-        None where there is none that can. An address that cannot be read is tried again a few times; ``waiting`` is
-        called meanwhile, and may raise. Raises SnapshotUnreadable where that is of no avail, snapshots are
-        irreplaceable and the logs have lost their beginnings; else does not fail for what it finds or does not find.
+        Each newer one that cannot be used is reported. An address that cannot be read is tried again a few times.
+
+        Args:
+            key: Whose state it is.
+            committed: Next offset of each topic, by name without prefix.
+            scratch: Directory that the snapshot is fetched into; it is emptied first.
+            logs: Offsets that the topics hold now, by name without prefix; those of a topic that is absent are not
+                checked.
+            waiting: Called between tries; may raise.
+
+        Returns:
+            The snapshot; None where there is none that can be used.
+
+        Raises:
+            SnapshotUnreadable: Snapshots are irreplaceable, one cannot be read or is not signed, and the logs have lost
+                their beginnings.
         """
         directory = directory_of(key)
         try:
@@ -286,14 +298,9 @@ class SnapshotRepository:
             for column, saved in manifest.columns.items()
         }
         return Snapshot(
-            name=name,
-            number=number_of(name),
-            positions=manifest.positions,
-            progress=manifest.progress,
-            created_at=manifest.created_at,
+            manifest=manifest,
             state=LoadedState(unpack(files, manifest.values), columns),
             store=None if manifest.store is None else store,
-            manifest=manifest,
             tables={identity_of(target): digest for target, digest in targets.items() if target.parent == store},
             scratch=scratch,
         )

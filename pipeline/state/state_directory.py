@@ -20,7 +20,13 @@ class DirectoryInUse(RuntimeError):
 
 
 class StateDirectory:
-    """Holds the directory of one agent of one instance, from ``with`` on to its end."""
+    """Holds the directory of one agent of one instance, from ``with`` on to its end.
+
+    Args:
+        data_dir: The worker's directory; that of the state lies below it.
+        instance: Name of the instance, prefix included.
+        agent: Name of the agent.
+    """
 
     def __init__(self, data_dir: Path, instance: str, agent: str) -> None:
         self._instance, self._agent = instance, agent

@@ -95,45 +95,38 @@ class StoreMemory:
 
 
 class RocksStore:
-    """A store in ``directory``, which begins empty: what an earlier process left there may not have been committed.
+    """A store in a directory of its own, which begins empty or with files that are given.
 
-    What was written since the last ``commit`` is held in memory, so that ``rollback`` only forgets it. What small
-    batches committed is held back too, up to ``write_at_once`` keys: a write costs RocksDB the same for one key and for
-    a hundred, and nothing outlives the process anyway. One thread works on a store; ``release`` may be called from any.
-    Raises StoreError where RocksDB fails.
+    What was written since the last ``commit`` is held in memory, so that ``rollback`` only forgets it. One thread works
+    on a store; ``release`` may be called from any. Raises StoreError where RocksDB fails.
+
+    Args:
+        directory: Emptied first: what an earlier process left there may not have been committed.
+        memory: Memory that it shares with the other stores of the process.
+        frozen: Directory of the files to begin with, which are moved or copied; None: it begins empty.
+        write_at_once: Number of committed keys at which they are written. Fewer are held back in memory: a write costs
+            RocksDB the same for one key and for a hundred, and nothing outlives the process anyway.
     """
 
-    def __init__(self, directory: Path, *, memory: StoreMemory, write_at_once: int = WRITE_AT_ONCE) -> None:
+    def __init__(
+        self, directory: Path, *, memory: StoreMemory, frozen: Path | None = None, write_at_once: int = WRITE_AT_ONCE
+    ) -> None:
         _remove_with_frozen(directory)
         self._directory, self._write_at_once = directory, write_at_once
-        self._open(memory)
-
-    @classmethod
-    def restored(
-        cls, directory: Path, frozen: Path, *, memory: StoreMemory, write_at_once: int = WRITE_AT_ONCE
-    ) -> "RocksStore":
-        """A store in ``directory`` that begins with the files in ``frozen``, which are moved or copied."""
-        _remove_with_frozen(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(frozen, directory)
-        store = cls.__new__(cls)
-        store._directory, store._write_at_once = directory, write_at_once
-        store._open(memory)
-        return store
-
-    def _open(self, memory: StoreMemory) -> None:
         self._pending: dict[bytes, bytes | None] = {}
         self._unwritten: dict[bytes, bytes | None] = {}
         """Committed, and not yet in the database."""
-        self._ranges: list[tuple[bytes, bytes]] = []
         self._freezes = 0
         # RocksDB's own log of writes would only guard what a replay gives again.
         self._writing = WriteOptions()
         self._writing.disable_wal = True
-        with StoreErrors(self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
+        if frozen is not None:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(frozen, directory)
+        with store_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
             self._memory = memory
-            self._database = Rdict(str(self._directory), memory.options())
+            self._database = Rdict(str(directory), memory.options())
 
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
@@ -142,7 +135,7 @@ class RocksStore:
                 return held[key]
         try:
             found: bytes | None = self._database.get(key)
-        except Exception as error:
+        except Exception as error:  # by hand: a context manager costs as much as the look
             raise _failed(self._directory, error) from error
         return found
 
@@ -191,23 +184,16 @@ class RocksStore:
                 yield ahead, held
             ahead = next(written, None)
 
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget a range when the batch is committed."""
-        # RocksDB takes a range that ends before it starts for a failure of the disk, and refuses all later writes.
-        if start < end:
-            self._ranges.append((start, end))
-
     def commit(self) -> None:
         """Write what is pending together with what was held back, all of it or nothing; or hold it back too."""
         self._unwritten.update(self._pending)
-        if self._ranges or len(self._unwritten) >= self._write_at_once:
-            self._write(self._ranges)
+        if len(self._unwritten) >= self._write_at_once:
+            self._write()
         self.rollback()
 
     def rollback(self) -> None:
         """Forget what is pending."""
         self._pending.clear()
-        self._ranges.clear()
 
     def freeze(self) -> str:
         """A directory beside the store's with its committed files, as hard links; it stays until it is released.
@@ -226,7 +212,7 @@ class RocksStore:
                 f"{free_bytes} bytes are free beside {self._directory}, too few for the {unwritten_bytes} bytes that "
                 "are not in a file yet: free space there; the next snapshot is a full one"
             )
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             self._database.flush()
         try:
             Checkpoint(self._database).create_checkpoint(str(target))
@@ -249,7 +235,7 @@ class RocksStore:
         self.rollback()
         self._unwritten.clear()
         # RocksDB cannot write what it still holds to a directory that is gone, and nobody needs it.
-        with contextlib.suppress(StateRemoved), StoreErrors(self._directory):
+        with contextlib.suppress(StateRemoved), store_errors(self._directory):
             self._database.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory)
@@ -268,8 +254,8 @@ class RocksStore:
                 size_bytes += entry.stat().st_size
         return size_bytes
 
-    def _write(self, ranges: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        if not self._unwritten and not ranges:
+    def _write(self) -> None:
+        if not self._unwritten:
             return
         batch = WriteBatch(raw_mode=True)
         for key, value in self._unwritten.items():
@@ -277,50 +263,43 @@ class RocksStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        for start, end in ranges:
-            batch.delete_range(start, end)
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             self._database.write(batch, self._writing)
         self._unwritten.clear()
 
     def _property(self, name: str) -> int:
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             found: int | None = self._database.property_int_value(name)
         return found or 0
 
     def _read_many(self, keys: list[bytes]) -> list[bytes | None]:
-        with StoreErrors(self._directory):
+        try:
             found: list[bytes | None] = self._database.get(keys)
+        except Exception as error:  # as in `get`
+            raise _failed(self._directory, error) from error
         return found
 
     def _read_range(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         reading = ReadOptions()
         reading.set_iterate_upper_bound(end)
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             cursor = self._database.iter(reading)
             cursor.seek(start)
         while cursor.valid():
             yield cursor.key(), cursor.value()
             cursor.next()
-        with StoreErrors(self._directory):
+        with store_errors(self._directory):
             # A cursor that meets a damaged block only ends.
             cursor.status()
 
 
-class StoreErrors:
+@contextlib.contextmanager
+def store_errors(directory: Path) -> Iterator[None]:
     """Raise errors of RocksDB, which are plain exceptions, and of the disk below it as StoreError."""
-
-    __slots__ = ("_directory",)
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            raise _failed(self._directory, error) from error
+    try:
+        yield
+    except Exception as error:
+        raise _failed(directory, error) from error
 
 
 def _failed(directory: Path, error: Exception) -> StoreError:

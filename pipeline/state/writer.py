@@ -3,12 +3,13 @@
 import logging
 import secrets
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pipeline.engine.partition_state.state import StateDump
-from pipeline.features.columns import PAGE_ITEMS
+from pipeline.features.state_columns import PAGE_ITEMS
 from pipeline.state.errors import SnapshotError
 from pipeline.state.manifest import (
     MANIFEST_SUFFIX,
@@ -49,48 +50,48 @@ class Written(NamedTuple):
     """Bytes written."""
 
 
+@dataclass
 class SnapshotWriter:
     """Writes one partition's snapshots, one at a time, each on top of the one before; from any one thread."""
 
-    def __init__(
-        self,
-        object_store: ObjectStore,
-        url: str,
-        key: SnapshotKey,
-        base: Manifest | None,
-        tables: Mapping[FileIdentity, str],
-        *,
-        kept: int,
-        grace_s: float,
-        damaged: Collection[str],
-        keys: Sequence[bytes] = (),
-    ) -> None:
-        self._object_store = object_store
-        self._url = url
-        self._key = key
-        self._directory = directory_of(key)
-        self._base = base
-        self._tables = tables
-        self._kept = kept
-        self._grace_s = grace_s
-        self._damaged = damaged
-        self._keys = keys
+    object_store: ObjectStore
+    url: str
+    """The address, as errors may show it."""
+    key: SnapshotKey
+    base: Manifest | None
+    tables: Mapping[FileIdentity, str]
+    """Digests of the store's larger files."""
+    kept: int
+    grace_s: float
+    damaged: Collection[str]
+    keys: Sequence[bytes] = ()
+
+    @property
+    def directory(self) -> str:
+        """Directory of the partition's snapshots."""
+        return directory_of(self.key)
 
     @property
     def needs_full(self) -> bool:
         """True if the next dump must be a full one, since there is nothing that it could be built on."""
-        return self._base is None
+        return self.base is None
 
     def write(self, positions: Mapping[str, int], progress: int, dump: StateDump) -> Written:
-        """Write a snapshot of the state at ``positions`` and ``progress`` (next offsets); then remove old ones.
+        """Write a snapshot; then remove old ones.
 
-        Raises SnapshotError where it could not be written. Nothing of it is to be seen then, the snapshots before
-        stay, and the next dump must be a full one (``needs_full``).
+        Args:
+            positions: Next offset of each topic, by name without prefix.
+            progress: Next offset of ``progress`` in the partition; 0 where the agent reads one topic.
+            dump: The state at these positions; a full one if ``needs_full``.
+
+        Raises:
+            SnapshotError: It could not be written. Nothing of it is to be seen then, the snapshots before stay, and the
+                next dump must be a full one.
         """
-        base, self._base = self._base, None
+        base, self.base = self.base, None
         try:
-            objects = self._object_store.listing(f"{self._directory}/objects")
-            packer = Packer(self._object_store, f"{self._directory}/objects", objects)
+            objects = self.object_store.listing(f"{self.directory}/objects")
+            packer = Packer(self.object_store, f"{self.directory}/objects", objects)
             try:
                 manifest = self._manifest(packer, base, objects, positions, progress, dump)
                 name, size_bytes = self._publish(manifest)
@@ -99,14 +100,14 @@ class SnapshotWriter:
                 raise
         except OSError as error:
             raise SnapshotError(
-                f"no snapshot of {self._directory} could be written to {self._url} ({error}): see to the "
+                f"no snapshot of {self.directory} could be written to {self.url} ({error}): see to the "
                 "room and the rights there; the snapshots before are as they were, and the next one is a full one"
             ) from error
-        self._base = manifest
+        self.base = manifest
         try:
             self._prune()
         except OSError as error:
-            log.warning("old snapshots of %s could not be removed: %s", self._directory, error)
+            log.warning("old snapshots of %s could not be removed: %s", self.directory, error)
         return Written(name, len(packer.written) + 1, packer.written_bytes + size_bytes)
 
     def _manifest(
@@ -126,7 +127,7 @@ class SnapshotWriter:
                     continue
                 if saved is None or saved.dtype != pages.dtype or number >= len(saved.pages):
                     raise SnapshotError(
-                        f"page {number} of column {column} of {self._directory} is neither in the dump nor in the "
+                        f"page {number} of column {column} of {self.directory} is neither in the dump nor in the "
                         "snapshot before: the next dump must be a full one"
                     )
                 kept[column, number] = saved.pages[number]
@@ -139,7 +140,7 @@ class SnapshotWriter:
         store = None if dump.store is None else self._store_files(packer, objects, Path(dump.store))
         packer.close()
         return Manifest(
-            **self._key._asdict(),
+            **self.key._asdict(),
             positions=dict(positions),
             progress=progress,
             created_at=datetime.now(UTC),
@@ -165,67 +166,67 @@ class SnapshotWriter:
                 files[path.name] = StoreFile(identity.size_bytes, piece=packer.add(path.read_bytes()))
                 continue
             # One that was saved before needs no reading.
-            digest = self._tables.get(identity)
+            digest = self.tables.get(identity)
             if digest is None or digest not in objects:
                 digest = packer.upload(path)
             tables[identity] = digest
             files[path.name] = StoreFile(identity.size_bytes, digest=digest)
-        self._tables = tables
+        self.tables = tables
         return files
 
     def _publish(self, manifest: Manifest) -> tuple[str, int]:
-        present = self._object_store.listing(f"{self._directory}/objects")
+        present = self.object_store.listing(f"{self.directory}/objects")
         gone = manifest.names() - present.keys()
         if gone:
             raise FileNotFoundError(f"another program removed {len(gone)} objects meanwhile, {min(gone)} among them")
-        numbers = [number_of(name) for name in manifest_names(self._object_store.listing(self._directory))]
+        numbers = [number_of(name) for name in manifest_names(self.object_store.listing(self.directory))]
         # The random part keeps two writers of one partition from overwriting each other's.
-        name = f"{self._directory}/{max(numbers, default=0) + 1:012d}-{secrets.token_hex(4)}{MANIFEST_SUFFIX}"
-        content = encode_manifest(manifest, key=self._keys[0] if self._keys else b"")
-        self._object_store.write(name, content)
+        name = f"{self.directory}/{max(numbers, default=0) + 1:012d}-{secrets.token_hex(4)}{MANIFEST_SUFFIX}"
+        content = encode_manifest(manifest, key=self.keys[0] if self.keys else b"")
+        self.object_store.write(name, content)
         return name, len(content)
 
     def _withdraw(self, packer: Packer, before: Mapping[str, ObjectInfo]) -> None:
         for digest in packer.written:
             if digest not in before:
                 try:
-                    self._object_store.delete(f"{self._directory}/objects/{digest}")
+                    self.object_store.delete(f"{self.directory}/objects/{digest}")
                 except OSError as error:
-                    log.warning("what a failed snapshot of %s left could not be removed: %s", self._directory, error)
+                    log.warning("what a failed snapshot of %s left could not be removed: %s", self.directory, error)
                     return
 
     def _prune(self) -> None:
         """Delete old snapshots; the newest ``kept`` stay, other formats' for ``FOREIGN_S``, with what they need."""
         # Listed before the snapshots are read: what is named later than this is too young to go.
-        objects = self._object_store.listing(f"{self._directory}/objects")
+        objects = self.object_store.listing(f"{self.directory}/objects")
         whole = foreign = 0
         needed: set[str] = set()
-        listing = self._object_store.listing(self._directory)
+        listing = self.object_store.listing(self.directory)
         for last in manifest_names(listing):
-            name = f"{self._directory}/{last}"
+            name = f"{self.directory}/{last}"
             try:
-                manifest = decode_manifest(self._object_store.read(name), self._keys)
+                manifest = decode_manifest(self.object_store.read(name), self.keys)
             except FileNotFoundError:
                 continue
             except (ManifestDamaged, ManifestUnsigned):
-                if whole == self._kept:
-                    self._object_store.delete(name)
+                if whole == self.kept:
+                    self.object_store.delete(name)
                 continue
             except ManifestForeign as error:
-                if foreign == self._kept or listing[last].age_s > FOREIGN_S:
-                    self._object_store.delete(name)
+                if foreign == self.kept or listing[last].age_s > FOREIGN_S:
+                    self.object_store.delete(name)
                     continue
                 needed |= error.names
                 foreign += 1
                 continue
-            if whole == self._kept:
-                self._object_store.delete(name)
+            if whole == self.kept:
+                self.object_store.delete(name)
                 continue
             needed |= manifest.names()
-            whole += manifest.key == self._key and name not in self._damaged
+            whole += manifest.key == self.key and name not in self.damaged
         for digest, found in objects.items():
-            if digest not in needed and found.age_s > self._grace_s:
-                self._object_store.delete(f"{self._directory}/objects/{digest}")
+            if digest not in needed and found.age_s > self.grace_s:
+                self.object_store.delete(f"{self.directory}/objects/{digest}")
 
 
 def _page_count(items: int) -> int:

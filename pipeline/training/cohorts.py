@@ -1,9 +1,9 @@
 """Training rows: transactions whose labels were known by then, the earlier to train on, the later to check."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,12 @@ class TrainingSet:
         """Return a feature of all rows; shape (n,)."""
         return self.features[:, self.names.index(name)]
 
+    def take(self, rows: NDArray[np.intp] | slice) -> Self:
+        """Return some rows, without reports and without fields by which outcomes are split."""
+        columns = ("features", "fraud", "weight", "event_time_us", "card", "identity")
+        taken = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, **taken, reported_us=None, segment_fields={})
+
     def wide(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return some rows as models read them, shape (k, len(FEATURES)); 0 for features that are not held."""
         if self.names == FEATURES:
@@ -51,10 +57,6 @@ class TrainingSet:
         found = np.zeros((len(rows), len(FEATURES)))
         found[:, [FEATURES.index(name) for name in self.names]] = self.features[rows]
         return found
-
-
-COLUMNS: Final = ("features", "fraud", "weight", "event_time_us", "card", "identity")
-"""Fields of `TrainingSet` that every row has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,6 @@ def split_cohorts(
     validation_us: int,
     train_from_us: int | None = None,
     known_before_us: int | None = None,
-    usable: NDArray[np.bool_] | None = None,
 ) -> Split:
     """Split by event time as it would have been possible at a time.
 
@@ -96,7 +97,6 @@ def split_cohorts(
         train_from_us: First target. Default: the begin of the history without its first ``label_delay_us``, if that
             leaves as much to train on: no label could be known there, which is true of no later day.
         known_before_us: The time. Default: when the history ends.
-        usable: Rows that may be targets at all, shape (n,); by default all.
 
     Raises:
         ModelError: A period is empty.
@@ -110,9 +110,8 @@ def split_cohorts(
     start = train_from_us
     if start is None:
         start = first + label_delay_us if first + 2 * label_delay_us <= check_from else first
-    known = np.ones(len(event_time_us), bool) if usable is None else usable
-    training = np.flatnonzero(known & (event_time_us >= start) & (event_time_us < check_from))
-    validation = np.flatnonzero(known & (event_time_us >= check_from) & (event_time_us <= until))
+    training = np.flatnonzero((event_time_us >= start) & (event_time_us < check_from))
+    validation = np.flatnonzero((event_time_us >= check_from) & (event_time_us <= until))
     if len(training) == 0 or len(validation) == 0:
         raise ModelError(
             f"labels known by {_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
@@ -129,13 +128,7 @@ def rolling_folds(
     """Return rows to train on and later rows to check on, at several origins within a split.
 
     The newest fold checks on the split's last rows; each earlier one on as long a period before it. A fold trains on
-    rows whose labels were known where its period begins.
-
-    Args:
-        event_time_us: Event times, shape (n,).
-        split: Has the rows and the length of a period.
-        label_delay_us: Age at which a label is known.
-        folds: Number of origins.
+    rows whose labels were known where its period begins: those of the age ``label_delay_us``.
 
     Raises:
         ModelError: The earliest fold has nothing to train on.

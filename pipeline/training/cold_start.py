@@ -20,9 +20,6 @@ def treeless_model(fraud_share: float) -> LightGBMModel:
     The online model adds to these log-odds, so that its own inputs alone distinguish transactions. A training by the
     recipe of this version grows trees on the default features.
 
-    Args:
-        fraud_share: Share of frauds that is expected, between 0 and 1.
-
     >>> model = treeless_model(0.5)
     >>> model.logit(np.zeros((1, len(FEATURES)))).tolist()
     [0.0]
@@ -42,7 +39,13 @@ def treeless_model(fraud_share: float) -> LightGBMModel:
 
 
 def cold_start(fraud_share: float, threshold: float, audit_rate: float) -> tuple[LightGBMModel, Policy]:
-    """Return a version without trees and a policy for it; arguments as of `treeless_model` and `Policy`."""
+    """Return a version without trees and a policy for it, by which the online model scores alone.
+
+    Args:
+        fraud_share: Share of frauds that is expected, above 0 and below 1.
+        threshold: Score from which on there is an alert, 0 to 1.
+        audit_rate: Share of the other transactions that are selected at random, 0 to 1.
+    """
     model = treeless_model(fraud_share)
     # Nothing but the online model distinguishes transactions: it does not wait for the gate.
     return model, Policy(threshold, blend=1.0, audit_rate=audit_rate, lightgbm_version=model.version)

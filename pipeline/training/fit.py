@@ -21,21 +21,17 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import COLUMNS, Split, TrainingSet, rolling_folds
+from pipeline.training.cohorts import Split, TrainingSet, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
-from pipeline.training.metrics import auc_roc
-from pipeline.training.validation import by_first_row, input_digest, measured, sensitivity, validation_record
+from pipeline.training.score_metrics import auc_roc
+from pipeline.training.validation import input_digest, measured, sensitivity, validation_record
 from schemas.times import US_PER_DAY
 
 LEAST_FRAUDS: Final = 10
 LEAST_AUC: Final = 0.55
 """Area under the ROC curve on the validation period below which a model says no more than chance."""
-
-
 LEGITIMATE_PER_FRAUD: Final = 10
 """Legitimate rows to grow on for each fraud, at least, where there are so many."""
-
-
 DEFAULT_BUDGET: Final = 100.0
 """Alerts a day that a threshold is chosen for, where nobody says how many."""
 
@@ -90,7 +86,7 @@ def train(
     Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
     trees, the calibration and the threshold, and give the metrics. The version itself has as many trees, grown on all
     rows of both periods: the newest ones inform most about what comes next. With ``early`` it is grown on the rows
-    behind them too, as `pipeline.training.early_reports.targets_at` weighs them by the scores of the checked trees.
+    behind them too, as `EarlyReports.targets` weighs them by the scores of the checked trees.
 
     Args:
         data: Transactions with what they turned out to be.
@@ -114,8 +110,11 @@ def train(
     trees = _Trees(data, config, features)
     checked = split.validation
     booster, rounds = trees.grown_until_best(split.training, checked, report)
-    margin = np.asarray(booster.predict(data.wide(checked), raw_score=True, num_threads=config.threads))
-    fraud, weight = data.fraud[checked], data.weight[checked]
+
+    def margins(rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return np.asarray(booster.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
+
+    margin, fraud, weight = margins(checked), data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
@@ -123,13 +122,15 @@ def train(
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
     def probability(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        raw = np.asarray(booster.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
-        return sigmoid(calibration.slope * raw + calibration.intercept)
+        return sigmoid(calibration.slope * margins(rows) + calibration.intercept)
 
-    young = _young_targets(data, rows, early, probability)
-    grown_on = data
-    if young is not None:
+    young, grown_on = None, data
+    if early is not None and data.reported_us is not None:
+        last_us = int(data.event_time_us[rows].max())
+        young = early.targets(data.event_time_us, data.reported_us, probability, last_us)
+    if young is not None and len(young.rows):
         grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
+        details = {"early": _describe_early(young), **(details or {})}
     days = split.validation_us / US_PER_DAY
     threshold = budget_threshold(score, weight, days, alerts_per_day)
     metrics = measured(data, split, score, threshold, days)
@@ -137,7 +138,6 @@ def train(
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
         "frauds": {"training": int(data.fraud[split.training].sum()), "validation": int(fraud.sum())},
-        **({} if young is None else {"early": _describe_early(young)}),
         **({} if labels is None else {LABELS: labels.describe(data.event_time_us[rows], grown_on.fraud[rows])}),
         **(details or {}),
         "metrics": metrics,
@@ -172,11 +172,11 @@ def with_trees_of_folds(
 
     Args:
         data: Transactions with what they turned out to be.
-        split: Rows of the training.
-        config: Has the most trees.
-        features: Features that trees may ask for.
-        label_delay_us: Age at which a label is known.
-        folds: Number of folds.
+        split: Its rows are cut into folds (`rolling_folds`); each checks on a period as long as its validation.
+        config: How the trees are grown; its number of trees is the largest that is tried.
+        features: The features that trees may ask for.
+        label_delay_us: Microseconds from a transaction to its label; a fold trains on rows that are older.
+        folds: Number of folds, over which the average precision after each tree is averaged.
 
     Raises:
         ModelError: The history is too short, or a fold holds too few frauds.
@@ -198,18 +198,6 @@ def _check_kinds(data: TrainingSet, split: Split) -> None:
                 f"the {name} period holds {frauds} frauds among {len(rows)} labelled transactions; at least "
                 f"{LEAST_FRAUDS} of each kind are needed: choose a longer period (--train-from, --validation-days)"
             )
-
-
-def _young_targets(
-    data: TrainingSet,
-    rows: NDArray[np.intp],
-    early: EarlyReports | None,
-    probability: Callable[[NDArray[np.intp]], NDArray[np.float64]],
-) -> Targets | None:
-    if early is None or data.reported_us is None:
-        return None
-    found = early.targets(data.event_time_us, data.reported_us, int(data.event_time_us[rows].max()), probability)
-    return found if len(found.rows) else None
 
 
 def _with_targets(data: TrainingSet, targets: Targets) -> TrainingSet:
@@ -341,19 +329,11 @@ def _sensitivity(
 ) -> list[dict[str, Any]]:
     """Return how the training does on wrong labels."""
     rows = np.sort(np.concatenate([split.training, split.validation]), kind="stable")
-    sample = replace(data, **{name: getattr(data, name)[rows] for name in COLUMNS}, reported_us=None, segment_fields={})
+    sample = data.take(rows)
     training, checked = (np.searchsorted(rows, part) for part in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
         booster, _ = _Trees(replace(sample, fraud=fraud), config, features).grown_until_best(training, checked)
         return np.asarray(booster.predict(sample.wide(checked), raw_score=True, num_threads=config.threads))
 
-    return sensitivity(
-        sample.column("amount"),
-        sample.fraud,
-        sample.identity,
-        sample.event_time_us,
-        by_first_row(sample.card),
-        checked,
-        scored,
-    )
+    return sensitivity(sample, checked, scored)

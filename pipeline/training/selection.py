@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.scoring.barred import barred_among
+from pipeline.models.recipes import barred_among
 from pipeline.scoring.errors import ModelError
 
 

@@ -6,19 +6,17 @@ from what was served and never from features that are computed again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.event_clock import EventClock, newest_of
 from pipeline.engine.encoding.row_columns import EVENT_US, SOURCE_OFFSET, SOURCE_PARTITION
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.columns import digest_keys, name_keys
 from pipeline.engine.scores.feature_blocks import (
     LIGHTGBM,
     LOGIT,
-    POLICY,
     SCORE,
     SOURCE_TOPIC,
     FeatureRows,
@@ -26,6 +24,7 @@ from pipeline.engine.scores.feature_blocks import (
 )
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.kafka.records.internal import not_counted, readable_features, refuse
+from pipeline.learning.event_clock import EventClock, newest_of
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
@@ -53,31 +52,29 @@ class Labelled(NamedTuple):
         """Return some labels."""
         return Labelled._make(column[rows] for column in self)
 
-    def known_of(
+    def reports_of(
         self, identity: NDArray[np.int64], as_of_us: int = NEVER_US
-    ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int8]]:
-        """Return what is known of n transactions, since when each was known as fraud, and by whom; of shape (n,) each.
+    ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+        """Return since when each of n transactions was known as fraud, and by whom; of shape (n,) each.
 
         Args:
             identity: Shape (n,).
             as_of_us: Only what had come by then counts.
         """
-        known = np.zeros(len(identity), np.int8)
         reported_us = np.full(len(identity), NEVER_US, np.int64)
         reported_by = np.full(len(identity), NO_LABEL, np.int8)
         labels = self if as_of_us == NEVER_US else self.take(self.known_at_us <= as_of_us)
         if not len(labels.identity) or not len(identity):
-            return known, reported_us, reported_by
+            return reported_us, reported_by
         holds = holding([labels.identity], labels.rank, labels.labelled_at_us, labels.known)
         at = np.minimum(np.searchsorted(labels.identity[holds], identity), len(holds) - 1)
-        found = labels.identity[holds][at] == identity
-        known[found] = labels.known[holds][at[found]]
+        fraud = (labels.identity[holds][at] == identity) & (labels.known[holds][at] == KNOWN_FRAUD)
         frauds = np.flatnonzero(labels.known == KNOWN_FRAUD)
         order = frauds[np.lexsort((labels.known_at_us[frauds], labels.identity[frauds]))]
-        first = np.searchsorted(labels.identity[order], identity[known == KNOWN_FRAUD])
-        reported_us[known == KNOWN_FRAUD] = labels.known_at_us[order][first]
-        reported_by[known == KNOWN_FRAUD] = labels.rank[order][first]
-        return known, reported_us, reported_by
+        first = np.searchsorted(labels.identity[order], identity[fraud])
+        reported_us[fraud] = labels.known_at_us[order][first]
+        reported_by[fraud] = labels.rank[order][first]
+        return reported_us, reported_by
 
 
 _WHOLE, _SMALL = np.empty(0, np.int64), np.empty(0, np.int8)
@@ -102,12 +99,8 @@ class ServedRows:
     """LightGBM's log-odds that the online model built on."""
     lightgbm: NDArray[np.int32]
     """Index in ``names`` of the LightGBM version."""
-    policy: NDArray[np.int32]
-    """Index in ``names`` of the policy."""
     decided_ms: NDArray[np.int64]
     """Timestamp of the record on ``features``, in milliseconds since 1970."""
-    known: NDArray[np.int8]
-    """Known value of each, an index of `pipeline.learning.labels.KNOWN`."""
     reported_us: NDArray[np.int64]
     """Time at which a fraud was first known, in microseconds since 1970; `NEVER_US` for what is no known fraud."""
     reported_by: NDArray[np.int8]
@@ -115,7 +108,7 @@ class ServedRows:
     names: tuple[str, ...]
     """Names of versions."""
     labels: Labelled | None = None
-    """The labels by which ``known`` and ``reported_us`` hold; None where no earlier time is asked for."""
+    """The labels by which ``reported_us`` holds; None where no earlier time is asked for."""
 
     def __len__(self) -> int:
         return len(self.event_time_us)
@@ -124,6 +117,10 @@ class ServedRows:
         """Return some rows."""
         columns = [field.name for field in fields(self) if field.name not in ("names", "labels")]
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+    def between(self, start_us: int, end_us: int) -> "ServedRows":
+        """Return the rows from an event time on and before another."""
+        return self.take(slice(*np.searchsorted(self.event_time_us, [start_us, end_us]).tolist()))
 
     @property
     def amount(self) -> NDArray[np.float64]:
@@ -143,7 +140,7 @@ class ServedRows:
         `NEVER_US` for a row that no fraud was known of then. What was corrected later was a fraud until then.
         """
         if self.labels is not None:
-            return self.labels.known_of(self.identity, as_of_us)[1]
+            return self.labels.reports_of(self.identity, as_of_us)[0]
         return np.where(self.reported_us <= as_of_us, self.reported_us, NEVER_US)
 
     def training_set(self, as_of_us: int) -> TrainingSet:
@@ -160,9 +157,14 @@ class ServedRows:
         )
 
     def split(self, as_of_us: int, maturity_us: int, validation_days: float) -> Split:
-        """Return the rows to train on at ``as_of_us``: those that are ``maturity_us`` old by then.
+        """Return the rows to train on at a time.
 
-        A transaction of that age without a reported fraud counts as legitimate.
+        A transaction that is old enough and has no reported fraud counts as legitimate.
+
+        Args:
+            as_of_us: The time, in microseconds since 1970.
+            maturity_us: Microseconds that a transaction must be old by then.
+            validation_days: Length of the validation period, the newest of these rows.
 
         Raises:
             ModelError: The rows leave nothing to train on, or nothing to check on.
@@ -185,7 +187,6 @@ class _ServedPart(NamedTuple):
     score: NDArray[np.float64]
     logit: NDArray[np.float64]
     lightgbm: NDArray[np.int32]
-    policy: NDArray[np.int32]
     decided_ms: NDArray[np.int64]
     topic: NDArray[np.int32]
     partition: NDArray[np.int32]
@@ -276,23 +277,13 @@ class ServedLog:
         if self.stream_time_us is not None:
             part = part.take(slice(int(np.searchsorted(part.event_time_us, self.stream_time_us, side="right"))))
         labels = self._held_labels()
-        known, reported_us, reported_by = labels.known_of(part.identity)
         card = np.unique(part.card, return_inverse=True)[1].astype(np.int64)
+        columns: dict[str, Any] = part._replace(card=card)._asdict()
+        for name in ("topic", "partition", "offset"):
+            del columns[name]
+        reported_us, reported_by = labels.reports_of(part.identity)
         return ServedRows(
-            part.features,
-            part.event_time_us,
-            card,
-            part.identity,
-            part.score,
-            part.logit,
-            part.lightgbm,
-            part.policy,
-            part.decided_ms,
-            known,
-            reported_us,
-            reported_by,
-            tuple(self._codes),
-            labels,
+            **columns, reported_us=reported_us, reported_by=reported_by, names=tuple(self._codes), labels=labels
         )
 
     def _columns(self, found: Sequence[tuple[FeatureRows, int]]) -> _ServedPart:
@@ -309,7 +300,7 @@ class ServedLog:
         )
         numbers = np.concatenate([block.features[:, [LOGIT, SCORE]] for block in blocks])
         codes = [self._coded(rows) for rows, _ in found]
-        lightgbm, policy, topic = np.concatenate(codes, axis=1)
+        lightgbm, topic = np.concatenate(codes, axis=1)
         return _ServedPart(
             np.concatenate([rows.own_features() for rows, _ in found]),
             *(
@@ -321,7 +312,6 @@ class ServedLog:
                     numbers[:, 1],
                     numbers[:, 0],
                     lightgbm,
-                    policy,
                     np.repeat(np.array([at_ms for _, at_ms in found], np.int64), counts),
                     topic,
                     partition,
@@ -331,14 +321,14 @@ class ServedLog:
         )
 
     def _coded(self, rows: FeatureRows) -> NDArray[np.int32]:
-        """Return numbers of the LightGBM version, policy and source topic of a whole block; shape (3, rows)."""
+        """Return numbers of the LightGBM version and the source topic of a whole block; shape (2, rows)."""
         block = rows.block
-        used = np.unique(block.codes[[LIGHTGBM, POLICY, SOURCE_TOPIC]])
+        used = np.unique(block.codes[[LIGHTGBM, SOURCE_TOPIC]])
         numbers = np.zeros(len(block.names), np.int32)
         for code in used.tolist():
             name = block.names[code].decode()
             numbers[code] = self._codes.setdefault(name, len(self._codes))
-        return numbers[block.codes[[LIGHTGBM, POLICY, SOURCE_TOPIC]]]
+        return numbers[block.codes[[LIGHTGBM, SOURCE_TOPIC]]]
 
     @staticmethod
     def _merged(parts: list[_ServedPart], oldest_us: int) -> _ServedPart:
@@ -372,5 +362,5 @@ class ServedLog:
 def _no_rows() -> _ServedPart:
     numbers, whole, codes = np.empty(0), np.empty(0, np.int64), np.empty(0, np.int32)
     return _ServedPart(
-        np.empty((0, len(FEATURES))), whole, whole, whole, numbers, numbers, codes, codes, whole, codes, codes, whole
+        np.empty((0, len(FEATURES))), whole, whole, whole, numbers, numbers, codes, whole, codes, codes, whole
     )

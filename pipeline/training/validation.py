@@ -1,19 +1,19 @@
 """Records of a version's validation period, small enough to be kept with it."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.sampling import sample_positions
 from pipeline.training.cohorts import Split, TrainingSet
-from pipeline.training.metrics import auc_roc, average_precision, card_precision
-from pipeline.training.segments import outcomes_by_segment
+from pipeline.training.score_metrics import auc_roc, average_precision, card_precision
 from schemas.times import US_PER_DAY
 
 TOP_CARDS: Final = 100
@@ -26,6 +26,15 @@ WEEKS_UP_TO: Final = 62
 """Days up to which it is shown by weeks; a longer one is shown by months."""
 BENCHMARK_FEATURES: Final = ("amount", "card_amount_to_regular", "merchant_unexplained_fraud_30d")
 """Features of the benchmark: what is spent, what the card usually spends, what is reported of the merchant."""
+SEGMENT_FIELDS: Final = ("currency", "country", "channel", "mcc", "transaction_type")
+"""Fields of a transaction that are segments where a history has them."""
+MOST_VALUES: Final = 10
+"""Most frequent values of an attribute that are distinguished."""
+AMOUNT_BANDS: Final = 4
+MERCHANT_AGE_DAYS: Final = (14, 60)
+SEGMENT_FEATURES: Final = ("amount", "merchant_seconds_since_first")
+"""Features that segments go by."""
+_AMOUNT, _AGE_S = (FEATURES.index(name) for name in SEGMENT_FEATURES)
 
 
 def measured(
@@ -34,11 +43,11 @@ def measured(
     """Return the metrics of a version on the validation period.
 
     Args:
-        data: Transactions.
-        split: Has the rows of the period.
+        data: Transactions with what they turned out to be.
+        split: Has the rows of the period, k of them.
         score: Calibrated scores of the period, shape (k,).
         threshold: Score from which on there is an alert.
-        days: Length of the period.
+        days: Length of the period, for alerts a day.
     """
     rows = split.validation
     fraud, weight = data.fraud[rows], data.weight[rows]
@@ -48,7 +57,7 @@ def measured(
         "auc_roc": auc_roc(fraud, score, weight),
         "average_precision": average_precision(fraud, score, weight),
         f"card_precision_{TOP_CARDS}": card_precision(
-            fraud, score, data.event_time_us[rows], by_first_row(data.card[rows]), TOP_CARDS
+            fraud, score, data.event_time_us[rows], _by_first_row(data.card[rows]), TOP_CARDS
         ),
         "threshold": threshold,
         "alerts_per_day": alerted / days,
@@ -92,19 +101,12 @@ def validation_record(
     }
 
 
-def by_first_row(card: NDArray[np.int64]) -> NDArray[np.int64]:
+def _by_first_row(card: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return cards numbered in the order of their first rows, shape (n,).
 
     Of equal scores the lower card comes first in card precision: how cards were numbered before must not show.
-
-    >>> by_first_row(np.array([7, 3, 7, 9])).tolist()
-    [0, 1, 0, 2]
     """
-    _, first, inverse = np.unique(card, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    numbered: NDArray[np.int64] = rank[inverse]
-    return numbered
+    return np.asarray(pd.factorize(card)[0], np.int64)
 
 
 def calibration_table(
@@ -114,8 +116,8 @@ def calibration_table(
 
     Args:
         fraud: Shape (n,).
-        score: Calibrated scores, shape (n,).
-        weight: How many transactions each row stands for, shape (n,).
+        score: Calibrated scores, 0 to 1; shape (n,). `SCORE_EDGES` are the bins.
+        weight: Number of transactions that each row stands for, shape (n,).
 
     >>> calibration_table(np.array([True, False]), np.array([0.5, 0.4]), np.ones(2))
     [{'from': 0.3, 'to': 0.6, 'rows': 2.0, 'mean_score': 0.45, 'observed_rate': 0.5}]
@@ -135,7 +137,18 @@ def calibration_table(
 def by_period(
     fraud: NDArray[np.bool_], score: NDArray[np.float64], weight: NDArray[np.float64], event_time_us: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """Return rows, frauds and ranking metrics of each day, week or month of a period; arrays of shape (n,)."""
+    """Return rows, frauds and ranking metrics of each day, week or month of a period.
+
+    Args:
+        fraud: Shape (n,), at least one row.
+        score: Shape (n,), higher for fraud.
+        weight: Number of transactions that each row stands for, shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,); in any order.
+
+    Returns:
+        Days (UTC) up to `DAILY_UP_TO` days, weeks from the first day on up to `WEEKS_UP_TO`, else calendar months; in
+        their order, without those that have no rows. A metric is None where it is not defined.
+    """
     day = event_time_us // US_PER_DAY
     first, length = int(day.min()), int(day.max() - day.min()) + 1
     step = 1 if length <= DAILY_UP_TO else 7
@@ -158,6 +171,82 @@ def by_period(
     return found
 
 
+def outcomes_by_segment(
+    features: NDArray[np.float64],
+    fields: Mapping[str, NDArray[np.object_]],
+    fraud: NDArray[np.bool_],
+    score: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Return alerts and frauds of each segment of n rows: whom alerts fall on, and how often wrongly.
+
+    Args:
+        features: Shape (n, len(FEATURES)).
+        fields: Values of `SEGMENT_FIELDS`, each of shape (n,), with None for no value.
+        fraud: Shape (n,), as are scores and weights.
+        score: Calibrated scores.
+        weight: How many transactions each row stands for.
+        threshold: Scores at or above it raise alerts.
+
+    Returns:
+        For each segment its name and value, transactions, frauds observed and expected, the share of transactions that
+        raise an alert, the precision of these alerts (None without alerts), and false positives per 1,000 transactions.
+    """
+    alert = score >= threshold
+    found = []
+    for segment, value, inside in _segments(features, fields):
+        weights, rows = weight[inside], float(weight[inside].sum())
+        alerts, frauds = float(weights[alert[inside]].sum()), float(weights[fraud[inside]].sum())
+        hits = float(weights[(alert & fraud)[inside]].sum())
+        found.append(
+            {
+                "segment": segment,
+                "value": value,
+                "rows": rows,
+                "frauds": frauds,
+                "expected_frauds": _rounded(float((weights * score[inside]).sum())),
+                "alert_rate": _rounded(alerts / rows),
+                "precision": _rounded(hits / alerts) if alerts else None,
+                "false_positives_per_1000": _rounded(1_000 * (alerts - hits) / rows),
+            }
+        )
+    return found
+
+
+def _segments(
+    features: NDArray[np.float64], fields: Mapping[str, NDArray[np.object_]]
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Yield name, value and rows of each segment that has rows."""
+    amount = features[:, _AMOUNT]
+    edges = np.unique(np.quantile(amount, np.linspace(0, 1, AMOUNT_BANDS + 1)[1:-1]))
+    yield from _bands("amount", amount, [-np.inf, *edges.tolist(), np.inf], "{:.2f}")
+    yield from _bands("merchant age in days", features[:, _AGE_S] / 86_400, [-np.inf, *MERCHANT_AGE_DAYS, np.inf], "{}")
+    for name, values in fields.items():
+        texts = np.array(["none" if value is None else str(value) for value in values])
+        distinct, counts = np.unique(texts, return_counts=True)
+        kept = distinct[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
+        for value in kept.tolist():
+            yield name, value, texts == value
+        if len(distinct) > len(kept):
+            yield name, "others", ~np.isin(texts, kept)
+
+
+def _bands(
+    name: str, value: NDArray[np.float64], edges: list[float], text: str
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    for low, high in pairwise(edges):
+        inside = (value > low) & (value <= high)
+        if inside.any():
+            below, above = f"above {text.format(low)}", f"up to {text.format(high)}"
+            yield name, below if high == np.inf else above if low == -np.inf else f"{below}, {above}", inside
+
+
+def _rounded(value: float) -> float:
+    """Return a figure in the few digits that a person reads: metadata are bounded."""
+    return float(f"{value:.6g}")
+
+
 def benchmark(
     data: TrainingSet,
     training: tuple[NDArray[np.intp], NDArray[np.float64]],
@@ -166,14 +255,16 @@ def benchmark(
 ) -> dict[str, Any]:
     """Return the average precision on the validation rows of what needs no trees, the least that a version should beat.
 
-    A logistic regression on the logarithms of `BENCHMARK_FEATURES`, and the amount alone. Only features that the
-    version itself may use take part.
+    A logistic regression on the logarithms of `BENCHMARK_FEATURES`, and the amount alone.
 
     Args:
-        data: Transactions.
-        training: Rows to fit on, and their weights.
-        validation: Rows to measure on.
-        names: Features of the version.
+        data: Transactions with what they turned out to be.
+        training: Rows that the regression is fitted on, and their weights.
+        validation: Rows of the validation period.
+        names: Features of the version; no others take part.
+
+    Returns:
+        ``amount`` and ``logistic_regression``, each if its features may be used, and the regression's ``features``.
     """
     found: dict[str, Any] = {}
     fraud, weight = data.fraud[validation], data.weight[validation]
@@ -197,13 +288,7 @@ def _inputs(data: TrainingSet, rows: NDArray[np.intp], names: list[str]) -> NDAr
 
 
 def input_digest(data: TrainingSet, rows: NDArray[np.intp], names: Sequence[str]) -> str:
-    """Return the first 16 digits of the SHA-256 of all that a training sees of some rows, in their order.
-
-    Args:
-        data: Transactions; every missing value counts alike.
-        rows: The rows.
-        names: Features that take part.
-    """
+    """Return the first 16 digits of the SHA-256 of all that a training sees of some rows, in their order."""
     digest = hashlib.sha256(" ".join(names).encode())
     for name in names:
         values = data.column(name)[rows]
@@ -222,60 +307,47 @@ _WRONG_SAMPLE: Final = "wrong-label"
 
 
 def sensitivity(
-    amount: NDArray[np.float64],
-    fraud: NDArray[np.bool_],
-    identity: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-    card: NDArray[np.int64],
-    checked: NDArray[np.intp],
-    scored: Callable[[NDArray[np.bool_]], NDArray[np.float64]],
+    data: TrainingSet, checked: NDArray[np.intp], scored: Callable[[NDArray[np.bool_]], NDArray[np.float64]]
 ) -> list[dict[str, Any]]:
     """Return how a training does on the true labels of its validation period, after it has learned wrong ones.
 
     Args:
-        amount: Amounts, shape (n,).
-        fraud: True labels, shape (n,).
-        identity: First words of `pipeline.engine.records.columns.digests`, by which labels are spoilt; shape (n,).
-        event_time_us: Shape (n,).
-        card: Cards as integers from 0 on, shape (n,).
+        data: n transactions with their true labels.
         checked: Rows of the validation period.
         scored: Trains on some labels, shape (n,), and returns scores of the validation period, shape (len(checked),).
 
     Returns:
         For each kind of wrong labels, "none" first: the number of them, average precision and card precision at 100.
     """
-    found = []
-    for labels, spoilt in _spoilt(amount, fraud, identity, event_time_us):
-        score, truth = scored(spoilt), fraud[checked]
+    found, truth = [], data.fraud[checked]
+    event_time_us, card = data.event_time_us[checked], _by_first_row(data.card)[checked]
+    for labels, spoilt in _spoilt(data):
+        score = scored(spoilt)
         found.append(
             {
                 "labels": labels,
-                "wrong": int(np.count_nonzero(spoilt != fraud)),
+                "wrong": int(np.count_nonzero(spoilt != data.fraud)),
                 "average_precision": average_precision(truth, score, np.ones(len(checked))),
-                "card_precision_100": card_precision(truth, score, event_time_us[checked], card[checked]),
+                "card_precision_100": card_precision(truth, score, event_time_us, card),
             }
         )
     return found
 
 
-def _spoilt(
-    amount: NDArray[np.float64],
-    fraud: NDArray[np.bool_],
-    identity: NDArray[np.int64],
-    event_time_us: NDArray[np.int64],
-) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _spoilt(data: TrainingSet) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield the name of each kind of wrong labels, and all labels with them.
 
     A share of the frauds is called legitimate, and as many legitimate transactions fraud: with a share of all labels
     the wrong frauds would be a multiple of the true ones.
     """
-    position = sample_positions(identity.astype(np.uint64), _WRONG_SAMPLE)
+    fraud, amount = data.fraud, data.column("amount")
+    position = sample_positions(data.identity.astype(np.uint64), _WRONG_SAMPLE)
     others = max(int(np.count_nonzero(~fraud)), 1)
     yield "none", fraud
     for share in WRONG_SHARES:
         wrong = position < np.where(fraud, share, share * np.count_nonzero(fraud) / others)
         yield f"{share:.0%} of the frauds, and as many others", fraud ^ wrong
-    recent = event_time_us >= event_time_us.max() - POISONED_DAYS * US_PER_DAY
+    recent = data.event_time_us >= data.event_time_us.max() - POISONED_DAYS * US_PER_DAY
     small = amount <= np.quantile(amount, 0.25)
     called_fraud = recent & small & (position < POISONED_SHARE)
     yield f"a source that calls a third of the smallest amounts of {POISONED_DAYS} days fraud", fraud | called_fraud

@@ -19,7 +19,17 @@ from typing import Any, Final, get_origin, get_type_hints
 import msgspec
 
 from pipeline.broker.local import read_json
-from tests.benchmarks import columnar, in_process, kernel_scale, latency, pipeline_scale, recovery, report, throughput
+from tests.benchmarks import (
+    chain,
+    columnar,
+    in_process,
+    kernel_scale,
+    latency,
+    pipeline_scale,
+    recovery,
+    report,
+    throughput,
+)
 from tests.benchmarks.bounds import check, failures, read_bounds
 from tests.benchmarks.machine import kafka_version, machine, record, versions
 from tests.benchmarks.running import ROOT
@@ -37,6 +47,7 @@ MODULES: Final[Mapping[str, ModuleType]] = {
     "replay": columnar,
     "throughput": throughput,
     "latency": latency,
+    "chain": chain,
     "scale": pipeline_scale,
     "recovery": recovery,
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options, feedback_options
 from pipeline.settings.rate_table import load_rates
@@ -73,9 +73,6 @@ class Timed(NamedTuple):
         return round(1e6 * self.cpu_s / max(1, transactions), 2)
 
 
-NO_TIME = Timed(0.0, 0.0)
-
-
 def clocks() -> Timed:
     """The clocks."""
     return Timed(time.perf_counter(), time.process_time())
@@ -88,7 +85,7 @@ def since(started: Timed) -> Timed:
 
 def stages_row(seconds: Mapping[str, float], transactions: int) -> dict[str, float]:
     """Processor microseconds a transaction, by stage."""
-    return {name: 1e6 * s / max(1, transactions) for name, s in seconds.items()}
+    return {name: round(1e6 * s / max(1, transactions), 2) for name, s in seconds.items()}
 
 
 def default_options(partitions: int) -> tuple[CardOptions, FeedbackOptions]:

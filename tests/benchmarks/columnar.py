@@ -5,21 +5,21 @@ timed apart, in a replay of their own.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from pipeline.backtest import Decisions, Learning, delayed_truth, file_tables, frame_tables, label_tables, replay
-from pipeline.backtest.engine.kernels import Engine
+from pipeline.backtest.engine.column_kernels import Engine
 from pipeline.backtest.engine.online import OnlineTrainer
 from pipeline.backtest.runner import replay as replay_module
 from pipeline.decision.policy import Policy
 from pipeline.engine.cards.card_join import CardJoin
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.history.files import CHUNK_ROWS
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -27,7 +27,6 @@ from pipeline.scoring.river_layer import RiverLayer
 from schemas.times import US_PER_HOUR
 from tests.benchmarks.alone import (
     DAYS_AGO,
-    NO_TIME,
     SMALL,
     Size,
     Timed,
@@ -68,30 +67,14 @@ class Options(Size):
 QUICK = Options(rows=20_000, traffic=SMALL)
 
 
-@dataclass(slots=True)
-class Outcome:
+class Replayed(NamedTuple):
     """One replay."""
 
-    transactions: int = 0
-    alerts: int = 0
-    labels: int = 0
-    took: Timed = NO_TIME
+    transactions: int
+    alerts: int
+    labels: int
+    took: Timed
     """From the first measured row read to the last frame of decisions."""
-    learning_s: float = 0.0
-    stages_us: dict[str, float] = field(default_factory=dict)
-    """Processor microseconds a transaction."""
-
-    def row(self) -> dict[str, Any]:
-        """For ``build/bench.json``."""
-        n = max(1, self.transactions)
-        return {
-            "transactions": self.transactions,
-            "labels": self.labels,
-            "alerts": self.alerts,
-            **self.took.row(self.transactions),
-            "learning_us_a_transaction": round(1e6 * self.learning_s / n, 2),
-            "stages_us": {name: round(us, 2) for name, us in self.stages_us.items()},
-        }
 
 
 def write_files(directory: Path, options: Options) -> None:
@@ -123,9 +106,9 @@ class _Clock:
         yield from measured
 
 
-def once(directory: Path, models: ActiveModels, options: Options, stages: Stages | None, learning: bool) -> Outcome:
+def once(directory: Path, models: ActiveModels, options: Options, stages: Stages | None, learning: bool) -> Replayed:
     """One replay of the files."""
-    clock, outcome = _Clock(stages), Outcome()
+    clock, transactions, alerts, labels = _Clock(stages), 0, 0, 0
     card, feedback = default_options(options.partitions)
     tables = (file_tables(directory / f"{name}.parquet", chunk_rows=options.chunk_rows) for name in PARTS)
     decided = replay(
@@ -138,35 +121,36 @@ def once(directory: Path, models: ActiveModels, options: Options, stages: Stages
     for decisions in decided:
         if clock.started is None:
             continue
-        outcome.transactions += len(decisions.frame())
-        outcome.alerts += int(np.count_nonzero(decisions.alert))
-        outcome.labels += sum(decisions.label_outcomes.values())
+        transactions += len(decisions.frame())
+        alerts += int(np.count_nonzero(decisions.alert))
+        labels += sum(decisions.label_outcomes.values())
     assert clock.started is not None
-    outcome.took = since(clock.started)
-    return outcome
+    return Replayed(transactions, alerts, labels, since(clock.started))
 
 
 PARTS = ("history", "measured")
 
 
-def run_benchmark(options: Options) -> Outcome:
-    """Write the files and replay them: with no clock inside, by stages, and learning; pinned to one core."""
+def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
+    """The part of ``build/bench.json``: the files replayed with no clock inside, by stages, and learning."""
     models = options.models()
     with scratch("columnar-") as directory:
         write_files(directory, options)
         with one_core(options.core):
-            outcome = once(directory, models, options, None, learning=False)
+            found = once(directory, models, options, None, learning=False)
             stages = Stages()
             with stages.around(STAGES), stages.stage("file, order, handover"):
                 staged = once(directory, models, options, stages, learning=False)
-            outcome.stages_us = stages_row(stages.seconds, staged.transactions)
-            learning_stages = Stages()
-            with learning_stages.around({"learning": [(OnlineTrainer, "learn")]}):
-                once(directory, models, options, learning_stages, learning=True)
-            outcome.learning_s = learning_stages.seconds["learning"]
-            return outcome
-
-
-def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
-    """What goes into ``build/bench.json``."""
-    return {**run_benchmark(options).row(), **options.forest(), "chunk": options.chunk_rows}
+            learning = Stages()
+            with learning.around({"learning": [(OnlineTrainer, "learn")]}):
+                once(directory, models, options, learning, learning=True)
+    return {
+        "transactions": found.transactions,
+        "labels": found.labels,
+        "alerts": found.alerts,
+        **found.took.row(found.transactions),
+        "learning_us_a_transaction": stages_row(learning.seconds, found.transactions)["learning"],
+        "stages_us": stages_row(stages.seconds, staged.transactions),
+        **options.forest(),
+        "chunk": options.chunk_rows,
+    }

@@ -75,6 +75,37 @@ def verdict(scheduled_ns: NDArray[np.int64], answered_ns: NDArray[np.int64], rat
     }
 
 
+def answers(
+    sent: Sent,
+    measured: NDArray[np.bool_],
+    decisions: Columns,
+    alerts: Columns,
+    numbers: Mapping[str, int],
+    rate: float,
+) -> dict[str, Any]:
+    """Percentiles of decisions and alerts, and whether the engine kept up.
+
+    ``measured`` chooses transactions of ``sent``; ``numbers`` gives a transaction's place among them by its identity.
+    """
+    found = {}
+    for name, columns in (("decisions", decisions), ("alerts", alerts)):
+        places = _places(columns, numbers)
+        ours = places >= 0
+        found[name] = first_arrivals(places[ours], columns.received_ns[ours], len(sent.number))
+    result = verdict(sent.scheduled_ns[measured], found["decisions"][measured], rate)
+    result["sent_late_ms"] = percentiles_ms((sent.sent_ns - sent.scheduled_ns)[measured] / 1e6)
+    for name, answered_ns in found.items():
+        answered = measured & (answered_ns >= 0)
+        delays_ms = (answered_ns - sent.scheduled_ns)[answered] / 1e6
+        result[f"{name}_count"] = int(answered.sum())
+        result[f"{name}_ms"] = percentiles_ms(delays_ms) if result["keeps_up"] else None
+    return result
+
+
+def _places(columns: Columns, numbers: Mapping[str, int]) -> NDArray[np.int64]:
+    return np.array([numbers.get(transaction, -1) for transaction in columns.transaction], np.int64)
+
+
 def summarise(
     sent: Sent,
     measured: NDArray[np.bool_],
@@ -86,24 +117,10 @@ def summarise(
     wall_minus_monotonic_ns: int,
     rate: float,
 ) -> dict[str, Any]:
-    """Percentiles of decisions and alerts, the stages' medians and p99, and whether the pipeline kept up.
-
-    ``measured`` chooses transactions of ``sent``; ``numbers`` gives a transaction's place among them by its identity.
-    """
-    count = len(sent.number)
-    chosen = np.array([numbers.get(decision, -1) for decision in decisions.transaction], np.int64)
-    ours = chosen >= 0
-    decided_ns = first_arrivals(chosen[ours], decisions.received_ns[ours], count)
-    alerted = np.array([numbers.get(alert, -1) for alert in alerts.transaction], np.int64)
-    alerted_ns = first_arrivals(alerted[alerted >= 0], alerts.received_ns[alerted >= 0], count)
-    result = verdict(sent.scheduled_ns[measured], decided_ns[measured], rate)
-    result["sent_late_ms"] = percentiles_ms((sent.sent_ns - sent.scheduled_ns)[measured] / 1e6)
-    for name, answered_ns in (("decisions", decided_ns), ("alerts", alerted_ns)):
-        answered = measured & (answered_ns >= 0)
-        delays_ms = (answered_ns - sent.scheduled_ns)[answered] / 1e6
-        result[f"{name}_count"] = int(answered.sum())
-        result[f"{name}_ms"] = percentiles_ms(delays_ms) if result["keeps_up"] else None
-    rows = np.flatnonzero(ours)
+    """`answers`, and the stages' medians and p99."""
+    result = answers(sent, measured, decisions, alerts, numbers, rate)
+    chosen = _places(decisions, numbers)
+    rows = np.flatnonzero(chosen >= 0)
     rows = rows[measured[chosen[rows]]]
     result["stages_ms"] = _stages(sent, chosen[rows], rows, decisions, appended, profiled, wall_minus_monotonic_ns)
     return result

@@ -10,7 +10,8 @@ from tests.benchmarks.job.check import verified
 from tests.benchmarks.job.prepare import transactions, write_input
 from tests.benchmarks.job.reference import decisions
 from tests.benchmarks.ours.job import prepare_pipeline
-from tests.benchmarks.running import Bench, Prepared, Task
+from tests.benchmarks.peers.arguments import Arguments
+from tests.benchmarks.running import Bench, Command, Prepared
 
 LARGE: Final = 400_000
 MIDDLE: Final = 200_000
@@ -38,18 +39,18 @@ class Engine:
     """What holds after a crash, in a few words."""
     records: int
     """Of its input; slow engines get fewer, of as many days and as much state for each card."""
-    command: Callable[[Task], list[str]]
+    command: Command
     missing: Callable[[str], str | None] = lambda _bench_python: None
     """Why it cannot run here, given the benchmark's interpreter; None when it can."""
     prepare: Callable[[Bench, str, int], Prepared] = prepare_one_hop
     """Given the run's name and a number of records."""
 
 
-def process(module: str, *arguments: str, own_environment: bool = False) -> Callable[[Task], list[str]]:
+def process(module: str, *arguments: str, own_environment: bool = False) -> Command:
     """The command of a module in ``tests/benchmarks``; in the project's environment, or in the benchmark's."""
 
-    def command(task: Task) -> list[str]:
-        python = task.bench_python if own_environment else task.project_python
+    def command(bench: Bench, task: Arguments) -> list[str]:
+        python = bench.bench_python if own_environment else bench.project_python
         return [
             *(python, "-m", f"tests.benchmarks.{module}"),
             *("--bootstrap-servers", task.bootstrap_servers, "--input", task.input, "--output", task.output),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
 from pipeline.demo.world import World
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel

@@ -8,8 +8,8 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,9 +30,9 @@ from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result, merged
 from pipeline.engine.scores import decider as decider_module
 from pipeline.engine.scores import decision_messages
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.deduplication import ReadInputs
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -46,10 +46,8 @@ from schemas.records import Headers, Output, Record
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS
 from tests.benchmarks.alone import (
     DAYS_AGO,
-    NO_TIME,
     SMALL,
     Size,
-    Timed,
     clocks,
     default_options,
     one_core,
@@ -70,7 +68,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "card: join": [(CardJoin, "join"), (CardJoin, "forget")],
     "card: index write": [(StoreIndex, "update"), (RocksStore, "commit")],
     "card: windows": [(CardWindows, "profile"), (CardWindows, "commit")],
-    "card: encode profiled": [(card_batch, "profiled_columns"), (card_batch, "encode_blocks")],
+    "card: encode profiled": [(card_batch, "encode_profiled")],
     "card: rest": [(card_batch, "process_together")],
     "score: read profiled": [(decider_module, "read_rows")],
     "score: repeats": [(ReadInputs, "duplicates")],
@@ -85,41 +83,6 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "score: rest": [(ScorePartition, "profile"), (Decider, "process")],
 }
 """Functions that are called once a batch, or once for each partition of it, by the stage that they are counted for."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """One replay."""
-
-    transactions: int = 0
-    labels: int = 0
-    decisions: int = 0
-    alerts: int = 0
-    decision_bytes: int = 0
-    feature_bytes: int = 0
-    """Of the blocks of ``features``."""
-    examples: int = 0
-    hops: Timed = NO_TIME
-    """File to decisions."""
-    feedback: Timed = NO_TIME
-    learning: Timed = NO_TIME
-    stages_us: dict[str, float] = field(default_factory=dict)
-    """Processor microseconds a transaction."""
-
-    def row(self) -> dict[str, Any]:
-        """For ``build/bench.json``."""
-        return {
-            "transactions": self.transactions,
-            "labels": self.labels,
-            "alerts": self.alerts,
-            "bytes_a_decision": round(self.decision_bytes / max(1, self.decisions)),
-            "feature_bytes_a_decision": round(self.feature_bytes / max(1, self.decisions)),
-            **self.hops.row(self.transactions),
-            "feedback_us_a_transaction": self.feedback.us(self.transactions),
-            "learning_us_a_transaction": self.learning.us(self.transactions),
-            "examples": self.examples,
-            "stages_us": {name: round(us, 2) for name, us in self.stages_us.items()},
-        }
 
 
 class Engine:
@@ -253,12 +216,13 @@ def read_file(path: Path, engine: Engine, batch_rows: int) -> Iterator[list[Reco
             ]
 
 
-def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: Stages | None) -> Outcome:
+def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO) -> dict[str, Any]:
     """Both hops over a file, timed; then feedback and learning on what came out, each timed by itself."""
-    outcome = Outcome()
+    stages = Stages()
     labels: list[list[Record]] = []
     features: list[list[Output]] = []
-    with _around(stages):
+    decisions = alerts = decision_bytes = 0
+    with stages.around(STAGES), stages.stage("file, handover"):
         started = clocks()
         for records in read_file(path, engine, batch_rows):
             now = datetime.now(UTC)
@@ -266,40 +230,35 @@ def replay(engine: Engine, path: Path, batch_rows: int, sink: BinaryIO, stages: 
             result = engine.decided(engine.profiled(accepted, now), now)
             for output in result.outputs:
                 sink.write(output.value or b"")
-            outcome.alerts += result.counts["decision", "alert"]
+            alerts += result.counts["decision", "alert"]
             labels.append([record for record in accepted if record.topic == ACCEPTED_LABELS.name])
             values = [output.value or b"" for output in result.outputs if output.topic is DECISIONS]
-            outcome.decisions += len(values)
-            outcome.decision_bytes += sum(map(len, values))
+            decisions += len(values)
+            decision_bytes += sum(map(len, values))
             features.append([output for output in result.outputs if output.topic is DECISION_FEATURES])
-        outcome.hops = since(started)
-    outcome.labels = sum(map(len, labels))
-    outcome.transactions = outcome.decisions
-    outcome.feature_bytes = sum(len(output.value or b"") for outputs in features for output in outputs)
-    if stages:
-        outcome.stages_us = stages_row(stages.seconds, outcome.transactions)
-    examples = []
+        hops = since(started)
+    feature_bytes = sum(len(output.value or b"") for outputs in features for output in outputs)
     now = datetime.now(UTC)
     batches = [[*engine._log(made, now), *label] for made, label in zip(features, labels, strict=True)]
     started = clocks()
-    for batch in batches:
-        examples.append(engine.joined(batch, now))
-    outcome.feedback = since(started)
-    outcome.examples = sum(map(len, examples))
+    examples = [engine.joined(batch, now) for batch in batches]
+    feedback = since(started)
     started = clocks()
     for batch in examples:
         engine.learned(batch)
-    outcome.learning = since(started)
-    return outcome
-
-
-@contextmanager
-def _around(stages: Stages | None) -> Iterator[None]:
-    if stages is None:
-        yield
-        return
-    with stages.around(STAGES), stages.stage("file, handover"):
-        yield
+    learning = since(started)
+    return {
+        "transactions": decisions,
+        "labels": sum(map(len, labels)),
+        "alerts": alerts,
+        "bytes_a_decision": round(decision_bytes / max(1, decisions)),
+        "feature_bytes_a_decision": round(feature_bytes / max(1, decisions)),
+        **hops.row(decisions),
+        "feedback_us_a_transaction": feedback.us(decisions),
+        "learning_us_a_transaction": learning.us(decisions),
+        "examples": sum(map(len, examples)),
+        "stages_us": stages_row(stages.seconds, decisions),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,15 +266,16 @@ class Options(Size):
     """A run."""
 
     batch_rows: int = 2_000
-    stages: bool = True
-    """Split the time by stage."""
 
 
 QUICK = Options(rows=20_000, traffic=SMALL)
 
 
-def run(options: Options) -> Outcome:
-    """Write the file, fill the windows, replay. Pins this process to one core meanwhile."""
+def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
+    """The part of ``build/bench.json``: the replay as a worker keeps its state, with the split by stage.
+
+    Writes the file, fills the windows, and replays. Pins this process to one core meanwhile.
+    """
     models = options.models()
     with scratch("in-process-") as directory:
         write_file(directory, options.traffic, options.rows, options.labelled)
@@ -327,10 +287,5 @@ def run(options: Options) -> Outcome:
             for records in read_file(directory / "history.lines", engine, options.batch_rows):
                 engine.replay(records)
             with open(os.devnull, "wb", buffering=1 << 20) as sink:
-                stages = Stages() if options.stages else None
-                return replay(engine, directory / "measured.lines", options.batch_rows, sink, stages)
-
-
-def measure(options: Options, _tell: Callable[[str], None]) -> dict[str, Any]:
-    """What goes into ``build/bench.json``: the replay as a worker keeps its state, with the split by stage."""
-    return {**run(options).row(), **options.forest(), "batch": options.batch_rows}
+                found = replay(engine, directory / "measured.lines", options.batch_rows, sink)
+    return {**found, **options.forest(), "batch": options.batch_rows}

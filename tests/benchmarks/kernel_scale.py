@@ -290,7 +290,7 @@ def restore_row(transactions: int) -> Row:
             found = repository.newest(key, {"transactions": transactions}, directory / "fetched")
             assert found is not None
             assert found.store is not None
-            store = RocksStore.restored(directory / "store", found.store, memory=memory)
+            store = RocksStore(directory / "store", frozen=found.store, memory=memory)
             again = CardPartition(options, MappedStorage(directory / "columns"), store, found.state)
         found.close()
         again.close()

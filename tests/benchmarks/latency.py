@@ -23,27 +23,19 @@ from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic
 from tests.benchmarks.alone import scratch
-from tests.benchmarks.arrivals import Arrivals, Stamps
-from tests.benchmarks.delays import Sent, summarise
+from tests.benchmarks.arrivals import Stamps
+from tests.benchmarks.delays import summarise
 from tests.benchmarks.forests import LEAVES, TREES, champion
-from tests.benchmarks.open_loop import SENT, KafkaSink, finish, running_generator
+from tests.benchmarks.load import LOOK_S, STALLED_AFTER_S, Load, Stalled, loaded
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
 from tests.helpers.offsets import group_lag
 
 Mode = Literal["exactly_once", "at_least_once"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 RATES = (500, 2_000, 5_000, 10_000)
-STALLED_AFTER_S = 120.0
-LOOK_S = 0.05
-IN_FLIGHT = 20_000
-"""Transactions of the history that are sent ahead of their decisions."""
 BROKER_WARM_UP_RATE = 5_000
 _DAYS_AGO = 90
 """Event times lie in the past, within the horizon of labels."""
-
-
-class Stalled(RuntimeError):
-    """The pipeline does not move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +117,17 @@ def _pipeline(broker: EmbeddedBroker, directory: Path, mode: Mode, options: Opti
     models = champion(options.trees, options.leaves)
     publish_champion(broker.bootstrap_servers, settings, models.lightgbm, models.policy)
     with running_workers(settings, 1, directory / "logs" / mode) as workers:
-        arrivals = Arrivals(broker.bootstrap_servers, settings)
-        arrivals.start()
-        try:
-            yield _Run(broker, settings, mode, workers, arrivals, directory, options)
-        finally:
-            arrivals.end()
+
+        def check() -> None:
+            check_alive(workers)
+            broker.check()
+
+        with loaded(settings, directory / "generator", check) as load:
+            yield _Run(broker, settings, mode, workers, load, options)
 
 
 class _Run:
-    """One mode's topics, worker and reader."""
+    """One mode's topics, worker and load."""
 
     def __init__(
         self,
@@ -142,61 +135,42 @@ class _Run:
         settings: Settings,
         mode: Mode,
         workers: Sequence[WorkerProcess],
-        arrivals: Arrivals,
-        directory: Path,
+        load: Load,
         options: Options,
     ) -> None:
         self._broker, self._settings, self._mode, self._workers = broker, settings, mode, workers
-        self._arrivals, self._options = arrivals, options
-        self._work = directory / "generator"
+        self._load, self._options = load, options
         self._servers = broker.bootstrap_servers
 
     def fill(self, history: Sequence[Item]) -> None:
         """Let the history be decided, as fast as it goes, and the feedback agent catch up."""
-        sink, sent = KafkaSink(self._servers, self._settings), 0
-        for number, item in enumerate(history):
-            sink.produce(item)
-            sent += item.topic == "transactions"
-            if number % 1_000 == 0:
-                sink.poll()
-                self._await_decisions(sent - IN_FLIGHT)
-        sink.flush()
-        self._await_decisions(sent)
+        self._load.fill(history)
         self._await_feedback()
-        self._arrivals.take()
 
     def warm_broker(self, part: Sequence[Item]) -> None:
         """Let the pipeline run at a rate, and measure nothing."""
-        transactions = sum(item.topic == "transactions" for item in part)
-        with running_generator(self._settings, self._work, part, BROKER_WARM_UP_RATE) as (generator, _):
-            finish(generator)
-        self._await_decisions(transactions)
+        self._load.run(part, BROKER_WARM_UP_RATE)
         self._await_feedback()
-        self._arrivals.take()
 
     def at(self, rate: int, part: Sequence[Item], identities: Sequence[str]) -> dict[str, Any]:
         """Measure one rate."""
-        options = self._options
+        options, load = self._options, self._load
         before = {topic: self._ends(topic) for topic in (TRANSACTIONS, PROFILED)}
         offset_ns = time.time_ns() - time.monotonic_ns()
-        with running_generator(self._settings, self._work, part, rate) as (generator, started_ns):
+        with load.sending(part, rate) as (generator, started_ns):
             measured_from_ns = started_ns + round(1e9 * options.warm_up_s)
-            self._sleep_until(measured_from_ns)
-            used_before = self._cpu_s(generator.pid)
-            self._sleep_until(measured_from_ns + round(1e9 * options.seconds))
-            used = {name: s - used_before[name] for name, s in self._cpu_s(generator.pid).items()}
-            finish(generator)
-        drained = self._drained(len(identities))
-        decisions, alerts = self._arrivals.take()
-        held = np.load(self._work / SENT)
-        sent = Sent(held["number"], held["scheduled_ns"], held["sent_ns"])
+            load.sleep_until(measured_from_ns)
+            used_before = self._cpu_s(generator)
+            load.sleep_until(measured_from_ns + round(1e9 * options.seconds))
+            used = {name: s - used_before[name] for name, s in self._cpu_s(generator).items()}
+        drained = load.drained(len(identities))
+        sent = load.sent()
         numbers = {identity: number for number, identity in enumerate(identities)}
         measured = sent.scheduled_ns >= measured_from_ns
         result = summarise(
             sent,
             measured,
-            decisions,
-            alerts,
+            *load.arrivals.take(),
             numbers,
             self._stamps(TRANSACTIONS, before[TRANSACTIONS]),
             self._stamps(PROFILED, before[PROFILED]),
@@ -212,31 +186,12 @@ class _Run:
         self._await_feedback()
         return {"mode": self._mode, "rate": rate, "seconds": options.seconds, **result}
 
-    def _drained(self, count: int) -> bool:
-        """Wait until all are decided, for as long as the pipeline moves."""
-        try:
-            self._await_decisions(count)
-        except Stalled:
-            return False
-        return True
-
-    def _await_decisions(self, count: int) -> None:
-        read, moved_s = -1, time.monotonic()
-        while self._arrivals.decisions_read < count:
-            check_alive(self._workers)
-            self._broker.check()
-            self._arrivals.check()
-            if self._arrivals.decisions_read != read:
-                read, moved_s = self._arrivals.decisions_read, time.monotonic()
-            elif time.monotonic() - moved_s > STALLED_AFTER_S:
-                raise Stalled(f"no decision came for {STALLED_AFTER_S:.0f} s; read {self._workers[0].log}")
-            time.sleep(LOOK_S)
-
     def _await_feedback(self) -> None:
         settings = self._settings
         topics = [settings.topic(topic.name) for topic in (DECISION_FEATURES, ACCEPTED_LABELS)]
-        # Behind the last record of a partition stand the marker of its transaction, and those of empty ones.
-        markers, before, moved_s = len(topics) * settings.card_partitions, -1, time.monotonic()
+        # Behind a partition's last record stand the marker of its transaction and, as two producers take turns, that of
+        # the one before.
+        markers, before, moved_s = 2 * len(topics) * settings.card_partitions, -1, time.monotonic()
         while (lag := sum(group_lag(self._servers, settings.topic("feedback"), topics, settings=settings).values())) > (
             markers
         ):
@@ -275,12 +230,6 @@ class _Run:
             times = psutil.Process(pid).cpu_times()
             used[name] = float(times.user + times.system)
         return used
-
-    def _sleep_until(self, monotonic_ns: int) -> None:
-        while (ahead_ns := monotonic_ns - time.monotonic_ns()) > 0:
-            check_alive(self._workers)
-            self._arrivals.check()
-            time.sleep(min(0.5, ahead_ns / 1e9))
 
 
 def describe_short(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ It never waits for an answer, so that a pipeline that stalls meets the same load
 is late is still measured from when it was due, so that a stall counts for every transaction that it delayed (what Tene
 calls coordinated omission is leaving those out).
 
-Parts ``latency`` and ``recovery`` of ``make bench`` run it by `running_generator`.
+Parts ``latency``, ``chain`` and ``recovery`` of ``make bench`` run it by `running_generator`.
 """
 
 import gc

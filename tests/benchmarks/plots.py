@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.backtest.report.svg import Bar, Series, bars, lines, nothing, stacked
+from pipeline.backtest.report.svg import QUIET, Bar, Series, bars, lines, nothing, stacked
 from tests.benchmarks.delays import STAGES
 from tests.benchmarks.report import MODES, split_rate
 
@@ -15,7 +15,10 @@ NOT_MEASURED: Final = "Not measured yet: make bench, then make bench-docs."
 def throughput(part: Content) -> str:
     """Engines, fastest first."""
     found = sorted(part["engines"].items(), key=lambda item: -item[1]["rate_per_s"])
-    rows = [Bar(name, row["rate_per_s"], f"{row['rate_per_s']:,.0f}", name.startswith("ours")) for name, row in found]
+    rows = [
+        Bar(name, row["rate_per_s"], f"{row['rate_per_s']:,.0f}", number=0 if name.startswith("ours") else QUIET)
+        for name, row in found
+    ]
     return bars("Transactions a second", rows)
 
 
@@ -81,7 +84,7 @@ def model(part: Content) -> str:
     made = []
     for row in rows:
         name, compiled = f"{row['trees']} x {row['leaves']}", " (compiled)" if row["compiled"] else ""
-        made.append(Bar(f"{name} here", row["us_a_row"], f"{row['us_a_row']:.3g} us{compiled}", ours=True))
+        made.append(Bar(f"{name} here", row["us_a_row"], f"{row['us_a_row']:.3g} us{compiled}", number=0))
         made.append(Bar(f"{name} LightGBM", row["lightgbm_us_a_row"], f"{row['lightgbm_us_a_row']:.3g} us"))
     return bars(f"Scoring, us a row, {most:,} rows at a time, by trees x leaves", made)
 
@@ -105,7 +108,7 @@ def scale(part: Content) -> str:
             f"partitions: {row['partitions']}, workers: {row['workers']}",
             row["rate_per_s"],
             f"{row['rate_per_s']:,.0f} ({row['peak_rss_bytes'] / 2**20:,.0f} MiB)",
-            ours=True,
+            number=0,
         )
         for row in rows
     ]
@@ -115,7 +118,7 @@ def scale(part: Content) -> str:
 def in_process(part: Content) -> str:
     """Where the replay's time goes."""
     split = sorted(part["stages_us"].items(), key=lambda item: -item[1])
-    return bars("Replay in process: us a transaction", [Bar(name, us, f"{us:.2f}", ours=True) for name, us in split])
+    return bars("Replay in process: us a transaction", [Bar(name, us, f"{us:.2f}", number=0) for name, us in split])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from tests.benchmarks.alone import scratch
 from tests.benchmarks.arrivals import Arrivals
 from tests.benchmarks.forests import champion
-from tests.benchmarks.latency import LOOK_S, STALLED_AFTER_S, Stalled
+from tests.benchmarks.load import LOOK_S, STALLED_AFTER_S, Stalled
 from tests.benchmarks.open_loop import KafkaSink, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
 

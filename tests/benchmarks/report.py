@@ -1,6 +1,7 @@
 """What ``build/bench.json`` says, as tables, for the terminal and for ``docs/benchmarks.md`` alike. Pure functions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from tests.benchmarks.bounds import Outcome, Verdict
@@ -10,6 +11,8 @@ from tests.benchmarks.tables import NOTHING, Table, mebibytes, number, significa
 
 Content = Mapping[str, Any]
 MODES: Final = {"exactly_once": "exactly-once", "at_least_once": "at-least-once"}
+FLOOR: Final = "floor"
+"""The engine of part ``chain`` that the others are held to."""
 SPLIT_AT: Final = 5_000
 """Transactions a second at which delays are shown by stage, where they were measured; all rates are in the file."""
 
@@ -129,6 +132,43 @@ def latency_processors(part: Content) -> Table:
             for row in part["rows"]
         ),
     )
+
+
+def _by_rate(title: str, part: Content, shown: Callable[[Row, Row, str], str]) -> Table:
+    """Engines, with p50 and p99 at each rate; ``shown`` gets a row, the floor's at its rate, and the quantile."""
+    found = {(row["engine"], row["rate"]): row for row in part["rows"]}
+    engines, rates = (list(dict.fromkeys(row[name] for row in part["rows"])) for name in ("engine", "rate"))
+    return Table(
+        title,
+        ("engine", *(head for rate in rates for head in (f"{number(rate)}/s", "p99"))),
+        tuple(
+            (
+                engine,
+                *(
+                    shown(found[engine, rate], found.get((FLOOR, rate), {}), f"{quantile}_ms")
+                    for rate in rates
+                    for quantile in ("p50", "p99")
+                ),
+            )
+            for engine in engines
+        ),
+    )
+
+
+def chain(part: Content) -> Table:
+    """Ratios to the floor."""
+
+    def ratio(row: Row, floor: Row, quantile: str) -> str:
+        measured, least = row[quantile], floor.get(quantile)
+        return NOTHING if measured is None or least is None else number(measured / least, 2)
+
+    table = _by_rate("Exactly-once, due to read, as a ratio to the floor: p50 at each rate, and p99", part, ratio)
+    return replace(table, notes=_not_measured(part["failed"]))
+
+
+def chain_ms(part: Content) -> Table:
+    """The same in milliseconds."""
+    return _by_rate("The same in ms", part, lambda row, _, quantile: number(row[quantile], 1))
 
 
 def partitions(part: Content) -> Table:
@@ -314,6 +354,7 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[Content], Table]]]] = {
     "replay": {"replay": replay, "replay-stages": process_stages},
     "throughput": {"throughput": throughput, "delivery": delivery},
     "latency": {"latency": latency, "stages": stages, "latency-processors": latency_processors},
+    "chain": {"chain": chain, "chain-ms": chain_ms},
     "scale": {"partitions": partitions, "workers": workers},
     "recovery": {"recovery": recovery},
 }

@@ -1,6 +1,6 @@
 """One broker, and engines that are run on it one after the other, watched from outside.
 
-What an engine did is told from its output topic, whose records the broker stamps, and from its processes' clocks.
+What an engine did is read off its output topic, whose records the broker stamps, and its processes' clocks.
 """
 
 import os
@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +22,11 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.kafka.cluster.retries import retried
+from tests.benchmarks.job.check import WrongAnswers
 from tests.benchmarks.job.definition import PARTITIONS
 from tests.benchmarks.measured import Measurement, Sample, measurement
+from tests.benchmarks.peers.arguments import Arguments
+from tests.helpers.waiting import retried as repeated
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SAMPLE_EVERY_S: Final = 0.2
@@ -38,24 +41,6 @@ CLIENT: Final = {"log_level": 2}
 
 class EngineFailed(RuntimeError):
     """An engine ended or stood still before it was through."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run of an engine: what it reads and writes, and with which interpreters."""
-
-    bootstrap_servers: str
-    input: str
-    output: str
-    group: str
-    """Unique to the run; the engine begins at the earliest offset."""
-    workdir: Path
-    """Holds ``model.txt``, ``river.json`` and ``job.json``."""
-    scratch: Path
-    """Empty, for the engine's own state."""
-    project_python: str
-    bench_python: str
-    """Of the virtual environment that holds the other engines (``requirements-bench.lock``)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,9 @@ class Bench:
     directory: Path
     project_python: str
     bench_python: str
+    """Interpreter of the virtual environment that holds the other engines (``requirements-bench.lock``)."""
+    retry_s: float = 0.0
+    """Time after the last decision within which answers may still become right: labels may be on their way."""
     kept: dict[str, Prepared] = field(default_factory=dict)
     """Inputs that serve several runs, by topic."""
     runs: int = 0
@@ -102,35 +90,28 @@ class Bench:
         for future in self.admin.delete_topics(gone).values() if gone else ():
             future.result(30)
 
-    def run(
-        self, name: str, command: Callable[[Task], list[str]], prepare: Callable[["Bench", str], Prepared]
-    ) -> Measurement:
-        """Run an engine once; ``prepare`` is told the run's own name. Raises ``EngineFailed`` and ``WrongAnswers``."""
+    def run(self, name: str, command: "Command", prepare: Callable[["Bench", str], Prepared]) -> Measurement:
+        """Run an engine once; ``prepare`` gets the run's own name. Raises ``EngineFailed`` and ``WrongAnswers``."""
         self.runs += 1
         run = f"run{self.runs:03d}-{name}"
+        try:
+            return measurement(*self.answers(run, command, prepare(self, run)))
+        finally:
+            self.clear()
+
+    def answers(self, run: str, command: "Command", prepared: Prepared) -> tuple[npt.NDArray[np.int64], list[Sample]]:
+        """When each decision was appended (ms), all being right, and what was sampled meanwhile."""
         output, scratch, log = f"{run}-decisions", self.directory / run, self.directory / f"{run}.log"
         scratch.mkdir()
         try:
             # First, because whoever finds the topic takes it as it is: its records must bear the broker's time.
-            prepared = prepare(self, run)
             self.create(output, {"message.timestamp.type": "LogAppendTime"}, prepared.partitions)
-            task = Task(
-                self.bootstrap,
-                prepared.input,
-                output,
-                run,
-                self.workdir,
-                scratch,
-                self.project_python,
-                self.bench_python,
-            )
-            with running_process(command(task), log) as process:
+            arguments = Arguments(self.bootstrap, prepared.input, output, run, self.workdir, scratch)
+            with running_process(command(self, arguments), log) as process:
                 samples = self.watch(process, output, prepared, log)
-            appended_ms = prepared.verified(output)
+                return repeated(lambda: prepared.verified(output), WrongAnswers, within_s=self.retry_s), samples
         finally:
-            self.clear()
             shutil.rmtree(scratch)
-        return measurement(appended_ms, samples)
 
     def watch(self, process: psutil.Popen, output: str, prepared: Prepared, log: Path) -> list[Sample]:
         """Sample until all decisions are there. Raises ``EngineFailed``."""
@@ -142,9 +123,9 @@ class Bench:
         while seen < prepared.decisions or time.monotonic() - grew_s < QUIET_S:
             time.sleep(SAMPLE_EVERY_S)
             if process.poll() is not None:
-                raise EngineFailed(f"it ended with status {process.returncode}: {_end(log)}")
+                raise EngineFailed(f"it ended with status {process.returncode}: {end_of(log)}")
             if time.monotonic() - grew_s > STALLED_S:
-                raise EngineFailed(f"it stood still at {seen:,} of {prepared.decisions:,} decisions: {_end(log)}")
+                raise EngineFailed(f"it stood still at {seen:,} of {prepared.decisions:,} decisions: {end_of(log)}")
             samples.append(_sample(process, broker))
             now = sum(
                 retried(partial(reader.get_watermark_offsets, partition, timeout=30))[1] for partition in partitions
@@ -155,10 +136,17 @@ class Bench:
         return samples
 
 
+Command = Callable[[Bench, Arguments], list[str]]
+"""The command line of an engine, which begins at the earliest offset and works until SIGTERM."""
+
+
 @contextmanager
-def running_process(command: list[str], log: Path) -> Iterator[psutil.Popen]:
-    """A running command in a process group of its own, which is ended on the way out."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+def running_process(command: list[str], log: Path, variables: Mapping[str, str] = {}) -> Iterator[psutil.Popen]:
+    """A running command in a process group of its own, which is ended on the way out.
+
+    ``variables`` go into its environment.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as reported:
         process = psutil.Popen(
             command,
@@ -193,5 +181,6 @@ def _sample(process: psutil.Popen, broker: psutil.Process) -> Sample:
     return Sample(1_000 * time.time(), cpu_s, used.user + used.system, rss_bytes)
 
 
-def _end(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """The last lines of a log."""
     return log.read_bytes()[-QUOTED_BYTES:].decode(errors="replace").strip() or "it said nothing"

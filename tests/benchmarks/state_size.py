@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.features.kernel import CardWindows, MerchantWindows
-from pipeline.features.timelines.layout import CHUNKS_END, EVENTS_END, LABEL_CHUNKS_END, LABELS_END, SLOTS_END
+from pipeline.features.timelines.layout import META
 from pipeline.state.mapped import MappedStorage
 from tests.helpers.keys import keys
 
@@ -49,9 +49,13 @@ def measured(windows: CardWindows | MerchantWindows, live_events: int) -> Size:
         windows.events,
         live_events,
         windows.labels,
-        8 * int(meta[SLOTS_END]) * words["slots"],
-        8 * (int(meta[CHUNKS_END]) * words["chunks"] + int(meta[LABEL_CHUNKS_END]) * words.get("label_chunks", 0)),
-        8 * (int(meta[EVENTS_END]) * words["events"] + int(meta[LABELS_END]) * words.get("labels", 0)),
+        8 * int(meta[META.slots_end]) * words["slots"],
+        8
+        * (
+            int(meta[META.chunks_end]) * words["chunks"]
+            + int(meta[META.label_chunks_end]) * words.get("label_chunks", 0)
+        ),
+        8 * (int(meta[META.events_end]) * words["events"] + int(meta[META.labels_end]) * words.get("labels", 0)),
         windows.state.slot_index.nbytes,
     )
 

@@ -27,18 +27,18 @@ def test_replays_decide_every_transaction_and_tell_their_stages() -> None:
         rows=3_000, batch_rows=500, partitions=2, traffic=TRAFFIC, labelled=LABELLED, trees=5, leaves=7,
         training_cards=100,
     )  # fmt: skip
-    outcome = in_process.run(options)
-    assert outcome.decisions == outcome.transactions == options.rows
-    assert min(outcome.labels, outcome.examples) > 0
-    assert set(outcome.row()["stages_us"]) >= {"card: windows", "score: trees", "score: River", "file, handover"}
+    found = in_process.measure(options, print)
+    assert found["transactions"] == options.rows
+    assert min(found["labels"], found["examples"]) > 0
+    assert set(found["stages_us"]) >= {"card: windows", "score: trees", "score: River", "file, handover"}
     columns = columnar.Options(
         rows=3_000, chunk_rows=500, partitions=2, traffic=TRAFFIC, labelled=LABELLED, trees=5, leaves=7,
         training_cards=100,
     )  # fmt: skip
-    found = columnar.run_benchmark(columns)
-    assert found.transactions == columns.rows
-    assert min(found.labels, found.learning_s) > 0
-    assert set(found.row()["stages_us"]) == {*columnar.STAGES, "file, order, handover"}
+    found = columnar.measure(columns, print)
+    assert found["transactions"] == columns.rows
+    assert min(found["labels"], found["learning_us_a_transaction"]) > 0
+    assert set(found["stages_us"]) == {*columnar.STAGES, "file, order, handover"}
 
 
 def test_stages_nest_and_wrapped_methods_are_put_back() -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ from pipeline.broker import EmbeddedBroker
 from tests.benchmarks import forests
 from tests.benchmarks.engines import prepare_one_hop, process
 from tests.benchmarks.job import prepare
-from tests.benchmarks.job.check import WrongAnswers
 from tests.benchmarks.ours import job
-from tests.benchmarks.running import Bench, Prepared, Task, running_process
-from tests.helpers.waiting import retried
+from tests.benchmarks.running import Bench, Command, Prepared
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
 RECORDS = 3_000
@@ -22,31 +20,15 @@ RECORDS = 3_000
 
 @pytest.fixture
 def bench(broker: EmbeddedBroker, tmp_path: Path) -> Bench:
-    return Bench(broker.bootstrap_servers, broker.pid, tmp_path, sys.executable, "")
+    return Bench(broker.bootstrap_servers, broker.pid, tmp_path, sys.executable, "", TIMEOUT_S)
 
 
-def appended(bench: Bench, run: str, prepared: Prepared, command: Callable[[Task], list[str]]) -> int:
-    """How many decisions an engine wrote, all being right. `Bench.run` would delete the topics of other tests."""
-    output, log, scratch = f"{run}-decisions", bench.directory / "log", bench.directory / "scratch"
-    scratch.mkdir()
-    bench.create(output, {"message.timestamp.type": "LogAppendTime"}, prepared.partitions)
-    task = Task(
-        bench.bootstrap,
-        prepared.input,
-        output,
-        run,
-        bench.workdir,
-        scratch,
-        bench.project_python,
-        bench.bench_python,
-    )
-    with running_process(command(task), log) as engine:
-        samples = bench.watch(engine, output, prepared, log)
-        # Labels may still be on their way when the last transaction has its decision.
-        found = len(retried(lambda: prepared.verified(output), WrongAnswers))
+def appended(bench: Bench, run: str, prepared: Prepared, command: Command) -> int:
+    """How many decisions an engine wrote, all being right."""
+    found, samples = bench.answers(run, command, prepared)
     assert samples[-1].engine_cpu_s > 0
     assert samples[-1].engine_rss_bytes > 0
-    return found
+    return len(found)
 
 
 def test_job_a_on_this_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_a_plot_is_sound_and_its_text_lies_inside(name: str, measured: dict[str,
 
 def test_bars_and_axes_are_to_scale_and_colours_stand_out() -> None:
     assert all(contrast(colour, BACKGROUND) >= 4.5 for colour in (INK, QUIET_INK, *COLOURS))
-    root = ElementTree.fromstring(bars("t", [Bar("a", 10.0, "10"), Bar("b", 5.0, "5", ours=True)]))
+    root = ElementTree.fromstring(bars("t", [Bar("a", 10.0, "10"), Bar("b", 5.0, "5", number=0)]))
     _, first, second = root.findall(f"{SVG}rect")
     assert float(second.attrib["width"]) == pytest.approx(float(first.attrib["width"]) / 2, abs=0.1)
     assert first.attrib["fill"] != second.attrib["fill"]

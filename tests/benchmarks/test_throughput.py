@@ -8,7 +8,8 @@ import pytest
 
 from tests.benchmarks.engines import ENGINES, needs
 from tests.benchmarks.measured import Measurement, Sample, Unmeasurable, measurement, ratios, summary
-from tests.benchmarks.running import Task
+from tests.benchmarks.peers.arguments import Arguments
+from tests.benchmarks.running import Bench
 
 HERE = Path(__file__).parent
 
@@ -49,9 +50,10 @@ def test_the_registry_s_commands_start_files_that_exist(tmp_path: Path) -> None:
     names = [engine.name for engine in ENGINES]
     assert len(set(names)) == len(names)
     assert {"bare", "ours-a", "ours-b"} <= set(names)
-    task = Task("h:1", "in", "out", "g", tmp_path, tmp_path, "ours", "theirs")
+    bench = Bench("127.0.0.1:1", 0, tmp_path, "ours", "theirs")
+    task = Arguments(bench.bootstrap, "in", "out", "g", tmp_path, tmp_path)
     for engine in ENGINES:
-        python, _, module, *_ = engine.command(task)
+        python, _, module, *_ = engine.command(bench, task)
         place = HERE.joinpath(*module.removeprefix("tests.benchmarks.").split("."))
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists()
         assert (python == "theirs") == (engine.missing(str(tmp_path / "none")) is not None)

@@ -1,16 +1,12 @@
 """Faults that a worker must answer: slow clients, state that is removed under it, and another worker of its name."""
 
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.endpoint import CONNECTIONS, NotThere, address, besiege, holds_state
 from tests.chaos.fleet import Fleet, Running
+from tests.helpers.waiting import TIMEOUT_S, seconds_until
 
-ENDS_S = 180.0
-"""Longest time until a worker ends that must end."""
-POLL_S = 0.1
 REMOVED = "was removed while the worker ran; nothing is lost"
 TAKEN = "runs already, in process"
 RIVAL = "another worker runs with --instance"
@@ -37,12 +33,12 @@ def state_deleted(fleet: Fleet, worker: Running) -> str | None:
         return None
     fleet.must_say(worker.name, REMOVED)
     shutil.rmtree(fleet.settings.data_dir / "state" / fleet.settings.topic(worker.name), ignore_errors=True)
-    took_s = until(lambda: worker.process.poll() is not None)
+    took_s = seconds_until(lambda: worker.process.poll() is not None)
     if took_s is None:
         fleet.sentences.pop(worker.name)
         if not holds_state(where):
             return "state deleted, of partitions that it lost in the same moment"
-        fleet.wrong.append(f"{worker.name} went on for {ENDS_S:.0f} s after its state had been removed")
+        fleet.wrong.append(f"{worker.name} went on for {TIMEOUT_S:.0f} s after its state had been removed")
         return "state deleted"
     return f"state deleted, ended after {took_s:.1f} s"
 
@@ -53,7 +49,7 @@ def name_twice(fleet: Fleet, worker: Running) -> str | None:
         return None
     rival = fleet.rival(worker.name, worker.agents, fleet.settings.data_dir)
     try:
-        took_s = until(lambda: rival.process.poll() is not None)
+        took_s = seconds_until(lambda: rival.process.poll() is not None)
     finally:
         fleet.end_rival(rival)
     reported = rival.output
@@ -71,7 +67,7 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
     fleet.must_say(worker.name, RIVAL)
     rival = fleet.rival(worker.name, worker.agents, directory)
     try:
-        took_s = until(lambda: worker.process.poll() is not None or rival.process.poll() is not None)
+        took_s = seconds_until(lambda: worker.process.poll() is not None or rival.process.poll() is not None)
         which = "neither" if took_s is None else "the first" if worker.process.poll() is not None else "the second"
     finally:
         fleet.end_rival(rival)
@@ -81,15 +77,5 @@ def name_twice_elsewhere(fleet: Fleet, worker: Running, directory: Path) -> str 
     if which == "the second" and (RIVAL not in reported or "Traceback" in reported):
         fleet.wrong.append(f"a second {worker.name} did not end as it must:\n{reported[-1_000:]}")
     if which == "neither":
-        fleet.wrong.append(f"two workers of the name {worker.name} went on for {ENDS_S:.0f} s")
+        fleet.wrong.append(f"two workers of the name {worker.name} went on for {TIMEOUT_S:.0f} s")
     return f"a second worker of its name elsewhere; {which} ended"
-
-
-def until(holds: Callable[[], bool], longest_s: float = ENDS_S) -> float | None:
-    """Wait until something holds; return after how many seconds it did, None if it never did."""
-    started_s = time.monotonic()
-    while not holds():
-        if time.monotonic() - started_s > longest_s:
-            return None
-        time.sleep(POLL_S)
-    return time.monotonic() - started_s

@@ -11,6 +11,7 @@ from pipeline.broker import EmbeddedBroker
 from tests.chaos.schedule import Fault
 from tests.helpers.batches import damage_batch, last_batch
 from tests.helpers.cluster import Node, Nodes
+from tests.helpers.waiting import seconds_until
 
 SERVED_S = 10.0
 """A damaged replica goes on to lead for so long after a worker has met the damage."""
@@ -187,8 +188,5 @@ class Brokers:
 
 
 def _until(holds: Callable[[], bool], longest_s: float, otherwise: str) -> None:
-    deadline_s = time.monotonic() + longest_s
-    while not holds():
-        if time.monotonic() > deadline_s:
-            raise BrokersFailed(f"{otherwise} after {longest_s:.0f} s")
-        time.sleep(POLL_S)
+    if seconds_until(holds, longest_s, POLL_S) is None:
+        raise BrokersFailed(f"{otherwise} after {longest_s:.0f} s")

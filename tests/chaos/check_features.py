@@ -14,13 +14,10 @@ import pandas as pd
 from tests.chaos.arithmetic import EPOCH, US
 from tests.chaos.records import Entry, Place
 from tests.chaos.run import Check, Run, key_of, place_of
-from tests.reference.features import card_cases, card_features, merchant_features
+from tests.reference.features import card_cases, card_features, merchant_features, tolerance
 
 SAMPLE_COST = 1_500_000
 """Pairs of rows that the reference may look at, for cards and for merchants; a few seconds each."""
-DIVIDED = ("mean", "std", "amount_to", "deviation", "surge", "risk")
-"""Features whose last bits depend on the order of divisions and roots; all others are equal to the last bit."""
-RELATIVE_TOLERANCE = 1e-12
 REPEATED = (
     "transaction_id", "card_id", "merchant_id", "event_time", "amount_base", "score", "logit", "river_logit",
     "versions", "source", "log",
@@ -150,8 +147,7 @@ def _compare(check: Check, run: Run, row: Row, values: dict[Hashable, Any]) -> N
 def _agree(name: str, seen: float | None, right: float) -> bool:
     if seen is None or math.isnan(right):
         return seen is None and math.isnan(right)
-    tolerance = RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
-    return abs(seen - right) <= tolerance * abs(right)
+    return abs(seen - right) <= tolerance(name) * abs(right)
 
 
 def _card_rows(run: Run) -> list[Row]:

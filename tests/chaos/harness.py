@@ -19,7 +19,7 @@ from pipeline.models.publish import publish_champion
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
-from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted, until
+from tests.chaos.assaults import name_twice, name_twice_elsewhere, slow_clients, state_deleted
 from tests.chaos.brokers import Brokers
 from tests.chaos.check_digests import states_are_functions_of_the_log
 from tests.chaos.checker import check_all
@@ -37,6 +37,7 @@ from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
 from tests.helpers.models import small_model
 from tests.helpers.offsets import committed_offsets
+from tests.helpers.waiting import seconds_until
 
 PREFIX = "chaos-"
 POLL_S = 0.1
@@ -320,7 +321,7 @@ class Chaos:
         fleet.start(name, agents)
         if item.snapshots:
             # Another kill now, or snapshots that are removed, and nobody would ever read what was damaged.
-            until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].output, RESTORE_S)
+            seconds_until(lambda: DAMAGED_SNAPSHOT in fleet.workers[name].output, RESTORE_S)
         return f"killed; {what}"
 
     def _write(self, fault: Fault, item: Happened, feeder: Feeder, tail: Tail) -> str | None:

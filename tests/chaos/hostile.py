@@ -12,6 +12,7 @@ from tests.chaos.brokers import Brokers
 from tests.chaos.garbage import Content, Target, garbage
 from tests.chaos.records import HOSTILE_HEADER, NUMBER_HEADER, Sent
 from tests.helpers.batches import damage_batch, produce_batch, record_batch, with_payload
+from tests.helpers.waiting import seconds_until
 
 FIRST_NUMBER = 1_000_000_000
 """Above the numbers of all inputs."""
@@ -142,13 +143,16 @@ class Hostile:
         partition = int(draw * 1e3) % self._partitions["transactions"]
         transaction = _Open(self._bootstrap, self._prefix + "transactions", partition)
 
+        def came(holds: Callable[[], bool]) -> bool:
+            return seconds_until(holds, MOST_WAITING_S, POLL_S) is not None
+
         def watch() -> None:
             try:
                 time.sleep(length_s)
-                grew = _comes(lambda: (ages("transactions", partition) or 0.0) > AGE_SHOWS_S)
+                grew = came(lambda: (ages("transactions", partition) or 0.0) > AGE_SHOWS_S)
             finally:
                 transaction.abort()
-            done(grew and _comes(lambda: (age := ages("transactions", partition)) is not None and age < AGE_SHOWS_S))
+            done(grew and came(lambda: (age := ages("transactions", partition)) is not None and age < AGE_SHOWS_S))
 
         thread = threading.Thread(target=watch, name="open-transaction", daemon=True)
         thread.start()
@@ -224,10 +228,3 @@ def _noting(acknowledged: dict[int, int], number: int) -> Callable[[Any, Any], N
             acknowledged[number] = message.offset()
 
     return note
-
-
-def _comes(holds: Callable[[], bool]) -> bool:
-    deadline_s = time.monotonic() + MOST_WAITING_S
-    while not (held := holds()) and time.monotonic() < deadline_s:
-        time.sleep(POLL_S)
-    return held

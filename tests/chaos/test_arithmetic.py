@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.sampling import sample_position as pipelines_position
 from pipeline.scoring.river_learner import LayerLearner
 from tests.chaos import arithmetic

@@ -13,7 +13,7 @@ from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.kafka.readers.replay_reader import decode_progress

@@ -8,7 +8,7 @@ import msgspec
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED

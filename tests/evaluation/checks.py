@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
-from pipeline.scoring.river_model import RiverModel
+from pipeline.scoring.kinds import Scorer
 from tests.evaluation.recorded import Decisions, Identity
-from tests.reference.features import card_features, merchant_features
+from tests.reference.features import card_features, merchant_features, tolerance
 
 EXAMPLES = 5
 """Deviations that are named; all are counted."""
-DIVIDED = ("mean", "std", "amount_to", "deviation", "surge", "risk")
-"""Features whose last bits depend on the order of divisions and roots; all others must be equal to the last bit."""
-RELATIVE_TOLERANCE = 1e-12
 LOGIT_BOUND = 15.0
 
 
@@ -80,11 +77,8 @@ def features_equal_the_reference(decisions: Decisions, cards: pd.DataFrame, merc
     for log, reference in ((cards, card_features), (merchants, merchant_features)):
         if log.empty:
             continue
-        decided = log[log["kind"] == "transaction"] if "kind" in log else log
-        keys = [
-            identity if isinstance(identity, tuple) else (card, identity)
-            for card, identity in zip(decided["card_id"], decided["transaction"], strict=True)
-        ]
+        decided = log[log["kind"] == "transaction"]
+        keys = decided["transaction"].tolist()
         missing = [key for key in keys if key not in decisions.row]
         if missing:
             problems.append(f"{len(missing)} transactions of the sample have no decision, such as {missing[:EXAMPLES]}")
@@ -136,7 +130,7 @@ def lightgbm_scores_are_reproduced(decisions: Decisions, load: Callable[[str], b
 
 
 def blended_scores_are_reproduced(
-    decisions: Decisions, river: Mapping[str, RiverModel], blend_of: Callable[[str], float]
+    decisions: Decisions, river: Mapping[str, Scorer], blend_of: Callable[[str], float]
 ) -> Check:
     """The online model's score and the blend of each decision whose River version was found, to the last bit.
 
@@ -188,9 +182,8 @@ def _by(decisions: Decisions, name: str) -> dict[str, NDArray[np.intp]]:
 
 
 def _agrees(name: str, got: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.bool_]:
-    tolerance = RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
     same: NDArray[np.bool_] = np.isnan(got) & np.isnan(expected)
-    return same | (np.abs(got - expected) <= tolerance * np.abs(expected))
+    return same | (np.abs(got - expected) <= tolerance(name) * np.abs(expected))
 
 
 def _differences(what: str, got: NDArray[np.float64], expected: NDArray[np.float64]) -> list[str]:

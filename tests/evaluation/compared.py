@@ -20,7 +20,7 @@ import pandas as pd
 
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange
 from pipeline.backtest.runner.result import BacktestResult
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.history.files import ColumnMapping, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import EPOCH

@@ -20,8 +20,8 @@ from sklearn.metrics import average_precision_score
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange, Training
 from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.history.files import resolve_mapping
 from pipeline.learning.regimes import LabelRegime
@@ -31,7 +31,7 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig
-from pipeline.training.metrics import daily_card_precision, days_of
+from pipeline.training.score_metrics import daily_card_precision, days_of
 from tests.helpers.files import load_transactions
 
 TOP: Final = 100
@@ -228,7 +228,7 @@ def difference(row: ArrayLike, base: ArrayLike) -> dict[str, float | None]:
     found = np.asarray(row, np.float64) - np.asarray(base, np.float64)
     found = found[~np.isnan(found)]
     means = resampled(lambda drawn: np.array([drawn @ found / drawn.sum()]), len(found), REPLICATES, seed=0)
-    low, high = interval(means[:, 0])
+    low, high = interval(means[:, 0]) or (np.nan, np.nan)
     return {"mean": float(found.mean()), "low": low, "high": high}
 
 

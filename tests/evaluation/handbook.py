@@ -28,7 +28,8 @@ from pipeline.broker import BrokerError, provide_broker
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.replay import Speed
 from pipeline.demo.processes import WorkerDied
-from pipeline.history.files import UnusableSource, resolve_mapping
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import resolve_mapping
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
@@ -36,9 +37,9 @@ from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError
 from pipeline.replay.replayer import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import first_river, load_river, new_learner
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig
 from schemas.messages import Example, ModelVersion
@@ -50,6 +51,7 @@ from tests.evaluation.recorded import Decisions, Identity, Topics
 from tests.evaluation.report import model_figures, say, say_figures, say_rates, throughput
 from tests.evaluation.stream import Stalled, Streaming, StreamReport, prepared
 from tests.helpers.files import load_transactions
+from tests.helpers.models import registered
 
 FRAME_ROWS = 16_384
 VALIDATION_DAYS = 7.0
@@ -162,7 +164,7 @@ def evaluate(
     say("starting the broker")
     with provide_broker(settings) as broker, prepared(broker, settings, workers, data_dir / "logs") as processes:
         servers = broker.bootstrap_servers
-        publish_champion(servers, settings, registry.load_lightgbm(model.lightgbm), registry.load_policy(model.policy))
+        publish_champion(servers, settings, registered(registry, model.lightgbm), registry.load_policy(model.policy))
         options = ReplayOptions(
             speed=speed,
             regime=LabelRegime(delay_days=label_delay / 86_400.0),
@@ -239,7 +241,7 @@ def _check(
     return outcomes
 
 
-def _river_versions(topics: Topics) -> Iterator[tuple[str, RiverModel]]:
+def _river_versions(topics: Topics) -> Iterator[tuple[str, Scorer]]:
     """Every online model that can be got by name: those of the topic, and the one before the first example."""
     first = first_river()
     yield first.version, first
@@ -257,7 +259,7 @@ def _no_file(name: str, digest: str) -> bytes:
     raise RegistryError(f"the default online model keeps no file ({name}, {digest})")
 
 
-def _river_fold(topics: Topics, river: dict[str, RiverModel]) -> checks.Check:
+def _river_fold(topics: Topics, river: dict[str, Scorer]) -> checks.Check:
     """Fold the recorded examples anew, up to the offset of the newest version."""
     newest = max(river, key=lambda version: int(version.rpartition("@")[2]))
     model, offset = river[newest], int(newest.rpartition("@")[2])

@@ -20,9 +20,9 @@ from pipeline.learning.sampling import keep_negatives
 from pipeline.replay.messages import identities_of
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
+from pipeline.scoring.river_learner import OnlineRegression
 from pipeline.settings import Settings
 from pipeline.training.cohorts import TrainingSet
 from pipeline.training.fit import TrainingConfig, train

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.score_metrics import auc_roc, average_precision, card_precision
 from schemas.times import US_PER_DAY
 from tests.evaluation.recorded import Decisions, Identity
 

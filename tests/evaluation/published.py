@@ -19,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from pipeline.backtest.labels.ground_truth import NEVER
 from pipeline.backtest.metrics.ranking import known_cards
-from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.score_metrics import auc_roc, average_precision, card_precision
 from schemas.times import US_PER_DAY
 
 WINDOWS = (1, 7, 30)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,13 +17,12 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.replay.replayer import EPOCH
 from pipeline.settings import Settings
-from schemas.messages import LogPosition, ModelScores, ProfiledLabel, ProfiledTransaction, RecordPosition, Transaction
+from schemas.messages import LogPosition, ModelScores, ProfiledLabel, RecordPosition
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic
+from tests.helpers.expected import decode_transaction, merchant_row, transaction_row
 
 MICROSECOND = timedelta(microseconds=1)
-COUNTING = ("purchase", "cash")
-US_PER_HOUR = 3_600_000_000
 LONG_AGO_US = -(2**62)
 
 Identity = tuple[str, str]
@@ -184,17 +183,16 @@ class Topics:
 
     def transactions(self, cards: set[str]) -> tuple[list[Identity], pd.DataFrame]:
         """Identities of all transactions; and the log of ``cards``, as the reference of card features reads it."""
-        decode = msgspec.json.Decoder(Transaction).decode
         identities: list[Identity] = []
         rows = []
         newest = _Newest()
         for records in self.batches(TRANSACTIONS):
             for record in records:
-                transaction = decode(record.value or b"")
+                transaction = decode_transaction(record.value or b"")
                 identities.append((transaction.card_id, transaction.transaction_id))
                 before_us = newest.before(record.partition, (transaction.event_time - EPOCH) // MICROSECOND)
                 if transaction.card_id in cards:
-                    rows.append({**_stated(transaction), "partition_newest_us": before_us})
+                    rows.append({**transaction_row(transaction), "partition_newest_us": before_us})
         return identities, _frame(rows)
 
     def profiled(self, merchants: set[str]) -> tuple[int, int, pd.DataFrame]:
@@ -203,7 +201,6 @@ class Topics:
         The log is as the reference of merchants reads it.
         Of a transaction everything comes from the producer's own bytes, of a label what the card agent recorded.
         """
-        decode = msgspec.json.Decoder(Transaction).decode
         labels, early, rows = 0, 0, []
         seen: set[tuple[int, str, str]] = set()
         newest = _Newest()
@@ -221,37 +218,8 @@ class Topics:
                     before_us = newest.before(record.partition, transaction.event_time_us)
                 if transaction.merchant_id not in merchants:
                     continue
-                if isinstance(transaction, ProfiledTransaction):
-                    stated = _stated(decode(transaction.transaction))
-                    rows.append(
-                        {
-                            "kind": "transaction",
-                            **stated,
-                            "outlier": transaction.outlier,
-                            "known": "none",
-                            "known_at_us": 0,
-                            "partition_newest_us": before_us,
-                        }
-                    )
-                else:
-                    rows.append(
-                        {
-                            "kind": "label",
-                            "card_id": transaction.card_id,
-                            "merchant_id": transaction.merchant_id,
-                            "transaction": transaction.transaction_id,
-                            "event_time_us": transaction.event_time_us,
-                            "amount_minor": 0,
-                            "counts": False,
-                            "outlier": False,
-                            "known": transaction.known,
-                            "known_at_us": transaction.known_at_us,
-                            "partition_newest_us": before_us,
-                        }
-                    )
-        frame = _frame(rows)
-        frame["transaction"] = list(zip(frame["card_id"], frame["transaction"], strict=True)) if rows else []
-        return labels, early, frame
+                rows.append({**merchant_row(transaction), "partition_newest_us": before_us})
+        return labels, early, _frame(rows)
 
 
 class _Newest:
@@ -268,22 +236,6 @@ class _Newest:
         return stream_time_us
 
 
-def _stated(transaction: Transaction) -> dict[str, Any]:
-    """A producer's transaction in the columns of the reference; amounts have two decimals here, as in the file."""
-    event_time_us = (transaction.event_time - EPOCH) // MICROSECOND
-    midnight = transaction.event_time.replace(hour=0, minute=0, second=0, microsecond=0)
-    return {
-        "card_id": transaction.card_id,
-        "merchant_id": transaction.merchant_id,
-        "transaction": transaction.transaction_id,
-        "event_time_us": event_time_us,
-        "amount_minor": int(transaction.amount * 100),
-        "counts": transaction.transaction_type in COUNTING,
-        "hour": ((transaction.event_time - midnight) // MICROSECOND) / US_PER_HOUR,
-        "weekday": float(transaction.event_time.weekday()),
-    }
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = ["card_id", "merchant_id", "transaction", "event_time_us", "amount_minor", "counts"]
+def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    columns = ["kind", "card_id", "merchant_id", "transaction", "event_time_us", "amount_minor", "counts"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)

@@ -15,9 +15,8 @@ from confluent_kafka.admin import ConsumerGroupDescription
 
 from pipeline.broker import ProvidedBroker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
-from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
+from pipeline.kafka.cluster.admin import GroupLag, end_offsets, ensure_topics
 from pipeline.kafka.cluster.clients import admin_client
-from pipeline.kafka.readers.progress import GroupLag
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings

@@ -65,9 +65,10 @@ def card_log(frame: pd.DataFrame) -> pd.DataFrame:
     seconds = times.hour * 3_600 + times.minute * 60 + times.second
     return pd.DataFrame(
         {
+            "kind": "transaction",
             "card_id": frame["card_id"],
             "merchant_id": frame["merchant_id"],
-            "transaction": frame["transaction_id"],
+            "transaction": list(zip(frame["card_id"], frame["transaction_id"], strict=True)),
             "event_time_us": event_times_us(frame),
             "amount_minor": frame["amount_minor"],
             "counts": True,
@@ -80,10 +81,7 @@ def card_log(frame: pd.DataFrame) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def merchant_log(frame: pd.DataFrame, card_log: pd.DataFrame) -> pd.DataFrame:
     """Transactions and their labels, each label before the first transaction at or after the time it is known."""
-    identity = pd.Series(list(zip(frame["card_id"], frame["transaction_id"], strict=True)), dtype=object)
-    base = card_log[["card_id", "merchant_id", "event_time_us", "amount_minor", "counts"]].assign(
-        transaction=identity, outlier=card_outliers(card_log)
-    )
+    base = card_log.drop(columns=["kind", "hour", "weekday"]).assign(outlier=card_outliers(card_log))
     transactions = base.assign(kind="transaction", known="none", known_at_us=0, at_us=base["event_time_us"], place=1)
     known_at_us = base["event_time_us"] + DELAY_US
     known = np.where(frame["fraud"], "fraud", "legitimate")

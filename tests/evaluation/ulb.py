@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.configured_river import build_classifier
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.online_regression import OnlineRegression
 from pipeline.scoring.prequential import log_loss, weighted_auc
 from pipeline.scoring.river_layer import LEARNING_RATE, Scale
+from pipeline.scoring.river_learner import OnlineRegression
 
 COMPONENTS: Final = tuple(f"V{number}" for number in range(1, 29))
 COLUMNS: Final = ("Time", *COMPONENTS, "Amount", "Class")

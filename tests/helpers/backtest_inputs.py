@@ -18,6 +18,8 @@ from tests.helpers.models import small_model
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 """When `simulated_days` begin."""
+DAYS = 34
+"""Days of the history that trained models get."""
 
 
 def backtest_of(history: str | Path | None = None, **options: Any) -> Backtest:

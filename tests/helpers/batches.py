@@ -16,6 +16,8 @@ import xxhash
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
+from tests.helpers.waiting import TIMEOUT_S
+
 _CODECS: Final = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _HEADER_BYTES: Final = 61
 _CRC_AT: Final = 17
@@ -25,7 +27,6 @@ _SNAPPY_BLOCK_BYTES: Final = 32 * 1024
 _PRODUCE: Final = 0
 _PRODUCE_VERSION: Final = 7
 """The last version but one before requests have tagged fields."""
-_TIMEOUT_S: Final = 60.0
 
 
 def record_batch(
@@ -96,10 +97,10 @@ def produce_batch(bootstrap: str, topic: str, partition: int, batch: bytes) -> i
         ValueError: The broker refuses it; the number is Kafka's error code.
     """
     header = struct.pack(">hhi", _PRODUCE, _PRODUCE_VERSION, 1) + _text("tests")
-    body = struct.pack(">hhi", -1, -1, int(_TIMEOUT_S * 1000)) + struct.pack(">i", 1) + _text(topic)
+    body = struct.pack(">hhi", -1, -1, int(TIMEOUT_S * 1000)) + struct.pack(">i", 1) + _text(topic)
     body += struct.pack(">iii", 1, partition, len(batch)) + batch
     host, port = bootstrap.split(",", maxsplit=1)[0].rsplit(":", 1)
-    with socket.create_connection((host, int(port)), _TIMEOUT_S) as connection, connection.makefile("rb") as answers:
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection, connection.makefile("rb") as answers:
         connection.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
         (size,) = struct.unpack(">i", answers.read(4))
         answer = answers.read(size)

@@ -5,11 +5,11 @@ from datetime import datetime
 
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.models import ActiveModels, ModelSet
 from pipeline.engine.scores.score import ScorePartition
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_factory import first_river, load_river
-from pipeline.scoring.river_model import RiverModel
 from schemas.records import Record
 from tests.helpers.models import small_model
 
@@ -25,7 +25,7 @@ def policy(threshold: float = 0.6, **changes: object) -> Policy:
     return Policy(threshold, **{"blend": 1.0, "rules": (rule,), "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
 
 
-def active(river: RiverModel | None = None, **changes: object) -> ActiveModels:
+def active(river: Scorer | None = None, **changes: object) -> ActiveModels:
     """The small champion with its policy; ``changes`` are the policy's."""
     model = small_model()
     return ActiveModels(model, river or first_river(), policy(**changes))  # type: ignore[arg-type]

@@ -22,8 +22,8 @@ from pipeline.broker.process import BrokerError, GuardedProcess
 from pipeline.kafka.cluster.admin import cluster_is_up
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.retries import retried
+from tests.helpers.waiting import TIMEOUT_S
 
-START_TIMEOUT_S: Final = 120.0
 POLL_S: Final = 0.1
 ASK_S: Final = 10.0
 CLUSTER_ID: Final = "ZnJhdWQtcGlwZWxpbmUtMQ"
@@ -165,18 +165,16 @@ def _prepared(
     command = [str(find_java()), "-Xmx384m", *small, "-cp", jars]
     shutil.rmtree(directory / "log", ignore_errors=True)
     tool = ["kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID, "--config", str(configuration)]
-    subprocess.run([*command, *tool], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60)
+    subprocess.run([*command, *tool], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=TIMEOUT_S)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     stack.callback(os.close, lock)
     return Node(number, f"{HOST}:{port}", directory, [*command, "kafka.Kafka", str(configuration)], lock)
 
 
 def _await(nodes: Nodes, directory: Path) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     while not nodes.whole():
         if time.monotonic() > deadline_s:
             logs = "\n".join(path.read_text()[-2_000:] for path in sorted(directory.glob("*/broker.log")))
-            raise AssertionError(
-                f"{len(nodes.nodes)} nodes did not form a cluster within {START_TIMEOUT_S:.0f} s:\n{logs}"
-            )
+            raise AssertionError(f"{len(nodes.nodes)} nodes did not form a cluster within {TIMEOUT_S:.0f} s:\n{logs}")
         time.sleep(POLL_S)

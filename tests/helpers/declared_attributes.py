@@ -52,7 +52,7 @@ def main() -> None:
     from pipeline.backtest import file_tables, replay
     from pipeline.engine.cards.card_options import CardOptions
     from pipeline.engine.feedback.feedback import FeedbackOptions
-    from pipeline.engine.scores.models import ActiveModels
+    from pipeline.engine.scores.active_models import ActiveModels
     from pipeline.features.catalogue import CARD_FEATURES, DEFAULT_FEATURES, FEATURES
     from pipeline.history.files import resolve_mapping
     from pipeline.learning.regimes import LabelRegime

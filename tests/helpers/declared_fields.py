@@ -43,7 +43,7 @@ def main() -> None:
     """Read the same rows as records, by both ways, from files, from a frame and as a kernel gets them."""
     declare()
     from pipeline.backtest import frame_tables
-    from pipeline.backtest.engine.kernels import Engine
+    from pipeline.backtest.engine.column_kernels import Engine
     from pipeline.backtest.input.acceptance import TRANSACTION_FIELDS, Acceptance
     from pipeline.backtest.input.acceptance import accept_transactions as accept_table
     from pipeline.backtest.input.order import Order, merged
@@ -73,13 +73,13 @@ def main() -> None:
         ]
         return [json.dumps({name: value for name, value in row.items() if value is not None}).encode() for row in rows]
 
-    def scanned(values: list[bytes]) -> accept.FastPathTransactions:
+    def scanned(values: list[bytes]) -> tuple[Any, Any]:
         return accept.read_fast_path(values, np.full(len(values), ARRIVED_US), RATES)
 
     def decoded(values: list[bytes]) -> list[Any]:
         # A name with an escape is none that the scanner reads.
         odd = [value[:-1] + b',"\\u0061":1}' for value in values]
-        assert not scanned(odd).on_fast_path.any()
+        assert not scanned(odd)[0].any()
         return found(*accept.accept_transactions(odd, np.full(len(odd), ARRIVED_US), RATES, TOLERANCE_US))
 
     def from_tables(tables: Any) -> list[Any]:
@@ -90,7 +90,7 @@ def main() -> None:
     texts = [{name: None if value is None else str(value) for name, value in json.loads(row).items()} for row in every]
     table = pa.Table.from_pylist(texts, pa.schema([(name, pa.string()) for name in (*TRANSACTION, "country", "risk")]))
     typed = pa.Table.from_pylist([json.loads(row) for row in plain])
-    rows = scanned(plain).rows
+    rows = scanned(plain)[1]
     seen: list[Any] = []
 
     def spy(*columns: Any) -> int:
@@ -108,7 +108,7 @@ def main() -> None:
         (frame,) = read_transactions(parquet)
         reported = {
             "scanner": found(rows),
-            "plain": scanned(every).on_fast_path.tolist(),
+            "plain": scanned(every)[0].tolist(),
             "decoder": decoded(every),
             "csv": from_tables(file_tables(csv)),
             "parquet": from_tables(file_tables(parquet)),

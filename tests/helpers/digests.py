@@ -15,8 +15,9 @@ from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.recorded_replay import RecordedReplay
 from pipeline.engine.partition_state.state import PartitionState
 from pipeline.kafka.cluster.admin import partition_count
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.quarantine import Quarantines
-from pipeline.kafka.session.restore import restore_partition
+from pipeline.kafka.session.restore import restore_partitions
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
 from pipeline.settings.rate_table import load_rates
@@ -55,11 +56,12 @@ def restored_digests(bootstrap: str, settings: Settings, directory: Path) -> tup
             quarantines = Quarantines(bootstrap, own, spec.name, spec.reads, worker.metrics.records_refused)
             with closing(worker.partitions(spec, quarantines)) as handler:
                 handler.assigning(_waiting)
-                names = [own.topic(topic.name) for topic in spec.reads]
+                member = Member(bootstrap, own, spec.name, spec.reads)
+                names = list(member.topics)
                 committed = committed_offsets(bootstrap, own.topic(spec.name), names, settings=own)
-                for number in range(partition_count(spec.reads[0], own)):
-                    ends = {(name, number): committed.get((name, number), 0) for name in names}
-                    done = restore_partition(bootstrap, own, spec.name, number, ends, handler, _waiting)
+                partitions = member.partitions(range(partition_count(spec.reads[0], own)))
+                ends = {at: committed.get(at, 0) for at in partitions}
+                for number, done in restore_partitions(member, ends, handler, _waiting):
                     handler.restored(number, done.records)
                     digests[spec.name, number] = handler.digest(number)
                     replayed += done.records

@@ -29,7 +29,7 @@ COUNTING = ("purchase", "cash")
 READS = ("transactions", "rerouted")
 
 _decode_progress = msgspec.json.Decoder(Progress).decode
-_decode_transaction = msgspec.json.Decoder(Transaction).decode
+decode_transaction = msgspec.json.Decoder(Transaction).decode
 
 
 def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = ()) -> dict[Key, dict[str, float]]:
@@ -52,9 +52,10 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
 
     in_reading_order = sorted(transactions, key=lambda message: order.rank(message.read or message.source))
     for _, of_partition in groupby(in_reading_order, lambda message: (message.read or message.source).partition):
-        compute([_card_row(message) for message in of_partition], card_features)
+        stated = [transaction_row(decode_transaction(message.transaction)) for message in of_partition]
+        compute(stated, card_features)
     for _, of_log in groupby(messages, lambda item: item[0]):
-        compute([_merchant_row(message) for _, message in of_log], merchant_features)
+        compute([merchant_row(message) for _, message in of_log], merchant_features)
     return features
 
 
@@ -92,8 +93,8 @@ def differences(rows: Iterable[DecisionFeatures], expected: Mapping[Key, Mapping
     return found
 
 
-def _card_row(message: ProfiledTransaction) -> dict[str, object]:
-    stated = _decode_transaction(message.transaction)
+def transaction_row(stated: Transaction) -> dict[str, object]:
+    """A producer's transaction in euros, in the columns of the reference."""
     assert stated.currency == "EUR"
     time = EPOCH + timedelta(microseconds=microseconds(stated.event_time))
     midnight = time.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -110,12 +111,15 @@ def _card_row(message: ProfiledTransaction) -> dict[str, object]:
     }
 
 
-def _merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, object]:
+def merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, object]:
+    """What the card agent wrote, in the columns of the reference: a transaction is what its producer's bytes say."""
     if isinstance(message, ProfiledTransaction):
-        return {**_card_row(message), "outlier": message.outlier, "known": "none", "known_at_us": 0}
+        stated = transaction_row(decode_transaction(message.transaction))
+        return {**stated, "outlier": message.outlier, "known": "none", "known_at_us": 0}
     return {
         "kind": "label",
         "transaction": (message.card_id, message.transaction_id),
+        "card_id": message.card_id,
         "merchant_id": message.merchant_id,
         "event_time_us": message.event_time_us,
         "amount_minor": 0,

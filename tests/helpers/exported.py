@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.exports.files import Origin, TopicFiles
-from pipeline.exports.topics import row_format
+from pipeline.exports.parquet_files import Origin, TopicFiles
+from pipeline.exports.topic_export import row_format
 from schemas.records import Record
 from schemas.topics import Topic
 

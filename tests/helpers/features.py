@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.backtest import frame_tables
-from pipeline.backtest.training.history import TrainingHistory, read_history
+from pipeline.backtest.training.training_history import TrainingHistory, read_history
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from schemas.times import US_PER_DAY, US_PER_SECOND

@@ -19,9 +19,8 @@ from pydantic.fields import FieldInfo
 
 from agents.topology import AGENTS
 from pipeline.features.catalogue import DECLARED, Feature
-from pipeline.monitoring.metric_meanings import METRIC_MEANINGS
-from pipeline.observability.drift_metrics import DriftMetrics
-from pipeline.observability.metrics import PREFIX, WorkerMetrics
+from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
+from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from schemas.export import MESSAGES
 from schemas.fields import DECLARED_FIELDS, READ_FIELDS, Kind
@@ -88,27 +87,29 @@ def _default(field: FieldInfo) -> str:
 # --- Metrics -----------------------------------------------------------------------------------------------------
 
 
-def _metrics_table(metrics: WorkerMetrics | DriftMetrics) -> str:
-    kinds, labels = metrics.metric_names(), metrics.label_names()
-    full = {name.removeprefix(PREFIX).removesuffix("_total"): name for name in labels}
+def exported_metrics(declared: Mapping[str, MetricDeclaration]) -> dict[str, MetricDeclaration]:
+    """The metrics of a table by the names that Prometheus sees."""
+    return {f"{PREFIX}{name}{'_total' * (metric.kind == 'counter')}": metric for name, metric in declared.items()}
+
+
+def _metrics_table(declared: Mapping[str, MetricDeclaration]) -> str:
     return _table(
         ("metric", "type", "labels", "meaning"),
         (
-            (f"`{full[name]}`", kinds[full[name]], _code(labels[full[name]]), meaning)
-            for name, meaning in METRIC_MEANINGS.items()
-            if name in full
+            (f"`{name}`", metric.kind, _code(metric.labels.split()), metric.meaning)
+            for name, metric in exported_metrics(declared).items()
         ),
     )
 
 
 def metrics_table() -> str:
     """Every metric of a worker."""
-    return _metrics_table(WorkerMetrics())
+    return _metrics_table(WORKER_METRICS)
 
 
 def drift_metrics_table() -> str:
     """Every metric of ``fraud-pipeline drift``."""
-    return _metrics_table(DriftMetrics())
+    return _metrics_table(DRIFT_METRICS)
 
 
 def process_metrics_table() -> str:

@@ -10,7 +10,7 @@ from agents.preparation import prepare_kernels
 from pipeline.backtest import Order, replay
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from tests.contract.records import RATES

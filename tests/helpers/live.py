@@ -15,8 +15,8 @@ from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import LabelOptions, accept
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.scoring.river_factory import new_learner
 from schemas.codec import decode_transaction

@@ -2,7 +2,8 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from importlib.resources import files
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ START = datetime(2024, 3, 1, tzinfo=UTC)
 """A Friday, midnight."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+T = TypeVar("T", bound=msgspec.Struct)
 decode_decision = msgspec.json.Decoder(Decision).decode
 decode_alert = msgspec.json.Decoder(Alert).decode
 decode_example = msgspec.json.Decoder(Example).decode
@@ -42,6 +44,12 @@ def after(days: float = 0.0, **more: float) -> datetime:
 
 def microseconds(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def golden(name: str, kind: type[T], **changes: Any) -> T:
+    """A message of the wire contract's golden bytes, with other fields."""
+    found = msgspec.json.decode((files("schemas") / f"golden/v1/{name}.json").read_bytes(), type=kind)
+    return msgspec.structs.replace(found, **changes)
 
 
 class Log:

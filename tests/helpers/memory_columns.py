@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.columns import PAGE_ITEMS
+from pipeline.features.state_columns import PAGE_ITEMS
 
 
 class MemoryColumn(NamedTuple):

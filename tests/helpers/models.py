@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.models.registry import Registry
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.scoring.trees import forest_text
 from schemas.messages import Example, LogPosition, Versions
@@ -52,6 +53,11 @@ def small_model() -> LightGBMModel:
         num_boost_round=25,
     )
     return LightGBMModel(booster.model_to_string(), Calibration(slope=0.8, intercept=-0.3), {"made": "for tests"})
+
+
+def registered(registry: Registry, version: str) -> LightGBMModel:
+    """Return a version of a registry."""
+    return LightGBMModel.from_payload(registry.load("lightgbm", version))
 
 
 def grown(leaves: int = 15, trees: int = 12, gaps: bool = True, **parameters: object) -> lightgbm.Booster:

@@ -18,7 +18,7 @@ from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import make_profiles, simulate_days
-from pipeline.training.served import KNOWN_FRAUD, ServedRows
+from pipeline.training.served import ServedRows
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, LABELS
@@ -53,12 +53,10 @@ class History(NamedTuple):
             sigmoid(logit),
             logit,
             np.zeros(n, np.int32),
-            np.ones(n, np.int32),
             self.event_time_us // 1_000,
-            np.where(reported_us < NEVER_US, KNOWN_FRAUD, 0).astype(np.int8),
             reported_us,
             np.where(reported_us < NEVER_US, SOURCE_RANK["customer"], NO_LABEL).astype(np.int8),
-            (model.version, "policy"),
+            (model.version,),
         )
 
 

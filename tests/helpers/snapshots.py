@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.partition_state.state import LoadedState, StateDump
-from pipeline.features.columns import PAGE_ITEMS, Pages
+from pipeline.features.state_columns import PAGE_ITEMS, Pages
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
@@ -90,7 +90,7 @@ def write_for_ever(root: str, first: int) -> None:
     if found is None or found.store is None:
         store = RocksStore(home / "store", memory=memory)
     else:
-        store = RocksStore.restored(home / "store", found.store, memory=memory)
+        store = RocksStore(home / "store", frozen=found.store, memory=memory)
         found.close()
     step = first
     print(f"{step}", flush=True)

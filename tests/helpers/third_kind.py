@@ -91,7 +91,7 @@ def main() -> None:
     from pipeline.engine.cards.card_options import CardOptions
     from pipeline.engine.feedback.learn import model_record
     from pipeline.engine.scores.decider import Decider
-    from pipeline.engine.scores.feature_blocks import read_feature_messages
+    from pipeline.engine.scores.decision_records import read_feature_messages
     from pipeline.exports.feature_rows import FeatureRowFormat
     from pipeline.models.activation import Activations
     from pipeline.models.registry import Registry

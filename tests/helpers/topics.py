@@ -8,10 +8,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from click.testing import CliRunner, Result
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from pipeline.cli import main
 from pipeline.decision.policy import Policy
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.demo.processes import settings_environment
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
@@ -25,10 +28,9 @@ from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, label, microseconds, transaction
 from tests.helpers.models import small_model
 from tests.helpers.offsets import committed_offsets
-from tests.helpers.waiting import BUSY_S, retried
+from tests.helpers.waiting import TIMEOUT_S, retried
 from tests.helpers.worker import Worker
 
-TIMEOUT_S = 60.0
 Key = tuple[str, str]
 Starter = Callable[..., Worker]
 
@@ -45,13 +47,20 @@ def raise_failure(error: KafkaError | None, _message: Message) -> None:
         raise KafkaException(error)
 
 
+def command(settings: Settings, *arguments: str, typed: str | None = None, code: int | None = None) -> Result:
+    """Run ``fraud-pipeline ARGUMENTS`` in this process; with ``code``, it has to end with it."""
+    result = CliRunner().invoke(main, arguments, env=settings_environment(settings), input=typed)
+    assert code in (None, result.exit_code), f"{arguments}: {result.output} {result.exception!r}"
+    return result
+
+
 class Cluster:
     """The topics of one test, as programs outside see them."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.kafka_bootstrap_servers is not None
         self.settings, self.bootstrap = settings, settings.kafka_bootstrap_servers
-        retried(lambda: ensure_topics(self.bootstrap, settings), ClusterUnreachable, TopicError, within_s=BUSY_S)
+        retried(lambda: ensure_topics(self.bootstrap, settings), ClusterUnreachable, TopicError)
         self._producer = Producer(producer_config(self.bootstrap, settings=settings))
 
     def write(
@@ -75,6 +84,9 @@ class Cluster:
 
     def flush(self) -> None:
         assert self._producer.flush(TIMEOUT_S) == 0
+
+    def command(self, *arguments: str, code: int | None = None) -> Result:
+        return command(self.settings, *arguments, code=code)
 
     def buy(self, number: int, at: datetime, **fields: Any) -> Key:
         """Write a transaction; returns what identifies it."""

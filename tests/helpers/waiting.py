@@ -4,19 +4,33 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-TIMEOUT_S: Final = 60.0
-BUSY_S: Final = 180.0
-"""A broker on a busy machine may answer nobody for so long."""
+TIMEOUT_S: Final = 180.0
+"""Limit of waits that are not themselves measured: a broker on a busy machine may answer nobody for so long."""
 POLL_S: Final = 0.02
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds; fails after `TIMEOUT_S`."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true"
-        time.sleep(POLL_S)
+def seconds_until(
+    holds: Callable[[], bool],
+    within_s: float = TIMEOUT_S,
+    poll_s: float = POLL_S,
+    meanwhile: Callable[[], object] | None = None,
+) -> float | None:
+    """Wait until something holds, and call ``meanwhile`` between; return how long it took, None if it never did."""
+    started_s = time.monotonic()
+    while not holds():
+        if time.monotonic() - started_s > within_s:
+            return None
+        if meanwhile is None:
+            time.sleep(poll_s)
+        else:
+            meanwhile()
+    return time.monotonic() - started_s
+
+
+def eventually(condition: Callable[[], bool], meanwhile: Callable[[], object] | None = None) -> None:
+    """Wait until ``condition`` holds, and call ``meanwhile`` between; fails after `TIMEOUT_S`."""
+    assert seconds_until(condition, meanwhile=meanwhile) is not None, "the condition did not come true"
 
 
 def retried(call: Callable[[], T], *errors: type[Exception], within_s: float = TIMEOUT_S) -> T:

@@ -1,16 +1,18 @@
 """Workers as an operator starts them: processes, with their settings in the environment."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline.demo.processes import settings_environment
 from pipeline.settings import Settings
+from tests.helpers.waiting import TIMEOUT_S
 
-TIMEOUT_S = 120.0
 POLL_S = 0.05
 LONGEST_PAUSE_S = 1.0
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,13 @@ def inherited_environment() -> dict[str, str]:
     """The environment without what configures this project's commands."""
     ours = ("FRAUD_PIPELINE_", "KAFKA_", "DAYS")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def printed_json(module: str) -> Any:
+    """Return what a module prints as JSON in a process of its own: it declares what no other test may find."""
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 class Worker:

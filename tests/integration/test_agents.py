@@ -1,8 +1,5 @@
 """The agents as workers run them: real processes, a real broker, whatever producers may send."""
 
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,6 +9,7 @@ import pytest
 
 from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.protection.signing import Trust
+from pipeline.settings import Settings
 from schemas.messages import Alert, Decision
 from schemas.records import Record
 from schemas.topics import CONTROL, DEAD_LETTERS, LABELS, MODELS, PROFILED, TRANSACTIONS
@@ -19,7 +17,7 @@ from tests.helpers.champion import LARGE_AMOUNT
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.logs import after, transaction
 from tests.helpers.models import small_model
-from tests.helpers.topics import TIMEOUT_S, Cluster, Key, Starter, keys, shop
+from tests.helpers.topics import Cluster, Key, Starter, command, keys, shop
 from tests.helpers.worker import FAUST
 from tests.unit.protection.test_signing import key_pair, secret_file
 
@@ -151,27 +149,6 @@ def check_alerts(alerts: Sequence[Alert], decisions: Sequence[Decision]) -> None
         assert all(reason.code and reason.sentence for reason in alert.reasons)
 
 
-def test_workers_share_partitions_and_a_killed_one_loses_nothing(cluster: Cluster, start: Starter) -> None:
-    cluster.publish()
-    workers = [start(cluster.settings, instance=f"w{number}", agents="card,score") for number in (1, 2)]
-    for worker in workers:
-        worker.until_it_says("card: joined")
-        worker.until_it_says("score: joined")
-    bought = shop(cluster, range(0, 150), seed=1)
-    cluster.flush()
-    workers[0].until(lambda: len(cluster.decisions()) >= 150)
-    bought |= shop(cluster, range(150, 400), seed=2)
-    cluster.flush()
-    workers[0].process.send_signal(signal.SIGKILL)
-    bought |= shop(cluster, range(400, 450), seed=3)
-    cluster.flush()
-    workers[1].until(lambda: len(cluster.decisions()) >= 450)
-    decisions = cluster.decisions()
-    assert sorted(keys(decisions)) == sorted(bought)
-    assert differences(cluster.features(), expected_features(cluster.read(PROFILED))) == []
-    assert workers[1].stop() == 0, workers[1].output
-
-
 def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: Cluster, start: Starter) -> None:
     bought = shop(cluster, range(20), seed=1)
     cluster.flush()
@@ -185,7 +162,5 @@ def test_faust_s_own_command_starts_a_worker_that_waits_for_a_champion(cluster: 
 
 
 def test_an_unknown_agent_is_refused() -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "worker", "scorer"]
-    result = subprocess.run(command, capture_output=True, check=False, text=True, timeout=TIMEOUT_S)
-    assert result.returncode == 2
+    result = command(Settings(), "worker", "scorer", code=2)
     assert "'scorer' is not one of 'card', 'feedback', 'label', 'learn', 'score'" in result.stderr

@@ -15,6 +15,7 @@ from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
 from schemas.topics import DECISIONS, LABELS, TRANSACTIONS, Topic
 from tests.helpers.runs import RunStarter, gone, on_cluster
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
 
@@ -77,7 +78,7 @@ def test_ctrl_c_during_the_backtest_leaves_nothing_running_and_no_report_that_lo
     children = run.wait_for(DECIDING)
     assert any("java" in child.name() for child in children)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 130, run.errors
+    assert run.process.wait(TIMEOUT_S) == 130, run.errors
     assert gone(children)
     assert run.errors == ""
     assert "stopping the broker" in run.output

@@ -12,6 +12,7 @@ import pytest
 from pipeline.backtest.report import ReportOptions, build_report
 from tests.helpers.backtests import HOSTILE, result
 from tests.helpers.tools import tool
+from tests.helpers.waiting import TIMEOUT_S
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -32,7 +33,7 @@ def browse(page: Path, *arguments: str, bars: bool = False) -> str:
     profile = f"--user-data-dir={page.parent / 'profile'}"
     flags = FLAGS if bars else (*FLAGS, "--hide-scrollbars")
     command = [tool("chromium", "chromium"), *flags, profile, *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from confluent_kafka import TopicPartition
 
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.labels.ground_truth import ground_truth
 from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, OTHER_VERSION, UNEXPLAINED, WINDOWS
-from pipeline.cli import main
-from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from schemas.messages import Decision
@@ -283,8 +280,7 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
     assert worker.stop() == 0, worker.output
     written = tmp_path / "differences.csv"
     options = ["backtest", "--order", "recorded", "--compare", "live", "--differences", str(written)]
-    ran = CliRunner().invoke(main, options, env=settings_environment(cluster.settings))
-    assert ran.exit_code == 0, ran.output
+    ran = cluster.command(*options, code=0)
     assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
     assert len(pd.read_csv(written)) == 0
     assert "recorded features" not in ran.output
@@ -300,12 +296,10 @@ def test_the_command_reads_topics(cluster: Cluster, start: Starter, tmp_path: Pa
         future.result()
     lost = sum(record.partition == 0 for record in cluster.read(DECISIONS))
     assert 0 < lost < len(bought)
-    ran = CliRunner().invoke(main, options, env=settings_environment(cluster.settings))
-    assert ran.exit_code == 0, ran.output
+    ran = cluster.command(*options, code=0)
     assert f"{len(bought)} decisions compared with live: 0 differ" in ran.output
     assert f"{lost} of {len(bought)} live decisions have no recorded features" in ran.output.replace("\n", " ")
-    refused = CliRunner().invoke(main, ["backtest", "--from", "2031-01-01"], env=settings_environment(cluster.settings))
-    assert refused.exit_code == 1
+    refused = cluster.command("backtest", "--from", "2031-01-01", code=1)
     assert "choose another range with --from and --to" in refused.output
 
 

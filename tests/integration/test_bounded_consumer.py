@@ -19,8 +19,7 @@ from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS
 from tests.helpers.batches import COMPRESSIONS, odd_batch, produce_batch, record_batch
-from tests.helpers.waiting import eventually
-from tests.integration.test_session import TIMEOUT_S
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -30,10 +29,10 @@ WAITS: Final = 600
 class Reader:
     """Reads one partition until something is said of it, or nothing comes any more."""
 
-    def __init__(self, settings: Settings, *, reset: str = "error", number: int = 0) -> None:
+    def __init__(self, settings: Settings, *, reset: str = "error", number: int = 0, wait_ms: int = 100) -> None:
         assert settings.kafka_bootstrap_servers is not None
         self.at = settings.topic(TRANSACTIONS.name), number
-        own = {"auto.offset.reset": reset, "enable.partition.eof": True}
+        own = {"auto.offset.reset": reset, "enable.partition.eof": True, "fetch.wait.max.ms": wait_ms}
         self.consumer = BoundedConsumer(
             consumer_config(settings.kafka_bootstrap_servers, "nobody", settings=settings, overrides=own),
             settings.inputs,
@@ -66,6 +65,27 @@ def writer(settings: Settings, name: str) -> Producer:
     producer = Producer(producer_config(bootstrap, transactional_id=settings.topic(name), overrides=own))
     producer.init_transactions(TIMEOUT_S)
     return producer
+
+
+def test_who_looks_between_batches_pays_for_what_comes_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions and control are looked at before every batch, and hardly ever change."""
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    with closing(Reader(settings, wait_ms=1_000)) as reader:
+        list(reader.read(0))
+        consumer, turn, turns = reader.consumer, reader.consumer._turn, []
+
+        def look() -> list[Item]:
+            consumer.prefetch()
+            consumer.wait(0)
+            return consumer.take(1)
+
+        monkeypatch.setattr(consumer, "_turn", lambda: turns.append(None) or turn())
+        assert [look() for _ in range(1_000)] == [[]] * 1_000
+        assert len(turns) < 1_000
+        produce_batch(bootstrap, name, 0, record_batch([b"late"]))
+        eventually(lambda: [item.value for item in look() if isinstance(item, Record)] == [b"late"])
 
 
 def test_committed_records_are_read_from_every_offset(settings: Settings) -> None:
@@ -107,6 +127,17 @@ def test_committed_records_are_read_from_every_offset(settings: Settings) -> Non
         (record, _) = reader.read(end)
         assert isinstance(record, Record)
         assert record.value == b"behind"
+
+
+def test_the_end_of_a_log_is_reported_with_the_last_records(settings: Settings) -> None:
+    bootstrap, name = str(settings.kafka_bootstrap_servers), settings.topic(TRANSACTIONS.name)
+    produce_batch(bootstrap, name, 0, record_batch([b"first", b"last"]))
+    # A broker that has nothing would answer only then.
+    with closing(Reader(settings, wait_ms=3_600_000)) as reader:
+        *records, end = reader.read(0)
+    assert [item.value for item in records if isinstance(item, Record)] == [b"first", b"last"]
+    assert isinstance(end, ReadError)
+    assert (end.offset, end.error.code()) == (2, KafkaError._PARTITION_EOF)
 
 
 def test_what_a_log_does_not_hold_is_said_and_its_beginning_is_found(settings: Settings) -> None:

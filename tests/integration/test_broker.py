@@ -45,7 +45,7 @@ def write(bootstrap: str, topic: str, values: list[bytes]) -> None:
 
 
 def values(bootstrap: str, topic: str) -> list[bytes | None]:
-    return [record.value for record in read_topic(bootstrap, topic)]
+    return [record.value for record in read_topic(bootstrap, topic, settings=Settings())]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,12 +12,13 @@ from confluent_kafka import Consumer, IsolationLevel, Producer
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from agents.topology import AGENTS
+from agents.watches import BrokerWatch
 from pipeline.kafka.checks.startup import check_start
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster.cluster import brokers, describe_topics, group_protocol
+from pipeline.kafka.cluster.errors import Aborted
 from pipeline.kafka.cluster.log_offsets import last_offsets, partition_numbers
-from pipeline.kafka.cluster.watch import BrokerWatch
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, DECISIONS, LABELS, PROGRESS, TOPICS, TRANSACTIONS
@@ -29,12 +31,11 @@ from tests.chaos.report import as_json, as_text, failures
 from tests.chaos.schedule import short_schedule
 from tests.helpers.batches import damage_batch, produce_batch, record_batch
 from tests.helpers.cluster import REPLICATED, Nodes, kafka_nodes
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 from tests.integration.test_session import Numbers, session
 
 pytestmark = pytest.mark.broker
 
-TIMEOUT_S = 60.0
 SEED = 3
 SECONDS = 30.0
 LOAD = Load(SEED, 600, 3.0, 2, horizon_days=0.75)
@@ -125,25 +126,23 @@ def test_a_batch_that_one_disk_has_damaged_is_read_from_another_replica(cluster:
     )
     damage_batch(leader.data_dir / "log", topic, 0, base)
     handler = Numbers()
-    deadline_s = time.monotonic() + 2 * TIMEOUT_S
+    deadline_s = time.monotonic() + TIMEOUT_S
     with session(settings, handler) as reading:
         while len(handler.committed.get(0, [])) < 6:
             assert time.monotonic() < deadline_s, handler.committed
             if (batch := reading.poll(0.1)) is not None:
                 assert batch.unreadable is None, batch.unreadable
-                reading.commit(batch, handler.process(batch))
+                # While leaders change, a commit may take too long: the session then reads the batch again.
+                with suppress(Aborted):
+                    reading.commit(batch, handler.process(batch))
             if reading.damaged and leader is cluster.leader(topic, 0):
                 assert (reading.damaged, handler.committed) == ([(topic, 0)], {0: []})
                 leader.kill()
-                while cluster.leader(topic, 0) is leader:
-                    assert time.monotonic() < deadline_s
-                    time.sleep(0.05)
+                eventually(lambda: cluster.leader(topic, 0) is not leader)
         assert handler.committed == {0: [b"whole"] * 3 + [b"behind"] * 3}
         assert (reading.damaged, behind) == ([], base + 3)
     leader.start()
-    while not cluster.whole():
-        assert time.monotonic() < deadline_s + TIMEOUT_S
-        time.sleep(0.05)
+    eventually(cluster.whole)
 
 
 def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> None:
@@ -161,10 +160,7 @@ def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> Non
     cluster.nodes[2].kill()
     # It leads some of them until the controller notices.
     assert set(last_offsets(client, partitions, IsolationLevel.READ_COMMITTED).values()) == {0}
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while brokers(client) != [1, 2]:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    eventually(lambda: brokers(client) == [1, 2])
     for asked in (client, *client._readers.values()):
         asked.poll(1.0)
     connects = [broker["connects"] for text in statistics for broker in json.loads(text)["brokers"].values()]
@@ -189,9 +185,6 @@ def test_brokers_without_the_newer_group_protocol_get_the_classic_one(tmp_path_f
         consumer = Consumer(consumer_config(nodes.bootstrap_servers, "group", settings=settings, protocol=protocol))
         try:
             consumer.subscribe([TRANSACTIONS.name])
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while len(consumer.assignment()) < settings.card_partitions:
-                assert time.monotonic() < deadline_s
-                consumer.poll(0.1)
+            eventually(lambda: len(consumer.assignment()) == settings.card_partitions, lambda: consumer.poll(0.1))
         finally:
             consumer.close()

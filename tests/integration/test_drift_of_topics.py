@@ -8,7 +8,6 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from pipeline.commands.drift import DRIFTED
 from pipeline.decision.audit_sample import Audit
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.demo.processes import settings_environment
-from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
 from pipeline.monitoring.daily import ALERTS as ALERTS_SERIES
 from pipeline.monitoring.daily import REPORTS
@@ -26,23 +25,15 @@ from schemas.codec import encode
 from schemas.messages import Alert
 from schemas.topics import ACCEPTED_LABELS, ALERTS, DECISION_FEATURES, EXAMPLES, LABELS
 from tests.helpers.drifting import ROWS, drifting_blocks
-from tests.helpers.logs import after
+from tests.helpers.logs import after, golden
 from tests.helpers.models import example
-from tests.helpers.topics import TIMEOUT_S, Cluster, Starter
-from tests.helpers.waiting import eventually
+from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S, eventually
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
 
 DAYS = 32
-
-
-def run(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        env={"PATH": "", **settings_environment(cluster.settings)},
-        cwd=ROOT, capture_output=True, check=False, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
 
 
 def write_days(cluster: Cluster, days: range) -> None:
@@ -52,11 +43,9 @@ def write_days(cluster: Cluster, days: range) -> None:
 
 
 def write_events(cluster: Cluster) -> None:
-    golden = msgspec.json.decode((ROOT / "schemas/golden/v1/alert.json").read_bytes(), type=Alert)
     reported = example(0, event_time=after(1), known_at=after(2))
-    alert = msgspec.structs.replace(
-        golden, event_time=after(1), transaction_id=reported.transaction_id, card_id=reported.card_id
-    )
+    about = {"transaction_id": reported.transaction_id, "card_id": reported.card_id}
+    alert = golden("alert", Alert, event_time=after(1), **about)
     cluster.write(ALERTS, encode(alert), b"c1", after(1))
     cluster.write(EXAMPLES, encode(reported), b"c1", after(2))
     # Somebody else's.
@@ -74,8 +63,8 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
     series = {history.name: history for history in monitored.counts.histories()}
     assert series["amount"].counts.sum() == (DAYS - 3) * ROWS
     assert (series[ALERTS_SERIES].counts[1, 1], series[REPORTS].counts[2, 1]) == (1, 1)
-    result = run(cluster, "drift")
-    assert (result.returncode, "no drift" in result.stdout) == (0, True), result.stdout + result.stderr
+    result = cluster.command("drift")
+    assert (result.exit_code, "no drift" in result.stdout) == (0, True), result.stdout + result.stderr
     log = tmp_path / "log"
     with log.open("wb") as out:
         follower = subprocess.Popen(
@@ -107,8 +96,8 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
     topics.refresh()
     assert monitored.counts.histories()[0].counts.sum() == (DAYS - 1) * ROWS, "nothing is counted twice"
     assert [found.name for found in judge(monitored.counts.histories())[-1].findings] == ["amount"]
-    result = run(cluster, "drift", "--json")
-    assert result.returncode == DRIFTED, result.stderr
+    result = cluster.command("drift", "--json")
+    assert result.exit_code == DRIFTED, result.stderr
     assert [found["name"] for found in json.loads(result.stdout)["findings"]] == ["amount"]
 
 
@@ -143,8 +132,7 @@ def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cl
             cluster.say((decision.card_id, decision.transaction_id), after(21), source="customer")
     cluster.flush()
     eventually(lambda: len(cluster.read(ACCEPTED_LABELS)) == len(cluster.read(LABELS)))
-    result = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}", "--json")
-    assert result.returncode == 0, result.stderr
+    result = cluster.command("audit", "--from", f"{after():%Y-%m-%d}", "--json", code=0)
     reported = json.loads(result.stdout)
     assert (reported["decisions"], reported["decisions_without_audit"], reported["alerted"]) == (121, 0, 10)
     audits = [decision for decision in decisions if decision.selection == "audit" and decision.transaction_id != "t900"]
@@ -153,6 +141,6 @@ def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cl
     assert reported["never_reported_found"] == silent > 0
     low, high = reported["never_reported"]
     assert low <= 12 <= high
-    text = run(cluster, "audit", "--from", f"{after():%Y-%m-%d}").stdout
+    text = cluster.command("audit", "--from", f"{after():%Y-%m-%d}").stdout
     assert max(map(len, text.splitlines())) <= 80
     assert "10 frauds raised an alert by score or rule\n" in text

@@ -16,17 +16,15 @@ import pandas as pd
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
 from pipeline.backtest.report import build_report
 from pipeline.backtest.runner.result import BacktestResult
-from pipeline.cli import main
 from pipeline.demo.processes import settings_environment
-from pipeline.engine.scores.models import ActiveModels
-from pipeline.exports.files import ExportError
-from pipeline.exports.topics import Asked, Exported, ExportProgress, TopicExport, named
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.exports.parquet_files import ExportError
+from pipeline.exports.topic_export import Asked, Exported, ExportProgress, TopicExport, named
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client, producer_config
 from pipeline.kafka.readers.topic_reader import read_topic
@@ -40,10 +38,9 @@ from tests.helpers.champion import policy
 from tests.helpers.logs import after, feature_row, label, microseconds, transaction
 from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
-
-TIMEOUT_S = 90.0
 
 
 @lru_cache(maxsize=2)
@@ -385,7 +382,9 @@ def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Clus
     # What the cleaner takes away meanwhile may be in files.
     export(cluster, tmp_path, "compacted=transactions", file_rows=3)
     rows = kept(tmp_path, Topic("compacted", "", None, "", "one"))
-    expected = {(record.partition, record.offset) for record in read_topic(cluster.bootstrap, name)}
+    expected = {
+        (record.partition, record.offset) for record in read_topic(cluster.bootstrap, name, settings=cluster.settings)
+    }
     found = [(row["partition"], row["offset"]) for row in rows]
     assert len(found) == len(set(found))
     assert expected <= set(found)
@@ -403,7 +402,7 @@ def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Clus
 
 def holes(cluster: Cluster, name: str) -> Iterator[int]:
     last: dict[int, int] = {}
-    for record in read_topic(cluster.bootstrap, name):
+    for record in read_topic(cluster.bootstrap, name, settings=cluster.settings):
         if record.offset > last.get(record.partition, -1) + 1:
             yield record.offset
         last[record.partition] = record.offset
@@ -432,28 +431,22 @@ def test_features_have_a_row_for_each_decision(cluster: Cluster, tmp_path: Path)
 
     cluster.write(DECISION_FEATURES, features_block([feature_row(number), feature_row(number + 1)]), None, after(21))
     cluster.flush()
-    done = run(cluster, str(tmp_path), name)
-    assert done.exit_code == 0, done.output
+    done = cluster.command("export", str(tmp_path), name, code=0)
     assert "1 records written to" in done.output
     assert "as 2 rows; " in done.output
     assert len(pd.read_parquet(tmp_path / name)) == number + 3
-
-
-def run(cluster: Cluster, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["export", *arguments], env=settings_environment(cluster.settings))
 
 
 def test_the_command_says_what_it_wrote_and_what_cannot_be(cluster: Cluster, tmp_path: Path) -> None:
     cluster.buy(1, after(1))
     cluster.write(TRANSACTIONS, b"nonsense", b"c1", after(1))
     cluster.flush()
-    done = run(cluster, str(tmp_path / "out"))
-    assert done.exit_code == 0, done.output
+    done = cluster.command("export", str(tmp_path / "out"), code=0)
     assert "2 records written to" in done.output
     assert "1 of which could not be decoded and are kept as bytes" in done.output
     assert "holds no record" in done.output
     assert "3 offsets were there already" not in done.output
-    again = run(cluster, str(tmp_path / "out"))
+    again = cluster.command("export", str(tmp_path / "out"))
     assert "2 offsets were there already" in again.output
     for arguments, text in (
         (["nobody"], "is no topic of the pipeline"),
@@ -461,7 +454,7 @@ def test_the_command_says_what_it_wrote_and_what_cannot_be(cluster: Cluster, tmp
         (["--from", "2031-01-01"], "has no record in the range"),
         (["--to", "2001-01-01"], "ends before the first record"),
     ):
-        refused = run(cluster, str(tmp_path / "refused"), *arguments)
+        refused = cluster.command("export", str(tmp_path / "refused"), *arguments)
         assert (refused.exit_code, text in refused.output) == (1, True), refused.output
-    unreachable = run(cluster, str(tmp_path / "refused"), "--bootstrap", "127.0.0.1:1")
+    unreachable = cluster.command("export", str(tmp_path / "refused"), "--bootstrap", "127.0.0.1:1")
     assert "no Kafka broker answers" in unreachable.output

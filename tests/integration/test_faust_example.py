@@ -12,7 +12,8 @@ from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import ALERTS
 from tests.helpers.documents import fenced
-from tests.helpers.topics import TIMEOUT_S, Cluster, Starter
+from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker

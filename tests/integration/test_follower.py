@@ -5,13 +5,13 @@ from confluent_kafka import Producer
 
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.kafka.readers.follower import TopicFollower
-from pipeline.kafka.readers.replay_reader import stable_end
+from pipeline.kafka.readers.replay_reader import readable_ends
 from schemas.topics import MODELS
 from tests.helpers.logs import START
 from tests.helpers.topics import Cluster
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
-TIMEOUT_S = 30.0
 
 
 def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) -> None:
@@ -60,7 +60,7 @@ def test_what_an_open_transaction_hides_is_waited_for(cluster: Cluster) -> None:
         if next(asked, None) == 3:
             producer.commit_transaction(TIMEOUT_S)
 
-    assert stable_end(cluster.bootstrap, cluster.settings, name, 0, waiting) == 2
+    assert readable_ends(cluster.bootstrap, cluster.settings, [(name, 0)], waiting) == {(name, 0): 2}
     assert next(asked, None) is None
     follower = TopicFollower(cluster.bootstrap, cluster.settings, MODELS).start()
     assert [record.value for record in follower.read_to_end(lambda: None)] == [b"hidden", b"committed"]

@@ -3,22 +3,17 @@
 import uuid
 from typing import Final
 
-import pyarrow.dataset as ds
 import pytest
-from click.testing import CliRunner
 from confluent_kafka import Producer
 
-from pipeline.cli import main
-from pipeline.demo.processes import settings_environment
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.settings import Settings
 from schemas.topics import DEAD_LETTERS, LABELS, TRANSACTIONS
-from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.batches import odd_batch, produce_batch, record_batch
 from tests.helpers.logs import after, label, microseconds, reason, transaction
 from tests.helpers.topics import Cluster, Starter, shop
-from tests.integration.test_unreadable import check, quarantined, write_raw
+from tests.integration.test_unreadable import check, check_programs, quarantined, write_raw
 
 pytestmark = pytest.mark.broker
 
@@ -125,14 +120,4 @@ def test_records_that_claim_other_offsets_hide_nothing_and_are_quarantined(
     assert quarantined(cluster) == sorted(expected)
 
     # Programs read the same.
-    assert len(cluster.read(TRANSACTIONS)) == len(bought)
-    backtest = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
-    backtest.run()
-    assert backtest.comparison is not None
-    assert (backtest.comparison.compared, backtest.comparison.differences) == (len(bought), [])
-    out = cluster.settings.data_dir / "export"
-    exported = CliRunner().invoke(
-        main, ["export", str(out), "transactions"], env=settings_environment(cluster.settings)
-    )
-    assert exported.exit_code == 0, exported.output
-    assert ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows() == len(bought)
+    check_programs(cluster, len(bought), len(bought))

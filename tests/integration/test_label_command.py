@@ -13,31 +13,23 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 from msgspec import structs
 
 from pipeline.broker import embedded_broker
-from pipeline.cli import main
 from pipeline.commands.dead_letters import DeadLetter
+from pipeline.demo.processes import settings_environment
 from pipeline.engine.records.results import Result as Dead
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.settings import Settings
-from schemas.messages import Alert, Decision, Label, LogPosition, ModelScores, Reason, RecordPosition, Versions
+from schemas.messages import Alert, Decision, Label, RecordPosition
 from schemas.records import Headers, Output, Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, LABELS, TRANSACTIONS, Topic
-from tests.helpers.topics import TIMEOUT_S, shared_producer
+from tests.helpers.logs import golden
+from tests.helpers.topics import command, shared_producer
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    assert settings.kafka_bootstrap_servers is not None
-    return {
-        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "FRAUD_PIPELINE_TOPIC_PREFIX": settings.topic_prefix,
-        "FRAUD_PIPELINE_DATA_DIR": str(settings.data_dir),
-    }
 
 
 @pytest.fixture
@@ -45,10 +37,6 @@ def cluster(kafka_settings: Settings) -> Settings:
     assert kafka_settings.kafka_bootstrap_servers is not None
     ensure_topics(kafka_settings.kafka_bootstrap_servers, kafka_settings)
     return kafka_settings
-
-
-def command(settings: Settings, *arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, env=environment(settings))
 
 
 def write(settings: Settings, topic: Topic, values: list[bytes], timestamp: datetime | None = None) -> None:
@@ -71,32 +59,21 @@ def head(transaction_id: str, card_id: str) -> bytes:
 
 
 def alert(number: int) -> Alert:
-    return Alert(
+    (reason, _) = golden("alert", Alert).reasons
+    return golden(
+        "alert",
+        Alert,
         alert_id=f"a{number}",
         case_id="case",
-        case_sequence=1,
         severity=90.0,
-        raised_at=datetime(2026, 3, 1, tzinfo=UTC),
         transaction_id=f"t{number}",
         card_id="C1",
         merchant_id="M1",
         event_time=datetime(2026, 3, 1, 12, number, tzinfo=UTC),
         amount=Decimal("100.00"),
-        currency="EUR",
-        amount_base=100.0,
-        base_currency="EUR",
-        score=0.9,
-        model_scores=ModelScores(lightgbm=0.9, river=0.9),
         threshold=0.5,
-        selection="score",
-        reasons=[
-            Reason(
-                code="amount", feature="amount", value=100.0, contribution=2.0, sentence=f"Sentence number {number}."
-            )
-        ],
-        versions=Versions(lightgbm="l", river="r", policy="p", kernel="k", rates="x"),
         source=RecordPosition(topic="transactions", partition=0, offset=number),
-        log=LogPosition(partition=0, offset=number),
+        reasons=[structs.replace(reason, sentence=f"Sentence number {number}.")],
     )
 
 
@@ -123,27 +100,24 @@ def test_the_card_is_found_in_any_of_the_topics(cluster: Settings, topic: Topic)
 def test_identifiers_are_found_however_their_producer_escapes_them(cluster: Settings, identifier: str) -> None:
     known = {"transaction_id": identifier, "card_id": "C1", "event_time": "2018-06-01T12:00:00+02:00"}
     write(cluster, TRANSACTIONS, [json.dumps(known).replace("/", "\\/").encode()])
-    sent = command(cluster, "label", identifier, "legitimate")
-    assert sent.exit_code == 0
+    sent = command(cluster, "label", identifier, "legitimate", code=0)
     assert "It comes too late to count: the transaction is of 2018-06-01 10:00:00 UTC" in sent.output
     assert [label.transaction_id for _, label in labels(cluster)] == [identifier]
 
 
 def test_an_unknown_transaction_is_an_error_and_sends_nothing(cluster: Settings) -> None:
     write(cluster, DECISIONS, [head("t-10", "C1"), head("xt-1", "C1")])
-    result = command(cluster, "label", "t-1", "fraud")
-    assert result.exit_code == 1
+    result = command(cluster, "label", "t-1", "fraud", code=1)
     assert "No transaction t-1 in the topics alerts, decisions, transactions" in result.output
     assert labels(cluster) == []
 
 
 def test_a_transaction_of_several_cards_is_an_error_until_the_card_is_named(cluster: Settings) -> None:
     write(cluster, DECISIONS, [head("t-1", "C1"), head("t-1", "C2"), head("t-1", "C1")])
-    result = command(cluster, "label", "t-1", "fraud")
-    assert result.exit_code == 1
+    result = command(cluster, "label", "t-1", "fraud", code=1)
     assert "Several cards have a transaction t-1: C1, C2" in result.output
     assert labels(cluster) == []
-    assert command(cluster, "label", "t-1", "fraud", "--card", "C2").exit_code == 0
+    command(cluster, "label", "t-1", "fraud", "--card", "C2", code=0)
     assert [(key, label.card_id) for key, label in labels(cluster)] == [(b"C2", "C2")]
 
 
@@ -153,7 +127,7 @@ def test_a_label_bears_the_simulated_clock_of_its_topics(cluster: Settings) -> N
     write(cluster, TRANSACTIONS, [head("t-2", "C1")], simulated)
     result = command(cluster, "label", "t-1", "fraud")
     assert "simulated clock" in result.output
-    assert command(cluster, "label", "t-2", "fraud", "--at", "2018-06-03T00:00:00+02:00").exit_code == 0
+    command(cluster, "label", "t-2", "fraud", "--at", "2018-06-03T00:00:00+02:00", code=0)
     assert [label.labelled_at for _, label in labels(cluster)] == [simulated, datetime(2018, 6, 2, 22, tzinfo=UTC)]
 
 
@@ -168,28 +142,21 @@ def test_a_label_bears_the_simulated_clock_of_its_topics(cluster: Settings) -> N
     ],
 )
 def test_what_the_pipeline_would_refuse_is_not_sent(cluster: Settings, arguments: tuple[str, ...]) -> None:
-    assert command(cluster, "label", *arguments).exit_code == 2
+    command(cluster, "label", *arguments, code=2)
     assert labels(cluster) == []
 
 
 @pytest.mark.parametrize("arguments", [("label", "t-1", "fraud"), ("alerts", "--once")])
 def test_missing_topics_and_clusters_are_explained(kafka_settings: Settings, arguments: tuple[str, ...]) -> None:
-    result = command(kafka_settings, *arguments)
-    assert result.exit_code == 1
+    result = command(kafka_settings, *arguments, code=1)
     assert "fraud-pipeline topics" in result.output
-    alone = CliRunner().invoke(
-        main,
-        arguments,
-        env={**environment(kafka_settings), "KAFKA_BOOTSTRAP_SERVERS": ""} | {"KAFKA_BOOTSTRAP_SERVERS": None},
-    )
-    assert alone.exit_code == 1
+    alone = command(kafka_settings.model_copy(update={"kafka_bootstrap_servers": None}), *arguments, code=1)
     assert "No embedded broker runs" in alone.output
 
 
 def test_alerts_once_shows_what_is_there_in_plain_text(cluster: Settings) -> None:
     write(cluster, ALERTS, [msgspec.json.encode(alert(number)) for number in range(3)] + [b"{}"])
-    result = command(cluster, "alerts", "--once")
-    assert result.exit_code == 0
+    result = command(cluster, "alerts", "--once", code=0)
     assert [f"Sentence number {number}." in result.output for number in range(3)] == [True] * 3
     assert "not an alert of this version" in result.output
     assert "\x1b" not in result.output
@@ -230,7 +197,7 @@ def decision(number: int, score: float) -> Decision:
 def test_show_says_why_and_what_is_known(cluster: Settings) -> None:
     write(cluster, DECISIONS, [msgspec.json.encode(decision(2, 0.9)), msgspec.json.encode(decision(1, 0.1)), b"C1"])
     write(cluster, ALERTS, [msgspec.json.encode(alert(2))])
-    assert command(cluster, "label", "t1", "legitimate", "--analyst", "dana", "--note", "called").exit_code == 0
+    command(cluster, "label", "t1", "legitimate", "--analyst", "dana", "--note", "called", code=0)
     shown = command(cluster, "show", "t1").output.splitlines()
     assert shown[0] == "2026-03-01 12:01:00 UTC  100.00 EUR  score 0.100  allow"
     assert shown[1] == "  card C1  merchant M1  transaction t1"
@@ -240,8 +207,7 @@ def test_show_says_why_and_what_is_known(cluster: Settings) -> None:
     assert of_card.index("transaction t1") < of_card.index("transaction t2") < of_card.index("Sentence number 2.")
     assert "The score is not below the threshold of 0.500." in of_card
     assert "No label." in of_card
-    unknown = command(cluster, "show", "t9")
-    assert unknown.exit_code == 1
+    unknown = command(cluster, "show", "t9", code=1)
     assert "No decision about a transaction or card t9." in unknown.output
     assert "still waits for its decision, read on /readyz" in unknown.output
 
@@ -325,14 +291,10 @@ def test_dead_letters_are_listed_explained_and_resent(cluster: Settings) -> None
     explained = command(cluster, "dead-letters", "explain", odd, "--value").output
     assert "This is wrong: not_json." in explained
     assert "value:      not json" in explained
-    assert command(cluster, "dead-letters", "resend").exit_code == 2
-    asked = CliRunner().invoke(
-        main, ["dead-letters", "resend", "--code", "currency_unknown"], env=environment(cluster), input="n\n"
-    )
-    assert asked.exit_code == 1
+    command(cluster, "dead-letters", "resend", code=2)
+    asked = command(cluster, "dead-letters", "resend", "--code", "currency_unknown", typed="n\n", code=1)
     assert "Send 2 to transactions?" in asked.output
-    sent = command(cluster, "dead-letters", "resend", "--code", "currency_unknown", "--yes")
-    assert sent.exit_code == 0, sent.output
+    command(cluster, "dead-letters", "resend", "--code", "currency_unknown", "--yes", code=0)
     topic = cluster.topic(TRANSACTIONS.name)
     records = list(read_topic(cluster.kafka_bootstrap_servers, topic, settings=cluster))
     assert sorted(record.value or b"" for record in records) == sorted([values[0], values[2]])
@@ -361,7 +323,7 @@ def test_following_shows_new_alerts_until_interrupted(cluster: Settings) -> None
     write(cluster, ALERTS, [msgspec.json.encode(alert(1))])
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "alerts"],
-        env={**os.environ, **environment(cluster)},
+        env={**os.environ, **settings_environment(cluster)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -384,7 +346,7 @@ def test_following_shows_new_alerts_until_interrupted(cluster: Settings) -> None
         assert "Sentence number 2." in "".join(lines)
         assert "Sentence number 1." not in "".join(lines)
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 130
+        assert process.wait(TIMEOUT_S) == 130
         assert process.stderr.read() == ""
     finally:
         process.kill()

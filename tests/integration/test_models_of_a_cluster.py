@@ -10,10 +10,8 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.cli import main
 from pipeline.kafka.writers.producer import WriterFenced
 from pipeline.models.changes import ChangeAuthor, VersionChanges
 from pipeline.models.publish import ServiceEnded, VersionToPublish, publish_active
@@ -30,6 +28,7 @@ from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.models import example, small_model
 from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import Worker
 from tests.unit.engine.test_engine_models import other_model
 
@@ -40,17 +39,12 @@ FIRST, SECOND = policy(), policy(0.5, lightgbm_version=OTHER.version)
 
 
 @pytest.fixture
-def models(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def models(cluster: Cluster) -> Callable[..., str]:
     """Runs a subcommand of ``fraud-pipeline models`` on the cluster."""
-    settings = cluster.settings
-    monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", settings.topic_prefix)
-    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(settings.data_dir))
 
     def run(*arguments: str, reason: str | None = None, code: int = 0) -> str:
         why = ("--reason", reason, "--by", "dana") if reason is not None else ()
-        result = CliRunner().invoke(main, ["models", *arguments, *why, "--bootstrap", cluster.bootstrap])
-        assert result.exit_code == code, result.output
-        return result.output
+        return cluster.command("models", *arguments, *why, code=code).output
 
     return run
 
@@ -62,7 +56,7 @@ def address_of(worker: Worker) -> str:
 
 
 def metric(address: str, name: str, **labels: str) -> float | None:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as response:
         families = text_string_to_metric_families(response.read().decode())
     samples = [sample for family in families for sample in family.samples]
     name = f"fraud_pipeline_{name}"
@@ -72,9 +66,9 @@ def metric(address: str, name: str, **labels: str) -> float | None:
 
 
 def test_a_trained_version_takes_over_rules_blend_and_audit_from_the_cluster(
-    cluster: Cluster, models: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, models: Callable[..., str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("FRAUD_PIPELINE_AUDIT_KEYS", '{"k1": "secret"}')
+    cluster.settings = cluster.settings.model_copy(update={"audit_keys": {"k1": "secret"}})
     registry = Registry(cluster.settings.registry_path)
     registry.activate(POLICY, registry.register(POLICY, policy(0.9, rules=(), blend=0.75).to_payload()))
     cluster.publish(FIRST)
@@ -95,8 +89,7 @@ def test_a_trained_version_takes_over_rules_blend_and_audit_from_the_cluster(
         "--features",
         "amount,hour",
     )
-    trained = CliRunner().invoke(main, ["train", str(file), *quick, "--publish", "--bootstrap", cluster.bootstrap])
-    assert trained.exit_code == 0, trained.output
+    trained = cluster.command("train", str(file), *quick, "--publish", code=0)
     shown = json.loads(models("policy", "show", "--json"))
     assert shown["version"] == json.loads(trained.stdout)["policy"]
     assert shown["lightgbm_version"] == json.loads(trained.stdout)["lightgbm"]
@@ -202,7 +195,7 @@ def test_versions_are_changed_and_learning_is_frozen(
     address = address_of(worker)
     worker.until(lambda: metric(address, "lag_records") == 3)
     assert metric(address, "learning_frozen") == 1
-    with urllib.request.urlopen(f"http://{address}/readyz", timeout=60) as response:
+    with urllib.request.urlopen(f"http://{address}/readyz", timeout=TIMEOUT_S) as response:
         assert response.status == 200
     assert cluster.versions("river") == []
     models("unfreeze", reason="It is mended.")

@@ -8,12 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli import main
 from pipeline.decision.pacing import Pacing, PacingOptions
 from pipeline.decision.policy import Policy
-from pipeline.demo.processes import settings_environment
 from pipeline.engine.records.accepted_labels import LabelOptions, accept
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.decision_feed import PartitionDecisions, decode_decided
@@ -83,8 +80,7 @@ def policies(cluster: Cluster) -> dict[str, Policy]:
 
 
 def once(cluster: Cluster) -> dict[str, Any]:
-    arguments = ["pace", "--budget-per-day", "20", "--once"]
-    result = CliRunner().invoke(main, arguments, env=settings_environment(cluster.settings))
+    result = cluster.command("pace", "--budget-per-day", "20", "--once")
     if result.exit_code:
         return {"error": result.stderr.strip()}
     (line,) = result.stdout.splitlines()

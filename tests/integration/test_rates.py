@@ -1,20 +1,17 @@
 """Rate tables: each version has one, and whoever needs an old one finds it again."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
 
-from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.rates import PublishedRates
 from pipeline.settings.rate_table import RatesError
 from schemas.topics import MODELS
-from tests.helpers.topics import TIMEOUT_S, Cluster, Starter, shop
+from tests.helpers.topics import Cluster, Starter, shop
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
@@ -34,14 +31,6 @@ def published(cluster: Cluster) -> PublishedRates:
 
 def tables(cluster: Cluster) -> list[str]:
     return cluster.versions("rates")
-
-
-def rates_command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "rates", *arguments],
-        env={"PATH": "", **settings_environment(cluster.settings)},
-        cwd=ROOT, capture_output=True, check=False, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
 
 
 def test_another_table_of_the_same_version_is_refused_at_the_start(
@@ -100,7 +89,7 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
     assert "were processed by rate table 'indicative-1'" in lost.output
     assert "publish its file with `fraud-pipeline rates FILE`, and start again" in lost.output
     assert len(cluster.decisions()) == 20
-    assert rates_command(cluster, str(ROOT / "pipeline/data/rates.json")).returncode == 0
+    cluster.command("rates", str(ROOT / "pipeline/data/rates.json"), code=0)
     found = start(cluster.settings, rates_file=file, snapshot_url="")
     found.until(lambda: len(cluster.decisions()) >= 30)
     assert found.stop() == 0, found.output
@@ -109,11 +98,9 @@ def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(
 def test_the_command_publishes_tables_and_lists_them(cluster: Cluster, tmp_path: Path) -> None:
     for name, content in (("old.json", OLD), ("new.json", NEW)):
         (tmp_path / name).write_bytes(content)
-    done = rates_command(cluster, str(tmp_path / "old.json"), str(tmp_path / "new.json"))
-    assert done.returncode == 0, done.stderr
+    done = cluster.command("rates", str(tmp_path / "old.json"), str(tmp_path / "new.json"), code=0)
     assert [line.split()[1] for line in done.stdout.splitlines()] == ["2024-03-01", "2024-03-02"]
-    assert rates_command(cluster).stdout == done.stdout
+    assert cluster.command("rates").stdout == done.stdout
     (tmp_path / "old.json").write_bytes(table("2024-03-01", JPY="0.006"))
-    again = rates_command(cluster, str(tmp_path / "old.json"))
-    assert again.returncode == 1
+    again = cluster.command("rates", str(tmp_path / "old.json"), code=1)
     assert "says something else" in again.stderr

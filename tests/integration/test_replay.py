@@ -34,12 +34,12 @@ from schemas.topics import ALERTS, LABELS, TRANSACTIONS
 from tests.chaos.arithmetic import partition_of
 from tests.helpers.features import labels_known
 from tests.helpers.offsets import committed_offsets
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
 
 DAY = timedelta(days=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_alerted_transactions_are_reviewed_sooner_and_once(settings: Settings, f
                 }
                 for _ in range(2):
                     producer.produce(settings.topic("alerts"), json.dumps(alert), row["card_id"])
-            assert producer.flush(LIMIT_S) == 0
+            assert producer.flush(TIMEOUT_S) == 0
 
     simulated_s = (frame["event_time"].iloc[-1] - frame["event_time"].iloc[0]).total_seconds()
     options = ReplayOptions(

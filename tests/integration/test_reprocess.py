@@ -6,17 +6,15 @@ from typing import Any
 import msgspec
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from confluent_kafka import TopicPartition
 
 from pipeline.backtest.reprocess.reprocess import Reprocessed, reprocess
 from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, ReprocessError, features_topic
-from pipeline.cli import main
-from pipeline.demo.processes import settings_environment
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.scores.decision_messages import NOT_READ
-from pipeline.engine.scores.feature_blocks import read_feature_messages
-from pipeline.exports.topics import TopicExport, named
+from pipeline.engine.scores.decision_records import read_feature_messages
+from pipeline.exports.topic_export import TopicExport, named
 from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import partition_numbers
@@ -302,8 +300,7 @@ def test_a_transaction_that_a_killed_run_left_open_is_ended_without_a_word(
 
 
 def run(cluster: Cluster, *arguments: str) -> Result:
-    environment = settings_environment(cluster.settings)
-    return CliRunner().invoke(main, ["backtest", "--decisions", f"topic:{INTO}", *arguments], env=environment)
+    return cluster.command("backtest", "--decisions", f"topic:{INTO}", *arguments)
 
 
 def test_the_command_says_how_it_ended(bought: Cluster) -> None:

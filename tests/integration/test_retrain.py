@@ -8,12 +8,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli import main
 from pipeline.decision.policy import Policy
 from pipeline.models.publish import VersionToPublish, publish_active
-from pipeline.retraining.topics import BY
+from pipeline.retraining.cluster_reader import BY
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import Scenario, make_profiles, simulate_days
@@ -23,7 +21,7 @@ from schemas.topics import ACCEPTED_LABELS, CONTROL
 from tests.helpers.champion import policy
 from tests.helpers.models import small_model
 from tests.helpers.pages import compare, shown
-from tests.helpers.topics import Cluster, Starter
+from tests.helpers.topics import Cluster, Starter, command
 from tests.helpers.worker import Worker
 
 pytestmark = pytest.mark.broker
@@ -60,19 +58,12 @@ def activations(cluster: Cluster) -> Sequence[Activation]:
 
 
 @pytest.fixture
-def models(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def models(cluster: Cluster) -> Callable[..., str]:
     """Runs a subcommand of ``fraud-pipeline models`` where two people have to agree."""
-    settings = cluster.settings
-    monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", settings.topic_prefix)
-    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(settings.data_dir))
-    monkeypatch.setenv("FRAUD_PIPELINE_MATURITY_DAYS", "2")
-    monkeypatch.setenv("FRAUD_PIPELINE_SECOND_APPROVAL", "true")
+    agreed = cluster.settings.model_copy(update={"maturity_days": 2, "second_approval": True})
 
     def run(*arguments: str, code: int = 0) -> str:
-        more = ("--reason", "A test.", "--bootstrap", cluster.bootstrap)
-        result = CliRunner().invoke(main, ["models", *arguments, *more])
-        assert result.exit_code == code, result.output
-        return result.output
+        return command(agreed, "models", *arguments, "--reason", "A test.", code=code).output
 
     return run
 

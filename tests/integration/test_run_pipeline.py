@@ -17,6 +17,7 @@ from schemas.messages import Alert, Decision, ModelVersion
 from schemas.topics import ALERTS, DECISIONS, LABELS, MODELS, TRANSACTIONS, Topic
 from tests.helpers.installed import PACKAGES, build_wheel, install
 from tests.helpers.runs import Run, RunStarter, gone, on_cluster
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
@@ -72,7 +73,7 @@ def test_a_run_of_the_wheel_decides_every_transaction_once_and_ends_by_itself(
     assert children
     run.wait_for("stay for a look")
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 0, run.errors
+    assert run.process.wait(TIMEOUT_S) == 0, run.errors
     assert gone(children)
 
     reported = summary(run)
@@ -122,7 +123,7 @@ def test_ctrl_c_stops_a_run_without_end_and_everything_it_started(begin: RunStar
     children = run.wait_for(STREAMING)
     assert any("java" in child.name() for child in children)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 0, run.errors
+    assert run.process.wait(TIMEOUT_S) == 0, run.errors
     assert gone(children)
     assert summary(run)["decisions"] == summary(run)["transactions"] > 0
     assert run.errors == ""
@@ -141,7 +142,7 @@ def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settin
     run = begin(*SMALL, "--cards", "5000", "--history-days", "300", "--days", "5", **on_cluster(kafka_settings))
     children = run.wait_for(TRAINING)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(120) == 0, run.errors
+    assert run.process.wait(TIMEOUT_S) == 0, run.errors
     assert gone(children)
     assert summary(run)["decisions"] == 0
     assert summary(run)["p50_ms"] is None
@@ -152,7 +153,7 @@ def test_ctrl_c_at_an_early_stage_ends_with_a_summary_too(kafka_settings: Settin
 def test_a_worker_that_dies_ends_the_run_with_its_log(kafka_settings: Settings, begin: RunStarter) -> None:
     run = begin(*SMALL, "--days", "0", **on_cluster(kafka_settings))
     worker_among(run.wait_for(STREAMING)).kill()
-    assert run.process.wait(120) == 1
+    assert run.process.wait(TIMEOUT_S) == 1
     assert "worker-1 was killed by signal 9" in run.errors
     assert "worker-1.log" in run.errors
     assert "joined" in run.errors
@@ -165,7 +166,7 @@ def test_nothing_outlives_a_controller_that_is_killed(begin: RunStarter) -> None
     assert any("java" in child.name() for child in children)
     assert worker_among(children)
     run.process.kill()
-    assert gone(children, 60)
+    assert gone(children, TIMEOUT_S)
 
 
 def test_a_run_keeps_away_from_topics_with_records(kafka_settings: Settings, begin: RunStarter) -> None:
@@ -178,6 +179,6 @@ def test_a_run_keeps_away_from_topics_with_records(kafka_settings: Settings, beg
     with RecordProducer(servers, kafka_settings) as producer:
         producer.produce(kafka_settings.topic(LABELS.name), b"key", b"value", 0)
     run = begin(*SMALL, **on_cluster(kafka_settings))
-    assert run.process.wait(60) == 1
+    assert run.process.wait(TIMEOUT_S) == 1
     assert f"hold records already: {kafka_settings.topic(LABELS.name)}" in run.errors
     assert "FRAUD_PIPELINE_TOPIC_PREFIX" in run.errors

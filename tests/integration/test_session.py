@@ -1,11 +1,9 @@
 """What a session promises of outputs, offsets and state, against a real broker."""
 
 import random
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +32,7 @@ from pipeline.kafka.cluster.log_offsets import last_offsets
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.batch import Batch
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.attempts import Committed, Mark, read_mark
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.session import Session
@@ -46,12 +45,12 @@ from schemas.records import Output, Record
 from schemas.topics import DECISIONS, LABELS, PROFILED, TOPICS, TRANSACTIONS
 from tests.helpers.offsets import committed_offsets
 from tests.helpers.topics import shared_producer
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
 BROKER_REFUSES = PROFILED.max_message_bytes + 1_000_000
 """Bytes of an output that this client accepts and the broker does not."""
-TIMEOUT_S = 30.0
 READS = (TRANSACTIONS, LABELS)
 
 
@@ -122,8 +121,16 @@ class Refusing(Numbers):
 
 
 @pytest.fixture
-def settings(kafka_settings: Settings) -> Settings:
-    settings = kafka_settings.model_copy(update={"card_partitions": 2, "merchant_partitions": 2})
+def client() -> str:
+    """Name of the client that writes transactions; a test may name another one."""
+    return "batched"
+
+
+@pytest.fixture
+def settings(kafka_settings: Settings, client: str) -> Settings:
+    settings = kafka_settings.model_copy(
+        update={"card_partitions": 2, "merchant_partitions": 2, "transaction_client": client}
+    )
     ensure_topics(servers(settings), settings, TOPICS)
     return settings
 
@@ -157,12 +164,12 @@ def output_of(size: int) -> Output:
 
 
 def work(session: Session, handler: Numbers, done: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while not done():
-        assert time.monotonic() < deadline_s, "the records did not come"
+    def step() -> None:
         batch = session.poll(0.1)
         if batch is not None:
             session.commit(batch, handler.process(batch))
+
+    eventually(done, step)
 
 
 def polled(session: Session) -> Batch:
@@ -173,7 +180,8 @@ def polled(session: Session) -> Batch:
 
 
 def decided(settings: Settings) -> list[bytes]:
-    return sorted(record.value or b"" for record in read_topic(servers(settings), settings.topic(DECISIONS.name)))
+    records = read_topic(servers(settings), settings.topic(DECISIONS.name), settings=settings)
+    return sorted(record.value or b"" for record in records)
 
 
 def held(handler: Numbers) -> list[bytes]:
@@ -193,23 +201,10 @@ def test_a_state_that_fails_behind_its_transaction_sets_no_offset_back(settings:
     assert (sum(committed.values()), decided(settings)) == (2, [b"a", b"a"])
 
 
-def test_an_aborted_batch_is_taken_back_and_read_again(settings: Settings) -> None:
-    handler = Numbers()
-    write(settings, ["1", "2", "3"])
-    with session(settings, handler) as opened:
-        batch = polled(opened)
-        stranger = Consumer(consumer_config(servers(settings), settings.topic("card"), settings=settings))
-        foreign = replace(batch, group_metadata=stranger.consumer_group_metadata())
-        with pytest.raises(Aborted):
-            opened.commit(foreign, handler.process(foreign))
-        stranger.close()
-        assert held(handler) == []
-        assert not handler.pending
-        work(opened, handler, lambda: len(held(handler)) == 3)
-        assert held(handler) == decided(settings) == [b"1", b"2", b"3"]
-
-
-@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize(
+    ("delivery", "client"),
+    [("exactly_once", "batched"), ("exactly_once", "librdkafka"), ("at_least_once", "librdkafka")],
+)
 @pytest.mark.parametrize("too_large", [BROKER_REFUSES, MAX_RECORD_BYTES + 1])
 def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
     settings: Settings, delivery: str, too_large: int
@@ -236,6 +231,7 @@ def test_an_output_that_nobody_takes_is_the_fault_of_what_was_read(
             assert decided(settings) == held(handler)
 
 
+@pytest.mark.parametrize("client", ["librdkafka"])
 def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_failed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +254,7 @@ def test_the_cause_is_found_where_a_call_says_only_that_the_transaction_has_fail
         assert decided(settings) == held(handler)
 
 
+@pytest.mark.parametrize("client", ["librdkafka"])
 def test_the_cause_is_found_where_records_follow_one_that_the_broker_has_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,11 +299,10 @@ def test_partitions_move_whole_and_are_released_where_they_are_given_up_in_order
         assert all(at.mark is not None and at.mark.commit and not at.mark.released for at in marks(settings).values())
         second = Numbers()
         with session(other, second, protocol) as two:
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while not (len(opened.assigned) == len(two.assigned) == 2) or two._careful.plan.active:
-                assert time.monotonic() < deadline_s
-                opened.poll(0.05)
-                two.poll(0.05)
+            eventually(
+                lambda: len(opened.assigned) == len(two.assigned) == 2 and not two._careful.plan.active,
+                lambda: (opened.poll(0.05), two.poll(0.05)),
+            )
             numbers = [{number for _, number in member.assigned} for member in (opened, two)]
             assert (numbers[0] | numbers[1], numbers[0] & numbers[1]) == ({0, 1}, set())
             assert sorted([*held(handler), *held(second)]) == sorted(str(number).encode() for number in range(20))
@@ -317,6 +313,7 @@ def test_partitions_move_whole_and_are_released_where_they_are_given_up_in_order
     assert {at.mark for at in marks(settings).values()} == {Mark(released=True)}
 
 
+@pytest.mark.parametrize("client", ["batched", "librdkafka"])
 def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings: Settings) -> None:
     first, second = Numbers(), Numbers()
     with session(settings, first) as opened, session(settings, second) as two:
@@ -549,6 +546,7 @@ def left_open(settings: Settings, instance: str, producer: str) -> Producer:
     return left
 
 
+@pytest.mark.parametrize("client", ["batched", "librdkafka"])
 def test_whoever_takes_over_ends_what_the_last_holder_left_open(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -584,12 +582,12 @@ def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(se
     handler = Numbers()
     with session(settings.model_copy(update={"instance": "stopped"}), handler) as opened:
         work(opened, handler, lambda: len(held(handler)) == 20)
-    offsets = CommittedOffsets(
-        servers(settings), settings, "card", READS, Retries("card", threading.Event(), lambda: None)
-    )
+    member = Member(servers(settings), settings, "card", READS)
+    offsets = CommittedOffsets(member, Retries("card", lambda: None))
     assert offsets.dead_holders([(settings.topic(TRANSACTIONS.name), number) for number in range(2)]) == set()
 
 
+@pytest.mark.parametrize("client", ["batched", "librdkafka"])
 def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(settings: Settings) -> None:
     """Checks at a start, restores and readers of results waited for it until the brokers' time limit."""
     name, client = settings.topic(PROFILED.name), admin_client(servers(settings))

@@ -6,10 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import pytest
@@ -24,21 +23,22 @@ from confluent_kafka.admin import (
 
 from agents.app import WorkerContext
 from agents.topology import AGENTS, CARD, FEEDBACK, LABEL, LEARN, SCORE
+from agents.watches import BrokerWatch
 from pipeline.broker import EmbeddedBroker, embedded_broker
 from pipeline.broker.local import free_port
 from pipeline.engine.records.forwarding import forward
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.checks.offset_checks import progressed
+from pipeline.kafka.checks.offset_checks import result_offsets
 from pipeline.kafka.checks.startup import Role, StartRefused, check_start
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import MEMBER_ID, admin_client, consumer_config, producer_config
 from pipeline.kafka.cluster.cluster import group_protocol, topic_identities
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.retention import needed_days
-from pipeline.kafka.cluster.watch import BrokerWatch
 from pipeline.kafka.records.internal import not_counted
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
 from pipeline.settings import Settings
@@ -60,13 +60,12 @@ from schemas.topics import (
     TRANSACTIONS,
     Topic,
 )
-from tests.helpers.logs import block_of, features, label
+from tests.helpers.logs import block_of, features, golden, label
 from tests.helpers.topics import shared_producer
 from tests.helpers.waiting import TIMEOUT_S, eventually, retried
 
 pytestmark = pytest.mark.broker
 
-T = TypeVar("T")
 ALL: Final = tuple(AGENTS.values())
 
 
@@ -144,11 +143,6 @@ def progress(bootstrap: str, settings: Settings, agent: str, number: int, ends: 
     write(bootstrap, settings, PROGRESS, msgspec.json.encode(value), key=agent.encode(), partition=number)
 
 
-def golden(name: str, kind: type[T]) -> T:
-    """Return a message of the wire contract's golden bytes."""
-    return msgspec.json.decode((files("schemas") / f"golden/v1/{name}.json").read_bytes(), type=kind)
-
-
 def dead_letter(role: str, source: str, number: int, offset: int) -> Output:
     """A dead letter of an agent, of a record of a topic (full name)."""
     refused = Result()
@@ -170,11 +164,11 @@ def write_result(bootstrap: str, settings: Settings, role: Role, result: Topic, 
     elif result is DECISION_FEATURES:
         value = features(log=log)
     elif result is DECISIONS:
-        value = msgspec.json.encode(msgspec.structs.replace(golden("decision", Decision), log=log))
+        value = msgspec.json.encode(golden("decision", Decision, log=log))
     elif result is EXAMPLES:
         cards = (f"c{n}" for n in count())
         card = next(card for card in cards if partition_of(card, settings.card_partitions) == number)
-        value = msgspec.json.encode(msgspec.structs.replace(golden("example", Example), card_id=card))
+        value = msgspec.json.encode(golden("example", Example, card_id=card))
     else:
         output = (
             dead_letter(role.name, source, number, at)
@@ -489,11 +483,10 @@ def test_a_trace_among_the_oldest_results_is_found(
         for end in range(1, 8):
             progress(bootstrap, settings, "card", number, {TRANSACTIONS: end})
     for number in (0, 1):
-        reported = progressed(bootstrap, "card", [0, 1, 2], settings)
+        reported = result_offsets(Member(bootstrap, settings, "card", CARD.reads), [0, 1, 2])
         labels, transactions = (settings.topic(topic.name) for topic in (LABELS, TRANSACTIONS))
-        assert reported.ends[labels, number] == reported.ends[transactions, number] == 7
+        assert reported.furthest[labels, number].end == reported.furthest[transactions, number].end == 7
         assert reported.newest == {(transactions, 0): 7, (transactions, 1): 7}
-        assert reported.numbers == {0, 1}
 
 
 def test_committed_inputs_without_a_recorded_order_are_reported(bootstrap: str, settings: Settings) -> None:

@@ -19,10 +19,10 @@ from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
 from tests.helpers.offsets import committed_offsets, group_lag
 from tests.helpers.topics import raise_failure, shared_producer
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
-TIMEOUT_S = 60.0
 JAVA_MURMUR2 = {
     b"21": -973_932_308,
     b"foobar": -790_332_482,
@@ -79,7 +79,7 @@ def test_a_simulated_clock_may_stand_anywhere(kafka_settings: Settings) -> None:
     for stamp_ms in stamps_ms:
         producer.produce(name, b"value", b"card", timestamp=stamp_ms)
     assert producer.flush(TIMEOUT_S) == 0
-    assert [record.timestamp_ms for record in read_topic(bootstrap, name)] == stamps_ms
+    assert [record.timestamp_ms for record in read_topic(bootstrap, name, settings=kafka_settings)] == stamps_ms
 
 
 def test_a_wrong_partition_count_says_what_to_do(kafka_settings: Settings) -> None:
@@ -138,7 +138,7 @@ def test_dead_letters_hold_the_largest_transaction_with_its_headers(kafka_settin
     producer.produce(kafka_settings.topic(TRANSACTIONS.name), largest, b"card")
     producer.produce(kafka_settings.topic(DEAD_LETTERS.name), largest, b"card", headers=[("reason", b"y" * 10_000)])
     assert producer.flush(TIMEOUT_S) == 0
-    (record,) = read_topic(bootstrap, kafka_settings.topic(DEAD_LETTERS.name))
+    (record,) = read_topic(bootstrap, kafka_settings.topic(DEAD_LETTERS.name), settings=kafka_settings)
     assert record.value == largest
     assert record.headers == (("reason", b"y" * 10_000),)
 
@@ -155,14 +155,20 @@ def test_only_committed_records_are_read_up_to_the_end(kafka_settings: Settings)
             producer.produce(name, f"{outcome} {number}".encode(), f"card {number}".encode())
         (producer.commit_transaction if outcome == "committed" else producer.abort_transaction)(TIMEOUT_S)
 
-    records = list(read_topic(bootstrap, name))
+    records = list(read_topic(bootstrap, name, settings=kafka_settings))
 
     assert sorted(record.value or b"" for record in records) == sorted(f"committed {n}".encode() for n in range(100))
     assert {record.partition for record in records} == {0, 1, 2, 3}
     first = records[0]
-    rest = read_topic(bootstrap, name, partitions=[first.partition], start={first.partition: first.offset + 1})
+    rest = read_topic(
+        bootstrap,
+        name,
+        settings=kafka_settings,
+        partitions=[first.partition],
+        start={first.partition: first.offset + 1},
+    )
     assert [r.offset for r in rest] == [r.offset for r in records if r.partition == first.partition][1:]
-    assert list(read_topic(bootstrap, name, start=dict.fromkeys(range(4), 10_000))) == []
+    assert list(read_topic(bootstrap, name, settings=kafka_settings, start=dict.fromkeys(range(4), 10_000))) == []
 
 
 def test_an_open_transaction_ends_the_readable_log(kafka_settings: Settings) -> None:
@@ -176,10 +182,10 @@ def test_an_open_transaction_ends_the_readable_log(kafka_settings: Settings) -> 
     producer.produce(name, b"open", b"card")
     assert producer.flush(TIMEOUT_S) == 0
     assert end_offsets(bootstrap, [name]) == {(name, 0): 0}
-    assert list(read_topic(bootstrap, name)) == []
+    assert list(read_topic(bootstrap, name, settings=kafka_settings)) == []
     producer.commit_transaction(TIMEOUT_S)
     assert end_offsets(bootstrap, [name]) == {(name, 0): 2}
-    assert [record.value for record in read_topic(bootstrap, name)] == [b"open"]
+    assert [record.value for record in read_topic(bootstrap, name, settings=kafka_settings)] == [b"open"]
 
 
 def test_a_tail_follows_from_the_end_until_it_is_stopped(kafka_settings: Settings) -> None:
@@ -189,18 +195,18 @@ def test_a_tail_follows_from_the_end_until_it_is_stopped(kafka_settings: Setting
     producer = shared_producer(bootstrap)
     producer.produce(name, b"old", b"card")
     assert producer.flush(TIMEOUT_S) == 0
-    stopped = threading.Event()
     seen: list[Record] = []
-    tail = tail_topic(bootstrap, name, stopped=stopped)
-    follower = threading.Thread(target=lambda: seen.extend(tail))
+    start = {number: end for (_, number), end in end_offsets(bootstrap, [name]).items()}
+    tail = tail_topic(bootstrap, name, settings=kafka_settings, start=start, lost_after_s=TIMEOUT_S)
+    follower = threading.Thread(target=lambda: seen.append(next(tail)))
     follower.start()
     deadline_s = time.monotonic() + TIMEOUT_S
     while not seen and time.monotonic() < deadline_s:
         producer.produce(name, b"new", b"card")
         producer.flush(TIMEOUT_S)
-        stopped.wait(0.05)
-    stopped.set()
+        follower.join(0.05)
     follower.join(TIMEOUT_S)
+    tail.close()
     assert {record.value for record in seen} == {b"new"}
 
 
@@ -219,9 +225,7 @@ def test_lag_counts_from_what_a_group_committed(kafka_settings: Settings) -> Non
 
     consumer = Consumer(consumer_config(bootstrap, group))
     consumer.subscribe([name])
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while consumer.poll(0.1) is None:
-        assert time.monotonic() < deadline_s
+    eventually(lambda: consumer.poll(0.1) is not None)
     consumer.commit(offsets=[TopicPartition(name, 0, 4)], asynchronous=False)
     consumer.close()
     assert committed_offsets(bootstrap, group, [name]) == {(name, 0): 4}

@@ -13,6 +13,7 @@ from schemas.topics import ACCEPTED_LABELS, PROFILED, TRANSACTIONS
 from tests.helpers.logs import after, transaction
 from tests.helpers.pages import shown
 from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import Worker
 
 pytestmark = pytest.mark.broker
@@ -33,7 +34,7 @@ def exported(worker: Worker) -> str:
     address = next((line.split()[-1] for line in worker.output.splitlines() if ", metrics on " in line), None)
     if address is None:
         return ""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as response:
         return str(response.read().decode())
 
 

@@ -1,5 +1,7 @@
 """Logs of transactions and labels that go where windows break: their edges, late events, ties, corrections."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
@@ -112,9 +114,14 @@ def busy_card_log(seed: int, size: int) -> pd.DataFrame:
     """Hundreds of events of one card within its windows, some late, some of the same instant."""
     generator = np.random.default_rng(seed)
     times = _busy_times(generator, size)
+    return _card_log(generator, times, np.where(generator.random(size) < 0.95, "hot", "other"))
+
+
+def _card_log(generator: np.random.Generator, times: np.ndarray, cards: Sequence[str] | np.ndarray) -> pd.DataFrame:
+    size = len(times)
     return pd.DataFrame(
         {
-            "card_id": np.where(generator.random(size) < 0.95, "hot", "other"),
+            "card_id": cards,
             "merchant_id": generator.choice(["m", "n", "o"], size),
             "event_time_us": times,
             "amount_minor": generator.integers(1, 20_000, size),
@@ -197,17 +204,7 @@ def passing_cards_log(seed: int, size: int) -> pd.DataFrame:
     """Cards that come and go over hundreds of days, some to return long after; a tenth of the events is late."""
     generator = np.random.default_rng(seed)
     times = _passing_times(generator, size)
-    return pd.DataFrame(
-        {
-            "card_id": _passing_entities(generator, size),
-            "merchant_id": generator.choice(["m", "n", "o"], size),
-            "event_time_us": times,
-            "amount_minor": generator.integers(1, 20_000, size),
-            "counts": generator.random(size) < 0.9,
-            "hour": times / HOUR % 24,
-            "weekday": (times // DAY % 7).astype(float),
-        }
-    )
+    return _card_log(generator, times, _passing_entities(generator, size))
 
 
 def passing_merchants_log(seed: int, size: int) -> pd.DataFrame:

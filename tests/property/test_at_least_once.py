@@ -17,7 +17,6 @@ import pytest
 from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import block_writing
-from pipeline.engine.feedback.decision_records import unpack_record
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
@@ -25,8 +24,8 @@ from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.scores import deduplication
 from pipeline.engine.scores.block_messages import read_messages
 from pipeline.engine.scores.decider import Decider
+from pipeline.engine.scores.decision_records import read_feature_messages, unpack_record
 from pipeline.engine.scores.deduplication import ReadInput, ReadInputs
-from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.engine.scores.score import ScorePartition
 from schemas.messages import DecisionFeatures, Example, ProfiledTransaction
 from schemas.records import Output, Record

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import Acceptance
-from pipeline.backtest.input.merge import LogPart
-from pipeline.backtest.input.records import Numbering, transactions_of
+from pipeline.backtest.input.merge import LogPart, Numbering
+from pipeline.backtest.input.topic_source import transactions_of
 from pipeline.engine.records import accept
-from pipeline.engine.records.accept import FastPathTransactions
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.kafka.readers.replay_reader import RecordColumns
 from schemas.codec import LATEST_US, MAX_NAMES
@@ -78,12 +77,12 @@ read_fast_path = accept.read_fast_path
 
 def nothing_is_on_the_fast_path(
     values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, **columns: bool
-) -> FastPathTransactions:
+) -> tuple[Any, Any]:
     return read_fast_path([None] * len(values), latest_us, rates, **columns)
 
 
 def is_plain(values: Sequence[bytes | None]) -> list[bool]:
-    return read_fast_path(values, np.full(len(values), LATEST_US), RATES).on_fast_path.tolist()
+    return read_fast_path(values, np.full(len(values), LATEST_US), RATES)[0].tolist()
 
 
 @given(

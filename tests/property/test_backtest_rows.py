@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.engine.records.columns import Reject, digest_keys, identities, name_keys, span_keys, text_buffers
-from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.labels import KNOWN, SOURCE_RANK, known_value, source_rank
 from schemas.codec import CODES, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage

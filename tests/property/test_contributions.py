@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.compiled_contributions import path_contributions
-from pipeline.scoring.tree_paths import lay_out_paths
+from pipeline.scoring.tree_layout import lay_out_trees
 from pipeline.scoring.trees import read_trees
 from tests.helpers.models import tolerance
 from tests.reference import shapley
@@ -54,7 +54,7 @@ def test_contributions_of_any_model(
         lightgbm.Dataset(features, target, feature_name=list(FEATURES), params=parameters),
         num_boost_round=trees,
     )
-    paths = lay_out_paths(read_trees(booster.model_to_string(), FEATURES))
+    _, paths = lay_out_trees(read_trees(booster.model_to_string(), FEATURES))
     assert paths is not None
     explained = features[:10].copy()
     for special in (np.nan, np.inf, -np.inf, 0.0, -0.0):

@@ -7,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.cards.card_join import Arrivals, CardJoin
-from pipeline.engine.cards.joins import COUNTS, Retention
+from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.joins import COUNTS, Arrivals, Retention
 from pipeline.engine.cards.pending import LabelBatch, MemoryPending, StorePending
 from pipeline.engine.cards.transaction_index import MemoryIndex, StoreIndex
-from pipeline.engine.partition_state.pending_items import PendingItems
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accept import accept_labels
 from pipeline.engine.records.columns import digest_keys
@@ -28,11 +27,10 @@ class Places:
 
     def __init__(self, *, in_memory: bool) -> None:
         self.in_memory, self.store = in_memory, MemoryStore()
-        self.join: CardJoin[Any]
         if in_memory:
             self.join = CardJoin(MemoryIndex(), MemoryPending())
         else:
-            self.join = CardJoin(StoreIndex(self.store), StorePending(PendingItems(self.store)))
+            self.join = CardJoin(StoreIndex(self.store), StorePending(self.store))
 
     def work(self, happened: Happened) -> tuple[Any, ...]:
         retention, bought, reported = happened
@@ -43,7 +41,8 @@ class Places:
         labels, rejects = accept_labels([record.value for record in reported], arrived_us, US_PER_DAY)
         assert not rejects
         numbers = np.array([number for number, _ in bought], np.int64)
-        merchants = np.column_stack([numbers] * 3) if self.in_memory else [b"%d" % number for number in numbers]
+        names = np.array([b"%d" % number for number in numbers], object)
+        merchants = np.column_stack([numbers] * 3) if self.in_memory else names
         digest = digest_keys(pa.array(["c1"] * n, pa.string()), ids)
         given = Arrivals(
             digest, times_us, np.arange(n), times_us % 7, numbers, 0, numbers % 2, merchants,
@@ -52,9 +51,9 @@ class Places:
         found = self.join.join(retention, given)
         self.join.forget(3)
         follows, who = found.following, found.following.labels.labels
-        names = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
+        merchant = follows.merchants[:, 0].tolist() if self.in_memory else [int(name) for name in follows.merchants]
         emitted = zip(
-            follows.position.tolist(), names, who.known_at_us.tolist(), follows.event_time_us.tolist(),
+            follows.position.tolist(), merchant, who.known_at_us.tolist(), follows.event_time_us.tolist(),
             follows.known.tolist(), who.transaction_id.to_pylist(), strict=True,
         )  # fmt: skip
         given_up = found.given_up.labels

@@ -1,17 +1,19 @@
 """Rows of numbers as JSON: byte for byte what msgspec writes, whatever the numbers are."""
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.engine.encoding.json_rows import Rows, RowWriter, encoded, number, one_of, same, text, timestamp, whole
 from schemas.codec import timestamp_us
-from tests.helpers.json_rows import encode_numbers, numbers
 
 NAMES = ("a", "ä", 'with "quotes"', "a_name_that_is_longer_than_those_that_are_copied_in_one_part")
 ONE = RowWriter({"a": number(0)})
@@ -21,6 +23,17 @@ ANY_DOUBLE = st.floats() | st.integers(0, 2**64 - 1).map(
     lambda bits: float(np.array([bits], np.uint64).view(np.float64)[0])
 )
 MONEY = st.integers(-(10**17), 10**17).map(lambda cents: cents / 100)
+
+
+def numbers(matrix: NDArray[Any]) -> Rows:
+    """Columns of numbers alone."""
+    n = len(matrix)
+    return Rows(b"", np.empty((0, n, 2), np.int64), np.empty((0, n), np.int64), matrix)
+
+
+def encode_numbers(names: Sequence[str], matrix: NDArray[Any]) -> list[bytes]:
+    """One object a row, of ``names``."""
+    return list(RowWriter({name: number(column) for column, name in enumerate(names)}).write(numbers(matrix)))
 
 
 def written(values: list[float]) -> list[bytes]:

@@ -4,11 +4,11 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.event_clock import EventClock, advanced
 from pipeline.decision.pacing import HOURS, Pacing, PacingOptions, ScoredRows, is_news
+from pipeline.learning.event_clock import EventClock, advanced
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_HOUR
 from tests.helpers.paced import FIRST_DAY, Stream, paced, per_day, stream
@@ -66,8 +66,11 @@ def test_a_larger_budget_never_has_a_higher_threshold(seed: int, budget: float, 
     for alerts_per_day in (budget, budget * times):
         pacing = Pacing(PacingOptions(alerts_per_day))
         pacing.add(rows_of(source, 2.0))
-        found.append(pacing.decide(0.5).threshold)
-    assert found[1] <= found[0]
+        found.append(pacing.decide(0.5))
+    smaller, larger = found
+    # What one of them takes for a shift, in which the newest day weighs more, the other one may not.
+    assume(smaller.figures["shifted"] == larger.figures["shifted"])
+    assert larger.threshold <= smaller.threshold
 
 
 def test_a_stationary_stream_keeps_its_budget() -> None:

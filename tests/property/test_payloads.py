@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
 from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.configured_river import ClassifierConfig, ConfiguredRiverModel, read_reference
+from pipeline.scoring.configured_river import ClassifierConfig, ConfiguredRiverModel
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import LONGEST_TEXT, ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -74,7 +74,6 @@ READERS: tuple[Callable[[bytes], object], ...] = (
     use_lightgbm,
     use_river,
     payload_kind,
-    read_reference,
     lambda payload: load_river(payload, CLASSIFIER, file_of_the_registry),
     lambda payload: resume_learner(payload, None, file_of_the_registry),
 )

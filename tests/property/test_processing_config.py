@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +14,7 @@ from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from schemas.codec import encode
 from schemas.messages import CardConfig, FeedbackConfig, ProcessingConfig, ProfiledTransaction, Progress
 from schemas.money import RateTable, load
@@ -119,9 +120,9 @@ def feedback_config(random: np.random.Generator) -> FeedbackOptions:
     )
 
 
-def feedback_under(options: FeedbackOptions, config: ProcessingConfig) -> FeedbackOptions:
+def feedback_under(_: FeedbackOptions, config: ProcessingConfig) -> FeedbackConfig:
     assert isinstance(config, FeedbackConfig)
-    return options.under(config)
+    return config
 
 
 AGENTS = {
@@ -162,16 +163,9 @@ def live(agent: Agent, seed: int) -> Lived:
     return Lived(run, recorded, batches[most:])
 
 
-def work(run: Run, records: Sequence[Record], options: Options) -> Result:
+def work(run: Run, records: Sequence[Record], options: Options, now: datetime | None = NOW) -> Result:
     state: Any = run.state
-    result: Result = state.process(records, NOW, options)
-    state.commit()
-    return result
-
-
-def replay(run: Run, records: Sequence[Record], options: Options) -> Result:
-    state: Any = run.state
-    result: Result = state.process(records, None, options)
+    result: Result = state.process(records, now, options)
     state.commit()
     return result
 
@@ -181,7 +175,7 @@ def replayed(agent: Agent, lived: Lived, today: Options) -> Run:
     run = Run(agent.kernel(today))
     for batch, marker in lived.recorded:
         config = msgspec.json.decode(marker, type=Progress).config
-        assert replay(run, batch, None if config is None else agent.under(today, config)).outputs == []
+        assert work(run, batch, None if config is None else agent.under(today, config), None).outputs == []
     return run
 
 
@@ -233,7 +227,7 @@ def test_a_dead_letter_of_old_stays_one_when_its_currency_becomes_known() -> Non
     refused = log.append(transaction(1, after(1), currency="GBP"), after(1))
     again = log.append(refused.value, after(2))
     run = Run(AGENTS["card"].kernel(now))
-    assert replay(run, [refused], before).counts == {("dead_letter", "currency_unknown"): 1}
+    assert work(run, [refused], before, None).counts == {("dead_letter", "currency_unknown"): 1}
     (output,) = run.commit([again]).outputs
     (message,) = read_messages(output.value)
     assert isinstance(message, ProfiledTransaction)
@@ -270,7 +264,7 @@ def test_no_decision_is_filed_behind_what_was_deleted() -> None:
     late, *others = decisions
     run = Run(agent.kernel(short))
     for record in others:
-        work(run, [record], short)
-    work(run, [late], long)
+        work(run, [record], short.config)
+    work(run, [late], long.config)
     digests = [transaction_digest(row.card_id, row.transaction_id) for row in read_feature_messages(late.value)]
     assert run.state._segments.find(digests) == {}

@@ -23,8 +23,8 @@ from pipeline.engine.partition_state.state import LoadedState, MemoryStore, Stat
 from pipeline.engine.partition_state.wait_clock import WaitClock
 from pipeline.engine.records.forwarding import forward
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.deduplication import ReadInputs
-from pipeline.engine.scores.feature_blocks import read_feature_messages
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.scoring.river_factory import new_learner
@@ -240,24 +240,13 @@ def clock_stays(field: str) -> Callable[[Any], None]:
     return forgetful
 
 
-def newest_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
-    rollback = kind.rollback
+def field_stays(field: str) -> Callable[[Any], None]:
+    rollback = FeedbackKernel.rollback
 
     def forgetful(state: Any) -> None:
-        stream_time_us = state._stream_time_us
+        kept = getattr(state, field)
         rollback(state)
-        state._stream_time_us = stream_time_us
-
-    return forgetful
-
-
-def forgotten_stays(kind: type[FeedbackKernel]) -> Callable[[Any], None]:
-    rollback = kind.rollback
-
-    def forgetful(state: Any) -> None:
-        first_day = state._first_day
-        rollback(state)
-        state._first_day = first_day
+        setattr(state, field, kept)
 
     return forgetful
 
@@ -277,9 +266,9 @@ FORGOTTEN: dict[str, tuple[str, type, str, Callable[..., Any]]] = {
     "feedback decisions": ("feedback", DecisionStore, "rollback", nothing),
     "feedback segments": ("feedback", MemorySegments, "rollback", nothing),
     "feedback waiting": ("feedback", PendingItems, "rollback", nothing),
-    "feedback newest": ("feedback", FeedbackKernel, "rollback", newest_stays(FeedbackKernel)),
+    "feedback newest": ("feedback", FeedbackKernel, "rollback", field_stays("_stream_time_us")),
     "feedback wait clock": ("feedback", WaitClock, "rollback", nothing),
-    "feedback forgotten": ("feedback", FeedbackKernel, "rollback", forgotten_stays(FeedbackKernel)),
+    "feedback forgotten": ("feedback", FeedbackKernel, "rollback", field_stays("_first_day")),
     "learn model": ("learn", LayerLearner, "go_back", nothing),
     "learn offsets": ("learn", LearnPartition, "rollback", nothing),
 }
@@ -336,7 +325,7 @@ def test_a_store_on_disk_does_not_show(name: str, tmp_path: Path) -> None:
         if number == len(batches) // 2:
             dump = on_disk.dump()
             assert dump.store is not None
-            store = RocksStore.restored(tmp_path / "second", Path(dump.store), memory=memory)
+            store = RocksStore(tmp_path / "second", frozen=Path(dump.store), memory=memory)
             on_disk.state.close()
             on_disk = Run(kernel, store, LoadedState(dump.values, on_disk.columns))
             assert on_disk.state.digest() == straight.state.digest()

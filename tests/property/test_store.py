@@ -23,7 +23,6 @@ values = st.one_of(st.just(b""), st.binary(max_size=40), st.integers(1, 30_000).
 steps = st.one_of(
     st.tuples(st.just("put"), keys, values),
     st.tuples(st.just("delete"), keys, st.just(b"")),
-    st.tuples(st.just("delete_range"), keys, keys),
     st.tuples(st.just("scan"), keys, keys),
     st.tuples(st.sampled_from(["commit", "commit", "rollback", "restore", "flush"]), st.just(b""), st.just(b"")),
 )
@@ -50,9 +49,6 @@ def test_the_store_on_disk_is_the_store_in_memory(
             elif name == "delete":
                 expected.delete(key)
                 store.delete(key)
-            elif name == "delete_range":
-                expected.delete_range(key, other)
-                store.delete_range(key, other)
             elif name == "scan":
                 assert list(store.scan(key, other)) == list(expected.scan(key, other))
             elif name == "commit":
@@ -68,7 +64,8 @@ def test_the_store_on_disk_is_the_store_in_memory(
                 expected.rollback()
                 frozen = Path(store.freeze())
                 store.close()
-                store = RocksStore.restored(Path(home, str(opened)), frozen, memory=memory, write_at_once=write_at_once)
+                home_of_next = Path(home, str(opened))
+                store = RocksStore(home_of_next, memory=memory, frozen=frozen, write_at_once=write_at_once)
                 opened += 1
             asked = [*looked_up, key]
             assert store.get_many(asked) == expected.get_many(asked) == [store.get(item) for item in asked]
@@ -102,22 +99,6 @@ def test_a_scan_bears_writes_while_it_runs(store: RocksStore) -> None:
     assert [key[0] for key, _ in seen[0]] == [2, 4, 5, 8, 10, 12, 14, 16]
 
 
-def test_a_range_is_forgotten_once_and_not_again(store: RocksStore) -> None:
-    store.put(b"b", b"1")
-    store.delete_range(b"a", b"c")
-    assert store.get(b"b") == b"1"
-    store.commit()
-    assert store.get(b"b") is None
-    store.put(b"b", b"2")
-    store.commit()
-    assert store.get(b"b") == b"2"
-    store.delete_range(b"a", b"c")
-    store.rollback()
-    store.put(b"d", b"3")
-    store.commit()
-    assert store.get(b"b") == b"2"
-
-
 def test_what_is_frozen_stays_as_it_was_until_it_is_released(
     store: RocksStore, memory: StoreMemory, tmp_path: Path
 ) -> None:
@@ -130,7 +111,7 @@ def test_what_is_frozen_stays_as_it_was_until_it_is_released(
     store.commit()
     other = store.freeze()
     assert frozen != other
-    restored = RocksStore.restored(tmp_path / "restored", Path(frozen), memory=memory)
+    restored = RocksStore(tmp_path / "restored", frozen=Path(frozen), memory=memory)
     assert restored.get_many([b"a", b"b"]) == [b"first", None]
     assert store.get_many([b"a", b"b"]) == [b"second", b"not committed"]
     restored.close()
@@ -218,7 +199,7 @@ def test_what_is_frozen_outlives_the_store(memory: StoreMemory, tmp_path: Path) 
     store.commit()
     frozen = Path(store.freeze())
     store.close()
-    restored = RocksStore.restored(tmp_path / "1", frozen, memory=memory)
+    restored = RocksStore(tmp_path / "1", frozen=frozen, memory=memory)
     assert restored.get(b"a") == b"1"
     restored.close()
 
@@ -248,7 +229,7 @@ def test_a_damaged_table_is_an_error_and_not_a_gap(store: RocksStore, memory: St
     content[len(content) // 3] ^= 1
     table.unlink()
     table.write_bytes(content)
-    damaged = RocksStore.restored(tmp_path / "damaged", frozen, memory=memory)
+    damaged = RocksStore(tmp_path / "damaged", frozen=frozen, memory=memory)
     with pytest.raises(StoreError, match="disk"):
         list(damaged.scan(b"", b"\xff"))
     with pytest.raises(StoreError, match="disk"):

@@ -20,7 +20,7 @@ from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.labels.schedule import ScheduledLabels
-from pipeline.backtest.runner.replay import Candidate, replay_scheduled
+from pipeline.backtest.runner.replay import Candidate, decide_chunks
 from pipeline.commands.training_input import rows_of_file
 from pipeline.features.catalogue import FEATURES
 from pipeline.history.files import resolve_mapping
@@ -87,7 +87,7 @@ def backtested(path: Path, settings: Settings, delay: timedelta) -> NDArray[np.f
     whole = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
     opened = FileSource(path, resolve_mapping(path)).open(whole, acceptance, [], LabelBook())
     schedule = ScheduledLabels(LabelRegime(delay_days=delay / timedelta(days=1)))
-    parts = replay_scheduled([Candidate(models())], opened.transactions, [schedule], [], options=options)
+    parts = decide_chunks([Candidate(models())], schedule.chunks(opened.transactions), [], options=options)
     return np.concatenate([decisions.features for (decisions,) in parts])
 
 

@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import CARD_FEATURES, HORIZON_US, MERCHANT_FEATURES
-from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardProfile, CardWindows, MerchantWindows
+from pipeline.features.state_columns import Storage
 from pipeline.features.timelines.layout import (
-    CAPACITY,
+    CHUNK,
     CHUNK_WORDS,
-    CHUNKS_END,
-    HEAD,
-    HELD,
     LARGEST_BLOCK,
+    LEAST_WITH_TOTALS,
+    META,
+    SLOT,
     SLOT_WORDS,
-    TAIL,
 )
 from pipeline.state.mapped import MappedStorage
 from tests.helpers.keys import keys
@@ -120,13 +119,27 @@ def test_small_timelines_grow_and_shrink_in_one_chunk(operation: str, seed: int)
     assert_agrees(got, card_features(log), CARD_FEATURES, log)
     state = windows.state
     slots = state.slots.reshape(-1, SLOT_WORDS)[1 : windows.entities + 1]
-    in_one_chunk = slots[:, HEAD] == slots[:, TAIL]
+    in_one_chunk = slots[:, SLOT.head] == slots[:, SLOT.tail]
     assert in_one_chunk.sum() >= 3
-    assert (slots[in_one_chunk, HELD] <= LARGEST_BLOCK).all()
-    chunks = state.chunks.reshape(-1, CHUNK_WORDS)[slots[in_one_chunk, HEAD]]
-    assert len(set(chunks[:, CAPACITY])) > 1
+    assert (slots[in_one_chunk, SLOT.held] <= LARGEST_BLOCK).all()
+    chunks = state.chunks.reshape(-1, CHUNK_WORDS)[slots[in_one_chunk, SLOT.head]]
+    assert len(set(chunks[:, CHUNK.capacity])) > 1
     # What a card no more uses, another one has taken, or will.
-    assert state.meta[CHUNKS_END] < 24
+    assert state.meta[META.chunks_end] < 24
+
+
+def test_all_chunks_of_a_chain_know_their_totals() -> None:
+    """Also where growing timelines have left small chunks behind."""
+    _, windows = run(MerchantWindows(), busy_merchant_log(0, 1_500), [], MerchantWindows)
+    chunks = windows.state.chunks.reshape(-1, CHUNK_WORDS)
+    chains = 0
+    for slot in windows.state.slots.reshape(-1, SLOT_WORDS)[1 : windows.entities + 1]:
+        chunk = slot[SLOT.head] if slot[SLOT.head] != slot[SLOT.tail] else 0
+        chains += chunk > 0
+        while chunk > 0:
+            assert chunks[chunk, CHUNK.capacity] >= LEAST_WITH_TOTALS
+            chunk = chunks[chunk, CHUNK.next]
+    assert chains > 0
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -5,8 +5,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features.identity import transaction_hash
-from pipeline.features.xxh3 import LONGEST, hash_joined, hash_pairs, hash_texts
+from pipeline.features.xxh3 import LONGEST, hash_joined, hash_pairs, hash_texts, transaction_hash
 from tests.reference.identities import transaction_digest
 
 

@@ -18,6 +18,11 @@ HORIZON = 37 * DAY
 NAN = math.nan
 
 
+DIVIDED = ("mean", "std", "amount_to", "deviation", "surge", "risk")
+"""Features whose last bits depend on the order of divisions and roots; all others must be equal to the last bit."""
+RELATIVE_TOLERANCE = 1e-12
+
+
 class Event(NamedTuple):
     """A transaction of one card or merchant, at its position in the log."""
 
@@ -37,6 +42,11 @@ class LabelEvent(NamedTuple):
     time: int
     known: str
     known_at: int
+
+
+def tolerance(name: str) -> float:
+    """How far the feature may be from its reference, as a share of it."""
+    return RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
 
 
 def card_features(frame: pd.DataFrame) -> pd.DataFrame:

@@ -346,7 +346,10 @@ def _metadata(cluster: Cluster, topic: str) -> Any:
 class SimProducer:
     """A transactional producer; records are written when the transaction ends."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    may_be_late = False
+
+    def __init__(self, config: Mapping[str, Any], waiting: Callable[[], None] | None = None) -> None:
+        del waiting
         self._cluster = CLUSTERS[config["bootstrap.servers"]]
         self._id: str = config["transactional.id"]
         self.group = self._id.rpartition("-")[0].removesuffix(".2")
@@ -417,6 +420,9 @@ class SimProducer:
 
     def poll(self, timeout: float) -> int:
         return 0
+
+    def close(self) -> None:
+        """There are no connections."""
 
 
 class SimAdmin:

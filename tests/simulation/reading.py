@@ -10,7 +10,7 @@ import msgspec
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.records.forwarding import NotForwarded, origin
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from schemas.errors import UNREADABLE
 from schemas.messages import (
     Alert,

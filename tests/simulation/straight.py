@@ -10,7 +10,7 @@ import msgspec
 from agents.loop import Partitions
 from agents.topology import AgentSpec
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.engine.scores.feature_blocks import read_feature_messages
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.kafka.session.quarantine import Quarantines
 from schemas.codec import encode
 from schemas.messages import ProcessingConfig, Quarantine

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -15,23 +14,13 @@ from schemas.records import Output
 from schemas.topics import PROFILED
 from tests.helpers.logs import START, after, label, transaction
 from tests.helpers.pages import shown
-from tests.simulation.activation import publish_first, switch_learning
+from tests.simulation.activation import switch_learning
 from tests.simulation.checks import check
 from tests.simulation.model_kafka import Fate, SimProducer
 from tests.simulation.names import AGENT_NAMES, PREFIX
 from tests.simulation.reading import Logs, decode_control, decode_decision
 from tests.simulation.straight import check_straight
 from tests.simulation.world import World
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World(snapshots=False)
-    made.tick(1)
-    publish_first(made)
-    made.start(0)
-    yield made
-    made.close()
 
 
 def buy(within: World, number: int) -> None:

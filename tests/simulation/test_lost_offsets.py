@@ -7,7 +7,6 @@ from pipeline.kafka.cluster.errors import SessionError
 from schemas.messages import Progress
 from tests.helpers.logs import START, after, decision, label, transaction
 from tests.simulation.names import PREFIX, SPECS
-from tests.simulation.test_found import world  # noqa: F401 (a fixture)
 from tests.simulation.world import World
 
 AGENTS = ("card", "score", "feedback")
@@ -26,7 +25,7 @@ def buy(within: World, number: int) -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_offsets_that_a_coordinator_has_lost_are_not_gone_on_from(world: World, agent: str) -> None:  # noqa: F811
+def test_offsets_that_a_coordinator_has_lost_are_not_gone_on_from(world: World, agent: str) -> None:
     buy(world, 0)
     world.drain()
     group = world.cluster.group(PREFIX + agent)
@@ -40,7 +39,7 @@ def test_offsets_that_a_coordinator_has_lost_are_not_gone_on_from(world: World, 
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_result_that_names_the_end_of_the_log_ends_nobody(world: World, agent: str) -> None:  # noqa: F811
+def test_a_result_that_names_the_end_of_the_log_ends_nobody(world: World, agent: str) -> None:
     """Whoever could write one record ended every worker, at each start, for as long as the record was there."""
     buy(world, 0)
     world.drain()

@@ -34,7 +34,6 @@ from schemas.records import Output
 from schemas.topics import CONTROL, DECISIONS
 from tests.simulation import test_found
 from tests.simulation.machine import SimulatedPipeline
-from tests.simulation.test_found import world  # noqa: F401 (a fixture)
 from tests.simulation.world import World
 
 Patch = pytest.MonkeyPatch
@@ -185,7 +184,9 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
     "a decision is doubled": doubled_decision,
     "labels count from labelled_at": labelled_at,
     "a label may claim any source": lambda patch: patch.setattr(LabelSources, "check", lambda *_: None),
-    "restores forget quarantines": lambda patch: patch.setattr(QuarantinedRecords, "skips", lambda *_: False),
+    "restores forget quarantines": lambda patch: patch.setattr(
+        QuarantinedRecords, "without", lambda _, __, records: records
+    ),
     "restores forget markers' quarantines": lambda patch: patch.setattr(
         pipeline.kafka.readers.replay_reader, "_without", lambda batch, *_: batch
     ),

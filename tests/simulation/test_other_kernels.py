@@ -10,7 +10,6 @@ from schemas.messages import ProfiledTransaction
 from tests.helpers.logs import START, block_of, transaction
 from tests.simulation.names import PARTITIONS, PREFIX
 from tests.simulation.reading import Logs, decode_decision, profiled_rows
-from tests.simulation.test_found import world  # noqa: F401 (a fixture)
 from tests.simulation.world import World
 
 MERCHANTS = [next(f"m{n}" for n in count() if partition_of(f"m{n}", PARTITIONS) == home) for home in range(PARTITIONS)]
@@ -24,7 +23,7 @@ def buy(within: World, numbers: range) -> None:
         within.cluster.write(PREFIX + "transactions", None, b"c1", value)
 
 
-def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(world: World) -> None:  # noqa: F811
+def test_blocks_of_another_kernel_end_no_worker_and_the_card_agent_s_are_kept(world: World) -> None:
     buy(world, range(6))
     world.drain()
     cluster = world.cluster

@@ -21,7 +21,6 @@ import pipeline.kafka.cluster.client_log
 import pipeline.kafka.cluster.clients
 import pipeline.kafka.cluster.log_offsets
 import pipeline.kafka.cluster.retries
-import pipeline.kafka.cluster.shutdown
 import pipeline.kafka.readers.group_client
 import pipeline.kafka.readers.log_consumer
 import pipeline.kafka.readers.replay_reader
@@ -76,7 +75,6 @@ _TIMED: Final[tuple[ModuleType, ...]] = (
     pipeline.kafka.cluster.log_offsets,
     pipeline.kafka.cluster.retries,
     pipeline.kafka.session.session,
-    pipeline.kafka.cluster.shutdown,
     pipeline.kafka.readers.topic_reader,
     pipeline.kafka.writers.transactional_producers,
     pipeline.kafka.writers.transactions,
@@ -140,7 +138,8 @@ def _install(patch: pytest.MonkeyPatch, clock: Clock) -> None:
     kafka = pipeline.kafka
     for module in (kafka.cluster.admin, kafka.readers.group_client):
         patch.setattr(module, "Consumer", SimConsumer)
-    patch.setattr(kafka.writers.transactional_producers, "Producer", SimProducer)
+    for name in ("Producer", "TransactionalClient"):
+        patch.setattr(kafka.writers.transactional_producers, name, SimProducer)
     for name in ("AdminClient", "OffsetsClient"):
         patch.setattr(kafka.cluster.clients, name, SimAdmin)
     for module in (kafka.readers.group_client, kafka.writers.transactional_producers):

@@ -13,9 +13,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline.observability.drift_metrics import DriftMetrics
-from pipeline.observability.metrics import WorkerMetrics
+from pipeline.observability.metric_declarations import DRIFT_METRICS, WORKER_METRICS
 from pipeline.settings import Settings
+from tests.helpers.generated import exported_metrics
 from tests.helpers.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +23,7 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/fraud-pipeline.json"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+METRICS = exported_metrics({**WORKER_METRICS, **DRIFT_METRICS})
 
 
 def bind_mounts() -> list[str]:
@@ -117,8 +118,8 @@ def test_prometheus_scrapes_the_workers_port() -> None:
 
 def test_expressions_name_only_metrics_that_are_exported() -> None:
     exported = set()
-    for name, kind in {**WorkerMetrics().metric_names(), **DriftMetrics().metric_names()}.items():
-        exported |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
+    for name, metric in METRICS.items():
+        exported |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if metric.kind == "histogram" else {name}
     named = {
         metric
         for expression in expressions()
@@ -126,18 +127,16 @@ def test_expressions_name_only_metrics_that_are_exported() -> None:
     }
     own = {name for name in named if not name.startswith("process_")}
     assert own - exported == set()
-    declared = {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
-    unshown = {name for name in declared if not any(name in expression for expression in expressions())}
+    unshown = {name for name in METRICS if not any(name in expression for expression in expressions())}
     assert unshown == set()
 
 
 def test_expressions_use_only_labels_that_a_metric_has() -> None:
-    labels = {**WorkerMetrics().label_names(), **DriftMetrics().label_names()}
     for expression in expressions():
         for metric, selector in re.findall(r"(fraud_pipeline_[a-z_]+)\{([^}]*)\}", expression):
             family = re.sub(r"_(bucket|sum|count)$", "", metric)
             used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
-            assert used - {*labels[family], "job", "instance", "le"} == set(), expression
+            assert used - {*METRICS[family].labels.split(), "job", "instance", "le"} == set(), expression
 
 
 def test_alerts_say_what_happened_and_what_to_do() -> None:

@@ -15,10 +15,22 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agents.counts import COUNTED, COUNTED_BY_AGENT, REPEATED
 from pipeline.observability.endpoint import EndpointError
-from pipeline.observability.metrics import COUNTERS, GAUGES, HISTOGRAMS, ArrayHistogram, WorkerMetrics
+from pipeline.observability.metric_declarations import WORKER_METRICS
+from pipeline.observability.metrics import LATENCY, ArrayHistogram, WorkerMetrics
+from tests.helpers.waiting import TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("agents", "pipeline")
+OF_HEALTH = {"broker_unreachable_seconds", "agent_state", "ready"}
+"""Gauges that are read when Prometheus asks."""
+COUNTERS, GAUGES, HISTOGRAMS = (
+    {
+        name: metric.labels.split()
+        for name, metric in WORKER_METRICS.items()
+        if metric.kind == kind and name not in {LATENCY, *OF_HEALTH}
+    }
+    for kind in ("counter", "gauge", "histogram")
+)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -30,7 +42,7 @@ def metrics() -> Iterator[WorkerMetrics]:
 
 
 def scrape(port: int) -> Samples:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S) as response:
         text = response.read().decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value

@@ -1,7 +1,6 @@
 """A real Prometheus server with the deployment's rules reads a worker's metrics."""
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -13,18 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.broker.local import free_port
+from pipeline.observability.metric_declarations import WORKER_METRICS
 from pipeline.observability.metrics import WorkerMetrics
+from tests.helpers.generated import exported_metrics
 from tests.helpers.tools import tool
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 DEPLOYED = Path(__file__).resolve().parents[2] / "deploy/prometheus"
 Ask = Callable[..., Any]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def ask(metrics: WorkerMetrics, tmp_path: Path) -> Iterator[Ask]:
         assert server.poll() is None, (tmp_path / "log").read_text()
         try:
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{port}/api/v1/{name}?{urllib.parse.urlencode(parameters)}", timeout=60
+                f"http://127.0.0.1:{port}/api/v1/{name}?{urllib.parse.urlencode(parameters)}", timeout=TIMEOUT_S
             ) as response:
                 return json.load(response)["data"]
         except urllib.error.URLError:
@@ -80,9 +76,9 @@ def test_the_server_reads_every_metric_and_evaluates_every_rule(metrics: WorkerM
     eventually(lambda: value("fraud_pipeline_oldest_undecided_seconds") == "72.5")
     known = set(ask("label/__name__/values"))
     exported = {
-        f"{name}_count" if kind == "histogram" else name
-        for name, kind in metrics.metric_names().items()
-        if name in metrics.label_names() and not metrics.label_names()[name]
+        f"{name}_count" if metric.kind == "histogram" else name
+        for name, metric in exported_metrics(WORKER_METRICS).items()
+        if not metric.labels
     }
     assert exported - known == set()
 

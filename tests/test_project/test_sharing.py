@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.sharing import LONGEST
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import ROOT, inherited_environment
 
 MODULES = 12
@@ -55,7 +56,7 @@ def begun(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def outcomes(process: subprocess.Popen[str]) -> list[tuple[str, str]]:
     """What the process ran, as (test, outcome)."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
     lines = [line.split() for line in output.splitlines() if line.startswith("tests/") and "::" in line]
     return [(line[0], line[1]) for line in lines]
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.order import Chunk
 from pipeline.decision.online_gate import BothScores, Gate, Identity
-from pipeline.engine.feedback.decision_records import DecisionRecord
 from pipeline.engine.feedback.decision_store import DecisionStore
 from pipeline.engine.feedback.feedback import FeedbackOptions, example
 from pipeline.engine.feedback.feedback_kernel import (
@@ -28,14 +27,15 @@ from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import reports_of
 from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.engine.records.partitioner import partitions_of
+from pipeline.engine.records.results import Result
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.engine.scores.decision_records import DecisionRecord, named_features
 from pipeline.engine.scores.decisions import Decisions
-from pipeline.engine.scores.feature_blocks import named_features
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_model import RiverLearner
+from pipeline.scoring.training_updates import RiverLearner
 from schemas.messages import FeedbackConfig, LogPosition, Versions
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,7 +74,16 @@ class ColumnSegments(MemorySegments):
         self._columns = columns
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[int]) -> int:
-        """Append rows of the columns that came last."""
+        """Append rows of the columns that came last.
+
+        Args:
+            digests: Digests of card and transaction, 16 bytes each.
+            event_time_us: Microseconds since 1970, one for each digest.
+            decisions: Row of each in the columns that `begin` was given.
+
+        Returns:
+            The row of the first decision among all; the others follow it.
+        """
         return super().add(digests, event_time_us, _FeatureRows(self._columns, decisions))
 
 
@@ -135,7 +144,13 @@ class Periods:
 
 
 class OnlineTrainer:
-    """The feedback and the learn agent behind an engine."""
+    """The feedback and the learn agent behind an engine.
+
+    Args:
+        models: Give the online model that scores first, and the blend that the gate begins with.
+        learning: Options; without ``learner`` a new online model is trained.
+        partitions: Partitions of the topics that are simulated; each joins its own cards' labels.
+    """
 
     def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
         self.river = models.river
@@ -251,8 +266,9 @@ class _Partition(NamedTuple):
         if not records:
             return []
         self.segments.begin(columns)
-        emitted = self.kernel.process(config, decided, joined, records)
-        counts.update(self.kernel.take_counts())
+        result = Result()
+        emitted = self.kernel.process(config, decided, joined, records, result)
+        counts.update(result.counts)
         served = self.segments.read([joined.entry for joined in emitted])
         self.store.commit()
         self.kernel.commit()

@@ -54,15 +54,24 @@ class Acceptance(NamedTuple):
 def accept_transactions(
     table: pa.Table, acceptance: Acceptance, first_row: int = 0
 ) -> tuple[Transactions, list[Reject]]:
-    """The accepted rows of ``table`` (`TRANSACTION_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
+    """The accepted rows of a table, and the others with their reasons.
 
-    Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
-    number of its first row. Raises ValueError where ``recorded`` rows have no sequence.
+    Args:
+        table: Columns `TRANSACTION_FIELDS`, and `STAMP` and `SEQUENCE` if there are any. Rows that bear bytes of their
+            own (`pipeline.exports.rows`) are accepted or refused by these.
+        acceptance: Rules of the rows; if ``recorded``, the sequence becomes their sort key.
+        first_row: Number of the table's first row in the input, from which the others are counted.
+
+    Returns:
+        The accepted rows in the order of the table, and the refused ones.
+
+    Raises:
+        ValueError: ``recorded`` rows have no sequence, or a stamp is no time.
     """
     found = table_columns.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
     stamp_us, own = _stamps(table, acceptance), _own_bytes(table)
     fast = found.plain & ~own.given & (found.read.event_time_us <= stamp_us + acceptance.future_tolerance_us)
-    rows, rest = found.read.columns(), np.flatnonzero(~fast)
+    rows, rest = found.read, np.flatnonzero(~fast)
     rejects = list[Reject]()
     if len(rest):
         values = [
@@ -82,11 +91,21 @@ def accept_transactions(
 def accept_labels(
     table: pa.Table, acceptance: Acceptance, first_row: int = 0, topic: str | None = None
 ) -> tuple[Labels, list[Reject]]:
-    """The accepted rows of ``table`` (`LABEL_FIELDS`, `STAMP`, `SEQUENCE`), and the others with their reasons.
+    """The accepted rows of a table, and the others with their reasons.
 
-    Rows that bear bytes of their own (`pipeline.exports.rows`) are accepted or refused by these. ``first_row`` is the
-    number of its first row. ``topic``, without prefix, speaks for the rows' sources; in a file of no topic all are
-    believed. Raises ValueError where ``recorded`` rows have no sequence.
+    Args:
+        table: Columns `LABEL_FIELDS`, and `STAMP`, `SEQUENCE` and ``fraud_type`` if there are any. Rows that bear bytes
+            of their own (`pipeline.exports.rows`) are accepted or refused by these.
+        acceptance: Rules of the rows; if ``recorded``, the sequence becomes their sort key.
+        first_row: Number of the table's first row in the input, from which the others are counted.
+        topic: Name without prefix of the topic that speaks for the rows' sources. None for a file of no topic: all
+            sources are believed.
+
+    Returns:
+        The accepted rows in the order of the table, and the refused ones.
+
+    Raises:
+        ValueError: ``recorded`` rows have no sequence, or a stamp is no time.
     """
     raw = {name: table_columns.column(table, name) for name in LABEL_FIELDS}
     ids, fast = table_columns.texts_within(raw["transaction_id"], 1, _LONGEST_IDENTIFIER)
@@ -144,7 +163,14 @@ def accept_each(
     acceptance: Acceptance,
     rejects: list[Reject],
 ) -> Iterator[Rows]:
-    """Yield the accepted rows of each table; reasons of the others go to ``rejects``."""
+    """Yield the accepted rows of each table.
+
+    Args:
+        tables: Tables of one input, in its order.
+        accept: Called with a table, ``acceptance`` and the number of the table's first row, such as `accept_labels`.
+        acceptance: Rules of the rows.
+        rejects: Refused rows are appended when their table is read.
+    """
     first_row = 0
     for table in tables:
         rows, refused = accept(table, acceptance, first_row)

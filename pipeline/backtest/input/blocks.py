@@ -22,7 +22,16 @@ def blocks(n: int, rows: int = BLOCK_ROWS) -> Iterator[slice]:
 
 
 def summed(groups: NDArray[np.int64], size: int, values: Callable[[slice], NDArray[Any]]) -> NDArray[np.float64]:
-    """`numpy.bincount` with ``values`` as weights, to the last bit; ``groups`` (n,) holds integers below ``size``."""
+    """`numpy.bincount` with weights that are computed block by block, equal to the last bit.
+
+    Args:
+        groups: Integers from 0 on and below ``size``, shape (n,).
+        size: Number of groups.
+        values: Returns the weights of a slice of the n rows; shape (k,).
+
+    Returns:
+        Sum of each group; shape (size,).
+    """
     total = np.zeros(size)
     for rows in blocks(len(groups)):
         # One by one onto what there is, as `bincount` does: sums of sums would be rounded otherwise.

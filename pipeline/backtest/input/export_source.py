@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.merge import LogPart
-from pipeline.backtest.input.records import Numbering, Rows
+from pipeline.backtest.input.merge import LogPart, Numbering, Rows
 from pipeline.backtest.input.sources import OpenedHistory, opened_logs
 from pipeline.backtest.input.span import ArrivalFilter, ArrivalRange, Span
 from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.columns import Labels, Reject, Transactions
-from pipeline.exports.contents import check_whole
-from pipeline.exports.files import origin_of, schema_of
+from pipeline.exports.intended_contents import check_whole
+from pipeline.exports.parquet_files import origin_of, schema_of
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.history import table_columns
-from pipeline.history.files import CHUNK_ROWS, STAMP, UnusableSource
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import CHUNK_ROWS, STAMP
 from schemas.times import US_PER_MS
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions, fraud_types
+from pipeline.backtest.input.acceptance import (
+    Acceptance,
+    accept_each,
+    accept_labels,
+    accept_transactions,
+    fraud_types,
+)
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, checked
 from pipeline.backtest.input.sources import OpenedHistory
 from pipeline.backtest.input.span import SeenTimes, Span
-from pipeline.backtest.input.tables import label_tables, truth_of
-from pipeline.engine.records.columns import Labels, Reject, Transactions
+from pipeline.backtest.input.wire_tables import label_tables, truth_of
+from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.history.files import ColumnMapping, file_tables
 from pipeline.learning.label_sources import SIMULATOR
 from schemas.times import US_PER_SECOND
@@ -52,7 +58,8 @@ class FileSource:
     def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
         """Open like `Source`."""
         seen = SeenTimes()
-        labels = iter(()) if self.label_file is None else self._read_labels(self.label_file, acceptance, rejects, book)
+        tables = () if self.label_file is None else label_tables(self.label_file)
+        labels = map(book.add_labels, accept_each(tables, accept_labels, acceptance, rejects))
         transactions = self._until_end(span, acceptance, rejects, book, seen)
         return OpenedHistory(
             checked(transactions, "transaction", Order.EVENT_TIME, f"{self.path}: "),
@@ -77,14 +84,4 @@ class FileSource:
             # In order: behind the end there is nothing more.
             if seen.last_us >= span.to_us:
                 return
-            first += table.num_rows
-
-    def _read_labels(
-        self, path: Path, acceptance: Acceptance, rejects: list[Reject], book: LabelBook
-    ) -> Iterator[Labels]:
-        first = 0
-        for table in label_tables(path):
-            rows, refused = accept_labels(table, acceptance, first)
-            rejects += refused
-            yield book.add_labels(rows)
             first += table.num_rows

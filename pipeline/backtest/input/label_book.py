@@ -27,7 +27,16 @@ class LabelBook:
         self, ids: pa.Array, cards: pa.Array, labels: pa.Array, sources: pa.Array, known_at_us: NDArray[np.int64],
         fraud_types: pa.Array,
     ) -> None:  # fmt: skip
-        """Note labels, with when they became known."""
+        """Note labels, with when they became known.
+
+        Args:
+            ids: Transactions, n Arrow strings without null.
+            cards: Cards, likewise.
+            labels: Labels as they were sent, n Arrow strings or null.
+            sources: Who reported each, likewise.
+            known_at_us: Microseconds since 1970, shape (n,).
+            fraud_types: Types of fraud, n Arrow strings; null for none.
+        """
         for column, texts_of in zip(self._texts.values(), (ids, cards), strict=True):
             column.add(texts_of)
         for words, words_of in zip(self._words.values(), (labels, sources, fraud_types), strict=True):
@@ -40,7 +49,14 @@ class LabelBook:
         return rows
 
     def add_truth(self, rows: Transactions, delay_us: int, sources: pa.Array, fraud_types: pa.Array) -> None:
-        """Note what transactions bear of themselves, `Transactions.truth`, as known ``delay_us`` after each."""
+        """Note what transactions bear of themselves.
+
+        Args:
+            rows: n transactions with `Transactions.truth`, which may be None only if there are none.
+            delay_us: Microseconds from each event time to when the label becomes known.
+            sources: Sources of the labels, n Arrow strings or null.
+            fraud_types: Types of fraud, n Arrow strings; null for none.
+        """
         truth = np.zeros(0, np.int8) if rows.truth is None else rows.truth
         words = pa.array(KNOWN).take(pa.array(truth))
         self.add(rows.transaction_id, rows.card_id, words, sources, rows.event_time_us + delay_us, fraud_types)

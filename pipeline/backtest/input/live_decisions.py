@@ -84,13 +84,13 @@ class LiveDecisions:
     def __init__(
         self, source: TopicSource, span: Span, decisions: dict[int, range], features: dict[int, range] | None
     ) -> None:
-        """Prepare to read.
+        """Prepare to read some offsets of each partition.
 
         Args:
-            source: The topics.
-            span: Decisions of other event times are passed over.
-            decisions: Offsets of each partition of ``decisions``.
-            features: Offsets of each partition of ``features``; None if no features are needed.
+            source: Reads the topics.
+            span: Only decisions about event times of its range are kept, without the warm-up's.
+            decisions: Offsets of ``decisions`` to read, by partition.
+            features: Offsets of ``features``, likewise. None: no features are joined.
         """
         self._span, self._joins = span, features is not None
         self._readers = {
@@ -107,11 +107,7 @@ class LiveDecisions:
         """Read, and not asked for yet."""
 
     def pull(self) -> int:
-        """Read the next decisions, and the features of that time.
-
-        Returns:
-            The number of decisions that were read; 0 at the end.
-        """
+        """Read the next decisions, and the features of that time; returns how many decisions, 0 at the end."""
         while self._readers:
             reader = min(self._readers, key=lambda key: (self._newest_ms[key], key))
             records = next(self._readers[reader], None)
@@ -180,12 +176,12 @@ class LiveDecisions:
 
 
 def live_decisions(source: TopicSource, span: Span, *, features: bool) -> LiveDecisions:
-    """Return the live decisions about the transactions of a span's range.
+    """Return the live decisions about a range.
 
     Args:
-        source: The topics.
-        span: The range, with its warm-up.
-        features: Whether each is joined to its features.
+        source: Reads the topics.
+        span: Gives the range of event times, its end excluded.
+        features: Join each decision to the features that the models saw.
 
     Raises:
         TopicError: A topic is missing.

@@ -1,6 +1,7 @@
 """Several logs as one order of time: each may be out of order by a margin, and nothing else is held in memory."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,37 @@ class LogPart(NamedTuple, Generic[Rows]):
     rows: Rows
     arrived_us: NDArray[np.int64]
     """Shape (n,): when each arrived; unset for rows that were refused."""
+
+
+class Numbering(NamedTuple):
+    """Names a record of a topic by one number, so that rows of all partitions can stand in one column."""
+
+    partitions: int
+
+    def row(self, partition: int, offset: int) -> int:
+        """The number of a record."""
+        return offset * self.partitions + partition
+
+    def position(self, row: int) -> tuple[int, int]:
+        """(partition, offset) of a row."""
+        offset, partition = divmod(row, self.partitions)
+        return partition, offset
+
+    def part(
+        self, rows: Rows, partition: int, offset: NDArray[np.int64], arrived_us: NDArray[np.int64]
+    ) -> LogPart[Rows]:
+        """Number accepted rows by their records.
+
+        Args:
+            rows: k rows, whose ``row`` is an index of ``offset``.
+            partition: Partition of the records.
+            offset: Offset of each of n records that were read, shape (n,).
+            arrived_us: Arrival of each, in microseconds since 1970; shape (n,).
+
+        Returns:
+            The k rows with numbers as of `row`, and their arrivals.
+        """
+        return LogPart(replace(rows, row=(offset * self.partitions + partition)[rows.row]), arrived_us[rows.row])
 
 
 def by_time(

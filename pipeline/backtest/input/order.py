@@ -68,9 +68,17 @@ NOTHING: Final = Chunk(no_transactions(), np.empty(0, np.int64), no_labels(), np
 
 
 def in_order(transactions: Iterator[Transactions], labels: Iterator[Labels], order: Order) -> Iterator[Chunk]:
-    """Merge two streams, each in order itself, into chunks of the transactions' size; the last labels come alone.
+    """Merge two streams into chunks of the transactions' size; the last labels come alone.
 
     Memory is that of a chunk of each, and of the labels that lie between two transactions.
+
+    Args:
+        transactions: Parts of any size, sorted by ``key`` within and between them.
+        labels: Likewise.
+        order: Order that the keys stand for; it says which kind comes first where keys are equal.
+
+    Returns:
+        Chunks whose positions begin with 0 each.
     """
     labels_ = filter(len, labels)
     waiting: list[Labels] = []
@@ -93,7 +101,16 @@ def in_order(transactions: Iterator[Transactions], labels: Iterator[Labels], ord
 
 
 def merged(part: Transactions, known: Labels, order: Order) -> Chunk:
-    """Transactions, at least one, with those labels that stand before the last of them; both in order."""
+    """Transactions with those labels that stand before the last of them.
+
+    Args:
+        part: At least one transaction, sorted by ``key``.
+        known: Labels that are in no chunk yet, sorted by ``key``; the first of them are taken.
+        order: Says which kind comes first where keys are equal.
+
+    Returns:
+        A chunk whose positions begin with 0.
+    """
     # Whoever is at the transaction's own key: first by time, last in a batch.
     before = np.searchsorted(part.key, known.key, side="left" if order is Order.EVENT_TIME else "right")
     taken = int(np.searchsorted(before, len(part)))
@@ -107,7 +124,17 @@ def alone(labels: Labels) -> Chunk:
 
 
 def checked(parts: Iterator[Rows], kind: str, order: Order, where: str = "") -> Iterator[Rows]:
-    """The parts that are not empty; `OutOfOrder` for a row that is behind its time, ``where`` before its number."""
+    """The parts that are not empty, once their order was checked.
+
+    Args:
+        parts: Rows in the order of the input.
+        kind: ``transaction`` or ``label``, for the error.
+        order: Order that the keys stand for; the error names the column to sort by.
+        where: Begin of the error, before the row's number; such as a file's name.
+
+    Raises:
+        OutOfOrder: A row's ``key`` is lower than that of the row before.
+    """
     last = -(2**63)
     for part in parts:
         if not len(part):

@@ -49,10 +49,19 @@ class Source(Protocol):
         """Number of partitions of its topic, if any; else 1. Raises `ClusterUnreachable`, `TopicError`."""
 
     def open(self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook) -> OpenedHistory:
-        """Begin to read; what is refused goes to ``rejects``, what labels say to ``book``.
+        """Begin to read.
 
-        Raises `RangeError`, `UnusableSource`, `pipeline.exports.files.ExportError`,
-        `pipeline.kafka.cluster.errors.TopicError`.
+        Args:
+            span: Transactions are read from the warm-up's begin to the range's end; labels to the end of the history.
+            acceptance: Rules of the rows.
+            rejects: Refused rows are appended while the history is read.
+            book: Accepted labels are added while it is read, and those that follow from a file's truth.
+
+        Raises:
+            RangeError: A topic holds no record, or only later ones than the range.
+            UnusableSource: The input is no history, or cannot be read.
+            pipeline.exports.parquet_files.ExportError: Files of an export are missing, or are of another one.
+            pipeline.kafka.cluster.errors.TopicError: A topic is missing.
         """
 
 

@@ -97,7 +97,16 @@ class WordColumn:
 
 
 def in_blocks(n: int, dtype: DTypeLike, values: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
-    """A mapped column of ``n`` rows, shape (n,), made block by block; it may be written to, or sorted in its place."""
+    """A mapped column, made block by block; it may be written to, or sorted in its place.
+
+    Args:
+        n: Number of rows.
+        dtype: Type of the column.
+        values: Returns the values of a slice of the n rows; shape (k,).
+
+    Returns:
+        Shape (n,).
+    """
     column = NumberColumn(dtype)
     for rows in blocks(n):
         column.add(values(rows))

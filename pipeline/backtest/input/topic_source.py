@@ -7,8 +7,7 @@ from functools import partial
 
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.merge import LogPart
-from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.merge import LogPart, Numbering
 from pipeline.backtest.input.sources import OpenedHistory, opened_logs
 from pipeline.backtest.input.span import (
     EARLIEST_US,
@@ -19,7 +18,8 @@ from pipeline.backtest.input.span import (
     Span,
     moment,
 )
-from pipeline.engine.records.columns import Labels, Reject
+from pipeline.engine.records.accept import accept_labels, accept_transactions
+from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.cluster.admin import reached
 from pipeline.kafka.cluster.clients import admin_client
@@ -113,7 +113,20 @@ class TopicSource:
         return opened_logs(transactions, labels, span, self.lateness_us, rejects, readers.close)
 
     def ranges(self, topic: Topic, span: Span, tolerance_us: int, *, to_end: bool) -> dict[int, range]:
-        """Return the offsets of each partition that may hold something of the span. Raises `TopicError`."""
+        """Return the offsets of each partition that may hold something of the span.
+
+        Args:
+            topic: Topic, whose name gets the prefix of the settings.
+            span: Event times, the warm-up's included.
+            tolerance_us: Microseconds by which an event time may be ahead of its record's arrival.
+            to_end: Go on to the end of the topic; without, to what arrives later than ``lateness_us`` after the span.
+
+        Returns:
+            First offset, and the one behind the last, by partition.
+
+        Raises:
+            TopicError: The topic is missing.
+        """
         client = admin_client(self.bootstrap, settings=self.settings)
         full = self.settings.topic(topic.name)
         numbers = partition_numbers(client, full)
@@ -160,11 +173,11 @@ class TopicSource:
         """Yield the committed records of some offsets of a partition.
 
         Args:
-            topic: The topic.
-            number: The partition.
-            offsets: Offsets to read.
-            most: Records after which to end.
-            batch: Records to yield at a time, at most.
+            topic: Topic, whose name gets the prefix of the settings.
+            number: Partition.
+            offsets: First offset, and the one behind the last.
+            most: Yield a single batch of at most so many records. None: yield all.
+            batch: Most records of a batch, where ``most`` is None.
         """
         with closing(self._reader(topic, number, offsets.start)) as reader:
             while records := reader.read_to(offsets.stop, most or batch):
@@ -179,8 +192,60 @@ class TopicSource:
 
 
 def columns_of(reader: RangeReader, end: int, arrivals: ArrivalRange) -> Iterator[RecordColumns]:
-    """The records below offset ``end`` that arrived then."""
+    """The records below an offset that arrived in time, as `ArrivalFilter` says.
+
+    Args:
+        reader: Stands at the first record to look at; it is not closed here.
+        end: Offset behind the last record.
+        arrivals: Times of arrival, in milliseconds since 1970.
+
+    Returns:
+        Batches in the order of offsets, empty ones among them.
+    """
     cut = ArrivalFilter(arrivals)
     while not cut.ended and (read := reader.read_columns(end)).values:
         rows = cut.rows(read.timestamp_ms)
         yield RecordColumns(read.partition, read.offset[rows], read.timestamp_ms[rows], read.values[rows])
+
+
+def transactions_of(
+    read: RecordColumns, acceptance: Acceptance, numbering: Numbering, rejects: list[Reject]
+) -> LogPart[Transactions]:
+    """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
+    arrived_us = read.arrived_us
+    rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
+    rejects += _numbered(refused, read, numbering)
+    return numbering.part(rows, read.partition, read.offset, arrived_us)
+
+
+def labels_of(
+    read: RecordColumns,
+    acceptance: Acceptance,
+    numbering: Numbering,
+    rejects: list[Reject],
+    book: LabelBook,
+    topic: str,
+) -> LogPart[Labels]:
+    """Accepted labels of some records.
+
+    Args:
+        read: Records; ``partition`` is a number below ``numbering.partitions``.
+        acceptance: Rules of the labels.
+        numbering: Numbers the partitions of all topics of labels.
+        rejects: Refused labels are appended, as their dead letters tell it.
+        book: Accepted labels are added.
+        topic: Name of their topic without prefix; it must speak for a label's source.
+    """
+    arrived_us = read.arrived_us
+    rows, refused = accept_labels(
+        read.values,
+        arrived_us,
+        acceptance.future_tolerance_us,
+        lambda _, label: acceptance.sources.check(topic, label.source),
+    )
+    rejects += _numbered(refused, read, numbering)
+    return numbering.part(book.add_labels(rows), read.partition, read.offset, arrived_us)
+
+
+def _numbered(refused: list[Reject], read: RecordColumns, numbering: Numbering) -> list[Reject]:
+    return [reject._replace(row=numbering.row(read.partition, int(read.offset[reject.row]))) for reject in refused]

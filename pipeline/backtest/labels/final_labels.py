@@ -38,11 +38,7 @@ class FinalLabels:
     """
 
     def __init__(self, labels: pd.DataFrame) -> None:
-        """Resolve labels.
-
-        Args:
-            labels: As of `LabelBook.whole`; its words may be any texts, and ``fraud_type`` may be missing.
-        """
+        """Resolve labels as of `LabelBook.whole`; words may be any texts, and ``fraud_type`` may be missing."""
         if "fraud_type" not in labels:
             labels = labels.assign(fraud_type=None)
         # As they lie there, if they are numbered already.
@@ -76,11 +72,7 @@ class FinalLabels:
             yield rows
 
     def find(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Find the label of each transaction, -1 for none; shape (n,).
-
-        Args:
-            wanted: Digests of cards and transactions, shape (n, 2).
-        """
+        """Find the label of each transaction by its digest, shape (n, 2); -1 for none, shape (n,)."""
         if not len(self):
             return np.full(len(wanted), -1)
         # Of 128 bits the first 64 do not occur twice; the others tell whether it is the one.
@@ -89,12 +81,12 @@ class FinalLabels:
         return np.where(same, at, -1)
 
     def column(self, name: str, at: NDArray[np.int64], missing: int) -> NDArray[Any]:
-        """Return a field of the labels that were found; shape (n,).
+        """Return a field of what `find` found; shape (n,).
 
         Args:
-            name: A field of `_LABEL`.
-            at: Found by `find`, shape (n,).
-            missing: Stands for what has no label.
+            name: Field of `_LABEL`.
+            at: What `find` returned; shape (n,).
+            missing: Value where there is no label.
         """
         values = np.full(len(at), missing, _LABEL[name])
         values[at >= 0] = self._held[name][at[at >= 0]]
@@ -104,9 +96,17 @@ class FinalLabels:
 def bearing_truth(
     source: Source, opened: OpenedHistory, delay_us: int, book: LabelBook
 ) -> tuple[Iterator[Transactions], LabelBook]:
-    """Transactions that bear what they turned out to be, and where that is noted, as known ``delay_us`` after each.
+    """Transactions that bear what they turned out to be, and where that is noted.
 
-    ``book`` is that of ``opened``, which is ``source`` as it is read.
+    Args:
+        source: Says whether transactions bear a truth of their own, which is kept.
+        opened: ``source`` as it is read. If a truth follows from its labels, all of them are read at once.
+        delay_us: Microseconds from a transaction to when such a truth is noted as known.
+        book: The book that ``source`` was opened with.
+
+    Returns:
+        The transactions in their order, and the book that holds their truth once they were read: ``book`` itself if
+        they bear their own.
     """
     if source.bears_truth:
         return opened.transactions, book

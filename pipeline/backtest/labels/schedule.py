@@ -1,7 +1,9 @@
 """Schedules of labels that follow from the truth: reported under a regime, or by reviews of alerts."""
 
 from collections import deque
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.backtest.input.order import Chunk, Order, alone, merged
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.engine.records.columns import Labels, Transactions, identities, no_labels
 from pipeline.engine.scores.decisions import Decisions
@@ -73,16 +76,20 @@ class ScheduledLabels:
         self._looked_at = self._unanswered = 0
         self._reported_answers: list[Labels] = []
 
-    @property
-    def reviews(self) -> bool:
-        """True if labels depend on decisions: then transactions must come day by day."""
-        return self._reviews is not None
+    def chunks(self, transactions: Iterator[Transactions], until_us: int = NEVER_US) -> Iterator[Chunk]:
+        """Transactions, in the order of event time, with the labels that are due; the last ones, up to a time, alone.
 
-    def until(self, part: Transactions) -> Labels:
-        """The labels that are due by the last of ``part``, those of its own transactions included, in their order.
-
-        Parts, of at least one transaction, come in the order of event time; with reviews each lies within a day.
+        With reviews a chunk lies within a day, and `decided` gets each before the next one is taken.
         """
+        for part in filter(len, transactions):
+            for piece in [part] if self._reviews is None else _days(part):
+                yield merged(piece, self._until(piece), Order.EVENT_TIME)
+        self._begin_day(None)
+        rest = self._due(None)
+        yield alone(rest.take(rest.known_at_us <= until_us))
+
+    def _until(self, part: Transactions) -> Labels:
+        """The labels that are due by the last of ``part``, those of its own transactions included, in their order."""
         self._begin_day(int(part.event_time_us[0]) // US_PER_DAY)
         reports = self._reported(part)
         if len(reports) and not self._regime.one_delay:
@@ -92,14 +99,9 @@ class ScheduledLabels:
         return self._due(int(part.event_time_us[-1]))
 
     def decided(self, decisions: Decisions) -> None:
-        """Take note of the alerts about transactions of the part that came last."""
+        """Take note of the alerts about transactions of the chunk that came last."""
         if self._reviews is not None and decisions.alert.any():
             self._alerts.append(decisions.take(decisions.alert))
-
-    def rest(self) -> Labels:
-        """The labels that are still due behind the last transaction."""
-        self._begin_day(None)
-        return self._due(None)
 
     def reviewed(self) -> ReviewOutcome:
         """Return the result of reviews so far."""
@@ -180,6 +182,12 @@ class ScheduledLabels:
         end = len(answers) if until_us is None else int(np.searchsorted(answers.key, until_us, side="right"))
         self._answers = answers.take(slice(end, None))
         return _sorted([answers.take(slice(0, end)), reports.take(~answered)])
+
+
+def _days(part: Transactions) -> Iterator[Transactions]:
+    starts = np.flatnonzero(np.diff(part.event_time_us // US_PER_DAY)) + 1
+    for first, end in pairwise([0, *starts.tolist(), len(part)]):
+        yield part.take(slice(first, end))
 
 
 def _truth(part: Transactions) -> NDArray[np.int8]:

@@ -12,18 +12,28 @@ from numpy.typing import NDArray
 
 
 class ConfidenceInterval(NamedTuple):
-    """A percentile interval; None where no resample had the figure."""
+    """The ends of an interval."""
 
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 def resampled(
     statistics: Callable[[NDArray[np.float64]], NDArray[np.float64]], units: int, replicates: int, seed: int
 ) -> NDArray[np.float64]:
-    """``statistics`` of ``replicates`` resamples of ``units`` units, shape (replicates, statistics).
+    """Compute statistics of resamples of units.
 
-    It is given how often each unit was drawn, shape (units,), ``units`` times in all.
+    Args:
+        statistics: Given how often each unit was drawn, shape (units,), it returns an array of one shape.
+        units: Number of units, each drawn with the same probability; a resample has as many draws.
+        replicates: Number of resamples.
+        seed: Seed of the draws; the same seed gives the same resamples.
+
+    Returns:
+        Shape (replicates, statistics).
+
+    Raises:
+        ValueError: There is no unit.
     """
     if units <= 0:
         raise ValueError("there is nothing to resample: the range has no day, or no card")
@@ -32,10 +42,10 @@ def resampled(
     return np.array([statistics(drawn.astype(np.float64)) for drawn in draws])
 
 
-def interval(values: NDArray[np.float64], level: float = 0.95) -> ConfidenceInterval:
-    """The middle ``level`` of ``values``, shape (replicates,); those that are NaN are left out."""
+def interval(values: NDArray[np.float64], level: float = 0.95) -> ConfidenceInterval | None:
+    """The middle ``level`` of ``values``, shape (replicates,), without those that are NaN; None where all are."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
-        return ConfidenceInterval(None, None)
+        return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(float(low), float(high))

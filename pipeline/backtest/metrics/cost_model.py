@@ -1,7 +1,6 @@
 """The value of alerts: fraud amounts from the alert on, less the cost of reviews."""
 
-from typing import NamedTuple
-
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,16 +8,17 @@ from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.spill import in_blocks
 
 
-class SweepPoint(NamedTuple):
-    """The results of a threshold, by scores alone; amounts in the major unit of the base currency."""
+class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The results of a threshold, by scores alone, without rules and audits; amounts in the base currency."""
 
     threshold: float
-    alerts: int
-    frauds: int
-    """Alerts about frauds."""
+    alerts_per_day: float
+    precision: float
+    recall: float | None
     caught_amount: float
     """Amount of frauds from an alert on (`from_alert_on`)."""
     review_cost: float
+    net_saving: float
 
 
 def from_alert_on(
@@ -33,10 +33,13 @@ def from_alert_on(
     nothing, and a card that is used again after the protection needs another alert.
 
     Args:
-        alert: Which of n frauds raised an alert, shape (n,).
-        card: Shape (n,).
-        event_time_us: Shape (n,).
-        protection_us: For how long an alert keeps further fraud off its card.
+        alert: True for a fraud that raised an alert; n frauds in any order, shape (n,).
+        card: Card of each as any integer, shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,).
+        protection_us: Microseconds after an alert within which its card's frauds are marked, the end included.
+
+    Returns:
+        Shape (n,).
     """
     # An alert at the very instant of another fraud covers it: nothing tells which of the two came first.
     order = np.lexsort((~alert, event_time_us, card))
@@ -56,23 +59,25 @@ def sweep(
     amount: NDArray[np.float64],
     thresholds: NDArray[np.float64],
     *,
+    span_days: float,
     review_cost: float,
     protection_us: int,
-) -> list[SweepPoint]:
-    """Compute each threshold's alerts (scores at or above it), catches and cost.
+) -> list[SweepRow]:
+    """Compute each threshold's alerts, catches and cost.
 
     Args:
-        fraud: Shape (n,), as the four columns behind it.
-        score: Scores.
-        card: Cards as integers.
-        event_time_us: Microseconds since 1970.
-        amount: In the major unit of the base currency.
-        thresholds: Shape (m,).
-        review_cost: Of an alert.
-        protection_us: As of `from_alert_on`.
+        fraud: Shape (n,); the rows may stand in any order.
+        score: Shape (n,); a score at or above a threshold raises an alert.
+        card: Card of each row as any integer, shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,).
+        amount: Major unit of the base currency, shape (n,).
+        thresholds: Shape (m,), each the score of a row or below one.
+        span_days: Length of what was decided, in days.
+        review_cost: Cost of an alert, in the major unit of the base currency.
+        protection_us: Microseconds for which an alert keeps fraud off its card, as in `from_alert_on`.
 
     Returns:
-        A point for each threshold, in their order.
+        A row for each threshold, in their order.
     """
     at_or_above = np.zeros(len(thresholds), np.int64)
     for rows in blocks(len(score)):
@@ -83,7 +88,17 @@ def sweep(
         found = its_score >= threshold
         caught = from_alert_on(found, its_card, its_time, protection_us)
         amount_caught = float(its_amount[caught].sum())
-        points.append(SweepPoint(threshold, alerts, int(found.sum()), amount_caught, review_cost * alerts))
+        points.append(
+            SweepRow(
+                threshold=threshold,
+                alerts_per_day=alerts / span_days,
+                precision=int(found.sum()) / alerts,
+                recall=int(found.sum()) / len(its_score) if len(its_score) else None,
+                caught_amount=amount_caught,
+                review_cost=review_cost * alerts,
+                net_saving=amount_caught - review_cost * alerts,
+            )
+        )
     return points
 
 

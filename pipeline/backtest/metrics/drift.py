@@ -62,9 +62,7 @@ class DriftCounter:
     def add(self, outcomes: Mapping[str, Decisions], first: Mapping[str, LightGBMModel]) -> None:
         """Count some transactions as each variant decided about them.
 
-        Args:
-            outcomes: Decisions by the names of the variants.
-            first: Of a variant whose models are renewed, the first: with its training the whole range is compared.
+        With the training of the ``first`` model of a variant that is renewed, the whole range is compared.
         """
         counted = set()
         for name, decisions in outcomes.items():

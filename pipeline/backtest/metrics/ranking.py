@@ -1,7 +1,8 @@
 """Ranking metrics as the Fraud Detection Handbook names and defines them.
 
 Le Borgne, Siblini, Lebichot, Bontempi, "Reproducible Machine Learning for Credit Card Fraud Detection", chapter 4. What
-one number over all rows tells (AUC ROC, average precision), and card precision, are in `pipeline.training.metrics`.
+one number over all rows tells (AUC ROC, average precision), and card precision, are in
+`pipeline.training.score_metrics`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +13,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, summed
 from pipeline.backtest.input.spill import in_blocks
-from pipeline.training.metrics import days_of
+from pipeline.training.score_metrics import days_of
 from schemas.times import US_PER_DAY
 
 
 def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
-    """Mark the transactions that have one of the ``top`` highest scores of their day (UTC); all of shape (n,).
+    """Mark the transactions that have one of the highest scores of their day (UTC).
 
     Of equal scores the earlier row comes first, as it reaches the analysts first.
+
+    Args:
+        score: Shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,); in any order.
+        top: Transactions a day, or all of a day that has fewer.
+
+    Returns:
+        Shape (n,).
     """
     chosen = np.zeros(len(score), np.bool_)
     for _, rows in days_of(event_time_us):
@@ -31,9 +40,16 @@ def top_of_days(score: NDArray[np.float64], event_time_us: NDArray[np.int64], to
 def daily_precision(
     fraud: NDArray[np.bool_], chosen: NDArray[np.bool_], event_time_us: NDArray[np.int64], top: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(days since 1970-01-01 in UTC, precision at ``top``), each of shape (days with rows,).
+    """Compute the precision at k of each day (UTC), as the Handbook defines it.
 
-    ``chosen`` is that of `top_of_days`. The divisor is ``top`` even on a day of fewer transactions, as in the Handbook.
+    Args:
+        fraud: Shape (n,).
+        chosen: The best of each day, as `top_of_days` marks them; shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,); in any order.
+        top: The k; the divisor, even on a day of fewer transactions.
+
+    Returns:
+        Days since 1970-01-01, ascending, and their precision; each of shape (days with rows,).
     """
     found = [(day, np.count_nonzero(fraud[rows] & chosen[rows]) / top) for day, rows in days_of(event_time_us)]
     days, precision = zip(*found, strict=True) if found else ((), ())
@@ -43,10 +59,18 @@ def daily_precision(
 def known_cards(
     card: NDArray[np.int64], event_time_us: NDArray[np.int64], fraud_known_us: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Mark transactions of cards that were known to be compromised before their day began; all of shape (n,).
+    """Mark transactions of cards that were known to be compromised before their day (UTC) began.
 
-    ``fraud_known_us`` is when a transaction was known to be fraud, the largest integer where it never was. The Handbook
-    leaves such cards out of its test sets (chapter 3, "Baseline fraud detection system").
+    The Handbook leaves such cards out of its test sets (chapter 3, "Baseline fraud detection system").
+
+    Args:
+        card: Integers from 0 on, shape (n,).
+        event_time_us: Microseconds since 1970, shape (n,); in any order.
+        fraud_known_us: When each was known to be fraud, in microseconds since 1970; the largest integer where it never
+            was. Shape (n,).
+
+    Returns:
+        Shape (n,).
     """
     first_known = np.full(int(card.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first_known, card, fraud_known_us)
@@ -84,7 +108,14 @@ class Ranking:
     def __init__(
         self, fraud: NDArray[np.bool_], score: NDArray[np.float64], unit: NDArray[np.int64], units: int
     ) -> None:
-        """``unit`` (n,) holds integers below ``units``; ``fraud`` and ``score`` have shape (n,)."""
+        """Gather n rows in any order.
+
+        Args:
+            fraud: Shape (n,).
+            score: Shape (n,).
+            unit: Unit of each row, an integer from 0 on and below ``units``; shape (n,).
+            units: Number of units.
+        """
         self._thresholds = np.unique(score[fraud])
         self._cells = 2 * len(self._thresholds) + 1
 
@@ -100,7 +131,7 @@ class Ranking:
 
     def areas(self, weight: NDArray[np.float64]) -> Areas:
         """Compute the areas of rows that are each weighted by their unit's ``weight``, shape (units,)."""
-        fraud, other = self._weighted(weight)
+        fraud, other = self._sums(self._fraud, weight), self._sums(self._other, weight)
         total, pairs = fraud.sum(), fraud.sum() * other.sum()
         found, chosen = np.cumsum(fraud[::-1]), np.cumsum((fraud + other)[::-1])
         precision = found / np.maximum(chosen, np.finfo(float).tiny)
@@ -112,19 +143,15 @@ class Ranking:
 
     def curve(self) -> Curve:
         """Precision and recall at each score that a fraud has, of unweighted rows."""
-        found, chosen = (np.cumsum(counts[::-1]) for counts in self._levelled())
+        fraud, other = self._sums(self._fraud, None), self._sums(self._other, None)
+        # From each fraud score up to the next; rows below the lowest are left out.
+        levels = fraud[1::2], (fraud + other)[1:].reshape(-1, 2).sum(axis=1)
+        found, chosen = (np.cumsum(counts[::-1]) for counts in levels)
         return Curve(self._thresholds[::-1], found / chosen, found / max(found[-1:].sum(), 1.0))
 
-    def _levelled(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Frauds, and all rows, from each fraud score up to the next; rows below the lowest are left out."""
-        fraud, other = self._weighted(None)
-        return fraud[1::2], (fraud + other)[1:].reshape(-1, 2).sum(axis=1)
-
-    def _weighted(self, weight: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights of frauds and of others by cell, each of shape (2 m + 1,)."""
-        return self._sums(self._fraud, weight), self._sums(self._other, weight)
-
     def _sums(self, part: "_Gathered", weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Weights of rows by cell, shape (2 m + 1,)."""
+
         def rows_of(positions: slice) -> NDArray[np.float64]:
             return part.rows[positions] if weight is None else part.rows[positions] * weight[part.unit[positions]]
 

@@ -1,15 +1,17 @@
 """The report of a backtest: one content, read as a page, as JSON and as a summary for the terminal."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import pandas as pd
 
+from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
 from pipeline.backtest.report import plots, wording
-from pipeline.backtest.report.content import Metric, ReportContent, ReportOptions, VariantContent
+from pipeline.backtest.report.content import Metric, ReportContent, ReportOptions, Slice, TypeRecall, VariantContent
 from pipeline.backtest.report.evaluate import evaluate
-from pipeline.backtest.report.frames import amounts_frame, days_frame, fraud_types_frame, metrics_frame
 from pipeline.backtest.report.summary import summary
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.observability.templates import template
@@ -19,7 +21,7 @@ __all__ = ["BacktestReport", "ReportContent", "ReportOptions", "build_report"]
 
 @dataclass(frozen=True)
 class BacktestReport:
-    """Readings of one content."""
+    """Readings of one content. In its frames, intervals are NaN where there is none."""
 
     content: ReportContent
 
@@ -40,23 +42,55 @@ class BacktestReport:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """A row for each variant and metric, with both of its intervals."""
-        return metrics_frame(self.content)
+        """A row for each variant and metric: ``value``, and intervals by days and by cards."""
+        return pd.DataFrame(
+            [
+                {
+                    "variant": variant.name,
+                    "metric": metric.name,
+                    "value": metric.value,
+                    **_ends("days", metric.by_days),
+                    **_ends("cards", metric.by_cards),
+                }
+                for variant in self.content.variants
+                for metric in variant.metrics
+            ]
+        )
 
     @property
     def by_day(self) -> pd.DataFrame:
-        """A row for each variant and day: counts, precision and recall, money caught and missed, intervals."""
-        return days_frame(self.content)
+        """A row for each variant and day: counts, and each metric with the ends of its interval."""
+        found = _frame((variant.name, variant.days) for variant in self.content.variants)
+        return found.assign(name=pd.to_datetime(found["name"], utc=True)).rename(columns={"name": "day"})
 
     @property
     def by_amount(self) -> pd.DataFrame:
-        """The same of bands of amounts."""
-        return amounts_frame(self.content)
+        """The same of bands of amounts; of two intervals the wider one."""
+        return _frame((variant.name, variant.amounts) for variant in self.content.variants).rename(
+            columns={"name": "amount"}
+        )
 
     @property
     def by_fraud_type(self) -> pd.DataFrame:
-        """Recall and money by type of fraud; empty where no type is known."""
-        return fraud_types_frame(self.content)
+        """Recall and money by type of fraud, likewise; empty where no type is known."""
+        return _frame((variant.name, variant.fraud_types) for variant in self.content.variants)
+
+
+def _frame(parts: Iterable[tuple[str, Sequence[Slice | TypeRecall]]]) -> pd.DataFrame:
+    return pd.DataFrame([{"variant": name, **_columns(part)} for name, slices in parts for part in slices])
+
+
+def _columns(part: Slice | TypeRecall) -> dict[str, Any]:
+    columns = msgspec.structs.asdict(part)
+    metrics: list[Metric] = columns.pop("metrics")
+    for metric in metrics:
+        columns |= {metric.name: metric.value, **_ends(metric.name, wording.wider(metric))}
+    return columns
+
+
+def _ends(name: str, interval: ConfidenceInterval | None) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None else interval
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def build_report(result: BacktestResult, options: ReportOptions | None = None) -> BacktestReport:

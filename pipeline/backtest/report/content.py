@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from pipeline.backtest.labels.ground_truth import Bounds
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
-from pipeline.backtest.runner.result import Parameter
+from pipeline.backtest.metrics.cost_model import SweepRow
+from pipeline.backtest.runner.result import Parameter, TrainedVersion
 from schemas.limits import check_limits
 
 
@@ -98,18 +99,6 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     recall: float
 
 
-class SweepRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of a threshold, by scores alone, without rules and audits."""
-
-    threshold: float
-    alerts_per_day: float
-    precision: float
-    recall: float | None
-    caught_amount: float
-    review_cost: float
-    net_saving: float
-
-
 class ScoreBin(msgspec.Struct, frozen=True, kw_only=True):
     """Transactions of a range of scores, the lower end included."""
 
@@ -176,24 +165,6 @@ class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
     """Frauds among the alerts, by those among as many of the range's highest scores."""
 
 
-class VersionContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A LightGBM version that was trained for a variant; `pipeline.backtest.runner.result.TrainedVersion`."""
-
-    known_time: str
-    """Everything was used that was known then."""
-    lightgbm: str | None
-    policy: str | None
-    refused: str
-    """The reason for which there is none; the version before went on deciding."""
-    first_decision: str | None
-    decisions: int
-    rows: int
-    frauds: int
-    metrics: Mapping[str, Parameter]
-    """Those of the validation period, the threshold, and the number of trees."""
-    seconds: float
-
-
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The quality of a model on labelled examples before it learned them."""
 
@@ -208,7 +179,7 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     models: Mapping[str, str]
-    versions: list[VersionContent]
+    versions: list[TrainedVersion]
     """Trainings of a variant that was trained by the backtest, in turn."""
     threshold: float | None
     parameters: Mapping[str, Parameter]

@@ -4,10 +4,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from pipeline.backtest.input.span import time_text
 from pipeline.backtest.labels.ground_truth import precision_bounds, recall_bounds
-from pipeline.backtest.labels.schedule import ReviewOutcome
+from pipeline.backtest.metrics.cost_model import sweep, sweep_thresholds
 from pipeline.backtest.metrics.drift import ModelDrift
-from pipeline.backtest.report import slices, tables
+from pipeline.backtest.report import breakdowns, slices
+from pipeline.backtest.report.breakdowns import pacing
 from pipeline.backtest.report.content import (
     DriftContent,
     FeatureDrift,
@@ -18,13 +20,11 @@ from pipeline.backtest.report.content import (
     Side,
     VariantComparison,
     VariantContent,
-    VersionContent,
 )
 from pipeline.backtest.report.figures import Resamples, differences, metrics, resample
 from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.report.slices import Slicing, resample_slices
-from pipeline.backtest.report.tables import pacing
 from pipeline.backtest.runner.result import BacktestResult, Variant
 from schemas.times import US_PER_DAY
 
@@ -40,9 +40,9 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> ReportContent:
     samples = _samples(shared, observed, options)
     return ReportContent(
         partial=result.partial,
-        from_time=tables.time_text(result.from_us),
-        to_time=tables.time_text(result.to_us),
-        until_time=tables.time_text(result.until_us),
+        from_time=time_text(result.from_us),
+        to_time=time_text(result.to_us),
+        until_time=time_text(result.until_us),
         days=shared.span_days,
         warm_up_days=(result.from_us - result.warm_up_from_us) / US_PER_DAY,
         base_currency=result.base_currency,
@@ -92,7 +92,7 @@ def _variant(
     options: ReportOptions,
     protection_us: int,
 ) -> VariantContent:
-    truth, shown = shared.truth, observed[number]
+    truth, shown, reviewed = shared.truth, observed[number], variant.reviewed
     (days, by_day), (bands, by_amount), (kinds, by_kind) = samples.days, samples.amounts, samples.kinds
     labelled = ~truth.unlabelled
     missed = truth.fraud & ~shown.caught
@@ -100,7 +100,7 @@ def _variant(
     return VariantContent(
         name=variant.name,
         models=dict(variant.models),
-        versions=_versions(variant),
+        versions=list(variant.versions),
         threshold=variant.threshold,
         parameters=dict(variant.parameters),
         metrics=metrics(samples.whole[number], options),
@@ -109,7 +109,9 @@ def _variant(
         precision_at_k_bounds=precision_bounds(truth, shown.best),
         recall_at_k_bounds=recall_bounds(truth, shown.best),
         paced=None if variant.paced is None else pacing(variant.paced, shared, shown),
-        reviewed=None if variant.reviewed is None else _reviews(variant.reviewed),
+        reviewed=None
+        if reviewed is None
+        else ReviewContent(alerts=reviewed.alerts, unanswered=reviewed.unanswered, sooner=len(reviewed.answers)),
         prequential=[
             ModelFigures(model=name, auc=figures.auc, log_loss=figures.log_loss)
             for name, figures in variant.prequential.items()
@@ -120,37 +122,25 @@ def _variant(
         fraud_types=slices.fraud_types(shared, kinds, by_kind[number], options),
         days=slices.slices(shared, shown, days, by_day[number], options),
         amounts=slices.slices(shared, shown, bands, by_amount[number], options),
-        curve=tables.curve(shared, shown),
-        sweep=tables.sweep_rows(shared, shown, options.review_cost, protection_us),
-        scores=tables.score_bins(shared, shown, tables.LOG_ODDS_EDGES),
-        calibration=tables.score_bins(shared, shown, tables.CALIBRATION_EDGES),
+        curve=breakdowns.curve(shared, shown),
+        sweep=sweep(
+            truth.fraud,
+            shown.score,
+            shared.card,
+            shared.event_time_us,
+            shared.amount,
+            sweep_thresholds(shown.score),
+            span_days=shared.span_days,
+            review_cost=options.review_cost,
+            protection_us=protection_us,
+        ),
+        scores=breakdowns.score_bins(shared, shown, breakdowns.LOG_ODDS_EDGES),
+        calibration=breakdowns.score_bins(shared, shown, breakdowns.CALIBRATION_EDGES),
         expected_frauds=float(shown.score.sum()),
         explained=variant.explained,
-        reasons=tables.reasons(variant),
-        misses=tables.costliest(shared, observed, missed, options.rows),
+        reasons=breakdowns.reasons(variant),
+        misses=breakdowns.costliest(shared, observed, missed, options.rows),
     )
-
-
-def _versions(variant: Variant) -> list[VersionContent]:
-    return [
-        VersionContent(
-            known_time=tables.time_text(trained.known_us),
-            lightgbm=trained.lightgbm,
-            policy=trained.policy,
-            refused=trained.refused,
-            first_decision=None if trained.first_decision_us is None else tables.time_text(trained.first_decision_us),
-            decisions=trained.decisions,
-            rows=trained.rows,
-            frauds=trained.frauds,
-            metrics=dict(trained.metrics),
-            seconds=trained.seconds,
-        )
-        for trained in variant.versions
-    ]
-
-
-def _reviews(reviewed: ReviewOutcome) -> ReviewContent:
-    return ReviewContent(alerts=reviewed.alerts, unanswered=reviewed.unanswered, sooner=len(reviewed.answers))
 
 
 def _comparison(
@@ -172,7 +162,7 @@ def _comparison(
             frauds=int((alone & shared.truth.fraud).sum()),
             unlabelled=int((alone & shared.truth.unlabelled).sum()),
             caught_amount=float(shared.amount[caught].sum()),
-            examples=tables.costliest(shared, observed, alone, options.rows // 2),
+            examples=breakdowns.costliest(shared, observed, alone, options.rows // 2),
         )
 
     return VariantComparison(

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.spill import in_blocks
 from pipeline.backtest.labels.ground_truth import NEVER
-from pipeline.backtest.metrics.bootstrap import ConfidenceInterval, interval, resampled
+from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
-from pipeline.training.metrics import daily_card_precision
+from pipeline.training.score_metrics import daily_card_precision
 
 RANKED: Final = {"auc_roc": "AUC ROC", "average_precision": "Average precision"}
 TALLIED: Final = {
@@ -57,6 +57,14 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
 
     Card precision and what else goes by the best of a day is resampled by days alone: a card drawn twice would push
     others out of the best.
+
+    Args:
+        shared: Transactions of all variants.
+        variants: Decisions of each, of which there is at least one.
+        options: Give the replicates and their seed, the cost of a review and the k.
+
+    Returns:
+        The figures of each variant, columns as `NAMES`; NaN where there is none.
     """
     by_day = [_statistics(shared, observed, shared.day, shared.days, options, daily=True) for observed in variants]
     by_card = [_statistics(shared, observed, shared.card, shared.cards, options, daily=False) for observed in variants]
@@ -67,16 +75,16 @@ def resample(shared: Shared, variants: Sequence[Observed], options: ReportOption
 
 
 def drawn(statistics: Sequence[Statistics], units: int, options: ReportOptions, *shape: int) -> NDArray[np.float64]:
-    """Return statistics of each variant over the same resamples of ``units``.
+    """Return statistics of each variant over the same resamples of days or cards.
 
     Args:
-        statistics: Of each variant: a function of the units' weights, shape (units,).
-        units: Number of days or cards.
-        options: How many resamples there are, and by which seed.
-        shape: Shape of what a statistic returns.
+        statistics: A function of the units' weights, shape (units,), for each variant; it returns ``shape`` values.
+        units: Number of days, or of cards.
+        options: Give the number of replicates and their seed.
+        *shape: Shape of a variant's statistics; a function may return them flat.
 
     Returns:
-        Shape (replicates, len(statistics), *shape).
+        Shape (replicates, len(statistics), *shape); no replicates without units.
     """
     if units == 0 or options.replicates == 0:
         return np.empty((0, len(statistics), *shape))
@@ -85,7 +93,16 @@ def drawn(statistics: Sequence[Statistics], units: int, options: ReportOptions, 
 
 
 def metrics(resamples: Resamples, options: ReportOptions, names: Sequence[str] = NAMES) -> list[Metric]:
-    """The figures by name; ``names`` are those of the columns."""
+    """The figures by name, with their confidence intervals.
+
+    Args:
+        resamples: Figures of one variant.
+        options: Give the level of the intervals, and the k for titles.
+        names: Names of the columns of ``resamples``.
+
+    Returns:
+        A metric for each column; its value is None where there is none.
+    """
     titles = RANKED | TALLIED | DAILY
     found = []
     for column, name in enumerate(names):
@@ -96,8 +113,8 @@ def metrics(resamples: Resamples, options: ReportOptions, names: Sequence[str] =
                 title=titles[name].format(k=options.top),
                 value=None if np.isnan(value) else value,
                 unit=_UNITS.get(name, ""),
-                by_days=_known(interval(resamples.by_days[:, column], options.level)),
-                by_cards=_known(interval(resamples.by_cards[:, column], options.level)),
+                by_days=interval(resamples.by_days[:, column], options.level),
+                by_cards=interval(resamples.by_cards[:, column], options.level),
             )
         )
     return found
@@ -106,13 +123,19 @@ def metrics(resamples: Resamples, options: ReportOptions, names: Sequence[str] =
 def differences(
     base: Resamples, other: Resamples, options: ReportOptions, names: Sequence[str] = NAMES
 ) -> list[Metric]:
-    """The other's figures less the base's, but for those that are the same by definition."""
+    """The figures of one variant less those of another, with their confidence intervals.
+
+    Args:
+        base: Figures that are subtracted.
+        other: Figures over the same resamples.
+        options: Give the level of the intervals, and the k for titles.
+        names: Names of the columns of both.
+
+    Returns:
+        A metric for each column but ``fraud_amount``, which is the same by definition.
+    """
     apart = Resamples(*(first - second for first, second in zip(other, base, strict=True)))
     return [metric for metric in metrics(apart, options, names) if metric.name != "fraud_amount"]
-
-
-def _known(found: ConfidenceInterval) -> ConfidenceInterval | None:
-    return None if found.low is None else found
 
 
 def _together(parts: Sequence[Statistics]) -> Statistics:

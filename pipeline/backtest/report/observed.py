@@ -78,9 +78,16 @@ def share(result: BacktestResult) -> Shared:
 
 
 def observe(variant: Variant, shared: Shared, protection_us: int, top: int) -> Observed:
-    """Return the decisions of ``variant``; ``top`` is how many of a day are the best.
+    """Return the decisions of a variant as arrays.
 
-    Raises ValueError where it did not decide about the same transactions.
+    Args:
+        variant: Has a row for each transaction of ``shared``, in the same order.
+        shared: Transactions of all variants.
+        protection_us: Microseconds for which an alert keeps fraud off its card.
+        top: Number of the highest scores of a day that are its best.
+
+    Raises:
+        ValueError: The variant decided about other transactions.
     """
     frame = variant.decisions
     if frame is not shared.frame:

@@ -62,7 +62,15 @@ def kinds(shared: Shared) -> Slicing:
 def slices(
     shared: Shared, observed: Observed, cut: Slicing, figures: list[Resamples], options: ReportOptions
 ) -> list[Slice]:
-    """A slice after the other."""
+    """A slice after the other, with counts and figures.
+
+    Args:
+        shared: Transactions of all variants.
+        observed: Decisions of one variant.
+        cut: Slices; every transaction belongs to one.
+        figures: Figures of each slice, in the order of ``cut``; columns as `SLICED`.
+        options: Give the level of the confidence intervals.
+    """
     fraud, alert, unlabelled = shared.truth.fraud, observed.alert, shared.truth.unlabelled
     everything = np.ones(len(cut.numbers), np.bool_)
     chosen = (everything, ~unlabelled, alert, alert & unlabelled, observed.best, fraud, alert & fraud)
@@ -96,7 +104,14 @@ def _counted(cut: Slicing, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def fraud_types(shared: Shared, cut: Slicing, figures: list[Resamples], options: ReportOptions) -> list[TypeRecall]:
-    """Recall and money by type, of alerts and of the best of each day; nothing where no type is known."""
+    """Recall and money by type of fraud, of alerts and of the best of each day.
+
+    Args:
+        shared: Transactions of all variants.
+        cut: Slices by type, as `kinds` returns them; without any, nothing is returned.
+        figures: Figures of each slice, in the order of ``cut``; columns as `SLICED`.
+        options: Give the level of the confidence intervals.
+    """
     return [
         TypeRecall(
             fraud_type=name,

@@ -36,10 +36,8 @@ class Bar:
     label: str
     value: float
     text: str
-    ours: bool = False
-    """Shown in another colour."""
-    number: int | None = None
-    """Index of the colour, whatever ``ours`` says."""
+    number: int = QUIET
+    """Index of the colour."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,16 @@ class Series:
 
 
 def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
-    """Horizontal bars from 0 on, in the order given; ``alt`` describes to those who do not see them what they show."""
+    """Horizontal bars from 0 on.
+
+    Args:
+        title: Heading of the plot.
+        rows: At least one bar; they are drawn from top to bottom.
+        alt: Describes what the bars show to those who do not see them; empty for no description.
+
+    Returns:
+        SVG text, `WIDTH` pixels wide.
+    """
     left = 20 + _width_of(max((row.label for row in rows), key=len))
     room = WIDTH - left - RIGHT - _width_of(max((row.text for row in rows), key=len)) - 8
     largest = max(row.value for row in rows) or 1.0
@@ -63,10 +70,9 @@ def bars(title: str, rows: Sequence[Bar], *, alt: str = "") -> str:
     for row in rows:
         width = max(1.0, room * row.value / largest)
         middle = y + BAR / 2 + 4
-        colour = _colour(row.number if row.number is not None else 0 if row.ours else QUIET)
         parts += [
             _text(left - 8, middle, row.label, anchor="end"),
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{colour}"/>',
+            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" fill="{_colour(row.number)}"/>',
             _text(left + width + 6, middle, row.text),
         ]
         y += BAR + BAR_GAP
@@ -110,10 +116,22 @@ def lines(
     y_most: float | None = None,
     alt: str = "",
 ) -> str:
-    """Lines over two axes; a linear vertical axis begins at 0 and ends at ``y_most`` or behind the largest value.
+    """Lines over two axes.
 
-    ``x_ticks`` stand along the horizontal axis, by default every x that a point has, written by ``x_text``; ``alt``
-    describes to those who do not see the lines what they show.
+    Args:
+        title: Heading of the plot.
+        x_name: Text below the horizontal axis.
+        y_name: Text above the vertical axis.
+        series: At least one line with a point.
+        log_x: Draw the horizontal axis by powers of ten; all x must be positive.
+        log_y: Likewise the vertical axis, which else begins at 0.
+        x_ticks: Ticks of the horizontal axis. None: every x that a point has.
+        x_text: Writes a tick. None: three digits, with k for thousands and M for millions.
+        y_most: Value that the vertical axis must reach, at a tick. None: the largest of the points.
+        alt: Describes what the lines show to those who do not see them; empty for no description.
+
+    Returns:
+        SVG text, `WIDTH` pixels wide.
     """
     xs = sorted({x for line in series for x, _ in line.points})
     ys = [y for line in series for _, y in line.points]

@@ -76,7 +76,7 @@ def between(interval: ConfidenceInterval | None, metric: Metric) -> str:
 def wider(metric: Metric) -> ConfidenceInterval | None:
     """Return the interval of a metric that promises less."""
     known = [interval for interval in (metric.by_days, metric.by_cards) if interval is not None]
-    return max(known, key=lambda interval: (interval.high or 0.0) - (interval.low or 0.0), default=None)
+    return max(known, key=lambda interval: interval.high - interval.low, default=None)
 
 
 def _written(value: float | None, unit: str) -> str:
@@ -122,7 +122,7 @@ def _saved(comparison: VariantComparison, currency: str) -> str:
     saving, recall = differences["net_saving"], differences["alert_recall"]
     interval, other, base = wider(saving), comparison.other, comparison.base
     found = _found(recall)
-    if saving.value is None or interval is None or interval.low is None or interval.high is None:
+    if saving.value is None or interval is None:
         return f"Nobody can tell whether {other} saves more than {base}: too few frauds are known."
     within = f"(interval {interval.low:+,.0f} to {interval.high:+,.0f})"
     if interval.low <= 0 <= interval.high:
@@ -139,7 +139,7 @@ def _found(difference: Metric) -> str:
         return "nobody can tell which share of the known frauds its alerts find"
     interval = wider(difference)
     within = ""
-    if interval is not None and interval.low is not None and interval.high is not None:
+    if interval is not None:
         within = f" (interval {100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
     more = "more" if difference.value >= 0 else "less"
     return f"its alerts find {abs(100 * difference.value):.1f} points {more} of the known frauds{within}"
@@ -149,7 +149,7 @@ def _ranked(comparison: VariantComparison) -> str:
     """Compare the average precision of a variant with the first one's."""
     difference = next(metric for metric in comparison.differences if metric.name == "average_precision")
     interval = wider(difference)
-    if difference.value is None or interval is None or interval.low is None or interval.high is None:
+    if difference.value is None or interval is None:
         return (
             f"Nobody can tell whether {comparison.other} ranks frauds better than {comparison.base}: too few are known."
         )

@@ -112,18 +112,17 @@ def reprocess(
         DeliveryFailed: Records were not written.
         Exception: As `Backtest.run`.
     """
-    request = backtest.request
-    source = request.source
+    source = backtest.source
     if not isinstance(source, TopicSource):
         raise ReprocessError("a topic takes decisions about topics alone: leave the file out, or name a directory")
-    _refuse_hypothetical(request)
-    refuse_own(into, request.settings)
+    _refuse_hypothetical(backtest)
+    refuse_own(into, backtest.settings)
     candidates = backtest.candidates()
     if len(candidates) > 1:
         raise ReprocessError("a topic holds one run: name one model and one threshold, and a topic for each run")
-    run = _name(request, source, next(iter(candidates.values()), None))
-    partitions = request.partitions
-    name = request.settings.topic(into)
+    run = _name(backtest, source, next(iter(candidates.values()), None))
+    partitions = backtest.partitions
+    name = backtest.settings.topic(into)
     topics = RunTopics(name, features_topic(name))
     warnings = _ensure(source, into, partitions)
     # First, so that nobody else writes once it is looked at what is there.
@@ -143,7 +142,7 @@ def reprocess(
         for topic, ends in replaced.items():
             delete_before(source.bootstrap, topic, ends, settings=source.settings)
 
-    writer = RunWriter(producer, topics, run, present, _messages(request, source, partitions), begun)
+    writer = RunWriter(producer, topics, run, present, _messages(backtest, source, partitions), begun)
     passed = backtest.each(writer.take, progress, stopped)
     if not passed.partial:
         writer.finish()
@@ -220,15 +219,7 @@ def run_name(
 
 
 def _ensure(source: TopicSource, into: str, partitions: int) -> tuple[str, ...]:
-    """Make the topics, or check them, so that their partitions are those of ``decisions``.
-
-    Returns:
-        Warnings about the topics that are there.
-
-    Raises:
-        ReprocessError: The topic of features is that of a pipeline.
-        TopicError: A topic has another number of partitions.
-    """
+    """Make the topics, or check them, so that their partitions are those of ``decisions``; warn about what is there."""
     _refuse_prefix(source, into)
     topics = [
         Topic(name, like.key, like.value, "reprocess", "cards", max_message_bytes=like.max_message_bytes)

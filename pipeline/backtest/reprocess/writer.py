@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.merge import Numbering
 from pipeline.backtest.reprocess.written_runs import DECIDED, RUN, Fingerprint, Present, ReprocessError, RunTopics
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.records.partitioner import partitions_of
@@ -35,14 +35,7 @@ class DecisionMessages:
     def __init__(
         self, numbering: Numbering, merchant_partitions: int, rates: RateTable, *, all_features: bool = False
     ) -> None:
-        """Compile the writer.
-
-        Args:
-            numbering: Names of the records.
-            merchant_partitions: Partitions of ``profiled``.
-            rates: Table that has the decimals of currencies.
-            all_features: Whether every decision has its features, and not only selected ones.
-        """
+        """``merchant_partitions`` are those of ``profiled``; ``rates`` has the decimals of currencies."""
         self.numbering, self._merchant_partitions = numbering, merchant_partitions
         self._digits = {code: rate.digits for code, rate in rates.currencies.items()}
         self._writer = DecisionWriter(rates.base, all_features=all_features)
@@ -112,16 +105,10 @@ class RunWriter:
         messages: DecisionMessages,
         begun: Callable[[], None],
     ) -> None:
-        """Prepare to write behind what is there.
+        """Prepare to write behind what is present, which is the beginning of the run.
 
-        Args:
-            producer: Writes a transaction.
-            topics: Topics to write to.
-            run: The run's name.
-            present: Content of the topics, which is the beginning of the run.
-            messages: Writes the messages.
-            begun: Called once the first transaction is there: what it replaces may go then, and not before. A range
-                without a decision, or a run that another one has fenced, so takes nothing away.
+        ``begun`` is called once the first transaction is there: what it replaces may go then, and not before. A range
+        without a decision, or a run that another one has fenced, so takes nothing away.
         """
         self._producer, self._topics, self._run, self._messages = producer, topics, run, messages
         self._begun = begun

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.merge import Numbering
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.encoding.row_columns import SOURCE_OFFSET, SOURCE_PARTITION
 from pipeline.engine.scores.decisions import SELECTIONS, Decisions
@@ -118,11 +118,8 @@ _decode = msgspec.json.Decoder(_WrittenDecision).decode
 def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Sequence[int]]) -> RunRows:
     """Return what the records of a topic are.
 
-    A record of a run that cannot be read is reported, and counts as one that was deleted.
-
-    Args:
-        batches: The records.
-        hashes: `hashes_of_decision` or `hashes_of_block`.
+    A record of a run that cannot be read is reported, and counts as one that was deleted. ``hashes`` is
+    `hashes_of_decision` or `hashes_of_block`.
     """
     runs: set[str | None] = set()
     size = fingerprint = 0
@@ -147,21 +144,13 @@ def look(batches: Iterable[Sequence[Record]], hashes: Callable[[Record], Sequenc
 
 
 def hashes_of_decision(record: Record) -> list[int]:
-    """Return the hash of a decision; those of several are added up, since partitions have no common order.
-
-    Raises:
-        MsgspecError: It is no decision.
-    """
+    """Return the hash of a decision; those of several are added up, since partitions have no common order."""
     decision = _decode(record.value or b"")
     return [_hash(decision.source.partition, decision.source.offset, decision.score, decision.selection)]
 
 
 def hashes_of_block(record: Record) -> list[int]:
-    """Return the hash of each row of a block of features.
-
-    Raises:
-        BlockError: As `read_features`.
-    """
+    """Return the hash of each row of a block of features. Raises as `read_features`."""
     rows = read_features(record)
     block, at = rows.block, rows.rows
     positions = zip(*(block.whole(column)[at].tolist() for column in (SOURCE_PARTITION, SOURCE_OFFSET)), strict=True)

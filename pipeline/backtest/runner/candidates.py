@@ -16,7 +16,7 @@ from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.renewal import RenewalSchedule
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.policy import Policy
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.scoring.prequential import Prequential
@@ -31,9 +31,19 @@ _POLICY_ALONE: Final = (AlertThreshold(),)
 def candidates_of(
     request: Request, library: ModelLibrary, trained: Mapping[str, VariantTraining]
 ) -> dict[str, Candidate]:
-    """The models that are asked for, and those that were trained, by their names.
+    """The models that are asked for, and those that were trained, by the names of their variants.
 
-    None of them where those are asked for that decisions name. Raises `RegistryError`, `ModelError`.
+    Args:
+        request: Names models, thresholds and the online model's options.
+        library: Loads the models; gives the active one where the request names none.
+        trained: Trainings before the range, by variant; one that was refused gives no candidate.
+
+    Returns:
+        A candidate for each model and threshold; none where the models of live decisions are asked for.
+
+    Raises:
+        RegistryError: The registry cannot be read.
+        ModelError: A model is missing or cannot be used.
     """
     named = dict(request.models)
     if not named and request.training is None:
@@ -72,7 +82,7 @@ def candidates_of(
                 renewed = RenewalSchedule(trained_as, every, alert_threshold.threshold)
             learning = _learning(request, library, models)
             found[name + alert_threshold.suffix] = Candidate(
-                models, learning, alert_threshold.budget, alert_threshold.pace, described, trained_as, renewed
+                models, learning, alert_threshold, described, trained_as, renewed
             )
     return found
 

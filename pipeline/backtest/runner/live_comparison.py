@@ -39,13 +39,6 @@ UNEXPLAINED: Final = "unexplained"
 """Same order, features and versions, and another outcome: an error of the program or of a machine."""
 
 
-class _Row(NamedTuple):
-    """A decision of the backtest that waits for its live one."""
-
-    decisions: Decisions
-    row: int
-
-
 class Difference(NamedTuple):
     """A decision that is not as it was live."""
 
@@ -87,47 +80,49 @@ class LiveComparison:
 class LiveComparer:
     """Joins decisions of a backtest to those made live, in whatever order both come."""
 
-    def __init__(self, live: LiveDecisions, order: Order) -> None:
-        self._live, self._order = live, order
-        self._rows: dict[SourcePosition, _Row] = {}
+    def __init__(self, live: LiveDecisions, order: Order, began_us: int | None = None) -> None:
+        """``began_us`` is the event time at which the windows of the backtest began, if later than the live ones."""
+        self._live, self._order, self._began_us = live, order, began_us
+        self._rows: dict[SourcePosition, tuple[Decisions, int]] = {}
+        """Rows of the backtest's decisions that wait for their live ones."""
         self._given = 0
         self._read = 0
-        self._began_us: int | None = None
         self.comparison = LiveComparison()
-
-    def began(self, event_time_us: int) -> None:
-        """The first transaction that entered the windows of the backtest."""
-        self._began_us = event_time_us if self._began_us is None else min(self._began_us, event_time_us)
 
     def take(self, decisions: Decisions, positions: Sequence[SourcePosition]) -> None:
         """Compare some decisions of the range, each with the place of its transaction."""
         for row, position in enumerate(positions):
-            self._rows[position] = _Row(decisions, row)
+            self._rows[position] = decisions, row
         self._given += len(positions)
         # As far as the backtest is, and a little further: neither side waits for long in memory.
         while self._read < self._given + _AHEAD and (more := self._live.pull()):
             self._read += more
         self._match()
 
-    def pair(self, decisions: Decisions, row: int, live: LiveDecision) -> None:
-        """Compare one decision with its live one."""
+    def compare(self, decisions: Decisions, row: int, live: LiveDecision | None) -> None:
+        """Compare one decision with its live one.
+
+        Args:
+            decisions: Decisions of the backtest.
+            row: Index of the decision among them.
+            live: Live decision about the same transaction; None where there is none, which is a difference too.
+        """
+        if live is None:
+            self._note(decisions, row, None, ONLY_HERE, [])
+            return
         self.comparison.compared += 1
         self.comparison.without_features += live.features is None
         differs, features = _differences(decisions, row, live)
         if differs:
             self._note(decisions, row, live, self._cause(decisions, live, differs, features), differs)
 
-    def alone(self, decisions: Decisions, row: int) -> None:
-        """Note a decision that has no live one."""
-        self._note(decisions, row, None, ONLY_HERE, [])
-
     def finish(self, *, partial: bool = False) -> LiveComparison:
         """Compare what is left; of a backtest that was stopped, what only live decided is no difference."""
         while not partial and self._live.pull():
             self._match()
         self._match()
-        for waiting in self._rows.values():
-            self.alone(waiting.decisions, waiting.row)
+        for decisions, row in self._rows.values():
+            self.compare(decisions, row, None)
         if not partial:
             for decision, _ in self._live.waiting.values():
                 at_us = timestamp_us(decision.event_time)
@@ -150,8 +145,7 @@ class LiveComparer:
         waiting = self._live.waiting
         fewer = self._rows if len(self._rows) < len(waiting) else waiting
         for position in [position for position in fewer if position in self._rows and position in waiting]:
-            here = self._rows.pop(position)
-            self.pair(here.decisions, here.row, waiting.pop(position))
+            self.compare(*self._rows.pop(position), waiting.pop(position))
 
     def _note(
         self, decisions: Decisions, row: int, live: LiveDecision | None, cause: str, differs: Sequence[str]
@@ -190,12 +184,10 @@ class LiveComparer:
 
 def live_comparer(live: LiveDecisions, source: TopicSource, span: Span, order: Order) -> LiveComparer:
     """Build a comparer for decisions that are made in ``order``. Raises `TopicError`."""
-    comparer = LiveComparer(live, order)
     ranges = source.ranges(TRANSACTIONS, span, 0, to_end=True)
     # The log holds records before those that warm the windows up, or did once.
-    if any(offsets.start > 0 for offsets in ranges.values()):
-        comparer.began(span.warm_up_from_us)
-    return comparer
+    begins_later = any(offsets.start > 0 for offsets in ranges.values())
+    return LiveComparer(live, order, span.warm_up_from_us if begins_later else None)
 
 
 _AHEAD: Final = 20_000

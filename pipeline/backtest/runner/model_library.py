@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
-from pipeline.engine.scores.models import ActiveModels, ModelSet
+from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.rates import PublishedRates
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -14,7 +14,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner
-from pipeline.scoring.river_model import RiverLearner, RiverModel
+from pipeline.scoring.training_updates import RiverLearner
 from pipeline.settings import Settings
 from schemas.messages import CardConfig, Versions
 from schemas.money import RateTable
@@ -34,7 +34,7 @@ class ModelLibrary:
         self._registry = Registry(settings.registry_path)
         self._lightgbm: dict[str, LightGBMModel] = {}
         self._policies: dict[str, Policy] = {}
-        self._rivers: dict[str, RiverModel] = {}
+        self._rivers: dict[str, Scorer] = {}
 
     def lightgbm(self, version: str) -> LightGBMModel:
         """A LightGBM version, or the active one (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
@@ -62,7 +62,7 @@ class ModelLibrary:
         """The active policy, if there is one. Raises `RegistryError`, `ModelError`."""
         return self.policy(ACTIVE) if self._is_active(POLICY) else None
 
-    def untrained_river(self) -> RiverModel:
+    def untrained_river(self) -> Scorer:
         """Return the online model before its first training update, which changes nothing."""
         return first_river(self._settings.river_classifier)
 
@@ -73,7 +73,7 @@ class ModelLibrary:
             return new_learner(classifier), 0
         return resume_learner(models.river.to_payload(), classifier, self._registry.read_file)
 
-    def latest_river(self) -> RiverModel:
+    def latest_river(self) -> Scorer:
         """Return the version that was published last; the one before its first training update where there is none."""
         for payload in self._cluster.rivers_newest_first() if self._cluster is not None else ():
             # Workers refuse one that cannot be used, and go on with the one before it.
@@ -81,7 +81,7 @@ class ModelLibrary:
                 return self._load_river(payload)
         return self.untrained_river()
 
-    def river(self, version: str, lightgbm: str) -> RiverModel:
+    def river(self, version: str, lightgbm: str) -> Scorer:
         """Return a version of the online model that scored beside a LightGBM version."""
         return _once(self._rivers, version, lambda: self._find_river(version, lightgbm))
 
@@ -102,7 +102,7 @@ class ModelLibrary:
         """Return the active models of kinds besides LightGBM and River, by name."""
         return {} if self._cluster is None else self._cluster.model_set.others
 
-    def _find_river(self, version: str, lightgbm: str) -> RiverModel:
+    def _find_river(self, version: str, lightgbm: str) -> Scorer:
         first = self.untrained_river()
         if first.version == version:
             return first
@@ -119,7 +119,7 @@ class ModelLibrary:
             raise ModelError(f"topic models has {model.version} under the name {version}: choose --river latest")
         return model
 
-    def _load_river(self, payload: bytes) -> RiverModel:
+    def _load_river(self, payload: bytes) -> Scorer:
         return load_river(payload, self._settings.river_classifier, self._registry.read_file)
 
     def _is_active(self, name: str) -> bool:

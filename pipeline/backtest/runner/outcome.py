@@ -7,15 +7,14 @@ from typing import Final
 from pipeline.backtest.input.acceptance import all_refused
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
-from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment, time_text
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.input_quality import refusal
 from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
 from pipeline.backtest.runner.live_comparison import LiveComparison
-from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.result import BacktestResult, Collected, Parameter, TrainedVersion, Variant
-from pipeline.backtest.runner.statistics import FirstAndCount, RunStatistics, RunSummary
+from pipeline.backtest.runner.statistics import RunStatistics, RunSummary
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.reason_texts import count
 from pipeline.features.catalogue import REACH_US
@@ -117,17 +116,17 @@ def summary_of(statistics: RunStatistics) -> RunSummary:
     return RunSummary(statistics.reported_counts(), statistics.warnings, statistics.partial)
 
 
-def result_of(
-    request: Request,
-    partitions: int,
-    candidates: Mapping[str, Candidate],
-    collected: Mapping[str, Collected],
-    statistics: RunStatistics,
-) -> BacktestResult:
-    """The result, of what was decided by each variant."""
+def result_of(request: Request, collected: Mapping[str, Collected], statistics: RunStatistics) -> BacktestResult:
+    """The result, of what was decided by each variant.
+
+    Args:
+        request: Gives range and parameters.
+        collected: Decisions within the range by variant, at least one variant with a decision.
+        statistics: Those of the pass, which has ended or was stopped.
+    """
     span = request.span
     from_us = span.from_us if span.from_us > EARLIEST_US else statistics.first_decided_us
-    variants = [_variant(name, variant, candidates.get(name), statistics) for name, variant in collected.items()]
+    variants = [_variant(name, variant, statistics) for name, variant in collected.items()]
     counts, warnings, partial = summary_of(statistics)
     return BacktestResult(
         variants=variants,
@@ -142,7 +141,7 @@ def result_of(
             "order": request.order.value,
             **_label_parameters(request),
             "warm_up_days": round(request.warm_up_us / US_PER_DAY, 3),
-            "partitions": partitions,
+            "partitions": statistics.partitions,
             "online_model": "frozen" if request.publish_every_us is None else "learning",
         },
         counts=counts,
@@ -152,8 +151,8 @@ def result_of(
     )
 
 
-def _variant(name: str, collected: Collected, candidate: Candidate | None, statistics: RunStatistics) -> Variant:
-    variant = collected.variant(name)
+def _variant(name: str, collected: Collected, statistics: RunStatistics) -> Variant:
+    variant, candidate = collected.variant(name), statistics.candidates.get(name)
     if candidate is None:
         return variant
     paced = statistics.paced.get(name)
@@ -168,25 +167,22 @@ def _variant(name: str, collected: Collected, candidate: Candidate | None, stati
     )
 
 
-def _version(grown: VariantTraining, decided: Mapping[str, FirstAndCount]) -> TrainedVersion:
-    trained = grown.trained
+def _version(grown: VariantTraining, decided: Mapping[str, tuple[int, int]]) -> TrainedVersion:
+    trained, known_time = grown.trained, time_text(grown.period.known_us)
     if trained is None:
-        return TrainedVersion(
-            known_us=grown.period.known_us, lightgbm=None, policy=None, refused=grown.refused, seconds=grown.seconds,
-            rows=0, frauds=0, metrics={}, first_decision_us=None, decisions=0,
-        )  # fmt: skip
-    metadata, by = trained.model.metadata, decided.get(trained.model.version)
+        return TrainedVersion(known_time=known_time, refused=grown.refused, seconds=grown.seconds)
+    metadata = trained.model.metadata
+    first_us, decisions = decided.get(trained.model.version, (None, 0))
     return TrainedVersion(
-        known_us=grown.period.known_us,
+        known_time=known_time,
         lightgbm=trained.model.version,
         policy=trained.policy.version,
-        refused="",
-        seconds=grown.seconds,
+        first_decision=None if first_us is None else time_text(first_us),
+        decisions=decisions,
         rows=metadata["input"]["rows"],
         frauds=sum(metadata["frauds"].values()) + metadata.get("early", {}).get("frauds", 0),
         metrics=trained.metrics,
-        first_decision_us=None if by is None else by.first_us,
-        decisions=0 if by is None else by.count,
+        seconds=grown.seconds,
     )
 
 

@@ -1,7 +1,7 @@
 """A pass over the logs as they are: by the models that are asked for, or those that live decisions name."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Final
@@ -13,7 +13,7 @@ from pipeline.backtest.input.live_decisions import live_decisions
 from pipeline.backtest.input.sources import TOO_LATE
 from pipeline.backtest.input.span import LATEST_US
 from pipeline.backtest.input.topic_source import TopicSource
-from pipeline.backtest.runner.live_comparison import LiveComparer, live_comparer
+from pipeline.backtest.runner.live_comparison import live_comparer
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.recorded_replay import RecordedReplay, Scored
 from pipeline.backtest.runner.replay import Candidate
@@ -48,18 +48,17 @@ _decode_label_time = msgspec.json.Decoder(_LabelTime).decode
 
 
 def decide_as_recorded(
-    request: Request,
-    candidates: Mapping[str, Candidate],
-    partitions: int,
-    library: ModelLibrary,
-    statistics: RunStatistics,
-) -> None:
-    """Decide the range by ``candidates``, or, without any, as `AS_RECORDED`. Raises as `pipeline.Backtest.run`."""
-    source, span = request.source, request.span
+    request: Request, library: ModelLibrary, statistics: RunStatistics
+) -> Iterator[tuple[str, Decisions]]:
+    """Yield what each candidate, or, without any, `AS_RECORDED`, decides of the range, batch by batch.
+
+    Raises as `pipeline.Backtest.run`.
+    """
+    source, span, candidates = request.source, request.span, statistics.candidates
     if not isinstance(source, TopicSource):
         raise TypeError("only topics have a recorded order")
-    options = request.card_options(partitions)
-    source.refuse_lost(span, partitions)
+    options = request.card_options(statistics.partitions)
+    source.refuse_lost(span, statistics.partitions)
     replayed = RecordedReplay(source, span, options, library, partial(count_processed, statistics, source.settings))
     needs_live = request.compare_live or not candidates
     live = live_decisions(source, span, features=request.compare_live) if needs_live else None
@@ -69,9 +68,12 @@ def decide_as_recorded(
     with closing(replayed.run(models, live)) as passed:
         for parts in passed:
             for scored in parts:
-                statistics.pass_on(_named(scored, candidates))
+                named = _named(scored, candidates)
+                statistics.decided(named)
+                yield from named.items()
                 if comparer is not None:
-                    _compare(comparer, scored)
+                    for row, recorded in enumerate(scored.live):
+                        comparer.compare(scored.decisions, row, recorded)
             decided_us = np.concatenate([none, *(item.decisions.transactions.event_time_us for item in parts)])
             stream_time_us = np.array([replayed.stream_time_us] if replayed.entered else [], np.int64)
             statistics.note(stream_time_us, decided_us, replayed.entered)
@@ -115,14 +117,6 @@ def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Dec
         name: scored.decisions if name == first else scored.decisions.under(candidate.models)
         for name, candidate in candidates.items()
     }
-
-
-def _compare(comparer: LiveComparer, scored: Scored) -> None:
-    for row, recorded in enumerate(scored.live):
-        if recorded is None:
-            comparer.alone(scored.decisions, row)
-        else:
-            comparer.pair(scored.decisions, row, recorded)
 
 
 def _read_labels(request: Request, source: TopicSource, options: CardOptions, statistics: RunStatistics) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.live_decisions import LiveDecision, LiveDecisions, SourcePosition
-from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.merge import Numbering
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
@@ -32,9 +32,9 @@ from pipeline.engine.records.columns import Transactions
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
 from pipeline.engine.records.subjects import Subjects
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.block_messages import read_messages, write_messages
 from pipeline.engine.scores.decisions import Decisions, decided
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
@@ -74,15 +74,10 @@ class RecordedReplay:
         on_result: Callable[[Result], None],
         ended: Callable[[str, int, PartitionState], None] = lambda *_: None,
     ) -> None:
-        """Prepare a replay.
+        """Prepare a replay; ``options`` are for batches that no record of ``progress`` covers.
 
-        Args:
-            source: The topics.
-            span: The range to decide, with its warm-up.
-            options: For batches that no record of ``progress`` covers.
-            library: The models that decisions name.
-            on_result: Called with the card kernel's result for each batch, those of the warm-up included.
-            ended: Called with the agent's name, the number and the state of each partition behind its last batch.
+        ``on_result`` is called with the card kernel's result for each batch, those of the warm-up included; ``ended``
+        with the agent's name, the number and the state of each partition behind its last batch.
         """
         self._source, self._span, self._library, self._on_result = source, span, library, on_result
         self._ended = ended

@@ -2,28 +2,24 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from itertools import pairwise
+from itertools import chain, tee
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.backtest.engine.kernels import Engine
+from pipeline.backtest.engine.column_kernels import Engine
 from pipeline.backtest.engine.online import Learning, OnlineTrainer, Periods
 from pipeline.backtest.input.acceptance import Acceptance, accept_each, accept_labels, accept_transactions
-from pipeline.backtest.input.order import NOTHING, Chunk, Order, alone, checked, in_order, merged
+from pipeline.backtest.input.order import NOTHING, Chunk, Order, checked, in_order
 from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.runner.result import Parameter
+from pipeline.backtest.runner.thresholds import AlertThreshold
 from pipeline.backtest.training.renewal import ModelRenewal, RenewalSchedule
-from pipeline.decision.pacing import PacingOptions
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.records.columns import Labels, Reject, Transactions
+from pipeline.engine.records.columns import Reject, Transactions, no_transactions
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions
-from pipeline.engine.scores.models import ActiveModels
-from schemas.times import US_PER_DAY
-
-Rows = TypeVar("Rows", Transactions, Labels)
 
 
 class Candidate(NamedTuple):
@@ -32,10 +28,7 @@ class Candidate(NamedTuple):
     models: ActiveModels
     learning: Learning | None = None
     """Training options of its online model; None: it stays as it is."""
-    alerts_per_day: float | None = None
-    """For which its threshold is to be chosen on what comes before a range; None: the policy's holds."""
-    paced_at: PacingOptions | None = None
-    """Budget for which its threshold is set anew each hour; None: it is not."""
+    alert_threshold: AlertThreshold = AlertThreshold()
     parameters: Mapping[str, Parameter] = MappingProxyType({})
     """Other parameters that a reader is shown."""
     trained_as: str | None = None
@@ -84,126 +77,115 @@ def replay(
         checked(accept_each(transactions, accept_transactions, acceptance, rejects), "transaction", order),
         checked(accept_each(labels, accept_labels, acceptance, rejects), "label", order),
     )
-    for (decisions,) in replay_accepted(
-        [Candidate(models, learning)], *accepted, rejects, options=options, order=order
-    ):
+    chunks = in_order(*accepted, order)
+    for (decisions,) in decide_chunks([Candidate(models, learning)], chunks, rejects, options=options):
         yield decisions
 
 
-def replay_accepted(
+def decide_chunks(
     candidates: Sequence[Candidate],
-    transactions: Iterator[Transactions],
-    labels: Iterator[Labels],
+    chunks: Iterable[Chunk],
     rejects: list[Reject],
     *,
     options: CardOptions,
-    order: Order = Order.EVENT_TIME,
     renewal: ModelRenewal | None = None,
 ) -> Generator[list[Decisions], None, None]:
-    """`replay` of what was accepted and is in order, decided by several candidates in one pass: `Decisions` of each.
+    """Let several candidates, which see the same labels and so share the windows, decide about chunks in one pass.
 
-    Windows and labels are the same for all. ``rejects`` is where whoever accepts notes what it refuses; it is emptied.
-    Candidates that learn must publish at the same moments. ``renewal`` renews the models of those that ask for it.
-    Raises as `replay`.
+    ``rejects`` is where whoever accepts notes what it refuses; it is emptied. Candidates that learn must publish at the
+    same moments. ``renewal`` renews the models of those that ask for it. Raises as `replay`.
+
+    Yields:
+        `Decisions` of each about a chunk, or about as many parts of it as its transactions lie in periods.
     """
-    with closing(_Lane(candidates, options, renewal)) as lane:
-        for chunk in in_order(transactions, labels, order):
-            yield from lane.work(chunk, _taken(rejects))
-        if rejects:
-            yield from lane.work(NOTHING, _taken(rejects))
+    models = [candidate.models for candidate in candidates]
+    learning = [candidate.learning for candidate in candidates]
+    trainers = [
+        None if training is None else OnlineTrainer(active, training, options.partitions)
+        for active, training in zip(models, learning, strict=True)
+    ]
+    every_us = {training.publish_every_us for training in learning if training is not None}
+    if len(every_us) > 1:
+        raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
+    publishing = Periods(every_us.pop()) if every_us else None
+    with closing(Engine(options)) as engine:
+        for chunk in _to_the_end(chunks, rejects):
+            for part, due in _scheduled(chunk, () if renewal is None else renewal.periods):
+                if renewal is not None and due:
+                    models = renewal.renew(part, due, models)
+                for piece, publishes in _parts(part, publishing):
+                    if publishes:
+                        for trainer in filter(None, trainers):
+                            trainer.publish()
+                    outcomes = _decided(engine, models, trainers, piece, _taken(rejects))
+                    if renewal is not None:
+                        renewal.take(piece.labels, outcomes[0])
+                    yield outcomes
 
 
-def replay_scheduled(
+def decide_reviewed(
     candidates: Sequence[Candidate],
     transactions: Iterator[Transactions],
     schedules: Sequence[ScheduledLabels],
     rejects: list[Reject],
     *,
     options: CardOptions,
-    renewals: Sequence[ModelRenewal | None] = (),
+    renewals: Sequence[ModelRenewal | None],
 ) -> Generator[list[Decisions], None, None]:
-    """`replay_accepted` by event time, of transactions that bear their truth: labels come when ``schedules`` say.
+    """`decide_chunks` where each candidate sees labels of its own, which answer its alerts, and so has its own windows.
 
-    There is one for all candidates, or one for each. In the latter case each sees labels of its own, and so has windows
-    of its own, since features of merchants tell of known fraud; all decide about the same transactions nevertheless.
-    Of ``renewals`` there are as many as of schedules, or none.
-    Raises ValueError where candidates share a schedule that goes by what one of them alerts, and as `replay_accepted`.
+    Features of merchants tell of known fraud. All decide about the same transactions nevertheless. There is a schedule
+    and a renewal for each.
     """
-    if len(schedules) == 1 < len(candidates) and schedules[0].reviews:
-        raise ValueError("reviews are of one candidate's alerts: give each a schedule of its own")
-    of_lanes = [candidates] if len(schedules) == 1 else [[candidate] for candidate in candidates]
+    refused = [list[Reject]() for _ in candidates]
+
+    def noted() -> Iterator[Transactions]:
+        for part in chain(transactions, [no_transactions()]):
+            found = _taken(rejects)
+            for own in refused:
+                own.extend(found)
+            yield part
+
+    def decided(
+        candidate: Candidate, parts: Iterator[Transactions], schedule: ScheduledLabels, own: list[Reject],
+        renewal: ModelRenewal | None,
+    ) -> Generator[Decisions, None, None]:  # fmt: skip
+        chunks = schedule.chunks(parts)
+        with closing(decide_chunks([candidate], chunks, own, options=options, renewal=renewal)) as passed:
+            for (decisions,) in passed:
+                schedule.decided(decisions)
+                yield decisions
+
+    parts = tee(noted(), len(candidates))
     with ExitStack() as stack:
         lanes = [
-            stack.enter_context(closing(_Lane(lane, options, renewal)))
-            for lane, renewal in zip(of_lanes, renewals or [None] * len(of_lanes), strict=True)
+            stack.enter_context(closing(decided(*lane)))
+            for lane in zip(candidates, parts, schedules, refused, renewals, strict=True)
         ]
-        pairs = list(zip(lanes, schedules, strict=True))
-        by_day = any(schedule.reviews for schedule in schedules)
-        for part in filter(len, transactions):
-            for piece in _days(part) if by_day else [part]:
-                found = _taken(rejects)
-                chunks = [merged(piece, schedule.until(piece), Order.EVENT_TIME) for schedule in schedules]
-                works = [lane.work(chunk, found) for lane, chunk in zip(lanes, chunks, strict=True)]
-                for outcomes in zip(*works, strict=True):
-                    for schedule, (first, *_) in zip(schedules, outcomes, strict=True):
-                        schedule.decided(first)
-                    yield [decisions for lane in outcomes for decisions in lane]
-        found = _taken(rejects)
-        rests = [list(lane.work(alone(schedule.rest()), found)) for lane, schedule in pairs]
-        for outcomes in zip(*rests, strict=True):
-            yield [decisions for lane in outcomes for decisions in lane]
+        yield from map(list, zip(*lanes, strict=True))
 
 
-class _Lane:
-    """Candidates that see the same labels: they share the windows."""
+def _decided(
+    engine: Engine,
+    models: Sequence[ActiveModels],
+    trainers: Sequence[OnlineTrainer | None],
+    part: Chunk,
+    rejects: Sequence[Reject],
+) -> list[Decisions]:
+    outcomes: list[Decisions] = []
+    for given, trainer in zip(models, trainers, strict=True):
+        active = given if trainer is None else trainer.active(given)
+        decisions = outcomes[0].under(active) if outcomes else engine.decide(active, part, rejects)
+        if trainer is not None:
+            trainer.learn(part, decisions)
+        outcomes.append(decisions)
+    return outcomes
 
-    def __init__(
-        self, candidates: Sequence[Candidate], options: CardOptions, renewal: ModelRenewal | None = None
-    ) -> None:
-        self._engine, self._renewal = Engine(options), renewal
-        self._renewed = [candidate.renewed for candidate in candidates]
-        self._models = [candidate.models for candidate in candidates]
-        self._trainers = [
-            None
-            if candidate.learning is None
-            else OnlineTrainer(candidate.models, candidate.learning, options.partitions)
-            for candidate in candidates
-        ]
-        every_us = {candidate.learning.publish_every_us for candidate in candidates if candidate.learning is not None}
-        if len(every_us) > 1:
-            raise ValueError("candidates that learn must publish at the same moments: give them one publish_every_us")
-        self._periods = Periods(every_us.pop()) if every_us else None
 
-    def close(self) -> None:
-        """Let go of the state."""
-        self._engine.close()
-
-    def work(self, chunk: Chunk, rejects: Sequence[Reject]) -> Iterator[list[Decisions]]:
-        """Decide about a chunk, in as many parts as its transactions lie in periods: the `Decisions` of each.
-
-        What ``rejects`` holds is reported with the first part.
-        """
-        for part, due in _scheduled(chunk, () if self._renewal is None else self._renewal.periods):
-            if self._renewal is not None and due:
-                self._models = self._renewal.renew(part, due, self._renewed, self._models)
-            for piece, publishes in _parts(part, self._periods):
-                outcomes = self._decided(piece, rejects, publishes=publishes)
-                if self._renewal is not None:
-                    self._renewal.take(piece.labels, outcomes[0])
-                yield outcomes
-                rejects = ()
-
-    def _decided(self, part: Chunk, rejects: Sequence[Reject], *, publishes: bool) -> list[Decisions]:
-        outcomes: list[Decisions] = []
-        for models, trainer in zip(self._models, self._trainers, strict=True):
-            if trainer is not None and publishes:
-                trainer.publish()
-            active = models if trainer is None else trainer.active(models)
-            decisions = outcomes[0].under(active) if outcomes else self._engine.decide(active, part, rejects)
-            if trainer is not None:
-                trainer.learn(part, decisions)
-            outcomes.append(decisions)
-        return outcomes
+def _to_the_end(chunks: Iterable[Chunk], rejects: list[Reject]) -> Iterator[Chunk]:
+    yield from chunks
+    if rejects:
+        yield NOTHING
 
 
 def _parts(chunk: Chunk, periods: Periods | None) -> Iterable[tuple[Chunk, bool]]:
@@ -228,9 +210,3 @@ def _taken(rejects: list[Reject]) -> tuple[Reject, ...]:
     found = tuple(rejects)
     rejects.clear()
     return found
-
-
-def _days(part: Transactions) -> Iterator[Transactions]:
-    starts = np.flatnonzero(np.diff(part.event_time_us // US_PER_DAY)) + 1
-    for first, end in pairwise([0, *starts.tolist(), len(part)]):
-        yield part.take(slice(first, end))

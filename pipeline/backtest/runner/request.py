@@ -3,11 +3,12 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.export_source import ExportSource
@@ -17,15 +18,16 @@ from pipeline.backtest.input.sources import Source
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, RangeError, Span, time_us
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy, ScheduledLabels
-from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, TimeRange
-from pipeline.backtest.runner.thresholds import AlertThreshold
+from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
+from pipeline.backtest.runner.thresholds import parsed_thresholds
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import REACH_US
-from pipeline.history.files import ColumnMapping, UnusableSource, refuse_url, resolve_mapping
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import ColumnMapping, refuse_url, resolve_mapping
 from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
@@ -39,32 +41,79 @@ LATEST: Final = "latest"
 UNTRAINED: Final = "untrained"
 
 
-@dataclass(frozen=True, kw_only=True)
+_WHOLE: Final = TimeRange()
+_OF_POLICIES: Final = Thresholds()
+_AS_PUBLISHED: Final = OnlineModel()
+_AVAILABLE_LABELS: Final = LabelPolicy()
+
+
 class Request:
-    """The arguments of `pipeline.Backtest`, of which none contradicts another.
+    """The arguments of a backtest, of which none contradicts another."""
 
-    Raises:
-        ValueError: Arguments contradict each other, or are out of range.
-        TypeError: A time is no datetime.
-        ModelError: There are no such features to train on.
-    """
+    def __init__(
+        self,
+        history: str | Path | None = None,
+        *,
+        bootstrap: Annotated[
+            str | None, Meta(description="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+        ] = None,
+        range: TimeRange = _WHOLE,
+        order: Annotated[
+            Order | str, Meta(description="All partitions by event time, or the logs as they are.")
+        ] = Order.EVENT_TIME,
+        compare_live: Annotated[
+            bool,
+            Meta(
+                description="Report every difference from the recorded decisions.",
+                extra={"option": "--compare", "value": "live"},
+            ),
+        ] = False,
+        models: Annotated[
+            Iterable[str] | Mapping[str, str | ActiveModels],
+            Meta(
+                description="LightGBM version, or active; may be repeated.  [default: active; recorded: those that "
+                "decisions name]",
+                extra={"option": "--model", "metavar": "[NAME=]VERSION"},
+            ),
+        ] = (),
+        thresholds: Thresholds = _OF_POLICIES,
+        training: Training | None = None,
+        policy: Annotated[
+            str | None, Meta(description="Policy version.  [default: the one that was made for the model]")
+        ] = None,
+        online: OnlineModel = _AS_PUBLISHED,
+        mapping: ColumnMapping | None = None,
+        labels: LabelPolicy = _AVAILABLE_LABELS,
+        settings: Settings | None = None,
+    ) -> None:
+        """Validate the arguments; nothing is read yet. Other arguments are described where they are declared.
 
-    settings: Settings
-    source: Source
-    order: Order
-    compare_live: bool
-    time_range: TimeRange
-    models: Mapping[str, str | ActiveModels]
-    """Versions of LightGBM, or models, by the names of their variants."""
-    alert_thresholds: tuple[AlertThreshold, ...]
-    """At least one."""
-    policy: str | None
-    """A version; None: the one that was made for the model."""
-    online: OnlineModel
-    label_policy: LabelPolicy
-    training: Training | None
+        Args:
+            history: A file, a directory of exported topics, or None for the topics of ``bootstrap``.
+            range: The event times to decide, and what is read before them.
+            models: LightGBM versions, by themselves or by names of your own, or models.
+            thresholds: Each makes a variant of each model.
+            training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
+                online model.
+            online: The online model beside each of them.
+            mapping: Columns of a file. Default: found by their names.
+            labels: Recorded labels, or the regime by which the truth becomes known.
+            settings: Default: those of the environment.
 
-    def __post_init__(self) -> None:
+        Raises:
+            ValueError: Arguments contradict each other, or are out of range.
+            TypeError: A time is no datetime.
+            ModelError: There are no such features to train on.
+        """
+        self.settings = settings or Settings()
+        self.time_range, self.label_policy, self.online, self.training = range, labels, online, training
+        self.source = self._source(history, mapping, bootstrap or self.settings.kafka_bootstrap_servers)
+        self.order, self.compare_live = Order(order), compare_live
+        self.models = models_by_name(models)
+        """Versions of LightGBM, or models, by the names of their variants."""
+        self.alert_thresholds = parsed_thresholds(thresholds)
+        self.policy = policy
+        """A version; None: the one that was made for the model."""
         self._refuse_impossible_order()
         self._refuse_impossible_labels()
         if self.training is not None and self.training.renew_days and self.chooses_thresholds:
@@ -77,6 +126,22 @@ class Request:
             raise ValueError(f"two variants are called {twice[0]}: give what is trained another name")
         # Which refuses a range or a period that cannot be.
         _ = self.span, self.period
+
+    def _source(self, history: str | Path | None, mapping: ColumnMapping | None, bootstrap: str | None) -> Source:
+        """Return a file, a directory of exported topics, or the topics of a cluster."""
+        lateness_us = round(self.time_range.lateness_s * US_PER_SECOND)
+        if history is None:
+            if bootstrap is None:
+                raise ValueError("name a file, a directory of exported topics, or a cluster to read topics of")
+            return TopicSource(bootstrap, self.settings, lateness_us)
+        path = Path(history)
+        refuse_url(path)
+        if path.is_dir():
+            return ExportSource(path, lateness_us)
+        if not path.exists():
+            raise UnusableSource(f"there is no file or directory {path}")
+        delay_s = self.regime.delay_days * SECONDS_PER_DAY
+        return FileSource(path, mapping or resolve_mapping(path), self.label_policy.file, delay_s)
 
     def _refuse_impossible_order(self) -> None:
         """Refuse what topics, or the order of event time, alone have."""
@@ -240,34 +305,6 @@ class Request:
         if self.labels is LabelMode.DELAY:
             return [ScheduledLabels(self.regime)]
         return [ScheduledLabels(self.regime, self.reviews) for _ in range(variants)]
-
-
-def source_of(
-    history: str | Path | None,
-    mapping: ColumnMapping | None,
-    labels: LabelPolicy,
-    lateness_s: float,
-    settings: Settings,
-    bootstrap: str | None,
-) -> Source:
-    """Return a file, a directory of exported topics, or the topics of a cluster.
-
-    Raises:
-        ValueError: None is named.
-        UnusableSource: There is no such history.
-    """
-    lateness_us = round(lateness_s * US_PER_SECOND)
-    if history is None:
-        if bootstrap is None:
-            raise ValueError("name a file, a directory of exported topics, or a cluster to read topics of")
-        return TopicSource(bootstrap, settings, lateness_us)
-    path = Path(history)
-    refuse_url(path)
-    if path.is_dir():
-        return ExportSource(path, lateness_us)
-    if not path.exists():
-        raise UnusableSource(f"there is no file or directory {path}")
-    return FileSource(path, mapping or resolve_mapping(path), labels.file, labels.regime.delay_days * SECONDS_PER_DAY)
 
 
 def models_by_name(models: Iterable[str] | Mapping[str, str | ActiveModels]) -> dict[str, str | ActiveModels]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,27 +28,26 @@ REASON_COLUMNS: Final = ("code", "contribution")
 Parameter = str | int | float | bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedVersion:
-    """A training of a variant, and the LightGBM version that came of it."""
+class TrainedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A training of a variant, and the LightGBM version that came of it; times are RFC 3339."""
 
-    known_us: int
-    """Everything was used that was known then, in microseconds since 1970-01-01T00:00:00Z."""
-    lightgbm: str | None
+    known_time: str
+    """Everything was used that was known then."""
+    lightgbm: str | None = None
     """None, and so all but the seconds, if the training was refused and the version before went on deciding."""
-    policy: str | None
-    refused: str
-    """Why."""
+    policy: str | None = None
+    refused: str = ""
+    """The reason for which there is none."""
+    first_decision: str | None = None
+    """Event time of the first transaction of the range that it decided; None if it decided none."""
+    decisions: int = 0
+    rows: int = 0
+    """Transactions that were trained on, those of the validation period included."""
+    frauds: int = 0
+    metrics: Mapping[str, Parameter] = {}
+    """Those of the validation period, the threshold, and the number of trees."""
     seconds: float
     """Duration of the training."""
-    rows: int
-    """Transactions that were trained on, those of the validation period included."""
-    frauds: int
-    metrics: Mapping[str, Parameter]
-    """Those of the validation period, the threshold, and the number of trees."""
-    first_decision_us: int | None
-    """Event time of the first transaction of the range that it decided; None if it decided none."""
-    decisions: int
 
 
 @dataclass(frozen=True, slots=True)

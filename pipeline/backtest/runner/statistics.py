@@ -3,8 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,13 @@ from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics.drift import DriftCounter
 from pipeline.backtest.runner.input_quality import NOT_READ, REPEATED, refusal
 from pipeline.backtest.runner.live_comparison import LiveComparison
+from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.thresholds import Budget, PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.cards.joins import NO_TRANSACTION
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.scoring.lightgbm_model import LightGBMModel
-
-NO_PARTS: Final[Mapping[str, Sequence[Decisions]]] = MappingProxyType({})
 
 
 class BacktestProgress(NamedTuple):
@@ -52,7 +50,14 @@ class ProgressListener:
         self._started_s = time.monotonic()
 
     def report(self, transactions: int, event_time_us: int, share: float | None, stage: str = "") -> None:
-        """Report a `BacktestProgress`."""
+        """Report a `BacktestProgress`, if anybody listens.
+
+        Args:
+            transactions: Number worked on so far, the warm-up included.
+            event_time_us: The newest of them, in microseconds since 1970.
+            share: Share of the event time to work on, 0 to 1; None where its end is not known.
+            stage: Name of the stage before the range is decided; empty once it is.
+        """
         if self._progress is not None:
             self._progress(
                 BacktestProgress(transactions, event_time_us, time.monotonic() - self._started_s, share, stage)
@@ -64,31 +69,52 @@ class ProgressListener:
             raise RangeError("the backtest was stopped before it had trained its models: nothing was decided")
 
 
-class FirstAndCount:
-    """Event time of the first of some decisions, and how many there are."""
+class PassProgress:
+    """The progress of a pass over the transactions of a span."""
 
-    def __init__(self) -> None:
-        self.first_us, self.count = LATEST_US, 0
-
-    def add(self, times_us: NDArray[np.int64]) -> None:
-        """Add decisions, at least one."""
-        self.first_us = min(self.first_us, int(times_us[0]))
-        self.count += len(times_us)
-
-
-class RunStatistics:
-    """The statistics of a pass over the history, for whoever passes on decisions of its range."""
-
-    def __init__(
-        self, span: Span, label_grace_us: int, listener: ProgressListener, take: Callable[[str, Decisions], None]
-    ) -> None:
-        """``label_grace_us`` is how long after its transaction a label counts."""
-        self._span, self._listener, self._take = span, listener, take
-        # As the card kernel finds the transactions of labels.
-        self._unread_until_us = span.warm_up_from_us + label_grace_us + EARLY_LABEL_GRACE_US
+    def __init__(self, span: Span, listener: ProgressListener) -> None:
+        self.listener, self._span = listener, span
         self.worked_on = 0
         """Transactions, the warm-up included."""
         self.first_us, self.stream_time_us = LATEST_US, EARLIEST_US
+
+    def report(self, times_us: NDArray[np.int64], worked_on: int, stage: str) -> None:
+        """Report that transactions were worked on.
+
+        Args:
+            times_us: Event times of at least one, in microseconds since 1970; shape (n,), in any order.
+            worked_on: Number of transactions since the pass began, these included.
+            stage: Name of the stage; empty once the range is decided.
+        """
+        self.worked_on = worked_on
+        self.first_us = min(self.first_us, int(times_us.min()))
+        self.stream_time_us = max(self.stream_time_us, int(times_us.max()))
+        self.report_stage(stage)
+
+    def report_stage(self, stage: str) -> None:
+        """Report what is done meanwhile."""
+        share = None
+        if self._span.to_us < LATEST_US:
+            share = (self.stream_time_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
+        self.listener.report(self.worked_on, self.stream_time_us, share, stage)
+
+
+class RunStatistics(PassProgress):
+    """The statistics of a pass over the history."""
+
+    def __init__(self, span: Span, label_grace_us: int, listener: ProgressListener) -> None:
+        """Begin without counts.
+
+        Args:
+            span: Range and warm-up of the pass.
+            label_grace_us: Microseconds after its transaction within which a label counts.
+            listener: Given the progress.
+        """
+        super().__init__(span, listener)
+        # As the card kernel finds the transactions of labels.
+        self._unread_until_us = span.warm_up_from_us + label_grace_us + EARLY_LABEL_GRACE_US
+        self.partitions = 1
+        self.candidates: Mapping[str, Candidate] = {}
         self.first_decided_us, self.last_decided_us = LATEST_US, EARLIEST_US
         self.counts: Counter[str] = Counter()
         """Outcomes of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
@@ -104,26 +130,27 @@ class RunStatistics:
         self.trained: dict[str, VariantTraining] = {}
         """The first training of each variant, which came before the range."""
         self.renewed: dict[str, list[VariantTraining]] = {}
-        """Those within the range, of each candidate."""
-        self.decided_by: dict[str, dict[str, FirstAndCount]] = {}
-        """Decisions of each LightGBM version in the range, for each candidate that was trained."""
+        """Those within the range, of each candidate that is renewed."""
+        self.decided_by: dict[str, dict[str, tuple[int, int]]] = {}
+        """By LightGBM version of a trained candidate: event time of its first decision in the range, number of
+        decisions."""
         self.partial = False
-        self._variants: dict[str, str] = {}
         self._first: dict[str, LightGBMModel] = {}
 
-    def pass_on(self, named: Mapping[str, Decisions], parts: Mapping[str, Sequence[Decisions]] = NO_PARTS) -> None:
-        """Hand over what each variant decided about some transactions of the range.
+    def decides(self, candidates: Mapping[str, Candidate]) -> None:
+        """Take note of who decides the range."""
+        self.candidates = candidates
+        self.decided_by = {name: {} for name, candidate in candidates.items() if candidate.trained_as is not None}
+        first = {name: self.trainings(name)[0].trained for name in self.decided_by}
+        self._first = {name: training.model for name, training in first.items() if training is not None}
 
-        Args:
-            named: Decisions by the names of variants.
-            parts: The same decisions of variants whose policy changed meanwhile, a part for each policy.
-        """
+    def decided(self, named: Mapping[str, Decisions]) -> None:
+        """Count what each variant decided about some transactions of the range."""
         for name, decisions in named.items():
-            for part in parts.get(name, (decisions,)):
-                self._take(name, part)
             if name in self.decided_by and len(decisions):
-                by = self.decided_by[name].setdefault(decisions.models.lightgbm.version, FirstAndCount())
-                by.add(decisions.transactions.event_time_us)
+                times_us, version = decisions.transactions.event_time_us, decisions.models.lightgbm.version
+                first_us, rows = self.decided_by[name].get(version, (LATEST_US, 0))
+                self.decided_by[name][version] = min(first_us, int(times_us[0])), rows + len(times_us)
         self.drift.add(named, self._first)
 
     def count(self, decisions: Decisions) -> None:
@@ -139,7 +166,14 @@ class RunStatistics:
         self.counts[REPEATED] += transactions
 
     def refused(self, kind: str, code: str, known_at_us: int | None) -> None:
-        """Count a record that was refused, as `pipeline.engine.records.columns.Reject` tells it."""
+        """Count a record that was refused.
+
+        Args:
+            kind: ``transaction`` or ``label``.
+            code: Code of the reason, as in ``docs/dead-letters.md``.
+            known_at_us: Time from which a label counts that has waited in vain, in microseconds since 1970; None of
+                other records. If its transaction may lie before the warm-up, it counts as one that was not read.
+        """
         unread = code == NO_TRANSACTION and known_at_us is not None and known_at_us < self._unread_until_us
         self.counts[NOT_READ if unread else refusal(kind, code)] += 1
 
@@ -151,47 +185,36 @@ class RunStatistics:
                 self.counts[f"{what}: {outcome}"] += count
 
     def note(self, times_us: NDArray[np.int64], decided_us: NDArray[np.int64], worked_on: int) -> None:
-        """Note event times of transactions that were worked on, and of those among them that were decided.
+        """Note transactions that were worked on, and those among them that were decided.
 
-        ``worked_on`` tells how many it were in all.
+        Args:
+            times_us: Event times of the former, in microseconds since 1970; shape (n,).
+            decided_us: Event times of the latter, within the range; shape (m,).
+            worked_on: Number of transactions since the pass began, these included.
         """
         if not len(times_us):
             return
-        self.worked_on = worked_on
-        self.first_us = min(self.first_us, int(times_us.min()))
-        self.stream_time_us = max(self.stream_time_us, int(times_us.max()))
         if len(decided_us):
             self.first_decided_us = min(self.first_decided_us, int(decided_us.min()))
             self.last_decided_us = max(self.last_decided_us, int(decided_us.max()))
-        stage = "warming the windows up" if self.stream_time_us < self._span.from_us else ""
-        self._listener.report(self.worked_on, self.stream_time_us, self._share(), stage)
-
-    def trains(self, variants: Mapping[str, str]) -> None:
-        """Take note of the candidates whose models are trained, with the names of what is trained."""
-        self._variants = dict(variants)
-        self.decided_by = {name: {} for name in variants}
-        first = {name: self.trained[variant].trained for name, variant in variants.items()}
-        self._first = {name: training.model for name, training in first.items() if training is not None}
+        stream_time_us = max(self.stream_time_us, int(times_us.max()))
+        self.report(times_us, worked_on, "warming the windows up" if stream_time_us < self._span.from_us else "")
 
     def trainings(self, name: str) -> list[VariantTraining]:
         """Return the trainings of a candidate, in turn; none of one that was not trained."""
-        if name not in self._variants:
+        candidate = self.candidates.get(name)
+        if candidate is None or candidate.trained_as is None:
             return []
-        return [self.trained[self._variants[name]], *self.renewed.get(name, [])]
+        return [self.trained[candidate.trained_as], *self.renewed.get(name, [])]
 
-    def note_training(self, name: str) -> None:
-        """Tell that a variant is trained within the range."""
-        self._listener.report(self.worked_on, self.stream_time_us, self._share(), training_stage(name))
+    def report_training(self, variant: str) -> None:
+        """Report that a variant is trained within the range."""
+        self.report_stage(training_stage(variant))
 
     def stopped(self) -> bool:
         """True if the run stops here, which makes it partial."""
-        self.partial = self._listener.stopped()
+        self.partial = self.listener.stopped()
         return self.partial
-
-    def _share(self) -> float | None:
-        if self._span.to_us >= LATEST_US:
-            return None
-        return (self.stream_time_us - self.first_us) / max(self._span.to_us - self.first_us, 1)
 
     def reported_counts(self) -> dict[str, int]:
         """The counts that are not nothing, by name."""

@@ -75,7 +75,13 @@ class Budget:
     """The alert budget of a variant: scores before the range choose the threshold that decides the range."""
 
     def __init__(self, alerts_per_day: float, from_us: int, days: float) -> None:
-        """``from_us`` is where the range begins; the threshold is chosen on the last ``days`` before it."""
+        """Begin without scores.
+
+        Args:
+            alerts_per_day: The budget.
+            from_us: Begin of the range, in microseconds since 1970.
+            days: Days before it whose scores choose the threshold.
+        """
         self.alerts_per_day = alerts_per_day
         self._from_us = from_us
         self._first_us = from_us - round(days * US_PER_DAY)

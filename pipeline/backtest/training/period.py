@@ -32,7 +32,7 @@ class TrainingPeriod(NamedTuple):
         """Reports of transactions behind the last target; None: such transactions teach nothing."""
         if self.regime is None or not self.takes_early_reports:
             return None
-        delays = ReportDelays.declared(self.regime)
+        delays = ReportDelays(self.regime)
         # Within a gap that was asked for, and is wider than the delays, there are no targets.
         return EarlyReports(self.known_us, delays) if self.gap_us <= delays.maturity_us + US_PER_SECOND else None
 

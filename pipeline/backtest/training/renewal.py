@@ -1,6 +1,6 @@
 """Models that are trained again on a schedule while a range is decided."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from pipeline.backtest.training.rows import TrainingRows
 from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.decision.policy import Policy
 from pipeline.engine.records.columns import Labels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.models.registry import Registry
 from pipeline.scoring.errors import ModelError
 
@@ -52,7 +52,8 @@ class ModelRenewal:
         rows: TrainingRows | None,
         policy: Policy | None,
         registry: Registry,
-        note: Callable[[str, int | None, VariantTraining | None], None],
+        schedules: Mapping[str, RenewalSchedule | None],
+        begins: Callable[[str], None],
     ) -> None:
         """Begin behind the training of ``first``.
 
@@ -64,12 +65,15 @@ class ModelRenewal:
                 is renewed, which is decided in the same parts as others are.
             policy: Gives rules, blend and audit rate of the policies.
             registry: Where versions are kept, if that is asked for.
-            note: Called with the name of a variant before it is trained, and with its schedule and what came of it.
+            schedules: How the models of each candidate are renewed, by its name.
+            begins: Called with the name of a variant before it is trained.
         """
         self._training, self._first, self._from_us, self._rows = training, first, from_us, rows
-        self._policy, self._registry, self._note = policy, registry, note
-        schedules = dict.fromkeys(every_us for _, every_us in training.renewed.values())
-        self.periods = tuple(Periods(every_us, from_us) for every_us in schedules)
+        self._policy, self._registry, self._schedules, self._begins = policy, registry, schedules, begins
+        self.trainings: dict[str, list[VariantTraining]] = {name: [] for name in schedules}
+        """Those within the range, of each candidate."""
+        every_us = dict.fromkeys(every_us for _, every_us in training.renewed.values())
+        self.periods = tuple(Periods(each_us, from_us) for each_us in every_us)
         """Between two trainings, of each schedule; the first one reaches back to the first transaction."""
 
     def take(self, labels: Labels, decisions: Decisions) -> None:
@@ -80,37 +84,41 @@ class ModelRenewal:
         matured = decisions if inside.all() else decisions.take(inside)
         self._rows.add(labels, matured.transactions, matured.features)
 
-    def renew(
-        self,
-        part: Chunk,
-        due: Sequence[Periods],
-        renewed: Sequence[RenewalSchedule | None],
-        models: Sequence[ActiveModels],
-    ) -> list[ActiveModels]:
-        """Train, and return the models of each candidate from the first transaction of a part on.
+    def renew(self, part: Chunk, due: Sequence[Periods], models: Sequence[ActiveModels]) -> list[ActiveModels]:
+        """Train what is due, and return the models from the first transaction of a part on.
 
         Args:
-            part: Begins with a transaction.
-            due: The schedules of which a period begins with it.
-            renewed: How the models of each candidate are renewed.
-            models: The models of each candidate until then.
+            part: Begins with a transaction, and with it a period of each schedule that is due.
+            due: Periods that begin there; candidates of other schedules keep their models.
+            models: Active models of each candidate, in the order of ``schedules``.
+
+        Returns:
+            Models of each candidate, in the same order; those of before where the training was refused.
+
+        Raises:
+            RegistryError: A version cannot be registered.
         """
-        begin_us = {renewal.every_us: renewal.begin_us(int(part.transactions.event_time_us[0])) for renewal in due}
-        asks = [renewal for renewal in renewed if renewal is not None and renewal.every_us in begin_us]
+        begin_us = {periods.every_us: periods.begin_us(int(part.transactions.event_time_us[0])) for periods in due}
+        asks = {
+            name: schedule
+            for name, schedule in self._schedules.items()
+            if schedule is not None and schedule.every_us in begin_us
+        }
         # Schedules that meet here share what is trained.
-        wanted = dict.fromkeys((begin_us[renewal.every_us], renewal.variant) for renewal in asks)
+        wanted = dict.fromkeys((begin_us[schedule.every_us], schedule.variant) for schedule in asks.values())
         trained = {
             known_us: self._trained(known_us, [variant for at_us, variant in wanted if at_us == known_us])
             for known_us in dict.fromkeys(at_us for at_us, _ in wanted)
         }
-        for variant, every_us in dict.fromkeys((renewal.variant, renewal.every_us) for renewal in asks):
-            self._note(variant, every_us, trained[begin_us[every_us]][variant])
-        return [
-            before
-            if renewal is None or renewal.every_us not in begin_us
-            else renewal.models(before, trained[begin_us[renewal.every_us]][renewal.variant])
-            for renewal, before in zip(renewed, models, strict=True)
-        ]
+        found = []
+        for name, active in zip(self._schedules, models, strict=True):
+            if name in asks:
+                grown = trained[begin_us[asks[name].every_us]][asks[name].variant]
+                self.trainings[name].append(grown)
+                found.append(asks[name].models(active, grown))
+            else:
+                found.append(active)
+        return found
 
     def _trained(self, known_us: int, variants: Sequence[str]) -> dict[str, VariantTraining]:
         """Train some variants by what was known at a time."""
@@ -119,11 +127,11 @@ class ModelRenewal:
             raise ValueError("nothing was kept to train on")
         data = self._rows.training_set(period)
         found = {}
-        for name, grow in self._training.growing(data, period, self._policy, self._registry):
+        for name in self._training.variants:
             if name in variants:
-                self._note(name, None, None)
+                self._begins(name)
                 try:
-                    found[name] = grow()
+                    found[name] = self._training.grow(name, data, period, self._policy, self._registry)
                 except ModelError as error:
                     # As live: the version before goes on, and the report says why.
                     found[name] = VariantTraining(period, None, 0.0, str(error))

@@ -34,12 +34,12 @@ class TrainingRows:
         self._labels = NumberColumn(_LABEL)
 
     def add(self, labels: Labels, transactions: Transactions, features: NDArray[np.float64]) -> None:
-        """Keep labels, and transactions that are none of the earliest.
+        """Keep labels and transactions.
 
         Args:
-            labels: In any order; those of rules are left out. A label may be added twice.
-            transactions: n of them, none earlier than those before.
-            features: Shape (n, len(FEATURES)).
+            labels: Labels in any order; one may be added twice. Those of rules are left out.
+            transactions: n transactions in the order of event time, none earlier than those before.
+            features: Shape (n, len(FEATURES)), NaN for no value.
         """
         inside = transactions.event_time_us >= self._from_us
         if inside.any():
@@ -70,14 +70,24 @@ class TrainingRows:
         return self.known_at(period.known_us, period.from_us, min(period.last_event_us + 1, period.known_us))
 
     def known_at(self, known_us: int, from_us: int = EARLIEST_US, end_us: int = LATEST_US) -> TrainingSet:
-        """Return the transactions from a time on and before another, by the labels that held at ``known_us``."""
+        """Return the transactions of some event times by the labels that held at a time.
+
+        Args:
+            known_us: The time of the labels, in microseconds since 1970.
+            from_us: First event time, likewise.
+            end_us: Event time behind the last.
+
+        Returns:
+            Transactions in the order of event time; those that the label of that time does not call fraud are
+            legitimate.
+        """
         times_us = self._times_us.so_far()
         first, end = np.searchsorted(times_us, [from_us, end_us]).tolist()
         rows = slice(first, max(first, end))
         identity, labels = self._identity.so_far()[rows], self._labels.so_far()
         # Whatever nobody ever called a fraud is none, and that is most.
         labels = labels[np.isin(labels["identity"], labels["identity"][labels["known"] == KNOWN_FRAUD])]
-        _, reported_us, _ = Labelled._make(labels[name] for name in Labelled._fields).known_of(identity, known_us)
+        reported_us, _ = Labelled._make(labels[name] for name in Labelled._fields).reports_of(identity, known_us)
         return TrainingSet.of_reports(
             features=self._features.so_far().reshape(-1, len(self._names))[rows],
             event_time_us=times_us[rows],

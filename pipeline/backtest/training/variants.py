@@ -1,24 +1,22 @@
 """Models that a backtest trains for itself: on features that the kernel gives of a period before its range."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-from pipeline.backtest.engine.kernels import Profiled, profile_chunks
-from pipeline.backtest.input.order import Chunk, Order, alone, merged
+from pipeline.backtest.engine.column_kernels import Engine, Profiled
+from pipeline.backtest.input.order import Chunk
 from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
-from pipeline.backtest.labels.schedule import ScheduledLabels
 from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.decision.policy import Policy
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.records.columns import Labels, Transactions
+from pipeline.engine.records.columns import Labels
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import Registry
 from pipeline.training.cohorts import TrainingSet
@@ -137,7 +135,8 @@ class Training(Limited):
             ModelError: There are no such features.
         """
         # Before anything is read: a name that is wrong should not cost the time of a training.
-        self._features()
+        for patterns in self.variants.values():
+            select_features(patterns)
         if self.end is None and from_us <= EARLIEST_US:
             raise ValueError("a model is trained on what lies before the range: say where that begins (--from)")
         known_us = time_us(self.end, from_us)
@@ -165,51 +164,51 @@ class Training(Limited):
         start_us = time_us(self.start, EARLIEST_US)
         return start_us if self.window_days is None else max(start_us, known_us - round(self.window_days * US_PER_DAY))
 
-    def growing(
-        self, data: TrainingSet, period: TrainingPeriod, policy: Policy | None, registry: Registry
-    ) -> Iterator[tuple[str, Callable[[], VariantTraining]]]:
-        """Yield the name of each variant, and a function that trains it.
-
-        The function raises `pipeline.scoring.errors.ModelError`, `pipeline.models.registry.RegistryError`.
+    def grow(
+        self, name: str, data: TrainingSet, period: TrainingPeriod, policy: Policy | None, registry: Registry
+    ) -> VariantTraining:
+        """Train a variant.
 
         Args:
-            data: Transactions of the period, with what was known at its end.
-            period: What is trained on.
-            policy: Gives rules, blend and audit rate.
-            registry: Where versions are kept, if that is asked for.
+            name: Name of the variant in ``variants``.
+            data: Transactions by the labels that were known at the end of ``period``.
+            period: Says which of them are targets, and which of these validate.
+            policy: Gives rules, blend and audit rate of the new policy. None: defaults.
+            registry: Keeps the version, if ``register`` is set.
+
+        Raises:
+            ModelError: A period holds too few frauds, or the trees learned nothing.
+            RegistryError: The version cannot be registered.
         """
-
-        def grow(features: tuple[str, ...]) -> VariantTraining:
-            started_s = time.monotonic()
-            trained = train(
-                data,
-                period.split(data),
-                alerts_per_day=self.alerts_per_day,
-                config=self.config,
-                policy=policy,
-                features=features,
-                early=period.early,
-                labels=period.labels,
-            )
-            if self.register:
-                register(registry, trained)
-            return VariantTraining(period, trained, time.monotonic() - started_s)
-
-        for name, features in self._features().items():
-            yield name, partial(grow, features)
-
-    def _features(self) -> dict[str, tuple[str, ...]]:
-        return {name: select_features(patterns) for name, patterns in self.variants.items()}
+        started_s = time.monotonic()
+        trained = train(
+            data,
+            period.split(data),
+            alerts_per_day=self.alerts_per_day,
+            config=self.config,
+            policy=policy,
+            features=select_features(self.variants[name]),
+            early=period.early,
+            labels=period.labels,
+        )
+        if self.register:
+            register(registry, trained)
+        return VariantTraining(period, trained, time.monotonic() - started_s)
 
 
-def read_rows(
-    chunks: Iterator[Chunk], rows: TrainingRows, options: CardOptions, note: Callable[[Profiled], None]
-) -> None:
-    """Add records by event time, with the features of transactions, to ``rows``; ``note`` receives each chunk's."""
-    with closing(profile_chunks(chunks, options)) as passed:
-        for chunk, profiled in passed:
+def read_rows(chunks: Iterator[Chunk], rows: TrainingRows, options: CardOptions) -> Generator[Profiled, None, None]:
+    """Add records with the features of transactions to what can be trained on; each chunk's are passed on.
+
+    Args:
+        chunks: Chunks by event time, from the begin of the warm-up on.
+        rows: Receive the transactions and labels.
+        options: Options of a new engine, which is closed at the end.
+    """
+    with closing(Engine(options)) as engine:
+        for chunk in chunks:
+            profiled = engine.profile(chunk)
             rows.add(chunk.labels, profiled.transactions, profiled.features)
-            note(profiled)
+            yield profiled
 
 
 def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
@@ -219,10 +218,3 @@ def known_by(labels: Iterator[Labels], until_us: int) -> Iterator[Labels]:
         yield part.take(inside)
         if not inside.all():
             return
-
-
-def scheduled(transactions: Iterator[Transactions], schedule: ScheduledLabels, until_us: int) -> Iterator[Chunk]:
-    """Transactions that bear their truth, by event time, with the labels that are due, up to ``until_us``."""
-    for part in filter(len, transactions):
-        yield merged(part, schedule.until(part), Order.EVENT_TIME)
-    yield from map(alone, known_by(iter([schedule.rest()]), until_us))

@@ -1,18 +1,20 @@
 """A batch of the card agent: its records become columns for the driver, and the outcome becomes records."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardPart, CardRows, process_cards
 from pipeline.engine.cards.joins import NO_ROOM
 from pipeline.engine.cards.pending import LabelBatch
-from pipeline.engine.cards.profiled_blocks import encode_blocks, profiled_columns
+from pipeline.engine.cards.profiled_blocks import encode_profiled
 from pipeline.engine.records.accept import accept_transactions, record_columns
 from pipeline.engine.records.accepted_labels import read_accepted
-from pipeline.engine.records.columns import Transactions, name_keys, text_values
+from pipeline.engine.records.columns import Transactions, name_keys
 from pipeline.engine.records.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
 from pipeline.engine.records.partitioner import partitions_of
 from pipeline.engine.records.results import Result
@@ -20,7 +22,7 @@ from pipeline.engine.records.whole_amounts import MOST_OF_A_BATCH, amount_counts
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
 
-Parts = Sequence[tuple[CardKernels[list[bytes]], Sequence[Record]]]
+Parts = Sequence[tuple[CardKernels, Sequence[Record]]]
 
 
 def process_together(parts: Parts, now: datetime | None, options: CardOptions) -> Result:
@@ -45,12 +47,13 @@ def process_together(parts: Parts, now: datetime | None, options: CardOptions) -
     source = np.array([record.partition * MOST_OFFSETS + record.offset for record in records], np.int64)
     # Labels of a partition stand behind its last transaction, at even positions.
     columns = CardRows(
-        rows, name_keys(rows.card_id), name_keys(rows.merchant_id), text_values(rows.merchant_id),
+        rows, name_keys(rows.merchant_id), rows.merchant_id.view(pa.binary()).to_numpy(zero_copy_only=False),
         2 * np.arange(len(rows)) + 1, source, source // MOST_OFFSETS,
     )  # fmt: skip
-    shares = _parts(parts, np.searchsorted(rows.row, record_ends).tolist(), options.topic_prefix, result)
+    shares = _parts(parts, rows.row.searchsorted(record_ends).tolist(), options.topic_prefix, result)
     outcome = process_cards(columns, shares, options.retention)
-    _count(outcome, result)
+    counts = {("accepted", ""): len(outcome.position), ("duplicate", ""): outcome.duplicates}
+    result.counts += Counter(counts | {("label", name): count for name, count in outcome.label_outcomes.items()})
     _refuse(outcome, batch, result)
     if now is None:
         result.outputs.clear()
@@ -62,7 +65,7 @@ def process_together(parts: Parts, now: datetime | None, options: CardOptions) -
             lambda currency: options.rates.currencies[currency].digits,
         )
     if len(outcome.position) or len(outcome.following.position):
-        result.outputs += encode_blocks(profiled_columns(outcome, batch, options, now))
+        result.outputs += encode_profiled(outcome, batch, options, now)
     return result
 
 
@@ -111,7 +114,7 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
     return rows.take(staying)
 
 
-def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Result) -> Iterator[CardPart[list[bytes]]]:
+def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Result) -> Iterator[CardPart]:
     """Yield each partition's share, with its accepted labels."""
     name, first = topic_prefix + ACCEPTED_LABELS.name, 0
     for (kernels, records), end in zip(parts, row_ends, strict=True):
@@ -127,15 +130,7 @@ def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Res
         first = end
 
 
-def _count(outcome: CardOutcome[list[bytes]], result: Result) -> None:
-    for what, count in (("accepted", len(outcome.position)), ("duplicate", outcome.duplicates)):
-        if count:
-            result.counts[what, ""] += count
-    for name, count in outcome.label_outcomes.items():
-        result.counts["label", name] += count
-
-
-def _refuse(outcome: CardOutcome[list[bytes]], batch: ForwardedBatch, result: Result) -> None:
+def _refuse(outcome: CardOutcome, batch: ForwardedBatch, result: Result) -> None:
     """Refuse repeats that contradict the accepted transaction, and labels that waited in vain or cannot wait."""
     for reject, source in outcome.contradictions:
         first = divmod(source, MOST_OFFSETS)

@@ -1,7 +1,7 @@
 """The join of one partition of cards: repeats, and labels that follow their transactions; live and in backtests."""
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,41 +15,18 @@ from pipeline.engine.cards.joins import (
     F_POSITION,
     UNKNOWN,
     WAIT_US,
+    Arrivals,
     Clock,
-    PassInput,
     Retention,
     join,
 )
-from pipeline.engine.cards.pending import LabelBatch, PendingLabels
-from pipeline.engine.cards.transaction_index import M, TransactionIndex
+from pipeline.engine.cards.pending import LabelBatch, MemoryPending, StorePending
+from pipeline.engine.cards.transaction_index import MemoryIndex, StoreIndex
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, WaitClock
 from schemas.records import Record
 
 
-class Arrivals(NamedTuple, Generic[M]):
-    """n transactions and m labels of one partition, in one order by position."""
-
-    digest: NDArray[np.int64]
-    """Shape (n, 2): `pipeline.engine.records.columns.digest_keys`."""
-    event_time_us: NDArray[np.int64]
-    position: NDArray[np.int64]
-    """Shape (n,): where each transaction stands among all records; ascending."""
-    content: NDArray[np.int64]
-    """Shape (n,): `pipeline.engine.records.columns.content_keys`."""
-    source: NDArray[np.int64]
-    """Shape (n,): a number of each transaction's record, 0 or more, by which a repeat finds it again."""
-    home: int
-    """Number of the partition."""
-    feed: NDArray[np.int64]
-    """Shape (n,): the partition of ``transactions`` that each was sent to."""
-    merchants: M
-    """Merchants of the transactions, as the index keeps them."""
-    labels: LabelBatch
-    label_position: NDArray[np.int64]
-    """Shape (m,): ascending."""
-
-
-class Following(NamedTuple, Generic[M]):
+class Following(NamedTuple):
     """k labels that change what is known, those of a partition in the order in which they follow their transactions."""
 
     position: NDArray[np.int64]
@@ -57,12 +34,12 @@ class Following(NamedTuple, Generic[M]):
     labels: LabelBatch
     event_time_us: NDArray[np.int64]
     """Shape (k,): event time of its transaction."""
-    merchants: M
+    merchants: NDArray[Any]
     known: NDArray[np.int64]
     """Shape (k,): what is known now, an index of `pipeline.learning.labels.KNOWN`."""
 
 
-class Joined(NamedTuple, Generic[M]):
+class Joined(NamedTuple):
     """Outcome of the arrivals."""
 
     accepted: NDArray[np.bool_]
@@ -71,7 +48,7 @@ class Joined(NamedTuple, Generic[M]):
     """Shape (n,): of a repeat with other content, ``source`` of the one that was accepted; else -1."""
     wait_us: NDArray[np.int64]
     """Shape (a,): what the wait clock showed with each accepted transaction."""
-    following: Following[M]
+    following: Following
     given_up: LabelBatch
     """Labels that have waited in vain."""
     no_room: Sequence[tuple[Record, str]]
@@ -80,13 +57,20 @@ class Joined(NamedTuple, Generic[M]):
     """Shape (len(COUNTS),): what became of labels."""
 
 
-class CardJoin(Generic[M]):
-    """Accepted transactions and pending labels of one partition, and how far its event time has come."""
+class CardJoin:
+    """Accepted transactions and pending labels of one partition, and how far its event time has come.
+
+    Args:
+        index: The accepted transactions, as of ``clock``.
+        pending: The labels that wait, as of ``clock``.
+        clock: Progress to go on from.
+        wait: The wait clock to go on from; None: no transaction has come.
+    """
 
     def __init__(
         self,
-        index: TransactionIndex[M],
-        pending: PendingLabels,
+        index: MemoryIndex | StoreIndex,
+        pending: MemoryPending | StorePending,
         clock: Clock = Clock(),  # noqa: B008
         wait: WaitClock | None = None,
     ) -> None:
@@ -94,36 +78,15 @@ class CardJoin(Generic[M]):
         self.wait = wait or WaitClock()
         self.clock = self._committed_clock = clock
 
-    def join(self, retention: Retention, given: Arrivals[M]) -> Joined[M]:
-        """Accept what is no repeat, and let labels find their transactions.
-
-        Args:
-            retention: The retention of this batch.
-            given: Transactions and labels.
-
-        Returns:
-            What became of them.
-        """
+    def join(self, retention: Retention, given: Arrivals) -> Joined:
+        """Accept what is no repeat, and let labels find their transactions; a batch has a retention of its own."""
         waiting = self._pending.awaiting(given.digest)
-        held, arrived = len(waiting.labels), given.labels
-        batch = waiting + arrived
-        labels = batch.labels
+        batch = waiting + given.labels
         entries = self._index.fetch(given.digest, batch.digest)
-        position = given.label_position
-        if held:
-            position = np.concatenate([np.full(held, -1), position])
         wait_us = self.wait.advance(given.home, given.feed, given.event_time_us)
-        found = join(
-            retention,
-            self.clock,
-            entries,
-            PassInput(
-                given.digest, given.event_time_us, given.position, given.content, given.source, wait_us,
-                batch.digest, position, labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, held,
-            ),
-        )  # fmt: skip
+        found = join(retention, self.clock, entries, given, wait_us, batch)
         self._index.update(entries, found, given.merchants)
-        no_room = self._pending.update(batch, held, found.waits) if len(labels) else []
+        no_room = self._pending.update(batch, len(waiting.labels), found.waits) if len(batch.labels) else []
         self.clock = found.clock
         given_up = self._pending.give_up(found.clock.waited_us - EARLY_LABEL_GRACE_US)
         found.counts[UNKNOWN] += len(given_up.labels)

@@ -13,13 +13,13 @@ from pipeline.engine.cards.driver import CardKernels
 from pipeline.engine.cards.joins import Clock
 from pipeline.engine.cards.pending import StorePending
 from pipeline.engine.cards.transaction_index import IndexState, StoreIndex
-from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
-from pipeline.engine.partition_state.pending_items import PendingItems, PendingItemsState
+from pipeline.engine.partition_state.layout import LAYOUT, decode_values
+from pipeline.engine.partition_state.pending_items import PendingItemsState
 from pipeline.engine.partition_state.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.partition_state.wait_clock import WaitClock, WaitState
 from pipeline.engine.records.results import Result
-from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardWindows
+from pipeline.features.state_columns import Storage
 from schemas.records import Record
 
 
@@ -43,35 +43,40 @@ class CardPartition:
     def __init__(
         self, options: CardOptions, storage: Storage | None, store: Store, loaded: LoadedState | None = None
     ) -> None:
-        """Start empty, or from a dump; then ``store`` holds what the dumped partition's store held.
+        """Start empty, or from a dump.
 
-        Raises `OtherLayout` where another release has made the dump.
+        Args:
+            options: Those of every batch that brings none of its own.
+            storage: Holds the windows; None: memory.
+            store: Holds what the dumped partition's store held; empty without a dump.
+            loaded: The dump; None: start empty.
+
+        Raises:
+            OtherLayout: The dump is of another release.
         """
         self._options = options
         self._store = store
         windows = CardWindows(storage)
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
-        if values is not None and values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
         if loaded is not None and values is not None:
             windows.load(values.windows, loaded.columns)
         self._index = StoreIndex(store, values.index if values else None)
-        self._pending = PendingItems(store, values.pending if values else None)
+        self._pending = StorePending(store, values.pending if values else None)
         clock = Clock() if values is None else Clock(values.stream_time_us, values.first_day, values.waited_us)
         wait = WaitClock(None if values is None else values.wait)
-        join = CardJoin(self._index, StorePending(self._pending), clock, wait)
+        join = CardJoin(self._index, self._pending, clock, wait)
         self.kernels = CardKernels(join, windows)
         """Kernels, for `process_together`."""
 
     def process(self, records: Sequence[Record], now: datetime | None, options: CardOptions | None = None) -> Result:
-        """Profile one partition's records: transactions, rerouted ones and labels, each in offset order.
+        """Profile one partition's records, as `process_together` does.
 
         Transactions come before labels, whatever the order of the records.
 
         Args:
-            records: The batch.
+            records: Transactions, rerouted ones and labels, each in offset order.
             now: Stamped as ``ingested_at``; None only updates the state (a replay) and emits nothing.
-            options: Take the place of the kernel's own for this batch: a replay hands over those of the live batch.
+            options: Replace its own for this batch: a replay hands over those of the live batch. None: its own.
 
         Returns:
             What is to be written, and counts.

@@ -8,39 +8,36 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Generic, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.cards.card_join import Arrivals, CardJoin, Following, Joined
-from pipeline.engine.cards.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTION, SAME, Retention
+from pipeline.engine.cards.card_join import CardJoin, Following, Joined
+from pipeline.engine.cards.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTION, SAME, Arrivals, Retention
 from pipeline.engine.cards.pending import LabelBatch
-from pipeline.engine.cards.transaction_index import M
 from pipeline.engine.partition_state.layout import forgotten_with
-from pipeline.engine.records.columns import Reject, Transactions, content_keys, digest_keys
+from pipeline.engine.records.columns import Reject, Transactions, content_keys, digest_keys, name_keys
 from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.kernel import CardProfile, CardWindows
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 
 
-class CardKernels(NamedTuple, Generic[M]):
+class CardKernels(NamedTuple):
     """The kernels of one partition of cards."""
 
-    join: CardJoin[M]
+    join: CardJoin
     windows: CardWindows
 
 
-class CardRows(NamedTuple, Generic[M]):
+class CardRows(NamedTuple):
     """n transactions of several partitions with what kernels take besides; those of a partition in log order."""
 
     transactions: Transactions
-    cards: NDArray[np.int64]
-    """Shape (n, 2): `pipeline.engine.records.columns.name_keys`."""
     merchants: NDArray[np.int64]
-    """Shape (n, 2): likewise."""
-    indexed: M
+    """Shape (n, 2): `pipeline.engine.records.columns.name_keys`."""
+    indexed: NDArray[Any]
     """Merchants in the form in which the index keeps them."""
     position: NDArray[np.int64]
     """Shape (n,): where each stands among all records; ascending within a partition."""
@@ -50,10 +47,10 @@ class CardRows(NamedTuple, Generic[M]):
     """Shape (n,): the partition of ``transactions`` that each was sent to."""
 
 
-class CardPart(NamedTuple, Generic[M]):
+class CardPart(NamedTuple):
     """One partition's share of a batch."""
 
-    kernels: CardKernels[M]
+    kernels: CardKernels
     home: int
     """Number of the partition."""
     rows: slice | NDArray[np.intp]
@@ -65,7 +62,7 @@ class CardPart(NamedTuple, Generic[M]):
     """Its records, refused ones included: forgetting keeps step with them."""
 
 
-class CardOutcome(NamedTuple, Generic[M]):
+class CardOutcome(NamedTuple):
     """Outcome of a batch, of which a transactions are accepted; columns of these are in the order of `CardRows`."""
 
     accepted: NDArray[np.bool_]
@@ -80,7 +77,7 @@ class CardOutcome(NamedTuple, Generic[M]):
     profile: CardProfile
     contradictions: Sequence[tuple[Reject, int]]
     """Repeats that say something else than the accepted transaction, each with the ``source`` of that one."""
-    following: Following[M]
+    following: Following
     """Labels that change what is known."""
     given_up: Sequence[tuple[Reject, Record | None]]
     """Labels that have waited in vain, each with its record where labels have records."""
@@ -95,19 +92,16 @@ class CardOutcome(NamedTuple, Generic[M]):
         return len(self.accepted) - len(self.transactions) - len(self.contradictions)
 
     def log_order(self) -> NDArray[np.intp]:
-        """Return the order in which transactions and labels reach the merchants.
+        """Return the order in which transactions, and behind them labels, reach the merchants; shape (a + k,).
 
         A label stands behind the record that let it follow.
-
-        Returns:
-            Shape (a + k,): indices of the transactions, and behind them of the labels that follow.
         """
         return np.argsort(np.concatenate([2 * self.position, 2 * self.following.position + 1]), kind="stable")
 
 
 def process_cards(
-    rows: CardRows[M], parts: Iterable[CardPart[M]], retention: Retention, columns: int = len(CARD_FEATURES)
-) -> CardOutcome[M]:
+    rows: CardRows, parts: Iterable[CardPart], retention: Retention, columns: int = len(CARD_FEATURES)
+) -> CardOutcome:
     """Let transactions and labels enter the state of their partitions; what is not committed can be rolled back.
 
     Args:
@@ -119,17 +113,17 @@ def process_cards(
     Returns:
         What became of them.
     """
-    taken, indexed = rows.transactions, cast("Any", rows.indexed)
+    taken = rows.transactions
     digest, content = digest_keys(taken.card_id, taken.transaction_id), content_keys(taken)
     accepted, differs = np.zeros(len(taken), np.bool_), np.full(len(taken), SAME)
-    joined: list[tuple[CardPart[M], Joined[M]]] = []
+    joined: list[tuple[CardPart, Joined]] = []
     for part in parts:
         own = part.rows
         found = part.kernels.join.join(
             retention,
             Arrivals(
                 digest[own], taken.event_time_us[own], rows.position[own], content[own], rows.source[own], part.home,
-                rows.feed[own], indexed[own], part.labels, part.label_position,
+                rows.feed[own], rows.indexed[own], part.labels, part.label_position,
             ),
         )  # fmt: skip
         part.kernels.join.forget(forgotten_with(part.records))
@@ -138,11 +132,11 @@ def process_cards(
     contradictions = [
         (_contradiction(taken, row), int(differs[row])) for row in np.flatnonzero(differs != SAME).tolist()
     ]
-    cards, merchants, position = rows.cards, rows.merchants, rows.position
+    merchants, position = rows.merchants, rows.position
     if not accepted.all():
         taken = taken.take(accepted)
-        cards, merchants, position = cards[accepted], merchants[accepted], position[accepted]
-    wait_us, profile = _windowed(taken, cards, merchants, accepted, joined, columns)
+        merchants, position = merchants[accepted], position[accepted]
+    wait_us, profile = _windowed(taken, merchants, accepted, joined, columns)
     outcomes = [found for _, found in joined]
     counts = sum((found.counts for found in outcomes), np.zeros(len(COUNTS), np.int64))
     return CardOutcome(
@@ -156,15 +150,15 @@ def process_cards(
 
 def _windowed(
     taken: Transactions,
-    cards: NDArray[np.int64],
     merchants: NDArray[np.int64],
     accepted: NDArray[np.bool_],
-    joined: Sequence[tuple[CardPart[M], Joined[M]]],
+    joined: Sequence[tuple[CardPart, Joined]],
     columns: int,
 ) -> tuple[NDArray[np.int64], CardProfile]:
     """Let the accepted transactions enter the windows of their partitions; return wait clocks and profiles."""
     before = np.concatenate([[0], np.cumsum(accepted)])
     wait_us, whole, fields = np.empty(len(taken), np.int64), None, taken.kernel_fields()
+    cards = name_keys(taken.card_id)
     for part, found in joined:
         if isinstance(part.rows, slice):
             first, end, _ = part.rows.indices(len(accepted))
@@ -173,7 +167,7 @@ def _windowed(
             own = before[part.rows[found.accepted]]
         if not len(found.wait_us):
             continue
-        wait_us[own] = found.wait_us
+        wait_us[own], alone = found.wait_us, len(found.wait_us) == len(taken)
         profile = part.kernels.windows.profile(
             cards[own],
             merchants[own],
@@ -184,8 +178,9 @@ def _windowed(
             taken.weekday[own],
             None if taken.attributes is None else taken.attributes[own],
             fields.take(own),
+            columns if alone else len(CARD_FEATURES),
         )
-        if len(found.wait_us) == len(taken) and columns == profile.features.shape[1]:
+        if alone:
             return wait_us, profile
         if whole is None:
             whole = CardProfile.of_rows(len(taken), columns)
@@ -217,17 +212,16 @@ def _given_up(batch: LabelBatch, retention: Retention) -> Iterator[tuple[Reject,
         yield reject, records[number] if records else None
 
 
-def _concatenated(parts: Sequence[Following[M]]) -> Following[M]:
+def _concatenated(parts: Sequence[Following]) -> Following:
     """Return the labels of several partitions, of one at least."""
     found = [part for part in parts if len(part.position)] or parts[:1]
     if len(found) == 1:
         return found[0]
     position, labels, event_time_us, merchants, known = zip(*found, strict=True)
-    indexed: Any = np.concatenate(merchants) if isinstance(merchants[0], np.ndarray) else reduce(add, merchants)
     return Following(
         np.concatenate(position),
         reduce(add, labels),
         np.concatenate(event_time_us),
-        indexed,
+        np.concatenate(merchants),
         np.concatenate(known),
     )

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine.cards.pending import LabelBatch
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, labels_from
 from pipeline.features.compiled import compiled
 from pipeline.learning.labels import OUTCOMES, UNSEEN, resolve_numbers
@@ -91,8 +92,8 @@ class Entries:
         _fill(self.table, self.rows, count)
 
 
-class PassInput(NamedTuple):
-    """n transactions and m labels of one partition; of the labels, those come first that have waited already."""
+class Arrivals(NamedTuple):
+    """n transactions and m labels of one partition, in one order by position."""
 
     digest: NDArray[np.int64]
     """Shape (n, 2): `pipeline.engine.records.columns.digest_keys`."""
@@ -102,18 +103,16 @@ class PassInput(NamedTuple):
     content: NDArray[np.int64]
     """Shape (n,): `pipeline.engine.records.columns.content_keys`."""
     source: NDArray[np.int64]
-    """Shape (n,): a number of each transaction's record, 0 or more."""
-    wait_us: NDArray[np.int64]
-    """Shape (n,): what the wait clock shows with each transaction."""
-    label_digest: NDArray[np.int64]
+    """Shape (n,): a number of each transaction's record, 0 or more, by which a repeat finds it again."""
+    home: int
+    """Number of the partition."""
+    feed: NDArray[np.int64]
+    """Shape (n,): the partition of ``transactions`` that each was sent to."""
+    merchants: NDArray[Any]
+    """Merchants of the transactions, as the index keeps them."""
+    labels: LabelBatch
     label_position: NDArray[np.int64]
-    """Shape (m,): ascending; -1 of a label that has waited."""
-    rank: NDArray[np.int8]
-    known: NDArray[np.int8]
-    labelled_at_us: NDArray[np.int64]
-    known_at_us: NDArray[np.int64]
-    held: int
-    """Number of labels that have waited."""
+    """Shape (m,): ascending."""
 
 
 class PassResult(NamedTuple):
@@ -135,29 +134,36 @@ class PassResult(NamedTuple):
     """Shape (len(COUNTS),): what became of labels."""
 
 
-def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput) -> PassResult:
+def join(
+    retention: Retention,
+    clock: Clock,
+    entries: Entries,
+    given: Arrivals,
+    wait_us: NDArray[np.int64],
+    batch: LabelBatch,
+) -> PassResult:
     """Accept what is no repeat, and let labels find their transactions.
 
     Args:
         retention: The retention of this batch.
         clock: How far the partition has come.
-        entries: What is known of the digests in ``given``, with room for n more; the accepted transactions are added.
-        given: Transactions and labels.
-
-    Returns:
-        What became of them.
+        entries: What is known of the digests in ``given`` and ``batch``, with room for n more: the accepted ones.
+        given: The transactions.
+        wait_us: Shape (n,): what the wait clock shows with each transaction.
+        batch: m labels: those that have waited already, and behind them those of ``given``.
     """
-    n, m = len(given.digest), len(given.label_digest)
+    labels, n, m = batch.labels, len(given.digest), len(batch.labels)
     meta = np.array([clock.stream_time_us, clock.first_day, entries.count, clock.waited_us], np.int64)
-    fate, differs, waits = np.zeros(n, np.int8), np.full(n, SAME), np.ones(m, np.bool_)
-    follows, journal = np.empty((m, 4), np.int64), np.empty((m, JOURNAL_WORDS), np.int64)
-    pending = np.zeros(_table_size(m) if m else 1, np.int32)
-    chains = np.full((m, 2), -1, np.int64)
-    counts = np.zeros(len(COUNTS), np.int64)
+    fate, differs, counts = np.zeros(n, np.int8), np.full(n, SAME), np.zeros(len(COUNTS), np.int64)
+    tables = _LabelTables.with_room(m) if m else _NO_TABLES
+    held, label_position = m - len(given.label_position), given.label_position
+    if held:
+        label_position = np.concatenate([np.full(held, -1), label_position])
+    waits, follows, journal = tables.waits, tables.follows, tables.journal
     followed, changed = _join(
-        np.array(retention, np.int64), meta, entries.rows, entries.table, pending, chains, given.held,
-        given.digest, given.event_time_us, given.position, given.content, given.source, given.wait_us,
-        given.label_digest, given.label_position, given.rank, given.known, given.labelled_at_us, given.known_at_us,
+        np.array(retention, np.int64), meta, entries.rows, entries.table, tables.pending, tables.chains, held,
+        given.digest, given.event_time_us, given.position, given.content, given.source, wait_us,
+        batch.digest, label_position, labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us,
         fate, differs, waits, follows, journal, counts,
     )  # fmt: skip
     entries.count = int(meta[COUNT])
@@ -175,6 +181,31 @@ def join(retention: Retention, clock: Clock, entries: Entries, given: PassInput)
 def _table_size(entries: int) -> int:
     """A power of two that leaves half of a table free."""
     return 1 << max(2 * entries - 1, 1).bit_length()
+
+
+class _LabelTables(NamedTuple):
+    """Arrays in which a pass writes about m labels."""
+
+    waits: NDArray[np.bool_]
+    follows: NDArray[np.int64]
+    journal: NDArray[np.int64]
+    pending: NDArray[np.int32]
+    chains: NDArray[np.int64]
+
+    @classmethod
+    def with_room(cls, m: int) -> "_LabelTables":
+        """Return tables of ``m`` labels."""
+        return cls(
+            np.ones(m, np.bool_),
+            np.empty((m, 4), np.int64),
+            np.empty((m, JOURNAL_WORDS), np.int64),
+            np.zeros(_table_size(m) if m else 1, np.int32),
+            np.full((m, 2), -1, np.int64),
+        )
+
+
+_NO_TABLES: Final = _LabelTables.with_room(0)
+"""Tables for most batches, in which nothing is written to them."""
 
 
 @compiled

@@ -1,13 +1,12 @@
 """Labels that wait for their transactions: in memory, or over a store."""
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.partition_state.layout import DIGEST_BYTES
 from pipeline.engine.partition_state.pending_items import (
     GIVE_UP_AT_MOST,
     MOST_BYTES,
@@ -16,7 +15,7 @@ from pipeline.engine.partition_state.pending_items import (
     PendingItems,
 )
 from pipeline.engine.records.accept import label_columns
-from pipeline.engine.records.columns import Labels, digest_keys, no_labels
+from pipeline.engine.records.columns import Labels, digest_bytes, digest_keys, no_labels
 from schemas.messages import Label
 from schemas.records import Record
 
@@ -61,29 +60,6 @@ class LabelBatch(NamedTuple):
 NO_LABELS: Final = LabelBatch(no_labels(), np.empty((0, 2), np.int64))
 
 
-class PendingLabels(Protocol):
-    """Labels of one partition that wait."""
-
-    def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
-        """Return at least those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
-
-    def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
-        """Keep the labels that ``waits``, shape (m,), marks, and let go of the others.
-
-        The first ``held`` of ``batch`` are what `awaiting` returned. Return those for which there is no room, each with
-        the reason.
-        """
-
-    def give_up(self, before_us: int) -> LabelBatch:
-        """Remove and return labels that became known before ``before_us``."""
-
-    def commit(self) -> None:
-        """Commit the batch."""
-
-    def rollback(self) -> None:
-        """Roll the batch back."""
-
-
 class MemoryPending:
     """Pending labels in memory."""
 
@@ -91,12 +67,21 @@ class MemoryPending:
         self._batch = self._committed = NO_LABELS
 
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
-        """Return all that wait."""
+        """Return at least those that wait for ``digest``, shape (n, 2): all."""
         del digest
         return self._batch
 
     def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
-        """Keep all labels that ``waits`` marks."""
+        """Keep all labels that ``waits`` marks.
+
+        Args:
+            batch: m labels: what `awaiting` returned, and behind them the new ones.
+            held: Number of the former; not used in memory.
+            waits: Shape (m,), True for those that wait or go on waiting.
+
+        Returns:
+            An empty list: in memory there is room for all.
+        """
         del held
         self._batch = batch.take(waits)
         return []
@@ -119,56 +104,54 @@ class MemoryPending:
         self._batch = self._committed
 
 
-class StorePending:
+class StorePending(PendingItems):
     """Pending labels in a store, so that a flood of them takes no memory; a label is kept as its record."""
 
-    def __init__(self, items: PendingItems) -> None:
-        self._items = items
-        self._held: list[PendingItem] = []
+    _held: Sequence[PendingItem] = ()
 
     def awaiting(self, digest: NDArray[np.int64]) -> LabelBatch:
-        """Return those that wait for ``digest``."""
-        if not self._items.state.count or not len(digest):
+        """Return those that wait for ``digest``, shape (n, 2); of each, the earlier ones first."""
+        if not self.state.count or not len(digest):
             self._held = []
             return NO_LABELS
-        packed = digest.astype(">i8").tobytes()
-        asked = dict.fromkeys(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
-        self._held = [item for digest in self._items.awaited(list(asked)) for item in self._items.items(digest)]
+        asked = list(dict.fromkeys(digest_bytes(digest)))
+        self._held = [item for waited in self.awaited(asked) for item in self.items(waited)]
         return _batch(self._held)
 
     def update(self, batch: LabelBatch, held: int, waits: NDArray[np.bool_]) -> list[tuple[Record, str]]:
-        """Keep the labels that ``waits`` marks, as far as there is room for those that have not waited before."""
+        """Keep the labels that ``waits`` marks, and let go of the others.
+
+        Args:
+            batch: m labels: what `awaiting` returned, and behind them the new ones, each with its record.
+            held: Number of the former.
+            waits: Shape (m,), True for those that wait or go on waiting.
+
+        Returns:
+            Records of the new labels for which there is no room, each with the reason.
+        """
         for item, goes_on in zip(self._held, waits.tolist(), strict=False):
             if not goes_on:
-                self._items.remove(item)
+                self.remove(item)
         refused: list[tuple[Record, str]] = []
         for row in (held + np.flatnonzero(waits[held:])).tolist():
-            digest, payload = batch.digest[row].astype(">i8").tobytes(), _pack_record(batch.records[row])
+            (digest,), payload = digest_bytes(batch.digest[row : row + 1]), _pack_record(batch.records[row])
             if reason := self._no_room(digest, len(payload)):
                 refused.append((batch.records[row], reason))
             else:
-                self._items.add(digest, int(batch.labels.known_at_us[row]), payload)
+                self.add(digest, int(batch.labels.known_at_us[row]), payload)
         return refused
 
     def give_up(self, before_us: int) -> LabelBatch:
         """Remove and return up to `GIVE_UP_AT_MOST` labels that became known before ``before_us``, oldest first."""
-        return _batch(self._items.take_older(before_us, GIVE_UP_AT_MOST))
+        return _batch(self.take_older(before_us, GIVE_UP_AT_MOST))
 
     def _no_room(self, digest: bytes, size: int) -> str:
         """Return why a label cannot wait; empty if it can."""
-        if self._items.waiting(digest) >= MOST_OF_ONE:
+        if self.waiting(digest) >= MOST_OF_ONE:
             return f"{MOST_OF_ONE} labels wait for its transaction already"
-        if self._items.state.payload_bytes + size > MOST_BYTES:
+        if self.state.payload_bytes + size > MOST_BYTES:
             return f"labels of {MOST_BYTES} bytes wait for their transactions in its partition already"
         return ""
-
-    def commit(self) -> None:
-        """Commit the batch (the store is committed by its owner)."""
-        self._items.commit()
-
-    def rollback(self) -> None:
-        """Roll the batch back."""
-        self._items.rollback()
 
 
 def _batch(items: Sequence[PendingItem]) -> LabelBatch:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence, Set
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -14,23 +14,13 @@ from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.driver import CardOutcome
 from pipeline.engine.encoding import blocks
 from pipeline.engine.encoding import row_columns as col
-from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
-from pipeline.engine.encoding.blocks import (
-    FEATURE_BYTES,
-    KNOWN_CODES,
-    LABEL,
-    PROFILED_LAYOUT,
-    TRANSACTION,
-    Block,
-    Sources,
-    pack_block,
-)
+from pipeline.engine.encoding.block_writing import RowColumns, encode_blocks
+from pipeline.engine.encoding.blocks import KNOWN_CODES, LABEL, PROFILED_LAYOUT, Sources
 from pipeline.engine.encoding.json_bytes import copy_bytes
 from pipeline.engine.encoding.json_numbers import LONGEST_VALUE, write_whole
 from pipeline.engine.records.columns import text_buffers
 from pipeline.engine.records.forwarding import ForwardedBatch
 from pipeline.engine.records.partitioner import partitions_of
-from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
@@ -38,84 +28,27 @@ from schemas.times import US_PER_SECOND
 from schemas.topics import LABELS, PROFILED, REROUTED, TRANSACTIONS
 
 _TOPICS: Final = tuple(topic.name.encode() for topic in (TRANSACTIONS, LABELS, REROUTED))
-"""The first names of every block; the rate table is the last one."""
+"""The first names of every block; that of the rate table follows, and topics of further labels."""
 _TRANSACTIONS, _LABELS, _REROUTED = range(len(_TOPICS))
 _RATES: Final = len(_TOPICS)
 _DASH: Final = np.uint8(ord("-"))
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class RowColumns(NamedTuple):
-    """n rows, one partition of cards behind the other; the columns are those of `Block`."""
+def encode_profiled(outcome: CardOutcome, batch: ForwardedBatch, options: CardOptions, now: datetime) -> list[Output]:
+    """Return the blocks of a batch that was read at ``now``, rows as they reach the merchants of each partition.
 
-    partition: NDArray[np.int64]
-    """Shape (n,): partition of ``profiled``."""
-    sources: Sources
-    wide: NDArray[np.int64]
-    features: NDArray[np.float64]
-    narrow: NDArray[np.int32]
-    codes: NDArray[np.uint8]
-    text: bytes
-    firsts: NDArray[np.int64]
-    """Shape (len(layout.texts), n): where each text begins in ``text``."""
-    lengths: NDArray[np.int32]
-    rates_version: str
-    more_topics: tuple[str, ...] = ()
-    """Names of topics of labels besides ``labels``, without prefix; their numbers follow that of the rate table."""
-
-
-def profiled_columns(
-    outcome: CardOutcome[list[bytes]], batch: ForwardedBatch, options: CardOptions, now: datetime
-) -> RowColumns:
-    """Lay out the rows of a batch.
-
-    Args:
-        outcome: Accepted transactions with what their producers stated, and labels; ``row`` is a number in ``batch``.
-        batch: The records of all transactions.
-        options: Those of the batch.
-        now: When the batch was read.
-
-    Returns:
-        Transactions and labels as they reach the merchants of each partition.
+    ``row`` of the accepted transactions, which have what their producers stated, is a number in ``batch``.
     """
+    names = [*_TOPICS, options.rates.version.encode()]
     rows = _transaction_rows(outcome, batch, options, timestamp_us(now))
     if not len(outcome.following.position):
-        return rows
-    return _joined([rows, _label_rows(outcome.following, rows.features.shape[1], options)], outcome.log_order())
+        return encode_blocks(PROFILED, names, rows)
+    labels = _label_rows(outcome.following, names, rows.features.shape[1], options)
+    return encode_blocks(PROFILED, names, labels.behind(rows), outcome.log_order())
 
 
-def encode_blocks(columns: RowColumns) -> list[Output]:
-    """Cut the rows of a batch into blocks, those of each partition of ``profiled`` in their order."""
-    outputs: list[Output] = []
-    partition, whole = columns.partition, columns
-    if (partition != partition[:1]).any():
-        # Of the smallest integers, which are sorted in one pass.
-        whole = _joined([columns], np.argsort(partition.astype(np.min_scalar_type(partition.max())), kind="stable"))
-    is_transaction = whole.codes[blocks.KIND] == TRANSACTION
-    row_bytes = PROFILED_LAYOUT.row_bytes + whole.lengths.sum(axis=0, dtype=np.int64)
-    row_bytes += is_transaction * (FEATURE_BYTES * whole.features.shape[1])
-    names = [*_TOPICS, whole.rates_version.encode(), *(topic.encode() for topic in whole.more_topics)]
-    before = np.append(0, np.cumsum(is_transaction)).tolist()
-    for first, end in block_cuts(names, whole.partition, np.cumsum(row_bytes)):
-        rows = slice(first, end)
-        block = Block(
-            KERNEL_VERSION,
-            names,
-            whole.sources.take(rows),
-            whole.wide[:, rows],
-            whole.features[before[first] : before[end]],
-            whole.narrow[:, rows],
-            whole.lengths[:, rows],
-            whole.codes[:, rows],
-            copied_texts(whole.text, whole.firsts[:, rows], whole.lengths[:, rows]),
-        )
-        outputs.append(Output(PROFILED, None, pack_block(block), partition=int(whole.partition[first])))
-    return outputs
-
-
-def _transaction_rows(
-    outcome: CardOutcome[list[bytes]], batch: ForwardedBatch, options: CardOptions, now_us: int
-) -> RowColumns:
+def _transaction_rows(outcome: CardOutcome, batch: ForwardedBatch, options: CardOptions, now_us: int) -> RowColumns:
     taken, profile = outcome.transactions, outcome.profile
     n, numbers = len(taken), taken.row.tolist()
     is_all = n == len(batch.records)
@@ -153,16 +86,20 @@ def _transaction_rows(
     )  # fmt: skip
     text, firsts, lengths = _texts(dict(enumerate(texts)), records, options.dropped_fields)
     return RowColumns(
-        partitions_of(taken.merchant_id, options.merchant_partitions), sources, wide, profile.features, narrow, codes,
-        text, firsts, lengths, options.rates.version,
+        PROFILED_LAYOUT, partitions_of(taken.merchant_id, options.merchant_partitions), sources, wide, profile.features,
+        narrow, codes, text, firsts, lengths,
     )  # fmt: skip
 
 
-def _label_rows(following: Following[list[bytes]], features: int, options: CardOptions) -> RowColumns:
+def _label_rows(following: Following, names: list[bytes], features: int, options: CardOptions) -> RowColumns:
+    """Return the labels' rows; ``names`` gets the topics of labels besides ``labels``."""
     labels, records, m = following.labels.labels, following.labels.records, len(following.position)
     topics = [record.topic.removeprefix(options.topic_prefix) for record in records]
-    more_topics = tuple(dict.fromkeys(topic for topic in topics if topic != LABELS.name))
-    numbers = {LABELS.name: _LABELS} | {topic: _RATES + 1 + number for number, topic in enumerate(more_topics)}
+    numbers = {LABELS.name: _LABELS}
+    for topic in dict.fromkeys(topics):
+        if topic not in numbers:
+            numbers[topic] = len(names)
+            names.append(topic.encode())
     sources = _sources(records, _LABELS)
     sources.topic[:] = [numbers[topic] for topic in topics]
     wide, narrow = PROFILED_LAYOUT.integers(
@@ -174,8 +111,8 @@ def _label_rows(following: Following[list[bytes]], features: int, options: CardO
     texts = {col.ID: labels.transaction_id, col.CARD: labels.card_id, col.MERCHANT: merchants}
     text, firsts, lengths = _texts(texts, records, options.dropped_fields)
     return RowColumns(
-        partitions_of(merchants, options.merchant_partitions), sources, wide, np.empty((0, features)),
-        narrow, codes, text, firsts, lengths, options.rates.version, more_topics,
+        PROFILED_LAYOUT, partitions_of(merchants, options.merchant_partitions), sources, wide, np.empty((0, features)),
+        narrow, codes, text, firsts, lengths,
     )  # fmt: skip
 
 
@@ -225,7 +162,7 @@ def _texts(
         data, offsets = text_buffers(texts)
         begin = int(offsets[0])
         part = data[begin : offsets[-1]]
-        firsts[column], lengths[column] = offsets[:-1], np.diff(offsets)
+        firsts[column], lengths[column] = offsets[:-1], offsets[1:] - offsets[:-1]
         firsts[column] += at - begin
         at += len(part)
         parts.append(part)
@@ -233,7 +170,7 @@ def _texts(
     if dropped:
         values = [without_fields(value, dropped) for value in values]
     lengths[col.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)
-    firsts[col.ORIGINAL] = at + np.cumsum(sizes) - sizes
+    firsts[col.ORIGINAL] = at + sizes.cumsum() - sizes
     return b"".join((*parts, *values)), firsts, lengths
 
 
@@ -247,31 +184,3 @@ def without_fields(value: bytes, dropped: Set[str]) -> bytes:
     if dropped.isdisjoint(fields):
         return value
     return msgspec.json.encode({name: content for name, content in fields.items() if name not in dropped})
-
-
-def _joined(parts: Sequence[RowColumns], order: NDArray[np.intp]) -> RowColumns:
-    """Return the rows of ``parts``, one part after the other, in ``order``."""
-    text_ends = np.cumsum([len(part.text) for part in parts])
-    starts = [0, *text_ends[:-1].tolist()]
-
-    def rows(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        joined = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
-        return np.take(joined, order, axis=-1)
-
-    codes = rows([part.codes for part in parts])
-    features = parts[0].features if len(parts) == 1 else np.concatenate([part.features for part in parts])
-    number = np.cumsum(np.concatenate([part.codes[blocks.KIND] for part in parts]) == TRANSACTION) - 1
-    return RowColumns(
-        rows([part.partition for part in parts]),
-        Sources(*(rows(columns) for columns in zip(*(part.sources for part in parts), strict=True))),
-        rows([part.wide for part in parts]),
-        np.take(features, number[order][codes[blocks.KIND] == TRANSACTION], axis=0),
-        rows([part.narrow for part in parts]),
-        codes,
-        parts[0].text if len(parts) == 1 else b"".join([part.text for part in parts]),
-        rows([part.firsts + start for part, start in zip(parts, starts, strict=True)]),
-        rows([part.lengths for part in parts]),
-        parts[0].rates_version,
-        # Of transactions and labels, only the latter name some.
-        parts[-1].more_topics,
-    )

@@ -7,8 +7,7 @@ not one a transaction, because a second random key would double what a write cos
 again, because to ask each transaction for its day before it is forgotten would read a block of the disk for each.
 """
 
-import copy
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -26,7 +25,8 @@ from pipeline.engine.cards.joins import (
     PassResult,
 )
 from pipeline.engine.partition_state.layout import DIGEST_BYTES, day_key, day_of
-from pipeline.engine.partition_state.state import Store
+from pipeline.engine.partition_state.state import Store, StoreBacked
+from pipeline.engine.records.columns import digest_bytes
 from schemas.times import US_PER_DAY
 
 _TRANSACTION: Final = b"t"
@@ -40,38 +40,6 @@ _MERCHANT_WORDS: Final = 3
 RUN_AT_MOST: Final = 256
 """Digests of a run: what one step of forgetting does too much at most."""
 _LEAST: Final = 1_024
-
-
-M = TypeVar("M")
-"""Merchants of several transactions, in the form that the index keeps."""
-
-
-class TransactionIndex(Protocol[M]):
-    """Accepted transactions of one partition by digest."""
-
-    def fetch(self, digest: NDArray[np.int64], label_digest: NDArray[np.int64]) -> Entries:
-        """Return the entries of these digests, shape (n, 2) and (m, 2), with room for n more."""
-
-    def update(self, entries: Entries, result: PassResult, merchants: M) -> None:
-        """Keep what a pass has added to the fetched entries and changed of them.
-
-        Args:
-            entries: What `fetch` returned.
-            result: What the pass found.
-            merchants: Those of all n transactions.
-        """
-
-    def merchants(self, entry: NDArray[np.int64]) -> M:
-        """Return the merchants of entries, shape (k,), that were fetched or kept last."""
-
-    def forget_before(self, day: int, at_least: int) -> None:
-        """Forget transactions that were accepted before ``day``: ``at_least`` so many, if there are."""
-
-    def commit(self) -> None:
-        """Commit the batch."""
-
-    def rollback(self) -> None:
-        """Roll the batch back."""
 
 
 class MemoryIndex:
@@ -94,14 +62,20 @@ class MemoryIndex:
         return len(self._entries.rows)
 
     def fetch(self, digest: NDArray[np.int64], label_digest: NDArray[np.int64]) -> Entries:
-        """Return all entries, with room for those of ``digest``."""
+        """Return all entries, with room for those of ``digest``, shape (n, 2)."""
         del label_digest
         if self.transactions + len(digest) > self.capacity:
             self._make_room(len(digest))
         return self._entries
 
     def update(self, entries: Entries, result: PassResult, merchants: NDArray[np.int64]) -> None:
-        """Keep the added entries' merchants, and note what the pass has changed."""
+        """Keep what a pass has added to the fetched entries and changed of them.
+
+        Args:
+            entries: What `fetch` returned, with the accepted transactions of the pass behind.
+            result: Result of the pass over n transactions.
+            merchants: Shape (n, 3): words of the merchant of each, accepted or not.
+        """
         accepted = result.fate != DUPLICATE
         added = int(np.count_nonzero(accepted))
         self._merchants[entries.count - added : entries.count] = merchants[accepted]
@@ -161,42 +135,27 @@ class IndexState(msgspec.Struct):
     """Number of transactions that stand in more than one run."""
 
 
-class StoreIndex:
+class StoreIndex(StoreBacked[IndexState]):
     """Entries in a store, forgotten a bounded number at a time."""
 
     def __init__(self, store: Store, state: IndexState | None = None) -> None:
-        self._store = store
-        self._state = state or IndexState()
-        self._committed = copy.copy(self._state)
+        super().__init__(store, state or IndexState())
         self._fetched = 0
         self._asked: list[bytes] = []
-        self._names: list[bytes] = []
+        self._names: NDArray[Any] = np.empty(0, object)
         """Merchants of the entries that were fetched and kept last."""
 
-    @property
-    def state(self) -> IndexState:
-        """For the dump."""
-        return self._state
-
-    def commit(self) -> None:
-        """Commit the batch (the store is committed by its owner)."""
-        self._committed = copy.copy(self._state)
-
-    def rollback(self) -> None:
-        """Roll the batch back."""
-        self._state = copy.copy(self._committed)
-
     def fetch(self, digest: NDArray[np.int64], label_digest: NDArray[np.int64]) -> Entries:
-        """Read the entries of these digests."""
-        asked = _bytes_of(digest)
+        """Read the entries of these digests, shape (n, 2) and (m, 2), with room for n more."""
+        asked = digest_bytes(digest)
         if len(label_digest):
-            asked += _bytes_of(label_digest)
+            asked += digest_bytes(label_digest)
         values = self._store.get_many([_TRANSACTION + digest for digest in asked])
         # One that is asked for twice has one entry.
         found = {digest: value for digest, value in zip(asked, values, strict=True) if value is not None}
         entries = Entries(len(found) + len(digest))
         self._fetched, self._asked = len(found), asked
-        self._names = [value[_HEAD_BYTES:] for value in found.values()]
+        self._names = np.array([value[_HEAD_BYTES:] for value in found.values()], object)
         if found:
             rows = entries.rows[: len(found)]
             rows[:, :_DIGEST_WORDS] = np.frombuffer(b"".join(found), ">i8").reshape(-1, _DIGEST_WORDS)
@@ -205,40 +164,44 @@ class StoreIndex:
             entries.fill(len(found))
         return entries
 
-    def update(self, entries: Entries, result: PassResult, merchants: list[bytes]) -> None:
-        """Write the added entries and those that have changed; ``merchants`` are their names in UTF-8."""
+    def update(self, entries: Entries, result: PassResult, merchants: NDArray[Any]) -> None:
+        """Write the added entries and those that have changed.
+
+        Args:
+            entries: What `fetch` returned, with the accepted transactions of the pass behind.
+            result: Result of the pass over n transactions.
+            merchants: Shape (n,): name of the merchant of each, accepted or not, in UTF-8.
+        """
         first = self._fetched
-        if entries.count > first:
-            if entries.count - first < len(merchants):
-                merchants = [merchants[row] for row in np.flatnonzero(result.fate).tolist()]
-            self._names += merchants
+        accepted = (result.fate != DUPLICATE).nonzero()[0]
+        if len(accepted) < len(merchants):
+            merchants = merchants[accepted]
+        self._names = np.concatenate([self._names, merchants]) if first else merchants
         if len(result.journal):
             changed = np.unique(result.journal[:, JOURNAL_ENTRY])
             changed = changed[changed < first]
             rows = entries.rows[changed]
-            self._put(rows, _bytes_of(rows[:, :_DIGEST_WORDS]), self.merchants(changed))
+            self._put(rows, digest_bytes(rows[:, :_DIGEST_WORDS]), self.merchants(changed))
         if entries.count == first:
             return
         # Behind what has changed: of a digest that was accepted again, the latest entry stays.
         rows = entries.rows[first : entries.count]
-        digests = self._asked[: len(result.fate)]
-        if len(rows) < len(digests):
-            digests = [digests[row] for row in np.flatnonzero(result.fate).tolist()]
+        digests = [self._asked[row] for row in accepted.tolist()]
         self._put(rows, digests, merchants)
         self._put_runs(digests, rows[:, STREAM_TIME_US])
-        for row in np.flatnonzero(result.fate[result.fate != DUPLICATE] == ACCEPTED_AGAIN).tolist():
+        for row in (result.fate[accepted] == ACCEPTED_AGAIN).nonzero()[0].tolist():
             self._count_again(digests[row], 1)
 
-    def merchants(self, entry: NDArray[np.int64]) -> list[bytes]:
-        """Return the merchants' names in UTF-8."""
-        return [self._names[number] for number in entry.tolist()]
+    def merchants(self, entry: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the merchants' names in UTF-8; shape (k,)."""
+        return self._names[entry]
 
-    def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: list[bytes]) -> None:
+    def _put(self, rows: NDArray[np.int64], digests: list[bytes], names: NDArray[Any]) -> None:
         packed = rows[:, EVENT_US:].astype(_WORD, copy=False).tobytes()
         heads = [packed[at : at + _HEAD_BYTES] for at in range(0, len(packed), _HEAD_BYTES)]
         self._store.put_many(
             [_TRANSACTION + digest for digest in digests],
-            [head + name for head, name in zip(heads, names, strict=True)],
+            [head + name for head, name in zip(heads, names.tolist(), strict=True)],
         )
 
     def _put_runs(self, digests: list[bytes], stream_time_us: NDArray[np.int64]) -> None:
@@ -247,29 +210,29 @@ class StoreIndex:
         while first < len(digests):
             day = day_of(int(stream_time_us[first]))
             # How far event time has come never goes back, so that what is of the day's end is of its run.
-            end = int(np.searchsorted(stream_time_us, (day + 1) * US_PER_DAY))
+            end = int(stream_time_us.searchsorted((day + 1) * US_PER_DAY))
             end = min(end, first + RUN_AT_MOST)
-            key = day_key(_DAY, day, self._state.runs.to_bytes(8, "big"))
+            key = day_key(_DAY, day, self.state.runs.to_bytes(8, "big"))
             self._store.put(key, b"".join(digests[first:end]))
-            self._state.runs += 1
+            self.state.runs += 1
             first = end
 
     def forget_before(self, day: int, at_least: int) -> None:
         """Forget transactions that were accepted before ``day``: ``at_least`` so many, if there are, in whole runs."""
-        start, end = self._state.swept, day_key(_DAY, day)
+        start, end = self.state.swept, day_key(_DAY, day)
         if start >= end:
             return
-        self._state.swept = end
+        self.state.swept = end
         swept: list[bytes] = []
         for key, run in self._store.scan(start, end):
             if len(swept) >= at_least:
-                self._state.swept = key
+                self.state.swept = key
                 break
             self._store.delete(key)
             swept += [run[at : at + DIGEST_BYTES] for at in range(0, len(run), DIGEST_BYTES)]
         for digest in swept:
             # One that was accepted again since stands in a later run.
-            if self._state.again and self._store.get(_AGAIN + digest) is not None:
+            if self.state.again and self._store.get(_AGAIN + digest) is not None:
                 self._count_again(digest, -1)
             else:
                 self._store.delete(_TRANSACTION + digest)
@@ -277,13 +240,8 @@ class StoreIndex:
     def _count_again(self, digest: bytes, step: int) -> None:
         packed = self._store.get(_AGAIN + digest)
         count = step + (0 if packed is None else int.from_bytes(packed, "big"))
-        self._state.again += (count > 0) - (packed is not None)
+        self.state.again += (count > 0) - (packed is not None)
         if count:
             self._store.put(_AGAIN + digest, count.to_bytes(4, "big"))
         else:
             self._store.delete(_AGAIN + digest)
-
-
-def _bytes_of(digest: NDArray[np.int64]) -> list[bytes]:
-    packed = digest.astype(">i8").tobytes()
-    return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]

@@ -66,17 +66,18 @@ def convert(minor: Any, row: Any, terms: Any, base: Any) -> None:
 def read_amounts(
     text: Any, spans: Any, terms: Any, amount: Any, decimals: Any, on_fast_path: Any, minor: Any, base: Any
 ) -> None:
-    """Fill ``minor`` and ``base`` with scanned amounts; take the mark ``on_fast_path`` from those it cannot hold.
+    """Fill ``minor`` and ``base`` with the scanned amounts of n records.
 
     Args:
-        text: What ``spans`` point into.
-        spans: Shape (n, 2), where each currency's code begins and ends.
+        text: Bytes that ``spans`` point into.
+        spans: Shape (n, 2): where the code of each currency begins and ends in ``text``.
         terms: `RateTerms`.
-        amount: Shape (n,), digits without the point.
-        decimals: Shape (n,), how many of the digits stand behind the point.
-        on_fast_path: Shape (n,), the rows to look at.
-        minor: Shape (n,), whole minor units of each amount's currency.
-        base: Shape (n,), whole minor units of the base currency.
+        amount: Shape (n,): digits of each amount, without the point.
+        decimals: Shape (n,): how many of the digits stand behind the point.
+        on_fast_path: Shape (n,): which amounts to read. Becomes False for those without a rate, with more decimals than
+            their currency has, not above 0, or too large.
+        minor: Shape (n,), filled on the fast path: minor units of the amount's own currency.
+        base: Shape (n,), filled on the fast path: minor units of the base currency.
     """
     for i in range(len(on_fast_path)):
         if not on_fast_path[i]:

@@ -6,7 +6,8 @@ anything else looks at the columns; `profiled` and `feature_blocks` of the score
 
 import struct
 from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
+from functools import lru_cache
+from itertools import accumulate, groupby, pairwise
 from math import prod
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -48,8 +49,8 @@ _SUMMED_BYTES: Final = _PREFIX.size - 8
 """The part of the prefix that the head's checksum covers."""
 _COUNTS: Final = struct.Struct("<IIHHI")
 """Transactions, bytes of text, bytes of the kernel's version, names, bytes of all names."""
-_ALIGNMENT: Final = 8
-_SOURCE_BYTES: Final = 8 + 4 + 1
+ALIGNMENT: Final = 8
+SOURCE_BYTES: Final = 8 + 4 + 1
 FEATURE_BYTES: Final = 8
 _CONTINUATION: Final = 0b1000_0000
 _TOP_BITS: Final = 0b1100_0000
@@ -57,7 +58,19 @@ _MOST_SHOWN: Final = 20
 """Ranges of source offsets that an error names."""
 _MOST_NAME: Final = 64
 """Bytes of a topic's name that an error repeats."""
+_REMEMBERED_BYTES: Final = 16 * 1024
+"""Bytes of names that are remembered at most."""
 _checksum: Final = xxhash.xxh3_64_intdigest
+
+
+class BlockSize(NamedTuple):
+    """Numbers of what a block holds."""
+
+    rows: int
+    transactions: int
+    """Rows with features."""
+    features: int
+    text_bytes: int
 
 
 class Layout(NamedTuple):
@@ -79,7 +92,12 @@ class Layout(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of a row besides its texts and features."""
-        return _SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
+        return SOURCE_BYTES + 8 * len(self.wide) + 4 * (len(self.narrow) + len(self.texts)) + len(self.codes)
+
+    def body_bytes(self, size: BlockSize) -> int:
+        """Return the bytes of a block's body."""
+        features = FEATURE_BYTES * size.features * size.transactions
+        return (self.row_bytes - SOURCE_BYTES) * size.rows + features + size.text_bytes
 
     def integers(
         self, n: int, columns: Mapping[int, NDArray[np.signedinteger[Any]] | Sequence[int] | int]
@@ -205,20 +223,15 @@ class Block(NamedTuple):
         """Return where each text ends in ``text``; shape (len(layout.texts), n)."""
         return np.cumsum(self.lengths, dtype=np.int64).reshape(self.lengths.shape)
 
+    def texts(self, rows: slice | NDArray[np.intp] = slice(None)) -> list[list[bytes]]:
+        """Return the texts of some rows, column by column."""
+        ends = self.ends()
+        spans = np.stack([ends - self.lengths, ends], axis=2)[:, rows]
+        return [[self.text[first:end] for first, end in column] for column in spans.tolist()]
+
 
 def pack_block(block: Block) -> bytes:
     """Return the bytes of a block."""
-    kernel, names, sources = block.kernel.encode(), b"".join(block.names), block.sources
-    parts = (
-        _COUNTS.pack(len(block.features), len(block.text), len(kernel), len(block.names), len(names)),
-        sources.offset.astype("<i8", copy=False).tobytes(),
-        sources.partition.astype("<i4", copy=False).tobytes(),
-        sources.topic.tobytes(),
-        np.array([*map(len, block.names)], "<u2").tobytes(),
-        kernel,
-        names,
-    )
-    head = b"".join((*parts, bytes(-sum(map(len, parts)) % _ALIGNMENT)))
     body = b"".join(
         (
             block.wide.astype("<i8", copy=False).tobytes(),
@@ -229,15 +242,42 @@ def pack_block(block: Block) -> bytes:
             block.text,
         )
     )
-    features = block.features.shape[1]
-    magic = block.layout.magic
-    prefix = _PREFIX.pack(magic, _FORMAT, features, block.rows, len(head), _checksum(body), 0)[:_SUMMED_BYTES]
+    size = BlockSize(block.rows, len(block.features), block.features.shape[1], len(block.text))
+    return join_block(block.layout, block.kernel, block.names, size, block.sources, body)
+
+
+def join_block(
+    layout: Layout, version: str, names: Sequence[bytes], size: BlockSize, sources: Sources, body: bytes | memoryview
+) -> bytes:
+    """Return the bytes of a block whose body has been written.
+
+    Args:
+        layout: Its columns.
+        version: Of the kernel that computed the features.
+        names: As in `Block`.
+        size: What it holds.
+        sources: Positions of its rows.
+        body: All columns behind the sources, and the texts.
+    """
+    kernel, packed = version.encode(), b"".join(names)
+    parts = (
+        _COUNTS.pack(size.transactions, size.text_bytes, len(kernel), len(names), len(packed)),
+        sources.offset.astype("<i8", copy=False).tobytes(),
+        sources.partition.astype("<i4", copy=False).tobytes(),
+        sources.topic.tobytes(),
+        np.array([*map(len, names)], "<u2").tobytes(),
+        kernel,
+        packed,
+    )
+    head = b"".join((*parts, bytes(-sum(map(len, parts)) % ALIGNMENT)))
+    prefix = _PREFIX.pack(layout.magic, _FORMAT, size.features, size.rows, len(head), _checksum(body), 0)
+    prefix = prefix[:_SUMMED_BYTES]
     return b"".join((prefix, _checksum(prefix + head).to_bytes(8, "little"), head, body))
 
 
 def fixed_bytes(kernel: str, names: Sequence[bytes]) -> int:
     """Return the most bytes of a block that its rows do not account for."""
-    return _PREFIX.size + _COUNTS.size + sum(len(name) + 2 for name in names) + len(kernel.encode()) + _ALIGNMENT
+    return _PREFIX.size + _COUNTS.size + sum(map(len, names)) + 2 * len(names) + len(kernel.encode()) + ALIGNMENT
 
 
 def original_of(value: bytes | None, row: int) -> bytes:
@@ -274,21 +314,13 @@ def parse_block(value: bytes | None, layout: Layout = PROFILED_LAYOUT) -> Block:
         hint = _JSON_HINT if value is not None and value.startswith(_JSON) else ""
         raise BlockError(f"it is no block of rows{hint}")
     _, form, *_ = _PREFIX.unpack_from(value)
-    if (parse := _READERS.get(form)) is None:
+    if form != _FORMAT:
         raise BlockError(f"it is a block of format {form}, and this release reads format {_FORMAT}")
-    return parse(value, layout)
-
-
-def _parse_1(value: bytes, layout: Layout) -> Block:
     head = _parse_head(value)
     try:
         return _parse_body(value, head, layout)
     except BlockError as error:
         raise BlockError(f"{error} (rows of {head.sources.text(head.names)})") from error
-
-
-_READERS: Final = {_FORMAT: _parse_1}
-"""Readers by format: that of the format before stays when there is a new one."""
 
 
 class _BlockHead(NamedTuple):
@@ -297,7 +329,7 @@ class _BlockHead(NamedTuple):
     features: int
     text_bytes: int
     kernel: str
-    names: list[bytes]
+    names: tuple[bytes, ...]
     sources: Sources
     body_start: int
     body_checksum: int
@@ -332,31 +364,44 @@ def _parse_head(value: bytes) -> _BlockHead:
     if head_bytes < _COUNTS.size:
         raise BlockError("its head is too short")
     transactions, text_bytes, kernel_bytes, name_count, name_bytes = _COUNTS.unpack_from(head)
-    used = _COUNTS.size + rows * _SOURCE_BYTES + 2 * name_count + kernel_bytes + name_bytes
+    used = _COUNTS.size + rows * SOURCE_BYTES + 2 * name_count + kernel_bytes + name_bytes
     if not 0 < rows <= MOST_ROWS:
         raise BlockError(f"it says that it has {rows} rows, and a block has 1 to {MOST_ROWS}")
-    if transactions > rows or used + -used % _ALIGNMENT != head_bytes:
+    if transactions > rows or used + -used % ALIGNMENT != head_bytes:
         raise BlockError("the parts of its head do not fit together")
     cursor = _Cursor(value, _PREFIX.size + _COUNTS.size)
     sources = Sources(*(cursor.array(dtype, rows) for dtype in _SOURCE_TYPES))
-    name_ends = np.cumsum(cursor.array("<u2", name_count), dtype=np.int64).tolist()
-    kernel, packed = cursor.bytes(kernel_bytes), cursor.bytes(name_bytes)
-    if (name_ends[-1] if name_ends else 0) != name_bytes or int(sources.topic.max()) >= name_count:
+    name_lengths, kernel, packed = cursor.bytes(2 * name_count), cursor.bytes(kernel_bytes), cursor.bytes(name_bytes)
+    if int(sources.topic.max()) >= name_count:
         raise BlockError("its names do not fit together")
-    names = [packed[first:end] for first, end in pairwise([0, *name_ends])]
+    split = _split_names if name_bytes <= _REMEMBERED_BYTES else _split_names.__wrapped__
+    names = split(name_lengths, packed)
     try:
-        for name in names:
-            name.decode()
         version = kernel.decode()
     except UnicodeDecodeError as error:
         raise BlockError(f"a name is no UTF-8: {error}") from error
     return _BlockHead(rows, transactions, features, text_bytes, version, names, sources, body_start, body_checksum)
 
 
+@lru_cache(maxsize=16)
+def _split_names(lengths: bytes, packed: bytes) -> tuple[bytes, ...]:
+    """Return the names of a block; remembered, because nearly all blocks have those of the one before."""
+    ends = [0, *accumulate(struct.unpack(f"<{len(lengths) // 2}H", lengths))]
+    if ends[-1] != len(packed):
+        raise BlockError("its names do not fit together")
+    names = tuple(packed[first:end] for first, end in pairwise(ends))
+    try:
+        for name in names:
+            name.decode()
+    except UnicodeDecodeError as error:
+        raise BlockError(f"a name is no UTF-8: {error}") from error
+    return names
+
+
 def _parse_body(value: bytes, head: _BlockHead, layout: Layout) -> Block:
     n = head.rows
-    size = (layout.row_bytes - _SOURCE_BYTES) * n + FEATURE_BYTES * head.features * head.transactions + head.text_bytes
-    if len(value) - head.body_start != size:
+    size = BlockSize(n, head.transactions, head.features, head.text_bytes)
+    if len(value) - head.body_start != layout.body_bytes(size):
         raise BlockError("it is shorter or longer than its head says")
     if _checksum(memoryview(value)[head.body_start :]) != head.body_checksum:
         raise BlockError("the checksum of its body is wrong")
@@ -369,12 +414,13 @@ def _parse_body(value: bytes, head: _BlockHead, layout: Layout) -> Block:
     text = cursor.bytes(head.text_bytes)
     if int(lengths.min()) < 0 or int(lengths.sum(dtype=np.int64)) != head.text_bytes:
         raise BlockError("the lengths of its texts do not fit together")
-    with_features = np.count_nonzero(codes[KIND] == TRANSACTION) if layout.kinds else n
-    if head.transactions != with_features or (layout.kinds and int(codes[KIND].max()) > LABEL):
+    with_features = n - np.count_nonzero(codes[KIND]) if layout.kinds else n
+    highest = codes.max(axis=1).tolist()
+    if head.transactions != with_features or (layout.kinds and highest[KIND] > LABEL):
         raise BlockError("its rows are of other kinds than its head says")
-    if any(int(codes[column].max()) >= values for column, values in enumerate(layout.choices)):
+    if any(code >= values for code, values in zip(highest, layout.choices, strict=False)):
         raise BlockError("a row has a code that means nothing")
-    if int(codes[len(layout.choices) :].max()) >= len(head.names):
+    if max(highest[len(layout.choices) :]) >= len(head.names):
         raise BlockError("a row has the number of a name that is not there")
     block = Block(head.kernel, head.names, head.sources, wide, features, narrow, lengths, codes, text, layout)
     _check_text(block)

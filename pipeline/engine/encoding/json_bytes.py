@@ -26,6 +26,14 @@ def _copy_memory(_typing: Any, source: Any, _first: Any, _size: Any, out: Any, _
 
 @inlined
 def copy_bytes(source: Any, first: Any, last: Any, out: Any, at: Any) -> Any:
-    """Copy the bytes from ``first`` to ``last``; return where they end."""
+    """Copy bytes from one array to another that does not overlap it; return where they end.
+
+    Args:
+        source: Bytes, contiguous.
+        first: Position of the first byte, as a signed integer.
+        last: Position behind the last byte, likewise.
+        out: Bytes, contiguous, with room behind ``at``, which nothing checks.
+        at: Position in ``out`` to write from, of type uint64, as the one that is returned.
+    """
     _copy_memory(source, first, last - first, out, np.int64(at))
     return at + np.uint64(last - first)

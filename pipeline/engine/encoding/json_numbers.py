@@ -70,7 +70,13 @@ POWERS: Final = _powers_of_ten()
 
 @compiled
 def write_whole(value: Any, out: Any, at: Any) -> Any:
-    """Write a whole number of 64 bits; return where it ends."""
+    """Write a whole number of 64 bits; return where it ends.
+
+    Args:
+        value: Signed.
+        out: Bytes, with room for `LONGEST_VALUE` of them behind ``at``, which nothing checks.
+        at: Position in ``out`` to write from, of type uint64, as the one that is returned.
+    """
     if value < 0:
         out[at] = _MINUS
         at += _ONE

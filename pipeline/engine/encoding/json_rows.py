@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -30,40 +31,20 @@ class Field(NamedTuple):
     column: int
 
 
-def text(column: int) -> Field:
-    """Return a string, from ``spans[column]``."""
-    return Field(_TEXT, column)
-
-
-def encoded(column: int) -> Field:
-    """Return JSON that is copied as it stands, from ``spans[column]``."""
-    return Field(_ENCODED, column)
-
-
-def whole(column: int) -> Field:
-    """Return a whole number, from ``wholes[column]``."""
-    return Field(_WHOLE, column)
-
-
-def timestamp(column: int) -> Field:
-    """Return a time: microseconds since 1970 from ``wholes[column]``, minutes of offset from the column behind it."""
-    return Field(_TIME, column)
-
-
-def number(column: int) -> Field:
-    """Return a number, from ``numbers[:, column]``; null for what is not finite."""
-    return Field(_NUMBER, column)
-
-
-def same(constant: int) -> Field:
-    """Return JSON that is the same in all rows, from ``constants``."""
-    return Field(_SAME, constant)
-
-
-def one_of(column: int) -> Field:
-    """Return one of ``constants``: the one whose number stands in ``wholes[column]``."""
-    return Field(_ONE_OF, column)
-
+text = partial(Field, _TEXT)
+"""A string, from ``spans[column]``."""
+encoded = partial(Field, _ENCODED)
+"""JSON that is copied as it stands, from ``spans[column]``."""
+whole = partial(Field, _WHOLE)
+"""A whole number, from ``wholes[column]``."""
+timestamp = partial(Field, _TIME)
+"""A time: microseconds since 1970 from ``wholes[column]``, minutes of offset from the column behind it."""
+number = partial(Field, _NUMBER)
+"""A number, from ``numbers[:, column]``; null for what is not finite."""
+same = partial(Field, _SAME)
+"""JSON that is the same in all rows, from ``constants[column]``."""
+one_of = partial(Field, _ONE_OF)
+"""One of ``constants``: the one whose number stands in ``wholes[column]``."""
 
 Shape = Mapping[str, Any]
 """The members of an object in their order: a `Field`, bytes of JSON that never change, the shape of an object, or a

@@ -31,10 +31,10 @@ _LONGEST_VALUE: Final = 16_384
 
 IntArray = NDArray[np.integer[Any]]
 
-SPANS: Final = (*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)), "event_time", "amount", "attributes")
+SPANS: Final = (*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)), "amount", "attributes")
 """Names of the columns of spans: those of texts, of numbers, and of what is read otherwise too."""
 CURRENCY: Final = SPANS.index("currency")
-TIME, AMOUNT, ATTRIBUTES = range(len(SPANS) - 3, len(SPANS))
+AMOUNT, ATTRIBUTES = range(len(SPANS) - 2, len(SPANS))
 _TEXT, _NUMBER, _TIME, _CLOCK, _AMOUNT, _WHOLE, _ATTRIBUTES = map(int, Kind)
 _UNKNOWN: Final = len(Kind)
 """Kind of what has a name that no field has."""
@@ -87,6 +87,8 @@ class ScanResult(NamedTuple):
     amount: NDArray[np.int64]
     """Shape (n,): its digits without the point, and how many of them are ``decimals``."""
     decimals: NDArray[np.int64]
+    offset_min: NDArray[np.int64]
+    """Shape (n,): minutes of the UTC offset of ``event_time_us``."""
 
 
 def scan(values: Sequence[bytes | None]) -> ScanResult:
@@ -101,7 +103,7 @@ def scan(values: Sequence[bytes | None]) -> ScanResult:
         short.append(default.encode())
     text = b"".join(short)
     on_fast_path = np.zeros(n, np.bool_)
-    spans, numbers = np.empty((len(SPANS), n, 2), np.int64), np.empty((4, n), np.int64)
+    spans, numbers = np.empty((len(SPANS), n, 2), np.int64), np.empty((5, n), np.int64)
     _scan(
         np.frombuffer(text, np.uint8), ends, FIELD_NAMES, FIELD_LAYOUT, on_fast_path, spans, numbers, absent,
         np.empty_like(absent), np.empty(len(numbers), np.int64), _NEEDED,
@@ -229,6 +231,8 @@ def _take_text(text: IntArray, first: int, last: int, kind: int, numbers: IntArr
         return False
     time_us = read_time(text, first, last, kind == _TIME)
     numbers[kind - _TIME] = time_us
+    if kind == _TIME:
+        numbers[4] = _offset_min(text, last)
     on_fast_path: bool = FAST_PATH_TIMES_US[0] <= time_us < FAST_PATH_TIMES_US[1]
     return on_fast_path
 
@@ -435,8 +439,8 @@ def read_time(text: IntArray, first: int, last: int, zoned: bool) -> int:
 
 
 @compiled
-def offset_min(text: IntArray, last: int) -> int:
-    """Return the minutes of the UTC offset of a plain time that ends at ``last``."""
+def _offset_min(text: IntArray, last: int) -> int:
+    """The minutes of the UTC offset of a plain time that ends at ``last``."""
     if text[last - 1] == _Z:
         return 0
     minutes: int = 60 * _digits(text, last - 5, 2) + _digits(text, last - 2, 2)

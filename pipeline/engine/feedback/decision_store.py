@@ -6,7 +6,6 @@ event time + digest, empty: the same by the day with which it is forgotten. ``m`
 decisions that mature from that time on.
 """
 
-import copy
 import struct
 from bisect import bisect_left
 from collections import Counter
@@ -16,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from pipeline.engine.partition_state.decision_segments import DecisionReference, DecisionSegments
+from pipeline.engine.partition_state.decision_segments import DecisionSegments
 from pipeline.engine.partition_state.layout import DIGEST_BYTES, day_key, day_of, time_key
-from pipeline.engine.partition_state.state import Store
+from pipeline.engine.partition_state.state import Store, StoreBacked
 from pipeline.learning.labels import UNSEEN, StateNumbers
 from pipeline.learning.online_updates import NOTHING_LEARNED, Learned
 
@@ -79,36 +78,28 @@ class _Group(NamedTuple):
     """Times and digests, in order."""
 
 
-class DecisionStore:
-    """Decisions by the digest of their transaction."""
+class DecisionStore(StoreBacked[DecisionState]):
+    """Decisions by the digest of their transaction.
+
+    Args:
+        store: Holds what is known of them and when they mature; its owner commits and rolls it back.
+        segments: Hold the decisions; committed and rolled back here.
+        state: The rest of a dumped state; None: ``store`` and ``segments`` are empty.
+    """
 
     def __init__(self, store: Store, segments: DecisionSegments, state: DecisionState | None = None) -> None:
-        self._store, self.segments = store, segments
-        self._state = state or DecisionState()
-        self._committed = copy.copy(self._state)
-
-    @property
-    def state(self) -> DecisionState:
-        """For the dump."""
-        return self._state
+        super().__init__(store, state or DecisionState())
+        self.segments = segments
 
     def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
         self.segments.commit()
-        self._committed = copy.copy(self._state)
+        super().commit()
 
     def rollback(self) -> None:
-        """The batch is not committed."""
+        """Roll the batch back."""
         self.segments.rollback()
-        self._state = copy.copy(self._committed)
-
-    def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
-        """Return the entries of those of ``digests`` that have one, forgotten ones perhaps included."""
-        return self.segments.find(digests)
-
-    def file(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
-        """Keep decisions, a later one in place of an earlier one of its transaction; return the first one's row."""
-        return self.segments.add(digests, event_time_us, decisions)
+        super().rollback()
 
     def known(self, digests: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what is known about those of ``digests`` about which anything is."""
@@ -130,12 +121,12 @@ class DecisionStore:
         """Have `take_matured` return decisions: from when on, and digest; they were sampled at ``rate``."""
         packed = sorted(at_us.to_bytes(_TIME_BYTES, "big") + digest for at_us, digest in items)
         if packed:
-            self._put_group(_Group(rate, self._state.groups, packed))
-            self._state.groups += 1
+            self._put_group(_Group(rate, self.state.groups, packed))
+            self.state.groups += 1
 
     def take_matured(self, now_us: int, at_most: int) -> list[Matured]:
         """Remove and return up to ``at_most`` decisions that have matured, in order; of equal ones the newest first."""
-        if self._state.matures_us > now_us:
+        if self.state.matures_us > now_us:
             return []
         groups = self._take_groups(now_us, at_most)
         end = (now_us + 1).to_bytes(_TIME_BYTES, "big")
@@ -153,17 +144,17 @@ class DecisionStore:
     def forget_before(self, day: int, at_least: int) -> None:
         """Forget decisions about transactions before ``day``, and what is known: ``at_least`` so much, if there is."""
         self.segments.forget_before(day)
-        start, end = self._state.swept, day_key(_KNOWN_DAY, day)
+        start, end = self.state.swept, day_key(_KNOWN_DAY, day)
         if start >= end:
             return
-        self._state.swept = end
+        self.state.swept = end
         keys: list[bytes] = []
         for key, _ in self._store.scan(start, end):
             if len(keys) >= at_least:
-                self._state.swept = key
+                self.state.swept = key
                 break
             keys.append(key)
-        entries = self.find([key[_DAY_BYTES:] for key in keys])
+        entries = self.segments.find([key[_DAY_BYTES:] for key in keys])
         for key in keys:
             self._store.delete(key)
             digest = key[_DAY_BYTES:]
@@ -179,7 +170,7 @@ class DecisionStore:
         yield self.segments.checksum(day)
         known = self._store.scan(_KNOWN, _KNOWN + _AFTER)
         while part := list(islice(known, _READ_AT_ONCE)):
-            entries = self.find([key[1:] for key, _ in part])
+            entries = self.segments.find([key[1:] for key, _ in part])
             for key, packed in part:
                 entry = entries.get(key[1:])
                 if entry is not None and day_of(entry.event_time_us) >= day:
@@ -194,20 +185,20 @@ class DecisionStore:
         first_us = _time_of(group.items[0])
         key = time_key(_MATURING, first_us, group.number.to_bytes(8, "big"))
         self._store.put(key, _RATE.pack(group.rate) + b"".join(group.items))
-        self._state.matures_us = min(self._state.matures_us, first_us)
+        self.state.matures_us = min(self.state.matures_us, first_us)
 
     def _take_groups(self, now_us: int, at_most: int) -> list[_Group]:
         """Remove the groups that hold the first ``at_most`` of what has matured."""
         groups: list[_Group] = []
         keys, items = [], 0
-        start, self._state.matures_us = self._state.matures_us, _NEVER
+        start, self.state.matures_us = self.state.matures_us, _NEVER
         for key, packed in self._store.scan(time_key(_MATURING, start), _MATURING + _AFTER):
             first_us, before = int.from_bytes(key[1:9], "big"), key[1:9]
             # Groups overlap little, so that this is counted once or twice.
             if first_us > now_us or (
                 items >= at_most and sum(bisect_left(group.items, before) for group in groups) >= at_most
             ):
-                self._state.matures_us = first_us
+                self.state.matures_us = first_us
                 break
             groups.append(_group(key, packed))
             keys.append(key)

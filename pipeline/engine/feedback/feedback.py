@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.decision.event_clock import ClockState
 from pipeline.engine.encoding.blocks import BlockError, row_count
 from pipeline.engine.encoding.row_columns import EVENT_US
-from pipeline.engine.feedback.decision_records import DecisionRecord, pack_records, unpack_record
 from pipeline.engine.feedback.decision_store import DecisionState, DecisionStore
 from pipeline.engine.feedback.feedback_kernel import (
     NO_LABELS,
@@ -22,14 +20,16 @@ from pipeline.engine.feedback.feedback_kernel import (
     JoinedRows,
     TransactionIdentities,
 )
-from pipeline.engine.partition_state.decision_segments import MemorySegments, SavedSegments, SegmentsState
-from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.partition_state.decision_segments import DecisionSegments, MemorySegments, SegmentsState
+from pipeline.engine.partition_state.layout import LAYOUT, decode_values
 from pipeline.engine.partition_state.pending_items import PendingItems, PendingItemsState
 from pipeline.engine.partition_state.state import LoadedState, StateDump, Store, state_digest
 from pipeline.engine.partition_state.wait_clock import WaitClock, WaitState
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.decision_records import DecisionRecord, pack_records, unpack_record
 from pipeline.engine.scores.feature_blocks import read_features
+from pipeline.learning.event_clock import ClockState
 from pipeline.learning.online_updates import PRESUMED
 from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours, Surges
@@ -61,15 +61,6 @@ class FeedbackOptions(NamedTuple):
             reported_share=self.reported_share,
         )
 
-    def under(self, config: FeedbackConfig) -> Self:
-        """Return the options under another processing config."""
-        return self._replace(
-            label_grace_us=config.label_horizon_us,
-            maturity_us=config.maturity_us,
-            negative_sample_rate=config.negative_sample_rate,
-            reported_share=config.reported_share,
-        )
-
 
 class _FeedbackValues(msgspec.Struct):
     layout: int
@@ -94,25 +85,23 @@ class FeedbackPartition:
         options: FeedbackOptions,
         store: Store,
         loaded: LoadedState | None = None,
-        segments: SavedSegments | None = None,
+        segments: DecisionSegments | None = None,
     ) -> None:
         """Start empty, or from a dump.
 
         Args:
-            options: Those of the agent.
-            store: Empty, or with what the dumped partition's store held.
-            loaded: The dump.
-            segments: Empty, with the dumped partition's files at hand; segments in memory by default.
+            options: Those of every batch that brings no config of its own.
+            store: Holds what the dumped partition's store held; empty without a dump.
+            loaded: The dump; None: start empty.
+            segments: Empty; the dump is loaded into them, which must find the files that it names. None: memory.
 
         Raises:
-            OtherLayout: Another release has made the dump.
+            OtherLayout: The dump is of another release.
         """
         self._options = options
         self._store = store
         self._features = options.topic_prefix + DECISION_FEATURES.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
-        if values is not None and values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
         self._segments = MemorySegments() if segments is None else segments
         if loaded is not None and values is not None:
             self._segments.load(values.segments, loaded.columns)
@@ -123,9 +112,7 @@ class FeedbackPartition:
         wait = WaitClock(values.wait if values else None)
         self._kernel = FeedbackKernel(self._served, self._pending, *progress, surges, wait)
 
-    def process(
-        self, records: Sequence[Record], now: datetime | None, options: FeedbackOptions | None = None
-    ) -> Result:
+    def process(self, records: Sequence[Record], now: datetime | None, config: FeedbackConfig | None = None) -> Result:
         """File decisions, join labels, and presume what has matured; examples are the outputs.
 
         Decisions come before labels, whatever the order of the records.
@@ -133,18 +120,16 @@ class FeedbackPartition:
         Args:
             records: One partition's, of ``accepted-labels`` and ``features``, each in offset order.
             now: None only updates the state (a restore) and emits nothing.
-            options: Take the place of the kernel's own for this batch: a restore hands over those of the live batch.
+            config: Takes the place of the kernel's own for this batch: a restore hands over that of the live batch.
 
         Returns:
             Examples, and counts.
         """
-        config = (self._options if options is None else options).config
         result = Result()
         decided = self._read_decisions([record for record in records if record.topic == self._features], result)
         joined = self._read_labels([record for record in records if record.topic != self._features], result)
-        emitted = self._kernel.process(config, decided, joined, sum(row_count(record.value) for record in records))
-        result.counts += self._kernel.take_counts()
-        result.given_up, self._kernel.given_up = self._kernel.given_up, []
+        rows = sum(row_count(record.value) for record in records)
+        emitted = self._kernel.process(config or self._options.config, decided, joined, rows, result)
         if now is not None and emitted:
             self._write(emitted, result)
         return result
@@ -237,11 +222,7 @@ class FeedbackPartition:
 def example(joined: Emitted, decision: DecisionRecord) -> Example:
     """Return the training example that follows, of its decision as served."""
     return Example(
-        transaction_id=decision.transaction_id,
-        card_id=decision.card_id,
-        merchant_id=decision.merchant_id,
-        event_time=decision.event_time,
-        amount_base=decision.amount_base,
+        **decision._asdict(),
         label=joined.label,
         label_source=joined.source,
         known_at=_EPOCH + timedelta(microseconds=joined.known_at_us),
@@ -251,12 +232,6 @@ def example(joined: Emitted, decision: DecisionRecord) -> Example:
         former=joined.online.former.label,
         former_weight=joined.online.former.weight,
         held=joined.online.held,
-        features=decision.features,
-        logit=decision.logit,
-        river_logit=decision.river_logit,
-        score=decision.score,
-        versions=decision.versions,
-        log=decision.log,
     )
 
 

@@ -7,9 +7,8 @@ gives every record its own, and gets what the live kernel does for records that 
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.engine.partition_state.layout import day_of, forgotten_with
 from pipeline.engine.partition_state.pending_items import GIVE_UP_AT_MOST, PendingItem, PendingItems
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, LATE_US, NOT_SEEN, WaitClock, labels_from
 from pipeline.engine.records.columns import Labels, digests, identities
+from pipeline.engine.records.results import Result
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
@@ -108,7 +108,13 @@ class JoinedRows(NamedTuple):
 
     @classmethod
     def from_labels(cls, labels: Labels, position: Sequence[int], origins: Sequence[str] = ()) -> "JoinedRows":
-        """Return the rows of columns, each with its `LabelRow.origin` if there are any."""
+        """Return the rows of columns.
+
+        Args:
+            labels: n labels, in the order in which they are joined.
+            position: Position of each in the batch, ascending; n of them.
+            origins: `LabelRow.origin` of each; empty where labels have no records.
+        """
         found = TransactionIdentities.from_ids(labels.card_id, labels.transaction_id)
         numbers = (labels.rank, labels.known, labels.labelled_at_us, labels.known_at_us, found.hash)
         rows = map(
@@ -137,7 +143,16 @@ class Emitted(NamedTuple):
 
 
 class FeedbackKernel:
-    """State of one partition: decisions as served, labels that wait for theirs, and how far event time has come."""
+    """State of one partition: decisions as served, labels that wait for theirs, and how far event time has come.
+
+    Args:
+        decisions: Decisions, and what is known of them.
+        pending: Labels that wait.
+        stream_time_us: Newest event time so far, in microseconds since 1970; 0: none.
+        first_day: First day since 1970 that is remembered.
+        surges: Labels of each source so far; None: no label has come.
+        wait: The wait clock to go on from; None: no decision has come.
+    """
 
     def __init__(
         self,
@@ -155,19 +170,11 @@ class FeedbackKernel:
         # Only grows, whatever the config becomes: what was forgotten under a short period stays forgotten under a
         # longer one, and nothing is filed where deleting has passed by.
         self._first_day = self._committed_first_day = first_day
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.given_up: list[str] = []
-        """Positions of labels that were given up while a decision of theirs might still have come."""
 
     @property
     def progress(self) -> tuple[int, int]:
         """Stream time, and the first day that is remembered; for the dump."""
         return self._stream_time_us, self._first_day
-
-    def take_counts(self) -> Counter[tuple[str, str]]:
-        """Return what happened since the last call, as the feedback agent counts it."""
-        taken, self.counts = self.counts, Counter()
-        return taken
 
     def commit(self) -> None:
         """Commit the batch (the store is committed by its owner)."""
@@ -184,64 +191,57 @@ class FeedbackKernel:
         self.surges.rollback()
         self.wait.rollback()
         self._waited_us = self.wait.reached_us
-        self.counts.clear()
-        self.given_up.clear()
         self._stream_time_us, self._first_day = self._committed_stream_time_us, self._committed_first_day
 
-    def process(self, config: FeedbackConfig, decided: DecidedBatch, joined: JoinedRows, records: int) -> list[Emitted]:
-        """File decisions, join labels, and presume what has matured.
+    def process(
+        self, config: FeedbackConfig, decided: DecidedBatch, joined: JoinedRows, records: int, result: Result
+    ) -> list[Emitted]:
+        """File decisions, join labels, and presume what has matured; return examples in order of position.
 
         Args:
             config: Processing config of the batch.
             decided: Its decisions.
             joined: Its labels.
             records: Records of the batch, refused ones included: forgetting keeps step with them.
-
-        Returns:
-            Examples in order of position.
+            result: Counts what happens, and gets positions of labels that are given up while a decision of theirs might
+                still come.
         """
-        stream_time_us = list(accumulate(decided.event_time_us, max, initial=self._stream_time_us))
         event_us = np.array(decided.event_time_us, np.int64)
         came_us = np.where(decided.wait_us > 0, decided.wait_us, event_us)
-        waited_us = [self._waited_us, *self.wait.advance(NOT_SEEN, decided.partition, came_us).tolist()]
+        stream_time_us = np.maximum.accumulate(np.append(self._stream_time_us, event_us)).tolist()
+        waited_us = np.append(self._waited_us, self.wait.advance(NOT_SEEN, decided.partition, came_us))
         late_rows = np.flatnonzero(came_us > event_us + LATE_US).tolist()
         late = {row: labels_from(int(event_us[row]), int(came_us[row])) for row in late_rows}
         retention_us = max(config.label_horizon_us, config.maturity_us) + EARLY_LABEL_GRACE_US
-        first_day = [max(self._first_day, day_of(waited_us[0] - retention_us))]
-        if max(self._first_day, day_of(waited_us[-1] - retention_us)) == first_day[0]:
-            first_day *= len(waited_us)
-        else:
-            first_day = [max(self._first_day, day_of(time_us - retention_us)) for time_us in waited_us]
+        first_day = np.maximum(self._first_day, day_of(waited_us - retention_us))
         # What a position lets be forgotten is forgotten before the next one.
-        ends = [decided.position[row] for row in range(len(stream_time_us) - 1) if first_day[row] < first_day[row + 1]]
+        ends = [decided.position[row] for row in np.flatnonzero(np.diff(first_day)).tolist()]
+        clocks = _Clocks(stream_time_us, waited_us.tolist(), first_day.tolist(), late)
         emitted: list[Emitted] = []
         rows = labels = 0
         for last in dict.fromkeys((*ends, _LAST)):
-            part = _BatchPart(self, config, _Clocks(stream_time_us, waited_us, first_day, late), decided, joined)
+            part = _BatchPart(self, config, clocks, decided, joined, result)
             row_end, label_end = bisect_right(decided.position, last), bisect_right(joined.position, last)
             if row_end > rows or label_end > labels or not (rows or labels):
                 emitted += part.process(range(rows, row_end), range(labels, label_end))
-                self._stream_time_us, self._first_day = stream_time_us[row_end], first_day[row_end]
-                self._waited_us = waited_us[row_end]
-                self._forget(part.positions, records)
+                self._stream_time_us, self._waited_us = stream_time_us[row_end], clocks.waited_us[row_end]
+                self._first_day = clocks.first_day[row_end]
+                limit_us = self._waited_us - EARLY_LABEL_GRACE_US
+                self.give_up(self.pending.take_older(limit_us, GIVE_UP_AT_MOST * part.positions), result)
+                self.decisions.forget_before(self._first_day, forgotten_with(records))
             rows, labels = row_end, label_end
         return emitted
 
-    def _forget(self, positions: int, records: int) -> None:
-        limit_us = self._waited_us - EARLY_LABEL_GRACE_US
-        self.give_up(self.pending.take_older(limit_us, GIVE_UP_AT_MOST * positions))
-        self.decisions.forget_before(self._first_day, forgotten_with(records))
-
-    def give_up(self, items: Sequence[PendingItem]) -> None:
+    def give_up(self, items: Sequence[PendingItem], result: Result) -> None:
         """Count labels that have waited in vain.
 
         No decision of theirs comes any more, so that the card agent refuses them, unless a partition has dropped out.
         """
         if not items:
             return
-        self.counts["label", "unknown_transaction"] += len(items)
+        result.counts["label", "unknown_transaction"] += len(items)
         if self.wait.misses_some:
-            self.given_up += [LabelRow.unpack(item.payload, item.at_us).origin for item in items]
+            result.given_up += [LabelRow.unpack(item.payload, item.at_us).origin for item in items]
 
 
 class _Clocks(NamedTuple):
@@ -265,9 +265,10 @@ class _BatchPart:
         clocks: _Clocks,
         decided: DecidedBatch,
         joined: JoinedRows,
+        result: Result,
     ) -> None:
-        self._decisions, self._pending, self._counts = kernel.decisions, kernel.pending, kernel.counts
-        self._surges, self._give_up = kernel.surges, kernel.give_up
+        self._kernel, self._result, self._counts = kernel, result, result.counts
+        self._decisions, self._pending = kernel.decisions, kernel.pending
         self._config, self._decided, self._joined = config, decided, joined
         self._stream_time_us, self._waited_us, self._first_day, self._late_rows = clocks
         self._changed: dict[bytes, Known] = {}
@@ -292,9 +293,9 @@ class _BatchPart:
         late = {row: decided.identities.digest[row] for row in self._late_rows if row in chosen}
         involved = {*self._awaited, *joined.digest[labels.start : labels.stop], *late.values()}
         involved.update(item.digest for ones in due.values() for item in ones)
-        self._entries = self._decisions.find(list(involved))
+        self._entries = self._decisions.segments.find(list(involved))
         self._known = self._decisions.known(list(involved))
-        first_row = self._decisions.file(
+        first_row = self._decisions.segments.add(
             digests, [decided.event_time_us[row] for row in kept], [decided.decisions[row] for row in kept]
         )
         filed: defaultdict[int, dict[bytes, DecisionReference]] = defaultdict(dict)
@@ -359,7 +360,7 @@ class _BatchPart:
         for number in labels:
             digest, label = self._joined.digest[number], self._joined.labels[number]
             # Here, whether or not its transaction is there: what is held depends on the order of the labels alone.
-            label = label._replace(held=self._surges.take(label.source, label.known_at_us))
+            label = label._replace(held=self._kernel.surges.take(label.source, label.known_at_us))
             entry = self._find(digest)
             if entry is None or label.known_at_us < self._labels_from(digest, entry):
                 self._pending.add(digest, label.known_at_us, label.pack())
@@ -389,7 +390,7 @@ class _BatchPart:
         for item in self._pending.items(digest):
             if item.at_us < given_up_us:
                 self._pending.remove(item)
-                self._give_up([item])
+                self._kernel.give_up([item], self._result)
             elif item.at_us >= from_us:
                 self._pending.remove(item)
                 label = LabelRow.unpack(item.payload, item.at_us)

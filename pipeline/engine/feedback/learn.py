@@ -6,13 +6,14 @@ from typing import Final
 
 import msgspec
 
-from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.partition_state.layout import LAYOUT, decode_values
 from pipeline.engine.partition_state.state import LoadedState, StateDump, state_digest
 from pipeline.engine.records.results import Result
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.prequential import Prequential
-from pipeline.scoring.river_model import RiverLearner, RiverModel
+from pipeline.scoring.training_updates import RiverLearner
 from schemas.errors import UNREADABLE
 from schemas.messages import Example, ModelVersion
 from schemas.records import Output, Record
@@ -46,7 +47,12 @@ class LearnPartition:
         *,
         loaded: LoadedState | None = None,
     ) -> None:
-        """Go on with ``learner`` from ``next_offset``, or from a dump that was made with one like it.
+        """Go on with a learner, or from a dump that was made with one like it.
+
+        Args:
+            learner: Has learned the examples before ``next_offset``; goes back to the dump if there is one.
+            next_offset: Offset in ``examples``; a dump brings its own.
+            loaded: The dump; None: the learner stays as it is.
 
         Raises:
             OtherLayout: The dump is of another release.
@@ -58,22 +64,19 @@ class LearnPartition:
         """The first example that has not been learned."""
         self._published_offset = next_offset
         if loaded is not None:
-            self._load(loaded)
+            values = decode_values(loaded.values, _DECODER)
+            if values.learner is None:
+                raise ModelError(
+                    "the learner is kept with its published versions only; go on from the published version"
+                )
+            learner.go_back(values.learner)
+            self.next_offset, self._published_offset = values.next_offset, values.published_offset
         self._committed = (self.next_offset, self._published_offset)
         self._saved = learner.save()
         self._since: list[Example] = []
         self._pending: list[Example] = []
         self.prequential = Prequential()
         """The examples that were committed since it was made."""
-
-    def _load(self, loaded: LoadedState) -> None:
-        values = decode_values(loaded.values, _DECODER)
-        if values.layout != LAYOUT:
-            raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
-        if values.learner is None:
-            raise ModelError("the learner is kept with its published versions only; go on from the published version")
-        self._learner.go_back(values.learner)
-        self.next_offset, self._published_offset = values.next_offset, values.published_offset
 
     @property
     def unpublished(self) -> bool:
@@ -95,7 +98,7 @@ class LearnPartition:
             self.next_offset = fresh[-1].offset + 1
         return result
 
-    def publish(self) -> RiverModel:
+    def publish(self) -> Scorer:
         """The present version, taken as published from now on."""
         self._published_offset = self.next_offset
         return self._learner.snapshot(self.next_offset)
@@ -146,7 +149,14 @@ def _read(records: Sequence[Record], result: Result) -> list[Example]:
 
 
 def model_record(name: str, version: str, payload: bytes, now: datetime) -> Output:
-    """Return the record of ``models`` with the content of a version."""
+    """Return the record of ``models`` with the content of a version.
+
+    Args:
+        name: What the version is of, such as ``lightgbm`` or ``policy``.
+        version: What decisions call it.
+        payload: One JSON object; the SHA-256 of these bytes becomes the key.
+        now: Stamped as ``published_at``.
+    """
     digest = payload_digest(payload)
     message = ModelVersion(name=name, version=version, digest=digest, published_at=now, payload=msgspec.Raw(payload))
     return Output(MODELS, digest.encode(), _encode(message))

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.engine.partition_state.layout import DIGEST_BYTES
-from pipeline.features.columns import PAGE_ITEMS, Pages, SavedColumn
+from pipeline.features.state_columns import PAGE_ITEMS, Pages, SavedColumn
 from schemas.times import US_PER_DAY
 
 NO_TIME_US: Final = -(2**63)
@@ -70,7 +70,16 @@ class DecisionSegments(Protocol):
     """Append-only decisions by row, and rows by transaction. A batch is rolled back by `rollback`."""
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
-        """Append decisions; return the row of the first, which the others follow."""
+        """Append n decisions.
+
+        Args:
+            digests: Digests of their transactions, `DIGEST_BYTES` each; of equal ones the last holds.
+            event_time_us: Microseconds since 1970, n of them, in any order.
+            decisions: n of them, in the form in which `read` returns them; bytes where they are dumped.
+
+        Returns:
+            The row of the first, which the others follow; of none, the next row.
+        """
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, DecisionReference]:
         """Return the last decision of those of ``digests`` that have one, forgotten ones perhaps included."""
@@ -89,10 +98,6 @@ class DecisionSegments(Protocol):
 
     def rollback(self) -> None:
         """Roll the batch back."""
-
-
-class SavedSegments(DecisionSegments, Protocol):
-    """Segments that a snapshot can hold."""
 
     def dump(self, *, full: bool) -> SegmentsDump:
         """Copy what is committed: of columns what changed since the last dump, or all of it when ``full``."""
@@ -117,7 +122,13 @@ def keys_of(digests: Sequence[bytes]) -> NDArray[np.int64]:
 
 
 def row_checksum(digest: bytes, event_time_us: int, decision: bytes) -> int:
-    """Return a number of 128 bits that stands for a decision; those of a state are added up."""
+    """Return a number of 128 bits that stands for a decision; those of a state are added up.
+
+    Args:
+        digest: Digest of its transaction, `DIGEST_BYTES`.
+        event_time_us: Microseconds since 1970, within 64 bits.
+        decision: The packed decision.
+    """
     return xxhash.xxh3_128_intdigest(b"".join((digest, event_time_us.to_bytes(8, "little", signed=True), decision)))
 
 
@@ -163,7 +174,16 @@ class MemorySegments:
         self._limit_us = NO_TIME_US
 
     def add(self, digests: Sequence[bytes], event_time_us: Sequence[int], decisions: Sequence[Any]) -> int:
-        """Append decisions."""
+        """Append n decisions.
+
+        Args:
+            digests: Digests of their transactions, `DIGEST_BYTES` each; of equal ones the last holds.
+            event_time_us: Microseconds since 1970, n of them, in any order.
+            decisions: n of them, of any type; bytes for `dump` and `checksum`. Like the others, held without a copy.
+
+        Returns:
+            The row of the first, which the others follow; of none, the next row.
+        """
         first = self._next
         if digests:
             self._firsts.append(first)

@@ -1,6 +1,5 @@
 """Labels that came before what they are about: kept in the store, so that a flood of them takes no memory."""
 
-import copy
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -8,7 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from pipeline.engine.partition_state.layout import DIGEST_BYTES, time_key
-from pipeline.engine.partition_state.state import Store, StoreError
+from pipeline.engine.partition_state.state import Store, StoreBacked, StoreError
 
 GIVE_UP_AT_MOST: Final = 5_000
 """Labels that one batch gives up; more of them are left to the batches that follow."""
@@ -52,7 +51,7 @@ class _Queue(NamedTuple):
     held: int = 0
 
 
-class PendingItems:
+class PendingItems(StoreBacked[PendingItemsState]):
     """Items by the digest of what they wait for, and by their time.
 
     Store keys: ``w`` + digest: which numbers are taken; ``i`` + digest + number: time and payload; ``x`` + time +
@@ -60,41 +59,32 @@ class PendingItems:
     """
 
     def __init__(self, store: Store, state: PendingItemsState | None = None) -> None:
-        self._store = store
-        self._state = state or PendingItemsState()
-        self._committed = copy.copy(self._state)
-
-    @property
-    def state(self) -> PendingItemsState:
-        """For the dump."""
-        return self._state
-
-    def commit(self) -> None:
-        """Commit the batch (the store is committed by its owner)."""
-        self._committed = copy.copy(self._state)
-
-    def rollback(self) -> None:
-        """The batch is not committed."""
-        self._state = copy.copy(self._committed)
+        super().__init__(store, state or PendingItemsState())
 
     def waiting(self, digest: bytes) -> int:
         """Return how many items wait for ``digest``."""
         return self._queue(digest).held
 
     def add(self, digest: bytes, at_us: int, payload: bytes) -> None:
-        """Let an item wait."""
+        """Let an item wait.
+
+        Args:
+            digest: Digest of what it waits for, `DIGEST_BYTES`.
+            at_us: Time by which `take_older` finds it, in microseconds since 1970, 0 or more.
+            payload: Comes back with the item; its bytes count in the state.
+        """
         queue = self._queue(digest)
         item = PendingItem(digest, queue.next, at_us, payload)
         self._store.put(_item_key(digest, item.number), at_us.to_bytes(8, "big") + payload)
         self._store.put(_time_key(item), b"")
         self._keep(digest, queue._replace(next=queue.next + 1, held=queue.held + 1))
-        self._state.count += 1
-        self._state.payload_bytes += len(payload)
-        self._state.oldest_us = min(self._state.oldest_us, at_us)
+        self.state.count += 1
+        self.state.payload_bytes += len(payload)
+        self.state.oldest_us = min(self.state.oldest_us, at_us)
 
     def awaited(self, digests: Sequence[bytes]) -> list[bytes]:
         """Those of ``digests`` for which something waits; costs nothing while nothing does."""
-        if not self._state.count or not digests:
+        if not self.state.count or not digests:
             return []
         found = self._store.get_many([_QUEUE + digest for digest in digests])
         return [digest for digest, queue in zip(digests, found, strict=True) if queue is not None]
@@ -118,12 +108,12 @@ class PendingItems:
         queue = self._queue(item.digest)
         first = queue.first + (item.number == queue.first)
         self._keep(item.digest, queue._replace(first=first, held=queue.held - 1))
-        self._state.count -= 1
-        self._state.payload_bytes -= len(item.payload)
+        self.state.count -= 1
+        self.state.payload_bytes -= len(item.payload)
 
     def take_older(self, limit_us: int, at_most: int) -> list[PendingItem]:
         """Remove and return up to ``at_most`` items whose time lies before ``limit_us``, oldest first."""
-        state = self._state
+        state = self.state
         if not state.count or state.oldest_us >= limit_us:
             return []
         positions: list[tuple[int, bytes, int]] = []

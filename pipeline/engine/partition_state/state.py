@@ -4,17 +4,20 @@ A batch changes state at once. `commit` then says that the batch is committed, `
 it changed is taken back. Between the two a partition works on one batch only.
 """
 
+import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from pipeline.features.columns import Pages, SavedColumn
+from pipeline.features.state_columns import Pages, SavedColumn
 
 _LAST_KEY: Final = b"\xff" * 64
+
+S = TypeVar("S")
 
 
 class StateDump(NamedTuple):
@@ -65,9 +68,6 @@ class Store(Protocol):
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values with ``start`` <= key < ``end``, ascending, as they are now."""
 
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget ``start`` <= key < ``end``. Takes effect when the batch is committed, and not before."""
-
     def commit(self) -> None:
         """Commit what was written since the last time."""
 
@@ -82,6 +82,22 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close and remove what is held."""
+
+
+class StoreBacked(Generic[S]):
+    """A part of a state that lies in a store, but for ``state``: a few values, which are dumped."""
+
+    def __init__(self, store: Store, state: S) -> None:
+        self._store, self.state = store, state
+        self._committed = copy.copy(state)
+
+    def commit(self) -> None:
+        """Commit the batch (the store is committed by its owner)."""
+        self._committed = copy.copy(self.state)
+
+    def rollback(self) -> None:
+        """Roll the batch back."""
+        self.state = copy.copy(self._committed)
 
 
 class PartitionState(Protocol):
@@ -121,7 +137,6 @@ class MemoryStore:
         self._committed: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
         """Grouped by the first byte of the keys, so that a scan need not look at all of them."""
         self._pending: dict[bytes, bytes | None] = dict(items)
-        self._ranges: list[tuple[bytes, bytes]] = []
         self.commit()
 
     def get(self, key: bytes) -> bytes | None:
@@ -154,10 +169,6 @@ class MemoryStore:
             if value is not None:
                 yield key, value
 
-    def delete_range(self, start: bytes, end: bytes) -> None:
-        """Forget a range when the batch is committed."""
-        self._ranges.append((start, end))
-
     def commit(self) -> None:
         """Let the writes be for good."""
         for key, value in self._pending.items():
@@ -165,16 +176,11 @@ class MemoryStore:
                 self._committed[key[:1]].pop(key, None)
             else:
                 self._committed[key[:1]][key] = value
-        for start, end in self._ranges:
-            for held in self._committed.values():
-                for key in [key for key in held if start <= key < end]:
-                    del held[key]
         self.rollback()
 
     def rollback(self) -> None:
         """Drop the writes."""
         self._pending.clear()
-        self._ranges.clear()
 
     def freeze(self) -> str | None:
         """Nothing on disk."""

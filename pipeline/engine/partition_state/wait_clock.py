@@ -75,12 +75,12 @@ class WaitClock:
         """Let n records move the clock.
 
         Args:
-            home: The partition that is expected.
-            partition: Shape (n,): that of each record.
-            time_us: Shape (n,): event time of each, or a clock that has come so far.
+            home: The partition that is expected; `NOT_SEEN`: not known which.
+            partition: Partition of each record, shape (n,), in the order of the log.
+            time_us: Shape (n,): event times, or clocks that have come so far, in microseconds since 1970.
 
         Returns:
-            Shape (n,): what the clock shows with each record.
+            What the clock shows with each record, shape (n,).
         """
         reached, done = np.empty(len(partition), np.int64), 0
         while done < len(partition):

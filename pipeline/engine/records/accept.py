@@ -2,13 +2,14 @@
 
 Whatever holds transactions has a reader that finds in columns what is written plainly, in narrower limits than the
 decoder's: `read_fast_path` in records, `pipeline.backtest.input.acceptance` in tables. The decoder itself reads each of
-the others. `ReadTransactions` makes the columns of both.
+the others. `transaction_columns` makes the columns of both.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
-from pipeline.engine.encoding.json_scanner import (
-    AMOUNT,
-    ATTRIBUTES,
-    CURRENCY,
-    TIME,
-    ScanResult,
-    offset_min,
-    scan,
-)
+from pipeline.engine.encoding.block_writing import copied_texts
+from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, ScanResult, scan
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
 from pipeline.features.attributes import attribute_values, decode_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.features.clock import hours, weekdays
-from pipeline.features.compiled import compiled
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
@@ -46,48 +39,38 @@ _MINUTE: Final = timedelta(minutes=1)
 _WHOLE_LIMIT: Final = 2.0**53
 
 
-class ReadTransactions(NamedTuple):
-    """m transactions as a reader found them, all acceptable."""
+def transaction_columns(
+    row: NDArray[np.int64],
+    fields: Mapping[str, pa.Array],
+    event_time_us: NDArray[np.int64],
+    clock_us: NDArray[np.int64],
+    amounts: tuple[NDArray[np.int64], NDArray[np.int64]],
+    attributes: NDArray[np.float64] | None,
+) -> Transactions:
+    """Return n transactions as kernels take them, in the order in which a reader found them.
 
-    row: NDArray[np.int64]
-    """Shape (m,): number of each in the input."""
-    fields: Mapping[str, pa.Array]
-    """Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS` by name, null for no value."""
-    event_time_us: NDArray[np.int64]
-    clock_us: NDArray[np.int64]
-    """Local time, in microseconds since 1970."""
-    amount_minor: NDArray[np.int64]
-    amount_base_minor: NDArray[np.int64]
-    attributes: NDArray[np.float64] | None
-    producer_amount: pa.Array | None = None
-    producer_offset_min: NDArray[np.int64] | None = None
-
-    def columns(self) -> Transactions:
-        """Return the transactions as kernels take them, in their order."""
-        named = {name: column for name, column in self.fields.items() if name in Transactions.__dataclass_fields__}
-        return Transactions(
-            row=self.row,
-            key=self.event_time_us,
-            event_time_us=self.event_time_us,
-            amount_minor=self.amount_minor,
-            amount_base_minor=self.amount_base_minor,
-            counts=pc.is_in(self.fields["transaction_type"], COUNTING_TYPES).to_numpy(zero_copy_only=False),
-            hour=hours(self.clock_us),
-            weekday=weekdays(self.clock_us),
-            producer_amount=self.producer_amount,
-            producer_offset_min=self.producer_offset_min,
-            attributes=self.attributes,
-            declared={name: column for name, column in self.fields.items() if name not in named},
-            **named,
-        )
-
-
-class FastPathTransactions(NamedTuple):
-    """The m of n records that the fast path takes, as transactions."""
-
-    on_fast_path: NDArray[np.bool_]
-    """Shape (n,): which records these are."""
-    rows: Transactions
+    Args:
+        row: Shape (n,): number of each in the input.
+        fields: Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS` by name, null for no value.
+        event_time_us: Shape (n,).
+        clock_us: Shape (n,): local time, in microseconds since 1970.
+        amounts: Minor units of each one's currency, and of the base currency; shape (n,).
+        attributes: As in `Transactions`.
+    """
+    named = {name: column for name, column in fields.items() if name in Transactions.__dataclass_fields__}
+    return Transactions(
+        row=row,
+        key=event_time_us,
+        event_time_us=event_time_us,
+        amount_minor=amounts[0],
+        amount_base_minor=amounts[1],
+        counts=pc.is_in(fields["transaction_type"], COUNTING_TYPES).to_numpy(zero_copy_only=False),
+        hour=hours(clock_us),
+        weekday=weekdays(clock_us),
+        attributes=attributes,
+        declared={name: column for name, column in fields.items() if name not in named},
+        **named,
+    )
 
 
 def record_columns(records: Sequence[Record]) -> tuple[list[bytes | None], NDArray[np.int64]]:
@@ -209,73 +192,77 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
 
 def read_fast_path(
     values: Sequence[bytes | None], latest_us: NDArray[np.int64], rates: RateTable, *, producer_fields: bool = False
-) -> FastPathTransactions:
+) -> tuple[NDArray[np.bool_], Transactions]:
     """Read the records that compiled code understands and that the decoder would accept.
 
-    Args:
-        values: n records' values.
-        latest_us: Shape (n,), the latest event time that each may have, in microseconds since 1970.
-        rates: Table that converts the amounts.
-        producer_fields: As of `accept_transactions`.
-
-    Returns:
-        Which records the fast path takes, and their transactions; ``row`` is the record's number.
+    ``latest_us`` is the latest event time that each may have; all else is as in `accept_transactions`. Return which of
+    the n records the fast path takes, and their transactions; ``row`` is the record's number.
     """
     found, n = scan(values), len(values)
-    on_fast_path, text = found.on_fast_path, np.frombuffer(found.text, np.uint8)
-    minor, base = np.empty(n, np.int64), np.empty(n, np.int64)
+    on_fast_path, minor, base = found.on_fast_path, np.empty(n, np.int64), np.empty(n, np.int64)
     on_fast_path &= found.event_time_us <= latest_us
     read_amounts(
-        text, found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals, on_fast_path, minor, base
-    )
-    fields = _numbers(found, text, on_fast_path)
+        np.frombuffer(found.text, np.uint8), found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals,
+        on_fast_path, minor, base,
+    )  # fmt: skip
+    fields = _numbers(found)
     row = np.flatnonzero(on_fast_path)
     copied = [*range(len(TEXT_COLUMNS)), *([AMOUNT] if producer_fields else [])]
-    texts = _texts(found, text, row, copied)
+    texts = _texts(found, row, copied)
     fields |= {field.name: column for field, column in zip(TEXT_COLUMNS, texts, strict=False)}
     event_us, clock_us = found.event_time_us, found.clock_us
     if len(row) < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
-    read = ReadTransactions(
-        row, fields, event_us, clock_us, minor, base,
-        attribute_values(_given(found.text, found.spans[ATTRIBUTES][row].tolist())) if ATTRIBUTE_FEATURES else None,
-        texts[-1] if producer_fields else None,
-        _offsets_min(text, found.spans[TIME], row) if producer_fields else None,
-    )  # fmt: skip
-    return FastPathTransactions(on_fast_path, read.columns())
+    attributes = _given(found.text, found.spans[ATTRIBUTES][row].tolist()) if ATTRIBUTE_FEATURES else None
+    read = transaction_columns(
+        row, fields, event_us, clock_us, (minor, base), None if attributes is None else attribute_values(attributes)
+    )
+    if producer_fields:
+        read = replace(read, producer_amount=texts[-1], producer_offset_min=found.offset_min[row])
+    return on_fast_path, read
 
 
-def _numbers(found: ScanResult, text: NDArray[np.uint8], on_fast_path: NDArray[np.bool_]) -> dict[str, pa.Array]:
+def _numbers(found: ScanResult) -> dict[str, pa.Array]:
     """Return the columns of numbers; what lies outside their limits leaves the fast path."""
-    row = np.flatnonzero(on_fast_path)
+    if not NUMBER_COLUMNS:
+        return {}
+    row = np.flatnonzero(found.on_fast_path)
     numbers = range(len(TEXT_COLUMNS), len(TEXT_COLUMNS) + len(NUMBER_COLUMNS))
-    columns = [column.cast(pa.float64()) for column in (_texts(found, text, row, numbers) if numbers else ())]
+    columns = [column.cast(pa.float64()) for column in _texts(found, row, numbers)]
     inside = np.ones(len(row), np.bool_)
     for field, column in zip(NUMBER_COLUMNS, columns, strict=True):
         inside &= within(column, field.least, field.most)
-    on_fast_path[row] = inside
+    found.on_fast_path[row] = inside
     return {field.name: column.filter(pa.array(inside)) for field, column in zip(NUMBER_COLUMNS, columns, strict=True)}
 
 
 def within(numbers: pa.Array, least: float, most: float) -> NDArray[np.bool_]:
-    """Return which of n numbers lie within limits, or are null; shape (n,)."""
+    """Return which of n numbers lie within limits, or are null; shape (n,).
+
+    Args:
+        numbers: n of type float64.
+        least: Lower limit, inclusive.
+        most: Upper limit, inclusive.
+    """
     values: NDArray[np.float64] = numbers.to_numpy(zero_copy_only=False)
     inside: NDArray[np.bool_] = np.isnan(values) | ((values >= least) & (values <= most))
     return inside
 
 
-def _texts(
-    found: ScanResult, text: NDArray[np.uint8], row: NDArray[np.int64], columns: Sequence[int]
-) -> list[pa.Array]:
+def _texts(found: ScanResult, row: NDArray[np.int64], columns: Sequence[int]) -> list[pa.Array]:
     """Return the texts of some rows at columns of spans, null where there is none."""
-    copied, m = np.array(columns, np.int64), len(row)
-    offsets, given = np.empty((len(columns), m + 1), np.int32), np.empty((len(columns), m), np.bool_)
-    data = np.empty(_text_bytes(found.spans, copied, row), np.uint8)
-    _copy(text, found.spans, copied, row, data, offsets, given)
-    buffer = pa.py_buffer(data)
+    spans, m = found.spans[np.array(columns, np.intp)[:, np.newaxis], row], len(row)
+    firsts = spans[:, :, 0]
+    lengths, given = (spans[:, :, 1] - firsts).astype(np.int32), firsts >= 0
+    complete: NDArray[np.bool_] = np.logical_and.reduce(given, axis=1)
+    data = pa.py_buffer(copied_texts(found.text, firsts, lengths))
+    ends = np.zeros(lengths.size + 1, np.int32)
+    lengths.cumsum(out=ends[1:])
     return [
-        pa.StringArray.from_buffers(m, pa.py_buffer(ends), buffer, None if has.all() else pa.array(has).buffers()[1])
-        for ends, has in zip(offsets, given, strict=True)
+        pa.StringArray.from_buffers(
+            m, pa.py_buffer(ends[k * m : k * m + m + 1]), data, None if complete[k] else pa.array(given[k]).buffers()[1]
+        )
+        for k in range(len(columns))
     ]
 
 
@@ -308,14 +295,15 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, produce
             fields[field.name] = _strings(map(_text_of, values) if field.stands_for_text else values)
     event_us, clock_us, minor, base = np.array([*zip(*map(_wholes, items), strict=True)], np.int64)
     attributes = attribute_values([message.attributes for message in messages])
-    read = ReadTransactions(np.array(row, np.int64), fields, event_us, clock_us, minor, base, attributes)
+    read = transaction_columns(np.array(row, np.int64), fields, event_us, clock_us, (minor, base), attributes)
     if producer_fields:
         offsets = [(message.event_time.utcoffset() or timedelta()) // _MINUTE for message in messages]
-        read = read._replace(
+        read = replace(
+            read,
             producer_amount=_strings([item.amount_json.decode() for item in items]),
             producer_offset_min=np.array(offsets, np.int64),
         )
-    return read.columns()
+    return read
 
 
 _columns: Final = attrgetter(*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)))
@@ -331,40 +319,3 @@ def _text_of(value: str | float | None) -> str | None:
 
 def _strings(values: Iterable[str | None]) -> pa.Array:
     return pa.array(values, pa.string())
-
-
-def _offsets_min(text: NDArray[np.uint8], spans: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    found = np.empty(len(rows), np.int64)
-    _fill_offsets(text, spans, rows, found)
-    return found
-
-
-@compiled
-def _fill_offsets(text: Any, spans: Any, rows: Any, found: Any) -> None:
-    for k in range(len(rows)):
-        found[k] = offset_min(text, spans[rows[k], 1])
-
-
-@compiled
-def _text_bytes(spans: Any, columns: Any, rows: Any) -> int:
-    """Bytes of the texts of ``rows`` in ``columns``."""
-    size = 0
-    for column in columns:
-        for row in rows:
-            size += spans[column, row, 1] - spans[column, row, 0]
-    return size
-
-
-@compiled
-def _copy(text: Any, spans: Any, columns: Any, rows: Any, data: Any, offsets: Any, given: Any) -> None:
-    """Copy the texts of ``rows`` into ``data``, one of ``columns`` behind the other; ``given``: which there are."""
-    at = 0
-    for number, column in enumerate(columns):
-        for k in range(len(rows)):
-            first, end = spans[column, rows[k], 0], spans[column, rows[k], 1]
-            offsets[number, k] = at
-            given[number, k] = first >= 0
-            for position in range(first, end):
-                data[at] = text[position]
-                at += 1
-        offsets[number, len(rows)] = at

@@ -33,12 +33,8 @@ class LabelOptions(NamedTuple):
 def accept(records: Sequence[Record], options: LabelOptions) -> Result:
     """Check labels, stamp when each is known, and place it by its card.
 
-    Args:
-        records: Records of any partitions of topics of labels, in order.
-        options: The kernel's options.
-
-    Returns:
-        A record of ``accepted-labels`` for each accepted label, a dead letter for each refused one, in order.
+    The records are of any partitions of topics of labels, in order. The result has a record of ``accepted-labels`` for
+    each accepted label and a dead letter for each refused one, in order.
     """
     result = Result()
 
@@ -66,6 +62,9 @@ class AcceptedLabels(NamedTuple):
     """Records that no label agent wrote, and why they cannot be read."""
 
 
+_NONE: Final = AcceptedLabels(no_labels())
+
+
 def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabels:
     """Read records of ``accepted-labels``.
 
@@ -73,7 +72,7 @@ def read_accepted(records: Sequence[Record], topic_prefix: str) -> AcceptedLabel
     nothing of what was accepted.
     """
     if not records:
-        return AcceptedLabels(no_labels())
+        return _NONE
     found: list[Record] = []
     known_at_us: list[int] = []
     refused: list[tuple[Record, Exception]] = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
@@ -192,15 +191,6 @@ def text_buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.signedi
     return found, ends
 
 
-def text_values(texts: pa.Array) -> list[bytes]:
-    """Return n Arrow strings, none null, in UTF-8."""
-    data, offsets = text_buffers(texts)
-    ends = offsets.tolist()
-    packed = data[ends[0] : ends[-1]].tobytes()
-    first = ends[0]
-    return [packed[start - first : end - first] for start, end in pairwise(ends)]
-
-
 def name_keys(names: pa.Array) -> NDArray[np.int64]:
     """Return 128 bits of each of n names as two words, the same on every machine (XXH3); shape (n, 2)."""
     return _as_keys(hash_texts(*text_buffers(names)))
@@ -242,8 +232,13 @@ def digests(card_id: pa.Array, transaction_id: pa.Array) -> list[bytes]:
     XXH3 of the number of characters of the card's name, a space, and both names: so the place where the second begins
     shows, whatever characters they hold. Names are texts or their UTF-8.
     """
-    found = digest_keys(card_id, transaction_id).astype(">i8").tobytes()
-    return [found[at : at + DIGEST_BYTES] for at in range(0, len(found), DIGEST_BYTES)]
+    return digest_bytes(digest_keys(card_id, transaction_id))
+
+
+def digest_bytes(keys: NDArray[np.int64]) -> list[bytes]:
+    """Return `digest_keys` of n rows as `digests`."""
+    packed = keys.astype(">i8").tobytes()
+    return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]
 
 
 def identities(card_id: pa.Array, transaction_id: pa.Array) -> NDArray[np.uint64]:

@@ -12,30 +12,23 @@ from pipeline.features.compiled import compiled
 _SEED: Final = np.uint64(0x9747B28C)
 _MULTIPLIER: Final = np.uint64(0x5BD1E995)
 _MASK: Final = np.uint64(0xFFFFFFFF)
-_POSITIVE: Final = np.uint32(0x7FFFFFFF)
+_POSITIVE: Final = np.uint64(0x7FFFFFFF)
 _WORD_BYTES: Final = 4
-
-
-def murmur2(names: pa.Array) -> NDArray[np.uint32]:
-    """Hash n names as `org.apache.kafka.common.utils.Utils.murmur2` does, there signed; shape (n,).
-
-    >>> int(murmur2(pa.array(["foobar"]))[0]) - 2**32
-    -790332482
-    """
-    hashes = np.empty(len(names), np.uint32)
-    _hash_all(*text_buffers(names), hashes)
-    return hashes
 
 
 def partitions_of(card_ids: pa.Array, partitions: int) -> NDArray[np.int64]:
     """Return the partition, of ``partitions``, to which the records of each of n cards belong; shape (n,).
+
+    The hash is that of `org.apache.kafka.common.utils.Utils.murmur2`.
 
     >>> partitions_of(pa.array(["foobar"]), 7).tolist()
     [0]
     """
     if partitions == 1:
         return np.zeros(len(card_ids), np.int64)
-    return ((murmur2(card_ids) & _POSITIVE) % np.uint32(partitions)).astype(np.int64)
+    numbers = np.empty(len(card_ids), np.int64)
+    _assign_partitions(*text_buffers(card_ids), np.uint64(partitions), numbers)
+    return numbers
 
 
 def partition_of(card_id: str, partitions: int) -> int:
@@ -48,8 +41,8 @@ def partition_of(card_id: str, partitions: int) -> int:
 
 
 @compiled
-def _hash_all(data: Any, offsets: Any, hashes: Any) -> None:
-    for i in range(len(hashes)):
+def _assign_partitions(data: Any, offsets: Any, partitions: Any, numbers: Any) -> None:
+    for i in range(len(numbers)):
         position, end = np.int64(offsets[i]), np.int64(offsets[i + 1])
         value = _SEED ^ np.uint64(end - position)
         while position + _WORD_BYTES <= end:
@@ -60,7 +53,7 @@ def _hash_all(data: Any, offsets: Any, hashes: Any) -> None:
         if position < end:
             value = ((value ^ _word(data, position, end - position)) * _MULTIPLIER) & _MASK
         value = ((value ^ (value >> np.uint64(13))) * _MULTIPLIER) & _MASK
-        hashes[i] = value ^ (value >> np.uint64(15))
+        numbers[i] = ((value ^ (value >> np.uint64(15))) & _POSITIVE) % partitions
 
 
 @compiled

@@ -44,8 +44,8 @@ class Result:
 
         Args:
             record: The record.
-            agent: The agent that read it.
-            reason: Why it cannot be read.
+            agent: Name of the agent that refuses it, such as ``score``.
+            reason: Its text begins the sentence of the dead letter.
         """
         self.dead_letter(
             record,
@@ -89,7 +89,10 @@ class Result:
             ("dead-letter-timestamp-ms", str(record.timestamp_ms).encode()),
             ("dead-letter-stage", stage.encode()),
             ("dead-letter-error", code.encode()),
-            *(() if first is None else _first_headers(*first)),
+            *(
+                (f"dead-letter-first-{what}", str(number).encode())
+                for what, number in zip(("partition", "offset"), first or (), strict=False)
+            ),
             (_MESSAGE, message[:_TEXT_LIMIT].encode("utf-8", "backslashreplace")),
         )
         self.outputs.append(Output(DEAD_LETTERS, key, value, (*headers, *reason, *left_out)))
@@ -109,13 +112,6 @@ def redacted(letter: Output) -> Output:
     headers = (*letter.headers[own:], *size)
     kept = tuple((name, content) for name, content in headers if name != _MESSAGE and not name.endswith(_DIGEST))
     return Output(letter.topic, None, None, kept, letter.partition)
-
-
-def _first_headers(partition: int, offset: int) -> Headers:
-    return (
-        ("dead-letter-first-partition", str(partition).encode()),
-        ("dead-letter-first-offset", str(offset).encode()),
-    )
 
 
 def merged(results: Iterable[Result]) -> Result:

@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 LEAST_AMOUNTS: Final = 1_000
@@ -30,15 +29,13 @@ def amount_counts(currency: pa.Array, amount_minor: NDArray[np.int64], digits: C
     >>> amount_counts(pa.array(["EUR", "EUR", "JPY"]), np.array([1234, 1200, 7]), {"EUR": 2, "JPY": 0}.__getitem__)
     Counter({('EUR', False): 1, ('EUR', True): 1})
     """
-    encoded = pc.dictionary_encode(currency)
-    names, number = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    units = np.array([10 ** digits(name) for name in names], np.int64)
-    decimals = amount_minor % units[number] != 0
-    found: AmountCounts = Counter()
-    for row in np.flatnonzero(units > 1).tolist():
-        for has_decimals, count in zip((False, True), np.bincount(decimals[number == row], minlength=2), strict=True):
-            found[names[row], has_decimals] += int(count)
-    return +found
+    names = currency.to_pylist()
+    units = {name: 10 ** digits(name) for name in {*names}}
+    return Counter(
+        (name, minor % units[name] != 0)
+        for name, minor in zip(names, amount_minor.tolist(), strict=True)
+        if units[name] > 1
+    )
 
 
 def suspicious(counts: AmountCounts) -> list[str]:

@@ -23,8 +23,8 @@ from pipeline.engine.encoding.blocks import (
     pack_block,
     parse_block,
 )
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
-from pipeline.engine.scores.feature_blocks import read_feature_messages
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp
@@ -83,11 +83,7 @@ def read_messages(value: bytes | None) -> list[Profiled]:
 
 
 def _messages(block: Block) -> list[Profiled]:
-    ends = block.ends()
-    texts = [
-        [block.text[first:end] for first, end in zip(*columns, strict=True)]
-        for columns in zip((ends - block.lengths).tolist(), ends.tolist(), strict=True)
-    ]
+    texts = block.texts()
     names = [name.decode() for name in block.names]
     wholes = {column: block.whole(column).tolist() for column in _WHOLES}
     codes = block.codes.tolist()

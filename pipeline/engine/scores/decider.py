@@ -7,10 +7,10 @@ import numpy as np
 
 from pipeline.engine.encoding.row_columns import CARD, INGESTED_US
 from pipeline.engine.records.results import Result
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decision_messages import DecisionBatch, DecisionWriter
 from pipeline.engine.scores.decisions import SELECTIONS, decided
 from pipeline.engine.scores.feature_blocks import encode_features
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from schemas.codec import timestamp_us

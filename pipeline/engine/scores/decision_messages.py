@@ -26,8 +26,8 @@ from pipeline.engine.encoding.json_rows import (
     whole,
 )
 from pipeline.engine.records.subjects import Subjects
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import SELECTIONS, PolicyResult
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
@@ -126,12 +126,7 @@ class DecisionWriter:
     """Writes decisions and alerts."""
 
     def __init__(self, base_currency: str, *, all_features: bool = False) -> None:
-        """Compile the writers.
-
-        Args:
-            base_currency: Currency of ``amount_base``.
-            all_features: Whether every decision has its features, and not only selected ones.
-        """
+        """Compile the writers; the arguments are those of `Decider`."""
         self._base_currency, self._all_features = base_currency, all_features
         self._decisions, self._slim, self._alerts = RowWriter(DECISION), RowWriter(_SLIM_DECISION), RowWriter(ALERT)
         self._models: ActiveModels | None = None
@@ -185,13 +180,9 @@ class DecisionWriter:
 
     def _home_amounts(self, subjects: Subjects) -> list[str]:
         """Amounts that are not in the base currency, as their producers wrote them, each with its code."""
-        texts = [
-            [subjects.text[start:end].decode() for start, end in subjects.spans[kind].tolist()]
-            for kind in (col.CURRENCY, col.AMOUNT)
-        ]
         return [
             "" if currency == self._base_currency or len(amount) > _LONGEST_AMOUNT else f"{amount} {currency}"
-            for currency, amount in zip(*texts, strict=True)
+            for currency, amount in zip(subjects.strings(col.CURRENCY), subjects.strings(col.AMOUNT), strict=True)
         ]
 
     def _decided(self, batch: DecisionBatch) -> tuple[NDArray[np.int64], list[bytes]]:

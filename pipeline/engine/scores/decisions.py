@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.engine.records.columns import Reject, Transactions
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
 from pipeline.scoring.kinds import KINDS, LIGHTGBM, RIVER, WITH_LOG_ODDS
@@ -79,7 +79,8 @@ class Decisions:
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
         """Some of the rows; counts and refused rows stay those of the whole chunk."""
-        columns = {name: getattr(self, name)[rows] for name in _ROWS}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
+        columns: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, np.ndarray)}
         return replace(self, transactions=self.transactions.take(rows), **columns)
 
     @property
@@ -194,12 +195,6 @@ def _selected(
     for row in np.flatnonzero(decided.alert).tolist():
         selection[row] = SELECTIONS.index(decided.selection[row])
     return selection, decided.selection_probability
-
-
-_ROWS: Final = (
-    "position", "partition", "merchant_partition", "wait_us", "features", "logits", "score", "selection",
-    "selection_probability", "case_start_us", "case_sequence",
-)  # fmt: skip
 
 
 def _same(text: str, n: int) -> pa.Array:

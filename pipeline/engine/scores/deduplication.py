@@ -43,17 +43,10 @@ class ReadInputs:
         """Inputs that the open batch has changed, as they were before it."""
 
     def duplicates(self, rows: ProfiledRows, numbers: range) -> list[int]:
-        """Find the transactions that were written before, and note how far the inputs were read.
+        """Return the numbers of the transactions that were written before, ascending; note how far inputs were read.
 
         A step back by the clock of the card agents counts as a duplicate too: it was written late by a worker that has
-        lost the partition to another since.
-
-        Args:
-            rows: Rows of one partition of ``profiled``, and of others.
-            numbers: Numbers of this partition's rows.
-
-        Returns:
-            Numbers of the rows that are duplicates, ascending.
+        lost the partition to another since. ``numbers`` are the rows of this partition.
         """
         found: list[int] = []
         if not numbers:
@@ -120,12 +113,9 @@ def _further(before: ReadInput, batch_us: int, offset: int) -> ReadInput:
 
 
 def _begin(before: ReadInput, batch_us: int, offset: int, identity: int) -> tuple[bool, ReadInput]:
-    """Begin a later batch.
+    """Begin a later batch; return whether its first row is a duplicate, and the input behind that row.
 
     It reads rows again if it begins where the latest batch began, or goes on behind one that read rows again.
-
-    Returns:
-        Whether its first row is a duplicate, and the input behind that row.
     """
     begins_again = (offset, identity) == (before.first, before.identity)
     is_duplicate = offset <= before.last and (offset > before.reached or begins_again)

@@ -1,33 +1,32 @@
 """Blocks on ``features``: the features of every decision as the models saw them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding import row_columns as col
-from pipeline.engine.encoding.block_writing import block_cuts, copied_texts
+from pipeline.engine.encoding.block_writing import RowColumns, encode_blocks
 from pipeline.engine.encoding.blocks import (
-    FEATURE_BYTES,
     FEATURES_MAGIC,
     MOST_IDENTIFIER_BYTES,
     Block,
     BlockError,
     Layout,
     Sources,
-    pack_block,
     parse_block,
 )
+from pipeline.engine.records.block_columns import wrong_number
 from pipeline.engine.records.partitioner import partitions_of
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.decision_messages import NOT_READ, DecisionBatch
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
-from schemas.codec import EARLIEST_US, LATEST_US, MAX_AMOUNT_BASE_MINOR
-from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
+from schemas.codec import LATEST_US
+from schemas.messages import Versions
 from schemas.records import Output, Record
 from schemas.topics import DECISION_FEATURES, PROFILED
 
@@ -49,13 +48,14 @@ OWN_FEATURES: Final = tuple(name.encode() for name in FEATURES)
 WAIT: Final = b"wait_clock_us"
 """Name of the column behind the features: what the card agent's wait clock showed. Releases before had none."""
 _NAMED: Final = (*NUMBERS, *OWN_FEATURES, WAIT, PROFILED.name.encode())
+_WIDE, _NARROW = ([col.WHOLES.index(name) for name in names] for names in (LAYOUT.wide, LAYOUT.narrow))
+"""Numbers of a block's columns of integers."""
+_LOG_ODDS: Final = [column for column, _ in WITH_LOG_ODDS]
 _MOST_NAMES: Final = 256
 _MOST_COLUMNS: Final = 512
 _MOST_NAMED_BYTES: Final = 16 * 1024
 """Bytes of all names of a block: each row is stored with them, where its features are not this kernel's."""
 _MOST_KERNEL_BYTES: Final = 256
-_DAY_MIN: Final = 24 * 60
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: int) -> list[Output]:
@@ -88,26 +88,8 @@ def encode_features(batch: DecisionBatch, cards: Sequence[bytes], partitions: in
     )
     columns = (col.EVENT_US, col.PRODUCER_OFFSET, col.AMOUNT_BASE, col.SOURCE_PARTITION, col.SOURCE_OFFSET, col.LOG_ROW)
     wide, narrow = LAYOUT.integers(n, {column: wholes[column] for column in columns})
-    order = np.argsort(partition, kind="stable")
-    row_bytes = LAYOUT.row_bytes + FEATURE_BYTES * numbers.shape[1] + lengths.sum(axis=0, dtype=np.int64)
-    sorted_partitions = partition[order]
-    outputs = []
-    for first, end in block_cuts(names, sorted_partitions, np.cumsum(row_bytes[order])):
-        rows = order[first:end]
-        block = Block(
-            KERNEL_VERSION,
-            names,
-            sources.take(rows),
-            wide[:, rows],
-            numbers[rows],
-            narrow[:, rows],
-            lengths[:, rows],
-            codes[:, rows],
-            copied_texts(subjects.text, spans[:, rows, 0], lengths[:, rows]),
-            LAYOUT,
-        )
-        outputs.append(Output(DECISION_FEATURES, None, pack_block(block), partition=int(sorted_partitions[first])))
-    return outputs
+    rows = RowColumns(LAYOUT, partition, sources, wide, numbers, narrow, codes, subjects.text, spans[:, :, 0], lengths)
+    return encode_blocks(DECISION_FEATURES, names, rows)
 
 
 def first_numbers(logits: NDArray[np.float64], score: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,7 +99,7 @@ def first_numbers(logits: NDArray[np.float64], score: NDArray[np.float64]) -> ND
         logits: Shape (n, len(KINDS)).
         score: Shape (n,).
     """
-    return np.column_stack([logits[:, [column for column, _ in WITH_LOG_ODDS]], score])
+    return np.column_stack([logits[:, _LOG_ODDS], score])
 
 
 def _names(batch: DecisionBatch) -> tuple[list[bytes], NDArray[np.uint8]]:
@@ -190,22 +172,16 @@ class FeatureRows(NamedTuple):
 
     def texts(self) -> list[list[bytes]]:
         """Return transaction, card and merchant of each row."""
-        ends = self.block.ends()[:, self.rows]
-        firsts = ends - self.block.lengths[:, self.rows]
-        text = self.block.text
-        return [
-            [text[first:end] for first, end in zip(*column, strict=True)]
-            for column in zip(firsts.tolist(), ends.tolist(), strict=True)
-        ]
+        return self.block.texts(self.rows)
 
     def versions(self) -> list[Versions]:
         """Return the versions that each row names."""
-        names = [name.decode() for name in self.block.names]
+        names = self.block.names
         made: dict[tuple[int, ...], Versions] = {}
         codes = self.block.codes[LIGHTGBM:][:, self.rows].T.tolist()
         for codes_of_row in map(tuple, codes):
             if codes_of_row not in made:
-                versions = dict(zip(NAMED_VERSIONS, (names[code] for code in codes_of_row), strict=True))
+                versions = dict(zip(NAMED_VERSIONS, (names[code].decode() for code in codes_of_row), strict=True))
                 made[codes_of_row] = Versions(**versions, kernel=self.block.kernel)
         return [made[tuple(codes_of_row)] for codes_of_row in codes]
 
@@ -220,7 +196,9 @@ def read_features(record: Record) -> FeatureRows:
     if reason := _wrong(block):
         raise BlockError(f"{reason} (rows of {block.sources.text(block.names)})")
     rows = np.arange(block.rows)
-    return FeatureRows(block, np.delete(rows, [row for row in record.skipped_rows if 0 <= row < block.rows]))
+    if record.skipped_rows:
+        rows = np.delete(rows, [row for row in record.skipped_rows if 0 <= row < block.rows])
+    return FeatureRows(block, rows)
 
 
 def _has_wait(block: Block) -> bool:
@@ -231,33 +209,38 @@ def _has_wait(block: Block) -> bool:
 def _wrong(block: Block) -> str | None:
     """Return the reason for which no score agent can have written a block."""
     columns, numbers = block.features.shape[1], block.features
-    named = block.names[:columns]
     if columns > _MOST_COLUMNS or sum(map(len, block.names)) > _MOST_NAMED_BYTES:
         return f"it has more than {_MOST_COLUMNS} numbers a row, or names that are too long"
     if len(block.kernel.encode()) > _MOST_KERNEL_BYTES:
         return "the version of its kernel is too long"
-    if columns < len(NUMBERS) or tuple(named[: len(NUMBERS)]) != NUMBERS or len({*named}) < columns:
+    if not _names_numbers(tuple(block.names[:columns]), columns):
         return f"its numbers do not begin with {', '.join(map(bytes.decode, NUMBERS))}, or two have one name"
     if not np.isfinite(numbers[:, : len(NUMBERS)]).all() or np.isinf(numbers).any():
         return "a score or a feature is infinite"
-    if (numbers[:, SCORE] < 0).any() or (numbers[:, SCORE] > 1).any():
+    if not _within(numbers[:, SCORE], 0, 1):
         return "a score is no probability"
-    if _has_wait(block) and not ((numbers[:, -1] >= 0) & (numbers[:, -1] < LATEST_US)).all():
+    if _has_wait(block) and not _within(numbers[:, -1], 0, LATEST_US - 1):
         return "wait_clock_us is no time"
-    if (block.lengths == 0).any() or (block.lengths > MOST_IDENTIFIER_BYTES).any():
+    if not _within(block.lengths, 1, MOST_IDENTIFIER_BYTES):
         return "a transaction, a card or a merchant has no name, or one that is too long"
-    event_us, amount, sources = block.whole(col.EVENT_US), block.whole(col.AMOUNT_BASE), block.sources
-    if (event_us < EARLIEST_US).any() or (event_us >= LATEST_US).any():
-        return "event_time_us is not between 1990 and 2100"
-    if (amount < 0).any() or (amount > MAX_AMOUNT_BASE_MINOR).any():
-        return "amount_base_minor is no amount"
-    if (np.abs(block.whole(col.PRODUCER_OFFSET).astype(np.int64)) >= _DAY_MIN).any():
-        return "a UTC offset is a day or more"
-    if any((block.whole(column) < 0).any() for column in (col.SOURCE_OFFSET, col.SOURCE_PARTITION, col.LOG_ROW)):
-        return "a partition or an offset is below 0"
-    if (sources.offset < NOT_READ).any() or (sources.partition < 0).any():
+    wholes = np.zeros((len(col.WHOLES), block.rows), np.int64)
+    wholes[_WIDE], wholes[_NARROW] = block.wide, block.narrow
+    if reason := wrong_number(wholes):
+        return reason
+    if block.sources.offset.min() < NOT_READ or block.sources.partition.min() < 0:
         return "a position on profiled is below 0"
     return None
+
+
+@lru_cache(maxsize=16)
+def _names_numbers(named: tuple[bytes, ...], columns: int) -> bool:
+    """Return whether names are those of a block's numbers; remembered, because all blocks of a time have the same."""
+    return columns >= len(NUMBERS) and named[: len(NUMBERS)] == NUMBERS and len({*named}) == columns
+
+
+def _within(values: NDArray[Any], least: int, most: int) -> bool:
+    """Return whether no value is outside two limits, or none at all; of one value at least."""
+    return bool(values.min() >= least and values.max() <= most)
 
 
 def block_texts(blocks: Sequence[Block], column: int) -> pa.Array:
@@ -274,76 +257,3 @@ def block_texts(blocks: Sequence[Block], column: int) -> pa.Array:
     lengths = np.concatenate([block.lengths[column] for block in blocks])
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(b"".join(parts)))
-
-
-def read_feature_messages(value: bytes | None) -> list[DecisionFeatures]:
-    """Return the rows of a record of ``features`` as messages.
-
-    Raises:
-        BlockError: As `read_features`.
-    """
-    rows = read_features(Record("", 0, 0, 0, None, value))
-    block = rows.block
-    texts = [[text.decode() for text in column] for column in rows.texts()]
-    names = [name.decode() for name in block.names]
-    features = [name.decode() for name in rows.names]
-    event_us, offset_min, amount, partition, offset, row = (
-        block.whole(column).tolist()
-        for column in (
-            col.EVENT_US,
-            col.PRODUCER_OFFSET,
-            col.AMOUNT_BASE,
-            col.SOURCE_PARTITION,
-            col.SOURCE_OFFSET,
-            col.LOG_ROW,
-        )
-    )
-    times = zip(event_us, offset_min, strict=True)
-    sources = zip(block.codes[SOURCE_TOPIC].tolist(), partition, offset, strict=True)
-    logs = zip(block.sources.partition.tolist(), block.sources.offset.tolist(), row, strict=True)
-    columns = zip(
-        *texts,
-        times,
-        amount,
-        rows.numbers().tolist(),
-        rows.versions(),
-        sources,
-        logs,
-        strict=True,
-    )
-    return [
-        DecisionFeatures(
-            transaction_id=transaction,
-            card_id=card,
-            merchant_id=merchant,
-            event_time=zoned_time(*time),
-            amount_base=amount_minor / 100,
-            logit=numbers[LOGIT],
-            river_logit=numbers[RIVER_LOGIT],
-            score=numbers[SCORE],
-            features=named_features(features, numbers[len(NUMBERS) :]),
-            versions=versions,
-            source=RecordPosition(topic=names[topic], partition=partition, offset=offset),
-            log=LogPosition(partition=log_partition, offset=log_offset, row=row),
-        )
-        for transaction, card, merchant, time, amount_minor, numbers, versions, (topic, partition, offset), (
-            log_partition,
-            log_offset,
-            row,
-        ) in columns
-    ]
-
-
-def zoned_time(time_us: int, offset_min: int) -> datetime:
-    """Return a time as its producer wrote it.
-
-    >>> zoned_time(0, 60).isoformat()
-    '1970-01-01T01:00:00+01:00'
-    """
-    moment = _EPOCH + timedelta(microseconds=time_us)
-    return moment.astimezone(timezone(timedelta(minutes=offset_min))) if offset_min else moment
-
-
-def named_features(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
-    """Return features by name, None for NaN."""
-    return {name: None if value != value else value for name, value in zip(names, values, strict=True)}  # noqa: PLR0124

@@ -1,7 +1,9 @@
 """The blocks of ``profiled`` as columns of rows, transactions and labels in one order."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +11,46 @@ from numpy.typing import NDArray
 from pipeline.engine.encoding import blocks
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, parse_block
-from pipeline.engine.records.block_columns import REASONS, Columns, Destination, empty_columns, fill_columns
+from pipeline.engine.records.block_columns import REASONS, Columns, empty_columns, fill_columns, wrong_number
 from pipeline.engine.records.columns import span_keys
 from pipeline.engine.records.subjects import Subjects
-from pipeline.engine.scores.merchants import MerchantLog
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.features.identity import transaction_hash
+from pipeline.features.kernel import MerchantWindows
+from pipeline.features.xxh3 import transaction_hash
 from schemas.records import Record
+
+
+class MerchantLog(NamedTuple):
+    """Records in log order; every column has n rows, as `MerchantWindows.profile` takes them."""
+
+    kinds: NDArray[np.uint8]
+    """0 for a transaction, 1 for a label."""
+    merchants: NDArray[np.int64]
+    """Shape (n, 2): `name_keys`."""
+    identities: NDArray[np.uint64]
+    """`transaction_hash` of what a label is about; 0 for a transaction."""
+    event_time_us: NDArray[np.int64]
+    amount_base_minor: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+    outliers: NDArray[np.bool_]
+    """True for a transaction whose amount is an outlier for its card."""
+    known: NDArray[np.int8]
+    """Known value of a label: 1 for fraud, 0 for legitimate, 2 for none."""
+    known_at_us: NDArray[np.int64]
+
+    def take(self, rows: slice | NDArray[np.intp]) -> "MerchantLog":
+        """Return some records."""
+        columns: list[NDArray[Any]] = [column[rows] for column in self]
+        return MerchantLog(*columns)
+
+    def profile(
+        self,
+        windows: MerchantWindows,
+        out: NDArray[np.float64] | None = None,
+        out_rows: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float64]:
+        """Let the records enter the windows; return features as `MerchantWindows.profile`."""
+        return windows.profile(*self, out, out_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +93,7 @@ class ProfiledRows:
 
     def rows_of(self, records: range) -> range:
         """Return the rows of some records, which follow each other."""
-        first, end = np.searchsorted(self.record, [records.start, records.stop]).tolist()
-        return range(first, end)
+        return range(bisect_left(self.record, records.start), bisect_left(self.record, records.stop))
 
     def identity(self, row: int) -> int:
         """Return the `transaction_hash` of a row."""
@@ -123,14 +157,19 @@ def _columns(
     columns = empty_columns(sum(block.rows for block in found.values()), len(FEATURES))
     names: dict[bytes, int] = {}
     wrong: dict[int, BlockError] = {}
+    firsts: dict[int, int] = {}
     at = text_at = 0
     for number, block in found.items():
         own = np.array([names.setdefault(name, len(names)) for name in block.names], np.int64)
-        record = records[number]
-        if reason := fill_columns(block, columns, Destination(at, text_at, record.partition, record.offset), own):
+        if reason := fill_columns(block, columns, own, records[number], at, text_at):
             wrong[number] = BlockError(REASONS[reason])
+        firsts[number] = at
         at += block.rows
         text_at += len(block.text)
+    if wrong_number(columns.wholes):
+        for number, first in firsts.items():
+            if text := wrong_number(columns.wholes[:, first : first + found[number].rows]):
+                wrong[number] = BlockError(text)
     return columns, list(names), wrong
 
 

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.blocks import TRANSACTION, Input, KernelMismatch, parse_block
-from pipeline.engine.partition_state.layout import LAYOUT, OtherLayout, decode_values
+from pipeline.engine.partition_state.layout import LAYOUT, decode_values
 from pipeline.engine.partition_state.state import LoadedState, StateDump, state_digest
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.deduplication import ReadInput, ReadInputs
 from pipeline.engine.scores.profiled import ProfiledRows, read_rows
 from pipeline.features.catalogue import CARD_FEATURES, KERNEL_VERSION
-from pipeline.features.columns import Storage
 from pipeline.features.kernel import MerchantWindows
+from pipeline.features.state_columns import Storage
 from schemas.records import Record
 
 
@@ -32,21 +32,11 @@ class ScorePartition:
     """State of one partition of ``profiled``: a function of its rows in log order, and of nothing else."""
 
     def __init__(self, storage: Storage | None = None, loaded: LoadedState | None = None) -> None:
-        """Start empty, or from a dump.
-
-        Args:
-            storage: Where the windows are kept.
-            loaded: The dump.
-
-        Raises:
-            OtherLayout: another release has made the dump.
-        """
+        """Start empty, or from a dump; ``storage`` is where the windows are kept."""
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
         if loaded is not None:
             values = decode_values(loaded.values, _DECODER)
-            if values.layout != LAYOUT:
-                raise OtherLayout(f"the saved state has layout {values.layout}, not {LAYOUT}; replay it from the log")
             self._windows.load(values.windows, loaded.columns)
             self._inputs = ReadInputs(values.inputs)
 
@@ -80,14 +70,17 @@ class ScorePartition:
         rows.log.take(entering).profile(self._windows)
 
     def profile(self, rows: ProfiledRows, numbers: range, result: Result) -> NDArray[np.intp]:
-        """Return the transactions among the rows of some records, which all enter the state; complete their features.
+        """Return the transactions among the rows of some records, and complete their features.
 
-        A replay reads over features of another kernel, which it does not use.
+        All enter the state. A replay reads over features of another kernel, which it does not use.
 
         Args:
-            rows: Rows of this partition, and of others.
-            numbers: Numbers of this partition's records.
-            result: Counts them.
+            rows: Rows of all records of a read; their features behind those of cards are filled.
+            numbers: Which of its records; those before them must have entered the state.
+            result: Gets dead letters of refused records, and counts of labels and repeats.
+
+        Returns:
+            Numbers of rows, ascending, without repeats.
 
         Raises:
             KernelMismatch: A block is of another kernel.

@@ -7,31 +7,22 @@ import numpy as np
 from pipeline.features.compiled import compiled, inlined
 from pipeline.features.timelines.journal import mark, save
 from pipeline.features.timelines.layout import (
-    CAPACITY,
+    CHUNK,
     CHUNK_WORDS,
-    CHUNKS_END,
     EVENTS,
-    EVENTS_END,
-    FIRST,
     FREE_CHUNKS,
-    HEAD,
     IN_CHUNKS,
-    JOURNAL_END,
     JOURNAL_RESERVE,
     KIND_STEP,
-    LAST,
     LEAST_WITH_TOTALS,
-    LENGTH,
+    META,
     META_KIND_STEP,
-    NEXT,
-    PREVIOUS,
     ROWS_RESERVE,
     RUN,
     SIZE_CLASSES,
+    SLOT,
     SLOT_WORDS,
     SMALLEST_CHUNK,
-    START,
-    TAIL,
     TOTALS,
     TOTALS_WORDS,
     State,
@@ -42,13 +33,19 @@ from pipeline.features.timelines.totals import clear_totals
 
 @inlined
 def has_room(state: State, kind: Any, words: Any) -> bool:
-    """Return True if one more row surely finds its chunks, its room in the arena and in the journal."""
+    """Return True if one more row surely finds its chunks, its room in the arena and in the journal.
+
+    Args:
+        state: The partition's tables; only read.
+        kind: Kind of timeline that the row is for: `EVENTS` or `LABELS`.
+        words: 64-bit words of a row of that kind.
+    """
     chunks, items, _, _ = tables_of(state, kind)
     meta = state.meta
     return bool(
-        (meta[CHUNKS_END + META_KIND_STEP * kind] + 2) * CHUNK_WORDS <= chunks.shape[0]
-        and (meta[EVENTS_END + META_KIND_STEP * kind] + ROWS_RESERVE) * words <= items.shape[0]
-        and meta[JOURNAL_END] + JOURNAL_RESERVE <= state.journal.shape[0]
+        (meta[META.chunks_end + META_KIND_STEP * kind] + 2) * CHUNK_WORDS <= chunks.shape[0]
+        and (meta[META.events_end + META_KIND_STEP * kind] + ROWS_RESERVE) * words <= items.shape[0]
+        and meta[META.journal_end] + JOURNAL_RESERVE <= state.journal.shape[0]
     )
 
 
@@ -80,36 +77,36 @@ def take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capac
     if chunk > 0:
         base = chunk * CHUNK_WORDS
         save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
-        meta[free] = chunks[base + NEXT]
+        meta[free] = chunks[base + CHUNK.next]
     else:
-        chunk = meta[CHUNKS_END + META_KIND_STEP * kind]
-        meta[CHUNKS_END + META_KIND_STEP * kind] = chunk + 1
+        chunk = meta[META.chunks_end + META_KIND_STEP * kind]
+        meta[META.chunks_end + META_KIND_STEP * kind] = chunk + 1
         base = chunk * CHUNK_WORDS
         save(state, source, chunks, chunks_dirty, base, CHUNK_WORDS)
-        start = meta[EVENTS_END + META_KIND_STEP * kind]
+        start = meta[META.events_end + META_KIND_STEP * kind]
         rows = capacity
         if kind == EVENTS and capacity >= LEAST_WITH_TOTALS:
             rows += (capacity // RUN * TOTALS_WORDS + words - 1) // words
-        meta[EVENTS_END + META_KIND_STEP * kind] = start + rows
-        chunks[base + START] = start
-        chunks[base + CAPACITY] = capacity
+        meta[META.events_end + META_KIND_STEP * kind] = start + rows
+        chunks[base + CHUNK.start] = start
+        chunks[base + CHUNK.capacity] = capacity
         mark(items_dirty, start * words, rows * words)
-    chunks[base + LENGTH : base + CHUNK_WORDS] = 0
+    chunks[base + CHUNK.length : base + CHUNK_WORDS] = 0
     if kind == EVENTS:
         clear_totals(chunks, base + TOTALS)
-    head, tail = slot * SLOT_WORDS + HEAD + KIND_STEP * kind, slot * SLOT_WORDS + TAIL + KIND_STEP * kind
+    head, tail = slot * SLOT_WORDS + SLOT.head + KIND_STEP * kind, slot * SLOT_WORDS + SLOT.tail + KIND_STEP * kind
     if after == 0:
         slots[head] = chunk
         slots[tail] = chunk
         return int(chunk)
-    following = chunks[after * CHUNK_WORDS + NEXT]
+    following = chunks[after * CHUNK_WORDS + CHUNK.next]
     save(state, source, chunks, chunks_dirty, after * CHUNK_WORDS, CHUNK_WORDS)
-    chunks[after * CHUNK_WORDS + NEXT] = chunk
-    chunks[base + PREVIOUS] = after
-    chunks[base + NEXT] = following
+    chunks[after * CHUNK_WORDS + CHUNK.next] = chunk
+    chunks[base + CHUNK.previous] = after
+    chunks[base + CHUNK.next] = following
     if following > 0:
         save(state, source, chunks, chunks_dirty, following * CHUNK_WORDS, CHUNK_WORDS)
-        chunks[following * CHUNK_WORDS + PREVIOUS] = chunk
+        chunks[following * CHUNK_WORDS + CHUNK.previous] = chunk
     else:
         slots[tail] = chunk
     return int(chunk)
@@ -117,7 +114,18 @@ def take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capac
 
 @inlined
 def first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) -> int:
-    """Position (within a chunk from row ``start`` on) of the first of ``length`` rows later than ``time_us``."""
+    """Position (within a chunk from row ``start`` on) of the first of ``length`` rows later than ``time_us``.
+
+    Args:
+        items: The arena of one kind of timeline, flat; the first word of each row is its event time.
+        words: 64-bit words of a row.
+        start: Row of the arena at which the chunk begins.
+        length: Rows of the chunk to look at; they ascend by event time.
+        time_us: Microseconds since 1970.
+
+    Returns:
+        0 to ``length``, which stands for none.
+    """
     low, high = 0, length
     while low < high:
         middle = (low + high) >> 1
@@ -130,20 +138,36 @@ def first_later(items: Any, words: Any, start: Any, length: Any, time_us: Any) -
 
 @inlined
 def position_at(state: State, kind: Any, words: Any, slot: Any, time_us: Any) -> Any:
-    """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none."""
-    return position_from(state, kind, words, state.slots[slot * SLOT_WORDS + TAIL + KIND_STEP * kind], time_us)
+    """(chunk, position) behind the last row not later than ``time_us``; chunk 0: all are later, or there is none.
+
+    Args:
+        state: The partition's tables; only read.
+        kind: Kind of timeline to search: `EVENTS` or `LABELS`.
+        words: 64-bit words of a row of that kind.
+        slot: Slot of the entity; 0, the slot of none, has no rows.
+        time_us: Microseconds since 1970.
+    """
+    return position_from(state, kind, words, state.slots[slot * SLOT_WORDS + SLOT.tail + KIND_STEP * kind], time_us)
 
 
 @inlined
 def position_from(state: State, kind: Any, words: Any, chunk: Any, time_us: Any) -> Any:
-    """The same, from a chunk on backwards."""
+    """The same, from a chunk on backwards.
+
+    Args:
+        state: The partition's tables; only read.
+        kind: Kind of timeline that the chunk is of: `EVENTS` or `LABELS`.
+        words: 64-bit words of a row of that kind.
+        chunk: Number of the last chunk to look at; 0: none.
+        time_us: Microseconds since 1970.
+    """
     chunks, items, _, _ = tables_of(state, kind)
-    while chunk > 0 and chunks[chunk * CHUNK_WORDS + FIRST] > time_us:
-        chunk = chunks[chunk * CHUNK_WORDS + PREVIOUS]
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + CHUNK.first] > time_us:
+        chunk = chunks[chunk * CHUNK_WORDS + CHUNK.previous]
     if chunk == 0:
         return chunk, np.int64(0)
     record = chunk * CHUNK_WORDS
-    length = chunks[record + LENGTH]
-    if chunks[record + LAST] <= time_us:
+    length = chunks[record + CHUNK.length]
+    if chunks[record + CHUNK.last] <= time_us:
         return chunk, length
-    return chunk, np.int64(first_later(items, words, chunks[record + START], length, time_us))
+    return chunk, np.int64(first_later(items, words, chunks[record + CHUNK.start], length, time_us))

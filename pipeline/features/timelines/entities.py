@@ -7,27 +7,27 @@ import numpy as np
 from pipeline.features.compiled import compiled, inlined
 from pipeline.features.timelines.journal import save
 from pipeline.features.timelines.layout import (
-    ENTITIES,
     FREE,
-    FREE_SLOT,
-    HEAD,
     IN_SLOTS,
-    JOURNAL_END,
-    KEY_HIGH,
-    KEY_LOW,
+    META,
     NEW_SLOT,
+    SLOT,
     SLOT_MASK,
     SLOT_WORDS,
-    SLOTS_END,
     TAG_SHIFT,
-    TAIL,
     State,
 )
 
 
 @inlined
 def find_slot(state: State, high: Any, low: Any) -> Any:
-    """(slot of a key or 0, its position in the index or the free one that it would take)."""
+    """(slot of a key or 0, its position in the index or the free one that it would take).
+
+    Args:
+        state: The partition's tables; only read.
+        high: First 64 bits of the key, signed.
+        low: Last 64 bits of the key, signed; they say where in the index the search begins.
+    """
     index, slots = state.slot_index, state.slots
     mask = index.shape[0] - 1
     at = low & mask
@@ -37,7 +37,7 @@ def find_slot(state: State, high: Any, low: Any) -> Any:
             return np.int64(0), at
         if (entry ^ high) >> TAG_SHIFT == 0:
             slot = entry & SLOT_MASK
-            if slots[slot * SLOT_WORDS + KEY_LOW] == low and slots[slot * SLOT_WORDS + KEY_HIGH] == high:
+            if slots[slot * SLOT_WORDS + SLOT.key_low] == low and slots[slot * SLOT_WORDS + SLOT.key_high] == high:
                 return slot, at
         at = (at + 1) & mask
 
@@ -52,7 +52,11 @@ def _index_entry(high: Any, slot: Any) -> Any:
 def enter_slot(state: State, high: Any, low: Any, expected: Any) -> int:
     """Slot of a key, a new one where there is none yet; its record is in the journal.
 
-    ``expected``: the slot where it was found already, or 0.
+    Args:
+        state: The partition's tables, with room for another slot and for its record in the journal.
+        high: First 64 bits of the key, signed.
+        low: Last 64 bits of the key, signed.
+        expected: Slot where `find_slot` has found the key already; 0: not looked for, or not found.
     """
     meta, slots = state.meta, state.slots
     slot, at = expected, np.int64(0)
@@ -61,24 +65,24 @@ def enter_slot(state: State, high: Any, low: Any, expected: Any) -> int:
     if slot > 0:
         save(state, IN_SLOTS, slots, state.slots_dirty, slot * SLOT_WORDS, SLOT_WORDS)
         return int(slot)
-    slot = meta[FREE_SLOT]
+    slot = meta[META.free_slot]
     if slot > 0:
-        meta[FREE_SLOT] = slots[slot * SLOT_WORDS + HEAD]
+        meta[META.free_slot] = slots[slot * SLOT_WORDS + SLOT.head]
     else:
-        slot = meta[SLOTS_END]
-        meta[SLOTS_END] = slot + 1
+        slot = meta[META.slots_end]
+        meta[META.slots_end] = slot + 1
     base = slot * SLOT_WORDS
     save(state, IN_SLOTS, slots, state.slots_dirty, base, SLOT_WORDS)
     slots[base : base + SLOT_WORDS] = 0
-    slots[base + KEY_HIGH] = high
-    slots[base + KEY_LOW] = low
+    slots[base + SLOT.key_high] = high
+    slots[base + SLOT.key_low] = low
     state.slot_index[at] = _index_entry(high, slot)
-    meta[ENTITIES] += 1
-    end = meta[JOURNAL_END]
+    meta[META.entities] += 1
+    end = meta[META.journal_end]
     state.journal[end] = NEW_SLOT
     state.journal[end + 1] = slot
     state.journal[end + 2] = 0
-    meta[JOURNAL_END] = end + 3
+    meta[META.journal_end] = end + 3
     return int(slot)
 
 
@@ -87,7 +91,7 @@ def leave_index(state: State, slot: Any) -> None:
     """Take a slot out of the index; what was probed past it moves up."""
     index, slots = state.slot_index, state.slots
     mask = index.shape[0] - 1
-    at = slots[slot * SLOT_WORDS + KEY_LOW] & mask
+    at = slots[slot * SLOT_WORDS + SLOT.key_low] & mask
     while index[at] & SLOT_MASK != slot:
         at = (at + 1) & mask
     gap = at
@@ -96,7 +100,7 @@ def leave_index(state: State, slot: Any) -> None:
         other = index[at]
         if other == 0:
             break
-        home = slots[(other & SLOT_MASK) * SLOT_WORDS + KEY_LOW] & mask
+        home = slots[(other & SLOT_MASK) * SLOT_WORDS + SLOT.key_low] & mask
         if ((at - home) & mask) >= ((at - gap) & mask):
             index[gap] = other
             gap = at
@@ -108,10 +112,10 @@ def fill_index(state: State) -> None:
     """Enter all slots into an empty index."""
     index, slots = state.slot_index, state.slots
     mask = index.shape[0] - 1
-    for slot in range(1, state.meta[SLOTS_END]):
+    for slot in range(1, state.meta[META.slots_end]):
         base = slot * SLOT_WORDS
-        if slots[base + TAIL] != FREE:
-            at = slots[base + KEY_LOW] & mask
+        if slots[base + SLOT.tail] != FREE:
+            at = slots[base + SLOT.key_low] & mask
             while index[at] != 0:
                 at = (at + 1) & mask
-            index[at] = _index_entry(slots[base + KEY_HIGH], slot)
+            index[at] = _index_entry(slots[base + SLOT.key_high], slot)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import USUAL_EVENTS
+from pipeline.features.catalogue import USUAL_EVENTS, columns_of
 from pipeline.features.compiled import inlined
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -32,20 +32,14 @@ RUN_SHIFT: Final = 4
 LEAST_WITH_TOTALS: Final = 64
 """Chunks of events of this capacity or more keep their totals, and those of each run of rows, behind them."""
 
-# Numbers that the state needs besides its tables.
-NEWEST: Final = 0
-SLOTS_END: Final = 1
-CHUNKS_END: Final = 2
-EVENTS_END: Final = 3
-LABEL_CHUNKS_END: Final = 4
-LABELS_END: Final = 5
-FREE_SLOT: Final = 6
-CURSOR: Final = 7
-ENTITIES: Final = 8
-JOURNAL_END: Final = 9
-HELD_EVENTS: Final = 10
-HELD_LABELS: Final = 11
+META: Final = columns_of(
+    "MetaWords",
+    ("newest", "slots_end", "chunks_end", "events_end", "label_chunks_end", "labels_end", "free_slot", "cursor",
+     "entities", "journal_end", "held_events", "held_labels"),
+)  # fmt: skip
+"""Numbers that the state needs besides its tables."""
 FREE_CHUNKS: Final = 16
+"""First of the numbers that are heads of the lists of free chunks."""
 SIZE_CLASSES: Final = 16
 META_WORDS: Final = 48
 META_KIND_STEP: Final = 2
@@ -59,64 +53,42 @@ NO_CHUNK: Final = np.int64(0)
 EVENTS: Final = np.int64(0)
 LABELS: Final = np.int64(1)
 
-# A slot: one entity. Its key are 128 bits, a free one has FREE as its tail and the next free one as its head.
+SLOT: Final = columns_of("SlotWords", ("key_high", "key_low", "head", "tail", "held", "case_start", "case_sequence"))
+"""A slot: one entity. Its key are 128 bits, a free one has FREE as its tail and the next free one as its head."""
 SLOT_WORDS: Final = np.int64(8)
-KEY_HIGH: Final = 0
-KEY_LOW: Final = 1
-HEAD: Final = 2
-TAIL: Final = 3
-HELD: Final = 4
-CASE_START: Final = 5
-CASE_SEQUENCE: Final = 6
 FREE: Final = -1
 KIND_STEP: Final = 3
 TAG_SHIFT: Final = 32
 SLOT_MASK: Final = np.int64(2**TAG_SHIFT - 1)
 
-# A chunk; number 0 stands for none.
-# Its second half, a cache line of its own, are totals that small chunks of events do not have.
+CHUNK: Final = columns_of("ChunkWords", ("start", "capacity", "length", "previous", "next", "first", "last"))
+"""A chunk; number 0 stands for none. Its second half, a cache line of its own, are totals that small chunks of events
+do not have."""
+TOTALS: Final = 8
+LABELLED: Final = columns_of(
+    "LabelledWords", ("known", "frauds", "latest_known_at", "corrected", "unexplained"), TOTALS
+)
+"""Totals of a chunk of labels."""
 CHUNK_WORDS: Final = np.int64(16)
 LINE_WORDS: Final = np.int64(8)
-START: Final = 0
-CAPACITY: Final = 1
-LENGTH: Final = 2
-PREVIOUS: Final = 3
-NEXT: Final = 4
-FIRST: Final = 5
-LAST: Final = 6
-TOTALS: Final = 8
-KNOWN: Final = 8
-FRAUDS: Final = 9
-LATEST_KNOWN_AT: Final = 10
-CORRECTED: Final = 11
-UNEXPLAINED: Final = 12
 
-# Totals of the events of a chunk or of a run: extremes, sum, squares in 128 bits, number and sum of the flagged.
-TOTALS_WORDS: Final = np.int64(7)
-LARGEST: Final = 0
-SMALLEST: Final = 1
-SUM: Final = 2
-SQUARE_HIGH: Final = 3
-SQUARE_LOW: Final = 4
-FLAGS: Final = 5
-FLAGGED_SUM: Final = 6
+TOTAL: Final = columns_of(
+    "TotalWords", ("largest", "smallest", "sum", "square_high", "square_low", "flags", "flagged_sum")
+)
+"""Totals of the events of a chunk or of a run: squares in 128 bits, number and sum of the flagged."""
+TOTALS_WORDS: Final = np.int64(len(TOTAL))
 
-# A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash.
+EVENT: Final = columns_of("EventWords", ("time", "amount", "other"))
+"""A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash."""
 CARD_EVENT_WORDS: Final = np.int64(3)
 MERCHANT_EVENT_WORDS: Final = np.int64(2)
-EVENT_AMOUNT: Final = 1
-EVENT_OTHER: Final = 2
 
-# A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
-# cumulative within the chunk: known, frauds, unexplained frauds.
-LABEL_WORDS: Final = np.int64(8)
-LABEL_IDENTITY: Final = 1
-LABEL_KNOWN_AT: Final = 2
-LABEL_SUPERSEDED_AT: Final = 3
-LABEL_VALUE: Final = 4
-LABEL_KNOWN: Final = 5
-LABEL_FRAUDS: Final = 6
-LABEL_UNEXPLAINED: Final = 7
+LABEL: Final = columns_of(
+    "LabelWords", ("time", "identity", "known_at", "superseded_at", "value", "known", "frauds", "unexplained")
+)
+"""A row of a label: its transaction's time and identity, from when and until when it is what is known, its value, and
+cumulative within the chunk: known, frauds, unexplained frauds."""
+LABEL_WORDS: Final = np.int64(len(LABEL))
 
 # Values of a label; those of frauds are odd.
 UNEXPLAINED_FRAUD: Final = 1
@@ -135,11 +107,15 @@ JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
 FOUND: Final = 0
 ORDERED: Final = 32
 RECENT: Final = ORDERED + USUAL_EVENTS
-SLOTS_AHEAD: Final = RECENT + USUAL_EVENTS
 AHEAD: Final = 3
 """Rows from one step of looking ahead to the next."""
-ROWS_AHEAD: Final = 4 * AHEAD
-SCRATCH_WORDS: Final = SLOTS_AHEAD + ROWS_AHEAD
+CHUNKS_AHEAD: Final = 4
+"""Chunks of a timeline that are fetched ahead, one a step, the newest first."""
+ROWS_AHEAD: Final = 16
+"""A power of two, more than the rows to the step that finds a row's slot."""
+LOOKED_AHEAD: Final = RECENT + USUAL_EVENTS
+LOOKED_AHEAD_WORDS: Final = 3 * ROWS_AHEAD
+SCRATCH_WORDS: Final = LOOKED_AHEAD + LOOKED_AHEAD_WORDS
 
 
 class State(NamedTuple):

@@ -6,68 +6,89 @@ from pipeline.features.compiled import inlined, prefetch
 from pipeline.features.timelines.entities import find_slot
 from pipeline.features.timelines.layout import (
     AHEAD,
-    CAPACITY,
+    CHUNK,
     CHUNK_WORDS,
-    EVENTS,
-    KIND_STEP,
+    CHUNKS_AHEAD,
     LEAST_WITH_TOTALS,
-    LENGTH,
     LINE_WORDS,
-    PREVIOUS,
     ROWS_AHEAD,
     RUN_SHIFT,
+    SLOT,
     SLOT_MASK,
     SLOT_WORDS,
-    START,
-    TAIL,
     TOTALS,
     TOTALS_WORDS,
     State,
-    tables_of,
 )
 
-_LINES_AHEAD: Final = 16
-"""Cache lines of a chunk's newest rows that are fetched ahead at most."""
+_EVENTS_AHEAD: Final = 40
+"""Newest events of a timeline that are fetched ahead: those whose amounts are compared, and of the shortest window.
+Of large chunks totals tell of the others; those of small chunks, which have none, are fetched too."""
+_RUN_LINES_AHEAD: Final = 16
+"""Cache lines of the totals of a chunk's newest runs that are fetched ahead at most."""
+_CHUNKS: Final = ROWS_AHEAD
+_LEFT: Final = 2 * ROWS_AHEAD
 
 
 @inlined
-def look_ahead(state: State, kind: Any, words: Any, keys: Any, i: Any, slots_ahead: Any) -> None:
+def look_ahead(state: State, words: Any, keys: Any, i: Any, ahead: Any) -> None:
     """Have fetched what the rows behind row ``i`` will read: a step of the way from key to events for each of them.
 
     With many entities each step is a cache miss that the next step waits for; steps of several rows wait together.
+
+    Args:
+        state: The partition's tables; only read.
+        words: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`.
+        keys: Keys of the entities of all n rows, shape (n, 2).
+        i: Number of the row that comes next; called for one row after the other.
+        ahead: Shape (LOOKED_AHEAD_WORDS,), zeros at first. The slot of row j, or 0, is noted at j % ROWS_AHEAD. Callers
+            set it to 0 again once that row has come. Behind the slots are the chunks to be fetched next, or 0, and the
+            events to be fetched still.
     """
     n, mask = keys.shape[0], state.slot_index.shape[0] - 1
-    chunks, items, _, _ = tables_of(state, kind)
-    tail = TAIL + KIND_STEP * kind
-    j = i + 5 * AHEAD
+    j = i + (CHUNKS_AHEAD + 3) * AHEAD
     if j < n:
         prefetch(state.slot_index, keys[j, 1] & mask)
-    j = i + 4 * AHEAD
+    j = i + (CHUNKS_AHEAD + 2) * AHEAD
     if j < n:
         prefetch(state.slots, (state.slot_index[keys[j, 1] & mask] & SLOT_MASK) * SLOT_WORDS)
-    j = i + 3 * AHEAD
+    j = i + (CHUNKS_AHEAD + 1) * AHEAD
     if j < n:
         slot = find_slot(state, keys[j, 0], keys[j, 1])[0]
-        slots_ahead[j % ROWS_AHEAD] = slot
-        prefetch(chunks, state.slots[slot * SLOT_WORDS + tail] * CHUNK_WORDS)
-    for step in range(2, 0, -1):
+        chunk = state.slots[slot * SLOT_WORDS + SLOT.tail]
+        ahead[j % ROWS_AHEAD] = slot
+        ahead[_CHUNKS + j % ROWS_AHEAD] = chunk
+        ahead[_LEFT + j % ROWS_AHEAD] = _EVENTS_AHEAD
+        prefetch(state.chunks, chunk * CHUNK_WORDS)
+    for step in range(CHUNKS_AHEAD, 0, -1):
         j = i + step * AHEAD
-        if j < n:
-            chunk = state.slots[slots_ahead[j % ROWS_AHEAD] * SLOT_WORDS + tail]
-            if step == 1:
-                chunk = chunks[chunk * CHUNK_WORDS + PREVIOUS]
-                if chunk == 0:
-                    continue
-            record = chunk * CHUNK_WORDS
-            start = chunks[record + START] * words
-            end = start + (chunks[record + LENGTH] + 1) * words
-            for k in range(max(start, end - _LINES_AHEAD * LINE_WORDS), end, LINE_WORDS):
-                prefetch(items, k)
-            prefetch(items, end - 1)
-            if kind == EVENTS and chunks[record + CAPACITY] >= LEAST_WITH_TOTALS:
-                prefetch(chunks, record + TOTALS)
-                runs = start + chunks[record + CAPACITY] * words
-                end = runs + ((chunks[record + LENGTH] >> RUN_SHIFT) + 1) * TOTALS_WORDS
-                for k in range(max(runs, end - _LINES_AHEAD * LINE_WORDS), end, LINE_WORDS):
-                    prefetch(items, k)
-            prefetch(chunks, chunks[record + PREVIOUS] * CHUNK_WORDS)
+        if j < n and ahead[_CHUNKS + j % ROWS_AHEAD] > 0:
+            _fetch_chunk(state, words, j % ROWS_AHEAD, ahead)
+
+
+@inlined
+def _fetch_chunk(state: State, words: Any, at: Any, ahead: Any) -> None:
+    """Have a chunk's rows and totals fetched, and the record of the chunk before it."""
+    chunks, events = state.chunks, state.events
+    record, left = ahead[_CHUNKS + at] * CHUNK_WORDS, ahead[_LEFT + at]
+    length, capacity = chunks[record + CHUNK.length], chunks[record + CHUNK.capacity]
+    start = chunks[record + CHUNK.start] * words
+    with_totals = capacity >= LEAST_WITH_TOTALS
+    if with_totals:
+        prefetch(chunks, record + TOTALS)
+        if left > 0:
+            runs = start + capacity * words
+            end = runs + ((length >> RUN_SHIFT) + 1) * TOTALS_WORDS
+            for k in range(max(runs, end - _RUN_LINES_AHEAD * LINE_WORDS), end, LINE_WORDS):
+                prefetch(events, k)
+    fetched = min(length, left) if with_totals else length
+    if fetched > 0:
+        # And the row behind them, in which the next one may come to stand.
+        end = start + (length + 1) * words
+        for k in range(end - (fetched + 1) * words, end, LINE_WORDS):
+            prefetch(events, k)
+        prefetch(events, end - 1)
+    before = chunks[record + CHUNK.previous]
+    prefetch(chunks, before * CHUNK_WORDS)
+    ahead[_CHUNKS + at] = before
+    ahead[_LEFT + at] = left - length

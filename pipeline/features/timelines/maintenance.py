@@ -8,33 +8,20 @@ from pipeline.features.timelines.chunks import size_class_of
 from pipeline.features.timelines.entities import leave_index
 from pipeline.features.timelines.journal import mark
 from pipeline.features.timelines.layout import (
-    CAPACITY,
-    CASE_START,
+    CHUNK,
     CHUNK_WORDS,
-    CURSOR,
-    ENTITIES,
     EVENTS,
     FREE,
     FREE_CHUNKS,
-    FREE_SLOT,
-    HEAD,
-    HELD,
-    HELD_EVENTS,
     IN_CHUNKS,
     IN_ITEMS,
-    JOURNAL_END,
     KIND_STEP,
     LABELS,
-    LAST,
-    LENGTH,
+    META,
     NEW_SLOT,
-    NEWEST,
-    NEXT,
-    PREVIOUS,
     SIZE_CLASSES,
+    SLOT,
     SLOT_WORDS,
-    SLOTS_END,
-    TAIL,
     State,
     tables_of,
 )
@@ -46,7 +33,7 @@ _SLOTS_AHEAD_IN_TURN: Final = 8
 @compiled
 def roll_back(state: State) -> None:
     """Copy the journal back, last entry first. The caller restores ``meta``."""
-    journal, end = state.journal, state.meta[JOURNAL_END]
+    journal, end = state.journal, state.meta[META.journal_end]
     while end > 0:
         source, start, words = journal[end - 3], journal[end - 2], journal[end - 1]
         end -= 3 + words
@@ -72,22 +59,22 @@ def _free_expired_chunks(state: State, kind: Any, slot: Any, floor_us: Any) -> i
     chunks, _, chunks_dirty, _ = tables_of(state, kind)
     meta, slots, base = state.meta, state.slots, slot * SLOT_WORDS + KIND_STEP * kind
     dropped = 0
-    chunk = slots[base + HEAD]
-    while chunk > 0 and chunks[chunk * CHUNK_WORDS + LAST] <= floor_us:
+    chunk = slots[base + SLOT.head]
+    while chunk > 0 and chunks[chunk * CHUNK_WORDS + CHUNK.last] <= floor_us:
         record = chunk * CHUNK_WORDS
-        following, length = chunks[record + NEXT], chunks[record + LENGTH]
-        free = FREE_CHUNKS + SIZE_CLASSES * kind + size_class_of(chunks[record + CAPACITY])
-        chunks[record + NEXT] = meta[free]
+        following, length = chunks[record + CHUNK.next], chunks[record + CHUNK.length]
+        free = FREE_CHUNKS + SIZE_CLASSES * kind + size_class_of(chunks[record + CHUNK.capacity])
+        chunks[record + CHUNK.next] = meta[free]
         meta[free] = chunk
         mark(chunks_dirty, record, CHUNK_WORDS)
-        slots[base + HELD] -= length
-        meta[HELD_EVENTS + kind] -= length
-        slots[base + HEAD] = following
+        slots[base + SLOT.held] -= length
+        meta[META.held_events + kind] -= length
+        slots[base + SLOT.head] = following
         if following > 0:
-            chunks[following * CHUNK_WORDS + PREVIOUS] = 0
+            chunks[following * CHUNK_WORDS + CHUNK.previous] = 0
             mark(chunks_dirty, following * CHUNK_WORDS, CHUNK_WORDS)
         else:
-            slots[base + TAIL] = 0
+            slots[base + SLOT.tail] = 0
         mark(state.slots_dirty, slot * SLOT_WORDS, SLOT_WORDS)
         dropped += 1
         chunk = following
@@ -98,30 +85,33 @@ def _free_expired_chunks(state: State, kind: Any, slot: Any, floor_us: Any) -> i
 def sweep(state: State, labelled: bool, steps: Any) -> None:
     """Visit the next slots in turn, free what lies behind the horizon, and forget entities that hold nothing.
 
-    ``steps`` bounds the slots visited and chunks freed (a timeline that was begun is finished).
+    Args:
+        state: The partition's tables, with nothing that could still be rolled back.
+        labelled: True if entities have labels. Those without are held until their case lies behind the horizon too.
+        steps: Bounds the slots visited and chunks freed (a timeline that was begun is finished).
     """
     meta, slots = state.meta, state.slots
-    end, floor_us, slot = meta[SLOTS_END], meta[NEWEST] - HORIZON_US, meta[CURSOR]
+    end, floor_us, slot = meta[META.slots_end], meta[META.newest] - HORIZON_US, meta[META.cursor]
     steps = min(steps, 2 * end)
     while steps > 0 and end > 1:
         steps -= 1
         slot = slot + 1 if slot + 1 < end else 1
         if slot + _SLOTS_AHEAD_IN_TURN < end:
-            prefetch(state.chunks, slots[(slot + _SLOTS_AHEAD_IN_TURN) * SLOT_WORDS + HEAD] * CHUNK_WORDS)
+            prefetch(state.chunks, slots[(slot + _SLOTS_AHEAD_IN_TURN) * SLOT_WORDS + SLOT.head] * CHUNK_WORDS)
         base = slot * SLOT_WORDS
-        if slots[base + TAIL] == FREE:
+        if slots[base + SLOT.tail] == FREE:
             continue
         steps -= _free_expired_chunks(state, EVENTS, slot, floor_us)
         if labelled:
             steps -= _free_expired_chunks(state, LABELS, slot, floor_us)
-            empty = slots[base + HEAD] == 0 and slots[base + HEAD + KIND_STEP] == 0
+            empty = slots[base + SLOT.head] == 0 and slots[base + SLOT.head + KIND_STEP] == 0
         else:
-            empty = slots[base + HEAD] == 0 and slots[base + CASE_START] <= floor_us
+            empty = slots[base + SLOT.head] == 0 and slots[base + SLOT.case_start] <= floor_us
         if empty:
             leave_index(state, slot)
-            slots[base + HEAD] = meta[FREE_SLOT]
-            slots[base + TAIL] = FREE
-            meta[FREE_SLOT] = slot
-            meta[ENTITIES] -= 1
+            slots[base + SLOT.head] = meta[META.free_slot]
+            slots[base + SLOT.tail] = FREE
+            meta[META.free_slot] = slot
+            meta[META.entities] -= 1
             mark(state.slots_dirty, base, SLOT_WORDS)
-    meta[CURSOR] = slot
+    meta[META.cursor] = slot

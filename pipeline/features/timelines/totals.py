@@ -5,17 +5,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.features.compiled import inlined, wide_product
-from pipeline.features.timelines.layout import (
-    FLAGGED_SUM,
-    FLAGS,
-    LARGEST,
-    NEVER,
-    SMALLEST,
-    SQUARE_HIGH,
-    SQUARE_LOW,
-    SUM,
-    TOTALS_WORDS,
-)
+from pipeline.features.timelines.layout import NEVER, TOTAL, TOTALS_WORDS
 
 _TWO_64: Final = 18446744073709551616.0
 
@@ -29,7 +19,17 @@ def add_wide(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
 
 @inlined
 def standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any) -> float:
-    """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n."""
+    """Population standard deviation from exact sums: sqrt(n * sum(a^2) - sum(a)^2) / n.
+
+    Args:
+        count: Number of amounts; for 0 the result is NaN.
+        total: Their sum, in minor units.
+        signed_high: High 64 bits of the sum of their squares, signed as the tables hold them.
+        signed_low: Low 64 bits, likewise.
+
+    Returns:
+        In minor units.
+    """
     n, high, low = np.uint64(count), np.uint64(signed_high), np.uint64(signed_low)
     scaled_high, scaled_low = wide_product(n, low)
     scaled_high = scaled_high + n * high
@@ -43,8 +43,8 @@ def standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any
 def clear_totals(table: Any, at: Any) -> None:
     """Totals of no events."""
     table[at : at + TOTALS_WORDS] = 0
-    table[at + LARGEST] = -1
-    table[at + SMALLEST] = NEVER
+    table[at + TOTAL.largest] = -1
+    table[at + TOTAL.smallest] = NEVER
 
 
 @inlined
@@ -64,21 +64,31 @@ def with_event(totals: Any, doubled: Any) -> Any:
 def add_event(table: Any, at: Any, doubled: Any) -> None:
     """Take an event, by its row's amount and flag, into totals that stand in a table."""
     totals = (
-        table[at + LARGEST], table[at + SMALLEST], table[at + SUM], table[at + SQUARE_HIGH], table[at + SQUARE_LOW],
-        table[at + FLAGS], table[at + FLAGGED_SUM],
+        table[at + TOTAL.largest], table[at + TOTAL.smallest], table[at + TOTAL.sum], table[at + TOTAL.square_high],
+        table[at + TOTAL.square_low], table[at + TOTAL.flags], table[at + TOTAL.flagged_sum],
     )  # fmt: skip
     largest, smallest, sum_, high, low, flags, flagged_sum = with_event(totals, doubled)
-    table[at + LARGEST], table[at + SMALLEST], table[at + SUM] = largest, smallest, sum_
-    table[at + SQUARE_HIGH], table[at + SQUARE_LOW] = high, low
-    table[at + FLAGS], table[at + FLAGGED_SUM] = flags, flagged_sum
+    table[at + TOTAL.largest], table[at + TOTAL.smallest], table[at + TOTAL.sum] = largest, smallest, sum_
+    table[at + TOTAL.square_high], table[at + TOTAL.square_low] = high, low
+    table[at + TOTAL.flags], table[at + TOTAL.flagged_sum] = flags, flagged_sum
 
 
 @inlined
 def with_totals(totals: Any, table: Any, at: Any) -> Any:
-    """Totals with those that stand in a table."""
+    """Totals with those that stand in a table.
+
+    Args:
+        totals: Seven numbers, in the order of `TOTAL`.
+        table: The chunks or the arena of events, flat.
+        at: Number of the word at which the other totals begin.
+
+    Returns:
+        Seven numbers, in the same order.
+    """
     largest, smallest, sum_, high, low, flags, flagged_sum = totals
-    high, low = add_wide(high, low, table[at + SQUARE_HIGH], table[at + SQUARE_LOW])
+    high, low = add_wide(high, low, table[at + TOTAL.square_high], table[at + TOTAL.square_low])
     return (
-        max(largest, table[at + LARGEST]), min(smallest, table[at + SMALLEST]), sum_ + table[at + SUM], high, low,
-        flags + table[at + FLAGS], flagged_sum + table[at + FLAGGED_SUM],
+        max(largest, table[at + TOTAL.largest]), min(smallest, table[at + TOTAL.smallest]),
+        sum_ + table[at + TOTAL.sum], high, low, flags + table[at + TOTAL.flags],
+        flagged_sum + table[at + TOTAL.flagged_sum],
     )  # fmt: skip

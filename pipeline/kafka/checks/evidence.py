@@ -4,7 +4,7 @@ Markers on ``progress`` and decisions say how far that is, and whoever may write
 refuses to go on only where a second topic bears them out: with results of records that the group's offsets leave out.
 """
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
@@ -23,6 +23,7 @@ from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partit
 from pipeline.kafka.readers import topic_reader
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.records.internal import OnRefused, not_counted, refuse
+from pipeline.kafka.records.member import Member
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
@@ -71,45 +72,36 @@ class Claim(NamedTuple):
     """False if the group has no offset of the partition."""
 
 
-def records_below(
-    bootstrap: str,
-    name: str,
-    settings: Settings,
-    ends: Mapping[int, int],
-    start: Mapping[int, int] | None = None,
-    on_refused: OnRefused = not_counted,
+def records_within(
+    bootstrap: str, name: str, settings: Settings, windows: Mapping[int, range], on_refused: OnRefused = not_counted
 ) -> Generator[Record, None, None]:
-    """Yield committed records below an end of each partition of a topic (full name), from ``start`` or the first."""
-    left = set(ends)
+    """Yield the committed records within a range of offsets of each partition of a topic (full name)."""
+    windows = {number: window for number, window in windows.items() if window}
+    left = set(windows)
     if not left:
         return
+    starts = {number: window.start for number, window in windows.items()}
     reading = read_batches(
-        bootstrap, name, settings=settings, partitions=sorted(left), start=start, on_refused=on_refused
+        bootstrap, name, settings=settings, partitions=sorted(left), start=starts, on_refused=on_refused
     )
     with closing(reading) as batches:
         for records in batches:
-            yield from (record for record in records if record.offset < ends[record.partition])
-            left -= {record.partition for record in records if record.offset + 1 >= ends[record.partition]}
+            yield from (record for record in records if record.offset < windows[record.partition].stop)
+            left -= {record.partition for record in records if record.offset + 1 >= windows[record.partition].stop}
             if not left:
                 return
 
 
-def any_result(bootstrap: str, topic: Topic, settings: Settings, agent: str, on_refused: OnRefused) -> bool:
-    """Return whether ``topic`` holds a committed result of ``agent``; a record that can be none is refused."""
-    traces = _Traces(agent, settings, on_refused)
-    reading = read_batches(bootstrap, settings.topic(topic.name), settings=settings, on_refused=on_refused)
+def any_result(member: Member, topic: Topic) -> bool:
+    """Return whether ``topic`` holds a committed result of an agent; a record that can be none is refused."""
+    traces = _Traces(member)
+    name = member.settings.topic(topic.name)
+    reading = read_batches(member.bootstrap, name, settings=member.settings, on_refused=member.on_refused)
     with closing(reading) as batches:
         return any(traces.take(record, topic) for records in batches for record in records)
 
 
-def borne_out(
-    bootstrap: str,
-    agent: str,
-    reads: Collection[Topic],
-    claims: Mapping[Partition, Claim],
-    settings: Settings,
-    on_refused: OnRefused,
-) -> set[Partition]:
+def borne_out(member: Member, claims: Mapping[Partition, Claim]) -> set[Partition]:
     """Return the partitions (topics: full names) whose claims a second topic bears out.
 
     Raises:
@@ -118,15 +110,15 @@ def borne_out(
     """
     if not claims:
         return set()
-    client = admin_client(bootstrap, settings=settings)
+    client, reads = admin_client(member.bootstrap, settings=member.settings), member.reads
     second = PROFILED if TRANSACTIONS in reads else DECISION_FEATURES if PROFILED in reads else EXAMPLES
-    traces = _Traces(agent, settings, on_refused)
+    traces = _Traces(member)
     found = set()
     for partition, claim in sorted(claims.items()):
-        names = _names_in_results(client, bootstrap, partition, claim, settings)
+        names = _names_in_results(client, member, partition, claim)
         for topic in (None, second, DEAD_LETTERS):
             if topic is not None:
-                for record in _at_about(client, bootstrap, topic, claim.timestamp_ms, settings):
+                for record in _at_about(client, member, topic, claim.timestamp_ms):
                     traces.take(record, topic)
             if traces.show(partition, claim, names):
                 found.add(partition)
@@ -134,35 +126,27 @@ def borne_out(
     return found
 
 
-def _at_about(
-    client: AdminClient, bootstrap: str, topic: Topic, timestamp_ms: int, settings: Settings
-) -> Iterator[Record]:
+def _at_about(client: AdminClient, member: Member, topic: Topic, timestamp_ms: int) -> Iterator[Record]:
     """Yield the records of ``topic`` that were written with a marker of this time, and the last ones before it."""
-    name = settings.topic(topic.name)
+    name = member.settings.topic(topic.name)
     partitions = [(name, number) for number in partition_numbers(client, name)]
     at_ms = min(max(timestamp_ms, _AROUND_MS), LATEST_STAMP_MS)
     starts = offsets_at(client, partitions, at_ms - _AROUND_MS)
     ends = offsets_at(client, partitions, at_ms + _AROUND_MS)
     windows = {at[1]: range(max(starts[at], ends[at] - CHECKED_RECORDS), ends[at]) for at in partitions}
-    windows = {number: window for number, window in windows.items() if window}
-    return records_below(
-        bootstrap, name, settings,
-        {number: window.stop for number, window in windows.items()},
-        {number: window.start for number, window in windows.items()},
-    )  # fmt: skip
+    return records_within(member.bootstrap, name, member.settings, windows)
 
 
-def _names_in_results(
-    client: AdminClient, bootstrap: str, partition: Partition, claim: Claim, settings: Settings
-) -> set[_Name]:
+def _names_in_results(client: AdminClient, member: Member, partition: Partition, claim: Claim) -> set[_Name]:
     """Return what results call the newest records of a claim, where they do not name their position."""
     name, number = partition
-    bare, found = name.removeprefix(settings.topic_prefix), set[_Name]()
+    settings, found = member.settings, set[_Name]()
+    bare = name.removeprefix(settings.topic_prefix)
     first = first_offsets(client, [partition])[partition]
     start = max(claim.offsets.start, claim.offsets.stop - CHECKED_RECORDS, first)
     if bare not in (ACCEPTED_LABELS.name, DECISION_FEATURES.name) or start >= claim.offsets.stop:
         return found
-    for record in records_below(bootstrap, name, settings, {number: claim.offsets.stop}, {number: start}):
+    for record in records_within(member.bootstrap, name, settings, {number: range(start, claim.offsets.stop)}):
         try:
             if bare == DECISION_FEATURES.name:
                 rows = read_features(record).block
@@ -185,15 +169,15 @@ def _names_in_results(
 class _Traces:
     """The evidence in an agent's results of the records that they were made of."""
 
-    def __init__(self, agent: str, settings: Settings, on_refused: OnRefused) -> None:
-        self._agent, self._settings, self._on_refused = agent, settings, on_refused
+    def __init__(self, member: Member) -> None:
+        self._agent, self._settings, self._on_refused = member.agent, member.settings, member.on_refused
         self._names: set[_Name] = set()
         self._last: dict[tuple[str, int], int] = {}
         """Largest offset of which there is a result, by topic (without prefix) and partition."""
         self._read: set[tuple[str, int]] = set()
         """Partitions of which some record was read."""
 
-    def show(self, partition: Partition, claim: Claim, names: Collection[_Name]) -> bool:
+    def show(self, partition: Partition, claim: Claim, names: Set[_Name]) -> bool:
         """Return whether anything that ``claim`` names was read."""
         at = (partition[0].removeprefix(self._settings.topic_prefix), partition[1])
         return (

@@ -7,17 +7,18 @@ from typing import NamedTuple
 
 import msgspec
 from confluent_kafka import IsolationLevel
+from confluent_kafka.admin import AdminClient
 
-from pipeline.kafka.checks.evidence import CHECKED_RECORDS, Claim, read_batches, records_below
+from pipeline.kafka.checks.evidence import CHECKED_RECORDS, Claim, read_batches, records_within
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.kafka.readers.replay_reader import decode_progress
 from pipeline.kafka.records.batch import Partition
-from pipeline.kafka.records.internal import OnRefused, not_counted, readable
-from pipeline.settings import Settings
+from pipeline.kafka.records.internal import readable
+from pipeline.kafka.records.member import Member
 from schemas.messages import Offset
 from schemas.records import Record
-from schemas.topics import DECISIONS, PROFILED, PROGRESS, Topic, has_order
+from schemas.topics import DECISIONS, PROFILED, PROGRESS, has_order
 
 
 class ResultBatch(NamedTuple):
@@ -48,160 +49,111 @@ _decode_decided = msgspec.json.Decoder(_Decided).decode
 
 @dataclass(slots=True)
 class ResultOffsets:
-    """The ends of an agent's results; offsets by topic (full name) and partition number."""
+    """What an agent's results say of how far it has read, by topic (full name) and partition number."""
 
-    ends: dict[Partition, int] = field(default_factory=dict)
-    """Offset behind the last record that a result names."""
-    times_ms: dict[Partition, int] = field(default_factory=dict)
-    """Timestamp of that result."""
+    furthest: dict[Partition, ResultBatch] = field(default_factory=dict)
+    """The batch with the largest end."""
     newest: dict[Partition, int] = field(default_factory=dict)
-    """The same of the newest result alone, which may be of a topic that was made anew since."""
-    numbers: set[int] = field(default_factory=set)
-    """Partition numbers of ``progress`` that have a record of the agent."""
-
-    def add(self, at: Partition, end: int, record: Record) -> None:
-        """Take in that the result ``record`` names what lies below ``end``."""
-        if end > self.ends.get(at, 0):
-            self.ends[at], self.times_ms[at] = end, record.timestamp_ms
+    """End of the newest one alone, which may be of a topic that was made anew since."""
 
     def claims(self, starts: Mapping[Partition, int]) -> dict[Partition, Claim]:
         """Return what results claim of partitions without a committed offset: that they were read behind ``starts``."""
         return {
-            at: Claim(range(start, self.ends[at]), self.times_ms[at], committed=False)
+            at: Claim(range(start, known.end), known.timestamp_ms, committed=False)
             for at, start in starts.items()
-            if self.ends.get(at, 0) > start
+            if (known := self.furthest.get(at)) is not None and known.end > start
         }
 
 
-def decided(bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted) -> ResultOffsets:
-    """Find the score agent's offsets in `profiled` by its decisions; the middle of a log is not read."""
+def result_offsets(member: Member, numbers: Collection[int]) -> ResultOffsets:
+    """Find an agent's offsets by its results, of its partitions with these ``numbers``; none if they name no input.
+
+    The middle of the logs of results is not read.
+    """
     results = ResultOffsets()
-    numbers = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(DECISIONS.name))
-    profiled = settings.topic(PROFILED.name)
-    for records in _both_ends(bootstrap, DECISIONS, numbers, settings, on_refused):
-        for record, decision in readable(records, _decode_decided, on_refused):
-            if (log := decision.log) is not None:
-                results.add((profiled, log.partition), log.offset + 1, record)
+    client, partitions = _partitions_of_results(member, numbers)
+    newest, oldest = _both_ends(client, member, partitions)
+    for records in (newest, oldest):
+        for at, batch in _batches_in(member, records):
+            if records is newest:
+                results.newest[at] = batch.end
+            known = results.furthest.get(at)
+            if batch.end > (known.end if known is not None else 0):
+                results.furthest[at] = batch
     return results
 
 
-def progressed(
-    bootstrap: str,
-    agent: str,
-    numbers: Collection[int],
-    settings: Settings,
-    on_refused: OnRefused = not_counted,
-) -> ResultOffsets:
-    """Find the offsets of an agent of several inputs; the middle of `progress` is not read."""
-    results = ResultOffsets()
-    # A topic whose partitions are too few is reported by another check.
-    there = partition_numbers(admin_client(bootstrap, settings=settings), settings.topic(PROGRESS.name))
-    asked = sorted({*numbers} & {*there})
-    newest, oldest = _both_ends(bootstrap, PROGRESS, asked, settings, on_refused)
-    for at, end, record in _of_progress(newest, agent, settings, on_refused):
-        results.newest[at] = end
-        results.add(at, end, record)
-    for at, end, record in _of_progress(oldest, agent, settings, on_refused):
-        results.add(at, end, record)
-    results.numbers = {number for _, number in results.ends}
-    return results
-
-
-def result_offsets(
-    bootstrap: str,
-    agent: str,
-    reads: Collection[Topic],
-    numbers: Collection[int],
-    settings: Settings,
-    on_refused: OnRefused = not_counted,
-) -> ResultOffsets:
-    """Find the offsets of an agent that ``reads`` these topics by its results; empty where they name no input."""
-    if has_order(reads):
-        return progressed(bootstrap, agent, numbers, settings, on_refused)
-    return decided(bootstrap, settings, on_refused) if PROFILED in reads else ResultOffsets()
-
-
-def newest_batches(
-    bootstrap: str,
-    agent: str,
-    reads: Collection[Topic],
-    numbers: Collection[int],
-    settings: Settings,
-    on_refused: OnRefused = not_counted,
-) -> dict[Partition, ResultBatch]:
+def newest_batches(member: Member, numbers: Collection[int]) -> dict[Partition, ResultBatch]:
     """Return the newest batch that an agent's results show, by input partition.
 
     Its end may be ahead of the group's offsets for good: a worker that delivers at least once can die between its
     results and their offsets. A partition of which the last ``CHECKED_RECORDS`` results show nothing is absent.
     """
-    topic, key = (PROGRESS, agent.encode()) if has_order(reads) else (DECISIONS, None)
-    if key is None and PROFILED not in reads:
-        return {}
-    name, profiled = settings.topic(topic.name), settings.topic(PROFILED.name)
-    client = admin_client(bootstrap, settings=settings)
-    asked = partition_numbers(client, name)
-    partitions = [(name, number) for number in asked if key is None or number in numbers]
-    ends = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
-    tails = {number: max(0, ends[name, number] - CHECKED_RECORDS) for _, number in partitions if ends[name, number]}
+    client, partitions = _partitions_of_results(member, numbers)
+    ends = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED) if partitions else {}
+    tails = {number: max(0, end - CHECKED_RECORDS) for (_, number), end in ends.items() if end}
     if not tails:
         return {}
     found: dict[Partition, ResultBatch] = {}
     reading = read_batches(
-        bootstrap, name, settings=settings, partitions=list(tails), start=tails, on_refused=on_refused
-    )
+        member.bootstrap, partitions[0][0], settings=member.settings, partitions=list(tails), start=tails,
+        on_refused=member.on_refused,
+    )  # fmt: skip
     with closing(reading) as batches:
-        every = (record for records in batches for record in records)
-        if key is not None:
-            own = (record for record in every if record.key == key)
-            for record, marker in readable(own, decode_progress, on_refused):
-                for name, end in marker.ends.items():
-                    # In the order of the log, which is that of the batches.
-                    start = marker.starts.get(name, end)
-                    found[settings.topic(name), record.partition] = ResultBatch(start, end, record.timestamp_ms)
-        else:
-            for record, decision in readable(every, _decode_decided, on_refused):
-                if decision.log is not None:
-                    at = (profiled, decision.log.partition)
-                    found[at] = _newer(found.get(at), decision.log.offset, decision.decided_at, record.timestamp_ms)
+        for at, batch in _batches_in(member, (record for records in batches for record in records)):
+            # Markers come in the order of the batches.
+            found[at] = batch if has_order(member.reads) else _newer(found.get(at), batch)
     return found
 
 
-def _newer(known: ResultBatch | None, offset: int, decided_at: str, timestamp_ms: int) -> ResultBatch:
+def _newer(known: ResultBatch | None, batch: ResultBatch) -> ResultBatch:
     """The newer batch of two: decisions of one batch bear one time, and lie in several partitions."""
-    if known is not None and known.decided_at == decided_at:
-        return known._replace(start=min(known.start, offset), end=max(known.end, offset + 1))
-    if known is not None and known.timestamp_ms > timestamp_ms:
+    if known is not None and known.decided_at == batch.decided_at:
+        return known._replace(start=min(known.start, batch.start), end=max(known.end, batch.end))
+    if known is not None and known.timestamp_ms > batch.timestamp_ms:
         return known
-    return ResultBatch(offset, offset + 1, timestamp_ms, decided_at)
+    return batch
 
 
-def _of_progress(
-    records: Iterable[Record], agent: str, settings: Settings, on_refused: OnRefused
-) -> Iterator[tuple[Partition, int, Record]]:
-    key = agent.encode()
-    own = (record for record in records if record.key == key)
-    for record, marker in readable(own, decode_progress, on_refused):
-        for name, end in marker.ends.items():
-            yield (settings.topic(name), record.partition), end, record
+def _partitions_of_results(member: Member, numbers: Collection[int]) -> tuple[AdminClient, list[Partition]]:
+    """Return where an agent's results are that name its input: markers of ``numbers``, or all decisions."""
+    client = admin_client(member.bootstrap, settings=member.settings)
+    is_marked = has_order(member.reads)
+    if not is_marked and PROFILED not in member.reads:
+        return client, []
+    name = member.settings.topic((PROGRESS if is_marked else DECISIONS).name)
+    # A topic whose partitions are too few is reported by another check.
+    there = partition_numbers(client, name)
+    return client, [(name, number) for number in there if not is_marked or number in numbers]
+
+
+def _batches_in(member: Member, records: Iterable[Record]) -> Iterator[tuple[Partition, ResultBatch]]:
+    """Yield what an agent's results say that it has read, with the partition; what cannot be read is refused."""
+    topic, on_refused = member.settings.topic, member.on_refused
+    if has_order(member.reads):
+        own = (record for record in records if record.key == member.agent.encode())
+        for record, marker in readable(own, decode_progress, on_refused):
+            for name, end in marker.ends.items():
+                batch = ResultBatch(marker.starts.get(name, end), end, record.timestamp_ms)
+                yield (topic(name), record.partition), batch
+        return
+    for record, decision in readable(records, _decode_decided, on_refused):
+        if (log := decision.log) is not None:
+            batch = ResultBatch(log.offset, log.offset + 1, record.timestamp_ms, decision.decided_at)
+            yield (topic(PROFILED.name), log.partition), batch
 
 
 def _both_ends(
-    bootstrap: str, topic: Topic, numbers: Sequence[int], settings: Settings, on_refused: OnRefused
+    client: AdminClient, member: Member, partitions: Sequence[Partition]
 ) -> tuple[list[Record], list[Record]]:
-    """The newest records of partitions of ``topic``, and the oldest where those are not among the newest."""
-    name = settings.topic(topic.name)
-    client = admin_client(bootstrap, settings=settings)
-    partitions = [(name, number) for number in numbers]
-    first = first_offsets(client, partitions)
-    end = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
-    # On topics that are empty no reader need be made.
-    partitions = [partition for partition in partitions if end[partition] > first[partition]]
+    """The newest records of partitions of a topic, and the oldest where those are not among the newest."""
     if not partitions:
         return [], []
-    firsts = {partition[1]: first[partition] for partition in partitions}
-    tails = {partition[1]: max(first[partition], end[partition] - CHECKED_RECORDS) for partition in partitions}
+    first = first_offsets(client, partitions)
+    end = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED)
+    tails = {at: range(max(first[at], end[at] - CHECKED_RECORDS), end[at]) for at in partitions}
     # From their beginning as it is then: retention may move it meanwhile.
-    left = {number: first + CHECKED_RECORDS for number, first in firsts.items() if tails[number] > first}
-    ends = {number: end[name, number] for number in tails}
-    newest = records_below(bootstrap, name, settings, ends, tails, on_refused)
-    return [*newest], [*records_below(bootstrap, name, settings, left, on_refused=on_refused)]
+    heads = {at[1]: range(first[at] + CHECKED_RECORDS) for at in partitions if tails[at].start > first[at]}
+    asked = (member.bootstrap, partitions[0][0], member.settings)
+    newest = records_within(*asked, {number: tail for (_, number), tail in tails.items()}, member.on_refused)
+    return [*newest], [*records_within(*asked, heads, member.on_refused)]

@@ -5,7 +5,7 @@ a setting makes it a warning.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, ResourceType
 
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.checks.evidence import any_result, borne_out
-from pipeline.kafka.checks.kernels import SCORE, members_of_others, start_findings
+from pipeline.kafka.checks.kernel_versions import SCORE, members_of_others, start_findings
 from pipeline.kafka.checks.offset_checks import ResultOffsets, result_offsets
 from pipeline.kafka.cluster.admin import committed_by_group, group_consumer
 from pipeline.kafka.cluster.clients import admin_client
@@ -25,6 +25,7 @@ from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets
 from pipeline.kafka.cluster.retention import retention_problems
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.member import Member
 from pipeline.settings import Settings
 from schemas.topics import CONTROL, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic, has_order
 
@@ -62,9 +63,19 @@ class Role(Protocol):
 def check_start(
     bootstrap: str, settings: Settings, roles: Sequence[Role], on_refused: OnRefused = not_counted
 ) -> list[str]:
-    """Look at everything, for the agents ``roles``; returns warnings. The topics must exist (``ensure_topics``).
+    """Check the cluster before the agents of a worker start.
 
-    Raises ``StartRefused`` with every problem found, ``TopicError`` for a missing topic, ``KafkaException``.
+    Args:
+        roles: The agents. Their topics must exist (`ensure_topics`).
+        on_refused: Counts records of internal topics that cannot be read.
+
+    Returns:
+        Warnings, as sentences; none of them stops the worker.
+
+    Raises:
+        StartRefused: There are problems; its text has all that were found.
+        TopicError: A topic is missing.
+        KafkaException: The brokers report an error that does not pass.
     """
     cluster = Cluster(bootstrap, settings, admin_client(bootstrap, settings=settings), on_refused)
     brokers(cluster.client)  # a client's first request should be for metadata: others can take seconds
@@ -95,12 +106,13 @@ class CheckResult(NamedTuple):
     problems: list[str]
     warnings: list[str]
 
-    @classmethod
-    def from_problems(cls, problems: Sequence[str], *, accepted: bool, setting: str) -> "CheckResult":
-        """Problems, or warnings where the operator has accepted them; says how to accept them."""
-        if accepted:
-            return cls([], list(problems))
-        return cls([f"{problem}. To start all the same: {setting}=true." for problem in problems], [])
+
+def _unless_accepted(problems: Sequence[str], settings: Settings, setting: str) -> CheckResult:
+    """Return problems, or warnings where the operator has accepted them by a setting; say how to accept them."""
+    if getattr(settings, setting):
+        return CheckResult([], list(problems))
+    how = f"To start all the same: FRAUD_PIPELINE_{setting.upper()}=true."
+    return CheckResult([f"{problem}. {how}" for problem in problems], [])
 
 
 def check_partitions(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
@@ -129,11 +141,8 @@ def check_retention(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     settings = cluster.settings
     topics = list(dict.fromkeys([*(topic for role in roles for topic in role.reads), PROGRESS, MODELS, CONTROL]))
     configs, warnings = configs_of(cluster.client, ResourceType.TOPIC, [settings.topic(t.name) for t in topics])
-    found = CheckResult.from_problems(
-        retention_problems([topic for topic in topics if settings.topic(topic.name) in configs], configs, settings),
-        accepted=settings.accept_short_retention,
-        setting="FRAUD_PIPELINE_ACCEPT_SHORT_RETENTION",
-    )
+    there = [topic for topic in topics if settings.topic(topic.name) in configs]
+    found = _unless_accepted(retention_problems(there, configs, settings), settings, "accept_short_retention")
     return CheckResult(found.problems, found.warnings + warnings)
 
 
@@ -153,11 +162,7 @@ def check_timestamps(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
         for name, config in configs.items()
         if config.get("message.timestamp.type") != "LogAppendTime"
     ]
-    return CheckResult.from_problems(
-        problems,
-        accepted=settings.accept_producer_timestamps,
-        setting="FRAUD_PIPELINE_ACCEPT_PRODUCER_TIMESTAMPS",
-    )
+    return _unless_accepted(problems, settings, "accept_producer_timestamps")
 
 
 def check_replication(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
@@ -211,10 +216,15 @@ def _internal_topics(client: AdminClient) -> list[str]:
 
 def check_offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     """Every group's offsets must lie within its topics, and must exist where its results do."""
-    found = _offsets(cluster, roles)
+    return _looked_at_twice(lambda: _offsets(cluster, roles))
+
+
+def _looked_at_twice(check: Callable[[], CheckResult]) -> CheckResult:
+    """Return what a check finds, and finds again: another worker may be about to commit, or to leave."""
+    found = check()
     if found.problems:
         time.sleep(RECHECK_S)
-        found = _offsets(cluster, roles)
+        found = check()
     return found
 
 
@@ -235,12 +245,8 @@ def _offsets(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     with ThreadPoolExecutor(len(roles)) as threads:
         found = list(threads.map(partial(offset_findings, cluster), roles))
     lost, beyond, again, warnings = ([sentence for of_role in found for sentence in of_role[kind]] for kind in range(4))
-    refused = CheckResult.from_problems(
-        lost, accepted=settings.accept_lost_records, setting="FRAUD_PIPELINE_ACCEPT_LOST_RECORDS"
-    )
-    redone = CheckResult.from_problems(
-        again, accepted=settings.restart_from_beginning, setting="FRAUD_PIPELINE_RESTART_FROM_BEGINNING"
-    )
+    refused = _unless_accepted(lost, settings, "accept_lost_records")
+    redone = _unless_accepted(again, settings, "restart_from_beginning")
     return CheckResult(refused.problems + beyond + redone.problems, refused.warnings + redone.warnings + warnings)
 
 
@@ -248,7 +254,8 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     """Look at the offsets of one group."""
     client, settings = cluster.client, cluster.settings
     group = settings.topic(role.name)
-    topics = describe_topics(client, [settings.topic(topic.name) for topic in role.reads])
+    member = Member(cluster.bootstrap, settings, role.name, role.reads, on_refused=cluster.on_refused)
+    topics = describe_topics(client, list(member.topics))
     partitions = [(name, part.id) for name, topic in topics.items() for part in topic.partitions]
     # In this order, so that what is committed in between cannot make an offset look too large.
     with closing(group_consumer(cluster.bootstrap, group, settings=settings)) as consumer:
@@ -260,26 +267,23 @@ def offset_findings(cluster: Cluster, role: Role) -> OffsetFindings:
     # Decisions, which are large, are looked at only where something is to be explained.
     if missing or has_order(role.reads):
         numbers = {number for _, number in partitions}
-        results = result_offsets(cluster.bootstrap, role.name, role.reads, numbers, settings, cluster.on_refused)
+        results = result_offsets(member, numbers)
     # A marker, or a decision, counts only where a second topic bears it out.
-    anew = _borne_out(cluster, role, results, {at: ends[at] for at in missing})
+    anew = _borne_out(member, results, {at: ends[at] for at in missing})
     unread = [at for at in missing if ends[at] > starts[at] and at not in anew]
     return OffsetFindings(
         lost=_deleted(group, committed, starts) + _made_anew(group, anew),
         beyond=_beyond(group, committed, ends),
-        again=_decided_again(cluster, role, unread, results, whole=not committed),
+        again=_decided_again(member, role.writes, unread, results, whole=not committed),
         warnings=(
             _without_order(group, settings.topic(PROGRESS.name), committed, results) if has_order(role.reads) else []
         ),
     )
 
 
-def _borne_out(
-    cluster: Cluster, role: Role, results: ResultOffsets, starts: Mapping[Partition, int]
-) -> dict[Partition, int]:
+def _borne_out(member: Member, results: ResultOffsets, starts: Mapping[Partition, int]) -> dict[Partition, int]:
     """Return how far partitions were read, of those that were read behind ``starts``."""
-    asked = (cluster.bootstrap, role.name, role.reads, results.claims(starts), cluster.settings, cluster.on_refused)
-    return {at: results.ends[at] for at in sorted(borne_out(*asked))}
+    return {at: results.furthest[at].end for at in sorted(borne_out(member, results.claims(starts)))}
 
 
 def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
@@ -287,12 +291,7 @@ def check_kernel(cluster: Cluster, roles: Sequence[Role]) -> CheckResult:
     writes = any(PROFILED in role.writes for role in roles)
     if not writes and not any(PROFILED in role.reads for role in roles):
         return CheckResult([], [])
-    found = _kernels(cluster, writes=writes)
-    if found.problems:
-        # Another worker may be about to decide them, to write some of this kernel, or to leave.
-        time.sleep(RECHECK_S)
-        found = _kernels(cluster, writes=writes)
-    return found
+    return _looked_at_twice(lambda: _kernels(cluster, writes=writes))
 
 
 def _kernels(cluster: Cluster, *, writes: bool) -> CheckResult:
@@ -326,9 +325,7 @@ def _kernels(cluster: Cluster, *, writes: bool) -> CheckResult:
     if found.own and not writes:
         # It decides those of this kernel, and leaves partitions alone from where another one begins.
         return CheckResult([], problems)
-    return CheckResult.from_problems(
-        problems, accepted=settings.accept_other_kernel, setting="FRAUD_PIPELINE_ACCEPT_OTHER_KERNEL"
-    )
+    return _unless_accepted(problems, settings, "accept_other_kernel")
 
 
 def _made_anew(group: str, anew: Mapping[Partition, int]) -> list[str]:
@@ -353,7 +350,8 @@ def _without_order(group: str, progress: str, committed: Mapping[Partition, int]
         "a replay reads such records topic by topic, which may not be the order in which they were worked on. Was the "
         "topic made anew? Restore it from a backup"
     )
-    for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - results.numbers):
+    shown = {number for _, number in results.furthest}
+    for number in sorted({number for (_, number), offset in committed.items() if offset > 0} - shown):
         warnings.append(
             f"group {group} has read its inputs' partition {number}, and topic {progress} tells nothing of it: "
             f"{what_follows}"
@@ -389,23 +387,22 @@ def _beyond(group: str, committed: Mapping[Partition, int], ends: Mapping[Partit
 
 
 def _decided_again(
-    cluster: Cluster, role: Role, missing: Sequence[Partition], shown: ResultOffsets, *, whole: bool
+    member: Member, writes: Sequence[Topic], missing: Sequence[Partition], shown: ResultOffsets, *, whole: bool
 ) -> list[str]:
     """Find inputs that would be decided a second time, because their results exist and they have no offset."""
     # Whoever publishes a model writes to `models`, and a second reading of the examples ends at the same version.
-    results = [topic for topic in role.writes if topic not in (MODELS, CONTROL, PROGRESS)]
+    results = [topic for topic in writes if topic not in (MODELS, CONTROL, PROGRESS)]
     if not missing or not results:
         return []
-    group = cluster.settings.topic(role.name)
+    settings, group = member.settings, member.settings.topic(member.agent)
     if whole:
-        asked = (cluster.settings, role.name, cluster.on_refused)
-        found = [topic for topic in results if any_result(cluster.bootstrap, topic, *asked)]
-        what = f"group {group} has no offsets, but {', '.join(cluster.settings.topic(topic.name) for topic in found)}"
-    elif cluster.settings.delivery == "at_least_once":
+        found = [topic for topic in results if any_result(member, topic)]
+        what = f"group {group} has no offsets, but {', '.join(settings.topic(topic.name) for topic in found)}"
+    elif settings.delivery == "at_least_once":
         # A worker that dies within its first batch leaves results without an offset: repeats are this mode's bargain.
         return []
     else:
-        missing = [*_borne_out(cluster, role, shown, dict.fromkeys(missing, 0))]
+        missing = [*_borne_out(member, shown, dict.fromkeys(missing, 0))]
         found = results if missing else []
         listed = ", ".join(f"{topic} partition {number}" for topic, number in missing)
         what = f"group {group} has no offsets for {listed}, but its topics"
@@ -414,5 +411,5 @@ def _decided_again(
     return [
         f"{what} hold what it made of them: it would do everything again. Set its offsets to where it stood "
         "(kafka-consumer-groups --reset-offsets; docs/operating.md says how to find them), or use another "
-        "FRAUD_PIPELINE_TOPIC_PREFIX" + (_FIRST_BATCH if cluster.settings.delivery == "at_least_once" else "")
+        "FRAUD_PIPELINE_TOPIC_PREFIX" + (_FIRST_BATCH if settings.delivery == "at_least_once" else "")
     ]

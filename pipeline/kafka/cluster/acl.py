@@ -48,6 +48,10 @@ class AclRule(NamedTuple):
 def create_rules(bootstrap: str, settings: Settings, rules: Sequence[AclRule]) -> int:
     """Create access rules that are missing; return how many these are.
 
+    Args:
+        settings: Its ``kafka_config`` names a user that may alter the cluster.
+        rules: All that there should be; other rules of the cluster stay.
+
     Raises:
         AclError: The brokers refuse it.
         ClusterUnreachable: No broker answers.

@@ -39,7 +39,12 @@ class TopicState:
 
 
 def cluster_is_up(bootstrap: str, timeout_s: float = 2.0, *, settings: Settings | None = None) -> bool:
-    """Return whether a broker answers, and counts itself among the cluster's."""
+    """Return whether a broker answers, and counts itself among the cluster's.
+
+    Args:
+        timeout_s: Longest wait for an answer, in seconds.
+        settings: Settings of the client; None: no ``kafka_config``.
+    """
     return failed_answer(bootstrap, timeout_s, settings=settings) is None
 
 
@@ -47,6 +52,10 @@ def failed_answer(bootstrap: str, timeout_s: float, *, settings: Settings | None
     """Return how no broker answers, as a part of a sentence that may be empty; None where one does.
 
     A broker that refuses the client for its security settings is not asked again.
+
+    Args:
+        timeout_s: Longest time for which brokers are asked, in seconds.
+        settings: Settings of the client; None: no ``kafka_config``.
     """
     errors: list[KafkaError] = []
     quiet = {"log_level": 0, "error_cb": errors.append, "socket.timeout.ms": round(ANSWER_POLL_S * 1_000)}
@@ -99,12 +108,19 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
 
 
 def ensure_topics(bootstrap: str, settings: Settings, topics: Sequence[Topic] | None = None) -> list[TopicState]:
-    """Create the missing topics, if ``settings.create_topics``, and check the others; in the order of ``topics``.
+    """Create the missing topics, if ``settings.create_topics``, and check the others.
 
-    By default these are all topics of the pipeline.
+    Args:
+        settings: Also say how many partitions and replicas topics have, and for how long they keep records.
+        topics: Topics to look at; None: all topics of the pipeline.
 
-    Raises ``TopicError`` for a wrong number of partitions, and for a missing topic that may not be created,
-    ``ClusterUnreachable`` when no broker answers. Other differences are ``warnings`` of the returned states.
+    Returns:
+        The state of each topic, in the order of ``topics``. Differences that stop nothing are its ``warnings``.
+
+    Raises:
+        TopicError: A topic has a wrong number of partitions, is missing and may not be created, or
+            ``settings.retention_days`` are too short or name a topic that there is not.
+        ClusterUnreachable: No broker answers.
     """
     if (problems := wanted_problems(settings)) and not settings.accept_short_retention:
         raise TopicError("\n".join(problems))
@@ -260,7 +276,16 @@ def _satisfies(key: str, actual: Any, expected: str) -> bool:
 
 
 def delete_before(bootstrap: str, topic: str, offsets: Mapping[int, int], *, settings: Settings | None = None) -> None:
-    """Delete the records of ``topic`` (full name) below an offset of each partition. Raises ``TopicError``."""
+    """Delete the first records of partitions of a topic.
+
+    Args:
+        topic: Full name of the topic.
+        offsets: First offset to stay, by partition number; other partitions are left as they are.
+        settings: Settings of the client; None: no ``kafka_config``.
+
+    Raises:
+        TopicError: The brokers refuse it.
+    """
     client = admin_client(bootstrap, settings=settings)
     ends = [TopicPartition(topic, number, offset) for number, offset in offsets.items()]
     try:
@@ -272,9 +297,16 @@ def delete_before(bootstrap: str, topic: str, offsets: Mapping[int, int], *, set
 def end_offsets(
     bootstrap: str, topics: Sequence[str], *, settings: Settings | None = None
 ) -> dict[tuple[str, int], int]:
-    """Last stable offset of every partition of ``topics`` (full names).
+    """Last stable offset of every partition of topics.
 
     That is one past the last offset that a ``read_committed`` consumer can reach.
+
+    Args:
+        topics: Full names of the topics.
+        settings: Settings of the client; None: no ``kafka_config``.
+
+    Returns:
+        Offsets by (full name of the topic, partition number).
     """
     client = admin_client(bootstrap, settings=settings)
     partitions = [(topic, number) for topic in topics for number in partition_numbers(client, topic)]
@@ -282,12 +314,15 @@ def end_offsets(
 
 
 def group_consumer(bootstrap: str, group: str, *, settings: Settings | None = None, stable: bool = False) -> Consumer:
-    """A consumer that asks for the offsets of ``group`` (its full name) and never joins it.
-
-    What a transaction that is still open will commit does not count, and is waited for only where ``stable``.
+    """A consumer that asks for the offsets of a group and never joins it.
 
     An admin client's question ends the process where the coordinator has moved since it was found: librdkafka (2.16,
     its issue 5040) then looks for the group that only a consumer has.
+
+    Args:
+        group: Full name of the group.
+        settings: Settings of the client; None: no ``kafka_config``.
+        stable: Wait for what a transaction that is still open will commit; else its offsets do not count.
     """
     overrides = {} if stable else {"isolation.level": "read_uncommitted"}
     return Consumer(consumer_config(bootstrap, group, settings=settings, overrides=overrides, protocol="classic"))
@@ -297,6 +332,34 @@ def committed_by_group(consumer: Consumer, partitions: Sequence[tuple[str, int]]
     """Return the next offset of partitions (topic, number), of those with a commit, as a `group_consumer` knows it."""
     found = retried(lambda: committed_partitions(consumer, partitions))
     return {(at.topic, at.partition): at.offset for at in found if at.offset != OFFSET_INVALID}
+
+
+class GroupLag:
+    """Measures by how many records a group's commits are behind the end of one topic.
+
+    Where the group has committed nothing, it counts from the end as it was when this object was made: what an absent
+    group never read before is not this program's to wait for.
+
+    Args:
+        topic: Full name of the topic.
+        group: Full name of the group.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str, group: str) -> None:
+        # The same clients for all measurements: making one costs threads and connections.
+        self._client = admin_client(bootstrap, settings=settings)
+        self._consumer = group_consumer(bootstrap, group, settings=settings)
+        self._partitions = [(topic, number) for number in partition_numbers(self._client, topic)]
+        self._base = self._ends()
+
+    def measure(self) -> tuple[int, int]:
+        """Records between the commits and the ends; and the sum of the commits, which grows with the group's work."""
+        ends, committed = self._ends(), committed_by_group(self._consumer, self._partitions)
+        lag = sum(max(0, end - committed.get(at, self._base[at])) for at, end in ends.items())
+        return lag, sum(committed.values())
+
+    def _ends(self) -> dict[tuple[str, int], int]:
+        return last_offsets(self._client, self._partitions, IsolationLevel.READ_UNCOMMITTED)
 
 
 def topic_retentions(settings: Settings) -> dict[str, int]:

@@ -29,7 +29,16 @@ class CallThread:
         threading.Thread(target=self._run, name=f"{name}-calls", daemon=True).start()
 
     def call(self, what: str, function: Callable[[], Any], timeout_s: float = CALL_TIMEOUT_AFTER_S) -> Any:
-        """Return what ``function`` returns; `CallTimedOut` after ``timeout_s``. ``waiting`` is called meanwhile."""
+        """Make a call on the thread and return its result; ``waiting`` is called meanwhile.
+
+        Args:
+            what: Name of the call, for the error.
+            function: Makes the call. What it raises is raised here.
+            timeout_s: Longest wait for its end, in seconds.
+
+        Raises:
+            CallTimedOut: The call did not come back in time.
+        """
         self._calls.put(function)
         deadline_s = time.monotonic() + timeout_s
         while True:

@@ -104,11 +104,20 @@ def consumer_config(
     overrides: Mapping[str, Any] | None = None,
     protocol: GroupProtocol = "consumer",
 ) -> Config:
-    """Configuration of a consumer in group ``group_id`` (its full name, prefix included).
+    """Configuration of a consumer in a group.
 
     Reads committed records only, commits nothing by itself, joins with the range assignor, which keeps co-partitioned
-    topics together: by KIP-848, or by the ``classic`` protocol, whose range assignor takes all partitions away before
-    it gives some back. ``overrides`` win over everything. Raises ``ConfigError``.
+    topics together.
+
+    Args:
+        group_id: Full name of the group, prefix included.
+        settings: Their ``kafka_config`` wins over the tuning here; None: there is none.
+        overrides: Properties of librdkafka that win over everything.
+        protocol: ``consumer`` joins by KIP-848. The range assignor of ``classic`` takes all partitions away before it
+            gives some back.
+
+    Raises:
+        ConfigError: ``kafka_config`` cannot be used, or contradicts what the pipeline relies on.
     """
     tuning = {
         **_common(bootstrap),
@@ -164,9 +173,17 @@ def producer_config(
     settings: Settings | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Configuration of an idempotent producer, transactional where ``transactional_id`` is given.
+    """Configuration of an idempotent producer.
 
-    Keys are placed as Java clients place them (murmur2). Raises ``ConfigError``.
+    Keys are placed as Java clients place them (murmur2).
+
+    Args:
+        transactional_id: Full name of its transactional id; None: it has no transactions.
+        settings: Their ``kafka_config`` wins over the tuning here; None: there is none.
+        overrides: Properties of librdkafka that win over everything.
+
+    Raises:
+        ConfigError: ``kafka_config`` cannot be used, or contradicts what the pipeline relies on.
     """
     tuning = {
         **_common(bootstrap),
@@ -194,7 +211,13 @@ def producer_config(
 def admin_client(
     bootstrap: str, *, settings: Settings | None = None, overrides: Mapping[str, Any] | None = None
 ) -> AdminClient:
-    """An admin client. It needs no closing, but must be kept for as long as one of its futures is awaited."""
+    """An admin client. It needs no closing, but must be kept for as long as one of its futures is awaited.
+
+    Args:
+        settings: Their ``kafka_config`` wins over the tuning here; None: there is none.
+        overrides: Properties of librdkafka that win over everything, for the client and the consumers that it asks
+            with.
+    """
     own = {
         "error_cb": log_error_only,
         # A client asks the broker that it has asked last, for as long as they are connected: one that stands still.

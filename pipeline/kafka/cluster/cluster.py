@@ -8,8 +8,9 @@ from typing import Final, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, ResourceType, TopicDescription
 
-from pipeline.kafka.cluster.clients import ANSWER_S, GroupProtocol
-from pipeline.kafka.cluster.log_offsets import APPEAR_S, fresh_metadata, missing_topic
+from pipeline.kafka.cluster.clients import ANSWER_S, GroupProtocol, admin_client
+from pipeline.kafka.cluster.errors import TopicError
+from pipeline.kafka.cluster.log_offsets import APPEAR_S, fresh_metadata, missing_topic, partition_numbers
 from pipeline.kafka.cluster.retries import retried
 from pipeline.settings import Settings
 
@@ -57,7 +58,13 @@ def describe_topics(
 ) -> dict[str, TopicDescription]:
     """Partitions, replicas and id of each topic, in the order of ``names``.
 
-    Raises ``TopicError`` for one that does not exist, unless ``missing_ok``: it is then left out.
+    Args:
+        client: Asks the brokers.
+        names: Full names of the topics.
+        missing_ok: Leave out topics that do not exist.
+
+    Raises:
+        TopicError: A topic does not exist, and ``missing_ok`` is false.
     """
     appears_s = time.monotonic() + APPEAR_S
 
@@ -81,7 +88,16 @@ def describe_topics(
 def configs_of(
     client: AdminClient, kind: ResourceType, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, str | None]], list[str]]:
-    """Configuration of topics or brokers by name, and a warning for each that may not be read."""
+    """Configuration of topics or brokers by name, and a warning for each that may not be read.
+
+    Args:
+        client: Asks the brokers.
+        kind: ``TOPIC`` or ``BROKER``.
+        names: Full names of topics, or ids of brokers as text.
+
+    Returns:
+        Values by property for each name, without those that may not be read; and the warnings, as sentences.
+    """
     return retried(lambda: _configs(client, kind, names))
 
 
@@ -117,10 +133,39 @@ def _configs(
 
 
 def stamped_by_producers(client: AdminClient, topic: str, otherwise: bool) -> bool:
-    """Return True if a topic (full name) keeps its producers' timestamps; ``otherwise`` if its brokers do not say."""
+    """Return True if a topic keeps its producers' timestamps.
+
+    Args:
+        client: Asks the brokers.
+        topic: Full name of the topic.
+        otherwise: The answer where the brokers do not say.
+    """
     configs, _ = configs_of(client, ResourceType.TOPIC, [topic])
     kind = configs.get(topic, {}).get("message.timestamp.type")
     return otherwise if kind is None else kind == "CreateTime"
+
+
+def require_producer_timestamps(bootstrap: str, settings: Settings, topics: list[str]) -> None:
+    """Check that topics exist and keep their producers' timestamps.
+
+    Args:
+        topics: Full names of the topics.
+
+    Raises:
+        TopicError: A topic is missing, stamps records on arrival, or does not show its configuration to this user.
+    """
+    client = admin_client(bootstrap, settings=settings)
+    for topic in topics:
+        partition_numbers(client, topic)
+    configs, denied = configs_of(client, ResourceType.TOPIC, topics)
+    if denied:
+        raise TopicError(denied[0])
+    for topic, config in configs.items():
+        if (stamp := config["message.timestamp.type"]) != "CreateTime":
+            raise TopicError(
+                f"topic {topic} stamps records when they arrive ({stamp}): a simulated clock cannot be kept; "
+                "use topics created under FRAUD_PIPELINE_TIMESTAMPS=producer, with another FRAUD_PIPELINE_TOPIC_PREFIX"
+            )
 
 
 _DENIED: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from aiokafka.abc import AbstractTokenProvider
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
 
 from pipeline.kafka.cluster.errors import ConfigError
 
@@ -86,6 +85,9 @@ def _load_certificate(context: ssl.SSLContext, config: Mapping[str, Any]) -> Non
     """Load the client's certificate: from PEM files, from PEM texts, or from a PKCS #12 store."""
     password = config.get("ssl.key.password")
     if config.get("ssl.keystore.location"):
+        # Imported where a store is read: few clients have one.
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
+
         secret = str(config.get("ssl.keystore.password", "")).encode() or None
         store = pkcs12.load_pkcs12(Path(config["ssl.keystore.location"]).read_bytes(), secret)
         found = [*([store.cert] if store.cert is not None else []), *store.additional_certs]

@@ -39,7 +39,18 @@ Waiting = Callable[[], None] | None
 def partition_numbers(
     client: Consumer | AdminClient, topic: str, waiting: Waiting = None, *, appear_s: float = APPEAR_S
 ) -> list[int]:
-    """Partitions of ``topic``, sorted; raises ``TopicError`` when it does not exist, or not within ``appear_s``."""
+    """Partitions of a topic, sorted.
+
+    Args:
+        client: Asks the brokers.
+        topic: Full name of the topic.
+        waiting: Called before each attempt, and may raise; None: give up after `METADATA_TIMEOUT_S`. A caller that
+            passes it had the topic before: a missing topic then counts as missing only after `METADATA_TIMEOUT_S`.
+        appear_s: Longest wait in seconds for a topic that was just created, where ``waiting`` is None.
+
+    Raises:
+        TopicError: The topic does not exist.
+    """
     # A worker, which is ``waiting``, had the topic when it started.
     appears_s = time.monotonic() + (appear_s if waiting is None else METADATA_TIMEOUT_S)
 
@@ -68,14 +79,27 @@ def missing_topic(topic: str) -> TopicError:
 def last_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel, waiting: Waiting = None
 ) -> dict[tuple[str, int], int]:
-    """Return the end offset of each partition (topic, number) that a reader with ``isolation`` can reach now."""
+    """Return the end offset of each partition that can be reached now.
+
+    Args:
+        client: Asks the brokers.
+        partitions: Full topic name and number of each partition.
+        isolation: Of the reader: ``READ_COMMITTED`` ends before the first open transaction.
+        waiting: Called before each attempt, and may raise; None: give up after `METADATA_TIMEOUT_S`.
+    """
     return retried(lambda: _offsets(client, partitions, OffsetSpec.latest(), isolation), waiting)
 
 
 def first_offsets(
     client: AdminClient, partitions: Sequence[tuple[str, int]], waiting: Waiting = None
 ) -> dict[tuple[str, int], int]:
-    """The offset at which the log of each partition (topic, number) begins."""
+    """The offset at which the log of each partition begins.
+
+    Args:
+        client: Asks the brokers.
+        partitions: Full topic name and number of each partition.
+        waiting: Called before each attempt, and may raise; None: give up after `METADATA_TIMEOUT_S`.
+    """
     return retried(
         lambda: _offsets(client, partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED), waiting
     )
@@ -115,10 +139,15 @@ def _known(offset: int, least: int = 0) -> int:
 
 
 def log_range(consumer: Consumer, partition: tuple[str, int], timeout_s: float) -> range:
-    """Return the offsets of a partition (topic, number) as a broker knows them, up to what ``consumer`` can reach.
+    """Return the offsets of a partition as a broker knows them, up to what ``consumer`` can reach.
+
+    Args:
+        consumer: Asks the leader; its ``isolation.level`` decides whether open transactions count.
+        partition: Full topic name and number.
+        timeout_s: Longest wait for an answer, in seconds.
 
     Raises:
-        KafkaException: No broker knows them, or none answers within ``timeout_s``.
+        KafkaException: No broker knows them, or none answers in time.
     """
     start, end = consumer.get_watermark_offsets(TopicPartition(*partition), timeout=timeout_s)
     return range(_known(start), _known(end))
@@ -142,9 +171,14 @@ def committed_partitions(consumer: Consumer, partitions: Collection[tuple[str, i
 def offsets_at(
     client: AdminClient, partitions: Sequence[tuple[str, int]], timestamp_ms: int
 ) -> dict[tuple[str, int], int]:
-    """Return each partition's (topic, number) first offset whose record bears ``timestamp_ms`` or a later one.
+    """Return each partition's first offset whose record bears a timestamp or a later one.
 
-    The end of the log where there is none. Timestamps are milliseconds since 1970.
+    The end of the log where there is none.
+
+    Args:
+        client: Asks the brokers.
+        partitions: Full topic name and number of each partition.
+        timestamp_ms: Milliseconds since 1970, not negative.
     """
     spec = OffsetSpec.for_timestamp(timestamp_ms)
     found = retried(lambda: _offsets(client, partitions, spec, IsolationLevel.READ_UNCOMMITTED))
@@ -154,6 +188,11 @@ def offsets_at(
 
 def starts_at(bootstrap: str, topic: str, timestamp_ms: int, *, settings: Settings | None = None) -> dict[int, int]:
     """Return `offsets_at` of every partition of a topic, by partition number.
+
+    Args:
+        topic: Full name of the topic.
+        timestamp_ms: Milliseconds since 1970; before that: 0.
+        settings: Settings of the client; None: no ``kafka_config``.
 
     Raises:
         TopicError: The topic does not exist.
@@ -165,10 +204,16 @@ def starts_at(bootstrap: str, topic: str, timestamp_ms: int, *, settings: Settin
 
 
 def stable_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: Sequence[int]) -> dict[int, int]:
-    """Ends to read to: behind everything that was committed before the call.
+    """Ends to read to, by partition number: behind everything that was committed before the call.
 
-    A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So
-    this waits for the readable end to pass the log's end of now, but not for long: a transaction may stay open.
+    A commit returns before the transaction's markers are in the log, and until then its records cannot be read. So this
+    waits for the readable end to pass the log's end of now. It waits `STABLE_END_WAIT_S` at most: a transaction may
+    stay open.
+
+    Args:
+        settings: Settings of the client; None: no ``kafka_config``.
+        topic: Full name of the topic.
+        numbers: Numbers of the partitions.
     """
     client = admin_client(bootstrap, settings=settings)
     # A client whose first request is for offsets waits up to three seconds in a tenth of the cases; else it never does.
@@ -186,29 +231,39 @@ def stable_ends(bootstrap: str, settings: Settings | None, topic: str, numbers: 
 def log_ranges(
     bootstrap: str,
     settings: Settings,
-    topics: Sequence[str],
-    number: int,
+    partitions: Sequence[tuple[str, int]],
     waiting: Waiting = None,
     isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
-) -> Mapping[str, range]:
-    """First offset and end of partition ``number`` of each topic (full names), open transactions included.
+) -> Mapping[tuple[str, int], range]:
+    """First offset and end of partitions, asked for together.
 
-    Where no broker answers, ``waiting`` is called again and again, and may raise; without it this gives up.
+    Args:
+        partitions: Full topic name and number of each partition.
+        waiting: Called again and again while no broker answers, and may raise; None: give up after
+            `METADATA_TIMEOUT_S`.
+        isolation: Of the ends; by default open transactions are included.
 
     Raises:
         TopicError: A topic does not exist.
         KafkaException: The brokers report an error that does not pass, or do not answer.
     """
     client = admin_client(bootstrap, settings=settings)
-    for topic in topics:
+    for topic in sorted({topic for topic, _ in partitions}):
         # A client whose first request is for offsets may wait for seconds.
         partition_numbers(client, topic, waiting)
-    partitions = [(topic, number) for topic in topics]
     starts = first_offsets(client, partitions, waiting)
     ends = last_offsets(client, partitions, isolation, waiting)
-    return {partition[0]: range(starts[partition], ends[partition]) for partition in partitions}
+    return {at: range(starts[at], ends[at]) for at in partitions}
 
 
 def readable_range(bootstrap: str, settings: Settings, topic: str, number: int, waiting: Waiting = None) -> range:
-    """Return the offsets of a partition (topic: full name) that a reader of committed records can read now."""
-    return log_ranges(bootstrap, settings, [topic], number, waiting, IsolationLevel.READ_COMMITTED)[topic]
+    """Return the offsets of a partition that a reader of committed records can read now.
+
+    Args:
+        topic: Full name of the topic.
+        number: Number of the partition.
+        waiting: Called again and again while no broker answers, and may raise; None: give up after
+            `METADATA_TIMEOUT_S`.
+    """
+    at = (topic, number)
+    return log_ranges(bootstrap, settings, [at], waiting, IsolationLevel.READ_COMMITTED)[at]

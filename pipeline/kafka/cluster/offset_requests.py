@@ -20,9 +20,7 @@ AT_ONCE_S: Final = 1.0
 class OffsetsClient(AdminClient):  # type: ignore[misc]
     """An `AdminClient` whose ``list_offsets`` returns once it is answered, and asks for metadata anew where it fails.
 
-    Args:
-        config: Of the admin client.
-        reader_config: Of the consumers that ask; they join no group.
+    ``reader_config`` is that of the consumers that ask, which join no group.
     """
 
     def __init__(self, config: Mapping[str, Any], reader_config: Mapping[str, Any]) -> None:
@@ -38,7 +36,13 @@ class OffsetsClient(AdminClient):  # type: ignore[misc]
         request_timeout: float,
         **_: Any,
     ) -> dict[TopicPartition, "Future[ListOffsetsResultInfo]"]:
-        """Return an answer, or an error, for each partition, within ``request_timeout`` seconds."""
+        """Return an answer, or an error, for each partition; every future is done.
+
+        Args:
+            topic_partition_offsets: What is asked of each partition.
+            isolation_level: ``READ_COMMITTED``: ends lie before the first open transaction.
+            request_timeout: Longest wait for answers, in seconds.
+        """
         if not self._readers:
             found: dict[TopicPartition, Future[ListOffsetsResultInfo]] = super().list_offsets(
                 topic_partition_offsets, isolation_level=isolation_level, request_timeout=AT_ONCE_S

@@ -49,7 +49,13 @@ def wanted_problems(settings: Settings) -> list[str]:
 def retention_problems(
     topics: Sequence[Topic], configs: Mapping[str, Mapping[str, str | None]], settings: Settings
 ) -> list[str]:
-    """Return the problems of the topics' retention, as sentences; ``configs`` by full name, as brokers have them."""
+    """Return the problems of the topics' retention, as sentences.
+
+    Args:
+        topics: Topics to check.
+        configs: Configuration of each of them by full name, as brokers have it.
+        settings: Say for how long a restore may need records.
+    """
     problems: list[str] = []
     for topic in topics:
         name = settings.topic(topic.name)

@@ -60,6 +60,8 @@ RETRY_INTERVAL_S: Final = 0.1
 RETRY_S: Final = 0.2
 REPORT_S: Final = 10.0
 """Time after which a question that nobody answers is reported, and reported again."""
+LAST_WAIT_S: Final = 4.0
+"""Longest wait for a broker once the worker ends: what was not committed is read again."""
 HANGING_S: Final = 3 * CALL_TIMEOUT_S
 """Longer than this no transaction is open that its coordinator still knows of."""
 
@@ -100,15 +102,37 @@ def retried(
 
 
 class Retries:
-    """Retries for one agent: reports that it waits (``waiting``), and gives up once ``stopping`` is set."""
+    """Waits and retries of one agent, until its worker ends; `request` may be called from another thread.
 
-    def __init__(self, agent: str, stopping: threading.Event, waiting: Callable[[], None]) -> None:
-        self._agent, self._stopping, self._waiting = agent, stopping, waiting
+    Args:
+        agent: Name of the agent.
+        report_waiting: Called while something waits for a broker; may raise.
+        requested: Set once the worker is to end.
+    """
+
+    def __init__(
+        self, agent: str, report_waiting: Callable[[], None], requested: threading.Event | None = None
+    ) -> None:
+        self._agent, self.report_waiting = agent, report_waiting
+        self.requested = requested if requested is not None else threading.Event()
+        self._requested_s = math.inf
+
+    def request(self) -> None:
+        """No longer repeat calls that fail, nor wait for long."""
+        self._requested_s = min(self._requested_s, time.monotonic())
+        self.requested.set()
 
     def call(self, what: str, call: Callable[[], T], advice: str = "") -> T:
-        """Repeat ``call`` for as long as its error may pass, and return its result; `Stopped` once the worker ends.
+        """Repeat a call for as long as its error may pass, and return its result.
 
-        ``advice`` is what to look at where that takes longer than any transaction may.
+        Args:
+            what: Name of the call, for logs and the error.
+            call: Asks a cluster, with a time limit of its own.
+            advice: What to look at where it takes longer than any transaction may; empty: nothing is added to the log.
+
+        Raises:
+            Stopped: The worker ends.
+            KafkaException: The error does not pass.
         """
         long_s = time.monotonic() + HANGING_S
         while True:
@@ -118,7 +142,7 @@ class Retries:
                 cause: KafkaError = error.args[0]
                 if not may_pass(cause):
                     raise
-                if self._stopping.is_set():
+                if self.requested.is_set():
                     raise Stopped(f"agent {self._agent}: {what}: {cause.str()}") from error
                 hint = f" ({advice})" if advice and time.monotonic() > long_s else ""
                 log.warning("%s: %s: %s; trying again%s", self._agent, what, cause.str(), hint)
@@ -130,7 +154,20 @@ class Retries:
         time.sleep(RETRY_S)
 
     def wait(self) -> None:
-        """Report that the agent waits; `Stopped` once the worker ends."""
-        if self._stopping.is_set():
-            raise Stopped(f"agent {self._agent}: the worker ends while it waits for a broker")
-        self._waiting()
+        """Report a wait for a broker; `Stopped` once the worker ends."""
+        self._raise_if(self.requested.is_set(), "it waits for a broker")
+        self.report_waiting()
+
+    def restoring(self) -> None:
+        """Report a wait of a restore; `Stopped` once the worker ends."""
+        self._raise_if(self.requested.is_set(), "state is being restored")
+        self.report_waiting()
+
+    def last_wait(self) -> None:
+        """Report a wait for a broker; `Stopped` once the worker has been ending for `LAST_WAIT_S`."""
+        self.report_waiting()
+        self._raise_if(time.monotonic() - self._requested_s > LAST_WAIT_S, "it waits for a broker")
+
+    def _raise_if(self, is_stopped: bool, what: str) -> None:
+        if is_stopped:
+            raise Stopped(f"agent {self._agent}: the worker ends while {what}")

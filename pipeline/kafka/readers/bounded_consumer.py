@@ -7,6 +7,7 @@ that answers wait in the connection, and not in memory, while the reader works.
 
 import asyncio
 import logging
+import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
@@ -132,12 +133,16 @@ class BoundedConsumer:
         """Stops the loop, where no request's end does."""
         self._error: BaseException | None = None
         """The error of a request that no retry mends."""
+        self._selector: selectors.BaseSelector
+        self._is_awaiting, self._turned_s = False, 0.0
+        """True once all requests wait for answers, of which none lay in a connection; and when the loop last ran."""
         self._described_s = self._described_backoff_s = 0.0
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
         if self._made_loop is None:
-            self._made_loop = asyncio.new_event_loop()
+            self._selector = selectors.DefaultSelector()
+            self._made_loop = asyncio.SelectorEventLoop(self._selector)
         return self._made_loop
 
     def seek(self, partition: Partition, offset: int) -> None:
@@ -199,6 +204,9 @@ class BoundedConsumer:
         while True:
             self._ask()
             left_s = ends_s - time.monotonic()
+            if left_s <= 0 and self._is_idle():
+                return
+            self._is_awaiting = False
             self._stop = self._loop.call_later(min(max(left_s, 0.0), _LOOK_S), self._loop.stop)
             self._turn()
             if left_s <= 0 or any(reading.is_ready() for reading in self._readings.values()):
@@ -211,9 +219,18 @@ class BoundedConsumer:
         works for a while gets more of them at once by asking afterwards.
         """
         self._ask(known=True)
-        if self._tasks:
+        if self._tasks and not self._is_idle():
+            self._is_awaiting = True
             self._stop_after(_TURNS)
             self._turn()
+
+    def _is_idle(self) -> bool:
+        """Return whether turns of the loop would be for nothing: nothing is to be sent, and nothing has come.
+
+        Now and then it turns all the same: requests may have waited too long.
+        """
+        is_recent = time.monotonic() - self._turned_s < _LOOK_S
+        return self._is_awaiting and is_recent and not self._selector.select(0)
 
     def _stop_after(self, turns: int) -> None:
         self._stop = self._loop.call_soon(*((self._stop_after, turns - 1) if turns else (self._loop.stop,)))
@@ -224,6 +241,7 @@ class BoundedConsumer:
             self._run(self._loop.run_forever)
         finally:
             self._stop.cancel()
+            self._turned_s = time.monotonic()
         if self._error is not None:
             raise self._error
 
@@ -305,11 +323,13 @@ class BoundedConsumer:
 
     def _begin(self, key: int | Partition | None, request: Coroutine[Any, Any, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
+            self._is_awaiting = False
             if self._tasks.get(key) is task:
                 del self._tasks[key]
                 self._error = self._error or task.exception()
                 self._loop.stop()
 
+        self._is_awaiting = False
         self._tasks[key] = task = self._loop.create_task(request)
         task.add_done_callback(ended)
 
@@ -396,7 +416,9 @@ class BoundedConsumer:
                 # Even the first batch is cut off: ask for the whole of it.
                 reading.most_bytes = min(2 * max(self._most_bytes, reading.most_bytes), HELD_BYTES)
                 reading.wait(time.monotonic())
-            elif self._reports_ends and reading.fetched >= fetched.stable_end and reading.told_end != reading.fetched:
+            at_end = reading.fetched >= fetched.stable_end and not reading.is_halted
+            if self._reports_ends and at_end and reading.told_end != reading.fetched:
+                # Behind what came with this answer: another one would come only after the broker's longest wait.
                 reading.told_end = reading.fetched
                 reading.reports.append(ReadError(partition, reading.fetched, KafkaError(KafkaError._PARTITION_EOF)))
 

@@ -1,16 +1,19 @@
-"""Following a topic whole, outside any consumer group: how every worker learns of new model versions."""
+"""Following a topic whole, outside any consumer group: how workers learn of model versions."""
 
 from collections.abc import Callable, Mapping
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from confluent_kafka import KafkaError
 
+from pipeline.kafka.cluster.admin import end_offsets
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import partition_numbers
-from pipeline.kafka.readers.replay_reader import stable_end
-from pipeline.kafka.readers.topic_reader import READ_BATCH, log_consumer
+from pipeline.kafka.readers.log_consumer import LogConsumer
+from pipeline.kafka.readers.replay_reader import readable_ends
+from pipeline.kafka.readers.topic_reader import READ_BATCH
 from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.raw_fetch import complain
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic
@@ -19,32 +22,47 @@ FETCH_WAIT_MS: Final = 500
 
 
 class TopicFollower:
-    """Reads a topic from its beginning, or from given positions, and then whatever comes; used from one thread."""
+    """Reads a topic from its beginning, from given positions or from its end, and then whatever comes.
 
-    def __init__(self, bootstrap: str, settings: Settings, topic: Topic, on_refused: OnRefused = not_counted) -> None:
+    Used from one thread.
+
+    Args:
+        topic: The topic; its full name has the prefix of the settings.
+        on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
+        fetch: What `late_fetch_config` returns; None: brokers answer soon after there is something.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        topic: Topic,
+        on_refused: OnRefused = not_counted,
+        fetch: Mapping[str, Any] | None = None,
+    ) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._name = settings.topic(topic.name)
         # Looked at between batches. A broker answers when there is something; an answer without anything is work.
-        self._consumer = log_consumer(bootstrap, settings, {"fetch.wait.max.ms": FETCH_WAIT_MS}, on_refused=on_refused)
+        own = {"fetch.wait.max.ms": FETCH_WAIT_MS, **(fetch or {})}
+        self._consumer = LogConsumer(bootstrap, settings, own, on_refused=on_refused)
         self._pending_ends: set[int] = set()
         self._positions: dict[int, int] = {}
         """Offsets behind what was read, by partition."""
 
     def start(self, positions: Mapping[int, int] | None = None) -> Self:
-        """Assign every partition of the topic.
-
-        Args:
-            positions: First offset to read, by partition number; the others are read from their beginning.
-        """
+        """Assign every partition of the topic, each from its first offset in ``positions``, or from its beginning."""
         numbers = partition_numbers(admin_client(self._bootstrap, settings=self._settings), self._name)
-        self._pending_ends = set(numbers)
-        self._positions = {number: (positions or {}).get(number, 0) for number in numbers}
+        return self._started({number: (positions or {}).get(number, 0) for number in numbers})
+
+    def start_at_end(self) -> Self:
+        """Assign every partition of the topic, to be read from its end of now."""
+        ends = end_offsets(self._bootstrap, [self._name], settings=self._settings)
+        return self._started({number: end for (_, number), end in ends.items()})
+
+    def _started(self, positions: dict[int, int]) -> Self:
+        self._pending_ends, self._positions = set(positions), positions
         self._assign()
         return self
-
-    def position(self, number: int) -> int:
-        """Return the offset behind what was read of a partition."""
-        return self._positions[number]
 
     @property
     def positions(self) -> dict[int, int]:
@@ -74,7 +92,13 @@ class TopicFollower:
                 self._positions[number] = offset
             elif error.fatal():
                 raise TopicError(f"topic {self._name}: {error.str()}")
+            else:
+                complain(error.code(), f"topic {self._name} partition {number} cannot be read: {error.str()}")
         return records
+
+    def poll_values(self, timeout_s: float) -> list[bytes]:
+        """Values of the records that are there, as of `poll`."""
+        return [record.value for record in self.poll(timeout_s) if record.value is not None]
 
     def read_to_end(self, waiting: Callable[[], None]) -> list[Record]:
         """All records up to the ends as they are when they are reached; ``waiting`` is called meanwhile, may raise."""
@@ -86,7 +110,9 @@ class TopicFollower:
 
     def read_committed(self, waiting: Callable[[], None]) -> list[Record]:
         """All records that were committed before the call; ``waiting`` is called meanwhile, and may raise."""
-        ends = {n: stable_end(self._bootstrap, self._settings, self._name, n, waiting) for n in self._positions}
+        partitions = [(self._name, number) for number in self._positions]
+        found = readable_ends(self._bootstrap, self._settings, partitions, waiting)
+        ends = {number: end for (_, number), end in found.items()}
         records: list[Record] = []
         if any(self._positions[number] < end for number, end in ends.items()):
             # An end that was reported is not reported again, unless it is come to anew.

@@ -14,11 +14,11 @@ from pipeline.kafka.cluster.callbacks import callback
 from pipeline.kafka.cluster.client_log import log_error
 from pipeline.kafka.cluster.errors import SessionError
 from pipeline.kafka.cluster.log_offsets import log_range
-from pipeline.kafka.cluster.shutdown import LAST_WAIT_S, Shutdown
+from pipeline.kafka.cluster.retries import LAST_WAIT_S, Retries
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Batch, Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import compile_scan
-from pipeline.kafka.records.carried import carried
+from pipeline.kafka.records.carried import Carried
 from pipeline.kafka.records.member import Member
 from schemas.records import Record
 
@@ -37,16 +37,16 @@ class GroupClient:
     partitions are always paused.
     """
 
-    def __init__(self, member: Member, config: Mapping[str, Any], shutdown: Shutdown) -> None:
+    def __init__(self, member: Member, config: Mapping[str, Any], retries: Retries) -> None:
         """Make the client, which joins nothing yet.
 
         Args:
-            member: Whose client it is.
+            member: The member of the group.
             config: Configuration of the consumer, without its error callback.
-            shutdown: Ends waits.
+            retries: Waits and retries of the agent.
         """
         self.member = member
-        self._config, self._shutdown = config, shutdown
+        self._config, self._retries = config, retries
         self.is_classic = config["group.protocol"] == "classic"
         self.consumer, self.fatal = self._new()
         """``fatal``: errors after which ``consumer`` cannot be used any more."""
@@ -57,7 +57,8 @@ class GroupClient:
         """Partitions that the group has assigned; held once all topics of their number are."""
         self.unreadable: dict[Partition, UnreadableRange] = {}
         """Unreadable ranges at the positions of their partitions: nothing behind them is taken."""
-        self._carried = carried(member.topics.values(), member.settings.batch_max_records)
+        blocks = any(topic.holds_blocks for topic in member.reads)
+        self._carried = Carried(member.settings.batch_max_records, blocks=blocks)
         inputs = {name for name, topic in member.topics.items() if topic.is_input}
         self._records = BoundedConsumer(config, inputs, replica_wait_s=member.settings.damaged_batch_wait_s)
         compile_scan()
@@ -82,7 +83,7 @@ class GroupClient:
 
     def leave(self, consumer: Consumer) -> None:
         """Close a client, which leaves the group."""
-        call_thread = CallThread(self.member.agent, self._shutdown.report_waiting)
+        call_thread = CallThread(self.member.agent, self._retries.report_waiting)
         try:
             call_thread.call("leaving the group", consumer.close, LAST_WAIT_S)
         except CallTimedOut as error:
@@ -90,11 +91,6 @@ class GroupClient:
             log.warning("%s", error)
         finally:
             call_thread.end()
-
-    @property
-    def is_leaving(self) -> bool:
-        """True once the worker ends."""
-        return self._shutdown.requested.is_set()
 
     def group_metadata(self) -> Any:
         """Return the group's metadata as they are now."""
@@ -237,9 +233,7 @@ class GroupClient:
     def lag(self, *, asks: bool) -> dict[Partition, int]:
         """Records between the position of each assigned partition and its end.
 
-        Args:
-            asks: Whether a broker is asked for the end. Else it is as the last fetch named it, and does not move while
-                nothing is fetched.
+        A broker is asked for the end only if ``asks``: else it does not move while nothing is fetched.
         """
         lags = {}
         for (topic, partition), position in self.positions.items():

@@ -9,19 +9,22 @@ nothing (start-up checks) skip an unreadable batch of any topic.
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final, TypeGuard
 
 import msgspec
 from confluent_kafka import KafkaError
 
+from pipeline.kafka.cluster.clients import READER_GROUP, consumer_config
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import ODD_OFFSET
 from pipeline.kafka.records.damaged_batch import DAMAGED
 from pipeline.kafka.records.internal import OnRefused, not_counted, refuse
+from pipeline.protection.signing import Trust
+from pipeline.settings import Settings
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.records import Record
@@ -38,42 +41,39 @@ _decode: Final = msgspec.json.Decoder(Control).decode
 
 
 class LogConsumer:
-    """Reads partitions of one topic that it is given; used from one thread.
-
-    Batches with records that claim another offset than they have are skipped.
+    """Reads partitions of one topic that it is given, and reports the ends of their logs; used from one thread.
 
     Args:
-        config: Configuration of a consumer.
-        prefix: Prefix of the pipeline's topics.
-        own: Configuration over ``config``.
+        bootstrap: Addresses of brokers.
+        settings: Settings of the client.
+        own: Configuration over that of every reader.
         waiting: Called while a wait takes long; may raise.
         skip_unreadable: Skip every unreadable batch, quarantined or not: for readers that only look.
         skip_refused: Skip records that claim another offset than they have, and batches that an agent has quarantined;
             else refuse them: each agent refuses and quarantines for itself.
         on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
-        accept_damaged_control: Skip a batch of ``control`` that a disk has damaged, as other unreadable ones.
-        inputs: Topics that producers write to (full names).
-        trusted: Whether a record of ``control`` counts.
+
+    Raises:
+        KeyFileError: A key that signs records cannot be read.
     """
 
     def __init__(
         self,
-        config: Mapping[str, Any],
-        prefix: str,
-        own: Mapping[str, Any],
+        bootstrap: str,
+        settings: Settings,
+        own: Mapping[str, Any] | None = None,
         waiting: Callable[[], None] = lambda: None,
         *,
         skip_unreadable: bool = False,
         skip_refused: bool = True,
         on_refused: OnRefused = not_counted,
-        accept_damaged_control: bool = False,
-        inputs: Collection[str],
-        trusted: Callable[[Record], bool] = lambda _: True,
     ) -> None:
-        self._config, self._prefix, self._waiting = config, prefix, waiting
-        self._skip_unreadable, self._skip_refused, self._trusted = skip_unreadable, skip_refused, trusted
-        self._accept_damaged_control, self._on_refused = accept_damaged_control, on_refused
-        self._consumer = BoundedConsumer({**config, **own}, inputs)
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._skip_unreadable, self._skip_refused, self._on_refused = skip_unreadable, skip_refused, on_refused
+        self._trust = Trust.from_settings(settings)
+        overrides = {"enable.partition.eof": True, **(own or {})}
+        config = consumer_config(bootstrap, READER_GROUP, settings=settings, overrides=overrides)
+        self._consumer = BoundedConsumer(config, settings.inputs)
         self._positions: dict[Partition, int] = {}
         """Offsets behind what was taken, or from which reading begins."""
 
@@ -91,13 +91,13 @@ class LogConsumer:
         self._consumer.drop([partition])
 
     def take(self, timeout_s: float, most: int, end: int | None = None) -> list[Record | ReadError]:
-        """Return up to ``most`` records and errors; waits up to ``timeout_s`` for the first one.
+        """Return records and errors that have come.
 
         Args:
-            timeout_s: Longest wait for the first record.
-            most: Most records to return.
-            end: Offset below which records are wanted, of the one partition that is read. An unreadable batch at or
-                behind it is not skipped: perhaps no agent has come to it yet.
+            timeout_s: Longest wait for the first one, in seconds.
+            most: Largest number of them.
+            end: Offset in the one partition that is read. An unreadable batch at or behind it is not skipped: perhaps
+                no agent has come to it yet. None: there is no such offset.
 
         Raises:
             TopicError: A batch cannot be read, and nobody has quarantined it; or one comes damaged again and again.
@@ -144,15 +144,12 @@ class LogConsumer:
         self._consumer.seek(partition, offset)
 
     def _end_of(self, fault: UnreadableRange) -> int:
-        """Return where to go on behind an unreadable batch.
-
-        Raises:
-            TopicError: Nobody has quarantined it, or it must not be passed over.
-        """
+        """Return where to go on behind an unreadable batch; raises `TopicError` where it must not be passed over."""
         (topic, number), start, found, error, why, _ = fault
-        if topic == self._prefix + CONTROL.name and error == DAMAGED and not self._accept_damaged_control:
+        full_name = self._settings.topic
+        if topic == full_name(CONTROL.name) and error == DAMAGED and not self._settings.accept_damaged_control:
             raise _damaged_control(fault)
-        if topic in {self._prefix + each.name for each in _READ_BY_NO_AGENT}:
+        if topic in {full_name(each.name) for each in _READ_BY_NO_AGENT}:
             batch = Record(topic, number, start, 0, None, None)
             refuse(batch, f"offsets {start} to {found - 1} cannot be read ({why})", self._on_refused)
             return found
@@ -176,12 +173,9 @@ class LogConsumer:
     def _quarantined(self, partition: Partition) -> list[tuple[int, int]]:
         """Return the ranges of a partition that ``control`` names: first offset, and offset behind the last."""
         ranges: list[tuple[int, int]] = []
-        own = {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
-        accepts = self._accept_damaged_control
-        with closing(
-            LogConsumer(self._config, self._prefix, own, self._waiting, accept_damaged_control=accepts, inputs=())
-        ) as control:
-            control.assign({(self._prefix + CONTROL.name, 0): 0})
+        topic = self._settings.topic(CONTROL.name)
+        with closing(LogConsumer(self._bootstrap, self._settings, waiting=self._waiting)) as control:
+            control.assign({(topic, 0): 0})
             deadline_s = time.monotonic() + _CONTROL_S
             while time.monotonic() < deadline_s:
                 self._waiting()
@@ -189,9 +183,9 @@ class LogConsumer:
                     if isinstance(item, ReadError):
                         if item.error.code() == KafkaError._PARTITION_EOF:
                             return ranges
-                    elif self._trusted(item):
+                    elif self._trust.refusal(item) is None:
                         ranges += self._range_in(item.value or b"", partition)
-        raise TopicError(f"topic {self._prefix}{CONTROL.name} cannot be read to its end: check the brokers")
+        raise TopicError(f"topic {topic} cannot be read to its end: check the brokers")
 
     def _range_in(self, value: bytes, partition: Partition) -> list[tuple[int, int]]:
         try:
@@ -202,7 +196,7 @@ class LogConsumer:
         if not isinstance(item, Quarantine) or item.position.end is None:
             return []
         at = item.position
-        return [(at.offset, item.position.end)] if (self._prefix + at.topic, at.partition) == partition else []
+        return [(at.offset, item.position.end)] if (self._settings.topic(at.topic), at.partition) == partition else []
 
 
 def _is_report(item: Item) -> TypeGuard[ReadError]:

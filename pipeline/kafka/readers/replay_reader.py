@@ -26,8 +26,8 @@ from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.cluster.log_offsets import Waiting, last_offsets, partition_numbers
 from pipeline.kafka.readers.log_consumer import LogConsumer
-from pipeline.kafka.readers.topic_reader import EARLY_END_S, READ_BATCH, ends_early, log_consumer, raise_unless_passing
-from pipeline.kafka.records.batch import ReadError
+from pipeline.kafka.readers.topic_reader import EARLY_END_S, READ_BATCH, ends_early, raise_unless_passing
+from pipeline.kafka.records.batch import Partition, ReadError
 from pipeline.kafka.records.internal import OnRefused, not_counted, readable
 from pipeline.settings import Settings
 from schemas.messages import ProcessingConfig, Progress, RecordPosition
@@ -47,22 +47,35 @@ OPEN_S: Final = 30.0
 decode_progress: Final = msgspec.json.Decoder(Progress).decode
 
 
-def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, waiting: Waiting = None) -> int:
-    """The offset behind all that was committed to a partition (topic: full name) before the call, once it can be read.
+def readable_ends(
+    bootstrap: str, settings: Settings, partitions: Sequence[Partition], waiting: Waiting = None
+) -> dict[Partition, int]:
+    """The offsets behind all that was committed to partitions before the call, once it can be read.
 
-    Where no broker answers, ``waiting`` is called again and again, and may raise; without it this gives up. Raises
-    `TopicError` where the topic is missing, or a transaction stays open for longer than brokers let one.
+    Args:
+        partitions: Full topic name and number of each partition.
+        waiting: Called again and again while no broker answers, and may raise; None: give up after
+            `METADATA_TIMEOUT_S`.
+
+    Raises:
+        TopicError: The topic is missing, or a transaction stays open for longer than `MOST_OPEN_S`.
     """
+    if not partitions:
+        return {}
     client = admin_client(bootstrap, settings=settings)
-    at = (topic, partition)
-
-    # A client whose first request is for offsets may wait for seconds.
-    partition_numbers(client, topic, waiting)
-    written = last_offsets(client, [at], IsolationLevel.READ_UNCOMMITTED, waiting)[at]
+    for topic in sorted({topic for topic, _ in partitions}):
+        # A client whose first request is for offsets may wait for seconds.
+        partition_numbers(client, topic, waiting)
+    written = last_offsets(client, partitions, IsolationLevel.READ_UNCOMMITTED, waiting)
     began_s = time.monotonic()
     report_s = began_s + OPEN_S
-    while last_offsets(client, [at], IsolationLevel.READ_COMMITTED, waiting)[at] < written:
+    while True:
+        readable_now = last_offsets(client, partitions, IsolationLevel.READ_COMMITTED, waiting)
+        behind = [at for at in partitions if readable_now[at] < written[at]]
+        if not behind:
+            return written
         now_s = time.monotonic()
+        topic, partition = behind[0]
         sentence = (
             f"topic {topic} partition {partition}: a transaction has been open for {now_s - began_s:.0f} s, and what "
             "was committed behind it cannot be read: docs/operating.md (hanging transactions) says how to end it"
@@ -73,7 +86,6 @@ def stable_end(bootstrap: str, settings: Settings, topic: str, partition: int, w
             report_s = now_s + OPEN_S
             log.warning("%s", sentence)
         time.sleep(_LOOK_S)
-    return written
 
 
 class ReplayBatch(NamedTuple):
@@ -116,10 +128,19 @@ class RangeReader:
         most_bytes: float = math.inf,
         on_refused: OnRefused = not_counted,
     ) -> None:
-        """Begin at offset ``start``.
+        """Begin at an offset.
 
-        ``waiting`` is called while nothing comes, and may raise; without it a reader gives up after `EARLY_END_S`.
-        ``most_bytes``: of the values that a call returns; one record may be larger by itself.
+        Args:
+            topic: Full name of the topic.
+            partition: Number of the partition.
+            start: First offset to read.
+            waiting: Called while nothing comes, and may raise; None: give up after `EARLY_END_S`.
+            tuning: Properties of librdkafka, over those of every reader.
+            skip_refused: Skip records that claim another offset than they have, and batches that an agent has
+                quarantined; else refuse them.
+            most_bytes: Bytes of the values that a call returns at most, without limit by default; one record may be
+                larger by itself.
+            on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
         """
         self.topic, self.partition, self.position = topic, partition, start
         """``position``: the offset behind everything that was returned."""
@@ -134,36 +155,14 @@ class RangeReader:
         self._log_end = -1
         """Offset at which the client has last met the end of what can be read."""
 
-    def _fetching(self) -> LogConsumer:
-        own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
-        consumer = log_consumer(
-            self._bootstrap, self._settings, own, self._waiting,
-            skip_refused=self._skip_refused, on_refused=self._on_refused,
-        )  # fmt: skip
-        consumer.assign({(self.topic, self.partition): self.position})
-        return consumer
-
     def read_to(self, end: int, most: int = READ_BATCH) -> list[Record]:
         """The next records below offset ``end``, at most ``most``; none only where there are no more of them."""
-        return self._records(end, most)
-
-    def read_columns(self, end: int, most: int = READ_BATCH) -> RecordColumns:
-        """Read like `read_to`, as columns."""
-        records = self._records(end, most)
-        n = len(records)
-        return RecordColumns(
-            self.partition,
-            np.fromiter((record.offset for record in records), np.int64, n),
-            np.fromiter((record.timestamp_ms for record in records), np.int64, n),
-            [record.value for record in records],
-        )
-
-    def _records(self, end: int, most: int) -> list[Record]:
         found: list[Record] = []
         deadline_s = time.monotonic() + EARLY_END_S
         while len(found) < most and self.position < end:
             if self._next == len(self._ahead):
-                if self._log_end >= end or self._read_up_to() >= end:
+                read_up_to = -1 if self._consumer is None else self._consumer.position(self.topic, self.partition)
+                if self._log_end >= end or read_up_to >= end:
                     # Behind the last record there may be marks of transactions, which are no records, or a range that
                     # was skipped.
                     self.position = end
@@ -183,6 +182,17 @@ class RangeReader:
             self._next = last
         return found if self._most_bytes == math.inf else self._bounded(found)
 
+    def read_columns(self, end: int) -> RecordColumns:
+        """Read like `read_to`, as columns."""
+        records = self.read_to(end)
+        n = len(records)
+        return RecordColumns(
+            self.partition,
+            np.fromiter((record.offset for record in records), np.int64, n),
+            np.fromiter((record.timestamp_ms for record in records), np.int64, n),
+            [record.value for record in records],
+        )
+
     def _bounded(self, found: list[Record]) -> list[Record]:
         """Return the first of the records ``found``, as many as may be returned; the others come again."""
         sizes = list(accumulate(len(record.value or b"") for record in found))
@@ -199,13 +209,15 @@ class RangeReader:
         if self._consumer is not None:
             self._consumer.close()
 
-    def _read_up_to(self) -> int:
-        return -1 if self._consumer is None else self._consumer.position(self.topic, self.partition)
-
     def _fetch(self, end: int) -> bool:
         """Wait a moment for records below ``end``; returns whether any came."""
         if self._consumer is None:
-            self._consumer = self._fetching()
+            own = {"auto.offset.reset": "error", "fetch.wait.max.ms": _EMPTY_FETCH_MS, **self._tuning}
+            self._consumer = LogConsumer(
+                self._bootstrap, self._settings, own, self._waiting,
+                skip_refused=self._skip_refused, on_refused=self._on_refused,
+            )  # fmt: skip
+            self._consumer.assign({(self.topic, self.partition): self.position})
         self._waiting()
         came = self._consumer.take(_POLL_S, READ_BATCH, end)
         self._ahead, self._next = [item for item in came if isinstance(item, Record)], 0
@@ -231,12 +243,15 @@ class RangeReader:
 
 
 class NewRecords:
-    """The records committed to a partition of a topic (full name), from the beginning and then from call to call."""
+    """The records committed to the only partition of a topic, from the beginning, then call by call.
 
-    def __init__(
-        self, bootstrap: str, settings: Settings, topic: str, partition: int, on_refused: OnRefused = not_counted
-    ) -> None:
-        self._bootstrap, self._settings, self._topic, self._partition = bootstrap, settings, topic, partition
+    Args:
+        topic: Full name of the topic.
+        on_refused: Counts unreadable batches of topics that no agent reads, by the topic.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, topic: str, on_refused: OnRefused) -> None:
+        self._bootstrap, self._settings, self._topic = bootstrap, settings, topic
         self._next, self._on_refused = 0, on_refused
 
     def read(self, waiting: Waiting) -> Iterator[Record]:
@@ -244,8 +259,8 @@ class NewRecords:
 
         To be iterated to its end: what is left over comes again.
         """
-        end = stable_end(self._bootstrap, self._settings, self._topic, self._partition, waiting)
-        at = (self._topic, self._partition, self._next)
+        (end,) = readable_ends(self._bootstrap, self._settings, [(self._topic, 0)], waiting).values()
+        at = (self._topic, 0, self._next)
         with closing(RangeReader(self._bootstrap, self._settings, *at, waiting, on_refused=self._on_refused)) as reader:
             while records := reader.read_to(end):
                 yield from records
@@ -256,24 +271,35 @@ def _without(batch: list[Record], quarantined: Sequence[RecordPosition], name_of
     """Return the records of a batch that did enter the state, without what its marker says was quarantined."""
     if not quarantined:
         return batch
-    left = []
-    for record in batch:
-        covering = [at for at in quarantined if _covers(at, name_of(record.topic), record)]
-        rows = tuple(sorted(at.row for at in covering if at.row is not None))
-        if len(rows) == len(covering):
-            left.append(msgspec.structs.replace(record, skipped_rows=rows) if rows else record)
-    return left
+
+    def covers(at: RecordPosition, record: Record) -> bool:
+        end = at.offset + 1 if at.end is None else at.end
+        is_there = at.topic == name_of(record.topic) and at.partition == record.partition
+        return is_there and at.offset <= record.offset < end
+
+    left = (unskipped(record, [at for at in quarantined if covers(at, record)]) for record in batch)
+    return [record for record in left if record is not None]
 
 
-def _covers(at: RecordPosition, topic: str, record: Record) -> bool:
-    end = at.offset + 1 if at.end is None else at.end
-    return at.topic == topic and at.partition == record.partition and at.offset <= record.offset < end
+def unskipped(record: Record, quarantined: Sequence[RecordPosition]) -> Record | None:
+    """Return what quarantines of a record leave of it: all but some rows of a block, or nothing."""
+    rows = {at.row for at in quarantined}
+    if None in rows:
+        return None
+    skipped = tuple(sorted(row for row in rows if row is not None))
+    return msgspec.structs.replace(record, skipped_rows=skipped) if skipped else record
 
 
 def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefused = not_counted) -> Iterator[Progress]:
-    """Yield what each batch of ``agent`` read, as a partition of ``progress`` has it up to offset ``end``, in order.
+    """Yield what each batch of an agent read, in order.
 
     A record that is no marker is refused; what only it records is replayed topic by topic.
+
+    Args:
+        reader: Reads a partition of ``progress``, from its position on.
+        agent: Name of the agent; markers of others are passed over.
+        end: Offset to read up to.
+        on_refused: Counts records that are no markers.
     """
     key = agent.encode()
     while records := reader.read_to(end):
@@ -284,11 +310,16 @@ def read_markers(reader: RangeReader, agent: str, end: int, on_refused: OnRefuse
 def in_recorded_order(
     readers: Sequence[RangeReader], markers: Iterator[Progress], ends: Mapping[str, int], name_of: Callable[[str], str]
 ) -> Iterator[ReplayBatch]:
-    """Batches as they were read live, from the readers' positions up to ``ends`` (by full topic name).
+    """Yield batches as they were read live, from the readers' positions on.
 
-    ``name_of`` turns a topic's full name into the one that markers bear. What no marker covers (records from before
-    there were any, and all of an agent with one input) comes topic by topic, in the order of ``readers``, and without
-    config.
+    What no marker covers (records from before there were any, and all of an agent with one input) comes topic by topic,
+    and without config.
+
+    Args:
+        readers: Readers of one partition of each input topic; their order is that of the topics within a batch.
+        markers: What each batch read, in order (`read_markers`).
+        ends: Offsets to read up to, by full topic name; a topic that is absent is not read.
+        name_of: Turns a topic's full name into the one that markers bear.
     """
     if any(reader.position < ends.get(reader.topic, 0) for reader in readers):
         for marker in markers:

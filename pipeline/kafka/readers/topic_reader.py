@@ -1,25 +1,20 @@
 """Reading of a topic without a group: up to its end, or as records come."""
 
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
-from pipeline.kafka.cluster.admin import end_offsets
-from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
+from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.cluster.log_offsets import partition_numbers, stable_ends
 from pipeline.kafka.cluster.retries import may_pass
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.records.batch import ReadError
 from pipeline.kafka.records.internal import OnRefused, not_counted
-from pipeline.protection.signing import Trust
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import LABELS, TRANSACTIONS
 
 READ_BATCH: Final = 10_000
 """Records taken at a time."""
@@ -32,35 +27,11 @@ PRESENCE_S: Final = 2.0
 """Time between two questions whether a broker is there, and the longest wait for the answer."""
 
 
-def log_consumer(
-    bootstrap: str,
-    settings: Settings | None,
-    own: Mapping[str, Any] | None = None,
-    waiting: Callable[[], None] = lambda: None,
-    *,
-    skip_unreadable: bool = False,
-    skip_refused: bool = True,
-    on_refused: OnRefused = not_counted,
-) -> LogConsumer:
-    """Return a consumer without a group, with ``own`` over its configuration, that reports ends of partitions."""
-    config = consumer_config(bootstrap, READER_GROUP, settings=settings)
-    own = {"enable.partition.eof": True, **(own or {})}
-    prefix = settings.topic_prefix if settings is not None else ""
-    of_settings: dict[str, Any] = {"inputs": (TRANSACTIONS.name, LABELS.name)}
-    if settings is not None:
-        of_settings = {"inputs": settings.inputs, "accept_damaged_control": settings.accept_damaged_control}
-    trust = Trust.from_settings(settings) if settings is not None else Trust()
-    return LogConsumer(
-        config, prefix, own, waiting, skip_unreadable=skip_unreadable, skip_refused=skip_refused,
-        on_refused=on_refused, trusted=lambda record: trust.refusal(record) is None, **of_settings,
-    )  # fmt: skip
-
-
 def read_batches(
     bootstrap: str,
     topic: str,
     *,
-    settings: Settings | None = None,
+    settings: Settings,
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
     skip_unreadable: bool = False,
@@ -85,7 +56,7 @@ def read_batches(
         TopicError: The topic is missing, or a part of it cannot be read.
         KafkaException: The brokers report an error that does not pass.
     """
-    reader = log_consumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable, on_refused=on_refused)
+    reader = LogConsumer(bootstrap, settings, tuning, skip_unreadable=skip_unreadable, on_refused=on_refused)
     try:
         numbers = partitions
         if numbers is None:
@@ -114,14 +85,8 @@ def _take_below(
 ) -> tuple[list[Record], bool]:
     """Take records below ``ends``, from which partitions that are read to their end are removed.
 
-    Args:
-        reader: Reads the partitions.
-        topic: Full name of the topic.
-        ends: Offsets to read to, by partition number.
-        early: Earlier ends that the reader has met, by partition number.
-
     Returns:
-        The records, and whether an earlier end was met.
+        The records, and whether an earlier end was met, which is then in ``early``.
     """
     records, is_early = [], False
     for item in reader.take(READ_POLL_S, READ_BATCH):
@@ -159,56 +124,55 @@ def read_topic(
     bootstrap: str,
     topic: str,
     *,
-    settings: Settings | None = None,
+    settings: Settings,
     partitions: list[int] | None = None,
     start: Mapping[int, int] | None = None,
 ) -> Iterator[Record]:
-    """``read_batches``, record by record."""
+    """Yield the records of `read_batches` one by one.
+
+    Args:
+        topic: Full name of the topic.
+        partitions: Numbers of partitions; None: all of them.
+        start: First offsets, by partition number; others are read from their beginning.
+    """
     for batch in read_batches(bootstrap, topic, settings=settings, partitions=partitions, start=start):
         yield from batch
 
 
 def tail_topic(
-    bootstrap: str,
-    topic: str,
-    *,
-    settings: Settings | None = None,
-    from_beginning: bool = False,
-    start: Mapping[int, int] | None = None,
-    stopped: threading.Event | Callable[[], bool] | None = None,
-    lost_after_s: float | None = None,
-) -> Iterator[Record]:
-    """Committed records of ``topic`` as they come, until ``stopped`` says so; the generator may also be closed.
-
-    From the end, as it is when the first record is asked for, or from the beginning.
+    bootstrap: str, topic: str, *, settings: Settings, start: Mapping[int, int], lost_after_s: float
+) -> Generator[Record, None, None]:
+    """Yield committed records of ``topic`` as they come, until the generator is closed.
 
     Args:
         bootstrap: Addresses of brokers.
         topic: Full name of the topic.
         settings: Settings of the client.
-        from_beginning: Begin with the oldest record.
-        start: First offsets, by partition number, in place of the end.
-        stopped: Whether to stop.
-        lost_after_s: Give up once no broker has answered for so long; None: wait for one for ever.
+        start: First offsets, by partition number; 0 of others.
+        lost_after_s: Give up once no broker has answered for so long.
 
     Raises:
         TopicError: The topic is missing, or a part of it cannot be read.
         ClusterUnreachable: No broker answers any more.
         KafkaException: The brokers report an error that does not pass.
     """
-    is_stopped = stopped.is_set if isinstance(stopped, threading.Event) else stopped
-    reader = log_consumer(bootstrap, settings)
+    reader = LogConsumer(bootstrap, settings)
     try:
         client = admin_client(bootstrap, settings=settings)
-        if start is None and not from_beginning:
-            reader.assign(end_offsets(bootstrap, [topic], settings=settings))
-        else:
-            reader.assign(
-                {(topic, number): (start or {}).get(number, 0) for number in partition_numbers(client, topic)}
-            )
-        presence = _Presence(client, bootstrap, topic, lost_after_s)
-        while is_stopped is None or not is_stopped():
-            presence.check()
+        reader.assign({(topic, number): start.get(number, 0) for number in partition_numbers(client, topic)})
+        asked_s = answered_s = time.monotonic()
+        while True:
+            # A reader does not notice when the last broker ends.
+            if time.monotonic() - asked_s >= PRESENCE_S:
+                try:
+                    client.list_topics(topic, timeout=PRESENCE_S)
+                    answered_s = time.monotonic()
+                except KafkaException as error:
+                    if time.monotonic() - answered_s >= lost_after_s:
+                        raise ClusterUnreachable(
+                            f"no broker answers at {bootstrap} any more: it has ended, or the network is cut"
+                        ) from error
+                asked_s = time.monotonic()
             for item in reader.take(READ_POLL_S, READ_BATCH):
                 if isinstance(item, Record):
                     yield item
@@ -222,27 +186,3 @@ def raise_unless_passing(error: KafkaError) -> None:
     """Raise a reader's error, but for the end of a partition and what may pass."""
     if error.code() != KafkaError._PARTITION_EOF and not may_pass(error):
         raise KafkaException(error)
-
-
-class _Presence:
-    """Asks now and then whether a broker still answers a reader, who does not notice when the last one ends."""
-
-    def __init__(self, client: AdminClient, bootstrap: str, topic: str, lost_after_s: float | None) -> None:
-        self._client, self._bootstrap, self._topic = client, bootstrap, topic
-        self._lost_after_s = lost_after_s
-        self._asked_s = self._answered_s = time.monotonic()
-
-    def check(self) -> None:
-        """Raise `ClusterUnreachable` once no broker has answered for too long."""
-        now_s = time.monotonic()
-        if self._lost_after_s is None or now_s - self._asked_s < PRESENCE_S:
-            return
-        try:
-            self._client.list_topics(self._topic, timeout=PRESENCE_S)
-            self._answered_s = time.monotonic()
-        except KafkaException as error:
-            if now_s - self._answered_s >= self._lost_after_s:
-                raise ClusterUnreachable(
-                    f"no broker answers at {self._bootstrap} any more: it has ended, or the network is cut"
-                ) from error
-        self._asked_s = time.monotonic()

@@ -7,26 +7,22 @@ undecided is one record read, for its timestamp; an open transaction hides it fr
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from pipeline.kafka.cluster.clients import READER_GROUP, Config, admin_client, consumer_config
+from pipeline.kafka.cluster.clients import READER_GROUP, admin_client, consumer_config
 from pipeline.kafka.cluster.log_offsets import listed_offset
-from pipeline.kafka.cluster.watch import WatchThread
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
 from pipeline.kafka.records.batch import Partition, UnreadableRange
-from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
 
-INTERVAL_S: Final = 2.0
 REQUEST_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.1
@@ -42,7 +38,11 @@ class FirstRecord(NamedTuple):
 
 
 class KafkaLog:
-    """The logs on the brokers; used from one thread."""
+    """The logs on the brokers; used from one thread.
+
+    Args:
+        stopping: Set when the worker ends; `first` then returns what it has found so far.
+    """
 
     def __init__(self, bootstrap: str, settings: Settings, stopping: threading.Event) -> None:
         self._bootstrap, self._settings, self._stopping = bootstrap, settings, stopping
@@ -65,16 +65,17 @@ class KafkaLog:
         return ends
 
     def first(self, offsets: Mapping[Partition, int], *, committed: bool) -> Mapping[Partition, FirstRecord]:
-        """Look for the first record at or behind an offset of each partition.
+        """Look for the first record at or behind an offset of each partition; one that does not answer is absent.
 
-        Args:
-            offsets: where to look.
-            committed: whether records of open and aborted transactions are passed over.
-
-        Returns:
-            What was found; a partition that did not answer in time is absent.
+        Those of open and aborted transactions are passed over if only ``committed`` ones are looked for.
         """
-        reader = BoundedConsumer(self._config(committed), self._settings.inputs)
+        overrides: dict[str, Any] = {
+            "isolation.level": "read_committed" if committed else "read_uncommitted",
+            "enable.partition.eof": True,
+            "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at
+        }
+        config = consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
+        reader = BoundedConsumer(config, self._settings.inputs)
         found: dict[Partition, FirstRecord] = {}
         ends_s = time.monotonic() + READ_TIMEOUT_S
         try:
@@ -98,20 +99,14 @@ class KafkaLog:
             reader.close()
         return found
 
-    def _config(self, committed: bool) -> Config:
-        overrides: dict[str, Any] = {
-            "isolation.level": "read_committed" if committed else "read_uncommitted",
-            "enable.partition.eof": True,
-            "max.partition.fetch.bytes": 64 * 1024,  # one record of each partition is looked at
-        }
-        return consumer_config(self._bootstrap, READER_GROUP, settings=self._settings, overrides=overrides)
+
+_Kind = Literal["record", "hidden", "unreadable", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Oldest:
+class _Oldest(NamedTuple):
     offset: int
     since_s: float
-    kind: Literal["record", "hidden", "unreadable", "unknown"]
+    kind: _Kind
 
 
 @dataclass(slots=True)
@@ -127,14 +122,10 @@ class OldestUndecided:
     _oldest: dict[Partition, _Oldest] = field(default_factory=dict)
 
     def ages_s(self, positions: Mapping[Partition, int], now_s: float) -> dict[Partition, float]:
-        """Measure once.
+        """Measure once: seconds by partition; 0 where all that was there at the last measurement is decided.
 
-        Args:
-            positions: the offset behind the last committed record of each partition held.
-            now_s: the time, seconds since 1970.
-
-        Returns:
-            Seconds by partition; 0 where all that was there at the last measurement is decided.
+        ``positions`` are the offsets behind the last committed record of each partition held; ``now_s`` is in seconds
+        since 1970.
         """
         answered = self.log.ends(positions.keys()) if positions else {}
         # Without an answer, what was there before is all that is known to be there.
@@ -148,121 +139,46 @@ class OldestUndecided:
             at = max(position, self._empty.get(partition, 0))
             if min(ends[partition], self._ends.get(partition, ends[partition])) > at:
                 waiting[partition] = at
-        self._oldest = self._find(waiting, ends, now_s)
-        self._ends = ends
-        return {
-            partition: max(0.0, now_s - self._oldest[partition].since_s) if partition in self._oldest else 0.0
-            for partition in positions
-        }
+        self._oldest, self._ends = self._find(waiting, ends, now_s), ends
+        since_s = {partition: known.since_s for partition, known in self._oldest.items()}
+        return {partition: max(0.0, now_s - since_s.get(partition, now_s)) for partition in positions}
 
     def _find(
         self, waiting: Mapping[Partition, int], ends: Mapping[Partition, int], now_s: float
     ) -> dict[Partition, _Oldest]:
-        # What cannot be read is not read again either: it may be large.
-        oldest = {
-            partition: known
-            for partition, known in self._oldest.items()
-            if known.kind in ("record", "unreadable") and waiting.get(partition, known.offset + 1) <= known.offset
-        }
-        asked = {partition: at for partition, at in waiting.items() if partition not in oldest}
-        found = self.log.first(asked, committed=True) if asked else {}
-        hidden: dict[Partition, int] = {}
-        for partition, at in asked.items():
-            record = found.get(partition)
-            if record is None:
-                oldest[partition] = self._seen(partition, at, "unknown", now_s)
-            elif record.kind == "record":
-                oldest[partition] = self._timed(partition, record, "record", now_s)
-            elif record.kind == "unreadable":
-                oldest[partition] = self._seen(partition, at, "unreadable", now_s)
-            else:
-                self._empty[partition] = max(at, record.offset)
-                if record.offset < ends[partition]:
-                    hidden[partition] = record.offset
-        known_hidden = {partition for partition, at in hidden.items() if self._is_hidden(partition, at)}
-        oldest |= {partition: self._oldest[partition] for partition in known_hidden}
-        asked = {partition: at for partition, at in hidden.items() if partition not in known_hidden}
-        found = self.log.first(asked, committed=False) if asked else {}
-        for partition, at in asked.items():
-            record = found.get(partition)
-            if record is not None and record.kind == "record":
-                oldest[partition] = self._timed(partition, record, "hidden", now_s)
-            elif record is None or record.kind == "unreadable":
-                oldest[partition] = self._seen(partition, at, "unknown" if record is None else "hidden", now_s)
+        oldest: dict[Partition, _Oldest] = {}
+        asked = dict(waiting)
+        # What readers of committed records get, and behind it what an open transaction hides from them.
+        for committed in (True, False):
+            kinds = ("record", "unreadable") if committed else ("hidden",)
+            for partition, at in asked.items():
+                known = self._oldest.get(partition)
+                # What cannot be read is not read again either: it may be large.
+                if known is not None and known.kind in kinds and known.offset >= at:
+                    oldest[partition] = known
+            asked = {partition: at for partition, at in asked.items() if partition not in oldest}
+            found = self.log.first(asked, committed=committed) if asked else {}
+            hidden: dict[Partition, int] = {}
+            for partition, at in asked.items():
+                first = found.get(partition)
+                if first is None:
+                    oldest[partition] = self._since(partition, at, "unknown", now_s)
+                elif first.kind != "end":
+                    kind: _Kind = first.kind if committed else "hidden"
+                    offset = first.offset if first.kind == "record" else at
+                    oldest[partition] = self._since(partition, offset, kind, now_s, first.timestamp_ms)
+                elif committed:
+                    self._empty[partition] = max(at, first.offset)
+                    if first.offset < ends[partition]:
+                        hidden[partition] = first.offset
+            asked = hidden
         return oldest
 
-    def _is_hidden(self, partition: Partition, at: int) -> bool:
-        known = self._oldest.get(partition)
-        return known is not None and known.kind == "hidden" and known.offset >= at
-
-    def _timed(
-        self, partition: Partition, found: FirstRecord, kind: Literal["record", "hidden"], now_s: float
-    ) -> _Oldest:
-        if partition[0] in self.untimed or found.timestamp_ms <= 0:
-            return self._seen(partition, found.offset, kind, now_s)
-        return _Oldest(found.offset, found.timestamp_ms / 1_000, kind)
-
-    def _seen(
-        self,
-        partition: Partition,
-        offset: int,
-        kind: Literal["record", "hidden", "unreadable", "unknown"],
-        now_s: float,
-    ) -> _Oldest:
-        """Count from now, or from when the same record was first seen."""
+    def _since(self, partition: Partition, offset: int, kind: _Kind, now_s: float, timestamp_ms: int = 0) -> _Oldest:
+        """Count from a record's timestamp; without one from now, or from when the same record was first seen."""
+        if timestamp_ms > 0 and partition[0] not in self.untimed:
+            return _Oldest(offset, timestamp_ms / 1_000, kind)
         known = self._oldest.get(partition)
         # One whose offset was not known yet was looked for from the same position.
         same = known is not None and (known.offset == offset or known.kind == "unknown")
         return _Oldest(offset, known.since_s if known is not None and same else now_s, kind)
-
-
-class UndecidedWatch(WatchThread):
-    """Measures for several agents; ``stop`` waits for the measurement that is under way, but not for brokers."""
-
-    def __init__(
-        self, bootstrap: str, settings: Settings, metrics: WorkerMetrics, *, interval_s: float = INTERVAL_S
-    ) -> None:
-        super().__init__("undecided-watch", 1.0)
-        self._metrics, self._interval_s = metrics, interval_s
-        self._new_log = partial(KafkaLog, bootstrap, settings, self._stopping)
-        self._untimed = settings.inputs if settings.timestamps == "producer" else frozenset()
-        self._positions: dict[str, Callable[[], Mapping[Partition, int]]] = {}
-
-    def follow(self, agent: str, positions: Callable[[], Mapping[Partition, int]]) -> None:
-        """Measure for ``agent`` too.
-
-        Args:
-            agent: its name.
-            positions: returns the offset behind the last committed record of each partition that it holds now.
-        """
-        self._positions[agent] = positions
-
-    def _run(self) -> None:
-        logs = self._new_log()
-        agents: dict[str, OldestUndecided] = {}
-        shown: dict[str, set[Partition]] = {}
-        while not self._stopping.wait(self._interval_s):
-            for agent, positions in list(self._positions.items()):
-                oldest = agents.setdefault(agent, OldestUndecided(logs, self._untimed))
-                shown[agent] = self._measure(agent, oldest, positions, shown.get(agent, set()))
-
-    def _measure(
-        self,
-        agent: str,
-        oldest: OldestUndecided,
-        positions: Callable[[], Mapping[Partition, int]],
-        shown: set[Partition],
-    ) -> set[Partition]:
-        """Export one agent's ages; return the partitions that have one now, of those ``shown`` before and others."""
-        ages_s: Mapping[Partition, float] = {}
-        try:
-            ages_s = oldest.ages_s(dict(positions()), time.time())
-        except Exception:
-            # The next measurement may do better; a thread that ends would be seen by nobody. No value says that
-            # nothing is known: the last one, mostly 0, would say that nothing waits.
-            log.exception("%s: the age of the oldest undecided records cannot be measured", agent)
-        for topic, number in shown - ages_s.keys():
-            self._metrics.forget("oldest_undecided_seconds", agent=agent, topic=topic, partition=number)
-        for (topic, number), age_s in ages_s.items():
-            self._metrics.show("oldest_undecided_seconds", age_s, agent, topic, number)
-        return set(ages_s)

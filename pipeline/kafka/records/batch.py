@@ -62,14 +62,11 @@ class Batch:
         """Numbers of the partitions that the records are of."""
         return {number for _, number in self.starts}
 
-    def part(self, records: list[Record]) -> "Batch":
-        """A batch of some of these records, which follow each other."""
-        return make_batch(records, self.group_metadata)
-
     def halves(self) -> list["Batch"]:
         """This batch as two, to be worked on one after the other."""
         middle = len(self.records) // 2
-        return [self.part(self.records[:middle]), self.part(self.records[middle:])]
+        parts = (self.records[:middle], self.records[middle:])
+        return [make_batch(records, self.group_metadata) for records in parts]
 
 
 def make_batch(records: list[Record], group_metadata: Any) -> Batch:

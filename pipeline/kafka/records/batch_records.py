@@ -120,7 +120,17 @@ class BatchRecords:
         first: int,
         most_headers: int,
     ) -> None:
-        """``columns`` and ``times``: what `_scan` found in ``data``; ``first``: number of the first one wanted."""
+        """Take a batch that `open_batch` has checked.
+
+        Args:
+            batch: The batch of ``m`` records.
+            partition: Full topic name and number of its partition.
+            data: Its records, decompressed.
+            columns: Where the fields of each record lie in ``data``, as `_scan` found them; shape ``(6, m)``.
+            times: Timestamp of each record, as `_scan` found it; shape ``(m,)``.
+            first: Number within the batch of the first record that is wanted.
+            most_headers: Largest number of headers of a record.
+        """
         self._batch, self._partition, self._data, self._most_headers = batch, partition, data, most_headers
         self._columns, self._times, self._next = columns, times, first
         self.size, self.end = len(data), batch.end
@@ -155,13 +165,13 @@ class BatchRecords:
 def open_batch(
     batch: RecordBatch, partition: Partition, position: int, bounds: BatchBounds = BOUNDS
 ) -> BatchRecords | UnreadableRange:
-    """Return the records of an intact batch from offset ``position`` on, or why there are none.
+    """Return the records of an intact batch from an offset on, or why there are none.
 
     Args:
-        batch: The batch.
-        partition: Its partition.
-        position: Offset of the first record wanted.
-        bounds: How much is read.
+        batch: A batch whose checksum is right.
+        partition: Full topic name and number of its partition.
+        position: Offset of the first record that is wanted; earlier ones of the batch are left out.
+        bounds: Largest size before compression and number of headers; by default those for batches of producers.
     """
 
     def bad(error: str, message: str) -> UnreadableRange:

@@ -6,7 +6,6 @@ from typing import Final
 from pipeline.engine.encoding.blocks import row_count
 from pipeline.kafka.records.batch import Item, Partition
 from schemas.records import Record
-from schemas.topics import Topic
 
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bytes of the values of a batch; one message may be larger by itself."""
@@ -20,9 +19,9 @@ class Carried:
     A partition whose position is set anew has its items dropped: the client hands them over again.
 
     Args:
-        most_rows: Rows that a batch may hold: records, or rows of blocks.
-        most_bytes: Bytes of values that a batch may hold.
-        blocks: Whether records hold blocks.
+        most_rows: Records of a batch at most, or rows of blocks.
+        most_bytes: Bytes of a batch at most; one record may be larger by itself.
+        blocks: Whether records may be blocks of several rows.
     """
 
     def __init__(self, most_rows: int, most_bytes: int = BATCH_BYTES, *, blocks: bool = False) -> None:
@@ -80,8 +79,3 @@ def _rows(item: Item) -> int:
 
 def _size(item: Item) -> int:
     return len(item.value or b"") + item.other_bytes if isinstance(item, Record) else 0
-
-
-def carried(topics: Collection[Topic], most_rows: int) -> Carried:
-    """Return where a client that reads ``topics`` puts what no batch holds yet."""
-    return Carried(most_rows, blocks=any(topic.holds_blocks for topic in topics))

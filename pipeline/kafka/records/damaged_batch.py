@@ -25,15 +25,15 @@ class EndUnknown(RuntimeError):
 
 
 async def examine(brokers: Connections, partition: Partition, start: int) -> UnreadableRange | None:
-    """Examine the batch that holds an offset at which a reader found a wrong checksum.
+    """Examine a batch at which a reader found a wrong checksum.
 
     Its end is the first offset of the batch behind it: its own header may be damaged too. A fetch ends with its segment
     of the log; there the header must agree with its count of records.
 
     Args:
-        brokers: The cluster.
-        partition: The partition.
-        start: The offset.
+        brokers: Connections to the brokers.
+        partition: Full topic name and number.
+        start: An offset that the batch holds; the range begins there.
 
     Returns:
         The range from ``start`` to the batch's end, with the brokers that may hold it whole; None if the leader does.

@@ -31,9 +31,9 @@ def inflate(payload: memoryview, codec: int, most: int) -> bytes:
     """Return the records of a batch, decompressed.
 
     Args:
-        payload: The batch behind its header.
-        codec: One of the batch's attributes.
-        most: Most bytes to return. No codec is given room for more than one byte above it.
+        payload: The batch without its header.
+        codec: Number of the compression codec, as the batch's attributes have it.
+        most: Most bytes of the records; no codec is given room for more than one byte above it.
 
     Raises:
         TooLarge: The records are larger. Uncompressed ones never are: brokers bound them.

@@ -36,7 +36,14 @@ def not_counted(topic: str) -> None:
 
 
 def refuse(record: Record, reason: object, on_refused: OnRefused) -> None:
-    """Report a record that a reader skips because it cannot be read or must not be believed."""
+    """Report a record that a reader skips because it cannot be read or must not be believed.
+
+    Args:
+        record: The record.
+        reason: Why, for the log; shown by ``str``.
+        on_refused: Called with the topic's full name; not again for a record that is met again (`_MOST_REFUSED` are
+            remembered).
+    """
     log.error(
         "%s partition %d offset %d is refused: %s; only this pipeline's programs may write to that topic",
         record.topic, record.partition, record.offset, reason,
@@ -53,7 +60,14 @@ def refuse(record: Record, reason: object, on_refused: OnRefused) -> None:
 def readable(
     records: Iterable[Record], decode: Callable[[bytes], T], on_refused: OnRefused
 ) -> Iterator[tuple[Record, T]]:
-    """Yield each record with its decoded value; records that cannot be decoded are refused, and reading goes on."""
+    """Yield each record with its decoded value; records that cannot be decoded are refused, and reading goes on.
+
+    Args:
+        records: Records of an internal topic.
+        decode: Decodes a value; empty bytes for a record without one. Its decoding errors (`UNREADABLE`) refuse the
+            record.
+        on_refused: Counts refused records.
+    """
     for record in records:
         try:
             message = decode(record.value or b"")
@@ -66,12 +80,8 @@ def readable(
 class TrustedRecords:
     """Reads ``models`` and ``control``, whose records the settings may want to be signed; for one reader of each.
 
-    Args:
-        settings: Name the keys that are trusted.
-        on_refused: Counts refused records.
-
     Raises:
-        KeyFileError: A key cannot be read.
+        KeyFileError: A key that the settings name cannot be read.
     """
 
     def __init__(self, settings: Settings, on_refused: OnRefused) -> None:

@@ -5,6 +5,7 @@ connections, secured as all other clients are.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -73,7 +74,19 @@ async def fetch(
     min_bytes: int = 1,
     max_bytes: int = 1 << 30,
 ) -> dict[Partition, Fetched]:
-    """Return what a broker has of partitions that it leads, or holds a replica of that is in sync."""
+    """Return what a broker has of partitions that it leads, or holds a replica of that is in sync.
+
+    Args:
+        connection: Connection to the broker.
+        wanted: The partitions, each with its first offset and most bytes.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
+        max_wait_ms: Longest time in ms that the broker collects bytes before it answers.
+        min_bytes: Bytes that it waits for.
+        max_bytes: Most bytes of the whole answer.
+
+    Returns:
+        The answers by full topic name and partition number.
+    """
     topics: dict[str, list[tuple[int, int, int]]] = {}
     for (topic, number), offset, most in wanted:
         topics.setdefault(topic, []).append((number, offset, most))
@@ -91,33 +104,46 @@ class Connections:
 
     Args:
         config: Configuration of a librdkafka client.
+        request_ms: Longest wait for an answer.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], request_ms: int = _REQUEST_MS) -> None:
+        self._client_id, self._request_ms = str(config["client.id"]), request_ms
         self._hosts = [(host, port) for host, port, _ in collect_hosts(str(config[BOOTSTRAP]))]
         self._security = security_of(config)
         self._open: dict[tuple[str, int], AIOKafkaConnection] = {}
+        self._failed_s: dict[tuple[str, int], float] = {}
+        """Time at which each broker last failed, on the monotonic clock."""
         self._opening: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.addresses: Mapping[int, tuple[str, int]] = {}
         """Host and port of each broker, by id, as one has last named them."""
         self.refused: Mapping[str, int] = {}
         """Kafka's code for each topic of which a broker would last not say anything."""
+        self.counts: Mapping[str, int] = {}
+        """Number of partitions of each topic that a broker has last described, with and without a leader."""
 
     async def to(self, address: tuple[str, int]) -> AIOKafkaConnection:
         """Return the connection to a broker's host and port."""
         async with self._opening[address]:
             if (known := self._open.get(address)) is None or not known.connected():
                 known = self._open[address] = await create_conn(
-                    *address, client_id="fraud-pipeline", request_timeout_ms=_REQUEST_MS, **self._security.arguments
+                    *address,
+                    client_id=self._client_id,
+                    request_timeout_ms=self._request_ms,
+                    **self._security.arguments,
                 )
             return known
+
+    def known(self) -> list[tuple[str, int]]:
+        """Return the addresses of all brokers that are known, the one that failed last at the end."""
+        return sorted({*self.addresses.values(), *self._hosts}, key=lambda at: self._failed_s.get(at, 0.0))
 
     async def describe(self, topics: Sequence[str]) -> Mapping[Partition, Replicas]:
         """Return the replicas of the partitions of ``topics`` that have a leader; raises `FetchUnanswered`.
 
         Topics that a broker answers with an error, a missing right for one, are ``refused``.
         """
-        for address in {*self.addresses.values(), *self._hosts}:
+        for address in self.known():
             try:
                 answer = await (await self.to(address)).send(
                     MetadataRequest(list(topics), allow_auto_topic_creation=False)
@@ -127,6 +153,7 @@ class Connections:
                 continue
             self.addresses = {node: (host, port) for node, host, port, _ in answer.brokers}
             self.refused = {topic: error for error, topic, *_ in answer.topics if error}
+            self.counts = {topic: len(partitions) for error, topic, _, partitions in answer.topics if not error}
             return {
                 (topic, number): Replicas(leader, tuple(in_sync))
                 for _, topic, _, partitions in answer.topics
@@ -144,6 +171,7 @@ class Connections:
 
     def failed(self, address: tuple[str, int], error: Exception) -> None:
         """Make another connection to a broker the next time."""
+        self._failed_s[address] = time.monotonic()
         text = str(error) or type(error).__name__
         complain(KafkaErrorCode._TRANSPORT, f"{address[0]}:{address[1]}: {text}")
         if (broken := self._open.pop(address, None)) is not None:

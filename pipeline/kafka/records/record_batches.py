@@ -101,11 +101,9 @@ def split_batches(data: bytes | memoryview) -> Iterator[RecordBatch]:
 
 
 def visible_batches(batches: Iterable[RecordBatch], aborted: Sequence[tuple[int, int]]) -> Iterator[RecordBatch]:
-    """Yield the batches whose records a reader of committed records gets.
+    """Yield those of some batches that follow each other whose records a reader of committed records gets.
 
-    Args:
-        batches: Batches that follow each other.
-        aborted: Producer's id and first offset of each aborted transaction that overlaps with them.
+    ``aborted`` has the producer's id and the first offset of each aborted transaction that overlaps with them.
     """
     ahead = sorted(aborted, key=lambda transaction: transaction[1], reverse=True)
     producers: set[int] = set()

@@ -84,12 +84,7 @@ def holder(mark: Mark | None) -> str:
 
 
 def next_attempt(committed: Committed, log_end: int, most: int) -> Attempt | None:
-    """Decide how the next holder begins.
-
-    Args:
-        committed: The offset from which it goes on.
-        log_end: Offset behind the last record that can be read now.
-        most: Most records of a usual batch.
+    """Decide how the next holder begins, with usual batches of ``most`` records.
 
     Returns:
         None after an orderly release, or where there is nothing that a process can have died of.
@@ -138,9 +133,20 @@ class Attempts:
         return bool(self._usual or self._zones)
 
     def assigned(self, partition: Partition, committed: Committed, log_end: int) -> Attempt | None:
-        """Take a partition in; returns its attempt, None where its last holder released it.
+        """Take a partition in.
 
-        That one's mark must not stay: who dies before its first commit would seem to have released the partition too.
+        The mark of a holder that released it must not stay: who dies before its first commit would seem to have
+        released the partition too.
+
+        Args:
+            partition: Full topic name and number.
+            committed: Its committed offset and mark.
+            log_end: Offset behind the last record that can be read; not looked at where the mark is released, or
+                absent.
+
+        Returns:
+            The attempt; None where the last holder released the partition, or where there is nothing that it can have
+            died of.
         """
         if committed.known and (committed.mark is None or committed.mark.released):
             self._usual[partition] = (committed.offset, None)

@@ -18,10 +18,8 @@ from pipeline.kafka.cluster.errors import SessionError
 from pipeline.kafka.cluster.log_offsets import committed_partitions, last_offsets, partition_numbers
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.records.batch import Partition
-from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.attempts import Committed, holder, read_mark
-from pipeline.settings import Settings
-from schemas.topics import Topic
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +30,12 @@ FORGETFUL_S: Final = 30.0
 class CommittedOffsets:
     """The committed offsets of one agent's group."""
 
-    def __init__(
-        self,
-        bootstrap: str,
-        settings: Settings,
-        agent: str,
-        reads: Collection[Topic],
-        retries: Retries,
-        on_refused: OnRefused = not_counted,
-    ) -> None:
-        self._bootstrap, self._settings, self._agent = bootstrap, settings, agent
-        self._reads, self._retries, self._on_refused = reads, retries, on_refused
+    def __init__(self, member: Member, retries: Retries) -> None:
+        self._member, self._retries = member, retries
+        self._agent, self._settings = member.agent, member.settings
         # Under at_least_once results may be ahead of the offsets, and two settings accept that they are.
-        self._checked = settings.delivery == "exactly_once" and not (
-            settings.restart_from_beginning or settings.accept_lost_records
+        self._checked = self._settings.delivery == "exactly_once" and not (
+            self._settings.restart_from_beginning or self._settings.accept_lost_records
         )
 
     def read(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
@@ -93,9 +83,9 @@ class CommittedOffsets:
 
     def commits_of_others(self, session: str) -> dict[Partition, str]:
         """Return the transactions beside offsets that another ``session`` of this instance has committed."""
-        client = admin_client(self._bootstrap, settings=self._settings)
-        names = [self._settings.topic(topic.name) for topic in self._reads]
-        partitions = [(name, n) for name in names for n in partition_numbers(client, name, self._retries.wait)]
+        client = admin_client(self._member.bootstrap, settings=self._settings)
+        topics = self._member.topics
+        partitions = [(name, n) for name in topics for n in partition_numbers(client, name, self._retries.wait)]
         marks = {at: found.mark for at, found in self._committed(partitions).items()}
         return {
             at: mark.commit
@@ -106,7 +96,7 @@ class CommittedOffsets:
     def _committed(self, partitions: Collection[Partition]) -> dict[Partition, Committed]:
         """Committed offsets, asked for without waiting for what open transactions would commit."""
         group = self._settings.topic(self._agent)
-        with closing(group_consumer(self._bootstrap, group, settings=self._settings)) as consumer:
+        with closing(group_consumer(self._member.bootstrap, group, settings=self._settings)) as consumer:
             return self.from_coordinator(consumer, partitions)
 
     def from_coordinator(self, consumer: Consumer, partitions: Collection[Partition]) -> dict[Partition, Committed]:
@@ -128,7 +118,7 @@ class CommittedOffsets:
         """Return the ``starts`` that lie within their logs: no agent has read beyond the end of one."""
         if not starts:
             return starts
-        client = admin_client(self._bootstrap, settings=self._settings)
+        client = admin_client(self._member.bootstrap, settings=self._settings)
         ends = last_offsets(client, sorted(starts), IsolationLevel.READ_UNCOMMITTED, self._retries.wait)
         for (topic, number), start in starts.items():
             if start > ends[topic, number]:
@@ -151,8 +141,7 @@ class CommittedOffsets:
         }
         if not claims:
             return {}
-        asked = (self._bootstrap, self._agent, self._reads, claims, self._settings, self._on_refused)
-        found = self._retries.call("results", partial(borne_out, *asked))
+        found = self._retries.call("results", partial(borne_out, self._member, claims))
         for topic, number in claims.keys() - found:
             log.error(
                 "%s: a result says that %s partition %d was read up to offset %d, and no other topic bears it out: "
@@ -163,19 +152,14 @@ class CommittedOffsets:
 
     def _shown(self, committed: Mapping[Partition, Committed]) -> dict[Partition, ResultBatch]:
         """Return the newest batch of each partition that results show: reading had got to its start at least."""
-        client = admin_client(self._bootstrap, settings=self._settings)
+        client = admin_client(self._member.bootstrap, settings=self._settings)
         numbers = {number for _, number in committed}
-        asked = (self._bootstrap, self._agent, self._reads, numbers, self._settings, self._on_refused)
-        shown = self._retries.call("results", partial(newest_batches, *asked))
+        shown = self._retries.call("results", partial(newest_batches, self._member, numbers))
         missing = [partition for partition, at in committed.items() if at.offset == 0]
         if missing:
             # Without an offset, anything that was ever read counts, where there is anything to read again.
             ends = last_offsets(client, missing, IsolationLevel.READ_UNCOMMITTED, self._retries.wait)
             if any(ends[partition] for partition in missing):
-                results = self._retries.call("results", partial(result_offsets, *asked))
-                shown |= {
-                    at: ResultBatch(results.ends[at], results.ends[at], results.times_ms[at])
-                    for at in missing
-                    if at in results.ends
-                }
+                furthest = self._retries.call("results", partial(result_offsets, self._member, numbers)).furthest
+                shown |= {at: furthest[at]._replace(start=furthest[at].end) for at in missing if at in furthest}
         return shown

@@ -15,7 +15,7 @@ from pipeline.engine.encoding.blocks import KernelMismatch
 from pipeline.engine.records.results import KEPT_BYTES, Result
 from pipeline.engine.scores.block_messages import row_value
 from pipeline.kafka.cluster.errors import OutputTooLarge
-from pipeline.kafka.readers.replay_reader import NewRecords
+from pipeline.kafka.readers.replay_reader import NewRecords, unskipped
 from pipeline.kafka.records.batch import UnreadableRange
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, readable_value
 from pipeline.settings import Settings
@@ -59,29 +59,17 @@ class QuarantinedRecords:
             at = (self._settings.topic(position.topic), position.partition, position.offset)
             self._known.setdefault((item.agent, at), []).append(item)
 
-    def skips(self, agent: str, record: Record) -> bool:
-        """Return whether ``agent`` skips ``record``: a quarantine names its position and the digest of its value.
-
-        One that names another digest was written for another record, and is not believed.
-        """
-        return any(item.position.row is None for item in self._quarantines(agent, record))
-
-    def skipped_rows(self, agent: str, record: Record) -> tuple[int, ...]:
-        """Return the rows of a block that ``agent`` skips, ascending."""
-        rows = {item.position.row for item in self._quarantines(agent, record)}
-        return tuple(sorted(row for row in rows if row is not None))
-
-    def _quarantines(self, agent: str, record: Record) -> list[Quarantine]:
-        items = self._known.get((agent, (record.topic, record.partition, record.offset)))
-        return [] if items is None else [item for item in items if item.digest == value_digest(record.value)]
-
     def without(self, agent: str, records: Iterable[Record]) -> list[Record]:
-        """Return the records that ``agent`` does not skip, with the rows of them that it skips."""
+        """Return the records that ``agent`` does not skip, with the rows of them that it skips.
+
+        A quarantine that names another digest was written for another record, and is not believed.
+        """
         kept: list[Record] = []
         for record in records:
-            if not self.skips(agent, record):
-                rows = self.skipped_rows(agent, record)
-                kept.append(msgspec.structs.replace(record, skipped_rows=rows) if rows else record)
+            items = self._known.get((agent, (record.topic, record.partition, record.offset)), ())
+            believed = [item.position for item in items if item.digest == value_digest(record.value)]
+            if (left := unskipped(record, believed)) is not None:
+                kept.append(left)
         return kept
 
     def count_between(self, agent: str, start: datetime, end: datetime) -> int:
@@ -100,11 +88,9 @@ class Quarantines:
     """The quarantines of one agent; used from its thread.
 
     Args:
-        bootstrap: Addresses of brokers.
-        settings: The worker's settings.
         agent: Name of the agent.
-        reads: The agent's input topics.
-        on_refused: Counts records of ``control`` that cannot be read.
+        reads: Topics that it reads.
+        on_refused: Counts records of ``control`` that cannot be read or trusted.
     """
 
     def __init__(
@@ -112,7 +98,7 @@ class Quarantines:
     ) -> None:
         self._settings, self._agent = settings, agent
         self._trusted = TrustedRecords(settings, on_refused)
-        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), 0, on_refused)
+        self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)
         self._known = QuarantinedRecords(settings)
         # The batches of an agent with several inputs are on `progress`, with what was quarantined of each.
         self._from_markers = has_order(reads)
@@ -143,9 +129,14 @@ class Quarantines:
         return self._position(*unreadable.partition, unreadable.start, unreadable.end)
 
     def outputs(self, record: Record, error: Exception, now: datetime, row: int | None = None) -> Result:
-        """Return what quarantines ``record`` once it commits with its offset: control record and dead letter.
+        """Return what quarantines a record once it commits with its offset: control record and dead letter.
 
-        With ``row`` that row of a block is quarantined alone, and its dead letter has what `row_value` returns.
+        Args:
+            record: The record as it was read.
+            error: Why it could not be processed.
+            now: Time of the quarantine, aware.
+            row: Number of a row of a block, which alone is quarantined; its dead letter has what `row_value` returns.
+                None: the whole record.
         """
         kind, message = type(error).__name__, self._text(error)
         result = self._quarantined(self.position(record, row), value_digest(record.value), kind, message, now)

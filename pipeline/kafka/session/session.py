@@ -17,23 +17,22 @@ from confluent_kafka import KafkaException, TopicPartition
 from pipeline.kafka.cluster.clients import MEMBER_ID, Config, GroupProtocol, consumer_config, late_fetch_config
 from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError, Unknown
 from pipeline.kafka.cluster.retries import Retries
-from pipeline.kafka.cluster.shutdown import Shutdown
 from pipeline.kafka.readers.group_client import GroupClient
+from pipeline.kafka.readers.replay_reader import decode_progress
 from pipeline.kafka.records.batch import Batch, Partition
-from pipeline.kafka.records.internal import OnRefused, not_counted
+from pipeline.kafka.records.internal import OnRefused, not_counted, readable_value
 from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.assignment import Assignment
 from pipeline.kafka.session.attempts import Mark, write_mark
-from pipeline.kafka.session.committed_state import CommittedState
-from pipeline.kafka.session.markers import batch_markers
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.state_handler import StateHandler
 from pipeline.kafka.session.steps import CarefulReading
 from pipeline.kafka.writers.transactional_producers import TransactionalProducers
 from pipeline.kafka.writers.transactions import MOST_ABORTS, TransactionalWriter
 from pipeline.settings import Settings
+from schemas.messages import ProcessingConfig, Progress
 from schemas.records import Output
-from schemas.topics import Topic, has_order
+from schemas.topics import PROGRESS, Topic, has_order
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +58,28 @@ def _consumer_config(member: Member, protocol: GroupProtocol) -> Config:
     )
 
 
+def batch_markers(member: Member, batch: Batch, config: ProcessingConfig | None) -> list[Output]:
+    """Return the batch's input ranges and config, for replays; an agent of one input topic needs none."""
+    if not has_order(member.reads):
+        return []
+
+    def bare(offsets: Mapping[Partition, int], number: int) -> dict[str, int]:
+        return {member.topics[topic].name: offset for (topic, n), offset in offsets.items() if n == number}
+
+    markers = []
+    for number in sorted(batch.partitions):
+        marker = Progress(
+            agent=member.agent,
+            starts=bare(batch.starts, number),
+            ends=bare(batch.ends, number),
+            config=config,
+            quarantined=[position for position in batch.quarantined if position.partition == number],
+        )
+        value = readable_value(marker, decode_progress)
+        markers.append(Output(PROGRESS, member.agent.encode(), value, partition=number))
+    return markers
+
+
 class Session:
     """Consumer and producer of one agent; delivery as `pipeline.settings.Settings.delivery` says."""
 
@@ -79,35 +100,39 @@ class Session:
     ) -> None:
         """Join nothing yet.
 
-        ``late_ms``: how long brokers may collect records before they answer, in milliseconds; ``producers``: how many
-        take turns (`pipeline.kafka.writers.transactional_producers.TransactionalProducers`).
+        Args:
+            agent: Name of the agent; with the prefix it is the name of its group.
+            topics: Topics that it reads.
+            handler: Owner of the state of its partitions.
+            waiting: Called while a call waits for a broker; may raise.
+            renewed: Called when producers are replaced.
+            on_refused: Counts records of internal topics that cannot be read.
+            group_protocol: ``consumer`` joins by KIP-848, ``classic`` by the older protocol.
+            late_ms: How long brokers may collect records before they answer, in ms; 0: they answer at once.
+            producers: How many take turns (`pipeline.kafka.writers.transactional_producers.TransactionalProducers`).
         """
         self.agent, self._handler = agent, handler
-        self._member = Member(
-            bootstrap, settings, agent, {settings.topic(topic.name): topic for topic in topics}, producers
-        )
-        self._shutdown = Shutdown(agent, waiting)
-        self._retries = Retries(agent, self._shutdown.requested, self._shutdown.waiting)
-        self._offsets = CommittedOffsets(bootstrap, settings, agent, topics, self._retries, on_refused)
+        self._member = Member(bootstrap, settings, agent, topics, producers, on_refused)
+        self._retries = Retries(agent, waiting)
+        self._offsets = CommittedOffsets(self._member, self._retries)
         config = _consumer_config(self._member, group_protocol)
-        self._client = GroupClient(self._member, {**config, **late_fetch_config(late_ms, settings)}, self._shutdown)
+        self._client = GroupClient(self._member, {**config, **late_fetch_config(late_ms, settings)}, self._retries)
         self._producers = TransactionalProducers(
             bootstrap,
             settings,
             agent,
-            stopping=self._shutdown.requested,
-            waiting=self._shutdown.waiting,
+            stopping=self._retries.requested,
+            waiting=self._retries.last_wait,
             renewed=renewed,
             marks=has_order(topics),
             producers=producers,
         )
-        self._state = CommittedState(self._member, handler, self._offsets, self._shutdown, on_refused)
-        self._careful = CarefulReading(bootstrap, settings, agent, self._retries)
+        self._careful = CarefulReading(self._member, self._retries)
         self._transactions = TransactionalWriter(
-            settings, agent, self._producers, self._shutdown.requested, self._shutdown.waiting,
+            settings, agent, self._producers, self._retries.requested, self._retries.last_wait,
             partial(self._offsets.commits_of_others, self._careful.session),
         )  # fmt: skip
-        self._assignment = Assignment(self._client, self._state, self._careful, self._release)
+        self._assignment = Assignment(self._client, handler, self._offsets, self._careful, self._retries, self._release)
         self._is_careful = False
         """True while steps move positions on; the client reads on from there behind the last."""
         self._on_hold = False
@@ -121,6 +146,11 @@ class Session:
         self._assignment.subscribe()
 
     @property
+    def member_id(self) -> str:
+        """The id that the client joins the group with by KIP-848; it is the client's own."""
+        return str(self._client.consumer.memberid())
+
+    @property
     def assigned(self) -> list[Partition]:
         """Partitions held now, as (topic on the cluster, number)."""
         return sorted(self._client.positions)
@@ -128,7 +158,7 @@ class Session:
     @property
     def committed(self) -> Mapping[Partition, int]:
         """Offsets behind what has entered the committed state of each partition held."""
-        return self._state.offsets
+        return self._assignment.offsets
 
     def poll(self, timeout_s: float) -> Batch | None:
         """The next batch, formed now: one record awaited for up to ``timeout_s``, then whatever is there.
@@ -141,28 +171,22 @@ class Session:
         if (unreadable := self._client.unreadable_batch()) is not None:
             return unreadable
         self._client.fetch(timeout_s)
-        if self._client.fatal:
-            self._rejoin(self._client.fatal[0])
+        if self._rejoined():
             return None
         # Partitions may have come meanwhile, of whose records their last holder has died.
         return None if self._careful.plan.active else self._client.fetched_batch()
 
     def hold(self, timeout_s: float) -> Batch | None:
-        """Read nothing for up to ``timeout_s``, but stay in the group; the next `poll` reads on where it stood.
-
-        Returns:
-            None: there is no batch.
-        """
+        """Read nothing for up to ``timeout_s``, but stay in the group; the next `poll` reads on where it stood."""
         self._on_hold = True
         self._client.serve(timeout_s)
-        if self._client.fatal:
-            self._rejoin(self._client.fatal[0])
+        self._rejoined()
         return None
 
     def rest(self, until_s: float) -> None:
         """Wait until ``until_s`` of the monotonic clock, or until the worker ends."""
         if (rest_s := until_s - time.monotonic()) > 0:
-            self._shutdown.requested.wait(rest_s)
+            self._retries.requested.wait(rest_s)
 
     def empty_batch(self) -> Batch:
         """A batch of no records, for outputs that no input asks for.
@@ -170,7 +194,7 @@ class Session:
         Its offsets are those of the committed state, which moves nothing: with offsets in it the group refuses the
         transaction of a worker that has lost its partitions without having heard of it.
         """
-        return Batch([], self._client.group_metadata(), ends=dict(self._state.offsets))
+        return Batch([], self._client.group_metadata(), ends=dict(self._assignment.offsets))
 
     def commit(self, batch: Batch, outputs: Sequence[Output]) -> None:
         """Write ``outputs`` and the batch's offsets: both or, under exactly-once, neither; then commit the state.
@@ -211,10 +235,10 @@ class Session:
                 raise SessionError(f"agent {self.agent}: {error.args[0].str()} ({error.args[0].name()})") from error
             raise Aborted(error.args[0].str()) from error
         else:
-            self._state.progress.update(self._transactions.marked())
+            self._assignment.progress.update(self._transactions.marked())
         self._refusals = self._rejoins = 0
         # Before the state, which may fail (its directory is gone): whoever gives partitions up commits these once more.
-        self._state.offsets.update(batch.ends)
+        self._assignment.offsets.update(batch.ends)
         self._handler.commit(batch.partitions)
         self._careful.end_step()
 
@@ -252,7 +276,7 @@ class Session:
 
         Not its end of now: another member, which holds the partition by then, may have written on.
         """
-        return self._state.progress
+        return self._assignment.progress
 
     @property
     def damaged(self) -> list[Partition]:
@@ -268,20 +292,18 @@ class Session:
 
     def stop(self) -> None:
         """No longer repeat calls that fail, nor wait for long; may be called from another thread."""
-        self._shutdown.request()
+        self._retries.request()
 
     def close(self, *, release: bool = True) -> None:
         """Leave the group. An unfinished transaction is aborted by the broker, or by this id's next holder.
 
-        Args:
-            release: Whether the partitions are given up in order. Else their next holder looks for a record of which
-                this process has died.
+        Without ``release`` the next holder of the partitions looks for a record of which this process has died.
         """
         self.stop()
         self._careful.end_step()
         if release:
-            self._release({number for _, number in self._state.offsets})
-        self._state.offsets.clear()
+            self._release({number for _, number in self._assignment.offsets})
+        self._assignment.offsets.clear()
         self._producers.close()
         self._client.close()
 
@@ -291,8 +313,7 @@ class Session:
         """The next step of careful reading (``docs/decisions/0032-deaths.md``); reads on as usual behind the last."""
         self._is_careful = True
         self._client.serve(0)
-        if self._client.fatal:
-            self._rejoin(self._client.fatal[0])
+        if self._rejoined():
             return None
         metadata = self._client.group_metadata()
 
@@ -314,7 +335,7 @@ class Session:
         """Say beside the committed offsets of partitions that they are given up in order."""
         marks = {
             partition: (offset, Mark(released=True))
-            for partition, offset in self._state.offsets.items()
+            for partition, offset in self._assignment.offsets.items()
             if partition[1] in numbers and (offset > 0 or self._careful.plan.attempt_at(partition, offset) is not None)
         }
         if not marks or not self._producers.reachable:
@@ -325,11 +346,14 @@ class Session:
             # Their next holder is careful for nothing.
             log.warning("%s: partitions are given up without a mark: %s", self.agent, error)
 
-    def _rejoin(self, reason: str) -> None:
-        """Join the group anew with a new client: this one met what it does not recover from by itself.
+    def _rejoined(self) -> bool:
+        """Join the group anew with a new client where this one met what it does not recover from; return whether so.
 
         For one, that the group does not exist, which a coordinator says that knows a part of its log only.
         """
+        if not self._client.fatal:
+            return False
+        reason = self._client.fatal[0]
         now_s = time.monotonic()
         self._rejoins = 1 if now_s - self._rejoined_s > REJOINS_S else self._rejoins + 1
         self._rejoined_s = now_s
@@ -339,6 +363,7 @@ class Session:
         old = self._client.replace()
         self._assignment.clear()
         self._client.leave(old)
-        self._shutdown.waiting()
-        self._shutdown.requested.wait(REJOIN_S * 2 ** (self._rejoins - 1))
+        self._retries.last_wait()
+        self._retries.requested.wait(REJOIN_S * 2 ** (self._rejoins - 1))
         self._assignment.subscribe()
+        return True

@@ -1,7 +1,7 @@
 """The protocol between a session and the owner of the state of an agent's partitions."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from schemas.messages import ProcessingConfig
 from schemas.records import Record
@@ -27,16 +27,25 @@ class StateHandler(Protocol):
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored | None:
-        """Start the state of ``partition``, from a snapshot at or before the ``committed`` offsets or from nothing.
+        """Start the state of a partition, from a snapshot or from nothing.
 
-        ``logs`` are the offsets that the agent's topics, and `progress` where it reads several, hold now (full names).
-        A wait calls ``waiting`` meanwhile, which may raise.
+        Args:
+            partition: Number of the partition.
+            committed: Committed offsets by full topic name; a snapshot must not lie behind them.
+            logs: Offsets that the agent's topics, and `progress` where it reads several, hold now, by full name.
+            waiting: Called during a wait; may raise.
+
+        Returns:
+            The position of the snapshot; None where the state begins from nothing.
         """
 
     def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
-        """Replay one batch of committed records into the state of ``partition``, without output, under ``config``.
+        """Replay one batch of committed records into the state of a partition, without output.
 
-        None: its config was not recorded, and the active one must do.
+        Args:
+            partition: Number of the partition.
+            records: The batch, topic by topic.
+            config: The processing config of the batch; None: it was not recorded, and the active one must do.
         """
 
     def restored(self, partition: int, records: int) -> None:
@@ -57,27 +66,21 @@ class Stateless:
 
     config: ProcessingConfig | None = None
 
-    def assigning(self, waiting: Callable[[], None]) -> None:
-        """Prepare nothing."""
-
     def restore(
         self, partition: int, committed: Mapping[str, int], logs: Mapping[str, range], waiting: Callable[[], None]
     ) -> Restored:
-        """Start where the group stands: there is nothing to replay."""
+        """Return the committed offsets: there is nothing to replay.
+
+        Args:
+            partition: Not used.
+            committed: Committed offsets by full topic name.
+            logs: Not used.
+            waiting: Not used.
+        """
         del partition, logs, waiting
         return Restored(committed, 0)
 
-    def replay(self, partition: int, records: Sequence[Record], config: ProcessingConfig | None) -> None:
-        """Replay nothing."""
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
 
-    def restored(self, partition: int, records: int) -> None:
-        """Report nothing."""
-
-    def forget(self, partition: int) -> None:
-        """Drop nothing."""
-
-    def commit(self, partitions: Collection[int]) -> None:
-        """Commit nothing."""
-
-    def rollback(self, partitions: Collection[int]) -> None:
-        """Roll nothing back."""
+    assigning = replay = restored = forget = commit = rollback = _nothing

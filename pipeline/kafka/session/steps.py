@@ -16,8 +16,8 @@ from pipeline.kafka.cluster.log_offsets import last_offsets, partition_numbers
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.batch import Batch, Partition
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.attempts import Attempt, Attempts, CarefulStep, Committed, Mark
-from pipeline.settings import Settings
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,12 @@ WriteMarks = Callable[[Mapping[Partition, tuple[int, Mark]]], None]
 class CarefulReading:
     """Careful reading of one session; used from its thread."""
 
-    def __init__(self, bootstrap: str, settings: Settings, agent: str, retries: Retries) -> None:
-        self._bootstrap, self._settings, self._agent, self._retries = bootstrap, settings, agent, retries
-        self.plan = Attempts(settings.batch_max_records)
+    def __init__(self, member: Member, retries: Retries) -> None:
+        self._bootstrap, self._settings, self._agent = member.bootstrap, member.settings, member.agent
+        self._retries = retries
+        self.plan = Attempts(self._settings.batch_max_records)
         self._alone = False
-        self.session = f"{settings.instance}/{uuid.uuid4().hex}/"
+        self.session = f"{self._settings.instance}/{uuid.uuid4().hex}/"
         """Begin of the names of its transactions."""
         self._numbers = count()
 
@@ -87,13 +88,13 @@ class CarefulReading:
         write: WriteMarks,
         timeout_s: float,
     ) -> Batch | None:
-        """Name the next step by a mark, read it, and move on behind it.
+        """Name the next step by a mark, and read it.
 
         Args:
-            positions: Where reading stands.
-            group_metadata: Of the group, as it is now.
-            write: Commits offsets with their marks; what it raises leaves the step for the next call.
-            timeout_s: Longest wait for another agent's step.
+            positions: Next offset of each partition that is held; moved on behind the step.
+            group_metadata: The consumer's, as librdkafka has it; handed on with the batch.
+            write: Commits marks. What it raises leaves the step for the next call.
+            timeout_s: Longest wait in seconds for another agent's step to end.
 
         Returns:
             None where nothing is to be worked on now; `Attempts.active` then says whether anything is left.

@@ -105,7 +105,18 @@ class RecordProducer:
         timestamp_ms: int,
         headers: list[tuple[str, bytes | None]] | None = None,
     ) -> None:
-        """Queue a record for ``topic`` (its name on the cluster); waits while the client's queue is full."""
+        """Queue a record; waits while the client's queue is full.
+
+        Args:
+            topic: Full name of the topic.
+            key: Decides the partition; None: any.
+            value: Value of the record.
+            timestamp_ms: Milliseconds since 1970.
+            headers: Headers of the record, in order; None: there are none.
+
+        Raises:
+            DeliveryFailed: An earlier record was not written, or the client has ended.
+        """
         while True:
             try:
                 self._producer.produce(topic, value, key, timestamp=timestamp_ms, headers=headers)
@@ -169,9 +180,13 @@ class TransactionalProducer:
     """Writes lists of records, each list in one transaction. Who uses an id last is its only user."""
 
     def __init__(self, bootstrap: str, settings: Settings, transactional_id: str) -> None:
-        """Fence earlier users of ``transactional_id`` (its full name), and abort what they left open.
+        """Fence earlier users of a transactional id, and abort what they left open.
 
-        Raises ``DeliveryFailed``.
+        Args:
+            transactional_id: Its full name, prefix included.
+
+        Raises:
+            DeliveryFailed: The brokers do not answer, or refuse it.
         """
         self._producer = Producer(
             producer_config(

@@ -12,6 +12,7 @@ from pipeline.kafka.cluster.call_thread import CALL_TIMEOUT_AFTER_S, CallThread,
 from pipeline.kafka.cluster.client_log import log_error
 from pipeline.kafka.cluster.clients import CALL_TIMEOUT_S, producer_config
 from pipeline.kafka.cluster.errors import SessionError, Stopped
+from pipeline.kafka.writers.transactional_client import TransactionalClient
 from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,27 @@ What the client knows of coordinators may be from before, and it may wait for on
 """
 
 
+class _OwnThread:
+    """The thread of whoever calls: for calls of a client that keeps time limits by itself."""
+
+    def __init__(self, client: TransactionalClient) -> None:
+        self._client = client
+
+    def call(self, what: str, function: Callable[[], Any], timeout_s: float) -> Any:
+        """Return what ``function`` returns."""
+        del what, timeout_s
+        return function()
+
+    def end(self) -> None:
+        """Close the client."""
+        self._client.close()
+
+
 class _Client(NamedTuple):
     """A producer, and the thread of its transactional calls."""
 
-    producer: Producer
-    call_thread: CallThread
+    producer: Producer | TransactionalClient
+    call_thread: CallThread | _OwnThread
 
 
 def _transactional_ids(settings: Settings, agent: str, count: int) -> tuple[str, ...]:
@@ -76,12 +93,12 @@ class TransactionalProducers:
         self._turn = 0
 
     @property
-    def current(self) -> Producer:
+    def current(self) -> Any:
         """The producer whose turn it is."""
         return self._clients[self._turn].producer
 
     @property
-    def _call_thread(self) -> CallThread:
+    def _call_thread(self) -> CallThread | _OwnThread:
         return self._clients[self._turn].call_thread
 
     def start(self) -> None:
@@ -100,6 +117,8 @@ class TransactionalProducers:
         if self._brokers_down.is_set():
             # What this producer knows of coordinators may be from before: librdkafka may wait for one of them for ever.
             self.renew("brokers were away")
+        elif isinstance(self.current, TransactionalClient) and self.current.may_be_late:
+            self.renew("a request that was given up may still be done")
 
     def renew(self, reason: str) -> None:
         """Replace the producers, which ends what is unfinished of any of them."""
@@ -116,7 +135,16 @@ class TransactionalProducers:
             client.call_thread.end()
 
     def call(self, what: str, call: Callable[[], Any], timeout_s: float = CALL_TIMEOUT_AFTER_S) -> None:
-        """Make a call on the current producer's thread; `CallTimedOut` where it does not come back."""
+        """Make a call on the current producer's thread.
+
+        Args:
+            what: Name of the call, for the error.
+            call: Makes the call; its result is dropped.
+            timeout_s: Longest wait for its end, in seconds.
+
+        Raises:
+            CallTimedOut: The call did not come back in time.
+        """
         self._began_s = time.monotonic()
         self._call_thread.call(what, call, timeout_s)
 
@@ -165,6 +193,9 @@ class TransactionalProducers:
             # A report of each record that was written would take as long as to write it.
             overrides={"error_cb": self._on_error, "delivery.report.only.error": not self._marks},
         )
+        if self.exactly_once and self._settings.transaction_client == "batched":
+            client = TransactionalClient(config, self._while_waiting)
+            return _Client(client, _OwnThread(client))
         return _Client(Producer(config), CallThread(self._agent, self._while_waiting))
 
     def _initialise(self) -> None:

@@ -98,13 +98,21 @@ class TransactionalWriter:
         self._aborts = 0
 
     def commit(self, outputs: Sequence[Output], offsets: list[TopicPartition], metadata: Any) -> None:
-        """``outputs`` and ``offsets`` in one transaction, by the producer whose turn it is.
+        """Write outputs and offsets in one transaction, by the producer whose turn it is.
 
         A transaction begins only when the one before is known to be committed. Its markers may still be on their way:
         the producer of that one would wait for them, the other one need not.
 
-        Raises ``Aborted`` and ``OutputTooLarge`` (nothing is committed), ``Unknown`` (the transaction was ended by a
-        new producer) and ``SessionError``.
+        Args:
+            outputs: Records to write, in order.
+            offsets: Next offset of each partition of the batch, with its mark; empty: no offsets are committed.
+            metadata: The consumer's group metadata, as librdkafka has it.
+
+        Raises:
+            Aborted: Nothing is committed.
+            OutputTooLarge: An output is larger than brokers take; nothing is committed.
+            Unknown: Whether it was committed is not known; the transaction was ended by a new producer.
+            SessionError: The session cannot go on.
         """
         self._producers.next_turn()
         producing, committing, self._producers.in_transaction = True, False, True

@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.kafka.cluster.clients import CALL_TIMEOUT_S
 from pipeline.kafka.cluster.errors import SessionError, Stopped
-from pipeline.kafka.cluster.shutdown import Shutdown
+from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.records.member import Member
 from pipeline.kafka.writers.transactional_producers import TransactionalProducers
 from pipeline.settings import Settings
@@ -84,13 +84,13 @@ def end_agent(
         own.close()
 
 
-def end_left_open(member: Member, instances: Collection[str], shutdown: Shutdown) -> None:
+def end_left_open(member: Member, instances: Collection[str], retries: Retries) -> None:
     """Abort the transactions of other instances, which died with partitions of an agent.
 
     Args:
         member: The member that takes the partitions over.
         instances: Names of the instances.
-        shutdown: Ends waits.
+        retries: Its waits.
 
     Raises:
         Stopped: The worker ends.
@@ -101,12 +101,12 @@ def end_left_open(member: Member, instances: Collection[str], shutdown: Shutdown
         deadline_s = time.monotonic() + CALL_TIMEOUT_S
 
         def waiting(until_s: float = deadline_s) -> None:
-            shutdown.restoring()
+            retries.restoring()
             if time.monotonic() > until_s:
                 raise SessionError("no transaction coordinator answers")
 
         try:
-            end_agent(member.bootstrap, settings, member.agent, member.producers, shutdown.requested, waiting)
+            end_agent(member.bootstrap, settings, member.agent, member.producers, retries.requested, waiting)
         except Stopped:
             raise
         except SessionError as error:

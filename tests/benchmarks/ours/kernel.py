@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pipeline.engine.partition_state.state import LoadedState, StateDump
 from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES
-from pipeline.features.columns import Storage
 from pipeline.features.kernel import CardWindows
+from pipeline.features.state_columns import Storage
 from pipeline.scoring.blend import sigmoid
-from pipeline.scoring.compiled_trees import Forest, forest_sums, lay_out_forest
+from pipeline.scoring.compiled_trees import forest_sums
+from pipeline.scoring.tree_layout import Forest, lay_out_trees
 from pipeline.scoring.trees import read_trees
 from schemas.codec import timestamp_us
 from schemas.records import Output, Record
@@ -32,7 +33,7 @@ class Models:
     """Both models of the job, in the form in which the engine scores."""
 
     def __init__(self, workdir: Path) -> None:
-        forest = lay_out_forest(read_trees((workdir / MODEL_FILE).read_text(encoding="utf-8"), INPUTS))
+        forest, _ = lay_out_trees(read_trees((workdir / MODEL_FILE).read_text(encoding="utf-8"), INPUTS))
         if forest is None:
             raise ValueError(f"the trees in {workdir / MODEL_FILE} have more leaves than the compiled sum takes")
         self._forest: Forest = forest

@@ -8,6 +8,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from mode.supervisors import ForfeitOneForOneSupervisor
 
@@ -94,6 +95,7 @@ class OneHopWorker:
         key = SnapshotKey(settings.topic(spec.name), 0, identities.cluster_id, ids, PARTITIONS, kernel)
         repository = SnapshotRepository(str(settings.snapshot_address))
         quarantines, health = Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted), Health((spec.name,))
+        unused: dict[str, Any] = dict.fromkeys(("rates", "published_rates", "models", "other_kernels"))
         environment = Environment(
             agent=spec.name,
             settings=settings,
@@ -103,6 +105,7 @@ class OneHopWorker:
             snapshots=SnapshotScheduler(repository, spec.name, key, settings, metrics),
             metrics=metrics,
             health=health,
+            **unused,
         )
         return AgentLoop(
             spec,

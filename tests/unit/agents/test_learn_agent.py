@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from agents.learn import LearnPartitions
-from agents.partitions import Environment, WorkerResources
-from pipeline.engine.scores.models import ActiveModels
+from agents.partitions import Environment
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.prequential import ScoreMeasures
 from pipeline.scoring.river_factory import load_river
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from schemas.messages import ModelVersion
 from schemas.topics import EXAMPLES, MODELS
@@ -30,7 +30,7 @@ Figures = Mapping[str, ScoreMeasures]
 @dataclass
 class _ModelSet:
     active: ActiveModels
-    river: RiverModel | None = None
+    river: Scorer | None = None
     """The newest published version."""
 
 
@@ -51,10 +51,9 @@ def agent_on(
     watch: _Watch, publish_interval_s: float = 0.0, report: Callable[[Figures], None] = lambda _: None
 ) -> LearnPartitions:
     settings = Settings(river_publish_interval_s=publish_interval_s)
-    environment = SimpleNamespace(settings=settings, agent="learn", metrics=SimpleNamespace(prequential=report))
-    agent = LearnPartitions(
-        cast(Environment, environment), cast(WorkerResources, SimpleNamespace(models=lambda _: watch))
-    )
+    metrics = SimpleNamespace(prequential=report)
+    environment = SimpleNamespace(settings=settings, agent="learn", metrics=metrics, models=lambda: watch)
+    agent = LearnPartitions(cast(Environment, environment))
     assert agent.ready()
     return agent
 

@@ -18,7 +18,7 @@ from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
 from pipeline.engine.partition_state.state import LoadedState, MemoryStore, StoreError
 from pipeline.engine.records.results import Result
-from pipeline.features.columns import MemoryStorage
+from pipeline.features.state_columns import MemoryStorage
 from pipeline.kafka.records.batch import Batch, make_batch
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.observability.health import Health
@@ -97,6 +97,7 @@ class One(KernelPartitions[CardPartition]):
             Environment(
                 agent="card", settings=Settings(), directory=home / "agent", store_memory=cast(StoreMemory, None),
                 quarantines=quarantines, snapshots=None, metrics=WorkerMetrics(), health=Health(("card",)),
+                **dict.fromkeys(("rates", "published_rates", "models", "other_kernels"), cast(Any, None)),
             )
         )  # fmt: skip
         self._held[0] = state
@@ -179,7 +180,7 @@ def test_damage_in_a_store_ends_the_worker_and_sets_nothing_aside(
         table.unlink()
         table.write_bytes(damaged)
     damaged_state = CardPartition(
-        options(), MemoryStorage(), RocksStore.restored(tmp_path / "second", frozen, memory=memory)
+        options(), MemoryStorage(), RocksStore(tmp_path / "second", frozen=frozen, memory=memory)
     )
     worker = Worker(damaged_state, tmp_path, monkeypatch, quarantine_after=1)
     with pytest.raises(StoreError) as raised:

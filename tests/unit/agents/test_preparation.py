@@ -25,7 +25,7 @@ from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.state.mapped import MappedStorage

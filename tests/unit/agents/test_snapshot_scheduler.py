@@ -88,7 +88,7 @@ class Bench:
         """A partition as another worker begins it from the newest snapshot."""
         found = self.newest()
         assert found.store is not None
-        store = RocksStore.restored(self.home / "again", found.store, memory=self.memory)
+        store = RocksStore(self.home / "again", frozen=found.store, memory=self.memory)
         state = CardPartition(options(), None, store, found.state)
         found.close()
         return state

@@ -12,7 +12,8 @@ import pytest
 from agents import app, preparation
 from agents.app import WorkerContext
 from agents.loop import AgentLoop
-from pipeline.kafka.readers.undecided import UndecidedWatch
+from agents.topology import CARD, LEARN
+from agents.watches import UndecidedWatch
 from pipeline.settings import Settings
 from schemas.money import RateTable
 from tests.contract.records import RATES
@@ -27,6 +28,7 @@ class Loop:
     def __init__(self) -> None:
         self.held: dict[tuple[str, int], int] = {}
         self.looks = threading.Semaphore(0)
+        self.member_id = "this"
 
     def positions(self) -> dict[tuple[str, int], int]:
         self.looks.release()
@@ -59,7 +61,7 @@ def test_no_agent_begins_before_its_kernels_are_there(tmp_path: Path, monkeypatc
         return cast(AgentLoop, Loop())
 
     worker = app.create_app(Settings(data_dir=tmp_path, metrics_port=0, agents="score"))._worker
-    worker._directories["score"] = tmp_path
+    worker._directories["score"] = tmp_path / "score"
     worker._rates, worker._undecided = RATES, cast(UndecidedWatch, Undecided())
     monkeypatch.setattr(preparation, "prepare_kernels", compiling)
     monkeypatch.setattr(app, "AgentLoop", loop)
@@ -73,6 +75,8 @@ def test_no_agent_begins_before_its_kernels_are_there(tmp_path: Path, monkeypatc
     release.set()
     beginning.join(TIMEOUT_S)
     assert order == ["compiled", "loop"]
+    # The next process of this worker leaves the group for it.
+    assert (tmp_path / "score.member").read_text() == "this\n"
 
 
 def test_kernels_that_cannot_be_compiled_stop_the_agents(
@@ -82,10 +86,38 @@ def test_kernels_that_cannot_be_compiled_stop_the_agents(
         raise OSError("no space is left for compiled code")
 
     monkeypatch.setattr(preparation, "prepare_kernels", fail)
-    worker._rates, worker._directories["card"] = RATES, tmp_path
+    monkeypatch.setattr(app, "CRITICAL_FIRST_S", 0.0)
+    worker._rates = RATES
+    worker._directories |= dict.fromkeys(worker._settings.agent_names, tmp_path)
     worker._prepare()
-    with pytest.raises(OSError, match="no space"):
-        worker._await_prepared()
+    for spec in (CARD, LEARN):
+        with pytest.raises(OSError, match="no space"):
+            worker._await_prepared(spec)
+
+
+def test_agents_that_no_alert_waits_for_are_prepared_once_the_others_hold_partitions(
+    worker: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[list[str]] = []
+
+    def prepare(_settings: Settings, _rates: RateTable, _directory: Path, agents: Collection[str]) -> None:
+        prepared.append([*agents])
+
+    monkeypatch.setattr(app, "CRITICAL_FIRST_S", TIMEOUT_S)
+    monkeypatch.setattr(preparation, "prepare_kernels", prepare)
+    worker._rates = RATES
+    worker._directories |= dict.fromkeys(worker._settings.agent_names, tmp_path)
+    preparing = threading.Thread(target=worker._prepare)
+    preparing.start()
+    worker._await_prepared(CARD)
+    loop = Loop()
+    worker._loops |= dict.fromkeys(("card", "score"), cast(AgentLoop, loop))
+    assert loop.looks.acquire(timeout=TIMEOUT_S)
+    assert prepared == [["card", "score"]]
+    loop.held["transactions", 0] = 0
+    worker._await_prepared(LEARN)
+    preparing.join(TIMEOUT_S)
+    assert prepared == [["card", "score"], ["label", "feedback", "learn"]]
 
 
 def test_agents_that_no_alert_waits_for_begin_once_the_others_hold_partitions(
@@ -119,7 +151,18 @@ def test_they_wait_no_longer_than_they_must(
 
 
 def test_a_worker_imports_no_library_that_it_does_not_need() -> None:
-    """pandas and scipy take a quarter of a worker's imports, and a restart waits for those."""
-    look = "import sys, agents.app; print(*sorted({'lightgbm', 'pandas', 'river', 'scipy.special'} & set(sys.modules)))"
+    """A restart waits for imports, those of the agents that alerts wait for included."""
+    heavy = {"cryptography", "lightgbm", "pandas", "river", "scipy.special"}
+    look = (
+        "import sys; from pipeline.commands.worker import _leave_pandas_out; _leave_pandas_out(); "
+        f"import agents.app, agents.card, agents.score; print(*sorted({heavy} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True).stdout
+    assert loaded.split() == []
+
+
+def test_settings_import_nothing_that_computes() -> None:
+    """Every command imports them, `fraud-pipeline topics` and nearly nothing else."""
+    look = "import sys, pipeline.settings; print(*sorted({'numba', 'numpy', 'scipy'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True).stdout
     assert loaded.split() == []

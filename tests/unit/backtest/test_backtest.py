@@ -14,7 +14,7 @@ from pipeline.backtest import Decisions, Learning, Order, replay
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning import surges
 from pipeline.scoring.river_factory import first_river

@@ -24,10 +24,10 @@ from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.outcome import nothing_decided
 from pipeline.backtest.runner.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunStatistics
-from pipeline.exports.contents import Contents, Offsets, contents_path, note_contents
-from pipeline.exports.files import ExportError, Origin
+from pipeline.exports.intended_contents import Contents, Offsets, contents_path, note_contents
+from pipeline.exports.parquet_files import ExportError, Origin
 from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US
-from pipeline.history.files import UnusableSource
+from pipeline.history.canonical_columns import UnusableSource
 from pipeline.models.registry import POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -99,15 +99,15 @@ def test_the_warm_up_is_all_that_features_depend_on(tmp_path: Path, settings: Se
     asked.each(lambda _, decisions: kept.append(decisions))
     counts = np.concatenate([item.features[:, FEATURES.index("card_outlier_count_30d")] for item in kept])
     assert counts.tolist() == [1.0, 0.0]
-    assert asked.request.warm_up_us == REACH_US + LATENESS_US
+    assert asked.warm_up_us == REACH_US + LATENESS_US
 
 
 def test_the_days_that_a_budget_is_chosen_on_are_as_warm_as_the_range(file: Path, settings: Settings) -> None:
     asked = {"start": START + 12 * DAY, "settings": settings, "warm_up_s": 2 * 86_400.0, "validation_days": 3.0}
     chosen = backtest_of(file, budgets=[5], **asked)
-    assert chosen.request.span.from_us - chosen.request.span.warm_up_from_us == 5 * US_PER_DAY
+    assert chosen.span.from_us - chosen.span.warm_up_from_us == 5 * US_PER_DAY
     other = backtest_of(file, thresholds=[0.5], **asked)
-    assert other.request.span.from_us - other.request.span.warm_up_from_us == 2 * US_PER_DAY
+    assert other.span.from_us - other.span.warm_up_from_us == 2 * US_PER_DAY
 
 
 def test_variants_decide_about_the_same_in_one_pass(file: Path, settings: Settings) -> None:
@@ -423,8 +423,8 @@ def test_a_file_of_refused_rows_says_why_and_not_to_choose_another_range(
 
 def test_a_recorded_order_without_decisions_says_what_is_missing(settings: Settings) -> None:
     on_topics = settings.model_copy(update={"kafka_bootstrap_servers": "nowhere:9092"})
-    request = backtest_of(order="recorded", settings=on_topics).request
-    statistics = RunStatistics(request.span, 0, ProgressListener(None, lambda: False), lambda *_: None)
+    request = backtest_of(order="recorded", settings=on_topics)
+    statistics = RunStatistics(request.span, 0, ProgressListener(None, lambda: False))
     assert "what live workers wrote to progress, profiled and decisions" in nothing_decided(request, statistics)
 
 

@@ -25,9 +25,7 @@ class Kept:
         numbers = np.arange(len(rows), dtype=np.float64)
         columns = DecisionColumns(no_transactions(), numbers[:, np.newaxis], numbers, numbers, numbers, VERSIONS)
         self.segments.begin(columns)
-        self.decisions.file(
-            [digest for digest, _ in rows], [day * US_PER_DAY for _, day in rows], list(range(len(rows)))
-        )
+        self.segments.add([digest for digest, _ in rows], [day * US_PER_DAY for _, day in rows], list(range(len(rows))))
         return columns
 
     def commit(self) -> None:
@@ -49,7 +47,7 @@ def digest(number: int) -> bytes:
 def test_a_decision_is_a_row_of_its_chunk() -> None:
     kept = Kept()
     first, second = kept.file((digest(0), 1), (digest(1), 2)), kept.file((digest(2), 2))
-    found = kept.decisions.find([digest(1), digest(2), digest(3)])
+    found = kept.segments.find([digest(1), digest(2), digest(3)])
     assert kept.segments.read(list(found.values())) == [(first, 1), (second, 0)]
 
 
@@ -82,8 +80,8 @@ def test_a_batch_that_is_taken_back_leaves_no_trace() -> None:
     kept.decisions.forget_before(9, 0)
     kept.rollback()
     assert kept.store.items() == before
-    (entry,) = kept.decisions.find([digest(0)]).values()
+    (entry,) = kept.segments.find([digest(0)]).values()
     assert kept.segments.read([entry]) == [(columns, 0)]
     kept.commit()
     assert kept.held() == 1
-    assert kept.decisions.find([digest(number) for number in range(4)]).keys() == {digest(0), digest(1)}
+    assert kept.segments.find([digest(number) for number in range(4)]).keys() == {digest(0), digest(1)}

@@ -9,17 +9,18 @@ import pyarrow as pa
 import pytest
 
 from pipeline.backtest import delayed_truth, file_tables, frame_tables, label_tables, replay
-from pipeline.backtest.engine.kernels import Engine
+from pipeline.backtest.engine.column_kernels import Engine
 from pipeline.backtest.input import acceptance
 from pipeline.backtest.input.order import NOTHING
 from pipeline.demo.world import World
-from pipeline.engine.cards.card_join import Arrivals, CardJoin
-from pipeline.engine.cards.joins import Retention
+from pipeline.engine.cards.card_join import CardJoin
+from pipeline.engine.cards.joins import Arrivals, Retention
 from pipeline.engine.cards.pending import NO_LABELS, MemoryPending
 from pipeline.engine.cards.transaction_index import MemoryIndex
 from pipeline.engine.records import accept
 from pipeline.engine.records.columns import digest_keys
-from pipeline.history.files import UnusableSource, resolve_mapping
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import resolve_mapping
 from tests.helpers.histories import DAY
 from tests.unit.backtest.test_backtest import frame, models, options
 

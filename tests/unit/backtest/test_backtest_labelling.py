@@ -14,16 +14,15 @@ from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, 
 from pipeline.backtest.labels.ground_truth import NEVER, answered_us
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
-from pipeline.backtest.runner.replay import Candidate, replay_scheduled
 from pipeline.backtest.runner.result import DECISION_COLUMNS
-from pipeline.engine.scores.models import ActiveModels
-from pipeline.features.identity import transaction_hash
-from pipeline.history.files import UnusableSource, file_tables
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.features.xxh3 import transaction_hash
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import file_tables
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
-from tests.helpers.champion import active
 from tests.helpers.features import labels_known
 
 DAY_US = 86_400_000_000
@@ -75,7 +74,7 @@ def replayed(
     asked: Backtest, models: ActiveModels, history: pd.DataFrame, labels: pd.DataFrame, learning: Learning | None = None
 ) -> pd.DataFrame:
     parts = replay(
-        models, frame_tables(history), frame_tables(labels), options=asked.request.card_options(1), learning=learning
+        models, frame_tables(history), frame_tables(labels), options=asked.card_options(1), learning=learning
     )
     return pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
 
@@ -145,7 +144,7 @@ def test_a_truth_is_known_after_its_delay(
     (candidate,) = asked.candidates().values()
     parts = replay(
         candidate.models, frame_tables(history, 100), delayed_truth(frame_tables(history, 64), delay_s),
-        options=asked.request.card_options(1), learning=candidate.learning,
+        options=asked.card_options(1), learning=candidate.learning,
     )  # fmt: skip
     expected = pd.concat([part.frame() for part in parts], ignore_index=True)[list(DECISION_COLUMNS)]
     decisions = result.variants[0].decisions
@@ -187,7 +186,7 @@ def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: P
     pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(reported := tmp_path / "labels.parquet", index=False)
 
     def share(**options: Any) -> float:
-        return backtest_of(file, settings=settings, **options).request.feedback_options().reported_share
+        return backtest_of(file, settings=settings, **options).feedback_options().reported_share
 
     assert share(labels="delay", label_delay_s=7 * 86_400.0, early_share=0.3) == 0.3
     assert share(labels="delay", label_delay_s=3_600.0) == 1.0
@@ -253,7 +252,7 @@ def test_labels_that_cannot_be_had_are_refused(
             ask(None, bootstrap="127.0.0.1:1", labels=labels, compare_live=True)
         with pytest.raises(ValueError, match="the recorded order has no place for them"):
             ask(None, bootstrap="127.0.0.1:1", labels=labels, order="recorded")
-    assert ask(unknown).request.labels is LabelMode.RECORDED
+    assert ask(unknown).labels is LabelMode.RECORDED
     assert ask(unknown).run().labels.empty
     with pytest.raises(ValueError, match="'guessed' is not a valid LabelMode"):
         ask(labels="guessed")
@@ -266,16 +265,6 @@ def test_labels_that_cannot_be_had_are_refused(
     history.assign(fraud="perhaps").to_parquet(spoilt, index=False)
     with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
         ask(spoilt).run()
-
-
-def test_reviews_are_of_one_candidates_alerts(settings: Settings, file: Path) -> None:
-    asked = backtest_of(file, settings=settings, **REVIEWS)
-    (schedule,) = asked.request.schedules(1)
-    passed = replay_scheduled(
-        [Candidate(active()), Candidate(active())], iter([]), [schedule], [], options=asked.request.card_options(1)
-    )
-    with pytest.raises(ValueError, match="give each a schedule of its own"):
-        next(passed)
 
 
 def test_a_partial_backtest_knows_the_truth_of_what_it_decided(file: Path, settings: Settings) -> None:

@@ -16,8 +16,8 @@ from pipeline.backtest.runner import live_comparison as compared
 from pipeline.backtest.runner.live_comparison import LiveComparer
 from pipeline.backtest.runner.outcome import warnings_of_comparison
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
-from pipeline.engine.scores.feature_blocks import read_feature_messages
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
@@ -121,8 +121,15 @@ def live_of(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, features: b
     return LiveDecisions(source, span, {0: range(len(logs.decisions))}, blocks)
 
 
-def comparer(logs: Logs, *, span: Span = LONG_AGO, at_once: int = 50, order: Order = Order.EVENT_TIME) -> LiveComparer:
-    return LiveComparer(live_of(logs, span=span, at_once=at_once), order)
+def comparer(
+    logs: Logs,
+    *,
+    span: Span = LONG_AGO,
+    at_once: int = 50,
+    order: Order = Order.EVENT_TIME,
+    began_us: int | None = None,
+) -> LiveComparer:
+    return LiveComparer(live_of(logs, span=span, at_once=at_once), order, began_us)
 
 
 def causes(found: LiveComparer) -> dict[str, int]:
@@ -199,10 +206,8 @@ def test_merchant_features_alone_differ_where_partitions_were_read_otherwise(
 def test_windows_that_began_later_explain_what_lies_within_their_reach(history: list[Happening], lived: Lived) -> None:
     decisions, places = here(history)
     shifted = dataclasses.replace(decisions, features=decisions.features + 1.0)
-    found = comparer(lived.logs())
     middle_us = int(np.median(decisions.transactions.event_time_us))
-    began_us = middle_us - 67 * US_PER_DAY
-    found.began(began_us)
+    found = comparer(lived.logs(), began_us=middle_us - 67 * US_PER_DAY)
     found.take(shifted, places)
     before = int((decisions.transactions.event_time_us < middle_us).sum())
     assert causes(found) == {compared.WINDOWS: before, compared.ARRIVAL: len(decisions) - before}
@@ -285,7 +290,7 @@ def test_a_decision_without_recorded_features_is_compared_in_everything_else(
     (warning,) = warnings_of_comparison(comparison)
     assert f"7 of {len(decisions)} live decisions have no recorded features" in warning
 
-    statistics = RunStatistics(LONG_AGO, 0, ProgressListener(None, lambda: False), lambda *_: None)
+    statistics = RunStatistics(LONG_AGO, 0, ProgressListener(None, lambda: False))
     statistics.comparison = comparison
     assert statistics.reported_counts()["compared with live without recorded features"] == 7
 

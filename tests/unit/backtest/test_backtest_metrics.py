@@ -14,7 +14,7 @@ from pipeline.backtest.metrics.drift import ModelDrift
 from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards, top_of_days
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
-from pipeline.training.metrics import card_precision
+from pipeline.training.score_metrics import card_precision
 from tests.reference import metrics as reference
 
 DAY_US = 86_400_000_000
@@ -145,20 +145,23 @@ def test_what_is_caught_lies_on_or_behind_an_alert_about_fraud_of_the_card(seed:
 def test_a_sweep_is_what_each_threshold_would_have_done(seed: int) -> None:
     decision = history(seed)
     thresholds = sweep_thresholds(decision.score, points=8)
-    points = sweep(*decision[:2], decision.card, *decision[2::2], thresholds, review_cost=2.0, protection_us=DAY_US)
+    rows = [decision.fraud, decision.score, decision.card, decision.event_time_us, decision.amount]
+    points = sweep(*rows, thresholds, span_days=4.0, review_cost=2.0, protection_us=DAY_US)
     assert [point.threshold for point in points] == sorted(set(thresholds.tolist()), reverse=True)
     assert points[0].threshold == decision.score.max()
-    assert points[-1].alerts == len(decision.score)
+    assert points[-1].alerts_per_day == len(decision.score) / 4
     for point in points:
         alert = decision.score >= point.threshold
-        assert point.alerts == alert.sum()
-        assert point.frauds == (alert & decision.fraud).sum()
+        assert point.alerts_per_day == alert.sum() / 4
+        assert point.precision == decision.fraud[alert].mean()
+        assert point.recall == alert[decision.fraud].mean()
         caught = from_alert_on(
             alert[decision.fraud], decision.card[decision.fraud], decision.event_time_us[decision.fraud], DAY_US
         )
         amount = decision.amount[decision.fraud]
         assert point.caught_amount == amount[caught].sum()
         assert point.review_cost == 2.0 * alert.sum()
+        assert point.net_saving == point.caught_amount - point.review_cost
 
 
 def test_resamples_draw_whole_units_and_repeat_by_their_seed() -> None:
@@ -176,12 +179,12 @@ def test_resamples_draw_whole_units_and_repeat_by_their_seed() -> None:
 def test_an_interval_is_as_wide_as_theory_has_it() -> None:
     values = np.random.default_rng(0).normal(10.0, 3.0, 60)
     means = resampled(lambda weight: np.array([weight @ values / 60]), 60, 2_000, seed=1)[:, 0]
-    low, high = interval(means)
+    low, high = interval(means) or (np.nan, np.nan)
     standard_error = values.std() / np.sqrt(60)
     assert low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.1)
     assert high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.1)
     assert interval(np.array([np.nan, 2.0, 2.0])) == (2.0, 2.0)
-    assert interval(np.array([np.nan])) == (None, None)
+    assert interval(np.array([np.nan])) is None
 
 
 def test_drift_counts_what_moved_and_what_has_no_value() -> None:

@@ -20,7 +20,7 @@ GRACE_DAYS = 7
 
 def statistics(from_us: int = EARLIEST_US) -> RunStatistics:
     span = Span(from_us, from_us, LATEST_US)
-    return RunStatistics(span, HORIZON_DAYS * US_PER_DAY, ProgressListener(None, lambda: False), lambda *_: None)
+    return RunStatistics(span, HORIZON_DAYS * US_PER_DAY, ProgressListener(None, lambda: False))
 
 
 def counted(results: list[Result], found: RunStatistics, settings: Settings | None = None) -> dict[str, int]:

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.merge import Numbering
+from pipeline.backtest.input.topic_source import labels_of, transactions_of
 from pipeline.engine.records.columns import Reject
 from pipeline.kafka.readers.replay_reader import RecordColumns
 from tests.contract.records import RATES

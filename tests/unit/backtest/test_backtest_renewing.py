@@ -1,12 +1,12 @@
 """Models that are renewed within a range: each knows what was known by then, and decides from then on."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,12 +18,10 @@ from pipeline.backtest.runner.result import BacktestResult, TrainedVersion, Vari
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
-from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.fit import TrainingConfig
-from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.backtest_inputs import DAYS, backtest_of
 
 DAY = timedelta(days=1)
-DAYS = 34
 BEGIN, EVERY = 22, 4
 """Days of the history at which the range begins, and between two trainings."""
 ENDS = (*range(BEGIN, DAYS, EVERY), DAYS)
@@ -37,20 +35,8 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def history() -> pd.DataFrame:
-    frame = simulate_days(make_profiles(np.random.default_rng(1), cards=150, merchants=200), 1, 0, DAYS)
-    return frame.drop(columns="amount_minor")
-
-
-@pytest.fixture(scope="module")
-def first_day(history: pd.DataFrame) -> datetime:
-    first: datetime = history["event_time"].iloc[0].to_pydatetime().replace(hour=0, minute=0, second=0, microsecond=0)
-    return first.astimezone(UTC)
-
-
 @pytest.fixture
-def asked(history: pd.DataFrame, first_day: datetime, settings: Settings, tmp_path: Path) -> Callable[..., Backtest]:
+def asked(history: pd.DataFrame, start: datetime, settings: Settings, tmp_path: Path) -> Callable[..., Backtest]:
     """A backtest of a range of days, by models that are trained on the sixth day and later."""
 
     def ask(
@@ -61,13 +47,13 @@ def asked(history: pd.DataFrame, first_day: datetime, settings: Settings, tmp_pa
         changed(history.copy()).to_parquet(path, index=False)
         given: dict[str, Any] = {"variants": {"one": []}, "config": SMALL}
         asked: dict[str, Any] = {
-            "start": first_day + first * DAY,
-            "end": first_day + end * DAY,
+            "start": start + first * DAY,
+            "end": start + end * DAY,
             "warm_up_s": 40 * 86_400.0,
             "label_delay_s": GAP_S,
             "validation_days": 6.0,
             "settings": settings,
-            "training": Training(**({"start": first_day + 5 * DAY} | given | (train or {}))),
+            "training": Training(**({"start": start + 5 * DAY} | given | (train or {}))),
         }
         return backtest_of(path, **(asked | more))
 
@@ -83,7 +69,7 @@ def versions(result: BacktestResult, name: str = RENEWED) -> list[str | None]:
 
 
 def timeless(variant: Variant) -> list[TrainedVersion]:
-    return [replace(version, seconds=0.0) for version in variant.versions]
+    return [msgspec.structs.replace(version, seconds=0.0) for version in variant.versions]
 
 
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
@@ -115,13 +101,13 @@ def test_a_renewed_range_is_decided_as_its_pieces_are_by_models_of_their_own(
 
 
 def test_recorded_labels_renew_by_what_held_at_each_boundary(
-    history: pd.DataFrame, asked: Callable[..., Backtest], first_day: datetime, tmp_path: Path
+    history: pd.DataFrame, asked: Callable[..., Backtest], start: datetime, tmp_path: Path
 ) -> None:
     frauds = history.loc[history["fraud"], ["transaction_id", "card_id", "event_time"]]
     reported = frauds.assign(label="fraud", source="analyst", labelled_at=frauds["event_time"] + DAY)
     some = reported[np.random.default_rng(4).random(len(reported)) < 0.6]
     # They are taken back at the second boundary, and told again behind it.
-    at = first_day + ENDS[1] * DAY
+    at = start + ENDS[1] * DAY
     back = some[some["labelled_at"] < at].assign(label="legitimate", source="audit", labelled_at=at)
     again = back.assign(label="fraud", labelled_at=at + DAY)
     path = tmp_path / "labels.parquet"
@@ -175,28 +161,26 @@ def test_reviews_of_alerts_enter_the_features_of_each_candidate_s_trainings(aske
     assert often[1].frauds > seldom[1].frauds >= never[1].frauds
 
 
-def test_a_window_leaves_older_transactions_out(asked: Callable[..., Backtest], first_day: datetime) -> None:
-    window = {"window_days": 15.0, "start": first_day}
+def test_a_window_leaves_older_transactions_out(asked: Callable[..., Backtest], start: datetime) -> None:
+    window = {"window_days": 15.0, "start": start}
     renewed = asked(train={"renew_days": [EVERY], **window}).run()
-    alone = [asked(end - EVERY, end, train={"start": first_day + (end - EVERY - 15) * DAY}).run() for end in ENDS[1:-1]]
+    alone = [asked(end - EVERY, end, train={"start": start + (end - EVERY - 15) * DAY}).run() for end in ENDS[1:-1]]
     assert versions(renewed)[:2] == [version for item in alone for version in versions(item, "one")]
     assert versions(renewed) != versions(asked(train={"renew_days": [EVERY]}).run())
 
 
 def test_a_training_that_ends_before_the_range_is_followed_by_renewals(
-    asked: Callable[..., Backtest], first_day: datetime
+    asked: Callable[..., Backtest], start: datetime
 ) -> None:
-    early = {"end": first_day + 18 * DAY, "start": first_day}
+    early = {"end": start + 18 * DAY, "start": start}
     renewed = asked(train={"renew_days": [EVERY], **early}).run()
     assert versions(renewed)[0] == versions(asked(train=early).run(), "one")[0]
-    assert versions(renewed)[1] == versions(asked(ENDS[1], train={"start": first_day}).run(), "one")[0]
+    assert versions(renewed)[1] == versions(asked(ENDS[1], train={"start": start}).run(), "one")[0]
 
 
-def test_a_renewal_that_is_refused_leaves_the_version_before(
-    asked: Callable[..., Backtest], first_day: datetime
-) -> None:
+def test_a_renewal_that_is_refused_leaves_the_version_before(asked: Callable[..., Backtest], start: datetime) -> None:
     def no_fraud_later(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(fraud=frame["fraud"] & (frame["event_time"] < first_day + 22 * DAY))
+        return frame.assign(fraud=frame["fraud"] & (frame["event_time"] < start + 22 * DAY))
 
     result = asked(changed=no_fraud_later, train={"renew_days": [EVERY]}).run()
     first, second, third = variant_of(result).versions
@@ -209,22 +193,22 @@ def test_a_renewal_that_is_refused_leaves_the_version_before(
     assert "the validation period holds" in page.html
 
 
-def test_days_without_a_transaction_are_not_trained_for(asked: Callable[..., Backtest], first_day: datetime) -> None:
+def test_days_without_a_transaction_are_not_trained_for(asked: Callable[..., Backtest], start: datetime) -> None:
     def paused(frame: pd.DataFrame) -> pd.DataFrame:
-        day = (frame["event_time"] - first_day) / DAY
+        day = (frame["event_time"] - start) / DAY
         return frame[(day < 25) | (day > 31)]
 
     known = [
-        version.known_us for version in variant_of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions
+        datetime.fromisoformat(version.known_time)
+        for version in variant_of(asked(changed=paused, train={"renew_days": [EVERY]}).run()).versions
     ]
-    day_us = 86_400_000_000
-    assert [(item - known[0]) // day_us for item in known] == [0, 8]
+    assert [item - known[0] for item in known] == [0 * DAY, 8 * DAY]
 
 
 def test_every_version_is_registered_where_that_is_asked_for(asked: Callable[..., Backtest]) -> None:
     backtest = asked(train={"renew_days": [EVERY], "register": True, "variants": {"one": []}})
     result = backtest.run()
-    kept = {entry.version for entry in Registry(backtest.request.settings.registry_path).entries(LIGHTGBM)}
+    kept = {entry.version for entry in Registry(backtest.settings.registry_path).entries(LIGHTGBM)}
     assert kept.issuperset(versions(result))
 
 
@@ -234,7 +218,7 @@ def test_the_report_lists_the_versions(asked: Callable[..., Backtest]) -> None:
     (_, variant) = report.content.variants
     assert [version.lightgbm for version in variant.versions] == versions(result)
     assert [str(version.first_decision)[:10] for version in variant.versions] == [
-        f"{datetime.fromtimestamp(version.known_us / 1e6, UTC):%Y-%m-%d}" for version in variant_of(result).versions
+        version.known_time[:10] for version in variant.versions
     ]
     assert all(version.frauds > 0 and version.rows > version.frauds for version in variant.versions)
     for version in variant.versions:

@@ -640,8 +640,9 @@ def test_the_verdict_begins_with_money_and_says_no_more_than_intervals_allow() -
     (item,) = both.comparisons
 
     def reported(name: str, value: float | None, low: float | None, high: float | None) -> str:
+        within = None if low is None or high is None else ConfidenceInterval(low, high)
         differences = [
-            msgspec.structs.replace(metric, value=value, by_days=ConfidenceInterval(low, high), by_cards=None)
+            msgspec.structs.replace(metric, value=value, by_days=within, by_cards=None)
             if metric.name == name
             else metric
             for metric in item.differences

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.decision.budget import budget_threshold
-from pipeline.engine.scores.models import ActiveModels
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.history.files import resolve_mapping
 from pipeline.learning.regimes import LabelRegime
@@ -31,7 +31,6 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.trees import read_trees
 from pipeline.settings import Settings
-from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import Trained, TrainingConfig, train
@@ -41,25 +40,12 @@ from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.features import compute_features, history_of
 from tests.helpers.files import load_transactions
-from tests.helpers.models import small_model
+from tests.helpers.models import registered, small_model
 
 DAY = timedelta(days=1)
-DAYS = 34
 SMALL = TrainingConfig(trees=12, leaves=8, rows_per_leaf=20)
 GAP_S = 2 * 86_400.0
 Changed = Callable[[pd.DataFrame], pd.DataFrame]
-
-
-@pytest.fixture(scope="module")
-def history() -> pd.DataFrame:
-    frame = simulate_days(make_profiles(np.random.default_rng(1), cards=150, merchants=200), 1, 0, DAYS)
-    return frame.drop(columns="amount_minor")
-
-
-@pytest.fixture(scope="module")
-def start(history: pd.DataFrame) -> datetime:
-    first: datetime = history["event_time"].iloc[0].to_pydatetime().replace(hour=0, minute=0, second=0, microsecond=0)
-    return first.astimezone(UTC)
 
 
 @pytest.fixture
@@ -116,7 +102,7 @@ def trained_on_file(path: Path, start: datetime, regime: LabelRegime, *, early: 
         known_before_us=known_us,
     )
     labels = TrainedLabels(known_us, gap_us, regime.describe())
-    reports = EarlyReports(known_us, ReportDelays.declared(regime)) if early else None
+    reports = EarlyReports(known_us, ReportDelays(regime)) if early else None
     return train(data, split, config=SMALL, policy=policy(), early=reports, labels=labels)
 
 
@@ -148,7 +134,7 @@ def test_a_model_is_the_one_that_the_training_of_a_file_makes(
     names = ", ".join(DEFAULT_FEATURES)
     assert variant.parameters["features"] == f"{len(DEFAULT_FEATURES)} of {len(FEATURES)}: {names}"
     # And it decides as it would if it had been registered before.
-    registry = Registry(backtest.request.settings.registry_path)
+    registry = Registry(backtest.settings.registry_path)
     assert [entry.version for entry in registry.entries(LIGHTGBM)] == [small_model().version]
     registry.register(LIGHTGBM, expected.model.to_payload())
     registry.register(POLICY, expected.policy.to_payload())
@@ -248,8 +234,8 @@ def test_the_gap_of_recorded_labels_is_the_time_in_which_they_mature(
         label="fraud", source="issuer", labelled_at=frauds["event_time"]
     ).to_parquet(labels, index=False)
     matures = settings.model_copy(update={"maturity_days": 9.0})
-    assert asked(label_file=labels, settings=matures, training=training(start)).request.period.gap_us == 9 * US_PER_DAY
-    assert asked(settings=matures, training=training(start)).request.period.gap_us == 2 * US_PER_DAY
+    assert asked(label_file=labels, settings=matures, training=training(start)).period.gap_us == 9 * US_PER_DAY
+    assert asked(settings=matures, training=training(start)).period.gap_us == 2 * US_PER_DAY
 
 
 def test_a_changed_feature_set_is_trained_on_and_on_nothing_else(
@@ -285,9 +271,9 @@ def text(model: LightGBMModel) -> str:
 def test_what_was_trained_is_kept_where_that_is_asked_for(asked: Callable[..., Backtest], start: datetime) -> None:
     backtest = asked(training=training(start, variants={"few": ["amount", "hour"]}, register=True))
     backtest.run()
-    registry = Registry(backtest.request.settings.registry_path)
+    registry = Registry(backtest.settings.registry_path)
     trained = backtest.trained["few"]
-    assert registry.load_lightgbm(trained.model.version).trained_on == ("amount", "hour")
+    assert registered(registry, trained.model.version).trained_on == ("amount", "hour")
     assert registry.load_policy(trained.policy.version).lightgbm_version == trained.model.version
     details = registry.entry(LIGHTGBM, trained.model.version).details
     assert details["metrics"]["auc_roc"] > 0.5

@@ -15,9 +15,9 @@ from pipeline.kafka.session.quarantine import control_record, value_digest
 from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.models.library import PublishedVersions
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_model import RiverModel
 from pipeline.settings import Settings
 from schemas.messages import Activation, ModelVersion, Quarantine, RecordPosition, VersionReference
 from schemas.records import Record
@@ -72,7 +72,7 @@ def library(
     return ModelLibrary(settings, "a cluster")
 
 
-def rivers() -> list[RiverModel]:
+def rivers() -> list[Scorer]:
     learn = LearnPartition(new_learner())
     records = [Record(EXAMPLES.name, 0, n, 0, b"", ENCODE(example(n))) for n in range(31)]
     found = []

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.backtest import Decisions
-from pipeline.backtest.input.records import Numbering
+from pipeline.backtest.input.merge import Numbering
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.reprocess.reprocess import Reprocessed, refuse_own, run_name
 from pipeline.backtest.reprocess.writer import DecisionMessages, RunWriter
@@ -36,11 +36,11 @@ from pipeline.commands import backtest, export
 from pipeline.engine.encoding.row_columns import CARD
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.scores.decision_messages import NOT_READ
-from pipeline.engine.scores.feature_blocks import read_feature_messages
-from pipeline.exports import topics
-from pipeline.exports.files import Origin, TopicFiles
+from pipeline.engine.scores.decision_records import read_feature_messages
+from pipeline.exports import topic_export
+from pipeline.exports.parquet_files import Origin, TopicFiles
 from pipeline.exports.rows import RowFormat
-from pipeline.exports.topics import Exported, TopicExport
+from pipeline.exports.topic_export import Exported, TopicExport
 from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord
 from pipeline.settings import Settings
 from schemas.messages import Decision, RecordPosition
@@ -132,7 +132,7 @@ def named(monkeypatch: pytest.MonkeyPatch, settings: Settings, *, learn: bool = 
     asked = backtest_of(models={"candidate": active()}, learn=learn, settings=settings, bootstrap="127.0.0.1:1")
     (candidate,) = asked.candidates().values()
     ids = {"transactions": "a", "labels": "b"}
-    return run_name(asked.request, 7, candidate, asked.request.card_options(partitions), "cluster", ids)
+    return run_name(asked, 7, candidate, asked.card_options(partitions), "cluster", ids)
 
 
 @pytest.mark.parametrize("learn", [False, True])
@@ -439,12 +439,12 @@ class Log:
 
 
 def test_a_file_has_no_more_rows_than_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(topics, "RangeReader", Log)
+    monkeypatch.setattr(topic_export, "RangeReader", Log)
     rows = RowFormat(MODELS)
     files = TopicFiles(tmp_path / "models", Origin("cluster", "models", "id", 1), rows.schema)
-    run = topics._Run("", Settings(), 1_000, lambda _: None, lambda: False)
+    run = topic_export._Run("", Settings(), 1_000, lambda _: None, lambda: False)
     exported = Exported("models", files.directory, left=3_000)
-    run.write(topics._TopicLog("models", rows, files, [(0, range(3_000))], {}, exported))
+    run.write(topic_export._TopicLog("models", rows, files, [(0, range(3_000))], {}, exported))
     paths = sorted(files.directory.rglob("*.parquet"))
     assert [pq.read_metadata(path).num_rows for path in paths] == [1_000] * 3
     assert files.covered(0) == [range(0, 1_000), range(1_000, 2_000), range(2_000, 3_000)]

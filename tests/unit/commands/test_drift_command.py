@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,7 +21,7 @@ from schemas.topics import ALERTS as ALERTS_TOPIC
 from schemas.topics import DECISION_FEATURES, EXAMPLES
 from tests.helpers.drifting import ROWS, drifting_blocks
 from tests.helpers.exported import export
-from tests.helpers.logs import after
+from tests.helpers.logs import after, golden
 from tests.helpers.models import example, small_model
 
 DAYS = 32
@@ -34,8 +33,7 @@ def exported(directory: Path, drifts_from: int, days: int = DAYS, kernel: str = 
 
 
 def alert_at(day: float) -> bytes:
-    golden = (Path(__file__).resolve().parents[3] / "schemas/golden/v1/alert.json").read_bytes()
-    return encode(msgspec.structs.replace(msgspec.json.decode(golden, type=Alert), event_time=after(day)))
+    return encode(golden("alert", Alert, event_time=after(day)))
 
 
 @pytest.fixture
@@ -145,9 +143,9 @@ def test_gauges_show_the_newest_day(tmp_path: Path) -> None:
     monitored = Monitored(None)
     count_files(exported(tmp_path, DAYS - 2), monitored)
     metrics = DriftMetrics()
-    metrics.show([], {})
+    metrics.show_drift([], {})
     days = judge(monitored.counts.histories(), monitored.importance)
-    metrics.show(days, monitored.importance)
+    metrics.show_drift(days, monitored.importance)
 
     def value(name: str, **labels: str) -> float | None:
         found = metrics.registry.get_sample_value(f"fraud_pipeline_{name}", labels)
@@ -159,6 +157,6 @@ def test_gauges_show_the_newest_day(tmp_path: Path) -> None:
     assert value("drift_importance", series="score") == 1.0
     assert (value("drift_p_value", series="amount") or 1.0) < 1e-6
     assert value("drift_day_timestamp_seconds") == after(DAYS - 2).timestamp()
-    metrics.show([days[-3]._replace(p_values={"hour": 0.5}, findings=())], monitored.importance)
+    metrics.show_drift([days[-3]._replace(p_values={"hour": 0.5}, findings=())], monitored.importance)
     assert value("drift_alarm", series="amount") is None
     assert value("drift_alarm", series="hour") == 0.0

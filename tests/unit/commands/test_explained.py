@@ -152,7 +152,6 @@ def test_each_log_line_is_a_json_object(capsys: pytest.CaptureFixture[str]) -> N
     finally:
         root.handlers[:] = before[1]
         root.setLevel(before[0])
-        logging.getLogger("pipeline.kafka.librdkafka").setLevel(logging.NOTSET)
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert (first["level"], first["logger"], first["message"]) == ("info", "pipeline.anything", "2 é\nlines")
     assert first["time"].endswith("Z")

@@ -12,7 +12,7 @@ from pipeline.commands import training_input
 from pipeline.models.registry import Registry
 from pipeline.settings import Settings
 from pipeline.training.served import ServedLog
-from tests.helpers.models import small_model
+from tests.helpers.models import registered, small_model
 from tests.helpers.served import feature_records, label_records, simulated
 
 HISTORY = simulated(40, cards=150, merchants=300)
@@ -38,7 +38,7 @@ def test_a_version_is_trained_on_every_decision_that_is_mature(monkeypatch: pyte
     rows = found["periods"]["training"]["rows"] + found["periods"]["validation"]["rows"]
     early = HISTORY.event_time_us < HISTORY.event_time_us[0] + 7 * 86_400_000_000
     assert rows == int((mature & ~early).sum())
-    metadata = Registry(tmp_path / "registry").load_lightgbm(found["lightgbm"]).metadata
+    metadata = registered(Registry(tmp_path / "registry"), found["lightgbm"]).metadata
     assert metadata["frauds"]["training"] + metadata["frauds"]["validation"] == int(
         (HISTORY.fraud & mature & ~early).sum()
     )

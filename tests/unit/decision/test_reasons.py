@@ -15,7 +15,6 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_inputs import INPUTS, describe
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.scoring.river_learner import LayerLearner
-from pipeline.scoring.river_model import RiverModel
 from schemas.messages import Alert, Reason
 from tests.helpers.models import COLUMN, example, matrix, small_model
 
@@ -34,7 +33,7 @@ def online(weight: float, evidence: str = "") -> Reason:
     return score_reason(RIVER, weight, evidence)
 
 
-def models(policy: Policy | None = None, river: RiverModel | None = None) -> Models:
+def models(policy: Policy | None = None, river: Scorer | None = None) -> Models:
     model = small_model()
     return Models(model, {"river": river or RiverLayer.identity()}, policy or Policy(0.5))
 

@@ -2,10 +2,9 @@
 
 import io
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.demo.backtest_example import ExampleOptions, command_lines, run_example
+from pipeline.demo.backtest_example import command_lines, run_example
 from pipeline.demo.environment import run_directory
 from pipeline.demo.text import PLAIN_WIDTH
 from pipeline.demo.world import World
@@ -25,14 +24,8 @@ def test_the_command_can_be_pasted_and_fits_a_terminal() -> None:
     ]
 
 
-def test_the_range_is_the_end_of_the_history() -> None:
-    options = ExampleOptions(world=World(history_days=90), range_days=20)
-    assert options.world.first_streamed() == datetime(2018, 6, 30, tzinfo=UTC)
-    assert options.range_from == datetime(2018, 6, 10, tzinfo=UTC)
-
-
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
     settings, errors = Settings(data_dir=tmp_path / "data", kafka_bootstrap_servers=None), io.StringIO()
     with run_directory(settings):
-        assert run_example(settings, ExampleOptions(output=tmp_path), io.StringIO(), errors) == 1
+        assert run_example(settings, World(), tmp_path, io.StringIO(), errors) == 1
     assert "another run is going on" in errors.getvalue()

@@ -15,7 +15,6 @@ from rich.text import Text
 from pipeline.broker.running import demo_dir
 from pipeline.commands.alerts import Alerts
 from pipeline.demo.figures import LatencyHistogram, RateMeter, RunFigures, RunState, summary_json
-from pipeline.demo.ledger import Ledger
 from pipeline.demo.text import alert_lines, alert_rows
 from pipeline.demo.view import (
     COMMAND_INDENT,
@@ -165,10 +164,9 @@ def test_alerts_of_a_case_are_counted_and_late_ones_marked() -> None:
 
 def test_labels_and_dead_letters_that_are_none_end_no_view() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
     for value in (b"{}", b"[" * 200_000, b"\xff"):
-        ledger.label(value)
-        ledger.dead_letter(value)
+        figures.label(value)
+        figures.dead_letter(value)
     assert (figures.labels, figures.dead_letters) == (3, 3)
 
 
@@ -368,7 +366,7 @@ def test_latencies_outside_all_buckets_are_counted_at_the_ends() -> None:
 
 
 def test_a_rate_is_that_of_the_last_seconds() -> None:
-    meter = RateMeter(window_s=3.0)
+    meter = RateMeter()
     assert meter.update(0.0, 0) == 0.0
     for second in range(1, 11):
         rate = meter.update(float(second), second * 100)
@@ -386,71 +384,66 @@ def label(transaction_id: str, value: str) -> bytes:
     return json.dumps({"transaction_id": transaction_id, "label": value}).encode()
 
 
-def test_the_ledger_times_each_transaction_once_and_leaves_the_warm_up_out() -> None:
+def test_each_transaction_is_timed_once_and_none_of_the_warm_up() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
-    ledger.sent("w", 0.0, warm_up=True)
-    ledger.sent("t", 1.0)
-    ledger.sent("late", 1.0)
-    ledger.decision(decision("w"), 5.0)
-    ledger.decision(decision("t"), 1.25)
-    ledger.decision(decision("t"), 9.0)
+    figures.sent("w", 0.0, warm_up=True)
+    figures.sent("t", 1.0)
+    figures.sent("late", 1.0)
+    figures.decision(decision("w"), 5.0)
+    figures.decision(decision("t"), 1.25)
+    figures.decision(decision("t"), 9.0)
     assert (figures.transactions, figures.warm_up_transactions, figures.decisions) == (3, 1, 3)
     assert figures.repeated_decisions == 1
     assert figures.undecided == 1
-    assert ledger.missing(10) == ["late"]
+    assert figures.missing(10) == ["late"]
     assert figures.latencies.count == 1
     assert figures.latencies.percentile_ms(0.5) == pytest.approx(250, rel=0.02)
 
 
 def test_a_refused_transaction_is_not_waited_for_and_a_refused_label_changes_nothing() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
-    ledger.sent("bad", 0.0)
-    ledger.sent("good", 0.0)
-    ledger.dead_letter(label("good", "fraud"))
-    ledger.dead_letter(b"\xffnot a message")
+    figures.sent("bad", 0.0)
+    figures.sent("good", 0.0)
+    figures.dead_letter(label("good", "fraud"))
+    figures.dead_letter(b"\xffnot a message")
     assert (figures.dead_letters, figures.refused, figures.undecided) == (2, 0, 2)
-    ledger.dead_letter(json.dumps({"transaction_id": "bad", "amount": "much"}).encode())
+    figures.dead_letter(json.dumps({"transaction_id": "bad", "amount": "much"}).encode())
     assert (figures.dead_letters, figures.refused, figures.undecided) == (3, 1, 1)
-    assert ledger.missing(10) == ["good"]
+    assert figures.missing(10) == ["good"]
 
 
 def test_the_alerts_of_the_warm_up_are_not_rated() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
-    ledger.sent("w", 0.0, warm_up=True)
-    ledger.decision(decision("w", "alert"), 1.0)
-    ledger.label(label("w", "fraud"))
-    assert ledger.alerts_decided == 1
+    figures.sent("w", 0.0, warm_up=True)
+    figures.decision(decision("w", "alert"), 1.0)
+    figures.label(label("w", "fraud"))
+    assert figures.alerts_decided == 1
     assert figures.labelled_alerts == 0
 
 
 def test_precision_is_over_alerts_with_a_label_in_whatever_order_they_are_read() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
     for name in "abcde":
-        ledger.sent(name, 0.0)
-    ledger.label(label("a", "fraud"))
+        figures.sent(name, 0.0)
+    figures.label(label("a", "fraud"))
     for name in "abcd":
-        ledger.decision(decision(name, "alert"), 1.0)
-    ledger.decision(decision("e"), 1.0)
-    ledger.label(label("b", "legitimate"))
-    ledger.label(label("c", "disputed"))
-    ledger.label(label("e", "fraud"))
-    ledger.label(label("of another run", "fraud"))
+        figures.decision(decision(name, "alert"), 1.0)
+    figures.decision(decision("e"), 1.0)
+    figures.label(label("b", "legitimate"))
+    figures.label(label("c", "disputed"))
+    figures.label(label("e", "fraud"))
+    figures.label(label("of another run", "fraud"))
     assert figures.labels == 5
     assert (figures.labelled_alerts, figures.confirmed_alerts) == (2, 1)
     assert figures.precision == 0.5
-    ledger.label(label("c", "fraud"))
+    figures.label(label("c", "fraud"))
     assert figures.precision == pytest.approx(2 / 3)
 
 
 def test_river_versions_are_counted_after_the_first() -> None:
     figures = RunFigures()
-    ledger = Ledger(figures)
     for name, version in (("river", "r0"), ("policy", "p0"), ("river", "r1"), ("river", "r2")):
-        ledger.model(json.dumps({"name": name, "version": version, "payload": {}}).encode())
+        figures.model(json.dumps({"name": name, "version": version, "payload": {}}).encode())
     assert (figures.river_version, figures.river_versions) == ("r2", 2)
 
 

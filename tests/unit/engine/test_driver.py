@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.backtest.training.history import read_history
+from pipeline.backtest.training.training_history import read_history
 from pipeline.engine.cards.card_join import CardJoin
 from pipeline.features.kernel import CardWindows
 from pipeline.learning.regimes import LabelRegime

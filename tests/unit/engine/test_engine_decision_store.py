@@ -21,13 +21,13 @@ class Kept:
 
     def file(self, *rows: tuple[bytes, int, bytes]) -> None:
         digests, times, values = zip(*rows, strict=True)
-        self.decisions.file(digests, times, values)
+        self.decisions.segments.add(digests, times, values)
 
     def let_mature(self, digest: bytes, at_us: int, rate: float) -> None:
         self.decisions.let_mature([(at_us, digest)], rate)
 
     def find(self, *digests: bytes) -> list[tuple[int, bytes] | None]:
-        found = self.decisions.find(digests)
+        found = self.decisions.segments.find(digests)
         read = dict(zip(found, self.decisions.segments.read(list(found.values())), strict=True))
         return [(found[digest].event_time_us, read[digest]) if digest in found else None for digest in digests]
 

@@ -22,8 +22,8 @@ from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.pending_items import PendingItems
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.results import Result
-from pipeline.engine.scores.feature_blocks import read_feature_messages
-from pipeline.features.identity import transaction_hash
+from pipeline.engine.scores.decision_records import read_feature_messages
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.labels import KNOWN
 from pipeline.learning.sampling import keep_negative
 from schemas.messages import Example, LogPosition, Versions
@@ -320,7 +320,7 @@ def test_a_label_finds_a_decision_that_stands_behind_it_in_its_batch() -> None:
     number, zero = microseconds(START), np.zeros(1, np.int64)
     decided = DecidedBatch(names, [number], [1], [b"decision"], zero, zero)
     report = LabelRow(5, KNOWN.index("fraud"), number, number, int(names.hash[0]), "analyst")
-    found = kernel.process(Desk().options.config, decided, JoinedRows(names.digest, [report], [0]), 2)
+    found = kernel.process(Desk().options.config, decided, JoinedRows(names.digest, [report], [0]), 2, Result())
     assert [(item.position, item.label) for item in found] == [(1, "fraud")]
 
 

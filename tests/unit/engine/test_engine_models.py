@@ -10,12 +10,12 @@ import pytest
 from pipeline.decision.audit_sample import Audit
 from pipeline.decision.policy import Policy
 from pipeline.engine.feedback.learn import model_record
-from pipeline.engine.scores.models import ModelSet
+from pipeline.engine.scores.active_models import ModelSet
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_model import RiverModel
 from schemas.messages import ModelVersion
 from tests.helpers.champion import empty_model_set, policy
 from tests.helpers.logs import START
@@ -36,7 +36,7 @@ def of_policy(policy: Policy) -> ModelVersion:
     return record("policy", policy.version, policy.to_payload())
 
 
-def river(count: int = 20) -> tuple[RiverModel, ModelVersion]:
+def river(count: int = 20) -> tuple[Scorer, ModelVersion]:
     learner = new_learner()
     learner.learn_examples([example(number) for number in range(count)])
     model = learner.snapshot(count)

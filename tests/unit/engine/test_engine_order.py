@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.engine.cards import pending as pending_module
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.engine.cards.joins import STREAM_TIME_US, Clock, PassInput, Retention, join
+from pipeline.engine.cards.joins import STREAM_TIME_US, Arrivals, Clock, Retention, join
+from pipeline.engine.cards.pending import NO_LABELS
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback import feedback_kernel
 from pipeline.engine.feedback.decision_store import DecisionStore
@@ -143,14 +144,14 @@ def words(digests: Sequence[bytes]) -> NDArray[np.int64]:
 def remember(index: StoreIndex, accepted: Sequence[tuple[bytes, int]]) -> None:
     """Accept (digest, event time) one after the other, whatever was accepted before."""
     digest = words([item for item, _ in accepted])
-    none, few = np.empty(0, np.int64), np.empty(0, np.int8)
+    names = np.array([b"m"] * len(accepted), object)
     times_us = np.array([time_us for _, time_us in accepted], np.int64)
     number = np.arange(len(accepted))
-    given = PassInput(digest, times_us, number, number, number, times_us, digest[:0], none, few, few, none, none, 0)
+    given = Arrivals(digest, times_us, number, number, number, 0, number, names, NO_LABELS, number[:0])
     entries = index.fetch(digest, digest[:0])
-    result = join(Retention(-1_000 * US_PER_DAY, 1_000 * US_PER_DAY), Clock(), entries, given)
+    result = join(Retention(-1_000 * US_PER_DAY, 1_000 * US_PER_DAY), Clock(), entries, given, times_us, NO_LABELS)
     assert result.fate.all()
-    index.update(entries, result, [b"m"] * len(accepted))
+    index.update(entries, result, names)
 
 
 def remembered(index: StoreIndex, digest: bytes) -> int | None:

@@ -15,10 +15,10 @@ from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
-from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.scoring.blend import sigmoid
+from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_factory import new_learner
-from pipeline.scoring.river_model import RiverModel
 from schemas.messages import Alert, Decision, LogPosition, ModelScores, ProfiledTransaction, RecordPosition
 from schemas.records import Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
@@ -47,7 +47,7 @@ def score() -> ScorePartition:
     return ScorePartition()
 
 
-def learned() -> RiverModel:
+def learned() -> Scorer:
     """A layer that has learned from 30 examples."""
     learner = new_learner()
     learner.learn_examples([example(number) for number in range(30)])

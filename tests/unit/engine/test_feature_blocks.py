@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engine.encoding.blocks import MOST_ROWS, BlockError, Sources, pack_block, parse_block, row_count
-from pipeline.engine.feedback.decision_records import pack_records, unpack_record
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores import feature_blocks
 from pipeline.engine.scores.block_messages import row_value
 from pipeline.engine.scores.decider import Decider
-from pipeline.engine.scores.feature_blocks import LAYOUT, read_feature_messages, read_features
+from pipeline.engine.scores.decision_records import pack_records, read_feature_messages, unpack_record
+from pipeline.engine.scores.feature_blocks import LAYOUT, read_features
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import Decision, DecisionFeatures, LogPosition, RecordPosition, Versions
 from schemas.records import Record

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine.encoding.json_grammar import is_number
+from pipeline.engine.records.block_columns import is_number
 
 
 def reads(text: str) -> bool:

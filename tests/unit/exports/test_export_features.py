@@ -22,9 +22,9 @@ from pipeline.engine.scores import decider as decider_module
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.exports.feature_rows import FeatureRowFormat
-from pipeline.exports.files import Origin, TopicFiles
+from pipeline.exports.parquet_files import Origin, TopicFiles
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
-from pipeline.exports.topics import Pieces, row_format
+from pipeline.exports.topic_export import Pieces, row_format
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import DecisionFeatures, RecordPosition, Versions
 from schemas.records import Record

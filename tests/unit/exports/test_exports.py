@@ -15,12 +15,13 @@ import pytest
 
 from pipeline.backtest.input.acceptance import Acceptance, accept_labels, accept_transactions
 from pipeline.backtest.input.label_book import LabelBook
-from pipeline.backtest.input.records import Numbering, labels_of, transactions_of
+from pipeline.backtest.input.merge import Numbering
+from pipeline.backtest.input.topic_source import labels_of, transactions_of
 from pipeline.engine.records.columns import Reject
-from pipeline.exports.contents import Contents, Offsets, check_whole, contents_path, note_contents
-from pipeline.exports.files import ExportError, Missing, Origin, TopicFiles, missing, origin_of
+from pipeline.exports.intended_contents import Contents, Offsets, check_whole, contents_path, note_contents
+from pipeline.exports.parquet_files import ExportError, Missing, Origin, TopicFiles, missing, origin_of
 from pipeline.exports.rows import ERROR, VALUE, RowFormat
-from pipeline.exports.topics import named, row_format
+from pipeline.exports.topic_export import named, row_format
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.readers.replay_reader import RecordColumns
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources

@@ -1,9 +1,6 @@
 """A declared attribute is a feature everywhere: live, in files and exports, in trainings, examples and reasons."""
 
-import json
 import math
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,16 @@ import pytest
 from pipeline.features import attributes
 from pipeline.features.attributes import Attribute, attribute_features, attribute_values
 from pipeline.history import files
-from pipeline.history.files import numbers, resolve_mapping
+from pipeline.history.canonical_columns import numbers
+from pipeline.history.files import resolve_mapping
 from tests.helpers.declared_attributes import FEATURE_NAMES, NAMES
+from tests.helpers.worker import printed_json
 
 
 @pytest.fixture(scope="module")
 def decided() -> dict[str, Any]:
     """The report of a process that declares two."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.declared_attributes"], capture_output=True, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = printed_json("tests.helpers.declared_attributes")
     return found
 
 

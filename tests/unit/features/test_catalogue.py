@@ -20,7 +20,7 @@ from pipeline.features.catalogue import (
 from tests.helpers.generated import PARTS
 
 FEATURES_ROOM = Path(__file__).parents[3] / "pipeline" / "features"
-KERNELS = ("card_kernel.py", "merchant_kernel.py", "label_features.py", "fraud_runs.py")
+KERNELS = ("card_kernel.py", "merchant_kernel.py", "label_features.py")
 LINE = re.compile(r"row\[(?:CARD|MERCHANT)\.(\w+)\](?= =)")
 WINDOW_STATISTICS = {
     f"{entity}_{statistic}_{window}"

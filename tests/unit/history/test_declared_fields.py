@@ -1,19 +1,13 @@
 """A field that is declared at the one place arrives in columns from whatever holds transactions."""
 
-import json
-import subprocess
-import sys
-
 from tests.helpers.declared_fields import PLAIN
+from tests.helpers.worker import printed_json
 
 REFUSED = "invalid_value"
 
 
 def test_a_declared_field_arrives_from_every_reader() -> None:
-    command = [sys.executable, "-m", "tests.helpers.declared_fields"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+    found = printed_json("tests.helpers.declared_fields")
     plain = [list(values) for values in PLAIN]
     odd = [["Österreich", 0.5], ["32", 0.001], REFUSED, "wrong_type"]
     assert found["scanner"] == plain

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.features.catalogue import CARD_FEATURES
-from pipeline.history.columns import COLUMNS
-from pipeline.history.files import UnusableSource, resolve_mapping
+from pipeline.history.canonical_columns import COLUMNS, UnusableSource
+from pipeline.history.files import resolve_mapping
 from pipeline.history.frames import read_transactions
 from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.settings import Settings

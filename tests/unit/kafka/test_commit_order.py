@@ -42,10 +42,10 @@ def test_the_mark_of_any_one_partition_says_whose_the_committed_offsets_are(*, c
         raise Unknown("the broker died")
 
     session: Any = Session.__new__(Session)
-    session.agent, session._member = "score", SimpleNamespace(topics={})
+    session.agent, session._member = "score", SimpleNamespace(reads=())
     session._write, session._offsets = fail, SimpleNamespace(read=lambda *_: found)
     session._client = SimpleNamespace(consumer=None)
-    session._state = SimpleNamespace(offsets={})
+    session._assignment = SimpleNamespace(offsets={})
     session._careful = SimpleNamespace(
         new_name=lambda: "own/1", plan=SimpleNamespace(attempt_at=lambda *_: None), end_step=lambda: None
     )

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from pipeline.kafka.cluster.clients import consumer_config
 from pipeline.kafka.readers import bounded_consumer
 from pipeline.kafka.readers.bounded_consumer import BoundedConsumer
+from pipeline.kafka.records import raw_fetch
 from pipeline.kafka.records.batch import Partition, ReadError, UnreadableRange
 from pipeline.kafka.records.batch_records import MOST_HEADERS
 from pipeline.kafka.records.damaged_batch import DAMAGED, FETCHES, EndUnknown, examine
 from pipeline.kafka.records.raw_fetch import Connections, Fetched, Replicas, Wanted
 from pipeline.kafka.records.record_batches import split_batches
+from pipeline.settings import Settings
 from schemas.records import Record
 from tests.helpers.batches import odd_batch, record_batch
 
@@ -245,6 +247,7 @@ def test_a_damaged_batch_waits_until_another_replica_leads_or_too_long(
     assert caplog.text.count("Let a broker lead it that may hold them whole, 2 or 3") == 1
     if ends == "another leads":
         log.leader, log.segments = 2, WHOLE
+        clock.now_s += 0.5
         assert taken(reader) == [3, 4, 5, 6, 7, 8]
     else:
         clock.now_s += 1
@@ -350,6 +353,19 @@ def test_what_a_broker_refuses_to_describe_is_known(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Connections, "to", to)
     known = {PARTITION: Replicas(LEADER, (LEADER,))}
     assert asyncio.run(described()) == (known, {"labels": KafkaError.TOPIC_AUTHORIZATION_FAILED})
+
+
+def test_brokers_hear_the_name_that_an_operator_gives_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+
+    async def create_conn(*_: object, client_id: str, **__: object) -> None:
+        named.append(client_id)
+
+    monkeypatch.setattr(raw_fetch, "create_conn", create_conn)
+    own = Settings(kafka_config={"client.id": "fraud at night"})
+    for settings in (own, Settings()):
+        asyncio.run(Connections(consumer_config("broker:1", "nobody", settings=settings)).to(("broker", 1)))
+    assert named == ["fraud at night", "fraud-pipeline"]
 
 
 @pytest.mark.parametrize(("inputs", "count"), [((), MOST_HEADERS + 5), ((PARTITION[0],), 0)])

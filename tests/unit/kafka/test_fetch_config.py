@@ -27,7 +27,7 @@ def test_settings_win() -> None:
 @pytest.mark.parametrize(("protocol", "timeout_ms"), [("classic", CLASSIC_SESSION_TIMEOUT_MS), ("consumer", None)])
 def test_a_session_passes_nothing_over_and_is_replaced_soon(protocol: GroupProtocol, timeout_ms: int | None) -> None:
     """By the classic protocol the client says how soon a dead worker is replaced, else the brokers do."""
-    config = _consumer_config(Member("localhost:1", Settings(), "card", {}, 1), protocol)
+    config = _consumer_config(Member("localhost:1", Settings(), "card", ()), protocol)
     assert config.get("session.timeout.ms") == timeout_ms
     # Records that retention deleted before they were read end the worker.
     assert config["auto.offset.reset"] == "error"

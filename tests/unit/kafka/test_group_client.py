@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from pipeline.kafka.cluster.clients import consumer_config
-from pipeline.kafka.cluster.shutdown import Shutdown
+from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.group_client import GroupClient
 from pipeline.kafka.records.batch import Item, Partition, UnreadableRange
 from pipeline.kafka.records.member import Member
@@ -20,9 +20,9 @@ SECOND: Final = (TRANSACTIONS.name, 1)
 
 @pytest.fixture
 def client() -> Iterator[GroupClient]:
-    bootstrap, topics = "127.0.0.1:1", {TRANSACTIONS.name: TRANSACTIONS}
-    member = Member(bootstrap, Settings(), "card", topics, 1)
-    made = GroupClient(member, consumer_config(bootstrap, "card"), Shutdown("card", lambda: None))
+    bootstrap = "127.0.0.1:1"
+    member = Member(bootstrap, Settings(), "card", [TRANSACTIONS])
+    made = GroupClient(member, consumer_config(bootstrap, "card"), Retries("card", lambda: None))
     for partition in (FIRST, SECOND):
         made.seek(partition, 0)
     yield made

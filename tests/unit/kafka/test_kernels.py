@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.features.catalogue import KERNEL_VERSION
-from pipeline.kafka.checks.kernels import CardBlock, card_block, is_committed, written_by_card_agent
+from pipeline.kafka.checks.kernel_versions import CardBlock, card_block, is_committed, written_by_card_agent
 from schemas.messages import RecordPosition
 from schemas.records import Record
 from schemas.topics import PROFILED

@@ -12,6 +12,7 @@ from pipeline.kafka.records.batch import Item, Partition, ReadError, UnreadableR
 from pipeline.kafka.records.batch_records import ODD_OFFSET
 from pipeline.kafka.records.damaged_batch import DAMAGED as DISK
 from pipeline.kafka.session.quarantine import control_record
+from pipeline.settings import Settings
 from schemas.messages import Quarantine, RecordPosition
 from schemas.records import Output, Record
 from schemas.topics import CONTROL, DECISIONS, MODELS, PROFILED, PROGRESS, TRANSACTIONS, Topic
@@ -90,9 +91,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return made
 
 
-def read(log: Log, **options: bool) -> list[int]:
+def read(log: Log, *, accept_damaged_control: bool = False, **options: bool) -> list[int]:
     """The offsets of all records that a reader gets."""
-    reader = LogConsumer({}, "", {}, inputs=(), **options)
+    reader = LogConsumer("nobody:1", Settings(accept_damaged_control=accept_damaged_control), **options)
     reader.assign({(log.name, 0): 0})
     offsets: list[int] = []
     for _ in range(1_000):
@@ -189,6 +190,6 @@ def test_a_batch_that_comes_damaged_again_and_again_ends_the_reader(log: Log, op
     with pytest.raises(TopicError, match="check the network"):
         read(log, **options)
     # Not behind what is wanted.
-    reader = LogConsumer({}, "", {}, inputs=(), **options)
+    reader = LogConsumer("nobody:1", Settings(), **options)
     reader.assign({(log.name, 0): DAMAGED.start})
     assert reader.take(0.0, 10, DAMAGED.start) == []

@@ -1,6 +1,5 @@
 """Questions for offsets: what no broker knows yet is asked again, and nobody waits for ever."""
 
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -140,7 +139,7 @@ def test_an_agent_asks_for_as_long_as_its_worker_goes_on() -> None:
             raise KafkaException(KafkaError(codes.pop()))
         return 3
 
-    assert Retries("card", threading.Event(), lambda: None).call("ends", call) == 3
+    assert Retries("card", lambda: None).call("ends", call) == 3
 
 
 def test_an_error_that_does_not_pass_is_not_asked_about_again() -> None:
@@ -154,7 +153,7 @@ def test_a_missing_topic_is_named_and_not_waited_for_for_ever(monkeypatch: pytes
     missing: Any = Cluster([0], metadata=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
     monkeypatch.setattr(log_offsets, "admin_client", lambda *_, **__: missing)
     with pytest.raises(TopicError, match="there is no topic models, or you may not see it: create it"):
-        log_ranges("nobody:1", Settings(), ["models"], 0)
+        log_ranges("nobody:1", Settings(), [("models", 0)])
     with pytest.raises(TopicError, match="there is no topic t"):
         partition_numbers(missing, "t", appear_s=0.0)
 

@@ -22,6 +22,6 @@ NOON, LATER = "2024-05-01T12:00:00Z", "2024-05-01T12:00:01Z"
 def test_the_start_of_the_newest_batch(numbers: list[tuple[int, str, int]], start: int) -> None:
     known: ResultBatch | None = None
     for offset, decided_at, timestamp_ms in numbers:
-        known = _newer(known, offset, decided_at, timestamp_ms)
+        known = _newer(known, ResultBatch(offset, offset + 1, timestamp_ms, decided_at))
     assert known is not None
     assert known.start == start

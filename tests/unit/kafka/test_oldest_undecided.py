@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.kafka.readers.undecided import FirstRecord, OldestUndecided, UndecidedWatch
+from agents.watches import UndecidedWatch
+from pipeline.kafka.readers.undecided import FirstRecord, OldestUndecided
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
 

@@ -134,11 +134,11 @@ def test_an_end_before_a_topic_is_read_is_waited_behind_too(consumer: Any, monke
     monkeypatch.setattr(topic_reader, "stable_ends", lambda *_: {1: 6})
     early = report(2, KafkaError._PARTITION_EOF)
     consumer.given = [[record(0), record(1), early], [record(3), record(5), END]]
-    batches = read_batches("nobody:1", "t", partitions=[1])
+    batches = read_batches("nobody:1", "t", settings=Settings(), partitions=[1])
     assert [record.offset for records in batches for record in records] == [0, 1, 3, 5]
     monkeypatch.setattr(topic_reader, "EARLY_END_S", 0.0)
     consumer.given = [[record(0), record(1), early]]
-    batches = read_batches("nobody:1", "t", partitions=[1])
+    batches = read_batches("nobody:1", "t", settings=Settings(), partitions=[1])
     assert [record.offset for record in next(batches)] == [0, 1]
     with pytest.raises(TopicError, match="ends at offset 2 for its readers, and records up to 6"):
         next(batches)

@@ -1,8 +1,6 @@
 """References below 0 are neither written to nor read from the topics that show readers what to do."""
 
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
@@ -10,13 +8,15 @@ import pytest
 from pipeline.kafka.checks.offset_checks import _decode_decided
 from pipeline.kafka.readers.replay_reader import decode_progress
 from pipeline.kafka.records.batch import Batch
-from pipeline.kafka.session.markers import batch_markers
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.quarantine import control_record, decode_control
+from pipeline.kafka.session.session import batch_markers
+from pipeline.settings import Settings
 from schemas.messages import Activation, Control, Progress, Quarantine, RecordPosition, VersionReference
 from schemas.topics import LABELS, TRANSACTIONS
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
-MEMBER: Any = SimpleNamespace(agent="card", topics={"transactions": TRANSACTIONS, "labels": LABELS})
+MEMBER = Member("", Settings(), "card", (TRANSACTIONS, LABELS))
 INVALID = -1001
 
 

@@ -1,17 +1,12 @@
 """The offsets at which a restore begins to read, and at which reading goes on behind it."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from pipeline.kafka.cluster.shutdown import Shutdown
-from pipeline.kafka.records.internal import not_counted
 from pipeline.kafka.records.member import Member
 from pipeline.kafka.session import restore
-from pipeline.kafka.session.attempts import Committed
-from pipeline.kafka.session.committed_state import CommittedState
-from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.state_handler import Restored, Stateless
 from pipeline.settings import Settings
 from schemas.topics import TRANSACTIONS
@@ -55,10 +50,11 @@ def test_a_restore_begins_at_the_log_where_lost_records_are_accepted(
             return None if snapshot is None else Restored({NAME: snapshot}, 0)
 
     monkeypatch.setattr(restore, "RangeReader", Reader)
-    monkeypatch.setattr(restore, "log_ranges", lambda *_: {NAME: range(BEGIN, 20)})
+    monkeypatch.setattr(restore, "log_ranges", lambda *_: {(NAME, 0): range(BEGIN, 20)})
     monkeypatch.setattr(restore, "in_recorded_order", lambda *_: ())
     settings = Settings(accept_lost_records=accepts, data_dir=tmp_path)
-    member, unasked = Member("", settings, "label", {NAME: TRANSACTIONS}, 1), cast(CommittedOffsets, None)
-    state = CommittedState(member, Handler(), unasked, Shutdown("label", lambda: None), not_counted)
-    assert state.restore([0], {(NAME, 0): Committed(committed, None)}) == {(NAME, 0): goes_on}
+    member = Member("", settings, "label", [TRANSACTIONS])
+    ((number, done),) = restore.restore_partitions(member, {(NAME, 0): committed}, Handler(), lambda: None)
+    assert number == 0
+    assert done.positions == {(NAME, 0): goes_on}
     assert asked == [read_from]

@@ -1,6 +1,5 @@
 """Careful reading without a broker: what is named by a mark before it is read, and when nobody else may be at work."""
 
-import threading
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +8,7 @@ from pipeline.kafka.cluster.errors import Aborted, TopicError
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.batch import Partition
+from pipeline.kafka.records.member import Member
 from pipeline.kafka.session import steps
 from pipeline.kafka.session.attempts import Attempt, Attempts, CarefulStep, Committed, Mark, holder
 from pipeline.kafka.session.steps import CarefulReading
@@ -22,8 +22,8 @@ class Session:
     """An agent that holds `PARTITION`, of which others have died."""
 
     def __init__(self, died: Attempt) -> None:
-        retries = Retries("card", threading.Event(), lambda: None)
-        self.reading = CarefulReading("nowhere:1", Settings(), "card", retries)
+        retries = Retries("card", lambda: None)
+        self.reading = CarefulReading(Member("nowhere:1", Settings(), "card", ()), retries)
         self.reading.plan.assigned(PARTITION, Committed(5, Mark("c", attempt=died)), 100)
         self.positions = {PARTITION: 5}
         self.marks: list[tuple[int, Mark]] = []
@@ -104,8 +104,8 @@ def test_what_a_step_cannot_read_is_read_as_usual(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("instance", ["worker-2", "team/worker-2", "w"])
 def test_a_mark_names_the_instance_that_held_the_partition(instance: str) -> None:
-    retries = Retries("card", threading.Event(), lambda: None)
-    reading = CarefulReading("nowhere:1", Settings(instance=instance), "card", retries)
+    retries = Retries("card", lambda: None)
+    reading = CarefulReading(Member("nowhere:1", Settings(instance=instance), "card", ()), retries)
     commit = reading.new_name()
     assert holder(Mark(commit)) == holder(Mark(commit, attempt=Attempt(7))) == instance
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, LEGITIMATE_LABEL_FEATURES
-from pipeline.learning.regimes import LabelRegime, Reported
+from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.reporting import Reported
 from pipeline.learning.trained_labels import LABELS, TrainedLabels, warning_of_labels, warning_of_share
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.training.cohorts import split_cohorts

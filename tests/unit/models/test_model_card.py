@@ -18,15 +18,21 @@ from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
-from pipeline.models.card import CardSources, card_page, cell, model_card
 from pipeline.models.description import facts_of, gains
-from pipeline.models.history import VersionEvent, VersionHistory
 from pipeline.models.known import KnownVersion
+from pipeline.models.model_card import CardSources, card_page, cell, model_card
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.models.version_history import VersionEvent, VersionHistory
 from pipeline.scoring.payload import payload_digest
 from pipeline.training.fit import Trained
-from pipeline.training.segments import outcomes_by_segment
-from pipeline.training.validation import SCORE_EDGES, benchmark, by_period, calibration_table, input_digest
+from pipeline.training.validation import (
+    SCORE_EDGES,
+    benchmark,
+    by_period,
+    calibration_table,
+    input_digest,
+    outcomes_by_segment,
+)
 from schemas.messages import Activation, Assessment, VersionReference
 from schemas.times import US_PER_DAY
 from tests.helpers.models import matrix, small_model

@@ -10,12 +10,13 @@ import pytest
 
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import FIRST_BLEND, Policy
+from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.contents import VersionContents
 from pipeline.models.description import lightgbm_facts
 from pipeline.models.known import KnownVersion
-from pipeline.models.library import PublishedVersions, model_set_without_river
+from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, recipe_of_facts
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
@@ -84,7 +85,7 @@ class Cluster(ControlWriter, VersionContents):
             Record("control", 0, at, 0, output.key, output.value, headers)
             for at, (output, headers) in enumerate(zip(outputs, self.headers, strict=True))
         ]
-        return PublishedVersions(self._settings, records, self, model_set_without_river())
+        return PublishedVersions(self._settings, records, self)
 
     def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
         return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval)
@@ -138,7 +139,7 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
     reason = "no policy was made for"
     if damage == "kernel":
         payload, reason = (
-            payload.replace(OTHER.kernel.encode(), b"2-00000000"),
+            payload.replace(KERNEL_VERSION.encode(), b"2-00000000"),
             "cannot be used.*does not fit the kernel",
         )
     cluster.activate(cluster.contents([VersionToPublish(LIGHTGBM, "x", payload)]), ModelChange())
@@ -170,7 +171,7 @@ def test_a_trained_version_takes_over_the_policy_that_is_active(cluster: Cluster
 def test_a_policy_is_taken_over_from_a_version_of_another_kernel(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     assert cluster.changes().inherited_policy() is None
-    payload = OTHER.to_payload().replace(OTHER.kernel.encode(), b"2-00000000")
+    payload = OTHER.to_payload().replace(KERNEL_VERSION.encode(), b"2-00000000")
     contents = [VersionToPublish(LIGHTGBM, "x", payload), VersionToPublish(POLICY, FIRST.version, FIRST.payload)]
     cluster.activate(cluster.contents(contents), ModelChange())
     assert cluster.published().model_set.active is None

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline.models.history import Bundle, VersionEvent, VersionHistory
+from pipeline.models.version_history import Bundle, VersionEvent, VersionHistory
 from schemas.messages import Activation, Assessment, LearningSwitch, VersionReference
 
 START = datetime(2026, 3, 1, tzinfo=UTC)

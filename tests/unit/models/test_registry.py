@@ -9,7 +9,7 @@ import pytest
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
-from tests.helpers.models import small_model
+from tests.helpers.models import registered, small_model
 
 
 def policy(threshold: float) -> bytes:
@@ -20,7 +20,7 @@ def test_a_version_comes_back_as_it_was_registered(tmp_path) -> None:
     registry, model = Registry(tmp_path / "registry"), small_model()
     version = registry.register(LIGHTGBM, model.to_payload(), {"metrics": {"auc_roc": 0.9}})
     assert version == model.version
-    assert registry.load_lightgbm(version).to_payload() == model.to_payload()
+    assert registered(registry, version).to_payload() == model.to_payload()
     entry = registry.entry(LIGHTGBM, version)
     assert entry.details == {"metrics": {"auc_roc": 0.9}}
     assert entry.kernel == KERNEL_VERSION

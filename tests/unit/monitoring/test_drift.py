@@ -191,13 +191,15 @@ def test_alerts_and_reports_are_counted_by_their_days() -> None:
     counts = counted(3)
     half_day: NDArray[np.int64] = np.array([US_PER_DAY // 2], np.int64)
     counts.add_alerts(np.repeat(half_day, 4))
-    counts.add_reports(half_day, half_day + 2 * US_PER_DAY, np.array([0.5]))
+    # One of the two was imported, and has no score.
+    counts.add_reports(np.repeat(half_day, 2), np.repeat(half_day, 2) + 2 * US_PER_DAY, np.array([0.5, np.nan]))
     found = by_name(counts, 2)
     assert found["amount"].counts[0].tolist() == [15.0, 16.0, 17.0, 2.0]
     assert found["amount"].bins == ("below 10", "10 to 20", "20 or more", "no value")
     assert found[ALERTS].counts.tolist() == [[46.0, 4.0], [50.0, 0.0], [50.0, 0.0]]
-    assert found[REPORTS].counts.tolist() == [[50.0, 0.0], [50.0, 0.0], [49.0, 1.0]]
-    assert found[REPORT_AGE].counts.sum(axis=1).tolist() == [0.0, 0.0, 1.0]
+    assert found[REPORTS].counts.tolist() == [[50.0, 0.0], [50.0, 0.0], [48.0, 2.0]]
+    assert found[REPORT_AGE].counts.sum(axis=1).tolist() == [0.0, 0.0, 2.0]
+    assert found[REPORT_SCORE].counts.sum(axis=1).tolist() == [0.0, 0.0, 1.0]
     assert found[REPORT_AGE].bins[int(found[REPORT_AGE].counts[2].argmax())] == "1 d to 3 d"
     assert found[REPORT_SCORE].bins[int(found[REPORT_SCORE].counts[2].argmax())] == "0.5 to 0.6225"
 

@@ -9,15 +9,13 @@ from scipy.stats import spearmanr
 
 from pipeline.learning.regimes import NEVER_US
 from pipeline.retraining.paired import (
-    PairedDays,
     Scorings,
-    by_event_day,
-    by_report_day,
     confidence_sequence,
     mean_difference,
+    paired_days,
     top_agreement,
 )
-from pipeline.training.metrics import daily_card_precision
+from pipeline.training.score_metrics import daily_card_precision
 from schemas.times import US_PER_DAY
 
 TOP = 5
@@ -64,13 +62,11 @@ def slow_differences(rows: Scorings, by_report: bool) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("counted", [by_event_day, by_report_day])
-def test_differences_are_those_of_a_slow_count(counted: Callable[[Scorings, int], PairedDays]) -> None:
+@pytest.mark.parametrize("by_report", [False, True])
+def test_differences_are_those_of_a_slow_count(by_report: bool) -> None:
     rows = scorings()
-    days = counted(rows, TOP)
-    assert dict(zip(days.day.tolist(), days.difference.tolist(), strict=True)) == slow_differences(
-        rows, counted is by_report_day
-    )
+    days = paired_days(rows, TOP, by_report=by_report)
+    assert dict(zip(days.day.tolist(), days.difference.tolist(), strict=True)) == slow_differences(rows, by_report)
     assert {-1.0, 1.0} & {*days.difference.tolist()}
 
 
@@ -81,13 +77,13 @@ def test_the_difference_is_that_of_the_card_precisions() -> None:
         daily_card_precision(fraud, score, rows.event_time_us, rows.card, TOP)[1]
         for score in (rows.candidate, rows.reference)
     ]
-    np.testing.assert_allclose(by_event_day(rows, TOP).difference, TOP * (precision[0] - precision[1]))
+    np.testing.assert_allclose(paired_days(rows, TOP, by_report=False).difference, TOP * (precision[0] - precision[1]))
 
 
 def test_without_frauds_there_is_nothing_to_see() -> None:
     rows = scorings()._replace(reported_us=np.full(3_000, NEVER_US))
-    assert not by_event_day(rows, TOP).difference.any()
-    assert len(by_report_day(rows, TOP).day) == 0
+    assert not paired_days(rows, TOP, by_report=False).difference.any()
+    assert len(paired_days(rows, TOP, by_report=True).day) == 0
 
 
 SERIES: dict[str, Callable[[np.random.Generator, int], NDArray[np.float64]]] = {

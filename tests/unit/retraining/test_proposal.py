@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.history import VersionHistory
 from pipeline.models.recipes import RECIPE, recipe_of_facts
+from pipeline.models.version_history import VersionHistory
 from pipeline.retraining.challenger import Champion, compared_days, recipe_of, trained_by
+from pipeline.retraining.cluster_reader import ClusterLog
 from pipeline.retraining.proposal import DECLARED, FAILED, ComparisonPeriod, compare_recipes, period_of_look, propose
-from pipeline.retraining.topics import ClusterLog
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Assessment

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import FIRST_BLEND, Policy, Rule
+from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
-from pipeline.models.history import Tenure, VersionHistory
+from pipeline.models.version_history import Tenure, VersionHistory
 from pipeline.retraining.challenger import (
     LEAST_RECENT_SCORES,
     Challenge,
@@ -25,9 +26,9 @@ from pipeline.retraining.challenger import (
     scorings,
     trained_until_us,
 )
+from pipeline.retraining.cluster_reader import AS_OF, BY, ClusterLog, Cycles, cycles_of
 from pipeline.retraining.gate import GateLimits
 from pipeline.retraining.guard import harm_done
-from pipeline.retraining.topics import AS_OF, BY, Cycles, cycles_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
@@ -184,7 +185,9 @@ def activation(second: int, *versions: str, step: str = "publish", by: str = "",
 
 def control(*items: Control) -> VersionHistory:
     records = [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
-    return VersionHistory.from_records([*records, Record("control", 0, len(items), 0, b"", b"garbage")], Settings())
+    history, garbage = VersionHistory(), Record("control", 0, len(items), 0, b"", b"garbage")
+    history.take([*records, garbage], TrustedRecords(Settings(), not_counted))
+    return history
 
 
 def test_control_tells_which_versions_served_and_what_the_service_did() -> None:
@@ -214,18 +217,18 @@ def test_a_rollback_of_a_person_counts_from_the_last_cycle() -> None:
 # ---- guard
 
 
-class Contents:
-    """The contents of some versions."""
+class Topics(ClusterLog):
+    """Served rows, with the contents of some versions."""
 
-    def __init__(self, *models: LightGBMModel, threshold: float = 0.5) -> None:
-        self._models = {model.version: model for model in models}
-        self._threshold = threshold
+    def __init__(self, served: ServedLog, *models: LightGBMModel) -> None:
+        self.served = served
+        self._of_version = {model.version: model for model in models}
 
     def model(self, tenure: Tenure) -> LightGBMModel | None:
-        return self._models.get(tenure.lightgbm.version)
+        return self._of_version.get(tenure.lightgbm.version)
 
     def policy(self, tenure: Tenure) -> Policy | None:
-        return Policy(self._threshold)
+        return Policy(0.5)
 
 
 def inverted(model: LightGBMModel, number: int = 0) -> LightGBMModel:
@@ -265,24 +268,24 @@ def test_a_bad_version_that_somebody_activated_is_rolled_back_to_the_one_before(
     good, bad = champion().model, inverted(champion().model)
     log = served_by((good, START_US), (bad, SWITCH_US))
     versions = tenures((good, START_US, "publish"), (bad, SWITCH_US, "publish"))
-    found = harm_done(log, Contents(good, bad), Policy(1.0), versions, BUDGET, whole=True)
+    found = harm_done(Topics(log, good, bad), Policy(1.0), versions, BUDGET, whole=True)
     assert found is not None
     decision, to = found
     assert to == versions[0]
     assert "proven to be fewer" in decision.reason
     # Not before anything is known, not without its contents, and not where it was never changed.
-    assert harm_done(log, Contents(good), Policy(1.0), versions, BUDGET, whole=False) is None
-    assert harm_done(log, Contents(bad), Policy(1.0), versions, BUDGET, whole=True) is None
-    assert harm_done(log, Contents(good, bad), Policy(1.0), versions[1:], BUDGET, whole=True) is None
+    assert harm_done(Topics(log, good), Policy(1.0), versions, BUDGET, whole=False) is None
+    assert harm_done(Topics(log, bad), Policy(1.0), versions, BUDGET, whole=True) is None
+    assert harm_done(Topics(log, good, bad), Policy(1.0), versions[1:], BUDGET, whole=True) is None
     back = [*versions, *tenures((good, NOW_US, "rollback"))]
-    assert harm_done(log, Contents(good, bad), Policy(1.0), back, BUDGET, whole=True) is None
+    assert harm_done(Topics(log, good, bad), Policy(1.0), back, BUDGET, whole=True) is None
 
 
 def test_a_renewal_of_the_same_recipe_stays() -> None:
     good, renewed = champion().model, accepted().trained.model
     log = served_by((good, START_US), (renewed, SWITCH_US))
     versions = tenures((good, START_US, "publish"), (renewed, SWITCH_US, "promote"))
-    assert harm_done(log, Contents(good, renewed), Policy(1.0), versions, BUDGET, whole=True) is None
+    assert harm_done(Topics(log, good, renewed), Policy(1.0), versions, BUDGET, whole=True) is None
 
 
 def test_harm_of_a_chain_of_renewals_returns_to_the_version_before_it() -> None:
@@ -293,7 +296,7 @@ def test_harm_of_a_chain_of_renewals_returns_to_the_version_before_it() -> None:
     versions = tenures(
         (good, START_US, "publish"), *((item, from_us, "promote") for item, from_us in zip(bad, starts, strict=True))
     )
-    found = harm_done(log, Contents(good, *bad), Policy(1.0), versions, BUDGET, whole=True)
+    found = harm_done(Topics(log, good, *bad), Policy(1.0), versions, BUDGET, whole=True)
     assert found is not None
     # The newest is too young for any report: the chain tells.
     assert found[1] == versions[0]
@@ -304,10 +307,10 @@ def test_twice_the_budget_is_harm_at_once() -> None:
     loud = LightGBMModel(good._text, msgspec.structs.replace(good.calibration, intercept=9.0), good.metadata)
     log = served_by((good, START_US), (loud, NOW_US - US_PER_DAY // 2))
     versions = tenures((good, START_US, "publish"), (loud, NOW_US - US_PER_DAY // 2, "publish"))
-    found = harm_done(log, Contents(good, loud), Policy(0.5), versions, BUDGET, whole=False)
+    found = harm_done(Topics(log, good, loud), Policy(0.5), versions, BUDGET, whole=False)
     assert found is not None
     assert "alerts within 24 hours" in found[0].reason
     assert found[1] == versions[0]
     # A policy that was paced or set since has another threshold: that is not the version's doing.
     since = [versions[0], versions[1]._replace(given=reference("policy", "p1"))]
-    assert harm_done(log, Contents(good, loud), Policy(0.5), since, BUDGET, whole=False) is None
+    assert harm_done(Topics(log, good, loud), Policy(0.5), since, BUDGET, whole=False) is None

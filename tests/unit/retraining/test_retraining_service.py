@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.decision.policy import FIRST_BLEND
 from pipeline.kafka.session.quarantine import control_record
-from pipeline.retraining.service import Drifted, Retrainer, ServiceOptions, policy_back
-from pipeline.retraining.topics import AS_OF, BY
+from pipeline.retraining import service as retraining_service
+from pipeline.retraining.cluster_reader import AS_OF, BY
+from pipeline.retraining.service import Retrainer, ServiceOptions, policy_back
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.training.cold_start import cold_start
@@ -33,16 +34,15 @@ def switch(frozen: bool) -> LearningSwitch:
     return LearningSwitch(frozen=frozen, by="dana", reason="labels are wrong", switched_at=START)
 
 
-def never(_: object, __: object) -> None:
-    """Find no drift."""
+@pytest.fixture(autouse=True)
+def no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retraining_service, "_drift_of", lambda *_: None)
 
 
-def waits(
-    items: Sequence[Control], days: float, *, now: bool = False, new_day: bool = True, drifted: Drifted = never
-) -> str | None:
+def waits(items: Sequence[Control], days: float, *, now: bool = False, new_day: bool = True) -> str | None:
     """Return why a service waits that reads ``items`` on `control`, so many days behind `DAY`."""
     # No broker is asked: the records are handed over.
-    service = Retrainer("127.0.0.1:1", Settings(), ServiceOptions(every_days=2.0), drifted)
+    service = Retrainer("127.0.0.1:1", Settings(), ServiceOptions(every_days=2.0))
     service._topics.published.add(
         [Record("control", 0, n, 0, b"", control_record(item).value) for n, item in enumerate(items)]
     )
@@ -65,14 +65,15 @@ def test_nothing_is_trained_while_learning_is_frozen_or_after_a_rollback() -> No
     assert waits([ROLLBACK], 7.0) is None
 
 
-def test_drift_brings_a_challenger_ahead_of_time_once_a_day() -> None:
+def test_drift_brings_a_challenger_ahead_of_time_once_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     def drifted(_: object, model: LightGBMModel) -> str:
         assert model.trees
         return "amounts are twice as large"
 
-    assert waits([CYCLE], 0.5, drifted=drifted) is None
-    assert waits([CYCLE], 0.5, drifted=drifted, new_day=False) == "no challenger is due"
-    assert waits([switch(True)], 0.5, drifted=drifted) is not None
+    monkeypatch.setattr(retraining_service, "_drift_of", drifted)
+    assert waits([CYCLE], 0.5) is None
+    assert waits([CYCLE], 0.5, new_day=False) == "no challenger is due"
+    assert waits([switch(True)], 0.5) is not None
 
 
 def test_a_rollback_to_a_cold_start_lets_the_online_model_score_again() -> None:

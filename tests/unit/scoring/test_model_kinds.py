@@ -1,10 +1,7 @@
 """A further kind of model is one registration and two wire fields: a third decision decides through the real engine."""
 
 import hashlib
-import json
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,15 +11,13 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, BY_NAME, KINDS, LIGHTGBM, WITH_LOG_ODDS
 from schemas.messages import Decision, DecisionFeatures, Example, ModelScores, Versions
 from tests.helpers.third_kind import BLEND, NAME, WEIGHT
+from tests.helpers.worker import printed_json
 
 
 @pytest.fixture(scope="module")
 def decided() -> dict[str, Any]:
     """Decisions of a process with a third kind."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.third_kind"], capture_output=True, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = printed_json("tests.helpers.third_kind")
     return found
 
 

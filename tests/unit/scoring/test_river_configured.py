@@ -114,7 +114,7 @@ def test_nothing_is_unpickled_before_its_digest_is_verified(tmp_path) -> None:
     with pytest.raises(RegistryError, match="digest"):
         load_river(model.to_payload(), BAYES, registry.read_file)
     with pytest.raises(ModelError, match="not the one that was published"):
-        ConfiguredRiverModel.from_payload(model.to_payload(), pickle.dumps(Trap()), BAYES)
+        ConfiguredRiverModel.from_payload(model.to_payload(), BAYES, lambda *_: pickle.dumps(Trap()))
     assert not Trap.sprung
     # The trap works: an unverified load would have sprung it.
     pickle.loads(pickle.dumps(Trap()))

@@ -7,10 +7,9 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.online_regression import LEAST_WEIGHT
 from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
-from pipeline.scoring.river_learner import LayerLearner
+from pipeline.scoring.river_learner import LEAST_WEIGHT, LayerLearner
 from pipeline.scoring.training_updates import MOST_UNDONE, importance_aware_weight
 from schemas.messages import Example
 from tests.helpers.models import COLUMN, example, matrix
@@ -39,8 +38,9 @@ def test_the_compiled_sum_is_river_s_own_prediction() -> None:
     deviations = np.sqrt(np.array(layer.scale.squares) / layer.scale.weight)
     inputs = (river_inputs(features[:, SOURCE_COLUMNS]) - layer.scale.means) / np.where(deviations > 0, deviations, 1)
     inputs = np.clip(inputs, -INPUT_BOUND, INPUT_BOUND)
+    classifier = learner._regression.river
     river = [
-        learner.river.predict_proba_one({**dict(zip(INPUTS, row.tolist(), strict=True)), LOGIT: logit})[True]
+        classifier.predict_proba_one({**dict(zip(INPUTS, row.tolist(), strict=True)), LOGIT: logit})[True]
         for row, logit in zip(inputs, base.tolist(), strict=True)
     ]
     np.testing.assert_allclose(sigmoid(layer.logit(features, base)), river, rtol=0, atol=1e-12)

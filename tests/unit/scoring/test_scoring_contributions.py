@@ -10,7 +10,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.scoring import compiled_contributions
 from pipeline.scoring.compiled_contributions import path_contributions
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
-from pipeline.scoring.tree_paths import POINTS, Paths, lay_out_paths
+from pipeline.scoring.tree_layout import POINTS, Paths, lay_out_trees
 from pipeline.scoring.trees import read_trees
 from tests.helpers.models import edited_text, grown, hard_rows, matrix, tolerance
 from tests.reference import shapley
@@ -19,7 +19,7 @@ WIDTH = len(FEATURES)
 
 
 def paths_of(booster: lightgbm.Booster) -> Paths:
-    paths = lay_out_paths(read_trees(booster.model_to_string(), FEATURES))
+    _, paths = lay_out_trees(read_trees(booster.model_to_string(), FEATURES))
     assert paths is not None
     return paths
 
@@ -107,7 +107,7 @@ def test_a_path_of_many_features_gets_as_many_points_as_make_it_exact(depth: int
 def test_trees_of_one_forest_have_rules_of_their_own() -> None:
     boosters = [narrow(depth) for depth in (40, 5, 20, 33)]
     trees = [tree for booster in boosters for tree in read_trees(booster.model_to_string(), FEATURES)]
-    paths, rows = lay_out_paths(trees), np.ones((2, WIDTH))
+    (_, paths), rows = lay_out_trees(trees), np.ones((2, WIDTH))
     assert paths is not None
     assert paths.tree_passes.tolist() == [3, 1, 2, 3]
     rows[1, 4] = 0.0
@@ -183,7 +183,7 @@ def test_what_has_no_paths_is_left_to_lightgbm(parameters: dict[str, Any], edit:
     text = grown(**parameters).model_to_string()
     if edit is not None:
         text = edited_text(text, *edit)
-    assert lay_out_paths(read_trees(text, FEATURES)) is None
+    assert lay_out_trees(read_trees(text, FEATURES))[1] is None
     rows = matrix(30)
     expected = lightgbm.Booster(model_str=text).predict(rows, pred_contrib=True)[:, :-1]
     np.testing.assert_array_equal(LightGBMModel(text).contributions(rows), expected)

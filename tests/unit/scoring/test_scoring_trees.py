@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.compiled_contributions import path_contributions
-from pipeline.scoring.compiled_trees import Forest, forest_sums, lay_out_forest
+from pipeline.scoring.compiled_trees import forest_sums
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.tree_paths import lay_out_paths
+from pipeline.scoring.tree_layout import Forest, lay_out_trees
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES, read_trees
 from tests.helpers.models import ask_lightgbm, edited_text, grown, hard_rows, matrix, small_model
 
 
 def forest_of(text: str) -> Forest | None:
-    return lay_out_forest(read_trees(text, FEATURES))
+    return lay_out_trees(read_trees(text, FEATURES))[0]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_split_between_numbers_and_missing_values() -> None:
     np.testing.assert_array_equal(forest_sums(forest, rows), booster.predict(rows, raw_score=True))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 9, 63, 64, 65, 129])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 9, 39, 40, 63, 64, 65, 103, 104, 129])
 def test_any_number_of_rows(rows: int) -> None:
     model = small_model()
     booster = lightgbm.Booster(model_str=msgspec.json.decode(model.to_payload())["text"])
@@ -185,9 +185,10 @@ def test_a_text_with_another_character_is_refused_or_still_sound(place: int, cha
         trees = read_trees(TEXT[:place] + character + TEXT[place + 1 :], FEATURES)
     except ModelError:
         return
-    if (forest := lay_out_forest(trees)) is not None:
+    forest, paths = lay_out_trees(trees)
+    if forest is not None:
         assert np.isfinite(forest_sums(forest, matrix(20))).all()
-    if (paths := lay_out_paths(trees)) is not None:
+    if paths is not None:
         assert np.isfinite(path_contributions(paths, matrix(20))).all()
 
 
@@ -291,7 +292,7 @@ def test_no_text_that_passes_kills_lightgbm_or_is_read_otherwise_by_it() -> None
                 trees = read_trees(text, FEATURES)
             except ModelError:
                 continue
-            forest, passed = lay_out_forest(trees), passed + 1
+            forest, passed = lay_out_trees(trees)[0], passed + 1
             try:
                 margin = child.submit(ask_lightgbm, text).result()
             except BrokenExecutor:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.history.columns import COLUMNS
+from pipeline.history.canonical_columns import COLUMNS
 from pipeline.simulation.simulator import Profiles, Scenario, make_profiles, simulate_days, stream_days
 
 DAYS = 60

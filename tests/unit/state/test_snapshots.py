@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.partition_state.state import StateDump
-from pipeline.features.columns import PAGE_ITEMS, Pages
+from pipeline.features.state_columns import PAGE_ITEMS, Pages
 from pipeline.state.errors import SnapshotError
 from pipeline.state.objects import LocalObjects, ObjectInfo
 from pipeline.state.packs import PACK_BYTES
@@ -66,10 +66,10 @@ def test_a_state_is_read_back_as_it_was_written(url: str, store: RocksStore, tmp
     assert not writer.needs_full
     writer.write(positions_at(2), 12, dump_at(2, full=False, store=write_store(store, 2)))
     snapshot = found(repository, tmp_path / "scratch")
-    assert (snapshot.number, snapshot.positions, snapshot.progress) == (2, positions_at(2), 12)
+    assert (snapshot.manifest.positions, snapshot.manifest.progress) == (positions_at(2), 12)
     check_state(snapshot.state, 2)
     assert snapshot.store is not None
-    restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+    restored = RocksStore(tmp_path / "restored", frozen=snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
     assert list(restored.scan(b"", b"\xff")) == store_items(2)
     restored.close()
     snapshot.close()
@@ -127,7 +127,7 @@ def test_a_table_that_only_looks_like_a_saved_one_is_written(tmp_path: Path) -> 
         store.close()
     snapshot = found(repository, tmp_path / "scratch")
     assert snapshot.store is not None
-    restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=memory)
+    restored = RocksStore(tmp_path / "restored", frozen=snapshot.store, memory=memory)
     assert restored.get(b"key") == b"two"
     restored.close()
 
@@ -137,7 +137,7 @@ def test_a_restored_stores_tables_are_not_written_again(store: RocksStore, tmp_p
     repository.writer(KEY, None).write(positions_at(1), 1, dump_at(1, store=write_store(store, 10)))
     snapshot = found(repository, tmp_path / "scratch")
     assert snapshot.store is not None
-    restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+    restored = RocksStore(tmp_path / "restored", frozen=snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
     snapshot.close()
     writer = repository.writer(KEY, snapshot)
     written = writer.write(positions_at(2), 2, dump_at(2, full=False, store=restored.freeze()))

@@ -101,7 +101,7 @@ def test_harm_to_any_file_of_the_newest_falls_back_to_the_one_before(
         assert snapshot is not None
         check_state(snapshot.state, 1)
         assert snapshot.store is not None
-        restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+        restored = RocksStore(tmp_path / "restored", frozen=snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
         assert list(restored.scan(b"", b"\xff")) == store_items(1)
         restored.close()
         snapshot.close()
@@ -362,17 +362,17 @@ def test_a_snapshot_from_which_no_replay_leads_to_now_is_not_used(
     snapshot = repository.newest(KEY, committed, tmp_path / "scratch", logs)
     assert [item.reason for item in refused] == reasons
     if reasons:
-        assert (None if snapshot is None else snapshot.progress) == progress_of_older
+        assert (None if snapshot is None else snapshot.manifest.progress) == progress_of_older
     else:
         assert snapshot is not None
-        assert snapshot.progress == 2
+        assert snapshot.manifest.progress == 2
 
 
 def test_a_snapshot_behind_which_nothing_is_to_be_replayed_is_used(root: Path, tmp_path: Path) -> None:
     logs = {"transactions": range(300, 300), "labels": range(30, 30), "progress": range(7, 7)}
     snapshot = SnapshotRepository(str(root)).newest(KEY, positions_at(2), tmp_path / "scratch", logs)
     assert snapshot is not None
-    assert snapshot.progress == 2
+    assert snapshot.manifest.progress == 2
 
 
 class TroubledPlace(LocalObjects):
@@ -488,11 +488,11 @@ def test_a_writer_killed_at_any_moment_leaves_whole_snapshots(tmp_path: Path) ->
             assert reported == 0
             continue
         # Killed between the snapshot and its word, it has one more.
-        assert snapshot.progress in (reported, reported + 1)
-        reached = snapshot.progress
+        assert snapshot.manifest.progress in (reported, reported + 1)
+        reached = snapshot.manifest.progress
         check_state(snapshot.state, reached)
         assert snapshot.store is not None
-        restored = RocksStore.restored(tmp_path / "restored", snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
+        restored = RocksStore(tmp_path / "restored", frozen=snapshot.store, memory=StoreMemory(MINIMUM_BYTES))
         assert list(restored.scan(b"", b"\xff")) == store_items(reached)
         restored.close()
         snapshot.close()

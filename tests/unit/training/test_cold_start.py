@@ -8,16 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.commands.model_changes import cold_start_command
+from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import decided
-from pipeline.engine.scores.models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.features.identity import transaction_hash
+from pipeline.features.xxh3 import transaction_hash
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, RIVER
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner
 from pipeline.training.cold_start import cold_start, treeless_model
-from pipeline.training.metrics import auc_roc
+from pipeline.training.score_metrics import auc_roc
 from tests.helpers.models import example, matrix, truth
 
 

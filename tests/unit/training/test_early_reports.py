@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pipeline.learning.labels import NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import FALLBACK, LEAST_REPORTS, ReportDelays, described_by_source
-from pipeline.training.early_reports import LARGEST_WEIGHT, targets_at
+from pipeline.training.early_reports import LARGEST_WEIGHT, EarlyReports, Targets
 from schemas.times import US_PER_DAY
 
 NOW_US = 100 * US_PER_DAY
@@ -18,13 +18,19 @@ def days(*values: float) -> NDArray[np.int64]:
     return np.array([round(value * US_PER_DAY) for value in values], np.int64)
 
 
+def targets_at(
+    times: NDArray[np.int64], reported: NDArray[np.int64], p: NDArray[np.float64], delays: ReportDelays
+) -> Targets:
+    return EarlyReports(NOW_US, delays).targets(times, reported, lambda rows: p[rows])
+
+
 def test_mature_rows_and_young_ones_weigh_as_defined() -> None:
     times = NOW_US - days(40, 40, 10, 10, 1, 1, -1)
     delays_us = days(3, 0, 6, 0, 0.5, 0, 0.5)
     reported = np.where(delays_us > 0, times + delays_us, NEVER_US)
     p = np.array([0.2, 0.9, 0.3, 0.3, 0.1, 0.8, 0.5])
-    delays = ReportDelays.declared(SPREAD)
-    found = targets_at(NOW_US, times, reported, p, delays)
+    delays = ReportDelays(SPREAD)
+    found = targets_at(times, reported, p, delays)
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert found.fraud.tolist() == [True, False, True, False, True, False]
     # The share of the reports by an age does not hold what is never reported.
@@ -42,7 +48,7 @@ def test_young_rows_weigh_together_what_they_turn_out_to_be() -> None:
     times = NOW_US - random.integers(3 * US_PER_DAY, 17 * US_PER_DAY, n)
     regime = LabelRegime(reported="frauds-only", delay_days=5.0, delay_spread=1.0)
     known = regime.known_at_us(times, fraud, random.integers(0, 2**63, n).astype(np.uint64))
-    found = targets_at(NOW_US, times, known, p, ReportDelays.declared(regime))
+    found = targets_at(times, known, p, ReportDelays(regime))
     for level in (0.02, 0.4, 0.9):
         source = p[found.rows] == level
         weight, taken = found.weight[source], found.fraud[source]
@@ -56,26 +62,16 @@ def test_one_delay_leaves_mature_rows_alone() -> None:
     fraud = random.random(1_000) < 0.1
     regime = LabelRegime(reported="frauds-only", delay_days=7.0, never_reported=0.2)
     known = regime.known_at_us(times, fraud, np.arange(1_000, dtype=np.uint64))
-    found = targets_at(NOW_US, times, known, np.full(1_000, 0.5), ReportDelays.declared(regime))
+    found = targets_at(times, known, np.full(1_000, 0.5), ReportDelays(regime))
     assert found.rows.tolist() == np.flatnonzero(times <= NOW_US - 7 * US_PER_DAY).tolist()
     assert (found.weight == 1).all()
     np.testing.assert_array_equal(found.fraud, known[found.rows] < NEVER_US)
 
 
-def test_without_a_score_the_rate_of_mature_frauds_counts() -> None:
-    times = NOW_US - days(40, 40, 40, 40, 5)
-    reported = np.full(5, NEVER_US)
-    reported[0] = times[0] + US_PER_DAY
-    delays = ReportDelays.declared(SPREAD)
-    without = targets_at(NOW_US, times, reported, None, delays)
-    np.testing.assert_array_equal(without.weight, targets_at(NOW_US, times, reported, np.full(5, 0.25), delays).weight)
-    assert without.weight[-1] < 1
-
-
 def test_what_is_reported_later_is_not_known() -> None:
     times = NOW_US - days(40, 5)
     reported = times + days(41, 6)
-    assert not targets_at(NOW_US, times, reported, None, ReportDelays.declared(SPREAD)).fraud.any()
+    assert not targets_at(times, reported, np.full(2, 0.5), ReportDelays(SPREAD)).fraud.any()
 
 
 def test_delays_are_estimated_from_old_cohorts_alone() -> None:
@@ -88,7 +84,7 @@ def test_delays_are_estimated_from_old_cohorts_alone() -> None:
     assert found.is_estimated
     assert found.maturity_us / US_PER_DAY == pytest.approx(regime.maturity_days, rel=0.05)
     ages = days(1, 3, 5, 20)
-    declared = ReportDelays.declared(regime)
+    declared = ReportDelays(regime)
     np.testing.assert_allclose(found.share_reported(ages), declared.share_reported(ages), atol=0.03)
     # A wave of young frauds that were reported at once changes nothing, and neither does what is to come.
     young = np.r_[times, np.full(9_000, NOW_US - 59 * US_PER_DAY)]
@@ -107,7 +103,7 @@ def test_too_few_reports_leave_one_long_delay() -> None:
     assert few.regime == FALLBACK
     assert few.share_reported(days(29, 30)).tolist() == [0.0, 1.0]
     declared = ReportDelays.estimated(times[1:], reported[1:], NOW_US, fallback=SPREAD)
-    assert declared.maturity_us == ReportDelays.declared(SPREAD).maturity_us
+    assert declared.maturity_us == ReportDelays(SPREAD).maturity_us
 
 
 def test_delays_are_described_by_the_source_that_reported_first() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.features.catalogue import FEATURES
-from pipeline.learning.labels import KNOWN, NO_LABEL, source_rank
+from pipeline.learning.labels import NO_LABEL, source_rank
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -19,7 +19,7 @@ from tests.helpers.models import small_model
 from tests.helpers.served import DELAY_US, feature_records, label_records, simulated
 
 HISTORY = simulated(40, cards=150, merchants=300)
-RECORDS = feature_records(HISTORY, small_model(), policy="p1")
+RECORDS = feature_records(HISTORY, small_model())
 
 
 def log(window_days: float = 120.0) -> ServedLog:
@@ -36,11 +36,9 @@ def test_rows_are_what_the_models_saw_whatever_the_order_of_reading() -> None:
     np.testing.assert_array_equal(rows.logit, small_model().logit(HISTORY.features))
     assert rows.served_by(small_model().version).all()
     assert not rows.served_by("another").any()
-    assert {rows.names[code] for code in rows.policy} == {"p1"}
     cards = HISTORY.frame["card_id"].to_numpy()
     assert len({*zip(cards, rows.card.tolist(), strict=True)}) == len({*cards}) == len({*rows.card.tolist()})
     assert len({*rows.identity.tolist()}) == len(rows)
-    assert (rows.known == KNOWN.index("none")).all()
     assert (rows.reported_us == NEVER_US).all()
 
 
@@ -62,7 +60,7 @@ def test_the_last_word_counts_and_a_fraud_is_dated_by_its_first_report() -> None
     served.add_labels(label_records(HISTORY, frauds[11:12], "disputed"))
     rows = served.rows()
     fraud = frauds[:10] + frauds[20:]
-    assert np.flatnonzero(rows.known == KNOWN.index("fraud")).tolist() == fraud
+    assert np.flatnonzero(rows.reported_us < NEVER_US).tolist() == fraud
     np.testing.assert_array_equal(rows.reported_us[fraud], HISTORY.event_time_us[fraud] + DELAY_US)
     expected = np.full(len(rows), NO_LABEL)
     expected[fraud] = source_rank("analyst")

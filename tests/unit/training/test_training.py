@@ -11,28 +11,28 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cli import main
-from pipeline.commands.progress import seldom
 from pipeline.decision.budget import budget_threshold
 from pipeline.decision.policy import Policy, Rule
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
+from pipeline.observability.terminal import throttled
 from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.simulation.simulator import make_profiles, simulate_days
-from pipeline.training.audit import audit_within_budget
+from pipeline.training.audit_rates import audit_within_budget
 from pipeline.training.calibration import fit_platt
-from pipeline.training.cohorts import COLUMNS, Split, TrainingSet, rolling_folds, split_cohorts
+from pipeline.training.cohorts import Split, TrainingSet, rolling_folds, split_cohorts
 from pipeline.training.early_reports import EarlyReports
 from pipeline.training.fit import LEAST_AUC, Trained, TrainingConfig, _Trees, train, with_trees_of_folds
-from pipeline.training.metrics import auc_roc, average_precision, card_precision
+from pipeline.training.score_metrics import auc_roc, average_precision, card_precision
 from pipeline.training.selection import select_features
 from schemas.times import US_PER_DAY
 from tests.helpers.features import compute_features, history_of
-from tests.helpers.models import matrix, truth
+from tests.helpers.models import matrix, registered, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
 
@@ -89,7 +89,7 @@ def reported_early(data: TrainingSet, regime: LabelRegime, as_of_us: int) -> tup
     known_us = regime.known_at_us(data.event_time_us, data.fraud, np.arange(len(data.fraud), dtype=np.uint64))
     reported_us = np.where(data.fraud, known_us, NEVER_US)
     known = replace(data, fraud=reported_us <= as_of_us, reported_us=reported_us)
-    return known, EarlyReports(as_of_us, ReportDelays.declared(regime))
+    return known, EarlyReports(as_of_us, ReportDelays(regime))
 
 
 def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
@@ -156,7 +156,7 @@ def test_legitimate_rows_are_sampled_and_weighted() -> None:
 
 def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     data = synthetic()
-    later = TrainingSet(**{name: getattr(data, name)[2_000:] for name in COLUMNS})
+    later = data.take(slice(2_000, None))
     config = msgspec.structs.replace(SMALL, legitimate_rows=1)
 
     def drawn(source: TrainingSet, **changes: int) -> set[int]:
@@ -251,7 +251,7 @@ def test_sampled_negatives_are_calibrated_back() -> None:
     data = synthetic(20_000)
     kept = data.fraud | (np.random.default_rng(5).random(len(data.fraud)) < 0.2)
     weighted = replace(data, weight=np.where(data.fraud, 1.0, 5.0))
-    result = trained(TrainingSet(**{name: getattr(weighted, name)[kept] for name in COLUMNS}))
+    result = trained(weighted.take(kept))
     everywhere = sigmoid(result.model.logit(data.features))
     assert everywhere.sum() / data.fraud.sum() == pytest.approx(1.0, abs=0.15)
 
@@ -369,7 +369,7 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
     assert registry.active(LIGHTGBM) == report["lightgbm"]
     assert registry.load_policy(registry.active(POLICY) or "").lightgbm_version == report["lightgbm"]
     assert registry.entry(LIGHTGBM, report["lightgbm"]).details["metrics"]["auc_roc"] > 0.6
-    assert registry.load_lightgbm(report["lightgbm"]).feature_names == FEATURES
+    assert registered(registry, report["lightgbm"]).trained_on == DEFAULT_FEATURES
     again = json.loads(CliRunner().invoke(main, ["train", *arguments]).stdout)
     assert again["lightgbm"] == report["lightgbm"]
     cutoff = datetime(2018, 4, 25, tzinfo=UTC).isoformat()
@@ -380,7 +380,7 @@ def test_the_command_trains_registers_and_activates(tmp_path, monkeypatch) -> No
     )
     assert earlier["periods"]["validation"]["to"] < "2018-04-18T00:00:01Z"
     fewer = CliRunner().invoke(main, ["train", *arguments, "--no-activate", "--features", "amount,merchant_*"])
-    assert registry.load_lightgbm(json.loads(fewer.stdout)["lightgbm"]).trained_on == (
+    assert registered(registry, json.loads(fewer.stdout)["lightgbm"]).trained_on == (
         select_features(["amount", "merchant_*"])
     )
     assert registry.active(LIGHTGBM) == report["lightgbm"]
@@ -447,13 +447,13 @@ def test_the_command_takes_early_reports_of_a_declared_regime(tmp_path, monkeypa
     )
     assert item != other  # by their arguments alone
     registry = Registry(tmp_path / "registry")
-    assert registry.load_lightgbm(item).metadata["frauds"] == registry.load_lightgbm(other).metadata["frauds"]
+    assert registered(registry, item).metadata["frauds"] == registered(registry, other).metadata["frauds"]
     early = version("--early-share", "0.3")
     assert early != version("--early-share", "0.3", "--no-early-reports")
     plain, without = (json.loads(registry.load(LIGHTGBM, version(*more))) for more in ((), ("--no-early-reports",)))
     # Metadata keep the arguments.
     assert [plain[name] for name in ("text", "calibration")] == [without[name] for name in ("text", "calibration")]
-    assert registry.load_lightgbm(early).metadata["early"]["frauds"] > 0
+    assert registered(registry, early).metadata["early"]["frauds"] > 0
 
 
 def test_the_command_warns_of_labels_that_workers_do_not_have(tmp_path, monkeypatch) -> None:
@@ -519,13 +519,13 @@ def test_the_command_says_why_workers_would_refuse_every_row(tmp_path) -> None:
 def test_progress_is_reported_as_it_goes() -> None:
     names: list[str] = []
     data = history_of(history(30), LabelRegime(delay_days=7.0), report=names.append).training_set()
-    say = seldom(names.append, 0.0)
+    say = throttled(names.append, 0.0)
     split = split_cohorts(data.event_time_us, label_delay_us=7 * US_PER_DAY, validation_us=7 * US_PER_DAY)
     train(data, split, alerts_per_day=5, config=TrainingConfig(trees=3, threads=1), report=say)
     text = "\n".join(names)
     for part in ("features of 12,0", "3 trees of at most 3", "trees on both periods"):
         assert part in text
-    never = seldom(names.append, 1e9)
+    never = throttled(names.append, 1e9)
     never("nothing of this")
     assert "nothing of this" not in names
 

@@ -1,4 +1,4 @@
-"""Builds and starts the Kafka Streams peer from Python alone: no JDK and no Maven, only a Java runtime and pinned jars.
+"""Builds and starts the Kafka Streams peers from Python alone: no JDK, no Maven, only a Java runtime and pinned jars.
 
 The runtime is the one that the embedded broker takes; it has no compiler, so the Eclipse compiler, itself a jar, makes
 the classes. They are kept under ``build/`` by the digest of everything that they depend on. Run
@@ -24,7 +24,8 @@ ENDPOINTS: Final = (
 )
 HERE: Final = Path(__file__).parent
 JARS: Final = HERE / "jars.json"
-SOURCE: Final = HERE / "FraudScoring.java"
+SOURCES: Final = (HERE / "FraudScoring.java", HERE / "TwoHops.java")
+"""Each has a ``main``; the second uses classes of the first."""
 BUILD: Final = Path(__file__).parents[4] / "build" / "kafka_streams"
 LEVEL: Final = "17"
 """Language and byte code: what the oldest runtime that ``find_java`` accepts can run."""
@@ -34,8 +35,8 @@ class BuildError(RuntimeError):
     """The Java source does not compile; the text is what the compiler said."""
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """The command line that runs ``FraudScoring`` with ``arguments``; fetches and compiles what is missing.
+def command(arguments: Sequence[str], *, main: str = "FraudScoring") -> list[str]:
+    """The command line that runs the class ``main`` with ``arguments``; fetches and compiles what is missing.
 
     The JVM has its own defaults (heap, collector, compilers): only what silences warnings is set. Raises
     ``BrokerError`` where no Java or no jar can be had and ``BuildError`` where the source is wrong.
@@ -49,14 +50,15 @@ def command(arguments: Sequence[str]) -> list[str]:
         "-Dlog4j2.level=WARN",
         "-cp",
         os.pathsep.join(map(str, [classes, *jars])),
-        SOURCE.stem,
+        main,
         *arguments,
     ]
 
 
 def compiled(jars: Sequence[Path], build_dir: Path) -> Path:
-    """The directory of classes made of ``SOURCE`` with ``jars``; compiles when one of these has changed."""
-    digest = hashlib.sha256(LEVEL.encode() + SOURCE.read_bytes() + JARS.read_bytes()).hexdigest()[:16]
+    """The directory of classes made of `SOURCES` with ``jars``; compiles when one of these has changed."""
+    content = b"".join(path.read_bytes() for path in (*SOURCES, JARS))
+    digest = hashlib.sha256(LEVEL.encode() + content).hexdigest()[:16]
     classes = build_dir / f"classes-{digest}"
     if classes.is_dir():
         return classes
@@ -65,10 +67,10 @@ def compiled(jars: Sequence[Path], build_dir: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="compiling-", dir=build_dir) as scratch:
         partial = Path(scratch) / "classes"
         options = [f"-{LEVEL}", "-cp", os.pathsep.join(map(str, jars)), "-d", str(partial), "-encoding", "UTF-8"]
-        compiling = [str(find_java()), "-jar", str(compiler), *options, "-warn:all-deprecation", str(SOURCE)]
-        ran = subprocess.run(compiling, capture_output=True, text=True, timeout=120, check=False)
+        compiling = [str(find_java()), "-jar", str(compiler), *options, "-warn:all-deprecation", *map(str, SOURCES)]
+        ran = subprocess.run(compiling, capture_output=True, text=True, timeout=300, check=False)
         if ran.returncode != 0:
-            raise BuildError(f"{SOURCE} does not compile (exit code {ran.returncode}):\n{ran.stdout}{ran.stderr}")
+            raise BuildError(f"{HERE} does not compile (exit code {ran.returncode}):\n{ran.stdout}{ran.stderr}")
         partial.rename(classes)
     return classes
 
