@@ -2,7 +2,7 @@
 
 A node that was killed still counts as alive until its session times out, and leads its partitions as soon as it is up:
 alone, so that nobody serves, but its coordinators load and end transactions. When the session ends they lose leadership
-and get it back, and Kafka 4.4.0 does not stand that: coordinators went on from a part of their logs, and transactions
+and get it back, and Kafka does not stand that: coordinators went on from a part of their logs (4.4.0), and transactions
 had ended whose markers were never written (``docs/decisions/0004-exactly-once.md``). So the controller alone is started
 first, and ends the session; the node that follows leads nothing until it is whole.
 """

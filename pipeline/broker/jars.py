@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from pipeline.broker.process import INSTALL, BrokerError
 
 ENDPOINTS: Final = (
-    "org.apache.kafka:kafka_2.13:4.4.0",
+    "org.apache.kafka:kafka_2.13:4.2.2",
     # Kafka logs through slf4j 1.7 and depends on log4j 2, but not on the piece between the two.
     "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
 )

@@ -277,6 +277,8 @@ class EmbeddedBroker:
             hint = "Its memory did not suffice: use a cluster of your own with KAFKA_BOOTSTRAP_SERVERS for such loads. "
         elif self._says("already in use"):
             hint = "A port that it needs is in use by another program. "
+        elif self._says("UnsupportedVersionException: Can't read version"):
+            hint = f"A later Kafka wrote {self.data_dir}: start in another directory, with FRAUD_PIPELINE_DATA_DIR. "
         return f"{hint}The end of {self.log_path}:\n{self._log_end(QUOTED_LINES) or '(nothing)'}"
 
 

@@ -145,6 +145,26 @@ def test_a_batch_that_one_disk_has_damaged_is_read_from_another_replica(cluster:
     eventually(cluster.whole)
 
 
+def test_the_end_of_a_transaction_reaches_a_partition_that_has_no_leader_meanwhile(cluster: Nodes) -> None:
+    """It does not with Kafka 4.3.0 to 4.4.0 (KAFKA-20734), which must not be pinned therefore."""
+    node, partition = cluster.nodes[0], ("leaderless", 0)
+    client = admin_client(cluster.bootstrap_servers, overrides={"log_level": 0, "error_cb": lambda _error: None})
+    topic = NewTopic(partition[0], 1, replica_assignment=[[node.number]])
+    client.create_topics([topic])[partition[0]].result(TIMEOUT_S)
+    overrides = {"transaction.timeout.ms": 120_000, "error_cb": lambda _error: None}
+    producer = Producer(producer_config(cluster.bootstrap_servers, transactional_id="leaderless", overrides=overrides))
+    producer.init_transactions(TIMEOUT_S)
+    producer.begin_transaction()
+    producer.produce(partition[0], b"value")
+    assert producer.flush(TIMEOUT_S) == 0
+    node.kill()
+    eventually(lambda: client.list_topics(partition[0]).topics[partition[0]].partitions[0].leader == -1)
+    producer.commit_transaction(TIMEOUT_S)
+    node.start()
+    eventually(cluster.whole)
+    eventually(lambda: last_offsets(client, [partition], IsolationLevel.READ_COMMITTED) == {partition: 2})
+
+
 def test_the_loss_of_one_broker_is_no_loss_of_the_cluster(cluster: Nodes) -> None:
     settings = settings_of(cluster, "loss-")
     ensure_topics(cluster.bootstrap_servers, settings)
