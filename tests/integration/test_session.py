@@ -35,7 +35,7 @@ from pipeline.kafka.records.batch import Batch
 from pipeline.kafka.records.member import Member
 from pipeline.kafka.session.attempts import Committed, Mark, read_mark
 from pipeline.kafka.session.offsets import CommittedOffsets
-from pipeline.kafka.session.session import Session
+from pipeline.kafka.session.session import Session, batch_markers
 from pipeline.kafka.session.state_handler import Restored
 from pipeline.kafka.writers.transactions import FENCED, MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
@@ -120,6 +120,27 @@ class Refusing(Numbers):
         return [*super().process(batch), *refused.outputs]
 
 
+class Overtaken(Numbers):
+    """State of partitions that another member reads to their ends while they are restored for the first time."""
+
+    session: Session | None = None
+    overtakes: int = 0
+
+    def restored(self, partition: int, records: int) -> None:
+        super().restored(partition, records)
+        if self.overtakes:
+            self.overtakes -= 1
+            assert self.session is not None
+            self.overtake(self.session, partition)
+
+    def overtake(self, session: Session, partition: int) -> None:
+        metadata, member = session._client.group_metadata(), session._member
+        at = (member.settings.topic(TRANSACTIONS.name), partition)
+        end = last_offsets(admin_client(member.bootstrap), [at], IsolationLevel.READ_COMMITTED)[at]
+        batch = Batch([], metadata, {at: 0}, {at: end})
+        session._write(batch_markers(member, batch, None), {at: (end, Mark("other/0"))}, metadata)
+
+
 @pytest.fixture
 def client() -> str:
     """Name of the client that writes transactions; a test may name another one."""
@@ -186,6 +207,21 @@ def decided(settings: Settings) -> list[bytes]:
 
 def held(handler: Numbers) -> list[bytes]:
     return sorted(value for values in handler.committed.values() for value in values)
+
+
+def test_what_another_member_commits_while_partitions_are_restored_is_not_done_again(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Overtaken()
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as opened:
+        handler.session, handler.overtakes = opened, 2
+        work(opened, handler, lambda: len(held(handler)) == 20)
+        assert decided(settings) == []
+        write(settings, ["a"])
+        work(opened, handler, lambda: len(held(handler)) == 21)
+    assert decided(settings) == [b"a"]
+    assert "another member had them while they were restored" in caplog.text
 
 
 def test_a_state_that_fails_behind_its_transaction_sets_no_offset_back(settings: Settings) -> None:
