@@ -45,6 +45,7 @@ def end_within(timeout_s: float) -> None:
     timer.start()
     # Should even the interpreter stand still: the system's own clock, whose default is to end the process.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
     signal.alarm(math.ceil(timeout_s) + 1)
 
 

@@ -48,6 +48,9 @@ PROGRAM = """
         async def on_stop(self):
             if "hang" in sys.argv:
                 threading.Event().wait()
+            if "stuck" in sys.argv:
+                # As a native client may that waits and keeps the interpreter's lock.
+                ctypes.PyDLL(None).pause()
             print("closed")
 
     # As a native client may that is dropped while the interpreter ends.
@@ -55,7 +58,7 @@ PROGRAM = """
     logging.basicConfig(level="INFO")
     app = Nothing("nothing", broker="kafka://", store="memory://", web_enabled=False, autodiscover=False,
                   datadir=sys.argv[1])
-    timeout_s = 0.5 if "hang" in sys.argv else 30.0
+    timeout_s = 0.5 if {"hang", "stuck"} & {*sys.argv} else 30.0
     PipelineWorker(app, shutdown_timeout_s=timeout_s, loglevel="INFO", quiet=True).execute_from_commandline()
 """
 
@@ -149,6 +152,16 @@ def test_a_worker_that_does_not_end_in_time_says_where_it_stood(worker: subproce
     assert worker.returncode == EXIT_LATE, reported
     assert "in on_stop" in reported
     assert "did not end in time" in reported
+
+
+@pytest.mark.parametrize("worker", [("stuck",)], indirect=True)
+def test_a_worker_whose_interpreter_stands_still_ends_and_says_where(worker: subprocess.Popen[str]) -> None:
+    assert worker.stderr is not None
+    assert any("started" in line for line in worker.stderr)
+    worker.send_signal(signal.SIGTERM)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
+    assert worker.returncode == -signal.SIGALRM, reported
+    assert "in on_stop" in reported
 
 
 @pytest.mark.parametrize("worker", [("crash",)], indirect=True)
