@@ -329,6 +329,9 @@ class ModelConnections:
     def failed(self, address: tuple[str, int], error: Exception) -> None:
         """Nothing is to be closed."""
 
+    def doubt(self, address: tuple[str, int] | None = None) -> None:
+        """All brokers of the model know the same."""
+
     def close(self) -> Iterable[Any]:
         return []
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from aiokafka.protocol.transaction import EndTxnRequest
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
@@ -37,6 +38,7 @@ from pipeline.kafka.session.attempts import Committed, Mark, read_mark
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.session import Session, batch_markers
 from pipeline.kafka.session.state_handler import Restored
+from pipeline.kafka.writers.transaction_brokers import TransactionBrokers
 from pipeline.kafka.writers.transactions import FENCED, MOST_ABORTS, TransactionalWriter
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.settings import Settings
@@ -222,6 +224,55 @@ def test_what_another_member_commits_while_partitions_are_restored_is_not_done_a
         work(opened, handler, lambda: len(held(handler)) == 21)
     assert decided(settings) == [b"a"]
     assert "another member had them while they were restored" in caplog.text
+
+
+def test_offsets_that_another_member_has_moved_are_not_released(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, names = Overtaken(), [settings.topic(TRANSACTIONS.name)]
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, Numbers()) as before:
+        work(before, before._handler, lambda: sum(before.committed.values()) == 20)
+    write(settings, ["a", "a"])
+    # As where the group takes the partitions away at once, before the session can join anew.
+    monkeypatch.setattr(Session, "_rejoined", lambda _: False)
+    with session(settings, handler) as opened:
+        handler.session, handler.overtakes = opened, 2
+        eventually(lambda: not handler.overtakes, lambda: opened.hold(0.1))
+        assert opened._client.fatal
+        overtaken = committed_offsets(servers(settings), settings.topic("card"), names, settings=settings)
+    assert committed_offsets(servers(settings), settings.topic("card"), names, settings=settings) == overtaken
+
+
+def test_a_transaction_whose_end_nobody_answers_is_not_set_back_by_a_worker_that_ends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, unanswered = TransactionBrokers.answer, set[str]()
+
+    async def answer(self: TransactionBrokers, address: Any, request: Any) -> Any:
+        found = await original(self, address, request)
+        if request.API_KEY != EndTxnRequest.API_KEY:
+            return found
+        # Of the first end, and what repeats it.
+        unanswered.update(request.values[:1] if not unanswered else ())
+        return None if request.values[0] in unanswered else found
+
+    handler = Numbers()
+    with session(settings, handler, producers=2) as opened:
+        write(settings, ["a"])
+        work(opened, handler, lambda: len(held(handler)) == 1)
+        write(settings, ["a"])
+        batch = polled(opened)
+        monkeypatch.setattr(TransactionBrokers, "answer", answer)
+        opened.stop()
+        with pytest.raises(SessionError):
+            opened.commit(batch, handler.process(batch))
+    monkeypatch.undo()
+    second = Numbers()
+    with session(settings, second) as opened:
+        write(settings, ["a"])
+        work(opened, second, lambda: len(held(second)) == 3)
+    assert decided(settings) == [b"a"] * 3
 
 
 def test_a_state_that_fails_behind_its_transaction_sets_no_offset_back(settings: Settings) -> None:

@@ -393,6 +393,7 @@ class BoundedConsumer:
         if fetched.error == KafkaError.OFFSET_OUT_OF_RANGE:
             await self._out_of_range(connection, partition, reading)
         elif fetched.error in _MOVED:
+            self._brokers.doubt()
             self._leaders.pop(partition, None)
             reading.wait(time.monotonic())
         elif fetched.error:

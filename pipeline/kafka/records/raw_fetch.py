@@ -24,6 +24,8 @@ from pipeline.kafka.records.batch import Partition
 READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 """Isolation of a fetch."""
 _REQUEST_MS: Final = 10_000
+_FAILED_S: Final = 60.0
+"""Time for which a broker that failed is asked behind the others."""
 
 
 class FetchUnanswered(RuntimeError):
@@ -114,6 +116,9 @@ class Connections:
         self._open: dict[tuple[str, int], AIOKafkaConnection] = {}
         self._failed_s: dict[tuple[str, int], float] = {}
         """Time at which each broker last failed, on the monotonic clock."""
+        self._doubted_s: dict[tuple[str, int], float] = {}
+        """Time at which what a broker had said of others last proved wrong."""
+        self._described_by: tuple[str, int] | None = None
         self._opening: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.addresses: Mapping[int, tuple[str, int]] = {}
         """Host and port of each broker, by id, as one has last named them."""
@@ -135,8 +140,21 @@ class Connections:
             return known
 
     def known(self) -> list[tuple[str, int]]:
-        """Return the addresses of all brokers that are known, the one that failed last at the end."""
-        return sorted({*self.addresses.values(), *self._hosts}, key=lambda at: self._failed_s.get(at, 0.0))
+        """Return the addresses of all brokers that are known, those that failed lately at the end."""
+        lately_s = time.monotonic() - _FAILED_S
+
+        def order(address: tuple[str, int]) -> tuple[float, float]:
+            return max(self._failed_s.get(address, 0.0), lately_s), self._doubted_s.get(address, 0.0)
+
+        return sorted({*self.addresses.values(), *self._hosts}, key=order)
+
+    def doubt(self, address: tuple[str, int] | None = None) -> None:
+        """Ask others before ``address``, by default the one that described topics last: what it said does not hold.
+
+        A broker that is cut off from the controllers goes on to name leaders and coordinators of before.
+        """
+        if (doubted := address or self._described_by) is not None:
+            self._doubted_s[doubted] = time.monotonic()
 
     async def describe(self, topics: Sequence[str]) -> Mapping[Partition, Replicas]:
         """Return the replicas of the partitions of ``topics`` that have a leader; raises `FetchUnanswered`.
@@ -151,6 +169,7 @@ class Connections:
             except UNANSWERED as error:
                 self.failed(address, error)
                 continue
+            self._described_by = address
             self.addresses = {node: (host, port) for node, host, port, _ in answer.brokers}
             self.refused = {topic: error for error, topic, *_ in answer.topics if error}
             self.counts = {topic: len(partitions) for error, topic, _, partitions in answer.topics if not error}

@@ -1,7 +1,7 @@
 """The partitions that a session's group assigns and takes away, and their committed state."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -9,7 +9,6 @@ from pipeline.kafka.cluster.callbacks import callback
 from pipeline.kafka.cluster.retries import Retries
 from pipeline.kafka.readers.group_client import GroupClient
 from pipeline.kafka.records.batch import Partition, partitions_text
-from pipeline.kafka.session.attempts import Committed
 from pipeline.kafka.session.offsets import CommittedOffsets
 from pipeline.kafka.session.restore import restore_partitions
 from pipeline.kafka.session.state_handler import StateHandler
@@ -89,18 +88,15 @@ class Assignment:
             self.progress[number] = done.progress
             self._handler.restored(number, done.records)
             offsets |= done.positions
-        self._check_kept(committed, self._group_offsets.from_coordinator(consumer, partitions))
         self._careful.assigned(committed)
-        return offsets
-
-    def _check_kept(self, restored: Mapping[Partition, Committed], now: Mapping[Partition, Committed]) -> None:
-        """Have the session join the group anew where another member has committed what was being restored.
-
-        librdkafka says nothing of an assignment that the group takes back before it is acknowledged. The partitions may
-        be another member's meanwhile, and come back behind its commits.
-        """
-        if moved := [at for at, found in now.items() if found != restored[at]]:
+        # librdkafka says nothing of an assignment that the group takes back before it is acknowledged. The partitions
+        # may be another member's meanwhile, and come back behind its commits.
+        now = self._group_offsets.from_coordinator(consumer, partitions)
+        if moved := [at for at in partitions if now[at] != committed[at]]:
             self._client.fatal.append(f"{partitions_text(moved)}: another member had them while they were restored")
+            self._give_up(numbers)
+            return {}
+        return offsets
 
     @callback
     def on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -135,10 +131,9 @@ class Assignment:
             consumer.incremental_unassign(partitions)
 
     def _give_up(self, numbers: Collection[int]) -> None:
-        for partition in {*self._client.positions, *self.offsets}:
-            if partition[1] in numbers:
-                self._careful.plan.forget(partition)
-                self.offsets.pop(partition, None)
+        for partition in self._member.partitions(numbers):
+            self._careful.plan.forget(partition)
+            self.offsets.pop(partition, None)
         self._client.forget(numbers)
         for number in numbers:
             self.progress.pop(number, None)

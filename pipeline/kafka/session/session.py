@@ -209,6 +209,23 @@ class Session:
         the batch, or passes the record over. Raises ``SessionError`` when this worker must end (another one has its
         name, for instance).
         """
+        try:
+            self._write_batch(batch, outputs)
+        except (Aborted, OutputTooLarge):
+            raise
+        except BaseException:
+            # Nobody may know how it ends. Given up in order, its partitions would go back behind what it has committed.
+            for partition in batch.ends:
+                self._assignment.offsets.pop(partition, None)
+            raise
+        self._refusals = self._rejoins = 0
+        # Before the state, which may fail (its directory is gone): whoever gives partitions up commits these once more.
+        self._assignment.offsets.update(batch.ends)
+        self._handler.commit(batch.partitions)
+        self._careful.end_step()
+
+    def _write_batch(self, batch: Batch, outputs: Sequence[Output]) -> None:
+        """Write a batch's transaction; return when it is committed, and raise with the state taken back when not."""
         name = self._careful.new_name()
         attempt_at = self._careful.plan.attempt_at
         marks = {at: (offset, Mark(name, attempt=attempt_at(at, offset))) for at, offset in batch.ends.items()}
@@ -236,11 +253,6 @@ class Session:
             raise Aborted(error.args[0].str()) from error
         else:
             self._assignment.progress.update(self._transactions.marked())
-        self._refusals = self._rejoins = 0
-        # Before the state, which may fail (its directory is gone): whoever gives partitions up commits these once more.
-        self._assignment.offsets.update(batch.ends)
-        self._handler.commit(batch.partitions)
-        self._careful.end_step()
 
     def _write(
         self, outputs: Sequence[Output], marks: Mapping[Partition, tuple[int, Mark]], group_metadata: Any

@@ -3,7 +3,7 @@
 import random
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final, NamedTuple
 
 import cramjam
@@ -126,20 +126,23 @@ class BatchBuilder:
         self._next[batch.partition] = (self._next[batch.partition] + batch.count) & _SEQUENCES
 
     def build(
-        self, records: Iterable[PendingRecord], counts: Mapping[str, int]
+        self, records: Iterable[PendingRecord], counts: Mapping[str, int], led: Set[Partition]
     ) -> dict[Partition, deque[ProducerBatch]]:
         """Return the batches of records, by partition and in order.
 
         Args:
             records: The records, in order.
             counts: Number of partitions of each topic.
+            led: Partitions with a leader: records without a key go to these, where there are any.
         """
         by_partition: dict[Partition, list[PendingRecord]] = {}
-        for record, number in zip(records, self._numbers(records, counts), strict=True):
+        for record, number in zip(records, self._numbers(records, counts, led), strict=True):
             by_partition.setdefault((record.topic, number), []).append(record)
         return {partition: self._batches(partition, part) for partition, part in by_partition.items()}
 
-    def _numbers(self, records: Iterable[PendingRecord], counts: Mapping[str, int]) -> Iterable[int]:
+    def _numbers(
+        self, records: Iterable[PendingRecord], counts: Mapping[str, int], led: Set[Partition]
+    ) -> Iterable[int]:
         """Yield the partition number of each record: murmur2 of its key, or one for all of a topic without keys."""
         keys: dict[str, list[bytes]] = {}
         for record in records:
@@ -154,8 +157,11 @@ class BatchBuilder:
             elif record[2] is not None:
                 yield next(hashed[topic])
             else:
-                # Nothing secret: any partition is as good as another.
-                yield unkeyed.setdefault(topic, random.randrange(counts[topic]))  # noqa: S311
+                if topic not in unkeyed:
+                    numbers = range(counts[topic])
+                    # Nothing secret: any partition is as good as another.
+                    unkeyed[topic] = random.choice([n for n in numbers if (topic, n) in led] or numbers)  # noqa: S311
+                yield unkeyed[topic]
 
     def _batches(self, partition: Partition, records: list[PendingRecord]) -> deque[ProducerBatch]:
         found: deque[ProducerBatch] = deque()

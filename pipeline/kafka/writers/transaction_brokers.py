@@ -79,6 +79,8 @@ class TransactionBrokers:
         self._connections = Connections(config, request_ms=REQUEST_MS)
         self._on_error = config["error_cb"]
         self._coordinators: dict[tuple[Coordinator, str], Address] = {}
+        self._named_by: dict[tuple[Coordinator, str], Address] = {}
+        """The broker that last named each coordinator."""
         self._leaders: dict[Partition, Address] = {}
         self._counts: dict[str, int] = {}
         self._described_s = 0.0
@@ -88,9 +90,14 @@ class TransactionBrokers:
     async def partition_counts(self, topics: Collection[str]) -> Mapping[str, int] | None:
         """Return the number of partitions of each topic; None where not all topics are known."""
         if time.monotonic() - self._described_s > _DESCRIBED_S or not self._counts.keys() >= set(topics):
-            await self._describe(topics)
+            await self._describe({*topics, *self._counts})
             self._check(topics)
         return self._counts if self._counts.keys() >= set(topics) else None
+
+    @property
+    def led(self) -> Set[Partition]:
+        """Partitions that had a leader when a broker last described them."""
+        return self._leaders.keys()
 
     async def find_leaders(self, partitions: Set[Partition]) -> Mapping[Partition, Address]:
         """Return the brokers that lead partitions, as far as they are known."""
@@ -127,9 +134,11 @@ class TransactionBrokers:
                 continue
             if answer.error_code == 0:
                 self._coordinators[kind, key] = found = (answer.host, answer.port)
+                self._named_by[kind, key] = address
                 return found
             if answer.error_code not in PASSING_ERRORS:
                 raise RequestRefused(answer.error_code)
+            self._connections.doubt(address)
             return None
         self._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
         return None
@@ -183,12 +192,14 @@ class TransactionBrokers:
         """Look for another coordinator the next time, where this one's error says that it is none."""
         if code in _MOVED:
             self._coordinators.pop((kind, key), None)
+            self._connections.doubt(self._named_by.get((kind, key)))
             complain(code, f"coordinator of {key}")
 
     def leader_answered(self, partition: Partition, code: int) -> None:
         """Look for another leader the next time, unless its error says that it is only busy."""
         if code not in _BUSY:
             self._leaders.pop(partition, None)
+            self._connections.doubt()
             complain(code, f"{partition[0]} partition {partition[1]}")
 
     def close(self) -> list[Any]:

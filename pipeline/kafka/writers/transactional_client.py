@@ -239,7 +239,7 @@ class TransactionalClient:
         topics = {record.topic for record in self._records}
         for backoff_s in backoffs():
             if (counts := await self._brokers.partition_counts(topics)) is not None:
-                return self._builder.build(self._records, counts)
+                return self._builder.build(self._records, counts, self._brokers.led)
             await asyncio.sleep(backoff_s)
         raise AssertionError
 

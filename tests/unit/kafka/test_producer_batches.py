@@ -64,7 +64,7 @@ def record(value: bytes, partition: int = 0, key: bytes | None = None, report: A
 def test_batches_hold_all_records_in_order_where_their_keys_belong(
     records: list[PendingRecord], codec: str, most_bytes: int
 ) -> None:
-    built = builder(codec, most_bytes).build(records, COUNTS)
+    built = builder(codec, most_bytes).build(records, COUNTS, set())
     found: list[Any] = []
     for (topic, number), batches in built.items():
         sequence = 0
@@ -93,16 +93,21 @@ def test_partitions_are_those_of_java(keys: list[bytes], partitions: int) -> Non
 
 
 def test_records_without_a_key_stay_together() -> None:
-    built = builder().build([record(b"%d" % number, -1) for number in range(20)], COUNTS)
+    built = builder().build([record(b"%d" % number, -1) for number in range(20)], COUNTS, set())
     (batches,) = built.values()
     assert [batch.count for batch in batches] == [20]
+
+
+def test_records_without_a_key_go_where_a_leader_is() -> None:
+    for _ in range(20):
+        assert [*builder().build([record(b"a", -1)], COUNTS, {("three", 1), ("one", 0)})] == [("three", 1)]
 
 
 def test_numbers_go_on_behind_what_was_acknowledged_and_begin_anew_with_an_epoch() -> None:
     made = builder()
 
     def sequence() -> int:
-        (batch,) = made.build([record(b"a"), record(b"b")], COUNTS)["three", 0]
+        (batch,) = made.build([record(b"a"), record(b"b")], COUNTS, set())["three", 0]
         made.count(batch)
         (header,) = split_batches(batch.data)
         return header.base_sequence
@@ -124,7 +129,7 @@ def test_reports_name_offsets_and_none_where_the_broker_knows_them_no_more() -> 
         reported.append((message.partition(), message.offset()))
 
     records = [record(b"a"), record(b"b", report=report), record(b"c"), record(b"d", report=report)]
-    (batch,) = builder().build(records, COUNTS)["three", 0]
+    (batch,) = builder().build(records, COUNTS, set())["three", 0]
     batch.acknowledge(100)
     batch.acknowledge(-1)
     assert reported == [(0, 101), (0, 103), (0, -1), (0, -1)]

@@ -13,6 +13,7 @@ from hypothesis import given, strategies
 from pipeline.kafka.cluster.errors import Aborted, OutputTooLarge, SessionError, Unknown
 from pipeline.kafka.records.batch import Partition
 from pipeline.kafka.writers import call_loop, transaction_brokers, transactional_producers, transactions
+from pipeline.kafka.writers.producer_batches import keyed_partitions
 from pipeline.kafka.writers.transactional_producers import TransactionalProducers
 from pipeline.kafka.writers.transactions import TransactionalWriter
 from pipeline.settings import Settings
@@ -97,6 +98,29 @@ def test_one_produce_a_broker_and_no_registration_under_version_2(is_v2: bool, b
         assert world.cluster.asked == Counter(Produce=led, TxnOffsetCommit=1, EndTxn=1) + registers
         assert world.writer.marked() == {1: 3}
         assert not world.renewals
+
+
+def test_a_topic_that_is_rarely_written_is_described_anew_with_the_others() -> None:
+    with World(producers=1) as world:
+        client = world.producers.current
+
+        def partition_of_key() -> set[Partition]:
+            before = {at: len(values) for at, values in world.cluster.committed.items()}
+            for topic in (DECISIONS.name, PROFILED.name):
+                client.begin_transaction()
+                client.produce(topic, b"value", b"card-1", -1, None, None, 0, None)
+                client.commit_transaction(5.0)
+            grown = {at for at, values in world.cluster.committed.items() if len(values) > before.get(at, 0)}
+            return {at for at in grown if at[0] == DECISIONS.name}
+
+        partition_of_key()
+        world.cluster.counts[DECISIONS.name] = 50
+        world.cluster.leaders |= {(DECISIONS.name, number): 0 for number in range(50)}
+        client._brokers._described_s -= transaction_brokers._DESCRIBED_S
+        client.begin_transaction()
+        client.produce(PROFILED.name, b"value", b"card-1", -1, None, None, 0, None)
+        client.commit_transaction(5.0)
+        assert partition_of_key() == {(DECISIONS.name, keyed_partitions([b"card-1"], 50)[0])}
 
 
 PASSING: Final = (
