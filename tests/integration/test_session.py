@@ -400,6 +400,25 @@ def test_partitions_move_whole_and_are_released_where_they_are_given_up_in_order
     assert {at.mark for at in marks(settings).values()} == {Mark(released=True)}
 
 
+def test_partitions_are_released_though_a_member_that_left_has_changed_the_generation(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, other = Numbers(), settings.model_copy(update={"instance": "other"})
+    write(settings, [str(number) for number in range(20)])
+    with session(settings, handler) as opened:
+        work(opened, handler, lambda: len(held(handler)) == 20)
+        current = opened._client.group_metadata
+        known = [current()]
+        with session(other, Numbers()) as two:
+            eventually(
+                lambda: len(opened.assigned) == len(two.assigned) == 2, lambda: (opened.poll(0.05), two.poll(0.05))
+            )
+        eventually(lambda: len(opened.assigned) == 4, lambda: opened.poll(0.05))
+        # The client learns of a generation by its next heartbeat.
+        monkeypatch.setattr(opened._client, "group_metadata", lambda: known.pop() if known else current())
+    assert {at.mark for at in marks(settings).values()} == {Mark(released=True)}
+
+
 @pytest.mark.parametrize("client", ["batched", "librdkafka"])
 def test_a_rival_of_the_same_name_ends_the_worker_that_is_fenced_again(settings: Settings) -> None:
     first, second = Numbers(), Numbers()

@@ -28,6 +28,8 @@ HOLD_ASK_S: Final = 1.0
 """Longest wait for the end of a partition that is on hold."""
 LISTEN_S: Final = 0.05
 """Longest wait for records until the group is looked at."""
+HEARTBEAT_S: Final = 1.0
+"""Longest wait for the news of a heartbeat."""
 
 
 class GroupClient:
@@ -95,6 +97,15 @@ class GroupClient:
     def group_metadata(self) -> Any:
         """Return the group's metadata as they are now."""
         return self.consumer.consumer_group_metadata()
+
+    def newer_metadata(self, known: Any) -> Any:
+        """Return the group's metadata when they are other than ``known``; None where they stay what they are."""
+        deadline_s = time.monotonic() + HEARTBEAT_S
+        while time.monotonic() < deadline_s:
+            if (metadata := self.group_metadata()) != known:
+                return metadata
+            time.sleep(LISTEN_S)
+        return None
 
     @property
     def damaged(self) -> list[Partition]:

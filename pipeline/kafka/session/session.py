@@ -352,11 +352,17 @@ class Session:
         }
         if not marks or not self._producers.reachable:
             return
-        try:
-            self._write([], marks, self._client.group_metadata())
-        except (Aborted, Unknown, SessionError, KafkaException) as error:
-            # Their next holder is careful for nothing.
-            log.warning("%s: partitions are given up without a mark: %s", self.agent, error)
+        metadata = self._client.group_metadata()
+        while metadata is not None:
+            try:
+                self._write([], marks, metadata)
+                return
+            except (Aborted, Unknown, SessionError, KafkaException) as reason:
+                error = reason
+                # With a member that has just left the group has another generation, which the client does not know yet.
+                metadata = self._client.newer_metadata(metadata) if isinstance(error, Aborted) else None
+        # Their next holder is careful for nothing.
+        log.warning("%s: partitions are given up without a mark: %s", self.agent, error)
 
     def _rejoined(self) -> bool:
         """Join the group anew with a new client where this one met what it does not recover from; return whether so.

@@ -17,7 +17,7 @@ from pipeline.broker.jars import fetched, read_list, write_list
 from pipeline.broker.java import find_java
 
 ENDPOINTS: Final = (
-    "org.apache.kafka:kafka-streams:4.4.0",
+    "org.apache.kafka:kafka-streams:4.2.2",
     "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
     "io.github.metarank:lightgbm4j:4.3.0-1",
     "org.eclipse.jdt:ecj:3.46.0",
