@@ -100,7 +100,7 @@ class Bench:
             self.clear()
 
     def answers(self, run: str, command: "Command", prepared: Prepared) -> tuple[npt.NDArray[np.int64], list[Sample]]:
-        """When each decision was appended (ms), all being right, and what was sampled meanwhile."""
+        """Times at which each decision was appended (ms), all being right, and what was sampled meanwhile."""
         output, scratch, log = f"{run}-decisions", self.directory / run, self.directory / f"{run}.log"
         scratch.mkdir()
         try:

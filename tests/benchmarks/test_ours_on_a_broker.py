@@ -24,7 +24,7 @@ def bench(broker: EmbeddedBroker, tmp_path: Path) -> Bench:
 
 
 def appended(bench: Bench, run: str, prepared: Prepared, command: Command) -> int:
-    """How many decisions an engine wrote, all being right."""
+    """The number of decisions that an engine wrote, all being right."""
     found, samples = bench.answers(run, command, prepared)
     assert samples[-1].engine_cpu_s > 0
     assert samples[-1].engine_rss_bytes > 0

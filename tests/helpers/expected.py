@@ -112,7 +112,7 @@ def transaction_row(stated: Transaction) -> dict[str, object]:
 
 
 def merchant_row(message: ProfiledTransaction | ProfiledLabel) -> dict[str, object]:
-    """What the card agent wrote, in the columns of the reference: a transaction is what its producer's bytes say."""
+    """The card agent's output, in the columns of the reference: a transaction is what its producer's bytes say."""
     if isinstance(message, ProfiledTransaction):
         stated = transaction_row(decode_transaction(message.transaction))
         return {**stated, "outlier": message.outlier, "known": "none", "known_at_us": 0}

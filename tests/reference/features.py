@@ -45,7 +45,7 @@ class LabelEvent(NamedTuple):
 
 
 def tolerance(name: str) -> float:
-    """How far the feature may be from its reference, as a share of it."""
+    """Largest distance of the feature from its reference, as a share of it."""
     return RELATIVE_TOLERANCE if any(part in name for part in DIVIDED) else 0.0
 
 

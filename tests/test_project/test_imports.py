@@ -1,4 +1,4 @@
-"""Which package may import which. The contract itself is in ``pyproject.toml``; `make imports` checks it."""
+"""Imports that packages may make of each other. The contract is in ``pyproject.toml``; `make imports` checks it."""
 
 import shutil
 import subprocess

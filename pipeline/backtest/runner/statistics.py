@@ -132,7 +132,7 @@ class RunStatistics(PassProgress):
         self.renewed: dict[str, list[VariantTraining]] = {}
         """Those within the range, of each candidate that is renewed."""
         self.decided_by: dict[str, dict[str, tuple[int, int]]] = {}
-        """By LightGBM version of a trained candidate: event time of its first decision in the range, number of
+        """For each LightGBM version of a trained candidate: event time of its first decision in the range, number of
         decisions."""
         self.partial = False
         self._first: dict[str, LightGBMModel] = {}

@@ -49,7 +49,7 @@ _decode_decided = msgspec.json.Decoder(_Decided).decode
 
 @dataclass(slots=True)
 class ResultOffsets:
-    """What an agent's results say of how far it has read, by topic (full name) and partition number."""
+    """The offsets up to which an agent has read by its results, by topic (full name) and partition number."""
 
     furthest: dict[Partition, ResultBatch] = field(default_factory=dict)
     """The batch with the largest end."""

@@ -25,7 +25,7 @@ class Restoration(NamedTuple):
     progress: int
     """Offset in ``progress`` behind the markers of all of them; 0 for an agent with one input."""
     positions: Mapping[Partition, int]
-    """Where reading goes on: behind what is committed, or where a log begins whose lost records are accepted."""
+    """Offsets to read on from: behind what is committed, or the start of a log whose lost records are accepted."""
 
 
 def restore_partitions(

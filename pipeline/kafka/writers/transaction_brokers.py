@@ -90,8 +90,7 @@ class TransactionBrokers:
     async def partition_counts(self, topics: Collection[str]) -> Mapping[str, int] | None:
         """Return the number of partitions of each topic; None where not all topics are known."""
         if time.monotonic() - self._described_s > _DESCRIBED_S or not self._counts.keys() >= set(topics):
-            await self._describe({*topics, *self._counts})
-            self._check(topics)
+            await self._describe(topics)
         return self._counts if self._counts.keys() >= set(topics) else None
 
     @property
@@ -102,24 +101,20 @@ class TransactionBrokers:
     async def find_leaders(self, partitions: Set[Partition]) -> Mapping[Partition, Address]:
         """Return the brokers that lead partitions, as far as they are known."""
         if not self._leaders.keys() >= partitions:
-            topics = {topic for topic, _ in partitions}
-            await self._describe(topics | self._counts.keys())
-            self._check(topics)
+            await self._describe({topic for topic, _ in partitions})
         return self._leaders
 
     async def _describe(self, topics: Collection[str]) -> None:
+        """Describe ``topics`` and all that are known; raise what a broker says of ``topics``, a missing right say."""
         try:
-            found = await self._connections.describe(sorted(topics))
+            found = await self._connections.describe(sorted({*topics, *self._counts}))
         except FetchUnanswered:
             self._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-            return
-        addresses = self._connections.addresses
-        self._leaders = {at: addresses[held.leader] for at, held in found.items() if held.leader in addresses}
-        self._counts |= self._connections.counts
-        self._described_s = time.monotonic()
-
-    def _check(self, topics: Collection[str]) -> None:
-        """Raise what a broker says of one of these topics, a missing right for one."""
+        else:
+            addresses = self._connections.addresses
+            self._leaders = {at: addresses[held.leader] for at, held in found.items() if held.leader in addresses}
+            self._counts |= self._connections.counts
+            self._described_s = time.monotonic()
         for topic in topics:
             if (code := self._connections.refused.get(topic, 0)) not in {0, *PASSING_ERRORS}:
                 raise RequestRefused(code)

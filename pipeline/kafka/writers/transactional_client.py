@@ -88,7 +88,7 @@ class TransactionalClient:
         """Versions of transactions: of the cluster, and of the transaction that is open."""
         self._producer = ProducerId(-1, -1)
         self._failure: KafkaError | None = None
-        """Why the transaction, or this producer, cannot go on."""
+        """The reason for which the transaction, or this producer, cannot go on."""
         self._is_open = False
         self._records: list[PendingRecord] = []
         self._batches: dict[Partition, deque[ProducerBatch]] = {}

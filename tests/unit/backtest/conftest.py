@@ -26,7 +26,7 @@ def history() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def start(history: pd.DataFrame) -> datetime:
-    """When it begins."""
+    """The time at which it begins."""
     first: datetime = history["event_time"].iloc[0].to_pydatetime().replace(hour=0, minute=0, second=0, microsecond=0)
     return first.astimezone(UTC)
 
