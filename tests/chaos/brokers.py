@@ -41,6 +41,8 @@ class Brokers:
             [brokers] if isinstance(brokers, EmbeddedBroker) else brokers.nodes
         )
         self.bootstrap_servers = brokers.bootstrap_servers
+        self.deaths = 0
+        """How often one of them was ended."""
         self._away: list[EmbeddedBroker | Node] = []
         self._thread: threading.Thread | None = None
         self._failed: list[Exception] = []
@@ -130,7 +132,7 @@ class Brokers:
             assert self._cluster is not None
             _until(met, MOVED_S, "the damaged batch was not read")
             time.sleep(SERVED_S)
-            self._away.append(node)
+            self._begin_end([node])
             node.kill()
             cluster = self._cluster
             _until(lambda: cluster.leader(topic, partition) is not node, MOVED_S, "no other replica leads")
@@ -141,7 +143,7 @@ class Brokers:
         self._go_through(steps)
 
     def _restart(self, nodes: Sequence[EmbeddedBroker | Node], away_s: float) -> None:
-        self._away += nodes
+        self._begin_end(nodes)
         for node in nodes:
             node.kill()
         time.sleep(away_s)
@@ -151,9 +153,13 @@ class Brokers:
                 raise BrokersFailed("another program took the broker's port while it was down; run again")
             self._away.remove(node)
 
+    def _begin_end(self, nodes: Sequence[EmbeddedBroker | Node]) -> None:
+        self._away += nodes
+        self.deaths += len(nodes)
+
     def _roll(self) -> None:
         for node in self._nodes:
-            self._away.append(node)
+            self._begin_end([node])
             node.stop()
             node.start()
             self._away.remove(node)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tests.chaos.arithmetic import identity, microseconds, partition_of
@@ -17,33 +18,61 @@ REPEATED_BYTES = 1024 * 1024
 
 
 def inputs_are_the_ledger(run: Run) -> Check:
-    """The producer's own guarantee: what it sent stands in the topics once, byte for byte."""
+    """The producer's own guarantee: what it sent stands in the topics once, byte for byte.
+
+    A broker that was killed forgets a producer of old times, and takes for new what is sent to it again
+    (docs/decisions/0004-exactly-once.md): then the last request of before may stand twice.
+    """
     check = Check("inputs are what the producer sent")
-    found: dict[int, Entry] = {}
+    sent = {item.number: item for item in run.ledger if not item.hostile}
+    check.compared = {"inputs": len(sent)}
+    found: dict[tuple[str, int], list[int]] = defaultdict(list)
     for topic in INPUTS:
         for entry in run.logs.entries(topic):
-            number = entry.header(NUMBER_HEADER)
-            if number is None or int(number) in found:
-                check.differs(f"{entry.place} is in the log and was sent otherwise or before")
+            item = sent.get(int(entry.header(NUMBER_HEADER) or -1))
+            if item is None:
+                check.differs(f"{entry.place} is in the log and not in the ledger")
                 continue
-            found[int(number)] = entry
-    inputs = [sent for sent in run.ledger if not sent.hostile]
-    for sent in inputs:
-        there = found.pop(sent.number, None)
-        if there is None:
-            check.differs(f"input {sent.number} ({sent.kind}) was sent and is not in {sent.topic}")
-        elif (there.topic, there.partition, there.timestamp_ms, there.key, there.value) != (
-            sent.topic,
-            sent.partition,
-            sent.timestamp_ms,
-            sent.key,
-            sent.value,
-        ):
-            check.differs(f"input {sent.number} ({sent.kind}) stands otherwise at {there.place}")
-    for left in found:
-        check.differs(f"input {left} is in the log and not in the ledger")
-    check.compared = {"inputs": len(inputs)}
+            found[entry.topic, entry.partition].append(item.number)
+            if (entry.topic, entry.partition, entry.timestamp_ms, entry.key, entry.value) != (
+                item.topic,
+                item.partition,
+                item.timestamp_ms,
+                item.key,
+                item.value,
+            ):
+                check.differs(f"input {item.number} ({item.kind}) stands otherwise at {entry.place}")
+    for number in sent.keys() - {number for numbers in found.values() for number in numbers}:
+        check.differs(f"input {number} ({sent[number].kind}) was sent and is not in {sent[number].topic}")
+    for (topic, partition), numbers in found.items():
+        requests, odd = written_again(numbers)
+        for number in odd:
+            check.differs(f"input {number} ({sent[number].kind}) stands twice in {topic} {partition}")
+        if requests:
+            check.count("requests written again", requests)
+        if requests > run.rules.broker_deaths:
+            check.differs(f"{topic} {partition}: {requests} requests stand twice, {run.rules.broker_deaths} brokers ended")
     return check
+
+
+def written_again(numbers: Sequence[int]) -> tuple[int, list[int]]:
+    """Return how many of a partition's requests follow once more behind themselves, and what else stands twice."""
+    once: list[int] = []
+    places: dict[int, int] = {}
+    requests, odd, index = 0, [], 0
+    while index < len(numbers):
+        number = numbers[index]
+        newest = once[places.setdefault(number, len(once)) :]
+        if not newest:
+            once.append(number)
+            index += 1
+        elif list(numbers[index : index + len(newest)]) == newest:
+            requests += 1
+            index += len(newest)
+        else:
+            odd.append(number)
+            index += 1
+    return requests, odd
 
 
 def misplaced_are_rerouted(run: Run) -> Check:

@@ -208,6 +208,7 @@ class Chaos:
         reading_s = time.monotonic()
         self.sent = sent = [*sent, *self.hostile.sent]
         self.logs = logs = read_logs(self._bootstrap, PREFIX)
+        self.rules = self.rules._replace(broker_deaths=self._brokers.deaths)
         checks = check_all(logs, sent, self.rules)
         if self.rules.exactly_once:
             kept = self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})

@@ -4,6 +4,7 @@ import json
 from datetime import timedelta, timezone
 
 import msgspec
+import pytest
 
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
@@ -12,7 +13,9 @@ from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.engine.scores.score import ScorePartition
 from schemas.records import Record
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED
-from tests.chaos.records import Entry, rows_of
+from tests.chaos.check_records import inputs_are_the_ledger, written_again
+from tests.chaos.records import NUMBER_HEADER, Entry, Logs, Sent, rows_of
+from tests.chaos.run import Rules, Run
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import active
 from tests.helpers.logs import START, feature_row, to
@@ -52,3 +55,32 @@ def test_features_of_several_versions_times_and_topics_are_read_alike() -> None:
     shown = [json.loads(msgspec.json.encode(message)) for message in read_feature_messages(value)]
     assert rows(value) == list(enumerate(shown))
     assert str(rows(value)[1][1]["features"]["amount"]) == "-0.0"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "requests", "odd"),
+    [
+        ([1, 2, 3], 0, []),
+        ([1, 2, 3, 2, 3, 4], 1, []),
+        ([1, 1, 2, 2, 2], 3, []),
+        ([1, 2, 3, 2, 4], 0, [2]),
+        ([1, 2, 3, 3, 2], 1, [2]),
+        ([1, 2, 3, 4, 1], 0, [1]),
+    ],
+)
+def test_only_the_newest_request_may_stand_twice(numbers: list[int], requests: int, odd: list[int]) -> None:
+    assert written_again(numbers) == (requests, odd)
+
+
+def test_a_request_stands_twice_only_where_a_broker_has_ended() -> None:
+    ledger = [Sent(number, "labels", 0, 7, None, b"label", "plain", None) for number in range(3)]
+    order = [0, 1, 1, 2]
+    entries = [
+        Entry("labels", 0, offset, 7, None, b"label", ((NUMBER_HEADER, b"%d" % number),))
+        for offset, number in enumerate(order)
+    ]
+    run = Run(Logs({"labels": entries}), ledger, Rules(2, 2, 0.3, 1, 1, 1))
+    assert inputs_are_the_ledger(run).problems == ["labels 0: 1 requests stand twice, 0 brokers ended"]
+    run.rules = run.rules._replace(broker_deaths=1)
+    check = inputs_are_the_ledger(run)
+    assert (check.differences, check.compared) == (0, {"inputs": 3, "requests written again": 1})
