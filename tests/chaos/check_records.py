@@ -50,8 +50,8 @@ def inputs_are_the_ledger(run: Run) -> Check:
             check.differs(f"input {number} ({sent[number].kind}) stands twice in {topic} {partition}")
         if requests:
             check.count("requests written again", requests)
-        if requests > run.rules.broker_deaths:
-            check.differs(f"{topic} {partition}: {requests} requests stand twice, {run.rules.broker_deaths} brokers ended")
+        if requests > (deaths := run.rules.broker_deaths):
+            check.differs(f"{topic} {partition}: {requests} requests stand twice, {deaths} brokers ended")
     return check
 
 

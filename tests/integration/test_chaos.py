@@ -308,7 +308,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("profiled", last_hostile(), HOSTILE, "is not there"),
         ("profiled", last_hostile({"value": b"?"}), HOSTILE, "instead of"),
         ("transactions", lambda entries: entries[1:], "inputs_are_the_ledger", "is not in transactions"),
-        ("transactions", lambda entries: [*entries, entries[0]], "inputs_are_the_ledger", "stands twice in transactions"),
+        ("transactions", lambda entries: [*entries, entries[0]], "inputs_are_the_ledger", "stands twice"),
     ],
 )
 def test_the_checker_names_what_is_wrong_with_damaged_logs(
