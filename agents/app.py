@@ -47,18 +47,20 @@ from pipeline.kafka.session.membership import replace_member
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.models.active import ModelSubscriber
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import MAPPING, RATES, PublishedFiles
 from pipeline.observability.error_text import explained, notes_of
 from pipeline.observability.health import Health
 from pipeline.observability.logs import configure_logging, logging_config
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.protection.signing import Signer, Trust, snapshot_keys
 from pipeline.settings import Settings
+from pipeline.settings.mapping_file import own_mapping
 from pipeline.settings.rate_table import fitting, read_rates
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Refused, SnapshotRepository, log_refused
 from pipeline.state.state_directory import StateDirectory, keep_private
 from pipeline.state.store import StoreMemory
+from schemas.mapping import FieldMapping
 from schemas.money import RateTable
 from schemas.topics import CONTROL, PROGRESS, Topic, has_order
 
@@ -146,7 +148,8 @@ class WorkerContext:
         self.bootstrap = ""
         self.check_broker: Callable[[], None] = lambda: None
         self._rates: RateTable
-        self._published_rates: PublishedRates
+        self._mapping: FieldMapping | None = None
+        self._published_files: PublishedFiles
         self._identities: ClusterIdentities
         self._group_protocol: GroupProtocol = "consumer"
         self._undecided: UndecidedWatch
@@ -167,7 +170,7 @@ class WorkerContext:
             # A key that cannot be used stops a start, and no agent later.
             Trust.from_settings(settings)
             Signer.from_settings(settings)
-            rates_content = read_rates(settings)
+            rates_content, self._mapping = read_rates(settings), own_mapping(settings)
             self._rates = fitting(rates_content, settings)  # an unfit table fails here, not by an agent that fails
             for name in settings.agent_names:
                 location = self._stack.enter_context(
@@ -193,13 +196,15 @@ class WorkerContext:
             self._starting("looks for a broker")
             broker = self._stack.enter_context(provide_broker(settings))
             self._check_cluster(broker.bootstrap_servers)
-            self._published_rates = PublishedRates(broker.bootstrap_servers, settings, self.metrics.records_refused)
+            self._published_files = PublishedFiles(broker.bootstrap_servers, settings, self.metrics.records_refused)
             if CARD.name in settings.agent_names:
                 step = (
-                    f"reads the rate tables that {settings.topic(CONTROL.name)} names, behind every transaction that "
-                    "is open there (docs/operating.md, hanging transactions)"
+                    f"reads the rate tables and mappings that {settings.topic(CONTROL.name)} names, behind every "
+                    "transaction that is open there (docs/operating.md, hanging transactions)"
                 )
-                self._published_rates.publish(rates_content, lambda: self._starting(step))
+                self._published_files.publish(RATES, rates_content, lambda: self._starting(step))
+                if self._mapping is not None:
+                    self._published_files.publish(MAPPING, self._mapping.content, lambda: self._starting(step))
             client = admin_client(broker.bootstrap_servers, settings=settings)
             topics = {settings.topic(topic.name) for role in self._specs for topic in _replayed_topics(role)}
             self._identities = topic_identities(client, sorted(topics))
@@ -302,7 +307,8 @@ class WorkerContext:
             metrics=self.metrics,
             health=self.health,
             rates=self._rates,
-            published_rates=self._published_rates,
+            mapping=self._mapping,
+            published_files=self._published_files,
             models=partial(self._models, spec.name),
             other_kernels=partial(self._other_kernels, spec.name),
         )

@@ -19,13 +19,15 @@ class CardPartitions(KernelPartitions[CardPartition]):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         settings = environment.settings
-        self._options = card_options(settings, environment.rates, settings.card_partitions, settings.topic_prefix)
-        self.config, self._rates = self._options.config, environment.published_rates
+        self._options = card_options(
+            settings, environment.rates, settings.card_partitions, settings.topic_prefix, environment.mapping
+        )
+        self.config, self._files = self._options.config, environment.published_files
 
     def assigning(self, waiting: Callable[[], None]) -> None:
-        """Learn also the rate tables that others have used."""
+        """Learn also the rate tables and mappings that others have used."""
         super().assigning(waiting)
-        self._rates.refresh(waiting)
+        self._files.refresh(waiting)
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> CardPartition:
         """Make the card kernel of one partition.
@@ -42,7 +44,7 @@ class CardPartitions(KernelPartitions[CardPartition]):
         """Let committed records enter the state as they were processed."""
         options = None
         if isinstance(config, CardConfig):
-            options = self._options.under(config, self._rates.table(config.rates_version, config.rates_digest))
+            options = self._files.under(self._options, config)
         state.process(records, None, options)
 
     def process(self, records: Sequence[Record], now: datetime) -> Result:

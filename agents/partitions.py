@@ -18,7 +18,7 @@ from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.session.session import Session
 from pipeline.kafka.session.state_handler import Restored
 from pipeline.models.active import ModelSubscriber
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import PublishedFiles
 from pipeline.observability.health import Health
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
@@ -26,6 +26,7 @@ from pipeline.state.errors import check_present
 from pipeline.state.mapped import MappedStorage
 from pipeline.state.snapshots import Snapshot
 from pipeline.state.store import RocksStore, StoreMemory
+from schemas.mapping import FieldMapping
 from schemas.messages import ProcessingConfig
 from schemas.money import RateTable
 from schemas.records import Record
@@ -63,7 +64,8 @@ class Environment:
     metrics: WorkerMetrics
     health: Health
     rates: RateTable
-    published_rates: PublishedRates
+    mapping: FieldMapping | None
+    published_files: PublishedFiles
     models: Callable[[], ModelSubscriber]
     """Makes the agent's subscriber."""
     other_kernels: Callable[[], OtherKernels]

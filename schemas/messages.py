@@ -355,13 +355,14 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """
 
     name: str
-    """``lightgbm``, ``river``, ``policy`` or ``rates``."""
+    """``lightgbm``, ``river``, ``policy``, ``rates`` or ``mapping``."""
     version: str
     digest: str
     """SHA-256 of the payload, hexadecimal."""
     published_at: Timestamp
     payload: msgspec.Raw
-    """A JSON object: a model or policy as ``pipeline.scoring`` defines it, or a rate table as its file has it."""
+    """A JSON object: a model or policy as ``pipeline.scoring`` defines it, a rate table as its file has it, or a
+    `schemas.mapping.FieldMapping`."""
 
 
 Span = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -369,7 +370,7 @@ Span = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
-class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card"):
+class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="card", omit_defaults=True):
     """The card agent's processing config of a batch."""
 
     rates_version: str
@@ -378,6 +379,9 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field=
     future_tolerance_us: Span
     dedup_horizon_us: Span
     label_horizon_us: Span
+    mapping_version: str = ""
+    """Of the mapping of the producers' JSON (`schemas.mapping.FieldMapping`); empty where they write the contract's."""
+    mapping_digest: str = ""
 
 
 class FeedbackConfig(

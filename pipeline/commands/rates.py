@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.broker.running import find_cluster
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import RATES, PublishedFiles
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 
@@ -19,9 +19,9 @@ def command(*, files: tuple[Path, ...]) -> None:
     has lost it. No record is processed with a table before a worker's FRAUD_PIPELINE_RATES_FILE names it.
     """
     settings = Settings()
-    published = PublishedRates(find_cluster(settings), settings)
+    published = PublishedFiles(find_cluster(settings), settings)
     for file in files:
-        published.publish(file.read_bytes())
+        published.publish(RATES, file.read_bytes())
     published.refresh()
-    for version, digest in published.versions:
+    for version, digest in published.versions(RATES):
         click.echo(f"{digest}  {printable(version)}")

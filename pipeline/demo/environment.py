@@ -92,6 +92,7 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
             "topic_prefix": prefix,
             "timestamps": "producer",
             "label_topics": Settings.model_fields["label_topics"].default,
+            "mapping_file": None,
             "create_topics": True,
             **{name: count for name, count in counts.items() if name not in settings.model_fields_set},
             # A run does not fail because something else serves metrics.

@@ -17,6 +17,11 @@ class DecisionSettings(BaseModel):
         description="Versioned rate table (JSON). Unset: the indicative one of the package for EUR; for another base "
         "currency, that currency alone.",
     )
+    mapping_file: Path | None = Field(
+        default=None,
+        description="Mapping of the producers' own JSON to the wire contract (TOML; `docs/mapping.md`). Unset: they "
+        "write the contract's.",
+    )
     future_tolerance_s: float = Field(
         default=300.0,
         ge=0,

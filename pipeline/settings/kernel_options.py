@@ -4,6 +4,7 @@ from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.records.accepted_labels import LabelOptions
 from pipeline.settings import Settings
+from schemas.mapping import FieldMapping, Mapper
 from schemas.money import RateTable
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
@@ -18,7 +19,9 @@ def label_options(settings: Settings) -> LabelOptions:
     )
 
 
-def card_options(settings: Settings, rates: RateTable, partitions: int, topic_prefix: str = "") -> CardOptions:
+def card_options(
+    settings: Settings, rates: RateTable, partitions: int, topic_prefix: str = "", mapping: FieldMapping | None = None
+) -> CardOptions:
     """Return the options of the card kernel.
 
     Args:
@@ -26,6 +29,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
         rates: Table that converts to the base currency.
         partitions: Number of partitions of ``transactions``.
         topic_prefix: Prefix of the names of the topics that are read.
+        mapping: Mapping of the producers' own JSON; None: they write the contract's.
     """
     return CardOptions(
         rates=rates,
@@ -36,6 +40,7 @@ def card_options(settings: Settings, rates: RateTable, partitions: int, topic_pr
         topic_prefix=topic_prefix,
         merchant_partitions=settings.merchant_partitions,
         dropped_fields=settings.dropped_names,
+        mapper=None if mapping is None else Mapper(mapping, rates),
     )
 
 

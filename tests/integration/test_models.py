@@ -10,7 +10,7 @@ from pipeline.kafka.session.quarantine import control_record
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.publish import VersionToPublish, publish_active
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import RATES, PublishedFiles
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
@@ -89,7 +89,7 @@ def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tm
     other = cluster.settings.model_copy(update={"signing_key_file": key_pair(tmp_path, "other")[0]})
     live = ModelSubscriber(cluster.bootstrap, own, empty_model_set(), WorkerMetrics())
     later = ModelSubscriber(cluster.bootstrap, own, empty_model_set(), WorkerMetrics())
-    rates = PublishedRates(cluster.bootstrap, own)
+    rates = PublishedFiles(cluster.bootstrap, own)
     publish_active(cluster.bootstrap, own, [CHAMPION, of_policy(0.3)])
     assert active(live) == (CHAMPION.version, 0.3)
     for forger in (cluster.settings, other):
@@ -100,7 +100,7 @@ def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tm
     write(cluster, activation(OTHER))
     assert active(live) == (CHAMPION.version, 0.3)
     rates.refresh()
-    assert rates.versions == []
+    assert rates.versions(RATES) == []
     publish_active(cluster.bootstrap, own, [of_policy(0.5)])
     assert active(live) == active(later) == (CHAMPION.version, 0.5)
     assert refused(live, cluster, CONTROL.name) == 3
@@ -109,7 +109,7 @@ def test_versions_that_no_trusted_key_signed_change_nothing(cluster: Cluster, tm
 
 
 def test_a_rate_table_is_believed_by_what_it_says(cluster: Cluster) -> None:
-    rates = PublishedRates(cluster.bootstrap, cluster.settings)
+    rates = PublishedFiles(cluster.bootstrap, cluster.settings)
     # Named, and not there; there, and no table.
     write(cluster, activation(VersionToPublish("rates", "v", table("9"))))
     bad = VersionToPublish(
@@ -119,11 +119,11 @@ def test_a_rate_table_is_believed_by_what_it_says(cluster: Cluster) -> None:
     for value in (b"[" * 5_000, b"\xff\xfe", b"{}", None):
         cluster.write(MODELS, value, b"rates", after())
     cluster.flush()
-    assert rates.publish(table("1.17")) is True
-    (known,) = rates.versions
-    assert rates.table(*known).currencies["GBP"].numerator == 117
+    assert rates.publish(RATES, table("1.17")) is True
+    (known,) = rates.versions(RATES)
+    assert rates.find(RATES, *known).currencies["GBP"].numerator == 117
     with pytest.raises(RatesError, match="does not hold"):
-        rates.table("v", "0" * 16)
-    again = PublishedRates(cluster.bootstrap, cluster.settings)
-    assert again.publish(table("1.17")) is False
-    assert again.versions == [known]
+        rates.find(RATES, "v", "0" * 16)
+    again = PublishedFiles(cluster.bootstrap, cluster.settings)
+    assert again.publish(RATES, table("1.17")) is False
+    assert again.versions(RATES) == [known]

@@ -8,7 +8,7 @@ from confluent_kafka import OFFSET_END, TopicPartition
 
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.writers.producer import RecordProducer
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import RATES, PublishedFiles
 from pipeline.settings.rate_table import RatesError
 from schemas.topics import MODELS
 from tests.helpers.topics import Cluster, Starter, shop
@@ -25,8 +25,8 @@ def table(version: str, **rates: str) -> bytes:
 OLD, NEW = table("2024-03-01"), table("2024-03-02", GBP="1.17")
 
 
-def published(cluster: Cluster) -> PublishedRates:
-    return PublishedRates(cluster.bootstrap, cluster.settings)
+def published(cluster: Cluster) -> PublishedFiles:
+    return PublishedFiles(cluster.bootstrap, cluster.settings)
 
 
 def tables(cluster: Cluster) -> list[str]:
@@ -36,7 +36,7 @@ def tables(cluster: Cluster) -> list[str]:
 def test_another_table_of_the_same_version_is_refused_at_the_start(
     cluster: Cluster, start: Starter, tmp_path: Path
 ) -> None:
-    published(cluster).publish(NEW)
+    published(cluster).publish(RATES, NEW)
     file = tmp_path / "rates.json"
     file.write_bytes(table("2024-03-02", GBP="1.18"))
     worker = start(cluster.settings, rates_file=file)
@@ -45,7 +45,7 @@ def test_another_table_of_the_same_version_is_refused_at_the_start(
     assert "give what was changed a version of its own" in worker.output
     assert len(tables(cluster)) == 1
     # Other spaces and notes say nothing else.
-    assert published(cluster).publish(json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
+    assert published(cluster).publish(RATES, json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
     assert len(tables(cluster)) == 1
 
 
@@ -54,16 +54,16 @@ def test_of_two_tables_written_at_once_the_first_holds(cluster: Cluster, monkeyp
 
     def overtaken(*arguments: object, **more: object) -> None:
         monkeypatch.undo()
-        published(cluster).publish(NEW)
+        published(cluster).publish(RATES, NEW)
         produce(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RecordProducer, "produce", overtaken)
     with pytest.raises(RatesError, match="says something else"):
-        published(cluster).publish(other)
+        published(cluster).publish(RATES, other)
     reader = published(cluster)
-    assert reader.publish(NEW) is False
+    assert reader.publish(RATES, NEW) is False
     with pytest.raises(RatesError, match="says something else"):
-        reader.publish(other)
+        reader.publish(RATES, other)
 
 
 def test_a_table_that_is_nowhere_to_be_had_ends_the_worker_with_what_to_do(

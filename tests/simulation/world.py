@@ -36,7 +36,7 @@ from pipeline.engine.records.results import Result
 from pipeline.kafka.cluster.cluster import ClusterIdentities
 from pipeline.kafka.records.batch import Batch
 from pipeline.kafka.session.quarantine import Quarantines
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import PublishedFiles
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import fitting, read_rates
 from pipeline.state.snapshots import SnapshotRepository
@@ -369,7 +369,7 @@ def made_context(world: World, settings: Settings) -> WorkerContext:
     names = {topic.name for spec in SPECS.values() for topic in spec.reads} | {"progress"}
     wired = SimpleNamespace(
         _rates=fitting(read_rates(settings), settings),
-        _published_rates=PublishedRates(world.address, settings),
+        _published_files=PublishedFiles(world.address, settings),
         _identities=ClusterIdentities("simulated", {PREFIX + name: name for name in names}),
         _directories={name: settings.data_dir / name for name in AGENT_NAMES},
         _store_memory=StoreMemory(MINIMUM_BYTES),

@@ -25,6 +25,7 @@ from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.fields import READ_FIELDS
+from schemas.mapping import Mapper
 from schemas.money import RateTable
 from schemas.times import US_PER_MS
 
@@ -49,6 +50,12 @@ class Acceptance(NamedTuple):
     """True if the order goes by the column ``sequence`` and not by times."""
     sources: LabelSources = EVERY_SOURCE
     """Sources that the topics of labels speak for."""
+    mapper: Mapper | None = None
+    """Maps records of transactions as producers wrote them; None: they wrote the contract's."""
+
+    def mapped(self, value: bytes | None) -> bytes | None:
+        """Return the value of a record of ``transactions`` as one of the contract."""
+        return value if self.mapper is None else self.mapper.mapped(value)
 
 
 def accept_transactions(
@@ -75,7 +82,8 @@ def accept_transactions(
     rejects = list[Reject]()
     if len(rest):
         values = [
-            own.values[row].as_py() if own.given[row] else found.record(row, acceptance.rates) for row in rest.tolist()
+            acceptance.mapped(own.values[row].as_py()) if own.given[row] else found.record(row, acceptance.rates)
+            for row in rest.tolist()
         ]
         others, rejects = accept_records(values, stamp_us[rest], acceptance.rates, acceptance.future_tolerance_us)
         numbers = rest[others.row]

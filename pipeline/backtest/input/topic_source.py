@@ -213,7 +213,8 @@ def transactions_of(
 ) -> LogPart[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
     arrived_us = read.arrived_us
-    rows, refused = accept_transactions(read.values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
+    values = [acceptance.mapped(value) for value in read.values]
+    rows, refused = accept_transactions(values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
     rejects += _numbered(refused, read, numbering)
     return numbering.part(rows, read.partition, read.offset, arrived_us)
 

@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
+from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
-from pipeline.models.rates import PublishedRates
+from pipeline.models.published_files import PublishedFiles
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, Scorer, Unpublished
@@ -17,7 +18,6 @@ from pipeline.scoring.river_factory import Unlearned, first_river, load_river, n
 from pipeline.scoring.training_updates import RiverLearner
 from pipeline.settings import Settings
 from schemas.messages import CardConfig, Versions
-from schemas.money import RateTable
 from schemas.records import Record
 
 ACTIVE: Final = "active"
@@ -146,9 +146,9 @@ class ModelLibrary:
         payload = self._cluster.payload(name, version) if self._cluster is not None else None
         return payload if payload is not None else self._registry.load(name, version)
 
-    def rates(self, config: CardConfig) -> RateTable:
-        """The rate table by which a batch was processed. Raises `RatesError` where it is not on ``models``."""
-        return self._rates.table(config.rates_version, config.rates_digest)
+    def under(self, options: CardOptions, config: CardConfig) -> CardOptions:
+        """Options by which a batch was processed; raises `RatesError` or `MappingError` for a file that is nowhere."""
+        return self._files.under(options, config)
 
     @cached_property
     def _cluster(self) -> PublishedVersions | None:
@@ -157,10 +157,10 @@ class ModelLibrary:
         return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(self.untrained_river, self._load_river))
 
     @cached_property
-    def _rates(self) -> PublishedRates:
-        rates = PublishedRates(self._bootstrap or "", self._settings)
-        rates.refresh()
-        return rates
+    def _files(self) -> PublishedFiles:
+        files = PublishedFiles(self._bootstrap or "", self._settings)
+        files.refresh()
+        return files
 
     def without(self, agent: str, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records that ``agent`` does not skip, with the rows of them that it skips."""

@@ -175,9 +175,7 @@ class RecordedReplay:
             )
             markers = read_markers(marks, "card", offsets.stop)
             for batch, config in in_recorded_order(readers, markers, ends, lambda name: topics[name].name):
-                options = (
-                    self._options.under(config, self._library.rates(config)) if isinstance(config, CardConfig) else None
-                )
+                options = self._library.under(self._options, config) if isinstance(config, CardConfig) else None
                 result = card.process(batch, _NOW, options)
                 card.commit()
                 self._on_result(result)

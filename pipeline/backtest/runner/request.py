@@ -33,6 +33,7 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options, feedback_options
+from pipeline.settings.mapping_file import own_mapping
 from pipeline.settings.rate_table import load_rates
 from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND
 from schemas.topics import TRANSACTIONS
@@ -280,7 +281,7 @@ class Request:
 
     def card_options(self, partitions: int) -> CardOptions:
         """The card agent's options, as the settings say."""
-        return card_options(self.settings, load_rates(self.settings), partitions)
+        return card_options(self.settings, load_rates(self.settings), partitions, mapping=own_mapping(self.settings))
 
     def feedback_options(self) -> FeedbackOptions:
         """The feedback agent's options, as the settings say; reports come in time as the declared regime has them."""
@@ -296,6 +297,7 @@ class Request:
             options.future_tolerance_us,
             self.source.time_zone,
             sources=self.settings.label_sources,
+            mapper=options.mapper,
         )
 
     def schedules(self, variants: int) -> list[ScheduledLabels]:

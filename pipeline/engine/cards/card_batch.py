@@ -75,32 +75,39 @@ def _transactions(
     """Return the transactions of all partitions, rerouted ones as they lay, and how many the first partitions have."""
     transactions, rerouted = (options.topic_prefix + topic.name for topic in (TRANSACTIONS, REROUTED))
     found, reads, ends = list[Record](), list[Record](), list[int]()
+    values = list[bytes | None]()
     for records in parts:
         for read in records:
-            record = read
+            record, value = read, read.value
             if read.topic == rerouted:
                 try:
-                    record, _ = origin(read, REROUTED, options.topic_prefix)
+                    record, value, _ = origin(read, REROUTED, options.topic_prefix)
                 except NotForwarded as error:
                     result.dead_letter(read, "card", "rerouted_headers", str(error))
                     continue
             elif read.topic != transactions:
                 continue
+            elif options.mapper is not None:
+                value = options.mapper.mapped(value)
             found.append(record)
             reads.append(read)
+            values.append(value)
         ends.append(len(found))
     is_plain = all(record is read for record, read in zip(found, reads, strict=True))
-    return ForwardedBatch(found, found if is_plain else reads), ends
+    return ForwardedBatch(found, found if is_plain else reads, values), ends
 
 
 def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Transactions:
     """Return accepted transactions that are their partition's own; others are rerouted, or dead letters."""
-    values, arrived_us = record_columns(batch.records)
+    arrived_us = record_columns(batch.records)[1]
     rows, rejects = accept_transactions(
-        values, arrived_us, options.rates, options.future_tolerance_us, producer_fields=True
+        batch.values, arrived_us, options.rates, options.future_tolerance_us, producer_fields=True
     )
     for reject in rejects:
-        result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text)
+        record, text = batch.records[reject.row], reject.text
+        if options.mapper is not None and batch.values[reject.row] is not record.value:
+            text = f"{text} {options.mapper.mapping.name} has made it of the producer's JSON."
+        result.dead_letter(record, "card", reject.code, text)
     if options.partitions == 1 or not len(rows):
         return rows
     homes = partitions_of(rows.card_id, options.partitions)
@@ -109,7 +116,9 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
         return rows
     for row in np.flatnonzero(~staying).tolist():
         number = int(rows.row[row])
-        result.outputs.append(forward(batch.records[number], REROUTED, rows.card_id[row].as_py(), int(homes[row])))
+        record, value = batch.records[number], batch.values[number]
+        own = None if value is record.value else value
+        result.outputs.append(forward(record, REROUTED, rows.card_id[row].as_py(), int(homes[row]), value=own))
         result.counts["rerouted", batch.reads[number].topic.removeprefix(options.topic_prefix)] += 1
     return rows.take(staying)
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple, Self
 
 from pipeline.engine.cards.joins import Retention
+from schemas.mapping import FieldMapping, Mapper
 from schemas.messages import CardConfig
 from schemas.money import RateTable
 
@@ -21,6 +22,8 @@ class CardOptions(NamedTuple):
     """Number of partitions of ``profiled``."""
     dropped_fields: frozenset[str] = frozenset()
     """Fields that the producers' own bytes lose on their way to ``profiled``."""
+    mapper: Mapper | None = None
+    """Maps the producers' own JSON; None: they write the contract's."""
 
     @property
     def config(self) -> CardConfig:
@@ -31,6 +34,8 @@ class CardOptions(NamedTuple):
             future_tolerance_us=self.future_tolerance_us,
             dedup_horizon_us=self.deduplication_us,
             label_horizon_us=self.label_grace_us,
+            mapping_version="" if self.mapper is None else self.mapper.mapping.version,
+            mapping_digest="" if self.mapper is None else self.mapper.mapping.digest,
         )
 
     @property
@@ -38,10 +43,11 @@ class CardOptions(NamedTuple):
         """Return for how long transactions are remembered."""
         return Retention(self.deduplication_us, self.label_grace_us)
 
-    def under(self, config: CardConfig, rates: RateTable) -> Self:
-        """Return the options under another processing config, whose table is ``rates``."""
+    def under(self, config: CardConfig, rates: RateTable, mapping: FieldMapping | None) -> Self:
+        """Return the options under another processing config, whose files are ``rates`` and ``mapping``."""
         return self._replace(
             rates=rates,
+            mapper=None if mapping is None else Mapper(mapping, rates),
             future_tolerance_us=config.future_tolerance_us,
             deduplication_us=config.dedup_horizon_us,
             label_grace_us=config.label_horizon_us,

@@ -53,6 +53,7 @@ def _transaction_rows(outcome: CardOutcome, batch: ForwardedBatch, options: Card
     n, numbers = len(taken), taken.row.tolist()
     is_all = n == len(batch.records)
     records = batch.records if is_all else [batch.records[number] for number in numbers]
+    values = batch.values if is_all else [batch.values[number] for number in numbers]
     reads = records
     if batch.reads is not batch.records:
         reads = batch.reads if is_all else [batch.reads[number] for number in numbers]
@@ -84,7 +85,7 @@ def _transaction_rows(outcome: CardOutcome, batch: ForwardedBatch, options: Card
         taken.transaction_id, taken.card_id, taken.merchant_id, case_id, taken.producer_amount, taken.currency,
         taken.transaction_type,
     )  # fmt: skip
-    text, firsts, lengths = _texts(dict(enumerate(texts)), records, options.dropped_fields)
+    text, firsts, lengths = _texts(dict(enumerate(texts)), values, options.dropped_fields)
     return RowColumns(
         PROFILED_LAYOUT, partitions_of(taken.merchant_id, options.merchant_partitions), sources, wide, profile.features,
         narrow, codes, text, firsts, lengths,
@@ -109,7 +110,7 @@ def _label_rows(following: Following, names: list[bytes], features: int, options
     codes[blocks.KIND], codes[blocks.KNOWN] = LABEL, KNOWN_CODES[following.known]
     merchants = pa.array(following.merchants, pa.binary())
     texts = {col.ID: labels.transaction_id, col.CARD: labels.card_id, col.MERCHANT: merchants}
-    text, firsts, lengths = _texts(texts, records, options.dropped_fields)
+    text, firsts, lengths = _texts(texts, [record.value for record in records], options.dropped_fields)
     return RowColumns(
         PROFILED_LAYOUT, partitions_of(merchants, options.merchant_partitions), sources, wide, np.empty((0, features)),
         narrow, codes, text, firsts, lengths,
@@ -146,14 +147,14 @@ def _sources(records: Sequence[Record], topic: int) -> Sources:
 
 
 def _texts(
-    columns: dict[int, pa.Array], records: Sequence[Record], dropped: Set[str]
+    columns: dict[int, pa.Array], originals: Sequence[bytes | None], dropped: Set[str]
 ) -> tuple[bytes, NDArray[np.int64], NDArray[np.int32]]:
-    """Lay texts behind each other, those of ``columns`` by number and the records' values without ``dropped`` fields.
+    """Lay texts behind each other, those of ``columns`` by number and the originals without ``dropped`` fields.
 
     Returns:
         All texts, where each begins, and its length; the latter have shape (len(layout.texts), n).
     """
-    n = len(records)
+    n = len(originals)
     shape = (len(PROFILED_LAYOUT.texts), n)
     firsts, lengths = np.zeros(shape, np.int64), np.zeros(shape, np.int32)
     parts: list[Any] = []
@@ -166,7 +167,7 @@ def _texts(
         firsts[column] += at - begin
         at += len(part)
         parts.append(part)
-    values = [record.value or b"" for record in records]
+    values = [value or b"" for value in originals]
     if dropped:
         values = [without_fields(value, dropped) for value in values]
     lengths[col.ORIGINAL] = sizes = np.fromiter(map(len, values), np.int64, n)

@@ -11,6 +11,8 @@ _PREFIXES: Final = {REROUTED: "rerouted", ACCEPTED_LABELS: "label"}
 """First word of the headers that an agent adds, by topic."""
 KNOWN_AT: Final = "label-known-at-us"
 """Header of `accepted-labels`: from when on the label counts, in microseconds since 1970."""
+ORIGINAL: Final = "rerouted-original"
+"""Header of `rerouted`: the producer's own bytes, where the value is what a mapping has made of them."""
 _DIGITS: Final = 18
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _MOST_PARTITION: Final = 2**31 - 1
@@ -23,10 +25,13 @@ class NotForwarded(ValueError):
 
 
 class Forwarded(NamedTuple):
-    """A record that was forwarded, and when its label is known; the latter is None for other records."""
+    """A record that was forwarded."""
 
     record: Record
+    value: bytes | None
+    """The record's value, or what a mapping has made of it."""
     known_at_us: int | None = None
+    """When its label is known; None for other records."""
 
 
 def header_names(topic: Topic) -> tuple[str, ...]:
@@ -37,8 +42,15 @@ def header_names(topic: Topic) -> tuple[str, ...]:
     return tuple(f"{_PREFIXES[topic]}-{what}" for what in ("topic", "partition", "offset", "timestamp-ms", "key"))
 
 
-def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at_us: int | None = None) -> Output:
-    """Return a record on its way to another topic, unchanged, with its origin in its headers.
+def forward(
+    record: Record,
+    topic: Topic,
+    card_id: str,
+    partition: int,
+    known_at_us: int | None = None,
+    value: bytes | None = None,
+) -> Output:
+    """Return a record on its way to another topic, with its origin in its headers.
 
     Args:
         record: The record.
@@ -46,6 +58,7 @@ def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at
         card_id: Its card, which becomes the key.
         partition: The card's partition of ``topic``.
         known_at_us: Since when a label counts, in microseconds since 1970; None for other records.
+        value: What a mapping has made of its value; None: nothing.
     """
     values = (
         record.topic.encode(),
@@ -57,7 +70,10 @@ def forward(record: Record, topic: Topic, card_id: str, partition: int, known_at
     own: Headers = tuple(zip(header_names(topic), values, strict=True))
     if known_at_us is not None:
         own = (*own, (KNOWN_AT, str(known_at_us).encode()))
-    return Output(topic, card_id.encode("utf-8", "surrogatepass"), record.value, (*record.headers, *own), partition)
+    if value is not None:
+        own = (*own, (ORIGINAL, record.value))
+    key = card_id.encode("utf-8", "surrogatepass")
+    return Output(topic, key, record.value if value is None else value, (*record.headers, *own), partition)
 
 
 def origin(record: Record, topic: Topic, topic_prefix: str) -> Forwarded:
@@ -72,23 +88,26 @@ def origin(record: Record, topic: Topic, topic_prefix: str) -> Forwarded:
         NotForwarded: The headers do not name an origin.
     """
     names = header_names(topic)
-    expected = (*names, KNOWN_AT) if topic is ACCEPTED_LABELS else names
+    is_mapped = topic is REROUTED and bool(record.headers) and record.headers[-1][0] == ORIGINAL
+    expected = (*names, KNOWN_AT) if topic is ACCEPTED_LABELS else (*names, ORIGINAL) if is_mapped else names
     split = len(record.headers) - len(expected)
     own = record.headers[max(split, 0) :]
     if tuple(name for name, _ in own) != expected:
         raise NotForwarded(f"The record does not end in the headers {', '.join(expected)}; {_advice(topic)}")
     name, *numbers = (value for _, value in own)
+    value = numbers.pop() if is_mapped else record.value
     key = numbers.pop(3)
     source = (name or b"").decode(errors="replace")
     if not _is_origin(source, topic, topic_prefix):
         raise NotForwarded(f"{names[0]} is {source!r}, which {topic.writer} does not read; {_advice(topic)}")
     if not all(number is not None and number.isdigit() and len(number) <= _DIGITS for number in numbers):
-        numeric = (*names[1:4], *expected[len(names) :])
+        numeric = (*names[1:4], *([KNOWN_AT] if topic is ACCEPTED_LABELS else []))
         raise NotForwarded(f"{', '.join(numeric)} are not all whole numbers; {_advice(topic)}")
     partition, offset, timestamp_ms, *known = (int(number or b"") for number in numbers)
     if partition > _MOST_PARTITION or offset >= MOST_OFFSETS:
         raise NotForwarded(f"{names[1]} or {names[2]} is no position in a log; {_advice(topic)}")
-    return Forwarded(Record(source, partition, offset, timestamp_ms, key, record.value, record.headers[:split]), *known)
+    lay = Record(source, partition, offset, timestamp_ms, key, value, record.headers[:split])
+    return Forwarded(lay, record.value, *known)
 
 
 def _is_origin(name: str, topic: Topic, topic_prefix: str) -> bool:
@@ -109,3 +128,5 @@ class ForwardedBatch(NamedTuple):
 
     records: list[Record]
     reads: list[Record]
+    values: list[bytes | None]
+    """Their values, or what a mapping has made of them."""

@@ -95,7 +95,7 @@ class OneHopWorker:
         key = SnapshotKey(settings.topic(spec.name), 0, identities.cluster_id, ids, PARTITIONS, kernel)
         repository = SnapshotRepository(str(settings.snapshot_address))
         quarantines, health = Quarantines(bootstrap, settings, spec.name, spec.reads, not_counted), Health((spec.name,))
-        unused: dict[str, Any] = dict.fromkeys(("rates", "published_rates", "models", "other_kernels"))
+        unused: dict[str, Any] = dict.fromkeys(("rates", "mapping", "published_files", "models", "other_kernels"))
         environment = Environment(
             agent=spec.name,
             settings=settings,

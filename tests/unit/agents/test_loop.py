@@ -97,7 +97,7 @@ class One(KernelPartitions[CardPartition]):
             Environment(
                 agent="card", settings=Settings(), directory=home / "agent", store_memory=cast(StoreMemory, None),
                 quarantines=quarantines, snapshots=None, metrics=WorkerMetrics(), health=Health(("card",)),
-                **dict.fromkeys(("rates", "published_rates", "models", "other_kernels"), cast(Any, None)),
+                **dict.fromkeys(("rates", "mapping", "published_files", "models", "other_kernels"), cast(Any, None)),
             )
         )  # fmt: skip
         self._held[0] = state
