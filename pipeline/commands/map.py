@@ -1,0 +1,198 @@
+"""``fraud-pipeline map``: propose, check and publish a mapping of a producer's own JSON."""
+
+import codecs
+import io
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import click
+import msgspec
+
+from pipeline.history.mapping_proposal import propose_mapping
+from pipeline.observability.terminal import printable, printable_json
+from pipeline.settings import Settings
+from pipeline.settings.mapping_file import own_mapping
+from pipeline.settings.rate_table import load_rates
+from schemas.codec import MAX_NESTING, MAX_VALUE_BYTES, decode_transaction, is_too_deep
+from schemas.errors import InvalidMessage
+from schemas.mapping import FieldMapping, InvalidMapping, Mapper, read_mapping
+
+MAX_RECORDS: Final = 1_000
+MAX_SAMPLE_BYTES: Final = 64 * 1024 * 1024
+_SHOWN_ROWS: Final = 5
+_COLUMNS: Final = 80
+_BYTE: Final = re.compile(r"\(byte ([0-9]+)\)")
+_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+_decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class UnusableSample(click.ClickException):
+    """A sample that cannot be read; the text says where and what to do."""
+
+
+@click.command("map")
+@click.argument("sample", required=False, type=click.File("rb"))
+@click.option(
+    "--mapping",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Check this mapping file against SAMPLE; propose none.",
+)
+@click.option(
+    "--publish",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Publish this mapping file, and list all that are published.",
+)
+def command(*, sample: BinaryIO | None, mapping: Path | None, publish: Path | None) -> None:
+    """Propose a mapping of your own JSON in SAMPLE as TOML, and show what it makes of the records.
+
+    SAMPLE holds one object a line, an array of objects, or one object; its first 1,000 are looked at. The proposal
+    goes to standard output; rows and counts go to standard error. With --mapping they go to standard output, and the
+    exit code is 1 if a record is refused.
+    """
+    if (sample is None) == (publish is None) or (publish is not None and mapping is not None):
+        raise click.UsageError("Give either a SAMPLE, with or without --mapping, or --publish alone.")
+    settings = Settings()
+    if sample is None:
+        _publish(_read_mapping(settings, publish), settings)
+        return
+    given = None if mapping is None else _read_mapping(settings, mapping)
+    try:
+        records = read_sample(sample.read(MAX_SAMPLE_BYTES + 1))
+    except UnusableSample as error:
+        raise UnusableSample(f"{printable(sample.name)}: {error.message}") from error
+    if given is not None:
+        if _show(records, given, settings, err=False):
+            raise click.exceptions.Exit(1)
+        return
+    text = propose_mapping(map(_decode, records))
+    click.echo(text, nl=False)
+    try:
+        proposed = read_mapping(text.encode())
+    except InvalidMapping as error:
+        click.echo(f"Complete the mapping, and check it with --mapping: {printable(str(error))}.", err=True)
+    else:
+        _show(records, proposed, settings, err=True)
+
+
+def read_sample(content: bytes) -> list[bytes]:
+    """Return the first records of a sample, each the JSON of an object.
+
+    Raises:
+        UnusableSample: It holds something else.
+    """
+    if len(content) > MAX_SAMPLE_BYTES:
+        raise UnusableSample(f"it is larger than {MAX_SAMPLE_BYTES:,} bytes; give a part of it")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UnusableSample(f"line {line} is not UTF-8; encode the file as UTF-8") from error
+    records = list(islice(_split(content), MAX_RECORDS))
+    if not records:
+        raise UnusableSample("it holds no record; give a file with one JSON object a line")
+    for line, record in records:
+        if len(record) > MAX_VALUE_BYTES:
+            raise UnusableSample(
+                f"the record on line {line} has {len(record):,} bytes; a record has at most {MAX_VALUE_BYTES:,}: "
+                "take it out"
+            )
+        if is_too_deep(record):
+            raise _too_deep(line)
+        if not isinstance(_decoded(_decode, record, line), dict):
+            raise UnusableSample(f"what stands on line {line} is no JSON object; write one object a record")
+    return [record for _, record in records]
+
+
+def _split(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield each record with the number of its first line."""
+    lines = ((number, line.strip()) for number, line in enumerate(io.BytesIO(content), 1) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        return
+    line, text = first
+    if text.startswith(b"["):
+        at = 0
+        for record in _decoded(_decode_array, content, 1):
+            start = content.index(record, at)
+            line, at = 1 + content.count(b"\n", 0, start), start + len(bytes(record))
+            yield line, bytes(record)
+    elif not is_too_deep(text) and not _is_whole(text) and next(lines, None) is not None:
+        _decoded(_decode_raw, content, 1)
+        yield line, content.strip()
+    else:
+        yield first
+        yield from lines
+
+
+def _is_whole(text: bytes) -> bool:
+    try:
+        _decode_raw(text)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def _decoded(decode: Any, content: bytes, line: int) -> Any:
+    """Return decoded JSON that begins on a line."""
+    try:
+        return decode(content)
+    except RecursionError as error:
+        raise _too_deep(line) from error
+    except ArithmeticError as error:
+        raise UnusableSample(f"the record on line {line} has a number that is out of range; take it out") from error
+    except msgspec.MsgspecError as error:
+        byte = _BYTE.search(str(error))
+        line += content.count(b"\n", 0, len(content.rstrip()) if byte is None else int(byte[1]))
+        raise UnusableSample(f"line {line} cannot be read as JSON ({error}); write one object a line") from error
+
+
+def _too_deep(line: int) -> UnusableSample:
+    return UnusableSample(f"the record on line {line} is nested more than {MAX_NESTING} deep; take it out")
+
+
+def _read_mapping(settings: Settings, file: Path | None) -> FieldMapping:
+    mapping = own_mapping(settings.model_copy(update={"mapping_file": file}))
+    assert mapping is not None  # noqa: S101 - a file is given
+    return mapping
+
+
+def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *, err: bool) -> int:
+    """Print mapped rows, the first refusal and the counts; return how many records are refused."""
+    rates, now_us = load_rates(settings), time.time_ns() // 1_000
+    tolerance_us = round(settings.future_tolerance_s * 1e6)
+    mapper, refused, reason = Mapper(mapping, rates), Counter[str](), ""
+    columns = _COLUMNS if click.get_text_stream("stderr" if err else "stdout").isatty() else None
+    for number, record in enumerate(records, 1):
+        row = mapper.mapped(record) or record
+        if number <= _SHOWN_ROWS:
+            click.echo(printable_json(row.decode())[:columns], err=err)
+        try:
+            decode_transaction(row, record_timestamp_us=now_us, future_tolerance_us=tolerance_us, rates=rates)
+        except InvalidMessage as error:
+            reason = reason or f"Record {number} is refused as {error.code}: {error}"
+            refused[error.code] += 1
+    if reason:
+        click.echo(printable(reason), err=err)
+    codes = ", ".join(f"{code} {count:,}" for code, count in refused.most_common())
+    accepted = len(records) - refused.total()
+    click.echo(f"{accepted:,} accepted, {refused.total():,} refused{f': {codes}' if codes else ''}", err=err)
+    return refused.total()
+
+
+def _publish(mapping: FieldMapping, settings: Settings) -> None:
+    # Kafka's clients take longer to import than a proposal to make.
+    from pipeline.broker.running import find_cluster
+    from pipeline.models.published_files import MAPPING, PublishedFiles
+
+    published = PublishedFiles(find_cluster(settings), settings)
+    published.publish(MAPPING, mapping.content)
+    for version, digest in published.versions(MAPPING):
+        click.echo(f"{digest}  {printable(version)}")

@@ -1,0 +1,72 @@
+"""Producers that write JSON of their own: one mapping for live traffic, restores and backtests."""
+
+from pathlib import Path
+
+import pytest
+
+from schemas.topics import DEAD_LETTERS, REROUTED, TRANSACTIONS
+from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.logs import after, transaction
+from tests.helpers.mappings import CORE, foreign
+from tests.helpers.topics import Cluster, Starter, once
+
+pytestmark = pytest.mark.broker
+
+
+def bought(cluster: Cluster, numbers: range) -> None:
+    """Foreign records without a key, so that most lie in another partition than their card's."""
+    for number in numbers:
+        at = after(seconds=number)
+        stated = transaction(number, at, card_id=f"c{number % 7}", merchant_id=f"m{number % 3}", amount=number + 1.5)
+        cluster.write(TRANSACTIONS, foreign(stated), None, at, partition=number % 2)
+    cluster.flush()
+
+
+def mapping_file(directory: Path, content: bytes) -> Path:
+    file = directory / "mapping.toml"
+    file.write_bytes(content)
+    return file
+
+
+def test_each_is_decided_once_and_again_alike_whatever_the_mapping_is_by_then(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish()
+    file = mapping_file(tmp_path, CORE)
+    first = start(cluster.settings, mapping_file=file)
+    bought(cluster, range(40))
+    first.until(lambda: len(cluster.decisions()) >= 40)
+    first.end()
+    # The shop is another one from here on; the state is made from the log alone, with the mapping of its time.
+    mapping_file(tmp_path, CORE.replace(b"core-1", b"core-2").replace(b'"payload.after.shop"', b'"payload.after.ccy"'))
+    second = start(cluster.settings, mapping_file=file, snapshot_url="")
+    bought(cluster, range(30, 80))
+    cluster.write(TRANSACTIONS, b'{"payload":{}}', None, after(), partition=0)
+    cluster.flush()
+    second.until(lambda: len(cluster.decisions()) >= 80 and cluster.read(DEAD_LETTERS))
+    assert second.stop() == 0, second.output
+    decisions = cluster.decisions()
+    assert once(decisions)
+    assert len(decisions) == 80
+    assert {decision.merchant_id for decision in decisions} == {"m0", "m1", "m2", "EUR"}
+    assert len(cluster.read(REROUTED)) > 10
+    settings = cluster.settings.model_copy(update={"mapping_file": file})
+    again = backtest_of(order="recorded", compare_live=True, settings=settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (80, [])
+    assert len(backtest_of(settings=settings).run().variants[0].decisions) == 80
+
+
+def test_another_mapping_of_the_same_version_is_refused_at_the_start(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.command("map", "--publish", str(mapping_file(tmp_path, CORE)), code=0)
+    file = mapping_file(tmp_path, CORE.replace(b'"payload.after.shop"', b'"payload.after.ccy"'))
+    worker = start(cluster.settings, mapping_file=file)
+    assert worker.code() == 1
+    assert "mapping 'core-1' says something else" in worker.output
+    wrong = start(cluster.settings, mapping_file=mapping_file(tmp_path, CORE.replace(b"merchant_id", b"merchnt")))
+    assert wrong.code() == 1
+    assert "mapping.toml: [fields.merchnt]: there is no field merchnt; did you mean merchant_id?" in wrong.output
+    assert "Traceback" not in wrong.output
