@@ -30,6 +30,7 @@ COMMANDS: Final = {
         ("forget", "Destroy the key of a card's token."),
         ("inspect", "Show one record, and the rows of a block."),
         ("label", "Label a transaction as fraud or legitimate."),
+        ("map", "Propose a mapping of your own JSON, and show what it makes of it."),
         ("models", "List, compare and change versions of models."),
         ("pace", "Keep alerts to a budget, hour by hour."),
         ("rates", "Publish rate tables, and list those that are."),

@@ -24,6 +24,8 @@ from schemas.money import RateTable
 MAX_BYTES: Final = 64 * 1024
 """Longest file of a mapping."""
 MAX_ATTRIBUTES: Final = 200
+_MOST_DIGITS: Final = 40
+"""More digits than the number of any time has."""
 _DIGEST_LENGTH: Final = 16
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PER_US: Final = {"s": 6, "ms": 3, "us": 0, "ns": -3}
@@ -42,6 +44,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Path = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[list[Name], Meta(min_length=1, max_length=32)]
 """Names from the outermost object inwards, joined with points, or as a list where a name has one; digits count in an
 array."""
+_SHOWN: Final = 64
+"""Characters of a name that an error shows."""
 T = TypeVar("T")
 _decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
@@ -102,7 +106,7 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return the mapping; raises `InvalidMapping` for one that says what no record could follow."""
         for name, source in self.fields.items():
             if name not in _FIELDS:
-                raise InvalidMapping(f"[fields.{name}]: there is no field {name}{_meant(name, _FIELDS)}")
+                raise InvalidMapping(f"[fields.{_shown(name)}]: there is no such field{_meant(name, _FIELDS)}")
             _check_source(name, source)
         missing = [name for name in _REQUIRED if name not in self.fields]
         if missing:
@@ -193,7 +197,7 @@ class Mapper:
         try:
             return Decimal(value).scaleb(-digits, _EXACT)
         except ArithmeticError:
-            # Longer or larger than any amount may be.
+            # Longer or larger than any amount may be; the acceptance refuses it.
             return value
 
 
@@ -211,8 +215,10 @@ def read_mapping(content: bytes) -> FieldMapping:
     for name, table in fields.items() if isinstance(fields, dict) else ():
         for key in table if isinstance(table, dict) else ():
             if key not in FieldSource.__struct_fields__:
-                raise InvalidMapping(f"[fields.{name}]: there is no {key}{_meant(key, FieldSource.__struct_fields__)}")
-        _converted(table, FieldSource, f"[fields.{name}]: ")
+                raise InvalidMapping(
+                    f"[fields.{_shown(name)}]: there is no {_shown(key)}{_meant(key, FieldSource.__struct_fields__)}"
+                )
+        _converted(table, FieldSource, f"[fields.{_shown(name)}]: ")
     return _converted(tables, FieldMapping, "").checked()
 
 
@@ -251,8 +257,12 @@ def _check_source(name: str, source: FieldSource) -> None:
             raise InvalidMapping(f"{where}there is no time zone {source.zone!r}; write one like Asia/Tokyo") from error
 
 
+def _shown(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+
+
 def _meant(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
+    close = difflib.get_close_matches(name[:_SHOWN], names, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
@@ -278,6 +288,8 @@ def _since_1970(value: Any, power: int) -> Any:
         value = Decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return value
+    if Decimal(value).adjusted() > _MOST_DIGITS:
+        return str(value)
     try:
         moment_us = int(Decimal(value).scaleb(power, _WIDE).to_integral_value(ROUND_FLOOR))
         return _EPOCH + timedelta(microseconds=moment_us)

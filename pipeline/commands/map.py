@@ -5,7 +5,7 @@ import io
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,6 @@ import msgspec
 from pipeline.history.mapping_proposal import propose_mapping
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
-from pipeline.settings.mapping_file import own_mapping
 from pipeline.settings.rate_table import load_rates
 from schemas.codec import MAX_NESTING, MAX_VALUE_BYTES, decode_transaction, is_too_deep
 from schemas.errors import InvalidMessage
@@ -59,10 +58,11 @@ def command(*, sample: BinaryIO | None, mapping: Path | None, publish: Path | No
     if (sample is None) == (publish is None) or (publish is not None and mapping is not None):
         raise click.UsageError("Give either a SAMPLE, with or without --mapping, or --publish alone.")
     settings = Settings()
+    if publish is not None:
+        _publish(_read_mapping(publish), settings)
     if sample is None:
-        _publish(_read_mapping(settings, publish), settings)
         return
-    given = None if mapping is None else _read_mapping(settings, mapping)
+    given = None if mapping is None else _read_mapping(mapping)
     try:
         records = read_sample(sample.read(MAX_SAMPLE_BYTES + 1))
     except UnusableSample as error:
@@ -101,51 +101,44 @@ def read_sample(content: bytes) -> list[bytes]:
     for line, record in records:
         if len(record) > MAX_VALUE_BYTES:
             raise UnusableSample(
-                f"the record on line {line} has {len(record):,} bytes; a record has at most {MAX_VALUE_BYTES:,}: "
-                "take it out"
+                f"the record on line {line} has {len(record):,} bytes, and may have {MAX_VALUE_BYTES:,}; take it out"
             )
-        if is_too_deep(record):
-            raise _too_deep(line)
-        if not isinstance(_decoded(_decode, record, line), dict):
+        if not isinstance(_decoded(_decode_record, record, line), dict):
             raise UnusableSample(f"what stands on line {line} is no JSON object; write one object a record")
     return [record for _, record in records]
 
 
 def _split(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield each record with the number of its first line."""
-    lines = ((number, line.strip()) for number, line in enumerate(io.BytesIO(content), 1) if line.strip())
-    first = next(lines, None)
-    if first is None:
-        return
-    line, text = first
-    if text.startswith(b"["):
+    if content.lstrip().startswith(b"["):
         at = 0
-        for record in _decoded(_decode_array, content, 1):
+        for record in map(bytes, _decoded(_decode_array, content, 1)):
             start = content.index(record, at)
-            line, at = 1 + content.count(b"\n", 0, start), start + len(bytes(record))
-            yield line, bytes(record)
-    elif not is_too_deep(text) and not _is_whole(text) and next(lines, None) is not None:
-        _decoded(_decode_raw, content, 1)
-        yield line, content.strip()
-    else:
-        yield first
-        yield from lines
-
-
-def _is_whole(text: bytes) -> bool:
+            yield 1 + content.count(b"\n", 0, start), record
+            at = start + len(record)
+        return
     try:
-        _decode_raw(text)
-    except msgspec.DecodeError:
-        return False
-    return True
+        _decode_raw(content)
+        yield 1, content
+    except (msgspec.DecodeError, RecursionError) as error:
+        if isinstance(error, RecursionError) or "trailing characters" in str(error):
+            yield from ((line, record) for line, record in enumerate(io.BytesIO(content), 1) if record.strip())
+        elif content.strip():
+            yield 1, content
 
 
-def _decoded(decode: Any, content: bytes, line: int) -> Any:
+def _decode_record(record: bytes) -> Any:
+    if is_too_deep(record):
+        raise RecursionError
+    return _decode(record)
+
+
+def _decoded(decode: Callable[[bytes], Any], content: bytes, line: int) -> Any:
     """Return decoded JSON that begins on a line."""
     try:
         return decode(content)
     except RecursionError as error:
-        raise _too_deep(line) from error
+        raise UnusableSample(f"line {line} is nested more than {MAX_NESTING} deep; take the record out") from error
     except ArithmeticError as error:
         raise UnusableSample(f"the record on line {line} has a number that is out of range; take it out") from error
     except msgspec.MsgspecError as error:
@@ -154,14 +147,11 @@ def _decoded(decode: Any, content: bytes, line: int) -> Any:
         raise UnusableSample(f"line {line} cannot be read as JSON ({error}); write one object a line") from error
 
 
-def _too_deep(line: int) -> UnusableSample:
-    return UnusableSample(f"the record on line {line} is nested more than {MAX_NESTING} deep; take it out")
-
-
-def _read_mapping(settings: Settings, file: Path | None) -> FieldMapping:
-    mapping = own_mapping(settings.model_copy(update={"mapping_file": file}))
-    assert mapping is not None  # noqa: S101 - a file is given
-    return mapping
+def _read_mapping(file: Path) -> FieldMapping:
+    try:
+        return read_mapping(file.read_bytes())
+    except InvalidMapping as error:
+        raise click.ClickException(printable(f"{file}: {error}")) from error
 
 
 def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *, err: bool) -> int:

@@ -12,6 +12,9 @@ from pipeline.kafka.session.gateway import Gateway, Tokenised
 from pipeline.observability.logs import configure_logging
 from pipeline.protection.tokens import Tokeniser
 from pipeline.settings import Settings
+from pipeline.settings.mapping_file import own_mapping
+from pipeline.settings.rate_table import load_rates
+from schemas.mapping import Mapper
 from schemas.topics import TRANSACTIONS
 
 
@@ -26,7 +29,8 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     """Read TOPIC (without prefix), replace the fields of FRAUD_PIPELINE_TOKEN_FIELDS by tokens, and write the messages.
 
     Each message is written exactly once, with the token of its card as its key. What cannot be tokenised becomes a dead
-    letter without its content. SIGTERM or Ctrl-C ends it.
+    letter without its content. Transactions are mapped before, where FRAUD_PIPELINE_MAPPING_FILE says so. SIGTERM or
+    Ctrl-C ends it.
     """
     stop = threading.Event()
 
@@ -40,8 +44,10 @@ def command(topic: str, target: str, instance: str | None, limit: int | None) ->
     targets = {topic.name: topic for topic in (TRANSACTIONS, *settings.topics_of_labels)}
     if target not in targets:
         raise click.BadParameter(f"{target!r} is not one of {', '.join(targets)}.", param_hint="--to")
-    tokeniser = Tokeniser.from_settings(settings)
-    gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser)
+    tokeniser, mapper = Tokeniser.from_settings(settings), None
+    if target == TRANSACTIONS.name and (mapping := own_mapping(settings)) is not None:
+        mapper = Mapper(mapping, load_rates(settings))
+    gateway = Gateway(find_cluster(settings), settings, topic, targets[target], tokeniser, mapper)
     with interrupts(stop, signal.SIGTERM):
         gateway.run(stop, progress)
     click.echo(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -50,33 +50,29 @@ _NAMES: Final = {
     }.items()
 }
 """Names of each field, the best first, in lower case and without separators."""
-_GENERIC: Final = frozenset("id uuid reference ref value total sum type date time at status result response source".split())
+_GENERIC: Final = re.compile("id|uuid|ref|reference|value|total|sum|type|date|time|at|status|result|response|source")
 """Names that mean nothing within an object of another name."""
-_ENVELOPES: Final = frozenset("payload after before data record body message detail".split())
+_ENVELOPES: Final = ("payload", "after", "before", "data", "record", "body", "message", "detail")
 _PREFIX: Final = re.compile("^(transaction|txn|trx|tx|payment|purchase|event)(?=.)")
 _SUFFIX: Final = re.compile("(?<=.)(in)?(cents?|minor(units?)?|pence|s|seconds|ms|millis|us|micros|ns|nanos|utc)$")
 _MINOR: Final = re.compile("(?<!per)cent|minor|pence")
 _WORDS: Final = {
-    "transaction_type": ("purchase", "refund", "reversal", "cash", "verification"),
-    "authorisation": ("approved", "declined"),
+    "transaction_type": re.compile("(?i:purchase|refund|reversal|cash|verification)"),
+    "authorisation": re.compile("(?i:approved|declined)"),
+    "currency": re.compile("[A-Za-z]{3}"),
 }
-_CURRENCY: Final = re.compile("[A-Za-z]{3}")
-_PLAIN: Final = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?")
 _BLANKS: Final = " '\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
-_DECIMALS: Final = {
-    mark: re.compile(rf"-?([0-9]{{1,40}}|[0-9]{{1,3}}([{grouping}{_BLANKS}][0-9]{{3}}){{1,10}})({mark}[0-9]{{1,20}})?")
-    for mark, grouping in ((r"\.", ","), (",", "."))
+_AMOUNTS: Final = {
+    "": re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?"),
+    ".": re.compile(rf"-?[0-9]{{1,3}}([,{_BLANKS}][0-9]{{3}}){{1,10}}(\.[0-9]{{1,20}})?"),
+    ",": re.compile(rf"-?[0-9]{{1,40}}([.{_BLANKS}][0-9]{{3}}){{0,10}}(,[0-9]{{1,20}})?"),
 }
-_UNITS: Final = {
-    unit: (EARLIEST_US * numerator // divisor, LATEST_US * numerator // divisor)
-    for unit, numerator, divisor in (("s", 1, 10**6), ("ms", 1, 10**3), ("us", 1, 1), ("ns", 10**3, 1))
-}
-"""First and last number of each unit of time that can be meant."""
+"""Amounts as text by the setting ``decimal`` that they need."""
+_UNIT_US: Final = {"s": Decimal(10**6), "ms": Decimal(1_000), "us": Decimal(1), "ns": Decimal("0.001")}
+"""Microseconds in each unit of time."""
 _LARGEST: Final = Decimal("1e300")
 
 Path = tuple[str, ...]
-Members = dict[Path, list[Any]]
-"""Values by path, without nulls."""
 
 
 def propose_mapping(records: Iterable[Mapping[str, Any]]) -> str:
@@ -91,52 +87,51 @@ def propose_mapping(records: Iterable[Mapping[str, Any]]) -> str:
     path = "amountCents"
     minor = true
     """
-    members, count = _members(records)
-    has_after = any("after" in path[:-1] for path in members)
-    ranked = {path: _rank_place(path, has_after) for path in members}
-    usable = [path for path in members if all(path) and sum(map(len, path)) + len(path) <= _LONGEST_PATH]
+    members = _members(records)
+    fullest = max(map(len, members.values()), default=0)
+    tiers = _tiers(members)
+    usable = [path for path in members if all(path) and len(".".join(path)) <= _LONGEST_PATH]
     chosen = dict[str, Path]()
     for field in sorted(_FIELDS, key=lambda field: not field.required):
         scores = {
-            path: (ranked[path], 2 * len(members[path]) < count, *score)
+            path: (tiers[path], 2 * len(members[path]) < fullest, *score)
             for path in usable
-            if path not in chosen.values() and (field.required or ranked[path] == 0)
+            if path not in chosen.values() and (field.required or tiers[path] == 0)
             if (score := _name_score(path, field.name)) is not None and _fits_most(field, members[path])
         }
         if scores:
             chosen[field.name] = min(scores, key=lambda path: scores[path])
     lines = [
-        f"# Proposed from {count:,} records: check every entry, and save it as mapping.toml.",
+        "# A proposal: check every entry, and save it as mapping.toml.",
         'version = "1"  # Give each change a version of its own.',
     ]
     for field in _FIELDS:
-        if field.name in chosen:
-            path = chosen[field.name]
+        if (path := chosen.get(field.name)) is not None:
             lines += ["", f"[fields.{field.name}]", f"path = {_path_text(path)}"]
             lines += _options(field, path, members[path])
         elif field.required:
-            lines += ["", f"[fields.{field.name}]", _to_complete(field)]
+            entry = 'constant = "EUR"' if field.name == "currency" else 'path = "..."'
+            lines += ["", f"[fields.{field.name}]", f"# {entry}  # No member fits: complete it ({field.meaning})."]
     rest = [path for path in members if path not in chosen.values()]
-    numbers = [path for path in rest if path in usable and ranked[path] == 0 and _are_numbers(members[path])]
-    if attributes := _attribute_names(numbers[:MAX_PROPOSED_ATTRIBUTES]):
+    numbers = [path for path in rest if path in usable and tiers[path] == 0 and members[path]]
+    attributes = _attributes([path for path in numbers if all(map(_is_number, members[path]))])
+    if attributes:
         lines += ["", "[attributes]", *(f"{name} = {_path_text(path)}" for name, path in attributes.items())]
     if rest := [path for path in rest if path not in attributes.values()]:
         lines += ["", "# Mapped to nothing:", *(f"#   {_shown(path)}" for path in rest[:_MOST_LISTED])]
-    if len(rest) > _MOST_LISTED:
-        lines.append("#   and others")
+        lines += ["#   and others"] * (len(rest) > _MOST_LISTED)
     return "\n".join(lines) + "\n"
 
 
-def _members(records: Iterable[Mapping[str, Any]]) -> tuple[Members, int]:
-    members, count = Members(), 0
-    for record in records:
-        count += 1
-        for path, value in _leaves(record, ()):
-            if path in members or len(members) < _MOST_MEMBERS:
-                members.setdefault(path, []).extend([] if value is None else [value])
+def _members(records: Iterable[Mapping[str, Any]]) -> dict[Path, list[Any]]:
+    """Return the values of each member without nulls, by path."""
+    members = dict[Path, list[Any]]()
+    for path, value in (leaf for record in records for leaf in _leaves(record, ())):
+        if path in members or len(members) < _MOST_MEMBERS:
+            members.setdefault(path, []).extend([] if value is None else [value])
     # An object that is null in some records is no member of its own.
     objects = {path[:length] for path in members for length in range(1, len(path))}
-    return {path: values for path, values in members.items() if path not in objects or values}, count
+    return {path: values for path, values in members.items() if path not in objects or values}
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -147,21 +142,22 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def _rank_place(path: Path, has_after: bool) -> int:
-    """Rank the state of a row behind its change before what surrounds it, and that before what was."""
-    if not has_after or "after" in path[:-1]:
-        return 0
-    return 2 if {"before", "source"} & set(path) else 1
+def _tiers(paths: Iterable[Path]) -> dict[Path, int]:
+    """Rank a row behind its change (0) before what surrounds it (1), and that before what was (2); else all alike."""
+    if not any("after" in path[:-1] for path in paths):
+        return dict.fromkeys(paths, 0)
+    return {path: 0 if "after" in path[:-1] else 1 + bool({"before", "source"} & set(path)) for path in paths}
 
 
 def _name_score(path: Path, field: str) -> tuple[int, int] | None:
     """Return how well a path names a field, the lowest best; None for not at all."""
+    names = _NAMES.get(field, (field.replace("_", ""),))
     outer = next((at for at, name in enumerate(path) if name not in _ENVELOPES), len(path) - 1)
     found = [
-        _NAMES[field].index(form) + _FOREIGN_PARENT * (start - outer)
+        names.index(form) + _FOREIGN_PARENT * (start - outer)
         for start in range(outer, len(path))
         for form in _forms("".join(path[start:]))
-        if form in _NAMES.get(field, ()) and (start == outer or form not in _GENERIC)
+        if form in names and (start == outer or not _GENERIC.fullmatch(form))
     ]
     return (min(found), -outer) if found else None
 
@@ -174,120 +170,80 @@ def _forms(name: str) -> set[str]:
 
 
 def _fits_most(field: FieldDeclaration, values: Sequence[Any]) -> bool:
-    fitting = [value for value in values if _fits(field, value)]
-    if field.name == "transaction_id" and 2 * len({str(value) for value in fitting}) < len(fitting):
+    fitting = [value for value in values if _fit(field, value) is not None]
+    if field.name == "transaction_id" and 2 * len(set(map(str, fitting))) < len(fitting):
         return False
     return 0 < len(values) <= 2 * len(fitting)
 
 
-def _fits(field: FieldDeclaration, value: Any) -> bool:
+def _fit(field: FieldDeclaration, value: Any) -> str | None:
+    """Return how a field takes a value: a unit, a decimal mark, or the contract's word; None if it does not."""
     if field.kind is Kind.TIME:
-        return _unit(value) is not None or _moment(value) is not None
-    if field.kind is Kind.AMOUNT:
-        return _is_number(value) or (
-            isinstance(value, str) and any(pattern.fullmatch(value) for pattern in _DECIMALS.values())
-        )
-    if isinstance(value, str):
-        return _target(field, value) is not None and field.least <= len(value) <= field.most
-    if field.name in ("currency", *_WORDS) or field.kind is not Kind.TEXT:
-        return False
-    return _is_number(value) and (field.stands_for_text or (isinstance(value, int) and len(str(value)) <= field.most))
-
-
-def _target(field: FieldDeclaration, text: str) -> str | None:
-    """Return the contract's word for a text; None where it has none."""
+        return _time_fit(value)
+    if field.kind is Kind.AMOUNT and isinstance(value, str):
+        return next((mark for mark, pattern in _AMOUNTS.items() if pattern.fullmatch(value)), None)
+    if _is_number(value):
+        as_text = field.stands_for_text or (isinstance(value, int) and len(str(value)) <= field.most)
+        return "" if field.kind is Kind.AMOUNT or (as_text and field.name not in _WORDS) else None
+    if not isinstance(value, str) or not field.least <= len(value) <= field.most:
+        return None
     if field.kind is Kind.CLOCK:
         try:
-            wall_clock_us(text)
+            wall_clock_us(value)
         except InvalidMessage:
             return None
-    if field.name == "currency":
-        return text.upper() if _CURRENCY.fullmatch(text) else None
-    if field.name in _WORDS:
-        return text.lower() if text.lower() in _WORDS[field.name] else None
-    return text
+    if (words := _WORDS.get(field.name)) is None:
+        return value
+    return (value.upper() if field.name == "currency" else value.lower()) if words.fullmatch(value) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | Decimal) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return bool(values) and all(map(_is_number, values))
-
-
-def _unit(value: Any) -> str | None:
-    if isinstance(value, str) and _PLAIN.fullmatch(value):
+def _time_fit(value: Any) -> str | None:
+    """Return the unit of a number of a likely size; ``offset``, or ``zone`` for one to be set, of a text."""
+    if isinstance(value, str) and _AMOUNTS[""].fullmatch(value):
         value = Decimal(value)
-    if not _is_number(value):
-        return None
-    return next((unit for unit, (first, last) in _UNITS.items() if first <= value < last), None)
-
-
-def _moment(value: Any) -> datetime | None:
-    """Return the time that a text states with a time of day."""
+    if _is_number(value):
+        sizes = ((unit, value * size) for unit, size in _UNIT_US.items())
+        return next((unit for unit, time_us in sizes if EARLIEST_US <= time_us < LATEST_US), None)
     if not isinstance(value, str) or not len("2024-03-01") < len(value) <= _LONGEST_TIME:
         return None
     try:
-        return datetime.fromisoformat(value)
-    except ValueError:
-        return None
+        datetime.fromisoformat(value)
+        msgspec.convert(value, Timestamp)
+    except ValueError as error:
+        return "zone" if isinstance(error, msgspec.ValidationError) else None
+    return "offset"
+
+
+def _is_number(value: Any) -> TypeGuard[int | Decimal]:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _options(field: FieldDeclaration, path: Path, values: Sequence[Any]) -> Iterator[str]:
     """Yield the lines that say how to read the values."""
-    texts = [value for value in values if isinstance(value, str)]
+    fits = {value: fit for value in values if isinstance(value, str) and (fit := _fit(field, value)) is not None}
     if field.kind is Kind.TIME:
-        yield from _time_options(values)
+        ((unit, _),) = Counter(fit for value in values if (fit := _time_fit(value))).most_common(1)
+        if unit == "zone":
+            yield 'zone = "UTC"  # For texts without an offset: set the zone of their clock, such as "Europe/Berlin".'
+        elif unit != "offset":
+            yield f'unit = "{unit}"'
     elif field.kind is Kind.AMOUNT:
-        fitting = {mark: sum(map(bool, map(_DECIMALS[mark].fullmatch, texts))) for mark in _DECIMALS}
-        if sum(map(bool, map(_PLAIN.fullmatch, texts))) < max(fitting.values()):
-            yield f'decimal = "{max(fitting, key=lambda mark: fitting[mark])[-1]}"'
+        if mark := min(filter(None, fits.values()), default=""):
+            yield f'decimal = "{mark}"'
         if all(isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) for value in values):
             minor = _MINOR.search("".join(path).lower())
             yield "minor = true" if minor else "# All are whole numbers: add minor = true if they count cents."
-    elif field.kind is Kind.TEXT:
-        words = {text: word for text in texts if (word := _target(field, text)) is not None and word != text}
-        if words:
-            yield f"values = {{ {', '.join(f'{_quoted(text)} = {_quoted(word)}' for text, word in words.items())} }}"
+    elif words := [f"{_quoted(text)} = {_quoted(word)}" for text, word in fits.items() if word != text]:
+        yield f"values = {{ {', '.join(words)} }}"
 
 
-def _time_options(values: Sequence[Any]) -> Iterator[str]:
-    (unit, _), *_ = Counter(map(_unit, values)).most_common(1)
-    moments = {value: moment for value in values if isinstance(value, str) and (moment := _moment(value)) is not None}
-    if unit is not None:
-        yield f'unit = "{unit}"'
-    elif any(moment.tzinfo is None for moment in moments.values()):
-        yield 'zone = "UTC"  # The texts have no offset: set the time zone of their clock, such as "Europe/Berlin".'
-    elif not all(map(_is_rfc_3339, moments)):
-        yield 'zone = "UTC"'
-
-
-def _is_rfc_3339(text: str) -> bool:
-    try:
-        msgspec.convert(text, Timestamp)
-    except msgspec.ValidationError:
-        return False
-    return True
-
-
-def _to_complete(field: FieldDeclaration) -> str:
-    if field.name == "currency":
-        return '# constant = "EUR"  # No member fits: uncomment it with your currency, or write its path.'
-    return f'# path = "..."  # No member fits: uncomment it with the path of your member ({field.meaning}).'
-
-
-def _attribute_names(paths: Sequence[Path]) -> dict[str, Path]:
-    names = dict[str, Path]()
-    for path in paths:
+def _attributes(paths: Sequence[Path]) -> dict[str, Path]:
+    named = dict[str, Path]()
+    for path in paths[:MAX_PROPOSED_ATTRIBUTES]:
         name = re.sub("[^A-Za-z0-9_]", "_", path[-1])[:60]
-        number = next(number for number in range(1, len(paths) + 1) if _numbered(name, number) not in names)
-        names[_numbered(name, number)] = path
-    return names
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}_{number}"
+        candidates = (name, *(f"{name}_{number}" for number in range(2, MAX_PROPOSED_ATTRIBUTES + 1)))
+        named[next(candidate for candidate in candidates if candidate not in named)] = path
+    return named
 
 
 def _path_text(path: Path) -> str:
@@ -297,7 +253,7 @@ def _path_text(path: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    text = ".".join(name[:_SHOWN] for name in path)
+    text = ".".join(name[: _SHOWN + 1] for name in path)
     return _quoted(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")[1:-1]
 
 

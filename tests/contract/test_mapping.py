@@ -1,6 +1,7 @@
 """A mapping makes of a producer's own JSON what its producer would have written by the contract, or leaves it."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,21 +84,21 @@ def test_a_number_counts_in_its_unit(unit: str, number: int | str) -> None:
     assert mapped(STATED | {"when": number}, mapping).event_time_us == 1_709_294_400_000_000
 
 
-@pytest.mark.parametrize(("cents", "currency", "minor"), [(1250, "EUR", 1250), ("1250", "JPY", 1250), (7, "KWD", 7)])
+@pytest.mark.parametrize(("cents", "currency", "minor"), [(1250, "EUR", 1250), ("1250", "JPY", 1250)])
 def test_minor_units_are_those_of_the_currency(cents: int | str, currency: str, minor: int) -> None:
     mapping = FLAT.replace(b'decimal = ","', b"minor = true").replace(b'constant = "EUR"', b'path = "ccy"')
-    try:
-        assert mapped(STATED | {"sum": cents, "ccy": currency}, mapping).amount_minor == minor
-    except InvalidMessage as error:
-        assert (error.code, currency in RATES.currencies) == ("currency_unknown", False)
+    assert mapped(STATED | {"sum": cents, "ccy": currency}, mapping).amount_minor == minor
 
 
 def test_words_attributes_and_whole_numbers_become_the_contracts() -> None:
-    mapping = FLAT.replace(
-        b"\n[fields]",
-        b"\n[fields]\ntransaction_type = { path = \"kind\", values = { 7 = \"refund\" } }\n"
-        b'channel = { path = "channel" }',
-    ) + b'[attributes]\nrisk = "x.risk"\nnew = "x.new"\nword = "x.word"\nabsent = "x.y.z"\n'
+    mapping = (
+        FLAT.replace(
+            b"\n[fields]",
+            b'\n[fields]\ntransaction_type = { path = "kind", values = { 7 = "refund" } }\n'
+            b'channel = { path = "channel" }',
+        )
+        + b'[attributes]\nrisk = "x.risk"\nnew = "x.new"\nword = "x.word"\nabsent = "x.y.z"\n'
+    )
     stated = STATED | {"kind": 7, "channel": 5, "x": {"risk": 0.25, "new": True, "word": "w"}}
     found = mapped(stated, mapping).message
     assert (found.transaction_type, found.channel) == ("refund", "5")
@@ -146,7 +147,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({name: JSON for name in STATED}), st.sampled_from(["s", "ms", "us", "ns"]), st.booleans())
+@given(st.fixed_dictionaries(dict.fromkeys(STATED, JSON)), st.sampled_from(["s", "ms", "us", "ns"]), st.booleans())
 def test_any_json_is_accepted_or_refused(stated: dict[str, Any], unit: str, minor: bool) -> None:
     mapping = FLAT.replace(b'zone = "Europe/Zurich"', b'unit = "%s"' % unit.encode())
     if minor:
@@ -154,10 +155,8 @@ def test_any_json_is_accepted_or_refused(stated: dict[str, Any], unit: str, mino
     value = Mapper(read_mapping(mapping), RATES).mapped(json.dumps(stated).encode())
     assert value is not None
     assert isinstance(json.loads(value), dict)
-    try:
+    with suppress(InvalidMessage):
         assert accepted(value).amount_minor >= 0
-    except InvalidMessage:
-        pass
 
 
 def test_a_mapping_travels_as_json_and_says_the_same() -> None:
@@ -175,7 +174,7 @@ def test_a_mapping_travels_as_json_and_says_the_same() -> None:
     [
         (b"ref", b"ref\n", "it is no TOML: .*line 4"),
         (b'version = "flat-1"', b"", "version"),
-        (b"merchant_id", b"merchnt_id", "there is no field merchnt_id; did you mean merchant_id"),
+        (b"merchant_id", b"merchnt_id", r"\[fields.merchnt_id\]: there is no such field; did you mean merchant_id"),
         (b"path = \"ref\"", b"pth = \"ref\"", r"\[fields.transaction_id\]: there is no pth; did you mean path"),
         (b'{ path = "ref" }', b'"ref"', r"\[fields.transaction_id\]: Expected `object`, got `str`"),
         (b'{ path = "ref" }', b"{}", "give either a path or a constant"),
@@ -196,7 +195,7 @@ def test_a_wrong_file_is_refused_in_a_sentence(old: bytes, new: bytes, saying: s
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"a = " + b"[" * 50_000, b"#" * 70_000, CORE + b"x" * 70_000, b"fields = 1"])
+@pytest.mark.parametrize("content", [b"\xff", b"a = " + b"[" * 50_000, CORE + b"#" * 70_000, b"fields = 1"])
 def test_hostile_files_are_refused(content: bytes) -> None:
     with pytest.raises(InvalidMapping):
         read_mapping(content)

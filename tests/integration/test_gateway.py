@@ -12,8 +12,12 @@ from pipeline.kafka.records.inflation import MOST_BATCH_BYTES
 from pipeline.kafka.session.gateway import Gateway, GatewayError, Tokenised
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.protection.tokens import Tokeniser, TokenKeys
+from schemas.mapping import Mapper
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS, Topic
+from tests.contract.records import RATES
 from tests.helpers.batches import produce_batch, record_batch
+from tests.helpers.logs import START, microseconds, transaction
+from tests.helpers.mappings import core, foreign
 from tests.helpers.topics import Cluster
 
 pytestmark = pytest.mark.broker
@@ -73,3 +77,19 @@ def test_a_gateway_does_not_read_a_topic_of_the_pipeline(cluster: Cluster, tmp_p
         pytest.raises(GatewayError, match="is a topic of the pipeline"),
     ):
         Gateway(cluster.bootstrap, cluster.settings, "transactions", TRANSACTIONS, Tokeniser(keys))
+
+
+def test_records_of_another_shape_are_mapped_before(cluster: Cluster, tmp_path: Path) -> None:
+    ensure_topics(cluster.bootstrap, cluster.settings, [RAW])
+    with RecordProducer(cluster.bootstrap, cluster.settings) as producer:
+        value = foreign(transaction(1, START, card_id="card-1"))
+        producer.produce(cluster.settings.topic(RAW.name), None, value, microseconds(START) // 1_000)
+    with TokenKeys(tmp_path / "tokens.sqlite", b"s" * 32) as keys:
+        tokeniser, stop = Tokeniser(keys), threading.Event()
+        mapper = Mapper(core(), RATES)
+        gateway = Gateway(cluster.bootstrap, cluster.settings, RAW.name, TRANSACTIONS, tokeniser, mapper)
+        gateway.run(stop, lambda _: stop.set())
+        token = tokeniser.token("card_id", "card-1")
+    (record,) = cluster.read(TRANSACTIONS)
+    message = json.loads(record.value or b"")
+    assert (record.key, message["card_id"], message["transaction_id"]) == (token.encode(), token, "t1")

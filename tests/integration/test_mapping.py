@@ -68,5 +68,5 @@ def test_another_mapping_of_the_same_version_is_refused_at_the_start(
     assert "mapping 'core-1' says something else" in worker.output
     wrong = start(cluster.settings, mapping_file=mapping_file(tmp_path, CORE.replace(b"merchant_id", b"merchnt")))
     assert wrong.code() == 1
-    assert "mapping.toml: [fields.merchnt]: there is no field merchnt; did you mean merchant_id?" in wrong.output
+    assert "mapping.toml: [fields.merchnt]: there is no such field; did you mean merchant_id?" in wrong.output
     assert "Traceback" not in wrong.output

@@ -45,7 +45,10 @@ def test_another_table_of_the_same_version_is_refused_at_the_start(
     assert "give what was changed a version of its own" in worker.output
     assert len(tables(cluster)) == 1
     # Other spaces and notes say nothing else.
-    assert published(cluster).publish(RATES, json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode()) is False
+    assert (
+        published(cluster).publish(RATES, json.dumps({**json.loads(NEW), "note": "of Friday"}, indent=1).encode())
+        is False
+    )
     assert len(tables(cluster)) == 1
 
 

@@ -20,6 +20,7 @@ from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
+from schemas.mapping import Mapper
 from schemas.records import Output, Record
 from schemas.topics import DEAD_LETTERS, INPUT_BYTES, Topic
 
@@ -52,13 +53,22 @@ class Gateway:
         raw: Topic to read, without prefix.
         target: `schemas.topics.TRANSACTIONS`, or a topic of labels.
         tokeniser: Replaces values.
+        mapper: Maps records of transactions before; None: they have the contract's shape.
 
     Raises:
         GatewayError: ``raw`` is a topic of the pipeline, or outputs would not be exactly once.
         TopicError: A topic is missing.
     """
 
-    def __init__(self, bootstrap: str, settings: Settings, raw: str, target: Topic, tokeniser: Tokeniser) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        settings: Settings,
+        raw: str,
+        target: Topic,
+        tokeniser: Tokeniser,
+        mapper: Mapper | None = None,
+    ) -> None:
         if raw in {topic.name for topic in settings.topics}:
             raise GatewayError(f"{raw} is a topic of the pipeline: have producers write to another one")
         if settings.delivery != "exactly_once":
@@ -71,7 +81,7 @@ class Gateway:
         # Before another process of this name is fenced: a key that cannot be used ends this one.
         Signer.from_settings(settings)
         end_unfinished(bootstrap, settings, {name: 1})
-        self._target, self._tokeniser = target, tokeniser
+        self._target, self._tokeniser, self._mapper = target, tokeniser, mapper
         self._session = Session(
             bootstrap, settings, name, [source], Stateless(), group_protocol=group_protocol(client, settings)
         )
@@ -111,7 +121,8 @@ class Gateway:
     def _tokenised(self, records: Sequence[Record]) -> tuple[Result, int]:
         """Return the outputs of some records, and how many of them are written to the target."""
         result, written = Result(), 0
-        for record, found in zip(records, self._tokeniser.many([record.value for record in records]), strict=True):
+        values = [record.value if self._mapper is None else self._mapper.mapped(record.value) for record in records]
+        for record, found in zip(records, self._tokeniser.many(values), strict=True):
             if isinstance(found, NotTokenised):
                 result.dead_letter(record, STAGE, found.code, str(found))
                 result.outputs[-1] = redacted(result.outputs[-1])
