@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import click
 import msgspec
@@ -37,7 +37,7 @@ class UnusableSample(click.ClickException):
 
 
 @click.command("map")
-@click.argument("sample", required=False, type=click.File("rb"))
+@click.argument("sample", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option(
     "--mapping",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -48,7 +48,7 @@ class UnusableSample(click.ClickException):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Publish this mapping file, and list all that are published.",
 )
-def command(*, sample: BinaryIO | None, mapping: Path | None, publish: Path | None) -> None:
+def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) -> None:
     """Propose a mapping of your own JSON in SAMPLE as TOML, and show what it makes of the records.
 
     SAMPLE holds one object a line, an array of objects, or one object; its first 1,000 are looked at. The proposal
@@ -64,9 +64,10 @@ def command(*, sample: BinaryIO | None, mapping: Path | None, publish: Path | No
         return
     given = None if mapping is None else _read_mapping(mapping)
     try:
-        records = read_sample(sample.read(MAX_SAMPLE_BYTES + 1))
+        with click.open_file(str(sample), "rb") as file:
+            records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
     except UnusableSample as error:
-        raise UnusableSample(f"{printable(sample.name)}: {error.message}") from error
+        raise UnusableSample(f"{printable(str(sample))}: {error.message}") from error
     if given is not None:
         if _show(records, given, settings, err=False):
             raise click.exceptions.Exit(1)
@@ -121,7 +122,7 @@ def _split(content: bytes) -> Iterator[tuple[int, bytes]]:
         _decode_raw(content)
         yield 1, content
     except (msgspec.DecodeError, RecursionError) as error:
-        if isinstance(error, RecursionError) or "trailing characters" in str(error):
+        if "trailing characters" in str(error):
             yield from ((line, record) for line, record in enumerate(io.BytesIO(content), 1) if record.strip())
         elif content.strip():
             yield 1, content

@@ -20,6 +20,7 @@ _MOST_MEMBERS: Final = 1_000
 _MOST_LISTED: Final = 100
 _LONGEST_PATH: Final = 256
 """Characters of a path that is proposed."""
+_LISTED_WORDS: Final = 10
 _LONGEST_TIME: Final = 64
 _SHOWN: Final = 70
 """Characters of a path in a comment."""
@@ -38,7 +39,7 @@ _NAMES: Final = {
         "event_time": "timestamp datetime createdat created occurredat authorisedat authorizedat time ts at date",
         "currency": "currencycode ccy curr amountcurrency",
         "account_id": "account accountnumber iban customerid customer userid user",
-        "transaction_type": "type operation",
+        "transaction_type": "type kind operation",
         "original_transaction_id": "originalid originalreference parenttransactionid refundof",
         "authorisation": "authorization authorisationstatus authorizationstatus authstatus status result response",
         "local_time": "localdatetime localtimestamp merchanttime terminaltime",
@@ -50,12 +51,14 @@ _NAMES: Final = {
     }.items()
 }
 """Names of each field, the best first, in lower case and without separators."""
-_GENERIC: Final = re.compile("id|uuid|ref|reference|value|total|sum|type|date|time|at|status|result|response|source")
+_GENERIC: Final = re.compile(
+    "id|uuid|ref|reference|value|total|sum|type|kind|date|time|at|status|result|response|source"
+)
 """Names that mean nothing within an object of another name."""
 _ENVELOPES: Final = ("payload", "after", "before", "data", "record", "body", "message", "detail")
 _PREFIX: Final = re.compile("^(transaction|txn|trx|tx|payment|purchase|event)(?=.)")
 _SUFFIX: Final = re.compile("(?<=.)(in)?(cents?|minor(units?)?|pence|s|seconds|ms|millis|us|micros|ns|nanos|utc)$")
-_MINOR: Final = re.compile("(?<!per)cent|minor|pence")
+_MINOR: Final = re.compile("cent|minor|pence")
 _WORDS: Final = {
     "transaction_type": re.compile("(?i:purchase|refund|reversal|cash|verification)"),
     "authorisation": re.compile("(?i:approved|declined)"),
@@ -173,7 +176,7 @@ def _fits_most(field: FieldDeclaration, values: Sequence[Any]) -> bool:
     fitting = [value for value in values if _fit(field, value) is not None]
     if field.name == "transaction_id" and 2 * len(set(map(str, fitting))) < len(fitting):
         return False
-    return 0 < len(values) <= 2 * len(fitting)
+    return bool(fitting) and (field.name in _WORDS or len(values) <= 2 * len(fitting))
 
 
 def _fit(field: FieldDeclaration, value: Any) -> str | None:
@@ -202,7 +205,7 @@ def _time_fit(value: Any) -> str | None:
     if isinstance(value, str) and _AMOUNTS[""].fullmatch(value):
         value = Decimal(value)
     if _is_number(value):
-        sizes = ((unit, value * size) for unit, size in _UNIT_US.items())
+        sizes = ((unit, Decimal(value) * size) for unit, size in _UNIT_US.items())
         return next((unit for unit, time_us in sizes if EARLIEST_US <= time_us < LATEST_US), None)
     if not isinstance(value, str) or not len("2024-03-01") < len(value) <= _LONGEST_TIME:
         return None
@@ -215,7 +218,7 @@ def _time_fit(value: Any) -> str | None:
 
 
 def _is_number(value: Any) -> TypeGuard[int | Decimal]:
-    return isinstance(value, int | Decimal) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return isinstance(value, int | Decimal) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _options(field: FieldDeclaration, path: Path, values: Sequence[Any]) -> Iterator[str]:
@@ -233,8 +236,11 @@ def _options(field: FieldDeclaration, path: Path, values: Sequence[Any]) -> Iter
         if all(isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) for value in values):
             minor = _MINOR.search("".join(path).lower())
             yield "minor = true" if minor else "# All are whole numbers: add minor = true if they count cents."
-    elif words := [f"{_quoted(text)} = {_quoted(word)}" for text, word in fits.items() if word != text]:
-        yield f"values = {{ {', '.join(words)} }}"
+    else:
+        if words := [f"{_quoted(text)} = {_quoted(word)}" for text, word in fits.items() if word != text]:
+            yield f"values = {{ {', '.join(words)} }}"
+        if others := sorted({_shown((str(value),)) for value in values if _fit(field, value) is None}):
+            yield f"# No words of the contract: {', '.join(others[:_LISTED_WORDS])}; give theirs in values."
 
 
 def _attributes(paths: Sequence[Path]) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from tests.chaos.brokers import Brokers
 from tests.chaos.checker import CHECKS, check_all, differences
 from tests.chaos.harness import Chaos, Options, Outcome
 from tests.chaos.load import Load
-from tests.chaos.records import Entry, Logs
+from tests.chaos.records import NUMBER_HEADER, Entry, Logs
 from tests.chaos.report import as_json, as_text, failures
 from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import short_schedule
@@ -187,6 +187,16 @@ def last_hostile(*changes: dict[str, Any]) -> Change:
     return change
 
 
+def first_of_an_input(*changes: dict[str, Any]) -> Change:
+    """Once with each of the changes in place of the first record that is of an input, and not of something hostile."""
+
+    def change(entries: list[Entry]) -> list[Entry]:
+        index = next(number for number, entry in enumerate(entries) if entry.header(NUMBER_HEADER) is not None)
+        return [*entries[:index], *(entries[index]._replace(**item) for item in changes), *entries[index + 1 :]]
+
+    return change
+
+
 def found(logs: Logs, outcome: Outcome, name: str, rules: Rules | None = None) -> Check:
     """What one check says of other logs, or by other rules."""
     (check,) = [check for check in CHECKS if check.__name__ == name]
@@ -195,8 +205,10 @@ def found(logs: Logs, outcome: Outcome, name: str, rules: Rules | None = None) -
 
 
 def moved(entries: list[Entry]) -> list[Entry]:
-    """The last record stands in the other partition."""
-    return [*entries[:-1], entries[-1]._replace(partition=1 - entries[-1].partition)]
+    """The last record of an agent stands in the other partition."""
+    index = _last(entries, is_any)
+    elsewhere = entries[index]._replace(partition=1 - entries[index].partition)
+    return [*entries[:index], elsewhere, *entries[index + 1 :]]
 
 
 @pytest.mark.parametrize(
@@ -276,11 +288,11 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("examples", edited(is_trained, put("label", "legitimate")), "weights_are_a_fresh_replay", "weight"),
         ("models", edited(is_river, add("payload.weights.0", 1e-7)), "weights_are_a_fresh_replay", "weight 0"),
         ("models", edited(is_river, add("payload.lessons.learned", 1)), "weights_are_a_fresh_replay", "updates"),
-        ("dead-letters", lambda entries: entries[1:], "dead_letters_are_complete", "has no dead letter"),
-        ("dead-letters", lambda entries: [*entries, entries[0]], "dead_letters_are_complete", "or had one"),
+        ("dead-letters", first_of_an_input(), "dead_letters_are_complete", "has no dead letter"),
+        ("dead-letters", first_of_an_input({}, {}), "dead_letters_are_complete", "or had one"),
         (
             "dead-letters",
-            lambda entries: [entries[0]._replace(value=b"?"), *entries[1:]],
+            first_of_an_input({"value": b"?"}),
             "dead_letters_are_complete",
             "value of the dead letter",
         ),
@@ -307,7 +319,7 @@ def moved(entries: list[Entry]) -> list[Entry]:
         ("dead-letters", last_hostile({"value": b"?"}), HOSTILE, "value of the dead letter"),
         ("profiled", last_hostile(), HOSTILE, "is not there"),
         ("profiled", last_hostile({"value": b"?"}), HOSTILE, "instead of"),
-        ("transactions", lambda entries: entries[1:], "inputs_are_the_ledger", "is not in transactions"),
+        ("transactions", first_of_an_input(), "inputs_are_the_ledger", "is not in transactions"),
         ("transactions", lambda entries: [*entries, entries[0]], "inputs_are_the_ledger", "stands twice"),
     ],
 )
