@@ -24,6 +24,8 @@ from schemas.money import RateTable
 MAX_BYTES: Final = 64 * 1024
 """Longest file of a mapping."""
 MAX_ATTRIBUTES: Final = 200
+_DATE_CHARACTERS: Final = 10
+"""A text that is no longer is a date without a time of day, which no transaction happened at."""
 _MOST_DIGITS: Final = 40
 """More digits than the number of any time has."""
 _DIGEST_LENGTH: Final = 16
@@ -145,7 +147,7 @@ class Mapper:
         try:
             stated = _decode(value)
             return value if not isinstance(stated, dict) else _encode(self._transaction(stated))
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError):
             return value
 
     def _transaction(self, stated: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +176,7 @@ class Mapper:
         """Return a moment for what states one; anything else stays."""
         if unit is not None:
             return _since_1970(value, _PER_US[unit])
-        if self._zone is None or not isinstance(value, str):
+        if self._zone is None or not isinstance(value, str) or len(value) <= _DATE_CHARACTERS:
             return value
         try:
             moment = datetime.fromisoformat(value)

@@ -105,8 +105,9 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
     )
     for reject in rejects:
         record, text = batch.records[reject.row], reject.text
-        if options.mapper is not None and batch.values[reject.row] is not record.value:
-            text = f"{text} {options.mapper.mapping.name} has made it of the producer's JSON."
+        if options.mapper is not None and batch.reads[reject.row] is record:
+            done = "could not read" if batch.values[reject.row] is record.value else "has made this of"
+            text = f"{text} {options.mapper.mapping.name} {done} the producer's JSON."
         result.dead_letter(record, "card", reject.code, text)
     if options.partitions == 1 or not len(rows):
         return rows

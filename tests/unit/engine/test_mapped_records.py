@@ -58,7 +58,8 @@ def test_all_that_was_sent_is_accepted_a_repeat_or_a_dead_letter_with_its_own_by
     letters = to(DEAD_LETTERS, result)
     assert result.counts["accepted", ""] + result.counts["duplicate", ""] + len(letters) == len(sent)
     assert [letter.value for letter in letters] == [*sent[2:5], sent[6], sent[5]]
-    assert reason(letters[1], "message").endswith("Mapping core-1 has made it of the producer's JSON.")
+    assert reason(letters[1], "message").endswith(" Mapping core-1 has made this of the producer's JSON.")
+    assert reason(letters[2], "message").endswith(" Mapping core-1 could not read the producer's JSON.")
 
 
 def test_a_record_that_is_passed_on_is_mapped_once() -> None:
