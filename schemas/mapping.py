@@ -119,6 +119,9 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self
 
 
+_decode_mapping: Final = msgspec.json.Decoder(FieldMapping).decode
+
+
 class Mapper:
     """Maps values of records.
 
@@ -145,15 +148,15 @@ class Mapper:
         if value is None or len(value) > MAX_VALUE_BYTES or is_too_deep(value):
             return value
         try:
-            stated = _decode(value)
-            return value if not isinstance(stated, dict) else _encode(self._transaction(stated))
+            given = _decode(value)
+            return value if not isinstance(given, dict) else _encode(self._transaction(given))
         except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError):
             return value
 
-    def _transaction(self, stated: dict[str, Any]) -> dict[str, Any]:
+    def _transaction(self, given: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, source, path, kind in self._fields:
-            value = source.constant if path is None else _at(stated, path)
+            value = source.constant if path is None else _at(given, path)
             if value is None:
                 continue
             if kind is Kind.TEXT and type(value) is int:
@@ -166,10 +169,8 @@ class Mapper:
         if "amount" in found:
             found["amount"] = self._amount(found["amount"], self._amount_source, found.get("currency"))
         if self._attributes:
-            given = {name: _at(stated, path) for name, path in self._attributes}
-            found["attributes"] = {
-                name: int(value) if isinstance(value, bool) else value for name, value in given.items()
-            }
+            members = ((name, _at(given, path)) for name, path in self._attributes)
+            found["attributes"] = {name: int(value) if isinstance(value, bool) else value for name, value in members}
         return found
 
     def _time(self, value: Any, unit: str | None) -> Any:
@@ -227,7 +228,7 @@ def read_mapping(content: bytes) -> FieldMapping:
 def load_mapping(content: bytes) -> FieldMapping:
     """Return a mapping from its `FieldMapping.content`; raises `InvalidMapping`."""
     try:
-        return msgspec.json.decode(content, type=FieldMapping).checked()
+        return _decode_mapping(content).checked()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMapping(str(error)) from error
 
@@ -272,16 +273,16 @@ def _names(path: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(path.split(".")) if isinstance(path, str) else tuple(path)
 
 
-def _at(stated: Any, path: Sequence[str]) -> Any:
+def _at(given: Any, path: Sequence[str]) -> Any:
     """Return what stands at a path, None where nothing does."""
     for name in path:
-        if isinstance(stated, dict):
-            stated = stated.get(name)
-        elif isinstance(stated, list) and _INDEX.fullmatch(name) and int(name) < len(stated):
-            stated = stated[int(name)]
+        if isinstance(given, dict):
+            given = given.get(name)
+        elif isinstance(given, list) and _INDEX.fullmatch(name) and int(name) < len(given):
+            given = given[int(name)]
         else:
             return None
-    return stated
+    return given
 
 
 def _since_1970(value: Any, power: int) -> Any:
