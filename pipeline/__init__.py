@@ -1,5 +1,8 @@
 """The fraud-detection pipeline: a pure core, adapters around it, and the programs that use both."""
 
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +12,15 @@ if TYPE_CHECKING:
     from pipeline.protection.tokens import Tokeniser
 
 __all__ = ["Backtest", "LabelPolicy", "OnlineModel", "Thresholds", "TimeRange", "Tokeniser", "Training"]
+
+if _file := os.environ.get("FRAUD_PIPELINE_FEATURES_FILE"):
+    # Before anything imports the catalogue of features, which holds what is declared.
+    from pipeline.settings.features_file import FeaturesError, declare_features
+
+    try:
+        declare_features(Path(_file))
+    except FeaturesError as _error:
+        sys.exit(f"Error: {_error}")
 
 _ARGUMENTS = ("LabelPolicy", "OnlineModel", "Thresholds", "TimeRange")
 

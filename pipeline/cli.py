@@ -27,6 +27,7 @@ COMMANDS: Final = {
         ("dead-letters", "List, explain and resend records that were not accepted."),
         ("drift", "Say which features, scores and reports have drifted."),
         ("export", "Write topics to Parquet files."),
+        ("features", "List the features, or check a file that declares more."),
         ("forget", "Destroy the key of a card's token."),
         ("inspect", "Show one record, and the rows of a block."),
         ("label", "Label a transaction as fraud or legitimate."),
@@ -70,6 +71,9 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             # Click itself would end as after an error.
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except click.MissingParameter:
+            # Click writes its text from the parameter alone.
+            raise
         except click.ClickException as error:
             # It may name what somebody else wrote to a topic.
             error.message = printable_lines(error.message or _sentence(error.__cause__ or error))

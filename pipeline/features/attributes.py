@@ -1,14 +1,16 @@
-"""The declaration of the numbers that producers state of a transaction, beyond the fields of the wire contract."""
+"""The numbers that producers state of a transaction beyond the fields of the wire contract, and that are features.
 
-import re
+A program declares them before it imports anything that reads them: `pipeline` itself does, from the file that
+``FRAUD_PIPELINE_FEATURES_FILE`` names (`pipeline.settings.features_file`).
+"""
+
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-
-_NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
 
 
 class Attribute(NamedTuple):
@@ -20,27 +22,25 @@ class Attribute(NamedTuple):
     """In a few words for people."""
 
 
-DECLARED_ATTRIBUTES: Final[tuple[Attribute, ...]] = ()
-"""Declare yours here, such as ``Attribute("device_risk", "risk score of the device")``.
+DECLARED_ATTRIBUTES: tuple[Attribute, ...] = ()
+"""Every block, model and export holds them, so that all processes of a deployment need the same declaration."""
 
-Every block, model and export holds them, so that all processes of a deployment need the same declaration.
-"""
+
+def declare(attributes: Sequence[Attribute]) -> None:
+    """Declare the attributes of this process, whose names are checked already.
+
+    Raises:
+        RuntimeError: The catalogue of features, which holds them, was imported before.
+    """
+    global DECLARED_ATTRIBUTES  # noqa: PLW0603 (one declaration a process)
+    if "pipeline.features.catalogue" in sys.modules:
+        raise RuntimeError("features are declared before pipeline.features.catalogue is imported")
+    DECLARED_ATTRIBUTES = tuple(attributes)
 
 
 def attribute_features() -> tuple[str, ...]:
-    """Return the names of the features that the declared attributes are.
-
-    Raises:
-        ValueError: A name is declared twice, or has other characters than letters, digits and ``_``.
-    """
-    names = [attribute.name for attribute in DECLARED_ATTRIBUTES]
-    wrong = [name for number, name in enumerate(names) if not _NAME.fullmatch(name) or name in names[:number]]
-    if wrong:
-        raise ValueError(
-            f"DECLARED_ATTRIBUTES in pipeline/features/attributes.py holds {wrong[0]!r}: give each attribute a name of "
-            "its own, of at most 64 ASCII letters, digits and _"
-        )
-    return tuple(f"attribute_{name}" for name in names)
+    """Return the names of the features that the declared attributes are."""
+    return tuple(f"attribute_{attribute.name}" for attribute in DECLARED_ATTRIBUTES)
 
 
 def attribute_values(rows: Sequence[Mapping[str, str | float | None] | None]) -> NDArray[np.float64] | None:

@@ -22,6 +22,11 @@ class DecisionSettings(BaseModel):
         description="Mapping of the producers' own JSON to the wire contract (TOML; `docs/mapping.md`). Unset: they "
         "write the contract's.",
     )
+    features_file: Path | None = Field(
+        default=None,
+        description="Declaration of numbers in `attributes` that are features (TOML; `docs/models.md`). Programs read "
+        "it from the environment as they start; all of a deployment need the same.",
+    )
     future_tolerance_s: float = Field(
         default=300.0,
         ge=0,

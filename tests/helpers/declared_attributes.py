@@ -1,10 +1,11 @@
 """A deployment with declared attributes: ``python -m tests.helpers.declared_attributes`` decides with them.
 
-They are declared before anything else of the pipeline is imported, and nothing else is changed. Prints what came out as
-a JSON object.
+They are declared by a file before anything of the pipeline is imported, and nothing else is changed. Prints what came
+out as a JSON object.
 """
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,20 +14,16 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from pipeline.features import attributes
-
 NAMES: Final = ("device_risk", "basket")
 FEATURE_NAMES: Final = tuple(f"attribute_{name}" for name in NAMES)
 DAYS: Final = 40
 
 
-def declare() -> None:
-    """Declare `NAMES`; raises RuntimeError where the catalogue was imported already."""
-    if "pipeline.features.catalogue" in sys.modules:
-        raise RuntimeError("pipeline.features.catalogue is imported already")
-    attributes.DECLARED_ATTRIBUTES = tuple(  # type: ignore[misc]
-        attributes.Attribute(name, f"{name.replace('_', ' ')} by the producer") for name in NAMES
-    )
+def declaration() -> str:
+    """Return a file that declares `NAMES`."""
+    meanings = {name: f"{name.replace('_', ' ')} by the producer" for name in NAMES}
+    tables = (f'[fields.{name}]\ntype = "number"\nmeaning = "{meaning}"\n' for name, meaning in meanings.items())
+    return "\n".join(tables)
 
 
 def history() -> pd.DataFrame:
@@ -48,7 +45,12 @@ def history() -> pd.DataFrame:
 
 def main() -> None:
     """Train, score and learn with the attributes: live in memory, from a file, and from an export."""
-    declare()
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(declaration())
+        file.flush()
+        os.environ["FRAUD_PIPELINE_FEATURES_FILE"] = file.name
+        import pipeline  # noqa: F401 (which declares them)
+    del os.environ["FRAUD_PIPELINE_FEATURES_FILE"]
     from pipeline.backtest import file_tables, replay
     from pipeline.engine.cards.card_options import CardOptions
     from pipeline.engine.feedback.feedback import FeedbackOptions

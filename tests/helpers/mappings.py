@@ -53,6 +53,7 @@ def foreign(stated: bytes | dict[str, Any], digits: int = 2) -> bytes:
         "shop": fields["merchant_id"],
         "cents": int(Decimal(str(fields["amount"])).scaleb(digits)),
         "ccy": fields["currency"],
+        "risk": fields.get("attributes", {}).get("device_risk"),
         "kind": "sale" if fields.get("transaction_type", "purchase") == "purchase" else fields["transaction_type"],
     }
     return msgspec.json.encode({"payload": {"op": "c", "before": None, "after": after}})

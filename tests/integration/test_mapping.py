@@ -1,14 +1,18 @@
 """Producers that write JSON of their own: one mapping for live traffic, restores and backtests."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.demo.processes import settings_environment
 from schemas.topics import DEAD_LETTERS, REROUTED, TRANSACTIONS
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.logs import after, transaction
 from tests.helpers.mappings import CORE, foreign
 from tests.helpers.topics import Cluster, Starter, once
+from tests.helpers.worker import ROOT, inherited_environment
 
 pytestmark = pytest.mark.broker
 
@@ -56,6 +60,31 @@ def test_each_is_decided_once_and_again_alike_whatever_the_mapping_is_by_then(
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (80, [])
     assert len(backtest_of(settings=settings).run().variants[0].decisions) == 80
+
+
+def test_a_number_of_the_producers_own_is_a_feature_without_a_line_of_code(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    declared = tmp_path / "features.toml"
+    declared.write_text('[fields.device_risk]\ntype = "number"\nmeaning = "risk score of the device"\n')
+    settings = cluster.settings.model_copy(update={"features_file": declared})
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "models", "cold-start", "--audit-rate=1", "--reason=New."],
+        env={**inherited_environment(), **settings_environment(settings)},
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
+    worker = start(settings, mapping_file=mapping_file(tmp_path, CORE))
+    at = after(1)
+    stated = transaction(1, at, attributes={"device_risk": 0.75})
+    cluster.write(TRANSACTIONS, foreign(stated), None, at)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 1)
+    assert worker.stop() == 0, worker.output
+    (decision,) = cluster.decisions()
+    assert decision.features is not None, "it is audited"
+    assert decision.features["attribute_device_risk"] == 0.75
 
 
 def test_another_mapping_of_the_same_version_is_refused_at_the_start(

@@ -99,6 +99,7 @@ def test_bad_input_gets_a_sentence(registry: Registry, arguments: tuple[str, ...
     assert result.exit_code in (1, 2)
     assert sentence in result.output
     assert "Traceback" not in result.output
+    assert "error of the program" not in result.output
 
 
 def test_a_damaged_file_of_the_registry_gets_a_sentence(registry: Registry) -> None:

@@ -1,6 +1,7 @@
 """A declared attribute is a feature everywhere: live, in files and exports, in trainings, examples and reasons."""
 
 import math
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.features import attributes
-from pipeline.features.attributes import Attribute, attribute_features, attribute_values
+from pipeline.features.attributes import Attribute, attribute_values, declare
 from pipeline.history import files
 from pipeline.history.canonical_columns import numbers
 from pipeline.history.files import resolve_mapping
@@ -67,12 +68,10 @@ def test_only_numbers_of_declared_attributes_count(monkeypatch: pytest.MonkeyPat
     assert attribute_values([{"a": 1.5}]) is None
 
 
-@pytest.mark.parametrize("names", [("device-risk",), ("größe",), ("a", "a"), ("",), ("x" * 65,)])
-def test_a_wrong_declaration_is_refused_in_words(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = tuple(Attribute(name, "something") for name in names)
-    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", declared)
-    with pytest.raises(ValueError, match=f"holds {names[-1]!r}: give each attribute a name of its own"):
-        attribute_features()
+def test_a_declaration_comes_before_the_catalogue() -> None:
+    assert "pipeline.features.catalogue" in sys.modules
+    with pytest.raises(RuntimeError, match="features are declared before"):
+        declare([Attribute("a", "an a")])
 
 
 def test_a_column_of_another_field_is_no_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
