@@ -4,11 +4,9 @@ It is declared in a TOML file (``docs/mapping.md``), and travels as JSON. A reco
 that reads it, and is then accepted or refused as if its producer had written it so.
 """
 
-import difflib
 import hashlib
 import re
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -20,9 +18,8 @@ from msgspec import Meta
 from schemas.codec import MAX_VALUE_BYTES, is_too_deep
 from schemas.fields import DECLARED_FIELDS, Kind
 from schemas.money import RateTable
+from schemas.toml_files import InvalidToml, shown, suggestion, toml_tables
 
-MAX_BYTES: Final = 64 * 1024
-"""Longest file of a mapping."""
 MAX_ATTRIBUTES: Final = 200
 _DATE_CHARACTERS: Final = 10
 """A text that is no longer is a date without a time of day, which no transaction happened at."""
@@ -46,8 +43,6 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Path = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[list[Name], Meta(min_length=1, max_length=32)]
 """Names from the outermost object inwards, joined with points, or as a list where a name has one; digits count in an
 array."""
-_SHOWN: Final = 64
-"""Characters of a name that an error shows."""
 T = TypeVar("T")
 _decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
@@ -108,7 +103,7 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Return the mapping; raises `InvalidMapping` for one that says what no record could follow."""
         for name, source in self.fields.items():
             if name not in _FIELDS:
-                raise InvalidMapping(f"[fields.{_shown(name)}]: there is no such field{_meant(name, _FIELDS)}")
+                raise InvalidMapping(f"[fields.{shown(name)}]: there is no such field; {suggestion(name, _FIELDS)}")
             _check_source(name, source)
         missing = [name for name in _REQUIRED if name not in self.fields]
         if missing:
@@ -206,22 +201,19 @@ class Mapper:
 
 def read_mapping(content: bytes) -> FieldMapping:
     """Read a mapping from the bytes of a TOML file; raises `InvalidMapping`."""
-    if len(content) > MAX_BYTES:
-        raise InvalidMapping(f"it has {len(content):,} bytes; a mapping has at most {MAX_BYTES:,}")
     try:
-        tables = tomllib.loads(content.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidMapping(f"byte {error.start} is not UTF-8") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidMapping(f"it is no TOML: {error}") from error
+        tables = toml_tables(content)
+    except InvalidToml as error:
+        raise InvalidMapping(str(error)) from error
     fields = tables.get("fields")
     for name, table in fields.items() if isinstance(fields, dict) else ():
         for key in table if isinstance(table, dict) else ():
             if key not in FieldSource.__struct_fields__:
                 raise InvalidMapping(
-                    f"[fields.{_shown(name)}]: there is no {_shown(key)}{_meant(key, FieldSource.__struct_fields__)}"
+                    f"[fields.{shown(name)}]: there is no {shown(key)}; "
+                    f"{suggestion(key, FieldSource.__struct_fields__)}"
                 )
-        _converted(table, FieldSource, f"[fields.{_shown(name)}]: ")
+        _converted(table, FieldSource, f"[fields.{shown(name)}]: ")
     return _converted(tables, FieldMapping, "").checked()
 
 
@@ -258,15 +250,6 @@ def _check_source(name: str, source: FieldSource) -> None:
             ZoneInfo(source.zone)
         except (ValueError, OSError, KeyError) as error:
             raise InvalidMapping(f"{where}there is no time zone {source.zone!r}; write one like Asia/Tokyo") from error
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
-
-
-def _meant(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:_SHOWN], names, 1)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
 def _names(path: str | Sequence[str]) -> tuple[str, ...]:

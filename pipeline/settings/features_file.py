@@ -1,21 +1,17 @@
 """The file that declares a deployment's own features (TOML): numbers that its producers state."""
 
-import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 from pipeline.features.attributes import Attribute, declare
+from schemas.toml_files import InvalidToml, shown, suggestion, toml_tables
 
 VARIABLE: Final = "FRAUD_PIPELINE_FEATURES_FILE"
-MAX_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 100
 MAX_MEANING: Final = 100
 _NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
 _ENTRIES: Final = ("type", "meaning")
-_SHOWN: Final = 64
-"""Characters of a name that an error shows."""
 
 
 class FeaturesError(ValueError):
@@ -41,22 +37,18 @@ def read_features_file(content: bytes, name: str) -> list[Attribute]:
     Raises:
         FeaturesError: It declares nothing that can be used.
     """
-    if len(content) > MAX_BYTES:
-        raise FeaturesError(f"{name}: it has {len(content):,} bytes, and may have {MAX_BYTES:,}")
     try:
-        text = content.decode()
-        tables = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise FeaturesError(f"{name}: byte {error.start} is not UTF-8") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise FeaturesError(f"{name}: it is no TOML: {error}") from error
+        tables = toml_tables(content)
+    except InvalidToml as error:
+        raise FeaturesError(f"{name}: {error}") from error
     if unknown := next((key for key in tables if key != "fields"), None):
-        raise FeaturesError(f"{name}: there is no {_shown(unknown)}; only fields can be declared, as [fields.NAME]")
+        raise FeaturesError(f"{name}: there is no {shown(unknown)}; only fields can be declared, as [fields.NAME]")
     fields = tables.get("fields")
     if not isinstance(fields, dict):
         raise FeaturesError(f"{name}: it declares no field; begin with [fields.NAME]")
     if len(fields) > MAX_FIELDS:
         raise FeaturesError(f"{name}: it declares {len(fields)} fields, and may declare {MAX_FIELDS}")
+    text = content.decode()
     return [_attribute(field, table, _where(name, text, field)) for field, table in fields.items()]
 
 
@@ -67,9 +59,7 @@ def _attribute(field: str, table: Any, where: str) -> Attribute:
         raise FeaturesError(f"{where}: write a table, with {' and '.join(_ENTRIES)}")
     for key in table:
         if key not in _ENTRIES:
-            close = difflib.get_close_matches(key[:_SHOWN], _ENTRIES, 1)
-            meant = f"did you mean {close[0]}?" if close else f"there are {' and '.join(_ENTRIES)}"
-            raise FeaturesError(f"{where}: there is no {_shown(key)}; {meant}")
+            raise FeaturesError(f"{where}: there is no {shown(key)}; {suggestion(key, _ENTRIES)}")
     if table.get("type") != "number":
         raise FeaturesError(f'{where}: write type = "number"; models read no other type')
     meaning = table.get("meaning")
@@ -83,8 +73,4 @@ def _where(name: str, text: str, field: str) -> str:
     header = re.compile(rf"""^[ \t]*\[[ \t]*fields[ \t]*\.[ \t]*["']?{re.escape(field)}["']?[ \t]*\]""", re.MULTILINE)
     found = header.search(text)
     line = "" if found is None else f", line {1 + len(text[: found.start()].splitlines())}"
-    return f"{name}{line}: [fields.{_shown(field)}]"
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    return f"{name}{line}: [fields.{shown(field)}]"

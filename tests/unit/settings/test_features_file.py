@@ -38,7 +38,7 @@ def test_fields_become_attributes_in_their_order() -> None:
     ("old", "new", "saying"),
     [
         ("type", "typ", "f, line 2: [fields.device_risk]: there is no typ; did you mean type?"),
-        ("type", "sort", "f, line 2: [fields.device_risk]: there is no sort; there are type and meaning"),
+        ("type", "sort", "f, line 2: [fields.device_risk]: there is no sort; there are type, meaning"),
         ('"number"', '"text"', 'f, line 2: [fields.device_risk]: write type = "number"; models read no other type'),
         ('meaning = "goods in the basket"', "", "f, line 6: [fields.basket]: give it a meaning"),
         ("goods", "a\\nb", "give it a meaning of at most 100 characters"),
