@@ -147,7 +147,7 @@ def decode_label(
     Raises:
         InvalidMessage: The label is refused; nothing else is raised.
     """
-    label = _checked(value, _decode_label, most_bytes)
+    label = checked(value, _decode_label, most_bytes)
     labelled_at_us = timestamp_us(label.labelled_at)
     _check_time(labelled_at_us, "labelled_at", "sender", record_timestamp_us, future_tolerance_us)
     return label
@@ -212,7 +212,7 @@ def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRat
 
 
 def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, CurrencyRate, bytes, int]:
-    transaction = _checked(value, _decode_transaction)
+    transaction = checked(value, _decode_transaction)
     rate = rates.currencies.get(transaction.currency)
     if rate is None:
         raise InvalidMessage(
@@ -238,8 +238,8 @@ def _read_any(value: bytes | None, rates: RateTable) -> tuple[Transaction, Curre
     return transaction, rate, _encode(amount), amount_minor
 
 
-def _checked(value: bytes | None, decode: Callable[[bytes], T], most_bytes: int = MAX_VALUE_BYTES) -> T:
-    """Decode within the bounds that every message keeps."""
+def checked(value: bytes | None, decode: Callable[[bytes], T], most_bytes: int = MAX_VALUE_BYTES) -> T:
+    """Decode within the bounds that every message keeps; raises `InvalidMessage`."""
     if value is None:
         raise InvalidMessage("null_value", "The record has no value; a transaction or label cannot be deleted.")
     if len(value) > most_bytes:

@@ -6,7 +6,7 @@ that reads it, and is then accepted or refused as if its producer had written it
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_FLOOR, Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -15,36 +15,56 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Meta
 
-from schemas.codec import MAX_VALUE_BYTES, is_too_deep
+from schemas.codec import EARLIEST_US, LATEST_US, MAX_VALUE_BYTES, checked
+from schemas.errors import InvalidMessage
 from schemas.fields import DECLARED_FIELDS, Kind
+from schemas.messages import Transaction
 from schemas.money import RateTable
 from schemas.toml_files import InvalidToml, shown, suggestion, toml_tables
 
-MAX_ATTRIBUTES: Final = 200
-_DATE_CHARACTERS: Final = 10
-"""A text that is no longer is a date without a time of day, which no transaction happened at."""
-_MOST_DIGITS: Final = 40
-"""More digits than the number of any time has."""
+MAX_ATTRIBUTES: Final = 100
 _DIGEST_LENGTH: Final = 16
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PER_US: Final = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 """Powers of ten: microseconds in a unit of time."""
 _USUAL_DIGITS: Final = 2
 """Decimals of a currency that the rate table does not have; the acceptance refuses it."""
-_WIDE: Final = Context(prec=60, traps=[InvalidOperation, Overflow])
 _EXACT: Final = Context(prec=60, traps=[Inexact, InvalidOperation, Overflow])
-_PLAIN: Final = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?")
+_LARGEST_EXPONENT: Final = 40
+"""More digits than any time or amount has."""
+_WHOLE: Final = re.compile(r"-?[0-9]{1,18}")
 _INDEX: Final = re.compile("[0-9]{1,6}")
-_GROUPING: Final = {".": ",", ",": "."}
-"""What may stand between thousands, by the mark in front of the decimals; blanks and apostrophes may too."""
-_BLANKS: Final = dict.fromkeys(map(ord, " '\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{RIGHT SINGLE QUOTATION MARK}"))
+_BLANKS: Final = " '\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
+_EXPONENT: Final = "([eE][+-]?[0-9]{1,3})?"
+PLAIN_AMOUNT: Final = re.compile(rf"-?[0-9]{{1,40}}(\.[0-9]{{1,40}})?{_EXPONENT}")
+_TIME: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?"
+    r"|[0-9]{8}T[0-9]{4}([0-9]{2}([.,][0-9]{1,9})?)?(Z|[+-][0-9]{4})?"
+)
+
+
+def _amount_text(mark: str, grouping: str) -> re.Pattern[str]:
+    """Return what an amount is written as: plain, or with a mark between each three digits before the decimals."""
+    groups = f"[0-9]{{1,3}}([{grouping}{_BLANKS}][0-9]{{3}}){{1,12}}"
+    return re.compile(rf"-?({groups}|[0-9]{{1,40}})({re.escape(mark)}[0-9]{{1,40}})?{_EXPONENT}")
+
+
+AMOUNT_TEXTS: Final = {".": _amount_text(".", ","), ",": _amount_text(",", ".")}
+"""Amounts as texts, by the mark in front of their decimals."""
+_GROUPING: Final = {
+    ".": dict.fromkeys(map(ord, f",{_BLANKS}")),
+    ",": {**dict.fromkeys(map(ord, f".{_BLANKS}")), ord(","): "."},
+}
+"""Changes that make a plain number of an amount, by the same mark."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Path = Annotated[str, Meta(min_length=1, max_length=1024)] | Annotated[list[Name], Meta(min_length=1, max_length=32)]
 """Names from the outermost object inwards, joined with points, or as a list where a name has one; digits count in an
 array."""
 T = TypeVar("T")
-_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_text: Final = msgspec.json.Decoder(str).decode
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -72,6 +92,7 @@ class FieldSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 _ONLY: Final = {"unit": ("event_time",), "zone": ("event_time",), "minor": ("amount",), "decimal": ("amount",)}
 _FIELDS: Final = {field.name: field for field in DECLARED_FIELDS if field.kind not in (Kind.ATTRIBUTES, Kind.WHOLE)}
+_TYPES: Final[dict[str, Any]] = {field.name: field.type for field in msgspec.structs.fields(Transaction)}
 _REQUIRED: Final = tuple(field.name for field in _FIELDS.values() if field.required)
 
 
@@ -105,6 +126,14 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             if name not in _FIELDS:
                 raise InvalidMapping(f"[fields.{shown(name)}]: there is no such field; {suggestion(name, _FIELDS)}")
             _check_source(name, source)
+        if not self.version.isprintable() or not self.version.strip():
+            raise InvalidMapping("the version is no word that people could read")
+        paths = [_names(path) for path in self.attributes.values()]
+        for name, path in zip(self.attributes, paths, strict=True):
+            if not name.isprintable() or not all(path):
+                raise InvalidMapping(f"[attributes]: {shown(name)!r} is no name, or its path has an empty one")
+            if paths.count(path) > 1:
+                raise InvalidMapping(f"[attributes]: {shown('.'.join(path))} has two names")
         missing = [name for name in _REQUIRED if name not in self.fields]
         if missing:
             raise InvalidMapping(
@@ -115,6 +144,39 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 _decode_mapping: Final = msgspec.json.Decoder(FieldMapping).decode
+
+
+class _Node:
+    """A member that paths lead to, or through."""
+
+    def __init__(self) -> None:
+        self.inner: dict[str, _Node] = {}
+        self.path: int | None = None
+        """Number of the path that ends here."""
+
+    def add(self, path: Sequence[str], number: int) -> int:
+        """Add a path unless it is there; return its number."""
+        node = self
+        for name in path:
+            node = node.inner.setdefault(name, _Node())
+        if node.path is None:
+            node.path = number
+        return node.path
+
+    def read(self, members: dict[str, msgspec.Raw] | list[msgspec.Raw], found: dict[int, msgspec.Raw]) -> None:
+        """Note what stands where paths end, by their numbers."""
+        for name, node in self.inner.items():
+            if isinstance(members, dict):
+                value = members.get(name)
+            else:
+                value = members[int(name)] if _INDEX.fullmatch(name) and int(name) < len(members) else None
+            if value is None:
+                continue
+            if node.path is not None:
+                found[node.path] = value
+            first = bytes(memoryview(value)[:1])
+            if node.inner and first in b"{[":
+                node.read(_members(value) if first == b"{" else _elements(value), found)
 
 
 class Mapper:
@@ -128,75 +190,101 @@ class Mapper:
     def __init__(self, mapping: FieldMapping, rates: RateTable) -> None:
         self.mapping = mapping
         self._digits = {code: rate.digits for code, rate in rates.currencies.items()}
-        # In the contract's order, of which the currency stands behind the amount.
+        self._root, self._paths = _Node(), 0
+        # In the contract's order.
         self._fields = [
-            (name, source, None if source.path is None else _names(source.path), field.kind)
+            (name, source, None if source.path is None else self._number(source.path), field.kind is Kind.TEXT)
             for name, field in _FIELDS.items()
             if (source := mapping.fields.get(name)) is not None
         ]
-        self._time_unit, self._amount_source = mapping.fields["event_time"].unit, mapping.fields["amount"]
-        self._attributes = [(name, _names(path)) for name, path in mapping.attributes.items()]
-        self._zone = None if (zone := mapping.fields["event_time"].zone) is None else ZoneInfo(zone)
+        self._attributes = [(name, self._number(path)) for name, path in mapping.attributes.items()]
+        self._time_source, self._amount_source = mapping.fields["event_time"], mapping.fields["amount"]
+        self._zone = None if self._time_source.zone is None else ZoneInfo(self._time_source.zone)
 
-    def mapped(self, value: bytes | None) -> bytes | None:
-        """Return a value as one of the contract; one that is no JSON object stays, for the acceptance to refuse."""
-        if value is None or len(value) > MAX_VALUE_BYTES or is_too_deep(value):
-            return value
+    def _number(self, path: str | Sequence[str]) -> int:
+        self._paths += 1
+        return self._root.add(_names(path), self._paths)
+
+    def mapped(self, value: bytes | None) -> bytes:
+        """Return a value as one of the contract; raises `InvalidMessage` for one that this cannot be made of.
+
+        Nothing that could not be read or converted goes on: the contract might take it for something else.
+        """
+        found = dict[int, msgspec.Raw]()
         try:
-            given = _decode(value)
-            return value if not isinstance(given, dict) else _encode(self._transaction(given))
-        except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError):
-            return value
+            self._root.read(checked(value, _members), found)
+            mapped = _encode(self._transaction(found))
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise InvalidMessage("not_json", f"{error}; send one JSON object a record.") from error
+        if len(mapped) > MAX_VALUE_BYTES:
+            raise InvalidMessage("too_large", f"The value has {len(mapped)} bytes as one of the contract.")
+        return mapped
 
-    def _transaction(self, given: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, source, path, kind in self._fields:
-            value = source.constant if path is None else _at(given, path)
+    def _transaction(self, found: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for name, source, path, is_text in self._fields:
+            value = source.constant if path is None else _scalar(name, found.get(path))
             if value is None:
                 continue
-            if kind is Kind.TEXT and type(value) is int:
+            if is_text and type(value) is int:
                 value = str(value)
             if source.values is not None and isinstance(value, str):
                 value = source.values.get(value, value)
-            found[name] = value
-        if "event_time" in found:
-            found["event_time"] = self._time(found["event_time"], self._time_unit)
-        if "amount" in found:
-            found["amount"] = self._amount(found["amount"], self._amount_source, found.get("currency"))
+            fields[name] = value
+        if "event_time" in fields:
+            fields["event_time"] = self._time(fields["event_time"])
+        if "amount" in fields:
+            fields["amount"] = self._amount(fields["amount"], fields.get("currency"))
         if self._attributes:
-            members = ((name, _at(given, path)) for name, path in self._attributes)
-            found["attributes"] = {name: int(value) if isinstance(value, bool) else value for name, value in members}
-        return found
+            members = ((name, _scalar(name, found.get(path))) for name, path in self._attributes)
+            fields["attributes"] = {name: int(value) if isinstance(value, bool) else value for name, value in members}
+        return fields
 
-    def _time(self, value: Any, unit: str | None) -> Any:
-        """Return a moment for what states one; anything else stays."""
+    def _time(self, value: Any) -> Any:
+        """Return a moment; without unit and zone the text as it is."""
+        unit = self._time_source.unit
         if unit is not None:
-            return _since_1970(value, _PER_US[unit])
-        if self._zone is None or not isinstance(value, str) or len(value) <= _DATE_CHARACTERS:
+            return _since_1970(value, unit)
+        if self._zone is None:
             return value
+        if not isinstance(value, str) or _TIME.fullmatch(value) is None:
+            raise InvalidMessage(
+                "invalid_value", "event_time is no text with a date and a time of day, such as 2024-03-01 20:15:30."
+            )
         try:
             moment = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-        return moment.replace(tzinfo=self._zone) if moment.tzinfo is None else moment
+        except ValueError as error:
+            raise InvalidMessage("invalid_value", f"event_time: {error}.") from error
+        if moment.tzinfo is not None:
+            return moment
+        local = moment.replace(tzinfo=self._zone)
+        if local.astimezone(UTC).astimezone(self._zone).replace(tzinfo=None) != moment:
+            raise InvalidMessage(
+                "invalid_value", f"event_time: no clock of {self._time_source.zone} shows {moment}; send an offset."
+            )
+        return local
 
-    def _amount(self, value: Any, source: FieldSource, currency: Any) -> Any:
-        """Return major units; anything that is no plain decimal stays."""
+    def _amount(self, value: Any, currency: Any) -> Any:
+        """Return major units; without ``minor`` and ``decimal`` the value as it is."""
+        source = self._amount_source
+        if not source.minor and source.decimal is None:
+            return value
         if isinstance(value, str):
-            text = value
-            if source.decimal is not None:
-                text = value.translate(_BLANKS).replace(_GROUPING[source.decimal], "").replace(source.decimal, ".")
-            if _PLAIN.fullmatch(text) is None:
-                return value
-            value = Decimal(text)
-        if not source.minor or isinstance(value, bool) or not isinstance(value, int | Decimal):
+            pattern = PLAIN_AMOUNT if source.decimal is None else AMOUNT_TEXTS[source.decimal]
+            if pattern.fullmatch(value) is None:
+                raise InvalidMessage(
+                    "invalid_value", f"The amount is no number with decimals behind {source.decimal or '.'!r}."
+                )
+            value = Decimal(value if source.decimal is None else value.translate(_GROUPING[source.decimal]))
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise InvalidMessage("wrong_type", "The amount is neither a number nor a text.")
+        if not source.minor:
             return value
         digits = self._digits.get(currency, _USUAL_DIGITS) if isinstance(currency, str) else _USUAL_DIGITS
         try:
             return Decimal(value).scaleb(-digits, _EXACT)
-        except ArithmeticError:
-            # Longer or larger than any amount may be; the acceptance refuses it.
-            return value
+        except ArithmeticError as error:
+            raise InvalidMessage("invalid_value", "The amount has more digits than an amount can have.") from error
 
 
 def read_mapping(content: bytes) -> FieldMapping:
@@ -205,6 +293,9 @@ def read_mapping(content: bytes) -> FieldMapping:
         tables = toml_tables(content)
     except InvalidToml as error:
         raise InvalidMapping(str(error)) from error
+    for key in tables:
+        if key not in FieldMapping.__struct_fields__:
+            raise InvalidMapping(f"there is no {shown(key)}; {suggestion(key, FieldMapping.__struct_fields__)}")
     fields = tables.get("fields")
     for name, table in fields.items() if isinstance(fields, dict) else ():
         for key in table if isinstance(table, dict) else ():
@@ -241,6 +332,10 @@ def _check_source(name: str, source: FieldSource) -> None:
             raise InvalidMapping(f"{where}{setting} belongs to {', '.join(fields)}")
     if source.constant is not None and (source.values is not None or _FIELDS[name].kind is not Kind.TEXT):
         raise InvalidMapping(f"{where}a constant stands alone, and only a text can be one")
+    if source.path is not None and not all(_names(source.path)):
+        raise InvalidMapping(f"{where}the path has an empty name")
+    if source.constant is not None:
+        _converted(source.constant, _TYPES[name], where)
     if source.values is not None and _FIELDS[name].kind is not Kind.TEXT:
         raise InvalidMapping(f"{where}values belong to a text")
     if source.zone is not None:
@@ -256,29 +351,39 @@ def _names(path: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(path.split(".")) if isinstance(path, str) else tuple(path)
 
 
-def _at(given: Any, path: Sequence[str]) -> Any:
-    """Return what stands at a path, None where nothing does."""
-    for name in path:
-        if isinstance(given, dict):
-            given = given.get(name)
-        elif isinstance(given, list) and _INDEX.fullmatch(name) and int(name) < len(given):
-            given = given[int(name)]
-        else:
-            return None
-    return given
+def _scalar(name: str, raw: msgspec.Raw | None) -> Any:
+    """Return the text, number, truth or null of a field."""
+    if raw is None:
+        return None
+    value = bytes(raw)
+    first = value[:1]
+    if first == b'"':
+        return _text(value)
+    if first in b"{[":
+        raise InvalidMessage("wrong_type", f"{name}: an object or array stands there, and no text or number.")
+    if first in b"tfn":
+        return {b"t": True, b"f": False, b"n": None}[first]
+    text = value.decode()
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    try:
+        number = Decimal(text)
+    except ArithmeticError as error:
+        raise InvalidMessage("invalid_value", f"{name}: the number is out of range.") from error
+    return number
 
 
-def _since_1970(value: Any, power: int) -> Any:
-    """Return the moment of a number of units of 10 ** ``power`` microseconds; anything else stays."""
-    if isinstance(value, str) and _PLAIN.fullmatch(value):
+def _since_1970(value: Any, unit: str) -> datetime:
+    """Return the moment of a number of units; raises `InvalidMessage` for anything else."""
+    if isinstance(value, str) and PLAIN_AMOUNT.fullmatch(value):
         value = Decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        return value
-    if Decimal(value).adjusted() > _MOST_DIGITS:
-        return str(value)
-    try:
-        moment_us = int(Decimal(value).scaleb(power, _WIDE).to_integral_value(ROUND_FLOOR))
-        return _EPOCH + timedelta(microseconds=moment_us)
-    except (ArithmeticError, OverflowError):
-        # As text, which the acceptance refuses as no time.
-        return str(value)
+        raise InvalidMessage("invalid_value", f"event_time is no number of {unit} since 1970.")
+    power, number = _PER_US[unit], Decimal(value)
+    if number.adjusted() + power < _LARGEST_EXPONENT:
+        time_us = int(number.scaleb(power).to_integral_value(ROUND_FLOOR))
+        if EARLIEST_US <= time_us < LATEST_US:
+            return _EPOCH + timedelta(microseconds=time_us)
+    raise InvalidMessage(
+        "event_time_impossible", f"event_time is not between 1990 and 2100; check that it counts in {unit}."
+    )

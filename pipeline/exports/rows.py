@@ -72,8 +72,14 @@ class _FieldGroup(NamedTuple):
 class RowFormat:
     """The rows of one topic. Columns are the same for every record, so that all files of a topic have one schema."""
 
-    def __init__(self, form: Topic) -> None:
-        """``form`` says which messages its values are. Values of no single message type stay as they are."""
+    def __init__(self, form: Topic, *, keeps_bytes: bool = False) -> None:
+        """Make the rows of one topic.
+
+        Args:
+            form: Says which messages its values are. Values of no single message type stay as they are.
+            keeps_bytes: Whether every row keeps its record's bytes, and not only those that columns do not say.
+        """
+        self._keeps_bytes = keeps_bytes
         kinds = typing.get_args(form.value) or (form.value,)
         self._parts = _parts_of(kinds) if _distinguishes(kinds) else ()
         message_fields = [field for part in self._parts for field in part.fields]
@@ -110,7 +116,9 @@ class RowFormat:
                 kept[decoded] |= unrepresentable
                 message_columns += columns if len(found) == n else [column.take(where) for column in columns]
             error_columns = [pa.array(errors, pa.string())]
-        values = [record.value if keep else None for record, keep in zip(records, kept, strict=True)]
+        values = [
+            record.value if keep or self._keeps_bytes else None for record, keep in zip(records, kept, strict=True)
+        ]
         columns = [*record_columns(records), *message_columns, pa.array(values, pa.binary()), *error_columns]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 

@@ -22,7 +22,7 @@ from pipeline.kafka.cluster.log_offsets import first_offsets, offsets_at, partit
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.readers.topic_reader import READ_BATCH
 from pipeline.settings import Settings
-from schemas.topics import DECISION_FEATURES, TOPICS, Topic
+from schemas.topics import DECISION_FEATURES, TOPICS, TRANSACTIONS, Topic
 
 
 class RowPiece(NamedTuple):
@@ -144,9 +144,11 @@ def named(text: str, topics: Iterable[Topic] = TOPICS) -> Named:
     return Named(name, known[form or name])
 
 
-def row_format(topic: Topic) -> RowFormat | FeatureRowFormat:
-    """Return the format of the rows of a topic."""
-    return FeatureRowFormat() if topic == DECISION_FEATURES else RowFormat(topic)
+def row_format(topic: Topic, *, mapped: bool = False) -> RowFormat | FeatureRowFormat:
+    """Return the format of the rows of a topic; ``mapped``: a mapping reads the bytes of transactions."""
+    if topic == DECISION_FEATURES:
+        return FeatureRowFormat()
+    return RowFormat(topic, keeps_bytes=mapped and topic == TRANSACTIONS)
 
 
 class TopicExport:
@@ -203,7 +205,7 @@ class TopicExport:
         client = admin_client(self._bootstrap, settings=self._settings)
         numbers = partition_numbers(client, name)
         ids = topic_identities(client, [name])
-        rows = row_format(topic.form)
+        rows = row_format(topic.form, mapped=self._settings.mapping_file is not None)
         origin = Origin(ids.cluster_id, name, ids.topic_ids[name], len(numbers))
         files = TopicFiles(self._directory / topic.name, origin, rows.schema)
         begins = first_offsets(client, [(name, number) for number in numbers])

@@ -11,6 +11,7 @@ from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_count
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.contents import VersionContents
 from pipeline.models.publish import VersionToPublish, publish_active
+from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
 from pipeline.settings.mapping_file import MappingError
 from pipeline.settings.rate_table import RatesError
@@ -110,13 +111,13 @@ class PublishedFiles:
         self.refresh(waiting)
         if new := (kind.name, own.version, own.digest) not in self._files:
             # Before it is written too: what nobody may use should not stay there for ever.
-            self._refuse_other(kind, own)
+            self._refuse_other(kind, own, content)
             publish_active(self._bootstrap, self._settings, [VersionToPublish(kind.name, own.version, content.strip())])
             # Another worker may have written another one at the same moment.
             self.refresh(waiting)
             topic = self._settings.topic(MODELS.name)
             log.info("%s %s (%s) is published on %s", kind.noun, own.version, own.digest, topic)
-        self._refuse_other(kind, own)
+        self._refuse_other(kind, own, content)
         return new
 
     def find(self, kind: FileKind[F], version: str, digest: str) -> F:
@@ -147,7 +148,15 @@ class PublishedFiles:
         """Return version and digest of each file of a kind, in the order in which they were published."""
         return [(version, digest) for name, version, digest in self._files if name == kind.name]
 
-    def _refuse_other(self, kind: FileKind[F], own: F) -> None:
+    def _refuse_other(self, kind: FileKind[F], own: F, content: bytes) -> None:
+        if any(
+            (lost.name, lost.version) == (kind.name, own.version) and lost.digest != payload_digest(content.strip())
+            for lost in self._unfound
+        ):
+            raise kind.error(
+                f"{kind.noun} {own.version!r} was another file, whose content is lost: publish that one with "
+                f"`{kind.command}`, and give what was changed a version of its own"
+            )
         first = next((digest for version, digest in self.versions(kind) if version == own.version), own.digest)
         if first != own.digest:
             raise kind.error(

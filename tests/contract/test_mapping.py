@@ -108,12 +108,17 @@ def test_words_attributes_and_whole_numbers_become_the_contracts() -> None:
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"sum": "NaN"}, "amount_not_finite"),
+        ({"sum": "NaN"}, "invalid_value"),
         ({"sum": "1_000"}, "invalid_value"),
         ({"sum": {"a": 1}}, "wrong_type"),
         ({"sum": True}, "wrong_type"),
         ({"sum": "1,2,3"}, "invalid_value"),
-        ({"when": 5}, "wrong_type"),
+        ({"sum": "12.50"}, "invalid_value"),
+        ({"sum": "1.25E+1e"}, "invalid_value"),
+        ({"when": "2024030112000"}, "invalid_value"),
+        ({"when": "2024-W09-5T10:00"}, "invalid_value"),
+        ({"when": "2024-03-31 02:30:00"}, "invalid_value"),
+        ({"when": 5}, "invalid_value"),
         ({"when": "noon"}, "invalid_value"),
         ({"when": "2024-03-01"}, "invalid_value"),
         ({"when": None}, "missing_field"),
@@ -154,11 +159,60 @@ def test_any_json_is_accepted_or_refused(stated: dict[str, Any], unit: str, mino
     mapping = FLAT.replace(b'zone = "Europe/Zurich"', b'unit = "%s"' % unit.encode())
     if minor:
         mapping = mapping.replace(b'decimal = ","', b"minor = true")
-    value = Mapper(read_mapping(mapping), RATES).mapped(json.dumps(stated).encode())
-    assert value is not None
-    assert isinstance(json.loads(value), dict)
     with suppress(InvalidMessage):
+        value = Mapper(read_mapping(mapping), RATES).mapped(json.dumps(stated).encode())
+        assert isinstance(json.loads(value), dict)
         assert accepted(value).amount_minor >= 0
+
+
+CENTS = b"""\
+version = "cents"
+
+[fields]
+transaction_id = { path = "transaction_id" }
+event_time = { path = "event_time" }
+card_id = { path = "card_id" }
+merchant_id = { path = "merchant_id" }
+amount = { path = "amount", minor = true }
+currency = { path = "currency" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("amount", "minor"),
+    [
+        (b"1250", 1250), (b'"1250"', 1250), (b"1.25e3", 1250), (b'"1.25E+3"', 1250), (b'"1250e0"', 1250),
+        (b"1250.0", 1250), (b"12.5", None), (b"1e999999999", None), (b'"1e9999"', None), (b"true", None),
+        (b'"12,50"', None), (b'"0x10"', None), (b"1" * 200, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [b"", b',"x":1e99999999999999999999', b',"y":[[1]],"x":"\\ud83d\\ude00"'])
+def test_no_record_with_the_contracts_names_is_read_by_another_unit(
+    amount: bytes, minor: int | None, more: bytes
+) -> None:
+    """Whatever stands beside it, and however its amount is written."""
+    value = transaction(1, START).replace(b"12.34", amount)[:-1] + more + b"}"
+    try:
+        found = accepted(Mapper(read_mapping(CENTS), RATES).mapped(value))
+    except InvalidMessage:
+        assert minor is None
+    else:
+        assert found.amount_minor == minor
+
+
+def test_names_and_bytes_are_limited_as_those_of_the_contract() -> None:
+    mapper = Mapper(read_mapping(CENTS), RATES)
+    for value, code in (
+        (b"{%s}" % b",".join(b'"%d":1' % number for number in range(2_000)), "too_many_fields"),
+        (b"{}" + b" " * 2**20, "too_large"),
+        (b'{"a":' * 70 + b"1" + b"}" * 70, "too_deep"),
+        (b'{"a":"\xff"}', "not_utf8"),
+        (b"[]", "wrong_type"),
+        (None, "null_value"),
+    ):
+        with pytest.raises(InvalidMessage) as refused:
+            mapper.mapped(value)
+        assert refused.value.code == code
 
 
 def test_a_mapping_travels_as_json_and_says_the_same() -> None:
@@ -187,7 +241,10 @@ def test_a_mapping_travels_as_json_and_says_the_same() -> None:
         (b"Europe/Zurich", b"../../etc/passwd", "no time zone"),
         (b'zone = "Europe/Zurich"', b'zone = "UTC", unit = "s"', "either unit or zone"),
         (b'currency = { constant = "EUR" }', b"", "it lacks currency"),
-        (b"[fields]", b"[more]\na = 1\n[fields]", "unknown field `more`"),
+        (b'"EUR"', b'""', r"\[fields.currency\]: Expected `str` matching regex"),
+        (b'path = "ref"', b'path = "a..b"', "the path has an empty name"),
+        (b'"flat-1"', b'" "', "the version is no word"),
+        (b"[fields]", b"[more]\na = 1\n[fields]", "there is no more; there are version, fields, attributes"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_in_a_sentence(old: bytes, new: bytes, saying: str) -> None:

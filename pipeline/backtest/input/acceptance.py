@@ -4,7 +4,7 @@ Rows that are plainly in order are taken as columns. Each of the others is writt
 have sent, and accepted or refused as one: there is no second set of rules, codes and texts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
@@ -53,9 +53,31 @@ class Acceptance(NamedTuple):
     mapper: Mapper | None = None
     """Maps records of transactions as producers wrote them; None: they wrote the contract's."""
 
-    def mapped(self, value: bytes | None) -> bytes | None:
-        """Return the value of a record of ``transactions`` as one of the contract."""
-        return value if self.mapper is None else self.mapper.mapped(value)
+    def records(
+        self, values: Sequence[bytes | None], arrived_us: NDArray[np.int64]
+    ) -> tuple[Transactions, list[Reject]]:
+        """Accept the transactions of n records as the card agent does; ``row`` of each is its record's number.
+
+        Args:
+            values: The values, as their producers wrote them.
+            arrived_us: Shape (n,), when each arrived, in microseconds since 1970.
+        """
+        unmapped = dict[int, InvalidMessage]()
+        if self.mapper is not None:
+            mapped = list[bytes | None]()
+            for row, value in enumerate(values):
+                try:
+                    mapped.append(self.mapper.mapped(value))
+                except InvalidMessage as error:
+                    # Refused below, as any record without a value.
+                    mapped.append(None)
+                    unmapped[row] = error
+            values = mapped
+        rows, rejects = accept_records(values, arrived_us, self.rates, self.future_tolerance_us)
+        for number, reject in enumerate(rejects):
+            if (why := unmapped.get(reject.row)) is not None:
+                rejects[number] = reject._replace(code=why.code, text=str(why))
+        return rows, rejects
 
 
 def accept_transactions(
@@ -73,19 +95,27 @@ def accept_transactions(
         The accepted rows in the order of the table, and the refused ones.
 
     Raises:
-        ValueError: ``recorded`` rows have no sequence, or a stamp is no time.
+        ValueError: ``recorded`` rows have no sequence, a stamp is no time, or rows of an export lack the bytes that a
+            mapping reads.
     """
     found = table_columns.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
     stamp_us, own = _stamps(table, acceptance), _own_bytes(table)
     fast = found.plain & ~own.given & (found.read.event_time_us <= stamp_us + acceptance.future_tolerance_us)
+    if not {VALUE, ERROR} <= set(table.column_names):
+        # A table's columns have their own names for what they hold.
+        acceptance = acceptance._replace(mapper=None)
+    elif acceptance.mapper is not None and not own.given.all():
+        raise ValueError(
+            "this export lacks the bytes that a mapping reads: export the transactions again, with "
+            "FRAUD_PIPELINE_MAPPING_FILE set"
+        )
     rows, rest = found.read, np.flatnonzero(~fast)
     rejects = list[Reject]()
     if len(rest):
         values = [
-            acceptance.mapped(own.values[row].as_py()) if own.given[row] else found.record(row, acceptance.rates)
-            for row in rest.tolist()
+            own.values[row].as_py() if own.given[row] else found.record(row, acceptance.rates) for row in rest.tolist()
         ]
-        others, rejects = accept_records(values, stamp_us[rest], acceptance.rates, acceptance.future_tolerance_us)
+        others, rejects = acceptance.records(values, stamp_us[rest])
         numbers = rest[others.row]
         if others.attributes is not None and rows.attributes is not None:
             others.attributes[~own.given[numbers]] = rows.attributes[numbers[~own.given[numbers]]]

@@ -18,7 +18,7 @@ from pipeline.backtest.input.span import (
     Span,
     moment,
 )
-from pipeline.engine.records.accept import accept_labels, accept_transactions
+from pipeline.engine.records.accept import accept_labels
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.features.catalogue import LATENESS_US
 from pipeline.kafka.cluster.admin import reached
@@ -213,8 +213,7 @@ def transactions_of(
 ) -> LogPart[Transactions]:
     """Accepted transactions; what is refused goes to ``rejects``, as its dead letter tells it."""
     arrived_us = read.arrived_us
-    values = [acceptance.mapped(value) for value in read.values]
-    rows, refused = accept_transactions(values, arrived_us, acceptance.rates, acceptance.future_tolerance_us)
+    rows, refused = acceptance.records(read.values, arrived_us)
     rejects += _numbered(refused, read, numbering)
     return numbering.part(rows, read.partition, read.offset, arrived_us)
 

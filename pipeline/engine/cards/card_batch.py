@@ -14,11 +14,12 @@ from pipeline.engine.cards.pending import LabelBatch
 from pipeline.engine.cards.profiled_blocks import encode_profiled
 from pipeline.engine.records.accept import accept_transactions, record_columns
 from pipeline.engine.records.accepted_labels import read_accepted
-from pipeline.engine.records.columns import Transactions, name_keys
+from pipeline.engine.records.columns import Reject, Transactions, name_keys
 from pipeline.engine.records.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
 from pipeline.engine.records.partitioner import partitions_of
 from pipeline.engine.records.results import Result
 from pipeline.engine.records.whole_amounts import MOST_OF_A_BATCH, amount_counts
+from schemas.errors import InvalidMessage
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, REROUTED, TRANSACTIONS
 
@@ -54,7 +55,7 @@ def process_together(parts: Parts, now: datetime | None, options: CardOptions) -
     outcome = process_cards(columns, shares, options.retention)
     counts = {("accepted", ""): len(outcome.position), ("duplicate", ""): outcome.duplicates}
     result.counts += Counter(counts | {("label", name): count for name, count in outcome.label_outcomes.items()})
-    _refuse(outcome, batch, result)
+    _refuse(outcome, batch, options, result)
     if now is None:
         result.outputs.clear()
         return result
@@ -88,7 +89,12 @@ def _transactions(
             elif read.topic != transactions:
                 continue
             elif options.mapper is not None:
-                value = options.mapper.mapped(value)
+                try:
+                    value = options.mapper.mapped(value)
+                except InvalidMessage as error:
+                    text = f"{error} {options.mapper.mapping.name} cannot be followed."
+                    result.dead_letter(read, "card", error.code, text)
+                    continue
             found.append(record)
             reads.append(read)
             values.append(value)
@@ -104,11 +110,7 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
         batch.values, arrived_us, options.rates, options.future_tolerance_us, producer_fields=True
     )
     for reject in rejects:
-        record, text = batch.records[reject.row], reject.text
-        if options.mapper is not None and batch.reads[reject.row] is record:
-            done = "could not read" if batch.values[reject.row] is record.value else "has made this of"
-            text = f"{text} {options.mapper.mapping.name} {done} the producer's JSON."
-        result.dead_letter(record, "card", reject.code, text)
+        result.dead_letter(batch.records[reject.row], "card", reject.code, _explained(reject, batch, options))
     if options.partitions == 1 or not len(rows):
         return rows
     homes = partitions_of(rows.card_id, options.partitions)
@@ -118,7 +120,7 @@ def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Tr
     for row in np.flatnonzero(~staying).tolist():
         number = int(rows.row[row])
         record, value = batch.records[number], batch.values[number]
-        own = None if value is record.value else value
+        own = None if value == record.value else value
         result.outputs.append(forward(record, REROUTED, rows.card_id[row].as_py(), int(homes[row]), value=own))
         result.counts["rerouted", batch.reads[number].topic.removeprefix(options.topic_prefix)] += 1
     return rows.take(staying)
@@ -140,11 +142,22 @@ def _parts(parts: Parts, row_ends: Sequence[int], topic_prefix: str, result: Res
         first = end
 
 
-def _refuse(outcome: CardOutcome, batch: ForwardedBatch, result: Result) -> None:
+def _explained(reject: Reject, batch: ForwardedBatch, options: CardOptions) -> str:
+    """Return the text of a refusal, and where a mapping has made what is refused."""
+    record = batch.records[reject.row]
+    if batch.values[reject.row] == record.value:
+        return reject.text
+    passed_on = options.mapper is None or batch.reads[reject.row] is not record
+    name = "A mapping" if passed_on or options.mapper is None else options.mapper.mapping.name
+    return f"{reject.text} {name} has made this of the producer's JSON."
+
+
+def _refuse(outcome: CardOutcome, batch: ForwardedBatch, options: CardOptions, result: Result) -> None:
     """Refuse repeats that contradict the accepted transaction, and labels that waited in vain or cannot wait."""
     for reject, source in outcome.contradictions:
         first = divmod(source, MOST_OFFSETS)
-        result.dead_letter(batch.records[reject.row], "card", reject.code, reject.text, first=first)
+        text = _explained(reject, batch, options)
+        result.dead_letter(batch.records[reject.row], "card", reject.code, text, first=first)
     for reject, record in outcome.given_up:
         if record is not None:
             result.dead_letter(record, "card", reject.code, reject.text)

@@ -103,6 +103,8 @@ def origin(record: Record, topic: Topic, topic_prefix: str) -> Forwarded:
     if not all(number is not None and number.isdigit() and len(number) <= _DIGITS for number in numbers):
         numeric = (*names[1:4], *([KNOWN_AT] if topic is ACCEPTED_LABELS else []))
         raise NotForwarded(f"{', '.join(numeric)} are not all whole numbers; {_advice(topic)}")
+    if is_mapped and value is None:
+        raise NotForwarded(f"{ORIGINAL} has no value; {_advice(topic)}")
     partition, offset, timestamp_ms, *known = (int(number or b"") for number in numbers)
     if partition > _MOST_PARTITION or offset >= MOST_OFFSETS:
         raise NotForwarded(f"{names[1]} or {names[2]} is no position in a log; {_advice(topic)}")

@@ -20,6 +20,7 @@ from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import NotTokenised, Tokeniser
 from pipeline.settings import Settings
+from schemas.errors import InvalidMessage
 from schemas.mapping import Mapper
 from schemas.records import Output, Record
 from schemas.topics import DEAD_LETTERS, INPUT_BYTES, Topic
@@ -121,13 +122,22 @@ class Gateway:
     def _tokenised(self, records: Sequence[Record]) -> tuple[Result, int]:
         """Return the outputs of some records, and how many of them are written to the target."""
         result, written = Result(), 0
-        values = [record.value if self._mapper is None else self._mapper.mapped(record.value) for record in records]
-        for record, found in zip(records, self._tokeniser.many(values), strict=True):
+        values, taken = list[bytes | None](), list[Record]()
+        for record in records:
+            try:
+                values.append(record.value if self._mapper is None else self._mapper.mapped(record.value))
+                taken.append(record)
+            except InvalidMessage as error:
+                self._refuse(record, error, result)
+        for record, found in zip(taken, self._tokeniser.many(values), strict=True):
             if isinstance(found, NotTokenised):
-                result.dead_letter(record, STAGE, found.code, str(found))
-                result.outputs[-1] = redacted(result.outputs[-1])
+                self._refuse(record, found, result)
                 continue
             token, value = found
             result.outputs.append(Output(self._target, token.encode(), value))
             written += 1
         return result, written
+
+    def _refuse(self, record: Record, error: InvalidMessage | NotTokenised, result: Result) -> None:
+        result.dead_letter(record, STAGE, error.code, str(error))
+        result.outputs[-1] = redacted(result.outputs[-1])

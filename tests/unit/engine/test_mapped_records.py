@@ -7,6 +7,7 @@ from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
+from pipeline.engine.records.forwarding import ORIGINAL
 from pipeline.engine.records.results import Result
 from schemas.mapping import Mapper
 from schemas.messages import ProfiledTransaction
@@ -57,9 +58,10 @@ def test_all_that_was_sent_is_accepted_a_repeat_or_a_dead_letter_with_its_own_by
     result = work(log.records)
     letters = to(DEAD_LETTERS, result)
     assert result.counts["accepted", ""] + result.counts["duplicate", ""] + len(letters) == len(sent)
-    assert [letter.value for letter in letters] == [*sent[2:5], sent[6], sent[5]]
-    assert reason(letters[1], "message").endswith(" Mapping core-1 has made this of the producer's JSON.")
-    assert reason(letters[2], "message").endswith(" Mapping core-1 could not read the producer's JSON.")
+    assert [letter.value for letter in letters] == [sent[4], sent[2], sent[3], sent[6], sent[5]]
+    assert reason(letters[0], "message").endswith(" Mapping core-1 cannot be followed.")
+    for letter in letters[1:]:
+        assert reason(letter, "message").endswith(" Mapping core-1 has made this of the producer's JSON.")
 
 
 def test_a_record_that_is_passed_on_is_mapped_once() -> None:
@@ -85,5 +87,17 @@ def test_a_record_that_is_passed_on_is_mapped_once() -> None:
     other = msgspec.json.decode(away[0].value or b"") | {"amount": 77}
     repeat = msgspec.structs.replace(rerouted[0], offset=30, value=msgspec.json.encode(other))
     (letter,) = to(DEAD_LETTERS, work([repeat], two, there))
+    assert reason(letter, "message").endswith(" A mapping has made this of the producer's JSON.")
     originals = {record.offset: record.value for record in log.records}
     assert letter.value == originals[int(reason(letter, "offset"))]
+
+
+def test_an_original_that_is_nothing_is_no_record_of_a_card_agent() -> None:
+    log = Log(TRANSACTIONS)
+    two = MAPPED._replace(partitions=2)
+    for number in range(9):
+        log.append(foreign(transaction(number, START, card_id=f"c{number}")), NOW)
+    (away, *_) = to(REROUTED, work(log.records, two))
+    headers = (*away.headers[:-1], (ORIGINAL, None))
+    (letter,) = to(DEAD_LETTERS, work([Record(REROUTED.name, 1, 0, 0, away.key, away.value, headers)], two))
+    assert reason(letter, "error") == "rerouted_headers"
