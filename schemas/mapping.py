@@ -32,7 +32,10 @@ _USUAL_DIGITS: Final = 2
 _EXACT: Final = Context(prec=60, traps=[Inexact, InvalidOperation, Overflow])
 _LARGEST_EXPONENT: Final = 40
 """More digits than any time or amount has."""
-_WHOLE: Final = re.compile(r"-?[0-9]{1,18}")
+_INT_DIGITS: Final = 18
+"""Characters of a number up to which it is read as a whole one."""
+_OBJECT, _ARRAY, _TEXT = b'{["'
+_WORDS: Final = {b"null": None, b"true": True, b"false": False}
 _INDEX: Final = re.compile("[0-9]{1,6}")
 _BLANKS: Final = " '\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
 _EXPONENT: Final = "([eE][+-]?[0-9]{1,3})?"
@@ -163,20 +166,23 @@ class _Node:
             node.path = number
         return node.path
 
-    def read(self, members: dict[str, msgspec.Raw] | list[msgspec.Raw], found: dict[int, msgspec.Raw]) -> None:
-        """Note what stands where paths end, by their numbers."""
+    def read(self, members: dict[str, msgspec.Raw] | list[msgspec.Raw], found: dict[int, bytes]) -> None:
+        """Note the JSON that stands where paths end, by their numbers."""
         for name, node in self.inner.items():
             if isinstance(members, dict):
-                value = members.get(name)
+                raw = members.get(name)
             else:
-                value = members[int(name)] if _INDEX.fullmatch(name) and int(name) < len(members) else None
-            if value is None:
+                raw = members[int(name)] if _INDEX.fullmatch(name) and int(name) < len(members) else None
+            if raw is None:
                 continue
+            value = bytes(raw)
             if node.path is not None:
                 found[node.path] = value
-            first = bytes(memoryview(value)[:1])
-            if node.inner and first in b"{[":
-                node.read(_members(value) if first == b"{" else _elements(value), found)
+            if node.inner:
+                if value[0] == _OBJECT:
+                    node.read(_members(value), found)
+                elif value[0] == _ARRAY:
+                    node.read(_elements(value), found)
 
 
 class Mapper:
@@ -210,7 +216,7 @@ class Mapper:
 
         Nothing that could not be read or converted goes on: the contract might take it for something else.
         """
-        found = dict[int, msgspec.Raw]()
+        found = dict[int, bytes]()
         try:
             self._root.read(checked(value, _members), found)
             mapped = _encode(self._transaction(found))
@@ -220,7 +226,7 @@ class Mapper:
             raise InvalidMessage("too_large", f"The value has {len(mapped)} bytes as one of the contract.")
         return mapped
 
-    def _transaction(self, found: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
+    def _transaction(self, found: Mapping[int, bytes]) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         for name, source, path, is_text in self._fields:
             value = source.constant if path is None else _scalar(name, found.get(path))
@@ -351,26 +357,24 @@ def _names(path: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(path.split(".")) if isinstance(path, str) else tuple(path)
 
 
-def _scalar(name: str, raw: msgspec.Raw | None) -> Any:
-    """Return the text, number, truth or null of a field."""
-    if raw is None:
+def _scalar(name: str, value: bytes | None) -> Any:
+    """Return the text, number, truth or null that JSON of a field is; None for no JSON."""
+    if value is None:
         return None
-    value = bytes(raw)
-    first = value[:1]
-    if first == b'"':
+    first = value[0]
+    if first == _TEXT:
         return _text(value)
-    if first in b"{[":
+    if first in (_OBJECT, _ARRAY):
         raise InvalidMessage("wrong_type", f"{name}: an object or array stands there, and no text or number.")
-    if first in b"tfn":
-        return {b"t": True, b"f": False, b"n": None}[first]
+    if (word := _WORDS.get(value, value)) is not value:
+        return word
     text = value.decode()
-    if _WHOLE.fullmatch(text):
+    if len(text) <= _INT_DIGITS and text.lstrip("-").isdigit():
         return int(text)
     try:
-        number = Decimal(text)
+        return Decimal(text)
     except ArithmeticError as error:
         raise InvalidMessage("invalid_value", f"{name}: the number is out of range.") from error
-    return number
 
 
 def _since_1970(value: Any, unit: str) -> datetime:
@@ -379,11 +383,15 @@ def _since_1970(value: Any, unit: str) -> datetime:
         value = Decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise InvalidMessage("invalid_value", f"event_time is no number of {unit} since 1970.")
-    power, number = _PER_US[unit], Decimal(value)
-    if number.adjusted() + power < _LARGEST_EXPONENT:
-        time_us = int(number.scaleb(power).to_integral_value(ROUND_FLOOR))
-        if EARLIEST_US <= time_us < LATEST_US:
-            return _EPOCH + timedelta(microseconds=time_us)
+    power = _PER_US[unit]
+    if isinstance(value, int):
+        time_us = value * 10**power if power >= 0 else value // 10**-power
+    elif value.adjusted() + power < _LARGEST_EXPONENT:
+        time_us = int(value.scaleb(power).to_integral_value(ROUND_FLOOR))
+    else:
+        time_us = LATEST_US
+    if EARLIEST_US <= time_us < LATEST_US:
+        return _EPOCH + timedelta(microseconds=time_us)
     raise InvalidMessage(
         "event_time_impossible", f"event_time is not between 1990 and 2100; check that it counts in {unit}."
     )
