@@ -204,6 +204,7 @@ class WorkerContext:
                 )
                 self._published_files.publish(RATES, rates_content, lambda: self._starting(step))
                 if self._mapping is not None:
+                    log.info("transactions are read by mapping %s (%s)", self._mapping.version, self._mapping.digest)
                     self._published_files.publish(MAPPING, self._mapping.content, lambda: self._starting(step))
             client = admin_client(broker.bootstrap_servers, settings=settings)
             topics = {settings.topic(topic.name) for role in self._specs for topic in _replayed_topics(role)}

@@ -160,7 +160,7 @@ class ProfiledTransaction(Message, frozen=True, kw_only=True, tag_field="kind", 
     source: RecordPosition
     ingested_at: Timestamp
     transaction: msgspec.Raw
-    """The producer's own bytes."""
+    """The producer's own bytes, or what a mapping has made of them."""
     read: RecordPosition | None = None
     """Position at which the card agent read the record, where that is not ``source``: on ``rerouted``."""
     outlier: bool = False

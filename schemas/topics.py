@@ -88,7 +88,7 @@ DEAD_LETTERS: Final = Topic(
 REROUTED: Final = Topic(
     "rerouted",
     "card_id",
-    "a transaction as its producer wrote it",
+    "a transaction as its producer wrote it, or as its mapping reads it",
     "card agent",
     "cards",
     max_message_bytes=8 * 1024 * 1024,

@@ -29,7 +29,7 @@ RESENT: Final = "fraud-pipeline-resent"
 _MOST_DIGITS: Final = 15
 """Most digits of a number in a header; producers may send any."""
 _LATEST_MS: Final = round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000
-REPAIR: Final = "It would be refused again as it is: repair it at its producer."
+REPAIR: Final = "It would be refused again as it is: repair it at its producer, or in its mapping."
 ADVICE: Final = {
     "currency_unknown": "Add the currency to the rate table (FRAUD_PIPELINE_RATES_FILE), then resend it.",
     "event_time_in_future": "Once its time has passed, or FRAUD_PIPELINE_FUTURE_TOLERANCE_S is longer, resend it.",

@@ -13,7 +13,7 @@ from schemas.messages import Activation, ModelVersion, VersionReference
 log = logging.getLogger(__name__)
 
 ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy"})
-"""Names whose active version an `Activation` says; it may name rate tables besides, which batches name themselves."""
+"""Names whose active version an `Activation` says; it may name files besides (`pipeline.models.published_files`)."""
 RIVER: Final = kinds.RIVER.name
 
 Find = Callable[[VersionReference], ModelVersion | None]

@@ -54,10 +54,19 @@ class FileKind(NamedTuple, Generic[F]):
     """Publishes a file."""
     setting: str
     """The setting that names the file of a worker."""
+    is_canonical: bool
+    """True if files that say the same have the same bytes on ``models``."""
 
 
 RATES: Final = FileKind[RateTable](
-    "rates", "rate table", load, InvalidRates, RatesError, "fraud-pipeline rates FILE", "FRAUD_PIPELINE_RATES_FILE"
+    "rates",
+    "rate table",
+    load,
+    InvalidRates,
+    RatesError,
+    "fraud-pipeline rates FILE",
+    "FRAUD_PIPELINE_RATES_FILE",
+    is_canonical=False,
 )
 MAPPING: Final = FileKind[FieldMapping](
     "mapping",
@@ -67,6 +76,7 @@ MAPPING: Final = FileKind[FieldMapping](
     MappingError,
     "fraud-pipeline map --publish FILE",
     "FRAUD_PIPELINE_MAPPING_FILE",
+    is_canonical=True,
 )
 KINDS: Final[dict[str, FileKind[Any]]] = {kind.name: kind for kind in (RATES, MAPPING)}
 
@@ -149,7 +159,7 @@ class PublishedFiles:
         return [(version, digest) for name, version, digest in self._files if name == kind.name]
 
     def _refuse_other(self, kind: FileKind[F], own: F, content: bytes) -> None:
-        if any(
+        if kind.is_canonical and any(
             (lost.name, lost.version) == (kind.name, own.version) and lost.digest != payload_digest(content.strip())
             for lost in self._unfound
         ):

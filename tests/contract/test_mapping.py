@@ -15,7 +15,7 @@ from schemas.errors import InvalidMessage
 from schemas.mapping import FieldMapping, InvalidMapping, Mapper, load_mapping, read_mapping
 from tests.contract.records import RATES
 from tests.helpers.logs import START, microseconds, transaction
-from tests.helpers.mappings import CORE, core, foreign
+from tests.helpers.mappings import CENTS, CORE, core, foreign
 
 ARRIVED_US = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
 FLAT = b"""\
@@ -163,19 +163,6 @@ def test_any_json_is_accepted_or_refused(stated: dict[str, Any], unit: str, mino
         value = Mapper(read_mapping(mapping), RATES).mapped(json.dumps(stated).encode())
         assert isinstance(json.loads(value), dict)
         assert accepted(value).amount_minor >= 0
-
-
-CENTS = b"""\
-version = "cents"
-
-[fields]
-transaction_id = { path = "transaction_id" }
-event_time = { path = "event_time" }
-card_id = { path = "card_id" }
-merchant_id = { path = "merchant_id" }
-amount = { path = "amount", minor = true }
-currency = { path = "currency" }
-"""
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,19 @@ device_risk = "payload.after.risk"
 """
 """Of a change of a row, as Debezium writes it: epoch milliseconds, minor units, words of its own."""
 
+CENTS: Final = b"""\
+version = "cents"
+
+[fields]
+transaction_id = { path = "transaction_id" }
+event_time = { path = "event_time" }
+card_id = { path = "card_id" }
+merchant_id = { path = "merchant_id" }
+amount = { path = "amount", minor = true }
+currency = { path = "currency" }
+"""
+"""Of records with the contract's own names, whose amounts count minor units."""
+
 
 def core(*changes: tuple[bytes, bytes]) -> FieldMapping:
     """Return the mapping of `foreign` records, with parts of its file replaced."""

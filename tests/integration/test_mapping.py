@@ -5,16 +5,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
 
 from pipeline.demo.processes import settings_environment
-from schemas.topics import DEAD_LETTERS, REROUTED, TRANSACTIONS
+from pipeline.kafka.cluster.clients import admin_client
+from schemas.topics import DEAD_LETTERS, MODELS, REROUTED, TRANSACTIONS
 from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.champion import active
 from tests.helpers.logs import after, transaction
 from tests.helpers.mappings import CORE, foreign
-from tests.helpers.topics import Cluster, Starter, once
+from tests.helpers.topics import Cluster, Starter, command, once
 from tests.helpers.worker import ROOT, inherited_environment
 
 pytestmark = pytest.mark.broker
+
+REPEATED = 10
+"""Transactions that are sent again, and are of another shop by the second mapping."""
 
 
 def bought(cluster: Cluster, numbers: range) -> None:
@@ -44,10 +50,10 @@ def test_each_is_decided_once_and_again_alike_whatever_the_mapping_is_by_then(
     # The shop is another one from here on; the state is made from the log alone, with the mapping of its time.
     mapping_file(tmp_path, CORE.replace(b"core-1", b"core-2").replace(b'"payload.after.shop"', b'"payload.after.ccy"'))
     second = start(cluster.settings, mapping_file=file, snapshot_url="")
-    bought(cluster, range(30, 80))
+    bought(cluster, range(40 - REPEATED, 80))
     cluster.write(TRANSACTIONS, b'{"payload":{}}', None, after(), partition=0)
     cluster.flush()
-    second.until(lambda: len(cluster.decisions()) >= 80 and cluster.read(DEAD_LETTERS))
+    second.until(lambda: len(cluster.decisions()) >= 80 and len(cluster.read(DEAD_LETTERS)) == REPEATED + 1)
     assert second.stop() == 0, second.output
     decisions = cluster.decisions()
     assert once(decisions)
@@ -59,7 +65,13 @@ def test_each_is_decided_once_and_again_alike_whatever_the_mapping_is_by_then(
     again.run()
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (80, [])
-    assert len(backtest_of(settings=settings).run().variants[0].decisions) == 80
+    by_topics = backtest_of(settings=settings).run().variants[0].decisions
+    command(settings, "export", str(tmp_path / "export"), code=0)
+    exported = backtest_of(tmp_path / "export", settings=settings, models={"own": active()})
+    by_export = exported.run().variants[0].decisions
+    names = ["transaction_id", "card_id", "merchant_id", "amount_base"]
+    assert by_topics[names].to_numpy().tolist() == by_export[names].to_numpy().tolist()
+    assert len(by_export) == 80
 
 
 def test_a_number_of_the_producers_own_is_a_feature_without_a_line_of_code(
@@ -85,6 +97,19 @@ def test_a_number_of_the_producers_own_is_a_feature_without_a_line_of_code(
     (decision,) = cluster.decisions()
     assert decision.features is not None, "it is audited"
     assert decision.features["attribute_device_risk"] == 0.75
+
+
+def test_a_lost_mapping_of_a_version_gives_way_to_no_other(cluster: Cluster, tmp_path: Path) -> None:
+    own = mapping_file(tmp_path, CORE)
+    cluster.command("map", "--publish", str(own), code=0)
+    client = admin_client(cluster.bootstrap, settings=cluster.settings)  # kept for as long as its future is awaited
+    (deleted,) = client.delete_records([TopicPartition(cluster.settings.topic(MODELS.name), 0, OFFSET_END)]).values()
+    deleted.result()
+    other = tmp_path / "other.toml"
+    other.write_bytes(CORE.replace(b'"payload.after.shop"', b'"payload.after.ccy"'))
+    refused = cluster.command("map", "--publish", str(other), code=1)
+    assert "mapping 'core-1' was another file, whose content is lost: publish that one" in refused.output
+    cluster.command("map", "--publish", str(own), code=0)
 
 
 def test_another_mapping_of_the_same_version_is_refused_at_the_start(

@@ -21,7 +21,7 @@ class CardOptions(NamedTuple):
     merchant_partitions: int = 1
     """Number of partitions of ``profiled``."""
     dropped_fields: frozenset[str] = frozenset()
-    """Fields that the producers' own bytes lose on their way to ``profiled``."""
+    """Fields that the bytes of a transaction lose on their way to ``profiled``."""
     mapper: Mapper | None = None
     """Maps the producers' own JSON; None: they write the contract's."""
 

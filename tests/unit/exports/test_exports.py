@@ -27,10 +27,12 @@ from pipeline.kafka.readers.replay_reader import RecordColumns
 from pipeline.learning.label_sources import NOT_ALLOWED, LabelSources
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates
+from schemas.mapping import Mapper, read_mapping
 from schemas.messages import Transaction
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS, DECISIONS, LABELS, MODELS, TOPICS, TRANSACTIONS, Topic
 from tests.helpers.logs import after, decision, label, microseconds, transaction
+from tests.helpers.mappings import CENTS
 
 GOLDEN = Path(__file__).resolve().parents[3] / "schemas" / "golden"
 ORIGIN = Origin("cluster", "transactions", "id", 3)
@@ -393,3 +395,17 @@ def test_topics_are_named_by_what_they_hold() -> None:
     for text in ("candidate", "candidate=candidate", "=decisions", ""):
         with pytest.raises(ExportError, match="is no topic of the pipeline"):
             named(text)
+
+
+def test_a_mapping_reads_the_bytes_of_every_exported_transaction() -> None:
+    values = [transaction(number, amount=1_250 + number) for number in range(3)]
+    mapper = Mapper(read_mapping(CENTS), load_rates(Settings()))
+    acceptance = Acceptance(load_rates(Settings()), 3_600_000_000, mapper=mapper)
+    kept = pa.Table.from_batches([row_format(TRANSACTIONS, mapped=True).rows(records(TRANSACTIONS, values))])
+    found, refused = accept_transactions(kept, acceptance)
+    assert (found.amount_minor.tolist(), refused) == ([1_250, 1_251, 1_252], [])
+    with pytest.raises(ValueError, match="this export lacks the bytes that a mapping reads: export"):
+        accept_transactions(table(TRANSACTIONS, values), acceptance)
+    # A table that is no export has columns of the contract.
+    plain = table(TRANSACTIONS, values).drop_columns([VALUE, ERROR])
+    assert accept_transactions(plain, acceptance)[0].amount_minor.tolist() == [125_000, 125_100, 125_200]
