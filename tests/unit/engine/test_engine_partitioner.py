@@ -195,9 +195,10 @@ def test_a_record_that_was_passed_on_to_the_wrong_place_goes_on_with_its_first_p
 
 def test_the_origin_is_the_record_that_was_forwarded() -> None:
     record = Record("blue-transactions", 3, 17, 1_700_000_000_000, b"\xff", b"value", TRACE)
-    output = forward(record, REROUTED, "c1", 2)
-    read = Record("blue-rerouted", 2, 5, 1_800_000_000_000, output.key, output.value, output.headers)
-    assert origin(read, REROUTED, "blue-") == (record, None)
+    for value, written in ((None, b"value"), (b"mapped", b"mapped")):
+        output = forward(record, REROUTED, "c1", 2, value=value)
+        read = Record("blue-rerouted", 2, 5, 1_800_000_000_000, output.key, output.value, output.headers)
+        assert origin(read, REROUTED, "blue-") == (record, written, None)
 
 
 def test_a_prefix_is_no_part_of_the_names_that_are_reported() -> None:
