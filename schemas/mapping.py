@@ -84,13 +84,13 @@ class FieldSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     values: dict[str, str] | None = None
     """The contract's word for each of the producer's; any other word stays as it is."""
     unit: Literal["s", "ms", "us", "ns"] | None = None
-    """Of an event time: the unit of a number that counts from 1970-01-01T00:00:00Z."""
+    """The unit of an event time that is a number, and counts from 1970-01-01T00:00:00Z."""
     zone: str | None = None
-    """Of an event time: the IANA time zone of a text without an offset; of a time that occurs twice the first."""
+    """The IANA time zone of an event time without an offset; a time that occurs twice is the first of the two."""
     minor: bool = False
-    """Of an amount: whether it counts minor units of its currency, such as cents."""
+    """True if the amount counts minor units of its currency, such as cents."""
     decimal: Literal[".", ","] | None = None
-    """Of an amount: the mark in front of the decimals of a text; what may stand between thousands is left out."""
+    """The mark in front of the decimals of an amount that is text; marks between thousands are left out."""
 
 
 _ONLY: Final = {"unit": ("event_time",), "zone": ("event_time",), "minor": ("amount",), "decimal": ("amount",)}
@@ -104,7 +104,7 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     version: Annotated[str, Meta(min_length=1, max_length=64)]
     fields: dict[str, FieldSource]
-    """By field of `schemas.messages.Transaction`."""
+    """Sources, keyed by the field of `schemas.messages.Transaction`."""
     attributes: Annotated[dict[Name, Path], Meta(max_length=MAX_ATTRIBUTES)] = {}
     """Path of each member of the contract's ``attributes``."""
 

@@ -380,7 +380,7 @@ class CardConfig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field=
     dedup_horizon_us: Span
     label_horizon_us: Span
     mapping_version: str = ""
-    """Of the mapping of the producers' JSON (`schemas.mapping.FieldMapping`); empty where they write the contract's."""
+    """Version of the mapping of producers' JSON (`schemas.mapping.FieldMapping`); empty without one."""
     mapping_digest: str = ""
 
 

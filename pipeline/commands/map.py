@@ -17,6 +17,7 @@ import msgspec
 from pipeline.history.mapping_proposal import propose_mapping
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
+from pipeline.settings.mapping_file import mapping_of
 from pipeline.settings.rate_table import load_rates
 from schemas.codec import MAX_NESTING, MAX_VALUE_BYTES, decode_transaction, is_too_deep
 from schemas.errors import InvalidMessage
@@ -59,10 +60,10 @@ def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) 
         raise click.UsageError("Give either a SAMPLE, with or without --mapping, or --publish alone.")
     settings = Settings()
     if publish is not None:
-        _publish(_read_mapping(publish), settings)
+        _publish(mapping_of(publish), settings)
     if sample is None:
         return
-    given = None if mapping is None else _read_mapping(mapping)
+    given = None if mapping is None else mapping_of(mapping)
     try:
         with click.open_file(str(sample), "rb") as file:
             records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
@@ -146,13 +147,6 @@ def _decoded(decode: Callable[[bytes], Any], content: bytes, line: int) -> Any:
         byte = _BYTE.search(str(error))
         line += content.count(b"\n", 0, len(content.rstrip()) if byte is None else int(byte[1]))
         raise UnusableSample(f"line {line} cannot be read as JSON ({error}); write one object a line") from error
-
-
-def _read_mapping(file: Path) -> FieldMapping:
-    try:
-        return read_mapping(file.read_bytes())
-    except InvalidMapping as error:
-        raise click.ClickException(printable(f"{file}: {error}")) from error
 
 
 def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *, err: bool) -> int:

@@ -12,6 +12,7 @@ import msgspec
 from schemas.codec import EARLIEST_US, LATEST_US, wall_clock_us
 from schemas.errors import InvalidMessage
 from schemas.fields import DECLARED_FIELDS, FieldDeclaration, Kind
+from schemas.mapping import AMOUNT_TEXTS, PLAIN_AMOUNT
 from schemas.messages import Timestamp
 
 MAX_PROPOSED_ATTRIBUTES: Final = 20
@@ -64,12 +65,7 @@ _WORDS: Final = {
     "authorisation": re.compile("(?i:approved|declined)"),
     "currency": re.compile("[A-Za-z]{3}"),
 }
-_BLANKS: Final = " '\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
-_AMOUNTS: Final = {
-    "": re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?"),
-    ".": re.compile(rf"-?[0-9]{{1,3}}([,{_BLANKS}][0-9]{{3}}){{1,10}}(\.[0-9]{{1,20}})?"),
-    ",": re.compile(rf"-?[0-9]{{1,40}}([.{_BLANKS}][0-9]{{3}}){{0,10}}(,[0-9]{{1,20}})?"),
-}
+_AMOUNTS: Final = {"": PLAIN_AMOUNT, **AMOUNT_TEXTS}
 """Amounts as text by the setting ``decimal`` that they need."""
 _UNIT_US: Final = {"s": Decimal(10**6), "ms": Decimal(1_000), "us": Decimal(1), "ns": Decimal("0.001")}
 """Microseconds in each unit of time."""
@@ -202,7 +198,7 @@ def _fit(field: FieldDeclaration, value: Any) -> str | None:
 
 def _time_fit(value: Any) -> str | None:
     """Return the unit of a number of a likely size; ``offset``, or ``zone`` for one to be set, of a text."""
-    if isinstance(value, str) and _AMOUNTS[""].fullmatch(value):
+    if isinstance(value, str) and PLAIN_AMOUNT.fullmatch(value):
         value = Decimal(value)
     if _is_number(value):
         sizes = ((unit, Decimal(value) * size) for unit, size in _UNIT_US.items())

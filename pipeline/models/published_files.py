@@ -32,7 +32,7 @@ class ProcessingFile(Protocol):
 
     @property
     def digest(self) -> str:
-        """What stands for all that it says."""
+        """16 hexadecimal digits that stand for all that it says."""
 
 
 F = TypeVar("F", bound=ProcessingFile)
@@ -47,7 +47,7 @@ class FileKind(NamedTuple, Generic[F]):
     load: Callable[[bytes], F]
     """Reads what is on ``models``."""
     invalid: type[ValueError]
-    """What ``load`` raises."""
+    """Error that ``load`` raises."""
     error: type[ValueError]
     """Raised for a content that is not to be had, or that is another one than its version had."""
     command: str

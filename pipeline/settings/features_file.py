@@ -69,7 +69,7 @@ def _attribute(field: str, table: Any, where: str) -> Attribute:
 
 
 def _where(name: str, text: str, field: str) -> str:
-    """Return the place of a field: the file, the line where it can be told, and its name."""
+    """Return the place of a field: the file, its line if the header is found, and its name."""
     header = re.compile(rf"""^[ \t]*\[[ \t]*fields[ \t]*\.[ \t]*["']?{re.escape(field)}["']?[ \t]*\]""", re.MULTILINE)
     found = header.search(text)
     line = "" if found is None else f", line {1 + len(text[: found.start()].splitlines())}"

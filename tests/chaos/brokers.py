@@ -42,7 +42,7 @@ class Brokers:
         )
         self.bootstrap_servers = brokers.bootstrap_servers
         self.deaths = 0
-        """How often one of them was ended."""
+        """Number of times that one of them was ended."""
         self._away: list[EmbeddedBroker | Node] = []
         self._thread: threading.Thread | None = None
         self._failed: list[Exception] = []

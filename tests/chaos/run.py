@@ -33,7 +33,7 @@ class Rules(NamedTuple):
     exactly_once: bool = True
     """Else at least once: what is repeated is allowed, what is lost or wrong is not."""
     broker_deaths: int = 0
-    """How often the run has ended a broker."""
+    """Number of times that the run has ended a broker."""
 
 
 @dataclass

@@ -37,7 +37,7 @@ def accepted(value: bytes | None) -> AcceptedTransaction:
 
 
 def mapped(stated: Any, mapping: FieldMapping | bytes = FLAT) -> Any:
-    """What the contract says of a record."""
+    """Return a record as the contract reads it."""
     mapper = Mapper(read_mapping(mapping) if isinstance(mapping, bytes) else mapping, RATES)
     value = stated if isinstance(stated, bytes) else json.dumps(stated).encode()
     return accepted(mapper.mapped(value))

@@ -25,7 +25,7 @@ transaction_type = { path = "payload.after.kind", values = { sale = "purchase" }
 [attributes]
 device_risk = "payload.after.risk"
 """
-"""Of a change of a row, as Debezium writes it: epoch milliseconds, minor units, words of its own."""
+"""A mapping of changes of rows, as Debezium writes them: epoch milliseconds, minor units, words of its own."""
 
 CENTS: Final = b"""\
 version = "cents"
@@ -38,7 +38,7 @@ merchant_id = { path = "merchant_id" }
 amount = { path = "amount", minor = true }
 currency = { path = "currency" }
 """
-"""Of records with the contract's own names, whose amounts count minor units."""
+"""A mapping of records with the contract's own names, whose amounts count minor units."""
 
 
 def core(*changes: tuple[bytes, bytes]) -> FieldMapping:

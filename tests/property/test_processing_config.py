@@ -227,7 +227,7 @@ def test_a_replay_by_the_rules_of_today_would_show(name: str) -> None:
 
 
 def shows(agent: Agent, lived: Lived, today: Any, field: str) -> bool:
-    """Whether another state comes of a replay that takes a field of the configs, or all of them, from today's."""
+    """Return True if a replay that takes a field of the configs, or all of them, from today's leaves another state."""
     overlooked = []
     for batch, marker in lived.recorded:
         progress = msgspec.json.decode(marker, type=Progress)

@@ -12,7 +12,7 @@ from pipeline.engine.cards.driver import CardKernels, CardOutcome, CardPart, Car
 from pipeline.engine.cards.joins import NO_ROOM
 from pipeline.engine.cards.pending import LabelBatch
 from pipeline.engine.cards.profiled_blocks import encode_profiled
-from pipeline.engine.records.accept import accept_transactions, record_columns
+from pipeline.engine.records.accept import accept_transactions, arrivals_us
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.columns import Reject, Transactions, name_keys
 from pipeline.engine.records.forwarding import MOST_OFFSETS, ForwardedBatch, NotForwarded, forward, origin
@@ -105,9 +105,8 @@ def _transactions(
 
 def _accepted(batch: ForwardedBatch, options: CardOptions, result: Result) -> Transactions:
     """Return accepted transactions that are their partition's own; others are rerouted, or dead letters."""
-    arrived_us = record_columns(batch.records)[1]
     rows, rejects = accept_transactions(
-        batch.values, arrived_us, options.rates, options.future_tolerance_us, producer_fields=True
+        batch.values, arrivals_us(batch.records), options.rates, options.future_tolerance_us, producer_fields=True
     )
     for reject in rejects:
         result.dead_letter(batch.records[reject.row], "card", reject.code, _explained(reject, batch, options))
@@ -147,9 +146,9 @@ def _explained(reject: Reject, batch: ForwardedBatch, options: CardOptions) -> s
     record = batch.records[reject.row]
     if batch.values[reject.row] == record.value:
         return reject.text
-    passed_on = options.mapper is None or batch.reads[reject.row] is not record
-    name = "A mapping" if passed_on or options.mapper is None else options.mapper.mapping.name
-    return f"{reject.text} {name} has made this of the producer's JSON."
+    # Who passed a record on has mapped it.
+    own = options.mapper if batch.reads[reject.row] is record else None
+    return f"{reject.text} {'A mapping' if own is None else own.mapping.name} has made this of the producer's JSON."
 
 
 def _refuse(outcome: CardOutcome, batch: ForwardedBatch, options: CardOptions, result: Result) -> None:

@@ -73,9 +73,9 @@ def transaction_columns(
     )
 
 
-def record_columns(records: Sequence[Record]) -> tuple[list[bytes | None], NDArray[np.int64]]:
-    """Return the values of n records, and when each arrived, in microseconds since 1970; shape (n,)."""
-    return [record.value for record in records], np.array([record.arrived_us for record in records], np.int64)
+def arrivals_us(records: Sequence[Record]) -> NDArray[np.int64]:
+    """Return when each of n records arrived, in microseconds since 1970; shape (n,)."""
+    return np.array([record.arrived_us for record in records], np.int64)
 
 
 def accept_transactions(

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from pipeline.decision.online_gate import LabelReport
-from pipeline.engine.records.accept import accept_labels, record_columns
+from pipeline.engine.records.accept import accept_labels, arrivals_us
 from pipeline.engine.records.columns import Labels, no_labels
 from pipeline.engine.records.forwarding import NotForwarded, forward, origin
 from pipeline.engine.records.partitioner import partitions_of
@@ -41,7 +41,8 @@ def accept(records: Sequence[Record], options: LabelOptions) -> Result:
     def check(row: int, label: Label) -> None:
         options.sources.check(records[row].topic.removeprefix(options.topic_prefix), label.source)
 
-    rows, rejects = accept_labels(*record_columns(records), options.future_tolerance_us, check)
+    values = [record.value for record in records]
+    rows, rejects = accept_labels(values, arrivals_us(records), options.future_tolerance_us, check)
     for reject in rejects:
         result.dead_letter(records[reject.row], _STAGE, reject.code, reject.text)
     homes = partitions_of(rows.card_id, options.partitions)

@@ -31,7 +31,7 @@ class Forwarded(NamedTuple):
     value: bytes | None
     """The record's value, or what a mapping has made of it."""
     known_at_us: int | None = None
-    """When its label is known; None for other records."""
+    """Time from which its label counts, in microseconds since 1970; None for other records."""
 
 
 def header_names(topic: Topic) -> tuple[str, ...]:
