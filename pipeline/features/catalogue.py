@@ -1,360 +1,203 @@
-"""The declaration of every feature, once, in the order in which every matrix, model and message holds them.
+"""The features of this process, in the order in which every matrix, model and message holds them.
 
-The kernel computes them by these names (`CARD`, `MERCHANT`); ``docs/features.md`` shows the definitions, and the
-reason texts of an alert follow from ``reason``, ``unit`` and ``meaning``.
+They follow from the declaration that is active: the built-in features that it chooses, its fields, and its windows.
 """
 
 import hashlib
-from collections import namedtuple
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Any, Final, NamedTuple
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Final, NamedTuple
 
-from pipeline.features.attributes import DECLARED_ATTRIBUTES, attribute_features
-from schemas.fields import KERNEL_FIELDS, FieldDeclaration, Kind
-from schemas.times import US_PER_DAY, US_PER_HOUR
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-WINDOWS_US: Final[dict[str, int]] = {
-    "1h": US_PER_HOUR,
-    "1d": US_PER_DAY,
-    "7d": 7 * US_PER_DAY,
-    "30d": 30 * US_PER_DAY,
-}
-LONGEST_WINDOW_US: Final = 30 * US_PER_DAY
-LATENESS_US: Final = 7 * US_PER_DAY
-"""Lateness behind its partition's newest event at which a transaction still finds all that its windows hold."""
-HORIZON_US: Final = LONGEST_WINDOW_US + LATENESS_US
-REACH_US: Final = 2 * LONGEST_WINDOW_US
-"""Reach of features into the past: ``card_outlier_count_30d`` counts transactions of the
-longest window, each of which was an outlier among those of its own."""
-EPISODE_US: Final = US_PER_DAY
-"""A case gathers a card's transactions from its first one on for this long."""
-USUAL_EVENTS: Final = 32
-"""The card's usual amount is taken over at most so many of its latest transactions."""
-OUTLIER_MINIMUM_EVENTS: Final = 5
-OUTLIER_RATIO: Final = 3
-MERCHANT_OUTLIER_MINIMUM_EVENTS: Final = 10
-MERCHANT_OUTLIER_RATIO: Final = 4
-SILENCE_AGES_US: Final[dict[str, int]] = {"2d": 2 * US_PER_DAY, "": 7 * US_PER_DAY, "14d": 14 * US_PER_DAY}
-"""Ages from which a transaction without a known fraud counts as unreported, by the suffix of their features.
+from pipeline.expressions.trees import check_tree, fields_in
+from pipeline.features.active import active_declaration
+from pipeline.features.built_in import (
+    BUILT_IN_CARD,
+    BUILT_IN_MERCHANT,
+    CARD,
+    LATENESS_US,
+    MERCHANT,
+    MONTH_US,
+    NUMBER,
+    SILENCE_FEATURES,
+    Feature,
+)
+from pipeline.features.declaration import (
+    BUILT_IN,
+    CONTRACT_FIELDS,
+    DEFAULT,
+    FIELD_REASON,
+    Declaration,
+    Group,
+    Input,
+    Ratio,
+    check_declaration,
+    declaration_of,
+    inputs_of,
+)
 
-Most reports should have come by then. How long they take differs, and trees find out which age tells most: decision
-0071.
-"""
-FRAUD_RUN_GAP: Final = 1
-"""Mature transactions that may lie between two frauds of one run."""
-FRAUD_RUN_STEPS: Final = 64
-"""A run is followed back over at most so many frauds."""
-RISK_PRIOR_RATE: Final = 0.01
-RISK_PRIOR_STRENGTH: Final = 5.0
-
-KERNEL_REVISION: Final = 3
+KERNEL_REVISION: Final = 4
 """Raised whenever a definition changes without changing a name."""
-
-STATISTICS: Final = ("count", "sum", "mean", "std", "max", "min")
-"""Statistics of each window, in the order of their columns."""
-
-MONEY: Final = "money"
-"""Major units of the base currency."""
-COUNT: Final = "count"
-SECONDS: Final = "seconds"
-MULTIPLE: Final = "multiple"
-NUMBER: Final = "number"
+_DIGITS: Final = 8
 
 
-ATTRIBUTE_REASON: Final = "PRODUCER_ATTRIBUTES"
-"""Reason that attributes belong to."""
+def packaged_declaration() -> Declaration:
+    """Return the default set, which is a file of this package."""
+    return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
 
 
-class Feature(NamedTuple):
-    """The declaration of a feature."""
-
-    entity: str
-    """``transaction``, ``card`` or ``merchant``: whose history it looks at."""
-    aggregate: str
-    """Statistic of the history."""
-    unit: str
-    meaning: str
-    """In a few words for people."""
-    definition: str
-    """Definition in the terms of ``docs/features.md``."""
-    reason: str
-    """The reason text that it belongs to, by the code of `pipeline.decision.reason_texts.ReasonText`."""
-    window: str = ""
-    """A span such as ``7d``; empty where the aggregate has none."""
-    topic: str = ""
-    """Part of ``docs/features.md``; empty for the part of its entity."""
-    by_default: bool = False
-    """Used by a training that names no features; decisions 0041 and 0071 say why these."""
-    legitimate_labels: bool = False
-    """Takes legitimate labels into account; others mean the same where nobody reports legitimate ones."""
-
-    @property
-    def name(self) -> str:
-        """The name in models, messages and settings."""
-        entity = "" if self.entity == "transaction" else self.entity
-        return "_".join(part for part in (entity, self.aggregate, self.window) if part)
+PACKAGED: Final = check_declaration(packaged_declaration(), check_tree).built_in
+"""Names of the default set."""
+DECLARATION: Final = active_declaration()
+_CHECKED: Final = check_declaration(DECLARATION, check_tree)
+_CHOSEN: Final = (
+    _CHECKED.built_in | {"amount"} | {DEFAULT: PACKAGED, "all": {*BUILT_IN}}.get(DECLARATION.extends, set())
+)
+CARD_INPUTS: Final = inputs_of(_CHECKED.groups["card"])
+"""Values that each transaction leaves in the windows of its card, besides its amount and merchant."""
+MERCHANT_INPUTS: Final = inputs_of(_CHECKED.groups["merchant"])
+"""Values that each transaction leaves in the windows of its merchant: columns of features bring them there."""
 
 
-class _Statistic(NamedTuple):
-    unit: str
-    meaning: str
-    definition: str
+def _is_field(name: str) -> bool:
+    return name in DECLARATION.fields and DECLARATION.fields[name].type == "number"
 
 
-_STATISTICS: Final = {
-    "count": _Statistic(COUNT, "number of the {}'s transactions", "number of transactions in the window"),
-    "sum": _Statistic(MONEY, "sum of the {}'s amounts", "sum of their amounts; 0 for an empty window"),
-    "mean": _Statistic(MONEY, "mean of the {}'s amounts", "sum / count; NaN for an empty window"),
-    "std": _Statistic(
-        MONEY,
-        "standard deviation of the {}'s amounts",
-        "population standard deviation; 0 for one transaction, NaN for an empty window",
-    ),
-    "max": _Statistic(MONEY, "largest of the {}'s amounts", "largest amount; NaN for an empty window"),
-    "min": _Statistic(MONEY, "smallest of the {}'s amounts", "smallest amount; NaN for an empty window"),
-}
-_SPANS: Final = {
-    "1h": "the last hour", "1d": "the last day", "7d": "the last 7 days", "14d": "the last 14 days",
-    "30d": "the last 30 days",
-}  # fmt: skip
+def _column(given: Input) -> str:
+    """Return the name of the feature that brings a value to the windows of merchants."""
+    return f"attribute_{given.field}" if given.where is None and _is_field(given.field) else given.column
 
 
-def _windows(entity: str, amounts: str, short: str, long: str) -> Iterator[Feature]:
-    """Yield the features of an entity's windows.
-
-    Args:
-        entity: ``card`` or ``merchant``.
-        amounts: Reason that the sizes of amounts belong to.
-        short: Reason of numbers and sums within a day.
-        long: Reason of those over a week or more.
-    """
-    for window, length_us in WINDOWS_US.items():
-        for aggregate in STATISTICS:
-            unit, meaning, definition = _STATISTICS[aggregate]
-            rhythm = short if length_us <= US_PER_DAY else long
+def _carried() -> Iterable[Feature]:
+    for given in MERCHANT_INPUTS:
+        if _column(given) == given.column:
+            definition = f"`{given}`, for windows of merchants; of a text, 52 bits of its hash"
             yield Feature(
-                entity,
-                aggregate,
-                unit,
-                f"{meaning.format(entity)} in {_SPANS[window]}",
-                definition,
-                rhythm if aggregate in ("count", "sum") else amounts,
-                window,
-                "windows",
-                by_default=aggregate == "count" and window in ("1d", "30d"),
+                "transaction", given.column, NUMBER, f"{given}, as merchants' windows read it", definition, FIELD_REASON
             )
 
 
-def _seconds_since_last(entity: str, reason: str, *, by_default: bool) -> Feature:
-    return Feature(
-        entity, "seconds_since_last", SECONDS, f"time since the {entity}'s last transaction",
-        "`t` minus the largest event time in the history, in seconds; NaN for an empty history",
-        reason, topic="windows", by_default=by_default,
-    )  # fmt: skip
+def _own(entity: str) -> Iterable[Feature]:
+    return (feature for feature in _CHECKED.own if feature.entity == entity)
 
 
-def _outlier_counts() -> Iterator[Feature]:
-    for window in ("1d", "7d", "30d"):
-        yield Feature(
-            "card", "outlier_count", COUNT, f"number of amounts out of the card's range in {_SPANS[window]}",
-            "transactions in the window that were *outliers* when they were profiled: their own `usual` held at least "
-            "5 transactions and their amount was more than 3 times its median",
-            "CARD_RECENT_OUTLIERS", window, by_default=window in ("7d", "30d"),
-        )  # fmt: skip
-
-
-def _known_counts() -> Iterator[Feature]:
-    for window in ("14d", "30d"):
-        yield Feature(
-            "merchant", "known_count", COUNT, f"number of labelled transactions of the merchant in {_SPANS[window]}",
-            "number of transactions in `known(x, W)`",
-            "MERCHANT_LABELS", window, "labels", legitimate_labels=True,
-        )  # fmt: skip
-        yield Feature(
-            "merchant", "known_fraud", COUNT, f"number of known frauds of the merchant in {_SPANS[window]}",
-            "those of which `fraud` is known",
-            "MERCHANT_LABELS", window, "labels",
-        )  # fmt: skip
-
-
-def _silence(window: str, days: int) -> tuple[Feature, Feature]:
-    """Return the number that went unreported and the time since the run began, by transactions of an age."""
-    return (
-        Feature(
-            "merchant", "unreported_since_fraud", COUNT,
-            f"number of transactions at the merchant, {days} days old or older, without a report since such a fraud",
-            "mature transactions later than the newest unexplained fraud of `known(x, 30 d)`; NaN if there is none",
-            "MERCHANT_LABELS", window, "silence", by_default=True,
-        ),
-        Feature(
-            "merchant", "fraud_run_seconds", SECONDS,
-            f"time since the first fraud of the merchant's present run of frauds, by transactions {days} days old",
-            "`t` minus the event time of the first fraud of the run, in seconds; NaN if there is none",
-            "MERCHANT_LABELS", window, "silence", by_default=True,
-        ),
-    )  # fmt: skip
-
-
-_SILENCE: Final = {age_us: _silence(window, age_us // US_PER_DAY) for window, age_us in SILENCE_AGES_US.items()}
-SILENCE_FEATURES: Final = {age_us: (unreported.name, run.name) for age_us, (unreported, run) in _SILENCE.items()}
-"""Names by age: the number that went unreported, and the time since the run began."""
-
-
-def _attributes() -> Iterator[Feature]:
-    for name, attribute in zip(attribute_features(), DECLARED_ATTRIBUTES, strict=True):
-        yield Feature(
-            "transaction", name, NUMBER, attribute.meaning,
-            f"`attributes.{attribute.name}`; NaN if it is absent, null or text",
-            ATTRIBUTE_REASON, by_default=True,
-        )  # fmt: skip
-
-
-_DECLARED_CARD: Final = (
-    Feature("transaction", "amount", MONEY, "amount in the base currency", "`a / 100`", "AMOUNT_HIGH", by_default=True),
-    Feature(
-        "transaction", "hour", "hour", "hour of the day",
-        "hours since midnight, with fraction, of the event time in UTC; where the producer gives `local_time`, of that",
-        "UNUSUAL_HOUR", by_default=True,
-    ),
-    Feature(
-        "transaction", "weekday", "weekday", "day of the week", "0 (Monday) to 6 (Sunday), of the same time",
-        "UNUSUAL_HOUR",
-    ),
-    *_windows("card", "AMOUNT_UNUSUAL_FOR_CARD", "CARD_BURST", "CARD_PATTERN"),
-    _seconds_since_last("card", "CARD_BURST", by_default=True),
-    Feature(
-        "card", "usual_amount", MONEY, "median of the card's latest 32 amounts",
-        "the median amount of `usual(x)` (mean of the middle two for an even number); NaN if it is empty",
-        "AMOUNT_UNUSUAL_FOR_CARD",
-    ),
-    Feature(
-        "card", "amount_to_usual", MULTIPLE, "amount, as a multiple of the card's median",
-        "amount / `card_usual_amount`; NaN if that is NaN or 0",
-        "AMOUNT_UNUSUAL_FOR_CARD",
-    ),
-    Feature(
-        "card", "amount_deviation", "deviations", "distance of the amount from the card's median, in typical distances",
-        "(amount - median) / max(1.4826 x MAD, 0.1 x median), where MAD is the median of the absolute distances of "
-        "`usual(x)` from its median; NaN if the median is NaN or the divisor is 0",
-        "AMOUNT_UNUSUAL_FOR_CARD",
-    ),
-    *_outlier_counts(),
-    Feature(
-        "card", "merchant_count", COUNT, "number of the card's latest 32 transactions that were at this merchant",
-        "transactions in `usual(x)` at the merchant of `x`",
-        "CARD_NEW_TO_MERCHANT", by_default=True,
-    ),
-    Feature(
-        "card", "regular_mean", MONEY,
-        "mean of the card's amounts in the last 30 days, without those out of its range",
-        "mean amount of the transactions of the history that were not outliers when they were profiled; NaN if there "
-        "are none",
-        "AMOUNT_UNUSUAL_FOR_CARD", "30d", by_default=True,
-    ),
-    Feature(
-        "card", "amount_to_regular", MULTIPLE,
-        "amount, as a multiple of the mean of the card's regular amounts in the last 30 days",
-        "amount / `card_regular_mean_30d`; NaN if that is NaN or 0",
-        "AMOUNT_UNUSUAL_FOR_CARD", by_default=True,
-    ),
-    Feature(
-        "card", "seconds_since_outlier", SECONDS, "time since the card's last amount out of its range",
-        "`t` minus the largest event time of an outlier in the history, in seconds; NaN if there is none",
-        "CARD_RECENT_OUTLIERS", by_default=True,
-    ),
-    # Last: the kernel of cards fills the columns before them.
-    *_attributes(),
+CARRIED: Final = tuple(_carried())
+_CARD: Final = (
+    *(feature for feature in BUILT_IN_CARD if feature.name in _CHOSEN), *_own("transaction"), *CARRIED, *_own("card")
 )  # fmt: skip
-
-_DECLARED_MERCHANT: Final = (
-    *_windows("merchant", "AMOUNT_UNUSUAL_FOR_MERCHANT", "MERCHANT_SURGE", "MERCHANT_PATTERN"),
-    _seconds_since_last("merchant", "MERCHANT_SURGE", by_default=False),
-    Feature(
-        "merchant", "amount_to_mean", MULTIPLE, "amount, as a multiple of the merchant's mean of 30 days",
-        "amount / `merchant_mean_30d`; NaN if that is NaN or 0",
-        "AMOUNT_UNUSUAL_FOR_MERCHANT",
-    ),
-    Feature(
-        "merchant", "surge", MULTIPLE,
-        "number of the merchant's transactions of the last day, as a multiple of its daily mean",
-        "`merchant_count_1d` / (`merchant_count_30d` / 30); NaN if the latter is 0",
-        "MERCHANT_SURGE",
-    ),
-    *_known_counts(),
-    Feature(
-        "merchant", "fraud_risk", "rate", "smoothed share of known frauds at the merchant in 30 days",
-        "(known fraud 30 d + 5 x 0.01) / (known count 30 d + 5): a smoothed rate",
-        "MERCHANT_LABELS", "30d", "labels", legitimate_labels=True,
-    ),
-    Feature(
-        "merchant", "newest_label", "label", "newest label at the merchant",
-        "1 if `fraud`, 0 if `legitimate` is known of the transaction of `known(x, 30 d)` with the largest event time "
-        "(of the same instant, the one first labelled later); NaN if there is none",
-        "MERCHANT_LABELS", topic="labels", legitimate_labels=True,
-    ),
-    Feature(
-        "merchant", "seconds_since_fraud", SECONDS, "time since the merchant's newest known fraud",
-        "`t` minus the largest event time in `known(x, 30 d)` with fraud known, in seconds; NaN if there is none",
-        "MERCHANT_LABELS", topic="labels",
-    ),
-    Feature(
-        "merchant", "seconds_since_legitimate", SECONDS,
-        "time since the merchant's newest transaction known to be legitimate",
-        "the same for legitimate",
-        "MERCHANT_LABELS", topic="labels", legitimate_labels=True,
-    ),
-    Feature(
-        "merchant", "unexplained_fraud", COUNT,
-        "number of known frauds of the merchant in 30 days that no amount explains",
-        "unexplained frauds in `known(x, 30 d)`",
-        "MERCHANT_LABELS", "30d", "silence", by_default=True,
-    ),
-    *chain.from_iterable(_SILENCE.values()),
-    Feature(
-        "merchant", "seconds_since_first", SECONDS, "time since the merchant's first transaction in 30 days",
-        "`t` minus the smallest event time in the history, in seconds; NaN for an empty history",
-        "MERCHANT_PATTERN", by_default=True,
-    ),
-)  # fmt: skip
-
-DECLARED: Final = (*_DECLARED_CARD, *_DECLARED_MERCHANT)
+_MERCHANT: Final = (*(feature for feature in BUILT_IN_MERCHANT if feature.name in _CHOSEN), *_own("merchant"))
+DECLARED: Final = (*_CARD, *_MERCHANT)
 """All features, in order."""
 
 
-def _names(features: Iterable[Feature | FieldDeclaration]) -> tuple[str, ...]:
+def _names(features: Iterable[Feature]) -> tuple[str, ...]:
     return tuple(feature.name for feature in features)
 
 
-CARD_FEATURES: Final = _names(_DECLARED_CARD)
-ATTRIBUTE_FEATURES: Final = attribute_features()
-"""The last of `CARD_FEATURES`: numbers that producers send (`pipeline.features.attributes`)."""
-MERCHANT_FEATURES: Final = _names(_DECLARED_MERCHANT)
+CARD_FEATURES: Final = _names(_CARD)
+"""Those that the card agent computes: a block of ``profiled`` holds them."""
+MERCHANT_FEATURES: Final = _names(_MERCHANT)
 FEATURES: Final = (*CARD_FEATURES, *MERCHANT_FEATURES)
-BY_NAME: Final = dict(zip(FEATURES, DECLARED, strict=True))
+ATTRIBUTE_FEATURES: Final = _names(_own("transaction"))
+"""Numbers that producers send in ``attributes``."""
+ATTRIBUTES: Final = tuple(name for name in DECLARATION.fields if _is_field(name))
+"""Their keys there, in the same order."""
+WINDOW_FEATURES: Final = _names(feature for feature in _CHECKED.own if feature.entity != "transaction")
+"""Declared windows and ratios."""
+BY_NAME: Final = {feature.name: feature for feature in DECLARED}
 MEANINGS: Final = {feature.name: feature.meaning for feature in DECLARED}
-DEFAULT_FEATURES: Final = _names(feature for feature in DECLARED if feature.by_default)
+DEFAULT_FEATURES: Final = tuple(
+    name
+    for name in FEATURES
+    if name not in _names(CARRIED) and name in PACKAGED | _CHECKED.built_in | {*_names(_CHECKED.own)}
+)
+"""Used by a training that names no features: all that is declared."""
 LEGITIMATE_LABEL_FEATURES: Final = _names(feature for feature in DECLARED if feature.legitimate_labels)
+SILENCE: Final = {age: names for age, names in SILENCE_FEATURES.items() if set(names) <= {*FEATURES}}
+"""`SILENCE_FEATURES` that are declared."""
 
 
-def columns_of(kind: str, names: tuple[str, ...], first: int = 0) -> Any:
-    """Return the column of each name as an attribute. Numba reads attributes of a named tuple as constants.
-
-    Args:
-        kind: Name of the tuple's class.
-        names: Names of the columns.
-        first: The first column.
-    """
-    return namedtuple(kind, names)(*range(first, first + len(names)))
+def _fields() -> Iterable[str]:
+    for given in (*CARD_INPUTS, *MERCHANT_INPUTS):
+        yield given.field
+        if given.where is not None:
+            yield from fields_in(given.where)
 
 
-CARD: Final = columns_of("CardColumns", CARD_FEATURES)
-"""Columns of a row of `CARD_FEATURES`."""
-MERCHANT: Final = columns_of("MerchantColumns", MERCHANT_FEATURES)
-"""Columns of a row of `MERCHANT_FEATURES`."""
-FIELD_NUMBER: Final = columns_of("NumberColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.NUMBER))
-"""Columns of `pipeline.features.kernel.FieldColumns.numbers`."""
-FIELD_TEXT: Final = columns_of("TextColumns", _names(field for field in KERNEL_FIELDS if field.kind is Kind.TEXT))
-"""Columns of `pipeline.features.kernel.FieldColumns.texts`."""
+READ_FIELDS: Final = frozenset(_fields())
+"""Names of all that values and filters read."""
+TEXTS_READ: Final = frozenset(name for name in READ_FIELDS if name in CONTRACT_FIELDS or name in DECLARATION.fields) - {
+    *ATTRIBUTES
+}
+LONGEST_WINDOW_US: Final = (
+    max(MONTH_US, *(us for groups in _CHECKED.groups.values() for group in groups for us in group.windows_us))
+    if any(_CHECKED.groups.values())
+    else MONTH_US
+)
+HORIZON_US: Final = LONGEST_WINDOW_US + LATENESS_US
+REACH_US: Final = LONGEST_WINDOW_US + MONTH_US * (2 if any(given.where for given in MERCHANT_INPUTS) else 1)
+"""Reach of features into the past: ``card_outlier_count_30d`` counts transactions of its window, each of which was an
+outlier among those of its own; a filter of merchants may read such a feature."""
 
-KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{hashlib.sha256(' '.join(FEATURES).encode()).hexdigest()[:8]}"
+
+class Plan(NamedTuple):
+    """The tables by which a kernel computes the features of one entity; columns count from its first feature."""
+
+    built_in: NDArray[np.int64]
+    """Shape (b, 2): column of the built-in row, and column that gets it."""
+    groups: NDArray[np.int64]
+    """Shape (g, 5): aggregate, input or -1 for the amount, first column, and first and last + 1 of ``windows_us``."""
+    windows_us: NDArray[np.int64]
+    """Shape (w,): ascending within a group."""
+    ratios: NDArray[np.int64]
+    """Shape (r, 3): column, and the two columns that it is of."""
+    scales: NDArray[np.float64]
+    """Shape (i,): steps of each input's values; the kernel holds whole numbers of them."""
+
+
+def _plan(names: Sequence[str], columns: NamedTuple, groups: Sequence[Group], ratios: Sequence[Ratio]) -> Plan:
+    inputs, rows, windows = inputs_of(groups), [], []
+    for group in groups:
+        end = len(windows) + len(group.windows_us)
+        given = -1 if group.input is None else inputs.index(group.input)
+        rows.append((group.aggregate.code, given, names.index(group.names[0]), len(windows), end))
+        windows += group.windows_us
+    return Plan(
+        _table([(k, names.index(name)) for k, name in enumerate(columns._fields) if name in names], 2),
+        _table(rows, 5),
+        np.array(windows, np.int64),
+        _table([(names.index(ratio.name), *map(names.index, ratio.of)) for ratio in ratios], 3),
+        np.array([given.scale for given in inputs]),
+    )
+
+
+def _table(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, width)
+
+
+CARD_PLAN: Final = _plan(CARD_FEATURES, CARD, _CHECKED.groups["card"], _CHECKED.ratios["card"])
+MERCHANT_PLAN: Final = _plan(MERCHANT_FEATURES, MERCHANT, _CHECKED.groups["merchant"], _CHECKED.ratios["merchant"])
+INPUT_COLUMNS: Final = np.array([FEATURES.index(_column(given)) for given in MERCHANT_INPUTS], np.int64)
+"""Columns of `FEATURES` that bring `MERCHANT_INPUTS`."""
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:_DIGITS]
+
+
+def _definitions() -> list[object]:
+    return [
+        [group.aggregate.name, group.input, group.windows_us, group.names]
+        for groups in _CHECKED.groups.values()
+        for group in groups
+    ] + [[*ratio] for ratios in _CHECKED.ratios.values() for ratio in ratios]
+
+
+KERNEL_VERSION: Final = f"{KERNEL_REVISION}-{_digest(FEATURES, _definitions())}"
+"""Names what the features are and how they are computed."""
+STATE_VERSION: Final = f"{KERNEL_REVISION}-{_digest(CARD_INPUTS, MERCHANT_INPUTS, HORIZON_US)}"
+"""Names what the windows hold of each event: declarations that agree in it read each other's state."""
