@@ -1,7 +1,7 @@
 """A declaration of fields and features: what a file or a record says of them, checked, and named.
 
 The settings' reader makes one of TOML (`pipeline.settings.features_file`), and `load_declaration` of the JSON on
-``models``. `pipeline.features.catalogue` derives columns and kernels' tables from the one that is active.
+``models``. `pipeline.features.feature_set` derives columns and the tables of kernels.
 """
 
 import hashlib

@@ -1,0 +1,195 @@
+"""The features that follow from a declaration, their columns, and the tables by which kernels compute them."""
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.expressions.trees import check_tree, fields_in
+from pipeline.features.built_in import (
+    BUILT_IN_CARD,
+    BUILT_IN_MERCHANT,
+    CARD,
+    LATENESS_US,
+    MERCHANT,
+    MONTH_US,
+    NUMBER,
+    Feature,
+)
+from pipeline.features.declaration import (
+    BUILT_IN,
+    CONTRACT_FIELDS,
+    DEFAULT,
+    FIELD_REASON,
+    Declaration,
+    Group,
+    Input,
+    Ratio,
+    check_declaration,
+    declaration_of,
+    inputs_of,
+)
+
+KERNEL_REVISION: Final = 4
+"""Raised whenever a definition changes without changing a name."""
+_DIGITS: Final = 8
+
+
+class Plan(NamedTuple):
+    """The tables by which a kernel computes the features of one entity; columns count from its first feature."""
+
+    built_in: NDArray[np.int64]
+    """Shape (b, 2): column of the built-in row, and column that gets it."""
+    groups: NDArray[np.int64]
+    """Shape (g, 5): aggregate, input or -1 for the amount, first column, and first and last + 1 of ``windows_us``."""
+    windows_us: NDArray[np.int64]
+    """Shape (w,): ascending within a group."""
+    ratios: NDArray[np.int64]
+    """Shape (r, 3): column, and the two columns that it is of."""
+    scales: NDArray[np.float64]
+    """Shape (i,): steps of each input's values; the kernel holds whole numbers of them."""
+
+
+class FeatureSet:
+    """The features of a declaration, in the order in which every matrix, model and message holds them.
+
+    Args:
+        declaration: With its filters as trees; raises `DeclarationError` where it cannot be used.
+    """
+
+    def __init__(self, declaration: Declaration) -> None:
+        checked = check_declaration(declaration, check_tree)
+        self.declaration, self._groups, self._ratios = declaration, checked.groups, checked.ratios
+        base = {DEFAULT: PACKAGED, "all": frozenset(BUILT_IN)}.get(declaration.extends, frozenset())
+        chosen = checked.built_in | base | {"amount"}
+        own: dict[str, list[Feature]] = {"transaction": [], "card": [], "merchant": []}
+        for feature in checked.own:
+            own[feature.entity].append(feature)
+        self.card_inputs = inputs_of(checked.groups["card"])
+        """Values that each transaction leaves in the windows of its card, besides its amount and merchant."""
+        self.merchant_inputs = inputs_of(checked.groups["merchant"])
+        """Values that each transaction leaves in the windows of its merchant: columns of features bring them there."""
+        self.numbers = tuple(name for name, field in declaration.fields.items() if field.type == "number")
+        """Declared numbers, by their keys in ``attributes``."""
+        self.texts = tuple(name for name, field in declaration.fields.items() if field.type == "text")
+        self.carried = tuple(self._carried())
+        card = [feature for feature in BUILT_IN_CARD if feature.name in chosen]
+        card += [*own["transaction"], *self.carried, *own["card"]]
+        merchant = [feature for feature in BUILT_IN_MERCHANT if feature.name in chosen]
+        merchant += own["merchant"]
+        self.declared = (*card, *merchant)
+        """All features, in order."""
+        self.card_features, self.merchant_features = _names(card), _names(merchant)
+        self.features = (*self.card_features, *self.merchant_features)
+        self.attribute_features = _names(own["transaction"])
+        """Features that are `numbers`, in the same order."""
+        self.window_features = _names((*own["card"], *own["merchant"]))
+        """Declared windows and ratios."""
+        default = PACKAGED | checked.built_in | {feature.name for feature in checked.own}
+        self.default_features = tuple(name for name in self.features if name in default)
+        """Used by a training that names no features."""
+        spans = [us for groups in checked.groups.values() for group in groups for us in group.windows_us]
+        self.longest_window_us = max(MONTH_US, *spans) if spans else MONTH_US
+        self.horizon_us = self.longest_window_us + LATENESS_US
+        filtered = any(given.where is not None for given in self.merchant_inputs)
+        self.reach_us = self.longest_window_us + (2 if filtered else 1) * MONTH_US
+        """Reach of features into the past: ``card_outlier_count_30d`` counts transactions of its window, each of which
+        was an outlier among those of its own; a filter of merchants may read such a feature."""
+        self.kernel_version = f"{KERNEL_REVISION}-{_digest(self.features, [*self.definitions.items()])}"
+        """Names what the features are and how they are computed."""
+        held = (self.card_inputs, self.merchant_inputs, self.horizon_us)
+        self.state_version = f"{KERNEL_REVISION}-{_digest(*held)}"
+        """Names what the windows hold of each event: declarations that agree in it read each other's state."""
+
+    @cached_property
+    def fields_read(self) -> frozenset[str]:
+        """Names of all that values and filters read."""
+        inputs = (*self.card_inputs, *self.merchant_inputs)
+        read = {given.field for given in inputs}
+        return frozenset(read.union(*(fields_in(given.where) for given in inputs if given.where is not None)) - {""})
+
+    @cached_property
+    def texts_read(self) -> frozenset[str]:
+        """Names of the texts among them."""
+        texts = {name for name, kind in CONTRACT_FIELDS.items() if kind.name == "TEXT"} | {*self.texts}
+        return self.fields_read & texts
+
+    @cached_property
+    def card_plan(self) -> Plan:
+        """The tables of the cards' kernel."""
+        return _plan(self.card_features, CARD, self._groups["card"], self._ratios["card"])
+
+    @cached_property
+    def merchant_plan(self) -> Plan:
+        """The tables of the merchants' kernel."""
+        return _plan(self.merchant_features, MERCHANT, self._groups["merchant"], self._ratios["merchant"])
+
+    @cached_property
+    def input_columns(self) -> NDArray[np.int64]:
+        """Columns of ``features`` that bring ``merchant_inputs``; shape (i,)."""
+        return np.array([self.features.index(self._column(given)) for given in self.merchant_inputs], np.int64)
+
+    @cached_property
+    def definitions(self) -> dict[str, Any]:
+        """What each declared window and ratio is, by its name."""
+        found: dict[str, Any] = {}
+        for group in (group for groups in self._groups.values() for group in groups):
+            for name, window in zip(group.names, group.windows_us, strict=True):
+                found[name] = [group.aggregate.name, group.input, window]
+        found |= {ratio.name: ratio.of for ratios in self._ratios.values() for ratio in ratios}
+        return found
+
+    def _column(self, given: Input) -> str:
+        """Return the name of the feature that brings a value to the windows of merchants."""
+        return f"attribute_{given.field}" if given.where is None and given.field in self.numbers else given.column
+
+    def _carried(self) -> Iterable[Feature]:
+        for given in self.merchant_inputs:
+            if self._column(given) == given.column:
+                yield Feature(
+                    "transaction", given.column, NUMBER, f"{given}, as windows of merchants read it",
+                    f"`{given}`; of a text, 52 bits of its hash", FIELD_REASON,
+                )  # fmt: skip
+
+
+def packaged_declaration() -> Declaration:
+    """Return the default set, which is a file of this package."""
+    return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
+
+
+PACKAGED: Final = check_declaration(packaged_declaration(), check_tree).built_in
+"""Names of the default set; decisions 0041 and 0071 say why these."""
+
+
+def _names(features: Iterable[Feature]) -> tuple[str, ...]:
+    return tuple(feature.name for feature in features)
+
+
+def _plan(names: Sequence[str], columns: Any, groups: Sequence[Group], ratios: Sequence[Ratio]) -> Plan:
+    inputs, rows, windows = inputs_of(groups), list[tuple[int, ...]](), list[int]()
+    for group in groups:
+        end = len(windows) + len(group.windows_us)
+        given = -1 if group.input is None else inputs.index(group.input)
+        rows.append((group.aggregate.code, given, names.index(group.names[0]), len(windows), end))
+        windows += group.windows_us
+    return Plan(
+        _table([(k, names.index(name)) for k, name in enumerate(columns._fields) if name in names], 2),
+        _table(rows, 5),
+        np.array(windows, np.int64),
+        _table([(names.index(ratio.name), *map(names.index, ratio.of)) for ratio in ratios], 3),
+        np.array([given.scale for given in inputs], np.float64),
+    )
+
+
+def _table(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, width)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:_DIGITS]
