@@ -40,7 +40,7 @@ class FieldDeclaration(NamedTuple):
     column: bool
     """True if `pipeline.engine.records.columns.Transactions` has a column of its name."""
     kernels: bool
-    """True if kernels read it by its name."""
+    """True if declared features and filters can read it by its name."""
     personal: bool
     """True if it may say who somebody is."""
     meaning: str
@@ -50,7 +50,7 @@ def fields_of(message: type[msgspec.Struct]) -> tuple[FieldDeclaration, ...]:
     """Return the fields that a message declares, in its order.
 
     Raises:
-        TypeError: A field with a column is neither text nor number, or has a limit that readers do not check.
+        TypeError: A field with a column is no text, or has a limit that readers do not check.
     """
     return tuple(map(_field, inspect.type_info(message).fields))  # type: ignore[attr-defined]
 
@@ -67,8 +67,8 @@ def _field(declared: inspect.Field) -> FieldDeclaration:
     least, most = (_limit(value, name) for name in (("min_length", "ge"), ("max_length", "le")))
     column, kernels = extra.get("column", False), extra.get("kernels", False)
     not_checked = any(_limit(value, (name,)) is not None for name in ("gt", "lt", "multiple_of"))
-    if (column or kernels) and (kind not in (Kind.TEXT, Kind.NUMBER) or not_checked):
-        raise TypeError(f"{declared.name} can have no column: only a text and a number can, with least and most")
+    if (column or kernels) and (kind is not Kind.TEXT or not_checked):
+        raise TypeError(f"{declared.name} can have no column: only a text can, with least and most characters")
     return FieldDeclaration(
         declared.name,
         kind,
@@ -102,11 +102,8 @@ _KINDS: Final[dict[Any, Kind]] = {
 DECLARED_FIELDS: Final = fields_of(Transaction)
 PERSONAL: Final = tuple(field.name for field in DECLARED_FIELDS if field.personal)
 """Names of the fields that may say who somebody is."""
-KERNEL_FIELDS: Final = tuple(field for field in DECLARED_FIELDS if field.kernels)
-_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column or field.kernels)
-TEXT_COLUMNS: Final = tuple(field for field in _COLUMNS if field.kind is Kind.TEXT)
-NUMBER_COLUMNS: Final = tuple(field for field in _COLUMNS if field.kind is Kind.NUMBER)
+TEXT"""Fields of which readers make columns; of those for kernels alone, where a declared feature reads them."""
 READ_FIELDS: Final = tuple(
-    field for field in DECLARED_FIELDS if field in _COLUMNS or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
+    field for field in DECLARED_FIELDS if field in TEXT_COLUMNS or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
 )
 """Fields that an acceptance reads, besides attributes; other fields decide nothing."""

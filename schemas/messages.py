@@ -39,7 +39,7 @@ def _field(meaning: str, *, column: bool = False, kernels: bool = False, persona
     Args:
         meaning: Its meaning, for people.
         column: Whether `pipeline.engine.records.columns.Transactions` has a column of its name.
-        kernels: Whether kernels read it by its name. Then it is text, or a number.
+        kernels: Whether declared features and filters can read it by its name. Then it is text, or a number.
         personal: Whether it may say who somebody is.
     """
     return Meta(description=meaning, extra={"column": column, "kernels": kernels, "personal": personal})
@@ -64,7 +64,7 @@ class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
         Decimal, _field("decimal in the currency's major unit, with no more decimals than the currency has")
     ]
     currency: Annotated[Currency, _field("ISO 4217; the rate table has it", column=True)]
-    account_id: Annotated[Description | None, _field("as you have it", personal=True)] = None
+    account_id: Annotated[Description | None, _field("as you have it", personal=True, kernels=True)] = None
     transaction_type: Annotated[
         str,
         _field(
@@ -74,7 +74,7 @@ class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
         ),
     ] = "purchase"
     original_transaction_id: Annotated[Description | None, _field("what a refund or reversal refers to")] = None
-    authorisation: Annotated[Description | None, _field("`approved` or `declined`")] = None
+    authorisation: Annotated[Description | None, _field("`approved` or `declined`", kernels=True)] = None
     local_time: Annotated[
         LocalTime | None,
         _field(
@@ -82,11 +82,11 @@ class Transaction(Message, frozen=True, kw_only=True, omit_defaults=True):
             "weekday are taken from it"
         ),
     ] = None
-    device_id: Annotated[Description | None, _field("as you have it", personal=True)] = None
-    ip: Annotated[Description | None, _field("as you have it", personal=True)] = None
-    country: Annotated[Description | None, _field("as you have it")] = None
-    channel: Annotated[Description | None, _field("as you have it")] = None
-    mcc: Annotated[Description | None, _field("merchant category code, as you have it")] = None
+    device_id: Annotated[Description | None, _field("as you have it", personal=True, kernels=True)] = None
+    ip: Annotated[Description | None, _field("as you have it", personal=True, kernels=True)] = None
+    country: Annotated[Description | None, _field("as you have it", kernels=True)] = None
+    channel: Annotated[Description | None, _field("as you have it", kernels=True)] = None
+    mcc: Annotated[Description | None, _field("merchant category code, as you have it", kernels=True)] = None
     attributes: Annotated[
         dict[str, str | float | None] | None,
         _field("a flat object of strings, numbers and nulls; declared numbers are features"),

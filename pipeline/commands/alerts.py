@@ -24,7 +24,7 @@ from pipeline.cli import INTERRUPTED
 from pipeline.commands.option_groups import declared_options
 from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
-from pipeline.features.catalogue import EPISODE_US
+from pipeline.features.built_in import EPISODE_US
 from pipeline.kafka.cluster.admin import end_offsets
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import read_topic, tail_topic

@@ -7,20 +7,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import (
-    ATTRIBUTE_FEATURES,
-    ATTRIBUTE_REASON,
-    BY_NAME,
-    COUNT,
-    DECLARED,
-    FEATURES,
-    MONEY,
-    MULTIPLE,
-    NUMBER,
-    OUTLIER_RATIO,
-    SECONDS,
-    SILENCE_FEATURES,
-)
+from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, NUMBER, OUTLIER_RATIO, SECONDS
+from pipeline.features.catalogue import ATTRIBUTE_FEATURES, BY_NAME, DECLARED, FEATURES, SILENCE
+from pipeline.features.declaration import FIELD_REASON, WINDOW_REASON
 from pipeline.scoring.kinds import BESIDE
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
@@ -40,7 +29,8 @@ CODES: Final[dict[str, str]] = {
     "MERCHANT_NEWEST_LABEL_FRAUD": "The newest labelled transaction at this merchant was fraud.",
     "MERCHANT_KNOWN_FRAUD": "Frauds are known at this merchant.",
     "MERCHANT_LABELS": "What is known of this merchant's transactions, without a fraud among them.",
-    ATTRIBUTE_REASON: "Numbers that the producer sends with the transaction resemble earlier fraud.",
+    FIELD_REASON: "Numbers that the producer sends with the transaction resemble earlier fraud.",
+    WINDOW_REASON: "Features that this deployment declares resemble earlier fraud.",
     **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
 }
@@ -67,7 +57,8 @@ class Facts:
         self._home = f" ({home_amount})" if home_amount else ""
 
     def __getitem__(self, name: str) -> float:
-        return float(self._row[_COLUMN[name]])
+        # What is not declared is not known.
+        return float(self._row[_COLUMN[name]]) if name in _COLUMN else math.nan
 
     def has(self, *names: str) -> bool:
         """Return True if all of them have a value."""
@@ -136,30 +127,35 @@ def _amount(facts: Facts) -> WordedReason | None:
 
 
 def _usual_amount(facts: Facts) -> WordedReason | None:
-    if not facts.has("card_usual_amount", "card_amount_to_usual"):
+    usual_name, name = "card_usual_amount", "card_amount_to_usual"
+    if not facts.has(usual_name, name):
+        usual_name, name = "card_regular_mean_30d", "card_amount_to_regular"
+    if not facts.has(usual_name, name):
         return None
-    usual = facts["card_usual_amount"]
-    compared = _compared(facts["card_amount_to_usual"], f"this card's usual {facts.money(usual)}")
+    usual = facts[usual_name]
+    compared = _compared(facts[name], f"this card's usual {facts.money(usual)}")
     if compared is None:
         return None
-    return WordedReason("AMOUNT_UNUSUAL_FOR_CARD", "card_amount_to_usual", f"{facts.amount} is {compared}.", usual)
+    return WordedReason("AMOUNT_UNUSUAL_FOR_CARD", name, f"{facts.amount} is {compared}.", usual)
 
 
 def _burst(facts: Facts) -> WordedReason | None:
     hour, day, month = facts["card_count_1h"], facts["card_count_1d"], facts["card_count_30d"]
     usual = month / 30
     if hour >= 2 and hour > HIGH_RATIO * usual / 24:
-        spent = facts.money(facts["card_sum_1h"])
-        text = f"{count(hour, 'earlier transaction')} of this card within the hour, for {spent}"
+        text = f"{count(hour, 'earlier transaction')} of this card within the hour{_spent(facts, 'card_sum_1h')}"
         return WordedReason("CARD_BURST", "card_count_1h", f"{text}; it usually has {usual:.1f} a day.", usual / 24)
     if day >= 2 and day > HIGH_RATIO * usual:
-        spent = facts.money(facts["card_sum_1d"])
-        text = f"{count(day, 'earlier transaction')} of this card within a day, for {spent}"
+        text = f"{count(day, 'earlier transaction')} of this card within a day{_spent(facts, 'card_sum_1d')}"
         return WordedReason("CARD_BURST", "card_count_1d", f"{text}; it usually has {usual:.1f}.", usual)
     if facts.has("card_seconds_since_last") and facts["card_seconds_since_last"] < 3_600:
         text = f"Only {ago(facts['card_seconds_since_last'])} after this card's transaction before."
         return WordedReason("CARD_BURST", "card_seconds_since_last", text)
     return None
+
+
+def _spent(facts: Facts, name: str) -> str:
+    return f", for {facts.money(facts[name])}" if facts.has(name) else ""
 
 
 def _outliers(facts: Facts) -> WordedReason | None:
@@ -188,11 +184,11 @@ def _new_to_merchant(facts: Facts) -> WordedReason | None:
 
 
 def _hour(facts: Facts) -> WordedReason | None:
-    if not facts.has("hour", "weekday"):
+    if not facts.has("hour"):
         return None
     minutes = int(facts["hour"] * 60)
-    weekday = _WEEKDAYS[int(facts["weekday"]) % 7]
-    text = f"At {minutes // 60:02d}:{minutes % 60:02d} on a {weekday}; the time raised the score."
+    weekday = f" on a {_WEEKDAYS[int(facts['weekday']) % 7]}" if facts.has("weekday") else ""
+    text = f"At {minutes // 60:02d}:{minutes % 60:02d}{weekday}; the time raised the score."
     return WordedReason("UNUSUAL_HOUR", "hour", text)
 
 
@@ -210,7 +206,7 @@ def _merchant_amount(facts: Facts) -> WordedReason | None:
 
 def _surge(facts: Facts) -> WordedReason | None:
     day, usual = facts["merchant_count_1d"], facts["merchant_count_30d"] / 30
-    if day < 2 or day <= HIGH_RATIO * usual:
+    if not (day >= 2 and day > HIGH_RATIO * usual):
         return None
     text = f"{count(day, 'transaction')} at this merchant within a day; it usually has {usual:.1f}."
     return WordedReason("MERCHANT_SURGE", "merchant_count_1d", text, usual)
@@ -220,13 +216,15 @@ def _merchant_labels(facts: Facts) -> WordedReason | None:
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
     share = _known_share(facts)
     if facts["merchant_unexplained_fraud_30d"] >= 1:
-        for age_us, (unreported, run_seconds) in SILENCE_FEATURES.items():
+        for age_us, (unreported, run_seconds) in SILENCE.items():
             # Of a younger run the age says nothing.
             if facts[unreported] == 0 and facts[run_seconds] * US_PER_SECOND >= age_us:
                 began, days = ago(facts[run_seconds]), age_us // US_PER_DAY
                 silent = f"none since that is {days} days old lacks a report"
                 text = f"{share}; the present run began {began} earlier, and {silent}."
                 return WordedReason("MERCHANT_FRAUD_RUN", unreported, text)
+    if math.isnan(known) or math.isnan(fraud):
+        return None
     if fraud >= 1 and facts["merchant_newest_label"] == 1:
         return WordedReason(
             "MERCHANT_NEWEST_LABEL_FRAUD", "merchant_newest_label", f"{share}; the newest label is one of them."
@@ -248,10 +246,16 @@ def _known_share(facts: Facts) -> str:
     What is younger than 7 days may have no report yet.
     """
     known, fraud = facts["merchant_known_count_30d"], facts["merchant_known_fraud_30d"]
+    if math.isnan(fraud):
+        unexplained = facts["merchant_unexplained_fraud_30d"]
+        return f"{count(unexplained, 'fraud')} that no amount explains known at this merchant in 30 days"
     if known > fraud:
         return f"{count(fraud, 'fraud')} known among {count(known, 'labelled transaction')} of 30 days at this merchant"
+    text = f"{count(fraud, 'fraud')} known at this merchant in 30 days"
+    if not facts.has("merchant_count_30d", "merchant_count_7d"):
+        return text
     old = count(facts["merchant_count_30d"] - facts["merchant_count_7d"], "transaction")
-    return f"{count(fraud, 'fraud')} known at this merchant in 30 days, which has {old} of 7 to 30 days ago"
+    return f"{text}, which has {old} of 7 to 30 days ago"
 
 
 def _compared(ratio: float, usual: str) -> str | None:
@@ -266,7 +270,7 @@ def _nothing(facts: Facts) -> WordedReason | None:
     return None
 
 
-REASON_TEXTS: Final = (
+_REASON_TEXTS: Final = (
     ReasonText("AMOUNT_HIGH", _amount, "The amount"),
     ReasonText("AMOUNT_UNUSUAL_FOR_CARD", _usual_amount, "The card's amounts"),
     ReasonText("CARD_BURST", _burst, "The card's rhythm"),
@@ -278,8 +282,11 @@ REASON_TEXTS: Final = (
     ReasonText("MERCHANT_SURGE", _surge, "The merchant's rhythm"),
     ReasonText("MERCHANT_PATTERN", _nothing, "The merchant's trade over weeks"),
     ReasonText("MERCHANT_LABELS", _merchant_labels, "What is known of the merchant"),
-    *([ReasonText(ATTRIBUTE_REASON, _nothing, "What the producer sends")] if ATTRIBUTE_FEATURES else []),
+    ReasonText(FIELD_REASON, _nothing, "What the producer sends"),
+    ReasonText(WINDOW_REASON, _nothing, "What is declared"),
 )
+REASON_TEXTS: Final = tuple(text for text in _REASON_TEXTS if text.features)
+"""Those of which a feature is declared."""
 
 _PATTERN_CODE: Final = {
     # The text of a reason whose values do not bear it out: a small amount is not high, a lone transaction no burst.

@@ -1,65 +1,53 @@
-"""The numbers that producers state of a transaction beyond the fields of the wire contract, and that are features.
+"""The declared fields among the ``attributes`` of transactions: numbers, which are features, and texts."""
 
-A program declares them before it imports anything that reads them: `pipeline` itself does, from the file that
-``FRAUD_PIPELINE_FEATURES_FILE`` names (`pipeline.settings.features_file`).
-"""
-
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-
-class Attribute(NamedTuple):
-    """A number in the ``attributes`` of a transaction that is a feature."""
-
-    name: str
-    """Its key in ``attributes``: letters, digits and ``_``. The feature is ``attribute_`` and this name."""
-    meaning: str
-    """In a few words for people."""
+from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, TEXTS_READ
 
 
-DECLARED_ATTRIBUTES: tuple[Attribute, ...] = ()
-"""Every block, model and export holds them, so that all processes of a deployment need the same declaration."""
+class AttributeColumns(NamedTuple):
+    """The declared attributes of n transactions."""
+
+    numbers: NDArray[np.float64] | None
+    """Shape (n, len(ATTRIBUTES)), NaN for one that is absent, null or text; None where none is declared."""
+    texts: dict[str, pa.Array]
+    """Those that features read by name, null for one that is absent, null or a number."""
 
 
-def declare(attributes: Sequence[Attribute]) -> None:
-    """Declare the attributes of this process, whose names are checked already.
-
-    Raises:
-        RuntimeError: The catalogue of features, which holds them, was imported before.
-    """
-    global DECLARED_ATTRIBUTES  # noqa: PLW0603 (one declaration a process)
-    if "pipeline.features.catalogue" in sys.modules:
-        raise RuntimeError("features are declared before pipeline.features.catalogue is imported")
-    DECLARED_ATTRIBUTES = tuple(attributes)
+Attributes = Mapping[str, str | float | None]
+COLUMNS: Final = {f"attribute_{name}": name for name in ACTIVE.declaration.fields}
+"""Names of declared fields by those of their columns in files and exports."""
+READ: Final = bool(ATTRIBUTES) or bool(TEXTS_READ & {*ACTIVE.texts})
+"""True if features read any of them."""
+_TEXTS: Final = tuple(name for name in ACTIVE.texts if name in TEXTS_READ)
 
 
-def attribute_features() -> tuple[str, ...]:
-    """Return the names of the features that the declared attributes are."""
-    return tuple(f"attribute_{attribute.name}" for attribute in DECLARED_ATTRIBUTES)
+def attribute_columns(rows: Sequence[Attributes | None]) -> AttributeColumns:
+    """Return the declared attributes of n transactions; None for one without attributes."""
+    numbers = None
+    if ATTRIBUTES:
+        numbers = np.full((len(rows), len(ATTRIBUTES)), np.nan)
+        for row, attributes in zip(numbers, rows, strict=True):
+            for column, name in enumerate(ATTRIBUTES):
+                if isinstance(value := (attributes or {}).get(name), float):
+                    row[column] = value
+    return AttributeColumns(numbers, {name: pa.array([_text(row, name) for row in rows], pa.string()) for name in _TEXTS})
 
 
-def attribute_values(rows: Sequence[Mapping[str, str | float | None] | None]) -> NDArray[np.float64] | None:
-    """Return the declared attributes of n transactions.
+def _text(attributes: Attributes | None, name: str) -> str | None:
+    value = (attributes or {}).get(name)
+    return value if isinstance(value, str) else None
 
-    Args:
-        rows: The ``attributes`` of each; None for none.
 
-    Returns:
-        Shape (n, len(DECLARED_ATTRIBUTES)), NaN for one that is absent, null or text; None where none is declared.
-    """
-    if not DECLARED_ATTRIBUTES:
-        return None
-    values = np.full((len(rows), len(DECLARED_ATTRIBUTES)), np.nan)
-    for row, attributes in zip(values, rows, strict=True):
-        for column, attribute in enumerate(DECLARED_ATTRIBUTES):
-            if isinstance(value := (attributes or {}).get(attribute.name), float):
-                row[column] = value
-    return values
+def no_attributes(n: int) -> AttributeColumns:
+    """Return the columns of n transactions without attributes."""
+    return attribute_columns([None] * n)
 
 
 decode_attributes: Final = msgspec.json.Decoder(dict[str, str | float | None]).decode

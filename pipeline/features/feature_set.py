@@ -41,6 +41,15 @@ KERNEL_REVISION: Final = 4
 _DIGITS: Final = 8
 
 
+def is_comparable(kernel: str) -> bool:
+    """Return whether features of a kernel version mean what those of the same name mean here.
+
+    A name keeps its meaning: no declaration is published that gives it another one, and the revision is raised where a
+    built-in one changes.
+    """
+    return kernel.startswith(f"{KERNEL_REVISION}-")
+
+
 class Plan(NamedTuple):
     """The tables by which a kernel computes the features of one entity; columns count from its first feature."""
 

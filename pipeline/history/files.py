@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.features.attributes import DECLARED_ATTRIBUTES
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES
+from pipeline.features.attributes import COLUMNS
 from pipeline.history.canonical_columns import PASSED_ON, UnusableSource, numbers, zone_of
 from pipeline.settings.secret_files import is_url
 from schemas.fields import DECLARED_FIELDS
@@ -22,7 +21,7 @@ from schemas.fields import DECLARED_FIELDS
 REQUIRED: Final = tuple(field.name for field in DECLARED_FIELDS if field.required and field.name != "currency")
 """Fields that a file must have a column for: one currency may be said for all of it."""
 TRUTH: Final = ("fraud", "fraud_type")
-FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *ATTRIBUTE_FEATURES)
+FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *COLUMNS)
 
 HANDBOOK: Final[Mapping[str, str]] = {
     "transaction_id": "TRANSACTION_ID",
@@ -34,7 +33,7 @@ HANDBOOK: Final[Mapping[str, str]] = {
     "fraud_type": "TX_FRAUD_SCENARIO",
 }
 CANONICAL: Final[Mapping[str, str]] = {name: name for name in FIELDS}
-CANONICAL_ATTRIBUTES: Final[Mapping[str, str]] = {name: name for name in ATTRIBUTE_FEATURES}
+CANONICAL_ATTRIBUTES: Final[Mapping[str, str]] = {name: name for name in COLUMNS}
 PRESETS: Final[Mapping[str, Mapping[str, str]]] = {"canonical": CANONICAL, "handbook": HANDBOOK}
 ZERO_AMOUNT_TYPES: Final[Mapping[str, str]] = {"handbook": "verification"}
 """The transaction type of rows with amount zero, which a purchase may not have, by preset. The Handbook's simulator
@@ -124,10 +123,10 @@ def resolve_mapping(
         raise UnusableSource(f"there is no preset {preset}; there are {', '.join(PRESETS)}")
     taken = {*FIELDS, *PRESETS[preset].values(), *changes.values()}
     attributes = {
-        feature: attribute.name
-        for feature, attribute in zip(ATTRIBUTE_FEATURES, DECLARED_ATTRIBUTES, strict=True)
+        column: name
+        for column, name in COLUMNS.items()
         # A column that holds another field, such as the truth, is no attribute of the same name.
-        if feature not in present and attribute.name not in taken
+        if column not in present and name not in taken
     }
     mapped = {**CANONICAL_ATTRIBUTES, **PRESETS[preset], **attributes, **changes}
     columns = {name: column for name, column in mapped.items() if column in present}

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.engine.encoding.json_scanner import NO_TIME
+from pipeline.features.attributes import COLUMNS
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.canonical_columns import (
     FRAUD_TYPES,
@@ -121,7 +122,7 @@ class _FileBatch:
         frame = canonical_frame(event_us, columns | {"fraud_type": self._fraud_types(fraud)})
         if "fraud" not in present:
             frame = frame.drop(columns=list(TRUTH))
-        for name in (*PASSED_ON, *ATTRIBUTE_FEATURES):
+        for name in (*PASSED_ON, *COLUMNS):
             if name in present and (name in _NUMBERS or name in ATTRIBUTE_FEATURES):
                 frame[name], wrong = numbers(table.column(name))
                 self._fail(name, wrong, NO_NUMBER)

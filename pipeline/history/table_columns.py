@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
-from pipeline.engine.records.accept import transaction_columns, within
+from pipeline.engine.records.accept import COLUMNS_READ, transaction_columns
 from pipeline.engine.records.columns import Transactions
-from pipeline.features.attributes import attribute_values, decode_attributes
+from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.canonical_columns import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
-from schemas.fields import NUMBER_COLUMNS, READ_FIELDS, TEXT_COLUMNS
+from schemas.fields import READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Timestamp
 from schemas.money import RateTable
 
@@ -95,7 +95,6 @@ def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array,
 
 
 _TEXTS: Final = {field.name for field in TEXT_COLUMNS}
-_NUMBERS: Final = {field.name for field in NUMBER_COLUMNS}
 
 
 class TransactionTable(NamedTuple):
@@ -104,7 +103,7 @@ class TransactionTable(NamedTuple):
     raw: dict[str, pa.Array]
     """Columns of `READ_FIELDS` as the table has them."""
     fields: dict[str, pa.Array]
-    """Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS`."""
+    """Columns of `TEXT_COLUMNS`."""
     read: Transactions
     plain: Mask
     """Shape (n,): rows that were read."""
@@ -123,11 +122,9 @@ class TransactionTable(NamedTuple):
                 value = amount_cell(value, None if rate is None else rate.digits)
             elif type(value) is int and name in _TEXTS:
                 value = str(value)
-            elif name in _NUMBERS and (number := self.fields[name][row].as_py()) is not None:
-                value = number
             if isinstance(value, float) and not math.isfinite(value):
-                # As text, since JSON has no such number; a column of numbers has NaN for none.
-                value = None if name in _NUMBERS and math.isnan(value) else str(value)
+                # As text, since JSON has no such number.
+                value = str(value)
             if value is not None:
                 cells[name] = value
         return encode(cells)
@@ -148,10 +145,6 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
         found, fast = texts_within(raw[field.name], field.least, field.most)
         fields[field.name] = found if field.default is None else pc.fill_null(found, field.default)
         plain &= fast if field.required else fast | missing(raw[field.name])
-    for field in NUMBER_COLUMNS:
-        values, wrong = numbers(pa.chunked_array([raw[field.name]]))
-        fields[field.name] = pa.array(values, from_pandas=True)
-        plain &= ~wrong & within(fields[field.name], field.least, field.most)
     event_us, fast_times = times_us(raw["event_time"], time_zone)
     minor, base, fast_amounts = amounts(raw["amount"], fields["currency"], rates)
     local_us, fast_clocks = wall_clock_us(raw["local_time"])
@@ -159,8 +152,9 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
     plain &= fast_times & fast_amounts & (minor > 0) & (fast_clocks | without_clock)
     clock_us = np.where(without_clock, event_us, local_us)
     row = np.arange(first_row, first_row + table.num_rows)
+    read = {field.name: fields[field.name] for field in COLUMNS_READ}
     return TransactionTable(
-        raw, fields, transaction_columns(row, fields, event_us, clock_us, (minor, base), attributes(table)), plain
+        raw, fields, transaction_columns(row, read, event_us, clock_us, (minor, base), attributes(table)), plain
     )
 
 
@@ -270,27 +264,30 @@ def _mask(values: pa.Array) -> Mask:
     return np.asarray(values.to_numpy(zero_copy_only=False), np.bool_)
 
 
-def attributes(table: pa.Table) -> NDArray[np.float64] | None:
-    """Return the declared attributes of the rows, shape (n, len(ATTRIBUTE_FEATURES)); None where none is declared.
+def attributes(table: pa.Table) -> AttributeColumns:
+    """Return the declared attributes of the rows.
 
-    They are columns named as their features, or members of the JSON in ``attributes``. Raises `UnusableSource` for one
-    that is no number, and for JSON of another kind.
+    They are columns named as in `pipeline.features.attributes.COLUMNS`, or members of the JSON in ``attributes``.
+    Raises `UnusableSource` for a number that is none, and for JSON of another kind.
     """
-    if not ATTRIBUTE_FEATURES:
-        return None
+    if not READ:
+        return no_attributes(table.num_rows)
     try:
         given = [None if text is None else decode_attributes(text) for text in column(table, "attributes").to_pylist()]
     except (msgspec.MsgspecError, TypeError) as error:
         raise UnusableSource(
             f"the column attributes holds something else than a flat JSON object of numbers, texts and nulls ({error})"
         ) from error
-    found = attribute_values(given)
+    found = attribute_columns(given)
     for number, name in enumerate(ATTRIBUTE_FEATURES):
-        if found is not None and name in table.column_names:
-            found[:, number], wrong = numbers(table.column(name))
+        if found.numbers is not None and name in table.column_names:
+            found.numbers[:, number], wrong = numbers(table.column(name))
             if wrong.any():
                 value = repr(table.column(name)[int(wrong.argmax())].as_py())[:_SHOWN]
                 raise UnusableSource(f"the column for {name} holds {value}, which {NO_NUMBER}")
+    for name in found.texts:
+        if f"attribute_{name}" in table.column_names:
+            found.texts[name] = column(table, f"attribute_{name}").cast(pa.string())
     return found
 
 

@@ -114,7 +114,7 @@ class MonitoredTopics:
             for _, rows in readable_features(records, not_counted):
                 block = rows.block
                 # Features of one name may mean something else in another kernel.
-                if block.kernel == KERNEL_VERSION:
+                if is_comparable(block.kernel):
                     event_time_us, score = block.whole(EVENT_US)[rows.rows], block.features[rows.rows, SCORE]
                     self._into.counts.add_decisions(event_time_us, rows.own_features(), score)
             return

@@ -13,8 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.engine.records.columns import identities
-from pipeline.features.attributes import DECLARED_ATTRIBUTES
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES
+from pipeline.features.attributes import COLUMNS
 from pipeline.history.canonical_columns import PASSED_ON
 from pipeline.history.files import currency_decimals
 from schemas.messages import Transaction
@@ -82,11 +81,11 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
 def _attributes(frame: pd.DataFrame) -> list[dict[str, str | float | None] | None]:
     """Return the declared attributes of each row; None for a row without any."""
     columns = {
-        attribute.name: frame[feature].tolist()
-        for feature, attribute in zip(ATTRIBUTE_FEATURES, DECLARED_ATTRIBUTES, strict=True)
-        if feature in frame.columns
+        name: frame[column].tolist()
+        for column, name in COLUMNS.items()
+        if column in frame.columns
     }
     if not columns:
         return [None] * len(frame)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return [{name: value for name, value in row.items() if not math.isnan(value)} or None for row in rows]
+    return [{name: value for name, value in row.items() if not pd.isna(value)} or None for row in rows]

@@ -89,8 +89,11 @@ class LightGBMModel:
         self._load(content, encode_payload(content))
 
     def _load(self, content: _ForestPayload, payload: bytes) -> None:
-        if content.feature_names != FEATURES or content.kernel != KERNEL_VERSION:
-            raise ModelError(_mismatch(content))
+        if not is_comparable(content.kernel):
+            raise ModelError(
+                f"this LightGBM version is of kernel {content.kernel}, this is {KERNEL_VERSION}: train one with "
+                "`fraud-pipeline train`"
+            )
         slope, intercept = content.calibration.slope, content.calibration.intercept
         if not 0 < slope <= LARGEST_COEFFICIENT:
             raise ModelError(
@@ -103,9 +106,10 @@ class LightGBMModel:
             )
         check_metadata(content.metadata)
         # LightGBM does not survive a broken text: it must be known to be sound before.
-        trees = read_trees(content.text, FEATURES)
+        trees = _on_own_columns(content, read_trees(content.text, content.feature_names))
         _check_distributions(content.distributions, trees)
         self._text = content.text
+        self._names = content.feature_names
         self.trees: int = len(trees)
         """Number of trees."""
         self.gain_shares: dict[str, float] = gain_shares(trees, FEATURES)
@@ -155,7 +159,7 @@ class LightGBMModel:
             return forest_sums(self._forest, features)
         if len(features) == 0:
             return np.empty(0)
-        margins: NDArray[np.float64] = self._booster.predict(features, raw_score=True, num_threads=1)
+        margins: NDArray[np.float64] = self._booster.predict(self._named(features), raw_score=True, num_threads=1)
         return margins
 
     def logit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,8 +182,21 @@ class LightGBMModel:
         elif len(features) == 0:
             return np.empty((0, len(FEATURES)))
         else:
-            values = np.asarray(self._booster.predict(features, pred_contrib=True, num_threads=1))
+            named = np.asarray(self._booster.predict(self._named(features), pred_contrib=True, num_threads=1))
+            values = np.zeros((len(features), len(FEATURES) + 1))
+            own = [(FEATURES.index(name), k) for k, name in enumerate(self._names) if name in FEATURES]
+            values[:, [column for column, _ in own]] = named[:, [k for _, k in own]]
         return np.ascontiguousarray(values[:, :-1] * self.calibration.slope)
+
+    def _named(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return features in the order in which the trees were trained; NaN for those that no tree asks for."""
+        if self._names == FEATURES:
+            return features
+        rows = np.full((len(features), len(self._names)), np.nan)
+        for column, name in enumerate(self._names):
+            if name in FEATURES:
+                rows[:, column] = features[:, FEATURES.index(name)]
+        return rows
 
     def to_payload(self) -> bytes:
         """The version as one JSON object; ``digest`` is its SHA-256."""
@@ -197,6 +214,22 @@ class LightGBMModel:
         return model
 
 
+def _on_own_columns(content: _ForestPayload, trees: list[Tree]) -> list[Tree]:
+    """Return the trees with the columns of `FEATURES`, whatever declaration they were trained under."""
+    names = content.feature_names
+    needed = {distribution.name for distribution in content.distributions}
+    needed |= {names[feature] for tree in trees for feature in tree.feature}
+    if missing := sorted(needed - {*FEATURES}):
+        raise ModelError(
+            f"this LightGBM version needs {', '.join(missing[:5])}, which this declaration of features lacks: declare "
+            "it (docs/features.md), or train a version with `fraud-pipeline train`"
+        )
+    if names == FEATURES:
+        return trees
+    columns = [FEATURES.index(name) if name in needed else -1 for name in names]
+    return [tree._replace(feature=[columns[feature] for feature in tree.feature]) for tree in trees]
+
+
 def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: list[Tree]) -> None:
     if not are_sound(distributions):
         raise ModelError("the distributions of this version's features are damaged: publish or train it again")
@@ -207,16 +240,3 @@ def _check_distributions(distributions: tuple[FeatureDistribution, ...], trees: 
             f"the trees of this version ask for {', '.join(foreign[:5])}, which it says they were not trained on: "
             "publish or train it again"
         )
-
-
-def _mismatch(content: _ForestPayload) -> str:
-    missing = [name for name in content.feature_names if name not in FEATURES]
-    new = [name for name in FEATURES if name not in content.feature_names]
-    differences = [
-        f"it has {', '.join(missing[:5])}, which the kernel lacks" if missing else "",
-        f"it lacks {', '.join(new[:5])}" if new else "",
-        "the order of the features differs" if not missing and not new and content.feature_names != FEATURES else "",
-        f"it is of kernel {content.kernel}, this is {KERNEL_VERSION}" if content.kernel != KERNEL_VERSION else "",
-    ]
-    reasons = "; ".join(difference for difference in differences if difference)
-    return f"this LightGBM version does not fit the kernel: {reasons}. Train one with `fraud-pipeline train`"

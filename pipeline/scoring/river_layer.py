@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.features.compiled import compiled
+from pipeline.features.feature_set import is_comparable
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
 from pipeline.scoring.payload import (
@@ -92,6 +93,21 @@ _PAYLOAD: Final = msgspec.json.Decoder(_LayerPayload)
 _LARGEST_MOMENT: Final = 1e18
 
 
+def _by_name(
+    inputs: tuple[str, ...], weights: tuple[float, ...], scale: Scale
+) -> tuple[tuple[float, ...], Scale]:
+    """Return weights and moments of `INPUTS`, from those of other inputs: one that is new weighs nothing yet.
+
+    Until it has values, it counts as one of mean 0 and deviation 1.
+    """
+    if inputs == INPUTS:
+        return weights, scale
+    held = dict(zip(inputs, zip(weights, scale.means, scale.squares, strict=True), strict=True))
+    found = [held.get(name, (0.0, 0.0, scale.weight)) for name in INPUTS]
+    own_weights, means, squares = zip(*found, strict=True)
+    return own_weights, Scale(weight=scale.weight, means=means, squares=squares)
+
+
 class RiverLayer:
     """An immutable scorer. Raises `ModelError` when its numbers do not fit this version of the inputs."""
 
@@ -104,17 +120,17 @@ class RiverLayer:
         examples_offset: int,
         updates: UpdateCounts | None = None,
     ) -> None:
-        if config != LayerConfig():
+        if config != LayerConfig(inputs=config.inputs, kernel=config.kernel) or not is_comparable(config.kernel):
             raise ModelError(
                 "this River version was made with other inputs than this program's; run one release on all workers, "
                 "or let the learn agent start a new layer"
             )
-        if {len(weights), len(scale.means), len(scale.squares)} != {len(INPUTS)} or not (
+        if {len(weights), len(scale.means), len(scale.squares)} != {len(config.inputs)} or not (
             all(abs(number) <= LARGEST_COEFFICIENT for number in (*weights, intercept, *scale.means))
             and all(0.0 <= number <= _LARGEST_MOMENT for number in (scale.weight, *scale.squares))
         ):
             raise ModelError(
-                f"a River layer has {len(INPUTS)} finite weights and means within {LARGEST_COEFFICIENT:g}; "
+                f"a River layer has {len(config.inputs)} finite weights and means within {LARGEST_COEFFICIENT:g}; "
                 "restore an earlier version"
             )
         content = _LayerPayload(
@@ -128,10 +144,11 @@ class RiverLayer:
         )
         self.config = config
         self.intercept: float = content.intercept
+        weights, scale = _by_name(config.inputs, weights, scale)
         self.scale = scale
         self.examples_offset = examples_offset
         self.updates = content.updates
-        self._weights: NDArray[np.float64] = np.array(content.weights)
+        self._weights: NDArray[np.float64] = np.array(weights)
         self._weights.flags.writeable = False
         self._means = np.array(scale.means)
         self._factors = reciprocal_deviations(scale.weight, np.array(scale.squares))

@@ -103,7 +103,7 @@ class LayerLearner:
         self._start_from(RiverLayer.identity())
 
     def _start_from(self, layer: RiverLayer) -> None:
-        self.config: LayerConfig = layer.config
+        self.config: LayerConfig = LayerConfig()
         self.updates: UpdateCounts = layer.updates
         rate = layer.config.learning_rate
         self._regression = OnlineRegression(INPUTS, rate, layer.weights, layer.intercept, layer.scale)

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.feature_set import is_comparable
 from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_layer import UpdateCounts
 from schemas.messages import Example
@@ -73,7 +73,7 @@ def choose(examples: Iterable[Example]) -> tuple[list[Update], dict[str, int]]:
             counts["rule"] += 1
         elif example.label not in TARGETS and example.label != _WITHDRAWN:
             counts["unlabelled"] += 1
-        elif example.versions.kernel != KERNEL_VERSION:
+        elif not is_comparable(example.versions.kernel):
             counts["other_kernel"] += 1
         elif example.held:
             counts["held"] += 1

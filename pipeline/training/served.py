@@ -226,7 +226,7 @@ class ServedLog:
         """Take in records of ``features``; one that is no block is reported and skipped."""
         found: list[tuple[FeatureRows, int]] = []
         for record, rows in readable_features(records, not_counted):
-            if rows.block.kernel == KERNEL_VERSION:
+            if is_comparable(rows.block.kernel):
                 found.append((rows, record.timestamp_ms))
                 self._advance(record.partition, rows.block.whole(EVENT_US)[rows.rows])
             else:

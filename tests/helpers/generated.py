@@ -18,7 +18,8 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from agents.topology import AGENTS
-from pipeline.features.catalogue import DECLARED, Feature
+from pipeline.features.built_in import Feature
+from pipeline.features.catalogue import DECLARED
 from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings

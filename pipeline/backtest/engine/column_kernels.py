@@ -23,7 +23,7 @@ from pipeline.engine.records.partitioner import partitions_of
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions, decided
 from pipeline.engine.scores.profiled import MerchantLog
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, INPUT_COLUMNS
 from pipeline.features.kernel import CardWindows, MerchantWindows
 
 
@@ -139,6 +139,7 @@ class Engine:
             np.concatenate([outcome.profile.outlier, no]),
             np.concatenate([np.zeros(n, np.int8), KNOWN_CODES[following.known].astype(np.int8)]),
             np.concatenate([np.zeros(n, np.int64), labels.known_at_us]),
+            np.concatenate([outcome.profile.features[:, INPUT_COLUMNS], np.full((k, len(INPUT_COLUMNS)), np.nan)]),
         )
         order = outcome.log_order()
         partition = np.concatenate([merchant_partition, following.merchants[:, 2]])

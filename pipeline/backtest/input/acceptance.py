@@ -117,13 +117,20 @@ def accept_transactions(
         ]
         others, rejects = acceptance.records(values, stamp_us[rest])
         numbers = rest[others.row]
-        if others.attributes is not None and rows.attributes is not None:
-            others.attributes[~own.given[numbers]] = rows.attributes[numbers[~own.given[numbers]]]
+        others = _with_columns(others, rows.take(numbers), own.given[numbers])
         rows = completed(rows.take(fast), replace(others, row=first_row + numbers))
         rejects = [reject._replace(row=first_row + int(rest[reject.row])) for reject in rejects]
     if acceptance.recorded:
         rows = replace(rows, key=_sequence(table)[rows.row - first_row])
     return rows, rejects
+
+
+def _with_columns(others: Transactions, rows: Transactions, own: NDArray[np.bool_]) -> Transactions:
+    """Return transactions with the declared attributes that their tables' rows have, but where they have own bytes."""
+    if others.attributes is not None and rows.attributes is not None:
+        others.attributes[~own] = rows.attributes[~own]
+    texts = {name: pc.if_else(pa.array(own), others.declared[name], rows.declared[name]) for name in ACTIVE.texts if name in others.declared}
+    return replace(others, declared={**others.declared, **texts})
 
 
 def accept_labels(

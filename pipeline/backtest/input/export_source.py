@@ -19,7 +19,7 @@ from pipeline.engine.encoding.json_scanner import NO_TIME
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.intended_contents import check_whole
 from pipeline.exports.parquet_files import origin_of, schema_of
-from pipeline.features.catalogue import LATENESS_US
+from pipeline.features.built_in import LATENESS_US
 from pipeline.history import table_columns
 from pipeline.history.canonical_columns import UnusableSource
 from pipeline.history.files import CHUNK_ROWS, STAMP

@@ -20,7 +20,7 @@ from pipeline.backtest.input.span import (
 )
 from pipeline.engine.records.accept import accept_labels
 from pipeline.engine.records.columns import Labels, Reject, Transactions
-from pipeline.features.catalogue import LATENESS_US
+from pipeline.features.built_in import LATENESS_US
 from pipeline.kafka.cluster.admin import reached
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.cluster import stamped_by_producers

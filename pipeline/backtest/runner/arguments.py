@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.decision.budget import LOWEST_THRESHOLD
-from pipeline.features.catalogue import LATENESS_US
+from pipeline.features.built_in import LATENESS_US
 from pipeline.learning.regimes import LabelRegime
 from schemas.limits import Limited
 from schemas.times import US_PER_SECOND

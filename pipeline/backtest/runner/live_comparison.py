@@ -13,7 +13,8 @@ from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.engine.scores.decisions import SELECTIONS, Decisions
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, LATENESS_US, REACH_US
+from pipeline.features.built_in import LATENESS_US
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, REACH_US
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_SECOND

@@ -18,6 +18,7 @@ from pipeline.engine.cards.joins import COUNTS, DUPLICATE_DIFFERS, NO_TRANSACTIO
 from pipeline.engine.cards.pending import LabelBatch
 from pipeline.engine.partition_state.layout import forgotten_with
 from pipeline.engine.records.columns import Reject, Transactions, content_keys, digest_keys, name_keys
+from pipeline.engine.records.inputs import card_inputs, fill_columns
 from pipeline.features.catalogue import CARD_FEATURES
 from pipeline.features.kernel import CardProfile, CardWindows
 from schemas.records import Record
@@ -157,7 +158,7 @@ def _windowed(
 ) -> tuple[NDArray[np.int64], CardProfile]:
     """Let the accepted transactions enter the windows of their partitions; return wait clocks and profiles."""
     before = np.concatenate([[0], np.cumsum(accepted)])
-    wait_us, whole, fields = np.empty(len(taken), np.int64), None, taken.kernel_fields()
+    wait_us, whole, inputs = np.empty(len(taken), np.int64), None, card_inputs(taken)
     cards = name_keys(taken.card_id)
     for part, found in joined:
         if isinstance(part.rows, slice):
@@ -176,18 +177,21 @@ def _windowed(
             taken.counts[own],
             taken.hour[own],
             taken.weekday[own],
-            None if taken.attributes is None else taken.attributes[own],
-            fields.take(own),
+            None if inputs is None else inputs[own],
             columns if alone else len(CARD_FEATURES),
         )
         if alone:
+            fill_columns(taken, profile.features)
             return wait_us, profile
         if whole is None:
             whole = CardProfile.of_rows(len(taken), columns)
         whole.features[own, : profile.features.shape[1]] = profile.features
         whole.case_start_us[own], whole.case_sequence[own] = profile.case_start_us, profile.case_sequence
         whole.outlier[own] = profile.outlier
-    return wait_us, CardProfile.of_rows(0, columns) if whole is None else whole
+    if whole is None:
+        return wait_us, CardProfile.of_rows(0, columns)
+    fill_columns(taken, whole.features)
+    return wait_us, whole
 
 
 def _contradiction(taken: Transactions, row: int) -> Reject:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.compiled import compiled
 from schemas.codec import MAX_NAMES
-from schemas.fields import DECLARED_FIELDS, NUMBER_COLUMNS, TEXT_COLUMNS, FieldDeclaration, Kind
+from schemas.fields import DECLARED_FIELDS, TEXT_COLUMNS, FieldDeclaration, Kind
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
 FAST_PATH_TIMES_US: Final = (
@@ -31,7 +31,7 @@ _LONGEST_VALUE: Final = 16_384
 
 IntArray = NDArray[np.integer[Any]]
 
-SPANS: Final = (*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)), "amount", "attributes")
+SPANS: Final = (*(field.name for field in TEXT_COLUMNS), "amount", "attributes")
 """Names of the columns of spans: those of texts, of numbers, and of what is read otherwise too."""
 CURRENCY: Final = SPANS.index("currency")
 AMOUNT, ATTRIBUTES = range(len(SPANS) - 2, len(SPANS))

@@ -18,21 +18,24 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
 from pipeline.engine.encoding.block_writing import copied_texts
-from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, ScanResult, scan
+from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, SPANS, ScanResult, scan
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
-from pipeline.features.attributes import attribute_values, decode_attributes
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES
+from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
+from pipeline.features.catalogue import TEXTS_READ
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.fields import NUMBER_COLUMNS, TEXT_COLUMNS, Kind
+from schemas.fields import TEXT_COLUMNS
 from schemas.messages import Label
 from schemas.money import RateTable
 from schemas.records import Record
 
 T = TypeVar("T")
 
+COLUMNS_READ: Final = tuple(field for field in TEXT_COLUMNS if field.column or field.name in TEXTS_READ)
+"""Fields of which transactions have columns: those of the contract, and those that declared features read."""
+_SPANS_READ: Final = tuple(SPANS.index(field.name) for field in COLUMNS_READ)
 COUNTING_TYPES: Final = pa.array(["purchase", "cash"])
 """Types of transaction that enter windows."""
 _MINUTE: Final = timedelta(minutes=1)
@@ -45,17 +48,17 @@ def transaction_columns(
     event_time_us: NDArray[np.int64],
     clock_us: NDArray[np.int64],
     amounts: tuple[NDArray[np.int64], NDArray[np.int64]],
-    attributes: NDArray[np.float64] | None,
+    attributes: AttributeColumns,
 ) -> Transactions:
     """Return n transactions as kernels take them, in the order in which a reader found them.
 
     Args:
         row: Shape (n,): number of each in the input.
-        fields: Columns of `TEXT_COLUMNS` and `NUMBER_COLUMNS` by name, null for no value.
+        fields: Columns of `COLUMNS_READ` by name, null for no value.
         event_time_us: Shape (n,).
         clock_us: Shape (n,): local time, in microseconds since 1970.
         amounts: Minor units of each one's currency, and of the base currency; shape (n,).
-        attributes: As in `Transactions`.
+        attributes: Those that are declared.
     """
     named = {name: column for name, column in fields.items() if name in Transactions.__dataclass_fields__}
     return Transactions(
@@ -67,8 +70,8 @@ def transaction_columns(
         counts=pc.is_in(fields["transaction_type"], COUNTING_TYPES).to_numpy(zero_copy_only=False),
         hour=hours(clock_us),
         weekday=weekdays(clock_us),
-        attributes=attributes,
-        declared={name: column for name, column in fields.items() if name not in named},
+        attributes=attributes.numbers,
+        declared={name: column for name, column in fields.items() if name not in named} | attributes.texts,
         **named,
     )
 
@@ -205,48 +208,18 @@ def read_fast_path(
         np.frombuffer(found.text, np.uint8), found.spans[CURRENCY], rate_terms(rates), found.amount, found.decimals,
         on_fast_path, minor, base,
     )  # fmt: skip
-    fields = _numbers(found)
     row = np.flatnonzero(on_fast_path)
-    copied = [*range(len(TEXT_COLUMNS)), *([AMOUNT] if producer_fields else [])]
-    texts = _texts(found, row, copied)
-    fields |= {field.name: column for field, column in zip(TEXT_COLUMNS, texts, strict=False)}
+    texts = _texts(found, row, [*_SPANS_READ, *([AMOUNT] if producer_fields else [])])
+    fields = {field.name: column for field, column in zip(COLUMNS_READ, texts, strict=False)}
     event_us, clock_us = found.event_time_us, found.clock_us
     if len(row) < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
-    attributes = _given(found.text, found.spans[ATTRIBUTES][row].tolist()) if ATTRIBUTE_FEATURES else None
-    read = transaction_columns(
-        row, fields, event_us, clock_us, (minor, base), None if attributes is None else attribute_values(attributes)
-    )
+    given = _given(found.text, found.spans[ATTRIBUTES][row].tolist()) if READ else None
+    attributes = no_attributes(len(row)) if given is None else attribute_columns(given)
+    read = transaction_columns(row, fields, event_us, clock_us, (minor, base), attributes)
     if producer_fields:
         read = replace(read, producer_amount=texts[-1], producer_offset_min=found.offset_min[row])
     return on_fast_path, read
-
-
-def _numbers(found: ScanResult) -> dict[str, pa.Array]:
-    """Return the columns of numbers; what lies outside their limits leaves the fast path."""
-    if not NUMBER_COLUMNS:
-        return {}
-    row = np.flatnonzero(found.on_fast_path)
-    numbers = range(len(TEXT_COLUMNS), len(TEXT_COLUMNS) + len(NUMBER_COLUMNS))
-    columns = [column.cast(pa.float64()) for column in _texts(found, row, numbers)]
-    inside = np.ones(len(row), np.bool_)
-    for field, column in zip(NUMBER_COLUMNS, columns, strict=True):
-        inside &= within(column, field.least, field.most)
-    found.on_fast_path[row] = inside
-    return {field.name: column.filter(pa.array(inside)) for field, column in zip(NUMBER_COLUMNS, columns, strict=True)}
-
-
-def within(numbers: pa.Array, least: float, most: float) -> NDArray[np.bool_]:
-    """Return which of n numbers lie within limits, or are null; shape (n,).
-
-    Args:
-        numbers: n of type float64.
-        least: Lower limit, inclusive.
-        most: Upper limit, inclusive.
-    """
-    values: NDArray[np.float64] = numbers.to_numpy(zero_copy_only=False)
-    inside: NDArray[np.bool_] = np.isnan(values) | ((values >= least) & (values <= most))
-    return inside
 
 
 def _texts(found: ScanResult, row: NDArray[np.int64], columns: Sequence[int]) -> list[pa.Array]:
@@ -287,14 +260,12 @@ def _decoded(
 def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, producer_fields: bool) -> Transactions:
     row, items = zip(*decoded, strict=True)
     messages = [item.message for item in items]
-    fields = {}
-    for field, values in zip((*TEXT_COLUMNS, *NUMBER_COLUMNS), zip(*map(_columns, messages), strict=True), strict=True):
-        if field.kind is Kind.NUMBER:
-            fields[field.name] = pa.array(values, pa.float64())
-        else:
-            fields[field.name] = _strings(map(_text_of, values) if field.stands_for_text else values)
+    fields = {
+        field.name: _strings(map(_text_of, values) if field.stands_for_text else values)
+        for field, values in zip(COLUMNS_READ, zip(*map(_columns, messages), strict=True), strict=True)
+    }
     event_us, clock_us, minor, base = np.array([*zip(*map(_wholes, items), strict=True)], np.int64)
-    attributes = attribute_values([message.attributes for message in messages])
+    attributes = attribute_columns([message.attributes for message in messages])
     read = transaction_columns(np.array(row, np.int64), fields, event_us, clock_us, (minor, base), attributes)
     if producer_fields:
         offsets = [(message.event_time.utcoffset() or timedelta()) // _MINUTE for message in messages]
@@ -306,7 +277,7 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, produce
     return read
 
 
-_columns: Final = attrgetter(*(field.name for field in (*TEXT_COLUMNS, *NUMBER_COLUMNS)))
+_columns: Final = attrgetter(*(field.name for field in COLUMNS_READ))
 _wholes: Final = attrgetter("event_time_us", "clock_us", "amount_minor", "amount_base_minor")
 
 

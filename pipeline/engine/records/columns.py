@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.partition_state.layout import DIGEST_BYTES
-from pipeline.features.catalogue import FIELD_NUMBER, FIELD_TEXT
-from pipeline.features.kernel import FieldColumns
+from pipeline.features.attributes import no_attributes
+from pipeline.features.catalogue import TEXTS_READ
 from pipeline.features.xxh3 import hash_joined, hash_pairs, hash_spans, hash_texts
 
 
@@ -114,20 +114,14 @@ class Transactions(_Columns):
     attributes: NDArray[np.float64] | None = None
     """Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None where none is declared."""
     declared: Mapping[str, pa.Array] = field(default_factory=dict)
-    """Columns of `schemas.fields.KERNEL_FIELDS` by name: texts, or numbers as doubles; null for no value."""
+    """Texts that declared features read and that have no column here (`EXTRA_TEXTS`), by name; null for no value."""
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def kernel_fields(self) -> FieldColumns:
-        """Return the fields that kernels read by their names."""
-        numbers, texts = np.empty((len(self), len(FIELD_NUMBER))), np.zeros((len(self), len(FIELD_TEXT)), np.int64)
-        for column, name in enumerate(FIELD_NUMBER._fields):
-            numbers[:, column] = self.declared[name].to_numpy(zero_copy_only=False)
-        for column, name in enumerate(FIELD_TEXT._fields):
-            given = self.declared[name].is_valid().to_numpy(zero_copy_only=False)
-            texts[given, column] = name_keys(self.declared[name].filter(pa.array(given)))[:, 0]
-        return FieldColumns(numbers, texts)
+    def text(self, name: str) -> pa.Array:
+        """Return a column of texts, of the contract or of declared attributes."""
+        return self.declared[name] if name in self.declared else getattr(self, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +148,14 @@ class Labels(_Columns):
         return len(self.row)
 
 
+EXTRA_TEXTS: Final = tuple(sorted(TEXTS_READ - {*Transactions.__dataclass_fields__}))
+"""Names of the columns of `Transactions.declared`."""
+
+
 def no_transactions() -> Transactions:
     """None of them."""
     none, texts, numbers = np.empty(0, np.int64), pa.array([], pa.string()), np.empty(0)
-    declared = dict.fromkeys(FIELD_TEXT._fields, texts)
-    declared |= {name: texts.cast(pa.float64()) for name in FIELD_NUMBER._fields}
+    declared = dict.fromkeys(EXTRA_TEXTS, texts)
     return Transactions(
         none, none, texts, texts, texts, none, texts, none, none, texts, np.empty(0, np.bool_), numbers, numbers,
         declared=declared,

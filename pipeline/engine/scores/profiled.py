@@ -14,7 +14,7 @@ from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, pars
 from pipeline.engine.records.block_columns import REASONS, Columns, empty_columns, fill_columns, wrong_number
 from pipeline.engine.records.columns import span_keys
 from pipeline.engine.records.subjects import Subjects
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, INPUT_COLUMNS, KERNEL_VERSION
 from pipeline.features.kernel import MerchantWindows
 from pipeline.features.xxh3 import transaction_hash
 from schemas.records import Record
@@ -37,6 +37,8 @@ class MerchantLog(NamedTuple):
     known: NDArray[np.int8]
     """Known value of a label: 1 for fraud, 0 for legitimate, 2 for none."""
     known_at_us: NDArray[np.int64]
+    inputs: NDArray[np.float64]
+    """Shape (n, len(MERCHANT_INPUTS)): what a transaction leaves in the windows of its merchant."""
 
     def take(self, rows: slice | NDArray[np.intp]) -> "MerchantLog":
         """Return some records."""
@@ -192,14 +194,14 @@ def _rows(
         codes[blocks.KIND],
         subjects,
         columns.features,
-        _log(subjects, codes),
+        _log(subjects, codes, columns.features),
         _follows(columns.wholes, codes[blocks.KIND], named[2]),
         {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
         refused,
     )
 
 
-def _log(subjects: Subjects, codes: NDArray[np.uint8]) -> MerchantLog:
+def _log(subjects: Subjects, codes: NDArray[np.uint8], features: NDArray[np.float64]) -> MerchantLog:
     n, kinds = subjects.rows, codes[blocks.KIND]
     identity = np.zeros(n, np.uint64)
     labels = np.flatnonzero(kinds)
@@ -216,6 +218,7 @@ def _log(subjects: Subjects, codes: NDArray[np.uint8]) -> MerchantLog:
         (codes[blocks.FLAGS] & blocks.OUTLIER).astype(np.bool_),
         codes[blocks.KNOWN].astype(np.int8),
         subjects.wholes[col.KNOWN_AT_US],
+        features[:, INPUT_COLUMNS],
     )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pipeline.features.catalogue import LATENESS_US, LONGEST_WINDOW_US
+from pipeline.features.built_in import LATENESS_US
+from pipeline.features.catalogue import LONGEST_WINDOW_US
 from pipeline.settings import Settings
 from schemas.times import MS_PER_DAY, US_PER_DAY
 from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, Topic

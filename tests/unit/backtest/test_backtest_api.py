@@ -26,7 +26,8 @@ from pipeline.backtest.runner.result import DECISION_COLUMNS, BacktestResult
 from pipeline.backtest.runner.statistics import BacktestProgress, ProgressListener, RunStatistics
 from pipeline.exports.intended_contents import Contents, Offsets, contents_path, note_contents
 from pipeline.exports.parquet_files import ExportError, Origin
-from pipeline.features.catalogue import FEATURES, LATENESS_US, REACH_US
+from pipeline.features.built_in import LATENESS_US
+from pipeline.features.catalogue import FEATURES, REACH_US
 from pipeline.history.canonical_columns import UnusableSource
 from pipeline.models.registry import POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
