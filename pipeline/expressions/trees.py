@@ -1,0 +1,283 @@
+"""Trees of conditions: the numbered format, its checks, and the SQL text of a tree.
+
+A tree is plain JSON data: `{"grammar": 1, "tree": ["=", ["field", "channel"], ["text", "web"]]}`. Numbers are
+float64. There are no casts: a text never equals a number.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from schemas.toml_files import shown, suggestion
+
+GRAMMAR: Final = 1
+"""Version of the format. A tree of another version is refused."""
+MAX_NODES: Final = 200
+MAX_NESTING: Final = 20
+MAX_TEXT: Final = 200
+MAX_LIST: Final = 100
+
+type_name = {"text": "a text", "number": "a number", "boolean": "a condition"}.__getitem__
+
+
+class ExpressionError(ValueError):
+    """A condition that cannot be used; the text says what to change."""
+
+
+class Kind(StrEnum):
+    """Kind of a value. Fields are texts or numbers; only inner nodes are boolean."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+
+
+Node = tuple[Any, ...]
+"""Operator and its operands; a leaf is `("field", name)`, `("number", float)` or `("text", str)`."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A checked condition. Made by `check_tree` only."""
+
+    root: Node
+
+    def data(self) -> dict[str, Any]:
+        """Return the tree as JSON data, which `check_tree` reads."""
+        return {"grammar": GRAMMAR, "tree": _lists(self.root)}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Operands and result of an operator.
+
+    Attributes:
+        operands: Kind of the operands; of several kinds, all operands have the same.
+        result: Kind of the result, or None for the kind of the operands.
+        least: Fewest operands.
+        most: Most operands.
+        level: Binding strength in SQL, from 1 (`or`) to 8 (a call).
+    """
+
+    operands: frozenset[Kind]
+    result: Kind | None
+    least: int
+    most: int
+    level: int
+
+
+_VALUES: Final = frozenset({Kind.TEXT, Kind.NUMBER})
+_NUMBERS: Final = frozenset({Kind.NUMBER})
+_TEXTS: Final = frozenset({Kind.TEXT})
+_CONDITIONS: Final = frozenset({Kind.BOOLEAN})
+_COMPARISON: Final = Operator(_VALUES, Kind.BOOLEAN, 2, 2, 4)
+COMPARISONS: Final = frozenset({"=", "<>", "<", "<=", ">", ">="})
+FUNCTIONS: Final = {
+    "abs": Operator(_NUMBERS, Kind.NUMBER, 1, 1, 8),
+    "coalesce": Operator(_VALUES, None, 2, MAX_NODES, 8),
+    "lower": Operator(_TEXTS, Kind.TEXT, 1, 1, 8),
+}
+OPERATORS: Final = {
+    "or": Operator(_CONDITIONS, Kind.BOOLEAN, 2, MAX_NODES, 1),
+    "and": Operator(_CONDITIONS, Kind.BOOLEAN, 2, MAX_NODES, 2),
+    "not": Operator(_CONDITIONS, Kind.BOOLEAN, 1, 1, 3),
+    **dict.fromkeys(sorted(COMPARISONS), _COMPARISON),
+    "between": Operator(_VALUES, Kind.BOOLEAN, 3, 3, 4),
+    "in": Operator(_VALUES, Kind.BOOLEAN, 2, MAX_LIST + 1, 4),
+    "like": Operator(_TEXTS, Kind.BOOLEAN, 2, 2, 4),
+    "is null": Operator(_VALUES, Kind.BOOLEAN, 1, 1, 4),
+    "+": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 5),
+    "-": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 5),
+    "*": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 6),
+    "/": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 6),
+    "negate": Operator(_NUMBERS, Kind.NUMBER, 1, 1, 7),
+    **FUNCTIONS,
+}
+"""Operators of the grammar. What follows the first operand of `in` and `like` are literals."""
+KEYWORDS: Final = frozenset({"and", "or", "not", "in", "is", "null", "between", "like"})
+
+
+def check_tree(data: object, fields: Mapping[str, Kind]) -> Tree:
+    """Check JSON data and return its tree, without sqlglot.
+
+    Args:
+        data: Decoded JSON, as `Tree.data` returns it.
+        fields: Kind of each field that may occur, TEXT or NUMBER.
+
+    Returns:
+        The tree, with numbers as floats.
+
+    Raises:
+        ExpressionError: The version is unknown, an operator, a field or an operand does not fit, or a limit is passed.
+
+    >>> check_tree({"grammar": 1, "tree": [">", ["field", "amount"], ["number", 5]]}, {"amount": Kind.NUMBER}).root
+    ('>', ('field', 'amount'), ('number', 5.0))
+    """
+    if not isinstance(data, dict) or set(data) != {"grammar", "tree"} or type(data["grammar"]) is not int:
+        raise ExpressionError('a tree has the form {"grammar": 1, "tree": [...]}')
+    if data["grammar"] != GRAMMAR:
+        raise ExpressionError(f"grammar {shown(str(data['grammar']))} is unknown here; this version reads {GRAMMAR}")
+    root, kind = _Checker(fields).node(data["tree"], 1)
+    if kind is not Kind.BOOLEAN:
+        raise ExpressionError(f"{_part(root)} is {type_name(kind)}; write a condition, such as amount > 50")
+    return Tree(root)
+
+
+def fields_in(tree: Tree) -> frozenset[str]:
+    """Return the names of the fields that a tree reads."""
+    return frozenset(node[1] for node in _nodes(tree.root) if node[0] == "field")
+
+
+def text_of(tree: Tree) -> str:
+    """Return a tree as SQL, in one canonical form.
+
+    >>> field = ["field", "channel"]
+    >>> text_of(check_tree({"grammar": 1, "tree": ["not", ["is null", field]]}, {"channel": Kind.TEXT}))
+    'channel is not null'
+    """
+    return _sql(tree.root)[0]
+
+
+class _Checker:
+    """One check: the fields, and how many nodes it has met."""
+
+    def __init__(self, fields: Mapping[str, Kind]) -> None:
+        self._fields = fields
+        self._count = 0
+
+    def node(self, data: object, depth: int) -> tuple[Node, Kind]:
+        """Return a node and its kind."""
+        self._count += 1
+        if self._count > MAX_NODES:
+            raise ExpressionError(f"the condition has more than {MAX_NODES} parts; shorten it")
+        if depth > MAX_NESTING:
+            raise ExpressionError(f"the condition is nested deeper than {MAX_NESTING} levels; simplify it")
+        if not isinstance(data, list | tuple) or not data or not isinstance(data[0], str):
+            raise ExpressionError("each node of a tree is a list that begins with an operator")
+        if leaf := self._LEAVES.get(data[0]):
+            if len(data) != 2:
+                raise ExpressionError(f"{data[0]} in a tree takes one value")
+            return leaf(self, data[1])
+        if data[0] not in OPERATORS:
+            raise ExpressionError(f"there is no operator {shown(data[0])}; {suggestion(data[0], OPERATORS)}")
+        return self._operation(data[0], data[1:], depth)
+
+    def _operation(self, name: str, operands: Sequence[object], depth: int) -> tuple[Node, Kind]:
+        operator = OPERATORS[name]
+        if name == "in" and len(operands) - 1 > MAX_LIST:
+            raise ExpressionError(f"a list of in has more than {MAX_LIST} values; shorten it")
+        if not operator.least <= len(operands) <= operator.most:
+            wanted = f"{operator.least}" if operator.least == operator.most else f"at least {operator.least}"
+            raise ExpressionError(f"{name} takes {wanted} operands, and has {len(operands)}")
+        nodes, kinds = zip(*(self.node(operand, depth + 1) for operand in operands), strict=True)
+        for node, kind in zip(nodes, kinds, strict=True):
+            if kind not in operator.operands:
+                wanted = " or ".join(type_name(each) for each in sorted(operator.operands, reverse=True))
+                raise ExpressionError(f"{name} takes {wanted}; {_part(node)} is {type_name(kind)}")
+            if kind is not kinds[0]:
+                raise ExpressionError(
+                    f"{name} mixes {_part(nodes[0])}, {type_name(kinds[0])}, and {_part(node)}, {type_name(kind)}; "
+                    "give both the same kind"
+                )
+        if name in ("in", "like") and any(node[0] not in ("text", "number") for node in nodes[1:]):
+            raise ExpressionError(f"{name} takes texts or numbers on its right, no fields and no calculations")
+        return (name, *nodes), operator.result or kinds[0]
+
+    def _field(self, name: object) -> tuple[Node, Kind]:
+        if not isinstance(name, str) or name not in self._fields:
+            raise unknown_field(str(name), self._fields)
+        return ("field", name), self._fields[name]
+
+    def _number(self, value: object) -> tuple[Node, Kind]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ExpressionError("number in a tree takes a number")
+        try:
+            number = float(value) + 0.0  # No negative zero: it has no text of its own.
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise ExpressionError("a number is too large; write one below 1e308")
+        return ("number", number), Kind.NUMBER
+
+    def _text(self, value: object) -> tuple[Node, Kind]:
+        if not isinstance(value, str):
+            raise ExpressionError("text in a tree takes a text")
+        if len(value) > MAX_TEXT:
+            raise ExpressionError(f"a text has {len(value)} characters, and may have {MAX_TEXT}")
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ExpressionError("a text holds a character that UTF-8 text cannot hold; remove it")
+        return ("text", value), Kind.TEXT
+
+    _LEAVES: Final[dict[str, Callable[["_Checker", object], tuple[Node, Kind]]]] = {
+        "field": _field,
+        "number": _number,
+        "text": _text,
+    }
+
+
+def unknown_field(name: str, fields: Mapping[str, Kind]) -> ExpressionError:
+    """Return the error for a name that is no field."""
+    words = suggestion(name.lower(), fields) if fields else "there are none"
+    return ExpressionError(f"there is no field {shown(name)}; {words}")
+
+
+def _lists(node: Node) -> list[Any]:
+    return [_lists(part) if isinstance(part, tuple) else part for part in node]
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for part in node[1:]:
+        if isinstance(part, tuple):
+            yield from _nodes(part)
+
+
+def _part(node: Node) -> str:
+    return shown(_sql(node)[0])
+
+
+def _sql(node: Node) -> tuple[str, int]:
+    """Return a node's SQL and its binding strength."""
+    name, *operands = node
+    if name == "field":
+        plain = operands[0].isidentifier() and operands[0].isascii() and operands[0].lower() not in KEYWORDS
+        return operands[0] if plain else '"' + operands[0].replace('"', '""') + '"', 8
+    if name == "text":
+        return "'" + operands[0].replace("'", "''") + "'", 8
+    if name == "number":
+        return repr(operands[0]).removesuffix(".0"), 8 if operands[0] >= 0 else 7
+    level = OPERATORS[name].level
+    if name in FUNCTIONS:
+        return f"{name}({', '.join(_sql(operand)[0] for operand in operands)})", level
+    if name == "negate":
+        # In brackets, or a negated number were a negative one.
+        return "-" + (operands[0][1] if operands[0][0] == "field" else f"({_sql(operands[0])[0]})"), level
+    if name == "not":
+        inner = operands[0]
+        return _postfix(inner, " not") if inner[0] in _POSTFIX else (f"not {_inside(inner, level)}", level)
+    if name in _POSTFIX:
+        return _postfix(node, "")
+    # Operators of one strength are read from the left; and, or and comparisons do not nest without brackets.
+    left = level if level in (5, 6) else level + 1
+    return f" {name} ".join([_inside(operands[0], left), *(_inside(each, level + 1) for each in operands[1:])]), level
+
+
+_POSTFIX: Final = frozenset({"between", "in", "like", "is null"})
+
+
+def _postfix(node: Node, negation: str) -> tuple[str, int]:
+    name, first, *rest = node
+    subject = _inside(first, 5)
+    if name == "is null":
+        return f"{subject} is{negation} null", 4
+    operands = [_inside(operand, 5) for operand in rest]
+    if name == "in":
+        return f"{subject}{negation} in ({', '.join(operands)})", 4
+    return f"{subject}{negation} {name} {' and '.join(operands)}", 4
+
+
+def _inside(node: Node, least: int) -> str:
+    text, level = _sql(node)
+    return text if level >= least else f"({text})"

@@ -1,0 +1,182 @@
+"""Texts of conditions become trees, or one sentence that says what to change."""
+
+import random
+import re
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+
+from pipeline.expressions.parse import MAX_LENGTH, parse_expression
+from pipeline.expressions.trees import ExpressionError, Kind, Tree, check_tree, text_of
+from tests.helpers.expressions import FIELDS, conditions
+
+WEB = ["=", ["field", "channel"], ["text", "web"]]
+LARGE = [">", ["field", "amount"], ["number", 50.0]]
+RISKY = [">", ["field", "device_risk"], ["number", 0.5]]
+
+
+@given(data=conditions)
+def test_a_tree_survives_its_text(data: list[object]) -> None:
+    tree = check_tree({"grammar": 1, "tree": data}, FIELDS)
+
+    assert parse_expression(text_of(tree), FIELDS) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("channel = 'web' and amount > 50", ["and", WEB, LARGE]),
+        ("\"channel\" = 'web' AND\n\tamount > 5e1", ["and", WEB, LARGE]),
+        ("channel = 'web' or amount > 50 and device_risk > .5", ["or", WEB, ["and", LARGE, RISKY]]),
+        ("(channel = 'web' or amount > 50) and device_risk > .5", ["and", ["or", WEB, LARGE], RISKY]),
+        ("channel = 'web' and amount > 50 and device_risk > .5", ["and", WEB, LARGE, RISKY]),
+        ("channel = 'web' and (amount > 50 and device_risk > .5)", ["and", WEB, ["and", LARGE, RISKY]]),
+        ("not channel = 'web' and amount > 50", ["and", ["not", WEB], LARGE]),
+        ("channel not like 'w%'", ["not", ["like", ["field", "channel"], ["text", "w%"]]]),
+        ("not channel not like 'w%'", ["not", ["not", ["like", ["field", "channel"], ["text", "w%"]]]]),
+        ("channel NOT IN ('it''s')", ["not", ["in", ["field", "channel"], ["text", "it's"]]]),
+        ("amount is not null", ["not", ["is null", ["field", "amount"]]]),
+        (
+            "amount between -1 and 1 + 2 and channel != 'web'",
+            [
+                "and",
+                ["between", ["field", "amount"], ["number", -1.0], ["+", ["number", 1.0], ["number", 2.0]]],
+                ["<>", *WEB[1:]],
+            ],
+        ),
+        (
+            "amount - 1 - 2 * 3 > -amount",
+            [
+                ">",
+                ["-", ["-", ["field", "amount"], ["number", 1.0]], ["*", ["number", 2.0], ["number", 3.0]]],
+                ["negate", ["field", "amount"]],
+            ],
+        ),
+        ("COALESCE(amount, 0) < 1", ["<", ["coalesce", ["field", "amount"], ["number", 0.0]], ["number", 1.0]]),
+    ],
+)
+def test_operators_bind_as_in_sql(text: str, tree: list[object]) -> None:
+    assert parse_expression(text, FIELDS).data() == {"grammar": 1, "tree": tree}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "the condition is empty; write one, such as amount > 50"),
+        ("amout > 50", "there is no field amout; did you mean amount?"),
+        ("Amount > 50", "there is no field Amount; did you mean amount?"),
+        ('channel = "web"', "write text in single quotes"),
+        ("channel = 'web", "the quotation mark before web is not closed; close it"),
+        ("channel = 5", "= mixes channel, a text, and 5, a number; give both the same kind"),
+        ("amount = '5'", "= mixes amount, a number, and '5', a text; give both the same kind"),
+        ("amount", "amount is a number; write a condition, such as amount > 50"),
+        ("amount = null", "a comparison with null is never true; write is null or is not null"),
+        ("amount in (1, null)", "a comparison with null is never true; write is null or is not null"),
+        ("amount in ()", "in takes at least 2 operands, and has 1"),
+        ("channel in ('a', country)", "in takes texts or numbers on its right"),
+        ("channel like country", "like takes texts or numbers on its right"),
+        ("amount is 5", "is stands before null and not null only; write = to compare"),
+        ("amount == 5", "== is not understood; write = to compare"),
+        ("amount > 5 -- large", "-- is not understood; leave comments out"),
+        ("amount > 5 /* large */", "/* is not understood; leave comments out"),
+        ("amount > 5; drop table x", "; drop table x is not understood"),
+        ("upper(channel) = 'WEB'", "there is no function upper; there are abs, coalesce, lower"),
+        ("amount(5) > 1", "there is no function amount"),
+        ("abs(amount, 1) > 1", "the condition cannot be read"),
+        ("amount > 1e400", "a number is too large; write one below 1e308"),
+        ("amount < 2 < 3", "< takes a text or a number; amount < 2 is a condition"),
+        ("amount = 1 = 1", "= takes a text or a number; amount = 1 is a condition"),
+        ("amount = 1 is null", "is null takes a text or a number; amount = 1 is a condition"),
+        ("amount = not amount = 1", "put what follows = in brackets: = (not ...)"),
+        ("channel 'a'", "the condition cannot be read"),
+        ("channel = 'a' 'b'", "the condition cannot be read"),
+        ("channel = e'a'", "there is no field e;"),
+        ("amount > 1" + " and amount > 1" * 80, "the condition has 1,210 characters, and may have 1,000"),
+        ("(" * 21 + "amount > 1" + ")" * 21, "the condition is nested deeper than 20 levels; simplify it"),
+        ("amount > " + "- " * 21 + "1", "the condition is nested deeper than 20 levels; simplify it"),
+        ("not " * 21 + "amount > 1", "the condition is nested deeper than 20 levels; simplify it"),
+        ("0" + "+1" * 450 + " > 1", "the condition is nested deeper than 20 levels; simplify it"),
+        ("amount in (" + "1," * 101 + "1)", "a list of in has more than 100 values; shorten it"),
+        ("channel = '" + "x" * 201 + "'", "a text has 201 characters, and may have 200"),
+    ],
+)
+def test_errors_say_what_to_change(text: str, error: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        parse_expression(text, FIELDS)
+
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+PIECES = [
+    *re.findall(
+        r"\S+", "amount channel country abs( lower( coalesce( ( ) , = <> < >= + - * / 'web' '' 50 .5 1e9 and or not in"
+    ),
+    *re.findall(
+        r"\S+", "is null between like select case when cast exists interval date array struct map lambda x -> :: [ ]"
+    ),
+    *re.findall(
+        r"\S+", "{ } ; -- /* */ || ? $1 $$ @ # ` ' \" e' 1e999 9999999999999999999999 from where union distinct ∞ 👍"
+    ),
+    *("\\", "\0", "\ud800", "\n", " ", "is not null"),
+]
+
+
+def hostile_text(source: random.Random) -> str:
+    """Return a text of known pieces, of one piece many times, of any characters, or a valid one with a fault."""
+    form = source.randrange(4)
+    if form == 0:
+        return " ".join(source.choices(PIECES, k=source.randrange(1, 30)))
+    if form == 1:
+        return "".join(source.choices(PIECES, k=source.randrange(1, 4))) * source.randrange(1, 300)
+    if form == 2:
+        return "".join(chr(source.randrange(0x110000)) for _ in range(source.randrange(40)))
+    valid = list("not (channel in ('web', 'app') and -amount / 2 between 1 and 50) or lower(country) is not null")
+    for _ in range(source.randrange(1, 5)):
+        valid[source.randrange(len(valid))] = source.choice(PIECES)
+    return "".join(valid)
+
+
+def test_hostile_texts_give_a_tree_or_a_sentence() -> None:
+    source = random.Random(20261201)
+    trees = 0
+    for _ in range(10_000):
+        text = hostile_text(source)
+        with suppress(ExpressionError):
+            tree = parse_expression(text, FIELDS)
+            assert parse_expression(text_of(tree), FIELDS) == tree, text
+            trees += 1
+    assert trees > 20
+
+
+@pytest.mark.parametrize(
+    "piece", ["not ", "- ", "(", "coalesce(1, ", "abs(", "1 in (", "not 1 = ", "1 between ", "1 = "]
+)
+def test_nesting_is_refused_in_a_sentence(piece: str) -> None:
+    with pytest.raises(ExpressionError):
+        parse_expression(piece * (MAX_LENGTH // len(piece)), FIELDS)
+
+
+def test_names_of_fields_that_are_keywords_are_quoted() -> None:
+    fields = {"in": Kind.NUMBER, 'a "b"': Kind.NUMBER, "order": Kind.NUMBER}
+    text = '"in" > 1 and "a ""b""" > 1 and order > 1'
+
+    tree = parse_expression(text, fields)
+
+    assert isinstance(tree, Tree)
+    assert text_of(tree) == text
+
+
+def test_only_the_parser_imports_sqlglot() -> None:
+    program = (
+        "import sys, pipeline.expressions.trees, pipeline.expressions.evaluate, pipeline.expressions.parse\n"
+        "assert 'sqlglot' not in sys.modules\n"
+        "from pipeline.expressions.trees import Kind\n"
+        "pipeline.expressions.parse.parse_expression('a > 1', {'a': Kind.NUMBER})\n"
+        "assert 'sqlglot' in sys.modules\n"
+    )
+
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
