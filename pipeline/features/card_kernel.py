@@ -4,16 +4,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.features.catalogue import (
+from pipeline.features.built_in import (
     CARD,
+    CASE_RETENTION_US,
     EPISODE_US,
-    HORIZON_US,
     OUTLIER_MINIMUM_EVENTS,
     OUTLIER_RATIO,
     USUAL_EVENTS,
     WINDOWS_US,
 )
 from pipeline.features.compiled import compiled, inlined
+from pipeline.features.declared_windows import declared_features
 from pipeline.features.timelines.chunks import has_room, position_at
 from pipeline.features.timelines.entities import enter_slot
 from pipeline.features.timelines.insertion import insert_event
@@ -99,19 +100,23 @@ def profile_cards(
     counts: Any,
     hours: Any,
     weekdays: Any,
-    numbers: Any,  # noqa: ARG001 (fields that are declared for kernels: no feature reads one yet)
-    texts: Any,  # noqa: ARG001
+    plan: Any,
+    values: Any,
+    row: Any,
+    distinct: Any,
     out: Any,
     case_starts: Any,
     case_sequences: Any,
     outliers: Any,
 ) -> int:
-    """Fill ``out`` (rows x CARD_FEATURES) from ``first_row`` on; returns the first row not done (a table is full).
+    """Fill the columns of ``out`` that ``plan`` names from ``first_row`` on.
 
-    A field that is declared for kernels is read as ``numbers[i, FIELD_NUMBER.name]`` or ``texts[i, FIELD_TEXT.name]``.
+    Returns the first row not done (a table is full). ``values``: whole numbers for declared windows, shape (n, inputs).
+    ``row`` and ``distinct``: room for a row of all built-in features, and the `distinct_table`.
     """
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
-    words = CARD_EVENT_WORDS
+    words, built_in = CARD_EVENT_WORDS + values.shape[1], plan.built_in
+    declared = plan.groups.shape[0] + plan.ratios.shape[0] > 0
     ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]
     recent = state.scratch[RECENT : RECENT + USUAL_EVENTS]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
@@ -125,11 +130,11 @@ def profile_cards(
         ahead[i % ROWS_AHEAD] = 0
         time_us, amount = times[i], amounts[i]
         # A late event enters at its event time, unless it lies behind the horizon: then no window holds it.
-        floor_us = meta[META.newest] - HORIZON_US
+        floor_us = meta[META.newest] - meta[META.horizon]
         base = slot * SLOT_WORDS
         if (
             slots[base + SLOT.case_sequence] == 0
-            or slots[base + SLOT.case_start] <= floor_us
+            or slots[base + SLOT.case_start] <= meta[META.newest] - CASE_RETENTION_US
             or time_us >= slots[base + SLOT.case_start] + EPISODE_US
         ):
             slots[base + SLOT.case_start] = time_us
@@ -137,7 +142,6 @@ def profile_cards(
         slots[base + SLOT.case_sequence] += 1
         case_starts[i] = slots[base + SLOT.case_start]
         case_sequences[i] = slots[base + SLOT.case_sequence]
-        row = out[i]
         row[CARD.amount] = amount / 100.0
         row[CARD.hour] = hours[i]
         row[CARD.weekday] = weekdays[i]
@@ -189,7 +193,13 @@ def profile_cards(
         if flagged[_MONTH] > 0:
             row[CARD.card_seconds_since_outlier] = (time_us - last_flagged_us(state, words, chunk, end)) / US_PER_SECOND
         outliers[i] = flag == 1
+        for j in range(built_in.shape[0]):
+            out[i, built_in[j, 1]] = row[built_in[j, 0]]
+        if declared:
+            declared_features(
+                state, words, slot, chunk, end, time_us, floor_us, amount, plan, values[i], distinct, out[i]
+            )
         if counts[i] and time_us > floor_us:
-            insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us)
+            insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us, values[i])
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

@@ -7,30 +7,27 @@ of the rows; splitting the rows over several calls changes nothing, and neither 
 Cards and merchants are distinguished by 128 bits of their names' hash; the names themselves are not kept.
 """
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.built_in import CARD, MERCHANT
 from pipeline.features.card_kernel import profile_cards
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES, CARD_FEATURES, FIELD_NUMBER, FIELD_TEXT, MERCHANT_FEATURES
+from pipeline.features.catalogue import (
+    CARD_FEATURES,
+    CARD_PLAN,
+    HORIZON_US,
+    MERCHANT_FEATURES,
+    MERCHANT_PLAN,
+)
+from pipeline.features.declared_windows import distinct_table, whole_values
+from pipeline.features.feature_set import Plan
 from pipeline.features.merchant_kernel import profile_merchants
 from pipeline.features.state_columns import Storage
 from pipeline.features.timelines.layout import CARD_EVENT_WORDS, MERCHANT_EVENT_WORDS
 from pipeline.features.window_tables import Tables
-
-
-class FieldColumns(NamedTuple):
-    """The fields of n transactions that are declared for kernels (`schemas.fields.KERNEL_FIELDS`)."""
-
-    numbers: NDArray[np.float64]
-    """Shape (n, len(FIELD_NUMBER)), NaN for no value."""
-    texts: NDArray[np.int64]
-    """Shape (n, len(FIELD_TEXT)): 64 bits of each text's hash, 0 for none."""
-
-    def take(self, rows: slice | NDArray[Any]) -> "FieldColumns":
-        """Return some rows."""
-        return FieldColumns(self.numbers[rows], self.texts[rows])
 
 
 class CardProfile(NamedTuple):
@@ -51,11 +48,52 @@ class CardProfile(NamedTuple):
         return cls(np.empty((n, columns)), np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_))
 
 
-class CardWindows(Tables):
-    """Windows and cases of all cards of one partition."""
+class _Windows(Tables):
+    """Windows of one kind of entity, and what its features are made by.
 
-    def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(storage, int(CARD_EVENT_WORDS), labelled=False)
+    Attributes:
+        plan: The features.
+        width: Number of columns of the entity's features.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None,
+        own_words: int,
+        plan: Plan,
+        width: int,
+        horizon_us: int,
+        built_in: int,
+        *,
+        labelled: bool,
+    ) -> None:
+        super().__init__(storage, own_words + len(plan.scales), labelled=labelled, horizon_us=horizon_us)
+        written = _written(plan)
+        if len(written) and max(written) >= width:
+            raise ValueError(f"the plan writes column {max(written)}, and there are {width}")
+        self.plan, self.width = plan, width
+        self._row, self._distinct = np.empty(built_in), distinct_table()
+        self._unwritten = np.setdiff1d(np.arange(width), written)
+
+
+class CardWindows(_Windows):
+    """Windows and cases of all cards of one partition.
+
+    Args:
+        storage: Holds the tables; None: memory.
+        plan: The features.
+        width: Number of columns of cards' features: those that the plan writes, and those that the caller fills.
+        horizon_us: Time behind the partition's newest event after which an event is forgotten.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        plan: Plan = CARD_PLAN,
+        width: int = len(CARD_FEATURES),
+        horizon_us: int = HORIZON_US,
+    ) -> None:
+        super().__init__(storage, int(CARD_EVENT_WORDS), plan, width, horizon_us, len(CARD), labelled=False)
 
     def profile(
         self,
@@ -66,11 +104,12 @@ class CardWindows(Tables):
         counts: NDArray[np.bool_],
         hour: NDArray[np.float64],
         weekday: NDArray[np.float64],
-        attributes: NDArray[np.float64] | None = None,
-        fields: FieldColumns | None = None,
-        columns: int = len(CARD_FEATURES),
+        inputs: NDArray[np.float64] | None = None,
+        columns: int | None = None,
     ) -> CardProfile:
         """Let n transactions enter the windows in log order; return their features and cases.
+
+        Columns of cards' features that the plan does not write are NaN: those of attributes, which the caller knows.
 
         Args:
             cards: Keys of their cards, 128 bits each; shape (n, 2).
@@ -80,9 +119,9 @@ class CardWindows(Tables):
             counts: Whether each enters the windows.
             hour: Hours since midnight, with fraction.
             weekday: 0 (Monday) to 6.
-            attributes: Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None for no values.
-            fields: What kernels read besides; None for no values.
-            columns: Columns of the features to make; those behind the cards' have room for other features.
+            inputs: Values that declared windows read, shape (n, len(CARD_INPUTS)), NaN for no value; None for none.
+            columns: Columns of the features to make; those behind the cards' have room for other features. None:
+                the cards' alone.
         """
         n = len(cards)
         keys, others = np.ascontiguousarray(cards), np.ascontiguousarray(merchants[:, 0])
@@ -90,22 +129,40 @@ class CardWindows(Tables):
             n, (event_time_us, np.int64), (amount_minor, np.int64), (counts, np.bool_), (hour, np.float64),
             (weekday, np.float64),
         )  # fmt: skip
-        if fields is None:
-            fields = FieldColumns(np.full((n, len(FIELD_NUMBER)), np.nan), np.zeros((n, len(FIELD_TEXT)), np.int64))
-        named = map(np.ascontiguousarray, fields)
+        columns = self.width if columns is None else columns
+        if columns < self.width:
+            raise ValueError(f"the cards' features have {self.width} columns, more than {columns}")
+        values = whole_values(inputs, n, self.plan.scales)
         profile = CardProfile.of_rows(n, columns)
-        self.work(profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, *named, *profile)
-        if ATTRIBUTE_FEATURES:
-            given = profile.features[:, len(CARD_FEATURES) - len(ATTRIBUTE_FEATURES) : len(CARD_FEATURES)]
-            given[:] = np.nan if attributes is None else attributes
+        if len(self._unwritten):
+            profile.features[:, self._unwritten] = np.nan
+        self.work(
+            profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, self.plan, values, self._row,
+            self._distinct, *profile,
+        )  # fmt: skip
         return profile
 
 
-class MerchantWindows(Tables):
-    """Windows and known labels of all merchants of one partition of ``profiled``."""
+class MerchantWindows(_Windows):
+    """Windows and known labels of all merchants of one partition of ``profiled``.
 
-    def __init__(self, storage: Storage | None = None) -> None:
-        super().__init__(storage, int(MERCHANT_EVENT_WORDS), labelled=True)
+    Args:
+        storage: Holds the tables; None: memory.
+        plan: The features.
+        width: Number of columns of merchants' features, all of which the plan writes.
+        horizon_us: Time behind the partition's newest event after which an event or label is forgotten.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | None = None,
+        plan: Plan = MERCHANT_PLAN,
+        width: int = len(MERCHANT_FEATURES),
+        horizon_us: int = HORIZON_US,
+    ) -> None:
+        super().__init__(storage, int(MERCHANT_EVENT_WORDS), plan, width, horizon_us, len(MERCHANT), labelled=True)
+        if len(self._unwritten):
+            raise ValueError(f"the plan does not write the columns {self._unwritten.tolist()}")
 
     def profile(
         self,
@@ -118,6 +175,7 @@ class MerchantWindows(Tables):
         outliers: NDArray[np.bool_],
         known: NDArray[np.int8],
         known_at_us: NDArray[np.int64],
+        inputs: NDArray[np.float64] | None = None,
         out: NDArray[np.float64] | None = None,
         out_rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
@@ -133,8 +191,10 @@ class MerchantWindows(Tables):
             outliers: Whether its amount is an outlier for its card, as `CardProfile` says.
             known: What a label says: 1 for fraud, 0 for legitimate, 2 for none.
             known_at_us: From when on a label counts.
+            inputs: Values that declared windows read, shape (n, len(MERCHANT_INPUTS)), NaN for no value; None for
+                none. Those of labels are not read.
             out: Rows whose last columns get the features, of another number if there are ``out_rows``; None: new ones
-                of shape (n, len(MERCHANT_FEATURES)).
+                of shape (n, width).
             out_rows: The row of ``out`` for each, or -1 for none, which labels may have; None: in their order.
 
         Returns:
@@ -146,12 +206,22 @@ class MerchantWindows(Tables):
             (counts, np.bool_), (outliers, np.bool_), (known, np.int8), (known_at_us, np.int64),
         )  # fmt: skip
         keys, identities = np.ascontiguousarray(merchants), identity.view(np.int64)
-        out = np.empty((n, len(MERCHANT_FEATURES))) if out is None else out
+        out = np.empty((n, self.width)) if out is None else out
+        if out.shape[1] < self.width:
+            raise ValueError(f"the merchants' features have {self.width} columns, more than {out.shape[1]}")
+        values = whole_values(inputs, n, self.plan.scales)
         (rows,) = _columns(n, (np.arange(n) if out_rows is None else out_rows, np.int64))
         self.work(
-            profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, out, rows
-        )
+            profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, self.plan,
+            values, self._row, self._distinct, out, rows, out.shape[1] - self.width,
+        )  # fmt: skip
         return out
+
+
+def _written(plan: Plan) -> list[int]:
+    """Return the columns that a plan writes."""
+    groups = (range(first, first + end - start) for _, _, first, start, end in plan.groups.tolist())
+    return [*plan.built_in[:, 1].tolist(), *chain.from_iterable(groups), *plan.ratios[:, 0].tolist()]
 
 
 def _columns(n: int, *columns: tuple[NDArray[Any], type[np.generic]]) -> list[NDArray[Any]]:

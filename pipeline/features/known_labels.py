@@ -19,7 +19,6 @@ from pipeline.features.timelines.layout import (
     LABEL_WORDS,
     LABELLED,
     LABELS,
-    MERCHANT_EVENT_WORDS,
     META,
     NEVER,
     NOTHING_YET_US,
@@ -51,7 +50,9 @@ def _is_flagged(state: State, words: Any, slot: Any, time_us: Any) -> bool:
 
 
 @compiled
-def insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: Any, known_at_us: Any) -> None:
+def insert_label(
+    state: State, words: Any, slot: Any, time_us: Any, identity: Any, value: Any, known_at_us: Any
+) -> None:
     """Add what a label makes known; an earlier label of the same transaction is superseded."""
     chunks, labels = state.label_chunks, state.labels
     chunk, at = position_at(state, LABELS, LABEL_WORDS, slot, time_us)
@@ -77,7 +78,7 @@ def insert_label(state: State, slot: Any, time_us: Any, identity: Any, value: An
             # instant the one first labelled later stays the later one.
             chunk, at = inside, i + 1
             break
-    if value == UNEXPLAINED_FRAUD and _is_flagged(state, MERCHANT_EVENT_WORDS, slot, time_us):
+    if value == UNEXPLAINED_FRAUD and _is_flagged(state, words, slot, time_us):
         value = EXPLAINED_FRAUD
     known = 0 if value == UNKNOWN else 1
     fraud = value & 1

@@ -4,11 +4,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.features.catalogue import (
+from pipeline.features.built_in import (
     FRAUD_RUN_GAP,
     FRAUD_RUN_STEPS,
-    LONGEST_WINDOW_US,
     MERCHANT,
+    MONTH_US,
     RISK_PRIOR_RATE,
     RISK_PRIOR_STRENGTH,
     SILENCE_AGES_US,
@@ -24,7 +24,6 @@ from pipeline.features.timelines.layout import (
     LABEL_WORDS,
     LABELLED,
     LABELS,
-    MERCHANT_EVENT_WORDS,
     NEVER,
     NOTHING_YET_US,
     UNEXPLAINED_FRAUD,
@@ -141,32 +140,34 @@ def _time_before(state: State, words: Any, chunk: Any, end: Any, n: Any) -> int:
 
 
 @compiled
-def _fraud_runs(state: State, slot: Any, chunk: Any, end: Any, time_us: Any, month_us: Any, row: Any) -> None:
+def _fraud_runs(
+    state: State, words: Any, slot: Any, chunk: Any, end: Any, time_us: Any, month_us: Any, row: Any
+) -> None:
     """Write for each age the mature transactions since the newest unexplained fraud, and the time since its run began.
 
     There must be one.
     """
     chunk, at = _unexplained_before(state, chunk, end, time_us, month_us)
-    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_2D_US)
+    since, first_us = _fraud_run(state, words, slot, chunk, at, time_us, month_us, _AGE_2D_US)
     row[MERCHANT.merchant_unreported_since_fraud_2d] = since
     row[MERCHANT.merchant_fraud_run_seconds_2d] = (time_us - first_us) / US_PER_SECOND
-    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_7D_US)
+    since, first_us = _fraud_run(state, words, slot, chunk, at, time_us, month_us, _AGE_7D_US)
     row[MERCHANT.merchant_unreported_since_fraud] = since
     row[MERCHANT.merchant_fraud_run_seconds] = (time_us - first_us) / US_PER_SECOND
-    since, first_us = _fraud_run(state, slot, chunk, at, time_us, month_us, _AGE_14D_US)
+    since, first_us = _fraud_run(state, words, slot, chunk, at, time_us, month_us, _AGE_14D_US)
     row[MERCHANT.merchant_unreported_since_fraud_14d] = since
     row[MERCHANT.merchant_fraud_run_seconds_14d] = (time_us - first_us) / US_PER_SECOND
 
 
 @compiled
 def _fraud_run(
-    state: State, slot: Any, chunk: Any, at: Any, time_us: Any, month_us: Any, age_us: Any
+    state: State, words: Any, slot: Any, chunk: Any, at: Any, time_us: Any, month_us: Any, age_us: Any
 ) -> tuple[Any, Any]:
     """(mature transactions since the newest unexplained fraud, time of its run's first one), by an age of maturity.
 
     The fraud lies at position ``at`` of ``chunk``.
     """
-    chunks, label_chunks, words = state.chunks, state.label_chunks, MERCHANT_EVENT_WORDS
+    chunks, label_chunks = state.chunks, state.label_chunks
     first_us = state.labels[(label_chunks[chunk * CHUNK_WORDS + CHUNK.start] + at) * LABEL_WORDS]
     mature_us = time_us - age_us
     inside, end = position_at(state, EVENTS, words, slot, mature_us)
@@ -211,7 +212,7 @@ def unlabelled_features(row: Any) -> None:
 
 
 @compiled
-def label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: Any, found: Any) -> None:
+def label_features(state: State, words: Any, slot: Any, time_us: Any, floor_us: Any, row: Any, found: Any) -> None:
     """Write the features of a merchant by what is known of its transactions at ``time_us``."""
     chunks, labels = state.label_chunks, state.labels
     found[_KNOWN] = found[_FRAUDS] = found[_UNEXPLAINED] = 0
@@ -219,7 +220,7 @@ def label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: An
     found[_FRAUD_US] = found[_LEGITIMATE_US] = NEVER
     fortnight_known, fortnight_frauds = np.int64(-1), np.int64(-1)
     fortnight_us = max(time_us - _FORTNIGHT_US, floor_us)
-    month_us = max(time_us - LONGEST_WINDOW_US, floor_us)
+    month_us = max(time_us - MONTH_US, floor_us)
     newest, newest_end = position_at(state, LABELS, LABEL_WORDS, slot, time_us)
     chunk, end = newest, newest_end
     while chunk > 0 and chunks[chunk * CHUNK_WORDS + CHUNK.last] > month_us:
@@ -256,4 +257,4 @@ def label_features(state: State, slot: Any, time_us: Any, floor_us: Any, row: An
     row[MERCHANT.merchant_unexplained_fraud_30d] = found[_UNEXPLAINED]
     _no_runs(row)
     if found[_UNEXPLAINED] > 0:
-        _fraud_runs(state, slot, newest, newest_end, time_us, month_us, row)
+        _fraud_runs(state, words, slot, newest, newest_end, time_us, month_us, row)

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.features.catalogue import (
-    HORIZON_US,
+from pipeline.features.built_in import (
     MERCHANT,
     MERCHANT_OUTLIER_MINIMUM_EVENTS,
     MERCHANT_OUTLIER_RATIO,
 )
 from pipeline.features.compiled import compiled, inlined, wide_product
+from pipeline.features.declared_windows import declared_features
 from pipeline.features.known_labels import insert_label
 from pipeline.features.label_features import FOUND_WORDS, label_features, unlabelled_features
 from pipeline.features.timelines.chunks import has_room, position_at
@@ -61,16 +61,22 @@ def profile_merchants(
     outliers: Any,
     known: Any,
     known_at: Any,
+    plan: Any,
+    values: Any,
+    row: Any,
+    distinct: Any,
     out: Any,
     out_rows: Any,
+    first_column: Any,
 ) -> int:
-    """Fill ``out`` (its last columns are MERCHANT_FEATURES) from ``first_row`` on, row i at ``out_rows[i]``.
+    """Fill the columns of ``out`` that ``plan`` names, counted from ``first_column``, row i at ``out_rows[i]``.
 
     Returns the first row not done (a table is full). A row of kind 1 is a label: it changes what is known, and its
-    output row, if it has one, is NaN.
+    output row, if it has one, is NaN. The other arguments are those of `profile_cards`.
     """
     meta, chunks, events = state.meta, state.chunks, state.events
-    words, first_column = MERCHANT_EVENT_WORDS, out.shape[1] - len(MERCHANT)
+    words, built_in = MERCHANT_EVENT_WORDS + values.shape[1], plan.built_in
+    declared = plan.groups.shape[0] + plan.ratios.shape[0] > 0
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
     found = state.scratch[FOUND : FOUND + FOUND_WORDS]
     ahead = state.scratch[LOOKED_AHEAD : LOOKED_AHEAD + LOOKED_AHEAD_WORDS]
@@ -81,7 +87,7 @@ def profile_merchants(
         if not has_room(state, LABELS if is_label else EVENTS, LABEL_WORDS if is_label else words):
             return i
         time_us, amount = times[i], amounts[i]
-        floor_us = meta[META.newest] - HORIZON_US
+        floor_us = meta[META.newest] - meta[META.horizon]
         enters = time_us > floor_us and (is_label or counts[i])
         slot = ahead[i % ROWS_AHEAD]
         ahead[i % ROWS_AHEAD] = 0
@@ -94,9 +100,8 @@ def profile_merchants(
             if out_row >= 0:
                 out[out_row, first_column:] = np.nan
             if enters:
-                insert_label(state, slot, time_us, identities[i], known[i], known_at[i])
+                insert_label(state, words, slot, time_us, identities[i], known[i], known_at[i])
             continue
-        row = out[out_row, first_column:]
         chunk, end = position_at(state, EVENTS, words, slot, time_us)
         sum_, _, first, at = window_features(
             state, words, chunk, end, time_us, floor_us, row, MERCHANT.merchant_count_1h, flagged
@@ -113,9 +118,16 @@ def profile_merchants(
         if state.slots[slot * SLOT_WORDS + SLOT.tail + KIND_STEP] == 0:
             unlabelled_features(row)
         else:
-            label_features(state, slot, time_us, floor_us, row, found)
+            label_features(state, words, slot, time_us, floor_us, row, found)
+        for j in range(built_in.shape[0]):
+            out[out_row, first_column + built_in[j, 1]] = row[built_in[j, 0]]
+        if declared:
+            columns = out[out_row, first_column:]
+            declared_features(
+                state, words, slot, chunk, end, time_us, floor_us, amount, plan, values[i], distinct, columns
+            )
         if enters:
             flag = np.int64(outliers[i] or _is_merchant_outlier(amount, np.int64(month), sum_))
-            insert_event(state, words, slot, chunk, end, time_us, amount, flag, NO_CHUNK, floor_us)
+            insert_event(state, words, slot, chunk, end, time_us, amount, flag, NO_CHUNK, floor_us, values[i])
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

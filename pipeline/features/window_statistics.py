@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.features.catalogue import STATISTICS, WINDOWS_US
+from pipeline.features.built_in import STATISTICS, WINDOWS_US
 from pipeline.features.compiled import compiled, inlined
 from pipeline.features.timelines.layout import (
     CHUNK,
@@ -28,6 +28,64 @@ _WINDOWS: Final = tuple(WINDOWS_US.values())
 N_WINDOWS: Final = len(_WINDOWS)
 _COUNT, _SUM, _MEAN, _STD, _MAX, _MIN = map(STATISTICS.index, ("count", "sum", "mean", "std", "max", "min"))
 _N_STATISTICS: Final = len(STATISTICS)
+NO_TOTALS: Final = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+"""Totals of no events, in the order of `TOTAL`."""
+
+
+@inlined
+def extend(state: State, words: Any, chunk: Any, end: Any, lower_us: Any, count: Any, totals: Any) -> Any:
+    """Count the events before a position that are later than a time.
+
+    Args:
+        state: The partition's tables; only read.
+        words: 64-bit words of an event's row.
+        chunk: A chunk of the entity; 0: none.
+        end: Position in it: the events before it, and those of earlier chunks, are looked at.
+        lower_us: Microseconds since 1970.
+        count: Number of events so far.
+        totals: Their totals, in the order of `TOTAL`.
+
+    Returns:
+        (chunk, end, count, totals), the position being that before the first event that was counted.
+    """
+    chunks, events = state.chunks, state.events
+    while chunk > 0:
+        record = chunk * CHUNK_WORDS
+        start = chunks[record + CHUNK.start]
+        if chunks[record + CHUNK.capacity] >= LEAST_WITH_TOTALS:
+            length = chunks[record + CHUNK.length]
+            runs = (start + chunks[record + CHUNK.capacity]) * words
+            if end == length and chunks[record + CHUNK.first] > lower_us:
+                totals = with_totals(totals, chunks, record + TOTALS)
+                count += end
+                end = np.int64(0)
+            while end > 0:
+                if end % RUN == 0 or end == length:
+                    first = (end - 1) & ~(RUN - 1)
+                    if events[(start + first) * words] > lower_us:
+                        totals = with_totals(totals, events, runs + (first >> RUN_SHIFT) * TOTALS_WORDS)
+                        count += end - first
+                        end = first
+                        continue
+                event = (start + end - 1) * words
+                if events[event] <= lower_us:
+                    break
+                totals = with_event(totals, events[event + EVENT.amount])
+                count += 1
+                end -= 1
+        else:
+            while end > 0:
+                event = (start + end - 1) * words
+                if events[event] <= lower_us:
+                    break
+                totals = with_event(totals, events[event + EVENT.amount])
+                count += 1
+                end -= 1
+        if end > 0:
+            break
+        chunk = chunks[record + CHUNK.previous]
+        end = chunks[chunk * CHUNK_WORDS + CHUNK.length]
+    return chunk, end, count, totals
 
 
 @inlined
@@ -41,47 +99,10 @@ def window_features(
     Returns:
         Of the longest window: sum of the amounts, of the flagged ones alone, and the position before its first event.
     """
-    chunks, events = state.chunks, state.events
-    count = np.int64(0)
-    totals = np.int64(-1), np.int64(NEVER), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    count, totals = np.int64(0), NO_TOTALS
     for w in range(N_WINDOWS):
         lower_us, shorter = max(time_us - _WINDOWS[w], floor_us), count
-        while chunk > 0:
-            record = chunk * CHUNK_WORDS
-            start = chunks[record + CHUNK.start]
-            if chunks[record + CHUNK.capacity] >= LEAST_WITH_TOTALS:
-                length = chunks[record + CHUNK.length]
-                runs = (start + chunks[record + CHUNK.capacity]) * words
-                if end == length and chunks[record + CHUNK.first] > lower_us:
-                    totals = with_totals(totals, chunks, record + TOTALS)
-                    count += end
-                    end = np.int64(0)
-                while end > 0:
-                    if end % RUN == 0 or end == length:
-                        first = (end - 1) & ~(RUN - 1)
-                        if events[(start + first) * words] > lower_us:
-                            totals = with_totals(totals, events, runs + (first >> RUN_SHIFT) * TOTALS_WORDS)
-                            count += end - first
-                            end = first
-                            continue
-                    event = (start + end - 1) * words
-                    if events[event] <= lower_us:
-                        break
-                    totals = with_event(totals, events[event + EVENT.amount])
-                    count += 1
-                    end -= 1
-            else:
-                while end > 0:
-                    event = (start + end - 1) * words
-                    if events[event] <= lower_us:
-                        break
-                    totals = with_event(totals, events[event + EVENT.amount])
-                    count += 1
-                    end -= 1
-            if end > 0:
-                break
-            chunk = chunks[record + CHUNK.previous]
-            end = chunks[chunk * CHUNK_WORDS + CHUNK.length]
+        chunk, end, count, totals = extend(state, words, chunk, end, lower_us, count, totals)
         largest, smallest, sum_, high, low, flags, _ = totals
         found[w] = flags
         at = column + w * _N_STATISTICS

@@ -6,16 +6,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import HORIZON_US
+from pipeline.features.built_in import CASE_RETENTION_US
 from pipeline.features.state_columns import PAGE_ITEMS, MemoryStorage, Pages, SavedColumn, Storage, aligned_zeros
 from pipeline.features.timelines.entities import fill_index
 from pipeline.features.timelines.layout import (
     CHUNK,
     CHUNK_WORDS,
     FREE,
-    JOURNAL_RESERVE,
     KIND_STEP,
     LABEL_WORDS,
+    LARGEST_CHUNK,
     META,
     META_WORDS,
     NOTHING_YET_US,
@@ -43,13 +43,15 @@ class Tables:
 
     Args:
         storage: Holds the tables; None: memory.
-        event_words: 64-bit words of an event's row: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`.
+        event_words: 64-bit words of an event's row: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`, and one for each
+            value that declared windows read.
         labelled: True if entities have labels beside their events, as merchants have.
+        horizon_us: Time behind the partition's newest event after which an event is forgotten.
     """
 
-    def __init__(self, storage: Storage | None, event_words: int, *, labelled: bool) -> None:
+    def __init__(self, storage: Storage | None, event_words: int, *, labelled: bool, horizon_us: int) -> None:
         self._storage: Storage = MemoryStorage() if storage is None else storage
-        self._labelled = labelled
+        self._labelled, self._horizon_us = labelled, horizon_us
         self._words = {
             "slots": (int(SLOT_WORDS), META.slots_end),
             "chunks": (int(CHUNK_WORDS), META.chunks_end),
@@ -67,19 +69,20 @@ class Tables:
         self.state = State(
             meta=meta,
             slot_index=aligned_zeros(_INITIAL_INDEX, "<i8"),
-            journal=np.zeros(2 * JOURNAL_RESERVE, np.int64),
+            journal=np.zeros(2 * self._journal_reserve, np.int64),
             scratch=np.zeros(SCRATCH_WORDS, np.int64),
             slots=empty, chunks=empty, events=empty, label_chunks=empty, labels=empty,
             slots_dirty=no_marks, chunks_dirty=no_marks, events_dirty=no_marks,
             label_chunks_dirty=no_marks, labels_dirty=no_marks,
         )  # fmt: skip
+        self._declare()
         for name in self._words:
             self._hold(name, _INITIAL_ROWS)
             getattr(self.state, f"{name}_dirty")[0] = 1
         self._before: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
         self._rows = 0
 
-    def work(self, kernel: Callable[..., int], n: int, *columns: NDArray[Any]) -> None:
+    def work(self, kernel: Callable[..., int], n: int, *columns: Any) -> None:
         """Have ``kernel`` work on n rows: where a table is full it ends early, and goes on once that has grown."""
         self._begin(n)
         done = 0
@@ -95,7 +98,8 @@ class Tables:
         horizon that no sweep has freed yet are left out.
         """
         state, event_words = self.state, self._words["events"][0]
-        floor_us = int(state.meta[META.newest]) - HORIZON_US
+        floor_us = int(state.meta[META.newest]) - self._horizon_us
+        case_floor_us = int(state.meta[META.newest]) - CASE_RETENTION_US
         used = int(state.meta[META.slots_end]) * int(SLOT_WORDS)
         slots = state.slots[:used].reshape(-1, int(SLOT_WORDS))
         found = []
@@ -104,12 +108,22 @@ class Tables:
             first_label = int(slot[SLOT.head + KIND_STEP]) if len(state.labels) else 0
             labels = _rows(state.label_chunks, state.labels, first_label, int(LABEL_WORDS), floor_us)
             case = slot[[SLOT.case_start, SLOT.case_sequence]]
-            has_case = not len(state.labels) and int(case[0]) > floor_us
+            has_case = not len(state.labels) and int(case[0]) > case_floor_us
             if len(events) or len(labels) or has_case:
                 key = slot[[SLOT.key_high, SLOT.key_low]].tobytes()
                 shown = case.tobytes() if has_case else b""
                 found.append((key, shown, events.tobytes(), labels[:, :_LABEL_COLUMNS].tobytes()))
         return sorted(found)
+
+    @property
+    def _journal_reserve(self) -> int:
+        """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
+        return LARGEST_CHUNK * (1 + max(words for name, (words, _) in self._words.items() if name in ("events", "labels")))
+
+    def _declare(self) -> None:
+        """Set what follows from the declaration, whatever was loaded or restored."""
+        meta = self.state.meta
+        meta[META.horizon], meta[META.journal_reserve] = self._horizon_us, self._journal_reserve
 
     def _begin(self, rows: int) -> None:
         """Make sure that ``rows`` more rows find their slots, and note what `rollback` goes back to."""
@@ -128,7 +142,7 @@ class Tables:
         for name, (_, end) in self._words.items():
             if name != "slots":
                 self._hold(name, int(meta[end]) + (ROWS_RESERVE if name in ("events", "labels") else 2))
-        if int(meta[META.journal_end]) + JOURNAL_RESERVE > len(state.journal):
+        if int(meta[META.journal_end] + meta[META.journal_reserve]) > len(state.journal):
             grown = np.zeros(2 * len(state.journal), np.int64)
             grown[: meta[META.journal_end]] = state.journal[: meta[META.journal_end]]
             self.state = self.state._replace(journal=grown)
@@ -149,6 +163,7 @@ class Tables:
         if self._before is not None:
             roll_back(self.state)
             self.state.meta[:] = self._before
+            self._declare()
             self._before = None
         self._rows = 0
 
@@ -201,6 +216,7 @@ class Tables:
             saved.read_into(getattr(self.state, name))
             getattr(self.state, f"{name}_dirty")[:] = 0
         self.state.meta[:] = meta
+        self._declare()
         self._index(2 * int(meta[META.entities]))
 
     def close(self) -> None:

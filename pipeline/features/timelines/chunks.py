@@ -12,7 +12,6 @@ from pipeline.features.timelines.layout import (
     EVENTS,
     FREE_CHUNKS,
     IN_CHUNKS,
-    JOURNAL_RESERVE,
     KIND_STEP,
     LEAST_WITH_TOTALS,
     META,
@@ -45,7 +44,7 @@ def has_room(state: State, kind: Any, words: Any) -> bool:
     return bool(
         (meta[META.chunks_end + META_KIND_STEP * kind] + 2) * CHUNK_WORDS <= chunks.shape[0]
         and (meta[META.events_end + META_KIND_STEP * kind] + ROWS_RESERVE) * words <= items.shape[0]
-        and meta[META.journal_end] + JOURNAL_RESERVE <= state.journal.shape[0]
+        and meta[META.journal_end] + meta[META.journal_reserve] <= state.journal.shape[0]
     )
 
 

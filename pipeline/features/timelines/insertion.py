@@ -234,12 +234,13 @@ def insert_event(
     flag: Any,
     other: Any,
     floor_us: Any,
+    values: Any,
 ) -> None:
     """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved.
 
     Args:
         state: The partition's tables, for which `has_room` is True.
-        words: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`.
+        words: 64-bit words of an event's row.
         slot: Slot of the entity.
         chunk: The chunk that `position_at` finds for ``time_us``; 0: in front of all.
         at: The position that it finds with it.
@@ -248,6 +249,7 @@ def insert_event(
         flag: 1 if the amount is an outlier, else 0.
         other: First 64 bits of the merchant's key; written to rows of cards only.
         floor_us: Horizon, as of `make_room`.
+        values: What declared windows read, shape (inputs,): the last words of the row.
     """
     chunks, events = state.chunks, state.events
     record = chunk * CHUNK_WORDS
@@ -263,8 +265,11 @@ def insert_event(
     row = (chunks[record + CHUNK.start] + at) * words
     events[row] = time_us
     events[row + EVENT.amount] = doubled
-    if words > EVENT.other:
+    own_words = words - values.shape[0]
+    if own_words > EVENT.other:
         events[row + EVENT.other] = other
+    for k in range(values.shape[0]):
+        events[row + own_words + k] = values[k]
     mark(state.events_dirty, row, words)
     if at == 0:
         chunks[record + CHUNK.first] = time_us

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import USUAL_EVENTS, columns_of
+from pipeline.features.built_in import USUAL_EVENTS, columns_of
 from pipeline.features.compiled import inlined
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -35,9 +35,10 @@ LEAST_WITH_TOTALS: Final = 64
 META: Final = columns_of(
     "MetaWords",
     ("newest", "slots_end", "chunks_end", "events_end", "label_chunks_end", "labels_end", "free_slot", "cursor",
-     "entities", "journal_end", "held_events", "held_labels"),
+     "entities", "journal_end", "held_events", "held_labels", "horizon", "journal_reserve"),
 )  # fmt: skip
-"""Numbers that the state needs besides its tables."""
+"""Numbers that the state needs besides its tables. The last two follow from the declaration, which compiled code must
+not read as constants: Numba keeps it on disk for every declaration."""
 FREE_CHUNKS: Final = 16
 """First of the numbers that are heads of the lists of free chunks."""
 SIZE_CLASSES: Final = 16
@@ -79,9 +80,14 @@ TOTAL: Final = columns_of(
 TOTALS_WORDS: Final = np.int64(len(TOTAL))
 
 EVENT: Final = columns_of("EventWords", ("time", "amount", "other"))
-"""A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash."""
+"""A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash.
+
+Behind them stand the values that declared windows read, or NO_VALUE. The words of a whole row are an argument of
+compiled functions."""
 CARD_EVENT_WORDS: Final = np.int64(3)
 MERCHANT_EVENT_WORDS: Final = np.int64(2)
+NO_VALUE: Final = np.iinfo(np.int64).min
+"""In place of a declared value that an event does not have."""
 
 LABEL: Final = columns_of(
     "LabelWords", ("time", "identity", "known_at", "superseded_at", "value", "known", "frauds", "unexplained")
@@ -100,8 +106,6 @@ IN_SLOTS: Final = np.int64(0)
 IN_CHUNKS: Final = np.int64(1)
 IN_ITEMS: Final = np.int64(3)
 NEW_SLOT: Final = 5
-JOURNAL_RESERVE: Final = 2 * LARGEST_CHUNK * CARD_EVENT_WORDS
-"""Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
 
 # What a row is computed in.
 FOUND: Final = 0

@@ -38,7 +38,7 @@ def look_ahead(state: State, words: Any, keys: Any, i: Any, ahead: Any) -> None:
 
     Args:
         state: The partition's tables; only read.
-        words: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`.
+        words: 64-bit words of an event's row.
         keys: Keys of the entities of all n rows, shape (n, 2).
         i: Number of the row that comes next; called for one row after the other.
         ahead: Shape (LOOKED_AHEAD_WORDS,), zeros at first. The slot of row j, or 0, is noted at j % ROWS_AHEAD. Callers

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from pipeline.features.catalogue import HORIZON_US
+from pipeline.features.built_in import CASE_RETENTION_US
 from pipeline.features.compiled import compiled, prefetch
 from pipeline.features.timelines.chunks import size_class_of
 from pipeline.features.timelines.entities import leave_index
@@ -87,11 +87,12 @@ def sweep(state: State, labelled: bool, steps: Any) -> None:
 
     Args:
         state: The partition's tables, with nothing that could still be rolled back.
-        labelled: True if entities have labels. Those without are held until their case lies behind the horizon too.
+        labelled: True if entities have labels. Those without are held until their case is forgotten too.
         steps: Bounds the slots visited and chunks freed (a timeline that was begun is finished).
     """
     meta, slots = state.meta, state.slots
-    end, floor_us, slot = meta[META.slots_end], meta[META.newest] - HORIZON_US, meta[META.cursor]
+    end, floor_us, slot = meta[META.slots_end], meta[META.newest] - meta[META.horizon], meta[META.cursor]
+    case_floor_us = meta[META.newest] - CASE_RETENTION_US
     steps = min(steps, 2 * end)
     while steps > 0 and end > 1:
         steps -= 1
@@ -106,7 +107,7 @@ def sweep(state: State, labelled: bool, steps: Any) -> None:
             steps -= _free_expired_chunks(state, LABELS, slot, floor_us)
             empty = slots[base + SLOT.head] == 0 and slots[base + SLOT.head + KIND_STEP] == 0
         else:
-            empty = slots[base + SLOT.head] == 0 and slots[base + SLOT.case_start] <= floor_us
+            empty = slots[base + SLOT.head] == 0 and slots[base + SLOT.case_start] <= case_floor_us
         if empty:
             leave_index(state, slot)
             slots[base + SLOT.head] = meta[META.free_slot]

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.features.compiled import inlined, wide_product
 from pipeline.features.timelines.layout import NEVER, TOTAL, TOTALS_WORDS
 
-_TWO_64: Final = 18446744073709551616.0
+TWO_64: Final = 18446744073709551616.0
 
 
 @inlined
@@ -35,7 +35,7 @@ def standard_deviation(count: Any, total: Any, signed_high: Any, signed_low: Any
     scaled_high = scaled_high + n * high
     square_high, square_low = wide_product(np.uint64(total), np.uint64(total))
     borrow = np.uint64(1) if scaled_low < square_low else np.uint64(0)
-    numerator = np.float64(scaled_high - square_high - borrow) * _TWO_64 + np.float64(scaled_low - square_low)
+    numerator = np.float64(scaled_high - square_high - borrow) * TWO_64 + np.float64(scaled_low - square_low)
     return float(np.sqrt(numerator) / count)
 
 
