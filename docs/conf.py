@@ -15,7 +15,7 @@ NAVIGATION = {
         "Guides": ("guides/newcomer", "guides/data-scientist", "guides/operator", "guides/analyst"),
         "Examples": ("../examples/README", "notebook"),
         "Use": (
-            *("commands", "wire-contract", "mapping", "dead-letters", "analyst", "replay"),
+            *("commands", "wire-contract", "mapping", "declaring-features", "dead-letters", "analyst", "replay"),
             *("backtest", "backtest-report", "export"),
         ),
         "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),

@@ -102,7 +102,8 @@ _KINDS: Final[dict[Any, Kind]] = {
 DECLARED_FIELDS: Final = fields_of(Transaction)
 PERSONAL: Final = tuple(field.name for field in DECLARED_FIELDS if field.personal)
 """Names of the fields that may say who somebody is."""
-TEXT"""Fields of which readers make columns; of those for kernels alone, where a declared feature reads them."""
+TEXT_COLUMNS: Final = tuple(field for field in DECLARED_FIELDS if field.column or field.kernels)
+"""Fields of which readers make columns; of those for kernels alone, where a declared feature reads them."""
 READ_FIELDS: Final = tuple(
     field for field in DECLARED_FIELDS if field in TEXT_COLUMNS or field.kind in (Kind.TIME, Kind.CLOCK, Kind.AMOUNT)
 )

@@ -1,11 +1,15 @@
 """Fixtures that all tests share: a real broker for the session, and settings that keep each test to itself on it."""
 
 import logging
+import os
 import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before anything of the pipeline is imported, here and in all processes that tests start.
+os.environ.setdefault("FRAUD_PIPELINE_FEATURES_FILE", str(Path(__file__).with_name("features.toml")))
 
 import pytest
 from hypothesis import HealthCheck

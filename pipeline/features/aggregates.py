@@ -39,16 +39,20 @@ USUAL_HOUR_CODE: Final = 10
 NEW_CODE: Final = 11
 
 _OF: Final = "of the {entity}'s transactions"
+
+
+def _number(name: str, code: int, meaning: str, definition: str) -> Aggregate:
+    """Return a statistic of numbers, of amounts where no field is named."""
+    return Aggregate(name, code, Kind.NUMBER, NUMBER, f"{meaning} {{field}} {_OF}", f"{definition} for none", "amount")
+
+
 _DECLARED: Final = (
     Aggregate("count", COUNT_CODE, None, COUNT, f"number {_OF}", "number of transactions with a value"),
-    Aggregate("sum", SUM_CODE, Kind.NUMBER, NUMBER, f"sum of {{field}} {_OF}", "sum of `{field}`; 0 for none", "amount"),
-    Aggregate("mean", MEAN_CODE, Kind.NUMBER, NUMBER, f"mean of {{field}} {_OF}", "mean of `{field}`; NaN for none", "amount"),
-    Aggregate(
-        "std", STD_CODE, Kind.NUMBER, NUMBER, f"standard deviation of {{field}} {_OF}",
-        "population standard deviation of `{field}`; NaN for none", "amount",
-    ),
-    Aggregate("min", MIN_CODE, Kind.NUMBER, NUMBER, f"smallest {{field}} {_OF}", "smallest `{field}`; NaN for none", "amount"),
-    Aggregate("max", MAX_CODE, Kind.NUMBER, NUMBER, f"largest {{field}} {_OF}", "largest `{field}`; NaN for none", "amount"),
+    _number("sum", SUM_CODE, "sum of", "sum of `{field}`; 0"),
+    _number("mean", MEAN_CODE, "mean of", "mean of `{field}`; NaN"),
+    _number("std", STD_CODE, "standard deviation of", "population standard deviation of `{field}`; NaN"),
+    _number("min", MIN_CODE, "smallest", "smallest `{field}`; NaN"),
+    _number("max", MAX_CODE, "largest", "largest `{field}`; NaN"),
     Aggregate(
         "distinct", DISTINCT_CODE, Kind.TEXT, COUNT, f"number of different values of {{field}} {_OF}",
         "number of different `{field}`, 1,000 at most",

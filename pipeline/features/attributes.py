@@ -37,7 +37,9 @@ def attribute_columns(rows: Sequence[Attributes | None]) -> AttributeColumns:
             for column, name in enumerate(ATTRIBUTES):
                 if isinstance(value := (attributes or {}).get(name), float):
                     row[column] = value
-    return AttributeColumns(numbers, {name: pa.array([_text(row, name) for row in rows], pa.string()) for name in _TEXTS})
+    return AttributeColumns(
+        numbers, {name: pa.array([_text(row, name) for row in rows], pa.string()) for name in _TEXTS}
+    )
 
 
 def _text(attributes: Attributes | None, name: str) -> str | None:

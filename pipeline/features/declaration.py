@@ -71,7 +71,7 @@ class DeclaredFeature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     field: str = ""
     windows: tuple[str, ...] = ()
     where: Any = None
-    """A filter: a text in a file, a tree in a record."""
+    """A filter: a text in a file, JSON data of a tree in a record."""
     of: tuple[str, ...] = ()
     """Names of the two features that a ratio is of."""
     name: str = ""
@@ -272,7 +272,7 @@ class _Check:
         aggregate = self._aggregate(table)
         where = self._where(table)
         self._window(table, aggregate, where)
-        return msgspec.structs.replace(table, where=where)
+        return msgspec.structs.replace(table, where=None if where is None else where.data())
 
     def _are_built_in(self, table: DeclaredFeature) -> bool:
         """Choose the features of a table if all of them are built in; return whether they are."""
@@ -331,9 +331,8 @@ class _Check:
     def _window(self, table: DeclaredFeature, aggregate: Aggregate, where: Tree | None) -> None:
         field = table.field or aggregate.field
         if field and field not in self._kinds:
-            raise self._error(
-                f"there is no field {shown(field)}; {suggestion(field, tuple(self._kinds))}, or declare it as [fields.NAME]"
-            )
+            found = suggestion(field, tuple(self._kinds))
+            raise self._error(f"there is no field {shown(field)}; {found}, or declare it as [fields.NAME]")
         kind = self._kinds.get(field, Kind.NUMBER)
         if aggregate.kind is not None and not field:
             raise self._error(f'{aggregate.name} needs a field, such as field = "country"')
@@ -361,7 +360,7 @@ class _Check:
         label = table.name or "_".join(filter(None, (aggregate.name, table.field)))
         names = tuple(f"{table.entity}_{label}_{window}" for window in windows)
         condition = "" if where is None else f", where {text_of(where)}"
-        for name, window in zip(names, windows, strict=True):
+        for window in windows:
             meaning = table.meaning.strip() or aggregate.meaning.format(entity=table.entity, field=field or "amount")
             self._add(
                 Feature(

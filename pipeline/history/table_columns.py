@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
 from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
-from pipeline.engine.records.accept import COLUMNS_READ, transaction_columns
+from pipeline.engine.records.accept import COLUMNS_READ, FIELDS_READ, transaction_columns
 from pipeline.engine.records.columns import Transactions
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.canonical_columns import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
-from schemas.fields import READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Timestamp
 from schemas.money import RateTable
 
@@ -94,16 +93,16 @@ def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array,
     return names, fast
 
 
-_TEXTS: Final = {field.name for field in TEXT_COLUMNS}
+_TEXTS: Final = {field.name for field in COLUMNS_READ}
 
 
 class TransactionTable(NamedTuple):
     """The transactions of a table, read as far as they are plain."""
 
     raw: dict[str, pa.Array]
-    """Columns of `READ_FIELDS` as the table has them."""
+    """Columns of `FIELDS_READ` as the table has them."""
     fields: dict[str, pa.Array]
-    """Columns of `TEXT_COLUMNS`."""
+    """Columns of `COLUMNS_READ`."""
     read: Transactions
     plain: Mask
     """Shape (n,): rows that were read."""
@@ -134,14 +133,14 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
     """Read the transactions of a table.
 
     Args:
-        table: Columns of `READ_FIELDS`, and attributes; others decide nothing.
+        table: Columns of `FIELDS_READ`, and attributes; others decide nothing.
         rates: Table that converts the amounts.
         time_zone: Zone of times without an offset.
         first_row: Number of its first row.
     """
-    raw = {field.name: column(table, field.name) for field in READ_FIELDS}
+    raw = {field.name: column(table, field.name) for field in FIELDS_READ}
     plain, fields = np.ones(table.num_rows, np.bool_), {}
-    for field in TEXT_COLUMNS:
+    for field in COLUMNS_READ:
         found, fast = texts_within(raw[field.name], field.least, field.most)
         fields[field.name] = found if field.default is None else pc.fill_null(found, field.default)
         plain &= fast if field.required else fast | missing(raw[field.name])
@@ -152,9 +151,8 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
     plain &= fast_times & fast_amounts & (minor > 0) & (fast_clocks | without_clock)
     clock_us = np.where(without_clock, event_us, local_us)
     row = np.arange(first_row, first_row + table.num_rows)
-    read = {field.name: fields[field.name] for field in COLUMNS_READ}
     return TransactionTable(
-        raw, fields, transaction_columns(row, read, event_us, clock_us, (minor, base), attributes(table)), plain
+        raw, fields, transaction_columns(row, fields, event_us, clock_us, (minor, base), attributes(table)), plain
     )
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.engine.encoding.row_columns import EVENT_US
 from pipeline.engine.scores.feature_blocks import SCORE
 from pipeline.exports.intended_contents import export_batches, require_export
-from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.features.feature_set import KERNEL_REVISION, is_comparable
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.kafka.records.internal import not_counted, readable, readable_features
@@ -141,7 +142,7 @@ def count_files(directory: Path, into: Monitored) -> None:
     require_export(directory, [DECISION_FEATURES.name], MONITORED_NAMES)
     columns = [f"feature_{name}" for name in FEATURES]
     for rows in _tables(directory, DECISION_FEATURES, ["event_time", "score", "versions_kernel", *columns]):
-        table = rows.filter(pc.equal(rows.column("versions_kernel"), KERNEL_VERSION))
+        table = rows.filter(pc.starts_with(rows.column("versions_kernel"), f"{KERNEL_REVISION}-"))
         features = np.column_stack([table.column(name).to_numpy() for name in columns])
         into.counts.add_decisions(_times_us(table, "event_time"), features, table.column("score").to_numpy())
     for table in _tables(directory, ALERTS, ["event_time"]):

@@ -1,6 +1,5 @@
 """Rows of canonical frames as messages of the wire contract."""
 
-import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC
 from decimal import Decimal
@@ -80,11 +79,7 @@ def transaction_messages(frame: pd.DataFrame, times_us: npt.NDArray[np.int64]) -
 
 def _attributes(frame: pd.DataFrame) -> list[dict[str, str | float | None] | None]:
     """Return the declared attributes of each row; None for a row without any."""
-    columns = {
-        name: frame[column].tolist()
-        for column, name in COLUMNS.items()
-        if column in frame.columns
-    }
+    columns = {name: frame[column].tolist() for column, name in COLUMNS.items() if column in frame.columns}
     if not columns:
         return [None] * len(frame)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.feature_set import is_comparable
 from pipeline.scoring.compiled_contributions import path_contributions
 from pipeline.scoring.compiled_trees import forest_sums
 from pipeline.scoring.distributions import FeatureDistribution, are_sound

@@ -17,9 +17,7 @@ OTHER_SILENCE: Final = {
 """Silence of other ages than a week, among which trees choose; a residual needs one."""
 OWN: Final = (*ATTRIBUTE_FEATURES, *WINDOW_FEATURES)
 """Declared fields and windows: numbers of any size and sign."""
-LOGARITHMS: Final = tuple(
-    name for name in DEFAULT_FEATURES if name not in ("hour", *OWN) and name not in OTHER_SILENCE
-)
+LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name not in ("hour", *OWN) and name not in OTHER_SILENCE)
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
 MISSING: Final = tuple(
     name
@@ -27,9 +25,7 @@ MISSING: Final = tuple(
     if name in LOGARITHMS
 )
 """Features whose absence is an input of its own."""
-ZERO: Final = tuple(
-    name for name in ("card_merchant_count", "merchant_unreported_since_fraud") if name in LOGARITHMS
-)
+ZERO: Final = tuple(name for name in ("card_merchant_count", "merchant_unreported_since_fraud") if name in LOGARITHMS)
 """Features whose being 0 is an input of its own."""
 AMOUNT_EDGES: Final = (10.0, 30.0, 100.0, 300.0, 1000.0)
 """Amounts in the base currency's major unit; band i holds edge[i - 1] <= amount < edge[i]."""
@@ -57,7 +53,8 @@ INPUTS: Final = (
     *OWN,
     *(f"no {name}" for name in OWN),
 )
-"""Names of the inputs, in order. Declared fields and windows enter as the logarithm of 1 + their size, with their sign; 0 for none."""
+"""Names of the inputs, in order. Declared fields and windows enter as the logarithm of 1 + their size, with their sign;
+0 for none."""
 
 _CLASSIFIER_FLAGS: Final = (*MISSING, *OWN)
 CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in _CLASSIFIER_FLAGS))

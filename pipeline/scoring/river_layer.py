@@ -93,9 +93,7 @@ _PAYLOAD: Final = msgspec.json.Decoder(_LayerPayload)
 _LARGEST_MOMENT: Final = 1e18
 
 
-def _by_name(
-    inputs: tuple[str, ...], weights: tuple[float, ...], scale: Scale
-) -> tuple[tuple[float, ...], Scale]:
+def _by_name(inputs: tuple[str, ...], weights: tuple[float, ...], scale: Scale) -> tuple[tuple[float, ...], Scale]:
     """Return weights and moments of `INPUTS`, from those of other inputs: one that is new weighs nothing yet.
 
     Until it has values, it counts as one of mean 0 and deviation 1.

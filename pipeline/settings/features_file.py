@@ -1,17 +1,22 @@
-"""The file that declares a deployment's own features (TOML): numbers that its producers state."""
+"""The file that declares a deployment's own fields and features (TOML, or the JSON of a record)."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.features.attributes import Attribute, declare
-from schemas.toml_files import InvalidToml, shown, suggestion, toml_tables
+from pipeline.expressions.trees import Kind, Tree
+from pipeline.features.active import declare
+from pipeline.features.declaration import (
+    Declaration,
+    DeclarationError,
+    check_declaration,
+    declaration_of,
+    load_declaration,
+)
+from schemas.toml_files import InvalidToml, shown, toml_tables
 
 VARIABLE: Final = "FRAUD_PIPELINE_FEATURES_FILE"
-MAX_FIELDS: Final = 100
-MAX_MEANING: Final = 100
-_NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
-_ENTRIES: Final = ("type", "meaning")
 
 
 class FeaturesError(ValueError):
@@ -20,57 +25,61 @@ class FeaturesError(ValueError):
 
 def declare_features(file: Path) -> None:
     """Declare what a file does; raises `FeaturesError` for one that cannot be read, or used."""
+    declare(features_of(file))
+
+
+def features_of(file: Path) -> Declaration:
+    """Return the declaration of a file; raises `FeaturesError` for one that cannot be read, or used."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise FeaturesError(f"{VARIABLE} names {file}, which cannot be read: {error.strerror}") from error
-    declare(read_features_file(content, str(file)))
+    return read_features_file(content, str(file))
 
 
-def read_features_file(content: bytes, name: str) -> list[Attribute]:
-    """Return the attributes that the content of a file declares.
+def read_features_file(content: bytes, name: str) -> Declaration:
+    """Return the declaration of a file's content, with its filters as trees.
 
     Args:
-        content: TOML, such as ``[fields.device_risk]`` with ``type = "number"`` and ``meaning``.
+        content: TOML, such as ``[fields.device_risk]`` with ``type = "number"`` and ``meaning``; or the JSON that
+            ``fraud-pipeline features publish`` writes to ``models``, which names its filters' trees.
         name: Name of the file, for errors.
 
     Raises:
         FeaturesError: It declares nothing that can be used.
     """
+    text = ""
     try:
+        if content.startswith(b"{"):
+            return load_declaration(content)
         tables = toml_tables(content)
+        text = content.decode()
+        declaration = declaration_of(tables)
+        return check_declaration(declaration, _parsed).declaration
     except InvalidToml as error:
         raise FeaturesError(f"{name}: {error}") from error
-    if unknown := next((key for key in tables if key != "fields"), None):
-        raise FeaturesError(f"{name}: there is no {shown(unknown)}; only fields can be declared, as [fields.NAME]")
-    fields = tables.get("fields")
-    if not isinstance(fields, dict):
-        raise FeaturesError(f"{name}: it declares no field; begin with [fields.NAME]")
-    if len(fields) > MAX_FIELDS:
-        raise FeaturesError(f"{name}: it declares {len(fields)} fields, and may declare {MAX_FIELDS}")
-    text = content.decode()
-    return [_attribute(field, table, _where(name, text, field)) for field, table in fields.items()]
+    except DeclarationError as error:
+        raise FeaturesError(f"{_where(name, text, error)}: {error}") from error
 
 
-def _attribute(field: str, table: Any, where: str) -> Attribute:
-    if not _NAME.fullmatch(field):
-        raise FeaturesError(f"{where}: a name has at most 64 ASCII letters, digits and _")
-    if not isinstance(table, dict):
-        raise FeaturesError(f"{where}: write a table, with {' and '.join(_ENTRIES)}")
-    for key in table:
-        if key not in _ENTRIES:
-            raise FeaturesError(f"{where}: there is no {shown(key)}; {suggestion(key, _ENTRIES)}")
-    if table.get("type") != "number":
-        raise FeaturesError(f'{where}: write type = "number"; models read no other type')
-    meaning = table.get("meaning")
-    if not (isinstance(meaning, str) and meaning.strip() and len(meaning) <= MAX_MEANING and meaning.isprintable()):
-        raise FeaturesError(f"{where}: give it a meaning of at most {MAX_MEANING} characters, which analysts read")
-    return Attribute(field, meaning.strip())
+def _parsed(text: Any, kinds: Mapping[str, Kind]) -> Tree:
+    # The parser is loaded where a filter is read only: a worker reads trees.
+    from pipeline.expressions.parse import parse_expression
+
+    return parse_expression(text, kinds)
 
 
-def _where(name: str, text: str, field: str) -> str:
-    """Return the place of a field: the file, its line if the header is found, and its name."""
-    header = re.compile(rf"""^[ \t]*\[[ \t]*fields[ \t]*\.[ \t]*["']?{re.escape(field)}["']?[ \t]*\]""", re.MULTILINE)
-    found = header.search(text)
-    line = "" if found is None else f", line {1 + len(text[: found.start()].splitlines())}"
-    return f"{name}{line}: [fields.{shown(field)}]"
+def _where(name: str, text: str, error: DeclarationError) -> str:
+    """Return the place of an error: the file, its line if the table's header is found, and the table."""
+    if error.table == "fields":
+        key = re.escape(str(error.key))
+        header, number = rf"""^[ \t]*\[[ \t]*fields[ \t]*\.[ \t]*["']?{key}["']?[ \t]*\]""", 0
+        label = f": [fields.{shown(str(error.key))}]"
+    elif error.table == "features":
+        header, number = r"^[ \t]*\[\[[ \t]*features[ \t]*\]\]", int(error.key)
+        label = f": feature {number + 1}"
+    else:
+        return name
+    found = [match.start() for match in re.finditer(header, text, re.MULTILINE)]
+    line = f", line {text.count(chr(10), 0, found[number]) + 1}" if number < len(found) else ""
+    return f"{name}{line}{label}"

@@ -22,7 +22,8 @@ from pipeline.engine.scores.feature_blocks import (
     FeatureRows,
     block_texts,
 )
-from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.catalogue import FEATURES
+from pipeline.features.feature_set import is_comparable
 from pipeline.kafka.records.internal import not_counted, readable_features, refuse
 from pipeline.learning.event_clock import EventClock, newest_of
 from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding

@@ -18,8 +18,10 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from agents.topology import AGENTS
-from pipeline.features.built_in import Feature
-from pipeline.features.catalogue import DECLARED
+from pipeline.expressions.trees import type_name
+from pipeline.features.aggregates import AGGREGATES, Aggregate
+from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
+from pipeline.features.feature_set import PACKAGED
 from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
@@ -133,11 +135,30 @@ def process_metrics_table() -> str:
 # --- Features, topics, rooms -------------------------------------------------------------------------------------
 
 
+_BUILT_IN: Final = (*BUILT_IN_CARD, *BUILT_IN_MERCHANT)
+
+
+def aggregates_table() -> str:
+    """Every aggregate that a declaration can name, with the field that it takes and its value."""
+    return _table(
+        ("aggregate", "field", "value in each window"),
+        ((f"`{of.name}`", _field_of(of), of.definition.format(field="field")) for of in AGGREGATES.values()),
+    )
+
+
+def _field_of(aggregate: Aggregate) -> str:
+    if aggregate.name in ("share", "usual_hour"):
+        return "none"
+    if aggregate.kind is None:
+        return "any or none"
+    return f"{type_name(aggregate.kind)}{f'; `{aggregate.field}` by default' if aggregate.field else ''}"
+
+
 def features_table() -> str:
-    """Every feature with its unit and meaning; the page defines it above."""
+    """Every built-in feature with its unit and meaning; the page defines it above."""
     return _table(
         ("feature", "by default", "unit", "meaning"),
-        ((f"`{of.name}`", "yes" if of.by_default else "", of.unit, of.meaning) for of in DECLARED),
+        ((f"`{of.name}`", "yes" if of.name in PACKAGED else "", of.unit, of.meaning) for of in _BUILT_IN),
     )
 
 
@@ -149,7 +170,7 @@ def _section(feature: Feature) -> str:
 def definitions_table(section: str) -> str:
     """Definitions of a section's features, one row for an aggregate whatever its entity and window."""
     groups: dict[str, list[Feature]] = {}
-    for feature in DECLARED:
+    for feature in _BUILT_IN:
         if _section(feature) == section:
             groups.setdefault(feature.aggregate, []).append(feature)
     return _table(("feature", "value"), ((_code(_labels(group)), group[0].definition) for group in groups.values()))
@@ -275,9 +296,10 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"topology": topology},
     "docs/architecture.md": {"topology": topology, "layers": layers_diagram, "packages": packages_table},
     "docs/features.md": {
-        **{section: partial(definitions_table, section) for section in map(_section, DECLARED)},
+        **{section: partial(definitions_table, section) for section in map(_section, _BUILT_IN)},
         "features": features_table,
     },
+    "docs/declaring-features.md": {"aggregates": aggregates_table},
     "docs/metrics.md": {
         "metrics": metrics_table,
         "drift-metrics": drift_metrics_table,

@@ -14,22 +14,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.json_scanner import NO_TIME
+from pipeline.engine.records.accept import FIELDS_READ, completed
 from pipeline.engine.records.accept import accept_transactions as accept_records
-from pipeline.engine.records.accept import completed
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
+from pipeline.features.catalogue import ACTIVE
 from pipeline.history import table_columns
 from pipeline.history.files import SEQUENCE, STAMP
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.fields import READ_FIELDS
 from schemas.mapping import Mapper
 from schemas.money import RateTable
 from schemas.times import US_PER_MS
 
-TRANSACTION_FIELDS: Final = tuple(field.name for field in READ_FIELDS)
+TRANSACTION_FIELDS: Final = tuple(field.name for field in FIELDS_READ)
 """Fields of a transaction that are read, besides declared attributes."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 
@@ -129,7 +129,12 @@ def _with_columns(others: Transactions, rows: Transactions, own: NDArray[np.bool
     """Return transactions with the declared attributes that their tables' rows have, but where they have own bytes."""
     if others.attributes is not None and rows.attributes is not None:
         others.attributes[~own] = rows.attributes[~own]
-    texts = {name: pc.if_else(pa.array(own), others.declared[name], rows.declared[name]) for name in ACTIVE.texts if name in others.declared}
+    given = pa.array(own)
+    texts = {
+        name: pc.if_else(given, column, rows.declared[name])
+        for name, column in others.declared.items()
+        if name in ACTIVE.texts
+    }
     return replace(others, declared={**others.declared, **texts})
 
 

@@ -26,7 +26,7 @@ from pipeline.features.clock import hours, weekdays
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.fields import TEXT_COLUMNS
+from schemas.fields import READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Label
 from schemas.money import RateTable
 from schemas.records import Record
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 COLUMNS_READ: Final = tuple(field for field in TEXT_COLUMNS if field.column or field.name in TEXTS_READ)
 """Fields of which transactions have columns: those of the contract, and those that declared features read."""
+FIELDS_READ: Final = tuple(field for field in READ_FIELDS if field in COLUMNS_READ or field not in TEXT_COLUMNS)
+"""Fields that decide something, besides attributes."""
 _SPANS_READ: Final = tuple(SPANS.index(field.name) for field in COLUMNS_READ)
 COUNTING_TYPES: Final = pa.array(["purchase", "cash"])
 """Types of transaction that enter windows."""

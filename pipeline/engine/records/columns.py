@@ -9,7 +9,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.partition_state.layout import DIGEST_BYTES
-from pipeline.features.attributes import no_attributes
 from pipeline.features.catalogue import TEXTS_READ
 from pipeline.features.xxh3 import hash_joined, hash_pairs, hash_spans, hash_texts
 

@@ -14,8 +14,9 @@ from pipeline.engine.encoding.blocks import TRANSACTION, Block, BlockError, pars
 from pipeline.engine.records.block_columns import REASONS, Columns, empty_columns, fill_columns, wrong_number
 from pipeline.engine.records.columns import span_keys
 from pipeline.engine.records.subjects import Subjects
-from pipeline.features.catalogue import CARD_FEATURES, FEATURES, INPUT_COLUMNS, KERNEL_VERSION
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES, INPUT_COLUMNS
 from pipeline.features.kernel import MerchantWindows
+from pipeline.features.known_sets import is_known, own_card_features
 from pipeline.features.xxh3 import transaction_hash
 from schemas.records import Record
 
@@ -72,7 +73,7 @@ class ProfiledRows:
     follows: NDArray[np.bool_]
     """Shape (n,): whether a transaction is of the row before's batch of one input, and has a higher offset."""
     kernels: dict[int, str]
-    """Other kernel versions that computed the features of a record, by its number."""
+    """Unknown kernel versions that computed the features of a record, by its number."""
     refused: dict[int, BlockError]
     """Why a record was refused, by its number; it has no rows."""
 
@@ -141,15 +142,16 @@ def _without_skipped(rows: ProfiledRows) -> ProfiledRows:
 
 
 def _with_features(block: Block) -> Block:
-    """Return a block whose transactions have the features of this kernel; nothing in place of another kernel's."""
-    if block.kernel != KERNEL_VERSION:
+    """Return a block whose transactions have this kernel's features; nothing in place of an unknown kernel's."""
+    if not is_known(block.kernel):
         unknown = np.full((len(block.features), len(CARD_FEATURES)), np.nan)
         # As all arrays of blocks, so that compiled functions are compiled for one kind.
         unknown.flags.writeable = False
         return block._replace(features=unknown)
-    if len(block.features) and block.features.shape[1] != len(CARD_FEATURES):
-        raise BlockError(f"a transaction has {block.features.shape[1]} features, not {len(CARD_FEATURES)}")
-    return block
+    try:
+        return block._replace(features=own_card_features(block.kernel, block.features))
+    except ValueError as error:
+        raise BlockError(str(error)) from error
 
 
 def _columns(
@@ -196,7 +198,7 @@ def _rows(
         columns.features,
         _log(subjects, codes, columns.features),
         _follows(columns.wholes, codes[blocks.KIND], named[2]),
-        {number: block.kernel for number, block in found.items() if block.kernel != KERNEL_VERSION},
+        {number: block.kernel for number, block in found.items() if not is_known(block.kernel)},
         refused,
     )
 

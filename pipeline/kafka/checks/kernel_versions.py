@@ -25,7 +25,7 @@ from pipeline.engine.encoding.blocks import (
 )
 from pipeline.engine.encoding.row_columns import INPUT_OFFSET, INPUT_PARTITION, MERCHANT
 from pipeline.engine.records.partitioner import partition_of
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.known_sets import is_known
 from pipeline.kafka.checks.evidence import records_within
 from pipeline.kafka.cluster.admin import committed_by_group, group_consumer
 from pipeline.kafka.cluster.clients import ANSWER_S, MEMBER_ID, admin_client
@@ -100,7 +100,7 @@ class OtherKernels:
         behind = {record.partition: record.offset + 1}
         for other in read_blocks(self._bootstrap, self._settings, behind):
             self._waiting()
-            if other.kernel == KERNEL_VERSION:
+            if is_known(other.kernel):
                 inputs -= other.inputs
         return bool(inputs) and is_at_home(self._bootstrap, self._settings, record.partition, min(inputs))
 
@@ -193,7 +193,7 @@ def start_findings(
             if end > 0
         }
         blocks = list(read_blocks(bootstrap, settings, starts)) if starts else []
-        if all(block.kernel == KERNEL_VERSION for block in blocks):
+        if all(is_known(block.kernel) for block in blocks):
             return StartFindings()
     # After they were read: what is committed with a block is known by then.
     committed = card_offsets(bootstrap, settings, {at for block in blocks for at in block.inputs})
@@ -212,22 +212,22 @@ def start_findings(
 
 def _findings(written: Sequence[CardBlock], positions: Mapping[int, int]) -> StartFindings:
     undecided = [block for block in written if block.offset >= positions[block.partition]]
-    others = {block.partition: block for block in reversed(undecided) if block.kernel != KERNEL_VERSION}
+    others = {block.partition: block for block in reversed(undecided) if not is_known(block.kernel)}
     newest = max(written, key=lambda block: block.timestamp_ms, default=None)
-    if newest is not None and newest.kernel == KERNEL_VERSION:
+    if newest is not None and is_known(newest.kernel):
         newest = None
-    own = any(block.kernel == KERNEL_VERSION for block in undecided)
+    own = any(is_known(block.kernel) for block in undecided)
     return StartFindings([others[number] for number in sorted(others)], newest, own)
 
 
 def written_by_card_agent(blocks: Sequence[CardBlock], committed: Mapping[tuple[str, int], int]) -> list[CardBlock]:
     """Return the blocks that the card agent wrote, in their order; the first ones may be taken for such wrongly."""
-    own = {at for block in blocks if block.kernel == KERNEL_VERSION for at in block.inputs}
+    own = {at for block in blocks if is_known(block.kernel) for at in block.inputs}
     seen: dict[tuple[int, str, int], int] = {}
     written = []
     for block in blocks:
         inputs = {at for at in block.inputs if at[2] > seen.get((block.partition, *at[:2]), -1)}
-        if not inputs or not is_committed(inputs, committed) or (block.kernel != KERNEL_VERSION and inputs <= own):
+        if not inputs or not is_committed(inputs, committed) or (not is_known(block.kernel) and inputs <= own):
             continue
         written.append(block)
         for topic, number, offset in sorted(inputs):

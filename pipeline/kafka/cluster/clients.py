@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.feature_set import KERNEL_REVISION
 from pipeline.kafka.cluster.callbacks import callback
 from pipeline.kafka.cluster.client_log import librdkafka_log, log_error, log_error_only
 from pipeline.kafka.cluster.errors import ConfigError
@@ -38,8 +38,8 @@ ANSWER_S: Final = 5.0
 CLASSIC_SESSION_TIMEOUT_MS: Final = 10_000
 """A worker that died is replaced after this long; under KIP-848 the broker says how long."""
 CLIENT_ID: Final = "fraud-pipeline"
-MEMBER_ID: Final = f"{CLIENT_ID}-{KERNEL_VERSION}"
-"""Client id of the member of an agent's group: a worker of another kernel version must know it."""
+MEMBER_ID: Final = f"{CLIENT_ID}-{KERNEL_REVISION}"
+"""Client id of the member of an agent's group: a worker of a release with other kernels must know it."""
 READER_GROUP: Final = "fraud-pipeline-reader"
 """Group of readers that join none; a client asks for its coordinator all the same."""
 
