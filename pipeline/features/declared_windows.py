@@ -220,9 +220,7 @@ def _amounts(
             out[w] = seconds_since_row(state, words, slot, chunk, end, time_us) if count > 0 else np.nan
         else:
             sums = sum_ >> 63, sum_, high, low
-            out[w] = _statistic(
-                code, count, count, sums, largest, smallest, newest_us, time_us, time_us, AMOUNT_SCALE
-            )
+            out[w] = _statistic(code, count, count, sums, largest, smallest, newest_us, time_us, time_us, AMOUNT_SCALE)
 
 
 @compiled

@@ -118,7 +118,9 @@ class Tables:
     @property
     def _journal_reserve(self) -> int:
         """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
-        return LARGEST_CHUNK * (1 + max(words for name, (words, _) in self._words.items() if name in ("events", "labels")))
+        return LARGEST_CHUNK * (
+            1 + max(words for name, (words, _) in self._words.items() if name in ("events", "labels"))
+        )
 
     def _declare(self) -> None:
         """Set what follows from the declaration, whatever was loaded or restored."""
