@@ -26,6 +26,7 @@ from faust.types import AgentT
 from mode.supervisors import ForfeitOneForOneSupervisor
 
 from agents.channel import BatchChannel, register
+from agents.declaration import DeclarationWatch
 from agents.loop import AgentLoop, Partitions
 from agents.online import OnlineModels
 from agents.partitions import Environment
@@ -33,10 +34,10 @@ from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, AgentSpec, chosen
 from agents.watches import BrokerWatch, UndecidedWatch
-from pipeline.broker import provide_broker
+from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.engine.partition_state.layout import LAYOUT
 from pipeline.engine.scores.active_models import ModelSet
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.catalogue import STATE_VERSION
 from pipeline.kafka.checks.kernel_versions import OtherKernels
 from pipeline.kafka.checks.startup import check_start
 from pipeline.kafka.cluster.admin import ensure_topics, partition_count
@@ -101,6 +102,10 @@ class FraudApp(faust.App):  # type: ignore[misc]
             self._worker.disconnect()
             raise
 
+    def ends_for_good(self) -> bool:
+        """As of `WorkerContext`."""
+        return self._worker.ends_for_good()
+
     async def maybe_start_producer(self) -> NoReturn:
         """Refuse to write with Faust, as `faust send TOPIC` does."""
         sys.exit("Error: this app writes nothing with Faust: write to topics with a Kafka producer")
@@ -128,9 +133,12 @@ class FraudApp(faust.App):  # type: ignore[misc]
         await self.crash(exc)
 
     async def on_stop(self) -> None:
-        """Finish the batches, leave the groups, then let go of metrics and broker."""
+        """Finish the batches, leave the groups, then let go of metrics and broker; and load another image, if asked."""
         await self._worker.close()
         await super().on_stop()
+        await asyncio.sleep(0)  # a signal that has come meanwhile may say that there is to be none
+        if self._crashed_by is None:
+            self._worker.replace()
 
 
 class WorkerContext:
@@ -153,6 +161,8 @@ class WorkerContext:
         self._identities: ClusterIdentities
         self._group_protocol: GroupProtocol = "consumer"
         self._undecided: UndecidedWatch
+        self._broker: ProvidedBroker
+        self._declarations: DeclarationWatch | None = None
         self._directories: dict[str, Path] = {}
         self._store_memory: StoreMemory
         self._repository: SnapshotRepository | None = None
@@ -194,7 +204,7 @@ class WorkerContext:
             self._prepared = {True: Future(), False: Future()}
             threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
             self._starting("looks for a broker")
-            broker = self._stack.enter_context(provide_broker(settings))
+            self._broker = broker = self._stack.enter_context(provide_broker(settings))
             self._check_cluster(broker.bootstrap_servers)
             self._published_files = PublishedFiles(broker.bootstrap_servers, settings, self.metrics.records_refused)
             if CARD.name in settings.agent_names:
@@ -212,6 +222,8 @@ class WorkerContext:
             self._group_protocol = group_protocol(client, settings)
             watch = UndecidedWatch(broker.bootstrap_servers, settings, self.metrics)
             self._undecided = self._stack.enter_context(watch)
+            if self._declarations is not None:
+                self._stack.enter_context(self._declarations)
             self.check_broker = broker.check
             self.bootstrap = broker.bootstrap_servers
             self.health.starting("joins its group")
@@ -239,9 +251,33 @@ class WorkerContext:
         self._stack.enter_context(BrokerWatch(bootstrap, settings, self.health))
         self._starting("ends transactions that an earlier process of this worker has left open")
         end_unfinished(bootstrap, settings, {role.name: role.producers for role in roles})
+        self._follow_declaration(bootstrap)
         self._starting("checks the topics and the groups' offsets")
         for warning in check_start(bootstrap, settings, roles, self.metrics.records_refused):
             log.warning("%s", warning)
+
+    def _follow_declaration(self, bootstrap: str) -> None:
+        """Learn the declarations of features; start again where another one than this process' is active."""
+        self._declarations = watch = DeclarationWatch(bootstrap, self._settings, self.metrics.records_refused)
+        waiting = partial(self._starting, "reads the declarations of features")
+        watch.learn(waiting)
+        if CARD.name in self._settings.agent_names:
+            watch.publish_first(waiting)
+        if (other := watch.other()) is not None:
+            self._broker.hand_over()
+            watch.replace(other)
+
+    def ends_for_good(self) -> bool:
+        """Load no other image after the end; returns False if none was to be loaded."""
+        asked = self._declarations is not None and self._declarations.next is not None
+        if self._declarations is not None:
+            self._declarations.next = None
+        return asked
+
+    def replace(self) -> None:
+        """Replace this process' image, once all is closed, if another declaration of features has become active."""
+        if self._declarations is not None and self._declarations.next is not None:
+            self._declarations.replace(self._declarations.next)
 
     def _prepare(self) -> None:
         """Import the agents and compile or load their kernels, so that none does it when its partitions come.
@@ -295,7 +331,7 @@ class WorkerContext:
                     topic.name: identities.topic_ids[settings.topic(topic.name)] for topic in _replayed_topics(spec)
                 },
                 partition_count=partition_count(spec.reads[0], settings),
-                kernel=f"{KERNEL_VERSION}.{LAYOUT}",
+                kernel=f"{STATE_VERSION}.{LAYOUT}",
             )
             snapshots = SnapshotScheduler(self._repository, spec.name, key, settings, self.metrics)
         return Environment(
@@ -312,6 +348,7 @@ class WorkerContext:
             published_files=self._published_files,
             models=partial(self._models, spec.name),
             other_kernels=partial(self._other_kernels, spec.name),
+            learn_declarations=partial(self._learn_declarations, spec.name),
         )
 
     def channel(self, app: FraudApp, spec: AgentSpec) -> BatchChannel:
@@ -371,7 +408,9 @@ class WorkerContext:
         self.metrics.count("snapshots_refused", group.removeprefix(self._settings.topic_prefix), refused.reason)
 
     def disconnect(self) -> None:
-        """Let go of metrics and broker."""
+        """Let go of metrics and broker, which goes on for another image of this process."""
+        if self._declarations is not None and self._declarations.next is not None:
+            self._broker.hand_over()
         self._stack.close()
 
     def _models(self, agent: str) -> ModelSubscriber:
@@ -381,6 +420,10 @@ class WorkerContext:
 
     def _other_kernels(self, agent: str) -> OtherKernels:
         return OtherKernels(self.bootstrap, self._settings, agent, self._closing, lambda: self._waiting(agent))
+
+    def _learn_declarations(self, agent: str) -> None:
+        if self._declarations is not None:
+            self._declarations.learn(partial(self._waiting, agent))
 
     def _waiting(self, agent: str) -> None:
         """An agent waits for a broker outside its session."""
@@ -435,7 +478,10 @@ def run_worker(settings: Settings, log_level: str | None = None) -> None:
     end_with_any_thread()
     app = create_app(settings, log_level)
     app.connect()
-    PipelineWorker(app, shutdown_timeout_s=settings.shutdown_timeout_s, quiet=True).execute_from_commandline()
+    worker = PipelineWorker(
+        app, shutdown_timeout_s=settings.shutdown_timeout_s, ends_for_good=app.ends_for_good, quiet=True
+    )
+    worker.execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

@@ -70,6 +70,8 @@ class Environment:
     """Makes the agent's subscriber."""
     other_kernels: Callable[[], OtherKernels]
     """Makes what tells which blocks of another kernel are the card agent's."""
+    learn_declarations: Callable[[], None] = lambda: None
+    """Learns the declarations of features that were published before the call."""
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
-from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch
+from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch, parse_block
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
-from pipeline.kafka.checks.kernel_versions import OtherKernels
+from pipeline.features.known_sets import is_known
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, SessionError, TopicError
 from schemas.messages import ProcessingConfig
 from schemas.records import Record
@@ -59,16 +59,23 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
             return self._decider.process([(self._held[number], part) for number, part in parts.items()], active, now)
         except KernelMismatch as error:
             # Of a larger batch a half is tried next.
-            if len(records) == 1 and self._others is not None:
-                self._check_origin(records[0], self._others, error)
+            if len(records) == 1 and self._is_readable(records[0], error):
+                return self.process(records, now)
             raise
 
-    def _check_origin(self, record: Record, others: OtherKernels, error: KernelMismatch) -> None:
-        """Raise `KernelChanged` where the card agent wrote a block of another kernel."""
+    def _is_readable(self, record: Record, error: KernelMismatch) -> bool:
+        """Return whether a block of another kernel is of a declaration that was published since.
+
+        Raises:
+            KernelChanged: It is of none, and the card agent wrote it.
+        """
         state = self._held[record.partition]
         state.rollback()  # what the block itself has shown is no evidence
         try:
-            was_written = others.wrote(record, state.unseen)
+            self._environment.learn_declarations()
+            if is_known(parse_block(record.value).kernel):
+                return True
+            was_written = self._others is not None and self._others.wrote(record, state.unseen)
         except (ClusterUnreachable, FailedRequest, TopicError) as failure:
             # No answer is no fault of the block.
             raise SessionError(f"{error}: whether the card agent wrote it cannot be seen: {failure}") from failure
@@ -78,6 +85,7 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
                 f"of partition {record.partition} is decided by this worker: stop it, and let a score agent of the "
                 "release that wrote it decide it (docs/operating.md, another kernel version)"
             ) from error
+        return False
 
     def close(self) -> None:
         """Release the state."""

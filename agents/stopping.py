@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import faust
@@ -55,12 +56,23 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
     What is not committed is read again by whoever holds the partition next, so that no end loses anything; a snapshot
     that was not written only makes a replay longer. Once all is closed the process ends without the interpreter's own
     end, which waits for threads, and for what native clients do when they are dropped.
+
+    Args:
+        ends_for_good: Called with a second signal; returns True if the first one only asked for another image.
     """
 
     logger = FAUST_LOG
 
-    def __init__(self, app: faust.App, *, shutdown_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self,
+        app: faust.App,
+        *,
+        shutdown_timeout_s: float,
+        ends_for_good: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> None:
         super().__init__(app, **options)
+        self._ends_for_good = ends_for_good
         # It turns with each line of the log, and sets the levels of its own accord.
         self.spinner = None
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -77,6 +89,9 @@ class PipelineWorker(faust.Worker):  # type: ignore[misc]
 
     def _schedule_shutdown(self, received: signal.Signals) -> None:
         if self._stop_requested:
+            if self._ends_for_good():
+                log.info("%s: the worker ends, and does not start again", received.name)
+                return
             _leave(128 + received, f"{received.name} again: the worker ends at once")
         self._stop_requested = True
         log.info("%s: finishing the batch, at most %.0f s", received.name, self._shutdown_timeout_s)

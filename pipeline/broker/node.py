@@ -127,6 +127,11 @@ class EmbeddedBroker:
         self._end(kill=True)
         self.stop()
 
+    def hand_over(self) -> None:
+        """Let it run until this process ends, whatever image that loads; ``stop`` does nothing from here on."""
+        process, self._process = self._running(), None
+        process.hand_over()
+
     def poll(self) -> int | None:
         """None while it runs, else its exit code (128 + signal for one that was killed)."""
         return self._running().poll()

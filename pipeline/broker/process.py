@@ -1,6 +1,7 @@
 """A JVM under guard: it ends when asked to, and never outlives this process; and the errors of the broker."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,12 @@ class GuardedProcess:
         if self._started is not None and self._started.is_running():
             self._started.kill()
         self.stop()
+
+    def hand_over(self) -> None:
+        """Let the program live until this process ends, through any other image that it loads."""
+        if self._guard.stdin is not None:
+            # The guard hears of this process' end by the pipe. The copy goes into the next image, unknown to it.
+            os.set_inheritable(os.dup(self._guard.stdin.fileno()), True)
 
     def stop(self) -> None:
         """Ask the program to end, and wait until it has."""

@@ -33,6 +33,11 @@ class ProvidedBroker:
                 f"Start it again, for instance with `fraud-pipeline broker`; its log is {self.data_dir / 'broker.log'}."
             )
 
+    def hand_over(self) -> None:
+        """Let a broker that this process started run until the process ends, through any other image that it loads."""
+        if self.embedded is not None:
+            self.embedded.hand_over()
+
 
 @contextlib.contextmanager
 def provide_broker(settings: Settings) -> Iterator[ProvidedBroker]:

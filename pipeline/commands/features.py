@@ -1,16 +1,17 @@
-"""``fraud-pipeline features``: the features that there are, and a check of a file that declares more."""
+"""``fraud-pipeline features``: the features that there are, and files that declare more: checked and published."""
 
 from pathlib import Path
 
 import click
 
 from pipeline.observability.terminal import printable
+from pipeline.settings import Settings
 from pipeline.settings.features_file import read_features_file
 
 
 @click.group()
 def command() -> None:
-    """List the features, and check a file that declares more."""
+    """List the features, and check or publish a file that declares more."""
 
 
 @command.command("list")
@@ -50,3 +51,48 @@ def check(file: Path) -> None:
             click.echo(f"    {printable(feature.meaning)}")
     own = len(features.attribute_features) + len(features.window_features)
     click.echo(f"{own} of your own, {len(features.declared) - own} built in or carried")
+
+
+@command.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def publish(file: Path) -> None:
+    """Make the declaration in FILE active on the cluster; workers finish their batches and start again with it.
+
+    It is refused where a name means something else than before, and while an active version needs what it lacks.
+    """
+    from pipeline.broker.running import find_cluster
+    from pipeline.commands.shared_options import user_name
+    from pipeline.models.declaration_changes import publish_declaration
+
+    settings, declaration = Settings(), read_features_file(file.read_bytes(), str(file))
+    change = publish_declaration(find_cluster(settings), settings, declaration, user_name() or "")
+    if change.before is change.after:
+        click.echo(f"Declaration {declaration.digest} is active already.")
+        return
+    click.echo(f"Declaration {declaration.digest} is active, with {len(change.after.features)} features.")
+    if change.before is not None:
+        click.echo(f"Added: {', '.join(change.added) or 'none'}.")
+        click.echo(f"Removed: {', '.join(change.removed) or 'none'}.")
+    if change.rebuilds:
+        click.echo("Workers rebuild their windows from the topics.")
+    else:
+        click.echo("Workers go on with the windows that they have.")
+
+
+@command.command()
+def history() -> None:
+    """List the activations of declarations: time, digest, number of features; * for the active one."""
+    from pipeline.broker.running import find_cluster
+    from pipeline.demo.text import utc_text
+    from pipeline.features.feature_set import FeatureSet
+    from pipeline.models.published_files import PublishedFiles
+
+    settings = Settings()
+    published = PublishedFiles(find_cluster(settings), settings)
+    published.refresh()
+    activations = published.declarations()
+    active = max((at for at, (_, declaration) in enumerate(activations) if declaration is not None), default=None)
+    for number, (activation, declaration) in enumerate(activations):
+        count = "content lost" if declaration is None else f"{len(FeatureSet(declaration).features):,} features"
+        mark = " *" if number == active else ""
+        click.echo(f"{utc_text(activation.at)}  {printable(activation.digest)}  {count}{mark}")

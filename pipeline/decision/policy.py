@@ -248,6 +248,13 @@ def _check_weights(weights: Mapping[str, float]) -> None:
         raise ModelError("a policy's weights must be 0 or more, and at most 1 together")
 
 
+def compared_features(payload: bytes) -> set[str]:
+    """Return the features that rules and strata of a policy compare; raises `ModelError` for a payload that is none."""
+    content = decode_payload(payload, _PAYLOAD, "a policy")
+    strata = () if content.audit is msgspec.UNSET else content.audit.strata
+    return {compared.feature for compared in (*content.rules, *strata)}
+
+
 def _check(content: _PolicyPayload) -> None:
     for name, value in (("threshold", content.threshold), ("blend", content.blend), ("audit rate", content.audit_rate)):
         if not 0.0 <= value <= (LARGEST_THRESHOLD if name == "threshold" else 1.0):

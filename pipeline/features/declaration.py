@@ -26,6 +26,7 @@ MOST_WINDOWS: Final = 8
 MOST_INPUTS: Final = 16
 """Values that a transaction can leave in the windows of one entity, eight bytes each."""
 MOST_CHARACTERS: Final = 100
+DIGEST_DIGITS: Final = 16
 DEFAULT: Final = "default"
 BASES: Final = (DEFAULT, "all", "none")
 """What a declaration extends: the packaged set, all built-in features, or nothing."""
@@ -95,7 +96,12 @@ class Declaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that stand for all that it says."""
-        return hashlib.sha256(self.content).hexdigest()[:16]
+        return hashlib.sha256(self.content).hexdigest()[:DIGEST_DIGITS]
+
+    @property
+    def version(self) -> str:
+        """The digest: a declaration gives itself no other version."""
+        return self.digest
 
 
 class DeclarationError(ValueError):

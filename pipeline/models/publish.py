@@ -57,6 +57,9 @@ class ModelChange(NamedTuple):
     figures: dict[str, Any] = {}  # noqa: RUF012 -- never changed
 
 
+_PUBLISHED: Final = ModelChange()
+
+
 class ControlWriter:
     """Writes contents to ``models`` and records to ``control``; every record is written when a call returns.
 
@@ -156,9 +159,9 @@ class ControlWriter:
         holder = self._holder or self.fence()
         holder.write([TopicRecord(topic, output.key, output.value or b"", headers=headers), *others], headers=[])
 
-    def add(self, references: Sequence[VersionReference]) -> None:
+    def add(self, references: Sequence[VersionReference], step: ModelChange) -> None:
         """Make versions active that take nobody's place, whatever others write meanwhile."""
-        self._write(control_record(_activation(references, ModelChange())), datetime.now(UTC))
+        self._write(control_record(_activation(references, step)), datetime.now(UTC))
         self._producer.flush()
 
     def _write(self, output: Output, now: datetime) -> None:
@@ -171,14 +174,16 @@ def _activation(references: Sequence[VersionReference], step: ModelChange) -> Ac
     return Activation(versions=list(references), activated_at=datetime.now(UTC), **step._asdict())
 
 
-def publish_active(bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish]) -> None:
+def publish_active(
+    bootstrap: str, settings: Settings, contents: Sequence[VersionToPublish], step: ModelChange = _PUBLISHED
+) -> None:
     """Publish versions that take nobody's place, and make all of them active at once: rate tables, and first versions.
 
     Raises:
         DeliveryFailed: A record was not written. Nothing is active before the last one is.
     """
     writer = ControlWriter(bootstrap, settings)
-    writer.add(writer.contents(contents))
+    writer.add(writer.contents(contents), step)
 
 
 def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:

@@ -1,18 +1,23 @@
 """Files by which records are processed, on the cluster: a batch is processed again, later and elsewhere, by its own."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.engine.cards.card_options import CardOptions
+from pipeline.features.declaration import DIGEST_DIGITS, Declaration, DeclarationError, load_declaration
+from pipeline.features.known_sets import know
 from pipeline.kafka.cluster.log_offsets import Waiting
 from pipeline.kafka.readers.replay_reader import NewRecords
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.contents import VersionContents
-from pipeline.models.publish import VersionToPublish, publish_active
+from pipeline.models.publish import ModelChange, VersionToPublish, publish_active
+from pipeline.models.version_history import FIRST_START
 from pipeline.scoring.payload import payload_digest
 from pipeline.settings import Settings
+from pipeline.settings.features_file import VARIABLE, FeaturesError
 from pipeline.settings.mapping_file import MappingError
 from pipeline.settings.rate_table import RatesError
 from schemas.mapping import FieldMapping, InvalidMapping, load_mapping
@@ -78,7 +83,27 @@ MAPPING: Final = FileKind[FieldMapping](
     "FRAUD_PIPELINE_MAPPING_FILE",
     is_canonical=True,
 )
-KINDS: Final[dict[str, FileKind[Any]]] = {kind.name: kind for kind in (RATES, MAPPING)}
+FEATURES: Final = FileKind[Declaration](
+    "features",
+    "declaration of features",
+    load_declaration,
+    DeclarationError,
+    FeaturesError,
+    "fraud-pipeline features publish FILE",
+    VARIABLE,
+    is_canonical=True,
+)
+KINDS: Final[dict[str, FileKind[Any]]] = {kind.name: kind for kind in (RATES, MAPPING, FEATURES)}
+_MOST_LOOKS: Final = 10
+"""Refreshes in which the content of a file is looked for that was named and could not be read."""
+
+
+class DeclarationActivation(NamedTuple):
+    """An activation of a declaration of features."""
+
+    at: datetime
+    digest: str
+    step: str
 
 
 class PublishedFiles:
@@ -95,12 +120,20 @@ class PublishedFiles:
         """Files that were named and whose content could not be read."""
         self._files: dict[tuple[str, str, str], Any] = {}
         """Files by kind, version and digest, in the order in which they were published."""
+        self._declared: list[DeclarationActivation] = []
+        self._looks = 0
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)
 
     def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
-        self._unfound += [reference for reference in self._named(waiting) if not self._found(reference, waiting)]
+        unfound = [] if self._looks == 0 else self._unfound
+        self._looks = max(0, self._looks - 1)
+        named = self._named(waiting)
+        if new := [reference for reference in named if not self._found(reference, waiting)]:
+            self._looks = _MOST_LOOKS
+        found = [reference for reference in unfound if self._found(reference, waiting)]
+        self._unfound = [reference for reference in self._unfound if reference not in found] + new
 
     def publish(self, kind: FileKind[F], content: bytes, waiting: Waiting = None) -> bool:
         """Publish a file before any record is processed by it.
@@ -129,6 +162,38 @@ class PublishedFiles:
             log.info("%s %s (%s) is published on %s", kind.noun, own.version, own.digest, topic)
         self._refuse_other(kind, own, content)
         return new
+
+    def publish_first(self, declaration: Declaration, waiting: Waiting = None) -> None:
+        """Publish a declaration of features that is active unless another one is, or becomes so at the same moment.
+
+        Args:
+            declaration: With its filters as trees.
+            waiting: As of `publish`.
+
+        Raises:
+            DeliveryFailed: It could not be written.
+        """
+        content = VersionToPublish(FEATURES.name, declaration.version, declaration.content)
+        step = ModelChange(FIRST_START, by="fraud-pipeline worker")
+        publish_active(self._bootstrap, self._settings, [content], step)
+        self.refresh(waiting)
+
+    def active_declaration(self) -> Declaration | None:
+        """Return the declaration of features that was activated last of those that can be read; None without one."""
+        found = [declaration for _, declaration in self.declarations() if declaration is not None]
+        return found[-1] if found else None
+
+    def declarations(self) -> list[tuple[DeclarationActivation, Declaration | None]]:
+        """Return the activations of declarations of features, oldest first, and what each declares.
+
+        None in place of a content that cannot be read. Of workers that start at the same moment the first one's holds,
+        and what a person has published holds before a worker's.
+        """
+        found: list[tuple[DeclarationActivation, Declaration | None]] = []
+        for activation in self._declared:
+            if activation.step != FIRST_START or all(declaration is None for _, declaration in found):
+                found.append((activation, self._files.get((FEATURES.name, activation.digest, activation.digest))))
+        return found
 
     def find(self, kind: FileKind[F], version: str, digest: str) -> F:
         """Return the file that a marker names; raises the kind's ``error`` where it is nowhere to be had."""
@@ -175,10 +240,18 @@ class PublishedFiles:
                 f"{kind.setting} to the file as it was"
             )
 
-    def _named(self, waiting: Waiting) -> Iterator[VersionReference]:
+    def _named(self, waiting: Waiting) -> list[VersionReference]:
+        named: list[VersionReference] = []
         for _, item in self._trusted.readable(self._control.read(waiting), decode_control):
-            if isinstance(item, Activation):
-                yield from (reference for reference in item.versions if reference.name in KINDS)
+            if not isinstance(item, Activation):
+                continue
+            named += (reference for reference in item.versions if reference.name in KINDS)
+            self._declared += (
+                DeclarationActivation(item.activated_at, reference.digest[:DIGEST_DIGITS], item.step)
+                for reference in item.versions
+                if reference.name == FEATURES.name
+            )
+        return named
 
     def _found(self, reference: VersionReference, waiting: Waiting) -> bool:
         content = self._contents.find(reference, waiting)
@@ -191,4 +264,6 @@ class PublishedFiles:
             log.error("%s %s is refused: %s", kind.noun, reference.version, error)
         else:
             self._files.setdefault((kind.name, found.version, found.digest), found)
+            if isinstance(found, Declaration):
+                know([found])
         return True

@@ -10,7 +10,6 @@ all of it or nothing. A version never changes; registering the same content twic
 """
 
 import hashlib
-import os
 import platform
 import re
 import tempfile
@@ -25,7 +24,7 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
-from pipeline.state.durability import flush_directory, write_flushed
+from pipeline.state.durability import flush_directory, replace_file, write_flushed
 from schemas.messages import Timestamp
 
 LIGHTGBM: Final = "lightgbm"
@@ -175,7 +174,7 @@ class Registry:
     def activate(self, name: str, version: str) -> None:
         """Activate ``version`` of ``name``; it is read and verified first. Raises `RegistryError`."""
         self.load(name, version)
-        _replace(self._home(name) / "active", f"{version}\n".encode())
+        replace_file(self._home(name) / "active", f"{version}\n".encode())
 
     def save_file(self, name: str, content: bytes) -> None:
         """Save a state that is not numbers; the same name with the same content may be saved again.
@@ -186,7 +185,7 @@ class Registry:
         """
         path = self._file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        replace_file(path, content)
 
     def read_file(self, name: str, digest: str) -> bytes:
         """Return the content of a file.
@@ -224,17 +223,3 @@ class Registry:
         if not _FILE.fullmatch(name):
             raise RegistryError(f"{name!r} is no name of a registry file")
         return self.path / "files" / name
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    flush_directory(path.parent)

@@ -23,10 +23,15 @@ PUBLISH: Final = "publish"
 POLICY_SET: Final = "policy"
 FALL_BACK: Final = "fall-back"
 COLD_START: Final = "cold-start"
+FIRST_START: Final = "first-start"
+"""Step of a file that a worker publishes where none is there: it makes active only what takes nobody's place."""
+RETRAIN: Final = "retrain"
+CHAIN_DAYS: Final = 28
+"""Days over which a chain of renewals is compared with the version before its first one."""
 ACCEPTED: Final = "accepted"
 """Outcome of a comparison that the proposed version has won."""
 
-AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", "retrain"})
+AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", RETRAIN})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
 name approves a version: a person's, ``train`` and, in older records, none."""
 PROGRAM: Final = "fraud-pipeline "

@@ -7,7 +7,7 @@ from pipeline.decision.policy import Policy
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.contents import VersionContents
 from pipeline.models.library import PublishedVersions
-from pipeline.models.version_history import PROGRAM, PROMOTE, ROLLBACK, Tenure, VersionHistory
+from pipeline.models.version_history import PROGRAM, PROMOTE, RETRAIN, ROLLBACK, Tenure, VersionHistory
 from pipeline.retraining.challenger import Champion, trained_until_us
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -17,7 +17,7 @@ from schemas.messages import Assessment, LearningSwitch
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISION_FEATURES, Topic
 
-SERVICE: Final = "retrain"
+SERVICE: Final = RETRAIN
 """The service's name, also among figures."""
 BY: Final = f"{PROGRAM}{SERVICE}"
 """The writer of the service's records."""

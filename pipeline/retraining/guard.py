@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.policy import Policy
-from pipeline.models.version_history import ROLLBACK, Tenure
+from pipeline.models.version_history import CHAIN_DAYS, ROLLBACK, Tenure
 from pipeline.retraining.cluster_reader import ClusterLog
 from pipeline.retraining.gate import rescored
 from pipeline.retraining.paired import Scorings, confidence_sequence, paired_days
@@ -22,8 +22,6 @@ from schemas.times import MS_PER_DAY, US_PER_DAY
 
 log = logging.getLogger(__name__)
 
-CHAIN_DAYS: Final = 28
-"""Days over which a chain of renewals is compared with the version before its first one."""
 _VOLUME_US: Final = 2 * US_PER_DAY
 """Newest event time in which alerts are counted."""
 

@@ -215,11 +215,20 @@ class LightGBMModel:
         return model
 
 
+def needed_features(payload: bytes) -> set[str]:
+    """Return the names of the features that a version needs; raises `ModelError` for a payload that is none."""
+    content = decode_payload(payload, _PAYLOAD, "a LightGBM version")
+    return _needed(content, read_trees(content.text, content.feature_names))
+
+
+def _needed(content: _ForestPayload, trees: list[Tree]) -> set[str]:
+    described = {distribution.name for distribution in content.distributions}
+    return described | {content.feature_names[feature] for tree in trees for feature in tree.feature}
+
+
 def _on_own_columns(content: _ForestPayload, trees: list[Tree]) -> list[Tree]:
     """Return the trees with the columns of `FEATURES`, whatever declaration they were trained under."""
-    names = content.feature_names
-    needed = {distribution.name for distribution in content.distributions}
-    needed |= {names[feature] for tree in trees for feature in tree.feature}
+    names, needed = content.feature_names, _needed(content, trees)
     if missing := sorted(needed - {*FEATURES}):
         raise ModelError(
             f"this LightGBM version needs {', '.join(missing[:5])}, which this declaration of features lacks: declare "

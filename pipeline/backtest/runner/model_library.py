@@ -14,7 +14,7 @@ from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
-from pipeline.scoring.river_factory import Unlearned, first_river, load_river, new_learner, resume_learner
+from pipeline.scoring.river_factory import first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.training_updates import RiverLearner
 from pipeline.settings import Settings
 from schemas.messages import CardConfig, Versions
@@ -69,7 +69,7 @@ class ModelLibrary:
     def learner(self, models: ActiveModels) -> tuple[RiverLearner, int]:
         """A learner of one's own that goes on from the online model of ``models``, and how many examples that had."""
         classifier = self._settings.river_classifier
-        if isinstance(models.river, Unlearned):
+        if isinstance(models.river, Unpublished):
             return new_learner(classifier), 0
         return resume_learner(models.river.to_payload(), classifier, self._registry.read_file)
 
@@ -106,6 +106,9 @@ class ModelLibrary:
         first = self.untrained_river()
         if first.version == version:
             return first
+        if version.endswith("@0"):
+            # Under another declaration of features: nothing was learned, and nothing is published.
+            return Unpublished(version)
         if self._cluster is None:
             raise ModelError(
                 f"the online model {version} is looked for on topic models, and a file has no topics: leave the file "
