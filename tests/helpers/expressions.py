@@ -81,10 +81,11 @@ conditions = st.recursive(
 )
 """Trees of boolean kind, as JSON data."""
 
-rows = st.lists(
-    st.tuples(*(st.none() | (TEXTS if kind is Kind.TEXT else NUMBERS) for kind in FIELDS.values())), max_size=12
-)
+_row = st.tuples(*(st.none() | (TEXTS if kind is Kind.TEXT else NUMBERS) for kind in FIELDS.values()))
+rows = st.lists(_row, max_size=12)
 """Rows of the fields, with missing values."""
+many_rows = st.lists(_row, min_size=6, max_size=12)
+"""Rows enough that each example meets missing values."""
 
 
 def columns_of(drawn: Sequence[Sequence[Any]]) -> Columns:

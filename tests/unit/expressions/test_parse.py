@@ -34,6 +34,7 @@ def test_a_tree_survives_its_text(data: list[object]) -> None:
         ("(channel = 'web' or amount > 50) and device_risk > .5", ["and", ["or", WEB, LARGE], RISKY]),
         ("channel = 'web' and amount > 50 and device_risk > .5", ["and", WEB, LARGE, RISKY]),
         ("channel = 'web' and (amount > 50 and device_risk > .5)", ["and", WEB, ["and", LARGE, RISKY]]),
+        ("(channel = 'web' and amount > 50) and device_risk > .5", ["and", ["and", WEB, LARGE], RISKY]),
         ("not channel = 'web' and amount > 50", ["and", ["not", WEB], LARGE]),
         ("channel not like 'w%'", ["not", ["like", ["field", "channel"], ["text", "w%"]]]),
         ("not channel not like 'w%'", ["not", ["not", ["like", ["field", "channel"], ["text", "w%"]]]]),
@@ -59,7 +60,10 @@ def test_a_tree_survives_its_text(data: list[object]) -> None:
     ],
 )
 def test_operators_bind_as_in_sql(text: str, tree: list[object]) -> None:
-    assert parse_expression(text, FIELDS).data() == {"grammar": 1, "tree": tree}
+    parsed = parse_expression(text, FIELDS)
+
+    assert parsed.data() == {"grammar": 1, "tree": tree}
+    assert parse_expression(text_of(parsed), FIELDS) == parsed
 
 
 @pytest.mark.parametrize(
