@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from pipeline.expressions.parse import MAX_LENGTH, parse_expression
-from pipeline.expressions.trees import ExpressionError, Kind, Tree, check_tree, text_of
+from pipeline.expressions.trees import ExpressionError, ValueKind, Condition, check_tree, text_of
 from tests.helpers.expressions import FIELDS, conditions
 
 WEB = ["=", ["field", "channel"], ["text", "web"]]
@@ -165,12 +165,12 @@ def test_nesting_is_refused_in_a_sentence(piece: str) -> None:
 
 
 def test_names_of_fields_that_are_keywords_are_quoted() -> None:
-    fields = {"in": Kind.NUMBER, 'a "b"': Kind.NUMBER, "order": Kind.NUMBER}
+    fields = {"in": ValueKind.NUMBER, 'a "b"': ValueKind.NUMBER, "order": ValueKind.NUMBER}
     text = '"in" > 1 and "a ""b""" > 1 and order > 1'
 
     tree = parse_expression(text, fields)
 
-    assert isinstance(tree, Tree)
+    assert isinstance(tree, Condition)
     assert text_of(tree) == text
 
 
@@ -178,8 +178,8 @@ def test_only_the_parser_imports_sqlglot() -> None:
     program = (
         "import sys, pipeline.expressions.trees, pipeline.expressions.evaluate, pipeline.expressions.parse\n"
         "assert 'sqlglot' not in sys.modules\n"
-        "from pipeline.expressions.trees import Kind\n"
-        "pipeline.expressions.parse.parse_expression('a > 1', {'a': Kind.NUMBER})\n"
+        "from pipeline.expressions.trees import ValueKind\n"
+        "pipeline.expressions.parse.parse_expression('a > 1', {'a': ValueKind.NUMBER})\n"
         "assert 'sqlglot' in sys.modules\n"
     )
 
