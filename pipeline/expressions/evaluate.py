@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import COMPARISONS, Node, Condition
+from pipeline.expressions.trees import COMPARISONS, Condition, Node
 
 Column: TypeAlias = NDArray[np.float64] | pa.Array
 """Values of a field: float64, in which NaN is NULL, or an array of pyarrow strings."""

@@ -13,9 +13,9 @@ from pipeline.expressions.trees import (
     GRAMMAR,
     KEYWORDS,
     MAX_NESTING,
+    Condition,
     ExpressionError,
     ValueKind,
-    Condition,
     check_tree,
     unknown_field,
 )

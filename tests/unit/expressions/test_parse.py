@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from pipeline.expressions.parse import MAX_LENGTH, parse_expression
-from pipeline.expressions.trees import ExpressionError, ValueKind, Condition, check_tree, text_of
+from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, text_of
 from tests.helpers.expressions import FIELDS, conditions
 
 WEB = ["=", ["field", "channel"], ["text", "web"]]
