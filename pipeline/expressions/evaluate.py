@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import COMPARISONS, Node, Tree
+from pipeline.expressions.trees import COMPARISONS, Condition, Node
 
 Column: TypeAlias = NDArray[np.float64] | pa.Array
 """Values of a field: float64, in which NaN is NULL, or an array of pyarrow strings."""
 
 
-def evaluate(tree: Tree, columns: Mapping[str, Column], n: int) -> NDArray[np.bool_]:
+def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[np.bool_]:
     """Return which rows a condition selects.
 
     Args:

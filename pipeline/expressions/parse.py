@@ -13,9 +13,9 @@ from pipeline.expressions.trees import (
     GRAMMAR,
     KEYWORDS,
     MAX_NESTING,
+    Condition,
     ExpressionError,
-    Kind,
-    Tree,
+    ValueKind,
     check_tree,
     unknown_field,
 )
@@ -55,13 +55,13 @@ _NOT_READ: Final = "the condition cannot be read; write it like channel = 'web' 
 _TOO_DEEP: Final = f"the condition is nested deeper than {MAX_NESTING} levels; simplify it"
 
 
-def parse_expression(text: str, fields: Mapping[str, Kind]) -> Tree:
+def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
     """Parse a condition in SQL.
 
     Args:
         text: The condition, such as `channel = 'web' and amount > 50`. Keywords and functions may be upper case; names
             of fields are exact.
-        fields: Kind of each field that may occur, TEXT or NUMBER.
+        fields: ValueKind of each field that may occur, TEXT or NUMBER.
 
     Returns:
         The checked tree. `text_of` writes it as SQL again.
@@ -85,7 +85,7 @@ def parse_expression(text: str, fields: Mapping[str, Kind]) -> Tree:
     return check_tree({"grammar": GRAMMAR, "tree": _node(parsed, 0)}, fields)
 
 
-def _restricted_sql(text: str, fields: Mapping[str, Kind]) -> str:
+def _restricted_sql(text: str, fields: Mapping[str, ValueKind]) -> str:
     """Return SQL of known tokens only, joined by spaces; refuse any other, and nesting that is too deep."""
     tokens: list[str] = []
     brackets = prefixes = position = 0
@@ -118,7 +118,7 @@ def _unreadable(rest: str) -> ExpressionError:
     return ExpressionError(f"{shown(rest)} is not understood; use names of fields, numbers, and texts in single quotes")
 
 
-def _name(token: str, is_call: bool, fields: Mapping[str, Kind]) -> str:
+def _name(token: str, is_call: bool, fields: Mapping[str, ValueKind]) -> str:
     """Return the token of a keyword, a function or a field, the last in double quotes."""
     quoted = token.startswith('"')
     name = token[1:-1].replace('""', '"') if quoted else token

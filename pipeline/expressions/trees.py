@@ -26,8 +26,8 @@ class ExpressionError(ValueError):
     """A condition that cannot be used; the text says what to change."""
 
 
-class Kind(StrEnum):
-    """Kind of a value. Fields are texts or numbers; only inner nodes are boolean."""
+class ValueKind(StrEnum):
+    """ValueKind of a value. Fields are texts or numbers; only inner nodes are boolean."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -39,8 +39,8 @@ Node = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A checked condition. Made by `check_tree` only."""
+class Condition:
+    """A checked tree. Made by `check_tree` only."""
 
     root: Node
 
@@ -54,57 +54,57 @@ class Operator:
     """Operands and result of an operator.
 
     Attributes:
-        operands: Kind of the operands; of several kinds, all operands have the same.
-        result: Kind of the result, or None for the kind of the operands.
+        operands: ValueKind of the operands; of several kinds, all operands have the same.
+        result: ValueKind of the result, or None for the kind of the operands.
         least: Fewest operands.
         most: Most operands.
         level: Binding strength in SQL, from 1 (`or`) to 8 (a call).
     """
 
-    operands: frozenset[Kind]
-    result: Kind | None
+    operands: frozenset[ValueKind]
+    result: ValueKind | None
     least: int
     most: int
     level: int
 
 
-_VALUES: Final = frozenset({Kind.TEXT, Kind.NUMBER})
-_NUMBERS: Final = frozenset({Kind.NUMBER})
-_TEXTS: Final = frozenset({Kind.TEXT})
-_CONDITIONS: Final = frozenset({Kind.BOOLEAN})
-_COMPARISON: Final = Operator(_VALUES, Kind.BOOLEAN, 2, 2, 4)
+_VALUES: Final = frozenset({ValueKind.TEXT, ValueKind.NUMBER})
+_NUMBERS: Final = frozenset({ValueKind.NUMBER})
+_TEXTS: Final = frozenset({ValueKind.TEXT})
+_CONDITIONS: Final = frozenset({ValueKind.BOOLEAN})
+_COMPARISON: Final = Operator(_VALUES, ValueKind.BOOLEAN, 2, 2, 4)
 COMPARISONS: Final = frozenset({"=", "<>", "<", "<=", ">", ">="})
 FUNCTIONS: Final = {
-    "abs": Operator(_NUMBERS, Kind.NUMBER, 1, 1, 8),
+    "abs": Operator(_NUMBERS, ValueKind.NUMBER, 1, 1, 8),
     "coalesce": Operator(_VALUES, None, 2, MAX_NODES, 8),
-    "lower": Operator(_TEXTS, Kind.TEXT, 1, 1, 8),
+    "lower": Operator(_TEXTS, ValueKind.TEXT, 1, 1, 8),
 }
 OPERATORS: Final = {
-    "or": Operator(_CONDITIONS, Kind.BOOLEAN, 2, MAX_NODES, 1),
-    "and": Operator(_CONDITIONS, Kind.BOOLEAN, 2, MAX_NODES, 2),
-    "not": Operator(_CONDITIONS, Kind.BOOLEAN, 1, 1, 3),
+    "or": Operator(_CONDITIONS, ValueKind.BOOLEAN, 2, MAX_NODES, 1),
+    "and": Operator(_CONDITIONS, ValueKind.BOOLEAN, 2, MAX_NODES, 2),
+    "not": Operator(_CONDITIONS, ValueKind.BOOLEAN, 1, 1, 3),
     **dict.fromkeys(sorted(COMPARISONS), _COMPARISON),
-    "between": Operator(_VALUES, Kind.BOOLEAN, 3, 3, 4),
-    "in": Operator(_VALUES, Kind.BOOLEAN, 2, MAX_LIST + 1, 4),
-    "like": Operator(_TEXTS, Kind.BOOLEAN, 2, 2, 4),
-    "is null": Operator(_VALUES, Kind.BOOLEAN, 1, 1, 4),
-    "+": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 5),
-    "-": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 5),
-    "*": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 6),
-    "/": Operator(_NUMBERS, Kind.NUMBER, 2, 2, 6),
-    "negate": Operator(_NUMBERS, Kind.NUMBER, 1, 1, 7),
+    "between": Operator(_VALUES, ValueKind.BOOLEAN, 3, 3, 4),
+    "in": Operator(_VALUES, ValueKind.BOOLEAN, 2, MAX_LIST + 1, 4),
+    "like": Operator(_TEXTS, ValueKind.BOOLEAN, 2, 2, 4),
+    "is null": Operator(_VALUES, ValueKind.BOOLEAN, 1, 1, 4),
+    "+": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 5),
+    "-": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 5),
+    "*": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 6),
+    "/": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 6),
+    "negate": Operator(_NUMBERS, ValueKind.NUMBER, 1, 1, 7),
     **FUNCTIONS,
 }
 """Operators of the grammar. What follows the first operand of `in` and `like` are literals."""
 KEYWORDS: Final = frozenset({"and", "or", "not", "in", "is", "null", "between", "like"})
 
 
-def check_tree(data: object, fields: Mapping[str, Kind]) -> Tree:
+def check_tree(data: object, fields: Mapping[str, ValueKind]) -> Condition:
     """Check JSON data and return its tree, without sqlglot.
 
     Args:
-        data: Decoded JSON, as `Tree.data` returns it.
-        fields: Kind of each field that may occur, TEXT or NUMBER.
+        data: Decoded JSON, as `Condition.data` returns it.
+        fields: ValueKind of each field that may occur, TEXT or NUMBER.
 
     Returns:
         The tree, with numbers as floats.
@@ -112,7 +112,7 @@ def check_tree(data: object, fields: Mapping[str, Kind]) -> Tree:
     Raises:
         ExpressionError: The version is unknown, an operator, a field or an operand does not fit, or a limit is passed.
 
-    >>> check_tree({"grammar": 1, "tree": [">", ["field", "amount"], ["number", 5]]}, {"amount": Kind.NUMBER}).root
+    >>> check_tree({"grammar": 1, "tree": [">", ["field", "amount"], ["number", 5]]}, {"amount": ValueKind.NUMBER}).root
     ('>', ('field', 'amount'), ('number', 5.0))
     """
     if not isinstance(data, dict) or set(data) != {"grammar", "tree"} or type(data["grammar"]) is not int:
@@ -120,21 +120,21 @@ def check_tree(data: object, fields: Mapping[str, Kind]) -> Tree:
     if data["grammar"] != GRAMMAR:
         raise ExpressionError(f"grammar {shown(str(data['grammar']))} is unknown here; this version reads {GRAMMAR}")
     root, kind = _Checker(fields).node(data["tree"], 1)
-    if kind is not Kind.BOOLEAN:
+    if kind is not ValueKind.BOOLEAN:
         raise ExpressionError(f"{_part(root)} is {type_name(kind)}; write a condition, such as amount > 50")
-    return Tree(root)
+    return Condition(root)
 
 
-def fields_in(tree: Tree) -> frozenset[str]:
+def fields_in(tree: Condition) -> frozenset[str]:
     """Return the names of the fields that a tree reads."""
     return frozenset(node[1] for node in _nodes(tree.root) if node[0] == "field")
 
 
-def text_of(tree: Tree) -> str:
+def text_of(tree: Condition) -> str:
     """Return a tree as SQL, in one canonical form.
 
     >>> field = ["field", "channel"]
-    >>> text_of(check_tree({"grammar": 1, "tree": ["not", ["is null", field]]}, {"channel": Kind.TEXT}))
+    >>> text_of(check_tree({"grammar": 1, "tree": ["not", ["is null", field]]}, {"channel": ValueKind.TEXT}))
     'channel is not null'
     """
     return _sql(tree.root)[0]
@@ -143,11 +143,11 @@ def text_of(tree: Tree) -> str:
 class _Checker:
     """One check: the fields, and how many nodes it has met."""
 
-    def __init__(self, fields: Mapping[str, Kind]) -> None:
+    def __init__(self, fields: Mapping[str, ValueKind]) -> None:
         self._fields = fields
         self._count = 0
 
-    def node(self, data: object, depth: int) -> tuple[Node, Kind]:
+    def node(self, data: object, depth: int) -> tuple[Node, ValueKind]:
         """Return a node and its kind."""
         self._count += 1
         if self._count > MAX_NODES:
@@ -164,7 +164,7 @@ class _Checker:
             raise ExpressionError(f"there is no operator {shown(data[0])}; {suggestion(data[0], OPERATORS)}")
         return self._operation(data[0], data[1:], depth)
 
-    def _operation(self, name: str, operands: Sequence[object], depth: int) -> tuple[Node, Kind]:
+    def _operation(self, name: str, operands: Sequence[object], depth: int) -> tuple[Node, ValueKind]:
         operator = OPERATORS[name]
         if name == "in" and len(operands) - 1 > MAX_LIST:
             raise ExpressionError(f"a list of in has more than {MAX_LIST} values; shorten it")
@@ -185,12 +185,12 @@ class _Checker:
             raise ExpressionError(f"{name} takes texts or numbers on its right, no fields and no calculations")
         return (name, *nodes), operator.result or kinds[0]
 
-    def _field(self, name: object) -> tuple[Node, Kind]:
+    def _field(self, name: object) -> tuple[Node, ValueKind]:
         if not isinstance(name, str) or name not in self._fields:
             raise unknown_field(str(name), self._fields)
         return ("field", name), self._fields[name]
 
-    def _number(self, value: object) -> tuple[Node, Kind]:
+    def _number(self, value: object) -> tuple[Node, ValueKind]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ExpressionError("number in a tree takes a number")
         try:
@@ -199,25 +199,25 @@ class _Checker:
             number = math.inf
         if not math.isfinite(number):
             raise ExpressionError("a number is too large; write one below 1e308")
-        return ("number", number), Kind.NUMBER
+        return ("number", number), ValueKind.NUMBER
 
-    def _text(self, value: object) -> tuple[Node, Kind]:
+    def _text(self, value: object) -> tuple[Node, ValueKind]:
         if not isinstance(value, str):
             raise ExpressionError("text in a tree takes a text")
         if len(value) > MAX_TEXT:
             raise ExpressionError(f"a text has {len(value)} characters, and may have {MAX_TEXT}")
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise ExpressionError("a text holds a character that UTF-8 text cannot hold; remove it")
-        return ("text", value), Kind.TEXT
+        return ("text", value), ValueKind.TEXT
 
-    _LEAVES: Final[dict[str, Callable[["_Checker", object], tuple[Node, Kind]]]] = {
+    _LEAVES: Final[dict[str, Callable[["_Checker", object], tuple[Node, ValueKind]]]] = {
         "field": _field,
         "number": _number,
         "text": _text,
     }
 
 
-def unknown_field(name: str, fields: Mapping[str, Kind]) -> ExpressionError:
+def unknown_field(name: str, fields: Mapping[str, ValueKind]) -> ExpressionError:
     """Return the error for a name that is no field."""
     words = suggestion(name.lower(), fields) if fields else "there are none"
     return ExpressionError(f"there is no field {shown(name)}; {words}")

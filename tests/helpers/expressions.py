@@ -10,9 +10,14 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import COMPARISONS, Kind
+from pipeline.expressions.trees import COMPARISONS, ValueKind
 
-FIELDS = {"amount": Kind.NUMBER, "device_risk": Kind.NUMBER, "channel": Kind.TEXT, "country": Kind.TEXT}
+FIELDS = {
+    "amount": ValueKind.NUMBER,
+    "device_risk": ValueKind.NUMBER,
+    "channel": ValueKind.TEXT,
+    "country": ValueKind.TEXT,
+}
 
 Columns = dict[str, Any]
 
@@ -25,8 +30,8 @@ NUMBERS = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 50.0, 0.1, 0.2, 0.3]), st.f
 PATTERNS = st.one_of(TEXTS, st.sampled_from(["w%", "%b", "_e_", "%e%", "a\\%", "%\\%", "_", "__%"]))
 
 
-def _leaves(kind: Kind) -> st.SearchStrategy[list[Any]]:
-    literal = TEXTS if kind is Kind.TEXT else NUMBERS
+def _leaves(kind: ValueKind) -> st.SearchStrategy[list[Any]]:
+    literal = TEXTS if kind is ValueKind.TEXT else NUMBERS
     names = sorted(name for name, of in FIELDS.items() if of is kind)
     return st.one_of(
         st.sampled_from(names).map(lambda name: ["field", name]),
@@ -39,7 +44,7 @@ def _node(*operands: Any) -> st.SearchStrategy[list[Any]]:
 
 
 numbers = st.recursive(
-    _leaves(Kind.NUMBER),
+    _leaves(ValueKind.NUMBER),
     lambda inner: st.one_of(
         _node(st.sampled_from("+-*/"), inner, inner),
         _node(st.sampled_from(["negate", "abs"]), inner),
@@ -48,7 +53,7 @@ numbers = st.recursive(
     max_leaves=5,
 )
 texts = st.recursive(
-    _leaves(Kind.TEXT),
+    _leaves(ValueKind.TEXT),
     lambda inner: st.one_of(
         _node("lower", inner), st.lists(inner, min_size=2, max_size=3).map(lambda each: ["coalesce", *each])
     ),
@@ -81,10 +86,11 @@ conditions = st.recursive(
 )
 """Trees of boolean kind, as JSON data."""
 
-rows = st.lists(
-    st.tuples(*(st.none() | (TEXTS if kind is Kind.TEXT else NUMBERS) for kind in FIELDS.values())), max_size=12
-)
+_row = st.tuples(*(st.none() | (TEXTS if kind is ValueKind.TEXT else NUMBERS) for kind in FIELDS.values()))
+rows = st.lists(_row, max_size=12)
 """Rows of the fields, with missing values."""
+many_rows = st.lists(_row, min_size=6, max_size=12)
+"""Rows enough that each example meets missing values."""
 
 
 def columns_of(drawn: Sequence[Sequence[Any]]) -> Columns:
@@ -92,7 +98,7 @@ def columns_of(drawn: Sequence[Sequence[Any]]) -> Columns:
     columns: Columns = {}
     for position, (name, kind) in enumerate(FIELDS.items()):
         values = [row[position] for row in drawn]
-        columns[name] = pa.array(values, pa.string()) if kind is Kind.TEXT else np.array(values, np.float64)
+        columns[name] = pa.array(values, pa.string()) if kind is ValueKind.TEXT else np.array(values, np.float64)
     return columns
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.expressions.evaluate import evaluate
 from pipeline.expressions.parse import parse_expression
-from pipeline.expressions.trees import ExpressionError, check_tree, text_of
-from tests.helpers.expressions import FIELDS, Columns, columns_of, conditions, in_duckdb, rows
+from pipeline.expressions.trees import COMPARISONS, ExpressionError, check_tree, text_of
+from tests.helpers.expressions import FIELDS, Columns, columns_of, conditions, in_duckdb, many_rows, rows
 
 SOME = columns_of(
     [(60.0, 0.5, "web", "DE"), (60.0, None, None, "FR"), (None, 0.5, "web", "DE"), (40.0, 0.0, "app", "")]
@@ -41,8 +41,29 @@ def without_brackets(text: str, kept: list[bool]) -> str:
     return "".join(written)
 
 
-@settings(max_examples=500)
-@given(data=conditions, drawn=rows)
+@pytest.mark.parametrize("negation", ["", "not "])
+@pytest.mark.parametrize(
+    "test",
+    [
+        *(f"{{}} {sign} {{}}" for sign in sorted(COMPARISONS)),
+        "{} between {} and {}",
+        "{} not between {} and {}",
+        "{} is null",
+        "coalesce({}, {}) <> {}",
+    ],
+)
+def test_each_test_of_a_missing_value_agrees_with_duckdb(
+    connection: duckdb.DuckDBPyConnection, test: str, negation: str
+) -> None:
+    for operands in (("amount", "device_risk", "50"), ("channel", "country", "'web'"), ("50", "amount", "device_risk")):
+        text = negation + test.format(*operands)
+        selected = evaluate(parse_expression(text, FIELDS), SOME, 4)
+
+        assert selected.tolist() == in_duckdb(connection, text, SOME).tolist(), text
+
+
+@settings(max_examples=200)
+@given(data=conditions, drawn=many_rows)
 def test_conditions_select_what_duckdb_selects(
     connection: duckdb.DuckDBPyConnection, data: list[object], drawn: list[tuple[object, ...]]
 ) -> None:
@@ -56,8 +77,8 @@ def test_conditions_select_what_duckdb_selects(
     assert selected.tolist() == in_duckdb(connection, text_of(tree), columns).tolist(), text_of(tree)
 
 
-@settings(max_examples=500)
-@given(data=conditions, drawn=rows, kept=st.lists(st.booleans(), min_size=10, max_size=10))
+@settings(max_examples=200)
+@given(data=conditions, drawn=many_rows, kept=st.lists(st.booleans(), min_size=10, max_size=10))
 def test_operators_bind_as_in_duckdb(
     connection: duckdb.DuckDBPyConnection, data: list[object], drawn: list[tuple[object, ...]], kept: list[bool]
 ) -> None:
@@ -100,6 +121,15 @@ def test_a_row_is_selected_whatever_its_batch(data: list[object], drawn: list[tu
 )
 def test_missing_values_and_infinities_are_null(text: str, expected: list[bool]) -> None:
     assert evaluate(parse_expression(text, FIELDS), SOME, 4).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"), [("a\\%", [True, False]), ("a\\_", [True, False]), ("%\\", [False, False])]
+)
+def test_a_backslash_in_a_pattern_is_a_character(pattern: str, expected: list[bool]) -> None:
+    columns: Columns = {"channel": pa.array(["a\\b", "a%"])}
+
+    assert evaluate(parse_expression(f"channel like '{pattern}'", FIELDS), columns, 2).tolist() == expected
 
 
 def test_an_infinite_value_of_a_field_is_null() -> None:

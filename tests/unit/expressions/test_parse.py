@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from pipeline.expressions.parse import MAX_LENGTH, parse_expression
-from pipeline.expressions.trees import ExpressionError, Kind, Tree, check_tree, text_of
+from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, text_of
 from tests.helpers.expressions import FIELDS, conditions
 
 WEB = ["=", ["field", "channel"], ["text", "web"]]
@@ -34,6 +34,7 @@ def test_a_tree_survives_its_text(data: list[object]) -> None:
         ("(channel = 'web' or amount > 50) and device_risk > .5", ["and", ["or", WEB, LARGE], RISKY]),
         ("channel = 'web' and amount > 50 and device_risk > .5", ["and", WEB, LARGE, RISKY]),
         ("channel = 'web' and (amount > 50 and device_risk > .5)", ["and", WEB, ["and", LARGE, RISKY]]),
+        ("(channel = 'web' and amount > 50) and device_risk > .5", ["and", ["and", WEB, LARGE], RISKY]),
         ("not channel = 'web' and amount > 50", ["and", ["not", WEB], LARGE]),
         ("channel not like 'w%'", ["not", ["like", ["field", "channel"], ["text", "w%"]]]),
         ("not channel not like 'w%'", ["not", ["not", ["like", ["field", "channel"], ["text", "w%"]]]]),
@@ -59,7 +60,10 @@ def test_a_tree_survives_its_text(data: list[object]) -> None:
     ],
 )
 def test_operators_bind_as_in_sql(text: str, tree: list[object]) -> None:
-    assert parse_expression(text, FIELDS).data() == {"grammar": 1, "tree": tree}
+    parsed = parse_expression(text, FIELDS)
+
+    assert parsed.data() == {"grammar": 1, "tree": tree}
+    assert parse_expression(text_of(parsed), FIELDS) == parsed
 
 
 @pytest.mark.parametrize(
@@ -161,12 +165,12 @@ def test_nesting_is_refused_in_a_sentence(piece: str) -> None:
 
 
 def test_names_of_fields_that_are_keywords_are_quoted() -> None:
-    fields = {"in": Kind.NUMBER, 'a "b"': Kind.NUMBER, "order": Kind.NUMBER}
+    fields = {"in": ValueKind.NUMBER, 'a "b"': ValueKind.NUMBER, "order": ValueKind.NUMBER}
     text = '"in" > 1 and "a ""b""" > 1 and order > 1'
 
     tree = parse_expression(text, fields)
 
-    assert isinstance(tree, Tree)
+    assert isinstance(tree, Condition)
     assert text_of(tree) == text
 
 
@@ -174,8 +178,8 @@ def test_only_the_parser_imports_sqlglot() -> None:
     program = (
         "import sys, pipeline.expressions.trees, pipeline.expressions.evaluate, pipeline.expressions.parse\n"
         "assert 'sqlglot' not in sys.modules\n"
-        "from pipeline.expressions.trees import Kind\n"
-        "pipeline.expressions.parse.parse_expression('a > 1', {'a': Kind.NUMBER})\n"
+        "from pipeline.expressions.trees import ValueKind\n"
+        "pipeline.expressions.parse.parse_expression('a > 1', {'a': ValueKind.NUMBER})\n"
         "assert 'sqlglot' in sys.modules\n"
     )
 
