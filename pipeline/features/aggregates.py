@@ -3,7 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
-from pipeline.expressions.trees import Kind
+from pipeline.expressions.trees import ValueKind
 from pipeline.features.built_in import COUNT, NUMBER, SECONDS
 from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 
@@ -14,7 +14,7 @@ class Aggregate(NamedTuple):
     name: str
     code: int
     """Number in the kernel."""
-    kind: Kind | None
+    kind: ValueKind | None
     """Kind of its field; None where it needs none."""
     unit: str
     meaning: str
@@ -43,7 +43,7 @@ _OF: Final = "of the {entity}'s transactions"
 
 def _number(name: str, code: int, meaning: str, definition: str) -> Aggregate:
     """Return a statistic of numbers, of amounts where no field is named."""
-    return Aggregate(name, code, Kind.NUMBER, NUMBER, f"{meaning} {{field}} {_OF}", f"{definition} for none", "amount")
+    return Aggregate(name, code, ValueKind.NUMBER, NUMBER, f"{meaning} {{field}} {_OF}", f"{definition} for none", "amount")
 
 
 _DECLARED: Final = (
@@ -54,7 +54,7 @@ _DECLARED: Final = (
     _number("min", MIN_CODE, "smallest", "smallest `{field}`; NaN"),
     _number("max", MAX_CODE, "largest", "largest `{field}`; NaN"),
     Aggregate(
-        "distinct", DISTINCT_CODE, Kind.TEXT, COUNT, f"number of different values of {{field}} {_OF}",
+        "distinct", DISTINCT_CODE, ValueKind.TEXT, COUNT, f"number of different values of {{field}} {_OF}",
         "number of different `{field}`, 1,000 at most",
     ),
     Aggregate(
@@ -67,11 +67,11 @@ _DECLARED: Final = (
     ),
     Aggregate("share", SHARE_CODE, None, NUMBER, f"share {_OF}", "their share of all transactions; NaN for none"),
     Aggregate(
-        "usual_hour", USUAL_HOUR_CODE, Kind.NUMBER, NUMBER, "distance of the hour from that {entity}'s circular mean",
+        "usual_hour", USUAL_HOUR_CODE, ValueKind.NUMBER, NUMBER, "distance of the hour from that {entity}'s circular mean",
         "distance on the clock of the hour from the circular mean of the hours, in hours; NaN for none", "hour",
     ),
     Aggregate(
-        "new", NEW_CODE, Kind.TEXT, NUMBER, "whether the {entity} has no transaction of the same {field}",
+        "new", NEW_CODE, ValueKind.TEXT, NUMBER, "whether the {entity} has no transaction of the same {field}",
         "1 if no transaction has the same `{field}`, else 0; NaN without a value",
     ),
 )  # fmt: skip

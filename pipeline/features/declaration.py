@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from pipeline.expressions.trees import Kind, Tree, check_tree, fields_in, text_of
+from pipeline.expressions.trees import Condition, ValueKind, check_tree, fields_in, text_of
 from pipeline.features.aggregates import AGGREGATES, ALIASES, AMOUNT_AGGREGATES, Aggregate, window_us
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, COUNT, MONEY, NUMBER, SECONDS, Feature
 from schemas.fields import DECLARED_FIELDS
@@ -40,16 +40,16 @@ TEXT_FIELDS: Final = tuple(
     field.name for field in DECLARED_FIELDS if field.kind is FieldKind.TEXT and (field.column or field.kernels)
 )
 """Texts of the contract that features and filters can read; the identifier of a transaction is none."""
-CONTRACT_FIELDS: Final[dict[str, Kind]] = {
-    **{name: Kind.TEXT for name in TEXT_FIELDS if name != "transaction_id"},
-    **dict.fromkeys(("amount", "hour", "weekday"), Kind.NUMBER),
+CONTRACT_FIELDS: Final[dict[str, ValueKind]] = {
+    **{name: ValueKind.TEXT for name in TEXT_FIELDS if name != "transaction_id"},
+    **dict.fromkeys(("amount", "hour", "weekday"), ValueKind.NUMBER),
 }
 _NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
 _KEYS: Final = ("extends", "fields", "features")
-_KINDS: Final = {"number": Kind.NUMBER, "text": Kind.TEXT}
+_KINDS: Final = {"number": ValueKind.NUMBER, "text": ValueKind.TEXT}
 _LATER: Final = "windows per {} are not there yet: declare entity card or merchant"
 
-Filter = Callable[[Any, Mapping[str, Kind]], Tree]
+Filter = Callable[[Any, Mapping[str, ValueKind]], Condition]
 """Reads a filter over fields of known kinds; raises ValueError with a sentence."""
 
 
@@ -123,14 +123,14 @@ class Input(NamedTuple):
 
     field: str
     """Empty for 1."""
-    where: Tree | None
-    kind: Kind
+    where: Condition | None
+    kind: ValueKind
     """Of the field; a number where there is none."""
 
     @property
     def scale(self) -> float:
         """Number of steps of its values: cents, millionths, minutes of an hour; 1 for codes of texts."""
-        return _SCALES.get(self.field, 1e6) if self.kind is Kind.NUMBER else 1.0
+        return _SCALES.get(self.field, 1e6) if self.kind is ValueKind.NUMBER else 1.0
 
     @property
     def column(self) -> str:
@@ -319,13 +319,13 @@ class _Check:
             f"there is no aggregate {shown(table.aggregate)} of a {table.entity}; {suggestion(table.aggregate, known)}"
         )
 
-    def _where(self, table: DeclaredFeature) -> Tree | None:
+    def _where(self, table: DeclaredFeature) -> Condition | None:
         if table.where is None:
             return None
         kinds = dict(self._kinds)
         if table.entity == "merchant":
-            kinds |= {name: Kind.NUMBER for name in BUILT_IN if not name.startswith("merchant_")}
-            kinds |= {name: Kind.NUMBER for name in self._own if not name.startswith("merchant_")}
+            kinds |= {name: ValueKind.NUMBER for name in BUILT_IN if not name.startswith("merchant_")}
+            kinds |= {name: ValueKind.NUMBER for name in self._own if not name.startswith("merchant_")}
         try:
             tree = self._read_filter(table.where, kinds)
         except ValueError as error:
@@ -334,16 +334,16 @@ class _Check:
         self._built_in.update(name for name in fields_in(tree) if name in BUILT_IN)
         return tree
 
-    def _window(self, table: DeclaredFeature, aggregate: Aggregate, where: Tree | None) -> None:
+    def _window(self, table: DeclaredFeature, aggregate: Aggregate, where: Condition | None) -> None:
         field = table.field or aggregate.field
         if field and field not in self._kinds:
             found = suggestion(field, tuple(self._kinds))
             raise self._error(f"there is no field {shown(field)}; {found}, or declare it as [fields.NAME]")
-        kind = self._kinds.get(field, Kind.NUMBER)
+        kind = self._kinds.get(field, ValueKind.NUMBER)
         if aggregate.kind is not None and not field:
             raise self._error(f'{aggregate.name} needs a field, such as field = "country"')
         if aggregate.kind is not None and kind is not aggregate.kind:
-            of = "a text" if aggregate.kind is Kind.TEXT else "a number"
+            of = "a text" if aggregate.kind is ValueKind.TEXT else "a number"
             raise self._error(f"{aggregate.name} is of {of}, and {field} is none")
         if aggregate.name in ("share", "usual_hour") and table.field:
             raise self._error(f"{aggregate.name} has no field")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.expressions.trees import Kind, Tree
+from pipeline.expressions.trees import Condition, ValueKind
 from pipeline.features.active import declare
 from pipeline.features.declaration import (
     Declaration,
@@ -62,7 +62,7 @@ def read_features_file(content: bytes, name: str) -> Declaration:
         raise FeaturesError(f"{_where(name, text, error)}: {error}") from error
 
 
-def _parsed(text: Any, kinds: Mapping[str, Kind]) -> Tree:
+def _parsed(text: Any, kinds: Mapping[str, ValueKind]) -> Condition:
     # The parser is loaded where a filter is read only: a worker reads trees.
     from pipeline.expressions.parse import parse_expression
 
