@@ -1,9 +1,10 @@
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
@@ -253,6 +254,34 @@ def test_versions_name_configuration_and_offset() -> None:
     assert resumed.snapshot(8).version == more.version
 
 
+def test_a_layer_of_another_declaration_keeps_its_weights_by_name() -> None:
+    layer = trained(10).snapshot(10)
+    content = msgspec.json.decode(layer.to_payload())
+    order = [*range(1, len(INPUTS)), 0]
+    content["config"]["inputs"] = [*(INPUTS[k] for k in order), "weather"]
+    content["weights"] = [*(content["weights"][k] for k in order), 5.0]
+    scale = content["scale"]
+    scale["means"], scale["squares"] = ([*(scale[of][k] for k in order), 1.0] for of in ("means", "squares"))
+    other = RiverLayer.from_payload(msgspec.json.encode(content))
+    rows = np.random.default_rng(0).lognormal(size=(20, len(FEATURES)))
+    assert other.logit(rows, np.zeros(20)).tolist() == layer.logit(rows, np.zeros(20)).tolist()
+    assert other.version != layer.version
+
+
+def test_an_input_that_is_new_weighs_nothing_and_has_deviation_one() -> None:
+    content = msgspec.json.decode(trained(10).snapshot(10).to_payload())
+    new = INPUTS.index("card_count_1d")
+    for values in (
+        content["config"]["inputs"],
+        content["weights"],
+        *(content["scale"][of] for of in ("means", "squares")),
+    ):
+        del values[new]
+    layer = RiverLayer.from_payload(msgspec.json.encode(content))
+    assert layer.weights[new] == layer.scale.means[new] == 0.0
+    assert layer.scale.squares[new] == layer.scale.weight > 0
+
+
 def test_a_layer_that_does_not_fit_is_refused() -> None:
     payload = trained(10).snapshot(10).to_payload()
     with pytest.raises(ModelError, match="other inputs"):
@@ -260,6 +289,6 @@ def test_a_layer_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ModelError, match="not a River layer"):
         RiverLayer.from_payload(b'{"weights": "many"}')
     with pytest.raises(ModelError, match="other inputs"):
-        RiverLayer.from_payload(payload.replace(b"hour from 20", b"weather"))
+        RiverLayer.from_payload(payload.replace(KERNEL_VERSION.encode(), b"0-00000000"))
     with pytest.raises(ModelError, match="finite"):
         RiverLayer(RiverLayer.identity().config, (1.0, 2.0), 0.0, Scale(), 0)
