@@ -14,7 +14,7 @@ from pipeline.features.built_in import (
     WINDOWS_US,
 )
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.declared_windows import declared_features
+from pipeline.features.declared_windows import Declared, declared_features, write_values
 from pipeline.features.timelines.chunks import has_room, position_at
 from pipeline.features.timelines.entities import enter_slot
 from pipeline.features.timelines.insertion import insert_event
@@ -100,23 +100,22 @@ def profile_cards(
     counts: Any,
     hours: Any,
     weekdays: Any,
-    plan: Any,
-    values: Any,
+    built_in: Any,
     row: Any,
-    distinct: Any,
+    declared: Declared | None,
     out: Any,
     case_starts: Any,
     case_sequences: Any,
     outliers: Any,
 ) -> int:
-    """Fill the columns of ``out`` that ``plan`` names from ``first_row`` on.
+    """Fill the chosen columns of ``out`` from ``first_row`` on; returns the first row not done (a table is full).
 
-    Returns the first row not done (a table is full). ``values``: whole numbers for declared windows, shape (n, inputs).
-    ``row`` and ``distinct``: room for a row of all built-in features, and the `distinct_table`.
+    ``built_in`` (of the plan) chooses among the built-in features, for a row of which ``row`` has room.
     """
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
-    words, built_in = CARD_EVENT_WORDS + values.shape[1], plan.built_in
-    declared = plan.groups.shape[0] + plan.ratios.shape[0] > 0
+    words = CARD_EVENT_WORDS
+    if declared is not None:
+        words = CARD_EVENT_WORDS + declared.values.shape[1]
     ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]
     recent = state.scratch[RECENT : RECENT + USUAL_EVENTS]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
@@ -195,11 +194,12 @@ def profile_cards(
         outliers[i] = flag == 1
         for j in range(built_in.shape[0]):
             out[i, built_in[j, 1]] = row[built_in[j, 0]]
-        if declared:
-            declared_features(
-                state, words, slot, chunk, end, time_us, floor_us, amount, plan, values[i], distinct, out[i]
-            )
+        if declared is not None:
+            declared_features(state, words, slot, chunk, end, time_us, floor_us, amount, i, declared, out[i])
         if counts[i] and time_us > floor_us:
-            insert_event(state, words, slot, chunk, end, time_us, amount, flag, merchants[i], floor_us, values[i])
+            event = insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us)
+            events[event + EVENT.other] = merchants[i]
+            if declared is not None:
+                write_values(state, event, words, i, declared)
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

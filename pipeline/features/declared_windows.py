@@ -5,7 +5,7 @@ within the next. Values are whole numbers of steps, so that sums are exact whate
 """
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,22 @@ _EXACT_SQUARES: Final = 2**62
 """The number of values times the high word of the sum of their squares, up to which variances are exact."""
 
 
+class Declared(NamedTuple):
+    """What the kernel of an entity computes beyond built-in features; it gets None where nothing is declared.
+
+    The first four are of the `pipeline.features.feature_set.Plan`.
+    """
+
+    groups: NDArray[np.int64]
+    windows_us: NDArray[np.int64]
+    ratios: NDArray[np.int64]
+    scales: NDArray[np.float64]
+    values: NDArray[np.int64]
+    """`whole_values` of all rows."""
+    distinct: NDArray[np.int64]
+    """The `distinct_table`."""
+
+
 def distinct_table() -> NDArray[np.int64]:
     """Return room for counting different values: pairs of stamp and value, and behind them the latest stamp."""
     return np.zeros(2 * (_TABLE_MASK + 1) + 1, np.int64)
@@ -68,8 +84,6 @@ def whole_values(inputs: NDArray[np.float64] | None, n: int, scales: NDArray[np.
     >>> whole_values(np.array([[0.125, np.nan]]), 1, np.array([100.0, 1.0])).tolist()
     [[12, -9223372036854775808]]
     """
-    if not len(scales):
-        return np.empty((n, 0), np.int64)
     if inputs is None:
         return np.full((n, len(scales)), NO_VALUE)
     if inputs.shape != (n, len(scales)):
@@ -83,8 +97,8 @@ def whole_values(inputs: NDArray[np.float64] | None, n: int, scales: NDArray[np.
 
 @compiled
 def declared_features(
-    state: State, words: Any, slot: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, amount: Any, plan: Any,
-    values: Any, distinct: Any, out: Any,
+    state: State, words: Any, slot: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, amount: Any, i: Any,
+    declared: Declared, out: Any,
 ) -> None:  # fmt: skip
     """Write the features of declared windows, and ratios.
 
@@ -97,21 +111,25 @@ def declared_features(
         time_us: Event time of the present row, which is in no window of its own.
         floor_us: Horizon, in microseconds since 1970.
         amount: Amount of the present row, in minor units.
-        plan: The `pipeline.features.catalogue.Plan`.
-        values: Its other values, shape (inputs,).
-        distinct: The `distinct_table`.
+        i: Number of the present row.
+        declared: What to compute.
         out: Shape (columns,): the row of features, which has those that ratios are of.
     """
-    groups, own_words = plan.groups, words - values.shape[0]
+    groups, ratios, own_words = declared.groups, declared.ratios, words - declared.values.shape[1]
     for g in range(groups.shape[0]):
         code, given, column = groups[g, 0], groups[g, 1], groups[g, 2]
-        windows = plan.windows_us[groups[g, 3] : groups[g, 4]]
+        windows = declared.windows_us[groups[g, 3] : groups[g, 4]]
         group_out = out[column : column + windows.shape[0]]
         word, shift, value, scale = np.int64(EVENT.amount), np.int64(1), amount, AMOUNT_SCALE
         if given >= 0:
-            word, shift, value, scale = own_words + given, np.int64(0), values[given], plan.scales[given]
+            word, shift, value, scale = (
+                own_words + given,
+                np.int64(0),
+                declared.values[i, given],
+                declared.scales[given],
+            )
         if code == DISTINCT_CODE:
-            _distinct(state, words, chunk, end, time_us, floor_us, windows, word, shift, distinct, group_out)
+            _distinct(state, words, chunk, end, time_us, floor_us, windows, word, shift, declared.distinct, group_out)
         elif code == NEW_CODE:
             _new(state, words, chunk, end, time_us, floor_us, windows, word, shift, value, group_out)
         elif code == USUAL_HOUR_CODE:
@@ -120,9 +138,18 @@ def declared_features(
             _amounts(state, words, slot, chunk, end, time_us, floor_us, windows, code, group_out)
         else:
             _moments(state, words, chunk, end, time_us, floor_us, windows, word, code, scale, group_out)
-    for r in range(plan.ratios.shape[0]):
-        divisor = out[plan.ratios[r, 2]]
-        out[plan.ratios[r, 0]] = out[plan.ratios[r, 1]] / divisor if divisor > 0 else np.nan
+    for r in range(ratios.shape[0]):
+        divisor = out[ratios[r, 2]]
+        out[ratios[r, 0]] = out[ratios[r, 1]] / divisor if divisor > 0 else np.nan
+
+
+@inlined
+def write_values(state: State, row: Any, words: Any, i: Any, declared: Declared) -> None:
+    """Write the declared values of row ``i`` to the last words of an event's row, which begins at word ``row``."""
+    values = declared.values
+    first = row + words - values.shape[1]
+    for k in range(values.shape[1]):
+        state.events[first + k] = values[i, k]
 
 
 @inlined

@@ -22,7 +22,7 @@ from pipeline.features.catalogue import (
     MERCHANT_FEATURES,
     MERCHANT_PLAN,
 )
-from pipeline.features.declared_windows import distinct_table, whole_values
+from pipeline.features.declared_windows import Declared, distinct_table, whole_values
 from pipeline.features.feature_set import Plan
 from pipeline.features.merchant_kernel import profile_merchants
 from pipeline.features.state_columns import Storage
@@ -72,8 +72,15 @@ class _Windows(Tables):
         if len(written) and max(written) >= width:
             raise ValueError(f"the plan writes column {max(written)}, and there are {width}")
         self.plan, self.width = plan, width
-        self._row, self._distinct = np.empty(built_in), distinct_table()
+        self._row = np.empty(built_in)
+        self._distinct = distinct_table() if len(plan.groups) or len(plan.ratios) or len(plan.scales) else None
         self._unwritten = np.setdiff1d(np.arange(width), written)
+
+    def _declared(self, inputs: NDArray[np.float64] | None, n: int) -> Declared | None:
+        if self._distinct is None:
+            return None
+        _, groups, windows_us, ratios, scales = self.plan
+        return Declared(groups, windows_us, ratios, scales, whole_values(inputs, n, scales), self._distinct)
 
 
 class CardWindows(_Windows):
@@ -132,13 +139,12 @@ class CardWindows(_Windows):
         columns = self.width if columns is None else columns
         if columns < self.width:
             raise ValueError(f"the cards' features have {self.width} columns, more than {columns}")
-        values = whole_values(inputs, n, self.plan.scales)
         profile = CardProfile.of_rows(n, columns)
         if len(self._unwritten):
             profile.features[:, self._unwritten] = np.nan
         self.work(
-            profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, self.plan, values, self._row,
-            self._distinct, *profile,
+            profile_cards, n, keys, others, time_us, amount, enters, hours, weekdays, self.plan.built_in, self._row,
+            self._declared(inputs, n), *profile,
         )  # fmt: skip
         return profile
 
@@ -209,11 +215,10 @@ class MerchantWindows(_Windows):
         out = np.empty((n, self.width)) if out is None else out
         if out.shape[1] < self.width:
             raise ValueError(f"the merchants' features have {self.width} columns, more than {out.shape[1]}")
-        values = whole_values(inputs, n, self.plan.scales)
         (rows,) = _columns(n, (np.arange(n) if out_rows is None else out_rows, np.int64))
         self.work(
-            profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us, self.plan,
-            values, self._row, self._distinct, out, rows, out.shape[1] - self.width,
+            profile_merchants, n, kind, keys, identities, time_us, amount, enters, outlier, value, since_us,
+            self.plan.built_in, self._row, self._declared(inputs, n), out, rows, out.shape[1] - self.width,
         )  # fmt: skip
         return out
 

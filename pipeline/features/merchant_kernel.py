@@ -10,7 +10,7 @@ from pipeline.features.built_in import (
     MERCHANT_OUTLIER_RATIO,
 )
 from pipeline.features.compiled import compiled, inlined, wide_product
-from pipeline.features.declared_windows import declared_features
+from pipeline.features.declared_windows import Declared, declared_features, write_values
 from pipeline.features.known_labels import insert_label
 from pipeline.features.label_features import FOUND_WORDS, label_features, unlabelled_features
 from pipeline.features.timelines.chunks import has_room, position_at
@@ -28,7 +28,6 @@ from pipeline.features.timelines.layout import (
     LOOKED_AHEAD_WORDS,
     MERCHANT_EVENT_WORDS,
     META,
-    NO_CHUNK,
     ROWS_AHEAD,
     SLOT,
     SLOT_WORDS,
@@ -61,22 +60,22 @@ def profile_merchants(
     outliers: Any,
     known: Any,
     known_at: Any,
-    plan: Any,
-    values: Any,
+    built_in: Any,
     row: Any,
-    distinct: Any,
+    declared: Declared | None,
     out: Any,
     out_rows: Any,
     first_column: Any,
 ) -> int:
-    """Fill the columns of ``out`` that ``plan`` names, counted from ``first_column``, row i at ``out_rows[i]``.
+    """Fill the chosen columns of ``out``, the first being ``first_column``, row i at ``out_rows[i]``.
 
     Returns the first row not done (a table is full). A row of kind 1 is a label: it changes what is known, and its
     output row, if it has one, is NaN. The other arguments are those of `profile_cards`.
     """
     meta, chunks, events = state.meta, state.chunks, state.events
-    words, built_in = MERCHANT_EVENT_WORDS + values.shape[1], plan.built_in
-    declared = plan.groups.shape[0] + plan.ratios.shape[0] > 0
+    words = MERCHANT_EVENT_WORDS
+    if declared is not None:
+        words = MERCHANT_EVENT_WORDS + declared.values.shape[1]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
     found = state.scratch[FOUND : FOUND + FOUND_WORDS]
     ahead = state.scratch[LOOKED_AHEAD : LOOKED_AHEAD + LOOKED_AHEAD_WORDS]
@@ -121,13 +120,13 @@ def profile_merchants(
             label_features(state, words, slot, time_us, floor_us, row, found)
         for j in range(built_in.shape[0]):
             out[out_row, first_column + built_in[j, 1]] = row[built_in[j, 0]]
-        if declared:
+        if declared is not None:
             columns = out[out_row, first_column:]
-            declared_features(
-                state, words, slot, chunk, end, time_us, floor_us, amount, plan, values[i], distinct, columns
-            )
+            declared_features(state, words, slot, chunk, end, time_us, floor_us, amount, i, declared, columns)
         if enters:
             flag = np.int64(outliers[i] or _is_merchant_outlier(amount, np.int64(month), sum_))
-            insert_event(state, words, slot, chunk, end, time_us, amount, flag, NO_CHUNK, floor_us, values[i])
+            event = insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us)
+            if declared is not None:
+                write_values(state, event, words, i, declared)
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

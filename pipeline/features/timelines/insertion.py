@@ -232,11 +232,11 @@ def insert_event(
     time_us: Any,
     amount: Any,
     flag: Any,
-    other: Any,
     floor_us: Any,
-    values: Any,
-) -> None:
+) -> Any:
     """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved.
+
+    The caller writes the words behind its amount.
 
     Args:
         state: The partition's tables, for which `has_room` is True.
@@ -247,9 +247,10 @@ def insert_event(
         time_us: Event time, in microseconds since 1970.
         amount: Minor units of the base currency, 0 <= amount < 2**53.
         flag: 1 if the amount is an outlier, else 0.
-        other: First 64 bits of the merchant's key; written to rows of cards only.
         floor_us: Horizon, as of `make_room`.
-        values: What declared windows read, shape (inputs,): the last words of the row.
+
+    Returns:
+        Number of the first word of its row.
     """
     chunks, events = state.chunks, state.events
     record = chunk * CHUNK_WORDS
@@ -265,11 +266,6 @@ def insert_event(
     row = (chunks[record + CHUNK.start] + at) * words
     events[row] = time_us
     events[row + EVENT.amount] = doubled
-    own_words = words - values.shape[0]
-    if own_words > EVENT.other:
-        events[row + EVENT.other] = other
-    for k in range(values.shape[0]):
-        events[row + own_words + k] = values[k]
     mark(state.events_dirty, row, words)
     if at == 0:
         chunks[record + CHUNK.first] = time_us
@@ -277,6 +273,7 @@ def insert_event(
         chunks[record + CHUNK.last] = time_us
     if chunks[record + CHUNK.capacity] >= LEAST_WITH_TOTALS:
         _count_event(state, words, chunk, at, doubled)
+    return row
 
 
 @compiled
