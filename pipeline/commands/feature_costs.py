@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -41,14 +41,14 @@ def costs(features: FeatureSet) -> dict[str, Cost]:
     values = random.integers(0, 20, (n, len(features.card_inputs) + len(features.merchant_inputs))).astype(np.float64)
     zeros = {kind: np.zeros(n, kind) for kind in (np.uint8, np.uint64, np.bool_, np.int8, np.int64)}
 
-    def cards(plan: Plan) -> float:
-        windows = CardWindows(None, plan, len(features.card_features), features.horizon_us)
-        columns = (keys, keys, time_us, amount, counts, hour, weekday, values[:, : len(plan.scales)])
+    def cards(plan: Plan, width: int) -> float:
+        windows = CardWindows(None, plan, width, features.horizon_us)
+        columns: tuple[Any, ...] = (keys, keys, time_us, amount, counts, hour, weekday, values[:, : len(plan.scales)])
         return _measured(lambda rows: windows.profile(*(column[rows] for column in columns)))
 
-    def merchants(plan: Plan) -> float:
-        windows = MerchantWindows(None, plan, len(features.merchant_features), features.horizon_us)
-        columns = (
+    def merchants(plan: Plan, width: int) -> float:
+        windows = MerchantWindows(None, plan, width, features.horizon_us)
+        columns: tuple[Any, ...] = (
             zeros[np.uint8], keys, zeros[np.uint64], time_us, amount, counts, zeros[np.bool_], zeros[np.int8],
             zeros[np.int64], values[:, : len(plan.scales)],
         )  # fmt: skip
@@ -61,13 +61,13 @@ def costs(features: FeatureSet) -> dict[str, Cost]:
     }
 
 
-def _cost(measured: Callable[[Plan], float], plan: Plan, names: Sequence[str], words: int) -> Cost:
-    none = plan._replace(groups=plan.groups[:0], ratios=plan.ratios[:0])
-    built_in_ns = measured(none)
-    groups_ns = {
-        names[group[2]]: max(measured(none._replace(groups=group[np.newaxis])) - built_in_ns, 0.0)
-        for group in plan.groups
-    }
+def _cost(measured: Callable[[Plan, int], float], plan: Plan, names: Sequence[str], words: int) -> Cost:
+    none, width = plan._replace(groups=plan.groups[:0], ratios=plan.ratios[:0]), len(plan.built_in)
+    built_in_ns = measured(none, width)
+    groups_ns = {}
+    for aggregate, given, column, first, end in plan.groups.tolist():
+        alone = none._replace(groups=np.array([(aggregate, given, width, first, end)]))
+        groups_ns[names[column]] = max(measured(alone, width + end - first) - built_in_ns, 0.0)
     return Cost(built_in_ns, groups_ns, 8 * (words + len(plan.scales)))
 
 
