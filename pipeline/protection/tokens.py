@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from pipeline.features.active import active_declaration
 from pipeline.protection.signing import KeyFileError, secret_of
 from schemas.codec import MAX_VALUE_BYTES
 
@@ -36,6 +37,7 @@ _NO_NAME: Final = b"\0"
 """No field's name is empty; the row of this text shows with which secret a database was made."""
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
+_NULL: Final = msgspec.Raw(b"null")
 
 
 class NotTokenised(ValueError):
@@ -164,15 +166,18 @@ class Tokeniser:
     Args:
         keys: Keys of the values.
         fields: Fields to replace, wherever a message has them; all of them hold texts.
+        attributes: Members of ``attributes`` to replace, likewise; a null stays.
     """
 
-    def __init__(self, keys: TokenKeys, fields: Iterable[str] = (CARD_ID,)) -> None:
-        self._keys, self._fields = keys, tuple(fields)
+    def __init__(self, keys: TokenKeys, fields: Iterable[str] = (CARD_ID,), attributes: Iterable[str] = ()) -> None:
+        self._keys, self._fields, self._attributes = keys, tuple(fields), tuple(attributes)
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
-        """Return the tokeniser of ``settings``; raises `KeyFileError`."""
-        return cls(TokenKeys.from_settings(settings), settings.token_names)
+        """Return the tokeniser of ``settings`` and of the personal texts that are declared; raises `KeyFileError`."""
+        declared = active_declaration().fields
+        personal = [name for name, field in declared.items() if field.personal and field.type == "text"]
+        return cls(TokenKeys.from_settings(settings), settings.token_names, personal)
 
     def message(self, value: bytes | None) -> tuple[str, bytes]:
         """Return the token of a message's ``card_id``, which is the key of its record, and its JSON with tokens.
@@ -209,6 +214,9 @@ class Tokeniser:
             value.decode()
             fields = _FIELDS.decode(value)
             names = {field: (field, _TEXT.decode(fields[field])) for field in self._fields if field in fields}
+            attributes = self._members(fields)
+            given = [name for name in self._attributes if attributes.get(name, _NULL) != _NULL]
+            names |= {f"attributes.{name}": (f"attributes.{name}", _TEXT.decode(attributes[name])) for name in given}
         except UnicodeDecodeError as error:
             raise NotTokenised("not_utf8", "The record is not UTF-8.") from error
         except msgspec.ValidationError as error:
@@ -224,9 +232,18 @@ class Tokeniser:
     def _replaced(self, value: bytes, keys: Mapping[Name, bytes], names: Mapping[str, Name]) -> tuple[str, bytes]:
         tokens = {field: _token(name, keys[name]) for field, name in names.items()}
         fields = _FIELDS.decode(value)
+        attributes = self._members(fields)
         for field, token in tokens.items():
-            fields[field] = msgspec.Raw(b'"%b"' % token.encode())
+            place, _, name = field.rpartition(".")
+            (attributes if place else fields)[name] = msgspec.Raw(b'"%b"' % token.encode())
+        if attributes:
+            fields["attributes"] = msgspec.Raw(msgspec.json.encode(attributes))
         return tokens[CARD_ID], msgspec.json.encode(fields)
+
+    def _members(self, fields: Mapping[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+        """Return the attributes of a message, if any of them are to be replaced."""
+        text = fields.get("attributes", _NULL) if self._attributes else _NULL
+        return {} if text == _NULL else _FIELDS.decode(text)
 
     def many(self, values: Sequence[bytes | None]) -> list[tuple[str, bytes] | NotTokenised]:
         """Tokenise many messages with one look-up of their keys.

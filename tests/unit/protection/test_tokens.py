@@ -37,6 +37,18 @@ def test_a_message_keeps_all_but_the_fields_that_are_replaced(keys: TokenKeys) -
     assert tokeniser.token("account_id", CARD) != token
 
 
+def test_personal_attributes_are_replaced_where_they_are_texts(keys: TokenKeys) -> None:
+    tokeniser = Tokeniser(keys, ("card_id",), ("shop", "holder"))
+    message = b'{"card_id":"4","attributes":{"risk":0.5,"shop":"Kiosk","holder":null}}'
+    token, value = tokeniser.message(message)
+    shop = tokeniser.token("attributes.shop", "Kiosk")
+    assert msgspec.json.decode(value) == {"card_id": token, "attributes": {"risk": 0.5, "shop": shop, "holder": None}}
+    with pytest.raises(NotTokenised, match="field to tokenise is no text"):
+        tokeniser.message(b'{"card_id":"4","attributes":{"shop":7}}')
+    for without in (b'{"card_id":"4","attributes":null}', b'{"card_id":"4"}'):
+        assert msgspec.json.decode(tokeniser.message(without)[1]) == msgspec.json.decode(without) | {"card_id": token}
+
+
 def test_all_processes_give_a_value_one_token(tmp_path: Path) -> None:
     cards = [str(number) for number in range(1_200)]
 
