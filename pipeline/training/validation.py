@@ -32,9 +32,9 @@ MOST_VALUES: Final = 10
 """Most frequent values of an attribute that are distinguished."""
 AMOUNT_BANDS: Final = 4
 MERCHANT_AGE_DAYS: Final = (14, 60)
-SEGMENT_FEATURES: Final = ("amount", "merchant_seconds_since_first")
-"""Features that segments go by."""
-_AMOUNT, _AGE_S = (FEATURES.index(name) for name in SEGMENT_FEATURES)
+_AMOUNT, _AGE_S = "amount", "merchant_seconds_since_first"
+SEGMENT_FEATURES: Final = tuple(name for name in (_AMOUNT, _AGE_S) if name in FEATURES)
+"""Features that segments go by, of those that are declared; the amount always is."""
 
 
 def measured(
@@ -218,10 +218,12 @@ def _segments(
     features: NDArray[np.float64], fields: Mapping[str, NDArray[np.object_]]
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield name, value and rows of each segment that has rows."""
-    amount = features[:, _AMOUNT]
+    amount = features[:, FEATURES.index(_AMOUNT)]
     edges = np.unique(np.quantile(amount, np.linspace(0, 1, AMOUNT_BANDS + 1)[1:-1]))
     yield from _bands("amount", amount, [-np.inf, *edges.tolist(), np.inf], "{:.2f}")
-    yield from _bands("merchant age in days", features[:, _AGE_S] / 86_400, [-np.inf, *MERCHANT_AGE_DAYS, np.inf], "{}")
+    if _AGE_S in FEATURES:
+        days = features[:, FEATURES.index(_AGE_S)] / 86_400
+        yield from _bands("merchant age in days", days, [-np.inf, *MERCHANT_AGE_DAYS, np.inf], "{}")
     for name, values in fields.items():
         texts = np.array(["none" if value is None else str(value) for value in values])
         distinct, counts = np.unique(texts, return_counts=True)

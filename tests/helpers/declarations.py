@@ -29,7 +29,7 @@ _WORDS: Final[dict[str, tuple[str | None, ...]]] = {
     "account_id": (*(f"a{number}" for number in range(8)), None),
     "ip": (*(f"10.0.0.{number}" for number in range(200)), None),
     "shop": ("web", "it's", "東京", "50%", "a_b", None),
-    "wifi": (*(f"w{number}" for number in range(2_000)), None),
+    "wifi": (*(f"w{number}" for number in range(20_000)), None),
 }
 _CARD_FEATURES: Final = ("card_merchant_count", "card_count_30d", "card_count_1d", "card_seconds_since_last")
 
@@ -213,6 +213,9 @@ def random_history(seed: int, rows: int, declaration: dict[str, Any]) -> pd.Data
     times = arrived - late
     card = np.minimum(random.geometric(2.5 / cards, rows), cards)
     merchant = np.minimum(random.geometric(3 / merchants, rows), merchants)
+    if seed % 5 == 0:
+        # One with more transactions in 90 days than different values are counted.
+        merchant[random.random(rows) < 0.3] = 1
     for row in np.flatnonzero(random.random(rows) < 0.1).tolist():
         # At the edge of a window that an earlier one of the card, or of the merchant, lies in.
         own = card if random.random() < 0.5 else merchant

@@ -8,7 +8,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -28,13 +28,6 @@ CLOCK = [
     tuple(round(2**30 * turn(2 * math.pi * minute / 1_440)) for turn in (math.sin, math.cos)) for minute in range(1_440)
 ]
 """Direction of each minute of the day."""
-
-
-class Event(NamedTuple):
-    """An earlier transaction of an entity: its event time and its value, None for none."""
-
-    time: int
-    value: Any
 
 
 def declared_features(declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
@@ -97,14 +90,13 @@ def windowed(table: Mapping[str, Any], frame: pd.DataFrame, pasts: Sequence[Sequ
     scale, values = steps(frame, field, table.get("where"))
     times = frame["event_time_us"].tolist()
     label = table.get("name") or "_".join(filter(None, (aggregate, given)))
-    found = {}
-    for window in table["windows"]:
-        column = []
-        for time, own, past in zip(times, values, pasts, strict=True):
-            first = bisect_right(past, time - length(window), key=times.__getitem__)
-            events = [Event(times[row], values[row]) for row in past[first:]]
-            column.append(statistic(aggregate, time, own, events, scale))
-        found[f"{table['entity']}_{label}_{window}"] = column
+    lengths = {window: length(window) for window in table["windows"]}
+    found: dict[str, list[float]] = {f"{table['entity']}_{label}_{window}": [] for window in lengths}
+    for time, own, past in zip(times, values, pasts, strict=True):
+        past_times, past_values = [times[row] for row in past], [values[row] for row in past]
+        for column, us in zip(found.values(), lengths.values(), strict=True):
+            first = bisect_right(past_times, time - us)
+            column.append(statistic(aggregate, time, own, past_times[first:], past_values[first:], scale))
     return found
 
 
@@ -147,10 +139,20 @@ def whole(value: float, scale: int) -> int | None:
     return round(value * scale) if abs(value * scale) < LARGEST else None
 
 
-def statistic(name: str, time: int, own: Any, events: Sequence[Event], scale: int) -> float:
-    """Return an aggregate of a window's events for a row at a time with a value of its own."""
-    values = [event.value for event in events if event.value is not None]
-    times = [event.time for event in events if event.value is not None]
+def statistic(
+    name: str, time: int, own: Any, past_times: Sequence[int], past_values: Sequence[Any], scale: int
+) -> float:
+    """Return an aggregate of a window for a row at a time with a value of its own.
+
+    Args:
+        name: The aggregate.
+        time: Event time of the row.
+        own: Its value, None for none.
+        past_times: Event times of the window's transactions.
+        past_values: Their values.
+        scale: Steps of a unit.
+    """
+    values = [value for value in past_values if value is not None]
     count = len(values)
     if name == "count":
         return float(count)
@@ -159,7 +161,7 @@ def statistic(name: str, time: int, own: Any, events: Sequence[Event], scale: in
     if name == "sum":
         return float(sum(values)) / scale
     if name == "share":
-        return count / len(events) if events else NAN
+        return count / len(past_values) if past_values else NAN
     if name == "new":
         return NAN if own is None else float(own not in values)
     if name == "usual_hour":
@@ -170,9 +172,9 @@ def statistic(name: str, time: int, own: Any, events: Sequence[Event], scale: in
         return float(sum(values)) / count / scale
     if name == "std":
         return math.sqrt(count * sum(value * value for value in values) - sum(values) ** 2) / count / scale
-    ends = {"min": min(values) if name == "min" else 0, "max": max(values) if name == "max" else 0}
-    if name in ends:
-        return ends[name] / scale
+    if name in ("min", "max"):
+        return (min(values) if name == "min" else max(values)) / scale
+    times = [at for at, value in zip(past_times, past_values, strict=True) if value is not None]
     return (time - {"seconds_since_last": max, "seconds_since_first": min}[name](times)) / SECOND
 
 
