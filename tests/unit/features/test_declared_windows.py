@@ -264,27 +264,48 @@ def test_declared_windows_equal_the_reference(
     assert profile(make(), log, slice(None)).tobytes() == got.tobytes()
 
 
-@pytest.mark.parametrize("make", [of_cards, of_merchants])
-def test_values_leave_the_built_in_features_alone(make: Callable[[], Windows]) -> None:
-    """Rows of other sizes, with labels and outliers among them."""
-    plan, width = make().plan, make().width
-    log = busy_card_log(1, 900) if make is of_cards else busy_merchant_log(1, 900)
-    bare = plan._replace(groups=plan.groups[:0], ratios=plan.ratios[:0], scales=plan.scales[:0])
-    bare = bare._replace(built_in=np.column_stack([np.arange(len(CARD if make is of_cards else MERCHANT))] * 2))
-    wide = bare._replace(scales=np.ones(16))
-    profiled = []
-    for chosen in (bare, wide):
-        windows = type(make())(None, chosen, len(chosen.built_in), HORIZON_US)
-        profiled.append((profile_cards if make is of_cards else profile_merchants)(windows)(log))
-        windows.rollback()
-        assert contents(windows) == {}
-    assert profiled[0].tobytes() == profiled[1].tobytes()
-    assert width > 5
+def built_in_plan(columns: int, inputs: int) -> Plan:
+    """All built-in features, beside values that nothing reads."""
+    nothing = simple("count", ())
+    every = np.column_stack([np.arange(columns), np.arange(columns)])
+    return nothing._replace(built_in=every, groups=nothing.groups[:0], scales=np.ones(inputs))
+
+
+def test_values_leave_the_built_in_features_of_cards_alone() -> None:
+    log = busy_card_log(1, 900)
+    windows = [CardWindows(None, built_in_plan(len(CARD), inputs), len(CARD), HORIZON_US) for inputs in (0, 16)]
+    without, beside = [profile_cards(of)(log).tobytes() for of in windows]
+    assert without == beside
+    windows[1].rollback()
+    assert contents(windows[1]) == {}
+
+
+def test_values_leave_the_built_in_features_of_merchants_alone() -> None:
+    """With labels and outliers, which are found by the rows of events."""
+    log = busy_merchant_log(1, 900)
+    windows = [MerchantWindows(None, built_in_plan(len(MERCHANT), k), len(MERCHANT), HORIZON_US) for k in (0, 16)]
+    without, beside = [profile_merchants(of)(log).tobytes() for of in windows]
+    assert without == beside
+    windows[1].rollback()
+    assert contents(windows[1]) == {}
+
+
+def test_features_of_merchants_stand_in_the_last_columns_of_chosen_rows() -> None:
+    log = of_one(3, np.ones((3, 1)))
+    out, zeros = np.full((4, 3), -1.0), np.zeros(3, np.bool_)
+    MerchantWindows(None, simple("count", (1_000_000, US_PER_DAY)), 2).profile(
+        np.array([0, 0, 1], np.uint8), log.keys, np.zeros(3, np.uint64), log.times, log.amounts, log.counts, zeros,
+        np.ones(3, np.int8), log.times, log.inputs, out, np.array([2, 0, 1]),
+    )  # fmt: skip
+    assert out.tolist()[0] == [-1.0, 0.0, 1.0]
+    assert out.tolist()[2:] == [[-1.0, 0.0, 0.0], [-1.0] * 3]
+    assert out[1, 0] == -1.0
+    assert np.isnan(out[1, 1:]).all()
 
 
 def test_inputs_become_whole_numbers() -> None:
     scales = np.array([100.0])
-    given = [0.125, 0.135, -0.125, np.nan, np.inf, -np.inf, 1e300, 2.0**53 / 100, -(2.0**53) / 100, 2.0**52 / 100]
+    given = [0.125, 0.135, -0.125, np.nan, np.inf, -np.inf, 1e308, 2.0**53 / 100, -(2.0**53) / 100, 2.0**52 / 100]
     got = whole_values(np.array(given)[:, None], len(given), scales)[:, 0].tolist()
     assert got == [12, 14, -12, *[NO_VALUE] * 6, 2**52]
     assert whole_values(None, 2, scales).tolist() == [[NO_VALUE], [NO_VALUE]]
