@@ -8,6 +8,7 @@ from typing import Any, Final
 MAX_BYTES: Final = 64 * 1024
 """Longest file that is read."""
 _SHOWN: Final = 64
+_LISTED: Final = 20
 
 
 class InvalidToml(ValueError):
@@ -37,5 +38,8 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     >>> suggestion("pth", ["path", "unit"]), suggestion("x", ["path", "unit"])
     ('did you mean path?', 'there are path, unit')
     """
-    close = difflib.get_close_matches(name[:_SHOWN], names, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    known = list(names)
+    if close := difflib.get_close_matches(name[:_SHOWN], known, 1):
+        return f"did you mean {close[0]}?"
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"there are {', '.join(known[:_LISTED])}{more}"

@@ -45,6 +45,8 @@ CONTRACT_FIELDS: Final[dict[str, ValueKind]] = {
     **dict.fromkeys(("amount", "hour", "weekday"), ValueKind.NUMBER),
 }
 _NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
+_MISSING: Final = re.compile("missing required field `(.*)`")
+_ARTICLES: Final = {"meaning": "a meaning", "type": "a type", "entity": "an entity", "aggregate": "an aggregate"}
 _KEYS: Final = ("extends", "fields", "features")
 _KINDS: Final = {"number": ValueKind.NUMBER, "text": ValueKind.TEXT}
 _LATER: Final = "windows per {} are not there yet: declare entity card or merchant"
@@ -324,8 +326,8 @@ class _Check:
             return None
         kinds = dict(self._kinds)
         if table.entity == "merchant":
-            kinds |= {name: ValueKind.NUMBER for name in BUILT_IN if not name.startswith("merchant_")}
-            kinds |= {name: ValueKind.NUMBER for name in self._own if not name.startswith("merchant_")}
+            kinds |= {name: ValueKind.NUMBER for name in BUILT_IN if name.startswith("card_")}
+            kinds |= {name: ValueKind.NUMBER for name in self._own if name.startswith("card_")}
         try:
             tree = self._read_filter(table.where, kinds)
         except ValueError as error:
@@ -457,7 +459,13 @@ def _table(where: str, key: str | int, table: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        raise DeclarationError(where, key, f"{str(error)[:200]}") from error
+        if missing := _MISSING.search(str(error)):
+            raise DeclarationError(where, key, f"it needs {_ARTICLES.get(missing[1], missing[1])}") from error
+        if "type" in table and table["type"] not in _KINDS:
+            raise DeclarationError(where, key, f"type is {' or '.join(_KINDS)}") from error
+        what, _, path = str(error).partition(" - at `$.")
+        name = path.removesuffix("`")
+        raise DeclarationError(where, key, f"{name}: {what[0].lower()}{what[1:200]}") from error
 
 
 def _unit(aggregate: Aggregate, field: str) -> str:

@@ -1,18 +1,18 @@
-"""A file of features declares numbers of producers, or is refused in a sentence by every program."""
+"""A file of features declares fields and windows, or is refused in a sentence by every program."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.features.attributes import Attribute
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.feature_set import PACKAGED, FeatureSet
 from pipeline.settings.features_file import FeaturesError, read_features_file
-from tests.helpers.declared_attributes import FEATURE_NAMES, declaration
 from tests.helpers.worker import ROOT
 
 FILE = b"""\
@@ -21,57 +21,129 @@ FILE = b"""\
 type = "number"
 meaning = "risk score of the device"
 
-[fields."basket"]
-type = "number"
-meaning = "goods in the basket"
+[fields."shop"]
+type = "text"
+meaning = "name of the shop"
+
+[[features]]
+entity = "card"
+aggregate = "distinct"
+field = "country"
+windows = ["7d", "1h"]
+where = "channel = 'web' and amount > 50"
+
+[[features]]
+entity = "merchant"
+aggregate = "share"
+windows = ["1d"]
+where = "card_merchant_count = 0"
+name = "strangers"
 """
+OWN = (
+    "attribute_device_risk", "card_distinct_country_1h", "card_distinct_country_7d", "merchant_strangers_1d",
+)  # fmt: skip
 
 
-def test_fields_become_attributes_in_their_order() -> None:
-    assert read_features_file(FILE, "f") == [
-        Attribute("device_risk", "risk score of the device"),
-        Attribute("basket", "goods in the basket"),
-    ]
+def test_fields_and_windows_become_features() -> None:
+    features = FeatureSet(read_features_file(FILE, "f"))
+    assert (*features.attribute_features, *features.window_features) == OWN
+    assert {*OWN, *PACKAGED} == {*features.default_features}
+    assert features.texts == ("shop",)
+    words = {feature.name: feature.meaning for feature in features.declared}
+    assert words["card_distinct_country_1h"] == (
+        "number of different values of country of the card's transactions in the last hour, where channel = 'web' and "
+        "amount > 50"
+    )
+
+
+def test_a_declaration_has_one_content() -> None:
+    """Comments and spaces are none of it, and the JSON of a record is a file, too."""
+    declaration = read_features_file(FILE, "f")
+    assert read_features_file(FILE.replace(b"# Of our devices.\n", b"\n\n"), "f") == declaration
+    assert read_features_file(declaration.content, "f") == declaration
+    assert read_features_file(FILE.replace(b"50", b"51"), "f").digest != declaration.digest
 
 
 @pytest.mark.parametrize(
     ("old", "new", "saying"),
     [
         ("type", "typ", "f, line 2: [fields.device_risk]: there is no typ; did you mean type?"),
-        ("type", "sort", "f, line 2: [fields.device_risk]: there is no sort; there are type, meaning"),
-        ('"number"', '"text"', 'f, line 2: [fields.device_risk]: write type = "number"; models read no other type'),
-        ('meaning = "goods in the basket"', "", "f, line 6: [fields.basket]: give it a meaning"),
-        ("goods", "a\\nb", "give it a meaning of at most 100 characters"),
-        ("goods", "g" * 200, "give it a meaning of at most 100 characters"),
+        ("type", "sort", "f, line 2: [fields.device_risk]: there is no sort; there are type, meaning, personal"),
+        ('"number"', '"date"', "f, line 2: [fields.device_risk]: type is number or text"),
+        ('meaning = "name of the shop"', "", "f, line 6: [fields.shop]: it needs a meaning"),
+        ("name of", "a\\nb", "give it a meaning of at most 100 characters"),
+        ("name of", "g" * 200, "give it a meaning of at most 100 characters"),
         ("device_risk", "device-risk", "f, line 2: [fields.device-risk]: a name has at most 64 ASCII letters"),
-        ("device_risk", '"größe"', "a name has at most 64 ASCII letters"),
+        ("device_risk", '"gr\u00f6\u00dfe"', "a name has at most 64 ASCII letters"),
         ("device_risk", "x" * 65, "a name has at most 64 ASCII letters"),
-        ('"basket"', "device_risk", "f: it is no TOML: Cannot declare ('fields', 'device_risk') twice (at line 6"),
-        ("[fields.device_risk]", "[[features]]", "there is no features; only fields can be declared"),
+        ("device_risk", "country", "a field of the contract or a feature has this name"),
+        ('"shop"', "device_risk", "f: it is no TOML: Cannot declare ('fields', 'device_risk') twice (at line 6"),
+        ("[[features]]", "[[feature]]", "there is no feature; did you mean features?"),
         ("[fields.device_risk]", "[fields]\ndevice_risk = 1\n[other]", "there is no other"),
+        ('"card"', '"cart"', "f, line 10: feature 1: entity cannot be cart; did you mean card?"),
+        ('"card"', '"device"', "f, line 10: feature 1: windows per device are not there yet"),
+        ("[[features]]", "[entities.device]\n[[features]]", "entities of your own are not there yet"),
+        ("distinct", "distnct", "there is no aggregate distnct of a card; did you mean distinct?"),
+        ('"country"', '"county"', "there is no field county; did you mean country?"),
+        ('"country"', '"amount"', "distinct is of a text, and amount is none"),
+        ("7d", "7x", "a window is a number of minutes, hours or days up to 90 days"),
+        ("7d", "91d", "a window is a number of minutes, hours or days up to 90 days"),
+        ("7d", "60m", "it names a window twice"),
+        ("channel =", "chanel =", "f, line 10: feature 1: where: "),
+        ("card_merchant_count", "merchant_count_1d", "f, line 17: feature 2: where: "),
+        ("share", "count", ""),
+        ('name = "strangers"', 'name = "count"', "another feature is called merchant_count_1d"),
+        ('aggregate = "share"', 'aggregate = "known_fraud"', "known_fraud has neither a field nor a filter"),
+        ('windows = ["1d"]', "", "it needs windows"),
+        ('windows = ["1d"]', 'windows = "1d"', "f, line 17: feature 2: windows: expected `array`, got `str`"),
+        ('where = "card', "where = 1\n#", "where is a text"),
     ],
 )
 def test_a_wrong_file_is_refused_in_a_sentence(old: str, new: str, saying: str) -> None:
     text = FILE.decode()
     assert old in text
+    changed = text.replace(old, new, 1).encode()
+    if not saying:
+        read_features_file(changed, "f")
+        return
     with pytest.raises(FeaturesError) as refused:
-        read_features_file(text.replace(old, new, 1).encode(), "f")
+        read_features_file(changed, "f")
     assert saying in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert len(str(refused.value)) < 300
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\xff", b"fields = 1", b"a = " + b"[" * 50_000, b"#" * 70_000, b"[fields]\na = 1",
+        b"\xff", b"fields = 1", b"a = " + b"[" * 50_000, b"#" * 70_000, b"[fields]\na = 1", b"{", b"{}{}",
+        b'{"format":2}', b'{"features":[{"entity":"card"}]}', b"features = 1", b"[[features]]", b"extends = 1",
         b"".join(b"[fields.f%d]\n" % number for number in range(101)), b"[fields." + b"x" * 60_000 + b"]",
+        b"[[features]]\nentity='card'\naggregate='count'\nwindows=['1d']\nwhere='" + b"(" * 20_000 + b"'",
+        b"[[features]]\nentity='card'\naggregate='count'\nwindows=[" + b"'1m'," * 9_000 + b"]",
     ],
 )  # fmt: skip
 def test_hostile_files_are_refused(content: bytes) -> None:
     with pytest.raises(FeaturesError) as refused:
         read_features_file(content, "f")
-    assert len(str(refused.value)) < 300
+    assert len(str(refused.value)) < 400
+    assert "\n" not in str(refused.value)
+
+
+def test_damaged_files_are_read_or_refused_in_a_sentence() -> None:
+    """FEATURES_FILES=10000 damages as many."""
+    random = Random(7)
+    words = re.split(r"(\W+)", FILE.decode())
+    for _ in range(int(os.environ.get("FEATURES_FILES", "300"))):
+        damaged = list(words)
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(len(damaged))
+            damaged[at] = random.choice([random.choice(words), "", damaged[at] * 2, "\x00", "1e999", "-", "9" * 400])
+        try:
+            FeatureSet(read_features_file("".join(damaged).encode(), "f"))
+        except FeaturesError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert len(str(error)) < 700  # noqa: PT017
 
 
 def printed(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,21 +159,30 @@ def printed(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_program_has_them(tmp_path: Path) -> None:
     file = tmp_path / "features.toml"
-    file.write_text(declaration())
-    listed = printed(file, "-m", "pipeline.cli", "features", "list").stdout
-    assert [line.split()[0] for line in listed.splitlines() if line.startswith("attribute_")] == [*FEATURE_NAMES]
-    code = "from pipeline.features.catalogue import FEATURES; print(*FEATURES)"
-    assert {*printed(file, "-c", code).stdout.split()} == {*FEATURES, *FEATURE_NAMES}
+    file.write_bytes(FILE)
+    listed = printed(file, "-m", "pipeline.cli", "features", "list").stdout.splitlines()
+    names = [line.split()[0] for line in listed if not line.startswith(" ")]
+    assert {*OWN, *PACKAGED} < {*names}
+    assert [line.split(":")[0] for line in listed[-4:] if not line.startswith(" ")] == ["card", "merchant"]
+    assert any(line.startswith("card_distinct_country_1h * (count, ") for line in listed)
+    code = "from pipeline.features.catalogue import DEFAULT_FEATURES; print(*DEFAULT_FEATURES)"
+    assert {*printed(file, "-c", code).stdout.split()} == {*PACKAGED, *OWN}
     checked = CliRunner().invoke(main, ["features", "check", str(file)])
-    assert [line for line in checked.output.splitlines() if not line.startswith(" ")] == [
-        f"{name} (number)" for name in FEATURE_NAMES
-    ]
+    assert [line.split()[0] for line in checked.output.splitlines() if not line.startswith(" ")] == [*OWN, "4"]
+
+
+def test_no_worker_loads_the_parser_of_filters(tmp_path: Path) -> None:
+    """A worker has the trees of a record."""
+    file = tmp_path / "features.json"
+    file.write_bytes(read_features_file(FILE, "f").content)
+    code = "import sys, agents.app, agents.preparation; print('sqlglot' in sys.modules)"
+    assert printed(file, "-c", code).stdout.split() == ["False"]
 
 
 @pytest.mark.parametrize("program", [("-m", "pipeline.cli", "--help"), ("-m", "faust", "-A", "agents.app", "worker")])
 def test_no_program_starts_with_a_wrong_file(program: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "features.toml"
-    file.write_bytes(FILE.replace(b"number", b"text"))
+    file.write_bytes(FILE.replace(b"number", b"date"))
     for named in (file, tmp_path / "absent.toml"):
         done = printed(named, *program)
         assert done.returncode == 1
