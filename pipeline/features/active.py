@@ -1,25 +1,47 @@
 """The declaration of this process: `pipeline` declares it before anything imports the catalogue of features."""
 
 import sys
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.features.declaration import Declaration
 
-_declared: list[Declaration] = []
+Function = Callable[..., NDArray[np.float64]]
+"""A function of the deployment's own: columns of n numbers to n numbers."""
+
+
+class _Active(NamedTuple):
+    declaration: Declaration
+    functions: Mapping[str, Function]
+
+
+_active: list[_Active] = []
 _CATALOGUE: Final = "pipeline.features.catalogue"
 
 
-def declare(declaration: Declaration) -> None:
-    """Declare the fields and features of this process; its filters are trees.
+def declare(declaration: Declaration, functions: Mapping[str, Function] | None = None) -> None:
+    """Declare the fields and features of this process.
+
+    Args:
+        declaration: With its filters as trees.
+        functions: The functions that it names.
 
     Raises:
         RuntimeError: The catalogue of features, which follows from it, was imported before.
     """
     if _CATALOGUE in sys.modules:
         raise RuntimeError(f"features are declared before {_CATALOGUE} is imported")
-    _declared[:] = [declaration]
+    _active[:] = [_Active(declaration, functions or {})]
 
 
 def active_declaration() -> Declaration:
     """Return what was declared; without that, the packaged set alone."""
-    return _declared[0] if _declared else Declaration()
+    return _active[0].declaration if _active else Declaration()
+
+
+def active_functions() -> Mapping[str, Function]:
+    """Return the functions that the declaration names."""
+    return _active[0].functions if _active else {}

@@ -43,7 +43,8 @@ _OF: Final = "of the {entity}'s transactions"
 
 def _number(name: str, code: int, meaning: str, definition: str) -> Aggregate:
     """Return a statistic of numbers, of amounts where no field is named."""
-    return Aggregate(name, code, ValueKind.NUMBER, NUMBER, f"{meaning} {{field}} {_OF}", f"{definition} for none", "amount")
+    words = f"{meaning} {{field}} {_OF}", f"{definition} for none"
+    return Aggregate(name, code, ValueKind.NUMBER, NUMBER, *words, "amount")
 
 
 _DECLARED: Final = (
@@ -67,7 +68,8 @@ _DECLARED: Final = (
     ),
     Aggregate("share", SHARE_CODE, None, NUMBER, f"share {_OF}", "their share of all transactions; NaN for none"),
     Aggregate(
-        "usual_hour", USUAL_HOUR_CODE, ValueKind.NUMBER, NUMBER, "distance of the hour from that {entity}'s circular mean",
+        "usual_hour", USUAL_HOUR_CODE, ValueKind.NUMBER, NUMBER,
+        "distance of the hour from that {entity}'s circular mean",
         "distance on the clock of the hour from the circular mean of the hours, in hours; NaN for none", "hour",
     ),
     Aggregate(

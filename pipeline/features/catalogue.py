@@ -21,7 +21,7 @@ ATTRIBUTE_FEATURES: Final = ACTIVE.attribute_features
 ATTRIBUTES: Final = ACTIVE.numbers
 """Their keys there, in the same order."""
 WINDOW_FEATURES: Final = ACTIVE.window_features
-"""Declared windows and ratios."""
+"""Declared functions, windows and ratios."""
 BY_NAME: Final = {feature.name: feature for feature in DECLARED}
 MEANINGS: Final = {feature.name: feature.meaning for feature in DECLARED}
 DEFAULT_FEATURES: Final = ACTIVE.default_features

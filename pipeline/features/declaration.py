@@ -76,7 +76,9 @@ class DeclaredFeature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     where: Any = None
     """A filter: a text in a file, JSON data of a tree in a record."""
     of: tuple[str, ...] = ()
-    """Names of the two features that a ratio is of."""
+    """Names of the two features that a ratio is of, or of the numbers that a function gets."""
+    source: str = ""
+    """Digest of a function's source, in a record."""
     name: str = ""
     """In place of aggregate and field in the features' names."""
     meaning: str = ""
@@ -166,6 +168,21 @@ class Ratio(NamedTuple):
     of: tuple[str, str]
 
 
+class FunctionFeature(NamedTuple):
+    """A feature that a function of the deployment's own makes of numbers of the transaction."""
+
+    name: str
+    """That of the function; the feature is ``function_`` and this name."""
+    of: tuple[str, ...]
+    source: str
+    """Digest of its source; empty where nobody has looked yet."""
+
+    @property
+    def feature(self) -> str:
+        """Name of the feature."""
+        return f"function_{self.name}"
+
+
 class CheckedDeclaration(NamedTuple):
     """A declaration without an error, and what it asks for."""
 
@@ -179,6 +196,7 @@ class CheckedDeclaration(NamedTuple):
     """By entity."""
     ratios: Mapping[str, tuple[Ratio, ...]]
     """By entity."""
+    functions: tuple[FunctionFeature, ...]
 
 
 def load_declaration(content: bytes) -> Declaration:
@@ -212,6 +230,7 @@ class _Check:
         self._own: dict[str, Feature] = {}
         self._groups: dict[str, list[Group]] = {"card": [], "merchant": []}
         self._ratios: dict[str, list[Ratio]] = {"card": [], "merchant": []}
+        self._functions: list[FunctionFeature] = []
         self._key: tuple[str, str | int] = ("", "")
 
     def checked(self) -> CheckedDeclaration:
@@ -242,6 +261,7 @@ class _Check:
             tuple(self._own.values()),
             {entity: tuple(groups) for entity, groups in self._groups.items()},
             {entity: tuple(ratios) for entity, ratios in self._ratios.items()},
+            tuple(self._functions),
         )
 
     def _error(self, text: str) -> DeclarationError:
@@ -273,6 +293,10 @@ class _Check:
             raise self._error("a name has at most 64 ASCII letters, digits and _")
         if table.meaning and not _is_meaning(table.meaning):
             raise self._error(f"write a meaning of at most {MOST_CHARACTERS} characters")
+        if table.aggregate == "function":
+            return self._function(table)
+        if table.source:
+            raise self._error("only a function has a source")
         if table.aggregate == "ratio":
             return self._ratio(table)
         if self._are_built_in(table):
@@ -403,6 +427,22 @@ class _Check:
             )
         )  # fmt: skip
         self._ratios[table.entity].append(Ratio(name, (first, second)))
+        return table
+
+    def _function(self, table: DeclaredFeature) -> DeclaredFeature:
+        if table.entity != "transaction" or not table.name or not 0 < len(table.of) <= MOST_WINDOWS:
+            raise self._error('a function has entity transaction, its name, and of = ["..."], the numbers that it gets')
+        if table.windows or table.field or table.where is not None:
+            raise self._error("a function has no windows, field or filter")
+        numbers = [name for name, kind in self._kinds.items() if kind is ValueKind.NUMBER]
+        for name in table.of:
+            if name not in numbers:
+                raise self._error(f"there is no number {shown(name)}; {suggestion(name, numbers)}")
+        function = FunctionFeature(table.name, table.of, table.source)
+        meaning = table.meaning.strip() or f"{table.name} of {', '.join(table.of)}"
+        definition = f"`{table.name}({', '.join(table.of)})`, a function of the deployment's own"
+        self._add(Feature("transaction", function.feature, NUMBER, meaning, definition, WINDOW_REASON))
+        self._functions.append(function)
         return table
 
     def _add(self, feature: Feature) -> None:

@@ -96,10 +96,12 @@ class FeatureSet:
         """All features, in order."""
         self.card_features, self.merchant_features = _names(card), _names(merchant)
         self.features = (*self.card_features, *self.merchant_features)
-        self.attribute_features = _names(own["transaction"])
+        self.functions = checked.functions
+        self.attribute_features = tuple(f"attribute_{name}" for name in self.numbers)
         """Features that are `numbers`, in the same order."""
-        self.window_features = _names((*own["card"], *own["merchant"]))
-        """Declared windows and ratios."""
+        others = [feature for feature in own["transaction"] if feature.name not in self.attribute_features]
+        self.window_features = _names((*others, *own["card"], *own["merchant"]))
+        """Declared functions, windows and ratios."""
         default = PACKAGED | checked.built_in | {feature.name for feature in checked.own}
         self.default_features = tuple(name for name in self.features if name in default)
         """Used by a training that names no features."""
@@ -146,12 +148,13 @@ class FeatureSet:
 
     @cached_property
     def definitions(self) -> dict[str, Any]:
-        """What each declared window and ratio is, by its name."""
+        """What each declared function, window and ratio is, by its name."""
         found: dict[str, Any] = {}
         for group in (group for groups in self._groups.values() for group in groups):
             for name, window in zip(group.names, group.windows_us, strict=True):
                 found[name] = [group.aggregate.name, group.input, window]
         found |= {ratio.name: ratio.of for ratios in self._ratios.values() for ratio in ratios}
+        found |= {function.feature: [function.of, function.source] for function in self.functions}
         return found
 
     def _column(self, given: Input) -> str:

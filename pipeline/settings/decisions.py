@@ -24,8 +24,13 @@ class DecisionSettings(BaseModel):
     )
     features_file: Path | None = Field(
         default=None,
-        description="Declaration of numbers in `attributes` that are features (TOML; `docs/models.md`). Programs read "
-        "it from the environment as they start; all of a deployment need the same.",
+        description="Declaration of fields and features (TOML; `docs/declaring-features.md`), read from the "
+        "environment as a program starts. A worker goes by the one that is published, and publishes this one where "
+        "there is none.",
+    )
+    features_module: str | None = Field(
+        default=None,
+        description="Module with the functions that a declaration of features names; read from the environment.",
     )
     future_tolerance_s: float = Field(
         default=300.0,

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import structs
+
 from pipeline.expressions.trees import Condition, ValueKind
-from pipeline.features.active import declare
+from pipeline.features.active import Function, declare
 from pipeline.features.declaration import (
     Declaration,
     DeclarationError,
@@ -14,8 +16,10 @@ from pipeline.features.declaration import (
     declaration_of,
     load_declaration,
 )
+from pipeline.settings.feature_functions import MODULE, FunctionError, own_functions, source_digest
 from schemas.toml_files import InvalidToml, shown, toml_tables
 
+_FUNCTION: Final = "function"
 VARIABLE: Final = "FRAUD_PIPELINE_FEATURES_FILE"
 
 
@@ -25,7 +29,24 @@ class FeaturesError(ValueError):
 
 def declare_features(file: Path) -> None:
     """Declare what a file does; raises `FeaturesError` for one that cannot be read, or used."""
-    declare(features_of(file))
+    declaration = features_of(file)
+    declare(declaration, functions_of(declaration))
+
+
+def functions_of(declaration: Declaration) -> dict[str, Function]:
+    """Return the functions that a declaration names; raises `FeaturesError` where one is missing or another one."""
+    tables = [table for table in declaration.features if table.aggregate == _FUNCTION]
+    try:
+        functions = own_functions({table.name: len(table.of) for table in tables})
+    except FunctionError as error:
+        raise FeaturesError(str(error)) from error
+    for table in tables:
+        if table.source != (own := source_digest(functions[table.name])):
+            raise FeaturesError(
+                f"{MODULE} has another {table.name} ({own}) than the one that is declared ({table.source}): a function "
+                "keeps its meaning, give the changed one another name"
+            )
+    return functions
 
 
 def features_of(file: Path) -> Declaration:
@@ -55,11 +76,24 @@ def read_features_file(content: bytes, name: str) -> Declaration:
         tables = toml_tables(content)
         text = content.decode()
         declaration = declaration_of(tables)
-        return check_declaration(declaration, _parsed).declaration
+        return _with_sources(check_declaration(declaration, _parsed).declaration)
+    except FunctionError as error:
+        raise FeaturesError(f"{name}: {error}") from error
     except InvalidToml as error:
         raise FeaturesError(f"{name}: {error}") from error
     except DeclarationError as error:
         raise FeaturesError(f"{_where(name, text, error)}: {error}") from error
+
+
+def _with_sources(declaration: Declaration) -> Declaration:
+    """Return a declaration that says which functions it means."""
+    named = {table.name: len(table.of) for table in declaration.features if table.aggregate == _FUNCTION}
+    functions = own_functions(named)
+    tables = [
+        structs.replace(table, source=source_digest(functions[table.name])) if table.aggregate == _FUNCTION else table
+        for table in declaration.features
+    ]
+    return structs.replace(declaration, features=tuple(tables))
 
 
 def _parsed(text: Any, kinds: Mapping[str, ValueKind]) -> Condition:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from pipeline.engine.records.columns import Transactions, name_keys
 from pipeline.expressions.evaluate import evaluate
 from pipeline.expressions.trees import fields_in
+from pipeline.features.active import active_functions
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTE_FEATURES, ATTRIBUTES, CARD_INPUTS, FEATURES
 from pipeline.features.declaration import Input
 
 _CODE_MASK: Final = np.int64(2**52 - 1)
+_FUNCTIONS: Final = active_functions()
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}
 _CARRIED: Final = tuple(given for given in ACTIVE.merchant_inputs if given.column in _COLUMN)
 
@@ -92,3 +94,6 @@ def fill_columns(taken: Transactions, features: NDArray[np.float64]) -> None:
     fields = _Fields(taken, features)
     for given in _CARRIED:
         features[:, _COLUMN[given.column]] = fields.values(given)
+    for function in ACTIVE.functions:
+        columns = fields.columns(function.of)
+        features[:, _COLUMN[function.feature]] = _FUNCTIONS[function.name](*(columns[name] for name in function.of))

@@ -171,6 +171,103 @@ def test_every_program_has_them(tmp_path: Path) -> None:
     assert [line.split()[0] for line in checked.output.splitlines() if not line.startswith(" ")] == [*OWN, "4"]
 
 
+FUNCTIONS = """
+import numba
+import numpy as np
+
+@numba.njit
+def risk_per_euro(risk, amount):
+    return risk / amount
+
+@numba.njit
+def total(risk, amount):
+    return np.full(len(risk), np.sum(np.where(np.isfinite(amount), amount, 0.0)))
+
+@numba.njit
+def count(risk, amount):
+    return len(risk)
+
+def plain(risk, amount):
+    return risk
+"""
+OF_A_FUNCTION = """
+[fields.device_risk]
+type = "number"
+meaning = "risk score of the device"
+
+[[features]]
+entity = "transaction"
+aggregate = "function"
+name = "risk_per_euro"
+of = ["device_risk", "amount"]
+"""
+
+
+def with_module(tmp_path: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with functions, and a file that names one."""
+    file = tmp_path / "features.toml"
+    file.write_text(text)
+    (tmp_path / "own_functions.py").write_text(FUNCTIONS)
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    variables = {"FRAUD_PIPELINE_FEATURES_MODULE": "own_functions", "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *arguments], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "saying"),
+    [
+        ("risk_per_euro", ""),
+        ("total", "total gives a row another value beside other rows: let it go by each row alone"),
+        ("count", "count returns int64 of shape (), not float64 of a value for each row"),
+        ("plain", "own_functions has no function plain that Numba compiles: decorate it with numba.njit"),
+        ("absent", "own_functions has no function absent that Numba compiles"),
+    ],
+)
+def test_a_function_of_ones_own_goes_by_each_row_alone(name: str, saying: str, tmp_path: Path) -> None:
+    done = with_module(
+        tmp_path, OF_A_FUNCTION.replace("risk_per_euro", name),
+        "-m", "pipeline.cli", "features", "check", str(tmp_path / "features.toml"),
+    )  # fmt: skip
+    assert saying in done.stderr
+    assert done.returncode == (1 if saying else 0)
+    assert ("function_risk_per_euro (number)" in done.stdout) == (not saying)
+
+
+def test_a_function_is_that_of_its_declaration(tmp_path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from pipeline.settings.features_file import read_features_file
+path = Path({str(tmp_path)!r})
+content = read_features_file((path / "features.toml").read_bytes(), "f").content
+(path / "published.json").write_bytes(content)
+(path / "changed.json").write_bytes(content.replace(b'"source":"', b'"source":"0')[:-1] + b"}}")
+"""
+    assert with_module(tmp_path, OF_A_FUNCTION, "-c", code).returncode == 0
+    code = f"""
+import os, sys
+os.environ["FRAUD_PIPELINE_FEATURES_FILE"] = {str(tmp_path)!r} + "/" + sys.argv[1]
+import numpy as np
+from pipeline.engine.records.accept import accept_transactions
+from pipeline.engine.records.inputs import fill_columns
+from pipeline.features.catalogue import FEATURES
+from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION
+import json
+row = TRANSACTION | {{"attributes": {{"device_risk": 0.5}}}}
+rows, rejects = accept_transactions([json.dumps(row).encode()], np.array([ARRIVED_US]), RATES, TOLERANCE_US)
+features = np.zeros((1, len(FEATURES)))
+fill_columns(rows, features)
+print(features[0, FEATURES.index("function_risk_per_euro")] == 0.5 / (rows.amount_base_minor[0] / 100))
+"""
+    same = with_module(tmp_path, OF_A_FUNCTION, "-c", code, "published.json")
+    assert same.stdout.split() == ["True"], same.stderr
+    changed = with_module(tmp_path, OF_A_FUNCTION, "-c", code, "changed.json")
+    assert "has another risk_per_euro" in changed.stderr
+    assert len(changed.stderr.splitlines()) == 1
+
+
 def test_no_worker_loads_the_parser_of_filters(tmp_path: Path) -> None:
     """A worker has the trees of a record."""
     file = tmp_path / "features.json"

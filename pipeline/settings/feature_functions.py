@@ -1,0 +1,69 @@
+"""Functions of a deployment's own that make a feature of columns, from the module that a variable names."""
+
+import hashlib
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.features.active import Function
+
+MODULE: Final = "FRAUD_PIPELINE_FEATURES_MODULE"
+_ROWS: Final = 64
+_VALUES: Final = (0.0, 1.0, -1.0, 0.5, 1e9, -1e-9, np.nan, np.inf)
+
+
+class FunctionError(ValueError):
+    """A function that cannot be used; the text says why."""
+
+
+def own_functions(names: Mapping[str, int]) -> dict[str, Function]:
+    """Return the functions of these names, compiled.
+
+    Args:
+        names: Number of columns of each.
+
+    Raises:
+        FunctionError: One is not there, is not compiled by Numba, or gives a row another value beside other rows.
+    """
+    if not names:
+        return {}
+    module = os.environ.get(MODULE)
+    if not module:
+        raise FunctionError(f"functions are declared: set {MODULE} to the module that has {', '.join(names)}")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise FunctionError(f"{MODULE} names {module}, which cannot be imported: {error}") from error
+    functions = {}
+    for name, columns in names.items():
+        function: Any = getattr(found, name, None)
+        if not hasattr(function, "py_func"):
+            raise FunctionError(f"{module} has no function {name} that Numba compiles: decorate it with numba.njit")
+        _check(name, function, columns)
+        functions[name] = function
+    return functions
+
+
+def source_digest(function: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a function's source."""
+    return hashlib.sha256(inspect.getsource(function.py_func).encode()).hexdigest()[:16]
+
+
+def _check(name: str, function: Any, columns: int) -> None:
+    """Compile a function, and refuse one whose values depend on the rows beside them."""
+    random = np.random.default_rng(0)
+    given = [random.choice(_VALUES, _ROWS) for _ in range(columns)]
+    try:
+        whole = np.asarray(function(*given))
+        single = [np.asarray(function(*(column[row : row + 1] for column in given))) for row in range(_ROWS)]
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FunctionError(f"{name} fails for {columns} columns of numbers: {why}") from error
+    if whole.dtype != np.float64 or whole.shape != (_ROWS,):
+        raise FunctionError(f"{name} returns {whole.dtype} of shape {whole.shape}, not float64 of a value for each row")
+    if whole.tobytes() != np.concatenate(single).tobytes():
+        raise FunctionError(f"{name} gives a row another value beside other rows: let it go by each row alone")
