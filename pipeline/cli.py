@@ -27,7 +27,7 @@ COMMANDS: Final = {
         ("dead-letters", "List, explain and resend records that were not accepted."),
         ("drift", "Say which features, scores and reports have drifted."),
         ("export", "Write topics to Parquet files."),
-        ("features", "List the features, or check a file that declares more."),
+        ("features", "List the features; check or publish files that declare more."),
         ("forget", "Destroy the key of a card's token."),
         ("inspect", "Show one record, and the rows of a block."),
         ("label", "Label a transaction as fraud or legitimate."),

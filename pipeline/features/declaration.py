@@ -108,6 +108,9 @@ class Declaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
         return self.digest
 
 
+_decode: Final = msgspec.json.Decoder(Declaration).decode
+
+
 class DeclarationError(ValueError):
     """A declaration that cannot be used: the table at fault, and why.
 
@@ -202,7 +205,7 @@ class CheckedDeclaration(NamedTuple):
 def load_declaration(content: bytes) -> Declaration:
     """Return the declaration of a record; raises `DeclarationError` for content that is none."""
     try:
-        return check_declaration(msgspec.json.decode(content, type=Declaration), check_tree).declaration
+        return check_declaration(_decode(content), check_tree).declaration
     except (msgspec.DecodeError, RecursionError) as error:
         raise DeclarationError("", "", f"it is no declaration of features: {error}") from error
 

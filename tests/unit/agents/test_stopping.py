@@ -19,7 +19,7 @@ from pipeline.settings import Settings
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 240.0
 PROGRAM = """
-    import atexit, ctypes, logging, sys, threading
+    import asyncio, atexit, ctypes, logging, os, signal, sys, threading
     from concurrent.futures import ThreadPoolExecutor
     import faust
     from confluent_kafka import KafkaError
@@ -46,6 +46,10 @@ PROGRAM = """
                 )
 
         async def on_stop(self):
+            if "replaced" in sys.argv:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while asked:
+                    await asyncio.sleep(0)
             if "hang" in sys.argv:
                 threading.Event().wait()
             if "stuck" in sys.argv:
@@ -59,7 +63,11 @@ PROGRAM = """
     app = Nothing("nothing", broker="kafka://", store="memory://", web_enabled=False, autodiscover=False,
                   datadir=sys.argv[1])
     timeout_s = 0.5 if {"hang", "stuck"} & {*sys.argv} else 30.0
-    PipelineWorker(app, shutdown_timeout_s=timeout_s, loglevel="INFO", quiet=True).execute_from_commandline()
+    asked = [True]
+    PipelineWorker(
+        app, shutdown_timeout_s=timeout_s, ends_for_good=lambda: "replaced" in sys.argv and asked.pop(),
+        loglevel="INFO", quiet=True,
+    ).execute_from_commandline()
 """
 
 
@@ -141,6 +149,17 @@ def test_a_worker_that_has_closed_ends_whatever_the_interpreter_waits_for(worker
     assert worker.returncode == 0, reported
     assert "closed" in reported
     assert "did not end in time" not in reported
+
+
+@pytest.mark.parametrize("worker", [("replaced",)], indirect=True)
+def test_a_signal_to_a_worker_that_would_load_another_image_ends_it_for_good(worker: subprocess.Popen[str]) -> None:
+    assert worker.stderr is not None
+    assert any("started" in line for line in worker.stderr)
+    worker.send_signal(signal.SIGTERM)
+    _, reported = worker.communicate(timeout=TIMEOUT_S)
+    assert worker.returncode == 0, reported
+    assert "SIGTERM: the worker ends, and does not start again" in reported
+    assert "closed" in reported
 
 
 @pytest.mark.parametrize("worker", [("hang",)], indirect=True)
