@@ -44,7 +44,9 @@ class Name(NamedTuple):
 def random_declaration(seed: int, tables: int) -> dict[str, Any]:
     """Return a declaration of so many feature tables, as a file has them."""
     random = np.random.default_rng(seed)
-    fields = {name: {"type": "number", "meaning": f"{name} by the producer"} for name in OWN_NUMBERS}
+    fields: dict[str, dict[str, Any]] = {
+        name: {"type": "number", "meaning": f"{name} by the producer"} for name in OWN_NUMBERS
+    }
     fields |= {name: {"type": "text", "meaning": f"{name} by the producer", "personal": True} for name in OWN_TEXTS}
     features: list[dict[str, Any]] = []
     declared: dict[str, list[Name]] = {"card": [], "merchant": []}
@@ -190,8 +192,8 @@ def _text_test(random: np.random.Generator) -> str:
             (
                 f"{name} = '{first}'", f"{name} <> '{first}'", f"{name} in ('{first}', '{second}')", f"{name} is null",
                 f"{name} not in ('{first}', '{second}')", f"{name} like '{first[:1]}%'", f"{name} not like '_{first}%'",
-                f"lower({name}) = '{first.lower()}'", f"{name} < '{first}'", f"coalesce({name}, '{second}') = '{first}'",
-                f"{name} = shop", f"{name} is not null",
+                f"lower({name}) = '{first.lower()}'", f"{name} < '{first}'", f"{name} = shop", f"{name} is not null",
+                f"coalesce({name}, '{second}') = '{first}'",
             ),
         )
     )  # fmt: skip
@@ -209,7 +211,9 @@ def random_history(seed: int, rows: int, declaration: dict[str, Any]) -> pd.Data
     cards, merchants = max(3, rows // 60), max(3, rows // 120)
     steps = random.exponential(SPAN_US / SECOND / rows, rows) * random.choice([0, 1, 1, 2], rows)
     arrived = START_US + np.cumsum(np.round(steps).astype(np.int64)) * SECOND
-    late = random.choice([0, MINUTE, HOUR, DAY, 8 * DAY, 40 * DAY, 120 * DAY], rows, p=[0.8, 0.06, 0.05, 0.04, 0.03, 0.01, 0.01])
+    late = random.choice(
+        [0, MINUTE, HOUR, DAY, 8 * DAY, 40 * DAY, 120 * DAY], rows, p=[0.8, 0.06, 0.05, 0.04, 0.03, 0.01, 0.01]
+    )
     times = arrived - late
     card = np.minimum(random.geometric(2.5 / cards, rows), cards)
     merchant = np.minimum(random.geometric(3 / merchants, rows), merchants)
@@ -225,7 +229,9 @@ def random_history(seed: int, rows: int, declaration: dict[str, Any]) -> pd.Data
             times[row] = min(edge, int(arrived[row]))
     currency = random.choice(["EUR", "USD", "JPY", "KWD"], rows, p=[0.7, 0.15, 0.1, 0.05])
     digits = pd.Series(currency).map({"EUR": 2, "USD": 2, "JPY": 0, "KWD": 3}).tolist()
-    minor = [int(value * 10**places) + 1 for value, places in zip(random.lognormal(3.5, 1.2, rows), digits, strict=True)]
+    minor = [
+        int(value * 10**places) + 1 for value, places in zip(random.lognormal(3.5, 1.2, rows), digits, strict=True)
+    ]
     columns: dict[str, Any] = {
         "transaction_id": [f"t{row}" for row in range(rows)],
         "event_time_us": times,

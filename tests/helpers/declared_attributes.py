@@ -20,10 +20,10 @@ DAYS: Final = 40
 
 
 def declaration() -> str:
-    """Return a file that declares `NAMES`."""
+    """Return a file that declares `NAMES`, beside all built-in features, which examples of the tests have."""
     meanings = {name: f"{name.replace('_', ' ')} by the producer" for name in NAMES}
     tables = (f'[fields.{name}]\ntype = "number"\nmeaning = "{meaning}"\n' for name, meaning in meanings.items())
-    return "\n".join(tables)
+    return "\n".join(('extends = "all"\n', *tables))
 
 
 def history() -> pd.DataFrame:

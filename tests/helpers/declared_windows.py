@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,6 @@ from numpy.typing import NDArray
 
 from tests.helpers.declarations import (
     DAY,
-    DISTINCT,
-    HOUR,
     OWN_NUMBERS,
     OWN_TEXTS,
     SECOND,
@@ -125,9 +124,7 @@ def compared(
     return found
 
 
-def in_batches(
-    history: pd.DataFrame, partitions: int, random: np.random.Generator
-) -> list[tuple[int, pd.DataFrame]]:
+def in_batches(history: pd.DataFrame, partitions: int, random: np.random.Generator) -> list[tuple[int, pd.DataFrame]]:
     """Return the log as uneven batches, each of one partition, of transactions and labels (column ``kind``).
 
     ``sequence`` is the number of the batch: in one, transactions come first. A label arrives days behind its
@@ -151,7 +148,7 @@ def in_batches(
     return [(number, batch.assign(sequence=count)) for count, (number, batch) in enumerate(batches)]
 
 
-def message(row: dict[str, Any], *, odd: bool = False) -> dict[str, Any]:
+def message(row: Mapping[Any, Any], *, odd: bool = False) -> dict[str, Any]:
     """Return a row as its producer writes it; ``odd``: with values of other kinds, which stand for the same."""
     from tests.helpers.live import moment
 
@@ -208,15 +205,13 @@ def written(frame: pd.DataFrame, path: Path) -> Path:
     columns = ["transaction_id", "card_id", "merchant_id", "amount", "currency", *OPTIONAL, "fraud"]
     columns += [name for name in ("sequence", "timestamp") if name in frame]
     own = {name: f"attribute_{name}" for name in (*OWN_NUMBERS, *OWN_TEXTS)}
+    times = pd.to_datetime(frame["event_time_us"], unit="us", utc=True)
     table = pa.Table.from_pandas(
-        frame[[*columns, *own]].rename(columns=own).assign(event_time=pd.to_datetime(frame["event_time_us"], unit="us", utc=True)),
-        preserve_index=False,
-    )  # fmt: skip
+        frame[[*columns, *own]].rename(columns=own).assign(event_time=times), preserve_index=False
+    )
     if path.suffix == ".csv":
-        times = [table.schema.get_field_index(name) for name in ("event_time", "timestamp") if name in table.column_names]
-        for column in times:
-            texts = [f"{time:%Y-%m-%dT%H:%M:%S.%fZ}" for time in table.column(column).to_pylist()]
-            table = table.set_column(column, table.schema.field(column).name, pa.array(texts))
+        texts = [f"{time:%Y-%m-%dT%H:%M:%S.%fZ}" for time in times]
+        table = table.set_column(table.schema.get_field_index("event_time"), "event_time", pa.array(texts))
         pacsv.write_csv(table, path)
     else:
         pq.write_table(table, path)
@@ -285,7 +280,8 @@ def reference_frame(log: pd.DataFrame, partitions: int) -> pd.DataFrame:
         amount=minor / 100,
         hour=[hour for hour, _ in clocks],
         weekday=[weekday for _, weekday in clocks],
-        **{f"{entity}_partition": [partition_of(name, partitions) for name in log[f"{entity}_id"]] for entity in ("card", "merchant")},
+        card_partition=[partition_of(name, partitions) for name in log["card_id"]],
+        merchant_partition=[partition_of(name, partitions) for name in log["merchant_id"]],
     ).reset_index(drop=True)  # fmt: skip
 
 

@@ -27,9 +27,9 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def printed_json(module: str) -> Any:
+def printed_json(module: str, *arguments: str) -> Any:
     """Return what a module prints as JSON in a process of its own: it declares what no other test may find."""
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -54,7 +54,9 @@ def declared_features(declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd
                 continue
             if table["aggregate"] == "ratio":
                 first, second = (found[name] for name in table["of"])
-                found[f"{entity}_{table['name']}"] = [a / b if b > 0 else NAN for a, b in zip(first, second, strict=True)]
+                found[f"{entity}_{table['name']}"] = [
+                    a / b if b > 0 else NAN for a, b in zip(first, second, strict=True)
+                ]
             elif not is_chosen(table):
                 found |= windowed(table, known, pasts)
         if entity == "card":
@@ -173,7 +175,7 @@ def statistic(
     if name == "std":
         return math.sqrt(count * sum(value * value for value in values) - sum(values) ** 2) / count / scale
     if name in ("min", "max"):
-        return (min(values) if name == "min" else max(values)) / scale
+        return float(min(values) if name == "min" else max(values)) / scale
     times = [at for at, value in zip(past_times, past_values, strict=True) if value is not None]
     return (time - {"seconds_since_last": max, "seconds_since_first": min}[name](times)) / SECOND
 
@@ -203,7 +205,9 @@ def chosen(entity: str, frame: pd.DataFrame, pasts: Sequence[Sequence[int]]) -> 
     found[f"{entity}_seconds_since_last"] = windowed(last, frame, pasts)[f"{entity}_seconds_since_last_30d"]
     if entity == "card":
         times, merchants = frame["event_time_us"].tolist(), frame["merchant_id"].tolist()
-        latest = [[row for row in past if times[row] > at - 30 * DAY][-32:] for at, past in zip(times, pasts, strict=True)]
+        latest = [
+            [row for row in past if times[row] > at - 30 * DAY][-32:] for at, past in zip(times, pasts, strict=True)
+        ]
         found["card_merchant_count"] = [
             float(sum(merchants[row] == own for row in rows)) for own, rows in zip(merchants, latest, strict=True)
         ]

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.features import attributes
-from pipeline.features.attributes import Attribute, attribute_values, declare
+from pipeline.features.active import declare
+from pipeline.features.attributes import attribute_columns
+from pipeline.features.declaration import Declaration
 from pipeline.history import files
 from pipeline.history.canonical_columns import numbers
 from pipeline.history.files import resolve_mapping
@@ -60,26 +62,28 @@ def test_it_is_a_reason_in_its_own_words(decided: dict[str, Any]) -> None:
     assert f"{beginning}none)." in sentences
 
 
-def test_only_numbers_of_declared_attributes_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", (Attribute("a", "an a"), Attribute("b", "a b")))
-    found = attribute_values([{"a": 1.5, "c": 2.0}, {"b": "7", "a": None}, None, {"b": -1e300}])
-    np.testing.assert_array_equal(found, [[1.5, math.nan], [math.nan] * 2, [math.nan] * 2, [math.nan, -1e300]])
-    monkeypatch.setattr(attributes, "DECLARED_ATTRIBUTES", ())
-    assert attribute_values([{"a": 1.5}]) is None
+def test_only_numbers_of_declared_numbers_count_and_only_texts_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "ATTRIBUTES", ("a", "b"))
+    monkeypatch.setattr(attributes, "_TEXTS", ("d",))
+    found = attribute_columns([{"a": 1.5, "c": 2.0, "d": "x"}, {"b": "7", "a": None}, None, {"b": -1e300, "d": 1.0}])
+    assert found.numbers is not None
+    np.testing.assert_array_equal(found.numbers, [[1.5, math.nan], [math.nan] * 2, [math.nan] * 2, [math.nan, -1e300]])
+    assert {name: column.to_pylist() for name, column in found.texts.items()} == {"d": ["x", None, None, None]}
+    monkeypatch.setattr(attributes, "ATTRIBUTES", ())
+    assert attribute_columns([{"a": 1.5}]).numbers is None
 
 
 def test_a_declaration_comes_before_the_catalogue() -> None:
     assert "pipeline.features.catalogue" in sys.modules
     with pytest.raises(RuntimeError, match="features are declared before"):
-        declare([Attribute("a", "an a")])
+        declare(Declaration())
 
 
 def test_a_column_of_another_field_is_no_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "history.csv"
     path.write_text("transaction_id,event_time,card_id,merchant_id,amount,fraud,risk,attribute_score\n")
     names = ("fraud", "amount", "risk", "score", "absent")
-    monkeypatch.setattr(files, "DECLARED_ATTRIBUTES", tuple(Attribute(name, name) for name in names))
-    monkeypatch.setattr(files, "ATTRIBUTE_FEATURES", tuple(f"attribute_{name}" for name in names))
+    monkeypatch.setattr(files, "COLUMNS", {f"attribute_{name}": name for name in names})
     monkeypatch.setattr(files, "CANONICAL_ATTRIBUTES", {"attribute_score": "attribute_score"})
     columns = resolve_mapping(path).columns
     assert {name: column for name, column in columns.items() if name.startswith("attribute_")} == {
