@@ -15,7 +15,6 @@ import pytest
 
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.partition_state.state import MemoryStore
-from pipeline.features.attributes import Attribute
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.settings import Settings
@@ -105,7 +104,7 @@ def models(stage: Stage, cluster: Cluster) -> None:
     stage.words |= {"0f4a": first, "9b1f": second, "2026-03-01T12:00": datetime.now(UTC).isoformat()}
     stage.figures = True
     hours = np.arange(48) * 3_600_000_000
-    stage.names |= {"Attribute": Attribute, "event_time_us": hours, "score": np.linspace(0, 1, 48), "threshold": 0.5}
+    stage.names |= {"event_time_us": hours, "score": np.linspace(0, 1, 48), "threshold": 0.5}
     stage.names |= {"alert": stage.names["score"] >= 0.9, "case_id": [f"case-{hour}" for hour in range(48)]}
 
 
