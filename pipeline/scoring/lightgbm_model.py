@@ -92,8 +92,8 @@ class LightGBMModel:
     def _load(self, content: _ForestPayload, payload: bytes) -> None:
         if not is_comparable(content.kernel):
             raise ModelError(
-                f"this LightGBM version is of kernel {content.kernel}, this is {KERNEL_VERSION}: train one with "
-                "`fraud-pipeline train`"
+                f"this LightGBM version does not fit the kernel: it is of kernel {content.kernel}, this is "
+                f"{KERNEL_VERSION}. Train one with `fraud-pipeline train`"
             )
         slope, intercept = content.calibration.slope, content.calibration.intercept
         if not 0 < slope <= LARGEST_COEFFICIENT:
