@@ -36,7 +36,7 @@ from pipeline.features.declaration import (
     inputs_of,
 )
 
-KERNEL_REVISION: Final = 4
+KERNEL_REVISION: Final = 3
 """Raised whenever a definition changes without changing a name."""
 _DIGITS: Final = 8
 
