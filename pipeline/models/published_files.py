@@ -1,6 +1,7 @@
 """Files by which records are processed, on the cluster: a batch is processed again, later and elsewhere, by its own."""
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -94,8 +95,8 @@ FEATURES: Final = FileKind[Declaration](
     is_canonical=True,
 )
 KINDS: Final[dict[str, FileKind[Any]]] = {kind.name: kind for kind in (RATES, MAPPING, FEATURES)}
-_MOST_LOOKS: Final = 10
-"""Refreshes in which the content of a file is looked for that was named and could not be read."""
+_LOOK_S: Final = 30.0
+"""Longest time for which refreshes look for a content that was named and could not be read."""
 
 
 class DeclarationActivation(NamedTuple):
@@ -121,19 +122,19 @@ class PublishedFiles:
         self._files: dict[tuple[str, str, str], Any] = {}
         """Files by kind, version and digest, in the order in which they were published."""
         self._declared: list[DeclarationActivation] = []
-        self._looks = 0
+        self._declarations: dict[str, Declaration] = {}
+        """By the digest of their content."""
+        self._look_until_s = 0.0
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)
 
     def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
-        unfound = [] if self._looks == 0 else self._unfound
-        self._looks = max(0, self._looks - 1)
-        named = self._named(waiting)
+        now_s, named = time.monotonic(), self._named(waiting)
+        if now_s < self._look_until_s:
+            self._unfound = [reference for reference in self._unfound if not self._found(reference, waiting)]
         if new := [reference for reference in named if not self._found(reference, waiting)]:
-            self._looks = _MOST_LOOKS
-        found = [reference for reference in unfound if self._found(reference, waiting)]
-        self._unfound = [reference for reference in self._unfound if reference not in found] + new
+            self._unfound, self._look_until_s = self._unfound + new, now_s + _LOOK_S
 
     def publish(self, kind: FileKind[F], content: bytes, waiting: Waiting = None) -> bool:
         """Publish a file before any record is processed by it.
@@ -192,7 +193,7 @@ class PublishedFiles:
         found: list[tuple[DeclarationActivation, Declaration | None]] = []
         for activation in self._declared:
             if activation.step != FIRST_START or all(declaration is None for _, declaration in found):
-                found.append((activation, self._files.get((FEATURES.name, activation.digest, activation.digest))))
+                found.append((activation, self._declarations.get(activation.digest)))
         return found
 
     def find(self, kind: FileKind[F], version: str, digest: str) -> F:
@@ -266,4 +267,5 @@ class PublishedFiles:
             self._files.setdefault((kind.name, found.version, found.digest), found)
             if isinstance(found, Declaration):
                 know([found])
+                self._declarations[reference.digest[:DIGEST_DIGITS]] = found
         return True
