@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.features.built_in import CARD, MERCHANT, STATISTICS, WINDOWS_US
-from pipeline.features.catalogue import ATTRIBUTE_FEATURES, BY_NAME, CARD_FEATURES, DECLARED, FEATURES, MERCHANT_FEATURES
+from pipeline.features.catalogue import (
+    ATTRIBUTE_FEATURES,
+    BY_NAME,
+    CARD_FEATURES,
+    DECLARED,
+    FEATURES,
+    MERCHANT_FEATURES,
+)
 from tests.helpers.generated import PARTS
 
 FEATURES_ROOM = Path(__file__).parents[3] / "pipeline" / "features"
