@@ -252,7 +252,7 @@ def compared_features(payload: bytes) -> set[str]:
     """Return the features that rules and strata of a policy compare; raises `ModelError` for a payload that is none."""
     content = decode_payload(payload, _PAYLOAD, "a policy")
     strata = () if content.audit is msgspec.UNSET else content.audit.strata
-    return {compared.feature for compared in (*content.rules, *strata)}
+    return {*(rule.feature for rule in content.rules), *(stratum.feature for stratum in strata)}
 
 
 def _check(content: _PolicyPayload) -> None:

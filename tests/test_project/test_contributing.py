@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 THINGS = {
     "A feature": ("usual_amount",),
-    "A field that kernels read": ("merchant_id", "merchants"),
     "A model": ("lightgbm", "modelversion"),
     "An agent": ("feedback",),
     "A command": ("drift",),
