@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.broker.local import running_broker, serving
+from pipeline.broker.local import STATE_NAME, read_json, running_broker, serving
 from pipeline.decision.policy import Rule
 from pipeline.features.active import active_declaration
 from pipeline.features.catalogue import FEATURES
@@ -203,6 +204,11 @@ def test_an_embedded_broker_outlives_the_image_of_its_process_and_not_the_proces
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"next\n"
+        # It would go on for a moment without the pipe by which its guard hears of the end of the process.
+        guard = psutil.Process(read_json(tmp_path / "kafka" / STATE_NAME)["pid"]).parent()
+        assert guard is not None
+        pipe = Path(f"/proc/{guard.pid}/fd/0").readlink()
+        assert pipe in {file.readlink() for file in Path(f"/proc/{process.pid}/fd").iterdir()}
         assert running_broker(tmp_path / "kafka") is not None
     finally:
         process.communicate(b"\n")
