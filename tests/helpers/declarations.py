@@ -202,8 +202,8 @@ def _text_test(random: np.random.Generator) -> str:
 def random_history(seed: int, rows: int, declaration: dict[str, Any]) -> pd.DataFrame:
     """Return transactions as producers write them, in the order in which they arrive.
 
-    Times are whole seconds, half an hour apart on average; some repeat, some are late by up to 120 days, and some lie
-    exactly one window behind another, or a microsecond beside that. Texts and numbers are missing, None.
+    Times are whole seconds; some repeat, some are late, up to beyond the horizon, and some lie exactly one window
+    behind another, or a microsecond beside that. Texts and numbers are missing, None.
     """
     random = np.random.default_rng([seed, 1])
     windows = [window for table in declaration["features"] for window in table.get("windows", ())] or ["1d"]
@@ -211,9 +211,11 @@ def random_history(seed: int, rows: int, declaration: dict[str, Any]) -> pd.Data
     cards, merchants = max(3, rows // 60), max(3, rows // 120)
     steps = random.exponential(SPAN_US / SECOND / rows, rows) * random.choice([0, 1, 1, 2], rows)
     arrived = START_US + np.cumsum(np.round(steps).astype(np.int64)) * SECOND
-    late = random.choice(
-        [0, MINUTE, HOUR, DAY, 8 * DAY, 40 * DAY, 120 * DAY], rows, p=[0.8, 0.06, 0.05, 0.04, 0.03, 0.01, 0.01]
-    )
+    late = random.choice([0, MINUTE, HOUR, DAY, 8 * DAY], rows, p=[0.8, 0.06, 0.05, 0.05, 0.04])
+    # Some so late that the horizon lies in their windows, and some behind it.
+    longest = max(30 * DAY, *spans_us)
+    deep = longest + 7 * DAY + random.integers(-longest // SECOND, 2 * DAY // SECOND, rows) * SECOND
+    late = np.where(random.random(rows) < 0.04, deep, late)
     times = arrived - late
     card = np.minimum(random.geometric(2.5 / cards, rows), cards)
     merchant = np.minimum(random.geometric(3 / merchants, rows), merchants)

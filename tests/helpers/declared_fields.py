@@ -1,14 +1,14 @@
-"""A contract with more fields that kernels read: ``python -m tests.helpers.declared_fields`` reads them in all ways.
+"""Declared features over a field of the contract and two of the producer's own, read in all ways.
 
-They are declared at the one place, before anything else is imported, and nothing else is changed. Prints as a JSON
-object what the columns hold.
+``python -m tests.helpers.declared_fields`` prints as a JSON object what the columns hold, and what windows get of them.
 """
 
 import json
+import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -16,64 +16,79 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-COUNTRY: Final = '    country: Annotated[Description | None, _field("as you have it")] = None\n'
-DECLARED: Final = (
-    COUNTRY.replace(")]", ", kernels=True)]"),
-    '    risk: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, _field("of the device", kernels=True)] = None\n',
-)
-PLAIN: Final = (("BE", 0.25), (None, None), ("", 1.0), ("FR", 0.0))
-"""Values of the two fields that are written in the usual way."""
-ODD: Final = (("Österreich", 0.5), (32, 1e-3), ("BE", 1.5), ("BE", "much"))
-"""Values that the decoder reads: a number that stands for its text, and two risks that it refuses."""
+DECLARED: Final = """
+[fields.shop]
+type = "text"
+meaning = "kind of shop"
 
+[fields.risk]
+type = "number"
+meaning = "risk of the device"
 
-def declare() -> None:
-    """Declare the fields; raises RuntimeError where the contract was imported already."""
-    if "schemas.messages" in sys.modules:
-        raise RuntimeError("schemas.messages is imported already")
-    path = Path(__file__).resolve().parents[2] / "schemas/messages.py"
-    source = path.read_text(encoding="utf-8")
-    if COUNTRY not in source:
-        raise RuntimeError("the declaration of country has changed: adapt it here")
-    module = sys.modules["schemas.messages"] = ModuleType("schemas.messages")
-    exec(compile(source.replace(COUNTRY, "".join(DECLARED)), path, "exec"), module.__dict__)
+[fields.unread]
+type = "text"
+meaning = "text that no feature reads"
+
+[[features]]
+entity = "card"
+aggregate = "distinct"
+field = "country"
+windows = ["1d"]
+
+[[features]]
+entity = "card"
+aggregate = "new"
+field = "shop"
+windows = ["1d"]
+
+[[features]]
+entity = "merchant"
+aggregate = "mean"
+field = "risk"
+where = "country = 'BE' or shop = 'web'"
+windows = ["90d"]
+"""
+NAMES: Final = ("country", "shop", "risk")
+PLAIN: Final = (("BE", "web", 0.25), (None, None, None), ("", "", 1.0), ("FR", "it's", 0.0))
+"""Values of the three fields that are written in the usual way."""
+ODD: Final = ((32, "Österreich", 0.5), ("BE", 7, "much"))
+"""A number that stands for its text in a field of the contract, and does not among attributes; a text that is none."""
 
 
 def main() -> None:
-    """Read the same rows as records, by both ways, from files, from a frame and as a kernel gets them."""
-    declare()
+    """Read the same rows as records, by both ways, from files, from a frame and from the records of a replay."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(DECLARED)
+        file.flush()
+        os.environ["FRAUD_PIPELINE_FEATURES_FILE"] = file.name
+        import pipeline  # noqa: F401 (which declares them)
     from pipeline.backtest import frame_tables
-    from pipeline.backtest.engine.column_kernels import Engine
-    from pipeline.backtest.input.acceptance import TRANSACTION_FIELDS, Acceptance
+    from pipeline.backtest.input.acceptance import Acceptance
     from pipeline.backtest.input.acceptance import accept_transactions as accept_table
-    from pipeline.backtest.input.order import Order, merged
     from pipeline.engine.records import accept
-    from pipeline.engine.records.columns import Transactions, no_labels
-    from pipeline.features import kernel
-    from pipeline.history.files import FIELDS, file_tables
+    from pipeline.engine.records.columns import Transactions
+    from pipeline.engine.records.inputs import card_inputs, fill_columns
+    from pipeline.features.catalogue import CARD_INPUTS, FEATURES, INPUT_COLUMNS
+    from pipeline.history.files import file_tables
     from pipeline.history.frames import read_transactions
     from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
-    from schemas.export import exported
     from tests.contract.records import ARRIVED_US, RATES, TOLERANCE_US, TRANSACTION
-    from tests.helpers.features import OPTIONS
-    from tests.helpers.generated import fields_table
 
-    rules = Acceptance(RATES, TOLERANCE_US)
+    def found(rows: Transactions, rejects: Sequence[Any] = ()) -> list[Any]:
+        assert not rejects, rejects
+        assert rows.attributes is not None
+        numbers = [None if np.isnan(number) else number for number in rows.attributes[:, 0].tolist()]
+        columns = rows.text("country").to_pylist(), rows.text("shop").to_pylist(), numbers
+        return [list(values) for values in zip(*columns, strict=True)]
 
-    def found(rows: Transactions, rejects: Any = ()) -> list[Any]:
-        columns = zip(*(rows.declared[name].to_pylist() for name in ("country", "risk")), strict=True)
-        read = {number: list(values) for number, values in zip(rows.row.tolist(), columns, strict=True)}
-        refused = {reject.row: reject.code for reject in rejects}
-        return [value for _, value in sorted((read | refused).items())]
+    def record(number: int, values: Sequence[Any]) -> bytes:
+        row = dict(zip(NAMES, values, strict=True))
+        country = {} if row["country"] is None else {"country": row["country"]}
+        attributes = {name: row[name] for name in ("shop", "risk") if row[name] is not None}
+        own: Mapping[str, Any] = {"attributes": {**attributes, "more": 1}} if attributes else {}
+        return json.dumps({**TRANSACTION, "transaction_id": f"t{number}", **country, **own}).encode()
 
-    def records(values: Any) -> list[bytes]:
-        rows = [
-            TRANSACTION | {"transaction_id": f"t{number}", "country": country, "risk": risk}
-            for number, (country, risk) in enumerate(values)
-        ]
-        return [json.dumps({name: value for name, value in row.items() if value is not None}).encode() for row in rows]
-
-    def scanned(values: list[bytes]) -> tuple[Any, Any]:
+    def scanned(values: list[bytes]) -> tuple[Any, Transactions]:
         return accept.read_fast_path(values, np.full(len(values), ARRIVED_US), RATES)
 
     def decoded(values: list[bytes]) -> list[Any]:
@@ -84,40 +99,49 @@ def main() -> None:
 
     def from_tables(tables: Any) -> list[Any]:
         (table,) = tables
-        return found(*accept_table(table, rules))
+        return found(*accept_table(table, Acceptance(RATES, TOLERANCE_US)))
 
-    plain, every = records(PLAIN), records((*PLAIN, *ODD))
-    texts = [{name: None if value is None else str(value) for name, value in json.loads(row).items()} for row in every]
-    table = pa.Table.from_pylist(texts, pa.schema([(name, pa.string()) for name in (*TRANSACTION, "country", "risk")]))
-    typed = pa.Table.from_pylist([json.loads(row) for row in plain])
-    rows = scanned(plain)[1]
-    seen: list[Any] = []
-
-    def spy(*columns: Any) -> int:
-        numbers, texts = columns[-6:-4]
-        seen.append([[[None if np.isnan(number) else number for number in row] for row in numbers], texts.tolist()])
-        return len(columns[-1])
-
-    kernel.profile_cards = spy  # type: ignore[assignment]
-    engine = Engine(OPTIONS)
-    engine.profile(merged(rows, no_labels(), Order.EVENT_TIME))
+    plain = [record(number, values) for number, values in enumerate(PLAIN)]
+    every = [record(number, values) for number, values in enumerate((*PLAIN, *ODD))]
+    names = ("country", "attribute_shop", "attribute_risk")
+    table = pa.Table.from_pylist(
+        [
+            TRANSACTION | {"transaction_id": f"t{number}"} | dict(zip(names, values, strict=True))
+            for number, values in enumerate(PLAIN)
+        ]
+    )
+    both = pa.Table.from_pylist(
+        [
+            TRANSACTION | {"transaction_id": f"t{number}", "country": country, "attributes": attributes}
+            for number, (country, attributes) in enumerate(
+                (values[0], json.dumps({"shop": values[1], "risk": values[2]})) for values in PLAIN
+            )
+        ]
+    )
+    rows = accept.accept_transactions(every, np.full(len(every), ARRIVED_US), RATES, TOLERANCE_US)[0]
+    features = np.full((len(rows), len(FEATURES)), 3.0)
+    fill_columns(rows, features)
+    inputs = card_inputs(rows)
+    assert inputs is not None
     with tempfile.TemporaryDirectory() as name:
         csv, parquet = Path(name) / "rows.csv", Path(name) / "rows.parquet"
         pacsv.write_csv(table, csv)
-        pq.write_table(typed, parquet)
+        pq.write_table(table, parquet)
         (frame,) = read_transactions(parquet)
         reported = {
-            "scanner": found(rows),
+            "scanner": found(scanned(plain)[1]),
             "plain": scanned(every)[0].tolist(),
+            "accepted": found(rows),
             "decoder": decoded(every),
             "csv": from_tables(file_tables(csv)),
             "parquet": from_tables(file_tables(parquet)),
+            "objects": from_tables([both]),
             "frame": from_tables(frame_tables(frame)),
             "replay": decoded([*map(ENCODER.encode, transaction_messages(frame, event_times_us(frame)))]),
-            "kernel": seen[0],
-            "names": [name in names for names in (TRANSACTION_FIELDS, FIELDS) for name in ("country", "risk")],
-            "schema": json.loads(exported()["transaction.json"])["$defs"]["Transaction"]["properties"]["risk"],
-            "page": [line for line in fields_table().splitlines() if "risk" in line],
+            "inputs": [given.field for given in CARD_INPUTS],
+            "codes": [[None if np.isnan(code) else code for code in row] for row in inputs.tolist()],
+            "carried": [None if np.isnan(value) else value for value in features[:, INPUT_COLUMNS[0]].tolist()],
+            "declared": sorted(rows.declared),
         }
     json.dump(reported, sys.stdout)
 

@@ -12,7 +12,7 @@ from tests.reference.declared import DAY, SECOND, declared_features, whole
 
 TABLES = int(os.environ.get("DECLARATIONS", "0"))
 """Feature tables of a long run, as of ``DECLARATIONS=1000 make pytest ARGS=tests/property/test_declarations.py``."""
-TABLES_OF_ONE, ROWS = (40, 10_000) if TABLES else (12, 400)
+TABLES_OF_ONE, ROWS = (40, 10_000) if TABLES else (20, 700)
 SEEDS = range(101, 101 + -(-TABLES // TABLES_OF_ONE)) if TABLES else range(3)
 LIMIT_S = 1_800.0
 """Limit for a process; of the long run one takes two minutes on an idle machine."""

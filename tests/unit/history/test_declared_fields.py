@@ -1,25 +1,26 @@
-"""A field that is declared at the one place arrives in columns from whatever holds transactions."""
+"""Fields that declared features read arrive in columns from whatever holds transactions."""
 
-from tests.helpers.declared_fields import PLAIN
+from tests.helpers.declared_fields import ODD, PLAIN
 from tests.helpers.worker import printed_json
 
-REFUSED = "invalid_value"
 
-
-def test_a_declared_field_arrives_from_every_reader() -> None:
+def test_fields_of_declared_features_arrive_from_every_reader() -> None:
     found = printed_json("tests.helpers.declared_fields")
     plain = [list(values) for values in PLAIN]
-    odd = [["Österreich", 0.5], ["32", 0.001], REFUSED, "wrong_type"]
+    odd = [["32", "Österreich", 0.5], ["BE", None, None]]
     assert found["scanner"] == plain
-    assert found["plain"] == [True] * len(plain) + [False] * len(odd)
-    assert found["decoder"] == [*plain, *odd]
+    assert found["plain"][: len(PLAIN)] == [True] * len(PLAIN)
+    assert found["accepted"] == found["decoder"] == [*plain, *odd]
     # A CSV cannot tell an empty text from none.
-    assert found["csv"] == [*([country or None, risk] for country, risk in plain), *odd]
-    assert found["parquet"] == found["frame"] == found["replay"] == plain
-    numbers, texts = found["kernel"]
-    assert [number for (number,) in numbers] == [0.25, None, 1.0, 0.0]
-    assert len({text for (text,) in texts}) == 4
-    assert texts[1] == [0]
-    assert found["names"] == [True] * 4
-    assert found["schema"]["description"] == "of the device"
-    assert found["page"] == ["| `risk` | | yes | | of the device |"]
+    assert found["csv"] == [[country or None, shop or None, risk] for country, shop, risk in plain]
+    assert found["parquet"] == found["objects"] == found["frame"] == found["replay"] == plain
+    assert found["inputs"] == ["country", "shop"]
+    countries, shops = zip(*found["codes"], strict=True)
+    assert countries[0] == countries[5]
+    assert len({*countries}) == 5
+    assert [code is None for code in shops] == [False, True, False, False, False, True]
+    assert all(0 <= code < 2**52 and code == int(code) for code in (*countries, *shops) if code is not None)
+    # Where country = 'BE' or shop = 'web', as windows of merchants read it; the last one has no risk.
+    assert found["carried"] == [0.25, *[None] * 5]
+    assert len(found["carried"]) == len(PLAIN) + len(ODD)
+    assert found["declared"] == ["country", "shop"]
