@@ -24,7 +24,7 @@ NAVIGATION = {
         "Project": ("../README", "../CONTRIBUTING", "decisions/README", "releasing", "../CHANGELOG"),
     },
     "docs/decisions/README": {"Decisions": ("[0-9]*",)},
-    "examples/README": {"Examples": ("own-csv", "custom-feature", "faust-agent")},
+    "examples/README": {"Examples": ("own-csv", "own-features", "custom-feature", "faust-agent")},
 }
 """Pages below a page, by caption. A page that is nowhere fails the build."""
 

@@ -2,15 +2,12 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Final, NamedTuple
 
 from pipeline.features.declaration import Declaration
 
-Function = Callable[..., NDArray[np.float64]]
-"""A function of the deployment's own: columns of n numbers to n numbers."""
+Function = Callable[..., Any]
+"""A function of the deployment's own: columns of n numbers to n numbers, as arrays of float64."""
 
 
 class _Active(NamedTuple):

@@ -75,7 +75,7 @@ class DeclaredFeature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     windows: tuple[str, ...] = ()
     where: Any = None
     """A filter: a text in a file, JSON data of a tree in a record."""
-    of: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     """Names of the two features that a ratio is of, or of the numbers that a function gets."""
     source: str = ""
     """Digest of a function's source, in a record."""
@@ -142,8 +142,8 @@ class Input(NamedTuple):
     @property
     def column(self) -> str:
         """Name of the feature by which it travels to the merchants' windows."""
-        said = msgspec.json.encode([self.field, self.where])
-        return f"input_{hashlib.sha256(said).hexdigest()[:8]}"
+        content = msgspec.json.encode([self.field, self.where])
+        return f"input_{hashlib.sha256(content).hexdigest()[:8]}"
 
     def __str__(self) -> str:
         """What it is, for people."""
@@ -168,7 +168,7 @@ class Ratio(NamedTuple):
     """A feature that is the quotient of two others of its entity."""
 
     name: str
-    of: tuple[str, str]
+    inputs: tuple[str, str]
 
 
 class FunctionFeature(NamedTuple):
@@ -176,7 +176,7 @@ class FunctionFeature(NamedTuple):
 
     name: str
     """That of the function; the feature is ``function_`` and this name."""
-    of: tuple[str, ...]
+    inputs: tuple[str, ...]
     source: str
     """Digest of its source; empty where nobody has looked yet."""
 
@@ -273,7 +273,7 @@ class _Check:
     def _field(self, name: str, field: DeclaredField) -> None:
         if not _NAME.fullmatch(name):
             raise self._error("a name has at most 64 ASCII letters, digits and _")
-        if name in self._kinds or name in BUILT_IN or any(name == of.name for of in DECLARED_FIELDS):
+        if name in self._kinds or name in BUILT_IN or any(name == given.name for given in DECLARED_FIELDS):
             raise self._error("a field of the contract or a feature has this name: give yours another one")
         if not _is_meaning(field.meaning):
             raise self._error(f"give it a meaning of at most {MOST_CHARACTERS} characters, which analysts read")
@@ -311,7 +311,7 @@ class _Check:
 
     def _are_built_in(self, table: DeclaredFeature) -> bool:
         """Choose the features of a table if all of them are built in; return whether they are."""
-        if table.where is not None or table.name or table.of:
+        if table.where is not None or table.name or table.inputs:
             return False
         if table.entity == "transaction":
             names = [table.field if table.aggregate == "value" else ""]
@@ -372,8 +372,8 @@ class _Check:
         if aggregate.kind is not None and not field:
             raise self._error(f'{aggregate.name} needs a field, such as field = "country"')
         if aggregate.kind is not None and kind is not aggregate.kind:
-            of = "a text" if aggregate.kind is ValueKind.TEXT else "a number"
-            raise self._error(f"{aggregate.name} is of {of}, and {field} is none")
+            noun = "a text" if aggregate.kind is ValueKind.TEXT else "a number"
+            raise self._error(f"{aggregate.name} is of {noun}, and {field} is none")
         if aggregate.name in ("share", "usual_hour") and table.field:
             raise self._error(f"{aggregate.name} has no field")
         if aggregate.name == "share" and where is None:
@@ -406,15 +406,15 @@ class _Check:
         self._groups[table.entity].append(Group(aggregate, given, tuple(spans[window] for window in windows), names))
 
     def _ratio(self, table: DeclaredFeature) -> DeclaredFeature:
-        if table.entity == "transaction" or len(table.of) != 2 or not table.name:
+        if table.entity == "transaction" or len(table.inputs) != 2 or not table.name:
             raise self._error(
-                'a ratio has an entity card or merchant, a name, and of = ["...", "..."], two of its features'
+                'a ratio has an entity card or merchant, a name, and inputs = ["...", "..."], two of its features'
             )
         if table.windows or table.field or table.where is not None:
             raise self._error("a ratio has no windows, field or filter of its own: its two features have")
-        first, second = table.of
-        for name in table.of:
-            known = [of for of in (*BUILT_IN, *self._own) if of.startswith(f"{table.entity}_")]
+        first, second = table.inputs
+        for name in table.inputs:
+            known = [known for known in (*BUILT_IN, *self._own) if known.startswith(f"{table.entity}_")]
             if name not in known:
                 raise self._error(
                     f"there is no feature {shown(name)} of a {table.entity} above it; {suggestion(name, known)}"
@@ -433,17 +433,17 @@ class _Check:
         return table
 
     def _function(self, table: DeclaredFeature) -> DeclaredFeature:
-        if table.entity != "transaction" or not table.name or not 0 < len(table.of) <= MOST_WINDOWS:
-            raise self._error('a function has entity transaction, its name, and of = ["..."], the numbers that it gets')
+        if table.entity != "transaction" or not table.name or not 0 < len(table.inputs) <= MOST_WINDOWS:
+            raise self._error('a function has entity transaction, its name, and inputs = ["..."], numbers that it gets')
         if table.windows or table.field or table.where is not None:
             raise self._error("a function has no windows, field or filter")
         numbers = [name for name, kind in self._kinds.items() if kind is ValueKind.NUMBER]
-        for name in table.of:
+        for name in table.inputs:
             if name not in numbers:
                 raise self._error(f"there is no number {shown(name)}; {suggestion(name, numbers)}")
-        function = FunctionFeature(table.name, table.of, table.source)
-        meaning = table.meaning.strip() or f"{table.name} of {', '.join(table.of)}"
-        definition = f"`{table.name}({', '.join(table.of)})`, a function of the deployment's own"
+        function = FunctionFeature(table.name, table.inputs, table.source)
+        meaning = table.meaning.strip() or f"{table.name} of {', '.join(table.inputs)}"
+        definition = f"`{table.name}({', '.join(table.inputs)})`, a function of the deployment's own"
         self._add(Feature("transaction", function.feature, NUMBER, meaning, definition, WINDOW_REASON))
         self._functions.append(function)
         return table

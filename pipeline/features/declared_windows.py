@@ -189,7 +189,7 @@ def _deviation(count: Any, sum_high: Any, sum_low: Any, high: Any, low: Any) -> 
 
 @inlined
 def _statistic(
-    code: Any, held: Any, count: Any, sums: Any, largest: Any, smallest: Any, newest_us: Any, oldest_us: Any,
+    code: Any, held: Any, count: Any, sums: Any, largest: Any, smallest: Any, last_us: Any, oldest_us: Any,
     time_us: Any, scale: Any,
 ) -> Any:  # fmt: skip
     """The statistic of a window that ``code`` names.
@@ -201,7 +201,7 @@ def _statistic(
         sums: Sum of the values and of their squares, 128 bits each.
         largest: Largest value.
         smallest: Smallest value.
-        newest_us: Event time of the newest value.
+        last_us: Event time of the newest value.
         oldest_us: Event time of the oldest value.
         time_us: Event time of the present row.
         scale: Steps of a unit.
@@ -225,7 +225,7 @@ def _statistic(
     elif code == MAX_CODE:
         result = largest / scale
     elif code == LAST_CODE:
-        result = (time_us - newest_us) / US_PER_SECOND
+        result = (time_us - last_us) / US_PER_SECOND
     elif code == FIRST_CODE:
         result = (time_us - oldest_us) / US_PER_SECOND
     return result
@@ -237,9 +237,9 @@ def _amounts(
     out: Any,
 ) -> None:  # fmt: skip
     """Write a statistic of the amounts of all events, which chunks and runs have totals of."""
-    totals, count, newest_us = NO_TOTALS, np.int64(0), np.int64(0)
+    totals, count, last_us = NO_TOTALS, np.int64(0), np.int64(0)
     if chunk > 0:
-        newest_us = state.events[(state.chunks[chunk * CHUNK_WORDS + CHUNK.start] + end - 1) * words]
+        last_us = state.events[(state.chunks[chunk * CHUNK_WORDS + CHUNK.start] + end - 1) * words]
     for w in range(windows.shape[0]):
         lower_us = max(time_us - windows[w], floor_us)
         chunk, end, count, totals = extend(state, words, chunk, end, lower_us, count, totals)
@@ -248,7 +248,7 @@ def _amounts(
             out[w] = seconds_since_row(state, words, slot, chunk, end, time_us) if count > 0 else np.nan
         else:
             sums = sum_ >> 63, sum_, high, low
-            out[w] = _statistic(code, count, count, sums, largest, smallest, newest_us, time_us, time_us, AMOUNT_SCALE)
+            out[w] = _statistic(code, count, count, sums, largest, smallest, last_us, time_us, time_us, AMOUNT_SCALE)
 
 
 @compiled
@@ -260,7 +260,7 @@ def _moments(
     events = state.events
     held, count, sum_high, sum_low = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     high, low, largest, smallest = np.int64(0), np.int64(0), np.int64(NO_VALUE), np.int64(NEVER)
-    newest_us, oldest_us = np.int64(NO_VALUE), np.int64(0)
+    last_us, oldest_us = np.int64(NO_VALUE), np.int64(0)
     for w in range(windows.shape[0]):
         lower_us = max(time_us - windows[w], floor_us)
         while code != LAST_CODE or count == 0:
@@ -277,9 +277,9 @@ def _moments(
             high, low = add_wide(high, low, np.int64(square_high), np.int64(square_low))
             largest, smallest = max(largest, value), min(smallest, value)
             oldest_us = events[event]
-            newest_us = max(newest_us, oldest_us)
+            last_us = max(last_us, oldest_us)
         sums = sum_high, sum_low, high, low
-        out[w] = _statistic(code, held, count, sums, largest, smallest, newest_us, oldest_us, time_us, scale)
+        out[w] = _statistic(code, held, count, sums, largest, smallest, last_us, oldest_us, time_us, scale)
 
 
 @compiled

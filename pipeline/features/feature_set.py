@@ -153,8 +153,8 @@ class FeatureSet:
         for group in (group for groups in self._groups.values() for group in groups):
             for name, window in zip(group.names, group.windows_us, strict=True):
                 found[name] = [group.aggregate.name, group.input, window]
-        found |= {ratio.name: ratio.of for ratios in self._ratios.values() for ratio in ratios}
-        found |= {function.feature: [function.of, function.source] for function in self.functions}
+        found |= {ratio.name: ratio.inputs for ratios in self._ratios.values() for ratio in ratios}
+        found |= {function.feature: [function.inputs, function.source] for function in self.functions}
         return found
 
     def _column(self, given: Input) -> str:
@@ -194,7 +194,7 @@ def _plan(names: Sequence[str], columns: Any, groups: Sequence[Group], ratios: S
         _table([(k, names.index(name)) for k, name in enumerate(columns._fields) if name in names], 2),
         _table(rows, 5),
         np.array(windows, np.int64),
-        _table([(names.index(ratio.name), *map(names.index, ratio.of)) for ratio in ratios], 3),
+        _table([(names.index(ratio.name), *map(names.index, ratio.inputs)) for ratio in ratios], 3),
         np.array([given.scale for given in inputs], np.float64),
     )
 

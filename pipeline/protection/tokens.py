@@ -234,8 +234,8 @@ class Tokeniser:
         fields = _FIELDS.decode(value)
         attributes = self._members(fields)
         for field, token in tokens.items():
-            place, _, name = field.rpartition(".")
-            (attributes if place else fields)[name] = msgspec.Raw(b'"%b"' % token.encode())
+            parent, _, name = field.rpartition(".")
+            (attributes if parent else fields)[name] = msgspec.Raw(b'"%b"' % token.encode())
         if attributes:
             fields["attributes"] = msgspec.Raw(msgspec.json.encode(attributes))
         return tokens[CARD_ID], msgspec.json.encode(fields)

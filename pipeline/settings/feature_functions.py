@@ -3,17 +3,16 @@
 import hashlib
 import importlib
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Final
-
-import numpy as np
 
 from pipeline.features.active import Function
 
 MODULE: Final = "FRAUD_PIPELINE_FEATURES_MODULE"
 _ROWS: Final = 64
-_VALUES: Final = (0.0, 1.0, -1.0, 0.5, 1e9, -1e-9, np.nan, np.inf)
+_VALUES: Final = (0.0, 1.0, -1.0, 0.5, 1e9, -1e-9, math.nan, math.inf)
 
 
 class FunctionError(ValueError):
@@ -55,6 +54,9 @@ def source_digest(function: Any) -> str:
 
 def _check(name: str, function: Any, columns: int) -> None:
     """Compile a function, and refuse one whose values depend on the rows beside them."""
+    # Settings are imported by every command, which need not load what computes.
+    import numpy as np
+
     random = np.random.default_rng(0)
     given = [random.choice(_VALUES, _ROWS) for _ in range(columns)]
     try:

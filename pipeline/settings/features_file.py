@@ -37,7 +37,7 @@ def functions_of(declaration: Declaration) -> dict[str, Function]:
     """Return the functions that a declaration names; raises `FeaturesError` where one is missing or another one."""
     tables = [table for table in declaration.features if table.aggregate == _FUNCTION]
     try:
-        functions = own_functions({table.name: len(table.of) for table in tables})
+        functions = own_functions({table.name: len(table.inputs) for table in tables})
     except FunctionError as error:
         raise FeaturesError(str(error)) from error
     for table in tables:
@@ -87,7 +87,7 @@ def read_features_file(content: bytes, name: str) -> Declaration:
 
 def _with_sources(declaration: Declaration) -> Declaration:
     """Return a declaration that says which functions it means."""
-    named = {table.name: len(table.of) for table in declaration.features if table.aggregate == _FUNCTION}
+    named = {table.name: len(table.inputs) for table in declaration.features if table.aggregate == _FUNCTION}
     functions = own_functions(named)
     tables = [
         structs.replace(table, source=source_digest(functions[table.name])) if table.aggregate == _FUNCTION else table

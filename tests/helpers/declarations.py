@@ -104,7 +104,7 @@ def _table(
 ) -> dict[str, Any]:
     if len(known) > 1 and random.random() < 0.1:
         pair = [_one(random, known).name, _one(random, [*known, Name(f"{entity}_count_30d", True)]).name]
-        return {"entity": entity, "aggregate": "ratio", "name": f"ratio_{number}", "of": pair}
+        return {"entity": entity, "aggregate": "ratio", "name": f"ratio_{number}", "inputs": pair}
     field, where = _one(random, pool)
     aggregates = ["count", "seconds_since_last", "seconds_since_first"]
     if not field and where is not None:

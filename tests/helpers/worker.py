@@ -22,9 +22,9 @@ FAUST = ("-m", "faust", "-A", "agents.app", "worker")
 
 
 def inherited_environment() -> dict[str, str]:
-    """The environment without what configures this project's commands."""
-    ours = ("FRAUD_PIPELINE_", "KAFKA_", "DAYS")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """The environment without what configures this project's commands, but for the features that tests declare."""
+    ours, kept = ("FRAUD_PIPELINE_", "KAFKA_", "DAYS"), ("FRAUD_PIPELINE_FEATURES_FILE",)
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(ours)}
 
 
 def printed_json(module: str, *arguments: str) -> Any:

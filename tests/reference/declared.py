@@ -53,7 +53,7 @@ def declared_features(declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd
             if table["entity"] != entity:
                 continue
             if table["aggregate"] == "ratio":
-                first, second = (found[name] for name in table["of"])
+                first, second = (found[name] for name in table["inputs"])
                 found[f"{entity}_{table['name']}"] = [
                     a / b if b > 0 else NAN for a, b in zip(first, second, strict=True)
                 ]
@@ -229,7 +229,7 @@ def tolerances(declaration: Mapping[str, Any], features: pd.DataFrame, frame: pd
     for table in declaration.get("features", []):
         if table["aggregate"] == "ratio":
             # Exact, or of two of which one is off by its last bits.
-            slack = sum(np.max(found[name]) for name in table["of"]) > 0
+            slack = sum(np.max(found[name]) for name in table["inputs"]) > 0
             name = f"{table['entity']}_{table['name']}"
             found[name] = 1e-6 * np.abs(np.nan_to_num(features[name].to_numpy())) if slack else 0.0
         elif not is_chosen(table) and table["aggregate"] in ("sum", "mean", "std"):

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "README.md": ("tests/integration/test_readme_example.py", {"python", "text"}),
     "docs/export.md": ("tests/unit/exports/test_export_features.py", {"python"}),
     "examples/faust-agent.md": ("tests/integration/test_faust_example.py", {"python", "console"}),
+    "examples/own-features.md": ("tests/test_project/test_own_features_page.py", {"python", "text"}),
     **dict.fromkeys(DOCUMENTS, ("tests/test_project/test_notebook.py", {"python", "text"})),
 }
 """Pages whose programs have a test of their own: the test, and the languages that it runs all blocks of."""

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from pipeline.demo.figures import RunFigures, RunState
 from pipeline.demo.view import dashboard, summary_lines
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.declaration import Declaration
+from pipeline.features.feature_set import FeatureSet
 from tests.helpers.recording import PICTURE, SUMMARY, svg_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,7 @@ def test_the_picture_shows_the_view_as_it_is() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/wire-contract.md"])
 def test_examples_name_the_kernel_of_now(page: str) -> None:
     versions = re.findall(r"""kernel['"]: ?['"](\d-[0-9a-f]{8})""", (ROOT / page).read_text(encoding="utf-8"))
-    assert set(versions) == {KERNEL_VERSION}
+    assert set(versions) == {FeatureSet(Declaration()).kernel_version}
 
 
 def test_the_picture_loads_nothing() -> None:

@@ -95,5 +95,5 @@ def fill_columns(taken: Transactions, features: NDArray[np.float64]) -> None:
     for given in _CARRIED:
         features[:, _COLUMN[given.column]] = fields.values(given)
     for function in ACTIVE.functions:
-        columns = fields.columns(function.of)
-        features[:, _COLUMN[function.feature]] = _FUNCTIONS[function.name](*(columns[name] for name in function.of))
+        columns = fields.columns(function.inputs)
+        features[:, _COLUMN[function.feature]] = _FUNCTIONS[function.name](*(columns[name] for name in function.inputs))

@@ -199,7 +199,7 @@ meaning = "risk score of the device"
 entity = "transaction"
 aggregate = "function"
 name = "risk_per_euro"
-of = ["device_risk", "amount"]
+inputs = ["device_risk", "amount"]
 """
 
 
