@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from agents.topology import CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.decision.policy import Policy
@@ -24,6 +25,9 @@ from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES
+from pipeline.features.declaration import Declaration, DeclaredFeature
+from pipeline.features.feature_set import FeatureSet
+from pipeline.features.kernel import CardWindows, MerchantWindows
 from pipeline.kafka.records.batch_records import compile_scan
 from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -96,6 +100,17 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
     learn = LearnPartition(new_learner(settings.river_classifier))
     learn.learn(_written(joined.outputs, EXAMPLES))
     learn.commit()
+
+
+def prepare_windows() -> None:
+    """Compile what declared windows need, whether any is declared here or not: a declaration may come while it runs."""
+    tables = (DeclaredFeature(entity, "count", windows=("2d",)) for entity in ("card", "merchant"))
+    features, one = FeatureSet(Declaration(features=tuple(tables))), np.ones(1, np.int64)
+    keys, counts, none = np.ones((1, 2), np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    cards = CardWindows(None, features.card_plan, len(features.card_features), features.horizon_us)
+    cards.profile(keys, keys, one, one, counts, np.ones(1), np.ones(1))
+    merchants = MerchantWindows(None, features.merchant_plan, len(features.merchant_features), features.horizon_us)
+    merchants.profile(none.view(np.uint8), keys, one.view(np.uint64), one, one, counts, none, one.astype(np.int8), one)
 
 
 def _transaction(number: int, currency: str) -> bytes:

@@ -16,9 +16,10 @@ def command() -> None:
     NUMBA_CACHE_DIR says where the cache is. Workers do the same on start; an image that ships the cache spares them
     that.
     """
-    from agents.preparation import prepare_kernels
+    from agents.preparation import prepare_kernels, prepare_windows
 
     settings = Settings()
     rates = fitting(read_rates(settings), settings)
     with TemporaryDirectory() as directory:
         prepare_kernels(settings, rates, Path(directory) / "segments")
+    prepare_windows()

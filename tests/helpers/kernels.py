@@ -3,10 +3,14 @@
 Run it before several processes that need them. Otherwise each of these compiles all kernels, at the same time.
 """
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from agents.preparation import prepare_kernels
+# As `tests/conftest.py` has it.
+os.environ.setdefault("FRAUD_PIPELINE_FEATURES_FILE", str(Path(__file__).parents[1] / "features.toml"))
+
+from agents.preparation import prepare_kernels, prepare_windows
 from pipeline.backtest import Order, replay
 from pipeline.decision.policy import Policy, Rule
 from pipeline.engine.cards.card_options import CardOptions
@@ -22,6 +26,7 @@ def main() -> None:
     """Compile those of the agents, and carry a short history through a backtest."""
     with TemporaryDirectory() as directory:
         prepare_kernels(Settings(), RATES, Path(directory) / "segments")
+    prepare_windows()
     base = small_model()
     rule = Rule(code="any", feature="amount", op=">", value=0, sentence="Any amount.")
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=(rule,), lightgbm_version=base.version)
