@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from pipeline.features.declaration import Declaration
+from pipeline.features.declaration import Declaration, packaged_declaration, resolved
 
 Function = Callable[..., Any]
 """A function of the deployment's own: columns of n numbers to n numbers, as arrays of float64."""
@@ -31,12 +31,12 @@ def declare(declaration: Declaration, functions: Mapping[str, Function] | None =
     """
     if _CATALOGUE in sys.modules:
         raise RuntimeError(f"features are declared before {_CATALOGUE} is imported")
-    _active[:] = [_Active(declaration, functions or {})]
+    _active[:] = [_Active(resolved(declaration), functions or {})]
 
 
 def active_declaration() -> Declaration:
     """Return what was declared; without that, the packaged set alone."""
-    return _active[0].declaration if _active else Declaration()
+    return _active[0].declaration if _active else packaged_declaration()
 
 
 def active_functions() -> Mapping[str, Function]:

@@ -6,14 +6,25 @@ The settings' reader makes one of TOML (`pipeline.settings.features_file`), and 
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from pipeline.expressions.trees import Condition, ValueKind, check_tree, fields_in, text_of
 from pipeline.features.aggregates import AGGREGATES, ALIASES, AMOUNT_AGGREGATES, Aggregate, window_us
-from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, COUNT, MONEY, NUMBER, SECONDS, Feature
+from pipeline.features.built_in import (
+    BUILT_IN_CARD,
+    BUILT_IN_MERCHANT,
+    COUNT,
+    MONEY,
+    NUMBER,
+    SECONDS,
+    SILENCE_FEATURES,
+    Feature,
+)
 from schemas.fields import DECLARED_FIELDS
 from schemas.fields import Kind as FieldKind
 from schemas.toml_files import shown, suggestion
@@ -82,6 +93,8 @@ class DeclaredFeature(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     name: str = ""
     """In place of aggregate and field in the features' names."""
     meaning: str = ""
+    train: bool = True
+    """False: computed and served, for rules and audits; a training takes it only where it is named."""
 
 
 class Declaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -200,6 +213,8 @@ class CheckedDeclaration(NamedTuple):
     ratios: Mapping[str, tuple[Ratio, ...]]
     """By entity."""
     functions: tuple[FunctionFeature, ...]
+    untrained: frozenset[str]
+    """Names of features that trainings do not take by default."""
 
 
 def load_declaration(content: bytes) -> Declaration:
@@ -234,6 +249,9 @@ class _Check:
         self._groups: dict[str, list[Group]] = {"card": [], "merchant": []}
         self._ratios: dict[str, list[Ratio]] = {"card": [], "merchant": []}
         self._functions: list[FunctionFeature] = []
+        self._chosen: set[str] = set()
+        """Features of the table that is looked at."""
+        self._untrained: set[str] = set()
         self._key: tuple[str, str | int] = ("", "")
 
     def checked(self) -> CheckedDeclaration:
@@ -249,7 +267,12 @@ class _Check:
         # Filters of merchants read features of cards.
         for number in sorted(range(len(tables)), key=lambda number: tables[number].entity == "merchant"):
             self._key = ("features", number)
+            before, self._chosen = self._built_in | self._own.keys(), set()
             tables[number] = self._feature(tables[number])
+            if tables[number].train:
+                self._untrained -= self._chosen
+            else:
+                self._untrained |= self._chosen - before
         self._key = ("", "")
         inputs = {entity: {group.input for group in groups if group.input} for entity, groups in self._groups.items()}
         for entity, found in inputs.items():
@@ -265,6 +288,7 @@ class _Check:
             {entity: tuple(groups) for entity, groups in self._groups.items()},
             {entity: tuple(ratios) for entity, ratios in self._ratios.items()},
             tuple(self._functions),
+            frozenset(self._untrained),
         )
 
     def _error(self, text: str) -> DeclarationError:
@@ -321,15 +345,12 @@ class _Check:
             aggregate = ALIASES.get(table.aggregate, table.aggregate)
             name = f"{table.entity}_{aggregate}"
             # Of silence, a week is the age that has no suffix.
-            names = [
-                name
-                if f"{name}_{window}" not in BUILT_IN and window == "7d" and name in BUILT_IN
-                else f"{name}_{window}"
-                for window in table.windows
-            ] or [name]
+            week = {"7d": name} if any(name in pair for pair in SILENCE_FEATURES.values()) else {}
+            names = [week.get(window, f"{name}_{window}") for window in table.windows] or [name]
         if not all(name in BUILT_IN for name in names):
             return False
         self._built_in.update(names)
+        self._chosen.update(names)
         return True
 
     def _aggregate(self, table: DeclaredFeature) -> Aggregate:
@@ -456,6 +477,7 @@ class _Check:
         if len(self._own) >= MOST_FEATURES:
             raise self._error(f"more than {MOST_FEATURES} features are declared")
         self._own[feature.name] = feature
+        self._chosen.add(feature.name)
 
 
 def spoken(window: str) -> str:
@@ -488,6 +510,28 @@ def declaration_of(tables: Mapping[str, Any]) -> Declaration:
         fields={name: _table("fields", name, table, DeclaredField) for name, table in fields.items()},
         features=tuple(_table("features", k, table, DeclaredFeature) for k, table in enumerate(features)),
     )
+
+
+def packaged_declaration() -> Declaration:
+    """Return the default set, which is a file of this package."""
+    return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
+
+
+def resolved(declaration: Declaration) -> Declaration:
+    """Return a declaration that names all that it extends, so that it means the same to every release."""
+    if declaration.extends not in BASES[:2]:
+        return declaration
+    base = packaged_declaration().features
+    if declaration.extends == "all":
+        base += tuple(
+            DeclaredFeature(feature.entity, "value", feature.aggregate, train=False)
+            if feature.entity == "transaction"
+            else DeclaredFeature(
+                feature.entity, feature.aggregate, windows=(feature.window,) if feature.window else (), train=False
+            )
+            for feature in BUILT_IN.values()
+        )
+    return msgspec.structs.replace(declaration, extends="none", features=(*base, *declaration.features))
 
 
 def _table(where: str, key: str | int, table: Any, kind: type[T]) -> T:

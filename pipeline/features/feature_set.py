@@ -1,10 +1,8 @@
 """The features that follow from a declaration, their columns, and the tables by which kernels compute them."""
 
 import hashlib
-import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -23,17 +21,16 @@ from pipeline.features.built_in import (
     Feature,
 )
 from pipeline.features.declaration import (
-    BUILT_IN,
     CONTRACT_FIELDS,
-    DEFAULT,
     FIELD_REASON,
     Declaration,
     Group,
     Input,
     Ratio,
     check_declaration,
-    declaration_of,
     inputs_of,
+    packaged_declaration,
+    resolved,
 )
 
 KERNEL_REVISION: Final = 3
@@ -73,10 +70,10 @@ class FeatureSet:
     """
 
     def __init__(self, declaration: Declaration) -> None:
+        declaration = resolved(declaration)
         checked = check_declaration(declaration, check_tree)
         self.declaration, self._groups, self._ratios = declaration, checked.groups, checked.ratios
-        base = {DEFAULT: PACKAGED, "all": frozenset(BUILT_IN)}.get(declaration.extends, frozenset())
-        chosen = checked.built_in | base | {"amount"}
+        chosen = checked.built_in | {"amount"}
         own: dict[str, list[Feature]] = {"transaction": [], "card": [], "merchant": []}
         for feature in checked.own:
             own[feature.entity].append(feature)
@@ -102,7 +99,7 @@ class FeatureSet:
         others = [feature for feature in own["transaction"] if feature.name not in self.attribute_features]
         self.window_features = _names((*others, *own["card"], *own["merchant"]))
         """Declared functions, windows and ratios."""
-        default = PACKAGED | checked.built_in | {feature.name for feature in checked.own}
+        default = {*checked.built_in, *(feature.name for feature in checked.own)} - checked.untrained
         self.default_features = tuple(name for name in self.features if name in default)
         """Used by a training that names no features."""
         spans = [us for groups in checked.groups.values() for group in groups for us in group.windows_us]
@@ -170,13 +167,11 @@ class FeatureSet:
                 )  # fmt: skip
 
 
-def packaged_declaration() -> Declaration:
-    """Return the default set, which is a file of this package."""
-    return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
-
-
-PACKAGED: Final = check_declaration(packaged_declaration(), check_tree).built_in
-"""Names of the default set; decisions 0041 and 0071 say why these."""
+_PACKAGED: Final = check_declaration(packaged_declaration(), check_tree)
+PACKAGED: Final = _PACKAGED.built_in
+"""Names of the default set."""
+TRAINED: Final = PACKAGED - _PACKAGED.untrained
+"""Those that a training takes by default; decisions 0041 and 0071 say why these."""
 
 
 def _names(features: Iterable[Feature]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pipeline.features.declaration import (
     check_declaration,
     declaration_of,
     load_declaration,
+    resolved,
 )
 from pipeline.settings.feature_functions import MODULE, FunctionError, own_functions, source_digest
 from schemas.toml_files import InvalidToml, shown, toml_tables
@@ -76,7 +77,7 @@ def read_features_file(content: bytes, name: str) -> Declaration:
         tables = toml_tables(content)
         text = content.decode()
         declaration = declaration_of(tables)
-        return _with_sources(check_declaration(declaration, _parsed).declaration)
+        return _with_sources(resolved(check_declaration(declaration, _parsed).declaration))
     except FunctionError as error:
         raise FeaturesError(f"{name}: {error}") from error
     except InvalidToml as error:

@@ -5,13 +5,14 @@ from typing import Final
 import numpy as np
 
 from pipeline.decision.audit_sample import Audit, Stratum
+from pipeline.features.catalogue import FEATURES
 from pipeline.training.cohorts import Split, TrainingSet
 from schemas.times import US_PER_DAY
 
 _SURGE: Final = "merchant_surge"
 _AGE: Final = "merchant_seconds_since_first"
-AUDIT_FEATURES: Final = (_SURGE, _AGE)
-"""Features that strata go by."""
+AUDIT_FEATURES: Final = tuple(name for name in (_SURGE, _AGE) if name in FEATURES)
+"""Features that strata go by, of those that are declared."""
 _SURGE_QUANTILE: Final = 0.99
 _NEW_S: Final = 14 * 86_400.0
 """A merchant is new for so long."""
@@ -32,13 +33,13 @@ def audit_within_budget(data: TrainingSet, split: Split, audits_per_day: float) 
     weight = data.weight[split.validation]
     days = split.validation_us / US_PER_DAY
     rate = min(audits_per_day / 2 * days / float(weight.sum()), 1.0)
-    surge, age_s = (data.column(name)[split.validation] for name in AUDIT_FEATURES)
-    known = ~np.isnan(surge)
+    columns = {name: data.column(name)[split.validation] for name in AUDIT_FEATURES}
     strata = []
-    if known.any():
+    if _SURGE in columns and (known := ~np.isnan(surge := columns[_SURGE])).any():
         above = float(np.quantile(surge[known], _SURGE_QUANTILE, weights=weight[known], method="inverted_cdf"))
         strata.append((_SURGE, ">", above, surge > above))
-    strata.append((_AGE, "<", _NEW_S, age_s < _NEW_S))
+    if _AGE in columns:
+        strata.append((_AGE, "<", _NEW_S, columns[_AGE] < _NEW_S))
     return Audit(
         rate=rate,
         strata=tuple(

@@ -21,7 +21,7 @@ from agents.topology import AGENTS
 from pipeline.expressions.trees import type_name
 from pipeline.features.aggregates import AGGREGATES, Aggregate
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
-from pipeline.features.feature_set import PACKAGED
+from pipeline.features.feature_set import TRAINED
 from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
@@ -158,7 +158,7 @@ def features_table() -> str:
     """Every built-in feature with its unit and meaning; the page defines it above."""
     return _table(
         ("feature", "by default", "unit", "meaning"),
-        ((f"`{of.name}`", "yes" if of.name in PACKAGED else "", of.unit, of.meaning) for of in _BUILT_IN),
+        ((f"`{of.name}`", "yes" if of.name in TRAINED else "", of.unit, of.meaning) for of in _BUILT_IN),
     )
 
 

@@ -272,8 +272,8 @@ class RecordedReplay:
             amount_base_minor=wholes[col.AMOUNT_BASE],
             transaction_type=_texts(names[col.TYPE]),
             counts=wholes[col.COUNTS].astype(np.bool_),
-            hour=features[:, FEATURES.index("hour")].copy(),
-            weekday=features[:, FEATURES.index("weekday")].copy(),
+            hour=_feature("hour", features),
+            weekday=_feature("weekday", features),
         )
         starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(col.CASE)]
         return Decisions(
@@ -302,6 +302,11 @@ def _key(message: Profiled) -> _Key:
 
 def _minor(amount: str, currency: str) -> int:
     return int(Decimal(amount).scaleb(currency_decimals(currency)))
+
+
+def _feature(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a feature of n transactions; NaN where it is not declared."""
+    return features[:, FEATURES.index(name)].copy() if name in FEATURES else np.full(len(features), np.nan)
 
 
 def _texts(values: Sequence[str]) -> pa.Array:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.features.feature_set import PACKAGED, FeatureSet
+from pipeline.features.feature_set import TRAINED, FeatureSet
 from pipeline.settings.features_file import FeaturesError, read_features_file
 from tests.helpers.worker import ROOT
 
@@ -47,7 +47,7 @@ OWN = (
 def test_fields_and_windows_become_features() -> None:
     features = FeatureSet(read_features_file(FILE, "f"))
     assert (*features.attribute_features, *features.window_features) == OWN
-    assert {*OWN, *PACKAGED} == {*features.default_features}
+    assert {*OWN, *TRAINED} == {*features.default_features}
     assert features.texts == ("shop",)
     words = {feature.name: feature.meaning for feature in features.declared}
     assert words["card_distinct_country_1h"] == (
@@ -162,11 +162,11 @@ def test_every_program_has_them(tmp_path: Path) -> None:
     file.write_bytes(FILE)
     listed = printed(file, "-m", "pipeline.cli", "features", "list").stdout.splitlines()
     names = [line.split()[0] for line in listed if not line.startswith(" ")]
-    assert {*OWN, *PACKAGED} < {*names}
+    assert {*OWN, *TRAINED} < {*names}
     assert [line.split(":")[0] for line in listed[-4:] if not line.startswith(" ")] == ["card", "merchant"]
     assert any(line.startswith("card_distinct_country_1h * (count, ") for line in listed)
     code = "from pipeline.features.catalogue import DEFAULT_FEATURES; print(*DEFAULT_FEATURES)"
-    assert {*printed(file, "-c", code).stdout.split()} == {*PACKAGED, *OWN}
+    assert {*printed(file, "-c", code).stdout.split()} == {*TRAINED, *OWN}
     checked = CliRunner().invoke(main, ["features", "check", str(file)])
     assert [line.split()[0] for line in checked.output.splitlines() if not line.startswith(" ")] == [*OWN, "4"]
 
