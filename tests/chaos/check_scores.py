@@ -45,7 +45,7 @@ class Models:
         models = cls()
         for entry, record in run.logs.decoded("models"):
             name, version, payload = record["name"], record["version"], record["payload"]
-            if name == "rates":
+            if name in ("rates", "features"):
                 continue
             value = entry.value or b""
             raw = value[value.index(b'"payload":') + len(b'"payload":') : -1]
