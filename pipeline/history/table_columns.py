@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
-from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
-from pipeline.engine.records.accept import COLUMNS_READ, FIELDS_READ, transaction_columns
+from pipeline.engine.encoding.json_scanner import COLUMNS_READ, FAST_PATH_TIMES_US, NO_TIME
+from pipeline.engine.records.accept import FIELDS_READ, transaction_columns
 from pipeline.engine.records.columns import Transactions
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
 from pipeline.engine.encoding.block_writing import copied_texts
-from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, SPANS, ScanResult, scan
+from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, COLUMNS_READ, CURRENCY, SPANS, ScanResult, scan
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
-from pipeline.features.catalogue import TEXTS_READ
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
@@ -33,8 +32,6 @@ from schemas.records import Record
 
 T = TypeVar("T")
 
-COLUMNS_READ: Final = tuple(field for field in TEXT_COLUMNS if field.column or field.name in TEXTS_READ)
-"""Fields of which transactions have columns: those of the contract, and those that declared features read."""
 FIELDS_READ: Final = tuple(field for field in READ_FIELDS if field in COLUMNS_READ or field not in TEXT_COLUMNS)
 """Fields that decide something, besides attributes."""
 _SPANS_READ: Final = tuple(SPANS.index(field.name) for field in COLUMNS_READ)
