@@ -105,12 +105,14 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
 def prepare_windows() -> None:
     """Compile what declared windows need, whether any is declared here or not: a declaration may come while it runs."""
     tables = (DeclaredFeature(entity, "count", windows=("2d",)) for entity in ("card", "merchant"))
-    features, one = FeatureSet(Declaration(features=tuple(tables))), np.ones(1, np.int64)
+    features, whole = FeatureSet(Declaration(features=tuple(tables))), np.ones(1, np.int64)
     keys, counts, none = np.ones((1, 2), np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
     cards = CardWindows(None, features.card_plan, len(features.card_features), features.horizon_us)
-    cards.profile(keys, keys, one, one, counts, np.ones(1), np.ones(1))
+    cards.profile(keys, keys, whole, whole, counts, np.ones(1), np.ones(1))
     merchants = MerchantWindows(None, features.merchant_plan, len(features.merchant_features), features.horizon_us)
-    merchants.profile(none.view(np.uint8), keys, one.view(np.uint64), one, one, counts, none, one.astype(np.int8), one)
+    merchants.profile(
+        none.view(np.uint8), keys, whole.view(np.uint64), whole, whole, counts, none, whole.astype(np.int8), whole
+    )
 
 
 def _transaction(number: int, currency: str) -> bytes:

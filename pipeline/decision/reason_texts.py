@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, NUMBER, OUTLIER_RATIO, SECONDS
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES, BY_NAME, DECLARED, FEATURES, SILENCE
-from pipeline.features.declaration import FIELD_REASON, WINDOW_REASON
+from pipeline.features.checked_declaration import FIELD_REASON, WINDOW_REASON
 from pipeline.scoring.kinds import BESIDE
 from schemas.times import US_PER_DAY, US_PER_SECOND
 

@@ -20,18 +20,16 @@ from pipeline.features.built_in import (
     NUMBER,
     Feature,
 )
-from pipeline.features.declaration import (
+from pipeline.features.checked_declaration import (
     CONTRACT_FIELDS,
     FIELD_REASON,
-    Declaration,
     Group,
     Input,
     Ratio,
     check_declaration,
     inputs_of,
-    packaged_declaration,
-    resolved,
 )
+from pipeline.features.declaration import Declaration, packaged_declaration, resolved
 
 KERNEL_REVISION: Final = 3
 """Raised whenever a definition changes without changing a name."""

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.features.declaration import DIGEST_DIGITS, Declaration, DeclarationError, load_declaration
+from pipeline.features.checked_declaration import load_declaration
+from pipeline.features.declaration import DIGEST_DIGITS, Declaration, DeclarationError
 from pipeline.features.known_sets import know
 from pipeline.kafka.cluster.log_offsets import Waiting
 from pipeline.kafka.readers.replay_reader import NewRecords

@@ -9,14 +9,8 @@ from msgspec import structs
 
 from pipeline.expressions.trees import Condition, ValueKind
 from pipeline.features.active import Function, declare
-from pipeline.features.declaration import (
-    Declaration,
-    DeclarationError,
-    check_declaration,
-    declaration_of,
-    load_declaration,
-    resolved,
-)
+from pipeline.features.checked_declaration import check_declaration, load_declaration
+from pipeline.features.declaration import Declaration, DeclarationError, declaration_of, resolved
 from pipeline.settings.feature_functions import MODULE, FunctionError, own_functions, source_digest
 from schemas.toml_files import InvalidToml, shown, toml_tables
 

@@ -12,7 +12,7 @@ from pipeline.expressions.evaluate import evaluate
 from pipeline.expressions.trees import fields_in
 from pipeline.features.active import active_functions
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTE_FEATURES, ATTRIBUTES, CARD_INPUTS, FEATURES
-from pipeline.features.declaration import Input
+from pipeline.features.checked_declaration import Input
 
 _CODE_MASK: Final = np.int64(2**52 - 1)
 _FUNCTIONS: Final = active_functions()

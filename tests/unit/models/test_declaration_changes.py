@@ -9,7 +9,8 @@ import pytest
 from pipeline.decision.audit_sample import Audit, Stratum
 from pipeline.decision.policy import Rule
 from pipeline.features.built_in import BUILT_IN_MERCHANT
-from pipeline.features.declaration import Declaration, load_declaration
+from pipeline.features.checked_declaration import load_declaration
+from pipeline.features.declaration import Declaration
 from pipeline.features.feature_set import FeatureSet
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.models.declaration_changes import DeclarationChange, needed, refuse_missing, refuse_other_meaning
