@@ -16,7 +16,7 @@ from pipeline.kafka.records.internal import OnRefused
 from pipeline.models.published_files import PublishedFiles
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
-from pipeline.settings.features_file import VARIABLE, FeaturesError
+from pipeline.settings.features_file import VARIABLE, FeaturesError, functions_of
 from pipeline.state.durability import replace_file
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class DeclarationWatch(WatchThread):
 
     def other(self) -> Declaration | None:
         """Return the active declaration if it is another one than this process has."""
-        active = self._files.active_declaration()
+        with self._lock:
+            active = self._files.active_declaration()
         return None if active is None or active.digest == active_declaration().digest else active
 
     def replace(self, declaration: Declaration) -> NoReturn:
@@ -93,6 +94,12 @@ class DeclarationWatch(WatchThread):
                 self._report(explained(error) or type(error).__name__)
                 continue
             if (other := self.other()) is not None:
+                try:
+                    functions_of(other)
+                except FeaturesError as error:
+                    # The worker goes on with the one that it has: without its functions it could not start again.
+                    self._report(str(error))
+                    continue
                 log.info("declaration of features %s becomes active: finishing the batches", other.digest)
                 self.next = other
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -104,5 +111,5 @@ class DeclarationWatch(WatchThread):
 
     def _report(self, sentence: str) -> None:
         if sentence != self._reported:
-            log.warning("the active declaration of features cannot be read: %s", sentence)
+            log.error("the active declaration of features cannot be used: %s", sentence)
         self._reported = sentence

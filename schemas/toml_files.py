@@ -20,7 +20,7 @@ def toml_tables(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise InvalidToml(f"it has {len(content):,} bytes, and may have {MAX_BYTES:,}")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InvalidToml(f"byte {error.start} is not UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -28,8 +28,9 @@ def toml_tables(content: bytes) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """Return a name, cut where it is long."""
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    """Return a name as one line of text, cut where it is long."""
+    cut = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in cut)
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

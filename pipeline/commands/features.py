@@ -80,6 +80,20 @@ def publish(file: Path) -> None:
 
 
 @command.command()
+def show() -> None:
+    """Print the active declaration as JSON: a file for FRAUD_PIPELINE_FEATURES_FILE of commands that read topics."""
+    from pipeline.broker.running import find_cluster
+    from pipeline.models.published_files import PublishedFiles
+
+    settings = Settings()
+    published = PublishedFiles(find_cluster(settings), settings)
+    published.refresh()
+    if (active := published.active_declaration()) is None:
+        raise click.ClickException("no declaration is active: a worker's first start publishes one")
+    click.echo(active.content)
+
+
+@command.command()
 def history() -> None:
     """List the activations of declarations: time, digest, number of features; * for the active one."""
     from pipeline.broker.running import find_cluster

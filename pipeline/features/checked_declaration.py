@@ -28,6 +28,7 @@ from pipeline.features.declaration import (
     DeclarationError,
     DeclaredFeature,
     DeclaredField,
+    resolved,
 )
 from schemas.fields import DECLARED_FIELDS
 from schemas.fields import Kind as FieldKind
@@ -39,6 +40,8 @@ MOST_WINDOWS: Final = 8
 MOST_INPUTS: Final = 16
 """Values that a transaction can leave in the windows of one entity, eight bytes each."""
 MOST_CHARACTERS: Final = 100
+MOST_COLUMNS: Final = 8
+"""Columns that a function gets."""
 FIELD_REASON: Final = "PRODUCER_ATTRIBUTES"
 """Reason that the producer's own numbers belong to."""
 WINDOW_REASON: Final = "DECLARED_FEATURES"
@@ -133,14 +136,24 @@ class CheckedDeclaration(NamedTuple):
     ratios: Mapping[str, tuple[Ratio, ...]]
     """By entity."""
     functions: tuple[FunctionFeature, ...]
-    untrained: frozenset[str]
-    """Names of features that trainings do not take by default."""
+    trained: frozenset[str]
+    """Names of features that trainings take by default: of tables that say nothing else, the last one counts."""
 
 
 def load_declaration(content: bytes) -> Declaration:
-    """Return the declaration of a record; raises `DeclarationError` for content that is none."""
+    """Return the declaration of a record; raises `DeclarationError` for content that is none, or not canonical."""
+    declaration = decode_declaration(content)
+    if declaration.content != content:
+        raise DeclarationError(
+            "", "", "a record holds a declaration as `fraud-pipeline features publish` writes it: publish its file so"
+        )
+    return declaration
+
+
+def decode_declaration(content: bytes) -> Declaration:
+    """Return the declaration that JSON holds, with all that it extends; raises `DeclarationError` if it is none."""
     try:
-        return check_declaration(_decode(content), check_tree).declaration
+        return resolved(check_declaration(_decode(content), check_tree).declaration)
     except (msgspec.DecodeError, RecursionError) as error:
         raise DeclarationError("", "", f"it is no declaration of features: {error}") from error
 
@@ -171,7 +184,7 @@ class _Check:
         self._functions: list[FunctionFeature] = []
         self._chosen: set[str] = set()
         """Features of the table that is looked at."""
-        self._untrained: set[str] = set()
+        self._trained: set[str] = set()
         self._key: tuple[str, str | int] = ("", "")
 
     def checked(self) -> CheckedDeclaration:
@@ -181,18 +194,16 @@ class _Check:
         if len(declared.fields) > MOST_FIELDS:
             raise self._error(f"it declares {len(declared.fields)} fields, and may declare {MOST_FIELDS}")
         for name, field in declared.fields.items():
-            self._key = ("fields", name)
+            self._key, self._chosen = ("fields", name), set()
             self._field(name, field)
+            self._trained |= self._chosen
         tables: list[DeclaredFeature] = list(declared.features)
         # Filters of merchants read features of cards.
         for number in sorted(range(len(tables)), key=lambda number: tables[number].entity == "merchant"):
             self._key = ("features", number)
-            before, self._chosen = self._built_in | self._own.keys(), set()
+            self._chosen = set()
             tables[number] = self._feature(tables[number])
-            if tables[number].train:
-                self._untrained -= self._chosen
-            else:
-                self._untrained |= self._chosen - before
+            self._trained = self._trained | self._chosen if tables[number].train else self._trained - self._chosen
         self._key = ("", "")
         inputs = {entity: {group.input for group in groups if group.input} for entity, groups in self._groups.items()}
         for entity, found in inputs.items():
@@ -208,7 +219,7 @@ class _Check:
             {entity: tuple(groups) for entity, groups in self._groups.items()},
             {entity: tuple(ratios) for entity, ratios in self._ratios.items()},
             tuple(self._functions),
-            frozenset(self._untrained),
+            frozenset(self._trained),
         )
 
     def _error(self, text: str) -> DeclarationError:
@@ -221,6 +232,8 @@ class _Check:
             raise self._error("a field of the contract or a feature has this name: give yours another one")
         if not _is_meaning(field.meaning):
             raise self._error(f"give it a meaning of at most {MOST_CHARACTERS} characters, which analysts read")
+        if field.personal and field.type == "number":
+            raise self._error("a number cannot be personal: features show it; send it as text")
         self._kinds[name] = FIELD_KINDS[field.type]
         if field.type == "number":
             self._add(
@@ -246,32 +259,37 @@ class _Check:
             raise self._error("only a function has a source")
         if table.aggregate == "ratio":
             return self._ratio(table)
-        if self._are_built_in(table):
-            return table
-        aggregate = self._aggregate(table)
-        where = self._where(table)
-        self._window(table, aggregate, where)
-        return msgspec.structs.replace(table, where=None if where is None else where.data())
-
-    def _are_built_in(self, table: DeclaredFeature) -> bool:
-        """Choose the features of a table if all of them are built in; return whether they are."""
-        if table.where is not None or table.name or table.inputs:
-            return False
-        if table.entity == "transaction":
-            names = [table.field if table.aggregate == "value" else ""]
-        elif table.field and not (table.field == "amount" and table.aggregate in AMOUNT_AGGREGATES):
-            return False
+        if table.inputs:
+            raise self._error("only a ratio or a function has inputs")
+        if len(set(table.windows)) < len(table.windows):
+            raise self._error("it names a window twice")
+        built_in = self._built_in_windows(table)
+        others = tuple(window for window in table.windows if window not in built_in)
+        if built_in and not others:
+            if table.meaning:
+                raise self._error("a built-in feature has a meaning of its own: leave meaning out")
         else:
-            aggregate = ALIASES.get(table.aggregate, table.aggregate)
-            name = f"{table.entity}_{aggregate}"
-            # Of silence, a week is the age that has no suffix.
-            week = {"7d": name} if any(name in pair for pair in SILENCE_FEATURES.values()) else {}
-            names = [week.get(window, f"{name}_{window}") for window in table.windows] or [name]
-        if not all(name in BUILT_IN for name in names):
-            return False
-        self._built_in.update(names)
-        self._chosen.update(names)
-        return True
+            aggregate, where = self._aggregate(table), self._where(table)
+            self._window(msgspec.structs.replace(table, windows=others), aggregate, where)
+            table = msgspec.structs.replace(table, where=None if where is None else where.data())
+        self._built_in.update(built_in.values())
+        self._chosen.update(built_in.values())
+        return table
+
+    def _built_in_windows(self, table: DeclaredFeature) -> dict[str, str]:
+        """Return the built-in features of a table by their windows, an empty one for a feature without any."""
+        if table.where is not None or table.name:
+            return {}
+        if table.entity == "transaction":
+            known = table.aggregate == "value" and table.field in BUILT_IN and not table.windows
+            return {"": table.field} if known else {}
+        if table.field and not (table.field == "amount" and table.aggregate in AMOUNT_AGGREGATES):
+            return {}
+        name = f"{table.entity}_{ALIASES.get(table.aggregate, table.aggregate)}"
+        # Of silence, a week is the age that has no suffix.
+        week = {"7d": name} if any(name in pair for pair in SILENCE_FEATURES.values()) else {}
+        names = {window: week.get(window, f"{name}_{window}") for window in table.windows} or {"": name}
+        return {window: name for window, name in names.items() if name in BUILT_IN}
 
     def _aggregate(self, table: DeclaredFeature) -> Aggregate:
         if table.entity == "transaction":
@@ -374,8 +392,10 @@ class _Check:
         return table
 
     def _function(self, table: DeclaredFeature) -> DeclaredFeature:
-        if table.entity != "transaction" or not table.name or not 0 < len(table.inputs) <= MOST_WINDOWS:
-            raise self._error('a function has entity transaction, its name, and inputs = ["..."], numbers that it gets')
+        if table.entity != "transaction" or not table.name or not 0 < len(table.inputs) <= MOST_COLUMNS:
+            raise self._error(
+                f'a function has entity transaction, its name, and inputs = ["..."], 1 to {MOST_COLUMNS} numbers'
+            )
         if table.windows or table.field or table.where is not None:
             raise self._error("a function has no windows, field or filter")
         numbers = [name for name, kind in self._kinds.items() if kind is ValueKind.NUMBER]
@@ -390,7 +410,7 @@ class _Check:
         return table
 
     def _add(self, feature: Feature) -> None:
-        if feature.name in BUILT_IN or feature.name in self._own:
+        if feature.name in BUILT_IN or feature.name in self._own or feature.name in self._declaration.fields:
             raise self._error(
                 f'another feature is called {feature.name}: give this one a name of its own, as name = "..."'
             )

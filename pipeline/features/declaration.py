@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from pipeline.expressions.trees import ValueKind
-from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT
+from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
 from schemas.toml_files import shown, suggestion
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -126,20 +126,22 @@ def packaged_declaration() -> Declaration:
 
 
 def resolved(declaration: Declaration) -> Declaration:
-    """Return a declaration that names all that it extends, so that it means the same to every release."""
-    if declaration.extends not in BASES[:2]:
+    """Return a declaration that names all that it extends, its fields by name: it means the same to every release."""
+    declaration = msgspec.structs.replace(declaration, fields=dict(sorted(declaration.fields.items())))
+    if declaration.extends not in (DEFAULT, "all"):
         return declaration
     base = packaged_declaration().features
     if declaration.extends == "all":
-        base += tuple(
-            DeclaredFeature(feature.entity, "value", feature.aggregate, train=False)
-            if feature.entity == "transaction"
-            else DeclaredFeature(
-                feature.entity, feature.aggregate, windows=(feature.window,) if feature.window else (), train=False
-            )
-            for feature in BUILT_IN.values()
-        )
+        # Of two tables of a feature the last says whether it is trained on.
+        base = (*map(_untrained, BUILT_IN.values()), *base)
     return msgspec.structs.replace(declaration, extends="none", features=(*base, *declaration.features))
+
+
+def _untrained(feature: Feature) -> DeclaredFeature:
+    if feature.entity == "transaction":
+        return DeclaredFeature(feature.entity, "value", feature.aggregate, train=False)
+    windows = (feature.window,) if feature.window else ()
+    return DeclaredFeature(feature.entity, feature.aggregate, windows=windows, train=False)
 
 
 def _table(where: str, key: str | int, table: Any, kind: type[T]) -> T:
@@ -156,7 +158,7 @@ def _table(where: str, key: str | int, table: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         if missing := _MISSING.search(str(error)):
             raise DeclarationError(where, key, f"it needs {_ARTICLES.get(missing[1], missing[1])}") from error
-        if "type" in table and table["type"] not in FIELD_KINDS:
+        if kind is DeclaredField and table.get("type", "number") not in tuple(FIELD_KINDS):
             raise DeclarationError(where, key, f"type is {' or '.join(FIELD_KINDS)}") from error
         what, _, path = str(error).partition(" - at `$.")
         name = path.removesuffix("`")

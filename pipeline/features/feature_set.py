@@ -97,8 +97,7 @@ class FeatureSet:
         others = [feature for feature in own["transaction"] if feature.name not in self.attribute_features]
         self.window_features = _names((*others, *own["card"], *own["merchant"]))
         """Declared functions, windows and ratios."""
-        default = {*checked.built_in, *(feature.name for feature in checked.own)} - checked.untrained
-        self.default_features = tuple(name for name in self.features if name in default)
+        self.default_features = tuple(name for name in self.features if name in checked.trained)
         """Used by a training that names no features."""
         spans = [us for groups in checked.groups.values() for group in groups for us in group.windows_us]
         self.longest_window_us = max(MONTH_US, *spans) if spans else MONTH_US
@@ -168,7 +167,7 @@ class FeatureSet:
 _PACKAGED: Final = check_declaration(packaged_declaration(), check_tree)
 PACKAGED: Final = _PACKAGED.built_in
 """Names of the default set."""
-TRAINED: Final = PACKAGED - _PACKAGED.untrained
+TRAINED: Final = _PACKAGED.trained
 """Those that a training takes by default; decisions 0041 and 0071 say why these."""
 
 

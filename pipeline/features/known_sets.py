@@ -12,13 +12,17 @@ from pipeline.features.feature_set import FeatureSet
 
 _CARD_FEATURES: Final = {KERNEL_VERSION: CARD_FEATURES}
 """The cards' features of each kernel version that is known, in the order of its blocks."""
+_COLUMNS: Final = dict[str, list[tuple[int, int]]]()
+"""Column of each feature here, and there, by kernel version."""
 
 
 def know(declarations: Iterable[Declaration]) -> None:
     """Read blocks that were made by these declarations from now on, too."""
     for declaration in declarations:
         made = FeatureSet(declaration)
-        _CARD_FEATURES.setdefault(made.kernel_version, made.card_features)
+        names = _CARD_FEATURES.setdefault(made.kernel_version, made.card_features)
+        both = [name for name in CARD_FEATURES if name in names]
+        _COLUMNS[made.kernel_version] = [(CARD_FEATURES.index(name), names.index(name)) for name in both]
 
 
 def is_known(kernel: str) -> bool:
@@ -45,9 +49,8 @@ def own_card_features(kernel: str, features: NDArray[np.float64]) -> NDArray[np.
     if kernel == KERNEL_VERSION or not len(features):
         return features
     own = np.full((len(features), len(CARD_FEATURES)), np.nan)
-    for column, name in enumerate(CARD_FEATURES):
-        if name in names:
-            own[:, column] = features[:, names.index(name)]
+    for column, other in _COLUMNS[kernel]:
+        own[:, column] = features[:, other]
     # As all arrays of blocks, so that compiled functions are compiled for one kind.
     own.flags.writeable = False
     return own

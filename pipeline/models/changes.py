@@ -1,16 +1,19 @@
 """Changes of the active versions by a person, and the switch of learning. Each is checked before it is written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from pipeline.decision.policy import Policy
+from pipeline.decision.policy import Policy, compared_features
+from pipeline.features.feature_set import FeatureSet
 from pipeline.models.description import lightgbm_facts, metrics_of
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.published_files import PublishedFiles
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, barred_among, inherited, recipe_of_facts
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.models.version_history import (
@@ -25,7 +28,7 @@ from pipeline.models.version_history import (
     VersionHistory,
 )
 from pipeline.scoring.errors import ModelError
-from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.lightgbm_model import LightGBMModel, needed_features
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
 from schemas.messages import Assessment, LearningSwitch
@@ -56,6 +59,8 @@ class VersionChanges:
         writer: Writes to the cluster.
         barred: Patterns of features that no promoted version may have been trained on.
         second_approval: Refuse to promote a version that was never active: somebody else has to approve it.
+        declared: Returns the features that the cluster's active declaration has, None without one: a version or a
+            policy that needs others is refused.
 
     Raises:
         ModelError: By every method: a version cannot be found, read or used, or may not be made active; none is where
@@ -71,9 +76,10 @@ class VersionChanges:
         barred: str = "",
         *,
         second_approval: bool = False,
+        declared: Callable[[], Collection[str] | None] = lambda: None,
     ) -> None:
         self._published, self._writer, self._barred = published, writer, barred
-        self._second_approval = second_approval
+        self._second_approval, self._declared = second_approval, declared
         self.known = KnownVersions(registry, published)
 
     @classmethod
@@ -93,7 +99,8 @@ class VersionChanges:
             writer.fence()
         published = PublishedVersions.on(bootstrap, settings)
         registry, approval = Registry(settings.registry_path), settings.second_approval
-        return cls(published, registry, writer, settings.barred_features, second_approval=approval)
+        declared = partial(_declared_features, bootstrap, settings)
+        return cls(published, registry, writer, settings.barred_features, second_approval=approval, declared=declared)
 
     @property
     def history(self) -> VersionHistory:
@@ -294,14 +301,29 @@ class VersionChanges:
         self, versions: Sequence[KnownVersion], step: str, author: ChangeAuthor, figures: dict[str, Any] | None = None
     ) -> None:
         """Write contents that the cluster does not have, then the activation of all of them."""
+        declared = self._declared()
         for version in versions:
             version.usable()
+            needs = needed_features if version.name == LIGHTGBM else compared_features
+            needed = needs(version.payload)
+            if declared is not None and (missing_features := sorted(needed.difference(declared))):
+                raise ModelError(
+                    f"{version.name} {version.version} needs {', '.join(missing_features[:5])}, which the cluster's "
+                    "active declaration of features lacks: publish one with it first (fraud-pipeline features publish)"
+                )
         active = self._published.model_set.active
         before = {} if active is None else {"lightgbm": active.lightgbm.version, "policy": active.policy.version}
         change = ModelChange(step, author.by, author.reason, {"before": before, **(figures or {})})
         there = [version.reference for version in versions if version.reference is not None]
         missing = [VersionToPublish(*version[:3]) for version in versions if version.reference is None]
         self._writer.activate([*there, *(self._writer.contents(missing) if missing else ())], change)
+
+
+def _declared_features(bootstrap: str, settings: Settings) -> tuple[str, ...] | None:
+    files = PublishedFiles(bootstrap, settings)
+    files.refresh()
+    active = files.active_declaration()
+    return None if active is None else FeatureSet(active).features
 
 
 def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> None:

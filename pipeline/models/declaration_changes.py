@@ -1,6 +1,6 @@
 """The change of the active declaration of features: checked against what was published, and what reads it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -59,6 +59,8 @@ def publish_declaration(bootstrap: str, settings: Settings, declaration: Declara
     published, writer = PublishedFiles(bootstrap, settings), ControlWriter(bootstrap, settings)
     made = FeatureSet(declaration)
 
+    refuse_dropped(made, settings.dropped_names)
+
     def decide() -> DeclarationChange:
         active = published.active_declaration()
         if active is not None and active.digest == declaration.digest:
@@ -89,6 +91,15 @@ def refuse_other_meaning(made: FeatureSet, published: Sequence[Declaration]) -> 
                     f"{name} is something else in declaration {before.digest}, which was published before: a name "
                     "keeps its meaning; give the changed feature another name"
                 )
+
+
+def refuse_dropped(made: FeatureSet, dropped: Collection[str]) -> None:
+    """Raise `FeaturesError` where windows of merchants read a field that is dropped: a hash of it would travel."""
+    if found := sorted({given.field for given in made.merchant_inputs} & {*dropped}):
+        raise FeaturesError(
+            f"windows of merchants read {', '.join(found)}, which FRAUD_PIPELINE_DROPPED_FIELDS keeps out of profiled: "
+            "declare it for cards, or send tokens of it (docs/protection.md)"
+        )
 
 
 def refuse_missing(made: FeatureSet, needed_by: Iterator[tuple[str, set[str]]]) -> None:

@@ -17,7 +17,11 @@ OTHER_SILENCE: Final = {
 """Silence of other ages than a week, among which trees choose; a residual needs one."""
 OWN: Final = (*ATTRIBUTE_FEATURES, *WINDOW_FEATURES)
 """Declared fields and windows: numbers of any size and sign."""
-LOGARITHMS: Final = tuple(name for name in DEFAULT_FEATURES if name not in ("hour", *OWN) and name not in OTHER_SILENCE)
+LOGARITHMS: Final = tuple(
+    name
+    for name in FEATURES
+    if (name in DEFAULT_FEATURES or name == "amount") and name not in ("hour", *OWN) and name not in OTHER_SILENCE
+)
 """Features that enter as log1p of what is above 0; NaN enters as 0."""
 MISSING: Final = tuple(
     name

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pipeline.features.active import Function
 
 MODULE: Final = "FRAUD_PIPELINE_FEATURES_MODULE"
-_ROWS: Final = 64
+_ROWS: Final = 1_000
 _VALUES: Final = (0.0, 1.0, -1.0, 0.5, 1e9, -1e-9, math.nan, math.inf)
 
 
@@ -47,9 +47,10 @@ def own_functions(names: Mapping[str, int]) -> dict[str, Function]:
     return functions
 
 
-def source_digest(function: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a function's source."""
-    return hashlib.sha256(inspect.getsource(function.py_func).encode()).hexdigest()[:16]
+def source_digest() -> str:
+    """Return 16 hexadecimal digits that stand for the source of the module, with all that its functions use of it."""
+    source = inspect.getsource(importlib.import_module(os.environ[MODULE]))
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def _check(name: str, function: Any, columns: int) -> None:
@@ -60,8 +61,8 @@ def _check(name: str, function: Any, columns: int) -> None:
     random = np.random.default_rng(0)
     given = [random.choice(_VALUES, _ROWS) for _ in range(columns)]
     try:
-        whole = np.asarray(function(*given))
-        single = [np.asarray(function(*(column[row : row + 1] for column in given))) for row in range(_ROWS)]
+        whole = np.asarray(function(*(column.copy() for column in given)))
+        single = [np.asarray(function(*(column[row : row + 1].copy() for column in given))) for row in range(_ROWS)]
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise FunctionError(f"{name} fails for {columns} columns of numbers: {why}") from error

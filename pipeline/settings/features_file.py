@@ -9,12 +9,13 @@ from msgspec import structs
 
 from pipeline.expressions.trees import Condition, ValueKind
 from pipeline.features.active import Function, declare
-from pipeline.features.checked_declaration import check_declaration, load_declaration
+from pipeline.features.checked_declaration import check_declaration, decode_declaration
 from pipeline.features.declaration import Declaration, DeclarationError, declaration_of, resolved
 from pipeline.settings.feature_functions import MODULE, FunctionError, own_functions, source_digest
 from schemas.toml_files import InvalidToml, shown, toml_tables
 
 _FUNCTION: Final = "function"
+MAX_JSON_BYTES: Final = 1024 * 1024
 VARIABLE: Final = "FRAUD_PIPELINE_FEATURES_FILE"
 
 
@@ -30,18 +31,16 @@ def declare_features(file: Path) -> None:
 
 def functions_of(declaration: Declaration) -> dict[str, Function]:
     """Return the functions that a declaration names; raises `FeaturesError` where one is missing or another one."""
-    tables = [table for table in declaration.features if table.aggregate == _FUNCTION]
     try:
-        functions = own_functions({table.name: len(table.inputs) for table in tables})
+        _with_sources(declaration)
+        return own_functions(_named(declaration))
     except FunctionError as error:
         raise FeaturesError(str(error)) from error
-    for table in tables:
-        if table.source != (own := source_digest(functions[table.name])):
-            raise FeaturesError(
-                f"{MODULE} has another {table.name} ({own}) than the one that is declared ({table.source}): a function "
-                "keeps its meaning, give the changed one another name"
-            )
-    return functions
+
+
+def _named(declaration: Declaration) -> dict[str, int]:
+    """Return the number of columns of each function that a declaration names."""
+    return {table.name: len(table.inputs) for table in declaration.features if table.aggregate == _FUNCTION}
 
 
 def features_of(file: Path) -> Declaration:
@@ -67,7 +66,7 @@ def read_features_file(content: bytes, name: str) -> Declaration:
     text = ""
     try:
         if content.startswith(b"{"):
-            return load_declaration(content)
+            return _with_sources(decode_declaration(content[:MAX_JSON_BYTES]))
         tables = toml_tables(content)
         text = content.decode()
         declaration = declaration_of(tables)
@@ -81,12 +80,16 @@ def read_features_file(content: bytes, name: str) -> Declaration:
 
 
 def _with_sources(declaration: Declaration) -> Declaration:
-    """Return a declaration that says which functions it means."""
-    named = {table.name: len(table.inputs) for table in declaration.features if table.aggregate == _FUNCTION}
-    functions = own_functions(named)
+    """Return a declaration that says which functions it means; `FunctionError` where it means others already."""
+    functions = own_functions(_named(declaration))
+    own = source_digest() if functions else ""
+    if other := next((table for table in declaration.features if table.source not in ("", own)), None):
+        raise FunctionError(
+            f"{MODULE} has another source ({own}) than the one that is declared with {other.name} ({other.source}): a "
+            "function keeps its meaning; give a changed one another name, and its own module"
+        )
     tables = [
-        structs.replace(table, source=source_digest(functions[table.name])) if table.aggregate == _FUNCTION else table
-        for table in declaration.features
+        structs.replace(table, source=own) if table.aggregate == _FUNCTION else table for table in declaration.features
     ]
     return structs.replace(declaration, features=tuple(tables))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
+from pipeline.features.declaration import BUILT_IN
 from pipeline.models.recipes import barred_among
 from pipeline.scoring.errors import ModelError
 
@@ -51,7 +52,9 @@ def select_features(patterns: Iterable[str], base: Iterable[str] = DEFAULT_FEATU
     for pattern in patterns:
         matched = {name for name in FEATURES if fnmatchcase(name, pattern.lstrip("+-"))}
         if not matched:
-            raise ModelError(f"{pattern!r} matches no feature; docs/features.md lists them")
+            known = pattern.lstrip("+-") in BUILT_IN
+            why = "is built in, and is not declared: add it to your features.toml" if known else "matches no feature"
+            raise ModelError(f"{pattern!r} {why}; docs/declaring-features.md says how, docs/features.md lists them")
         chosen = chosen - matched if pattern.startswith("-") else chosen | matched
     if not chosen:
         raise ModelError(f"{','.join(patterns)} leaves no feature to train on")

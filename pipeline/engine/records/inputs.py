@@ -1,6 +1,6 @@
 """The values that declared windows read, as columns: those of fields, where their filters hold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.engine.records.columns import Transactions, name_keys
 from pipeline.expressions.evaluate import evaluate
 from pipeline.expressions.trees import fields_in
-from pipeline.features.active import active_functions
+from pipeline.features.active import Function, active_functions
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTE_FEATURES, ATTRIBUTES, CARD_INPUTS, FEATURES
 from pipeline.features.checked_declaration import Input
 
@@ -96,4 +96,19 @@ def fill_columns(taken: Transactions, features: NDArray[np.float64]) -> None:
         features[:, _COLUMN[given.column]] = fields.values(given)
     for function in ACTIVE.functions:
         columns = fields.columns(function.inputs)
-        features[:, _COLUMN[function.feature]] = _FUNCTIONS[function.name](*(columns[name] for name in function.inputs))
+        numbers = [columns[name] for name in function.inputs]
+        features[:, _COLUMN[function.feature]] = _called(_FUNCTIONS[function.name], numbers)
+
+
+def _called(function: Function, columns: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return what a function of the deployment's own makes of n rows; NaN for one for which it fails.
+
+    It gets copies: what it writes to them is lost.
+    """
+    try:
+        return np.asarray(function(*(np.array(column, np.float64) for column in columns)), np.float64)
+    except Exception:
+        if len(columns[0]) == 1:
+            return np.full(1, np.nan)
+        rows = range(len(columns[0]))
+        return np.concatenate([_called(function, [column[row : row + 1] for column in columns]) for row in rows])

@@ -10,10 +10,16 @@ from pipeline.decision.audit_sample import Audit, Stratum
 from pipeline.decision.policy import Rule
 from pipeline.features.built_in import BUILT_IN_MERCHANT
 from pipeline.features.checked_declaration import load_declaration
-from pipeline.features.declaration import Declaration
+from pipeline.features.declaration import Declaration, packaged_declaration
 from pipeline.features.feature_set import FeatureSet
 from pipeline.kafka.session.quarantine import control_record
-from pipeline.models.declaration_changes import DeclarationChange, needed, refuse_missing, refuse_other_meaning
+from pipeline.models.declaration_changes import (
+    DeclarationChange,
+    needed,
+    refuse_dropped,
+    refuse_missing,
+    refuse_other_meaning,
+)
 from pipeline.models.known import KnownVersions
 from pipeline.models.publish import ModelChange, VersionToPublish
 from pipeline.models.published_files import PublishedFiles
@@ -127,8 +133,15 @@ def test_a_name_keeps_its_meaning(old: str, new: str, said: str) -> None:
     if new == '"number"':
         text = text.partition("[[features]]")[0]
     with pytest.raises(FeaturesError, match=said) as refused:
-        refuse_other_meaning(FeatureSet(declared(text)), [Declaration(), before])
+        refuse_other_meaning(FeatureSet(declared(text)), [packaged_declaration(), before])
     assert "a name keeps its meaning" in str(refused.value)
+
+
+def test_a_field_that_is_dropped_does_not_travel_as_a_hash() -> None:
+    tables = '[[features]]\nentity = "merchant"\naggregate = "distinct"\nfield = "ip"\nwindows = ["1d"]\n'
+    with pytest.raises(FeaturesError, match="windows of merchants read ip, which FRAUD_PIPELINE_DROPPED_FIELDS keeps"):
+        refuse_dropped(FeatureSet(declared(tables)), {"ip", "note"})
+    refuse_dropped(FeatureSet(declared(tables.replace("merchant", "card"))), {"ip"})
 
 
 def test_names_that_mean_the_same_are_no_reason() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.commands.models import rows_of
 from pipeline.decision.policy import FIRST_BLEND, Policy
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.contents import VersionContents
@@ -87,8 +87,8 @@ class Cluster(ControlWriter, VersionContents):
         ]
         return PublishedVersions(self._settings, records, self)
 
-    def changes(self, barred: str = "", *, second_approval: bool = False) -> VersionChanges:
-        return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval)
+    def changes(self, barred: str = "", *, second_approval: bool = False, **options: Any) -> VersionChanges:
+        return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval, **options)
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
@@ -152,6 +152,18 @@ def test_what_could_not_be_used_is_not_activated(cluster: Cluster, damage: str) 
         cluster.changes().promote(version, DANA, None if damage == "policy" else FIRST.version)
     assert len(cluster.items) == written
     assert now_active(cluster).lightgbm == (OTHER.version if damage == "policy" else MODEL.version)
+
+
+def test_a_version_that_needs_what_is_not_declared_is_not_activated(cluster: Cluster) -> None:
+    """Every worker would refuse it."""
+    cluster.changes().publish(OTHER, SECOND, DANA)
+    written, asked = len(cluster.items), next(iter(MODEL.gain_shares))
+    changes = cluster.changes(declared=lambda: [name for name in FEATURES if name != asked])
+    with pytest.raises(ModelError, match=f"lightgbm {MODEL.version} needs {asked}, which the cluster's active"):
+        changes.publish(MODEL, FIRST, DANA)
+    assert len(cluster.items) == written
+    cluster.changes(declared=lambda: FEATURES).publish(MODEL, FIRST, DANA)
+    assert now_active(cluster).lightgbm == MODEL.version
 
 
 def test_a_trained_version_takes_over_the_policy_that_is_active(cluster: Cluster) -> None:

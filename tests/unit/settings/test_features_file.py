@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.features.checked_declaration import load_declaration
+from pipeline.features.declaration import DeclarationError
 from pipeline.features.feature_set import TRAINED, FeatureSet
 from pipeline.settings.features_file import FeaturesError, read_features_file
 from tests.helpers.worker import ROOT
@@ -60,8 +62,57 @@ def test_a_declaration_has_one_content() -> None:
     """Comments and spaces are none of it, and the JSON of a record is a file, too."""
     declaration = read_features_file(FILE, "f")
     assert read_features_file(FILE.replace(b"# Of our devices.\n", b"\n\n"), "f") == declaration
-    assert read_features_file(declaration.content, "f") == declaration
+    assert read_features_file(declaration.content, "f") == declaration == load_declaration(declaration.content)
     assert read_features_file(FILE.replace(b"50", b"51"), "f").digest != declaration.digest
+    head, field, other, rest = re.split(rb"(?=\[fields)|(?=\[\[features)", FILE, maxsplit=3)
+    turned = read_features_file(head + other + field + rest, "f")
+    assert turned.content == declaration.content
+    assert FeatureSet(turned).kernel_version == FeatureSet(load_declaration(declaration.content)).kernel_version
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b'{"format":1,"extends":"all"}', b'{"format": 1, "extends": "none"}', b"[]"]
+)
+def test_a_record_holds_a_declaration_in_full(content: bytes) -> None:
+    """Else a worker would have another one than the record's digest says, and replace itself for ever."""
+    with pytest.raises(DeclarationError, match=r"publish its file so|no declaration of features"):
+        load_declaration(content)
+    if content != b"[]":
+        declaration = read_features_file(content, "f")
+        assert load_declaration(declaration.content) == declaration
+
+
+def trained(text: str) -> set[str]:
+    return {*FeatureSet(read_features_file(text.encode(), "f")).default_features}
+
+
+def test_the_last_table_of_a_feature_says_whether_it_is_trained_on() -> None:
+    once = '[[features]]\nentity = "card"\naggregate = "count"\nwindows = ["1d"]\n'
+    assert trained(once) == TRAINED
+    assert trained(f"{once}train = false\n") == TRAINED - {"card_count_1d"}
+    assert trained(f'extends = "none"\n{once}train = false\n{once}') == {"card_count_1d"}
+    ratio = '[[features]]\nentity = "merchant"\naggregate = "ratio"\nname = "r"\n'
+    ratio += 'inputs = ["merchant_known_fraud_30d", "merchant_count_30d"]\n'
+    assert trained(ratio) == TRAINED | {"merchant_r"}
+
+
+def test_built_in_windows_stand_beside_others() -> None:
+    features = FeatureSet(
+        read_features_file(
+            b'extends = "none"\n[[features]]\nentity = "card"\naggregate = "count"\nwindows = ["2d", "1d"]\n', "f"
+        )
+    )
+    assert features.features == ("amount", "card_count_1d", "card_count_2d")
+    assert features.window_features == ("card_count_2d",)
+    week = b'extends = "none"\n[[features]]\nentity = "card"\naggregate = "seconds_since_last"\nwindows = ["7d"]\n'
+    assert FeatureSet(read_features_file(week, "f")).features == ("amount", "card_seconds_since_last_7d")
+
+
+def test_a_declaration_of_nearly_nothing_is_enough_to_score(tmp_path: Path) -> None:
+    file = tmp_path / "features.toml"
+    file.write_text('extends = "none"\n')
+    code = "import agents.preparation, pipeline.training.fit, pipeline.monitoring_data.drift; print('loaded')"
+    assert printed(file, "-c", code).stdout == "loaded\n"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +143,15 @@ def test_a_declaration_has_one_content() -> None:
         ("channel =", "chanel =", "f, line 10: feature 1: where: "),
         ("card_merchant_count", "merchant_count_1d", "f, line 17: feature 2: where: "),
         ("share", "count", ""),
+        ('"number"', '["number"]', "f, line 2: [fields.device_risk]: type is number or text"),
+        ('"number"', '"number"\npersonal = true', "a number cannot be personal"),
+        ('["7d", "1h"]', '["7d"]\ninputs = ["a"]', "only a ratio or a function has inputs"),
+        ("device_risk", "card_distinct_country_1h", "another feature is called card_distinct_country_1h"),
+        (
+            'aggregate = "share"\nwindows = ["1d"]\nwhere = "card_merchant_count = 0"\nname = "strangers"',
+            'aggregate = "count"\nwindows = ["1d"]\nmeaning = "m"',
+            "a built-in feature has a meaning of its own",
+        ),
         ('name = "strangers"', 'name = "count"', "another feature is called merchant_count_1d"),
         ('aggregate = "share"', 'aggregate = "known_fraud"', "known_fraud has neither a field nor a filter"),
         ('windows = ["1d"]', "", "it needs windows"),
@@ -187,6 +247,14 @@ def total(risk, amount):
 def count(risk, amount):
     return len(risk)
 
+@numba.njit("float64[::1](float64[::1], float64[::1])")
+def written(risk, amount):
+    risk[:] = 0.0
+    for row in range(len(amount)):
+        if amount[row] == 77.0:
+            raise ValueError("unlucky")
+    return amount + 1.0
+
 def plain(risk, amount):
     return risk
 """
@@ -221,6 +289,7 @@ def with_module(tmp_path: Path, text: str, *arguments: str) -> subprocess.Comple
         ("risk_per_euro", ""),
         ("total", "total gives a row another value beside other rows: let it go by each row alone"),
         ("count", "count returns int64 of shape (), not float64 of a value for each row"),
+        ("written", ""),
         ("plain", "own_functions has no function plain that Numba compiles: decorate it with numba.njit"),
         ("absent", "own_functions has no function absent that Numba compiles"),
     ],
@@ -232,7 +301,21 @@ def test_a_function_of_ones_own_goes_by_each_row_alone(name: str, saying: str, t
     )  # fmt: skip
     assert saying in done.stderr
     assert done.returncode == (1 if saying else 0)
-    assert ("function_risk_per_euro (number)" in done.stdout) == (not saying)
+    assert (f"function_{name} (number)" in done.stdout) == (not saying)
+
+
+def test_a_function_gets_copies_and_has_no_value_where_it_fails(tmp_path: Path) -> None:
+    code = """
+import numpy as np
+from pipeline.engine.records.inputs import _called
+from pipeline.features.active import active_functions
+columns = np.array([[1.0, 77.0, 3.0], [1.0, 77.0, 3.0]]).T.copy().T
+print(_called(active_functions()["written"], list(columns)).tolist(), columns[0].tolist())
+"""
+    (tmp_path / "features.toml").write_text("")
+    env = f"import os; os.environ['FRAUD_PIPELINE_FEATURES_FILE'] = {str(tmp_path / 'features.toml')!r}"
+    done = with_module(tmp_path, OF_A_FUNCTION.replace("risk_per_euro", "written"), "-c", f"{env}\n{code}")
+    assert done.stdout == "[2.0, nan, 4.0] [1.0, 77.0, 3.0]\n", done.stderr
 
 
 def test_a_function_is_that_of_its_declaration(tmp_path: Path) -> None:
@@ -264,7 +347,7 @@ print(features[0, FEATURES.index("function_risk_per_euro")] == 0.5 / (rows.amoun
     same = with_module(tmp_path, OF_A_FUNCTION, "-c", code, "published.json")
     assert same.stdout.split() == ["True"], same.stderr
     changed = with_module(tmp_path, OF_A_FUNCTION, "-c", code, "changed.json")
-    assert "has another risk_per_euro" in changed.stderr
+    assert "has another source" in changed.stderr
     assert len(changed.stderr.splitlines()) == 1
 
 
