@@ -102,6 +102,13 @@ class FraudApp(faust.App):  # type: ignore[misc]
             self._worker.disconnect()
             raise
 
+    def _reading(self, what: str) -> str:
+        """Return the step in which a start waits for transactions that are open on ``control``."""
+        return (
+            f"reads the {what} that {self._settings.topic(CONTROL.name)} names, behind every transaction that is open "
+            "there (docs/operating.md, hanging transactions)"
+        )
+
     def ends_for_good(self) -> bool:
         """As of `WorkerContext`."""
         return self._worker.ends_for_good()
@@ -208,14 +215,11 @@ class WorkerContext:
             self._check_cluster(broker.bootstrap_servers)
             self._published_files = PublishedFiles(broker.bootstrap_servers, settings, self.metrics.records_refused)
             if CARD.name in settings.agent_names:
-                step = (
-                    f"reads the rate tables and mappings that {settings.topic(CONTROL.name)} names, behind every "
-                    "transaction that is open there (docs/operating.md, hanging transactions)"
-                )
-                self._published_files.publish(RATES, rates_content, lambda: self._starting(step))
+                waiting = partial(self._starting, self._reading("rate tables and mappings"))
+                self._published_files.publish(RATES, rates_content, waiting)
                 if self._mapping is not None:
                     log.info("transactions are read by mapping %s (%s)", self._mapping.version, self._mapping.digest)
-                    self._published_files.publish(MAPPING, self._mapping.content, lambda: self._starting(step))
+                    self._published_files.publish(MAPPING, self._mapping.content, waiting)
             client = admin_client(broker.bootstrap_servers, settings=settings)
             topics = {settings.topic(topic.name) for role in self._specs for topic in _replayed_topics(role)}
             self._identities = topic_identities(client, sorted(topics))
@@ -259,7 +263,7 @@ class WorkerContext:
     def _follow_declaration(self, bootstrap: str) -> None:
         """Learn the declarations of features; start again where another one than this process' is active."""
         self._declarations = watch = DeclarationWatch(bootstrap, self._settings, self.metrics.records_refused)
-        waiting = partial(self._starting, "reads the declarations of features")
+        waiting = partial(self._starting, self._reading("declarations of features"))
         watch.learn(waiting)
         if CARD.name in self._settings.agent_names:
             watch.publish_first(waiting)
