@@ -102,13 +102,6 @@ class FraudApp(faust.App):  # type: ignore[misc]
             self._worker.disconnect()
             raise
 
-    def _reading(self, what: str) -> str:
-        """Return the step in which a start waits for transactions that are open on ``control``."""
-        return (
-            f"reads the {what} that {self._settings.topic(CONTROL.name)} names, behind every transaction that is open "
-            "there (docs/operating.md, hanging transactions)"
-        )
-
     def ends_for_good(self) -> bool:
         """As of `WorkerContext`."""
         return self._worker.ends_for_good()
@@ -259,6 +252,13 @@ class WorkerContext:
         self._starting("checks the topics and the groups' offsets")
         for warning in check_start(bootstrap, settings, roles, self.metrics.records_refused):
             log.warning("%s", warning)
+
+    def _reading(self, what: str) -> str:
+        """Return the step in which a start waits for transactions that are open on ``control``."""
+        return (
+            f"reads the {what} that {self._settings.topic(CONTROL.name)} names, behind every transaction that is open "
+            "there (docs/operating.md, hanging transactions)"
+        )
 
     def _follow_declaration(self, bootstrap: str) -> None:
         """Learn the declarations of features; start again where another one than this process' is active."""
