@@ -20,13 +20,15 @@ def list_features() -> None:
 
     * marks those that a training uses by default. FRAUD_PIPELINE_FEATURES_FILE names what is declared.
     """
-    from pipeline.commands.feature_costs import EVENTS, costs
+    from pipeline.commands.feature_costs import EVENTS, costs, function_ns
     from pipeline.features.catalogue import ACTIVE
 
     measured = costs(ACTIVE)
     groups_ns = {name: ns for cost in measured.values() for name, ns in cost.groups_ns.items()}
+    shown = {name: f", {ns:,.0f} ns with its other windows" for name, ns in groups_ns.items()}
+    shown |= {name: f", {ns:,.0f} ns" for name, ns in function_ns(ACTIVE).items()}
     for feature in ACTIVE.declared:
-        cost = f", {groups_ns[feature.name]:,.0f} ns with its other windows" if feature.name in groups_ns else ""
+        cost = shown.get(feature.name, "")
         mark = " *" if feature.name in ACTIVE.default_features else ""
         click.echo(f"{feature.name}{mark} ({feature.unit}{cost})")
         click.echo(f"    {printable(feature.meaning)}")
