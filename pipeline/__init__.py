@@ -20,7 +20,9 @@ if _file := os.environ.get("FRAUD_PIPELINE_FEATURES_FILE"):
     try:
         declare_features(Path(_file))
     except FeaturesError as _error:
-        sys.exit("Error: " + "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in str(_error)))
+        from pipeline.observability.terminal import printable
+
+        sys.exit(f"Error: {printable(str(_error))}")
 
 _ARGUMENTS = ("LabelPolicy", "OnlineModel", "Thresholds", "TimeRange")
 

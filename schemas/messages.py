@@ -39,7 +39,7 @@ def _field(meaning: str, *, column: bool = False, kernels: bool = False, persona
     Args:
         meaning: Its meaning, for people.
         column: Whether `pipeline.engine.records.columns.Transactions` has a column of its name.
-        kernels: Whether declared features and filters can read it by its name. Then it is text, or a number.
+        kernels: Whether declared features and filters can read it by its name. Then it is text.
         personal: Whether it may say who somebody is.
     """
     return Meta(description=meaning, extra={"column": column, "kernels": kernels, "personal": personal})

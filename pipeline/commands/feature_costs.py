@@ -1,4 +1,4 @@
-"""What a declaration costs: time of each transaction, and room of each event."""
+"""The cost of a declaration: time of each transaction, and room of each event."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -23,15 +23,13 @@ from pipeline.features.built_in import (
 from pipeline.features.declaration import (
     BASES,
     BUILT_IN,
-    FIELD_KINDS,
     Declaration,
     DeclarationError,
     DeclaredFeature,
     DeclaredField,
     resolved,
 )
-from schemas.fields import DECLARED_FIELDS
-from schemas.fields import Kind as FieldKind
+from schemas.fields import DECLARED_FIELDS, TEXT_COLUMNS
 from schemas.toml_files import shown, suggestion
 
 MOST_FIELDS: Final = 100
@@ -46,14 +44,11 @@ FIELD_REASON: Final = "PRODUCER_ATTRIBUTES"
 """Reason that the producer's own numbers belong to."""
 WINDOW_REASON: Final = "DECLARED_FEATURES"
 """Reason that declared windows belong to."""
-TEXT_FIELDS: Final = tuple(
-    field.name for field in DECLARED_FIELDS if field.kind is FieldKind.TEXT and (field.column or field.kernels)
-)
-"""Texts of the contract that features and filters can read; the identifier of a transaction is none."""
 CONTRACT_FIELDS: Final[dict[str, ValueKind]] = {
-    **{name: ValueKind.TEXT for name in TEXT_FIELDS if name != "transaction_id"},
+    **{field.name: ValueKind.TEXT for field in TEXT_COLUMNS if field.name != "transaction_id"},
     **dict.fromkeys(("amount", "hour", "weekday"), ValueKind.NUMBER),
 }
+"""Fields of the contract that features and filters can read; the identifier of a transaction is none."""
 _NAME: Final = re.compile("[A-Za-z0-9_]{1,64}")
 _LATER: Final = "windows per {} are not there yet: declare entity card or merchant"
 Filter = Callable[[Any, Mapping[str, ValueKind]], Condition]
@@ -68,7 +63,7 @@ class Input(NamedTuple):
     """Empty for 1."""
     where: Condition | None
     kind: ValueKind
-    """Of the field; a number where there is none."""
+    """Kind of the field; a number where there is none."""
 
     @property
     def scale(self) -> float:
@@ -82,7 +77,7 @@ class Input(NamedTuple):
         return f"input_{hashlib.sha256(content).hexdigest()[:8]}"
 
     def __str__(self) -> str:
-        """What it is, for people."""
+        """Return a text of it, for people."""
         return " where ".join(filter(None, (self.field or "1", "" if self.where is None else text_of(self.where))))
 
 
@@ -132,9 +127,9 @@ class CheckedDeclaration(NamedTuple):
     own: tuple[Feature, ...]
     """Features of fields, windows and ratios, in order."""
     groups: Mapping[str, tuple[Group, ...]]
-    """By entity."""
+    """Groups of windows, keyed by the entity."""
     ratios: Mapping[str, tuple[Ratio, ...]]
-    """By entity."""
+    """Ratios, likewise."""
     functions: tuple[FunctionFeature, ...]
     trained: frozenset[str]
     """Names of features that trainings take by default: of tables that say nothing else, the last one counts."""
@@ -205,9 +200,8 @@ class _Check:
             tables[number] = self._feature(tables[number])
             self._trained = self._trained | self._chosen if tables[number].train else self._trained - self._chosen
         self._key = ("", "")
-        inputs = {entity: {group.input for group in groups if group.input} for entity, groups in self._groups.items()}
-        for entity, found in inputs.items():
-            if len(found) > MOST_INPUTS:
+        for entity, groups in self._groups.items():
+            if len(found := inputs_of(groups)) > MOST_INPUTS:
                 raise self._error(
                     f"windows of a {entity} read {len(found)} fields under filters of their own, and may read "
                     f"{MOST_INPUTS}"
@@ -234,7 +228,7 @@ class _Check:
             raise self._error(f"give it a meaning of at most {MOST_CHARACTERS} characters, which analysts read")
         if field.personal and field.type == "number":
             raise self._error("a number cannot be personal: features show it; send it as text")
-        self._kinds[name] = FIELD_KINDS[field.type]
+        self._kinds[name] = ValueKind(field.type)
         if field.type == "number":
             self._add(
                 Feature(

@@ -8,21 +8,21 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from pipeline.expressions.trees import ValueKind
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
 from schemas.toml_files import shown, suggestion
 
 T = TypeVar("T", bound=msgspec.Struct)
 DEFAULT: Final = "default"
 BASES: Final = (DEFAULT, "all", "none")
-"""What a declaration extends: the packaged set, all built-in features, or nothing."""
+"""Sets that a declaration can extend: the packaged one, all built-in features, or nothing."""
 DIGEST_DIGITS: Final = 16
-FIELD_KINDS: Final = {"number": ValueKind.NUMBER, "text": ValueKind.TEXT}
+_FIELD_TYPES: Final = ("number", "text")
 BUILT_IN: Final = {feature.name: feature for feature in (*BUILT_IN_CARD, *BUILT_IN_MERCHANT)}
 _MISSING: Final = re.compile("missing required field `(.*)`")
 _ARTICLES: Final = {"meaning": "a meaning", "type": "a type", "entity": "an entity", "aggregate": "an aggregate"}
@@ -120,6 +120,7 @@ def declaration_of(tables: Mapping[str, Any]) -> Declaration:
     )
 
 
+@cache
 def packaged_declaration() -> Declaration:
     """Return the default set, which is a file of this package."""
     return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
@@ -158,8 +159,8 @@ def _table(where: str, key: str | int, table: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         if missing := _MISSING.search(str(error)):
             raise DeclarationError(where, key, f"it needs {_ARTICLES.get(missing[1], missing[1])}") from error
-        if kind is DeclaredField and table.get("type", "number") not in tuple(FIELD_KINDS):
-            raise DeclarationError(where, key, f"type is {' or '.join(FIELD_KINDS)}") from error
+        if kind is DeclaredField and table.get("type", "number") not in _FIELD_TYPES:
+            raise DeclarationError(where, key, f"type is {' or '.join(_FIELD_TYPES)}") from error
         what, _, path = str(error).partition(" - at `$.")
         name = path.removesuffix("`")
         raise DeclarationError(where, key, f"{name}: {what[0].lower()}{what[1:200]}") from error

@@ -50,7 +50,7 @@ _EXACT_SQUARES: Final = 2**62
 
 
 class Declared(NamedTuple):
-    """What the kernel of an entity computes beyond built-in features; it gets None where nothing is declared.
+    """The work of an entity's kernel beyond built-in features; it gets None where nothing is declared.
 
     The first four are of the `pipeline.features.feature_set.Plan`.
     """

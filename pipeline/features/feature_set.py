@@ -142,7 +142,7 @@ class FeatureSet:
 
     @cached_property
     def definitions(self) -> dict[str, Any]:
-        """What each declared function, window and ratio is, by its name."""
+        """Definitions of the declared functions, windows and ratios, keyed by the feature's name."""
         found: dict[str, Any] = {}
         for group in (group for groups in self._groups.values() for group in groups):
             for name, window in zip(group.names, group.windows_us, strict=True):

@@ -124,7 +124,7 @@ class PublishedFiles:
         """Files by kind, version and digest, in the order in which they were published."""
         self._declared: list[DeclarationActivation] = []
         self._declarations: dict[str, Declaration] = {}
-        """By the digest of their content."""
+        """Declarations, keyed by the digest of their content."""
         self._look_until_s = 0.0
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)

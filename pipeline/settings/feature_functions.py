@@ -6,6 +6,8 @@ import inspect
 import math
 import os
 from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
 from typing import Any, Final
 
 from pipeline.features.active import Function
@@ -37,14 +39,7 @@ def own_functions(names: Mapping[str, int]) -> dict[str, Function]:
         found = importlib.import_module(module)
     except Exception as error:
         raise FunctionError(f"{MODULE} names {module}, which cannot be imported: {error}") from error
-    functions = {}
-    for name, columns in names.items():
-        function: Any = getattr(found, name, None)
-        if not hasattr(function, "py_func"):
-            raise FunctionError(f"{module} has no function {name} that Numba compiles: decorate it with numba.njit")
-        _check(name, function, columns)
-        functions[name] = function
-    return functions
+    return {name: _checked(found, name, columns) for name, columns in names.items()}
 
 
 def source_digest() -> str:
@@ -53,8 +48,14 @@ def source_digest() -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def _check(name: str, function: Any, columns: int) -> None:
-    """Compile a function, and refuse one whose values depend on the rows beside them."""
+@cache
+def _checked(module: ModuleType, name: str, columns: int) -> Function:
+    """Return a function of a module, compiled, once; raises as `own_functions`."""
+    function: Any = getattr(module, name, None)
+    if not hasattr(function, "py_func"):
+        raise FunctionError(
+            f"{module.__name__} has no function {name} that Numba compiles: decorate it with numba.njit"
+        )
     # Settings are imported by every command, which need not load what computes.
     import numpy as np
 
@@ -70,3 +71,5 @@ def _check(name: str, function: Any, columns: int) -> None:
         raise FunctionError(f"{name} returns {whole.dtype} of shape {whole.shape}, not float64 of a value for each row")
     if whole.tobytes() != np.concatenate(single).tobytes():
         raise FunctionError(f"{name} gives a row another value beside other rows: let it go by each row alone")
+    checked: Function = function
+    return checked

@@ -32,15 +32,22 @@ def declare_features(file: Path) -> None:
 def functions_of(declaration: Declaration) -> dict[str, Function]:
     """Return the functions that a declaration names; raises `FeaturesError` where one is missing or another one."""
     try:
-        _with_sources(declaration)
-        return own_functions(_named(declaration))
+        return _meant(declaration)
     except FunctionError as error:
         raise FeaturesError(str(error)) from error
 
 
-def _named(declaration: Declaration) -> dict[str, int]:
-    """Return the number of columns of each function that a declaration names."""
-    return {table.name: len(table.inputs) for table in declaration.features if table.aggregate == _FUNCTION}
+def _meant(declaration: Declaration) -> dict[str, Function]:
+    """Return the functions that a declaration names; `FunctionError` where it was made for another source."""
+    named = {table.name: len(table.inputs) for table in declaration.features if table.aggregate == _FUNCTION}
+    functions = own_functions(named)
+    own = source_digest() if functions else ""
+    if other := next((table for table in declaration.features if table.source not in ("", own)), None):
+        raise FunctionError(
+            f"{MODULE} has another source ({own}) than the one that is declared with {other.name} ({other.source}): a "
+            "function keeps its meaning; give a changed one another name, and its own module"
+        )
+    return functions
 
 
 def features_of(file: Path) -> Declaration:
@@ -80,14 +87,10 @@ def read_features_file(content: bytes, name: str) -> Declaration:
 
 
 def _with_sources(declaration: Declaration) -> Declaration:
-    """Return a declaration that says which functions it means; `FunctionError` where it means others already."""
-    functions = own_functions(_named(declaration))
-    own = source_digest() if functions else ""
-    if other := next((table for table in declaration.features if table.source not in ("", own)), None):
-        raise FunctionError(
-            f"{MODULE} has another source ({own}) than the one that is declared with {other.name} ({other.source}): a "
-            "function keeps its meaning; give a changed one another name, and its own module"
-        )
+    """Return a declaration that says which functions it means; raises as `_meant`."""
+    if not _meant(declaration):
+        return declaration
+    own = source_digest()
     tables = [
         structs.replace(table, source=own) if table.aggregate == _FUNCTION else table for table in declaration.features
     ]

@@ -52,9 +52,9 @@ def select_features(patterns: Iterable[str], base: Iterable[str] = DEFAULT_FEATU
     for pattern in patterns:
         matched = {name for name in FEATURES if fnmatchcase(name, pattern.lstrip("+-"))}
         if not matched:
-            known = pattern.lstrip("+-") in BUILT_IN
-            why = "is built in, and is not declared: add it to your features.toml" if known else "matches no feature"
-            raise ModelError(f"{pattern!r} {why}; docs/declaring-features.md says how, docs/features.md lists them")
+            if pattern.lstrip("+-") in BUILT_IN:
+                raise ModelError(f"{pattern!r} is built in, and not declared: declare it (docs/declaring-features.md)")
+            raise ModelError(f"{pattern!r} matches no feature; docs/features.md lists them")
         chosen = chosen - matched if pattern.startswith("-") else chosen | matched
     if not chosen:
         raise ModelError(f"{','.join(patterns)} leaves no feature to train on")

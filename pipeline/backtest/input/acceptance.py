@@ -18,6 +18,7 @@ from pipeline.engine.records.accept import FIELDS_READ, completed
 from pipeline.engine.records.accept import accept_transactions as accept_records
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
+from pipeline.features.attributes import READ
 from pipeline.features.catalogue import ACTIVE
 from pipeline.history import table_columns
 from pipeline.history.files import SEQUENCE, STAMP
@@ -117,7 +118,8 @@ def accept_transactions(
         ]
         others, rejects = acceptance.records(values, stamp_us[rest])
         numbers = rest[others.row]
-        others = _with_columns(others, rows.take(numbers), own.given[numbers])
+        if READ:
+            others = _with_columns(others, rows.take(numbers), own.given[numbers])
         rows = completed(rows.take(fast), replace(others, row=first_row + numbers))
         rejects = [reject._replace(row=first_row + int(rest[reject.row])) for reject in rejects]
     if acceptance.recorded:

@@ -23,7 +23,7 @@ from tests.property.test_features import profile_cards, profile_merchants
 START_US: Final = 1_700_000_000_000_000
 WINDOWS_US: Final = (60_000_000, US_PER_HOUR, US_PER_DAY, 7 * US_PER_DAY, 30 * US_PER_DAY, 60 * US_PER_DAY)
 SCALES: Final = (1e6, 1.0, 60.0, 1e6)
-"""Of a number, the code of a text, an hour, and of numbers so large that their squares need more than 128 bits."""
+"""Scales of a number, a text's code, an hour, and of numbers so large that their squares need more than 128 bits."""
 HORIZON_US: Final = WINDOWS_US[-1] + LATENESS_US
 CASES: Final = [
     *((name, given) for name in AGGREGATES for given in range(len(SCALES))),

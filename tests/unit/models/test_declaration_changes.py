@@ -55,7 +55,7 @@ def declared(text: str = ABROAD) -> Declaration:
 
 
 def published(cluster: Cluster) -> PublishedFiles:
-    """What a process reads there that starts."""
+    """Return all that a process reads there as it starts."""
     files, read = PublishedFiles("", cluster._settings), 0
 
     class Control:
