@@ -221,9 +221,9 @@ lock: $(INSTALLED) ## Write the lock files anew (UPGRADE=1 to take the newest ve
 	@"$(PYTHON_OF_VENV)" -m pip install --quiet 'uv==0.13.9'
 	@mkdir -p build
 	@"$(PYTHON_OF_VENV)" -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > build/build-requires.in
-	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in \
+	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --extra console \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
-	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --extra broker --group dev --constraint requirements.lock \
+	@"$(BIN)/uv" pip compile pyproject.toml build/build-requires.in --extra broker --extra console --group dev --constraint requirements.lock \
 	  $(LOCK_OPTIONS) $(if $(UPGRADE),--upgrade) --output-file requirements-dev.lock
 	@sed -n 's/^\(faust-streaming\|lightgbm\|msgspec\|numpy\|pandas\|river\)==[^\\]*/&/p' requirements.lock \
 	  | tr -d '\\' > build/bench-constraints.txt

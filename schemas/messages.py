@@ -504,4 +504,31 @@ class LabelRelease(Message, frozen=True, kw_only=True, tag_field="kind", tag="re
     released_at: Timestamp
 
 
+class CaseEvent(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """An action of a person on a case, on ``case-events`` (key: ``case_id``).
+
+    The first record of an ``event_id`` counts. Order and time are those of the record: the broker's.
+    """
+
+    event_id: Identifier
+    """Made with the form that was filled in, so that a repeated one changes nothing."""
+    case_id: Identifier
+    card_id: Identifier
+    kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """``claimed``, ``noted``, ``closed``, ``snoozed``, ``reopened`` or ``undone``; open."""
+    by: Identifier
+    """Account of the console."""
+    at: Timestamp
+    """By the console's clock; what holds goes by the record's own time, which is the broker's."""
+    note: Annotated[str, msgspec.Meta(max_length=10_000)] | None = None
+    until: Timestamp | None = None
+    """End of a snooze."""
+    alerts: list[str] = []
+    """Identifiers of the alerts that are closed, or opened again."""
+    labels: list[str] = []
+    """``label_id`` of the labels that were written in the same transaction."""
+    undoes: str | None = None
+    """The ``event_id`` of the event that is undone."""
+
+
 Control = Quarantine | Activation | Assessment | LearningSwitch | LabelRelease

@@ -6,6 +6,7 @@ from typing import Final
 
 from schemas.messages import (
     Alert,
+    CaseEvent,
     Control,
     Decision,
     Example,
@@ -76,6 +77,8 @@ DECISION_FEATURES: Final = Topic(
 )
 """Features of every decision as the models saw them, in its card's partition."""
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
+CASE_EVENTS: Final = Topic("case-events", "case_id", CaseEvent, "consoles", "cards")
+"""What people did with cases, stamped by the brokers; kept for as long as labels."""
 EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
 MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024)
 """The content of every version there ever was, so that every score can be computed again."""
@@ -115,6 +118,7 @@ TOPICS: Final = (
     DECISIONS,
     DECISION_FEATURES,
     ALERTS,
+    CASE_EVENTS,
     EXAMPLES,
     MODELS,
     CONTROL,

@@ -15,7 +15,7 @@ from pipeline.kafka.cluster.log_offsets import committed_partitions, fresh_metad
 from pipeline.kafka.cluster.retention import retention_ms, wanted_problems
 from pipeline.kafka.cluster.retries import may_pass, retried
 from pipeline.settings import Settings
-from schemas.topics import TRANSACTIONS, Topic
+from schemas.topics import CASE_EVENTS, TRANSACTIONS, Topic
 
 REQUEST_TIMEOUT_S: Final = 30.0
 ANSWER_POLL_S: Final = 1.0
@@ -95,7 +95,8 @@ def topic_config(topic: Topic, settings: Settings) -> dict[str, str]:
         "cleanup.policy": topic.cleanup_policy,
         "retention.ms": str(retention_ms(topic, settings)),
         "max.message.bytes": str(topic.max_message_bytes),
-        "message.timestamp.type": "CreateTime",
+        # Leases of cases go by the brokers' clock, whatever the consoles' clocks say.
+        "message.timestamp.type": "LogAppendTime" if topic == CASE_EVENTS else "CreateTime",
     }
     if topic in (TRANSACTIONS, *settings.topics_of_labels):
         if settings.timestamps == "broker":
