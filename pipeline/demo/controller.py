@@ -13,6 +13,7 @@ from typing import Annotated, Final, TextIO
 from msgspec import Meta
 
 from pipeline.broker import ProvidedBroker
+from pipeline.demo.console import ConsoleProcess, running_console
 from pipeline.demo.environment import run_cluster
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, RunState, summary_json
@@ -142,6 +143,7 @@ class Controller:
         self._broker: ProvidedBroker | None = None
         self._workers: Sequence[WorkerProcess] = ()
         self._monitor: Monitor | None = None
+        self._console: ConsoleProcess | None = None
 
     def run(self) -> None:
         """Run to the end; raises `RunStopped`, `Incomplete`, or what its parts raise."""
@@ -151,16 +153,22 @@ class Controller:
             with self._stopping("stopping the broker"):
                 self._broker = broker
                 self._introduce(settings, log_dir)
-                with (
-                    Monitor(broker.bootstrap_servers, settings, self._state.figures) as self._monitor,
-                    running_workers(settings, self._options.workers, log_dir) as self._workers,
-                    self._stopping("stopping the workers"),
-                ):
-                    self._state.workers = len(self._workers)
-                    self._learn_first(settings, broker.bootstrap_servers)
-                    self._stream(settings, broker.bootstrap_servers)
-                if self._options.keep:
-                    self._let_look(settings)
+                with running_console(settings, log_dir) as self._console:
+                    self._work(settings, broker.bootstrap_servers, log_dir)
+
+    def _work(self, settings: Settings, servers: str, log_dir: Path) -> None:
+        """Train, stream, and stay for a look where that is wanted."""
+        with (
+            Monitor(servers, settings, self._state.figures) as self._monitor,
+            running_workers(settings, self._options.workers, log_dir) as self._workers,
+            self._stopping("stopping the workers"),
+        ):
+            self._state.workers = len(self._workers)
+            self._learn_first(settings, servers)
+            self._stream(settings, servers)
+            self._let_work()
+        if self._options.keep:
+            self._let_look(settings)
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
         """Report where everything is, for those who want to look from another terminal."""
@@ -168,6 +176,15 @@ class Controller:
         self._view.print_line(f"Kafka is at {settings.kafka_bootstrap_servers}{prefix}; workers log to {log_dir}.")
         self._view.print_line("In another terminal:")
         self._view.print_line(COMMAND_INDENT + command_text(self._given, "alerts", settings.topic_prefix))
+
+    def _let_work(self) -> None:
+        """Go on for whoever is signed in to the console, until somebody stops the run."""
+        if self._console is None or not self._console.is_used:
+            return
+        self._view.stage("all is decided; somebody is signed in to the console: Ctrl-C ends the run")
+        self._signals.mode = Mode.NOTE
+        while not self._signals.event.wait(LOOK_S):
+            self._check()
 
     def _let_look(self, settings: Settings) -> None:
         """Leave broker and topics as they are until somebody stops the run."""
@@ -301,6 +318,9 @@ class Controller:
         figures = self._state.figures
         self._state.transactions_per_s = self._rate.update(time.monotonic(), figures.transactions)
         check_alive(self._workers)
+        if self._console is not None:
+            for line in self._console.news():
+                self._view.print_line(line)
         if self._broker is not None:
             self._broker.check()
         if self._monitor is not None:

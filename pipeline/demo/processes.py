@@ -1,4 +1,4 @@
-"""Worker processes: started with their settings in the environment, watched, stopped, never left behind."""
+"""Child processes: started with their settings in the environment, watched, stopped, never left behind."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return variables
 
 
-def start_worker(settings: Settings, log_dir: Path) -> WorkerProcess:
-    """Start ``fraud-pipeline worker`` as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
+def start_command(settings: Settings, log_dir: Path, *command: str) -> WorkerProcess:
+    """Start a ``fraud-pipeline`` command as ``settings.instance``, with its log in ``log_dir``/``instance``.log.
 
     The process has a process group of its own, so that Ctrl-C reaches the controller alone, which then stops its
     workers in order; and it ends by itself when this process is gone (`pipeline.demo.child_process`).
@@ -59,7 +59,7 @@ def start_worker(settings: Settings, log_dir: Path) -> WorkerProcess:
     }
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.demo.child_process", "worker"],
+            [sys.executable, "-m", "pipeline.demo.child_process", *command],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -81,7 +81,7 @@ def running_workers(settings: Settings, count: int, log_dir: Path) -> Iterator[l
             own: dict[str, object] = {"instance": f"worker-{number}"}
             if number > 1:
                 own["metrics_port"] = 0
-            workers.append(start_worker(settings.model_copy(update=own), log_dir))
+            workers.append(start_command(settings.model_copy(update=own), log_dir, "worker"))
         yield workers
     finally:
         stop_workers(workers)

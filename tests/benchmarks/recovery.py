@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pipeline.broker import embedded_broker
-from pipeline.demo.processes import WorkerProcess, check_alive, start_worker, stop_workers
+from pipeline.demo.processes import WorkerProcess, check_alive, start_command, stop_workers
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
@@ -82,7 +82,7 @@ class _Fleet:
     def start(self, instance: str) -> None:
         """Start a worker; its log replaces the one before."""
         own = self._settings.model_copy(update={"instance": instance, "metrics_port": 0})
-        self.workers[instance] = start_worker(own, self._log_dir)
+        self.workers[instance] = start_command(own, self._log_dir, "worker")
 
     def kill(self, instance: str) -> float:
         """Kill a worker; returns when, on the monotonic clock."""

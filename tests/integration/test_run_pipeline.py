@@ -36,7 +36,7 @@ def summary(run: Run) -> dict[str, object]:
 
 
 def worker_among(processes: list[psutil.Process]) -> psutil.Process:
-    (worker,) = (process for process in processes if "pipeline.demo.child_process" in process.cmdline())
+    (worker,) = (process for process in processes if process.cmdline()[-2:] == ["pipeline.demo.child_process", "worker"])
     return worker
 
 
