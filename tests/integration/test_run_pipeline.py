@@ -36,7 +36,8 @@ def summary(run: Run) -> dict[str, object]:
 
 
 def worker_among(processes: list[psutil.Process]) -> psutil.Process:
-    (worker,) = (process for process in processes if process.cmdline()[-2:] == ["pipeline.demo.child_process", "worker"])
+    worker_command = ["pipeline.demo.child_process", "worker"]
+    (worker,) = (process for process in processes if process.cmdline()[-2:] == worker_command)
     return worker
 
 
