@@ -112,9 +112,7 @@ class DecisionVersions:
                 partial(self._loaded, LightGBMModel.from_payload, LIGHTGBM.name, versions.lightgbm),
             ),
             self._river(decision),
-            self._policies.once(
-                versions.policy, partial(self._loaded, Policy.from_payload, "policy", versions.policy)
-            ),
+            self._policies.once(versions.policy, partial(self._loaded, Policy.from_payload, "policy", versions.policy)),
             others,
         )
 
