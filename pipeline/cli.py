@@ -23,6 +23,7 @@ COMMANDS: Final = {
         ("backtest", "Decide history again, by any models."),
         ("backtest-example", "Backtest two models on simulated history."),
         ("broker", "Run the embedded Kafka broker in the foreground."),
+        ("console", "Serve the analysts' console in a browser; manage its accounts."),
         ("compile", "Compile the kernels, for an image."),
         ("dead-letters", "List, explain and resend records that were not accepted."),
         ("drift", "Say which features, scores and reports have drifted."),

@@ -1,0 +1,343 @@
+"""The console as an ASGI application: its parts, its routes, its errors, and the events that its pages hear."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from cryptography import x509
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from msgspec import Meta
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.templating import Jinja2Templates
+
+from pipeline.console import account_pages
+from pipeline.console.accounts import Accounts, SessionEnded
+from pipeline.console.guard import LOOPBACK_NAMES, SECURITY_HEADERS, Guard, HostPolicy, Refusal, audit, local_path
+from pipeline.console.roles import Action, allowed, requires
+from pipeline.observability.error_text import explained
+from pipeline.settings import Settings
+
+STATIC: Final = Path(__file__).with_name("static")
+CHANGES_INTERVAL_S: Final = 0.25
+"""Seconds between two messages of changed cases to a page."""
+STATUS_INTERVAL_S: Final = 1.0
+IDS_A_MESSAGE: Final = 1_000
+_RETRY: Final = "retry: 2000\n\n"
+
+
+class Changes:
+    """Tells any number of pages which cases have changed; a slow one hears of all of them, later."""
+
+    def __init__(self) -> None:
+        self._listeners: set[_Listener] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+
+    def begin(self) -> None:
+        """Take the running loop, in which pages listen."""
+        self._loop = asyncio.get_running_loop()
+
+    def publish(self, case_ids: Iterable[str]) -> None:
+        """Report changed cases, from any thread; nobody listens before the server has begun."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._add, frozenset(case_ids))
+
+    def _add(self, case_ids: frozenset[str]) -> None:
+        for listener in self._listeners:
+            listener.add(case_ids)
+
+    def close(self) -> None:
+        """End all streams of events, which a server that stops would wait for; called in the loop."""
+        self.closed = True
+        for listener in self._listeners:
+            listener.woken.set()
+
+    async def events(self, with_cases: bool, is_valid: Callable[[], bool]) -> AsyncIterator[str]:
+        """Yield server-sent events until closed.
+
+        Args:
+            with_cases: Whether the page may know of cases; if not, it only gets the events of the status line.
+            is_valid: Returns whether the page's session lasts; the events end with it.
+        """
+        listener = _Listener()
+        self._listeners.add(listener)
+        try:
+            yield _RETRY
+            status_s = 0.0
+            while not self.closed and is_valid():
+                if (changed := listener.take()) and with_cases:
+                    yield f"event: cases\ndata: {json.dumps(changed)}\n\n"
+                now_s = asyncio.get_running_loop().time()
+                if now_s - status_s >= STATUS_INTERVAL_S:
+                    status_s = now_s
+                    yield "event: status\ndata: {}\n\n"
+                await listener.wait(STATUS_INTERVAL_S - (now_s - status_s))
+        finally:
+            self._listeners.discard(listener)
+
+
+class _Listener:
+    """The cases that a page has not heard of yet: as many as there are at most."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, None] = {}
+        self.woken = asyncio.Event()
+
+    def add(self, case_ids: frozenset[str]) -> None:
+        """Add changed cases."""
+        self._pending |= dict.fromkeys(case_ids)
+        self.woken.set()
+
+    def take(self) -> list[str]:
+        """Take as many as a message has."""
+        taken = list(self._pending)[:IDS_A_MESSAGE]
+        for case_id in taken:
+            del self._pending[case_id]
+        if not self._pending:
+            self.woken.clear()
+        return taken
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for changes, and let those of `CHANGES_INTERVAL_S` come together."""
+        await asyncio.sleep(CHANGES_INTERVAL_S)
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s - CHANGES_INTERVAL_S)):
+                await self.woken.wait()
+        except TimeoutError:
+            return
+
+
+class ConsoleError(RuntimeError):
+    """The console cannot start; the text says what to change."""
+
+
+class ConsoleOptions(NamedTuple):
+    """Options of the console."""
+
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 for any free one.")] = 8_400
+    certificate: Annotated[
+        Path | None, Meta(description="Certificate (PEM), for pages by TLS; its names are those of the console.")
+    ] = None
+    key: Annotated[Path | None, Meta(description="Key of the certificate (PEM).")] = None
+    behind: Annotated[
+        str | None, Meta(description="Host name of a proxy in front that ends TLS.", extra={"metavar": "HOSTNAME"})
+    ] = None
+    proxy_address: Annotated[
+        str, Meta(description="Address or network of that proxy, whose X-Forwarded-For and -Proto count.")
+    ] = "127.0.0.1"
+    accounts: Annotated[
+        Path | None, Meta(description="File of accounts, which `console account add --print` writes.")
+    ] = None
+    instance: Annotated[
+        str | None, Meta(description="Stable, unique name of this console.  [default: the host's name, and the port]")
+    ] = None
+
+    def hosts(self) -> HostPolicy:
+        """Return the names of the console; raises `ConsoleError` where others could listen to what browsers send."""
+        names = {*LOOPBACK_NAMES, self.host}
+        if (self.certificate is None) != (self.key is None):
+            raise ConsoleError("a certificate needs its key: give both --certificate and --key")
+        if self.certificate is not None:
+            names |= certificate_names(self.certificate)
+        elif self.behind is not None:
+            names |= {self.behind.lower()}
+        elif self.host not in LOOPBACK_NAMES:
+            raise ConsoleError(
+                f"beyond this machine, passwords need TLS: for --host {self.host}, give --certificate and --key, or "
+                "name the proxy that ends TLS with --behind HOSTNAME"
+            )
+        return HostPolicy(names, self.certificate is not None or self.behind is not None, self.port)
+
+    @property
+    def address(self) -> str:
+        """Address of the console for a browser, without its path."""
+        if self.behind is not None:
+            return f"https://{self.behind}"
+        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+        return f"http{'s' if self.certificate else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+def certificate_names(path: Path) -> set[str]:
+    """Return the host names and addresses of a certificate; raises `ConsoleError` where it has none."""
+    try:
+        extensions = x509.load_pem_x509_certificates(path.read_bytes())[0].extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise ConsoleError(f"{path} is no certificate with host names ({error}): give another one") from None
+    hosts = (name.lower() for name in names.get_values_for_type(x509.DNSName))
+    return {*hosts, *map(str, names.get_values_for_type(x509.IPAddress))}
+
+
+class Parts(NamedTuple):
+    """Everything that pages need; a route finds it as ``request.app.state.parts``."""
+
+    settings: Settings
+    store: Any
+    actions: Any
+    explainer: Any
+    progress: Any
+    status: Any
+    accounts: Accounts
+    changes: Changes
+
+
+@requires(Action.PUBLIC)
+def healthz(request: Request) -> Response:
+    """Answer whether the topics are followed."""
+    failure = request.app.state.parts.status.figures().failure
+    return PlainTextResponse(
+        "ok\n" if failure is None else "the topics cannot be followed\n", 200 if failure is None else 503
+    )
+
+
+@requires(Action.SESSION)
+async def events(request: Request) -> Response:
+    """Stream what changes, as server-sent events."""
+    parts: Parts = request.app.state.parts
+    agent = request.headers.get("user-agent", "")
+
+    def is_valid() -> bool:
+        try:
+            return parts.accounts.session(request.state.token, agent, active=False) is not None
+        except SessionEnded as ended:
+            audit(request.scope, "session ended", reason=str(ended))
+            return False
+
+    stream = parts.changes.events(allowed(request.state.account.role, Action.QUEUE), is_valid)
+    return StreamingResponse(stream, media_type="text/event-stream")
+
+
+def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """Return the application.
+
+    Args:
+        parts: Everything that pages need.
+        options: Its options; the port is the one that it listens on.
+        routes: Routes of further pages.
+
+    Raises:
+        ConsoleError: A route declares no action, or options are unsafe.
+    """
+    hosts = options.hosts()
+    routes = [Route("/healthz", healthz), Route("/events", events), *account_pages.ROUTES, *routes]
+    for route in routes:
+        if not isinstance(getattr(getattr(route, "endpoint", None), "action", None), Action):
+            raise ConsoleError(f"the route {getattr(route, 'path', route)} declares no action: decorate its endpoint")
+    app = Starlette(
+        routes=[*routes, Mount("/static", StaticFiles(directory=STATIC, check_dir=False))],
+        middleware=[Middleware(Guard, accounts=parts.accounts, hosts=hosts, refused=_error_page)],
+        exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
+        lifespan=_lifespan,
+    )
+    app.state.parts, app.state.hosts, app.state.templates = parts, hosts, _templates()
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    app.state.parts.changes.begin()
+    yield
+
+
+def _templates() -> Jinja2Templates:
+    environment = Environment(
+        loader=PackageLoader("pipeline.console", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["static"] = _static_address
+    return Jinja2Templates(env=environment, context_processors=[_context])
+
+
+@cache
+def _static_address(name: str) -> str:
+    """Return the address of a static file, which changes with its content."""
+    return f"/static/{name}?v={hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"
+
+
+def _context(request: Request) -> dict[str, Any]:
+    """Return what all templates know: the account (None without a session), and what it may do."""
+    account = request.state.account
+    return {"account": account, "can": lambda action: account is not None and allowed(account.role, Action[action])}
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    """Answer an error that a route raises; without a session, with the way to the page for signing in."""
+    if error.status_code in (401, 403):
+        audit(request.scope, "refused", status=error.status_code, reason=error.detail)
+    if error.status_code == 401:
+        return _to_login(request)
+    # Of the framework's own errors the text is but the name of their status.
+    is_named = error.detail == HTTPStatus(error.status_code).phrase
+    text = "There is no such page: go to the start." if is_named else error.detail
+    return _error_page(request, Refusal(error.status_code, text, dict(error.headers or {})))
+
+
+def _to_login(request: Request) -> Response:
+    """Lead to the page for signing in, and back to where the form or the link was."""
+    if request.headers.get("accept", "").startswith("text/event-stream"):
+        return PlainTextResponse("Sign in first.\n", 401)
+    if "hx-request" in request.headers:
+        current = urlsplit(request.headers.get("hx-current-url", ""))
+        wanted = current.path + (f"?{current.query}" if current.query else "")
+        return PlainTextResponse("Sign in first.\n", 401, {"HX-Redirect": _login_address(wanted)})
+    if (
+        request.headers.get("sec-fetch-site") == "cross-site"
+        and request.method == "GET"
+        and request.state.token is None
+    ):
+        # Browsers hold the cookie back where another site has the link: once more from here, they send it.
+        return _error_page(request, Refusal(200, "One moment.", {"Refresh": f"0; url={_page_address(request)}"}))
+    return RedirectResponse(_login_address(_page_address(request)), 303)
+
+
+def _login_address(wanted: str) -> str:
+    return f"/login?next={quote(local_path(wanted), safe='/')}"
+
+
+def _page_address(request: Request) -> str:
+    """Return path and query of a page; of a form, those of the page that it stands on."""
+    path = request.scope["raw_path"].decode("ascii")
+    if request.method == "POST":
+        return path.rpartition("/")[0] if path.startswith("/cases/") else "/"
+    query = request.scope["query_string"].decode("ascii", "replace")
+    return f"{path}?{query}" if query else path
+
+
+def _error_page(request: Request, refusal: Refusal) -> Response:
+    """Return the page of an error; for a request of a script on a page, its sentence alone."""
+    if "hx-request" in request.headers:
+        return PlainTextResponse(refusal.text, refusal.status, refusal.headers)
+    context = {"text": refusal.text}
+    response: Response = request.app.state.templates.TemplateResponse(
+        request, "error.html.jinja", context, status_code=refusal.status, headers=refusal.headers
+    )
+    return response
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    """Answer an error in one sentence; its traceback is in the log."""
+    sentence = explained(error)
+    text = f"{sentence}." if sentence else "This is an error of the console: please report it with what its log says."
+    response = _error_page(request, Refusal(503 if sentence else 500, text))
+    response.headers.update(SECURITY_HEADERS)
+    return response
