@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +44,8 @@ class ConsoleProcess:
             return False
         from pipeline.console.accounts import Accounts
 
-        return Accounts(self._accounts).sessions > 0
+        with closing(Accounts(self._accounts)) as accounts:
+            return accounts.sessions > 0
 
 
 @contextmanager
