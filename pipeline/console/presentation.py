@@ -1,0 +1,288 @@
+"""Values of the console as text for people: numbers, times, addresses of pages and sentences."""
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
+from pipeline.decision.reason_texts import ago
+from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
+from pipeline.features.catalogue import BY_NAME
+from pipeline.observability.terminal import printable
+from schemas.messages import Label
+from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
+
+ABSENT: Final = "\u2013"
+"""Shown where there is no value."""
+HIDDEN: Final = "hidden"
+"""Shown in place of a value that would give away the score of a blind case."""
+BLIND_SENTENCE: Final = "Judge this one without the score: it is part of an audit."
+EVENING_HOUR, MORNING_HOUR = 18, 8
+SNOOZES: Final = {"hour": "1 hour", "tonight": "Tonight", "tomorrow": "Tomorrow", "days": "3 days"}
+UNDOABLE: Final = frozenset({"closed", "snoozed", "reopened"})
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Characters that make a spreadsheet compute a cell."""
+CSV_COLUMNS: Final = (
+    "rank", "case_id", "card_id", "status", "raised_at", "newest_alert_at", "alerts", "money_at_risk", "currency",
+    "expected_loss", "reason", "holder", "held_until", "snoozed_until", "audit",
+)  # fmt: skip
+_MINUTE_US: Final = 60 * US_PER_SECOND
+_KINDS: Final = {
+    "claimed": "claimed the case",
+    "noted": "wrote a note",
+    "closed": "closed the case",
+    "snoozed": "snoozed the case",
+    "reopened": "reopened the case",
+    "undone": "undid an action",
+}
+
+identifier = printable
+
+
+def case_url(case_id: str, suffix: str = "") -> str:
+    """Return the address of a case, or of something below it.
+
+    >>> case_url("card/7?-1", "/label")
+    '/cases/card%2F7%3F-1/label'
+    """
+    return f"/cases/{quote(case_id, safe='')}{suffix}"
+
+
+def utc(time_us: int) -> datetime:
+    """Return a time of microseconds since 1970 as a datetime."""
+    return datetime.fromtimestamp(time_us / US_PER_SECOND, UTC)
+
+
+def moment(time: int | datetime | None) -> str:
+    """Write a time to the minute.
+
+    >>> moment(1_700_000_000_000_000)
+    '2023-11-14 22:13'
+    """
+    if time is None:
+        return ABSENT
+    return (utc(time) if isinstance(time, int) else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M")
+
+
+def age(since_us: int, now_us: int) -> str:
+    """Write a span in its largest unit.
+
+    >>> age(0, 90_000_000), age(0, 7_200_000_000), age(0, 300_000_000_000)
+    ('1 min', '2 h', '3 d')
+    """
+    span_us = max(now_us - since_us, 0)
+    if span_us < US_PER_HOUR:
+        return f"{span_us // _MINUTE_US} min"
+    return f"{span_us // US_PER_HOUR} h" if span_us < 2 * US_PER_DAY else f"{span_us // US_PER_DAY} d"
+
+
+def money(amount: float | None, currency: str) -> str:
+    """Write an amount with its currency; `HIDDEN` where it is None."""
+    return HIDDEN if amount is None else f"{amount:,.2f} {currency}"
+
+
+def number(value: float | None) -> str:
+    """Write a number with as many digits as help to read it.
+
+    >>> number(3.0), number(1234.5), number(0.01234), number(None)
+    ('3', '1,234.50', '0.0123', '–')
+    """
+    if value is None or math.isnan(value):
+        return ABSENT
+    if value == int(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def feature_value(name: str, value: float | None) -> str:
+    """Write the value of a feature in its unit."""
+    feature = BY_NAME.get(name)
+    if feature is None or value is None or math.isnan(value):
+        return number(value)
+    match feature.unit:
+        case unit if unit == SECONDS:
+            return ago(value)
+        case unit if unit == MONEY:
+            return f"{value:,.2f}"
+        case unit if unit == COUNT:
+            return f"{value:,.0f}"
+        case unit if unit == MULTIPLE:
+            return f"{value:,.2f} \u00d7"
+    return number(value)
+
+
+def signed(share: float) -> str:
+    """Write log-odds with their sign.
+
+    >>> signed(1.204), signed(-0.5)
+    ('+1.20', '−0.50')
+    """
+    return f"{share:+.2f}".replace("-", "\u2212")
+
+
+def percent(share: float | None) -> str:
+    """Write a share as a percentage.
+
+    >>> percent(0.9134), percent(None)
+    ('91.3 %', '–')
+    """
+    return ABSENT if share is None else f"{100 * share:.1f} %"
+
+
+def bar(value: float | None, largest: float) -> str:
+    """Return the width of a bar, 0 to 100."""
+    return "0" if not value or not largest else f"{min(100 * abs(value) / largest, 100):.1f}"
+
+
+def counted(number_of: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "case"), counted(1200, "case")
+    ('1 case', '1,200 cases')
+    """
+    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
+
+
+def snooze_end(choice: str, own: str, now: datetime) -> datetime:
+    """Return the end of a snooze.
+
+    Args:
+        choice: A key of `SNOOZES`, or ``own``.
+        own: Own time as a form has it, in UTC, such as ``2026-01-31T08:00``.
+        now: The present, in UTC.
+
+    Raises:
+        ValueError: It is no time, or lies in the past.
+    """
+    match choice:
+        case "hour":
+            return now + timedelta(hours=1)
+        case "tonight":
+            evening = now.replace(hour=EVENING_HOUR, minute=0, second=0, microsecond=0)
+            return evening if evening > now else evening + timedelta(days=1)
+        case "tomorrow":
+            return (now + timedelta(days=1)).replace(hour=MORNING_HOUR, minute=0, second=0, microsecond=0)
+        case "days":
+            return now + timedelta(days=3)
+    try:
+        end = datetime.fromisoformat(own).replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError("Give the end of the snooze as a date and a time.") from None
+    if end <= now:
+        raise ValueError("The snooze would end in the past: give a later time.")
+    return end
+
+
+def labels_by_id(case: CaseView) -> dict[str, Label]:
+    """Return the labels of a case's alerts by their ``label_id``."""
+    known = (view.label for alert in case.alerts for view in alert.labels)
+    return {label.label_id: label for label in known if label.label_id is not None}
+
+
+def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
+    """Return an action as the rest of a sentence that begins with the account.
+
+    Args:
+        entry: The action.
+        labels: Labels of the case by their ``label_id``.
+    """
+    event = entry.event
+    text = _KINDS.get(event.kind, identifier(event.kind))
+    if event.labels:
+        known = sorted({labels[name].label for name in event.labels if name in labels})
+        text = f"labelled {counted(len(event.labels), 'transaction')}" + (f" as {' and '.join(known)}" if known else "")
+    if event.until is not None:
+        text += f" until {moment(event.until)} UTC"
+    if not entry.counted:
+        text += " (no effect: it came too late)"
+    return f"{text} (undone)" if entry.undone else text
+
+
+def last_undoable(history: Sequence[HistoryEntry], account: str | None) -> HistoryEntry | None:
+    """Return the newest action that can be undone.
+
+    Args:
+        history: Actions, the oldest first.
+        account: Whose actions; None for everybody's.
+    """
+    for entry in reversed(history):
+        mine = account is None or entry.event.by == account
+        if mine and entry.event.kind in UNDOABLE and entry.counted and not entry.undone:
+            return entry
+    return None
+
+
+def digest(case: CaseView) -> str:
+    """Return the SHA-256 of what a case's page shows, hexadecimal."""
+    return hashlib.sha256(record(case)).hexdigest()
+
+
+def record(case: CaseView) -> bytes:
+    """Return a case as JSON that can stand in an element of HTML."""
+    encoded = msgspec.json.encode(
+        {name: _plain(value) for name, value in case._asdict().items()}
+    )
+    for character, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
+        encoded = encoded.replace(character, escaped)
+    return encoded
+
+
+def _plain(value: Any) -> Any:
+    """Return named tuples as objects, with the names of their fields."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def points(entries: Iterable[TimelineEntry]) -> list[dict[str, Any]]:
+    """Return transactions as a chart reads them, the oldest first."""
+    return [
+        {
+            "t": entry.event_us // US_PER_SECOND,
+            "y": entry.amount_base,
+            "mark": entry.label if entry.label in {"fraud", "legitimate"} else "alert" if entry.case_id else "",
+            "text": f"{moment(entry.event_us)} UTC, {entry.amount} {entry.currency} at "
+            f"{identifier(entry.merchant_id)}, card {identifier(entry.card_id)}: {entry.label or ('alert' if entry.case_id else 'no label')}",
+        }
+        for entry in sorted(entries, key=lambda entry: entry.event_us)
+    ]
+
+
+def csv_cell(value: object) -> str:
+    """Return a cell that no spreadsheet takes for a formula.
+
+    >>> csv_cell("=HYPERLINK(1)"), csv_cell(None), csv_cell(2)
+    ("'=HYPERLINK(1)", '', '2')
+    """
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and text.lstrip(" ").startswith(FORMULA_STARTS) else text
+
+
+def csv_lines(rows: Iterable[QueueRow]) -> Iterator[str]:
+    """Yield the lines of a queue as CSV (RFC 4180)."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(CSV_COLUMNS)
+    for rank, row in enumerate(rows, 1):
+        times = (row.holder_until_us, row.snoozed_until_us)
+        held_until, snoozed_until = ("" if time is None else utc(time).isoformat() for time in times)
+        writer.writerow(
+            csv_cell(value)
+            for value in (
+                rank, row.case_id, row.card_id, row.status, utc(row.raised_us).isoformat(),
+                utc(row.newest_us).isoformat(), row.alerts, f"{row.money_at_risk:.2f}", row.currency,
+                None if row.expected_loss is None else f"{row.expected_loss:.2f}", row.reason, row.holder, held_until,
+                snoozed_until, "blind" if row.blind else "",
+            )
+        )  # fmt: skip
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+    yield out.getvalue()
