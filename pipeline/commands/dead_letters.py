@@ -14,7 +14,7 @@ from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_c
 from pipeline.commands.option_groups import option_group
 from pipeline.commands.option_types import Moment
 from pipeline.decision.reason_texts import count
-from pipeline.demo.text import count_text, utc_text
+from pipeline.demo.text import count_text
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
@@ -22,6 +22,7 @@ from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from schemas.records import Headers, Record
+from schemas.times import utc_text
 from schemas.topics import DEAD_LETTERS, TRANSACTIONS
 
 RESENT: Final = "fraud-pipeline-resent"

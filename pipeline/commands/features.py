@@ -99,9 +99,9 @@ def show() -> None:
 def history() -> None:
     """List the activations of declarations: time, digest, number of features; * for the active one."""
     from pipeline.broker.running import find_cluster
-    from pipeline.demo.text import utc_text
     from pipeline.features.feature_set import FeatureSet
     from pipeline.models.published_files import PublishedFiles
+    from schemas.times import utc_text
 
     settings = Settings()
     published = PublishedFiles(find_cluster(settings), settings)

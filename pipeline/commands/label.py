@@ -18,12 +18,13 @@ from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.readers.simulated_clock import simulated_now
 from pipeline.kafka.writers.producer import RecordProducer
-from pipeline.learning.labels import source_rank
+from pipeline.learning.labels import source_rank, too_late
 from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.records import Record
+from schemas.times import utc_text
 from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
 
 LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
@@ -54,22 +55,6 @@ class LocatedCard:
     topic: str = ""
     event_time: datetime | None = None
     """Time of the transaction; None where it was not searched for."""
-
-
-def too_late(transaction: LocatedCard, known_at: datetime, settings: Settings) -> str | None:
-    """Return a warning where a label comes too long after its transaction to count.
-
-    Args:
-        transaction: The transaction; without a time there is no warning.
-        known_at: Aware time from which the label is known.
-        settings: Say how many days later a label may come.
-    """
-    if transaction.event_time is None or known_at - transaction.event_time <= timedelta(days=settings.label_grace_days):
-        return None
-    return (
-        f"It comes too late to count: the transaction is of {utc_text(transaction.event_time)}, more than "
-        f"{settings.label_grace_days:g} days before (FRAUD_PIPELINE_LABEL_GRACE_DAYS)."
-    )
 
 
 def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
@@ -198,7 +183,7 @@ def command(
         known_at = max(message.labelled_at, simulated or now)
         known_ms = int(known_at.timestamp() * 1_000)
         producer.produce(settings.topic(topic_of_label), found.card_id.encode(), value, known_ms)
-    late = too_late(found, known_at, settings)
+    late = too_late(found.event_time, known_at, settings.label_grace_days)
     for text in (sentence(message, found.topic), late or _said_before(bootstrap, settings, message)):
         for line in wrapped(text):
             click.echo(line)

@@ -16,7 +16,6 @@ from pipeline.commands.shared_options import (
 )
 from pipeline.decision.audit_sample import Audit, with_key
 from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
-from pipeline.demo.text import utc_text
 from pipeline.models import held_labels
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.description import policy_facts
@@ -25,6 +24,7 @@ from pipeline.models.publish import ControlWriter
 from pipeline.models.registry import POLICY
 from pipeline.observability.terminal import printable
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
+from schemas.times import utc_text
 
 
 def now_active(active: Active) -> str:

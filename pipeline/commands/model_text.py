@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.demo.text import count_text, utc_text, wrapped
+from pipeline.demo.text import count_text, wrapped
 from pipeline.models.description import Facts
 from pipeline.models.version_history import VersionEvent, event_time
 from pipeline.observability.terminal import printable, printable_json
 from schemas.messages import Activation, Assessment, VersionReference
+from schemas.times import utc_text
 
 COLUMNS: Final = (("time", 16), ("version", 12), ("kind", 8), ("active", 6), ("by", 9), ("step", 9), ("validation", 10))
 """Columns of the table of versions, with their widths; with a space between them 76."""

@@ -17,7 +17,6 @@ from pipeline.commands.model_text import (
 )
 from pipeline.commands.option_types import Moment
 from pipeline.commands.shared_options import bootstrap_option, cluster, json_option, print_facts, registry_option
-from pipeline.demo.text import utc_text
 from pipeline.models.description import differences, facts_of, measured_cost
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions
@@ -27,6 +26,7 @@ from pipeline.observability.terminal import printable_json
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation
+from schemas.times import utc_text
 
 _HERE: Final = "pipeline.commands.models"
 _CHANGES: Final = "pipeline.commands.model_changes"

@@ -7,11 +7,12 @@ import click
 
 from pipeline.broker.running import cluster_or_last_run
 from pipeline.commands.lookup import find, find_labels, named
-from pipeline.demo.text import alert_lines, fact_lines, money_text, utc_text, wrapped
+from pipeline.demo.text import alert_lines, fact_lines, money_text, wrapped
 from pipeline.observability.logs import silence_clients
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, Label
+from schemas.times import utc_text
 from schemas.topics import ALERTS, DECISIONS
 
 

@@ -1,26 +1,18 @@
 """Alerts and figures as text for a terminal. Pure: messages in, lines out."""
 
 import textwrap
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Final
 
 from rich.text import Text
 
 from pipeline.observability.terminal import printable
 from schemas.messages import Alert
+from schemas.times import utc_text
 
 PLAIN_WIDTH: Final = 80
 """Columns of lines that go to a pipe or a file."""
 NARROWEST: Final = 40
-
-
-def utc_text(moment: datetime) -> str:
-    """``moment`` in UTC, to the second.
-
-    >>> utc_text(datetime(2026, 3, 1, 9, 30, 5, tzinfo=UTC))
-    '2026-03-01 09:30:05 UTC'
-    """
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def count_text(number: int) -> str:

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from pipeline.broker.running import demo_dir
 from pipeline.demo.figures import RunFigures, RunState
-from pipeline.demo.text import PLAIN_WIDTH, alert_rows, count_text, duration_text, utc_text
+from pipeline.demo.text import PLAIN_WIDTH, alert_rows, count_text, duration_text
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
+from schemas.times import utc_text
 
 PLAIN_INTERVAL_S: Final = 2.0
 """Time between two progress lines in a pipe."""

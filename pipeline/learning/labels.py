@@ -6,11 +6,14 @@ arrive, and a repeated label changes nothing. Only the number of changes depends
 """
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from schemas.times import utc_text
 
 SOURCE_RANK: Final[dict[str, int]] = {
     "audit": 7,
@@ -65,6 +68,22 @@ def source_rank(source: str) -> int:
     True
     """
     return SOURCE_RANK.get(source, UNKNOWN_SOURCE_RANK)
+
+
+def too_late(event_time: datetime | None, known_at: datetime, grace_days: float) -> str | None:
+    """Return a warning where a label comes too long after its transaction to count.
+
+    Args:
+        event_time: Aware time of the transaction; without one there is no warning.
+        known_at: Aware time from which the label is known.
+        grace_days: Days that a label may come later.
+    """
+    if event_time is None or known_at - event_time <= timedelta(days=grace_days):
+        return None
+    return (
+        f"It comes too late to count: the transaction is of {utc_text(event_time)}, more than {grace_days:g} days "
+        "before (FRAUD_PIPELINE_LABEL_GRACE_DAYS)."
+    )
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]

@@ -18,17 +18,26 @@ def sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def blend(logits: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
-    """Return the score: the sigmoid of the weighted log-odds of all models; shape (n,).
+    """Return the score: the sigmoid of the weighted log-odds of all models; shape (n,). Arguments as `blended_logit`.
+
+    >>> blend(np.array([[2.0, 0.0]]), [1.0]).tolist()
+    [0.5]
+    """
+    return sigmoid(blended_logit(logits, weights))
+
+
+def blended_logit(logits: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return the weighted log-odds of all models; shape (n,).
 
     Args:
         logits: Shape (n, number of kinds); LightGBM's first.
         weights: Weights of the other kinds; LightGBM has what is left to 1. With a weight of 1 the online layer, which
             has LightGBM's log-odds as an input, decides alone; with 0 LightGBM does.
 
-    >>> blend(np.array([[2.0, 0.0]]), [1.0]).tolist()
-    [0.5]
+    >>> blended_logit(np.array([[2.0, 1.0]]), [0.25]).tolist()
+    [1.75]
     """
     total = (1.0 - sum(weights)) * logits[:, 0]
     for column, weight in enumerate(weights, 1):
         total = total + weight * logits[:, column]
-    return sigmoid(total)
+    return total

@@ -178,16 +178,26 @@ class LightGBMModel:
         Shape (n, len(FEATURES)). Hundreds of microseconds a row, milliseconds where it is left to LightGBM: for alerts,
         not for traffic.
         """
+        return np.ascontiguousarray(self.contributions_and_base(features)[:, :-1])
+
+    def contributions_and_base(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what `contributions` does, and in the last column the expected value of the calibrated log-odds.
+
+        A row's sum is the log-odds before they are held within `LOGIT_BOUND`. Shape (n, len(FEATURES) + 1).
+        """
         if self._paths is not None:
             values = path_contributions(self._paths, features)
         elif len(features) == 0:
-            return np.empty((0, len(FEATURES)))
+            return np.empty((0, len(FEATURES) + 1))
         else:
             named = np.asarray(self._booster.predict(self._named(features), pred_contrib=True, num_threads=1))
             values = np.zeros((len(features), len(FEATURES) + 1))
             own = [(FEATURES.index(name), k) for k, name in enumerate(self._names) if name in FEATURES]
             values[:, [column for column, _ in own]] = named[:, [k for _, k in own]]
-        return np.ascontiguousarray(values[:, :-1] * self.calibration.slope)
+            values[:, -1] = named[:, -1]
+        parts: NDArray[np.float64] = values * self.calibration.slope
+        parts[:, -1] += self.calibration.intercept
+        return parts
 
     def _named(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return features in the order in which the trees were trained; NaN for those that no tree asks for."""

@@ -60,6 +60,17 @@ INPUTS: Final = (
 """Names of the inputs, in order. Declared fields and windows enter as the logarithm of 1 + their size, with their sign;
 0 for none."""
 
+INPUT_FEATURES: Final = (
+    *LOGARITHMS,
+    *MISSING,
+    *ZERO,
+    *("amount" for _ in _bands(AMOUNT_EDGES)),
+    *("hour" for _ in _bands(HOUR_EDGES) if _HOURS),
+    *OWN,
+    *OWN,
+)
+"""The feature that each of `INPUTS` is made of."""
+
 _CLASSIFIER_FLAGS: Final = (*MISSING, *OWN)
 CLASSIFIER_INPUTS: Final = (LOGIT, *FEATURES, *(f"no {name}" for name in _CLASSIFIER_FLAGS))
 """Inputs of a configured classifier: every feature as it is, 0 where it has no value."""

@@ -176,10 +176,15 @@ def decided(
         features: Shape (n, len(FEATURES)).
         identities: Gives the `transaction_hash` of each, shape (n,), where the policy asks.
     """
-    logit = models.lightgbm.logit(features)
-    logits = np.stack([logit, *(model.logit(features, logit) for model in models.beside.values())], axis=1)
+    logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
     return PolicyResult(logits, score, *_selected(models.policy, score, features, identities))
+
+
+def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each model's log-odds of n transactions, LightGBM's first; shape (n, number of kinds)."""
+    logit = models.lightgbm.logit(features)
+    return np.stack([logit, *(model.logit(features, logit) for model in models.beside.values())], axis=1)
 
 
 def _selected(

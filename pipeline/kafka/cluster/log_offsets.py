@@ -77,7 +77,10 @@ def missing_topic(topic: str) -> TopicError:
 
 
 def last_offsets(
-    client: AdminClient, partitions: Sequence[tuple[str, int]], isolation: IsolationLevel, waiting: Waiting = None
+    client: AdminClient,
+    partitions: Sequence[tuple[str, int]],
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    waiting: Waiting = None,
 ) -> dict[tuple[str, int], int]:
     """Return the end offset of each partition that can be reached now.
 

@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.commands.label import LocatedCard, find_card, too_late
+from pipeline.commands.label import LocatedCard, find_card
 from pipeline.commands.lookup import announced
-from pipeline.settings import Settings
+from pipeline.learning.labels import too_late
 from schemas.records import Record
 from schemas.topics import TRANSACTIONS
 
@@ -45,9 +45,9 @@ def test_a_label_says_that_it_comes_too_late_to_count(days: int, warned: bool) -
     value = b'{"transaction_id": "t-1", "card_id": "C1", "event_time": "2026-01-01T01:00:00+01:00"}'
     found = find_card(lambda topic: [Record(topic.name, 0, 0, 0, b"k", value)] * (topic is TRANSACTIONS), "t-1")
     assert found == LocatedCard("C1", "transactions", HAPPENED)
-    text = too_late(found, HAPPENED + timedelta(days=days), Settings(label_grace_days=120)) or ""
+    text = too_late(found.event_time, HAPPENED + timedelta(days=days), grace_days=120) or ""
     assert ("of 2026-01-01 00:00:00 UTC, more than 120 days before" in text) is warned
-    assert too_late(LocatedCard("C1"), HAPPENED, Settings()) is None
+    assert too_late(None, HAPPENED, grace_days=120) is None
 
 
 @pytest.mark.parametrize(("silent_s", "said"), [(0.0, "Searching decisions ...\n"), (1e9, "")])

@@ -1,0 +1,121 @@
+"""The line at the top: rate, lag, alerts against the budget, precision, versions and dead letters."""
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from pipeline.console.followed import FollowedVersions
+from pipeline.console.views import StatusView, StoreFigures
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
+from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, partition_numbers
+from pipeline.observability.error_text import explained
+from pipeline.settings import Settings
+from schemas.topics import DEAD_LETTERS, TRANSACTIONS, Topic
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+RATE_S: Final = 10.0
+"""Time over which the rate is taken."""
+READ_S: Final = 3.0
+"""Time without an answer after which the brokers count as away."""
+FIRST_S: Final = 5.0
+"""Longest wait for the first figures."""
+_NOTHING: Final = StatusView(0.0, None, 0, None, None, 0, {}, None, None)
+
+
+class SourceOfFigures(Protocol):
+    """What knows the figures of cases: the console's store."""
+
+    def figures(self) -> StoreFigures:
+        """Return the newest ones."""
+        ...
+
+
+class StatusLine:
+    """Looks once a second, from the first question on; its methods may be called from any thread and do not wait."""
+
+    def __init__(self, bootstrap: str, settings: Settings, store: SourceOfFigures) -> None:
+        self._bootstrap, self._settings, self._store = bootstrap, settings, store
+        self._client = admin_client(bootstrap, settings=settings)
+        self._followed = FollowedVersions(bootstrap, settings)
+        self._counts = deque[tuple[float, int]]()
+        self._view, self._deadline_s = _NOTHING, 0.0
+        self._lock, self._ending, self._ready = threading.Lock(), threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def figures(self) -> StatusView:
+        """Return the newest figures; with a sentence where brokers do not answer."""
+        with self._lock:
+            if self._thread is None and not self._ending.is_set():
+                self._thread = threading.Thread(target=self._look, name="status line", daemon=True)
+                self._thread.start()
+        self._ready.wait(FIRST_S)
+        return self._view
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ending.is_set():
+            self._view = self._of_cases(self._view)
+            self._deadline_s = time.monotonic() + READ_S
+            try:
+                self._view = self._of_topics(self._view)
+            except (ClusterUnreachable, FailedRequest, TopicError) as error:
+                sentence = explained(error) or str(error)
+                if self._view.failure is None:
+                    log.warning("the status line is not up to date: %s", sentence)
+                self._view = self._view._replace(failure=f"The topics cannot be followed: {sentence}.")
+            self._ready.set()
+            self._ending.wait(LOOK_S)
+        self._followed.close()
+
+    def _of_cases(self, view: StatusView) -> StatusView:
+        found, now_s = self._store.figures(), time.monotonic()
+        counts = self._counts
+        counts.append((now_s, found.decisions))
+        while len(counts) > 2 and now_s - counts[1][0] >= RATE_S:
+            counts.popleft()
+        (first_s, first), (last_s, last) = counts[0], counts[-1]
+        return view._replace(
+            rate=max(0, last - first) / (last_s - first_s) if last_s > first_s else 0.0,
+            alerts=found.alerts_last_day,
+            labelled=found.labelled_alerts,
+            precision=found.confirmed_alerts / found.labelled_alerts if found.labelled_alerts else None,
+        )
+
+    def _of_topics(self, view: StatusView) -> StatusView:
+        self._followed.poll(0.0, self._waiting)
+        decided = self._store.figures().source_ends
+        lag = None
+        if decided:
+            # Marks of producers' transactions and refused records count until a decision follows them.
+            lag = sum(
+                max(0, there.stop - decided.get(number, there.start)) for number, there in self._ranges(TRANSACTIONS)
+            )
+        return view._replace(
+            lag=lag,
+            budget=self._followed.budget(self._waiting),
+            versions=self._followed.versions(),
+            dead_letters=sum(len(there) for _, there in self._ranges(DEAD_LETTERS)),
+            failure=None,
+        )
+
+    def _ranges(self, topic: Topic) -> list[tuple[int, range]]:
+        """Return the offsets of each partition of a topic."""
+        name = self._settings.topic(topic.name)
+        partitions = [(name, number) for number in partition_numbers(self._client, name, self._waiting)]
+        starts = first_offsets(self._client, partitions, self._waiting)
+        ends = last_offsets(self._client, partitions, waiting=self._waiting)
+        return [(number, range(starts[name, number], ends[name, number])) for _, number in partitions]
+
+    def _waiting(self) -> None:
+        if self._ending.is_set() or time.monotonic() > self._deadline_s:
+            raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
