@@ -15,8 +15,8 @@ NAVIGATION = {
         "Guides": ("guides/newcomer", "guides/data-scientist", "guides/operator", "guides/analyst"),
         "Examples": ("../examples/README", "notebook"),
         "Use": (
-            *("commands", "wire-contract", "mapping", "declaring-features", "dead-letters", "analyst", "replay"),
-            *("backtest", "backtest-report", "export"),
+            *("commands", "wire-contract", "mapping", "declaring-features", "dead-letters", "analyst", "console"),
+            *("replay", "backtest", "backtest-report", "export"),
         ),
         "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
         "Understand": ("architecture", "models", "features", "invariants", "evaluation", "quality", "benchmarks"),

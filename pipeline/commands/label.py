@@ -14,11 +14,9 @@ from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.shared_options import user_name
 from pipeline.commands.show import label_text
-from pipeline.demo.text import wrapped
-from pipeline.kafka.cluster.admin import end_offsets
-from pipeline.kafka.cluster.cluster import require_producer_timestamps
+from pipeline.demo.text import utc_text, wrapped
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
-from pipeline.kafka.readers.topic_reader import read_topic
+from pipeline.kafka.readers.simulated_clock import simulated_now
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.labels import source_rank, too_late
 from pipeline.observability.error_text import explained
@@ -33,11 +31,6 @@ LABELS_OFFERED: Final = ("fraud", "legitimate", "disputed", "unknown")
 SOURCES_OFFERED: Final = ("analyst", "audit", "customer", "chargeback", "issuer", "rule", "simulator")
 SEARCHED: Final = (ALERTS, DECISIONS, TRANSACTIONS)
 """Topics searched for a transaction, in order: the smallest first, and it holds what analysts look at."""
-
-SIMULATED_AFTER: Final = timedelta(days=30)
-"""Distance of the newest transaction from now beyond which the clock of a topic that producers stamp is simulated."""
-NEWEST_RECORDS: Final = 20
-"""Offsets looked at behind the end of a partition: the last ones may be the markers of Kafka transactions."""
 
 
 class TransactionNotFound(click.ClickException):
@@ -101,27 +94,6 @@ def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) ->
         "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
         "hold it."
     )
-
-
-def simulated_now(bootstrap: str, settings: Settings, now: datetime) -> datetime | None:
-    """The time on the topics' own clock, where that is a simulated one (a run, a replay); None where it is ``now``."""
-    topic = settings.topic(TRANSACTIONS.name)
-    try:
-        require_producer_timestamps(bootstrap, settings, [topic])
-    except TopicError:
-        # The broker stamps records on arrival (or there is no such topic): a clock like ours.
-        return None
-    start = {
-        partition: max(0, end - NEWEST_RECORDS)
-        for (_, partition), end in end_offsets(bootstrap, [topic], settings=settings).items()
-    }
-    newest_ms = max(
-        (record.timestamp_ms for record in read_topic(bootstrap, topic, settings=settings, start=start)), default=None
-    )
-    if newest_ms is None:
-        return None
-    newest = datetime.fromtimestamp(newest_ms / 1_000, UTC)
-    return newest if abs(now - newest) > SIMULATED_AFTER else None
 
 
 def sentence(label: Label, found_in: str | None) -> str:

@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -120,8 +121,6 @@ class Accounts:
             ((self.blind_key,),) = self._database.execute("SELECT key FROM keys WHERE name = 'blind'")
         except (OSError, sqlite3.Error) as error:
             raise AccountError(f"the accounts in {path} cannot be used: {error}") from None
-        # As slow as the hash of an account: who tries names learns nothing.
-        self._nobody = self._hasher.hash(secrets.token_hex())
 
     def close(self) -> None:
         """Close the file."""
@@ -235,35 +234,37 @@ class Accounts:
         """
         subjects = {"name": f"name {digest(name).hex()}", "address": f"address {address}"}
         # Counted first: attempts at the same time are all counted.
-        self._count_attempt(subjects)
+        counted = self._count_attempt(subjects)
         with self._lock:
             query = "SELECT password FROM accounts WHERE name = ? AND NOT disabled"
             found = self._database.execute(query, (name,)).fetchone()
         hashed = found[0] if found and found[0] else None
         with self._hashing:
             try:
-                self._hasher.verify(hashed or self._nobody, password[: MOST_PASSWORD + 1])
+                self._hasher.verify(hashed or _hash_of_nobody(), password[: MOST_PASSWORD + 1])
             except VerificationError:
                 return None
         if hashed is None:
             return None
         with self._changing() as database:
-            database.execute("DELETE FROM attempts WHERE subject = ?", (subjects["name"],))
+            # An address keeps the failures of others behind it.
+            database.execute("DELETE FROM attempts WHERE subject = ? OR rowid = ?", (subjects["name"], counted))
         return self.account(name)
 
-    def _count_attempt(self, subjects: dict[str, str]) -> None:
+    def _count_attempt(self, subjects: dict[str, str]) -> int | None:
+        """Return the row of an attempt that was counted for the address."""
         now_s = self._clock()
         with self._changing() as database:
             database.execute("DELETE FROM attempts WHERE at_s < ?", (now_s - ATTEMPTS_S,))
             for kind, subject in subjects.items():
                 query = "SELECT count(*) FROM attempts WHERE subject = ?"
-                ((count,),) = database.execute(query, (subject,))
-                if count >= MOST_ATTEMPTS[kind]:
+                if database.execute(query, (subject,)).fetchone()[0] >= MOST_ATTEMPTS[kind]:
                     raise TooManyAttempts(
                         f"There were too many attempts to sign in: wait {ATTEMPTS_S // 60} minutes, or ask for a link "
                         "(`fraud-pipeline console link`)."
                     )
-            database.executemany("INSERT INTO attempts VALUES (?, ?)", [(each, now_s) for each in subjects.values()])
+            insert = "INSERT INTO attempts VALUES (?, ?)"
+            return [database.execute(insert, (subject, now_s)).lastrowid for subject in subjects.values()][-1]
 
     def link(self, role: Role, name: str) -> str:
         """Return the token of a new one-time link, which signs in ``name``, in ``role`` from then on."""
@@ -358,6 +359,12 @@ class Accounts:
         with self._lock:
             ((count,),) = self._database.execute(query, (now_s, now_s - IDLE_S))
         return int(count)
+
+
+@cache
+def _hash_of_nobody() -> str:
+    """Return a hash as slow as an account's, to which no password is known: who tries names learns nothing."""
+    return PasswordHasher().hash(secrets.token_hex())
 
 
 def check_name(name: str) -> str:

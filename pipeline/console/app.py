@@ -221,6 +221,11 @@ async def events(request: Request) -> Response:
     return StreamingResponse(stream, media_type="text/event-stream")
 
 
+def page_routes() -> list[BaseRoute]:
+    """Return the routes of all pages."""
+    return [Route("/healthz", healthz), Route("/events", events), *account_pages.ROUTES]
+
+
 def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> Starlette:
     """Return the application.
 
@@ -233,7 +238,7 @@ def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] 
         ConsoleError: A route declares no action, or options are unsafe.
     """
     hosts = options.hosts()
-    routes = [Route("/healthz", healthz), Route("/events", events), *account_pages.ROUTES, *routes]
+    routes = [*page_routes(), *routes]
     for route in routes:
         if not isinstance(getattr(getattr(route, "endpoint", None), "action", None), Action):
             raise ConsoleError(f"the route {getattr(route, 'path', route)} declares no action: decorate its endpoint")
@@ -243,6 +248,7 @@ def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] 
         exception_handlers={HTTPException: _http_error, Exception: _unexpected_error},
         lifespan=_lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.parts, app.state.hosts, app.state.templates = parts, hosts, _templates()
     return app
 

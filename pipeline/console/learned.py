@@ -13,7 +13,6 @@ from pipeline.learning.labels import FRAUD, LEGITIMATE, source_rank, too_late
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
 from schemas.messages import Decision, Label
-from schemas.times import US_PER_DAY
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class LabelProgress:
         example = self._followed.example(label.transaction_id, label.card_id)
         river = self._learned_by(label, example)
         lightgbm = None if event_time is None else self._trained_on(label, event_time, view.known_us)
-        texts = [counts, self._river_text(label, example, river), _lightgbm_text(label, lightgbm, river)]
+        texts = [counts, self._river_text(label, example, river), _lightgbm_text(label, lightgbm)]
         if self._failure is not None:
             texts.append(f"The newest is missing: {self._failure}.")
         return LearnedView(view.known_us, None, river, lightgbm, " ".join(filter(None, texts)))
@@ -127,7 +126,7 @@ class LabelProgress:
         return "The online model has not learned it yet."
 
 
-def _lightgbm_text(label: Label, lightgbm: str | None, river: str | None) -> str:
+def _lightgbm_text(label: Label, lightgbm: str | None) -> str:
     if label.label not in (FRAUD, LEGITIMATE):
         return ""
     if lightgbm is not None:

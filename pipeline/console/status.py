@@ -97,7 +97,9 @@ class StatusLine:
         lag = None
         if decided:
             # Marks of producers' transactions and refused records count until a decision follows them.
-            lag = sum(max(0, there.stop - decided.get(number, there.start)) for number, there in self._ranges(TRANSACTIONS))
+            lag = sum(
+                max(0, there.stop - decided.get(number, there.start)) for number, there in self._ranges(TRANSACTIONS)
+            )
         return view._replace(
             lag=lag,
             budget=self._followed.budget(self._waiting),

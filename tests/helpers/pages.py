@@ -27,6 +27,7 @@ PAGES: Final = sorted(
 )
 SHELLS: Final = ("console", "sh")
 NOT_RUN: Final = {
+    ("docs/console.md", "$ pip install"): "installs a package, and serves until somebody stops it",
     ("docs/evaluation.md", "$ pip download"): "downloads a published file; test_ulb.py has its columns and types",
     ("docs/export.md", "SELECT features"): "DuckDB is no part of the project; the Python beside it is run",
     ("docs/protection.md", "$ kafka-get-offsets.sh"): "a tool of Kafka's own, which the broker from pip lacks",

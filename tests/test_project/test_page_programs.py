@@ -80,9 +80,16 @@ def security(stage: Stage) -> None:
     assert command.shown.startswith(f"{len(printed.splitlines())} access rules created")
 
 
+def console(stage: Stage) -> None:
+    stage.set("FRAUD_PIPELINE_DATA_DIR", str(stage.directory / "data"))
+    stage.typed = "correct horse battery\n" * 2
+    stage.also = ("$ fraud-pipeline console account add dana --role analyst\n",)
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     "docs/backtest-report.md": report,
     "docs/backtest.md": backtest,
+    "docs/console.md": console,
     "docs/protection.md": protection,
     "docs/security.md": security,
 }

@@ -3,6 +3,8 @@
   "use strict";
   const find = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  // A style attribute would be refused by the policy of the pages.
+  htmx.config.attributesToSettle = ["class"];
   const changed = new Set();
   let paused = false, busy = 0, waitingKey = null;
 

@@ -2,9 +2,9 @@
 
 What agents read is skipped where an agent has quarantined it, so that every reader skips the same. A range on
 ``control`` is skipped only as far as the batch cannot be read. Of the topics that no agent reads record by record
-(``control``, ``models``, ``progress``, ``decisions``, ``alerts``, ``dead-letters``) nobody quarantines anything: their
-readers refuse such a batch, as they refuse a record that is none of the pipeline's messages. Readers that decide
-nothing (start-up checks) skip an unreadable batch of any topic.
+(``control``, ``models``, ``progress``, ``decisions``, ``alerts``, ``case-events``, ``dead-letters``) nobody quarantines
+anything: their readers refuse such a batch, as they refuse a record that is none of the pipeline's messages. Readers
+that decide nothing (start-up checks) skip an unreadable batch of any topic.
 """
 
 import logging
@@ -28,7 +28,7 @@ from pipeline.settings import Settings
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.records import Record
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROGRESS
+from schemas.topics import ALERTS, CASE_EVENTS, CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _POLL_S: Final = 0.1
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
-_READ_BY_NO_AGENT: Final = (CONTROL, MODELS, PROGRESS, DECISIONS, ALERTS, DEAD_LETTERS)
+_READ_BY_NO_AGENT: Final = (CONTROL, MODELS, PROGRESS, DECISIONS, ALERTS, CASE_EVENTS, DEAD_LETTERS)
 _decode: Final = msgspec.json.Decoder(Control).decode
 
 

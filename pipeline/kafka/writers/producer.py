@@ -174,6 +174,8 @@ class TopicRecord(NamedTuple):
     """Partition to write to; None: that of the key."""
     headers: Headers = ()
     """Besides those of all records of the transaction."""
+    timestamp_ms: int = 0
+    """Milliseconds since 1970, on topics that producers stamp; 0: now."""
 
 
 class TransactionalProducer:
@@ -215,11 +217,11 @@ class TransactionalProducer:
             raise self._failed(what, error) from error
 
     def _produce(self, record: TopicRecord, headers: list[tuple[str, bytes | None]]) -> None:
-        topic, key, value, partition, own = record
+        topic, key, value, partition, own, timestamp_ms = record
         where = {} if partition is None else {"partition": partition}
         while True:
             try:
-                self._producer.produce(topic, value, key, headers=[*headers, *own], **where)
+                self._producer.produce(topic, value, key, headers=[*headers, *own], timestamp=timestamp_ms, **where)
             except BufferError:
                 self._producer.poll(_FULL_QUEUE_POLL_S)
             else:

@@ -1,0 +1,324 @@
+"""What people do with cases: events and labels of an action in one Kafka transaction, then read back."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from pipeline.console.action_records import (
+    ActionClock,
+    ActionRefused,
+    derived_id,
+    event_record,
+    label_record,
+    new_labels,
+    undoing_label,
+)
+from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
+from pipeline.console.queries import CaseSummary, KnownTransaction
+from pipeline.console.store import CaseStore
+from pipeline.console.views import QueueFilter
+from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.log_offsets import partition_numbers
+from pipeline.kafka.readers.replay_reader import readable_ends
+from pipeline.kafka.readers.simulated_clock import has_own_clock, if_simulated
+from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord, TransactionalProducer
+from pipeline.settings import Settings
+from schemas.messages import CaseEvent, Label
+from schemas.times import US_PER_SECOND
+from schemas.topics import CASE_EVENTS
+
+log = logging.getLogger(__name__)
+
+READ_BACK_S: Final = 20.0
+"""Longest wait until this console's reader has read what was written."""
+_ATTEMPTS: Final = 3
+_PASSED: Final = 1_000
+"""Cases that a claim of the next one passes over at most."""
+
+
+class ActionPending(ActionRefused):
+    """What was written has not been read back; a repetition of the action finds it, and writes nothing twice."""
+
+
+class ClaimResult(NamedTuple):
+    """Who holds a case."""
+
+    held: bool
+    """Whether the account of the claim does."""
+    holder: str | None
+    until_us: int | None
+    """End of the lease, in microseconds since 1970."""
+
+
+class ActionResult(NamedTuple):
+    """What an action has done."""
+
+    event_id: str
+    case_ids: tuple[str, ...]
+    """Cases that it has changed."""
+    labels: tuple[str, ...] = ()
+    """Identifiers of the labels that it wrote."""
+
+
+class CaseActions:
+    """Actions of accounts; for any threads, one transaction at a time.
+
+    A repeated ``event_id`` writes nothing and returns what it did. Who may do what is for the caller to check. Every
+    method raises `ActionRefused` where an action cannot be done, and `DeliveryFailed` where it could not be written.
+
+    Args:
+        bootstrap: Addresses of brokers.
+        settings: Settings of the console.
+        store: The database, which a reader keeps up to date.
+        instance: Name of this console, in its transactional id: another console of the same name ends this one's.
+    """
+
+    def __init__(self, bootstrap: str, settings: Settings, store: CaseStore, instance: str) -> None:
+        self._bootstrap, self._settings, self._store = bootstrap, settings, store
+        self._transactional_id = settings.topic(f"console-{instance}")
+        self._writing = threading.Lock()
+        self._producer: TransactionalProducer | None = None
+        self._own_clock: bool | None = None
+
+    def claim(self, case_id: str, by: str, event_id: str) -> ClaimResult:
+        """Claim a case, or renew the claim; it holds once it is read back as the first."""
+        if self._store.event(event_id) is None:
+            row = self._case(case_id).row
+            if row.holder not in (None, by):
+                return ClaimResult(False, row.holder, row.holder_until_us)
+            self._write([_event(self._case(case_id), by, event_id, CLAIMED)])
+        row, entry = self._case(case_id).row, self._store.event(event_id)
+        held = entry is not None and entry.counted and entry.event.case_id == case_id and row.holder == by
+        return ClaimResult(held, row.holder, row.holder_until_us)
+
+    def claim_next(self, wanted: QueueFilter, by: str, event_id: str) -> str | None:
+        """Claim the first case of a queue that nobody holds; try the next one where somebody else was first.
+
+        Returns:
+            The case, which no other call gets while the lease lasts; None where the queue has none left.
+        """
+        passed: set[str] = set()
+        for attempt in range(_PASSED):
+            own_id = derived_id(event_id, str(attempt))
+            entry = self._store.event(own_id)
+            case_id = self._store.next_case(wanted, _now_us(), by, passed) if entry is None else entry.event.case_id
+            if case_id is None:
+                break
+            if entry is None:
+                self._write([_event(self._case(case_id), by, own_id, CLAIMED)])
+            if self._store.is_new_claim(own_id):
+                return case_id
+            passed.add(case_id)
+        return None
+
+    def label(
+        self,
+        case_id: str,
+        by: str,
+        event_id: str,
+        outcome: Literal["fraud", "legitimate"],
+        transactions: Sequence[str],
+        note: str = "",
+    ) -> ActionResult:
+        """Label transactions of a case's card, and close the case.
+
+        Args:
+            case_id: The case.
+            by: Account that answers.
+            event_id: Identifier of the action.
+            outcome: What the transactions are.
+            transactions: Their identifiers; none: those of the open alerts.
+            note: Text for the next person, on the labels too.
+        """
+        if (done := self._done([event_id])) is not None:
+            return done
+        case = self._free(case_id, by)
+        if not case.open_alerts:
+            raise ActionRefused("The case is closed: reopen it, or undo what closed it.")
+        known: dict[str, KnownTransaction] = {}
+        for name in transactions or case.open_alerts.values():
+            transaction = self._store.transaction(name, case.row.card_id)
+            if transaction is None:
+                raise ActionRefused(f"The card of this case has no transaction {name}: load the case again.")
+            known[name] = transaction
+        label_ids = [derived_id(event_id, name) for name in known]
+        alerts = sorted(case.open_alerts)
+        event = _event(case, by, event_id, CLOSED, note=note or None, alerts=alerts, labels=label_ids)
+        clock = self._clock()
+        return self._write([event], new_labels(known, outcome, event, clock), clock)
+
+    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str) -> ActionResult:
+        """Close cases without labels; those that are closed already, or held by somebody else, stay as they are."""
+        ids = {case_id: derived_id(event_id, case_id) for case_id in dict.fromkeys(case_ids)}
+        if (done := self._done(ids.values())) is not None:
+            return done._replace(event_id=event_id)
+        if not reason.strip():
+            raise ActionRefused("Say why the cases are closed.")
+        cases = [case for case in map(self._case, ids) if case.open_alerts and case.row.holder in (None, by)]
+        if not cases:
+            raise ActionRefused("None of these cases can be closed: they are closed, or somebody else holds them.")
+        events = [
+            _event(case, by, ids[case.row.case_id], CLOSED, note=reason, alerts=sorted(case.open_alerts))
+            for case in cases
+        ]
+        return self._write(events)._replace(event_id=event_id)
+
+    def snooze(self, case_id: str, by: str, event_id: str, until: datetime, note: str = "") -> ActionResult:
+        """Take a case out of the queue until a time."""
+        if (done := self._done([event_id])) is not None:
+            return done
+        case = self._free(case_id, by)
+        if until <= datetime.now(UTC):
+            raise ActionRefused("The time until which the case sleeps has passed: name a later one.")
+        if not case.open_alerts:
+            raise ActionRefused("The case is closed, and need not sleep.")
+        return self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)])
+
+    def note(self, case_id: str, by: str, event_id: str, text: str) -> ActionResult:
+        """Add a note to a case, whoever holds it; a note of its holder renews the lease."""
+        if (done := self._done([event_id])) is not None:
+            return done
+        if not text.strip():
+            raise ActionRefused("The note is empty: write something.")
+        return self._write([_event(self._case(case_id), by, event_id, NOTED, note=text)])
+
+    def reopen(self, case_id: str, by: str, event_id: str) -> ActionResult:
+        """Open all alerts of a case again, or wake it; its labels stay."""
+        if (done := self._done([event_id])) is not None:
+            return done
+        case = self._case(case_id)
+        if not case.closed_alerts and case.row.status != "snoozed":
+            raise ActionRefused("The case is open already.")
+        return self._write([_event(case, by, event_id, REOPENED, alerts=sorted(case.closed_alerts))])
+
+    def undo(self, case_id: str, by: str, event_id: str, undoes: str) -> ActionResult:
+        """Undo an action on a case: its alerts are open again, and newer labels say what held before.
+
+        Args:
+            case_id: The case.
+            by: Account that undoes it.
+            event_id: Identifier of this action.
+            undoes: Identifier of the action that is undone. It is refused where a newer label has changed its labels.
+        """
+        if (done := self._done([event_id])) is not None:
+            return done
+        case = self._free(case_id, by)
+        target = next((entry for entry in case.history if entry.event.event_id == undoes), None)
+        if target is None or target.undone or not target.counted or target.event.kind not in UNDOABLE:
+            raise ActionRefused("There is nothing to undo: it is undone already, or cannot be.")
+        own = set(target.event.labels)
+        undone = self._store.labels_by_id(case.row.card_id, own)
+        if len(undone) < len(own):
+            raise ActionPending("The labels of that action have not been read yet: try again in a moment.")
+        label_ids = [derived_id(event_id, label.transaction_id) for label in undone.values()]
+        event = _event(case, by, event_id, UNDONE, undoes=undoes, alerts=target.event.alerts, labels=label_ids)
+        clock = self._clock()
+        labels = [
+            undoing_label(label, self._store.labels_of(label.transaction_id, label.card_id), own, event, clock)
+            for label in undone.values()
+        ]
+        return self._write([event], labels, clock)
+
+    # --- What is known -----------------------------------------------------------------------------------------
+
+    def _done(self, event_ids: Iterable[str]) -> ActionResult | None:
+        """Return what an action has done before, by its events."""
+        found = [entry.event for event_id in event_ids if (entry := self._store.event(event_id)) is not None]
+        return _result(found) if found else None
+
+    def _case(self, case_id: str) -> CaseSummary:
+        try:
+            return self._store.summary(case_id, _now_us())
+        except KeyError:
+            raise ActionRefused("There is no such case, or it is older than what is kept.") from None
+
+    def _free(self, case_id: str, by: str) -> CaseSummary:
+        """Return a case that nobody else holds."""
+        case = self._case(case_id)
+        if case.row.holder not in (None, by):
+            raise ActionRefused(f"{case.row.holder} holds this case: wait until that has ended, or ask.")
+        return case
+
+    def _clock(self) -> ActionClock:
+        now, newest_us = datetime.now(UTC), self._store.stream_us
+        if self._own_clock is None:
+            self._own_clock = has_own_clock(self._bootstrap, self._settings)
+        newest = datetime.fromtimestamp(newest_us / US_PER_SECOND, UTC)
+        return ActionClock((if_simulated(newest, now) if self._own_clock and newest_us else None) or now)
+
+    # --- Writing -----------------------------------------------------------------------------------------------
+
+    def _write(
+        self, events: Sequence[CaseEvent], labels: Sequence[Label] = (), clock: ActionClock | None = None
+    ) -> ActionResult:
+        """Write events and labels in one transaction, and wait until they are read back."""
+        records = [event_record(self._settings, event) for event in events]
+        if clock is not None:
+            records += [label_record(self._settings, label, clock) for label in labels]
+        label_ids = [label.label_id or "" for label in labels]
+
+        def is_read() -> bool:
+            found = self._store.labels_by_id(events[0].card_id, label_ids)
+            return len(found) == len(label_ids) and all(self._store.event(event.event_id) for event in events)
+
+        with self._writing:
+            self._transact(records, events[0].event_id)
+        if not self._store.wait_until(is_read, READ_BACK_S):
+            raise ActionPending(
+                f"It is written, but this console has not read it back within {READ_BACK_S:.0f} s: look at the line at "
+                "the top, and load the case again."
+            )
+        return _result(events)
+
+    def _transact(self, records: Sequence[TopicRecord], event_id: str) -> None:
+        """Write records once, whatever becomes of the connection meanwhile; raises DeliveryFailed."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if self._producer is None:
+                    # It ends what an earlier one left open, so that the log says what became of that.
+                    self._producer = TransactionalProducer(self._bootstrap, self._settings, self._transactional_id)
+                    if attempt > 1 and self._is_written(event_id):
+                        return
+                self._producer.write(records, [])
+                return
+            except DeliveryFailed as error:
+                self._producer = None
+                if attempt == _ATTEMPTS:
+                    raise
+                log.warning("an action is tried again: %s", error)
+
+    def _is_written(self, event_id: str) -> bool:
+        """Return whether an event is on the log, once everything that was committed has been read."""
+        topic = self._settings.topic(CASE_EVENTS.name)
+        numbers = partition_numbers(admin_client(self._bootstrap, settings=self._settings), topic)
+        ends = readable_ends(self._bootstrap, self._settings, [(topic, number) for number in numbers])
+
+        def has_read() -> bool:
+            positions = self._store.positions()
+            return all(positions.get((CASE_EVENTS.name, number), 0) >= end for (_, number), end in ends.items())
+
+        if not self._store.wait_until(has_read, READ_BACK_S):
+            raise ActionPending(
+                f"Whether it is written is not known: this console has not read the topics for {READ_BACK_S:.0f} s. "
+                "Repeat it in a moment; nothing is written twice."
+            )
+        return self._store.event(event_id) is not None
+
+
+def _event(case: CaseSummary, by: str, event_id: str, kind: str, **more: Any) -> CaseEvent:
+    row = case.row
+    return CaseEvent(
+        event_id=event_id, case_id=row.case_id, card_id=row.card_id, kind=kind, by=by, at=datetime.now(UTC), **more
+    )
+
+
+def _result(events: Sequence[CaseEvent]) -> ActionResult:
+    case_ids = tuple(event.case_id for event in events)
+    return ActionResult(events[0].event_id, case_ids, tuple(label for event in events for label in event.labels))
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000

@@ -1,0 +1,217 @@
+"""Writes records of the topics into the database, as far as the console needs them."""
+
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from pipeline.console.cases import choose_companion, cutoff_us, decode_event
+from pipeline.console.tables import row_id
+from pipeline.settings import Settings
+from schemas.codec import decode_label, timestamp_us
+from schemas.errors import UNREADABLE, InvalidMessage
+from schemas.messages import Alert, Decision, RecordPosition, Timestamp
+from schemas.records import Record
+from schemas.times import US_PER_SECOND
+from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, TRANSACTIONS
+
+log = logging.getLogger(__name__)
+
+_MOST_WHOLE: Final = 2**31
+"""Partitions and rows from here on are no position of a log."""
+
+
+class _DecisionHead(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a decision that a timeline shows."""
+
+    transaction_id: str
+    card_id: str
+    merchant_id: str
+    event_time: Timestamp
+    amount: Decimal
+    currency: str
+    amount_base: float
+    score: float
+    action: str
+    source: RecordPosition
+    case_id: str
+    selection: str | None = None
+
+
+_INSERT_ALERT: Final = "INSERT OR IGNORE INTO alerts VALUES (" + ", ".join("?" * 21) + ")"  # noqa: S608
+_decode_head: Final = msgspec.json.Decoder(_DecisionHead).decode
+_decode_decision: Final = msgspec.json.Decoder(Decision).decode
+_decode_alert: Final = msgspec.json.Decoder(Alert).decode
+
+
+def position_text(position: RecordPosition) -> str:
+    """Return a position as text, which identifies a decision."""
+    return f"{position.topic}/{position.partition}/{position.offset}/{position.row or 0}"
+
+
+class BatchWriter:
+    """Inserts records through one connection, within the transaction that the caller began.
+
+    Args:
+        connection: Writes to the database.
+        settings: Say what the topics of labels speak for, and how far a label may be ahead.
+        blind_key: Key that chooses blind cases.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, settings: Settings, blind_key: bytes) -> None:
+        self._connection, self._key, self._prefix = connection, blind_key, settings.topic_prefix
+        self._sources, self._tolerance_us = settings.label_sources, round(settings.future_tolerance_s * US_PER_SECOND)
+        self.refused: Counter[str] = Counter()
+        """Records that could not be read, by topic without prefix."""
+        self.decisions = 0
+        """Decisions that were read."""
+        self.stream_us = 0
+        """Newest event time of a decision."""
+        self.broker_us = 0
+        """Newest time of an event's record."""
+        self.oldest_label_us = 2**63 - 1
+        """Least ``known_us`` of the labels of the last batch."""
+
+    def write(self, records: Iterable[Record]) -> set[str]:
+        """Insert records, in the order of their logs.
+
+        Returns:
+            The cases to which something was added.
+        """
+        by_topic: dict[str, list[Record]] = {}
+        for record in records:
+            by_topic.setdefault(record.topic.removeprefix(self._prefix), []).append(record)
+        self.oldest_label_us = 2**63 - 1
+        touched: set[str] = set()
+        if found := by_topic.pop(DECISIONS.name, None):
+            touched |= self._decisions(found)
+        for name, insert in ((ALERTS.name, self._alert), (CASE_EVENTS.name, self._event)):
+            touched |= self._each(name, by_topic.pop(name, []), insert)
+        for name, found in by_topic.items():
+            touched |= self._each(name, found, self._label)
+        return touched
+
+    def _each(self, topic: str, records: Sequence[Record], insert: Callable[[Record], Iterable[str]]) -> set[str]:
+        touched: set[str] = set()
+        for record in records:
+            try:
+                touched.update(insert(record))
+            except (*UNREADABLE, InvalidMessage, OverflowError) as error:
+                self._refuse(topic, record, error)
+        return touched
+
+    def _refuse(self, topic: str, record: Record, error: Exception) -> None:
+        self.refused[topic] += 1
+        if self.refused[topic] == 1:
+            log.warning(
+                "%s partition %d: offset %d cannot be read and is passed over, as are later ones (%s)",
+                record.topic, record.partition, record.offset, type(error).__name__,
+            )  # fmt: skip
+
+    def _decisions(self, records: Sequence[Record]) -> set[str]:
+        rows: list[tuple[object, ...]] = []
+        touched: set[str] = set()
+        ends: dict[int, int] = {}
+        for record in records:
+            try:
+                head = _decode_head(record.value or b"")
+                body = None
+                if head.selection is not None:
+                    body = _decode_decision(record.value or b"")
+            except UNREADABLE as error:
+                self._refuse(DECISIONS.name, record, error)
+                continue
+            number, event_us, source = (
+                row_id(record.partition, record.offset),
+                timestamp_us(head.event_time),
+                head.source,
+            )
+            rows.append((
+                number, head.transaction_id, head.card_id, head.merchant_id, event_us, str(head.amount), head.currency,
+                head.amount_base, head.score, head.action, head.case_id,
+            ))  # fmt: skip
+            self.stream_us = max(self.stream_us, event_us)
+            if source.topic == TRANSACTIONS.name and source.partition < _MOST_WHOLE:
+                ends[source.partition] = max(ends.get(source.partition, 0), source.offset)
+            if body is not None:
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO decision_bodies VALUES (?, ?, ?, ?, ?)",
+                    (number, head.case_id, position_text(source), event_us, record.value),
+                )
+                touched.add(head.case_id)
+        self.decisions += len(rows)
+        oldest_us = cutoff_us(self.stream_us)
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO decisions SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ?5 >= ?12",
+            ((*row, oldest_us) for row in rows),
+        )
+        self._connection.executemany(
+            "INSERT INTO source_ends VALUES (?, ?) "
+            "ON CONFLICT (partition) DO UPDATE SET behind = max(behind, excluded.behind)",
+            [(partition, min(last + 1, 2**63 - 1)) for partition, last in ends.items()],
+        )
+        return touched
+
+    def _alert(self, record: Record) -> Iterable[str]:
+        alert = _decode_alert(record.value or b"")
+        on_log = (alert.log.partition, alert.log.offset, alert.log.row)
+        if min(on_log) < 0 or max(alert.log.partition, alert.log.row) >= _MOST_WHOLE:
+            on_log = (-1, -1, -1)
+        reason = max(alert.reasons, key=lambda reason: reason.contribution, default=None)
+        number, case_id = row_id(record.partition, record.offset), alert.case_id
+        choose_companion(self._connection, self._key, record.partition, case_id, alert.selection)
+        self._connection.execute(
+            _INSERT_ALERT,
+            (
+                number, alert.alert_id, case_id, alert.card_id, alert.transaction_id, alert.merchant_id,
+                timestamp_us(alert.event_time), timestamp_us(alert.raised_at), alert.amount_base, alert.base_currency,
+                alert.severity, alert.selection, reason.sentence if reason else "",
+                reason.contribution if reason else 0.0, position_text(alert.source), *on_log, on_log[1] < 0, None,
+                record.value,
+            ),
+        )  # fmt: skip
+        named = {
+            "case": case_id,
+            "card": alert.card_id,
+            "merchant_id": alert.merchant_id,
+            "transaction": alert.transaction_id,
+        }
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO identifiers VALUES (?, ?, ?)",
+            [(value, field, case_id) for field, value in named.items()],
+        )
+        return (case_id,)
+
+    def _event(self, record: Record) -> Iterable[str]:
+        event = decode_event(record.value or b"")
+        self.broker_us = max(self.broker_us, record.arrived_us)
+        self._connection.execute(
+            "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)",
+            (row_id(record.partition, record.offset), event.event_id, event.case_id, record.arrived_us, record.value),
+        )
+        return (event.case_id,)
+
+    def _label(self, record: Record) -> Iterable[str]:
+        topic = record.topic.removeprefix(self._prefix)
+        label = decode_label(
+            record.value, record_timestamp_us=record.arrived_us, future_tolerance_us=self._tolerance_us
+        )
+        self._sources.check(topic, label.source)
+        known_us = max(timestamp_us(label.labelled_at), record.arrived_us)
+        self.oldest_label_us = min(self.oldest_label_us, known_us)
+        self._connection.execute(
+            "INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                topic, record.partition, record.offset, label.card_id, label.transaction_id, label.label_id, known_us,
+                record.value,
+            ),
+        )  # fmt: skip
+        found = self._connection.execute(
+            "SELECT DISTINCT case_id FROM alerts WHERE transaction_id = ? AND card_id = ?",
+            (label.transaction_id, label.card_id),
+        )
+        return [case_id for (case_id,) in found]

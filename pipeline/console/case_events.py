@@ -1,0 +1,113 @@
+"""The state of a case as the replay of what people did with it, in the order of the log."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from schemas.codec import timestamp_us
+from schemas.messages import CaseEvent
+from schemas.times import US_PER_SECOND
+
+CLAIM_LEASE_US: Final = 600 * US_PER_SECOND
+"""Time for which a claim holds, by the broker's clock; a claim or a note of the holder begins it anew."""
+CLAIMED, NOTED, CLOSED, SNOOZED, REOPENED, UNDONE = (
+    "claimed", "noted", "closed", "snoozed", "reopened", "undone",
+)  # fmt: skip
+UNDOABLE: Final = frozenset((CLOSED, SNOOZED, REOPENED))
+"""Kinds of events that can be undone."""
+
+
+class RecordedEvent(NamedTuple):
+    """An event with the time of its record."""
+
+    event: CaseEvent
+    broker_us: int
+    """By the broker's clock, in microseconds since 1970."""
+
+
+class ReplayedEvent(NamedTuple):
+    """An event with what came of it."""
+
+    event: CaseEvent
+    broker_us: int
+    counted: bool
+    """False where it changed nothing: a claim of a case that somebody else held, or an unknown kind."""
+    undone: bool
+    renewed: bool
+    """True for a claim of a case that its account held already."""
+
+
+class CaseState(NamedTuple):
+    """State of a case after its events."""
+
+    holder: str | None
+    """Account that claimed it last, if nothing has ended that since; its lease may have ended."""
+    holder_until_us: int
+    snoozed_until_us: int | None
+    closed_alerts: frozenset[str]
+    history: tuple[ReplayedEvent, ...]
+    """The oldest first, each event once."""
+
+    def held_by(self, now_us: int) -> str | None:
+        """Return the account whose lease lasts."""
+        return self.holder if now_us < self.holder_until_us else None
+
+    def entry(self, event_id: str) -> ReplayedEvent | None:
+        """Return what came of an event of this case."""
+        return next((entry for entry in self.history if entry.event.event_id == event_id), None)
+
+
+def replay(recorded: Iterable[RecordedEvent]) -> CaseState:
+    """Return the state of one case after its events.
+
+    The first record of an ``event_id`` counts. An event that is undone counts as if it had never been, so that its
+    alerts are open again and a claim that it ended holds as before.
+
+    Args:
+        recorded: Events of the case, in the order of the log.
+    """
+    first: dict[str, RecordedEvent] = {}
+    for each in recorded:
+        first.setdefault(each.event.event_id, each)
+    undone, undoing = _undone(first)
+    holder: str | None = None
+    until_us, snoozed_us = 0, None
+    closed: set[str] = set()
+    history: list[ReplayedEvent] = []
+    for event, broker_us in first.values():
+        is_undone, counted, renewed = event.event_id in undone, True, False
+        held = holder if broker_us < until_us else None
+        if event.kind == CLAIMED:
+            counted, renewed = held in (None, event.by), held == event.by
+            if counted:
+                holder, until_us = event.by, broker_us + CLAIM_LEASE_US
+        elif event.kind == NOTED:
+            if held == event.by:
+                until_us = broker_us + CLAIM_LEASE_US
+        elif event.kind == UNDONE:
+            counted = event.event_id in undoing
+        elif (event.kind == SNOOZED and event.until is None) or event.kind not in UNDOABLE:
+            counted = False
+        elif not is_undone:
+            if event.kind == CLOSED:
+                closed.update(event.alerts)
+            elif event.kind == REOPENED:
+                closed.difference_update(event.alerts or tuple(closed))
+            snoozed_us = timestamp_us(event.until) if event.kind == SNOOZED and event.until is not None else None
+            if event.kind != REOPENED:
+                holder, until_us = None, 0
+        history.append(ReplayedEvent(event, broker_us, counted, is_undone, renewed))
+    return CaseState(holder, until_us, snoozed_us, frozenset(closed), tuple(history))
+
+
+def _undone(first: dict[str, RecordedEvent]) -> tuple[set[str], set[str]]:
+    """Return the ids of events that are undone, and of those that undo them."""
+    undone: set[str] = set()
+    undoing: set[str] = set()
+    before: dict[str, str] = {}
+    for event, _ in first.values():
+        target = event.undoes
+        if event.kind == UNDONE and target is not None and target not in undone and before.get(target) in UNDOABLE:
+            undone.add(target)
+            undoing.add(event.event_id)
+        before[event.event_id] = event.kind
+    return undone, undoing

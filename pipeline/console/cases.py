@@ -1,0 +1,173 @@
+"""What the database holds of a case beyond single records: its sums, whether it is blind, and when it is dropped."""
+
+import hashlib
+import hmac
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from pipeline.console.case_events import CaseState, RecordedEvent, replay
+from pipeline.console.tables import partition_range
+from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
+from schemas.codec import timestamp_us
+from schemas.messages import CaseEvent, Label
+from schemas.times import US_PER_DAY
+
+KEPT_US: Final = 30 * US_PER_DAY
+"""Event time for which decisions and closed cases stay."""
+AUDIT: Final = "audit"
+_RANK_BYTES: Final = 7
+"""Bytes of the keyed hash that order blind cases: a whole number for SQLite."""
+_INSERT_CASE: Final = "INSERT OR REPLACE INTO cases VALUES (" + ", ".join("?" * 17) + ")"  # noqa: S608
+decode_event: Final = msgspec.json.Decoder(CaseEvent).decode
+decode_label: Final = msgspec.json.Decoder(Label).decode
+
+
+def cutoff_us(newest_us: int) -> int:
+    """Return the time before which nothing is kept but open cases; it advances by whole days."""
+    return newest_us // US_PER_DAY * US_PER_DAY - KEPT_US
+
+
+def blind_rank(key: bytes, case_id: str) -> int:
+    """Return the keyed hash of a case, which orders blind cases and chooses their companions."""
+    return int.from_bytes(hmac.digest(key, case_id.encode(), hashlib.sha256)[:_RANK_BYTES])
+
+
+def label_order(label: Label) -> tuple[int, int, int]:
+    """Return a sort key of the labels of a transaction: of those that are no rule's the largest holds."""
+    return source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+
+
+def holding_label(labels: Iterable[Label]) -> Label | None:
+    """Return the label that holds."""
+    known = [label for label in labels if source_rank(label.source) != SOURCE_RANK["rule"]]
+    return max(known, key=label_order, default=None)
+
+
+def labels_in(connection: sqlite3.Connection, transaction_id: str, card_id: str) -> list[sqlite3.Row]:
+    """Return topic, ``known_us`` and body of a transaction's labels, the oldest first."""
+    return connection.execute(
+        "SELECT topic, known_us, body FROM labels WHERE transaction_id = ? AND card_id = ? "
+        "ORDER BY known_us, topic, partition, position",
+        (transaction_id, card_id),
+    ).fetchall()
+
+
+def events_in(connection: sqlite3.Connection, case_id: str) -> CaseState:
+    """Return the state of a case after its events."""
+    rows = connection.execute("SELECT body, broker_us FROM events WHERE case_id = ? ORDER BY id", (case_id,))
+    return replay(RecordedEvent(decode_event(body), broker_us) for body, broker_us in rows)
+
+
+def choose_companion(connection: sqlite3.Connection, key: bytes, partition: int, case_id: str, selection: str) -> None:
+    """Choose the cases that are blind beside those of audits, as many of them; called before an alert is inserted.
+
+    In the log of its partition, the first audit of a case lets one later case be blind that begins without an audit:
+    the next one whose keyed hash is even. So it depends on the log and the key alone, and stays as it is when more
+    alerts come.
+    """
+    lower, upper = partition_range(partition)
+    owed = connection.execute("SELECT owed FROM owed_companions WHERE partition = ?", (partition,)).fetchone()
+    if selection != AUDIT and (owed is None or not owed[0]):
+        return
+    which = "AND selection = ?" if selection == AUDIT else ""
+    seen = connection.execute(
+        f"SELECT 1 FROM alerts WHERE case_id = ? AND id >= ? AND id < ? {which}",  # noqa: S608
+        (case_id, lower, upper, *([AUDIT] if which else [])),
+    ).fetchone()
+    if seen is not None or (selection != AUDIT and blind_rank(key, case_id) % 2):
+        return
+    change = 1 if selection == AUDIT else -1
+    connection.execute(
+        "INSERT INTO owed_companions VALUES (?, ?) ON CONFLICT (partition) DO UPDATE SET owed = owed + ?",
+        (partition, change, change),
+    )
+    if change < 0:
+        connection.execute("INSERT OR IGNORE INTO companions VALUES (?)", (case_id,))
+
+
+def refresh(connection: sqlite3.Connection, case_ids: Collection[str], key: bytes) -> None:
+    """Compute anew the rows of cases to which something was added."""
+    for case_id in case_ids:
+        alerts = connection.execute(
+            "SELECT id, alert_id, card_id, transaction_id, event_us, raised_us, amount_base, currency, severity, "
+            "selection, reason, reason_weight, known FROM alerts WHERE case_id = ? ORDER BY id",
+            (case_id,),
+        ).fetchall()
+        if alerts:
+            _refresh_known(connection, alerts)
+            _refresh_case(connection, case_id, alerts, key)
+
+
+def _refresh_known(connection: sqlite3.Connection, alerts: Sequence[sqlite3.Row]) -> None:
+    for alert in alerts:
+        rows = labels_in(connection, alert[3], alert[2])
+        held = holding_label(decode_label(body) for _, _, body in rows)
+        known = None if held is None or known_value(held.label) == NOTHING else held.label
+        if known != alert[12]:
+            connection.execute("UPDATE alerts SET known = ? WHERE id = ?", (known, alert[0]))
+
+
+def _refresh_case(connection: sqlite3.Connection, case_id: str, alerts: Sequence[sqlite3.Row], key: bytes) -> None:
+    state = events_in(connection, case_id)
+    opened = [alert for alert in alerts if alert[1] not in state.closed_alerts]
+    shown = opened or alerts
+    blind = bool(opened) and (
+        any(alert[9] == AUDIT for alert in opened)
+        or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
+    )
+    heaviest = max(shown, key=lambda alert: alert[11])
+    connection.execute(
+        _INSERT_CASE,
+        (
+            case_id, alerts[0][2], bool(opened), blind, blind_rank(key, case_id),
+            min(alert[5] for alert in shown), max(alert[5] for alert in shown), len(shown),
+            sum(alert[6] for alert in shown), alerts[0][7], sum(alert[8] for alert in shown), heaviest[10],
+            state.holder, state.holder_until_us, state.snoozed_until_us,
+            min(alert[4] for alert in alerts), max(alert[4] for alert in alerts),
+        ),
+    )  # fmt: skip
+
+
+def prune_decisions(connection: sqlite3.Connection, before_us: int) -> None:
+    """Delete decisions of transactions before a time."""
+    connection.execute("DELETE FROM decisions WHERE event_us < ?", (before_us,))
+    connection.execute(
+        "DELETE FROM decision_bodies WHERE event_us < ? AND case_id NOT IN (SELECT case_id FROM cases)", (before_us,)
+    )
+
+
+def prune_labels(connection: sqlite3.Connection, before_us: int) -> None:
+    """Delete labels from before a time of transactions that no alert is of."""
+    connection.execute(
+        "DELETE FROM labels WHERE known_us < ? AND NOT EXISTS (SELECT 1 FROM alerts WHERE "
+        "alerts.transaction_id = labels.transaction_id AND alerts.card_id = labels.card_id)",
+        (before_us,),
+    )
+
+
+def prune_events(connection: sqlite3.Connection, before_us: int) -> None:
+    """Delete events from before a time, by the broker's clock, of cases that are not there."""
+    connection.execute(
+        "DELETE FROM events WHERE broker_us < ? AND case_id NOT IN (SELECT case_id FROM cases)", (before_us,)
+    )
+
+
+def prune_cases(connection: sqlite3.Connection, before_us: int) -> list[str]:
+    """Delete closed cases whose newest alert is of before a time; return their ids."""
+    query = "SELECT case_id FROM cases WHERE is_open = 0 AND newest_event_us < ?"
+    case_ids: list[str] = [case_id for (case_id,) in connection.execute(query, (before_us,))]
+    delete_cases(connection, case_ids)
+    return case_ids
+
+
+def delete_cases(connection: sqlite3.Connection, case_ids: Sequence[str]) -> None:
+    """Delete cases with their alerts, the decisions behind these and their identifiers; events stay."""
+    ids = [(case_id,) for case_id in case_ids]
+    connection.executemany(
+        "DELETE FROM decision_bodies WHERE source IN (SELECT source FROM alerts WHERE case_id = ?)", ids
+    )
+    for table in ("alerts", "identifiers", "companions", "cases"):
+        connection.executemany(f"DELETE FROM {table} WHERE case_id = ?", ids)  # noqa: S608

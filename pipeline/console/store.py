@@ -1,0 +1,342 @@
+"""The console's database: what the topics say of cases, for any number of readers."""
+
+import hashlib
+import hmac
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from pipeline.console import queries
+from pipeline.console.batches import BatchWriter
+from pipeline.console.cases import (
+    cutoff_us,
+    delete_cases,
+    prune_cases,
+    prune_decisions,
+    prune_events,
+    prune_labels,
+    refresh,
+)
+from pipeline.console.tables import make_tables, open_database, open_for_reading
+from pipeline.console.views import (
+    CaseView,
+    HistoryEntry,
+    LabelView,
+    QueueFilter,
+    QueuePage,
+    SearchHit,
+    StoreFigures,
+)
+from pipeline.settings import Settings
+from schemas.messages import Label
+from schemas.records import Record
+
+log = logging.getLogger(__name__)
+
+Partition = tuple[str, int]
+"""Topic without prefix, and number."""
+T = TypeVar("T")
+_WAIT_S: Final = 0.5
+
+
+class UnlinkedAlert(NamedTuple):
+    """An alert whose transaction has not been looked up on ``profiled``."""
+
+    number: int
+    """Id of its row."""
+    partition: int
+    offset: int
+    row: int
+
+
+class CaseStore:
+    """One SQLite file, made anew from the topics wherever it does not fit them.
+
+    One thread writes (`apply`); any threads read. What the file holds depends on the topics, the settings and the key
+    alone: never on when or in what pieces they were read.
+
+    Args:
+        path: File of the database; made where it is missing.
+        settings: Settings of the console.
+        blind_key: Secret that chooses the blind cases and their order.
+    """
+
+    def __init__(self, path: Path, settings: Settings, blind_key: bytes) -> None:
+        self.path, self._settings, self._key = path, settings, blind_key
+        self._writing = threading.RLock()
+        self._changed = threading.Condition()
+        self._database = open_database(path)
+        self._writer = BatchWriter(self._database, settings, blind_key)
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._revision = self._meta("revision", 0)
+        self._writer.stream_us, self._writer.broker_us = self._meta("stream_us", 0), self._meta("broker_us", 0)
+        self._pruned_us = 0, 0
+        """Times before which everything was pruned since the start: event time, and the broker's."""
+
+    def close(self) -> None:
+        """Close the file; no thread may use the store any more."""
+        with self._writing:
+            for connection in (*self._readers, self._database):
+                connection.close()
+
+    # --- Writing -----------------------------------------------------------------------------------------------
+
+    def begin(self, identity: Mapping[str, object]) -> dict[Partition, int]:
+        """Return the positions to read from; the file is made anew where it is of other topics or another key.
+
+        Args:
+            identity: Names the cluster and its topics.
+        """
+        fingerprint = hmac.digest(self._key, b"console", hashlib.sha256).hex()
+        own = msgspec.json.encode({**identity, "key": fingerprint}, order="sorted").decode()
+        with self._writing:
+            if self._meta("identity", "") != own:
+                log.info("the console's database is made from the topics")
+                make_tables(self._database)
+                self._writer.stream_us = self._writer.broker_us = 0
+                self._pruned_us = 0, 0
+                with self._transaction():
+                    self._set_meta(identity=own, stream_us=0, broker_us=0)
+        return self.positions()
+
+    def apply(
+        self, records: Sequence[Record], positions: Mapping[Partition, int], *, caught_up: bool
+    ) -> frozenset[str]:
+        """Write records and the positions behind them, all or nothing.
+
+        Args:
+            records: Records of the topics, in the order of each log.
+            positions: Offset behind them by partition.
+            caught_up: Whether every topic has been read to its end once; only then is anything of cases dropped.
+
+        Returns:
+            The cases that have changed.
+        """
+        with self._writing, self._transaction():
+            touched = self._writer.write(records)
+            refresh(self._database, touched, self._key)
+            touched.update(self._prune(caught_up=caught_up, changed=bool(touched)))
+            self._database.executemany(
+                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
+                [(topic, partition, behind) for (topic, partition), behind in positions.items()],
+            )
+            self._set_meta(stream_us=self._writer.stream_us, broker_us=self._writer.broker_us)
+            self._count(touched)
+        self._tell()
+        return frozenset(touched)
+
+    def _prune(self, *, caught_up: bool, changed: bool) -> list[str]:
+        before_us, broker_us = cutoff_us(self._writer.stream_us), cutoff_us(self._writer.broker_us)
+        if not caught_up:
+            return []
+        pruned_us, pruned_broker_us = self._pruned_us
+        gone: list[str] = []
+        if changed or before_us > pruned_us:
+            gone = prune_cases(self._database, before_us)
+        if before_us > pruned_us:
+            prune_decisions(self._database, before_us)
+        if gone or before_us > pruned_us or self._writer.oldest_label_us < before_us:
+            prune_labels(self._database, before_us)
+        if gone or broker_us > pruned_broker_us:
+            prune_events(self._database, broker_us)
+        self._pruned_us = before_us, broker_us
+        return gone
+
+    def add_links(self, found: Mapping[int, Mapping[str, str]]) -> frozenset[str]:
+        """Add values that link cases, by id of the alert; an alert without any is not asked for again.
+
+        Returns:
+            The cases that have changed.
+        """
+        touched: set[str] = set()
+        with self._writing, self._transaction():
+            for number, values in found.items():
+                row = self._database.execute("SELECT case_id FROM alerts WHERE id = ?", (number,)).fetchone()
+                self._database.execute("UPDATE alerts SET linked = 1 WHERE id = ?", (number,))
+                if row is not None and values:
+                    touched.add(row[0])
+                    self._database.executemany(
+                        "INSERT OR IGNORE INTO identifiers VALUES (?, ?, ?)",
+                        [(value, field, row[0]) for field, value in values.items()],
+                    )
+            self._count(touched)
+        self._tell()
+        return frozenset(touched)
+
+    def forget(self, card_id: str) -> int:
+        """Delete what the file holds of a card; returns the number of its cases.
+
+        Events stay on their topic, and with them their notes.
+        """
+        with self._writing:
+            with self._transaction():
+                rows = self._database.execute("SELECT case_id FROM cases WHERE card_id = ?", (card_id,)).fetchall()
+                case_ids = [case_id for (case_id,) in rows]
+                delete_cases(self._database, case_ids)
+                ids = [(case_id,) for case_id in case_ids]
+                self._database.executemany("DELETE FROM events WHERE case_id = ?", ids)
+                for table in ("decisions", "labels"):
+                    self._database.execute(f"DELETE FROM {table} WHERE card_id = ?", (card_id,))  # noqa: S608
+                self._count(case_ids)
+            # Else a copy would stay in the log of the database for a while.
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._tell()
+        return len(case_ids)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            yield
+
+    def _count(self, touched: Collection[str]) -> None:
+        if touched:
+            self._revision += 1
+            self._set_meta(revision=self._revision)
+
+    def _meta(self, name: str, otherwise: T) -> T:
+        row = self._database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return otherwise if row is None else row[0]
+
+    def _set_meta(self, **values: object) -> None:
+        self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a condition holds that only a write can bring about; return whether it does."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while not condition():
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    return False
+                self._changed.wait(min(left_s, _WAIT_S))
+        return True
+
+    # --- Reading -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection of this thread, within which everything is of one state."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = open_for_reading(self.path)
+            with self._writing:
+                self._readers.append(connection)
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("COMMIT")
+
+    @property
+    def revision(self) -> int:
+        """Grows with each batch that changes a case."""
+        return self._revision
+
+    @property
+    def stream_us(self) -> int:
+        """Newest event time of a decision."""
+        return self._writer.stream_us
+
+    @property
+    def refused(self) -> int:
+        """Records that could not be read since the start."""
+        return sum(self._writer.refused.values())
+
+    def queue(self, wanted: QueueFilter, now_us: int) -> QueuePage:
+        """Return a part of the queue."""
+        with self._reading() as connection:
+            rows, total = queries.queue_rows(connection, wanted, now_us)
+        return QueuePage(rows, total, self._revision)
+
+    def next_case(self, wanted: QueueFilter, now_us: int, account: str, passed: Collection[str] = ()) -> str | None:
+        """Return the first case of the queue that nobody holds, the account included.
+
+        Args:
+            wanted: The queue.
+            now_us: Time by which leases end.
+            account: Whose next case it is.
+            passed: Cases to pass over.
+        """
+        del account
+        with self._reading() as connection:
+            return queries.next_case(connection, wanted, now_us, passed)
+
+    def case(self, case_id: str, now_us: int) -> CaseView:
+        """Return a case with all that its page shows.
+
+        Raises:
+            KeyError: There is no such case.
+        """
+        with self._reading() as connection:
+            return queries.case_view(connection, case_id, now_us)
+
+    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
+        """Return the cases that an identifier, or its beginning, leads to; the exact ones come first."""
+        now_us = time.time_ns() // 1_000
+        with self._reading() as connection:
+            return queries.search(connection, text, limit, now_us)
+
+    def event(self, event_id: str) -> HistoryEntry | None:
+        """Return an action, once it has been read back."""
+        with self._reading() as connection:
+            entry = queries.replayed(connection, event_id)
+        return None if entry is None else HistoryEntry(*entry[:4])
+
+    def is_new_claim(self, event_id: str) -> bool:
+        """Return whether an event is a claim that holds, of a case that its account did not hold before."""
+        with self._reading() as connection:
+            entry = queries.replayed(connection, event_id)
+        return entry is not None and entry.counted and not entry.renewed
+
+    def summary(self, case_id: str, now_us: int) -> queries.CaseSummary:
+        """Return what actions need of a case; raises KeyError."""
+        with self._reading() as connection:
+            return queries.summary(connection, case_id, now_us)
+
+    def transaction(self, transaction_id: str, card_id: str) -> queries.KnownTransaction | None:
+        """Return what is known of a transaction; None where the card has none of this name."""
+        with self._reading() as connection:
+            return queries.transaction(connection, transaction_id, card_id)
+
+    def labels_by_id(self, card_id: str, label_ids: Collection[str]) -> dict[str, Label]:
+        """Return labels of a card by their identifiers, as far as they have been read."""
+        with self._reading() as connection:
+            return queries.labels_by_id(connection, card_id, label_ids)
+
+    def unlinked_alerts(self, limit: int) -> list[UnlinkedAlert]:
+        """Return alerts whose transactions have not been looked up, in the order of ``profiled``."""
+        query = (
+            "SELECT id, log_partition, log_offset, log_row FROM alerts WHERE linked = 0 "
+            "ORDER BY log_partition, log_offset LIMIT ?"
+        )
+        with self._reading() as connection:
+            return [UnlinkedAlert(*row) for row in connection.execute(query, (limit,))]
+
+    def positions(self) -> dict[Partition, int]:
+        """Return the offsets behind what has been read, by partition."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT topic, partition, behind FROM positions").fetchall()
+        return {(topic, partition): behind for topic, partition, behind in rows}
+
+    def labels_of(self, transaction_id: str, card_id: str) -> list[LabelView]:
+        """Return the labels of a transaction, the oldest first."""
+        with self._reading() as connection:
+            return queries.labels_of(connection, transaction_id, card_id)
+
+    def figures(self) -> StoreFigures:
+        """Return what can be said of the whole."""
+        with self._reading() as connection:
+            return queries.figures(connection, self._writer.decisions, self._writer.stream_us)
