@@ -26,6 +26,13 @@ except ModuleNotFoundError as missing:
 from pipeline.broker.running import find_cluster
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.shared_options import user_name
+from pipeline.console.actions import CaseActions
+from pipeline.console.explanation import Explainer
+from pipeline.console.learned import LabelProgress
+from pipeline.console.reader import TopicsReader
+from pipeline.console.status import StatusLine
+from pipeline.console.store import CaseStore
+from pipeline.console.tables import database_file
 from pipeline.observability.logs import configure_logging
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
@@ -106,14 +113,6 @@ def _listen(options: ConsoleOptions) -> socket.socket:
 @contextmanager
 def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accounts) -> Iterator[Parts]:
     """Follow the topics of the cluster, and yield what pages need."""
-    from pipeline.console.actions import CaseActions
-    from pipeline.console.explanation import Explainer
-    from pipeline.console.learned import LabelProgress
-    from pipeline.console.reader import TopicsReader
-    from pipeline.console.status import StatusLine
-    from pipeline.console.store import CaseStore
-    from pipeline.console.tables import database_file
-
     bootstrap, changes = find_cluster(settings), Changes()
     instance = options.instance or f"{settings.instance}-{options.port}"
     with ExitStack() as stack:
@@ -125,19 +124,13 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
                 "FRAUD_PIPELINE_DATA_DIR"
             ) from None
         store = stack.enter_context(closing(CaseStore(database_file(settings), settings, accounts.blind_key)))
+        progress = stack.enter_context(closing(LabelProgress(bootstrap, settings)))
+        status = stack.enter_context(closing(StatusLine(bootstrap, settings, store)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
         reader.start()
         stack.callback(reader.stop)
-        yield Parts(
-            settings=settings,
-            store=store,
-            actions=CaseActions(bootstrap, settings, store, instance),
-            explainer=Explainer(bootstrap, settings),
-            progress=LabelProgress(bootstrap, settings),
-            status=StatusLine(bootstrap, settings, store),
-            accounts=accounts,
-            changes=changes,
-        )
+        actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
+        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes)
 
 
 def server_config(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:

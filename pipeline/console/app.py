@@ -23,10 +23,15 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from pipeline.console import account_pages
+from pipeline.console import account_pages, case_pages, queue_pages
 from pipeline.console.accounts import Accounts, SessionEnded
+from pipeline.console.actions import CaseActions
+from pipeline.console.explanation import Explainer
 from pipeline.console.guard import LOOPBACK_NAMES, SECURITY_HEADERS, Guard, HostPolicy, Refusal, audit, local_path
+from pipeline.console.learned import LabelProgress
 from pipeline.console.roles import Action, allowed, requires
+from pipeline.console.status import StatusLine
+from pipeline.console.store import CaseStore
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
 
@@ -186,11 +191,11 @@ class Parts(NamedTuple):
     """Everything that pages need; a route finds it as ``request.app.state.parts``."""
 
     settings: Settings
-    store: Any
-    actions: Any
-    explainer: Any
-    progress: Any
-    status: Any
+    store: CaseStore
+    actions: CaseActions
+    explainer: Explainer
+    progress: LabelProgress
+    status: StatusLine
     accounts: Accounts
     changes: Changes
 
@@ -223,7 +228,8 @@ async def events(request: Request) -> Response:
 
 def page_routes() -> list[BaseRoute]:
     """Return the routes of all pages."""
-    return [Route("/healthz", healthz), Route("/events", events), *account_pages.ROUTES]
+    own = [Route("/healthz", healthz), Route("/events", events)]
+    return [*own, *account_pages.ROUTES, *queue_pages.ROUTES, *case_pages.ROUTES]
 
 
 def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> Starlette:
@@ -238,7 +244,7 @@ def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] 
         ConsoleError: A route declares no action, or options are unsafe.
     """
     hosts = options.hosts()
-    routes = [*page_routes(), *routes]
+    routes = [*routes, *page_routes()]
     for route in routes:
         if not isinstance(getattr(getattr(route, "endpoint", None), "action", None), Action):
             raise ConsoleError(f"the route {getattr(route, 'path', route)} declares no action: decorate its endpoint")

@@ -41,11 +41,11 @@ ROUTES: Final = {
     "GET /queue": READERS,
     "GET /queue.csv": READERS,
     "GET /search": READERS,
-    "GET /help": READERS,
     "POST /next": WORKERS,
     "POST /close": SUPERVISOR,
     "GET /cases/{case_id:path}": READERS,
     "GET /cases/{case_id:path}/export.html": READERS,
+    "GET /cases/{case_id:path}/learned": READERS,
     "POST /cases/{case_id:path}/claim": WORKERS,
     "POST /cases/{case_id:path}/label": WORKERS,
     "POST /cases/{case_id:path}/snooze": WORKERS,
@@ -110,6 +110,10 @@ def test_a_route_answers_the_roles_of_the_contract(route: str, action: Action) -
     else:
         assert action is not Action.PUBLIC
         assert {role for role in ROLES if allowed(role, action)} == expected
+
+
+def test_every_route_of_the_contract_exists() -> None:
+    assert dict(own_routes()).keys() == ROUTES.keys()
 
 
 def test_a_route_without_an_action_is_an_error_at_the_start(tmp_path: Path) -> None:
