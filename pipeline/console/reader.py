@@ -38,7 +38,7 @@ class TopicsReader(threading.Thread):
         self, bootstrap: str, settings: Settings, store: CaseStore, on_change: Callable[[frozenset[str]], None]
     ) -> None:
         super().__init__(name="console-reader", daemon=True)
-        self._bootstrap, self._settings, self._store, self._on_change = bootstrap, settings, store, on_change
+        self._brokers, self._settings, self._store, self._on_change = bootstrap, settings, store, on_change
         self._stopping = threading.Event()
         self.failure: BaseException | None = None
         """Why the topics cannot be read at the moment."""
@@ -56,7 +56,7 @@ class TopicsReader(threading.Thread):
         """Read until `stop`."""
         while not self._stopping.is_set():
             try:
-                with closing(TopicsFollower(self._bootstrap, self._settings, read_topics(self._settings))) as follower:
+                with closing(TopicsFollower(self._brokers, self._settings, read_topics(self._settings))) as follower:
                     self._follow(follower)
             # Whatever it is, the pages go on showing what was read, and say so.
             except Exception as error:

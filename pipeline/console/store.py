@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -46,6 +46,16 @@ T = TypeVar("T")
 _WAIT_S: Final = 0.5
 
 
+class UnlinkedAlert(NamedTuple):
+    """An alert whose transaction has not been looked up on ``profiled``."""
+
+    number: int
+    """Id of its row."""
+    partition: int
+    offset: int
+    row: int
+
+
 class CaseStore:
     """One SQLite file, made anew from the topics wherever it does not fit them.
 
@@ -59,7 +69,7 @@ class CaseStore:
     """
 
     def __init__(self, path: Path, settings: Settings, blind_key: bytes) -> None:
-        self._path, self._settings, self._key = path, settings, blind_key
+        self.path, self._settings, self._key = path, settings, blind_key
         self._writing = threading.RLock()
         self._changed = threading.Condition()
         self._database = open_database(path)
@@ -221,7 +231,7 @@ class CaseStore:
         """A connection of this thread, within which everything is of one state."""
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = open_for_reading(self._path)
+            connection = self._local.connection = open_for_reading(self.path)
             with self._writing:
                 self._readers.append(connection)
         connection.execute("BEGIN")
@@ -305,6 +315,15 @@ class CaseStore:
         """Return labels of a card by their identifiers, as far as they have been read."""
         with self._reading() as connection:
             return queries.labels_by_id(connection, card_id, label_ids)
+
+    def unlinked_alerts(self, limit: int) -> list[UnlinkedAlert]:
+        """Return alerts whose transactions have not been looked up, in the order of ``profiled``."""
+        query = (
+            "SELECT id, log_partition, log_offset, log_row FROM alerts WHERE linked = 0 "
+            "ORDER BY log_partition, log_offset LIMIT ?"
+        )
+        with self._reading() as connection:
+            return [UnlinkedAlert(*row) for row in connection.execute(query, (limit,))]
 
     def positions(self) -> dict[Partition, int]:
         """Return the offsets behind what has been read, by partition."""

@@ -260,7 +260,7 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, produce
     row, items = zip(*decoded, strict=True)
     messages = [item.message for item in items]
     fields = {
-        field.name: _strings(map(_text_of, values) if field.stands_for_text else values)
+        field.name: _strings(map(text_of, values) if field.stands_for_text else values)
         for field, values in zip(COLUMNS_READ, zip(*map(_columns, messages), strict=True), strict=True)
     }
     event_us, clock_us, minor, base = np.array([*zip(*map(_wholes, items), strict=True)], np.int64)
@@ -280,7 +280,7 @@ _columns: Final = attrgetter(*(field.name for field in COLUMNS_READ))
 _wholes: Final = attrgetter("event_time_us", "clock_us", "amount_minor", "amount_base_minor")
 
 
-def _text_of(value: str | float | None) -> str | None:
+def text_of(value: str | float | None) -> str | None:
     """Return a text, or that which a number stands for."""
     if not isinstance(value, float):
         return value

@@ -1,0 +1,119 @@
+"""The console's database at its largest: how long topics take to be read into it, and pages to be read from it.
+
+    python -m tests.benchmarks.console --decisions 1000000 --cases 100000
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.broker import embedded_broker
+from pipeline.console.store import CaseStore
+from pipeline.console.views import QueueFilter
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.settings import Settings
+from schemas.codec import encode
+from schemas.topics import ALERTS, DECISIONS
+from tests.helpers.console import KEY, alert_of, console, decision_of
+from tests.helpers.topics import shared_producer
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+SPREAD_S = 20 * 86_400
+LOOKS = 200
+
+
+def records(decisions: int, cases: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
+    """Topic, key and value of decisions, every so many of which has an alert; 1 in 20 of these is an audit."""
+    chance = random.Random(seed)
+    every, cards, shops = decisions // cases, cases, max(decisions // 100, 1)
+    for number in range(decisions):
+        case = number // every if number % every == 0 else chance.randrange(cards)
+        alert = alert_of(
+            number,
+            case,
+            event_time=START + timedelta(seconds=number * SPREAD_S / decisions),
+            merchant_id=f"shop-{chance.randrange(shops)}",
+            severity=chance.random() * 1_000,
+            selection="audit" if chance.random() < 0.05 else "score",
+        )
+        raised = number % every == 0
+        own = {} if raised else {"selection": None, "features": None, "action": "allow"}
+        yield DECISIONS.name, alert.card_id, encode(decision_of(alert, **own))
+        if raised:
+            yield ALERTS.name, alert.card_id, encode(alert)
+
+
+def fill(settings: Settings, decisions: int, cases: int) -> None:
+    """Write the records."""
+    assert settings.kafka_bootstrap_servers is not None
+    producer = shared_producer(settings.kafka_bootstrap_servers)
+    for number, (topic, key, value) in enumerate(records(decisions, cases, 7)):
+        while True:
+            try:
+                producer.produce(settings.topic(topic), value, key.encode())
+            except BufferError:
+                producer.poll(0.1)
+            else:
+                break
+        if number % 1_000 == 0:
+            producer.poll(0)
+    assert producer.flush(300) == 0
+
+
+def percentiles_ms(call: Callable[[int], object]) -> dict[str, float]:
+    """Time a call many times, in milliseconds."""
+    took = []
+    for number in range(LOOKS):
+        began_s = time.perf_counter()
+        call(number)
+        took.append(1_000 * (time.perf_counter() - began_s))
+    return {f"p{share}": round(float(np.percentile(took, share)), 2) for share in (50, 95, 100)}
+
+
+def looks(store: CaseStore, cases: int) -> dict[str, dict[str, float]]:
+    """Time the reads of pages."""
+    now_us = time.time_ns() // 1_000
+    every = QueueFilter()
+    chance = random.Random(3)
+    return {
+        "queue": percentiles_ms(lambda number: store.queue(every, now_us)),
+        "queue, behind 50,000": percentiles_ms(lambda number: store.queue(every._replace(after=50_000), now_us)),
+        "queue, by loss": percentiles_ms(lambda number: store.queue(every._replace(least_loss=500.0), now_us)),
+        "queue, by text": percentiles_ms(lambda number: store.queue(every._replace(text=f"card-{number}"), now_us)),
+        "next": percentiles_ms(lambda number: store.next_case(every, now_us, "ann")),
+        "case": percentiles_ms(lambda number: store.case(f"case-{chance.randrange(cases)}", now_us)),
+        "search": percentiles_ms(lambda number: store.search(f"t{number}")),
+        "figures": percentiles_ms(lambda number: store.figures()),
+    }
+
+
+def main() -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--decisions", type=int, default=1_000_000)
+    parser.add_argument("--cases", type=int, default=100_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as text, embedded_broker(Path(text) / "kafka") as broker:
+        directory = Path(text)
+        settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory)
+        ensure_topics(broker.bootstrap_servers, settings)
+        fill(settings, asked.decisions, asked.cases)
+        began_s = time.perf_counter()
+        with console(settings, directory / "console.sqlite", KEY) as (store, _):
+            figures = {"rebuilt_s": round(time.perf_counter() - began_s, 1), "open": store.figures().open_cases}
+            print(json.dumps(figures), flush=True)
+            for name, taken in looks(store, asked.cases).items():
+                print(json.dumps({name: taken}), flush=True)
+            size = sum(path.stat().st_size for path in directory.glob("console.sqlite*"))
+            print(json.dumps({"megabytes": round(size / 1e6)}))
+
+
+if __name__ == "__main__":
+    main()
