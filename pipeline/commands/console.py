@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ try:
     from starlette.routing import BaseRoute
 
     from pipeline.console.accounts import LINK_S, Accounts, check_name
-    from pipeline.console.app import Changes, ConsoleError, ConsoleOptions, Parts, make_app
+    from pipeline.console.options import ConsoleError, ConsoleOptions
     from pipeline.console.roles import ROLES, Role
 except ModuleNotFoundError as missing:
     if missing.name not in {"argon2", "python_multipart", "starlette", "uvicorn"}:
@@ -26,17 +26,13 @@ except ModuleNotFoundError as missing:
 from pipeline.broker.running import find_cluster
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.shared_options import user_name
-from pipeline.console.actions import CaseActions
-from pipeline.console.explanation import Explainer
-from pipeline.console.learned import LabelProgress
-from pipeline.console.reader import TopicsReader
-from pipeline.console.status import StatusLine
-from pipeline.console.store import CaseStore
-from pipeline.console.tables import database_file
 from pipeline.observability.logs import configure_logging
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from pipeline.state.state_directory import DirectoryInUse, StateDirectory
+
+if TYPE_CHECKING:
+    from pipeline.console.app import Changes, Parts
 
 STOP_S: Final = 2
 """Seconds that requests have to end when the console stops."""
@@ -111,8 +107,17 @@ def _listen(options: ConsoleOptions) -> socket.socket:
 
 
 @contextmanager
-def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accounts) -> Iterator[Parts]:
+def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accounts) -> "Iterator[Parts]":
     """Follow the topics of the cluster, and yield what pages need."""
+    from pipeline.console.actions import CaseActions
+    from pipeline.console.app import Changes, Parts
+    from pipeline.console.explanation import Explainer
+    from pipeline.console.learned import LabelProgress
+    from pipeline.console.reader import TopicsReader
+    from pipeline.console.status import StatusLine
+    from pipeline.console.store import CaseStore
+    from pipeline.console.tables import database_file
+
     bootstrap, changes = find_cluster(settings), Changes()
     instance = options.instance or f"{settings.instance}-{options.port}"
     with ExitStack() as stack:
@@ -130,11 +135,13 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
         reader.start()
         stack.callback(reader.stop)
         actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
-        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes)
+        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes, reader)
 
 
-def server_config(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:
+def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:
     """Return the configuration of a server; raises `ConsoleError` where its certificate cannot be used."""
+    from pipeline.console.app import make_app
+
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
     config = uvicorn.Config(
@@ -160,7 +167,7 @@ def server_config(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRo
 class ConsoleServer(uvicorn.Server):
     """A server that ends streams of events when it stops, and whose signals leave no error."""
 
-    def __init__(self, config: uvicorn.Config, changes: Changes) -> None:
+    def __init__(self, config: uvicorn.Config, changes: "Changes") -> None:
         super().__init__(config)
         self._changes = changes
 

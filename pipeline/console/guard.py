@@ -47,7 +47,6 @@ SECURITY_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class HostPolicy(NamedTuple):

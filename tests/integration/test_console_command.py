@@ -14,7 +14,7 @@ import trustme
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.console.app import ConsoleError, ConsoleOptions
+from pipeline.console.options import ConsoleError, ConsoleOptions
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
@@ -113,7 +113,10 @@ def test_commands_manage_accounts_of_a_console_that_runs(
     password.write_text(PASSWORD + "\n")
     invoke(environment, "account", "add", "ana", "--role", "analyst", "--password-file", str(password))
     invoke(environment, "account", "add", "sue", stdin=f"{PASSWORD}\n{PASSWORD}\n")
-    assert "there is an account ana" in invoke(environment, "account", "add", "ana", stdin=f"{PASSWORD}\n{PASSWORD}\n", code=1).output
+    assert (
+        "there is an account ana"
+        in invoke(environment, "account", "add", "ana", stdin=f"{PASSWORD}\n{PASSWORD}\n", code=1).output
+    )
     client = Client(port)
     assert client.post("/login", {"name": "ana", "password": PASSWORD}).status == 303
     invoke(environment, "account", "role", "ana", "operator")

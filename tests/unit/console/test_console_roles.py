@@ -10,7 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from pipeline.console import app
-from pipeline.console.app import ConsoleError, ConsoleOptions, make_app
+from pipeline.console.app import make_app
+from pipeline.console.options import ConsoleError, ConsoleOptions
 from pipeline.console.roles import ACTIONS_OF_ROLES, ROLES, Action, Role, allowed
 from tests.helpers.consoles import Client, RunningConsole, stand_in_parts
 
