@@ -71,6 +71,12 @@ def moment(time: int | datetime | None) -> str:
     return (utc(time) if isinstance(time, int) else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M")
 
 
+def short(time: int | datetime, now_us: int) -> str:
+    """Write a time to the minute, without the year where it is the present one."""
+    text = moment(time)
+    return text[5:] if text[:4] == moment(now_us)[:4] else text
+
+
 def age(since_us: int, now_us: int) -> str:
     """Write a span in its largest unit.
 
