@@ -10,7 +10,17 @@ from pipeline.kafka.cluster.clients import READER_GROUP
 from pipeline.kafka.session.gateway import STAGE
 from pipeline.models.publish import TRANSACTIONAL_ID as DECIDES
 from pipeline.settings import Settings
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISIONS, EXAMPLES, MODELS, PROFILED, TRANSACTIONS
+from schemas.topics import (
+    ALERTS,
+    CASE_EVENTS,
+    CONTROL,
+    DEAD_LETTERS,
+    DECISIONS,
+    EXAMPLES,
+    MODELS,
+    PROFILED,
+    TRANSACTIONS,
+)
 
 READ, WRITE, CREATE, DELETE, DESCRIBE, DESCRIBE_CONFIGS = (
     "read", "write", "create", "delete", "describe", "describe_configs",
@@ -20,6 +30,10 @@ TOPIC, GROUP, TRANSACTIONAL_ID, CLUSTER = "topic", "group", "transactional_id", 
 LABELLER: Final = "labeller"
 REVIEWER: Final = "analyst"
 """Source of the labels that people give by `fraud-pipeline label`."""
+AUDITOR: Final = "audit"
+"""Source of the labels that people give to what an audit selected."""
+CONSOLE: Final = "console-"
+"""Prefix of the transactional ids of consoles."""
 REPROCESSED: Final = "reprocess-"
 """Prefix of the topics that an operator may decide history into, and of the transactional ids for it."""
 DEMO: Final = "demo-"
@@ -44,6 +58,7 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
         **labellers,
         "gateway": _gateway(settings),
         "analyst": _analyst(settings),
+        "console": _console(settings),
         "worker": _worker(settings),
         "operator": _operator(settings),
         "resender": _resender(settings),
@@ -82,6 +97,21 @@ def _analyst(settings: Settings) -> list[Grant]:
         *(_grant(settings, topic.name, READ) for topic in (ALERTS, DECISIONS, CONTROL)),
         _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
         *(_grant(settings, name, READ, *([WRITE] if name in labelled else [])) for name in settings.label_topics),
+        _READS,
+    ]
+
+
+def _console(settings: Settings) -> list[Grant]:
+    """Show cases to analysts, and write what they do with them; it may take over no model."""
+    sources = settings.label_sources
+    labelled = {*sources.speaking_for(REVIEWER), *sources.speaking_for(AUDITOR)}
+    read = (ALERTS, DECISIONS, PROFILED, EXAMPLES, MODELS, CONTROL, DEAD_LETTERS)
+    return [
+        *(_grant(settings, topic.name, READ) for topic in read),
+        _grant(settings, TRANSACTIONS.name, READ, DESCRIBE_CONFIGS),
+        _grant(settings, CASE_EVENTS.name, READ, WRITE),
+        *(_grant(settings, name, READ, *([WRITE] if name in labelled else [])) for name in settings.label_topics),
+        _grant(settings, CONSOLE, WRITE, resource=TRANSACTIONAL_ID, prefixed=True),
         _READS,
     ]
 

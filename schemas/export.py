@@ -18,6 +18,7 @@ MESSAGES: Final[dict[str, Any]] = {
     "decision": messages.Decision,
     "decision-features": messages.DecisionFeatures,
     "alert": messages.Alert,
+    "case-event": messages.CaseEvent,
     "example": messages.Example,
     "model-version": messages.ModelVersion,
     "progress": messages.Progress,

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,7 +16,7 @@ try:
     from starlette.routing import BaseRoute
 
     from pipeline.console.accounts import LINK_S, Accounts, check_name
-    from pipeline.console.app import Changes, ConsoleError, ConsoleOptions, Parts, make_app
+    from pipeline.console.options import ConsoleError, ConsoleOptions
     from pipeline.console.roles import ROLES, Role
 except ModuleNotFoundError as missing:
     if missing.name not in {"argon2", "python_multipart", "starlette", "uvicorn"}:
@@ -30,6 +30,9 @@ from pipeline.observability.logs import configure_logging
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from pipeline.state.state_directory import DirectoryInUse, StateDirectory
+
+if TYPE_CHECKING:
+    from pipeline.console.app import Changes, Parts
 
 STOP_S: Final = 2
 """Seconds that requests have to end when the console stops."""
@@ -104,9 +107,10 @@ def _listen(options: ConsoleOptions) -> socket.socket:
 
 
 @contextmanager
-def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accounts) -> Iterator[Parts]:
+def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accounts) -> "Iterator[Parts]":
     """Follow the topics of the cluster, and yield what pages need."""
     from pipeline.console.actions import CaseActions
+    from pipeline.console.app import Changes, Parts
     from pipeline.console.explanation import Explainer
     from pipeline.console.learned import LabelProgress
     from pipeline.console.reader import TopicsReader
@@ -125,23 +129,19 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
                 "FRAUD_PIPELINE_DATA_DIR"
             ) from None
         store = stack.enter_context(closing(CaseStore(database_file(settings), settings, accounts.blind_key)))
+        progress = stack.enter_context(closing(LabelProgress(bootstrap, settings)))
+        status = stack.enter_context(closing(StatusLine(bootstrap, settings, store)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
         reader.start()
         stack.callback(reader.stop)
-        yield Parts(
-            settings=settings,
-            store=store,
-            actions=CaseActions(bootstrap, settings, store, instance),
-            explainer=Explainer(bootstrap, settings),
-            progress=LabelProgress(bootstrap, settings),
-            status=StatusLine(bootstrap, settings, store),
-            accounts=accounts,
-            changes=changes,
-        )
+        actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
+        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes, reader)
 
 
-def server_config(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:
+def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:
     """Return the configuration of a server; raises `ConsoleError` where its certificate cannot be used."""
+    from pipeline.console.app import make_app
+
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
     config = uvicorn.Config(
@@ -167,7 +167,7 @@ def server_config(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRo
 class ConsoleServer(uvicorn.Server):
     """A server that ends streams of events when it stops, and whose signals leave no error."""
 
-    def __init__(self, config: uvicorn.Config, changes: Changes) -> None:
+    def __init__(self, config: uvicorn.Config, changes: "Changes") -> None:
         super().__init__(config)
         self._changes = changes
 

@@ -1,10 +1,12 @@
 """``fraud-pipeline forget``: destroy the key of a card's token, and say what remains where."""
 
+import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
 import click
 
+from pipeline.console.tables import database_file, forget_value
 from pipeline.kafka.cluster.admin import topic_retentions
 from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.protection.tokens import CARD_ID, TokenKeys
@@ -27,13 +29,25 @@ def command(value: str | None, field: str) -> None:
     """
     settings = Settings()
     with TokenKeys.from_settings(settings) as keys:
-        found = keys.forget((field, value if value is not None else click.prompt(field, hide_input=True)))
+        name = (field, value if value is not None else click.prompt(field, hide_input=True))
+        # Made before the key is gone: afterwards nobody can find what the console holds.
+        token = keys.token(name)
+        found = keys.forget(name)
     if not found:
         raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
     click.echo(
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
         "is used again."
     )
+    if token is not None and database_file(settings).exists():
+        try:
+            cases = forget_value(database_file(settings), field, token)
+        except sqlite3.Error as error:
+            raise click.ClickException(
+                f"the key is destroyed, but {database_file(settings)} still holds cases of the {field} under its token "
+                f"({error}): delete the file, and the console makes it anew"
+            ) from error
+        click.echo(f"The console's database on this machine has forgotten {cases} cases of it.")
     try:
         retentions = topic_retentions(settings)
     except (ClusterUnreachable, ConfigError, TopicError) as error:
@@ -53,6 +67,7 @@ def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
     if settings.snapshot_address is not None:
         address = shown_url(settings.snapshot_address)
         yield f"  snapshots in {address}: until the windows have passed and {settings.snapshots_kept} newer ones exist"
+    yield "  notes of analysts, in their events and labels: whatever people wrote there about the card"
     yield "Remove these yourself where they exist, since they may hold the card's number or the destroyed key:"
     yield "  the topic that `fraud-pipeline tokenise` reads, for as long as its retention.ms says"
     yield f"  backups and copies of {settings.token_database}"

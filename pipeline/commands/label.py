@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Final
 
@@ -14,7 +14,7 @@ from pipeline.broker.running import find_cluster
 from pipeline.commands.lookup import decoded, find_labels, named, searched
 from pipeline.commands.shared_options import user_name
 from pipeline.commands.show import label_text
-from pipeline.demo.text import utc_text, wrapped
+from pipeline.demo.text import wrapped
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.readers.simulated_clock import simulated_now
 from pipeline.kafka.writers.producer import RecordProducer

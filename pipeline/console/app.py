@@ -8,12 +8,10 @@ from contextlib import asynccontextmanager
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from cryptography import x509
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,10 +21,17 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
-from pipeline.console import account_pages
+from pipeline.console import account_pages, case_pages, queue_pages
 from pipeline.console.accounts import Accounts, SessionEnded
-from pipeline.console.guard import LOOPBACK_NAMES, SECURITY_HEADERS, Guard, HostPolicy, Refusal, audit, local_path
+from pipeline.console.actions import CaseActions
+from pipeline.console.explanation import Explainer
+from pipeline.console.guard import SECURITY_HEADERS, Guard, Refusal, audit, local_path
+from pipeline.console.learned import LabelProgress
+from pipeline.console.options import ConsoleError, ConsoleOptions
+from pipeline.console.reader import TopicsReader
 from pipeline.console.roles import Action, allowed, requires
+from pipeline.console.status import StatusLine
+from pipeline.console.store import CaseStore
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
 
@@ -120,88 +125,26 @@ class _Listener:
             return
 
 
-class ConsoleError(RuntimeError):
-    """The console cannot start; the text says what to change."""
-
-
-class ConsoleOptions(NamedTuple):
-    """Options of the console."""
-
-    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65_535, description="Port to listen on; 0 for any free one.")] = 8_400
-    certificate: Annotated[
-        Path | None, Meta(description="Certificate (PEM), for pages by TLS; its names are those of the console.")
-    ] = None
-    key: Annotated[Path | None, Meta(description="Key of the certificate (PEM).")] = None
-    behind: Annotated[
-        str | None, Meta(description="Host name of a proxy in front that ends TLS.", extra={"metavar": "HOSTNAME"})
-    ] = None
-    proxy_address: Annotated[
-        str, Meta(description="Address or network of that proxy, whose X-Forwarded-For and -Proto count.")
-    ] = "127.0.0.1"
-    accounts: Annotated[
-        Path | None, Meta(description="File of accounts, which `console account add --print` writes.")
-    ] = None
-    instance: Annotated[
-        str | None, Meta(description="Stable, unique name of this console.  [default: the host's name, and the port]")
-    ] = None
-
-    def hosts(self) -> HostPolicy:
-        """Return the names of the console; raises `ConsoleError` where others could listen to what browsers send."""
-        names = {*LOOPBACK_NAMES, self.host}
-        if (self.certificate is None) != (self.key is None):
-            raise ConsoleError("a certificate needs its key: give both --certificate and --key")
-        if self.certificate is not None:
-            names |= certificate_names(self.certificate)
-        elif self.behind is not None:
-            names |= {self.behind.lower()}
-        elif self.host not in LOOPBACK_NAMES:
-            raise ConsoleError(
-                f"beyond this machine, passwords need TLS: for --host {self.host}, give --certificate and --key, or "
-                "name the proxy that ends TLS with --behind HOSTNAME"
-            )
-        return HostPolicy(names, self.certificate is not None or self.behind is not None, self.port)
-
-    @property
-    def address(self) -> str:
-        """Address of the console for a browser, without its path."""
-        if self.behind is not None:
-            return f"https://{self.behind}"
-        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
-        return f"http{'s' if self.certificate else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-
-def certificate_names(path: Path) -> set[str]:
-    """Return the host names and addresses of a certificate; raises `ConsoleError` where it has none."""
-    try:
-        extensions = x509.load_pem_x509_certificates(path.read_bytes())[0].extensions
-        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as error:
-        raise ConsoleError(f"{path} is no certificate with host names ({error}): give another one") from None
-    hosts = (name.lower() for name in names.get_values_for_type(x509.DNSName))
-    return {*hosts, *map(str, names.get_values_for_type(x509.IPAddress))}
-
-
 class Parts(NamedTuple):
     """Everything that pages need; a route finds it as ``request.app.state.parts``."""
 
     settings: Settings
-    store: Any
-    actions: Any
-    explainer: Any
-    progress: Any
-    status: Any
+    store: CaseStore
+    actions: CaseActions
+    explainer: Explainer
+    progress: LabelProgress
+    status: StatusLine
     accounts: Accounts
     changes: Changes
+    reader: TopicsReader | None = None
 
 
 @requires(Action.PUBLIC)
 def healthz(request: Request) -> Response:
     """Answer whether the topics are followed."""
-    failure = request.app.state.parts.status.figures().failure
-    return PlainTextResponse(
-        "ok\n" if failure is None else "the topics cannot be followed\n", 200 if failure is None else 503
-    )
+    parts: Parts = request.app.state.parts
+    fails = parts.status.figures().failure or (parts.reader is not None and parts.reader.failure)
+    return PlainTextResponse("the topics cannot be followed\n" if fails else "ok\n", 503 if fails else 200)
 
 
 @requires(Action.SESSION)
@@ -223,7 +166,8 @@ async def events(request: Request) -> Response:
 
 def page_routes() -> list[BaseRoute]:
     """Return the routes of all pages."""
-    return [Route("/healthz", healthz), Route("/events", events), *account_pages.ROUTES]
+    own = [Route("/healthz", healthz), Route("/events", events)]
+    return [*own, *account_pages.ROUTES, *queue_pages.ROUTES, *case_pages.ROUTES]
 
 
 def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> Starlette:
@@ -238,7 +182,7 @@ def make_app(parts: Parts, options: ConsoleOptions, routes: Sequence[BaseRoute] 
         ConsoleError: A route declares no action, or options are unsafe.
     """
     hosts = options.hosts()
-    routes = [*page_routes(), *routes]
+    routes = [*routes, *page_routes()]
     for route in routes:
         if not isinstance(getattr(getattr(route, "endpoint", None), "action", None), Action):
             raise ConsoleError(f"the route {getattr(route, 'path', route)} declares no action: decorate its endpoint")

@@ -33,6 +33,7 @@ _UNSAFE: Final = frozenset({"POST"})
 _METHODS: Final = _UNSAFE | {"GET", "HEAD"}
 _REFRESHED: Final = frozenset({"/events", "/status", "/queue"})
 """Paths that pages ask for by themselves, which keeps no session."""
+_SIGN_IN: Final = ("/login", "/link/")
 _FORM: Final = "application/x-www-form-urlencoded"
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -46,7 +47,6 @@ SECURITY_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class HostPolicy(NamedTuple):
@@ -214,8 +214,8 @@ class Guard:
             return Refusal(400, "The form cannot be read: send it anew from its page.")
         request.state.form = FormData(list(fields))
         account: Account | None = request.state.account
-        if account is None:
-            # Routes that need a session refuse it.
+        if account is None or request.scope["path"].startswith(_SIGN_IN):
+            # Routes that need a session refuse it; signing in begins another one.
             return None
         given = request.headers.get("x-csrf-token") or request.state.form.get("csrf", "")
         if hmac.compare_digest(str(given).encode(), account.csrf.encode()):

@@ -71,6 +71,12 @@ def moment(time: int | datetime | None) -> str:
     return (utc(time) if isinstance(time, int) else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M")
 
 
+def short(time: int | datetime, now_us: int) -> str:
+    """Write a time to the minute, without the year where it is the present one."""
+    text = moment(time)
+    return text[5:] if text[:4] == moment(now_us)[:4] else text
+
+
 def age(since_us: int, now_us: int) -> str:
     """Write a span in its largest unit.
 
@@ -226,9 +232,7 @@ def digest(case: CaseView) -> str:
 
 def record(case: CaseView) -> bytes:
     """Return a case as JSON that can stand in an element of HTML."""
-    encoded = msgspec.json.encode(
-        {name: _plain(value) for name, value in case._asdict().items()}
-    )
+    encoded = msgspec.json.encode({name: _plain(value) for name, value in case._asdict().items()})
     for character, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
         encoded = encoded.replace(character, escaped)
     return encoded

@@ -179,7 +179,9 @@ def _alert_view(connection: sqlite3.Connection, row: sqlite3.Row, state: CaseSta
     if blind:
         alert = structs.replace(alert, **_HIDDEN)
     else:
-        bodies = connection.execute("SELECT body FROM decision_bodies WHERE source = ?", (row["source"],))
+        # Of repeated decisions the last one counts.
+        query = "SELECT body FROM decision_bodies WHERE source = ? ORDER BY id DESC LIMIT 1"
+        bodies = connection.execute(query, (row["source"],))
         decision = next((_decode_decision(body) for (body,) in bodies), None)
     labels = labels_of(connection, row["transaction_id"], row["card_id"])
     return AlertView(alert, decision, row["alert_id"] in state.closed_alerts, labels, _contradiction(labels))

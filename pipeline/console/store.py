@@ -17,7 +17,6 @@ from pipeline.console import queries
 from pipeline.console.batches import BatchWriter
 from pipeline.console.cases import (
     cutoff_us,
-    delete_cases,
     prune_cases,
     prune_decisions,
     prune_events,
@@ -170,26 +169,6 @@ class CaseStore:
             self._count(touched)
         self._tell()
         return frozenset(touched)
-
-    def forget(self, card_id: str) -> int:
-        """Delete what the file holds of a card; returns the number of its cases.
-
-        Events stay on their topic, and with them their notes.
-        """
-        with self._writing:
-            with self._transaction():
-                rows = self._database.execute("SELECT case_id FROM cases WHERE card_id = ?", (card_id,)).fetchall()
-                case_ids = [case_id for (case_id,) in rows]
-                delete_cases(self._database, case_ids)
-                ids = [(case_id,) for case_id in case_ids]
-                self._database.executemany("DELETE FROM events WHERE case_id = ?", ids)
-                for table in ("decisions", "labels"):
-                    self._database.execute(f"DELETE FROM {table} WHERE card_id = ?", (card_id,))  # noqa: S608
-                self._count(case_ids)
-            # Else a copy would stay in the log of the database for a while.
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._tell()
-        return len(case_ids)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

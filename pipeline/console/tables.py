@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from pipeline.protection.tokens import CARD_ID
 from pipeline.settings import Settings
 
 SCHEMA_VERSION: Final = 1
@@ -117,6 +118,33 @@ def make_tables(connection: sqlite3.Connection) -> None:
             connection.execute(f"CREATE TABLE {name} ({columns}){suffix}")
         for index in INDEXES:
             connection.execute(f"CREATE INDEX {index}")
+
+
+def forget_value(path: Path, field: str, value: str) -> int:
+    """Delete what a console's database holds of a card, or of a text that links cases; return the number of cases.
+
+    Events stay on their topic, and with them their notes. A console may be running: it does not read them again.
+    """
+    connection = _opened(path)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            of_card = field == CARD_ID
+            query = "SELECT case_id FROM identifiers WHERE value = ? AND field = ?"
+            rows = connection.execute(query, (value, "card" if of_card else field)).fetchall()
+            if of_card:
+                for table in ("decisions", "labels", "decision_bodies", "events", "companions", "cases", "alerts"):
+                    column = "card_id" if table in ("decisions", "labels") else "case_id"
+                    named = [(value,)] if column == "card_id" else rows
+                    connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", named)  # noqa: S608
+                connection.executemany("DELETE FROM identifiers WHERE case_id = ?", rows)
+            else:
+                connection.execute("DELETE FROM identifiers WHERE value = ? AND field = ?", (value, field))
+        # Else a copy would stay in the log of the database for a while.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+    return len(rows)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

@@ -128,6 +128,16 @@ class TokenKeys:
                 found |= self._keys_of(missing[first : first + _MOST_ASKED])
         return {name: found[row] for row, name in rows.items()}
 
+    def token(self, name: Name) -> str | None:
+        """Return the token of a value that has a key; None where it has none, and gets none.
+
+        Raises:
+            KeyFileError: The database cannot be used any more.
+        """
+        with self._usable():
+            keys = self._keys_of([row := self._row(name)])
+        return _token(name, keys[row]) if row in keys else None
+
     def forget(self, name: Name) -> bool:
         """Destroy the key of a value; returns whether there was one.
 

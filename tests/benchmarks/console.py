@@ -1,6 +1,6 @@
 """The console's database at its largest: how long topics take to be read into it, and pages to be read from it.
 
-    python -m tests.benchmarks.console --decisions 1000000 --cases 100000
+python -m tests.benchmarks.console --decisions 1000000 --cases 100000
 """
 
 import argparse

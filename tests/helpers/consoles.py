@@ -15,7 +15,8 @@ from urllib.parse import urlencode
 
 from pipeline.commands.console import ConsoleServer, server_config
 from pipeline.console.accounts import Accounts
-from pipeline.console.app import Changes, ConsoleOptions, Parts
+from pipeline.console.app import Changes, Parts
+from pipeline.console.options import ConsoleOptions
 from pipeline.console.roles import Role
 from pipeline.settings import Settings
 from tests.helpers.waiting import TIMEOUT_S, eventually

@@ -200,6 +200,11 @@
     });
     ctx.restore();
   };
+  const clock = (points) => {
+    const days = (points.at(-1).t - points[0].t) / 86400;
+    return (seconds) => new Date(seconds * 1000).toISOString().slice(...(days > 2 ? [5, 10] : [11, 16]));
+  };
+  const powers = (plot, splits) => splits.map((value) => (plot.scales.y.distr !== 3 || Number.isInteger(Math.log10(value)) ? value : null));
   const drawChart = (host, points) => {
     host.replaceChildren();
     if (!points.length || !host.clientWidth) return;
@@ -218,7 +223,7 @@
         y: least > 0 && most / least > 50 ? { distr: 3 } : { range: [0, (most || 1) * 1.1] },
       },
       series: [{}, { paths: () => null, points: { show: false } }],
-      axes: [{ ...axis, size: 24 }, { ...axis, size: 52 }],
+      axes: [{ ...axis, size: 24, values: (_, splits) => splits.map(clock(points)) }, { ...axis, size: 52, grid: { ...axis.grid, filter: powers } }],
       hooks: {
         draw: [(plot) => drawMarks(plot, points, colour)],
         setCursor: [(plot) => { reading.textContent = points[plot.cursor.idx]?.text ?? ""; }],
@@ -241,7 +246,8 @@
     });
     drawCharts();
   };
-  begin(document);
+  // The charts' script comes after this one.
+  addEventListener("DOMContentLoaded", () => begin(document));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
   let resized;
   addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(drawCharts, 150); });

@@ -7,7 +7,17 @@ from pipeline.features.built_in import LATENESS_US
 from pipeline.features.catalogue import LONGEST_WINDOW_US
 from pipeline.settings import Settings
 from schemas.times import MS_PER_DAY, US_PER_DAY
-from schemas.topics import ALERTS, CONTROL, DEAD_LETTERS, DECISION_FEATURES, DECISIONS, EXAMPLES, MODELS, Topic
+from schemas.topics import (
+    ALERTS,
+    CASE_EVENTS,
+    CONTROL,
+    DEAD_LETTERS,
+    DECISION_FEATURES,
+    DECISIONS,
+    EXAMPLES,
+    MODELS,
+    Topic,
+)
 
 WINDOW_HORIZON_DAYS: Final = (LONGEST_WINDOW_US + LATENESS_US) / US_PER_DAY
 GRACE_DAYS: Final = 7.0
@@ -21,6 +31,8 @@ def needed_days(topic: Topic, settings: Settings) -> float | None:
         return None
     if topic in (DECISIONS, ALERTS, DEAD_LETTERS):
         return 0.0
+    if topic == CASE_EVENTS:
+        return labels_days
     if topic == DECISION_FEATURES:
         return max(labels_days, settings.maturity_days + GRACE_DAYS)
     return max(WINDOW_HORIZON_DAYS, settings.deduplication_days, labels_days)

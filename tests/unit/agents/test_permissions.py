@@ -27,8 +27,9 @@ def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
     expected = {topic.name: {"worker"} for topic in TOPICS}
     expected |= {
         "transactions": {"producer", "gateway", "resender", "replayer"},
-        "labels": {"labeller:labels", "gateway", "analyst", "resender", "replayer"},
+        "labels": {"labeller:labels", "gateway", "analyst", "console", "resender", "replayer"},
         "chargebacks": {"labeller:chargebacks", "gateway", "resender", "replayer"},
+        "case-events": {"console"},
         "dead-letters": {"worker", "gateway"},
         "models": {"worker", "operator"},
         "control": {"worker", "operator"},

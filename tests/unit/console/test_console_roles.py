@@ -10,7 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from pipeline.console import app
-from pipeline.console.app import ConsoleError, ConsoleOptions, make_app
+from pipeline.console.app import make_app
+from pipeline.console.options import ConsoleError, ConsoleOptions
 from pipeline.console.roles import ACTIONS_OF_ROLES, ROLES, Action, Role, allowed
 from tests.helpers.consoles import Client, RunningConsole, stand_in_parts
 
@@ -41,11 +42,11 @@ ROUTES: Final = {
     "GET /queue": READERS,
     "GET /queue.csv": READERS,
     "GET /search": READERS,
-    "GET /help": READERS,
     "POST /next": WORKERS,
     "POST /close": SUPERVISOR,
     "GET /cases/{case_id:path}": READERS,
     "GET /cases/{case_id:path}/export.html": READERS,
+    "GET /cases/{case_id:path}/learned": READERS,
     "POST /cases/{case_id:path}/claim": WORKERS,
     "POST /cases/{case_id:path}/label": WORKERS,
     "POST /cases/{case_id:path}/snooze": WORKERS,
@@ -110,6 +111,10 @@ def test_a_route_answers_the_roles_of_the_contract(route: str, action: Action) -
     else:
         assert action is not Action.PUBLIC
         assert {role for role in ROLES if allowed(role, action)} == expected
+
+
+def test_every_route_of_the_contract_exists() -> None:
+    assert dict(own_routes()).keys() == ROUTES.keys()
 
 
 def test_a_route_without_an_action_is_an_error_at_the_start(tmp_path: Path) -> None:
