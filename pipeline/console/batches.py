@@ -70,7 +70,7 @@ class BatchWriter:
         self.decisions = 0
         """Decisions that were read."""
         self.stream_us = 0
-        """Newest event time of a decision."""
+        """Newest event time of a decision or alert."""
         self.broker_us = 0
         """Newest time of an event's record."""
         self.oldest_label_us = 2**63 - 1
@@ -161,6 +161,8 @@ class BatchWriter:
         on_log = (alert.log.partition, alert.log.offset, alert.log.row)
         if min(on_log) < 0 or max(alert.log.partition, alert.log.row) >= _MOST_WHOLE:
             on_log = (-1, -1, -1)
+        event_us = timestamp_us(alert.event_time)
+        self.stream_us = max(self.stream_us, event_us)
         reason = max(alert.reasons, key=lambda reason: reason.contribution, default=None)
         number, case_id = row_id(record.partition, record.offset), alert.case_id
         choose_companion(self._connection, self._key, record.partition, case_id, alert.selection)
@@ -168,7 +170,7 @@ class BatchWriter:
             _INSERT_ALERT,
             (
                 number, alert.alert_id, case_id, alert.card_id, alert.transaction_id, alert.merchant_id,
-                timestamp_us(alert.event_time), timestamp_us(alert.raised_at), alert.amount_base, alert.base_currency,
+                event_us, timestamp_us(alert.raised_at), alert.amount_base, alert.base_currency,
                 alert.severity, alert.selection, reason.sentence if reason else "",
                 reason.contribution if reason else 0.0, position_text(alert.source), *on_log, on_log[1] < 0, None,
                 record.value,

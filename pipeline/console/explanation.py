@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 import numpy as np
 
+from pipeline.console.followed import Deadline
 from pipeline.console.shares import parts_of, share_rows
 from pipeline.console.views import Explanation
 from pipeline.decision.policy import Policy
@@ -82,14 +83,14 @@ class DecisionVersions:
 
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
+        self._deadline = Deadline(bootstrap)
         self._contents = VersionContents(bootstrap, settings)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), not_counted)
-        self._published = PublishedVersions(settings, (), self._contents, waiting=self._waiting)
+        self._published = PublishedVersions(settings, (), self._contents, waiting=self._deadline)
         self._registry = Registry(settings.registry_path)
         self._lightgbm, self._policies = Recent[str, LightGBMModel](8), Recent[str, Policy](64)
         self._others = Recent[tuple[str, str], Scorer](64)
         self._rivers = Recent[str, bytes](RIVERS_KEPT)
-        self._deadline_s = 0.0
 
     def models(self, decision: Decision) -> ActiveModels:
         """Return the models of a decision.
@@ -98,7 +99,7 @@ class DecisionVersions:
             ModelError: A version cannot be found or used.
             ClusterUnreachable: No broker answers.
         """
-        self._deadline_s = time.monotonic() + READ_S
+        self._deadline.begin(READ_S)
         versions = decision.versions
         others = dict[str, Scorer]()
         for kind in BESIDE:
@@ -116,14 +117,10 @@ class DecisionVersions:
             others,
         )
 
-    def _waiting(self) -> None:
-        if time.monotonic() > self._deadline_s:
-            raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
-
     def _loaded(self, load: Callable[[bytes], V], name: str, version: str) -> V:
         payload = self._published.payload(name, version)
         if payload is None:
-            self._published.add(list(self._control.read(self._waiting)))
+            self._published.add(list(self._control.read(self._deadline)))
             payload = self._published.payload(name, version)
         if payload is None:
             raise ModelError(f"{name} version {version} cannot be read on topic {self._settings.topic(MODELS.name)}")
@@ -145,11 +142,11 @@ class DecisionVersions:
     def _read_river(self, decision: Decision) -> bytes:
         """Look for a River version where it was published: shortly before it decided."""
         version, topic = decision.versions.river, self._settings.topic(MODELS.name)
-        there = self._contents.readable(self._waiting)
+        there = self._contents.readable(self._deadline)
         at_ms = round(decision.decided_at.timestamp() * 1_000) + BEHIND_MS
         end = min(starts_at(self._bootstrap, topic, at_ms, settings=self._settings)[0], there.stop)
-        before = self._contents.newest_first(max(there.start, end - RIVERS_BEFORE), end, self._waiting)
-        behind = self._contents.between(end, min(end + RIVERS_BEHIND, there.stop), self._waiting)
+        before = self._contents.newest_first(max(there.start, end - RIVERS_BEFORE), end, self._deadline)
+        behind = self._contents.between(end, min(end + RIVERS_BEHIND, there.stop), self._deadline)
         for _, content in chain(before, islice(behind, RIVERS_BEHIND)):
             if content.name == RIVER:
                 self._rivers.put(content.version, bytes(content.payload))

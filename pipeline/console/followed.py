@@ -1,11 +1,15 @@
 """What ``control``, ``models`` and ``examples`` say of versions and of what they have learned, as it comes."""
 
+import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from pipeline.kafka.cluster.errors import ClusterUnreachable
 from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.records.internal import TrustedRecords, not_counted, readable
@@ -14,6 +18,7 @@ from pipeline.models.contents import VersionContents, sound_versions
 from pipeline.models.version_history import VersionHistory
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import Activation, VersionReference
 from schemas.records import Record
 from schemas.times import US_PER_DAY
@@ -25,6 +30,30 @@ EXAMPLES_BEFORE: Final = 20_000
 """The same of ``examples``."""
 EXAMPLES_KEPT: Final = 100_000
 RIVERS_KEPT: Final = 20_000
+FIRST_READ: Final = 2**63 - 1
+"""In place of the time of the first example, until that is read."""
+
+
+class Deadline:
+    """A limit of waits for brokers that do not answer: called while something waits, it raises once that was too long.
+
+    Args:
+        bootstrap: Addresses of the brokers, for the error.
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap, self._ends_s = bootstrap, 0.0
+        self.ending = threading.Event()
+        """Set once nobody waits any more."""
+
+    def begin(self, seconds: float) -> None:
+        """Give what follows some seconds."""
+        self._ends_s = time.monotonic() + seconds
+
+    def __call__(self) -> None:
+        """Raise `ClusterUnreachable` at the end."""
+        if self.ending.is_set() or time.monotonic() > self._ends_s:
+            raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
 
 
 class LearnedExample(NamedTuple):
@@ -33,12 +62,14 @@ class LearnedExample(NamedTuple):
     offset: int
     label: str
     held: bool
+    known_us: int
 
 
 class _Example(msgspec.Struct, frozen=True, gc=False):
     transaction_id: str
     card_id: str
     label: str
+    known_at: datetime
     held: bool = False
 
 
@@ -89,6 +120,8 @@ class FollowedVersions:
         self.rivers = deque[tuple[int, str]](maxlen=RIVERS_KEPT)
         """Offset of ``examples`` that an online version has learned up to, and its name, oldest first."""
         self._examples = OrderedDict[tuple[str, str], LearnedExample]()
+        self.examples_since_us = 0
+        """Time before which labels became known whose examples are not looked at any more; 0: there are none."""
 
     def poll(self, timeout_s: float, waiting: Waiting = None) -> None:
         """Take in what has come; waits up to ``timeout_s`` for the first record of each topic.
@@ -103,6 +136,8 @@ class FollowedVersions:
                 start = there.start if before is None else max(there.start, there.stop - before)
                 follower = TopicFollower(self._bootstrap, self._settings, topic)
                 self._followers[topic.name] = follower.start({0: start})
+                if topic is EXAMPLES and start > there.start:
+                    self.examples_since_us = FIRST_READ
         self._take_control(self._followers[CONTROL.name].poll(timeout_s))
         for _, version in sound_versions(self._followers[MODELS.name].poll(timeout_s), self._trusted):
             learned_to = version.version.rpartition("@")[2]
@@ -159,10 +194,13 @@ class FollowedVersions:
     def _take_examples(self, records: Sequence[Record]) -> None:
         for record, example in readable(records, _decode_example, not_counted):
             key = example.transaction_id, example.card_id
-            self._examples[key] = LearnedExample(record.offset, example.label, example.held)
+            known_us = timestamp_us(example.known_at)
+            if self.examples_since_us == FIRST_READ:
+                self.examples_since_us = known_us
+            self._examples[key] = LearnedExample(record.offset, example.label, example.held, known_us)
             self._examples.move_to_end(key)
         while len(self._examples) > EXAMPLES_KEPT:
-            self._examples.popitem(last=False)
+            self.examples_since_us = self._examples.popitem(last=False)[1].known_us
 
     def _active_metadata(self, name: str, waiting: Waiting) -> dict[str, Any]:
         reference = self.active.get(name)

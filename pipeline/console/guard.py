@@ -31,8 +31,6 @@ _MOST_CLIENTS: Final = 10_000
 """Clients whose rates are kept; of more, those that were heard of last."""
 _UNSAFE: Final = frozenset({"POST"})
 _METHODS: Final = _UNSAFE | {"GET", "HEAD"}
-_REFRESHED: Final = frozenset({"/events", "/status", "/queue"})
-"""Paths that pages ask for by themselves, which keeps no session."""
 _SIGN_IN: Final = ("/login", "/link/")
 _FORM: Final = "application/x-www-form-urlencoded"
 _POLICY: Final = (
@@ -184,9 +182,11 @@ class Guard:
         if token is None:
             return
         agent = request.headers.get("user-agent", "")
+        # A page that lies open asks for what is new: that keeps no session.
+        by_page = request.scope["path"] == "/events" or (request.method == "GET" and "hx-request" in request.headers)
         request.state.token = token
         try:
-            request.state.account = self._accounts.session(token, agent, active=request.scope["path"] not in _REFRESHED)
+            request.state.account = self._accounts.session(token, agent, active=not by_page)
         except SessionEnded as ended:
             audit(request.scope, "session ended", reason=str(ended))
 

@@ -2,13 +2,11 @@
 
 import logging
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from pipeline.console.followed import FollowedVersions, LearnedExample
+from pipeline.console.followed import Deadline, FollowedVersions, LearnedExample
 from pipeline.console.views import LabelView, LearnedView
-from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.learning.labels import FRAUD, LEGITIMATE, source_rank, too_late
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
@@ -32,9 +30,9 @@ class LabelProgress:
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._followed = FollowedVersions(bootstrap, settings, examples=True)
-        self._lock, self._ending, self._ready = threading.Lock(), threading.Event(), threading.Event()
+        self._deadline = Deadline(bootstrap)
+        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
         self._failure: str | None = None
-        self._deadline_s = 0.0
         self._thread: threading.Thread | None = None
 
     def of(self, label: LabelView, decision: Decision | None) -> LearnedView:
@@ -64,15 +62,17 @@ class LabelProgress:
     def _follow(self) -> None:
         followed = self._followed
         while not self._ending.is_set():
-            self._deadline_s = time.monotonic() + READ_S
+            self._deadline.begin(READ_S)
             try:
                 with self._lock:
-                    followed.poll(0.0, self._waiting)
-                    followed.training_data(self._waiting)
+                    followed.poll(0.0, self._deadline)
+                    followed.training_data(self._deadline)
                 self._failure = None
-            except (ClusterUnreachable, FailedRequest, TopicError) as error:
-                self._failure = explained(error)
-                log.warning("what is learned cannot be followed: %s", self._failure)
+            # Whatever it is, pages say so, and it is tried again.
+            except Exception as error:
+                before, self._failure = self._failure, explained(error) or repr(error)
+                if self._failure != before:
+                    log.warning("what is learned cannot be followed: %s", self._failure)
                 self._ready.set()
                 self._ending.wait(AGAIN_S)
             else:
@@ -80,10 +80,6 @@ class LabelProgress:
                     self._ready.set()
                 self._ending.wait(POLL_S)
         followed.close()
-
-    def _waiting(self) -> None:
-        if self._ending.is_set() or time.monotonic() > self._deadline_s:
-            raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
 
     def _view(self, view: LabelView, decision: Decision | None) -> LearnedView:
         label, known_at = view.label, _EPOCH + timedelta(microseconds=view.known_us)
@@ -100,7 +96,7 @@ class LabelProgress:
         example = self._followed.example(label.transaction_id, label.card_id)
         river = self._learned_by(label, example)
         lightgbm = None if event_time is None else self._trained_on(label, event_time, view.known_us)
-        texts = [counts, self._river_text(label, example, river), _lightgbm_text(label, lightgbm)]
+        texts = [counts, self._river_text(view, example, river), _lightgbm_text(label, lightgbm)]
         if self._failure is not None:
             texts.append(f"The newest is missing: {self._failure}.")
         return LearnedView(view.known_us, None, river, lightgbm, " ".join(filter(None, texts)))
@@ -115,7 +111,8 @@ class LabelProgress:
         event_us = (event_time - _EPOCH) // timedelta(microseconds=1)
         return data.version if data is not None and data.holds(event_us, known_us, label.label) else None
 
-    def _river_text(self, label: Label, example: LearnedExample | None, river: str | None) -> str:
+    def _river_text(self, view: LabelView, example: LearnedExample | None, river: str | None) -> str:
+        label = view.label
         if river is not None:
             verb = "has learned it" if label.label in (FRAUD, LEGITIMATE) else "has unlearned what was known"
             return f"The online model {verb} (version {river})."
@@ -123,6 +120,8 @@ class LabelProgress:
             return "It is held as part of a surge of labels, until somebody runs `fraud-pipeline models release`."
         if self._followed.history.frozen:
             return "Learning is frozen: the online model learns it afterwards."
+        if example is None and view.known_us < self._followed.examples_since_us:
+            return "What the online model learned at that time is not looked at any more."
         return "The online model has not learned it yet."
 
 

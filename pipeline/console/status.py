@@ -6,10 +6,9 @@ import time
 from collections import deque
 from typing import Final, Protocol
 
-from pipeline.console.followed import FollowedVersions
+from pipeline.console.followed import Deadline, FollowedVersions
 from pipeline.console.views import StatusView, StoreFigures
 from pipeline.kafka.cluster.clients import admin_client
-from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, partition_numbers
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
@@ -43,8 +42,8 @@ class StatusLine:
         self._client = admin_client(bootstrap, settings=settings)
         self._followed = FollowedVersions(bootstrap, settings)
         self._counts = deque[tuple[float, int]]()
-        self._view, self._deadline_s = _NOTHING, 0.0
-        self._lock, self._ending, self._ready = threading.Lock(), threading.Event(), threading.Event()
+        self._view, self._deadline = _NOTHING, Deadline(bootstrap)
+        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
         self._thread: threading.Thread | None = None
 
     def figures(self) -> StatusView:
@@ -64,12 +63,13 @@ class StatusLine:
 
     def _look(self) -> None:
         while not self._ending.is_set():
-            self._view = self._of_cases(self._view)
-            self._deadline_s = time.monotonic() + READ_S
+            self._deadline.begin(READ_S)
             try:
+                self._view = self._of_cases(self._view)
                 self._view = self._of_topics(self._view)
-            except (ClusterUnreachable, FailedRequest, TopicError) as error:
-                sentence = explained(error) or str(error)
+            # Whatever it is, the line says so, and keeps its figures.
+            except Exception as error:
+                sentence = explained(error) or repr(error)
                 if self._view.failure is None:
                     log.warning("the status line is not up to date: %s", sentence)
                 self._view = self._view._replace(failure=f"The topics cannot be followed: {sentence}.")
@@ -92,7 +92,7 @@ class StatusLine:
         )
 
     def _of_topics(self, view: StatusView) -> StatusView:
-        self._followed.poll(0.0, self._waiting)
+        self._followed.poll(0.0, self._deadline)
         decided = self._store.figures().source_ends
         lag = None
         if decided:
@@ -102,7 +102,7 @@ class StatusLine:
             )
         return view._replace(
             lag=lag,
-            budget=self._followed.budget(self._waiting),
+            budget=self._followed.budget(self._deadline),
             versions=self._followed.versions(),
             dead_letters=sum(len(there) for _, there in self._ranges(DEAD_LETTERS)),
             failure=None,
@@ -111,11 +111,7 @@ class StatusLine:
     def _ranges(self, topic: Topic) -> list[tuple[int, range]]:
         """Return the offsets of each partition of a topic."""
         name = self._settings.topic(topic.name)
-        partitions = [(name, number) for number in partition_numbers(self._client, name, self._waiting)]
-        starts = first_offsets(self._client, partitions, self._waiting)
-        ends = last_offsets(self._client, partitions, waiting=self._waiting)
+        partitions = [(name, number) for number in partition_numbers(self._client, name, self._deadline)]
+        starts = first_offsets(self._client, partitions, self._deadline)
+        ends = last_offsets(self._client, partitions, waiting=self._deadline)
         return [(number, range(starts[name, number], ends[name, number])) for _, number in partitions]
-
-    def _waiting(self) -> None:
-        if self._ending.is_set() or time.monotonic() > self._deadline_s:
-            raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")

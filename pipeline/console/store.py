@@ -226,7 +226,7 @@ class CaseStore:
 
     @property
     def stream_us(self) -> int:
-        """Newest event time of a decision."""
+        """Newest event time of a decision or alert."""
         return self._writer.stream_us
 
     @property

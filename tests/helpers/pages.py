@@ -126,7 +126,10 @@ def check_call(arguments: list[str]) -> None:
     """Parse the arguments of ``fraud-pipeline`` as it would, and run nothing; raises `click.UsageError`."""
     command: click.Command = main
     context = click.Context(main)
-    while isinstance(command, click.Group):
+    # A group that runs without a subcommand has options of its own.
+    while isinstance(command, click.Group) and not (
+        command.invoke_without_command and (not arguments or arguments[0].startswith("-"))
+    ):
         name, *arguments = arguments
         found = command.get_command(context, name)
         if found is None:

@@ -9,18 +9,21 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.console import followed
 from pipeline.console.explanation import Explainer
 from pipeline.console.learned import LabelProgress
 from pipeline.console.status import StatusLine
 from pipeline.console.views import LabelView, LearnedView, StatusView, StoreFigures
+from pipeline.features.built_in import KERNEL_REVISION
 from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active, publish_champion
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
+from pipeline.scoring.payload import payload_digest
 from schemas.messages import Alert, Decision, Label, LearningSwitch
-from schemas.topics import LABELS, TRANSACTIONS
+from schemas.topics import EXAMPLES, LABELS, TRANSACTIONS
 from tests.helpers.champion import LARGE_AMOUNT, policy
 from tests.helpers.logs import after, golden, label, microseconds
-from tests.helpers.models import small_model
+from tests.helpers.models import example, small_model
 from tests.helpers.topics import Cluster, Key, Starter, shop
 from tests.helpers.waiting import eventually
 from tests.unit.engine.test_engine_models import other_model
@@ -136,7 +139,11 @@ def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decis
     assert results == [True] * 160
 
     versions = decisions[0].versions
+    damaged = VersionToPublish("lightgbm", "0" * 12, b'{"kind":"lightgbm"}')
+    publish_active(explainer._versions._bootstrap, explainer._versions._settings, [damaged])
+    digest = payload_digest(damaged.payload)[:12]
     for changes, why in (
+        ({"lightgbm": digest}, "Its versions cannot be read: the payload is not a LightGBM version"),
         ({"lightgbm": "0" * 12}, "lightgbm version 000000000000 cannot be read"),
         ({"policy": "0" * 12}, "policy version 000000000000 cannot be read"),
         ({"river": "nowhere@7"}, "the online model nowhere@7 cannot be found"),
@@ -147,6 +154,11 @@ def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decis
         assert why in (found.note or "")
         assert (found.rows, found.scored_again, found.equal) == ((), None, None)
         assert float(sigmoid(np.array([found.logit]))[0]) == pytest.approx(decisions[0].score)
+    # Under another declaration names keep their meaning.
+    other_kernel = msgspec.structs.replace(versions, kernel=f"{KERNEL_REVISION}-00000000")
+    found = explainer.explain(alert, msgspec.structs.replace(decisions[0], versions=other_kernel))
+    assert found.equal is True
+    assert "another declaration of features" in (found.note or "")
     blind = explainer.explain(alert, msgspec.structs.replace(decisions[0], features=None))
     assert "no features" in (blind.note or "")
 
@@ -156,8 +168,7 @@ def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision
         return progress.of(view_of(key, after(1)), decision)
 
     eventually(lambda: now().river is not None)
-    example = next(at for at in cluster.examples() if (at.card_id, at.transaction_id) == key)
-    offset = cluster.examples().index(example)
+    offset = next(n for n, at in enumerate(cluster.examples()) if (at.card_id, at.transaction_id) == key)
     name = now().river or ""
     assert int(name.rpartition("@")[2]) > offset
     assert name in cluster.versions("river")
@@ -186,6 +197,26 @@ def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision
     switch = LearningSwitch(frozen=True, by="mona", reason="a test", switched_at=after(1))
     ControlWriter(cluster.bootstrap, cluster.settings).control(switch)
     eventually(lambda: "Learning is frozen" in progress.of(view_of(key, after(1), "legitimate"), decision).sentence)
+
+
+def test_what_lies_far_back_and_what_is_held_is_said_so(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followed, "EXAMPLES_BEFORE", 3)
+    written = [example(number, held=number == 5, label="fraud") for number in range(6)]
+    for item in written:
+        cluster.write(EXAMPLES, msgspec.json.encode(item), b"card", after(), partition=0)
+    cluster.flush()
+    # What cannot be read stops nothing.
+    cluster.write(EXAMPLES, b"{", b"card", after(), partition=0)
+    cluster.flush()
+
+    def sentence(number: int) -> str:
+        item = written[number]
+        return progress.of(view_of((item.card_id, item.transaction_id), item.known_at), None).sentence
+
+    with closing(LabelProgress(cluster.bootstrap, cluster.settings)) as progress:
+        assert "is not looked at any more" in sentence(0)
+        assert "has not learned it yet" in sentence(4)
+        assert "held as part of a surge" in sentence(5)
 
 
 def test_the_status_line_counts_what_topics_hold(cluster: Cluster) -> None:

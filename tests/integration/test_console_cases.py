@@ -1,0 +1,323 @@
+"""The console's database and actions on real topics."""
+
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline.broker import embedded_broker
+from pipeline.console.actions import ActionRefused, CaseActions
+from pipeline.console.reader import TopicsReader
+from pipeline.console.store import CaseStore
+from pipeline.console.views import CaseView, QueueFilter
+from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.writers.producer import TransactionalProducer
+from pipeline.settings import Settings
+from schemas.messages import Alert, CaseEvent, Label
+from schemas.topics import CASE_EVENTS, LABELS
+from tests.helpers.console import KEY, NOON, alert_of, console, decision_of, event_of, label_of, publish, table_rows
+from tests.helpers.topics import Cluster
+from tests.helpers.waiting import eventually
+
+pytestmark = pytest.mark.broker
+
+CLAIMS = int(os.environ.get("CONSOLE_CLAIMS", "60"))
+"""Cases that each of two accounts claims at once."""
+
+
+class Desk:
+    """A console on the topics of a test, without its pages."""
+
+    def __init__(self, settings: Settings, store: CaseStore, reader: TopicsReader, name: str) -> None:
+        assert settings.kafka_bootstrap_servers is not None
+        self.settings, self.store, self.reader = settings, store, reader
+        self.actions = CaseActions(settings.kafka_bootstrap_servers, settings, store, name)
+
+    def case(self, case_id: str = "case-1") -> CaseView:
+        return self.store.case(case_id, time.time_ns() // 1_000)
+
+    def add(self, *alerts: Alert) -> None:
+        publish(self.settings, *alerts, *map(decision_of, alerts))
+        eventually(lambda: all(self.has_read(each) for each in alerts))
+
+    def has_read(self, alert: Alert) -> bool:
+        try:
+            views = self.case(alert.case_id).alerts
+        except KeyError:
+            return False
+        return any(view.alert.alert_id == alert.alert_id for view in views)
+
+    def labelled(self) -> list[tuple[str, str, str]]:
+        """What labels say, oldest first, of the one transaction."""
+        labels = [view.label for view in self.store.labels_of("t1", "card-1")]
+        return [(label.source, label.label, label.analyst or "") for label in labels]
+
+
+@pytest.fixture
+def open_desk(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Desk]]:
+    with ExitStack() as stack:
+
+        def opened(name: str = "one", **changes: object) -> Desk:
+            settings = cluster.settings.model_copy(update=changes)
+            found = console(settings, tmp_path / f"{name}.sqlite")
+            return Desk(settings, *stack.enter_context(found), name)
+
+        yield opened
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def events(cluster: Cluster) -> list[CaseEvent]:
+    return [msgspec.json.decode(record.value or b"", type=CaseEvent) for record in cluster.read(CASE_EVENTS)]
+
+
+def test_a_deleted_file_is_made_again_from_the_topics(
+    cluster: Cluster, open_desk: Callable[..., Desk], tmp_path: Path
+) -> None:
+    desk = open_desk()
+    for number in range(40):
+        alert = alert_of(number, number // 2, selection="audit" if number % 6 == 0 else "score")
+        desk.add(alert)
+        if number % 4 == 1:
+            desk.actions.label(alert.case_id, "ann", new_id(), "fraud", [])
+    desk.actions.note("case-3", "bob", new_id(), "called")
+    publish(cluster.settings, event_of(alert_of(999), "noted"), label_of(alert_of(5), source="chargeback"))
+    eventually(lambda: desk.store.event(events(cluster)[-1].event_id) is not None)
+    with console(cluster.settings, tmp_path / "anew.sqlite") as (anew, _):
+        eventually(lambda: table_rows(anew) == table_rows(desk.store))
+        assert anew.figures().open_cases == 10
+
+
+def test_a_reader_goes_on_where_it_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "console.sqlite"
+    publish(cluster.settings, alert_of(1))
+    with console(cluster.settings, path) as (store, _):
+        positions = store.positions()
+        assert store.figures().open_cases == 1
+    publish(cluster.settings, alert_of(2))
+    changed: list[frozenset[str]] = []
+    with console(cluster.settings, path, on_change=changed.append) as (store, _):
+        assert store.figures().open_cases == 2
+        assert changed == [{"case-2"}]
+        assert all(store.positions()[name] >= behind for name, behind in positions.items())
+
+
+def test_a_label_closes_its_case_and_undoing_says_what_held_before(
+    open_desk: Callable[..., Desk], cluster: Cluster
+) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(2, 1))
+    publish(cluster.settings, label_of(alert_of(1), "legitimate", source="chargeback"))
+    desk.actions.claim("case-1", "ann", new_id())
+    event_id = new_id()
+    done = desk.actions.label("case-1", "ann", event_id, "fraud", ["t1"], "stolen")
+    assert desk.actions.label("case-1", "ann", event_id, "fraud", ["t1"], "stolen") == done
+    view = desk.case()
+    assert (view.row.status, view.row.holder) == ("closed", None)
+    assert desk.labelled() == [("chargeback", "legitimate", ""), ("analyst", "fraud", "ann")]
+    (label,) = [view.label for view in desk.store.labels_of("t1", "card-1") if view.holds]
+    assert (label.note, label.alert_id, label.label_id) == ("stolen", "alert-1", *done.labels)
+    with pytest.raises(ActionRefused, match="closed"):
+        desk.actions.label("case-1", "bob", new_id(), "legitimate", [])
+    undo_id = new_id()
+    undone = desk.actions.undo("case-1", "ann", undo_id, event_id)
+    assert desk.actions.undo("case-1", "ann", undo_id, event_id) == undone
+    assert desk.labelled()[2:] == [("analyst", "legitimate", "ann")]
+    times = [view.label.labelled_at for view in desk.store.labels_of("t1", "card-1") if view.label.source == "analyst"]
+    assert times[0] < times[1]
+    # The claim that the answer ended holds again.
+    assert (desk.case().row.status, desk.case().row.alerts, desk.case().row.holder) == ("open", 2, "ann")
+    with pytest.raises(ActionRefused, match="nothing to undo"):
+        desk.actions.undo("case-1", "ann", new_id(), event_id)
+    assert len(events(cluster)) == 3
+
+
+def test_undoing_says_unknown_where_nothing_was_known_and_a_newer_label_forbids_it(
+    open_desk: Callable[..., Desk],
+) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1))
+    first, second = new_id(), new_id()
+    desk.actions.label("case-1", "ann", first, "fraud", [])
+    desk.actions.undo("case-1", "ann", new_id(), first)
+    assert desk.labelled() == [("analyst", "fraud", "ann"), ("analyst", "unknown", "ann")]
+    desk.actions.label("case-1", "ann", second, "legitimate", [])
+    newer = desk.store.labels_of("t1", "card-1")[-1].label.labelled_at + timedelta(milliseconds=1)
+    publish(desk.settings, label_of(alert_of(1), "disputed", labelled_at=newer, analyst="kim"), at=newer)
+    eventually(lambda: len(desk.labelled()) == 4)
+    with pytest.raises(ActionRefused, match="kim has labelled transaction t1 since"):
+        desk.actions.undo("case-1", "ann", new_id(), second)
+    assert len(desk.labelled()) == 4
+
+
+def test_labels_go_to_the_topic_of_their_source(cluster: Cluster, tmp_path: Path) -> None:
+    topics = {"labels": ("analyst",), "audits": ("audit",)}
+    settings = cluster.settings.model_copy(update={"label_topics": topics})
+    ensure_topics(cluster.bootstrap, settings)
+    with console(settings, tmp_path / "two.sqlite") as found:
+        desk = Desk(settings, *found, "two")
+        desk.add(alert_of(1, 1, selection="audit"), alert_of(2, 1))
+        publish(settings, decision_of(alert_of(3, 1), selection=None, features=None))
+        eventually(lambda: desk.store.transaction("t3", "card-1") is not None)
+        desk.actions.label("case-1", "ann", new_id(), "fraud", ["t1", "t2", "t3"])
+        where = {name: [view.topic for view in desk.store.labels_of(name, "card-1")] for name in ("t1", "t2", "t3")}
+        assert where == {"t1": ["audits"], "t2": ["labels"], "t3": ["labels"]}
+        desk.add(alert_of(4, 2))
+        with pytest.raises(ActionRefused, match="no transaction t9"):
+            desk.actions.label("case-2", "ann", new_id(), "fraud", ["t9"])
+    nowhere = settings.model_copy(update={"label_topics": {"labels": ("chargeback",)}})
+    with console(nowhere, tmp_path / "three.sqlite") as found:
+        desk = Desk(nowhere, *found, "three")
+        with pytest.raises(ActionRefused, match="cannot be written"):
+            desk.actions.label("case-2", "ann", new_id(), "fraud", [])
+        assert desk.case("case-2").row.status == "open"
+
+
+def test_labels_bear_the_simulated_clock_of_the_topics(open_desk: Callable[..., Desk], cluster: Cluster) -> None:
+    desk = open_desk()
+    past = datetime(2018, 6, 1, tzinfo=UTC)
+    desk.add(alert_of(1, at=past))
+    first = new_id()
+    desk.actions.label("case-1", "ann", first, "fraud", [])
+    desk.actions.undo("case-1", "ann", new_id(), first)
+    (said, undone) = desk.store.labels_of("t1", "card-1")
+    assert said.label.labelled_at == past + timedelta(seconds=1)
+    assert undone.label.labelled_at == said.label.labelled_at + timedelta(microseconds=1)
+    assert {record.timestamp_ms // 1_000 for record in cluster.read(LABELS)} == {int(past.timestamp()) + 1}
+
+
+def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., Desk]) -> None:
+    desk, other = open_desk(), open_desk("two")
+    desk.add(alert_of(1), alert_of(2))
+    claim_id = new_id()
+    assert desk.actions.claim("case-1", "ann", claim_id).held
+    assert desk.actions.claim("case-1", "ann", claim_id).held
+    eventually(lambda: other.case().row.holder == "ann")
+    lost = other.actions.claim("case-1", "bob", new_id())
+    assert (lost.held, lost.holder) == (False, "ann")
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    for call in (
+        lambda: other.actions.label("case-1", "bob", new_id(), "fraud", []),
+        lambda: other.actions.snooze("case-1", "bob", new_id(), soon),
+        lambda: other.actions.undo("case-1", "bob", new_id(), claim_id),
+    ):
+        with pytest.raises(ActionRefused, match="ann holds this case"):
+            call()
+    done = other.actions.close(["case-1", "case-2"], "bob", bulk := new_id(), "a test of the bank")
+    assert done.case_ids == ("case-2",)
+    assert other.actions.close(["case-1", "case-2"], "bob", bulk, "a test of the bank") == done
+    other.actions.reopen("case-2", "bob", new_id())
+    assert other.case("case-2").row.status == "open"
+    other.actions.snooze("case-2", "bob", new_id(), soon)
+    assert other.case("case-2").row.status == "snoozed"
+    with pytest.raises(ActionRefused, match="passed"):
+        other.actions.snooze("case-2", "bob", new_id(), NOON)
+    with pytest.raises(ActionRefused, match="no such case"):
+        other.actions.claim("case-9", "bob", new_id())
+    with pytest.raises(ActionRefused, match="cannot be written"):
+        other.actions.note("case-2", "bob", new_id(), "x" * 10_001)
+
+
+def test_two_consoles_give_no_case_twice_and_lose_none(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then the connection dies when a transaction may or may not have been committed."""
+    desks = {"ann": open_desk("one"), "bob": open_desk("two")}
+    desks["ann"].add(
+        *(alert_of(number, selection="audit" if number % 20 == 0 else "score") for number in range(2 * CLAIMS))
+    )
+    eventually(lambda: desks["bob"].store.figures().open_cases == 2 * CLAIMS)
+    given: dict[str, list[str | None]] = {name: [] for name in desks}
+    write, calls = TransactionalProducer.write, Counter[str]()
+
+    def dying(self: TransactionalProducer, *arguments: object) -> None:
+        from pipeline.kafka.writers.producer import DeliveryFailed
+
+        calls["writes"] += 1
+        turn = calls["writes"] % 30
+        if turn == 7:
+            raise DeliveryFailed("the connection died before the transaction")
+        write(self, *arguments)  # type: ignore[arg-type]
+        if turn == 19:
+            raise DeliveryFailed("the connection died behind the commit")
+
+    monkeypatch.setattr(TransactionalProducer, "write", dying)
+
+    def work(name: str) -> None:
+        for _ in range(CLAIMS):
+            given[name].append(desks[name].actions.claim_next(QueueFilter(), name, new_id()))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in desks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    everything = [case_id for cases in given.values() for case_id in cases]
+    assert Counter(everything) == Counter(f"case-{number}" for number in range(2 * CLAIMS))
+    assert {name: len(cases) for name, cases in given.items()} == dict.fromkeys(desks, CLAIMS)
+    assert desks["ann"].actions.claim_next(QueueFilter(), "ann", new_id()) is None
+
+
+def test_a_repeated_claim_of_the_next_case_gives_the_same_one(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(2))
+    event_id = new_id()
+    first = desk.actions.claim_next(QueueFilter(), "ann", event_id)
+    assert first == desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-2"
+    assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) == "case-1"
+
+
+def test_a_reader_says_when_no_broker_answers_and_goes_on_afterwards(tmp_path: Path) -> None:
+    with embedded_broker(tmp_path / "kafka") as broker:
+        settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=tmp_path / "data")
+        ensure_topics(broker.bootstrap_servers, settings)
+        publish(settings, alert_of(1))
+        with console(settings, tmp_path / "console.sqlite") as (store, reader):
+            broker.stop()
+            eventually(lambda: reader.failure_text is not None)
+            assert "no broker answers" in (reader.failure_text or "")
+            assert store.case("case-1", 0).row.case_id == "case-1"
+            broker.start()
+            publish(settings, alert_of(2))
+            eventually(lambda: store.figures().open_cases == 2)
+            eventually(lambda: reader.failure_text is None)
+            began_s = time.monotonic()
+            reader.stop()
+            assert time.monotonic() - began_s < 60
+
+
+def test_a_missing_topic_is_said(kafka_settings: Settings, tmp_path: Path) -> None:
+    assert kafka_settings.kafka_bootstrap_servers is not None
+    store = CaseStore(tmp_path / "console.sqlite", kafka_settings, KEY)
+    reader = TopicsReader(kafka_settings.kafka_bootstrap_servers, kafka_settings, store, lambda _: None)
+    reader.start()
+    eventually(lambda: reader.failure_text is not None)
+    assert "case-events" in (reader.failure_text or "")
+    reader.stop()
+    store.close()
+
+
+def test_brokers_stamp_events(cluster: Cluster) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=60)
+    publish(cluster.settings, event_of(alert_of(1), "claimed"), at=NOON + timedelta(days=400))
+    (record,) = cluster.read(CASE_EVENTS)
+    assert before.timestamp() * 1_000 < record.timestamp_ms < time.time() * 1_000 + 60_000
+
+
+def test_labels_decode_as_agents_read_them(open_desk: Callable[..., Desk], cluster: Cluster) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1))
+    desk.actions.label("case-1", "ann", new_id(), "legitimate", [])
+    (record,) = cluster.read(LABELS)
+    assert record.key == b"card-1"
+    assert msgspec.json.decode(record.value or b"", type=Label).label == "legitimate"
