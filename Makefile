@@ -199,8 +199,9 @@ bench: $(INSTALLED) $(BENCH_VENV)/.installed ## Measure throughput beside other 
 bench-docs: $(INSTALLED) ## Put what `bench` measured into docs/benchmarks.md and its plots
 	@"$(PYTHON_OF_VENV)" -m tests.benchmarks.docs $(ARGS)
 
-run-docs: $(INSTALLED) ## Record `run-pipeline`: the README's picture and summary
+run-docs: $(INSTALLED) ## Record `run-pipeline` and its console: the README's pictures and summary
 	@"$(PYTHON_OF_VENV)" -m tests.helpers.recording
+	@"$(PYTHON_OF_VENV)" -m tests.helpers.console_pictures
 
 docs: $(INSTALLED) ## Write the generated tables into their pages and build the site (build/site), strictly
 	@"$(PYTHON_OF_VENV)" -m tests.helpers.generated
