@@ -232,9 +232,7 @@ def digest(case: CaseView) -> str:
 
 def record(case: CaseView) -> bytes:
     """Return a case as JSON that can stand in an element of HTML."""
-    encoded = msgspec.json.encode(
-        {name: _plain(value) for name, value in case._asdict().items()}
-    )
+    encoded = msgspec.json.encode({name: _plain(value) for name, value in case._asdict().items()})
     for character, escaped in ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026")):
         encoded = encoded.replace(character, escaped)
     return encoded
