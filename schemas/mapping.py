@@ -97,6 +97,9 @@ _ONLY: Final = {"unit": ("event_time",), "zone": ("event_time",), "minor": ("amo
 _FIELDS: Final = {field.name: field for field in DECLARED_FIELDS if field.kind not in (Kind.ATTRIBUTES, Kind.WHOLE)}
 _TYPES: Final[dict[str, Any]] = {field.name: field.type for field in msgspec.structs.fields(Transaction)}
 _REQUIRED: Final = tuple(field.name for field in _FIELDS.values() if field.required)
+TRUTH: Final = ("fraud", "fraud_type")
+"""Fields of a file that holds what its transactions turned out to be; records do not have them."""
+_NAMED: Final = (*_FIELDS, *TRUTH)
 
 
 class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -104,7 +107,7 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     version: Annotated[str, Meta(min_length=1, max_length=64)]
     fields: dict[str, FieldSource]
-    """Sources, keyed by the field of `schemas.messages.Transaction`."""
+    """Sources, keyed by the field of `schemas.messages.Transaction`, or of `TRUTH`."""
     attributes: Annotated[dict[Name, Path], Meta(max_length=MAX_ATTRIBUTES)] = {}
     """Path of each member of the contract's ``attributes``."""
 
@@ -126,12 +129,12 @@ class FieldMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def checked(self) -> Self:
         """Return the mapping; raises `InvalidMapping` for one that says what no record could follow."""
         for name, source in self.fields.items():
-            if name not in _FIELDS:
-                raise InvalidMapping(f"[fields.{shown(name)}]: there is no such field; {suggestion(name, _FIELDS)}")
+            if name not in _NAMED:
+                raise InvalidMapping(f"[fields.{shown(name)}]: there is no such field; {suggestion(name, _NAMED)}")
             _check_source(name, source)
         if not self.version.isprintable() or not self.version.strip():
             raise InvalidMapping("the version is no word that people could read")
-        paths = [_names(path) for path in self.attributes.values()]
+        paths = [names_of(path) for path in self.attributes.values()]
         for name, path in zip(self.attributes, paths, strict=True):
             if not name.isprintable() or not all(path):
                 raise InvalidMapping(f"[attributes]: {shown(name)!r} is no name, or its path has an empty one")
@@ -191,52 +194,51 @@ class Mapper:
     Args:
         mapping: The mapping.
         rates: Rate table, which has the decimals of currencies.
+        truth: Whether the fields of `TRUTH` are read too, as of a file.
     """
 
-    def __init__(self, mapping: FieldMapping, rates: RateTable) -> None:
+    def __init__(self, mapping: FieldMapping, rates: RateTable, *, truth: bool = False) -> None:
         self.mapping = mapping
         self._digits = {code: rate.digits for code, rate in rates.currencies.items()}
         self._root, self._paths = _Node(), 0
         # In the contract's order.
-        self._fields = [
-            (name, source, None if source.path is None else self._number(source.path), field.kind is Kind.TEXT)
-            for name, field in _FIELDS.items()
-            if (source := mapping.fields.get(name)) is not None
-        ]
+        self._fields = [self._source(name) for name in _FIELDS if name in mapping.fields]
+        self._truth = [self._source(name) for name in TRUTH if truth and name in mapping.fields]
         self._attributes = [(name, self._number(path)) for name, path in mapping.attributes.items()]
         self._time_source, self._amount_source = mapping.fields["event_time"], mapping.fields["amount"]
         self._zone = None if self._time_source.zone is None else ZoneInfo(self._time_source.zone)
 
+    def _source(self, name: str) -> tuple[str, FieldSource, int | None, bool]:
+        source = self.mapping.fields[name]
+        return name, source, None if source.path is None else self._number(source.path), _is_text(name)
+
     def _number(self, path: str | Sequence[str]) -> int:
         self._paths += 1
-        return self._root.add(_names(path), self._paths)
+        return self._root.add(names_of(path), self._paths)
 
     def mapped(self, value: bytes | None) -> bytes:
         """Return a value as one of the contract; raises `InvalidMessage` for one that this cannot be made of.
 
         Nothing that could not be read or converted goes on: the contract might take it for something else.
         """
+        return self.row(value)[0]
+
+    def row(self, value: bytes | None) -> tuple[bytes, dict[str, Any]]:
+        """Return what `mapped` returns, and the fields in it, with those of `TRUTH` where they are read."""
         found = dict[int, bytes]()
         try:
             self._root.read(checked(value, _members), found)
-            mapped = _encode(self._transaction(found))
+            fields = self._transaction(found)
+            mapped = _encode(fields)
+            fields |= _values(self._truth, found)
         except (msgspec.MsgspecError, UnicodeError) as error:
             raise InvalidMessage("not_json", f"{error}; send one JSON object a record.") from error
         if len(mapped) > MAX_VALUE_BYTES:
             raise InvalidMessage("too_large", f"The value has {len(mapped)} bytes as one of the contract.")
-        return mapped
+        return mapped, fields
 
     def _transaction(self, found: Mapping[int, bytes]) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for name, source, path, is_text in self._fields:
-            value = source.constant if path is None else _scalar(name, found.get(path))
-            if value is None:
-                continue
-            if is_text and type(value) is int:
-                value = str(value)
-            if source.values is not None and isinstance(value, str):
-                value = source.values.get(value, value)
-            fields[name] = value
+        fields = _values(self._fields, found)
         if "event_time" in fields:
             fields["event_time"] = self._time(fields["event_time"])
         if "amount" in fields:
@@ -336,13 +338,13 @@ def _check_source(name: str, source: FieldSource) -> None:
     for setting, fields in _ONLY.items():
         if getattr(source, setting) and name not in fields:
             raise InvalidMapping(f"{where}{setting} belongs to {', '.join(fields)}")
-    if source.constant is not None and (source.values is not None or _FIELDS[name].kind is not Kind.TEXT):
+    if source.constant is not None and (source.values is not None or not _is_text(name)):
         raise InvalidMapping(f"{where}a constant stands alone, and only a text can be one")
-    if source.path is not None and not all(_names(source.path)):
+    if source.path is not None and not all(names_of(source.path)):
         raise InvalidMapping(f"{where}the path has an empty name")
     if source.constant is not None:
-        _converted(source.constant, _TYPES[name], where)
-    if source.values is not None and _FIELDS[name].kind is not Kind.TEXT:
+        _converted(source.constant, _TYPES.get(name, str), where)
+    if source.values is not None and not _is_text(name):
         raise InvalidMapping(f"{where}values belong to a text")
     if source.zone is not None:
         if source.unit is not None:
@@ -353,8 +355,28 @@ def _check_source(name: str, source: FieldSource) -> None:
             raise InvalidMapping(f"{where}there is no time zone {source.zone!r}; write one like Asia/Tokyo") from error
 
 
-def _names(path: str | Sequence[str]) -> tuple[str, ...]:
+def _is_text(name: str) -> bool:
+    return name in TRUTH or _FIELDS[name].kind is Kind.TEXT
+
+
+def names_of(path: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a path, from the outermost object inwards."""
     return tuple(path.split(".")) if isinstance(path, str) else tuple(path)
+
+
+def _values(sources: Sequence[tuple[str, FieldSource, int | None, bool]], found: Mapping[int, bytes]) -> dict[str, Any]:
+    """Return what fields are of the JSON at their paths."""
+    fields: dict[str, Any] = {}
+    for name, source, path, is_text in sources:
+        value = source.constant if path is None else _scalar(name, found.get(path))
+        if value is None:
+            continue
+        if is_text and type(value) is int:
+            value = str(value)
+        if source.values is not None and isinstance(value, str):
+            value = source.values.get(value, value)
+        fields[name] = value
+    return fields
 
 
 def _scalar(name: str, value: bytes | None) -> Any:

@@ -27,7 +27,7 @@ from pipeline.backtest.runner.result import BacktestResult, Variant
 from pipeline.backtest.runner.statistics import BacktestProgress
 from pipeline.backtest.training.variants import Training
 from pipeline.cli import INTERRUPTED
-from pipeline.commands.column_options import ColumnOptions, file_mapping
+from pipeline.commands.file_mapping import file_mapping, mapping_option
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write_each
 from pipeline.commands.progress import ProgressBar, interrupts
@@ -75,7 +75,7 @@ def _training_of(variants: tuple[str, ...], **schedule: Any) -> Training | None:
 @click.command("backtest")
 @click.argument("history", required=False, type=click.Path(path_type=Path))
 @declared_options("asked", Backtest, {Backtest: dict, Training: _training_of}, without=("config",))
-@declared_options("columns", ColumnOptions)
+@mapping_option
 @declared_options("shown", ReportOptions)
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as an HTML page.")
 @click.option("--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as JSON.")
@@ -100,9 +100,9 @@ def command(
     decisions: str | None,
     replace: bool,
     differences: Path | None,
-    columns: ColumnOptions,
+    mapping: Path | None,
 ) -> None:
-    """Decide history again: of the topics, of HISTORY (.parquet, .csv, .csv.gz), or of a directory of exported topics.
+    """Decide history again: of the topics, of a file HISTORY (as `train` reads), or of a directory of exported topics.
 
     What lies before the range fills the windows. Nothing is written to a topic of the pipeline, and no group's offsets
     move. Durations: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends early; the report then says that it is partial, and the
@@ -120,7 +120,7 @@ def command(
     refuse_unwritable((report, as_json, differences), directory)
     stop = threading.Event()
     with _usable_values():
-        backtest = _backtest(history, asked, columns, shown.top)
+        backtest = _backtest(history, asked, mapping, shown.top)
     if into is not None:
         _write_topic(backtest, into, replace, stop)
         return
@@ -167,13 +167,16 @@ def _write_topic(backtest: Backtest, into: str, replace: bool, stop: threading.E
         sys.exit(INTERRUPTED)
 
 
-def _backtest(history: Path | None, asked: dict[str, Any], columns: ColumnOptions, top: int) -> Backtest:
+def _backtest(history: Path | None, asked: dict[str, Any], mapping: Path | None, top: int) -> Backtest:
     """Return the backtest that is asked for; reviews answer ``top`` alerts a day, for which thresholds are chosen."""
     if asked["training"] is not None:
         asked["training"] = dataclasses.replace(asked["training"], alerts_per_day=top)
     asked["labels"] = dataclasses.replace(asked["labels"], reviews_a_day=top)
-    mapping = file_mapping(history, columns) if history is not None and history.is_file() else None
-    return Backtest(history, mapping=mapping, settings=Settings(), **asked | {"models": _named_models(asked["models"])})
+    settings = Settings()
+    found = file_mapping(history, mapping, settings) if history is not None and history.is_file() else None
+    if mapping is not None and found is None:
+        raise click.UsageError("--mapping is for a file; topics and exports follow FRAUD_PIPELINE_MAPPING_FILE")
+    return Backtest(history, mapping=found, settings=settings, **asked | {"models": _named_models(asked["models"])})
 
 
 def _print_versions(asked: Backtest, result: BacktestResult) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 import click
 import msgspec
 
+from pipeline.history.files import TABLES, column_names
+from pipeline.history.mapped_files import file_records
 from pipeline.history.mapping_proposal import propose_mapping
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
@@ -52,9 +54,9 @@ class UnusableSample(click.ClickException):
 def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) -> None:
     """Propose a mapping of your own JSON in SAMPLE as TOML, and show what it makes of the records.
 
-    SAMPLE holds one object a line, an array of objects, or one object; its first 1,000 are looked at. The proposal
-    goes to standard output; rows and counts go to standard error. With --mapping they go to standard output, and the
-    exit code is 1 if a record is refused.
+    SAMPLE holds one object a line, an array of objects, or one object, or is a .parquet or .csv file, whose rows are
+    objects; the first 1,000 are looked at. The proposal goes to standard output; rows and counts go to standard error.
+    With --mapping they go to standard output, and the exit code is 1 if a record is refused.
     """
     if (sample is None) == (publish is None) or (publish is not None and mapping is not None):
         raise click.UsageError("Give either a SAMPLE, with or without --mapping, or --publish alone.")
@@ -65,8 +67,11 @@ def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) 
         return
     given = None if mapping is None else mapping_of(mapping)
     try:
-        with click.open_file(str(sample), "rb") as file:
-            records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
+        if sample.name.lower().endswith(TABLES):
+            records = next(file_records(sample, column_names(sample), MAX_RECORDS), [])
+        else:
+            with click.open_file(str(sample), "rb") as file:
+                records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
     except UnusableSample as error:
         raise UnusableSample(f"{printable(str(sample))}: {error.message}") from error
     if given is not None:

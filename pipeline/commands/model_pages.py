@@ -122,6 +122,10 @@ def train_again(arguments: dict[str, Any], file: Path, registry_dir: Path) -> No
     from pipeline.commands.train import command as train
 
     context = click.Context(train)
+    if "mapping" in arguments:
+        mapping = registry_dir / "mapping.toml"
+        mapping.write_text(arguments["mapping"], encoding="utf-8")
+        arguments = {**arguments, "mapping": mapping}
     values = {
         param.name: param.type_cast_value(context, arguments[param.name])
         for param in train.params

@@ -4,17 +4,21 @@ import json
 import math
 import signal
 import threading
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from pipeline.commands.column_options import ColumnOptions, file_mapping
+from pipeline.commands.file_mapping import file_mapping, mapping_option
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.option_types import Moment
 from pipeline.commands.shared_options import named_servers
+from pipeline.engine.records.columns import Reject
 from pipeline.history.frames import read_transactions
+from pipeline.history.mapped_files import refusal_text
+from pipeline.observability.terminal import printable
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 
@@ -47,7 +51,7 @@ class Speed(click.ParamType):
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--bootstrap", help="Cluster to feed.  [default: KAFKA_BOOTSTRAP_SERVERS]")
 @click.option("--speed", type=Speed(), default="max", show_default=True, help="Simulated seconds a second, or max.")
-@declared_options("columns", ColumnOptions)
+@mapping_option
 @click.option("--from", "start", type=Moment(), help="First event time.")
 @click.option("--to", "end", type=Moment(), help="Event time to end before.")
 @click.option("--sort", is_flag=True, help="Order the file by event time first, in memory.")
@@ -60,9 +64,9 @@ def command(
     end: datetime | None,
     sort: bool,
     options: ReplayOptions,
-    columns: ColumnOptions,
+    mapping: Path | None,
 ) -> None:
-    """Feed the transactions of FILE (.parquet, .csv, .csv.gz) to the topics, each label after its delay.
+    """Feed the transactions of FILE (.parquet, .csv, .jsonl) to the topics, each label after its delay.
 
     Records bear the simulated clock, so the topics must keep producers' timestamps (docs/replay.md). Durations are
     simulated time: 90 (seconds), 30m, 12h, 7d. Ctrl-C ends the replay; one JSON line on the standard output sums it up.
@@ -72,11 +76,14 @@ def command(
     stop = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        mapping = file_mapping(file, columns)
-        frames = read_transactions(file, mapping, start=start, end=end, sort=sort)
+        found, rejects = file_mapping(file, mapping, settings), list[Reject]()
+        frames = read_transactions(file, found, start=start, end=end, sort=sort, rejects=rejects)
         progress = Replay(settings, servers, frames, replace(options, speed=speed), report=_echo, stop=stop).run()
     finally:
         signal.signal(signal.SIGINT, previous)
+    if rejects:
+        codes = Counter(reject.code for reject in rejects)
+        click.echo(printable(refusal_text(file, codes, rejects[0])), err=True)
     if not progress.transactions and not progress.stopped:
         raise click.ClickException(f"{file} holds no transaction in the chosen time; widen --from and --to")
     click.echo(json.dumps(_summary(progress)))

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from pipeline.commands.column_options import file_mapping
+from pipeline.commands.file_mapping import file_mapping, mapping_option
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.shared_options import named_servers
 from pipeline.commands.train_options import TrainOptions
@@ -37,8 +37,10 @@ BY_TRAIN: Final = "train"
 """The name that an activation gives as its maker."""
 ADDRESSES: Final = frozenset({"file", "bootstrap", "registry_dir", "activate", "force", "publish"})
 """Arguments that decide nothing about the version."""
-LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0}
+LATER: Final = {"corrected_share": 0.0, "correction_days": 7.0, "mapping": None}
 """Arguments that came later, with the defaults at which they are left out: a version of before can be trained again."""
+FORMER: Final = {"changes": (), "currency": "EUR", "preset": None, "time_zone": "UTC"}
+"""Arguments that are gone, with their defaults: they stay recorded, for the same reason."""
 DECIDING: Final = {
     "base_currency": "base_currency",
     "future_tolerance_s": "future_tolerance_s",
@@ -51,9 +53,10 @@ DECIDING: Final = {
 
 @click.command("train")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@mapping_option
 @declared_options("options", TrainOptions, without=("delay_days",))
-def command(file: Path | None, options: TrainOptions) -> None:
-    """Train on the transactions of FILE (.parquet, .csv, .csv.gz), or on what was served.
+def command(file: Path | None, mapping: Path | None, options: TrainOptions) -> None:
+    """Train on the transactions of FILE (.parquet, .csv, .jsonl, the last two also .gz), or on what was served.
 
     Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
     blend, audit and rules of the active one: the cluster's with `--publish`, else the registry's. One JSON line on the
@@ -69,7 +72,7 @@ def command(file: Path | None, options: TrainOptions) -> None:
     before = _policy_before(servers, settings, registry, publish=options.publish)
     features = select_features(options.features.split(",") if options.features else [])
     refuse_barred(features, settings.barred_features)
-    rows = _read(file, servers, settings, options, features)
+    rows = _read(file, mapping, servers, settings, options, features)
     echo(f"features are there after {time.monotonic() - started_s:.1f} s; growing trees")
     trained = _trained(rows, before, settings, options, features, request)
     _warn_of_labels(trained.model, settings)
@@ -105,7 +108,12 @@ def _checked_settings(options: TrainOptions) -> Settings:
 
 
 def _read(
-    file: Path | None, servers: str, settings: Settings, options: TrainOptions, features: tuple[str, ...]
+    file: Path | None,
+    mapping: Path | None,
+    servers: str,
+    settings: Settings,
+    options: TrainOptions,
+    features: tuple[str, ...],
 ) -> TrainingInput:
     """Return the rows to train on: of a file, or of what a cluster served."""
     default_days = settings.maturity_days if file is None else 7.0
@@ -113,11 +121,11 @@ def _read(
     early, known_before = options.early_reports, options.known_before
     if file is None:
         return rows_of_topics(servers, settings, delay_days, known_before, early=early is True)
-    mapping = file_mapping(file, options.columns)
     regime = msgspec.structs.replace(options.regime, delay_days=delay_days)
     wanted = {*features, *SEGMENT_FEATURES, *(AUDIT_FEATURES if options.audit_share is not None else ())}
     names = tuple(name for name in FEATURES if name in wanted)
-    return rows_of_file(file, mapping, settings, regime, known_before, names, early=early is not False)
+    found = file_mapping(file, mapping, settings)
+    return rows_of_file(file, found, settings, regime, known_before, names, early=early is not False)
 
 
 def _trained(
@@ -169,9 +177,9 @@ def _request(settings: Settings) -> dict[str, Any]:
 
     They are in the version's metadata: the same arguments on the same history give the same version.
     """
-    given = click.get_current_context().params
+    given = FORMER | click.get_current_context().params
     arguments = {
-        name: value.isoformat() if isinstance(value, datetime) else value
+        name: _recorded(value)
         for name, value in sorted(given.items())
         if name not in ADDRESSES and (name not in LATER or value != LATER[name])
     }
@@ -179,6 +187,13 @@ def _request(settings: Settings) -> dict[str, Any]:
         "arguments": arguments,
         "settings": {name: getattr(settings, setting) for name, setting in DECIDING.items()},
     }
+
+
+def _recorded(value: Any) -> Any:
+    """Return an argument as JSON has it: of a file that decides its content, since its path says nothing."""
+    if isinstance(value, Path):
+        return value.read_text(encoding="utf-8")
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _split(rows: TrainingInput, options: TrainOptions) -> Split:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from pipeline.commands.column_options import ColumnOptions
 from pipeline.learning.regimes import LabelRegime
 from pipeline.training.fit import DEFAULT_BUDGET, TrainingConfig
 
@@ -22,7 +21,6 @@ class TrainOptions:
     bootstrap: Annotated[
         str | None, Meta(description="Cluster to read and publish to.  [default: KAFKA_BOOTSTRAP_SERVERS]")
     ] = None
-    columns: ColumnOptions
     train_from: Annotated[datetime | None, Meta(description="Event time of the first transaction to train on.")] = None
     known_before: Annotated[
         datetime | None,

@@ -9,7 +9,8 @@ import click
 
 from pipeline.backtest.input.span import LATEST_US
 from pipeline.backtest.training.training_history import read_history
-from pipeline.history.files import ColumnMapping, column_names, file_tables
+from pipeline.history.files import ColumnMapping, column_names, file_tables, is_json
+from pipeline.history.mapped_files import FileMapping, mapped_tables, refusal_text
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays, described_by_source
 from pipeline.learning.trained_labels import TrainedLabels
@@ -38,7 +39,7 @@ class TrainingInput(NamedTuple):
 
 def rows_of_file(
     file: Path,
-    mapping: ColumnMapping,
+    mapping: ColumnMapping | FileMapping,
     settings: Settings,
     regime: LabelRegime,
     known_before: datetime | None,
@@ -55,11 +56,12 @@ def rows_of_file(
         ModelError: No transaction is left.
     """
     # What lies behind the date takes no part, not even in the features.
-    if ignored := sorted(set(column_names(file)) - set(mapping.columns.values())):
+    columns = () if is_json(file) else column_names(file)
+    if ignored := sorted(set(columns) - set(mapping.columns.values())):
         echo(f"columns that are not used: {', '.join(map(printable, ignored))}")
     before_us = microseconds(known_before)
     history = read_history(
-        file_tables(file, mapping),
+        mapped_tables(file, mapping) if isinstance(mapping, FileMapping) else file_tables(file, mapping),
         regime,
         card_options(settings, load_rates(settings), partitions=1),
         names,
@@ -67,9 +69,8 @@ def rows_of_file(
         time_zone=mapping.time_zone,
         end_us=LATEST_US if before_us is None else before_us,
     )
-    if history.refused:
-        codes = ", ".join(f"{code} {count:,}" for code, count in history.refused.most_common())
-        echo(f"{history.refused.total():,} transactions are left out, since workers refuse them: {codes}")
+    if history.first_refused is not None:
+        echo(printable(refusal_text(file, history.refused, history.first_refused)))
     if history.repeated:
         echo(f"{history.repeated:,} transactions are left out, since they repeat others")
     if foreign := sorted(history.currencies - {settings.base_currency}):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from pipeline.console import presentation
-from pipeline.console.actions import ActionRefused
+from pipeline.console.action_records import ActionRefused
 from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
 from pipeline.console.roles import Action, allowed, requires
 from pipeline.console.views import AlertView, CaseView, Explanation, HistoryEntry, LabelView, LearnedView
@@ -196,15 +197,22 @@ def _withdraw(actions: Any, case_id: str, by: str, event_id: str, form: FormData
     actions.undo(case_id, by, event_id, str(form.get("undoes", "")))
 
 
+class IdentifierConvertor(StringConvertor):
+    """Any text in an address, with slashes and ends of lines."""
+
+    regex = "(?s:.+)"
+
+
+register_url_convertor("identifier", IdentifierConvertor())
 ROUTES: Final[Sequence[Route]] = (
-    Route("/cases/{case_id:path}/claim", _form_action(Action.CLAIM, _claim), methods=["POST"]),
-    Route("/cases/{case_id:path}/label", _form_action(Action.LABEL, _label), methods=["POST"]),
-    Route("/cases/{case_id:path}/snooze", _form_action(Action.SNOOZE, _snooze), methods=["POST"]),
-    Route("/cases/{case_id:path}/note", _form_action(Action.NOTE, _note), methods=["POST"]),
-    Route("/cases/{case_id:path}/reopen", _form_action(Action.REOPEN, _reopen), methods=["POST"]),
-    Route("/cases/{case_id:path}/undo", _form_action(Action.WITHDRAW, _withdraw), methods=["POST"]),
-    Route("/cases/{case_id:path}/export.html", export_case),
-    Route("/cases/{case_id:path}/learned", learned),
+    Route("/cases/{case_id:identifier}/claim", _form_action(Action.CLAIM, _claim), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/label", _form_action(Action.LABEL, _label), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/snooze", _form_action(Action.SNOOZE, _snooze), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/note", _form_action(Action.NOTE, _note), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/reopen", _form_action(Action.REOPEN, _reopen), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/undo", _form_action(Action.WITHDRAW, _withdraw), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/export.html", export_case),
+    Route("/cases/{case_id:identifier}/learned", learned),
     # The last: it takes whatever is left.
-    Route("/cases/{case_id:path}", show_case),
+    Route("/cases/{case_id:identifier}", show_case),
 )

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from pipeline.console import presentation
-from pipeline.console.actions import ActionRefused
+from pipeline.console.action_records import ActionRefused
 from pipeline.console.roles import Action, requires
 from pipeline.console.views import CaseStatus, QueueFilter
 from pipeline.kafka.writers.producer import DeliveryFailed

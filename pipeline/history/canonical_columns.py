@@ -48,14 +48,17 @@ class UnusableSource(ValueError):
 
 
 def canonical_frame(event_time_us: npt.NDArray[np.int64], columns: Mapping[str, npt.NDArray[Any]]) -> pd.DataFrame:
-    """Build a frame with `COLUMNS` from arrays of one length; ``event_time_us`` counts from 1970-01-01T00:00:00Z.
+    """Build a frame with `COLUMNS`, as far as they are given, from arrays of one length.
+
+    ``event_time_us`` counts from 1970-01-01T00:00:00Z.
 
     Text columns keep the ``object`` type: their strings are shared between rows, and reading them back costs no
     conversion.
     """
     times = pd.Series(event_time_us.astype("datetime64[us]")).dt.tz_localize("UTC")
     found = {name: pd.Series(values, dtype=values.dtype) for name, values in columns.items()}
-    return pd.DataFrame({"event_time": times, **found}, columns=list(COLUMNS))
+    frame = pd.DataFrame({"event_time": times, **found})
+    return frame[[name for name in COLUMNS if name in frame]]
 
 
 def in_zone(naive: "pd.Series[pd.Timestamp]", time_zone: str) -> "pd.Series[pd.Timestamp]":

@@ -14,13 +14,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from pipeline.features.attributes import COLUMNS
-from pipeline.history.canonical_columns import PASSED_ON, UnusableSource, numbers, zone_of
+from pipeline.history.canonical_columns import PASSED_ON, UnusableSource, numbers
 from pipeline.settings.secret_files import is_url
 from schemas.fields import DECLARED_FIELDS
+from schemas.mapping import TRUTH
 
 REQUIRED: Final = tuple(field.name for field in DECLARED_FIELDS if field.required and field.name != "currency")
 """Fields that a file must have a column for: one currency may be said for all of it."""
-TRUTH: Final = ("fraud", "fraud_type")
 FIELDS: Final = (*REQUIRED, "currency", *TRUTH, *PASSED_ON, *COLUMNS)
 
 HANDBOOK: Final[Mapping[str, str]] = {
@@ -52,6 +52,9 @@ SEQUENCE: Final = "sequence"
 CHUNK_ROWS: Final = 16_384
 """Rows of a table: large enough for what one costs, small enough for its features to stay near the processor."""
 
+PARQUET: Final = (".parquet", ".pq")
+TABLES: Final = (*PARQUET, ".csv", ".csv.gz")
+JSON_LINES: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 _SEPARATORS: Final = {b";": "semicolons", b"\t": "tabs", b"|": "vertical bars"}
 _HEADER_BYTES: Final = 65_536
 _DAY_FIRST: Final = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{4}\b")
@@ -84,61 +87,34 @@ def currency_decimals(currency: str) -> int:
     return _DECIMALS.get(currency, 2)
 
 
-def resolve_mapping(
-    path: Path,
-    changes: Mapping[str, str] | None = None,
-    *,
-    preset: str | None = None,
-    currency: str = "EUR",
-    time_zone: str = "UTC",
-) -> ColumnMapping:
-    """Find the mapping for a file: a preset, with changes on top.
+def resolve_mapping(path: Path) -> ColumnMapping:
+    """Find the mapping for a file whose columns have the names of a preset.
 
     Args:
         path: A Parquet or CSV file; its columns and its first time are read.
-        changes: The file's columns by names of ``FIELDS``; None: there are none.
-        preset: Name of the preset; None: the first one whose required columns the file has, else ``canonical``.
-        currency: ISO 4217 code for a file without a currency column.
-        time_zone: IANA name of the zone of times without an offset.
 
     Raises:
-        UnusableSource: A field, preset or time zone is unknown, or the file lacks a column that is named or required.
+        UnusableSource: The file lacks a required column, or cannot be read.
     """
-    changes = changes or {}
     present = column_names(path)
-    unknown = sorted(set(changes) - set(FIELDS))
-    if unknown:
-        raise UnusableSource(f"--map knows no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
-    absent = sorted(column for column in changes.values() if column not in present)
-    if absent:
-        raise UnusableSource(f"{path} has no column {', '.join(absent)}; it has {', '.join(present)}")
-    if preset is None:
-        fits = [
-            name
-            for name, columns in PRESETS.items()
-            if all(changes.get(needed, columns[needed]) in present for needed in REQUIRED)
-        ]
-        preset = fits[0] if fits else "canonical"
-    if preset not in PRESETS:
-        raise UnusableSource(f"there is no preset {preset}; there are {', '.join(PRESETS)}")
-    taken = {*FIELDS, *PRESETS[preset].values(), *changes.values()}
+    preset = next((name for name, names in PRESETS.items() if {*map(names.get, REQUIRED)} <= {*present}), "canonical")
+    taken = {*FIELDS, *PRESETS[preset].values()}
     attributes = {
         column: name
         for column, name in COLUMNS.items()
         # A column that holds another field, such as the truth, is no attribute of the same name.
         if column not in present and name not in taken
     }
-    mapped = {**CANONICAL_ATTRIBUTES, **PRESETS[preset], **attributes, **changes}
+    mapped = {**CANONICAL_ATTRIBUTES, **PRESETS[preset], **attributes}
     columns = {name: column for name, column in mapped.items() if column in present}
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        needed = " ".join(f"--map {name}=COLUMN" for name in missing)
         raise UnusableSource(
-            f"{path}: no column is known for {', '.join(missing)}; name one with {needed} (it has {', '.join(present)})"
+            f"{path}: no column is known for {', '.join(missing)}; say which is it in a mapping, and give that with "
+            f"--mapping (the file has {', '.join(present)})"
         )
-    zone_of(time_zone)
     _check_first_time(path, columns["event_time"])
-    return ColumnMapping(columns, currency, time_zone, ZERO_AMOUNT_TYPES.get(preset))
+    return ColumnMapping(columns, zero_amount_type=ZERO_AMOUNT_TYPES.get(preset))
 
 
 def _check_first_time(path: Path, column: str) -> None:
@@ -213,28 +189,35 @@ def refuse_url(path: Path) -> None:
         raise UnusableSource(f"{path} is a URL: copy it to a disk of this machine, and name its path there")
 
 
+def is_json(path: Path) -> bool:
+    """Tell whether a file holds JSON lines, by its name."""
+    return path.name.lower().endswith(JSON_LINES)
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[bool]:
-    """Yield whether a file is Parquet, and not CSV; what fails in the context raises `UnusableSource`."""
+def reading(path: Path) -> Iterator[bool]:
+    """Yield whether a file is Parquet; what fails in the context raises `UnusableSource`."""
     refuse_url(path)
     if not path.is_file():
         raise UnusableSource(f"there is no file {path}")
-    parquet = path.name.lower().endswith((".parquet", ".pq"))
-    if not parquet and not path.name.lower().endswith((".csv", ".csv.gz")):
-        raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv or .csv.gz")
+    parquet = path.name.lower().endswith(PARQUET)
+    if not path.name.lower().endswith((*TABLES, *JSON_LINES)):
+        raise UnusableSource(f"{path}: unknown file type; use .parquet, .pq, .csv, .csv.gz, .jsonl or .jsonl.gz")
     try:
         yield parquet
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         advice = "; save it as UTF-8" if re.search("utf-?8", str(error), re.IGNORECASE) else ""
-        kind = "parquet" if parquet else "csv"
+        kind = "parquet" if parquet else "JSON lines" if is_json(path) else "csv"
         raise UnusableSource(f"{path} cannot be read as {kind}: {error}{advice}") from error
 
 
 def column_names(path: Path) -> list[str]:
     """The columns of a file; raises `UnusableSource` for one that cannot be read."""
-    with _reading(path) as parquet:
+    with reading(path) as parquet:
         if parquet:
             return list(pq.read_schema(path).names)
+        if is_json(path):
+            raise UnusableSource(f"{path} has no columns: say where its fields are in a mapping (--mapping)")
         # Before a parser divides the rows at commas, which may stand in amounts.
         with pa.input_stream(path) as stream:
             header = stream.read(_HEADER_BYTES).partition(b"\n")[0]
@@ -260,7 +243,7 @@ def read_tables(path: Path, columns: list[str], batch_rows: int) -> Iterator[pa.
     Raises:
         UnusableSource: The file cannot be read.
     """
-    with _reading(path) as parquet:
+    with reading(path) as parquet:
         if parquet:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=columns):

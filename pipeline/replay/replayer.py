@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
+from pipeline.history.mapped_files import RECORD
 from pipeline.kafka.cluster.cluster import require_producer_timestamps
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import SIMULATOR
@@ -112,8 +113,9 @@ class Replay:
     Record timestamps are the simulated clock: a transaction's event time, a label's ``labelled_at``.
 
     Args:
-        frames: Frames with `pipeline.history.canonical_columns.COLUMNS`, or the rows that `rows` made of one; sorted
-            by event time, and perhaps endless. Without ``fraud`` and ``fraud_type`` there are no labels.
+        frames: Frames with `pipeline.history.canonical_columns.COLUMNS`, or with those of
+            `pipeline.history.frames.MAPPED`, whose records are sent as they are, or the rows that `rows` made of one;
+            sorted by event time, and perhaps endless. Without ``fraud`` and ``fraud_type`` there are no labels.
         options: Speed and labels; None: the defaults of `ReplayOptions`.
         report: Called from the thread of `run` with the progress, always the same object, and once at the end.
         stop: Ends the replay once it is set, without the labels that are left; None: nothing ends it early.
@@ -197,13 +199,12 @@ class Replay:
         times_us = event_times_us(frame)
         if (np.diff(times_us) < 0).any():
             raise ValueError(_UNORDERED)
-        encode = ENCODER.encode
-        return [
-            Row(time_us, message.card_id.encode(), encode(message), truth)
-            for time_us, message, truth in zip(
-                times_us.tolist(), transaction_messages(frame, times_us), self._truths(frame, times_us), strict=True
-            )
-        ]
+        if RECORD in frame.columns:
+            values: Iterable[bytes] = frame[RECORD].tolist()
+        else:
+            values = map(ENCODER.encode, transaction_messages(frame, times_us))
+        keys, truths = map(str.encode, frame["card_id"].tolist()), self._truths(frame, times_us)
+        return [Row(*row) for row in zip(times_us.tolist(), keys, values, truths, strict=True)]
 
     def _send_frame(self, frame: pd.DataFrame | Sequence[Row]) -> bool:
         """Send one frame with what falls due before each of its rows; false when the replay must stop."""

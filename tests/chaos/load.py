@@ -131,7 +131,7 @@ def _drafts(load: Load, random: np.random.Generator) -> Iterator[_Draft]:
 
 def _frame(load: Load) -> pd.DataFrame:
     if load.data is not None:
-        frame = load_transactions(load.data, resolve_mapping(load.data, {}))
+        frame = load_transactions(load.data, resolve_mapping(load.data))
         frame = frame[frame["event_time"] < frame["event_time"].iloc[0] + timedelta(days=load.days)]
         cards = np.sort(frame["card_id"].unique())
         wanted = max(1, round(len(cards) * min(1.0, load.rows / len(frame))))

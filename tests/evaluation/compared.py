@@ -61,7 +61,7 @@ def own_models(file: Path) -> dict[str, Figures]:
 
     Trained on what the Handbook trains on (``SAME_WEEK``), or on everything that was known (``HISTORY``).
     """
-    mapping = resolve_mapping(file, preset="handbook")
+    mapping = resolve_mapping(file)
     known = load_transactions(file, mapping, end=TEST_FROM)
     data = history_of(known, LabelRegime(delay_days=DELAY_DAYS)).training_set()
     models = {SAME_WEEK: _trained(data, SAME_WEEK, TRAIN_FROM), HISTORY: _trained(data, HISTORY, None)}

@@ -148,7 +148,7 @@ def evaluate(
             "registry_dir": None,
         }
     )
-    mapping = resolve_mapping(file, preset="handbook")
+    mapping = resolve_mapping(file)
     frame = load_transactions(file, mapping, start=start, end=end)
     registry = Registry(settings.registry_path)
     recipe = Recipe(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pipeline.console.actions import ActionRefused
+from pipeline.console.action_records import ActionRefused
 from pipeline.console.views import (
     AlertView,
     CaseView,
@@ -51,10 +51,20 @@ HOSTILE = (
     "{{ 7 * 7 }}",
 )
 FEATURES = {
-    "amount": 812.4, "hour": 3.0, "card_count_1d": 4.0, "card_count_30d": 31.0, "card_seconds_since_last": 312.0,
-    "card_outlier_count_7d": 2.0, "card_merchant_count": 0.0, "card_regular_mean_30d": 46.2, "card_amount_to_regular": 17.58,
-    "card_seconds_since_outlier": None, "merchant_count_1d": 210.0, "merchant_surge": 2.4, "merchant_fraud_run_seconds": 86400.0,
-}  # fmt: skip
+    "amount": 812.4,
+    "hour": 3.0,
+    "card_count_1d": 4.0,
+    "card_count_30d": 31.0,
+    "card_seconds_since_last": 312.0,
+    "card_outlier_count_7d": 2.0,
+    "card_merchant_count": 0.0,
+    "card_regular_mean_30d": 46.2,
+    "card_amount_to_regular": 17.58,
+    "card_seconds_since_outlier": None,
+    "merchant_count_1d": 210.0,
+    "merchant_surge": 2.4,
+    "merchant_fraud_run_seconds": 86400.0,
+}
 SHARES = (
     ShareRow("Base: how often any transaction is fraud", "", None, None, -4.1),
     ShareRow("Amount unusual for the card", "card_amount_to_regular", 17.58, 1.1, 3.02),
@@ -79,16 +89,32 @@ def alert_view(
     source = RecordPosition(topic="transactions", partition=0, offset=4711 + number)
     log = LogPosition(partition=0, offset=12)
     common: dict[str, Any] = {
-        "transaction_id": f"{card_id}-t{number}"[:256], "card_id": card_id, "merchant_id": "electronics-outlet-771", "event_time": time,
-        "amount": amount, "currency": "EUR", "amount_base": float(amount), "base_currency": "EUR",
-        "score": 0.0 if blind else 0.9089, "model_scores": ModelScores(lightgbm=0.0 if blind else 0.93, river=0.0 if blind else 0.88),
-        "threshold": 0.62, "selection": "" if blind else "score", "versions": VERSIONS, "source": source, "log": log,
-        "case_id": case_id, "case_sequence": number,
-    }  # fmt: skip
+        "transaction_id": f"{card_id}-t{number}"[:256],
+        "card_id": card_id,
+        "merchant_id": "electronics-outlet-771",
+        "event_time": time,
+        "amount": amount,
+        "currency": "EUR",
+        "amount_base": float(amount),
+        "base_currency": "EUR",
+        "score": 0.0 if blind else 0.9089,
+        "model_scores": ModelScores(lightgbm=0.0 if blind else 0.93, river=0.0 if blind else 0.88),
+        "threshold": 0.62,
+        "selection": "" if blind else "score",
+        "versions": VERSIONS,
+        "source": source,
+        "log": log,
+        "case_id": case_id,
+        "case_sequence": number,
+    }
     reason = Reason(
-        code="AMOUNT_UNUSUAL_FOR_CARD", feature="card_amount_to_regular", value=17.58, usual=1.1, contribution=3.02,
+        code="AMOUNT_UNUSUAL_FOR_CARD",
+        feature="card_amount_to_regular",
+        value=17.58,
+        usual=1.1,
+        contribution=3.02,
         sentence="The amount is 17.6 times what the card usually spends.",
-    )  # fmt: skip
+    )
     severity = 0.0 if blind else 0.9089 * float(amount)
     alert = Alert(
         alert_id=f"alert-{number}-{card_id}",
@@ -113,9 +139,14 @@ def label_view(
     view: AlertView, outcome: str, by: str, *, source: str = "analyst", label_id: str | None = None, holds: bool = True
 ) -> LabelView:
     label = Label(
-        transaction_id=view.alert.transaction_id, card_id=view.alert.card_id, label=outcome, source=source, labelled_at=NOW,
-        analyst=by, label_id=label_id,
-    )  # fmt: skip
+        transaction_id=view.alert.transaction_id,
+        card_id=view.alert.card_id,
+        label=outcome,
+        source=source,
+        labelled_at=NOW,
+        analyst=by,
+        label_id=label_id,
+    )
     return LabelView(label, "labels-analyst", us(NOW), holds)
 
 
@@ -123,31 +154,62 @@ def timeline(card_id: str, merchants: Sequence[str], count: int, labels: Sequenc
     amounts = (12.9, 46.2, 8.5, 101.0, 33.3, 52.75, 19.99, 61.4)
     return [
         TimelineEntry(
-            f"{card_id}-old{at}"[:256], card_id, merchants[at % len(merchants)], us(NOW - timedelta(hours=7 + 9 * at)),
-            f"{amounts[at % 8]:.2f}", "EUR", amounts[at % 8], 0.02, "allow", labels[at % len(labels)], None,
+            f"{card_id}-old{at}"[:256],
+            card_id,
+            merchants[at % len(merchants)],
+            us(NOW - timedelta(hours=7 + 9 * at)),
+            f"{amounts[at % 8]:.2f}",
+            "EUR",
+            amounts[at % 8],
+            0.02,
+            "allow",
+            labels[at % len(labels)],
+            None,
         )
         for at in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def case_view(case_id: str, card_id: str, *, alerts: int = 2, blind: bool = False, others: int = 24) -> CaseView:
     views = [alert_view(case_id, card_id, number, blind=blind) for number in range(alerts)]
     at_risk = sum(view.alert.amount_base for view in views)
     row = QueueRow(
-        case_id, card_id, "open", us(NOW - timedelta(minutes=40)), us(NOW - timedelta(minutes=31)), alerts, at_risk, "EUR",
-        None if blind else 0.9089 * at_risk, None if blind else views[0].alert.reasons[0].sentence, None, None, None, blind,
-    )  # fmt: skip
+        case_id,
+        card_id,
+        "open",
+        us(NOW - timedelta(minutes=40)),
+        us(NOW - timedelta(minutes=31)),
+        alerts,
+        at_risk,
+        "EUR",
+        None if blind else 0.9089 * at_risk,
+        None if blind else views[0].alert.reasons[0].sentence,
+        None,
+        None,
+        None,
+        blind,
+    )
     of_alerts = [
         TimelineEntry(
-            view.alert.transaction_id, card_id, view.alert.merchant_id, us(view.alert.event_time), str(view.alert.amount), "EUR",
-            view.alert.amount_base, None if blind else 0.9089, None if blind else "alert", None, case_id,
+            view.alert.transaction_id,
+            card_id,
+            view.alert.merchant_id,
+            us(view.alert.event_time),
+            str(view.alert.amount),
+            "EUR",
+            view.alert.amount_base,
+            None if blind else 0.9089,
+            None if blind else "alert",
+            None,
+            case_id,
         )
         for view in views
-    ]  # fmt: skip
+    ]
     card = [*reversed(of_alerts), *timeline(card_id, ("grocer-12", "railway-tickets", "cafe-9"), others, (None,))]
     merchants = [
-        *of_alerts, *timeline("card-of-another", ("electronics-outlet-771",), 18, ("fraud", None, "legitimate", None, None)),
-    ]  # fmt: skip
+        *of_alerts,
+        *timeline("card-of-another", ("electronics-outlet-771",), 18, ("fraud", None, "legitimate", None, None)),
+    ]
     links = [
         LinkedCase("merchant_id", "electronics-outlet-771", "card-202-1", "card-202", "open", 1),
         LinkedCase("device_id", "d-93f1c0", "card-303-1", "card-303", "closed", 3),
@@ -181,10 +243,13 @@ class CasesInMemory:
     def queue(self, wanted: QueueFilter, now_us: int) -> QueuePage:
         self.filters.append(wanted)
         rows = [
-            case.row for case in self.cases.values()
-            if case.row.status == wanted.status and wanted.text in case.row.card_id
-            and wanted.holder in ("", case.row.holder or "-") and (case.row.expected_loss or 0) >= wanted.least_loss
-        ]  # fmt: skip
+            case.row
+            for case in self.cases.values()
+            if case.row.status == wanted.status
+            and wanted.text in case.row.card_id
+            and wanted.holder in ("", case.row.holder or "-")
+            and (case.row.expected_loss or 0) >= wanted.least_loss
+        ]
         rows.sort(key=lambda row: -(row.expected_loss if row.expected_loss is not None else 1e6))
         return QueuePage(rows[wanted.after : wanted.after + wanted.limit], len(rows), self.revision)
 

@@ -40,6 +40,15 @@ currency = { path = "currency" }
 """
 """A mapping of records with the contract's own names, whose amounts count minor units."""
 
+PLAIN: Final = (
+    CENTS.replace(b'"cents"', b'"plain"').replace(b", minor = true", b"")
+    + b"""\
+fraud = { path = "fraud" }
+fraud_type = { path = "fraud_type" }
+"""
+)
+"""A mapping of a file with the contract's own names, and its truth."""
+
 
 def core(*changes: tuple[bytes, bytes]) -> FieldMapping:
     """Return the mapping of `foreign` records, with parts of its file replaced."""

@@ -26,13 +26,16 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress, Row
 from pipeline.settings import Settings
+from pipeline.settings.rate_table import load_rates
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.codec import timestamp_us
+from schemas.mapping import Mapper, read_mapping
 from schemas.messages import Label, Transaction
 from schemas.records import Record
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
 from tests.chaos.arithmetic import partition_of
 from tests.helpers.features import labels_known
+from tests.helpers.mappings import CENTS
 from tests.helpers.offsets import committed_offsets
 from tests.helpers.waiting import TIMEOUT_S
 
@@ -327,31 +330,38 @@ def test_a_record_that_is_refused_is_an_error(settings: Settings) -> None:
         producer.flush()
 
 
-def test_the_command_feeds_a_file_and_sums_up(
+def test_the_command_feeds_a_foreign_file_and_sums_up(
     settings: Settings, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "handbook.csv"
-    names = {"transaction_id": "TRANSACTION_ID", "event_time": "TX_DATETIME", "card_id": "CUSTOMER_ID"}
-    names |= {"merchant_id": "TERMINAL_ID", "amount": "EUROS", "fraud": "TX_FRAUD"}
-    frame.rename(columns=names)[list(names.values())].to_csv(path, index=False)
+    foreign = frame.drop(columns=["amount", "fraud_type"]).rename(columns={"amount_minor": "amount"})
+    foreign.loc[7, "amount"] = 0
+    foreign.to_csv(path := tmp_path / "foreign.csv", index=False)
+    content = CENTS + b'fraud = { path = "fraud", values = { True = "1", False = "0" } }\n'
+    (mapping := tmp_path / "mapping.toml").write_bytes(content)
     monkeypatch.setenv("FRAUD_PIPELINE_TOPIC_PREFIX", settings.topic_prefix)
-    arguments = ["replay", str(path), "--bootstrap", str(settings.kafka_bootstrap_servers), "--map", "amount=EUROS"]
+    arguments = ["replay", str(path), "--bootstrap", str(settings.kafka_bootstrap_servers), "--mapping", str(mapping)]
     arguments += ["--no-wait", "--label-delay", "12h", "--from", frame["event_time"].iloc[5].isoformat()]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
-    # Rows of the same second as the first one stay.
-    expected = int((frame["event_time"] >= frame["event_time"].iloc[5]).sum())
-    assert summary["transactions"] == summary["labels"] == expected == len(transactions_of(settings))
+    # Rows of the same second as the first one stay, and one is refused.
+    taken = foreign[(frame["event_time"] >= frame["event_time"].iloc[5]) & (foreign["amount"] > 0)]
+    assert summary["transactions"] == summary["labels"] == len(taken) > 100
+    assert summary["fraud_labels"] == taken["fraud"].sum() > 0
     assert summary["labels_not_sent"] == 0
-    assert f"{expected:,} transactions" in result.stderr
+    assert f"{len(taken):,} transactions" in result.stderr
+    assert "left out 1 transaction that workers refuse (amount_zero 1); the first is row 8:" in result.stderr
+    mapper = Mapper(read_mapping(content), load_rates(settings))
+    rows = pd.read_csv(path, dtype=str).loc[taken.index].to_dict("records")
+    sent = [mapper.mapped(json.dumps(row).encode()) for row in rows]
+    assert sorted(sent) == sorted(record.value or b"" for record in records(settings, "transactions"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["absent.csv"], "there is no file absent.csv"),
-        (["a.csv", "--map", "card_id"], "write FIELD=COLUMN"),
+        (["a.csv", "--mapping", "absent.toml"], "File 'absent.toml' does not exist"),
         (["a.csv", "--speed", "0"], "no speed"),
         (["a.csv", "--label-delay", "soon"], "no duration"),
         (["a.csv", "--from", "monday"], "no time"),

@@ -22,6 +22,7 @@ from pipeline.features.attributes import READ
 from pipeline.features.catalogue import ACTIVE
 from pipeline.history import table_columns
 from pipeline.history.files import SEQUENCE, STAMP
+from pipeline.history.mapped_files import RECORD, REFUSED, accept_mapped
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
@@ -88,7 +89,8 @@ def accept_transactions(
 
     Args:
         table: Columns `TRANSACTION_FIELDS`, and `STAMP` and `SEQUENCE` if there are any. Rows that bear bytes of their
-            own (`pipeline.exports.rows`) are accepted or refused by these.
+            own (`pipeline.exports.rows`) are accepted or refused by these. Or one of
+            `pipeline.history.mapped_files.mapped_tables`.
         acceptance: Rules of the rows; if ``recorded``, the sequence becomes their sort key.
         first_row: Number of the table's first row in the input, from which the others are counted.
 
@@ -99,6 +101,8 @@ def accept_transactions(
         ValueError: ``recorded`` rows have no sequence, a stamp is no time, or rows of an export lack the bytes that a
             mapping reads.
     """
+    if {RECORD, REFUSED} <= set(table.column_names):
+        return accept_mapped(table, acceptance.rates, first_row)
     found = table_columns.read_table(table, acceptance.rates, acceptance.time_zone, first_row)
     stamp_us, own = _stamps(table, acceptance), _own_bytes(table)
     fast = found.plain & ~own.given & (found.read.event_time_us <= stamp_us + acceptance.future_tolerance_us)

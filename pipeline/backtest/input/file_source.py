@@ -1,4 +1,4 @@
-"""A history in a Parquet or CSV file."""
+"""A history in a file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,16 +20,17 @@ from pipeline.backtest.input.span import SeenTimes, Span
 from pipeline.backtest.input.wire_tables import label_tables, truth_of
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.history.files import ColumnMapping, file_tables
+from pipeline.history.mapped_files import FileMapping, mapped_tables
 from pipeline.learning.label_sources import SIMULATOR
 from schemas.times import US_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A Parquet or CSV file of transactions, in the order of event time, with labels of its own or in a second file."""
+    """A file of transactions, in the order of event time, with labels of its own or in a second file."""
 
     path: Path
-    mapping: ColumnMapping
+    mapping: ColumnMapping | FileMapping
     label_file: Path | None = None
     label_delay_s: float = 7 * 86_400.0
     """Delay from a transaction to the label that the file's truth becomes."""
@@ -70,8 +71,9 @@ class FileSource:
     def _until_end(
         self, span: Span, acceptance: Acceptance, rejects: list[Reject], book: LabelBook, seen: SeenTimes
     ) -> Iterator[Transactions]:
-        first = 0
-        for table in file_tables(self.path, self.mapping):
+        first, path, mapping = 0, self.path, self.mapping
+        tables = mapped_tables(path, mapping) if isinstance(mapping, FileMapping) else file_tables(path, mapping)
+        for table in tables:
             rows, refused = accept_transactions(table, acceptance, first)
             rejects += refused
             rows = seen.within(span, rows)

@@ -1,6 +1,7 @@
 """Turn the statistics of a pass into warnings and the result."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +19,7 @@ from pipeline.backtest.runner.statistics import RunStatistics, RunSummary
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.reason_texts import count
 from pipeline.features.catalogue import REACH_US
+from pipeline.history.mapped_files import FileMapping, refusal_text
 from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
@@ -65,6 +67,12 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
                 f"{REACH_US / US_PER_DAY:g}: decisions of the first days see less than live ones"
             )
     found += warnings_of_input(statistics.counts, statistics.worked_on)
+    first, source = statistics.first_refused, request.source
+    if first is not None and isinstance(source, FileSource) and isinstance(source.mapping, FileMapping):
+        codes = {
+            name.removeprefix(_REFUSED): rows for name, rows in statistics.counts.items() if name.startswith(_REFUSED)
+        }
+        found.append(refusal_text(source.path, Counter(codes), first))
     found += warnings_of_comparison(statistics.comparison)
     for name, grown in statistics.renewed.items():
         refused = [variant for variant in grown if variant.trained is None]

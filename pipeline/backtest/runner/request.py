@@ -28,6 +28,7 @@ from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import REACH_US
 from pipeline.history.canonical_columns import UnusableSource
 from pipeline.history.files import ColumnMapping, refuse_url, resolve_mapping
+from pipeline.history.mapped_files import FileMapping
 from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
@@ -83,7 +84,7 @@ class Request:
             str | None, Meta(description="Policy version.  [default: the one that was made for the model]")
         ] = None,
         online: OnlineModel = _AS_PUBLISHED,
-        mapping: ColumnMapping | None = None,
+        mapping: ColumnMapping | FileMapping | None = None,
         labels: LabelPolicy = _AVAILABLE_LABELS,
         settings: Settings | None = None,
     ) -> None:
@@ -97,7 +98,7 @@ class Request:
             training: Models to train on what lies before the range. They stand behind ``models``, with an untrained
                 online model.
             online: The online model beside each of them.
-            mapping: Columns of a file. Default: found by their names.
+            mapping: Mapping of a file. Default: its columns are found by their names.
             labels: Recorded labels, or the regime by which the truth becomes known.
             settings: Default: those of the environment.
 
@@ -128,7 +129,9 @@ class Request:
         # Which refuses a range or a period that cannot be.
         _ = self.span, self.period
 
-    def _source(self, history: str | Path | None, mapping: ColumnMapping | None, bootstrap: str | None) -> Source:
+    def _source(
+        self, history: str | Path | None, mapping: ColumnMapping | FileMapping | None, bootstrap: str | None
+    ) -> Source:
         """Return a file, a directory of exported topics, or the topics of a cluster."""
         lateness_us = round(self.time_range.lateness_s * US_PER_SECOND)
         if history is None:
@@ -166,8 +169,8 @@ class Request:
         if labels is not LabelMode.RECORDED:
             if not (source.bears_truth or source.has_labels):
                 raise ValueError(
-                    f"nothing tells what the transactions of {source.name} turned out to be: name their column with "
-                    "--map fraud=COLUMN, or a file of labels with --label-file"
+                    f"nothing tells what the transactions of {source.name} turned out to be: say where fraud is "
+                    "in a mapping (--mapping), or name a file of labels with --label-file"
                 )
             if self.compare_live or self.order is Order.RECORDED:
                 raise ValueError(

@@ -19,6 +19,7 @@ from pipeline.backtest.runner.thresholds import Budget, PacedVariant
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.engine.cards.joins import NO_TRANSACTION
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US
+from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.scoring.lightgbm_model import LightGBMModel
 
@@ -120,6 +121,8 @@ class RunStatistics(PassProgress):
         """Outcomes of the input, as in `pipeline.backtest.runner.result.BacktestResult.counts`."""
         self.reasons: dict[str, str] = {}
         """First reason of each code for which a transaction was refused."""
+        self.first_refused: Reject | None = None
+        """The first transaction that was refused."""
         self.book, self.seen = LabelBook(), SeenTimes()
         self.warnings: list[str] = []
         self.budgets: dict[str, Budget] = {}
@@ -160,6 +163,7 @@ class RunStatistics(PassProgress):
             self.refused(reject.kind, reject.code, reject.known_at_us)
             if reject.kind == "transaction":
                 self.reasons.setdefault(reject.code, reject.text)
+                self.first_refused = self.first_refused or reject
 
     def repeated(self, transactions: int) -> None:
         """Count transactions that repeat others."""

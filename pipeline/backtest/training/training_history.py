@@ -50,6 +50,8 @@ class TrainingHistory(NamedTuple):
     """Columns that distinguish them, of shape (n,), with None for no value."""
     refused: Counter[str]
     """Counts of transactions that workers refuse, by code."""
+    first_refused: Reject | None
+    """The first of them in the history."""
     repeated: int
     """Transactions that repeat others."""
 
@@ -104,9 +106,17 @@ def read_history(
         why = printable(reasons_text(first_reasons(rejects)))
         refused_all = f": workers would refuse all of them: {why}" if why else ": there is none of that time"
         raise ModelError(f"no transaction is left to train on{refused_all}")
-    refused = Counter(reject.code for reject in rejects if reject.kind == "transaction")
+    refused = [reject for reject in rejects if reject.kind == "transaction"]
     return TrainingHistory(
-        rows, number, last_us, frauds, frozenset(currencies), _segment_fields(segments, number), refused, repeated
+        rows,
+        number,
+        last_us,
+        frauds,
+        frozenset(currencies),
+        _segment_fields(segments, number),
+        Counter(reject.code for reject in refused),
+        min(refused, key=lambda reject: reject.row, default=None),
+        repeated,
     )
 
 
@@ -128,17 +138,17 @@ def _accepted(
     first_row = 0
     for given in tables:
         if "fraud" not in given.column_names:
-            raise ModelError("the history has no labels; map the column that tells frauds with --map fraud=COLUMN")
-        table = given
+            raise ModelError("the history has no labels; say where fraud is in a mapping (--mapping)")
+        table, number = given, first_row + np.arange(given.num_rows)
         if end_us < LATEST_US:
             times_us, _ = table_columns.times_us(table_columns.column(given, "event_time"), acceptance.time_zone)
-            table = given.filter(pa.array(times_us < end_us))
-        accepted, refused = accept_transactions(table, acceptance, first_row)
-        rejects += refused
-        fields = [name for name in _SEGMENTS if name in table.column_names]
-        segments.append(pa.table({name: table_columns.column(table, name).cast(pa.string()) for name in fields}))
-        yield replace(accepted, truth=truth_of(table, accepted.row - first_row))
-        first_row += table.num_rows
+            table, number = given.filter(pa.array(times_us < end_us)), number[times_us < end_us]
+        accepted, refused = accept_transactions(table, acceptance)
+        rejects += [reject._replace(row=int(number[reject.row])) for reject in refused]
+        fields = [name for name in _SEGMENTS if name in given.column_names]
+        segments.append(pa.table({name: table_columns.column(given, name).cast(pa.string()) for name in fields}))
+        yield replace(accepted, row=number[accepted.row], truth=truth_of(table, accepted.row))
+        first_row += given.num_rows
 
 
 def _segment_fields(segments: list[pa.Table], number: NDArray[np.int64]) -> dict[str, NDArray[np.object_]]:

@@ -104,7 +104,7 @@
 
   // --- What became of a form ---------------------------------------------------------------------------------------
   const tell = (text) => {
-    const notice = find("#notice");
+    const notice = find("dialog[open] [data-notice]") ?? find("#notice");
     if (!notice) return;
     notice.textContent = text;
     notice.classList.toggle("error", text !== "");

@@ -1,5 +1,6 @@
 """Files and frames as tables of a replay, and what a replay keeps in memory."""
 
+from dataclasses import replace as changed
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_file_of_the_handbook_is_read_by_its_own_names(tmp_path: Path) -> None
             "TX_FRAUD": np.array([0, 1, 0], np.int8),
         }
     ).to_parquet(path)
-    (part,) = replay(models(), file_tables(path, resolve_mapping(path, currency="USD")), options=options())
+    (part,) = replay(models(), file_tables(path, changed(resolve_mapping(path), currency="USD")), options=options())
     found = part.frame()
     assert found["transaction_id"].tolist() == ["0", "1", "2"]
     assert found["card_id"].tolist() == ["596", "4961", "2"]
@@ -92,7 +93,7 @@ def test_a_file_may_hold_dates_alone(tmp_path: Path) -> None:
     path.write_text(
         "transaction_id,event_time,card_id,merchant_id,amount\n1,2024-03-01,c,m,5\n2,2024-03-02 10:30,c,m,5\n"
     )
-    mapping = resolve_mapping(path, time_zone="Asia/Kolkata")
+    mapping = changed(resolve_mapping(path), time_zone="Asia/Kolkata")
     (part,) = replay(models(), file_tables(path, mapping), options=options(), time_zone="Asia/Kolkata")
     days = [datetime(2024, 2, 29, 18, 30, tzinfo=UTC), datetime(2024, 3, 2, 5, 0, tzinfo=UTC)]
     assert part.frame()["event_time"].tolist() == days

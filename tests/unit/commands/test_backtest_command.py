@@ -141,7 +141,6 @@ def in_small_tables(*arguments: object) -> object:
         (["--threshold", "0.5", "--threshold", ".5"], 1, "the threshold 0.5 is named twice"),
         (["--report", "/nonexistent/x/y.html"], 1, "cannot be written: there is no directory /nonexistent/x"),
         (["--decisions", "/proc/nope"], 1, "/proc/nope cannot be written"),
-        (["--map", "card_id=NOBODY"], 1, "has no column NOBODY"),
         (["--threshold", "2"], 2, "0<=x<=1"),
         (["--train", "mine"], 2, "add --train-from"),
         (["--register"], 2, "nothing is trained"),

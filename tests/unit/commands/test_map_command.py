@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
@@ -209,3 +210,15 @@ def test_a_mapping_is_published_and_listed(mapping: Path, monkeypatch: pytest.Mo
     own = read_mapping(mapping.read_bytes())
     assert published == [own]
     assert result.stdout == f"{'0' * 16}  \\x9b0\n{own.digest}  1\n"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_is_a_sample_of_which_each_row_is_an_object(suffix: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame(numbered(1_200)).assign(amount=[f"{1_000 + number},50" for number in range(1_200)])
+    sample = tmp_path / f"sample.{suffix}"
+    frame.to_csv(sample, index=False) if suffix == "csv" else frame.to_parquet(sample)
+    proposed = run(sample)
+    assert proposed.stderr.splitlines()[-1] == "1,000 accepted, 0 refused"
+    (mapping := tmp_path / "mapping.toml").write_text(proposed.stdout)
+    assert read_mapping(mapping.read_bytes()).fields["amount"].decimal == ","
+    assert run(sample, "--mapping", mapping).stdout.splitlines()[-1] == "1,000 accepted, 0 refused"

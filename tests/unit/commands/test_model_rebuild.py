@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.models.registry import LIGHTGBM, Registry
+from tests.helpers.mappings import PLAIN
 from tests.helpers.models import small_model
 from tests.unit.training.test_training import history
 
@@ -36,7 +37,9 @@ def trained(home: Path, *arguments: str) -> str:
 def test_the_same_file_gives_the_same_digest_and_another_one_does_not(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = trained(home, "--known-before", "2018-04-28", "--reported", "frauds-only", "--map", "fraud=fraud")
+    (mapping := home / "mapping.toml").write_bytes(PLAIN)
+    version = trained(home, "--known-before", "2018-04-28", "--reported", "frauds-only", "--mapping", str(mapping))
+    mapping.unlink()
     registry = Registry(home / "registry")
     digest = registry.entry(LIGHTGBM, version).digest
     # Another name, another active policy, and nothing of it is left behind.

@@ -12,7 +12,6 @@ from msgspec import Meta, Struct
 from pipeline import LabelPolicy, OnlineModel, Thresholds, TimeRange, Training
 from pipeline.backtest.report import ReportOptions
 from pipeline.commands.backtest import command as backtest
-from pipeline.commands.column_options import ColumnOptions
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.replay import command as replay
 from pipeline.commands.retrain import command as retrain
@@ -84,7 +83,7 @@ def test_what_is_out_of_the_limits_is_refused(value: float) -> None:
         Group(scores=[1.0, -2.0])
 
 
-BACKTEST = (TimeRange, Thresholds, OnlineModel, LabelPolicy, LabelRegime, Training, ReportOptions, ColumnOptions)
+BACKTEST = (TimeRange, Thresholds, OnlineModel, LabelPolicy, LabelRegime, Training, ReportOptions)
 OTHERS = [(train, TrainOptions), (train, TrainingConfig), (retrain, ServiceOptions), (retrain, CycleOptions)]
 
 

@@ -66,9 +66,13 @@ def test_csv_has_every_row_and_hides_blind_ones() -> None:
 
 def test_only_an_own_action_that_counted_can_be_undone() -> None:
     history = [
-        entry("snoozed"), entry("closed", "bob"), entry("closed", counted=False), entry("reopened", undone=True),
-        entry("noted"), entry("claimed"),
-    ]  # fmt: skip
+        entry("snoozed"),
+        entry("closed", "bob"),
+        entry("closed", counted=False),
+        entry("reopened", undone=True),
+        entry("noted"),
+        entry("claimed"),
+    ]
     found = presentation.last_undoable(history, "anna")
     assert found is history[0]
     assert presentation.last_undoable(history, None) is history[1]

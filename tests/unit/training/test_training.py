@@ -502,7 +502,7 @@ def test_the_command_says_what_it_leaves_out_and_converts(tmp_path, monkeypatch)
         arguments = [str(tmp_path / f"{name}.parquet"), "--trees", "10", "--threads", "1", "--budget-per-day", "5"]
         run = CliRunner().invoke(main, ["train", *arguments])
         assert run.exit_code == 0, run.output
-        left_out = "4 transactions are left out, since workers refuse them: amount_zero 2, repeat_differs 2"
+        left_out = "left out 4 transactions that workers refuse (amount_zero 2, repeat_differs 2); the first is row "
         for said in (left_out, "amounts in USD are converted to EUR", "shop_floor"):
             assert (said in run.stderr) == (name == "all"), run.stderr
         versions.append(json.loads(run.stdout)["lightgbm"])

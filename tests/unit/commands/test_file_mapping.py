@@ -1,4 +1,4 @@
-"""Warnings about a file of transactions, before a command reads it."""
+"""The mapping of a file of transactions, and warnings about the file before a command reads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.commands.column_options import ColumnOptions, file_mapping
+from pipeline.commands.file_mapping import file_mapping
 from pipeline.engine.records.whole_amounts import LEAST_AMOUNTS
+from pipeline.settings import Settings
+from tests.helpers.mappings import CENTS
 
 
 def file_of(path: Path, amounts: list[object], **columns: object) -> Path:
@@ -30,8 +32,8 @@ def file_of(path: Path, amounts: list[object], **columns: object) -> Path:
     return path
 
 
-def said(file: Path, capsys: pytest.CaptureFixture[str], currency: str = "EUR") -> str:
-    file_mapping(file, ColumnOptions(preset=None, changes=(), currency=currency, time_zone="UTC"))
+def said(file: Path, capsys: pytest.CaptureFixture[str], mapping: Path | None = None) -> str:
+    file_mapping(file, mapping, Settings())
     return capsys.readouterr().err
 
 
@@ -43,9 +45,20 @@ def test_a_file_with_cents_for_euros_gets_a_warning(
     cents = [kind(1_234 + row) for row in range(LEAST_AMOUNTS)]
     sentence = f"Warning: none of {LEAST_AMOUNTS:,} amounts in EUR has decimals."
     assert said(file_of(tmp_path / name, cents), capsys).startswith(sentence)
-    assert said(file_of(tmp_path / name, cents), capsys, "JPY") == ""
+    assert said(file_of(tmp_path / name, cents, currency="JPY"), capsys) == ""
     assert said(file_of(tmp_path / name, cents[1:]), capsys) == ""
     assert said(file_of(tmp_path / name, [*cents, "12.34" if kind is str else 12.34]), capsys) == ""
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_mapping_that_forgets_minor_units_gets_a_warning(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = file_of(tmp_path / name, [1_234 + row for row in range(LEAST_AMOUNTS)], currency="EUR")
+    (right := tmp_path / "right.toml").write_bytes(CENTS)
+    (wrong := tmp_path / "wrong.toml").write_bytes(CENTS.replace(b", minor = true", b""))
+    assert said(file, capsys, right) == ""
+    assert said(file, capsys, wrong).startswith(f"Warning: none of {LEAST_AMOUNTS:,} amounts in EUR has decimals.")
 
 
 def test_each_currency_of_a_file_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
