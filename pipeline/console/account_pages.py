@@ -1,7 +1,7 @@
 """Pages for signing in and out, for the own password, and for the accounts of others."""
 
 import logging
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,17 +10,9 @@ from starlette.routing import Route
 
 from pipeline.console.accounts import AccountError, AccountRow, Accounts, TooManyAttempts
 from pipeline.console.guard import HostPolicy, audit, local_path
-from pipeline.console.roles import ROLES, Action, Role, allowed, requires
+from pipeline.console.roles import ROLES, Action, requires
 
 SEE_OTHER: Final = 303
-
-
-class _Change(NamedTuple):
-    """The form of the page of accounts."""
-
-    step: str
-    name: str
-    role: Role
 
 
 def _accounts(request: Request) -> Accounts:
@@ -149,51 +141,37 @@ def list_accounts(request: Request) -> Response:
 @requires(Action.ACCOUNTS)
 def change_account(request: Request) -> Response:
     """Make a link for an account, give it another role, disable or enable it."""
-    role = _field(request, "role")
-    if role not in ROLES:
-        raise HTTPException(400, f"Choose a role of {', '.join(ROLES)}.")
-    change = _Change(_field(request, "step"), _field(request, "name"), role)
-    if change.name == request.state.account.name:
+    accounts, token = _accounts(request), None
+    step, name, role = (_field(request, field) for field in ("step", "name", "role"))
+    if role not in ROLES or step not in ("link", "role", "disable", "enable"):
+        raise HTTPException(400, f"Choose a change, and a role of {', '.join(ROLES)}.")
+    if name == request.state.account.name:
         return _accounts_page(request, error="Somebody else changes your own account: ask them.", status=400)
     try:
-        token = _apply(_accounts(request), change)
+        if step == "link":
+            token = accounts.link(role, name)
+        elif step == "role":
+            accounts.set_role(name, role)
+        else:
+            accounts.set_disabled(name, step == "disable")
     except AccountError as error:
         return _accounts_page(request, error=str(error), status=400)
-    audit(request.scope, "account changed", logging.INFO, step=change.step, name=change.name, role=change.role)
+    audit(request.scope, "account changed", logging.INFO, step=step, name=name, role=role)
     return _accounts_page(request, link=None if token is None else str(request.url_for("link", token=token)))
-
-
-def _apply(accounts: Accounts, change: _Change) -> str | None:
-    """Make a change, and return the token of the link if that is it."""
-    match change.step:
-        case "link":
-            return accounts.link(change.role, change.name)
-        case "role":
-            accounts.set_role(change.name, change.role)
-        case "disable" | "enable":
-            accounts.set_disabled(change.name, change.step == "disable")
-        case _:
-            raise HTTPException(400, "The form names no change: send it from its page.")
-    return None
 
 
 def _accounts_page(
     request: Request, own: bool = False, error: str = "", link: str | None = None, status: int = 200
 ) -> Response:
-    account = request.state.account
-    rows = _accounts(request).rows()
-    has_password = any(row.has_password for row in rows if row.name == account.name)
-    shown = rows if not own and allowed(account.role, Action.ACCOUNTS) else None
-    return _page(
-        request,
-        "accounts.html.jinja",
-        status,
-        rows=shown,
-        roles=ROLES,
-        has_password=has_password,
-        error=error,
-        link=link,
-    )
+    account, rows = request.state.account, _accounts(request).rows()
+    context = {
+        "rows": None if own else rows,
+        "roles": ROLES,
+        "has_password": any(row.has_password for row in rows if row.name == account.name),
+        "error": error,
+        "link": link,
+    }
+    return _page(request, "accounts.html.jinja", status, **context)
 
 
 ROUTES: Final = [

@@ -82,13 +82,6 @@ class AccountRow(NamedTuple):
     disabled: bool
 
 
-class Link(NamedTuple):
-    """A one-time link: the account that it signs in, which is made where there is none."""
-
-    name: str
-    role: Role
-
-
 def digest(token: str) -> bytes:
     """Return what is stored of a token, or of the name of a browser."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
@@ -279,12 +272,12 @@ class Accounts:
             )
         return token
 
-    def find_link(self, token: str) -> Link | None:
-        """Return a link that works, without using it up."""
+    def find_link(self, token: str) -> tuple[str, Role] | None:
+        """Return name and role of a link that works, without using it up."""
         query = "SELECT account, role FROM links WHERE token = ? AND expires_s >= ?"
         with self._lock:
             found = self._database.execute(query, (digest(token), self._clock())).fetchone()
-        return Link(*found) if found else None
+        return found or None
 
     def use_link(self, token: str) -> AccountRow | None:
         """Use a link up, and return its account; None where it does not work, any more or at all."""

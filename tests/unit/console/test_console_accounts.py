@@ -17,7 +17,6 @@ from pipeline.console.accounts import (
     SESSION_S,
     AccountError,
     Accounts,
-    Link,
     SessionEnded,
     TooManyAttempts,
 )
@@ -172,7 +171,7 @@ def test_signing_in_clears_the_attempts_of_its_name(accounts: Accounts) -> None:
 
 def test_a_link_works_once_and_makes_its_account(accounts: Accounts) -> None:
     token = accounts.link("supervisor", "sue")
-    assert accounts.find_link(token) == Link("sue", "supervisor")
+    assert accounts.find_link(token) == ("sue", "supervisor")
     assert accounts.rows() == []
     row = accounts.use_link(token)
     assert row is not None
