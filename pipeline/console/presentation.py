@@ -247,16 +247,15 @@ def _plain(value: Any) -> Any:
 
 def points(entries: Iterable[TimelineEntry]) -> list[dict[str, Any]]:
     """Return transactions as a chart reads them, the oldest first."""
-    return [
-        {
-            "t": entry.event_us // US_PER_SECOND,
-            "y": entry.amount_base,
-            "mark": entry.label if entry.label in {"fraud", "legitimate"} else "alert" if entry.case_id else "",
-            "text": f"{moment(entry.event_us)} UTC, {entry.amount} {entry.currency} at "
-            f"{identifier(entry.merchant_id)}, card {identifier(entry.card_id)}: {entry.label or ('alert' if entry.case_id else 'no label')}",
-        }
-        for entry in sorted(entries, key=lambda entry: entry.event_us)
-    ]
+    return [_point(entry) for entry in sorted(entries, key=lambda entry: entry.event_us)]
+
+
+def _point(entry: TimelineEntry) -> dict[str, Any]:
+    mark = entry.label if entry.label in {"fraud", "legitimate"} else "alert" if entry.case_id else ""
+    merchant, card = identifier(entry.merchant_id), identifier(entry.card_id)
+    amount = f"{entry.amount} {entry.currency}"
+    text = f"{moment(entry.event_us)} UTC, {amount} at {merchant}, card {card}: {mark or 'no label'}"
+    return {"t": entry.event_us // US_PER_SECOND, "y": entry.amount_base, "mark": mark, "text": text}
 
 
 def csv_cell(value: object) -> str:
