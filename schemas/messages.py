@@ -512,7 +512,8 @@ class CaseEvent(Message, frozen=True, kw_only=True, omit_defaults=True):
 
     event_id: Identifier
     """Made with the form that was filled in, so that a repeated one changes nothing."""
-    case_id: Identifier
+    case_id: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+    """The card's identifier and what follows it."""
     card_id: Identifier
     kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     """``claimed``, ``noted``, ``closed``, ``snoozed``, ``reopened`` or ``undone``; open."""

@@ -143,7 +143,7 @@ class Parts(NamedTuple):
 def healthz(request: Request) -> Response:
     """Answer whether the topics are followed."""
     parts: Parts = request.app.state.parts
-    fails = parts.status.figures().failure or (parts.reader is not None and parts.reader.failure)
+    fails = parts.status.figures().failure or (parts.reader is not None and parts.reader.failure_text)
     return PlainTextResponse("the topics cannot be followed\n" if fails else "ok\n", 503 if fails else 200)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from pipeline.console.case_events import UNDOABLE
 from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
 from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
@@ -26,7 +27,6 @@ HIDDEN: Final = "hidden"
 BLIND_SENTENCE: Final = "Judge this one without the score: it is part of an audit."
 EVENING_HOUR, MORNING_HOUR = 18, 8
 SNOOZES: Final = {"hour": "1 hour", "tonight": "Tonight", "tomorrow": "Tomorrow", "days": "3 days"}
-UNDOABLE: Final = frozenset({"closed", "snoozed", "reopened"})
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Characters that make a spreadsheet compute a cell."""
 CSV_COLUMNS: Final = (

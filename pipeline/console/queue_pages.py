@@ -175,7 +175,11 @@ def search(request: Request) -> Response:
 @requires(Action.STATUS)
 def status(request: Request) -> Response:
     """Return the line at the top as a fragment."""
-    return render(request, "status.html.jinja", {"figures": request.app.state.parts.status.figures()})
+    parts = request.app.state.parts
+    figures = parts.status.figures()
+    if figures.failure is None and parts.reader is not None:
+        figures = figures._replace(failure=parts.reader.failure_text)
+    return render(request, "status.html.jinja", {"figures": figures})
 
 
 ROUTES: Final[Sequence[Route]] = (
