@@ -65,7 +65,7 @@ class LearnedExample(NamedTuple):
     known_us: int
 
 
-class _Example(msgspec.Struct, frozen=True, gc=False):
+class _ExampleHead(msgspec.Struct, frozen=True, gc=False):
     transaction_id: str
     card_id: str
     label: str
@@ -94,7 +94,7 @@ class TrainingData(NamedTuple):
         return known_us <= self.as_of_us and (is_mature or (self.early and label == "fraud"))
 
 
-_decode_example: Final = msgspec.json.Decoder(_Example).decode
+_decode_example: Final = msgspec.json.Decoder(_ExampleHead).decode
 _decode_metadata: Final = msgspec.json.Decoder(_Metadata).decode
 
 

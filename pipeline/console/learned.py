@@ -35,7 +35,7 @@ class LabelProgress:
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
 
-    def of(self, label: LabelView, decision: Decision | None) -> LearnedView:
+    def learned(self, label: LabelView, decision: Decision | None) -> LearnedView:
         """Return what became of a label.
 
         Args:
@@ -46,6 +46,8 @@ class LabelProgress:
         self._ready.wait(FIRST_S)
         with self._lock:
             return self._view(label, decision)
+
+    of = learned
 
     def close(self) -> None:
         """Stop following."""
