@@ -131,7 +131,7 @@ def _learned(request: Request, case: CaseView, label_ids: Sequence[str]) -> list
             continue
         labels = parts.store.labels_of(entry.transaction_id, entry.card_id)
         found |= {str(item.label.label_id): item for item in labels if item.label.label_id in wanted}
-    return [parts.progress.of(item, decisions.get(item.label.transaction_id)) for item in found.values()]
+    return [parts.progress.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
 
 
 def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], object]) -> Callable[..., Any]:
@@ -194,7 +194,7 @@ def _reopen(actions: Any, case_id: str, by: str, event_id: str, _form: FormData)
 
 
 def _withdraw(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
-    actions.undo(case_id, by, event_id, str(form.get("undoes", "")))
+    actions.withdraw(case_id, by, event_id, str(form.get("undoes", "")))
 
 
 class IdentifierConvertor(StringConvertor):

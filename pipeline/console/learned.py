@@ -47,8 +47,6 @@ class LabelProgress:
         with self._lock:
             return self._view(label, decision)
 
-    of = learned
-
     def close(self) -> None:
         """Stop following."""
         self._ending.set()

@@ -280,7 +280,7 @@ def csv_lines(rows: Iterable[QueueRow]) -> Iterator[str]:
             csv_cell(value)
             for value in (
                 rank, row.case_id, row.card_id, row.status, utc(row.raised_us).isoformat(),
-                utc(row.newest_us).isoformat(), row.alerts, f"{row.money_at_risk:.2f}", row.currency,
+                utc(row.last_raised_us).isoformat(), row.alerts, f"{row.money_at_risk:.2f}", row.currency,
                 None if row.expected_loss is None else f"{row.expected_loss:.2f}", row.reason, row.holder, held_until,
                 snoozed_until, "blind" if row.blind else "",
             )

@@ -30,7 +30,7 @@ _OF_FEATURE: Final = np.array([[float(name == feature) for feature in FEATURES] 
 """1 where an input of the River layer is made of a feature."""
 
 
-class Parts(NamedTuple):
+class ScoreParts(NamedTuple):
     """The parts of n scores, in log-odds; they sum to ``logit``."""
 
     logit: NDArray[np.float64]
@@ -44,10 +44,10 @@ class Parts(NamedTuple):
     limited: NDArray[np.float64]
     """What LightGBM's bound takes away; shape (n,)."""
     others: dict[str, NDArray[np.float64]]
-    """Parts of models whose inputs are not told apart, by the kind's name; shape (n,)."""
+    """ScoreParts of models whose inputs are not told apart, by the kind's name; shape (n,)."""
 
 
-def parts_of(models: ActiveModels, features: NDArray[np.float64]) -> Parts:
+def parts_of(models: ActiveModels, features: NDArray[np.float64]) -> ScoreParts:
     """Take n scores apart.
 
     Args:
@@ -69,7 +69,7 @@ def parts_of(models: ActiveModels, features: NDArray[np.float64]) -> Parts:
         else:
             others[kind.name] = weight * logits[:, column]
     before = lightgbm.margin(features) * lightgbm.calibration.slope + lightgbm.calibration.intercept
-    return Parts(
+    return ScoreParts(
         blended_logit(logits, weights),
         blend(logits, weights),
         base + share * contributions[:, -1],
@@ -79,7 +79,7 @@ def parts_of(models: ActiveModels, features: NDArray[np.float64]) -> Parts:
     )
 
 
-def share_rows(parts: Parts, row: int, features: NDArray[np.float64]) -> list[ShareRow]:
+def share_rows(parts: ScoreParts, row: int, features: NDArray[np.float64]) -> list[ShareRow]:
     """Return the parts of one score: the base, then the largest; what adds nothing is left out.
 
     Args:

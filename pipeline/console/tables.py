@@ -30,7 +30,7 @@ TABLES: Final = {
     "events": "id INTEGER PRIMARY KEY, event_id TEXT, case_id TEXT, broker_us INTEGER, body BLOB",
     "cases": """
         case_id TEXT PRIMARY KEY, card_id TEXT, is_open INTEGER, blind INTEGER, blind_rank INTEGER, raised_us INTEGER,
-        newest_us INTEGER, alerts INTEGER, money REAL, currency TEXT, loss REAL, reason TEXT, holder TEXT,
+        last_raised_us INTEGER, alerts INTEGER, money REAL, currency TEXT, loss REAL, reason TEXT, holder TEXT,
         holder_until_us INTEGER, snoozed_until_us INTEGER, first_event_us INTEGER, newest_event_us INTEGER""",
     "companions": "case_id TEXT PRIMARY KEY",
     "identifiers": "value TEXT, field TEXT, case_id TEXT, PRIMARY KEY (value, field, case_id)",

@@ -31,7 +31,7 @@ class QueueRow(NamedTuple):
     status: CaseStatus
     raised_us: int
     """When its first open alert was raised, in microseconds since 1970, like all times here."""
-    newest_us: int
+    last_raised_us: int
     """When its newest alert was raised."""
     alerts: int
     """Its open alerts; all of them where it is closed."""

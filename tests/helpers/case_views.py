@@ -340,7 +340,7 @@ class CasesInMemory:
             self._act("closed", case_id, by, f"{event_id}-{case_id}", note=reason)
             self.change(case_id, status="closed")
 
-    def undo(self, case_id: str, by: str, event_id: str, undoes: str) -> None:
+    def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> None:
         case = self._act("undone", case_id, by, event_id, undoes=undoes)
         if case is None:
             return
@@ -369,7 +369,7 @@ class Answers:
             None,
         )
 
-    def of(self, label: LabelView, decision: Decision | None) -> LearnedView:
+    def learned(self, label: LabelView, decision: Decision | None) -> LearnedView:
         self.asked += 1
         text = (
             f"The online model has learned it (version {self.river})."

@@ -130,15 +130,15 @@ def test_a_label_closes_its_case_and_undoing_says_what_held_before(
     with pytest.raises(ActionRefused, match="closed"):
         desk.actions.label("case-1", "bob", new_id(), "legitimate", [])
     undo_id = new_id()
-    undone = desk.actions.undo("case-1", "ann", undo_id, event_id)
-    assert desk.actions.undo("case-1", "ann", undo_id, event_id) == undone
+    undone = desk.actions.withdraw("case-1", "ann", undo_id, event_id)
+    assert desk.actions.withdraw("case-1", "ann", undo_id, event_id) == undone
     assert desk.labelled()[2:] == [("analyst", "legitimate", "ann")]
     times = [view.label.labelled_at for view in desk.store.labels_of("t1", "card-1") if view.label.source == "analyst"]
     assert times[0] < times[1]
     # The claim that the answer ended holds again.
     assert (desk.case().row.status, desk.case().row.alerts, desk.case().row.holder) == ("open", 2, "ann")
     with pytest.raises(ActionRefused, match="nothing to undo"):
-        desk.actions.undo("case-1", "ann", new_id(), event_id)
+        desk.actions.withdraw("case-1", "ann", new_id(), event_id)
     assert len(events(cluster)) == 3
 
 
@@ -149,14 +149,14 @@ def test_undoing_says_unknown_where_nothing_was_known_and_a_newer_label_forbids_
     desk.add(alert_of(1))
     first, second = new_id(), new_id()
     desk.actions.label("case-1", "ann", first, "fraud", [])
-    desk.actions.undo("case-1", "ann", new_id(), first)
+    desk.actions.withdraw("case-1", "ann", new_id(), first)
     assert desk.labelled() == [("analyst", "fraud", "ann"), ("analyst", "unknown", "ann")]
     desk.actions.label("case-1", "ann", second, "legitimate", [])
     newer = desk.store.labels_of("t1", "card-1")[-1].label.labelled_at + timedelta(milliseconds=1)
     publish(desk.settings, label_of(alert_of(1), "disputed", labelled_at=newer, analyst="kim"), at=newer)
     eventually(lambda: len(desk.labelled()) == 4)
     with pytest.raises(ActionRefused, match="kim has labelled transaction t1 since"):
-        desk.actions.undo("case-1", "ann", new_id(), second)
+        desk.actions.withdraw("case-1", "ann", new_id(), second)
     assert len(desk.labelled()) == 4
 
 
@@ -189,7 +189,7 @@ def test_labels_bear_the_simulated_clock_of_the_topics(open_desk: Callable[..., 
     desk.add(alert_of(1, at=past))
     first = new_id()
     desk.actions.label("case-1", "ann", first, "fraud", [])
-    desk.actions.undo("case-1", "ann", new_id(), first)
+    desk.actions.withdraw("case-1", "ann", new_id(), first)
     (said, undone) = desk.store.labels_of("t1", "card-1")
     assert said.label.labelled_at == past + timedelta(seconds=1)
     assert undone.label.labelled_at == said.label.labelled_at + timedelta(microseconds=1)
@@ -209,7 +209,7 @@ def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., De
     for call in (
         lambda: other.actions.label("case-1", "bob", new_id(), "fraud", []),
         lambda: other.actions.snooze("case-1", "bob", new_id(), soon),
-        lambda: other.actions.undo("case-1", "bob", new_id(), claim_id),
+        lambda: other.actions.withdraw("case-1", "bob", new_id(), claim_id),
     ):
         with pytest.raises(ActionRefused, match="ann holds this case"):
             call()

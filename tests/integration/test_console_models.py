@@ -73,7 +73,7 @@ def test_scores_are_computed_anew_to_the_last_bit_through_learning_and_a_promoti
     decided()
     explainer, progress = Explainer(cluster.bootstrap, settings), LabelProgress(cluster.bootstrap, settings)
     key = next(key for key in bought if int(key[1][1:]) % 25 == 24)
-    before = progress.of(view_of(key, after(1)), None)
+    before = progress.learned(view_of(key, after(1)), None)
     assert (before.river, before.lightgbm) == (None, None)
     assert "Counts since 2024-03-02 00:00 UTC." in before.sentence
     assert "has not learned it yet" in before.sentence
@@ -106,7 +106,7 @@ def test_scores_are_computed_anew_to_the_last_bit_through_learning_and_a_promoti
     alert = cluster.alerts()[0]
     check_explanations(explainer, alert, decisions)
 
-    late = progress.of(view_of(key, after(200)), decisions[0])
+    late = progress.learned(view_of(key, after(200)), decisions[0])
     assert late.late is not None
     assert late.sentence.startswith("It comes too late to count")
     decision = next(found for found in decisions if found.transaction_id == key[1] and found.card_id == key[0])
@@ -165,7 +165,7 @@ def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decis
 
 def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision: Decision) -> None:
     def now() -> LearnedView:
-        return progress.of(view_of(key, after(1)), decision)
+        return progress.learned(view_of(key, after(1)), decision)
 
     eventually(lambda: now().river is not None)
     offset = next(n for n, at in enumerate(cluster.examples()) if (at.card_id, at.transaction_id) == key)
@@ -177,9 +177,9 @@ def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision
         "LightGBM learns it with its next version."
     )
     # What somebody says otherwise is not learned yet, and what does not hold never is.
-    assert progress.of(view_of(key, after(1), "legitimate"), decision).river is None
-    assert "Another label" in progress.of(view_of(key, after(1))._replace(holds=False), decision).sentence
-    assert "no model learns it" in progress.of(view_of(key, after(1), source="rule"), decision).sentence
+    assert progress.learned(view_of(key, after(1), "legitimate"), decision).river is None
+    assert "Another label" in progress.learned(view_of(key, after(1))._replace(holds=False), decision).sentence
+    assert "no model learns it" in progress.learned(view_of(key, after(1), source="rule"), decision).sentence
     # A version that was trained before the label came, one for which it was too young, and one that holds it.
     for version, holds in (
         (trained(after(0.5), 0.1), False),
@@ -196,7 +196,9 @@ def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision
     assert f"LightGBM version {now().lightgbm} was trained with it." in now().sentence
     switch = LearningSwitch(frozen=True, by="mona", reason="a test", switched_at=after(1))
     ControlWriter(cluster.bootstrap, cluster.settings).control(switch)
-    eventually(lambda: "Learning is frozen" in progress.of(view_of(key, after(1), "legitimate"), decision).sentence)
+    eventually(
+        lambda: "Learning is frozen" in progress.learned(view_of(key, after(1), "legitimate"), decision).sentence
+    )
 
 
 def test_what_lies_far_back_and_what_is_held_is_said_so(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +213,7 @@ def test_what_lies_far_back_and_what_is_held_is_said_so(cluster: Cluster, monkey
 
     def sentence(number: int) -> str:
         item = written[number]
-        return progress.of(view_of((item.card_id, item.transaction_id), item.known_at), None).sentence
+        return progress.learned(view_of((item.card_id, item.transaction_id), item.known_at), None).sentence
 
     with closing(LabelProgress(cluster.bootstrap, cluster.settings)) as progress:
         assert "is not looked at any more" in sentence(0)

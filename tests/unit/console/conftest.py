@@ -70,7 +70,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningConsole
     (directory / "secret.txt").write_text("secret")
     static = directory / "static"
     static.mkdir()
-    for name in ("console.css", "console.js", "htmx.min.js"):
+    for name in ("console.css", "console.js", "events.js", "htmx.min.js"):
         (static / name).write_text(f"/* {name} */")
     (static / "link.txt").symlink_to(directory / "secret.txt")
     with pytest.MonkeyPatch.context() as patch:

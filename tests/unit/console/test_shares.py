@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.console.shares import BASE, LIMITED, ONLINE_MODEL, Parts, parts_of, share_rows
+from pipeline.console.shares import BASE, LIMITED, ONLINE_MODEL, ScoreParts, parts_of, share_rows
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
@@ -64,7 +64,7 @@ class Opaque:
         self.logit, self.evidence, self.to_payload = Flat().logit, Flat().evidence, Flat().to_payload
 
 
-def total(parts: Parts) -> NDArray[np.float64]:
+def total(parts: ScoreParts) -> NDArray[np.float64]:
     return parts.base + parts.features.sum(axis=1) + parts.limited + sum(parts.others.values())
 
 
