@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from pipeline.settings import Settings
 from tests.helpers.runs import Run, RunStarter
+from tests.helpers.tools import tool
 from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import Worker
 
 
@@ -46,3 +49,13 @@ def begin(tmp_path: Path) -> Iterator[RunStarter]:
     yield run
     for item in begun:
         item.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, with as much time as everything else has."""
+    expect.set_options(timeout=TIMEOUT_S * 1_000)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=tool("chromium", "chromium"), args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from pipeline.console import case_pages, queue_pages
 from pipeline.console.action_records import ActionRefused
@@ -20,7 +20,6 @@ from pipeline.console.presentation import BLIND_SENTENCE, case_url
 from pipeline.console.roles import Role
 from tests.helpers.case_views import HOSTILE, UNCONFIRMED, Answers, CasesInMemory, case_view, us
 from tests.helpers.consoles import RunningConsole, served, stand_in_parts
-from tests.helpers.tools import tool
 from tests.helpers.waiting import eventually
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -82,14 +81,6 @@ class Desk(NamedTuple):
 
     def listeners(self) -> int:
         return len(self.console.parts.changes._listeners)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=tool("chromium", "chromium"), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline.console.roles import Action, requires
 from tests.helpers.consoles import PASSWORD, RunningConsole, served, stand_in_parts
-from tests.helpers.tools import tool
 from tests.helpers.waiting import TIMEOUT_S
 
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -35,15 +34,6 @@ async def status_line(request: Request) -> Response:
 def console(tmp_path: Path) -> Iterator[RunningConsole]:
     with served(stand_in_parts(tmp_path), routes=[Route("/", start_page), Route("/status", status_line)]) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=TIMEOUT_S * 1_000)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=tool("chromium", "chromium"), args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Tab:
