@@ -243,11 +243,11 @@ class CaseActions:
         return case
 
     def _clock(self) -> ActionClock:
-        now, newest_us = datetime.now(UTC), self._store.stream_us
+        now, stream_us = datetime.now(UTC), self._store.stream_us
         if self._own_clock is None:
             self._own_clock = has_own_clock(self._bootstrap, self._settings)
-        newest = datetime.fromtimestamp(newest_us / US_PER_SECOND, UTC)
-        return ActionClock((if_simulated(newest, now) if self._own_clock and newest_us else None) or now)
+        newest = datetime.fromtimestamp(stream_us / US_PER_SECOND, UTC)
+        return ActionClock((if_simulated(newest, now) if self._own_clock and stream_us else None) or now)
 
     # --- Writing -----------------------------------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ decode_event: Final = msgspec.json.Decoder(CaseEvent).decode
 decode_label: Final = msgspec.json.Decoder(Label).decode
 
 
-def cutoff_us(newest_us: int) -> int:
+def cutoff_us(stream_us: int) -> int:
     """Return the time before which nothing is kept but open cases; it advances by whole days."""
-    return newest_us // US_PER_DAY * US_PER_DAY - KEPT_US
+    return stream_us // US_PER_DAY * US_PER_DAY - KEPT_US
 
 
 def blind_rank(key: bytes, case_id: str) -> int:

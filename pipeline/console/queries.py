@@ -207,11 +207,11 @@ def _contradiction(labels: Sequence[LabelView]) -> str | None:
     others = [view.label for view in newest.values() if held is not None and view.label.label != held.label]
     if held is None or not others:
         return None
-    told = "; ".join(f"{_who(label)} says {label.label}" for label in others)
-    return f"Labels differ: {told}, and {held.label} by {_who(held)} holds."
+    differing = "; ".join(f"{_author(label)} says {label.label}" for label in others)
+    return f"Labels differ: {differing}, and {held.label} by {_author(held)} holds."
 
 
-def _who(label: Label) -> str:
+def _author(label: Label) -> str:
     return f"{label.source} {label.analyst}" if label.analyst else label.source
 
 

@@ -129,7 +129,7 @@ class CaseStore:
             )
             self._set_meta(stream_us=self._writer.stream_us, broker_us=self._writer.broker_us)
             self._count(touched)
-        self._tell()
+        self._notify()
         return frozenset(touched)
 
     def _prune(self, *, caught_up: bool, changed: bool) -> list[str]:
@@ -167,7 +167,7 @@ class CaseStore:
                         [(value, field, row[0]) for field, value in values.items()],
                     )
             self._count(touched)
-        self._tell()
+        self._notify()
         return frozenset(touched)
 
     @contextmanager
@@ -188,7 +188,7 @@ class CaseStore:
     def _set_meta(self, **values: object) -> None:
         self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
