@@ -20,7 +20,7 @@ KEPT_US: Final = 30 * US_PER_DAY
 AUDIT: Final = "audit"
 _RANK_BYTES: Final = 7
 """Bytes of the keyed hash that order blind cases: a whole number for SQLite."""
-_INSERT_CASE: Final = "INSERT OR REPLACE INTO cases VALUES (" + ", ".join("?" * 17) + ")"  # noqa: S608
+_INSERT_CASE: Final = "INSERT OR REPLACE INTO cases VALUES (" + ", ".join("?" * 18) + ")"  # noqa: S608
 decode_event: Final = msgspec.json.Decoder(CaseEvent).decode
 decode_label: Final = msgspec.json.Decoder(Label).decode
 
@@ -97,20 +97,26 @@ def refresh(connection: sqlite3.Connection, case_ids: Collection[str], key: byte
             (case_id,),
         ).fetchall()
         if alerts:
-            _refresh_known(connection, alerts)
-            _refresh_case(connection, case_id, alerts, key)
+            _refresh_case(connection, case_id, alerts, _refresh_known(connection, alerts), key)
 
 
-def _refresh_known(connection: sqlite3.Connection, alerts: Sequence[sqlite3.Row]) -> None:
+def _refresh_known(connection: sqlite3.Connection, alerts: Sequence[sqlite3.Row]) -> set[str]:
+    """Note the labels that hold; return the ids of the alerts that have one."""
+    labelled = set()
     for alert in alerts:
         rows = labels_in(connection, alert[3], alert[2])
         held = holding_label(decode_label(body) for _, _, body in rows)
         known = None if held is None or known_value(held.label) == NOTHING else held.label
         if known != alert[12]:
             connection.execute("UPDATE alerts SET known = ? WHERE id = ?", (known, alert[0]))
+        if known is not None:
+            labelled.add(alert[1])
+    return labelled
 
 
-def _refresh_case(connection: sqlite3.Connection, case_id: str, alerts: Sequence[sqlite3.Row], key: bytes) -> None:
+def _refresh_case(
+    connection: sqlite3.Connection, case_id: str, alerts: Sequence[sqlite3.Row], labelled: Collection[str], key: bytes
+) -> None:
     state = events_in(connection, case_id)
     opened = [alert for alert in alerts if alert[1] not in state.closed_alerts]
     shown = opened or alerts
@@ -118,15 +124,18 @@ def _refresh_case(connection: sqlite3.Connection, case_id: str, alerts: Sequence
         any(alert[9] == AUDIT for alert in opened)
         or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
     )
+    # Of what is known already nothing can be saved.
+    unknown = [alert for alert in shown if alert[1] not in labelled]
     heaviest = max(shown, key=lambda alert: alert[11])
     connection.execute(
         _INSERT_CASE,
         (
             case_id, alerts[0][2], bool(opened), blind, blind_rank(key, case_id),
             min(alert[5] for alert in shown), max(alert[5] for alert in shown), len(shown),
-            sum(alert[6] for alert in shown), alerts[0][7], sum(alert[8] for alert in shown), heaviest[10],
+            sum(alert[6] for alert in unknown), alerts[0][7], sum(alert[8] for alert in unknown), heaviest[10],
             state.holder, state.holder_until_us, state.snoozed_until_us,
             min(alert[4] for alert in alerts), max(alert[4] for alert in alerts),
+            max((entry.broker_us for entry in state.history), default=0),
         ),
     )  # fmt: skip
 
@@ -155,10 +164,16 @@ def prune_events(connection: sqlite3.Connection, before_us: int) -> None:
     )
 
 
-def prune_cases(connection: sqlite3.Connection, before_us: int) -> list[str]:
-    """Delete closed cases whose newest alert is of before a time; return their ids."""
-    query = "SELECT case_id FROM cases WHERE is_open = 0 AND newest_event_us < ?"
-    case_ids: list[str] = [case_id for (case_id,) in connection.execute(query, (before_us,))]
+def prune_cases(connection: sqlite3.Connection, before_us: int, acted_before_us: int) -> list[str]:
+    """Delete closed cases; return their ids.
+
+    Args:
+        connection: Writes to the database.
+        before_us: Event time of their newest alerts, at most.
+        acted_before_us: Time of what people did last, at most, by the broker's clock.
+    """
+    query = "SELECT case_id FROM cases WHERE is_open = 0 AND newest_event_us < ? AND acted_us < ?"
+    case_ids: list[str] = [case_id for (case_id,) in connection.execute(query, (before_us, acted_before_us))]
     delete_cases(connection, case_ids)
     return case_ids
 

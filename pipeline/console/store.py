@@ -138,8 +138,8 @@ class CaseStore:
             return []
         pruned_us, pruned_broker_us = self._pruned_us
         gone: list[str] = []
-        if changed or before_us > pruned_us:
-            gone = prune_cases(self._database, before_us)
+        if changed or before_us > pruned_us or broker_us > pruned_broker_us:
+            gone = prune_cases(self._database, before_us, broker_us)
         if before_us > pruned_us:
             prune_decisions(self._database, before_us)
         if gone or before_us > pruned_us or self._writer.oldest_label_us < before_us:

@@ -31,7 +31,8 @@ TABLES: Final = {
     "cases": """
         case_id TEXT PRIMARY KEY, card_id TEXT, is_open INTEGER, blind INTEGER, blind_rank INTEGER, raised_us INTEGER,
         last_raised_us INTEGER, alerts INTEGER, money REAL, currency TEXT, loss REAL, reason TEXT, holder TEXT,
-        holder_until_us INTEGER, snoozed_until_us INTEGER, first_event_us INTEGER, newest_event_us INTEGER""",
+        holder_until_us INTEGER, snoozed_until_us INTEGER, first_event_us INTEGER, newest_event_us INTEGER,
+        acted_us INTEGER""",
     "companions": "case_id TEXT PRIMARY KEY",
     "identifiers": "value TEXT, field TEXT, case_id TEXT, PRIMARY KEY (value, field, case_id)",
     "source_ends": "partition INTEGER PRIMARY KEY, behind INTEGER",

@@ -36,10 +36,10 @@ class QueueRow(NamedTuple):
     alerts: int
     """Its open alerts; all of them where it is closed."""
     money_at_risk: float
-    """Sum of their amounts, in the base currency."""
+    """Sum of the amounts of those of which nothing is known yet, in the base currency."""
     currency: str
     expected_loss: float | None
-    """Sum of their severities; None where the case is blind."""
+    """Sum of their severities, likewise; None where the case is blind."""
     reason: str | None
     """Sentence of the reason that weighs most; None where the case is blind."""
     holder: str | None

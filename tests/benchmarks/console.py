@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from pipeline.console.views import QueueFilter
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
 from schemas.codec import encode
+from schemas.messages import Message
 from schemas.topics import ALERTS, DECISIONS
 from tests.helpers.console import KEY, alert_of, console, decision_of
 from tests.helpers.topics import shared_producer
@@ -29,25 +31,39 @@ SPREAD_S = 20 * 86_400
 LOOKS = 200
 
 
+def template(message: Message) -> bytes:
+    """JSON of a message with places for what differs: a message made for each record would take minutes."""
+    return encode(message).replace(b"%", b"%%").replace(b"<", b"%(").replace(b">", b")b")
+
+
+_PLACES: dict[str, Any] = {
+    "alert_id": "alert-<n>", "case_id": "case-<c>", "card_id": "card-<c>", "transaction_id": "t<n>",
+    "merchant_id": "shop-<m>", "selection": "<s>",
+}  # fmt: skip
+_ALERT = template(alert_of(0, **_PLACES)).replace(b'"severity":0.0', b'"severity":%(l)b')
+_RAISED = template(decision_of(alert_of(0, **_PLACES)))
+_PLAIN = template(decision_of(alert_of(0, **_PLACES), selection=None, features=None, action="allow"))
+_TIME, _AT = b"2026-03-01T12:00:00Z", b"%(t)b"
+
+
 def records(decisions: int, cases: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
     """Topic, key and value of decisions, every so many of which has an alert; 1 in 20 of these is an audit."""
     chance = random.Random(seed)
-    every, cards, shops = decisions // cases, cases, max(decisions // 100, 1)
+    every, shops = decisions // cases, max(decisions // 100, 1)
+    alert, raised, plain = (text.replace(_TIME, _AT) for text in (_ALERT, _RAISED, _PLAIN))
+    assert all(b"%(t)b" in text for text in (alert, raised, plain))
     for number in range(decisions):
-        case = number // every if number % every == 0 else chance.randrange(cards)
-        alert = alert_of(
-            number,
-            case,
-            event_time=START + timedelta(seconds=number * SPREAD_S / decisions),
-            merchant_id=f"shop-{chance.randrange(shops)}",
-            severity=chance.random() * 1_000,
-            selection="audit" if chance.random() < 0.05 else "score",
-        )
-        raised = number % every == 0
-        own = {} if raised else {"selection": None, "features": None, "action": "allow"}
-        yield DECISIONS.name, alert.card_id, encode(decision_of(alert, **own))
-        if raised:
-            yield ALERTS.name, alert.card_id, encode(alert)
+        case = number // every if number % every == 0 else chance.randrange(cases)
+        at = START + timedelta(seconds=number * SPREAD_S // decisions)
+        fields = {
+            b"n": str(number), b"c": str(case), b"m": str(chance.randrange(shops)), b"t": f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            b"l": repr(chance.random() * 1_000), b"s": "audit" if chance.random() < 0.05 else "score",
+        }  # fmt: skip
+        values = {name: text.encode() for name, text in fields.items()}
+        card_id = f"card-{case}"
+        yield DECISIONS.name, card_id, (raised if number % every == 0 else plain) % values
+        if number % every == 0:
+            yield ALERTS.name, card_id, alert % values
 
 
 def fill(settings: Settings, decisions: int, cases: int) -> None:

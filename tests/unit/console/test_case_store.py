@@ -128,7 +128,7 @@ def test_companions_depend_on_the_log_and_the_key_alone(tmp_path: Path) -> None:
     assert all(17 <= len(blind) <= 20 for blind in found)
 
 
-def test_labels_hold_by_rank_and_time_and_their_differences_are_reported(fed: Fed) -> None:
+def test_labels_hold_by_rank_and_time_and_their_differences_are_shown(fed: Fed) -> None:
     alert = alert_of(1)
     fed.feed(alert, decision_of(alert))
     fed.feed(label_of(alert, "fraud", analyst="ann"), at=NOON)
