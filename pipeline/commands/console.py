@@ -113,6 +113,7 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
     from pipeline.console.app import Changes, Parts
     from pipeline.console.explanation import Explainer
     from pipeline.console.learned import LabelProgress
+    from pipeline.console.links import LinkReader
     from pipeline.console.reader import TopicsReader
     from pipeline.console.status import StatusLine
     from pipeline.console.store import CaseStore
@@ -132,8 +133,9 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
         progress = stack.enter_context(closing(LabelProgress(bootstrap, settings)))
         status = stack.enter_context(closing(StatusLine(bootstrap, settings, store)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
-        reader.start()
-        stack.callback(reader.stop)
+        for thread in (reader, LinkReader(bootstrap, settings, store, changes.publish)):
+            thread.start()
+            stack.callback(thread.stop)
         actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
         yield Parts(settings, store, actions, explainer, progress, status, accounts, changes, reader)
 

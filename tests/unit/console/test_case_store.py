@@ -2,7 +2,7 @@
 
 import math
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,22 +200,27 @@ def messages() -> list[object]:
         ]
         if number % 3:
             made.append(
-                event_of(alert, "closed", alerts=[alert.alert_id, f"alert-{number - 1}"], event_id=f"e{number}")
-            )
+                event_of(
+                    alert, "closed", alerts=[alert.alert_id, f"alert-{number - 1}"], event_id=f"e{number}",
+                    at=alert.raised_at,
+                )
+            )  # fmt: skip
         if number % 5 == 0:
             made.append(label_of(alert, chance.choice(["fraud", "legitimate"]), labelled_at=alert.raised_at))
     return made
 
 
+def arrived(message: object) -> datetime:
+    """Time of a message's record."""
+    return message.labelled_at if isinstance(message, Label) else getattr(message, "at", NOON)
+
+
 def test_a_file_made_anew_equals_the_one_that_followed(tmp_path: Path) -> None:
-    """Old decisions and closed cases are gone, open ones stay, however the records were cut into batches."""
+    """Old decisions are gone, and cases that were closed long ago; however the records were cut into batches."""
     followed, anew = Fed(tmp_path / "followed.sqlite"), Fed(tmp_path / "anew.sqlite")
     for message in messages():
-        at = message.labelled_at if isinstance(message, Label) else NOON
-        followed.feed(message, at=at)
-    records = [
-        anew.record(message, message.labelled_at if isinstance(message, Label) else NOON) for message in messages()
-    ]
+        followed.feed(message, at=arrived(message))
+    records = [anew.record(message, arrived(message)) for message in messages()]
     chance = random.Random(6)
     by_topic = [[record for record in records if record.topic == topic] for topic in {r.topic for r in records}]
     chance.shuffle(by_topic)
