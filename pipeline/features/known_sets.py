@@ -30,12 +30,6 @@ def is_known(kernel: str) -> bool:
     return kernel in _CARD_FEATURES
 
 
-def lacking(kernel: str) -> list[int]:
-    """Return the columns of the cards' features that blocks of a known kernel version do not have."""
-    names = _CARD_FEATURES[kernel]
-    return [column for column, name in enumerate(CARD_FEATURES) if name not in names]
-
-
 def own_card_features(kernel: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the cards' features of a block by their names.
 

@@ -22,8 +22,8 @@ FIRST = 100
 """Names of each declaration's new features count from a multiple of it."""
 DAYS = 150.0
 """Event time of a history."""
-HORIZON_DAYS = 140.0
-"""Of labels and of repeats: days pass within a second, and a restart takes many."""
+HORIZON_DAYS = 40.0
+"""Of labels and of repeats."""
 RESULT = "result.json"
 SUMMED = (
     "transactions",

@@ -81,6 +81,7 @@ class DeclaredChaos(Chaos):
         }
         self._kernels = [features.kernel_version for features in made]
         self._recorded, self._active = recorded, 0
+        self.rules = self.rules._replace(hasty=True)
         self._feeder: Feeder | None = None
         self._random = np.random.default_rng(options.load.seed)
         self.compared = 0

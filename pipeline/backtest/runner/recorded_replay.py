@@ -38,7 +38,7 @@ from pipeline.engine.scores.decisions import Decisions, decided
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
-from pipeline.features.known_sets import is_known, lacking, own_card_features
+from pipeline.features.known_sets import is_known, own_card_features
 from pipeline.history.files import currency_decimals
 from pipeline.kafka.readers.replay_reader import RangeReader, in_recorded_order, read_markers
 from schemas.messages import CardConfig, Profiled, ProfiledTransaction, RecordPosition, Versions
@@ -109,8 +109,8 @@ class RecordedReplay:
         """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
 
         A transaction without a live decision is passed over in the latter case. Comes back after every batch that was
-        read, of the warm-up too. With ``live``, a feature is missing where the declaration that a transaction was
-        profiled under lacks it, as it was live; without, it is computed for all of the past.
+        read, of the warm-up too. With ``live``, what was profiled under another declaration is taken as it stands,
+        without the features that only this one has. Without, they are computed for all of the past.
         """
         self._as_live = live is not None
         self._library.learn_declarations()
@@ -199,11 +199,10 @@ class RecordedReplay:
             # Live a dead letter.
             return None
         skipped = set(record.skipped_rows)
-        kernel = next(
-            (message.kernel for message in stored if isinstance(message, ProfiledTransaction)), KERNEL_VERSION
-        )
-        absent = lacking(kernel) if self._as_live and is_known(kernel) else []
-        rows = [self._repeated_row(message, cards, again, absent) for message in messages]
+        rows = [
+            self._repeated_row(message, cards, again, as_stored=self._as_live and message is not before)
+            for before, message in zip(stored, messages, strict=True)
+        ]
         repeated = [None if row in skipped else message for row, message in enumerate(rows)]
         if rows == messages:
             return record
@@ -215,7 +214,8 @@ class RecordedReplay:
         message: Profiled,
         cards: Mapping[int, Iterator[list[Profiled]]],
         again: dict[_Key, Profiled],
-        absent: Sequence[int],
+        *,
+        as_stored: bool,
     ) -> Profiled | None:
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
@@ -235,11 +235,7 @@ class RecordedReplay:
             return message
         if isinstance(found, ProfiledTransaction) and isinstance(message, ProfiledTransaction):
             found = msgspec.structs.replace(found, ingested_at=message.ingested_at)
-            if absent:
-                features = np.frombuffer(found.card_features, "<f8").copy()
-                features[absent] = np.nan
-                found = msgspec.structs.replace(found, card_features=features.tobytes())
-        if found == message:
+        if as_stored or found == message:
             return message
         self.stored_otherwise += 1
         return found
