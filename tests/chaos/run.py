@@ -33,7 +33,7 @@ class Rules(NamedTuple):
     exactly_once: bool = True
     """Else at least once: what is repeated is allowed, what is lost or wrong is not."""
     hasty: bool = False
-    """True where so many days pass in a second that feedback gives labels up before their decisions come."""
+    """True where so many days pass in a second that agents give labels up before transactions or decisions come."""
     broker_deaths: int = 0
     """Number of times that the run has ended a broker."""
 
