@@ -81,8 +81,8 @@ def features_equal_the_reference(run: Run, seed: int = 0, cost: int = SAMPLE_COS
     check = Check("features equal the reference")
     random = np.random.default_rng(seed)
     for name, entity, rows, reference in (
-        ("cards", "card_id", _card_rows(run), card_features),
-        ("merchants", "merchant_id", _merchant_rows(run), merchant_features),
+        ("cards", "card_id", card_rows(run), card_features),
+        ("merchants", "merchant_id", merchant_rows(run), merchant_features),
     ):
         chosen = _sample(Counter(row[entity] for row in rows), random, cost)
         sampled = [row for row in rows if row[entity] in chosen]
@@ -102,7 +102,7 @@ def features_equal_the_reference(run: Run, seed: int = 0, cost: int = SAMPLE_COS
 def cases_follow_from_the_log(run: Run) -> Check:
     """Every transaction's case and its number within it, against the reference."""
     check = Check("cases follow from the log")
-    rows = _card_rows(run)
+    rows = card_rows(run)
     check.count("transactions", 0)
     for row, case in zip(rows, card_cases(pd.DataFrame(rows)).to_dict("records"), strict=True):
         if row["card_id"] in run.cards_read_again:
@@ -150,8 +150,8 @@ def _agree(name: str, seen: float | None, right: float) -> bool:
     return abs(seen - right) <= tolerance(name) * abs(right)
 
 
-def _card_rows(run: Run) -> list[Row]:
-    """Accepted transactions as the card agents read them; the newest event before each, within its partition."""
+def card_rows(run: Run) -> list[Row]:
+    """Return accepted transactions as the card agents read them; the newest event before each, within its partition."""
     rows = []
     for accepted in run.accepted.values():
         newest = 0
@@ -162,7 +162,8 @@ def _card_rows(run: Run) -> list[Row]:
     return rows
 
 
-def _merchant_rows(run: Run) -> list[Row]:
+def merchant_rows(run: Run) -> list[Row]:
+    """Return transactions and labels as the score agents read them."""
     newest: dict[int, int] = defaultdict(int)
     rows = []
     taken_in = {entry.log for entry, _ in run.profiled}

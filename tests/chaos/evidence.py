@@ -19,6 +19,8 @@ NOT_WRITTEN = "no snapshot: "
 UPON_DAMAGE = re.compile(r"of (\S+) could be written .*of the snapshot before was changed or damaged")
 AFTERWARDS_S = 30.0
 """A write that a fault has made fail is told at most as long after it (a worker may have stood still meanwhile)."""
+FOUND_GONE_S = 300.0
+"""A worker finds so much later that the snapshot before is gone: when there is something new to write."""
 LONG_DAYS = 16.0
 """So far behind the horizon at least, something has been forgotten."""
 
@@ -78,7 +80,7 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
                 evidence.failed_writes += 1
             elif (place := UPON_DAMAGE.search(line.text)) is not None and _damaged(place[1], line.wall_s, happened):
                 evidence.failed_upon_damage += 1
-            elif not _within("snapshots gone", line.wall_s, happened):
+            elif not _within("snapshots gone", line.wall_s, happened, FOUND_GONE_S):
                 evidence.failed_unasked.append(f"{line.worker}: {line.text}")
     for sent_record in happened:
         if any(at_s > sent_record.wall_s - 1.0 for name in sent_record.snapshots for at_s in row.get(name, ())):
@@ -86,10 +88,9 @@ def gather(lines: Iterable[Line], happened: Sequence[Happened]) -> Evidence:
     return evidence
 
 
-def _within(kind: str, wall_s: float, happened: Iterable[Happened]) -> bool:
+def _within(kind: str, wall_s: float, happened: Iterable[Happened], after_s: float = AFTERWARDS_S) -> bool:
     return any(
-        sent_record.kind == kind and 0.0 <= wall_s - sent_record.wall_s + 1.0 <= AFTERWARDS_S
-        for sent_record in happened
+        sent_record.kind == kind and 0.0 <= wall_s - sent_record.wall_s + 1.0 <= after_s for sent_record in happened
     )
 
 

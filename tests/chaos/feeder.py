@@ -40,6 +40,8 @@ class Feeder:
         self._failed: list[str] = []
         self.sent = 0
         """How many were handed to the client."""
+        self.limit = len(ledger)
+        """How many may be sent so far."""
         self.ended_s = math.inf
         """When (monotonic) everything was sent."""
         self.ends: dict[tuple[str, int], int] = {}
@@ -80,7 +82,7 @@ class Feeder:
         started_s, first = time.monotonic(), self.sent
         while self.sent < len(self._ledger) and not self._stopped.is_set():
             due = first + (len(self._ledger) - first) * (time.monotonic() - started_s) / self._seconds
-            while self.sent < min(due, len(self._ledger)):
+            while self.sent < min(due, self.limit):
                 self._send(self._ledger[self.sent])
                 self.sent += 1
             self._producer.poll(TICK_S)

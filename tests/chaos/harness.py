@@ -44,6 +44,8 @@ POLL_S = 0.1
 FIRST_DECISION_S = 300.0
 FIRST_INPUTS = 20
 QUIET_S = 3.0
+CHANGES = (0.35, 0.7)
+"""Shares of the time after which something else becomes active."""
 LAST_WORK_S = 5.0
 """A fault so near to the end of the load, or behind it, may see no work of after it: its recovery is not measured."""
 WORK_OFF_S = 240.0
@@ -97,6 +99,8 @@ class Options:
     work_off_s: float = WORK_OFF_S
     delivery: Literal["exactly_once", "at_least_once"] = "exactly_once"
     protocol: Literal["auto", "consumer", "classic"] = "auto"
+    prefix: str = PREFIX
+    features_file: Path | None = None
     thorough: bool = False
     """Whether the run must have met everything that it is for (`tests.chaos.evidence`)."""
 
@@ -126,7 +130,8 @@ class Chaos:
         self.snapshots = SnapshotPlace(directory / "snapshots")
         self.settings = Settings(
             kafka_bootstrap_servers=brokers.bootstrap_servers,
-            topic_prefix=PREFIX,
+            topic_prefix=options.prefix,
+            features_file=options.features_file,
             data_dir=directory / "data",
             timestamps="producer",
             card_partitions=CARD_PARTITIONS,
@@ -149,12 +154,12 @@ class Chaos:
             maturity_us=round(options.maturity_days * DAY_US),
             label_horizon_us=round(options.load.horizon_days * DAY_US),
             dedup_horizon_us=round(options.load.horizon_days * DAY_US),
-            prefix=PREFIX,
+            prefix=options.prefix,
             exactly_once=options.delivery == "exactly_once",
         )
         environment = {"FRAUD_PIPELINE_SNAPSHOT_URL": self.snapshots.directory.as_uri()}
-        self.fleet = Fleet(self.settings, directory / "logs", environment, say=self._tell, brokers=brokers.count)
-        self.hostile = Hostile(brokers, PREFIX, PARTITIONS)
+        self.fleet = Fleet(self.settings, directory / "logs", environment, say=self.tell, brokers=brokers.count)
+        self.hostile = Hostile(brokers, options.prefix, PARTITIONS)
         self._elsewhere = directory / "elsewhere"
         self._restored = directory / "restored"
         self.happened: list[Happened] = []
@@ -179,11 +184,11 @@ class Chaos:
         options, seconds = self._options, {}
         self.sent = sent = ledger(options.load)
         ensure_topics(self._bootstrap, self.settings)
-        self.hostile.good = publish(self._bootstrap, self.settings, version=0)
+        self.publish(0)
         for name, agents in options.first_agents:
             self.fleet.start(name, agents)
-        feeder = Feeder(self._bootstrap, PREFIX, sent, options.seconds)
-        tail = Tail(self._bootstrap, PREFIX, CARD_PARTITIONS)
+        feeder = Feeder(self._bootstrap, options.prefix, sent, options.seconds)
+        tail = Tail(self._bootstrap, options.prefix, CARD_PARTITIONS)
         tail.start()
         try:
             began_s = time.monotonic()
@@ -207,17 +212,36 @@ class Chaos:
         self.fleet.stop()
         reading_s = time.monotonic()
         self.sent = sent = [*sent, *self.hostile.sent]
-        self.logs = logs = read_logs(self._bootstrap, PREFIX)
+        self.logs = logs = read_logs(self._bootstrap, options.prefix)
         self.rules = self.rules._replace(broker_deaths=self._brokers.deaths)
-        checks = check_all(logs, sent, self.rules)
-        if self.rules.exactly_once:
-            kept = self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})
-            checks.append(states_are_functions_of_the_log(self._bootstrap, kept, self._restored))
+        checks = self.checks(logs, sent)
         seconds["to read and check"] = time.monotonic() - reading_s
         evidence = gather(read_lines(self.fleet.log_dir), self.happened)
         return Outcome(
             logs, sent, self.rules, checks, self.happened, seconds, self.fleet, unfinished, evidence, options
         )
+
+    def publish(self, version: int) -> None:
+        """Publish what is active from the beginning (0), after a third and after two thirds of the time (1, 2)."""
+        self.hostile.good = publish(self._bootstrap, self.settings, version)
+        self.tell(f"models {version} published")
+
+    def may_publish(self, feeder: Feeder, tail: Tail) -> bool:
+        """Return whether what comes next may become active now."""
+        del feeder, tail
+        return True
+
+    def checks(self, logs: Logs, sent: list[Sent]) -> list[Check]:
+        """Return what the logs prove, with no worker left."""
+        checks = check_all(logs, sent, self.rules)
+        if self.rules.exactly_once:
+            checks.append(states_are_functions_of_the_log(self._bootstrap, self.kept_settings, self._restored))
+        return checks
+
+    @property
+    def kept_settings(self) -> Settings:
+        """The workers' settings, with the address of their snapshots."""
+        return self.settings.model_copy(update={"snapshot_url": self.snapshots.directory.as_uri()})
 
     def _misbehave(self, feeder: Feeder, tail: Tail) -> None:
         """Do the faults at their times, for as long as there is load; new models come in between.
@@ -225,24 +249,23 @@ class Chaos:
         A short run does all of its faults: on a busy machine a broker's start outlasts the load.
         """
         waiting = list(self._options.faults)
-        swaps = [share * self._options.seconds for share in (0.35, 0.7)]
-        while not feeder.done or (waiting and not self._options.thorough):
+        swaps = [share * self._options.seconds for share in CHANGES]
+        while not feeder.done or ((waiting or swaps) and not self._options.thorough):
             now_s = self._now_s()
             self._check(tail)
             if waiting and waiting[0].at_s <= now_s:
                 fault = waiting.pop(0)
-                if not self._do(fault, feeder, tail):
+                if not self.do(fault, feeder, tail):
                     waiting = sorted([*waiting, fault._replace(at_s=now_s + TRY_AGAIN_S)], key=lambda item: item.at_s)
-            elif swaps and swaps[0] <= now_s and not self._brokers.busy:
+            elif swaps and swaps[0] <= now_s and not self._brokers.busy and self.may_publish(feeder, tail):
                 swaps.pop(0)
-                self.hostile.good = publish(self._bootstrap, self.settings, version=2 - len(swaps))
-                self._tell(f"models {2 - len(swaps)} published")
+                self.publish(2 - len(swaps))
             else:
                 time.sleep(POLL_S)
         for fault in waiting:
-            self._tell(f"not done: {fault.kind}")
+            self.tell(f"not done: {fault.kind}")
 
-    def _do(self, fault: Fault, feeder: Feeder, tail: Tail) -> bool:
+    def do(self, fault: Fault, feeder: Feeder, tail: Tail) -> bool:
         """Do a fault; False where it cannot be done now, and then it is as if nothing had happened."""
         self._cancel_timers(only_ended=True)
         what, agents = fault.kind, "any"
@@ -272,7 +295,7 @@ class Chaos:
             what = f"{worker.name}: {done}"
         item.what, item.agents = what, agents
         self.happened.append(item)
-        self._tell(f"{fault.kind}: {what}")
+        self.tell(f"{fault.kind}: {what}")
         return True
 
     def _kept_by(self, agents: str) -> list[str]:
@@ -480,7 +503,8 @@ class Chaos:
     def _now_s(self) -> float:
         return time.monotonic() - self._started_s
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Say what happens, with its time."""
         self._say(f"{self._now_s():7.1f} s  {text}")
 
 

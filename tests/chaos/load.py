@@ -14,6 +14,8 @@ from pipeline.history.files import resolve_mapping
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from tests.chaos.arithmetic import DAY_US, EPOCH, partition_of
 from tests.chaos.records import Sent
+from tests.helpers.declarations import random_history
+from tests.helpers.declared_windows import message
 from tests.helpers.files import load_transactions
 
 SECOND_US = 1_000_000
@@ -28,6 +30,8 @@ SOURCES = ("customer", "analyst", "chargeback", "issuer", "audit", "a bank's own
 SHARES = {"late": 0.03, "very_late": 0.01, "shuffled": 0.03, "foreign": 0.03, "keyless": 0.01}
 """Shares of transactions; the rest is sent at its own time to its own partition."""
 TWINS, REPEATS, CHANGED, BAD, UNKNOWN_LABELS = 0.02, 0.04, 0.01, 0.012, 0.004
+ODD = 0.15
+"""Share of declared fields as values of other kinds, which stand for the same."""
 AGAIN, LATE_LABEL = 0.02, 0.03
 """Of transactions: sent again behind the deduplication horizon, and labelled about the label horizon or behind it."""
 AGAIN_DAYS, LATE_LABEL_DAYS = 25.0, 20.0
@@ -47,6 +51,8 @@ class Load:
     """A file with the Handbook's columns instead of the simulator."""
     horizon_days: float = 10.0
     """Of labels and of repeats, short enough that things come behind it."""
+    declaration: dict[str, Any] | None = None
+    """A declaration of features: a history that goes where its windows break (`random_history`), with its fields."""
 
 
 class _Draft(NamedTuple):
@@ -95,14 +101,15 @@ def _sent(number: int, draft: _Draft, partitions: int, random: np.random.Generat
 
 def _drafts(load: Load, random: np.random.Generator) -> Iterator[_Draft]:
     frame = _frame(load)
-    last_us = int(frame["event_us"].max())
+    last_us = int(frame.get("arrived_us", frame["event_us"]).max())
     kinds = random.choice([*SHARES, "plain"], len(frame), p=[*SHARES.values(), 1 - sum(SHARES.values())])
     oversize = 0
     for row, kind in zip(frame.itertuples(index=False), kinds.tolist(), strict=True):
         card, name, event_us = str(row.card_id), str(row.transaction_id), int(str(row.event_us))
-        clock_us = min(event_us + _delay_us(kind, random), max(last_us, event_us))
+        # A declared history has its own late ones.
+        clock_us = getattr(row, "arrived_us", min(event_us + _delay_us(kind, random), max(last_us, event_us)))
         placed = kind if kind in ("foreign", "keyless") else "home"
-        value = _transaction(row, random)
+        value = _transaction(row, random) if load.declaration is None else _declared(row, random)
         yield _Draft(clock_us, "transactions", value, kind, card, name, placed=placed)
         if random.random() < TWINS:
             twin = {**json.loads(value), "transaction_id": f"{name}-twin", "amount": 17.25}
@@ -130,6 +137,10 @@ def _drafts(load: Load, random: np.random.Generator) -> Iterator[_Draft]:
 
 
 def _frame(load: Load) -> pd.DataFrame:
+    if load.declaration is not None:
+        # All amounts in one currency: the checks know no rates.
+        history = random_history(load.seed, load.rows, load.declaration)
+        return history.assign(currency="EUR", event_us=history["event_time_us"])
     if load.data is not None:
         frame = load_transactions(load.data, resolve_mapping(load.data))
         frame = frame[frame["event_time"] < frame["event_time"].iloc[0] + timedelta(days=load.days)]
@@ -174,6 +185,12 @@ def _transaction(row: Any, random: np.random.Generator) -> bytes:
     if random.random() < 0.05:
         fields |= {"note": "Grüße, 買い物", "attributes": {"terminal": "7", "score": 0.5}}
     return _json(fields)
+
+
+def _declared(row: Any, random: np.random.Generator) -> bytes:
+    fields = message(row._asdict(), odd=random.random() < ODD)
+    stated = {name: value for name, value in fields.items() if value is not None}
+    return _json({**stated, "amount": round(float(row.amount), 2)})
 
 
 def _labels(clock_us: int, card: str, name: str, fraud: bool, random: np.random.Generator) -> Iterator[_Draft]:

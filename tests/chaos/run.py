@@ -32,6 +32,8 @@ class Rules(NamedTuple):
     label_grace_us: int = 7 * DAY_US
     exactly_once: bool = True
     """Else at least once: what is repeated is allowed, what is lost or wrong is not."""
+    hasty: bool = False
+    """True where so many days pass in a second that agents give labels up before transactions or decisions come."""
     broker_deaths: int = 0
     """Number of times that the run has ended a broker."""
 

@@ -56,6 +56,9 @@ DAMAGED = 2
 SHORT_KINDS = ("garbage, kill", "pause", "broker kill", "terminate", "bomb")
 SHORT_CLUSTER_KINDS = ("kill", "broker kill", "broker pause", "controller change")
 
+AFTER_CHANGE_S = (0.5, 6.0)
+"""While workers notice another declaration, end, and restore their windows."""
+
 
 class Fault(NamedTuple):
     """One fault; ``at_s`` counts from the first decision."""
@@ -117,6 +120,24 @@ def short_schedule(seed: int, seconds: float, *, cluster: bool = False) -> list[
     random = np.random.default_rng((seed, 4))
     kinds = SHORT_CLUSTER_KINDS if cluster else SHORT_KINDS
     return _spread(random, random.permutation(kinds).tolist(), seconds, by_kind_from=2.0)
+
+
+def declared_schedule(seed: int, seconds: float, kills: int, changes: Sequence[float]) -> list[Fault]:
+    """Kills of workers, one of them behind garbage and one without snapshots, and one behind each change.
+
+    Args:
+        seed: Of the faults.
+        seconds: Length of the load.
+        kills: SIGKILLs of workers at any time.
+        changes: Shares of the time at which the declaration changes: a worker is killed within seconds of each.
+    """
+    random = np.random.default_rng((seed, 4))
+    kinds = random.permutation(["kill"] * kills + ["snapshots gone", "garbage, kill"]).tolist()
+    chasing = []
+    for change_s in (share * seconds for share in changes):
+        after_s = float(random.uniform(*AFTER_CHANGE_S))
+        chasing.append(Fault(change_s + after_s, "kill", "any", float(random.random()), 0.0))
+    return sorted(_spread(random, kinds, seconds, by_kind_from=2.0) + chasing, key=lambda fault: fault.at_s)
 
 
 def _kinds(shares: Mapping[str, float], kills: int) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +42,8 @@ class Tail:
         """By what it shows to work: (wall time of the work, monotonic time of arrival), in order of arrival."""
         self.ends: dict[tuple[str, int], int] = {}
         """One past the last record of each partition seen so far."""
+        self.kernels: Counter[str] = Counter()
+        """Decisions by the kernel version that made them."""
         self.counts: dict[str, int] = defaultdict(int)
         self.last_arrival_s = time.monotonic()
         self.examples_end = self.learned_end = 0
@@ -114,6 +116,7 @@ class Tail:
         wall_s = message.timestamp()[1] / 1e3
         if topic == "decisions":
             row = json.loads(message.value())
+            self.kernels[row["versions"]["kernel"]] += 1
             ingested_s = microseconds(row["ingested_at"]) / 1e6
             # Work of after the fault, by both agents: taken in and decided since.
             home = partition_of(row["card_id"], self._card_partitions)

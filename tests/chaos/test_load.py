@@ -1,5 +1,6 @@
 """Load and faults are drawn from the seed alone and hold every kind; what a long run must have met is asked for."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,11 @@ from tests.chaos.schedule import (
     LONG_SHARES,
     Happened,
     cluster_schedule,
+    declared_schedule,
     schedule,
 )
 from tests.chaos.snapshots import SnapshotPlace
+from tests.helpers.declarations import OWN_NUMBERS, OWN_TEXTS, random_declaration
 
 LOAD = Load(5, 4_000, 6.0, 2, horizon_days=1.5)
 LOADED = {
@@ -47,6 +50,30 @@ def test_a_seed_gives_one_load_with_everything_that_producers_and_analysts_may_d
     assert sent[:50] != ledger(Load(6, 4_000, 6.0, 2))[:50]
     assert {item.kind for item in sent} >= LOADED
     assert [item.timestamp_ms for item in sent] == sorted(item.timestamp_ms for item in sent)
+
+
+def test_a_history_of_a_declaration_has_own_fields_and_what_may_go_wrong() -> None:
+    load = Load(5, 1_000, 150.0, 2, horizon_days=30.0, declaration=random_declaration(5, 6))
+    sent = ledger(load)
+    assert sent == ledger(load)
+    assert {item.kind for item in sent} >= LOADED - {
+        "late",
+        "very_late",
+        "shuffled",
+        "oversize",
+        "a year ahead",
+        "garbage label",
+    }
+    attributes = [json.loads(item.value or b"").get("attributes") or {} for item in sent if item.kind == "plain"]
+    assert {name for item in attributes for name in item} == {*OWN_NUMBERS, *OWN_TEXTS, "more"}
+
+
+def test_a_worker_is_killed_behind_each_change_of_a_declaration() -> None:
+    faults = declared_schedule(3, 40.0, 2, (0.25, 0.5))
+    kinds = Counter(fault.kind for fault in faults)
+    assert kinds == {"two workers": 1, "kill": 4, "snapshots gone": 1, "garbage, kill": 1}
+    for change_s in (10.0, 20.0):
+        assert any(change_s < fault.at_s < change_s + 7 and fault.length_s == 0 for fault in faults)
 
 
 @pytest.mark.parametrize("seed", range(5))

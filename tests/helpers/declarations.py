@@ -1,6 +1,7 @@
 """Random declarations of features, and histories that go where their windows break."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -41,8 +42,8 @@ class Name(NamedTuple):
     exact: bool
 
 
-def random_declaration(seed: int, tables: int) -> dict[str, Any]:
-    """Return a declaration of so many feature tables, as a file has them."""
+def random_declaration(seed: int, tables: int, first: int = 0) -> dict[str, Any]:
+    """Return a declaration of so many feature tables, as a file has them; their names count from ``first``."""
     random = np.random.default_rng(seed)
     fields: dict[str, dict[str, Any]] = {
         name: {"type": "number", "meaning": f"{name} by the producer"} for name in OWN_NUMBERS
@@ -55,7 +56,7 @@ def random_declaration(seed: int, tables: int) -> dict[str, Any]:
         pool = _inputs(random, entity, declared["card"])
         of_entity = tables - tables // 2 if entity == "card" else tables // 2
         for _ in range(of_entity):
-            table = _table(random, entity, len(features), pool, declared[entity])
+            table = _table(random, entity, first + len(features), pool, declared[entity])
             windows = table.get("windows", ["one"])[: max(1, left - (tables - len(features)))]
             if "windows" in table:
                 table["windows"] = windows
@@ -68,6 +69,23 @@ def random_declaration(seed: int, tables: int) -> dict[str, Any]:
     mixed = [(merchants if features[number]["entity"] == "merchant" else cards).pop(0) for number in order.tolist()]
     extends = ("none", "default", "all")[int(random.choice(3, p=[0.6, 0.3, 0.1]))]
     return {"extends": extends, "fields": fields, "features": mixed}
+
+
+def changed_declaration(declaration: dict[str, Any], seed: int, tables: int, first: int) -> dict[str, Any]:
+    """Return a declaration of some of these tables and so many new ones, with the fields that it reads alone."""
+    random = np.random.default_rng([seed, 3])
+    own = {name.name for table in declaration["features"] for name in _names(table)}
+    kept: list[dict[str, Any]] = []
+    for table in sorted(declaration["features"], key=lambda table: table["entity"]):
+        there = {name.name for other in kept for name in _names(other)}
+        read = own.intersection(re.findall(r"\w+", f"{table.get('where')} {table.get('inputs')}"))
+        if read <= there and random.random() < 0.6:
+            kept.append(table)
+    new = random_declaration(seed, tables, first)
+    features = [*kept, *new["features"]] if random.random() < 0.5 else [*new["features"], *kept]
+    words = {*re.findall(r"\w+", " ".join(f"{table.get('field')} {table.get('where')}" for table in features))}
+    fields = {name: field for name, field in new["fields"].items() if name in words}
+    return {**new, "fields": fields, "features": features}
 
 
 def as_toml(declaration: dict[str, Any]) -> str:

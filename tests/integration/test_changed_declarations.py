@@ -10,17 +10,18 @@ import pytest
 
 from pipeline.broker.local import STATE_NAME, read_json, running_broker, serving
 from pipeline.decision.policy import Rule
+from pipeline.demo.processes import settings_environment
 from pipeline.features.active import active_declaration
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.known_sets import is_known
 from pipeline.models.published_files import PublishedFiles
-from pipeline.settings.features_file import features_of
+from pipeline.settings.features_file import VARIABLE, features_of
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, once
 from tests.helpers.waiting import eventually
-from tests.helpers.worker import FAUST, ROOT
+from tests.helpers.worker import FAUST, ROOT, printed_json
 
 pytestmark = pytest.mark.broker
 
@@ -33,7 +34,15 @@ aggregate = "distinct"
 field = "country"
 windows = ["7d"]
 where = "country <> 'DE'"
+
+[[features]]
+entity = "merchant"
+aggregate = "count"
+field = "country"
+windows = ["7d"]
+where = "country <> 'DE'"
 """
+OF_MERCHANT, CARRIED = "merchant_count_country_7d", "input_f94f2f43"
 OWN = "card_distinct_country_7d"
 COUNTRIES = ("DE", "FR", "IT", "ES")
 
@@ -74,7 +83,7 @@ def test_workers_follow_what_is_published_and_decide_each_transaction_once(
     file = written(tmp_path)
     said = cluster.command("features", "publish", file, code=0).output
     assert said.splitlines()[1:] == [
-        f"Added: {OWN}.",
+        f"Added: {CARRIED}, {OWN}, {OF_MERCHANT}.",
         "Removed: none.",
         "Workers rebuild their windows from the topics.",
     ]
@@ -93,7 +102,7 @@ def test_workers_follow_what_is_published_and_decide_each_transaction_once(
     assert len(decisions) == 60
     features = {message.transaction_id: message.features for message in cluster.features()}
     assert all(OWN not in features[f"t{number}"] for number in range(20))
-    assert all({*features[f"t{number}"]} == {*FEATURES, OWN} for number in range(40, 60))
+    assert all({*features[f"t{number}"]} == {*FEATURES, CARRIED, OWN, OF_MERCHANT} for number in range(40, 60))
     # By then each card was in the three countries abroad.
     assert {features[f"t{number}"][OWN] for number in range(50, 60)} == {3.0}
     # What the declaration of this process has too is the same by either.
@@ -101,6 +110,12 @@ def test_workers_follow_what_is_published_and_decide_each_transaction_once(
     again.run()
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (60, [])
+    # By the other one, those that it has decided are: no block of before carries what its windows read.
+    under = {**settings_environment(cluster.settings), VARIABLE: file}
+    found = printed_json("tests.chaos.declarations", "backtest", environment=under)
+    assert found["compared"] == 60
+    assert {*found["causes"]} == {"other rules"}, found
+    assert 20 <= found["causes"]["other rules"] <= 40
 
 
 def test_a_worker_starts_with_the_active_declaration(cluster: Cluster, start: Starter, tmp_path: Path) -> None:

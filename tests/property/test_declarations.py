@@ -6,6 +6,10 @@ import tomllib
 import pandas as pd
 import pytest
 
+from pipeline.features.feature_set import FeatureSet
+from pipeline.models.declaration_changes import refuse_other_meaning
+from pipeline.settings.features_file import read_features_file
+from tests.chaos.declarations import declarations_of
 from tests.helpers.declarations import MOST_INPUTS, as_toml, random_declaration
 from tests.helpers.worker import printed_json
 from tests.reference.declared import DAY, SECOND, declared_features, whole
@@ -42,6 +46,15 @@ def test_declarations_differ_and_are_toml() -> None:
     filters = {table["where"] for table in tables if "where" in table}
     assert len(filters) > 10 * MOST_INPUTS
     assert any("card_merchant_count" in where for where in filters)
+
+
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_declarations_that_follow_each_other_are_accepted_and_share_features(seed: int) -> None:
+    made = [FeatureSet(read_features_file(as_toml(one).encode(), "own.toml")) for one in declarations_of(seed)]
+    for number, features in enumerate(made):
+        refuse_other_meaning(features, [before.declaration for before in made[:number]])
+    assert made[0].kernel_version != made[1].kernel_version
+    assert len(set.intersection(*({*features.features} for features in made))) > 1
 
 
 def history(*rows: tuple[float, str, int, str | None]) -> pd.DataFrame:

@@ -41,28 +41,31 @@ def declared_features(declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd
             ``event_time_us``, ``amount_minor``, ``counts``, and the partition of each entity, ``card_partition`` and
             ``merchant_partition``.
     """
+    cards = features_of("card", declaration, frame)
+    # A merchant's filter reads any feature of the card.
+    return cards.join(features_of("merchant", declaration, frame.assign(**cards)))
+
+
+def features_of(entity: str, declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """Return those of one entity, as `declared_features`; for merchants ``frame`` has the features of cards, too."""
     tables = declaration.get("features", [])
-    named = [window for table in tables for window in table.get("windows", ())]
-    horizon = max([30 * DAY, *map(length, named)]) + 7 * DAY
-    found: dict[str, list[float]] = {}
-    for entity in ("card", "merchant"):
-        pasts = histories(frame, entity, horizon)
-        known = frame.assign(**found)
-        found |= chosen(entity, frame, pasts)
-        for table in tables:
-            if table["entity"] != entity:
-                continue
-            if table["aggregate"] == "ratio":
-                first, second = (found[name] for name in table["inputs"])
-                found[f"{entity}_{table['name']}"] = [
-                    a / b if b > 0 else NAN for a, b in zip(first, second, strict=True)
-                ]
-            elif not is_chosen(table):
-                found |= windowed(table, known, pasts)
-        if entity == "card":
-            # A merchant's filter reads any feature of the card.
-            frame = frame.assign(**found)
+    pasts = histories(frame, entity, horizon_of(declaration))
+    found = chosen(entity, frame, pasts)
+    for table in tables:
+        if table["entity"] != entity:
+            continue
+        if table["aggregate"] == "ratio":
+            first, second = (found[name] for name in table["inputs"])
+            found[f"{entity}_{table['name']}"] = [a / b if b > 0 else NAN for a, b in zip(first, second, strict=True)]
+        elif not is_chosen(table):
+            found |= windowed(table, frame, pasts)
     return pd.DataFrame(found, index=frame.index)
+
+
+def horizon_of(declaration: Mapping[str, Any]) -> int:
+    """Return how far behind the newest event the oldest one lies that windows hold: the longest window and a week."""
+    named = [window for table in declaration.get("features", []) for window in table.get("windows", ())]
+    return max([30 * DAY, *map(length, named)]) + 7 * DAY
 
 
 def histories(frame: pd.DataFrame, entity: str, horizon: int) -> list[list[int]]:
@@ -85,10 +88,7 @@ def histories(frame: pd.DataFrame, entity: str, horizon: int) -> list[list[int]]
 def windowed(table: Mapping[str, Any], frame: pd.DataFrame, pasts: Sequence[Sequence[int]]) -> dict[str, list[float]]:
     """Return the features of a table, by name."""
     aggregate = table["aggregate"]
-    given = table.get("field", "")
-    field = given or {"usual_hour": "hour", **dict.fromkeys(("sum", "mean", "std", "min", "max"), "amount")}.get(
-        aggregate, ""
-    )
+    field, given = field_of(table), table.get("field", "")
     scale, values = steps(frame, field, table.get("where"))
     times = frame["event_time_us"].tolist()
     label = table.get("name") or "_".join(filter(None, (aggregate, given)))
@@ -100,6 +100,12 @@ def windowed(table: Mapping[str, Any], frame: pd.DataFrame, pasts: Sequence[Sequ
             first = bisect_right(past_times, time - us)
             column.append(statistic(aggregate, time, own, past_times[first:], past_values[first:], scale))
     return found
+
+
+def field_of(table: Mapping[str, Any]) -> str:
+    """Return the name of the field whose values a table reads; empty for none."""
+    defaults = {"usual_hour": "hour", **dict.fromkeys(("sum", "mean", "std", "min", "max"), "amount")}
+    return str(table.get("field") or defaults.get(table["aggregate"], ""))
 
 
 def steps(frame: pd.DataFrame, field: str, where: str | None) -> tuple[int, list[Any]]:

@@ -153,6 +153,10 @@ class ModelLibrary:
         """Options by which a batch was processed; raises `RatesError` or `MappingError` for a file that is nowhere."""
         return self._files.under(options, config)
 
+    def learn_declarations(self) -> None:
+        """Learn which declarations of features are published, before the first block that names one is read."""
+        _ = self._files
+
     @cached_property
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:

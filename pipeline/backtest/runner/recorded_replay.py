@@ -37,7 +37,8 @@ from pipeline.engine.scores.block_messages import read_messages, write_messages
 from pipeline.engine.scores.decisions import Decisions, decided
 from pipeline.engine.scores.profiled import read_rows
 from pipeline.engine.scores.score import ScorePartition
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
+from pipeline.features.known_sets import is_known, own_card_features
 from pipeline.history.files import currency_decimals
 from pipeline.kafka.readers.replay_reader import RangeReader, in_recorded_order, read_markers
 from schemas.messages import CardConfig, Profiled, ProfiledTransaction, RecordPosition, Versions
@@ -93,6 +94,7 @@ class RecordedReplay:
             partitions=len(self._ranges[TRANSACTIONS]), topic_prefix=source.settings.topic_prefix
         )
         everything = Span(EARLIEST_US, EARLIEST_US, LATEST_US)
+        self._as_live = False
         self._progress = source.ranges(PROGRESS, everything, future_us, to_end=True)
         self.first_event_us: int | None = None
         """Event time of the first transaction that entered the windows."""
@@ -107,8 +109,11 @@ class RecordedReplay:
         """Decide the range by ``models``, or, without, each transaction by those that its live decision names.
 
         A transaction without a live decision is passed over in the latter case. Comes back after every batch that was
-        read, of the warm-up too.
+        read, of the warm-up too. With ``live``, what was profiled under another declaration is taken as it stands,
+        without the features that only this one has. Without, they are computed for all of the past.
         """
+        self._as_live = live is not None
+        self._library.learn_declarations()
         with ExitStack() as stack:
             cards = {number: stack.enter_context(closing(self._cards(number))) for number in self._ranges[TRANSACTIONS]}
             again: dict[_Key, Profiled] = {}
@@ -188,12 +193,16 @@ class RecordedReplay:
     ) -> Record | None:
         """A record of ``profiled`` as the card kernel gives it now; None where nothing of it lies in the span."""
         try:
-            messages = read_messages(record.value)
+            stored = read_messages(record.value)
+            messages = [_under_own_kernel(message) for message in stored]
         except BlockError:
             # Live a dead letter.
             return None
         skipped = set(record.skipped_rows)
-        rows = [self._repeated_row(message, cards, again) for message in messages]
+        rows = [
+            self._repeated_row(message, cards, again, as_stored=self._as_live and message is not before)
+            for before, message in zip(stored, messages, strict=True)
+        ]
         repeated = [None if row in skipped else message for row, message in enumerate(rows)]
         if rows == messages:
             return record
@@ -201,7 +210,12 @@ class RecordedReplay:
         return msgspec.structs.replace(record, value=write_messages(inside), skipped_rows=()) if inside else None
 
     def _repeated_row(
-        self, message: Profiled, cards: Mapping[int, Iterator[list[Profiled]]], again: dict[_Key, Profiled]
+        self,
+        message: Profiled,
+        cards: Mapping[int, Iterator[list[Profiled]]],
+        again: dict[_Key, Profiled],
+        *,
+        as_stored: bool,
     ) -> Profiled | None:
         key = _key(message)
         number = partition_of(message.card_id, self._options.partitions)
@@ -221,7 +235,7 @@ class RecordedReplay:
             return message
         if isinstance(found, ProfiledTransaction) and isinstance(message, ProfiledTransaction):
             found = msgspec.structs.replace(found, ingested_at=message.ingested_at)
-        if found == message:
+        if as_stored or found == message:
             return message
         self.stored_otherwise += 1
         return found
@@ -293,6 +307,17 @@ class RecordedReplay:
             label_outcomes=Counter(),
             rejects=(),
         )
+
+
+def _under_own_kernel(message: Profiled) -> Profiled:
+    """Return a row of another declaration with this one's features; `BlockError` where it has too few or too many."""
+    if not isinstance(message, ProfiledTransaction) or message.kernel == KERNEL_VERSION or not is_known(message.kernel):
+        return message
+    try:
+        features = own_card_features(message.kernel, np.frombuffer(message.card_features, "<f8")[np.newaxis])
+    except ValueError as error:
+        raise BlockError(str(error)) from error
+    return msgspec.structs.replace(message, card_features=features.tobytes(), kernel=KERNEL_VERSION)
 
 
 def _key(message: Profiled) -> _Key:
