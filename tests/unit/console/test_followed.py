@@ -28,13 +28,13 @@ def test_training_data_hold_what_was_known_of_mature_transactions_and_early_frau
 
 
 def test_a_deadline_ends_waits_for_brokers() -> None:
-    deadline = Deadline("127.0.0.1:1")
-    deadline.begin(60.0)
-    deadline()
-    deadline.begin(-1.0)
+    limit = Deadline("127.0.0.1:1")
+    limit.begin(60.0)
+    limit()
+    limit.begin(-1.0)
     with pytest.raises(ClusterUnreachable, match="no broker answers at 127"):
-        deadline()
-    deadline.begin(60.0)
-    deadline.ending.set()
+        limit()
+    limit.begin(60.0)
+    limit.ending.set()
     with pytest.raises(ClusterUnreachable):
-        deadline()
+        limit()
