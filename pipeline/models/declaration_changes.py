@@ -29,17 +29,23 @@ class DeclarationChange(NamedTuple):
     @property
     def added(self) -> list[str]:
         """Names of the features that only the new one has."""
-        return [name for name in self.after.features if self.before is None or name not in self.before.features]
+        return _new_names(self.after, self.before)
 
     @property
     def removed(self) -> list[str]:
         """Names of the features that only the one before has."""
-        return [] if self.before is None else [name for name in self.before.features if name not in self.after.features]
+        return [] if self.before is None else _new_names(self.before, self.after)
 
     @property
     def rebuilds(self) -> bool:
         """True if windows hold something else, so that snapshots of before cannot be used."""
         return self.before is None or self.before.state_version != self.after.state_version
+
+
+def _new_names(features: FeatureSet, others: FeatureSet | None) -> list[str]:
+    """Return the names that others lack; without what only travels to the merchants' windows."""
+    known = {*(others.features if others is not None else ()), *(feature.name for feature in features.carried)}
+    return [name for name in features.features if name not in known]
 
 
 def publish_declaration(bootstrap: str, settings: Settings, declaration: Declaration, by: str) -> DeclarationChange:

@@ -155,7 +155,7 @@ def test_an_older_declaration_can_be_published_again(cluster: Cluster, tmp_path:
     first = features_of(other)
     assert active_digest(cluster) != first.digest
     said = cluster.command("features", "publish", str(other), code=0).output
-    assert said.splitlines()[1:3] == ["Added: none.", f"Removed: {OWN}."]
+    assert said.splitlines()[1:3] == ["Added: none.", f"Removed: {OWN}, {OF_MERCHANT}."]
     assert active_digest(cluster) == first.digest
     assert "is active already" in cluster.command("features", "publish", str(other), code=0).output
     # A worker that starts at the same moment takes nobody's place.
