@@ -71,7 +71,7 @@ def publish(file: Path) -> None:
     if change.before is change.after:
         click.echo(f"Declaration {declaration.digest} is active already.")
         return
-    click.echo(f"Declaration {declaration.digest} is active, with {len(change.after.features)} features.")
+    click.echo(f"Declaration {declaration.digest} is active, with {change.after.count} features.")
     if change.before is not None:
         click.echo(f"Added: {', '.join(change.added) or 'none'}.")
         click.echo(f"Removed: {', '.join(change.removed) or 'none'}.")
@@ -109,6 +109,6 @@ def history() -> None:
     activations = published.declarations()
     active = max((at for at, (_, declaration) in enumerate(activations) if declaration is not None), default=None)
     for number, (activation, declaration) in enumerate(activations):
-        count = "content lost" if declaration is None else f"{len(FeatureSet(declaration).features):,} features"
+        count = "content lost" if declaration is None else f"{FeatureSet(declaration).count:,} features"
         mark = " *" if number == active else ""
         click.echo(f"{utc_text(activation.at)}  {printable(activation.digest)}  {count}{mark}")

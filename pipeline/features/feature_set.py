@@ -112,6 +112,11 @@ class FeatureSet:
         self.state_version = f"{KERNEL_REVISION}-{_digest(*held)}"
         """Names what the windows hold of each event: declarations that agree in it read each other's state."""
 
+    @property
+    def count(self) -> int:
+        """Number of features, without what only travels to the merchants' windows."""
+        return len(self.features) - len(self.carried)
+
     @cached_property
     def fields_read(self) -> frozenset[str]:
         """Names of all that values and filters read."""

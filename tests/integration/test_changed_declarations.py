@@ -165,7 +165,7 @@ def test_an_older_declaration_can_be_published_again(cluster: Cluster, tmp_path:
     lines = cluster.command("features", "history", code=0).output.splitlines()
     assert [line.split(maxsplit=3)[3] for line in lines] == [
         f"{first.digest}  {len(FEATURES)} features",
-        f"{features_of(Path(written(tmp_path))).digest}  {len(FEATURES) + 1} features",
+        f"{features_of(Path(written(tmp_path))).digest}  {len(FEATURES) + 2} features",
         f"{first.digest}  {len(FEATURES)} features *",
     ]
     assert all(len(line) < 80 for line in lines)
