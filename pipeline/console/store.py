@@ -93,7 +93,7 @@ class CaseStore:
     def begin(self, identity: Mapping[str, object]) -> dict[Partition, int]:
         """Return the positions to read from; the file is made anew where it is of other topics or another key.
 
-        A file that has not caught up before the program ended is made anew, too: until then nothing is synced to the disk.
+        A file that had not caught up when the program ended is made anew, too: until then nothing is synced to disk.
 
         Args:
             identity: Names the cluster and its topics.
@@ -113,7 +113,7 @@ class CaseStore:
     def apply(
         self, records: Sequence[Record], positions: Mapping[Partition, int], *, caught_up: bool
     ) -> frozenset[str]:
-        """Write records and the positions behind them, all or nothing; a file made anew has no cases until it caught up.
+        """Write records and the positions behind them, all or nothing; a new file has no cases until it has caught up.
 
         Args:
             records: Records of the topics, in the order of each log.
@@ -125,11 +125,13 @@ class CaseStore:
         """
         with self._writing:
             with self._transaction():
-                touched = self._writer.write(records)
+                touched: Collection[str] = self._writer.write(records)
                 if self._rebuilding:
-                    touched = self._first_cases() if caught_up else set()
+                    touched = self._all_cases() if caught_up else ()
                 refresh(self._database, touched, self._key)
-                touched.update(self._prune(caught_up=caught_up, changed=bool(touched)))
+                if self._rebuilding and caught_up:
+                    make_indexes(self._database)
+                touched = {*touched, *self._prune(caught_up=caught_up, changed=bool(touched))}
                 self._database.executemany(
                     "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                     [(topic, partition, behind) for (topic, partition), behind in positions.items()],
@@ -141,9 +143,10 @@ class CaseStore:
         self._notify()
         return frozenset(touched)
 
-    def _first_cases(self) -> set[str]:
-        make_indexes(self._database)
-        return {case_id for (case_id,) in self._database.execute("SELECT DISTINCT case_id FROM alerts")}
+    def _all_cases(self) -> list[str]:
+        """Return the cases in the order of their first alerts, in which the file is read fastest."""
+        query = "SELECT case_id FROM alerts GROUP BY case_id ORDER BY min(id)"
+        return [case_id for (case_id,) in self._database.execute(query)]
 
     def _end_rebuilding(self) -> None:
         self._database.execute("PRAGMA synchronous = NORMAL")
@@ -316,7 +319,8 @@ class CaseStore:
             return queries.labels_by_id(connection, card_id, label_ids)
 
     def unlinked_alerts(self, limit: int) -> list[UnlinkedAlert]:
-        """Return alerts whose transactions have not been looked up, in the order of ``profiled``; none while rebuilding."""
+        """Return alerts whose transactions have not been looked up, in the order of ``profiled``."""
+        # Until the file has caught up there is no index for this.
         if self._rebuilding:
             return []
         query = (

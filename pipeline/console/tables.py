@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -41,8 +42,12 @@ TABLES: Final = {
 }
 """Columns by table."""
 NO_ROWID: Final = ("labels", "companions", "identifiers", "positions")
-_INDEX_OF_LABELS: Final = "alerts_by_transaction ON alerts (transaction_id, card_id)"
-"""Each label that is read looks up its alerts."""
+_FIRST_INDEXES: Final = (
+    "alerts_by_transaction ON alerts (transaction_id, card_id)",
+    "labels_by_transaction ON labels (transaction_id, card_id)",
+    "events_by_case ON events (case_id)",
+)
+"""What writing looks up."""
 INDEXES: Final = (
     "decisions_by_card ON decisions (card_id, event_us)",
     "decisions_by_merchant ON decisions (merchant_id, event_us)",
@@ -50,11 +55,9 @@ INDEXES: Final = (
     "bodies_by_source ON decision_bodies (source)",
     "alerts_not_linked ON alerts (log_partition, log_offset) WHERE linked = 0",
     "alerts_known ON alerts (known, event_us) WHERE known IS NOT NULL",
-    "labels_by_transaction ON labels (transaction_id, card_id)",
     "labels_by_id ON labels (label_id) WHERE label_id IS NOT NULL",
     "labels_by_time ON labels (known_us)",
     "events_by_id ON events (event_id)",
-    "events_by_case ON events (case_id)",
     "cases_by_loss ON cases (is_open, blind, loss DESC, case_id, snoozed_until_us, holder, holder_until_us)",
     "cases_by_rank ON cases (is_open, blind, blind_rank, case_id, snoozed_until_us, holder, holder_until_us)",
     "cases_by_first ON cases (first_event_us)",
@@ -119,12 +122,12 @@ def make_tables(connection: sqlite3.Connection) -> None:
             connection.execute(f"DROP TABLE IF EXISTS {name}")
             suffix = " WITHOUT ROWID" if name in NO_ROWID else ""
             connection.execute(f"CREATE TABLE {name} ({columns}){suffix}")
-        connection.execute(f"CREATE INDEX {_INDEX_OF_LABELS}")
+        make_indexes(connection, _FIRST_INDEXES)
 
 
-def make_indexes(connection: sqlite3.Connection) -> None:
-    """Make the indexes that only reading needs: of full tables, which takes less time than while they fill."""
-    for index in INDEXES:
+def make_indexes(connection: sqlite3.Connection, indexes: Iterable[str] = INDEXES) -> None:
+    """Make indexes; those that only reading needs take less time once the tables are full."""
+    for index in indexes:
         connection.execute(f"CREATE INDEX {index}")
 
 
