@@ -113,7 +113,8 @@ class BatchWriter:
             )  # fmt: skip
 
     def _decisions(self, records: Sequence[Record]) -> set[str]:
-        rows: list[tuple[object, ...]] = []
+        rows: list[tuple[int, str, str, str, int, str, str, float, float, str, str]] = []
+        bodies: list[tuple[object, ...]] = []
         touched: set[str] = set()
         ends: dict[int, int] = {}
         for record in records:
@@ -138,17 +139,15 @@ class BatchWriter:
             if source.topic == TRANSACTIONS.name and source.partition < _MOST_WHOLE:
                 ends[source.partition] = max(ends.get(source.partition, 0), source.offset)
             if body is not None:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO decision_bodies VALUES (?, ?, ?, ?, ?)",
-                    (number, head.case_id, position_text(source), event_us, record.value),
-                )
+                bodies.append((number, head.case_id, position_text(source), event_us, record.value))
                 touched.add(head.case_id)
         self.decisions += len(rows)
         oldest_us = cutoff_us(self.stream_us)
         self._connection.executemany(
-            "INSERT OR IGNORE INTO decisions SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE ?5 >= ?12",
-            ((*row, oldest_us) for row in rows),
+            "INSERT OR IGNORE INTO decisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [row for row in rows if row[4] >= oldest_us],
         )
+        self._connection.executemany("INSERT OR IGNORE INTO decision_bodies VALUES (?, ?, ?, ?, ?)", bodies)
         self._connection.executemany(
             "INSERT INTO source_ends VALUES (?, ?) "
             "ON CONFLICT (partition) DO UPDATE SET behind = max(behind, excluded.behind)",

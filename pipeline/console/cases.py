@@ -93,7 +93,9 @@ def refresh(connection: sqlite3.Connection, case_ids: Collection[str], key: byte
     for case_id in case_ids:
         alerts = connection.execute(
             "SELECT id, alert_id, card_id, transaction_id, event_us, raised_us, amount_base, currency, severity, "
-            "selection, reason, reason_weight, known FROM alerts WHERE case_id = ? ORDER BY id",
+            "selection, reason, reason_weight, known, EXISTS (SELECT 1 FROM labels WHERE "
+            "labels.transaction_id = alerts.transaction_id AND labels.card_id = alerts.card_id) "
+            "FROM alerts WHERE case_id = ? ORDER BY id",
             (case_id,),
         ).fetchall()
         if alerts:
@@ -104,7 +106,7 @@ def _refresh_known(connection: sqlite3.Connection, alerts: Sequence[sqlite3.Row]
     """Note the labels that hold; return the ids of the alerts that have one."""
     labelled = set()
     for alert in alerts:
-        rows = labels_in(connection, alert[3], alert[2])
+        rows = labels_in(connection, alert[3], alert[2]) if alert[13] else []
         held = holding_label(decode_label(body) for _, _, body in rows)
         known = None if held is None or known_value(held.label) == NOTHING else held.label
         if known != alert[12]:

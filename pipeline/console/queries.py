@@ -83,13 +83,15 @@ def _condition(wanted: QueueFilter, now_us: int) -> tuple[str, Parameters]:
     return " AND ".join(conditions), parameters
 
 
-def queue_rows(connection: sqlite3.Connection, wanted: QueueFilter, now_us: int) -> tuple[list[QueueRow], int]:
-    """Return a part of the queue, and the number of all its cases."""
+def queue_rows(
+    connection: sqlite3.Connection, wanted: QueueFilter, now_us: int, most: int = -1
+) -> tuple[list[QueueRow], int]:
+    """Return a part of the queue, and the number of its cases; of each kind ``most`` are counted, or all."""
     condition, parameters = _condition(wanted, now_us)
-    counts = [0, 0]
-    query = f"SELECT blind, count(*) FROM cases WHERE {condition} GROUP BY blind"  # noqa: S608
-    for blind, number in connection.execute(query, parameters):
-        counts[blind] = number
+    counts = []
+    for blind in (0, 1):
+        query = f"SELECT count(*) FROM (SELECT 1 FROM cases WHERE blind = {blind} AND {condition} LIMIT {most})"  # noqa: S608
+        counts.append(connection.execute(query, parameters).fetchone()[0])
     total = sum(counts)
     first = min(max(wanted.after, 0), total)
     last = min(first + max(wanted.limit, 0), total)
@@ -121,7 +123,7 @@ def _of_kind(rows: int, blind: int, counts: Sequence[int]) -> int:
 def next_case(connection: sqlite3.Connection, wanted: QueueFilter, now_us: int, passed: Collection[str]) -> str | None:
     """Return the first case of a queue that nobody holds and that is not to be passed over."""
     first = wanted._replace(after=0, limit=len(passed) + 1, holder="-")
-    rows, _ = queue_rows(connection, first, now_us)
+    rows, _ = queue_rows(connection, first, now_us, first.limit)
     return next((row.case_id for row in rows if row.case_id not in passed), None)
 
 
@@ -218,7 +220,9 @@ def _author(label: Label) -> str:
 def _timeline(connection: sqlite3.Connection, column: str, values: Sequence[str], *, blind: int) -> list[TimelineEntry]:
     """Return the newest transactions with one of some values; whatever blind case they are of hides their scores."""
     query = (
-        "SELECT decisions.*, alerts.case_id AS alert_case, cases.blind AS is_blind FROM decisions "  # noqa: S608
+        "SELECT decisions.*, alerts.case_id AS alert_case, cases.blind AS is_blind, EXISTS ("  # noqa: S608
+        "SELECT 1 FROM labels WHERE labels.transaction_id = decisions.transaction_id "
+        "AND labels.card_id = decisions.card_id) AS is_labelled FROM decisions "
         "LEFT JOIN alerts ON alerts.transaction_id = decisions.transaction_id AND alerts.card_id = decisions.card_id "
         "AND alerts.case_id = decisions.case_id LEFT JOIN cases ON cases.case_id = alerts.case_id "
         f"WHERE decisions.{column} = ? ORDER BY decisions.event_us DESC, decisions.id DESC LIMIT {TIMELINE}"
@@ -228,9 +232,8 @@ def _timeline(connection: sqlite3.Connection, column: str, values: Sequence[str]
     entries = []
     for row in rows[:TIMELINE]:
         hides = blind or row["is_blind"]
-        held = holding_label(
-            decode_label(body) for _, _, body in labels_in(connection, row["transaction_id"], row["card_id"])
-        )
+        labels = labels_in(connection, row["transaction_id"], row["card_id"]) if row["is_labelled"] else []
+        held = holding_label(decode_label(body) for _, _, body in labels)
         entries.append(
             TimelineEntry(
                 transaction_id=row["transaction_id"],

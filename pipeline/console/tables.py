@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -41,21 +42,24 @@ TABLES: Final = {
 }
 """Columns by table."""
 NO_ROWID: Final = ("labels", "companions", "identifiers", "positions")
+_FIRST_INDEXES: Final = (
+    "alerts_by_transaction ON alerts (transaction_id, card_id)",
+    "labels_by_transaction ON labels (transaction_id, card_id)",
+    "events_by_case ON events (case_id)",
+)
+"""What writing looks up."""
 INDEXES: Final = (
     "decisions_by_card ON decisions (card_id, event_us)",
     "decisions_by_merchant ON decisions (merchant_id, event_us)",
     "decisions_by_transaction ON decisions (transaction_id)",
     "bodies_by_source ON decision_bodies (source)",
-    "alerts_by_transaction ON alerts (transaction_id, card_id)",
     "alerts_not_linked ON alerts (log_partition, log_offset) WHERE linked = 0",
     "alerts_known ON alerts (known, event_us) WHERE known IS NOT NULL",
-    "labels_by_transaction ON labels (transaction_id, card_id)",
     "labels_by_id ON labels (label_id) WHERE label_id IS NOT NULL",
     "labels_by_time ON labels (known_us)",
     "events_by_id ON events (event_id)",
-    "events_by_case ON events (case_id)",
-    "cases_by_loss ON cases (is_open, blind, loss DESC, case_id, snoozed_until_us)",
-    "cases_by_rank ON cases (is_open, blind, blind_rank, case_id, snoozed_until_us)",
+    "cases_by_loss ON cases (is_open, blind, loss DESC, case_id, snoozed_until_us, holder, holder_until_us)",
+    "cases_by_rank ON cases (is_open, blind, blind_rank, case_id, snoozed_until_us, holder, holder_until_us)",
     "cases_by_first ON cases (first_event_us)",
     "cases_by_age ON cases (is_open, newest_event_us)",
     "identifiers_by_case ON identifiers (case_id)",
@@ -109,16 +113,22 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
-    """Make all tables, empty; ``meta`` keeps what it has."""
+    """Make all tables, empty and without `INDEXES`; ``meta`` keeps the revision alone."""
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         connection.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
+        connection.execute("DELETE FROM meta WHERE name != 'revision'")
         for name, columns in TABLES.items():
             connection.execute(f"DROP TABLE IF EXISTS {name}")
             suffix = " WITHOUT ROWID" if name in NO_ROWID else ""
             connection.execute(f"CREATE TABLE {name} ({columns}){suffix}")
-        for index in INDEXES:
-            connection.execute(f"CREATE INDEX {index}")
+        make_indexes(connection, _FIRST_INDEXES)
+
+
+def make_indexes(connection: sqlite3.Connection, indexes: Iterable[str] = INDEXES) -> None:
+    """Make indexes; those that only reading needs take less time once the tables are full."""
+    for index in indexes:
+        connection.execute(f"CREATE INDEX {index}")
 
 
 def forget_value(path: Path, field: str, value: str) -> int:

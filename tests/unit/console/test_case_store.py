@@ -15,7 +15,7 @@ from pipeline.console.tables import forget_value
 from pipeline.console.views import QueueFilter
 from pipeline.settings import Settings
 from schemas.codec import encode
-from schemas.messages import Label, RecordPosition
+from schemas.messages import Label, LogPosition, RecordPosition
 from schemas.records import Record
 from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, LABELS
 from tests.helpers.console import KEY, NOON, Fed, alert_of, decision_of, event_of, label_of, table_rows
@@ -256,6 +256,21 @@ def test_another_cluster_key_or_version_makes_the_file_anew(tmp_path: Path) -> N
     path.write_bytes(b"no database" * 1_000)
     assert CaseStore(path, fed.settings, KEY).begin({"cluster": "c"}) == {}
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_has_not_caught_up_has_no_cases_and_is_made_anew_by_the_next_start(fed: Fed) -> None:
+    record, positions = fed.record(alert_of(1, log=LogPosition(partition=0, offset=3))), {(ALERTS.name, 0): 1}
+    assert fed.store.apply([record], positions, caught_up=False) == frozenset()
+    assert (ids(fed), fed.store.unlinked_alerts(1)) == ([], [])
+    # A reader that begins again in the same program goes on.
+    assert fed.store.begin({"cluster": "c"}) == positions
+    fed.store.close()
+    again = CaseStore(fed.store.path, fed.settings, KEY)
+    assert again.begin({"cluster": "c"}) == {}
+    assert again.apply([record], positions, caught_up=True) == {"case-1"}
+    assert len(again.unlinked_alerts(1)) == 1
+    again.close()
+    assert CaseStore(fed.store.path, fed.settings, KEY).begin({"cluster": "c"}) == positions
 
 
 def test_a_batch_is_written_whole_or_not_at_all(fed: Fed, monkeypatch: pytest.MonkeyPatch) -> None:
