@@ -15,7 +15,7 @@ from starlette.routing import Route
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
 from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
-from pipeline.console.roles import Action, allowed, requires
+from pipeline.console.roles import Action, allowed, check_allowed, requires
 from pipeline.console.views import AlertView, CaseView, Explanation, HistoryEntry, LabelView, LearnedView
 from pipeline.kafka.writers.producer import DeliveryFailed
 
@@ -107,7 +107,7 @@ def learned(request: Request) -> Response:
     event_id, asked = request.query_params.get("event", ""), request.query_params.get("asked", "0")
     entry = next((entry for entry in case.history if entry.event.event_id == event_id), None)
     views = _learned(request, case, entry.event.labels) if entry is not None else []
-    times = min(int(asked), len(POLL_S)) if asked.isascii() and asked.isdigit() else 0
+    times = min(int(asked[:3]), len(POLL_S)) if asked.isascii() and asked.isdigit() else 0
     values = {
         "sentences": list(dict.fromkeys(view.sentence for view in views)),
         "pending": entry is not None and any(view.late is None and view.river is None for view in views),
@@ -147,6 +147,8 @@ def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], o
         form = request.state.form
         event_id, case_id = str(form.get("event_id", "")), request.path_params["case_id"]
         actions, account = request.app.state.parts.actions, request.state.account
+        if action is Action.WITHDRAW:
+            _check_own(request, str(form.get("undoes", "")))
         try:
             act(actions, case_id, account.name, event_id, form)
         except KeyError:
@@ -161,8 +163,17 @@ def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], o
     return cast(Callable[..., Any], endpoint)
 
 
+def _check_own(request: Request, event_id: str) -> None:
+    """Raise `HTTPException` where an action is somebody else's, and the account may not withdraw those."""
+    account, entry = request.state.account, request.app.state.parts.store.event(event_id)
+    if entry is not None and entry.event.by != account.name:
+        check_allowed(request, Action.WITHDRAW_OTHERS)
+
+
 def _claim(actions: Any, case_id: str, by: str, event_id: str, _form: FormData) -> None:
     result = actions.claim(case_id, by, event_id)
+    if result.holder is None:
+        raise ActionRefused("The claim has ended already: load the case again.")
     if not result.held:
         until = presentation.moment(result.until_us)
         raise ActionRefused(f"{result.holder} holds this case until {until} UTC: take another one with N.")

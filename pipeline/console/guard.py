@@ -20,7 +20,7 @@ from pipeline.console.accounts import Account, Accounts, SessionEnded
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 256 * 1024
 MAX_FIELDS: Final = 2_000
 BODY_TIMEOUT_S: Final = 10.0
 RATE_PER_S: Final = 20.0

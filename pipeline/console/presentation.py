@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from pipeline.console.case_events import UNDOABLE
+from pipeline.console.case_events import UNDOABLE, UNDONE
 from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
 from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
@@ -201,7 +201,7 @@ def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
     """
     event = entry.event
     text = _KINDS.get(event.kind, identifier(event.kind))
-    if event.labels:
+    if event.labels and event.kind != UNDONE:
         known = sorted({labels[name].label for name in event.labels if name in labels})
         text = f"labelled {counted(len(event.labels), 'transaction')}" + (f" as {' and '.join(known)}" if known else "")
     if event.until is not None:

@@ -1,5 +1,6 @@
 """The queue's pages: cases by expected loss, the next case, bulk close, search, CSV and the status line."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, get_args
@@ -14,9 +15,11 @@ from starlette.routing import Route
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.guard import audit
 from pipeline.console.roles import Action, requires
 from pipeline.console.views import CaseStatus, QueueFilter
 from pipeline.kafka.writers.producer import DeliveryFailed
+from pipeline.protection.tokens import CARD_ID, TokenKeys
 
 PAGE_ROWS: Final = 100
 CSV_ROWS: Final = 100_000
@@ -66,7 +69,7 @@ def filter_query(wanted: QueueFilter, after: int = 0) -> str:
     values: dict[str, object] = {"q": wanted.text, "state": "" if wanted.status == "open" else wanted.status}
     values |= {
         "holder": wanted.holder,
-        "min_loss": f"{wanted.least_loss:g}" if wanted.least_loss else "",
+        "min_loss": f"{wanted.least_loss:.15g}" if wanted.least_loss else "",
         "after": after,
     }
     return urlencode({name: value for name, value in values.items() if value})
@@ -86,6 +89,7 @@ def _queue_values(request: Request, wanted: QueueFilter) -> dict[str, Any]:
         else None,
         "here": filter_query(wanted, wanted.after),
         "notice": None,
+        "with_notice": False,
     }
 
 
@@ -153,14 +157,20 @@ def close_cases(request: Request) -> Response:
     try:
         if not cases or not reason or len(cases) > MOST_BULK_CASES:
             raise ValueError(f"Tick 1 to {MOST_BULK_CASES:,} cases and give a reason.")
-        parts.actions.close(cases, account.name, event_id, reason)
+        closed = len(parts.actions.close(cases, account.name, event_id, reason).case_ids)
     except (ActionRefused, DeliveryFailed, ValueError) as error:
         raise refusal(error) from None
     query = str(form.get("query", ""))
     if not is_fragment(request):
         return RedirectResponse(f"/?{query}" if query else "/", 303)
     values = _queue_values(request, queue_filter(QueryParams(query)))
-    values["notice"] = f"Closed {presentation.counted(len(cases), 'case')}."
+    left = len(cases) - closed
+    values["notice"] = f"Closed {presentation.counted(closed, 'case')}." + (
+        f" {presentation.counted(left, 'case')} stayed as they were: closed, held, blind, or with a new alert."
+        if left
+        else ""
+    )
+    values["with_notice"] = True
     return render(request, "queue_rows.html.jinja", values)
 
 
@@ -168,8 +178,19 @@ def close_cases(request: Request) -> Response:
 def search(request: Request) -> Response:
     """Show the cases that an identifier leads to."""
     text = request.query_params.get("q", "").strip()
-    hits = request.app.state.parts.store.search(text, SEARCH_HITS) if text else []
+    parts = request.app.state.parts
+    wanted = _tokenised(request, text) if text and parts.settings.token_secret_file is not None else text
+    hits = parts.store.search(wanted, SEARCH_HITS) if wanted else []
     return render(request, "search.html.jinja", {"text": text, "hits": hits, "most": SEARCH_HITS})
+
+
+def _tokenised(request: Request, text: str) -> str:
+    """Return the token of a card's number, or the text where it has none; the log gets the token alone."""
+    with TokenKeys.from_settings(request.app.state.parts.settings) as keys:
+        token = keys.token((CARD_ID, text))
+    if token is not None:
+        audit(request.scope, "searched", logging.INFO, token=token)
+    return token or text
 
 
 @requires(Action.STATUS)

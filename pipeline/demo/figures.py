@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -150,8 +151,12 @@ class RunFigures:
 
     def decision(self, value: bytes, now_s: float) -> None:
         """Enter a decision that was read at ``now_s`` (the clock of `sent`)."""
-        head = _decode_head(value)
         self.decisions += 1
+        try:
+            head = _decode_head(value)
+        except UNREADABLE:
+            self.repeated_decisions += 1
+            return
         with self._lock:
             known = head.transaction_id in self._sent_s
             sent_s = self._sent_s.pop(head.transaction_id, None)
@@ -182,7 +187,9 @@ class RunFigures:
     def alert(self, value: bytes) -> None:
         """Enter an alert."""
         self.alerts += 1
-        self.latest_alerts.append(_decode_alert(value))
+        # Somebody else may have written it.
+        with suppress(*UNREADABLE):
+            self.latest_alerts.append(_decode_alert(value))
 
     def dead_letter(self, value: bytes) -> None:
         """Count a dead letter; ``value`` is that of the record that was quarantined: no decision will come on it."""

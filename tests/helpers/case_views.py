@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.actions import ActionResult
 from pipeline.console.views import (
     AlertView,
     CaseView,
@@ -264,6 +265,10 @@ class CasesInMemory:
     def labels_of(self, transaction_id: str, card_id: str) -> list[LabelView]:
         return []
 
+    def event(self, event_id: str) -> HistoryEntry | None:
+        entries = (entry for case in self.cases.values() for entry in case.history)
+        return next((entry for entry in entries if entry.event.event_id == event_id), None)
+
     # --- Actions ---------------------------------------------------------------------------------------------------
 
     def change(self, case_id: str, **changes: Any) -> None:
@@ -335,10 +340,11 @@ class CasesInMemory:
         if self._act("reopened", case_id, by, event_id):
             self.change(case_id, status="open", snoozed_until_us=None)
 
-    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str) -> None:
+    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str, **_shown: Any) -> ActionResult:
         for case_id in case_ids:
             self._act("closed", case_id, by, f"{event_id}-{case_id}", note=reason)
             self.change(case_id, status="closed")
+        return ActionResult(event_id, tuple(case_ids))
 
     def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> None:
         case = self._act("undone", case_id, by, event_id, undoes=undoes)
