@@ -47,9 +47,9 @@ class TopicsReader(threading.Thread):
 
     @property
     def failure_text(self) -> str | None:
-        """A sentence where the topics cannot be read at the moment."""
+        """A sentence where the topics cannot be read at the moment, or have not been read yet."""
         if self.failure is None:
-            return None
+            return None if self.caught_up.is_set() else "The cases are being read: the queue is not whole yet."
         return f"The topics cannot be read, and are tried again: {explained(self.failure) or self.failure!r}"
 
     def run(self) -> None:

@@ -20,7 +20,7 @@ from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
 from tests.helpers.consoles import PASSWORD, Client, served, stand_in_parts
 from tests.helpers.runs import Run, RunStarter
-from tests.helpers.waiting import TIMEOUT_S
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 STOP_S = 10.0
 
@@ -60,7 +60,7 @@ def test_a_first_start_prints_a_link_that_signs_in(console: Run, kafka_settings:
     page = client.get("/")
     assert page.status == 200
     assert "(supervisor)" in page.text
-    assert client.get("/healthz").text == "ok\n"
+    eventually(lambda: client.get("/healthz").text == "ok\n")
     directory = kafka_settings.data_dir / "console"
     assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {0o600}
     assert link not in console.errors
