@@ -12,7 +12,7 @@ class QueueFilter(NamedTuple):
     """The cases of a queue."""
 
     text: str = ""
-    """Part of an identifier of the case, its card, its merchants or its transactions; empty for all."""
+    """Beginning of an identifier of the case, its card, its merchants or its transactions; empty for all."""
     status: CaseStatus = "open"
     holder: str = ""
     """``account``'s name, ``-`` for cases that nobody holds; empty for all."""
