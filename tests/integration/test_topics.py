@@ -16,7 +16,7 @@ from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, Topic
 from pipeline.kafka.readers.topic_reader import read_topic, tail_topic
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.topics import DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
+from schemas.topics import CASE_EVENTS, DEAD_LETTERS, LABELS, MODELS, TOPICS, TRANSACTIONS
 from tests.helpers.offsets import committed_offsets, group_lag
 from tests.helpers.topics import raise_failure, shared_producer
 from tests.helpers.waiting import TIMEOUT_S, eventually
@@ -66,8 +66,9 @@ def test_the_broker_stamps_what_producers_write_unless_they_do(kafka_settings: S
     live = with_changes(kafka_settings, timestamps="broker")
     for topic in TOPICS:
         stamps = topic_config(topic, live)["message.timestamp.type"]
-        assert stamps == ("LogAppendTime" if topic in (TRANSACTIONS, LABELS) else "CreateTime")
-        assert topic_config(topic, kafka_settings)["message.timestamp.type"] == "CreateTime"
+        assert stamps == ("LogAppendTime" if topic in (TRANSACTIONS, LABELS, CASE_EVENTS) else "CreateTime")
+        simulated = topic_config(topic, kafka_settings)["message.timestamp.type"]
+        assert simulated == ("LogAppendTime" if topic == CASE_EVENTS else "CreateTime")
 
 
 def test_a_simulated_clock_may_stand_anywhere(kafka_settings: Settings) -> None:
