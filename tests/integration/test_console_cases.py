@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from pipeline.broker import embedded_broker
-from pipeline.console.actions import ActionRefused, CaseActions
+from pipeline.console.actions import ActionRefused, CaseActions, ShownAlerts
 from pipeline.console.reader import TopicsReader
 from pipeline.console.store import CaseStore
-from pipeline.console.views import CaseView, QueueFilter
+from pipeline.console.views import CaseView, QueueFilter, QueueRow
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.writers.producer import TransactionalProducer
 from pipeline.settings import Settings
@@ -47,6 +47,9 @@ class Desk:
     def add(self, *alerts: Alert) -> None:
         publish(self.settings, *alerts, *map(decision_of, alerts))
         eventually(lambda: all(self.has_read(each) for each in alerts))
+
+    def rows(self) -> Sequence[QueueRow]:
+        return self.store.queue(QueueFilter(), time.time_ns() // 1_000).rows
 
     def has_read(self, alert: Alert) -> bool:
         try:
@@ -226,6 +229,27 @@ def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., De
         other.actions.claim("case-9", "bob", new_id())
     with pytest.raises(ActionRefused, match="cannot be written"):
         other.actions.note("case-2", "bob", new_id(), "x" * 10_001)
+
+
+def test_alerts_that_were_not_shown_stay_open(open_desk: Callable[..., Desk], cluster: Cluster) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(3), alert_of(4), alert_of(6))
+    shown = {row.case_id: ShownAlerts(row.alerts, row.last_raised_us) for row in desk.rows()}
+    desk.add(alert_of(2, 1), alert_of(5, 4, at=NOON - timedelta(hours=1)))
+    desk.actions.label("case-1", "ann", new_id(), "fraud", [], alerts=["alert-1", "alert-9"])
+    view = desk.case()
+    assert [(each.alert.alert_id, each.closed) for each in view.alerts] == [("alert-1", True), ("alert-2", False)]
+    assert (view.row.status, view.row.alerts) == ("open", 1)
+    assert desk.store.labels_of("t2", "card-1") == []
+    with pytest.raises(ActionRefused, match="others have come"):
+        desk.actions.label("case-1", "ann", new_id(), "fraud", ["t1"], alerts=["alert-1"])
+    done = desk.actions.close(["case-1", "case-3", "case-4", "case-6"], "sue", new_id(), "a test", shown)
+    # One alert was raised later than what was shown, one earlier but came later.
+    assert done.case_ids == ("case-3", "case-6")
+    with pytest.raises(ActionRefused, match="new alerts"):
+        desk.actions.close(["case-1", "case-4"], "sue", new_id(), "a test", shown)
+    assert [row.case_id for row in desk.rows()] == ["case-4", "case-1"]
+    assert len(events(cluster)) == 3
 
 
 def test_two_consoles_give_no_case_twice_and_lose_none(
