@@ -17,7 +17,7 @@ from pipeline.console.action_records import (
     new_labels,
     undoing_label,
 )
-from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
+from pipeline.console.case_events import CLAIMED, CLOSED, LATEST_US, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
 from pipeline.console.queries import CaseSummary, KnownTransaction
 from pipeline.console.store import CaseStore
 from pipeline.console.views import QueueFilter
@@ -27,6 +27,7 @@ from pipeline.kafka.readers.replay_reader import readable_ends
 from pipeline.kafka.readers.simulated_clock import has_own_clock, if_simulated
 from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord, TransactionalProducer
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import CaseEvent, Label
 from schemas.times import US_PER_SECOND
 from schemas.topics import CASE_EVENTS
@@ -115,14 +116,23 @@ class CaseActions:
             The case, which no other call gets while the lease lasts; None where the queue has none left.
         """
         passed: set[str] = set()
-        for attempt in range(_PASSED):
+        attempt = 0
+        while len(passed) < _PASSED:
             own_id = derived_id(event_id, str(attempt))
             entry = self._store.event(own_id)
             case_id = self._store.next_case(wanted, _now_us(), by, passed) if entry is None else entry.event.case_id
             if case_id is None:
                 break
             if entry is None:
-                self._write([_event(self._case(case_id), by, own_id, CLAIMED)])
+                try:
+                    self._write([_event(self._case(case_id), by, own_id, CLAIMED)])
+                except ActionPending:
+                    raise
+                except ActionRefused as error:
+                    log.warning("a case that cannot be claimed is passed over: %s", error)
+                    passed.add(case_id)
+                    continue
+            attempt += 1
             if self._store.is_new_claim(own_id):
                 return case_id
             passed.add(case_id)
@@ -213,6 +223,8 @@ class CaseActions:
         case = self._free(case_id, by)
         if until <= datetime.now(UTC):
             raise ActionRefused("The time until which the case sleeps has passed: name a later one.")
+        if timestamp_us(until) >= LATEST_US:
+            raise ActionRefused("The case would sleep beyond the year 2199: name an earlier time.")
         if not case.open_alerts:
             raise ActionRefused("The case is closed, and need not sleep.")
         return self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)])

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.broker import embedded_broker
 from pipeline.console.actions import ActionRefused, CaseActions, ShownAlerts
+from pipeline.console.queries import CaseSummary
 from pipeline.console.reader import TopicsReader
 from pipeline.console.store import CaseStore
 from pipeline.console.views import CaseView, QueueFilter, QueueRow
@@ -225,6 +226,8 @@ def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., De
     assert other.case("case-2").row.status == "snoozed"
     with pytest.raises(ActionRefused, match="passed"):
         other.actions.snooze("case-2", "bob", new_id(), NOON)
+    with pytest.raises(ActionRefused, match="beyond"):
+        other.actions.snooze("case-2", "bob", new_id(), NOON.replace(year=9999))
     with pytest.raises(ActionRefused, match="no such case"):
         other.actions.claim("case-9", "bob", new_id())
     with pytest.raises(ActionRefused, match="cannot be written"):
@@ -299,6 +302,27 @@ def test_a_repeated_claim_of_the_next_case_gives_the_same_one(open_desk: Callabl
     first = desk.actions.claim_next(QueueFilter(), "ann", event_id)
     assert first == desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-2"
     assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) == "case-1"
+
+
+def test_a_case_that_cannot_be_claimed_is_passed_over(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(2))
+    summary, event_id = desk.store.summary, new_id()
+
+    def gone(case_id: str, now_us: int) -> CaseSummary:
+        if case_id == "case-2":
+            raise KeyError(case_id)
+        return summary(case_id, now_us)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.store, "summary", gone)
+        assert desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-1"
+        assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) is None
+    # A repeat gives no second case, though the other one can be claimed now.
+    assert desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-1"
+    assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) == "case-2"
 
 
 def test_a_reader_says_when_no_broker_answers_and_goes_on_afterwards(tmp_path: Path) -> None:
