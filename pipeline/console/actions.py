@@ -247,7 +247,7 @@ class CaseActions:
         return self._write([_event(case, by, event_id, REOPENED, alerts=sorted(case.closed_alerts))])
 
     def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> ActionResult:
-        """Undo an action on a case: its alerts are open again, and newer labels say what held before.
+        """Undo an action on a case: its alerts are open again, and newer labels say what their source said before.
 
         Args:
             case_id: The case.

@@ -114,6 +114,19 @@ def test_a_blind_case_shows_nothing_until_it_is_answered(fed: Fed) -> None:
     assert answered.alerts[0].decision == decision_of(alert)
 
 
+def test_a_blind_case_shows_no_label_of_a_rule(fed: Fed) -> None:
+    alert = alert_of(1, selection="audit")
+    fed.feed(alert, decision_of(alert), label_of(alert, source="rule", note="velocity"), label_of(alert, "legitimate"))
+    (view,) = fed.store.case("case-1", NOW_US).alerts
+    assert [each.label.source for each in view.labels] == ["analyst"]
+    assert view.contradiction is None
+    assert [entry.label for entry in fed.store.case("case-1", NOW_US).card] == ["legitimate"]
+    fed.feed(event_of(alert, "closed", alerts=[alert.alert_id]))
+    (view,) = fed.store.case("case-1", NOW_US).alerts
+    assert [each.label.source for each in view.labels] == ["rule", "analyst"]
+    assert view.contradiction is not None
+
+
 def test_companions_depend_on_the_log_and_the_key_alone(tmp_path: Path) -> None:
     alerts = [alert_of(n, selection="audit" if n % 7 == 3 else "score") for n in range(70)]
     found = []
