@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from pipeline.console.cases import AUDIT, holding_label, label_order
+from pipeline.console.cases import AUDIT, label_order
 from pipeline.console.queries import KnownTransaction
 from pipeline.console.views import LabelView
 from pipeline.kafka.writers.producer import TopicRecord
@@ -120,7 +120,10 @@ def _later(at: datetime, before: Sequence[LabelView], source: str) -> datetime:
 def undoing_label(
     undone: Label, labels: Sequence[LabelView], own: Collection[str], event: CaseEvent, clock: ActionClock
 ) -> Label:
-    """Return the label that says again what held before another one.
+    """Return the label that says again what its source said before another one; ``unknown`` where it said nothing.
+
+    What other sources say is not written under this one's name. By the rule of `pipeline.learning.labels`, a label of
+    ``unknown`` holds over those of lower sources as any other does.
 
     Args:
         undone: Label that is undone.
@@ -139,7 +142,7 @@ def undoing_label(
         raise ActionRefused(
             f"{by} has labelled transaction {undone.transaction_id} since then: correct that label, and not this one."
         )
-    before = holding_label(others)
+    before = max(same, key=label_order, default=None)
     return msgspec.structs.replace(
         undone,
         label=before.label if before is not None else UNKNOWN,

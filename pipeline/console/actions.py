@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.console.action_records import (
@@ -16,7 +17,7 @@ from pipeline.console.action_records import (
     new_labels,
     undoing_label,
 )
-from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
+from pipeline.console.case_events import CLAIMED, CLOSED, LATEST_US, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
 from pipeline.console.queries import CaseSummary, KnownTransaction
 from pipeline.console.store import CaseStore
 from pipeline.console.views import QueueFilter
@@ -26,6 +27,7 @@ from pipeline.kafka.readers.replay_reader import readable_ends
 from pipeline.kafka.readers.simulated_clock import has_own_clock, if_simulated
 from pipeline.kafka.writers.producer import DeliveryFailed, TopicRecord, TransactionalProducer
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import CaseEvent, Label
 from schemas.times import US_PER_SECOND
 from schemas.topics import CASE_EVENTS
@@ -51,6 +53,19 @@ class ClaimResult(NamedTuple):
     holder: str | None
     until_us: int | None
     """End of the lease, in microseconds since 1970."""
+
+
+class ShownAlerts(NamedTuple):
+    """What a row of the queue shows of a case's open alerts."""
+
+    alerts: int
+    """How many there are."""
+    last_raised_us: int
+    """When the newest one was raised, in microseconds since 1970."""
+
+
+NONE_SHOWN: Final[Mapping[str, ShownAlerts]] = MappingProxyType({})
+"""Nothing is said of what was shown."""
 
 
 class ActionResult(NamedTuple):
@@ -101,14 +116,23 @@ class CaseActions:
             The case, which no other call gets while the lease lasts; None where the queue has none left.
         """
         passed: set[str] = set()
-        for attempt in range(_PASSED):
+        attempt = 0
+        while len(passed) < _PASSED:
             own_id = derived_id(event_id, str(attempt))
             entry = self._store.event(own_id)
             case_id = self._store.next_case(wanted, _now_us(), by, passed) if entry is None else entry.event.case_id
             if case_id is None:
                 break
             if entry is None:
-                self._write([_event(self._case(case_id), by, own_id, CLAIMED)])
+                try:
+                    self._write([_event(self._case(case_id), by, own_id, CLAIMED)])
+                except ActionPending:
+                    raise
+                except ActionRefused as error:
+                    log.warning("a case that cannot be claimed is passed over: %s", error)
+                    passed.add(case_id)
+                    continue
+            attempt += 1
             if self._store.is_new_claim(own_id):
                 return case_id
             passed.add(case_id)
@@ -122,8 +146,9 @@ class CaseActions:
         outcome: Literal["fraud", "legitimate"],
         transactions: Sequence[str],
         note: str = "",
+        alerts: Sequence[str] = (),
     ) -> ActionResult:
-        """Label transactions of a case's card, and close the case.
+        """Label transactions of a case's card, and close those of its alerts that were shown.
 
         Args:
             case_id: The case.
@@ -132,34 +157,64 @@ class CaseActions:
             outcome: What the transactions are.
             transactions: Their identifiers; none: those of the open alerts.
             note: Text for the next person, on the labels too.
+            alerts: Alerts that were shown to who answers; others stay open. None: all open ones.
         """
         if (done := self._done([event_id])) is not None:
             return done
         case = self._free(case_id, by)
         if not case.open_alerts:
             raise ActionRefused("The case is closed: reopen it, or undo what closed it.")
+        answered = {name: about for name, about in case.open_alerts.items() if not alerts or name in set(alerts)}
+        if not answered:
+            raise ActionRefused("The alerts that were shown are closed, and others have come: load the case again.")
         known: dict[str, KnownTransaction] = {}
-        for name in transactions or case.open_alerts.values():
+        for name in transactions or answered.values():
             transaction = self._store.transaction(name, case.row.card_id)
             if transaction is None:
                 raise ActionRefused(f"The card of this case has no transaction {name}: load the case again.")
             known[name] = transaction
+        if case.row.blind and not known.keys() >= {*answered.values()}:
+            raise ActionRefused("Label every alert of this case: it is part of an audit.")
         label_ids = [derived_id(event_id, name) for name in known]
-        alerts = sorted(case.open_alerts)
-        event = _event(case, by, event_id, CLOSED, note=note or None, alerts=alerts, labels=label_ids)
+        event = _event(case, by, event_id, CLOSED, note=note or None, alerts=sorted(answered), labels=label_ids)
         clock = self._clock()
         return self._write([event], new_labels(known, outcome, event, clock), clock)
 
-    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str) -> ActionResult:
-        """Close cases without labels; those that are closed already, or held by somebody else, stay as they are."""
+    def close(
+        self,
+        case_ids: Sequence[str],
+        by: str,
+        event_id: str,
+        reason: str,
+        shown: Mapping[str, ShownAlerts] = NONE_SHOWN,
+    ) -> ActionResult:
+        """Close cases without labels; those that are closed, held by somebody else, or blind stay as they are.
+
+        Args:
+            case_ids: The cases.
+            by: Account that closes them.
+            event_id: Identifier of the action.
+            reason: Why, for the next person.
+            shown: What was shown by case; one that has got another alert since then stays open. Without an entry a
+                case is closed as it is.
+        """
         ids = {case_id: derived_id(event_id, case_id) for case_id in dict.fromkeys(case_ids)}
         if (done := self._done(ids.values())) is not None:
             return done._replace(event_id=event_id)
         if not reason.strip():
             raise ActionRefused("Say why the cases are closed.")
-        cases = [case for case in map(self._case, ids) if case.open_alerts and case.row.holder in (None, by)]
+        cases = [
+            case
+            for case in map(self._case, ids)
+            if case.open_alerts
+            and case.row.holder in (None, by)
+            and not case.row.blind
+            and not _has_more(case, shown.get(case.row.case_id))
+        ]
         if not cases:
-            raise ActionRefused("None of these cases can be closed: they are closed, or somebody else holds them.")
+            raise ActionRefused(
+                "None of these cases can be closed: they are closed, held by somebody else, blind, or have new alerts."
+            )
         events = [
             _event(case, by, ids[case.row.case_id], CLOSED, note=reason, alerts=sorted(case.open_alerts))
             for case in cases
@@ -173,6 +228,8 @@ class CaseActions:
         case = self._free(case_id, by)
         if until <= datetime.now(UTC):
             raise ActionRefused("The time until which the case sleeps has passed: name a later one.")
+        if timestamp_us(until) >= LATEST_US:
+            raise ActionRefused("The case would sleep beyond the year 2199: name an earlier time.")
         if not case.open_alerts:
             raise ActionRefused("The case is closed, and need not sleep.")
         return self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)])
@@ -195,7 +252,7 @@ class CaseActions:
         return self._write([_event(case, by, event_id, REOPENED, alerts=sorted(case.closed_alerts))])
 
     def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> ActionResult:
-        """Undo an action on a case: its alerts are open again, and newer labels say what held before.
+        """Undo an action on a case: its alerts are open again, and newer labels say what their source said before.
 
         Args:
             case_id: The case.
@@ -312,6 +369,13 @@ def _event(case: CaseSummary, by: str, event_id: str, kind: str, **more: Any) ->
     row = case.row
     return CaseEvent(
         event_id=event_id, case_id=row.case_id, card_id=row.card_id, kind=kind, by=by, at=datetime.now(UTC), **more
+    )
+
+
+def _has_more(case: CaseSummary, shown: ShownAlerts | None) -> bool:
+    """Return whether a case has got alerts since it was shown."""
+    return shown is not None and (
+        len(case.open_alerts) > shown.alerts or case.row.last_raised_us > shown.last_raised_us
     )
 
 

@@ -4,11 +4,13 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
 import msgspec
 
+from pipeline.console.case_events import EARLIEST_US, LATEST_US
 from pipeline.console.cases import choose_companion, cutoff_us, decode_event
 from pipeline.console.tables import row_id
 from pipeline.settings import Settings
@@ -42,10 +44,27 @@ class _DecisionHead(msgspec.Struct, frozen=True, gc=False):
     selection: str | None = None
 
 
+_LONGEST: Final = {"case_id": 300, "card_id": 256, "transaction_id": 256, "alert_id": 256}
+"""Most characters of what identifies an alert, as `CaseEvent` and `Label` have it."""
 _INSERT_ALERT: Final = "INSERT OR IGNORE INTO alerts VALUES (" + ", ".join("?" * 21) + ")"  # noqa: S608
 _decode_head: Final = msgspec.json.Decoder(_DecisionHead).decode
 _decode_decision: Final = msgspec.json.Decoder(Decision).decode
 _decode_alert: Final = msgspec.json.Decoder(Alert).decode
+
+
+def _checked_us(time: datetime) -> int:
+    """Return a time in microseconds since 1970; raises InvalidMessage where no page could show it."""
+    time_us = timestamp_us(time)
+    if not EARLIEST_US <= time_us < LATEST_US:
+        raise InvalidMessage("time_impossible", "A time is not between 1970 and 2200.")
+    return time_us
+
+
+def _check_identifiers(alert: Alert) -> None:
+    """Raise InvalidMessage where no event could name an alert's case, or no label its transaction."""
+    for name, longest in _LONGEST.items():
+        if not 0 < len(getattr(alert, name)) <= longest:
+            raise InvalidMessage(f"{name}_length", f"{name} is empty, or has more than {longest} characters.")
 
 
 def position_text(position: RecordPosition) -> str:
@@ -112,6 +131,18 @@ class BatchWriter:
                 record.topic, record.partition, record.offset, type(error).__name__,
             )  # fmt: skip
 
+    def _event_us(self, record: Record, event_time: datetime) -> int:
+        """Return an event time, which no record can be far ahead of: everything older than the newest one is dropped.
+
+        Raises:
+            InvalidMessage: It is impossible, or later than its record by more than is tolerated. Under a simulated
+                clock the record, which whoever decided stamped with its own clock, is far later.
+        """
+        event_us = _checked_us(event_time)
+        if event_us > record.arrived_us + self._tolerance_us:
+            raise InvalidMessage("event_time_in_future", "The event time is later than the record.")
+        return event_us
+
     def _decisions(self, records: Sequence[Record]) -> set[str]:
         rows: list[tuple[int, str, str, str, int, str, str, float, float, str, str]] = []
         bodies: list[tuple[object, ...]] = []
@@ -120,17 +151,14 @@ class BatchWriter:
         for record in records:
             try:
                 head = _decode_head(record.value or b"")
-                body = None
+                event_us, body = self._event_us(record, head.event_time), None
                 if head.selection is not None:
                     body = _decode_decision(record.value or b"")
-            except UNREADABLE as error:
+                    _checked_us(body.ingested_at), _checked_us(body.decided_at)
+            except (*UNREADABLE, InvalidMessage) as error:
                 self._refuse(DECISIONS.name, record, error)
                 continue
-            number, event_us, source = (
-                row_id(record.partition, record.offset),
-                timestamp_us(head.event_time),
-                head.source,
-            )
+            number, source = row_id(record.partition, record.offset), head.source
             rows.append((
                 number, head.transaction_id, head.card_id, head.merchant_id, event_us, str(head.amount), head.currency,
                 head.amount_base, head.score, head.action, head.case_id,
@@ -157,10 +185,11 @@ class BatchWriter:
 
     def _alert(self, record: Record) -> Iterable[str]:
         alert = _decode_alert(record.value or b"")
+        _check_identifiers(alert)
+        event_us, raised_us = self._event_us(record, alert.event_time), _checked_us(alert.raised_at)
         on_log = (alert.log.partition, alert.log.offset, alert.log.row)
         if min(on_log) < 0 or max(alert.log.partition, alert.log.row) >= _MOST_WHOLE:
             on_log = (-1, -1, -1)
-        event_us = timestamp_us(alert.event_time)
         self.stream_us = max(self.stream_us, event_us)
         reason = max(alert.reasons, key=lambda reason: reason.contribution, default=None)
         number, case_id = row_id(record.partition, record.offset), alert.case_id
@@ -169,7 +198,7 @@ class BatchWriter:
             _INSERT_ALERT,
             (
                 number, alert.alert_id, case_id, alert.card_id, alert.transaction_id, alert.merchant_id,
-                event_us, timestamp_us(alert.raised_at), alert.amount_base, alert.base_currency,
+                event_us, raised_us, alert.amount_base, alert.base_currency,
                 alert.severity, alert.selection, reason.sentence if reason else "",
                 reason.contribution if reason else 0.0, position_text(alert.source), *on_log, on_log[1] < 0, None,
                 record.value,
@@ -189,6 +218,11 @@ class BatchWriter:
 
     def _event(self, record: Record) -> Iterable[str]:
         event = decode_event(record.value or b"")
+        for time in (event.at, event.until):
+            if time is not None:
+                _checked_us(time)
+        if record.arrived_us >= LATEST_US:
+            raise InvalidMessage("time_impossible", "The record's time is not between 1970 and 2200.")
         self.broker_us = max(self.broker_us, record.arrived_us)
         self._connection.execute(
             "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)",

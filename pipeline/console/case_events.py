@@ -1,6 +1,7 @@
 """The state of a case as the replay of what people did with it, in the order of the log."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from schemas.codec import timestamp_us
@@ -12,6 +13,10 @@ CLAIM_LEASE_US: Final = 600 * US_PER_SECOND
 CLAIMED, NOTED, CLOSED, SNOOZED, REOPENED, UNDONE = (
     "claimed", "noted", "closed", "snoozed", "reopened", "undone",
 )  # fmt: skip
+EARLIEST_US: Final = 0
+"""Start of 1970: a time that is earlier is none."""
+LATEST_US: Final = timestamp_us(datetime(2200, 1, 1, tzinfo=UTC))
+"""A time from here on is none."""
 UNDOABLE: Final = frozenset((CLOSED, SNOOZED, REOPENED))
 """Kinds of events that can be undone."""
 

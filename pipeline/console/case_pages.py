@@ -185,7 +185,8 @@ def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -
         raise ValueError("Choose fraud or legitimate.")
     if not transactions:
         raise ValueError("Tick the transactions that you label.")
-    actions.label(case_id, by, event_id, outcome, transactions)
+    alerts = [str(item) for item in form.getlist("alert")]
+    actions.label(case_id, by, event_id, outcome, transactions, alerts=alerts)
 
 
 def _snooze(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.console.case_events import CaseState, RecordedEvent, replay
+from pipeline.console.case_events import CLOSED, CaseState, RecordedEvent, replay
 from pipeline.console.tables import partition_range
 from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
 from schemas.codec import timestamp_us
@@ -122,9 +122,15 @@ def _refresh_case(
     state = events_in(connection, case_id)
     opened = [alert for alert in alerts if alert[1] not in state.closed_alerts]
     shown = opened or alerts
-    blind = bool(opened) and (
-        any(alert[9] == AUDIT for alert in opened)
-        or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
+    # Whoever has answered has seen the score since, whatever became of the answer.
+    is_seen = any(entry.event.kind == CLOSED and entry.counted for entry in state.history)
+    blind = (
+        bool(opened)
+        and not is_seen
+        and (
+            any(alert[9] == AUDIT for alert in opened)
+            or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
+        )
     )
     # Of what is known already nothing can be saved.
     unknown = [alert for alert in shown if alert[1] not in labelled]

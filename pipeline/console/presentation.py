@@ -17,6 +17,7 @@ from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
 from pipeline.features.catalogue import BY_NAME
 from pipeline.observability.terminal import printable
+from schemas.codec import timestamp_us
 from schemas.messages import Label
 from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 
@@ -33,6 +34,9 @@ CSV_COLUMNS: Final = (
     "rank", "case_id", "card_id", "status", "raised_at", "newest_alert_at", "alerts", "money_at_risk", "currency",
     "expected_loss", "reason", "holder", "held_until", "snoozed_until", "audit",
 )  # fmt: skip
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_US: Final = timestamp_us(datetime.min.replace(tzinfo=UTC))
+_LAST_US: Final = timestamp_us(datetime.max.replace(tzinfo=UTC))
 _MINUTE_US: Final = 60 * US_PER_SECOND
 _KINDS: Final = {
     "claimed": "claimed the case",
@@ -56,8 +60,12 @@ def case_url(case_id: str, suffix: str = "") -> str:
 
 
 def utc(time_us: int) -> datetime:
-    """Return a time of microseconds since 1970 as a datetime."""
-    return datetime.fromtimestamp(time_us / US_PER_SECOND, UTC)
+    """Return a time of microseconds since 1970 as a datetime, the nearest one that there is.
+
+    >>> utc(10**18).year
+    9999
+    """
+    return _EPOCH + timedelta(microseconds=min(max(time_us, _FIRST_US), _LAST_US))
 
 
 def moment(time: int | datetime | None) -> str:

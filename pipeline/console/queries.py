@@ -1,7 +1,7 @@
 """Reads of the console's database as values of the pages, without what an account must not see of a blind case.
 
-A blind case shows neither score, severity, threshold, reason, rule nor versions, here already: in the queue, the case,
-the timelines of other cases and the search alike. No filter finds one by what is hidden.
+A blind case shows neither score, severity, threshold, reason, rule, label of a rule nor versions, here already: in the
+queue, the case, the timelines of other cases and the search alike. No filter finds one by what is hidden.
 """
 
 import sqlite3
@@ -27,7 +27,7 @@ from pipeline.console.views import (
     StoreFigures,
     TimelineEntry,
 )
-from pipeline.learning.labels import FRAUD
+from pipeline.learning.labels import FRAUD, SOURCE_RANK, source_rank
 from pipeline.monitoring.alert_outcomes import WINDOW_DAYS
 from schemas.messages import Alert, Decision, Label, ModelScores, Versions
 from schemas.times import US_PER_DAY
@@ -186,6 +186,9 @@ def _alert_view(connection: sqlite3.Connection, row: sqlite3.Row, state: CaseSta
         bodies = connection.execute(query, (row["source"],))
         decision = next((_decode_decision(body) for (body,) in bodies), None)
     labels = labels_of(connection, row["transaction_id"], row["card_id"])
+    if blind:
+        # A rule's label tells which rule was hit; it never holds.
+        labels = [view for view in labels if source_rank(view.label.source) != SOURCE_RANK["rule"]]
     return AlertView(alert, decision, row["alert_id"] in state.closed_alerts, labels, _contradiction(labels))
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args
 from urllib.parse import urlencode
 from uuid import uuid4
 
-from starlette.datastructures import QueryParams
+from starlette.datastructures import FormData, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.actions import ShownAlerts
 from pipeline.console.guard import audit
 from pipeline.console.roles import Action, requires
 from pipeline.console.views import CaseStatus, QueueFilter
@@ -147,6 +148,18 @@ def next_case(request: Request) -> Response:
     return render(request, "queue.html.jinja", values)
 
 
+def _shown_alerts(form: FormData) -> dict[str, ShownAlerts]:
+    """Return what the rows of a form showed, by case; raises ValueError."""
+    found = {}
+    for text in form.getlist("shown"):
+        match str(text).split(" ", 2):
+            case [alerts, last_raised_us, case_id] if alerts.isdecimal() and last_raised_us.isdecimal():
+                found[case_id] = ShownAlerts(int(alerts), int(last_raised_us))
+            case _:
+                raise ValueError("The form cannot be read: load the queue again.")
+    return found
+
+
 @requires(Action.CLOSE)
 def close_cases(request: Request) -> Response:
     """Close the ticked cases with a reason."""
@@ -157,19 +170,16 @@ def close_cases(request: Request) -> Response:
     try:
         if not cases or not reason or len(cases) > MOST_BULK_CASES:
             raise ValueError(f"Tick 1 to {MOST_BULK_CASES:,} cases and give a reason.")
-        closed = len(parts.actions.close(cases, account.name, event_id, reason).case_ids)
+        done = parts.actions.close(cases, account.name, event_id, reason, _shown_alerts(form))
     except (ActionRefused, DeliveryFailed, ValueError) as error:
         raise refusal(error) from None
     query = str(form.get("query", ""))
     if not is_fragment(request):
         return RedirectResponse(f"/?{query}" if query else "/", 303)
     values = _queue_values(request, queue_filter(QueryParams(query)))
-    left = len(cases) - closed
-    values["notice"] = f"Closed {presentation.counted(closed, 'case')}." + (
-        f" {presentation.counted(left, 'case')} stayed as they were: closed, held, blind, or with a new alert."
-        if left
-        else ""
-    )
+    values["notice"] = f"Closed {presentation.counted(len(done.case_ids), 'case')}."
+    if left := len(set(cases)) - len(done.case_ids):
+        values["notice"] += f" Left {presentation.counted(left, 'case')}: closed, held, blind, or with new alerts."
     values["with_notice"] = True
     return render(request, "queue_rows.html.jinja", values)
 

@@ -312,7 +312,14 @@ class CasesInMemory:
         return None
 
     def label(
-        self, case_id: str, by: str, event_id: str, outcome: str, transactions: Sequence[str], note: str = ""
+        self,
+        case_id: str,
+        by: str,
+        event_id: str,
+        outcome: str,
+        transactions: Sequence[str],
+        note: str = "",
+        alerts: Sequence[str] = (),
     ) -> None:
         ids = [f"label-{event_id}-{at}" for at in range(len(transactions))]
         case = self._act("closed", case_id, by, event_id, labels=ids, note=note or None)
@@ -340,7 +347,7 @@ class CasesInMemory:
         if self._act("reopened", case_id, by, event_id):
             self.change(case_id, status="open", snoozed_until_us=None)
 
-    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str, **_shown: Any) -> ActionResult:
+    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str, *_shown: Any) -> ActionResult:
         for case_id in case_ids:
             self._act("closed", case_id, by, f"{event_id}-{case_id}", note=reason)
             self.change(case_id, status="closed")

@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +14,11 @@ import msgspec
 import pytest
 
 from pipeline.broker import embedded_broker
-from pipeline.console.actions import ActionRefused, CaseActions
+from pipeline.console.actions import ActionRefused, CaseActions, ShownAlerts
+from pipeline.console.queries import CaseSummary
 from pipeline.console.reader import TopicsReader
 from pipeline.console.store import CaseStore
-from pipeline.console.views import CaseView, QueueFilter
+from pipeline.console.views import CaseView, QueueFilter, QueueRow
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.writers.producer import TransactionalProducer
 from pipeline.settings import Settings
@@ -47,6 +48,9 @@ class Desk:
     def add(self, *alerts: Alert) -> None:
         publish(self.settings, *alerts, *map(decision_of, alerts))
         eventually(lambda: all(self.has_read(each) for each in alerts))
+
+    def rows(self) -> Sequence[QueueRow]:
+        return self.store.queue(QueueFilter(), time.time_ns() // 1_000).rows
 
     def has_read(self, alert: Alert) -> bool:
         try:
@@ -112,19 +116,26 @@ def test_a_reader_goes_on_where_it_stopped(cluster: Cluster, tmp_path: Path) -> 
         assert all(store.positions()[name] >= behind for name, behind in positions.items())
 
 
-def test_a_label_closes_its_case_and_undoing_says_what_held_before(
+def test_a_label_closes_its_case_and_undoing_says_what_its_source_said_before(
     open_desk: Callable[..., Desk], cluster: Cluster
 ) -> None:
     desk = open_desk()
     desk.add(alert_of(1), alert_of(2, 1))
-    publish(cluster.settings, label_of(alert_of(1), "legitimate", source="chargeback"))
+    publish(
+        cluster.settings,
+        label_of(alert_of(1), "legitimate", source="chargeback"),
+        label_of(alert_of(1), "disputed", analyst="kim"),
+    )
+    eventually(lambda: len(desk.labelled()) == 2)
     desk.actions.claim("case-1", "ann", new_id())
     event_id = new_id()
     done = desk.actions.label("case-1", "ann", event_id, "fraud", ["t1"], "stolen")
     assert desk.actions.label("case-1", "ann", event_id, "fraud", ["t1"], "stolen") == done
     view = desk.case()
     assert (view.row.status, view.row.holder) == ("closed", None)
-    assert desk.labelled() == [("chargeback", "legitimate", ""), ("analyst", "fraud", "ann")]
+    known = [("chargeback", "legitimate", ""), ("analyst", "disputed", "kim")]
+    assert sorted(desk.labelled()[:2]) == sorted(known)
+    assert desk.labelled()[2:] == [("analyst", "fraud", "ann")]
     (label,) = [view.label for view in desk.store.labels_of("t1", "card-1") if view.holds]
     assert (label.note, label.alert_id, label.label_id) == ("stolen", "alert-1", *done.labels)
     with pytest.raises(ActionRefused, match="closed"):
@@ -132,8 +143,8 @@ def test_a_label_closes_its_case_and_undoing_says_what_held_before(
     undo_id = new_id()
     undone = desk.actions.withdraw("case-1", "ann", undo_id, event_id)
     assert desk.actions.withdraw("case-1", "ann", undo_id, event_id) == undone
-    assert desk.labelled()[2:] == [("analyst", "legitimate", "ann")]
-    times = [view.label.labelled_at for view in desk.store.labels_of("t1", "card-1") if view.label.source == "analyst"]
+    assert desk.labelled()[3:] == [("analyst", "disputed", "ann")]
+    times = [view.label.labelled_at for view in desk.store.labels_of("t1", "card-1") if view.label.analyst == "ann"]
     assert times[0] < times[1]
     # The claim that the answer ended holds again.
     assert (desk.case().row.status, desk.case().row.alerts, desk.case().row.holder) == ("open", 2, "ann")
@@ -142,22 +153,39 @@ def test_a_label_closes_its_case_and_undoing_says_what_held_before(
     assert len(events(cluster)) == 3
 
 
+def test_a_blind_case_is_answered_whole_and_is_seen_from_then_on(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1, selection="audit"), alert_of(2, 1))
+    assert desk.case().row.blind
+    with pytest.raises(ActionRefused, match="part of an audit"):
+        desk.actions.label("case-1", "ann", new_id(), "fraud", ["t2"])
+    with pytest.raises(ActionRefused, match="blind"):
+        desk.actions.close(["case-1"], "eve", new_id(), "a test")
+    event_id = new_id()
+    desk.actions.label("case-1", "ann", event_id, "fraud", [])
+    desk.actions.withdraw("case-1", "ann", new_id(), event_id)
+    assert (desk.case().row.status, desk.case().row.blind) == ("open", False)
+
+
 def test_undoing_says_unknown_where_nothing_was_known_and_a_newer_label_forbids_it(
     open_desk: Callable[..., Desk],
 ) -> None:
     desk = open_desk()
     desk.add(alert_of(1))
+    # What a customer says is no answer of an analyst.
+    publish(desk.settings, label_of(alert_of(1), "legitimate", source="customer"))
+    eventually(lambda: len(desk.labelled()) == 1)
     first, second = new_id(), new_id()
     desk.actions.label("case-1", "ann", first, "fraud", [])
     desk.actions.withdraw("case-1", "ann", new_id(), first)
-    assert desk.labelled() == [("analyst", "fraud", "ann"), ("analyst", "unknown", "ann")]
+    assert desk.labelled()[1:] == [("analyst", "fraud", "ann"), ("analyst", "unknown", "ann")]
     desk.actions.label("case-1", "ann", second, "legitimate", [])
     newer = desk.store.labels_of("t1", "card-1")[-1].label.labelled_at + timedelta(milliseconds=1)
     publish(desk.settings, label_of(alert_of(1), "disputed", labelled_at=newer, analyst="kim"), at=newer)
-    eventually(lambda: len(desk.labelled()) == 4)
+    eventually(lambda: len(desk.labelled()) == 5)
     with pytest.raises(ActionRefused, match="kim has labelled transaction t1 since"):
         desk.actions.withdraw("case-1", "ann", new_id(), second)
-    assert len(desk.labelled()) == 4
+    assert len(desk.labelled()) == 5
 
 
 def test_labels_go_to_the_topic_of_their_source(cluster: Cluster, tmp_path: Path) -> None:
@@ -222,10 +250,33 @@ def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., De
     assert other.case("case-2").row.status == "snoozed"
     with pytest.raises(ActionRefused, match="passed"):
         other.actions.snooze("case-2", "bob", new_id(), NOON)
+    with pytest.raises(ActionRefused, match="beyond"):
+        other.actions.snooze("case-2", "bob", new_id(), NOON.replace(year=9999))
     with pytest.raises(ActionRefused, match="no such case"):
         other.actions.claim("case-9", "bob", new_id())
     with pytest.raises(ActionRefused, match="cannot be written"):
         other.actions.note("case-2", "bob", new_id(), "x" * 10_001)
+
+
+def test_alerts_that_were_not_shown_stay_open(open_desk: Callable[..., Desk], cluster: Cluster) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(3), alert_of(4), alert_of(6))
+    shown = {row.case_id: ShownAlerts(row.alerts, row.last_raised_us) for row in desk.rows()}
+    desk.add(alert_of(2, 1), alert_of(5, 4, at=NOON - timedelta(hours=1)))
+    desk.actions.label("case-1", "ann", new_id(), "fraud", [], alerts=["alert-1", "alert-9"])
+    view = desk.case()
+    assert [(each.alert.alert_id, each.closed) for each in view.alerts] == [("alert-1", True), ("alert-2", False)]
+    assert (view.row.status, view.row.alerts) == ("open", 1)
+    assert desk.store.labels_of("t2", "card-1") == []
+    with pytest.raises(ActionRefused, match="others have come"):
+        desk.actions.label("case-1", "ann", new_id(), "fraud", ["t1"], alerts=["alert-1"])
+    done = desk.actions.close(["case-1", "case-3", "case-4", "case-6"], "sue", new_id(), "a test", shown)
+    # One alert was raised later than what was shown, one earlier but came later.
+    assert done.case_ids == ("case-3", "case-6")
+    with pytest.raises(ActionRefused, match="new alerts"):
+        desk.actions.close(["case-1", "case-4"], "sue", new_id(), "a test", shown)
+    assert [row.case_id for row in desk.rows()] == ["case-4", "case-1"]
+    assert len(events(cluster)) == 3
 
 
 def test_two_consoles_give_no_case_twice_and_lose_none(
@@ -275,6 +326,27 @@ def test_a_repeated_claim_of_the_next_case_gives_the_same_one(open_desk: Callabl
     first = desk.actions.claim_next(QueueFilter(), "ann", event_id)
     assert first == desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-2"
     assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) == "case-1"
+
+
+def test_a_case_that_cannot_be_claimed_is_passed_over(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(2))
+    summary, event_id = desk.store.summary, new_id()
+
+    def gone(case_id: str, now_us: int) -> CaseSummary:
+        if case_id == "case-2":
+            raise KeyError(case_id)
+        return summary(case_id, now_us)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(desk.store, "summary", gone)
+        assert desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-1"
+        assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) is None
+    # A repeat gives no second case, though the other one can be claimed now.
+    assert desk.actions.claim_next(QueueFilter(), "ann", event_id) == "case-1"
+    assert desk.actions.claim_next(QueueFilter(), "ann", new_id()) == "case-2"
 
 
 def test_a_reader_says_when_no_broker_answers_and_goes_on_afterwards(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from pipeline.console.tables import forget_value
 from pipeline.console.views import QueueFilter
 from pipeline.settings import Settings
 from schemas.codec import encode
-from schemas.messages import Label, LogPosition, RecordPosition
+from schemas.messages import CaseEvent, Label, LogPosition, RecordPosition
 from schemas.records import Record
 from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, LABELS
 from tests.helpers.console import KEY, NOON, Fed, alert_of, decision_of, event_of, label_of, table_rows
@@ -114,6 +114,19 @@ def test_a_blind_case_shows_nothing_until_it_is_answered(fed: Fed) -> None:
     assert answered.alerts[0].decision == decision_of(alert)
 
 
+def test_a_blind_case_shows_no_label_of_a_rule(fed: Fed) -> None:
+    alert = alert_of(1, selection="audit")
+    fed.feed(alert, decision_of(alert), label_of(alert, source="rule", note="velocity"), label_of(alert, "legitimate"))
+    (view,) = fed.store.case("case-1", NOW_US).alerts
+    assert [each.label.source for each in view.labels] == ["analyst"]
+    assert view.contradiction is None
+    assert [entry.label for entry in fed.store.case("case-1", NOW_US).card] == ["legitimate"]
+    fed.feed(event_of(alert, "closed", alerts=[alert.alert_id]))
+    (view,) = fed.store.case("case-1", NOW_US).alerts
+    assert [each.label.source for each in view.labels] == ["rule", "analyst"]
+    assert view.contradiction is not None
+
+
 def test_companions_depend_on_the_log_and_the_key_alone(tmp_path: Path) -> None:
     alerts = [alert_of(n, selection="audit" if n % 7 == 3 else "score") for n in range(70)]
     found = []
@@ -185,6 +198,35 @@ def test_records_that_cannot_be_read_and_forged_ones_are_passed_over(fed: Fed) -
     assert [entry.counted for entry in fed.store.case("case-1", NOW_US).history] == [False]
 
 
+def test_times_that_cannot_be_are_passed_over(fed: Fed) -> None:
+    far = datetime.fromisoformat("9999-12-31T23:59:59-12:00")
+    alert, tolerance = alert_of(0), timedelta(seconds=fed.settings.future_tolerance_s)
+    late = [alert_of(1, event_time=time) for time in (far, NOON + timedelta(days=1), NOON.replace(year=1969))]
+    raised = alert_of(2, raised_at=far)
+    fed.feed(
+        alert, decision_of(alert), *late, *map(decision_of, late), raised, decision_of(alert, decided_at=far),
+        event_of(alert, "snoozed", until=far), event_of(alert, "noted", at=far, note="called"),
+    )  # fmt: skip
+    fed.feed(event_of(alert, "noted"), at=datetime(9000, 1, 1, tzinfo=UTC))
+    assert fed.store.refused == 11
+    assert (ids(fed), fed.store.stream_us, fed.store.figures().decisions) == (["case-0"], NOW_US, 1)
+    assert fed.store.case("case-0", NOW_US).history == []
+    assert table_rows(fed.store)["decisions"]
+    fed.feed(alert_of(3, at=NOON + tolerance, event_time=NOON + tolerance))
+    # Under a simulated clock records are later than what they tell.
+    fed.feed(alert_of(4, at=NOON.replace(year=2018)))
+    assert ids(fed) == ["case-4", "case-3", "case-0"]
+
+
+@pytest.mark.parametrize(("field", "longest"), [("case_id", 300), ("card_id", 256), ("transaction_id", 256)])
+def test_alerts_that_no_event_or_label_could_name_are_passed_over(fed: Fed, field: str, longest: int) -> None:
+    fed.feed(
+        alert_of(1, **{field: "x" * (longest + 1)}), alert_of(2, **{field: ""}), alert_of(3, **{field: "x" * longest})
+    )
+    assert fed.store.refused == 2
+    assert len(ids(fed)) == 1
+
+
 def messages() -> list[object]:
     chance = random.Random(5)
     made: list[object] = []
@@ -212,7 +254,9 @@ def messages() -> list[object]:
 
 def arrived(message: object) -> datetime:
     """Time of a message's record."""
-    return message.labelled_at if isinstance(message, Label) else getattr(message, "at", NOON)
+    if isinstance(message, Label):
+        return message.labelled_at
+    return message.at if isinstance(message, CaseEvent) else message.event_time  # type: ignore[attr-defined,no-any-return]
 
 
 def test_a_file_made_anew_equals_the_one_that_followed(tmp_path: Path) -> None:
@@ -312,6 +356,7 @@ def test_figures_are_of_the_whole(fed: Fed) -> None:
         decision_of(early),
         late,
         decision_of(late, source=RecordPosition(topic="transactions", partition=3, offset=9)),
+        at=late.event_time,
     )
     figures = fed.store.figures()
     assert (figures.decisions, figures.alerts_last_day, figures.open_cases, figures.blind_cases) == (2, 1, 2, 0)

@@ -53,6 +53,11 @@ def test_no_cell_is_taken_for_a_formula(start: str) -> None:
     assert presentation.csv_cell(f"{start}1+1") == f"'{start}1+1"
 
 
+@pytest.mark.parametrize("time_us", [10**30, -(10**30), 253_402_344_000_000_000, 0])
+def test_every_time_can_be_written(time_us: int) -> None:
+    assert presentation.moment(time_us).count(":") == 1
+
+
 def test_csv_has_every_row_and_hides_blind_ones() -> None:
     rows = [case_view(f"{text}-1", text, blind=text == HOSTILE[0]).row for text in HOSTILE]
     text = "".join(presentation.csv_lines(rows))
