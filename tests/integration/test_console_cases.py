@@ -356,8 +356,7 @@ def test_a_reader_says_when_no_broker_answers_and_goes_on_afterwards(tmp_path: P
         publish(settings, alert_of(1))
         with console(settings, tmp_path / "console.sqlite") as (store, reader):
             broker.stop()
-            eventually(lambda: reader.failure_text is not None)
-            assert "no broker answers" in (reader.failure_text or "")
+            eventually(lambda: "no broker answers" in (reader.failure_text or ""))
             assert store.case("case-1", 0).row.case_id == "case-1"
             broker.start()
             publish(settings, alert_of(2))
@@ -373,8 +372,7 @@ def test_a_missing_topic_is_said(kafka_settings: Settings, tmp_path: Path) -> No
     store = CaseStore(tmp_path / "console.sqlite", kafka_settings, KEY)
     reader = TopicsReader(kafka_settings.kafka_bootstrap_servers, kafka_settings, store, lambda _: None)
     reader.start()
-    eventually(lambda: reader.failure_text is not None)
-    assert "case-events" in (reader.failure_text or "")
+    eventually(lambda: "case-events" in (reader.failure_text or ""))
     reader.stop()
     store.close()
 
