@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -76,6 +76,8 @@ class ActionResult(NamedTuple):
     """Cases that it has changed."""
     labels: tuple[str, ...] = ()
     """Identifiers of the labels that it wrote."""
+    events: tuple[str, ...] = ()
+    """Identifiers of its events."""
 
 
 class CaseActions:
@@ -160,7 +162,7 @@ class CaseActions:
             alerts: Alerts that were shown to who answers; others stay open. None: all open ones.
         """
         if (done := self._done([event_id])) is not None:
-            return done
+            return self._counted(done, by)
         case = self._free(case_id, by)
         if not case.open_alerts:
             raise ActionRefused("The case is closed: reopen it, or undo what closed it.")
@@ -178,7 +180,7 @@ class CaseActions:
         label_ids = [derived_id(event_id, name) for name in known]
         event = _event(case, by, event_id, CLOSED, note=note or None, alerts=sorted(answered), labels=label_ids)
         clock = self._clock()
-        return self._write([event], new_labels(known, outcome, event, clock), clock)
+        return self._counted(self._write([event], new_labels(known, outcome, event, clock), clock), by)
 
     def close(
         self,
@@ -200,7 +202,7 @@ class CaseActions:
         """
         ids = {case_id: derived_id(event_id, case_id) for case_id in dict.fromkeys(case_ids)}
         if (done := self._done(ids.values())) is not None:
-            return done._replace(event_id=event_id)
+            return self._counted(done, by)._replace(event_id=event_id)
         if not reason.strip():
             raise ActionRefused("Say why the cases are closed.")
         cases = [
@@ -219,12 +221,12 @@ class CaseActions:
             _event(case, by, ids[case.row.case_id], CLOSED, note=reason, alerts=sorted(case.open_alerts))
             for case in cases
         ]
-        return self._write(events)._replace(event_id=event_id)
+        return self._counted(self._write(events), by)._replace(event_id=event_id)
 
     def snooze(self, case_id: str, by: str, event_id: str, until: datetime, note: str = "") -> ActionResult:
         """Take a case out of the queue until a time."""
         if (done := self._done([event_id])) is not None:
-            return done
+            return self._counted(done, by)
         case = self._free(case_id, by)
         if until <= datetime.now(UTC):
             raise ActionRefused("The time until which the case sleeps has passed: name a later one.")
@@ -232,7 +234,7 @@ class CaseActions:
             raise ActionRefused("The case would sleep beyond the year 2199: name an earlier time.")
         if not case.open_alerts:
             raise ActionRefused("The case is closed, and need not sleep.")
-        return self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)])
+        return self._counted(self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)]), by)
 
     def note(self, case_id: str, by: str, event_id: str, text: str) -> ActionResult:
         """Add a note to a case, whoever holds it; a note of its holder renews the lease."""
@@ -285,6 +287,30 @@ class CaseActions:
         """Return what an action has done before, by its events."""
         found = [entry.event for event_id in event_ids if (entry := self._store.event(event_id)) is not None]
         return _result(found) if found else None
+
+    def _counted(self, result: ActionResult, by: str) -> ActionResult:
+        """Return a result with the cases alone that are as the account left them.
+
+        Raises:
+            ActionRefused: There is none: on the log, somebody else was first.
+        """
+        lost = {case_id: self._first(case_id, by, result.events) for case_id in result.case_ids}
+        left = tuple(case_id for case_id, other in lost.items() if other is None)
+        if not left:
+            other = next(iter(lost.values()))
+            stands = "The label stands, but the case" if result.labels else "The case"
+            raise ActionRefused(f"{other} was a moment earlier. {stands} is as {other} has it: load it again.")
+        return result._replace(case_ids=left)
+
+    def _first(self, case_id: str, by: str, event_ids: Collection[str]) -> str | None:
+        """Return who was earlier, where an event of a case did not count; None where it did."""
+        other = "Somebody else"
+        for entry in self._case(case_id).history:
+            if entry.event.event_id in event_ids:
+                return None if entry.counted else other
+            if entry.counted and entry.event.by != by and entry.event.kind in (CLAIMED, CLOSED):
+                other = entry.event.by
+        return None
 
     def _case(self, case_id: str) -> CaseSummary:
         try:
@@ -381,7 +407,8 @@ def _has_more(case: CaseSummary, shown: ShownAlerts | None) -> bool:
 
 def _result(events: Sequence[CaseEvent]) -> ActionResult:
     case_ids = tuple(event.case_id for event in events)
-    return ActionResult(events[0].event_id, case_ids, tuple(label for event in events for label in event.labels))
+    labels = tuple(label for event in events for label in event.labels)
+    return ActionResult(events[0].event_id, case_ids, labels, tuple(event.event_id for event in events))
 
 
 def _now_us() -> int:

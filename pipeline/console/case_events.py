@@ -35,7 +35,7 @@ class ReplayedEvent(NamedTuple):
     event: CaseEvent
     broker_us: int
     counted: bool
-    """False where it changed nothing: a claim of a case that somebody else held, or an unknown kind."""
+    """False where it changed nothing: of a case that somebody else held or had closed, or of an unknown kind."""
     undone: bool
     renewed: bool
     """True for a claim of a case that its account held already."""
@@ -64,8 +64,9 @@ class CaseState(NamedTuple):
 def replay(recorded: Iterable[RecordedEvent]) -> CaseState:
     """Return the state of one case after its events.
 
-    The first record of an ``event_id`` counts. An event that is undone counts as if it had never been, so that its
-    alerts are open again and a claim that it ended holds as before.
+    The first record of an ``event_id`` counts. A case is not closed or snoozed by an account while the claim of another
+    one holds, nor closed where all its alerts are closed already. What an event that is undone did to alerts is as if
+    it had never been; the claim that it ended holds again where nobody has claimed the case since.
 
     Args:
         recorded: Events of the case, in the order of the log.
@@ -76,32 +77,60 @@ def replay(recorded: Iterable[RecordedEvent]) -> CaseState:
     undone, undoing = _undone(first)
     holder: str | None = None
     until_us, snoozed_us = 0, None
-    closed: set[str] = set()
+    ended: tuple[str, str | None, int] | None = None
+    closed: frozenset[str] = frozenset()
+    effective: dict[str, CaseEvent] = {}
     history: list[ReplayedEvent] = []
     for event, broker_us in first.values():
-        is_undone, counted, renewed = event.event_id in undone, True, False
+        counted, renewed = True, False
         held = holder if broker_us < until_us else None
         if event.kind == CLAIMED:
             counted, renewed = held in (None, event.by), held == event.by
             if counted:
-                holder, until_us = event.by, broker_us + CLAIM_LEASE_US
+                holder, until_us, ended = event.by, broker_us + CLAIM_LEASE_US, None
         elif event.kind == NOTED:
             if held == event.by:
                 until_us = broker_us + CLAIM_LEASE_US
         elif event.kind == UNDONE:
             counted = event.event_id in undoing
-        elif (event.kind == SNOOZED and event.until is None) or event.kind not in UNDOABLE:
+            if counted and effective.pop(event.undoes or "", None) is not None:
+                closed, snoozed_us = _after(effective.values())
+                if ended is not None and ended[0] == event.undoes:
+                    _, holder, until_us = ended
+        elif not _counts(event, held, closed):
             counted = False
-        elif not is_undone:
-            if event.kind == CLOSED:
-                closed.update(event.alerts)
-            elif event.kind == REOPENED:
-                closed.difference_update(event.alerts or tuple(closed))
-            snoozed_us = timestamp_us(event.until) if event.kind == SNOOZED and event.until is not None else None
+        else:
+            effective[event.event_id] = event
+            closed, snoozed_us = _after([event], closed)
             if event.kind != REOPENED:
-                holder, until_us = None, 0
-        history.append(ReplayedEvent(event, broker_us, counted, is_undone, renewed))
-    return CaseState(holder, until_us, snoozed_us, frozenset(closed), tuple(history))
+                ended, holder, until_us = (event.event_id, holder, until_us), None, 0
+        history.append(ReplayedEvent(event, broker_us, counted, event.event_id in undone, renewed))
+    return CaseState(holder, until_us, snoozed_us, closed, tuple(history))
+
+
+def _counts(event: CaseEvent, held: str | None, closed: frozenset[str]) -> bool:
+    """Return whether an event changes a case that an account holds, and of which some alerts are closed."""
+    if event.kind == REOPENED:
+        return True
+    if held not in (None, event.by):
+        return False
+    if event.kind == CLOSED:
+        return not event.alerts or not closed.issuperset(event.alerts)
+    return event.kind == SNOOZED and event.until is not None
+
+
+def _after(
+    events: Iterable[CaseEvent], closed_before: frozenset[str] = frozenset()
+) -> tuple[frozenset[str], int | None]:
+    """Return the alerts that are closed after events that count, and until when the case sleeps."""
+    closed, snoozed_us = set(closed_before), None
+    for event in events:
+        if event.kind == CLOSED:
+            closed.update(event.alerts)
+        elif event.kind == REOPENED:
+            closed.difference_update(event.alerts or tuple(closed))
+        snoozed_us = timestamp_us(event.until) if event.kind == SNOOZED and event.until is not None else None
+    return frozenset(closed), snoozed_us
 
 
 def _undone(first: dict[str, RecordedEvent]) -> tuple[set[str], set[str]]:

@@ -319,6 +319,52 @@ def test_two_consoles_give_no_case_twice_and_lose_none(
     assert desks["ann"].actions.claim_next(QueueFilter(), "ann", new_id()) is None
 
 
+def test_of_two_who_act_at_once_one_learns_that_the_other_was_first(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk()
+    alerts = [alert_of(number) for number in range(1, 5)]
+    desk.add(*alerts)
+    write, answer_id, bulk_id = TransactionalProducer.write, new_id(), new_id()
+    first = [
+        event_of(alerts[0], "closed", "bob", alerts=["alert-1"]),
+    ]
+
+    def later(self: TransactionalProducer, *arguments: object) -> None:
+        """Write once others have written what this console has not read when it looks at the case."""
+        publish(desk.settings, *first)
+        first.clear()
+        write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TransactionalProducer, "write", later)
+    for _ in range(2):
+        with pytest.raises(ActionRefused, match=r"bob was a moment earlier\. The label stands"):
+            desk.actions.label("case-1", "ann", answer_id, "fraud", [])
+    assert desk.labelled() == [("analyst", "fraud", "ann")]
+    assert desk.case().row.status == "closed"
+    first.append(event_of(alerts[3], "claimed", "kim"))
+    for _ in range(2):
+        done = desk.actions.close(["case-3", "case-4"], "sue", bulk_id, "a test")
+        assert done.case_ids == ("case-3",)
+
+
+def test_what_somebody_claims_meanwhile_is_not_snoozed(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1))
+    write = TransactionalProducer.write
+
+    def later(self: TransactionalProducer, *arguments: object) -> None:
+        publish(desk.settings, event_of(alert_of(1), "claimed", "kim"))
+        write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TransactionalProducer, "write", later)
+    with pytest.raises(ActionRefused, match=r"kim was a moment earlier\. The case is"):
+        desk.actions.snooze("case-1", "ann", new_id(), datetime.now(UTC) + timedelta(hours=1))
+    assert (desk.case().row.status, desk.case().row.holder) == ("open", "kim")
+
+
 def test_a_repeated_claim_of_the_next_case_gives_the_same_one(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk()
     desk.add(alert_of(1), alert_of(2))

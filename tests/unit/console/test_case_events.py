@@ -60,6 +60,37 @@ def test_undoing_takes_an_event_back_and_the_claim_that_it_ended_holds_again() -
     assert counted(at(1, "undone", undoes=undoes), closed) == [False, True]
 
 
+@pytest.mark.parametrize("kind", ["closed", "snoozed"])
+def test_what_somebody_holds_nobody_else_closes_or_snoozes(kind: str) -> None:
+    def act(seconds: float, by: str) -> RecordedEvent:
+        return at(seconds, kind, by, alerts=["alert-1"] if kind == "closed" else [], until=NOON + timedelta(days=1))
+
+    state = replay([at(0, "claimed"), act(1, "bob")])
+    assert [entry.counted for entry in state.history] == [True, False]
+    assert (state.closed_alerts, state.snoozed_until_us) == (frozenset(), None)
+    assert state.held_by(START_US + 2_000_000) == "ann"
+    assert counted(at(0, "claimed"), act(1, "ann")) == [True, True]
+    assert counted(at(0, "claimed"), act(600, "bob")) == [True, True]
+
+
+def test_of_two_answers_to_the_same_alerts_the_first_counts() -> None:
+    first, second = at(0, "closed", alerts=["a"]), at(1, "closed", "bob", alerts=["a"])
+    undoing = at(2, "undone", undoes=first.event.event_id)
+    assert counted(first, second, at(2, "closed", "bob", alerts=["a", "b"])) == [True, False, True]
+    state = replay([first, second, undoing])
+    assert ([entry.counted for entry in state.history], state.closed_alerts) == ([True, False, True], frozenset())
+    assert replay([first, second, undoing, at(3, "closed", "bob", alerts=["a"])]).closed_alerts == {"a"}
+
+
+def test_an_answer_stays_when_an_earlier_one_is_undone() -> None:
+    first = at(1, "closed", alerts=["a"])
+    events = [at(0, "claimed"), first, at(2, "claimed", "bob"), at(3, "closed", "bob", alerts=["b"])]
+    undoing = at(4, "undone", undoes=first.event.event_id)
+    state = replay([*events, undoing])
+    assert ([entry.counted for entry in state.history], state.closed_alerts) == ([True] * 5, frozenset("b"))
+    assert replay([*events[:3], undoing]).held_by(START_US + 5_000_000) == "bob"
+
+
 def test_what_is_reopened_is_open_and_a_new_snooze_takes_the_place_of_the_old() -> None:
     closed = at(0, "closed", alerts=["a", "b"])
     assert replay([closed, at(1, "reopened", alerts=["a"])]).closed_alerts == {"b"}
