@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from pipeline.console import case_pages, queue_pages
 from pipeline.console.action_records import ActionRefused
@@ -99,6 +99,20 @@ def desk(browser: Browser, tmp_path: Path) -> Iterator[Desk]:
 
 def ranks(page: Page) -> list[str]:
     return page.locator(CARDS_SHOWN).all_inner_texts()
+
+
+def test_what_changes_before_a_page_hears_of_changes_is_shown(desk: Desk) -> None:
+    with desk.context() as context:
+        page = context.pages[0]
+
+        def late(route: Route) -> None:
+            # The rows of the page have been sent, and its script is still to come.
+            desk.cases.cases["late"] = case_view("late-1730", "card-late")
+            route.continue_()
+
+        page.route("**/static/console.js*", late)
+        desk.open(page, "/")
+        expect(page.get_by_role("link", name="card-late")).to_be_visible()
 
 
 # --- Looks ------------------------------------------------------------------------------------------------------------
@@ -288,6 +302,7 @@ def test_from_a_case_to_the_next_labelled_in_two_keys(desk: Desk) -> None:
     with desk.page() as page:
         page.keyboard.press("n")
         expect(page.locator("h1")).to_contain_text(f"card-{100 + BLIND}")
+        expect(page.locator("#status dl")).to_be_visible()
         desk.cases.gate.clear()
         page.keyboard.press("f")
         page.keyboard.press("n")
@@ -296,6 +311,7 @@ def test_from_a_case_to_the_next_labelled_in_two_keys(desk: Desk) -> None:
         expect(page.locator("h1")).to_contain_text("card-100")
         assert desk.cases.cases[case_id(BLIND)].row.status == "closed"
         assert desk.cases.cases[case_id(0)].row.holder == "a-supervisor"
+        expect(page.locator("#status dl")).to_be_visible()
         page.keyboard.press("l")
         expect(page.locator("[data-done]")).to_contain_text("Labelled 2 transactions as legitimate.")
         page.keyboard.press("n")

@@ -54,7 +54,11 @@
     document.body.classList.toggle("offline", !event.detail.data.open);
     const state = find("[data-connection]");
     if (state) state.textContent = event.detail.data.open ? (paused ? "Paused" : "Live") : "Not connected, trying again";
-    if (event.detail.data.again && rows() && !paused) isHeld() ? note(["?"]) : show();
+    if (!event.detail.data.open) return;
+    // What changed between the page and its connection, the first one too, was reported to nobody.
+    if (find("#case")) document.body.dispatchEvent(new CustomEvent("cases", { bubbles: true, detail: { data: [find("#case").dataset.case] } }));
+    else if (rows() && !paused && !isHeld()) show();
+    else if (rows() && event.detail.data.again) note(["?"]);
   });
   document.addEventListener("visibilitychange", showOnceFree);
   document.addEventListener("focusout", showOnceFree);
