@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 READ_BACK_S: Final = 20.0
 """Longest wait until this console's reader has read what was written."""
+MOST_WAITING: Final = 16
+"""Actions that wait for the brokers at a time: each takes a thread, of which reading needs some, too."""
 _ATTEMPTS: Final = 3
 _PASSED: Final = 1_000
 """Cases that a claim of the next one passes over at most."""
@@ -96,7 +98,7 @@ class CaseActions:
     def __init__(self, bootstrap: str, settings: Settings, store: CaseStore, instance: str) -> None:
         self._bootstrap, self._settings, self._store = bootstrap, settings, store
         self._transactional_id = settings.topic(f"console-{instance}")
-        self._writing = threading.Lock()
+        self._writing, self._waiting = threading.Lock(), threading.BoundedSemaphore(MOST_WAITING)
         self._producer: TransactionalProducer | None = None
         self._own_clock: bool | None = None
 
@@ -161,7 +163,7 @@ class CaseActions:
             note: Text for the next person, on the labels too.
             alerts: Alerts that were shown to who answers; others stay open. None: all open ones.
         """
-        if (done := self._done([event_id])) is not None:
+        if (done := self._done([event_id], [case_id])) is not None:
             return self._counted(done, by)
         case = self._free(case_id, by)
         if not case.open_alerts:
@@ -201,7 +203,7 @@ class CaseActions:
                 case is closed as it is.
         """
         ids = {case_id: derived_id(event_id, case_id) for case_id in dict.fromkeys(case_ids)}
-        if (done := self._done(ids.values())) is not None:
+        if (done := self._done(ids.values(), case_ids)) is not None:
             return self._counted(done, by)._replace(event_id=event_id)
         if not reason.strip():
             raise ActionRefused("Say why the cases are closed.")
@@ -224,8 +226,8 @@ class CaseActions:
         return self._counted(self._write(events), by)._replace(event_id=event_id)
 
     def snooze(self, case_id: str, by: str, event_id: str, until: datetime, note: str = "") -> ActionResult:
-        """Take a case out of the queue until a time."""
-        if (done := self._done([event_id])) is not None:
+        """Take a case out of the queue until a time, or until it gets another alert."""
+        if (done := self._done([event_id], [case_id])) is not None:
             return self._counted(done, by)
         case = self._free(case_id, by)
         if until <= datetime.now(UTC):
@@ -234,11 +236,12 @@ class CaseActions:
             raise ActionRefused("The case would sleep beyond the year 2199: name an earlier time.")
         if not case.open_alerts:
             raise ActionRefused("The case is closed, and need not sleep.")
-        return self._counted(self._write([_event(case, by, event_id, SNOOZED, until=until, note=note or None)]), by)
+        event = _event(case, by, event_id, SNOOZED, until=until, note=note or None, alerts=sorted(case.open_alerts))
+        return self._counted(self._write([event]), by)
 
     def note(self, case_id: str, by: str, event_id: str, text: str) -> ActionResult:
         """Add a note to a case, whoever holds it; a note of its holder renews the lease."""
-        if (done := self._done([event_id])) is not None:
+        if (done := self._done([event_id], [case_id])) is not None:
             return done
         if not text.strip():
             raise ActionRefused("The note is empty: write something.")
@@ -246,7 +249,7 @@ class CaseActions:
 
     def reopen(self, case_id: str, by: str, event_id: str) -> ActionResult:
         """Open all alerts of a case again, or wake it; its labels stay."""
-        if (done := self._done([event_id])) is not None:
+        if (done := self._done([event_id], [case_id])) is not None:
             return done
         case = self._case(case_id)
         if not case.closed_alerts and case.row.status != "snoozed":
@@ -262,7 +265,7 @@ class CaseActions:
             event_id: Identifier of this action.
             undoes: Identifier of the action that is undone. It is refused where a newer label has changed its labels.
         """
-        if (done := self._done([event_id])) is not None:
+        if (done := self._done([event_id], [case_id])) is not None:
             return done
         case = self._free(case_id, by)
         target = next((entry for entry in case.history if entry.event.event_id == undoes), None)
@@ -283,9 +286,15 @@ class CaseActions:
 
     # --- What is known -----------------------------------------------------------------------------------------
 
-    def _done(self, event_ids: Iterable[str]) -> ActionResult | None:
-        """Return what an action has done before, by its events."""
+    def _done(self, event_ids: Iterable[str], case_ids: Collection[str]) -> ActionResult | None:
+        """Return what an action has done before, by its events.
+
+        Raises:
+            ActionRefused: It was done on another case.
+        """
         found = [entry.event for event_id in event_ids if (entry := self._store.event(event_id)) is not None]
+        if any(event.case_id not in case_ids for event in found):
+            raise ActionRefused("This form was sent for another case: load the page again.")
         return _result(found) if found else None
 
     def _counted(self, result: ActionResult, by: str) -> ActionResult:
@@ -347,13 +356,18 @@ class CaseActions:
             found = self._store.labels_by_id(events[0].card_id, label_ids)
             return len(found) == len(label_ids) and all(self._store.event(event.event_id) for event in events)
 
-        with self._writing:
-            self._transact(records, events[0].event_id)
-        if not self._store.wait_until(is_read, READ_BACK_S):
-            raise ActionPending(
-                f"It is written, but this console has not read it back within {READ_BACK_S:.0f} s: look at the line at "
-                "the top, and load the case again."
-            )
+        if not self._waiting.acquire(blocking=False):
+            raise ActionRefused("Many actions wait for the brokers: try again in a moment.")
+        try:
+            with self._writing:
+                self._transact(records, events[0].event_id)
+            if not self._store.wait_until(is_read, READ_BACK_S):
+                raise ActionPending(
+                    f"It is written, but this console has not read it back within {READ_BACK_S:.0f} s: look at the "
+                    "line at the top, and load the case again."
+                )
+        finally:
+            self._waiting.release()
         return _result(events)
 
     def _transact(self, records: Sequence[TopicRecord], event_id: str) -> None:

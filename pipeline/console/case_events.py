@@ -1,6 +1,6 @@
 """The state of a case as the replay of what people did with it, in the order of the log."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -41,13 +41,25 @@ class ReplayedEvent(NamedTuple):
     """True for a claim of a case that its account held already."""
 
 
+class Snooze(NamedTuple):
+    """The sleep of a case."""
+
+    until_us: int
+    alerts: frozenset[str]
+    """Alerts that sleep; none: all of them."""
+
+    def ends_by(self, open_alerts: Collection[str]) -> bool:
+        """Return whether an alert has come since, which wakes the case."""
+        return bool(self.alerts) and not self.alerts.issuperset(open_alerts)
+
+
 class CaseState(NamedTuple):
     """State of a case after its events."""
 
     holder: str | None
     """Account that claimed it last, if nothing has ended that since; its lease may have ended."""
     holder_until_us: int
-    snoozed_until_us: int | None
+    snooze: Snooze | None
     closed_alerts: frozenset[str]
     history: tuple[ReplayedEvent, ...]
     """The oldest first, each event once."""
@@ -76,7 +88,8 @@ def replay(recorded: Iterable[RecordedEvent]) -> CaseState:
         first.setdefault(each.event.event_id, each)
     undone, undoing = _undone(first)
     holder: str | None = None
-    until_us, snoozed_us = 0, None
+    until_us = 0
+    snooze: Snooze | None = None
     ended: tuple[str, str | None, int] | None = None
     closed: frozenset[str] = frozenset()
     effective: dict[str, CaseEvent] = {}
@@ -94,18 +107,18 @@ def replay(recorded: Iterable[RecordedEvent]) -> CaseState:
         elif event.kind == UNDONE:
             counted = event.event_id in undoing
             if counted and effective.pop(event.undoes or "", None) is not None:
-                closed, snoozed_us = _after(effective.values())
+                closed, snooze = _after(effective.values())
                 if ended is not None and ended[0] == event.undoes:
                     _, holder, until_us = ended
         elif not _counts(event, held, closed):
             counted = False
         else:
             effective[event.event_id] = event
-            closed, snoozed_us = _after([event], closed)
+            closed, snooze = _after([event], closed)
             if event.kind != REOPENED:
                 ended, holder, until_us = (event.event_id, holder, until_us), None, 0
         history.append(ReplayedEvent(event, broker_us, counted, event.event_id in undone, renewed))
-    return CaseState(holder, until_us, snoozed_us, closed, tuple(history))
+    return CaseState(holder, until_us, snooze, closed, tuple(history))
 
 
 def _counts(event: CaseEvent, held: str | None, closed: frozenset[str]) -> bool:
@@ -121,16 +134,18 @@ def _counts(event: CaseEvent, held: str | None, closed: frozenset[str]) -> bool:
 
 def _after(
     events: Iterable[CaseEvent], closed_before: frozenset[str] = frozenset()
-) -> tuple[frozenset[str], int | None]:
-    """Return the alerts that are closed after events that count, and until when the case sleeps."""
-    closed, snoozed_us = set(closed_before), None
+) -> tuple[frozenset[str], Snooze | None]:
+    """Return the alerts that are closed after events that count, and the case's sleep."""
+    closed, snooze = set(closed_before), None
     for event in events:
         if event.kind == CLOSED:
             closed.update(event.alerts)
         elif event.kind == REOPENED:
             closed.difference_update(event.alerts or tuple(closed))
-        snoozed_us = timestamp_us(event.until) if event.kind == SNOOZED and event.until is not None else None
-    return frozenset(closed), snoozed_us
+        snooze = None
+        if event.kind == SNOOZED and event.until is not None:
+            snooze = Snooze(timestamp_us(event.until), frozenset(event.alerts))
+    return frozenset(closed), snooze
 
 
 def _undone(first: dict[str, RecordedEvent]) -> tuple[set[str], set[str]]:

@@ -132,6 +132,8 @@ def _refresh_case(
             or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
         )
     )
+    snooze = state.snooze
+    snoozed_us = None if snooze is None or snooze.ends_by([alert[1] for alert in opened]) else snooze.until_us
     # Of what is known already nothing can be saved.
     unknown = [alert for alert in shown if alert[1] not in labelled]
     heaviest = max(shown, key=lambda alert: alert[11])
@@ -141,7 +143,7 @@ def _refresh_case(
             case_id, alerts[0][2], bool(opened), blind, blind_rank(key, case_id),
             min(alert[5] for alert in shown), max(alert[5] for alert in shown), len(shown),
             sum(alert[6] for alert in unknown), alerts[0][7], sum(alert[8] for alert in unknown), heaviest[10],
-            state.holder, state.holder_until_us, state.snoozed_until_us,
+            state.holder, state.holder_until_us, snoozed_us,
             min(alert[4] for alert in alerts), max(alert[4] for alert in alerts),
             max((entry.broker_us for entry in state.history), default=0),
         ),

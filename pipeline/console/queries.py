@@ -357,6 +357,7 @@ def search(connection: sqlite3.Connection, text: str, limit: int, now_us: int) -
         )
         for row in found
     ]
+    hits = list({hit.case_id: hit for hit in reversed(hits)}.values())[::-1]
     # Of transactions without an alert the case is known, too.
     query = (
         "SELECT DISTINCT cases.* FROM decisions JOIN cases USING (case_id) WHERE decisions.transaction_id = ? LIMIT ?"

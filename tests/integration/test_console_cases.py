@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from pipeline.broker import embedded_broker
-from pipeline.console.actions import ActionRefused, CaseActions, ShownAlerts
+from pipeline.console.actions import MOST_WAITING, ActionRefused, CaseActions, ShownAlerts
 from pipeline.console.queries import CaseSummary
 from pipeline.console.reader import TopicsReader
 from pipeline.console.store import CaseStore
@@ -165,6 +165,19 @@ def test_a_blind_case_is_answered_whole_and_is_seen_from_then_on(open_desk: Call
     desk.actions.label("case-1", "ann", event_id, "fraud", [])
     desk.actions.withdraw("case-1", "ann", new_id(), event_id)
     assert (desk.case().row.status, desk.case().row.blind) == ("open", False)
+
+
+def test_a_form_counts_for_its_own_case_alone_and_few_actions_wait(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk()
+    desk.add(alert_of(1), alert_of(2))
+    event_id = new_id()
+    desk.actions.note("case-1", "ann", event_id, "a note")
+    with pytest.raises(ActionRefused, match="another case"):
+        desk.actions.note("case-2", "ann", event_id, "a note")
+    held = [desk.actions._waiting.acquire(blocking=False) for _ in range(MOST_WAITING)]
+    assert all(held)
+    with pytest.raises(ActionRefused, match="Many actions wait"):
+        desk.actions.note("case-1", "ann", new_id(), "another one")
 
 
 def test_undoing_says_unknown_where_nothing_was_known_and_a_newer_label_forbids_it(

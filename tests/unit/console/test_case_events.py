@@ -67,7 +67,7 @@ def test_what_somebody_holds_nobody_else_closes_or_snoozes(kind: str) -> None:
 
     state = replay([at(0, "claimed"), act(1, "bob")])
     assert [entry.counted for entry in state.history] == [True, False]
-    assert (state.closed_alerts, state.snoozed_until_us) == (frozenset(), None)
+    assert (state.closed_alerts, state.snooze) == (frozenset(), None)
     assert state.held_by(START_US + 2_000_000) == "ann"
     assert counted(at(0, "claimed"), act(1, "ann")) == [True, True]
     assert counted(at(0, "claimed"), act(600, "bob")) == [True, True]
@@ -97,8 +97,9 @@ def test_what_is_reopened_is_open_and_a_new_snooze_takes_the_place_of_the_old() 
     assert replay([closed, at(1, "reopened")]).closed_alerts == set()
     first, second = NOON + timedelta(days=1), NOON + timedelta(hours=1)
     state = replay([at(0, "snoozed", until=first), at(1, "snoozed", "bob", until=second)])
-    assert state.snoozed_until_us == microseconds(second)
-    assert replay([at(0, "snoozed", until=first), at(1, "reopened")]).snoozed_until_us is None
+    assert state.snooze is not None
+    assert state.snooze.until_us == microseconds(second)
+    assert replay([at(0, "snoozed", until=first), at(1, "reopened")]).snooze is None
 
 
 def test_repeats_and_unknown_kinds_change_nothing() -> None:
@@ -106,5 +107,5 @@ def test_repeats_and_unknown_kinds_change_nothing() -> None:
     forged = RecordedEvent(event_of(ALERT, "closed", event_id=claim.event.event_id, alerts=["alert-1"]), START_US + 1)
     state = replay([claim, forged, claim, at(2, "promoted"), at(3, "snoozed")])
     assert [entry.counted for entry in state.history] == [True, False, False]
-    assert (state.closed_alerts, state.snoozed_until_us) == (frozenset(), None)
+    assert (state.closed_alerts, state.snooze) == (frozenset(), None)
     assert isinstance(state.entry(claim.event.event_id).event, CaseEvent)  # type: ignore[union-attr]

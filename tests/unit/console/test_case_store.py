@@ -369,3 +369,14 @@ def test_settings_name_the_file(tmp_path: Path) -> None:
     from pipeline.console.tables import database_file
 
     assert database_file(Settings(data_dir=tmp_path)) == tmp_path / "console.sqlite"
+
+
+def test_a_new_alert_wakes_a_case(fed: Fed) -> None:
+    first = alert_of(1)
+    fed.feed(first, decision_of(first))
+    until = datetime.now(UTC) + timedelta(days=1)
+    fed.feed(event_of(first, "snoozed", until=until, alerts=[first.alert_id]))
+    assert ids(fed, EVERY._replace(status="snoozed")) == ["case-1"]
+    second = alert_of(2, 1)
+    fed.feed(second, decision_of(second))
+    assert ids(fed) == ["case-1"]
