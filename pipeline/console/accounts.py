@@ -9,7 +9,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -234,7 +234,7 @@ class Accounts:
         hashed = found[0] if found and found[0] else None
         with self._hashing:
             try:
-                self._hasher.verify(hashed or _hash_of_nobody(), password[: MOST_PASSWORD + 1])
+                self._hasher.verify(hashed or self._hash_of_nobody, password[: MOST_PASSWORD + 1])
             except VerificationError:
                 return None
         if hashed is None:
@@ -243,6 +243,11 @@ class Accounts:
             # An address keeps the failures of others behind it.
             database.execute("DELETE FROM attempts WHERE subject = ? OR rowid = ?", (subjects["name"], counted))
         return self.account(name)
+
+    @cached_property
+    def _hash_of_nobody(self) -> str:
+        """A hash as slow as an account's, to which no password is known: who tries names learns nothing."""
+        return self._hasher.hash(secrets.token_hex())
 
     def _count_attempt(self, subjects: dict[str, str]) -> int | None:
         """Return the row of an attempt that was counted for the address."""
@@ -352,12 +357,6 @@ class Accounts:
         with self._lock:
             ((count,),) = self._database.execute(query, (now_s, now_s - IDLE_S))
         return int(count)
-
-
-@cache
-def _hash_of_nobody() -> str:
-    """Return a hash as slow as an account's, to which no password is known: who tries names learns nothing."""
-    return PasswordHasher().hash(secrets.token_hex())
 
 
 def check_name(name: str) -> str:

@@ -131,8 +131,8 @@ class Chaos:
         self.settings = Settings(
             kafka_bootstrap_servers=brokers.bootstrap_servers,
             topic_prefix=options.prefix,
-            features_file=options.features_file,
             data_dir=directory / "data",
+            **({} if options.features_file is None else {"features_file": options.features_file}),
             timestamps="producer",
             card_partitions=CARD_PARTITIONS,
             merchant_partitions=MERCHANT_PARTITIONS,
