@@ -132,7 +132,7 @@ def test_vendored_files_are_those_that_are_declared() -> None:
     own = {"console.css", "console.js", "events.js", "VENDORED.toml"}
     assert {name: digest for name, digest in found.items() if name not in own} == digests
     assert {item["name"] for item in declared["file"]} == {item["name"] for item in declared["notice"]}
-    assert all(item.keys() == {"name", "version", "file", "sha256", "licence", "source"} for item in declared["file"])
+    assert all(item.keys() == {"name", "version", "file", "sha256", "licence", "package"} for item in declared["file"])
 
 
 def test_templates_and_own_scripts_need_no_inline_script_or_style() -> None:
