@@ -520,7 +520,7 @@ class CaseEvent(Message, frozen=True, kw_only=True, omit_defaults=True):
     by: Identifier
     """Account of the console."""
     at: Timestamp
-    """By the console's clock; what holds goes by the record's own time, which is the broker's."""
+    """Time by the console's clock; what holds goes by the record's own time, which is the broker's."""
     note: Annotated[str, msgspec.Meta(max_length=10_000)] | None = None
     until: Timestamp | None = None
     """End of a snooze."""

@@ -78,7 +78,7 @@ DECISION_FEATURES: Final = Topic(
 """Features of every decision as the models saw them, in its card's partition."""
 ALERTS: Final = Topic("alerts", "card_id", Alert, "score agent", "cards", max_message_bytes=8 * 1024 * 1024)
 CASE_EVENTS: Final = Topic("case-events", "case_id", CaseEvent, "consoles", "cards")
-"""What people did with cases, stamped by the brokers; kept for as long as labels."""
+"""Actions of people on cases, stamped by the brokers; kept for as long as labels."""
 EXAMPLES: Final = Topic("examples", "card_id", Example, "feedback agent", "one", max_message_bytes=8 * 1024 * 1024)
 MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", max_message_bytes=32 * 1024 * 1024)
 """The content of every version there ever was, so that every score can be computed again."""

@@ -1,4 +1,4 @@
-"""What people do with cases: events and labels of an action in one Kafka transaction, then read back."""
+"""Actions on cases: the events and labels of each in one Kafka transaction, then read back."""
 
 import logging
 import threading
@@ -44,26 +44,26 @@ _PASSED: Final = 1_000
 
 
 class ActionPending(ActionRefused):
-    """What was written has not been read back; a repetition of the action finds it, and writes nothing twice."""
+    """An action that was written and not read back; a repetition finds it, and writes nothing twice."""
 
 
 class ClaimResult(NamedTuple):
-    """Who holds a case."""
+    """The holder of a case."""
 
     held: bool
-    """Whether the account of the claim does."""
+    """True if it is the account of the claim."""
     holder: str | None
     until_us: int | None
     """End of the lease, in microseconds since 1970."""
 
 
 class ShownAlerts(NamedTuple):
-    """What a row of the queue shows of a case's open alerts."""
+    """The open alerts of a case, as a row of the queue shows them."""
 
     alerts: int
-    """How many there are."""
+    """Number of them."""
     last_raised_us: int
-    """When the newest one was raised, in microseconds since 1970."""
+    """Time at which the newest one was raised, in microseconds since 1970."""
 
 
 NONE_SHOWN: Final[Mapping[str, ShownAlerts]] = MappingProxyType({})
@@ -71,7 +71,7 @@ NONE_SHOWN: Final[Mapping[str, ShownAlerts]] = MappingProxyType({})
 
 
 class ActionResult(NamedTuple):
-    """What an action has done."""
+    """The outcome of an action."""
 
     event_id: str
     case_ids: tuple[str, ...]
@@ -124,7 +124,7 @@ class CaseActions:
         while len(passed) < _PASSED:
             own_id = derived_id(event_id, str(attempt))
             entry = self._store.event(own_id)
-            case_id = self._store.next_case(wanted, _now_us(), by, passed) if entry is None else entry.event.case_id
+            case_id = self._store.next_case(wanted, _now_us(), passed) if entry is None else entry.event.case_id
             if case_id is None:
                 break
             if entry is None:

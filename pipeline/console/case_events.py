@@ -26,7 +26,7 @@ class RecordedEvent(NamedTuple):
 
     event: CaseEvent
     broker_us: int
-    """By the broker's clock, in microseconds since 1970."""
+    """Microseconds since 1970, by the broker's clock."""
 
 
 class ReplayedEvent(NamedTuple):

@@ -43,7 +43,7 @@ def _explained(request: Request, case: CaseView, alert_id: str | None) -> tuple[
     view = chosen or max(case.alerts, key=lambda view: (not view.closed, view.alert.severity))
     if case.row.blind or view.decision is None:
         return view, None
-    return view, request.app.state.parts.explainer.explain(view.alert, view.decision)
+    return view, request.app.state.parts.explainer.explain(view.decision)
 
 
 def _undoable(request: Request, case: CaseView) -> HistoryEntry | None:

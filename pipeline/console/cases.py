@@ -1,4 +1,4 @@
-"""What the database holds of a case beyond single records: its sums, whether it is blind, and when it is dropped."""
+"""The facts of a case beyond single records: its sums, whether it is blind, and when it is dropped."""
 
 import hashlib
 import hmac

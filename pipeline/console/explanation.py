@@ -1,4 +1,4 @@
-"""How a score came to be: the versions of a decision, the parts of its score, and the score computed anew."""
+"""Explanation of a score: the versions of a decision, the parts of its score, and the score computed anew."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ from pipeline.scoring.kinds import BESIDE, LIGHTGBM, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, load_river
 from pipeline.settings import Settings
-from schemas.messages import Alert, Decision
+from schemas.messages import Decision
 from schemas.topics import CONTROL, MODELS
 
 READ_S: Final = 5.0
@@ -44,7 +44,7 @@ DECISIONS_KEPT: Final = 256
 RIVERS_KEPT: Final = 1_000
 """Contents of River versions that are kept; each has a few kilobytes."""
 BEHIND_MS: Final = 60_000
-"""How far clocks may differ: a River version that decided was published at most so long after its decision."""
+"""Largest difference of clocks: a River version that decided was published at most so long after its decision."""
 RIVERS_BEHIND, RIVERS_BEFORE = 1_000, 20_000
 """Records of ``models`` behind and before that time among which a River version is looked for."""
 _UNREADABLE: Final = (ModelError, TopicError, ClusterUnreachable, FailedRequest, OSError)
@@ -167,14 +167,12 @@ class Explainer:
         self._failed = Recent[str, tuple[float, str]](DECISIONS_KEPT)
         self._lock, self._reading = threading.Lock(), threading.Lock()
 
-    def explain(self, alert: Alert, decision: Decision) -> Explanation:
+    def explain(self, decision: Decision) -> Explanation:
         """Return the parts of a decision's score, or a sentence that says why they cannot be had.
 
         Args:
-            alert: The alert that the decision raised.
             decision: With its features.
         """
-        del alert
         kernel, features = decision.versions.kernel, decision.features
         if not features:
             return _unexplained(decision, "The decision bears no features, so that nothing can be computed anew.")

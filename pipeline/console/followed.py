@@ -1,7 +1,8 @@
-"""What ``control``, ``models`` and ``examples`` say of versions and of what they have learned, as it comes."""
+"""Versions and what they have learned, as ``control``, ``models`` and ``examples`` report it."""
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
@@ -31,7 +32,7 @@ EXAMPLES_BEFORE: Final = 20_000
 EXAMPLES_KEPT: Final = 100_000
 RIVERS_KEPT: Final = 20_000
 FIRST_READ: Final = 2**63 - 1
-"""In place of the time of the first example, until that is read."""
+"""A stand-in for the time of the first example, until that is read."""
 
 
 class Deadline:
@@ -54,6 +55,38 @@ class Deadline:
         """Raise `ClusterUnreachable` at the end."""
         if self.ending.is_set() or time.monotonic() > self._ends_s:
             raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
+
+
+class Background(ABC):
+    """A thread that follows the brokers from the first question on; its methods may be called from any thread.
+
+    Args:
+        bootstrap: Addresses of the brokers, for errors.
+        name: Name of the thread.
+        first_s: Longest wait for what it finds first, in seconds.
+    """
+
+    def __init__(self, bootstrap: str, name: str, first_s: float) -> None:
+        self._deadline, self._name, self._first_s = Deadline(bootstrap), name, first_s
+        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @abstractmethod
+    def _follow(self) -> None:
+        """Follow until ``_ending`` is set; set ``_ready`` once questions can be answered."""
+
+    def _await_first(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._ending.is_set():
+                self._thread = threading.Thread(target=self._follow, name=self._name, daemon=True)
+                self._thread.start()
+        self._ready.wait(self._first_s)
+
+    def close(self) -> None:
+        """Stop following."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
 
 
 class LearnedExample(NamedTuple):

@@ -53,7 +53,7 @@ class HostPolicy(NamedTuple):
     names: Collection[str]
     """Host names and addresses; ``*.`` before one stands for one more part."""
     secure: bool
-    """Whether pages come by TLS, from here or from a proxy."""
+    """True if pages come by TLS, from here or from a proxy."""
     port: int
     """Port that it listens on, which its cookie's name bears: cookies do not tell ports apart."""
 

@@ -1,11 +1,10 @@
-"""What became of a label: from when it counts, and which versions have learned it."""
+"""Progress of a label: from when it counts, and which versions have learned it."""
 
 import logging
-import threading
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from pipeline.console.followed import Deadline, FollowedVersions, LearnedExample
+from pipeline.console.followed import Background, FollowedVersions, LearnedExample
 from pipeline.console.views import LabelView, LearnedView
 from pipeline.learning.labels import FRAUD, LEGITIMATE, source_rank, too_late
 from pipeline.observability.error_text import explained
@@ -24,16 +23,14 @@ WITHDRAWN: Final = "withdrawn"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class LabelProgress:
-    """Follows what is learned, from the first question on; its methods may be called from any thread."""
+class LabelProgress(Background):
+    """Follows what is learned of labels."""
 
     def __init__(self, bootstrap: str, settings: Settings) -> None:
-        self._bootstrap, self._settings = bootstrap, settings
+        super().__init__(bootstrap, "label progress", FIRST_S)
+        self._settings = settings
         self._followed = FollowedVersions(bootstrap, settings, examples=True)
-        self._deadline = Deadline(bootstrap)
-        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
         self._failure: str | None = None
-        self._thread: threading.Thread | None = None
 
     def learned(self, label: LabelView, decision: Decision | None) -> LearnedView:
         """Return what became of a label.
@@ -42,22 +39,9 @@ class LabelProgress:
             label: The label.
             decision: Of its transaction; None where it is not known.
         """
-        self._start()
-        self._ready.wait(FIRST_S)
+        self._await_first()
         with self._lock:
             return self._view(label, decision)
-
-    def close(self) -> None:
-        """Stop following."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None and not self._ending.is_set():
-                self._thread = threading.Thread(target=self._follow, name="label progress", daemon=True)
-                self._thread.start()
 
     def _follow(self) -> None:
         followed = self._followed

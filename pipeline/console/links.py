@@ -1,8 +1,7 @@
 """The thread that reads values which link cases, such as devices, from ``profiled``: behind everything else."""
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
@@ -10,13 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
-from pipeline.console.store import CaseStore, UnlinkedAlert
+from pipeline.console.reader import StoreThread
+from pipeline.console.store import UnlinkedAlert
 from pipeline.engine.encoding.blocks import BlockError, original_of
 from pipeline.engine.records.accept import text_of
-from pipeline.features.active import active_declaration
+from pipeline.features.catalogue import ACTIVE
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, read_batches
 from pipeline.observability.error_text import explained
-from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
 from schemas.messages import Description
 from schemas.topics import PROFILED
@@ -40,26 +39,12 @@ class _LinkTexts(msgspec.Struct, frozen=True):
 _decode: Final = msgspec.json.Decoder(_LinkTexts).decode
 
 
-class LinkReader(threading.Thread):
-    """Adds the values of new alerts to the database every few seconds, until it is stopped.
+class LinkReader(StoreThread):
+    """Adds the values of new alerts to the database every few seconds.
 
     Fields that ``profiled`` does not hold are not there. Where the topic cannot be read, cases are linked by merchant
     alone, and a line of the log says so.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Settings of the console.
-        store: The database.
-        on_change: Called with the ids of the cases that have got values.
     """
-
-    def __init__(
-        self, bootstrap: str, settings: Settings, store: CaseStore, on_change: Callable[[frozenset[str]], None]
-    ) -> None:
-        super().__init__(name="console-links", daemon=True)
-        self._brokers, self._settings, self._store, self._on_change = bootstrap, settings, store, on_change
-        self._declared = [name for name, field in active_declaration().fields.items() if field.type == "text"]
-        self._stopping = threading.Event()
 
     def run(self) -> None:
         """Link alerts until `stop`."""
@@ -106,13 +91,7 @@ class LinkReader(threading.Thread):
         except (BlockError, IndexError, *UNREADABLE):
             return {}
         own: dict[str, Any] = {name: getattr(fields, name) for name in LINK_FIELDS}
-        own |= {name: (fields.attributes or {}).get(name) for name in self._declared}
+        own |= {name: (fields.attributes or {}).get(name) for name in ACTIVE.texts}
         texts = {name: text_of(value) if isinstance(value, float) else value for name, value in own.items()}
         dropped = self._settings.dropped_names
         return {name: text for name, text in texts.items() if isinstance(text, str) and text and name not in dropped}
-
-    def stop(self) -> None:
-        """End the thread, and wait until it has."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join()

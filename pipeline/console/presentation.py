@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from pipeline.console.case_events import UNDOABLE, UNDONE
+from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
 from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
 from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
@@ -39,12 +39,12 @@ _FIRST_US: Final = timestamp_us(datetime.min.replace(tzinfo=UTC))
 _LAST_US: Final = timestamp_us(datetime.max.replace(tzinfo=UTC))
 _MINUTE_US: Final = 60 * US_PER_SECOND
 _KINDS: Final = {
-    "claimed": "claimed the case",
-    "noted": "wrote a note",
-    "closed": "closed the case",
-    "snoozed": "snoozed the case",
-    "reopened": "reopened the case",
-    "undone": "undid an action",
+    CLAIMED: "claimed the case",
+    NOTED: "wrote a note",
+    CLOSED: "closed the case",
+    SNOOZED: "snoozed the case",
+    REOPENED: "reopened the case",
+    UNDONE: "undid an action",
 }
 
 identifier = printable

@@ -285,7 +285,7 @@ def replayed(connection: sqlite3.Connection, event_id: str) -> ReplayedEvent | N
 
 
 class CaseSummary(NamedTuple):
-    """What actions need of a case."""
+    """The facts of a case that actions need."""
 
     row: QueueRow
     open_alerts: dict[str, str]
@@ -306,7 +306,7 @@ def summary(connection: sqlite3.Connection, case_id: str, now_us: int) -> CaseSu
 
 
 class KnownTransaction(NamedTuple):
-    """What actions need of a transaction."""
+    """The facts of a transaction that actions need."""
 
     alert_id: str | None
     audited: bool

@@ -24,24 +24,39 @@ def read_topics(settings: Settings) -> list[Topic]:
     return [CASE_EVENTS, ALERTS, *settings.topics_of_labels, DECISIONS]
 
 
-class TopicsReader(threading.Thread):
-    """Reads topics into the database until it is stopped; where that fails it says why, and tries again.
+class StoreThread(threading.Thread):
+    """A thread that fills the database from the topics until it is stopped.
 
     Args:
         bootstrap: Addresses of brokers.
         settings: Settings of the console.
-        store: The database; this thread alone applies records to it.
-        on_change: Called with the ids of the cases that a batch has changed.
+        store: The database.
+        on_change: Called with the ids of the cases that were changed.
     """
 
     def __init__(
         self, bootstrap: str, settings: Settings, store: CaseStore, on_change: Callable[[frozenset[str]], None]
     ) -> None:
-        super().__init__(name="console-reader", daemon=True)
+        super().__init__(name=f"console-{type(self).__name__}", daemon=True)
         self._brokers, self._settings, self._store, self._on_change = bootstrap, settings, store, on_change
         self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread, and wait until it has."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
+
+class TopicsReader(StoreThread):
+    """Applies records of the topics, as no other thread does; where that fails it says why, and tries again."""
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, store: CaseStore, on_change: Callable[[frozenset[str]], None]
+    ) -> None:
+        super().__init__(bootstrap, settings, store, on_change)
         self.failure: BaseException | None = None
-        """Why the topics cannot be read at the moment."""
+        """The error by which the topics cannot be read at the moment."""
         self.caught_up = threading.Event()
         """Set once every topic has been read to its end."""
 
@@ -86,9 +101,3 @@ class TopicsReader(threading.Thread):
                 self.caught_up.set()
             if changed:
                 self._on_change(changed)
-
-    def stop(self) -> None:
-        """End the thread, and wait until it has."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join()

@@ -42,9 +42,9 @@ class ScoreParts(NamedTuple):
     features: NDArray[np.float64]
     """Shape (n, len(FEATURES))."""
     limited: NDArray[np.float64]
-    """What LightGBM's bound takes away; shape (n,)."""
+    """Log-odds that LightGBM's bound takes away; shape (n,)."""
     others: dict[str, NDArray[np.float64]]
-    """ScoreParts of models whose inputs are not told apart, by the kind's name; shape (n,)."""
+    """Log-odds of models that are one part each, by the kind's name; shape (n,)."""
 
 
 def parts_of(models: ActiveModels, features: NDArray[np.float64]) -> ScoreParts:

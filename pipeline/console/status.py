@@ -1,12 +1,12 @@
 """The line at the top: rate, lag, alerts against the budget, precision, versions and dead letters."""
 
 import logging
-import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Final, Protocol
 
-from pipeline.console.followed import Deadline, FollowedVersions
+from pipeline.console.followed import Background, FollowedVersions
 from pipeline.console.views import StatusView, StoreFigures
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import first_offsets, last_offsets, partition_numbers
@@ -27,46 +27,36 @@ _NOTHING: Final = StatusView(0.0, None, 0, None, None, 0, {}, None, None)
 
 
 class SourceOfFigures(Protocol):
-    """What knows the figures of cases: the console's store."""
+    """A source of the figures of cases: the console's store."""
 
     def figures(self) -> StoreFigures:
         """Return the newest ones."""
         ...
 
 
-class StatusLine:
-    """Looks once a second, from the first question on; its methods may be called from any thread and do not wait."""
+class StatusLine(Background):
+    """Looks once a second; after the first look no question waits."""
 
     def __init__(self, bootstrap: str, settings: Settings, store: SourceOfFigures) -> None:
-        self._bootstrap, self._settings, self._store = bootstrap, settings, store
+        super().__init__(bootstrap, "status line", FIRST_S)
+        self._settings, self._store = settings, store
         self._client = admin_client(bootstrap, settings=settings)
         self._followed = FollowedVersions(bootstrap, settings)
         self._counts = deque[tuple[float, int]]()
-        self._view, self._deadline = _NOTHING, Deadline(bootstrap)
-        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
-        self._thread: threading.Thread | None = None
+        self._view = _NOTHING
 
     def figures(self) -> StatusView:
         """Return the newest figures; with a sentence where brokers do not answer."""
-        with self._lock:
-            if self._thread is None and not self._ending.is_set():
-                self._thread = threading.Thread(target=self._look, name="status line", daemon=True)
-                self._thread.start()
-        self._ready.wait(FIRST_S)
+        self._await_first()
         return self._view
 
-    def close(self) -> None:
-        """Stop looking."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _look(self) -> None:
+    def _follow(self) -> None:
         while not self._ending.is_set():
             self._deadline.begin(READ_S)
             try:
-                self._view = self._of_cases(self._view)
-                self._view = self._of_topics(self._view)
+                found = self._store.figures()
+                self._view = self._of_cases(self._view, found)
+                self._view = self._of_topics(self._view, found.source_ends)
             # Whatever it is, the line says so, and keeps its figures.
             except Exception as error:
                 sentence = explained(error) or repr(error)
@@ -77,9 +67,8 @@ class StatusLine:
             self._ending.wait(LOOK_S)
         self._followed.close()
 
-    def _of_cases(self, view: StatusView) -> StatusView:
-        found, now_s = self._store.figures(), time.monotonic()
-        counts = self._counts
+    def _of_cases(self, view: StatusView, found: StoreFigures) -> StatusView:
+        now_s, counts = time.monotonic(), self._counts
         counts.append((now_s, found.decisions))
         while len(counts) > 2 and now_s - counts[1][0] >= RATE_S:
             counts.popleft()
@@ -91,9 +80,8 @@ class StatusLine:
             precision=found.confirmed_alerts / found.labelled_alerts if found.labelled_alerts else None,
         )
 
-    def _of_topics(self, view: StatusView) -> StatusView:
+    def _of_topics(self, view: StatusView, decided: Mapping[int, int]) -> StatusView:
         self._followed.poll(0.0, self._deadline)
-        decided = self._store.figures().source_ends
         lag = None
         if decided:
             # Marks of producers' transactions and refused records count until a decision follows them.

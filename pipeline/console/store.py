@@ -263,16 +263,14 @@ class CaseStore:
             rows, total = queries.queue_rows(connection, wanted, now_us)
         return QueuePage(rows, total, self._revision)
 
-    def next_case(self, wanted: QueueFilter, now_us: int, account: str, passed: Collection[str] = ()) -> str | None:
-        """Return the first case of the queue that nobody holds, the account included.
+    def next_case(self, wanted: QueueFilter, now_us: int, passed: Collection[str] = ()) -> str | None:
+        """Return the first case of the queue that nobody holds.
 
         Args:
             wanted: The queue.
             now_us: Time by which leases end.
-            account: Whose next case it is.
             passed: Cases to pass over.
         """
-        del account
         with self._reading() as connection:
             return queries.next_case(connection, wanted, now_us, passed)
 

@@ -47,7 +47,7 @@ _FIRST_INDEXES: Final = (
     "labels_by_transaction ON labels (transaction_id, card_id)",
     "events_by_case ON events (case_id)",
 )
-"""What writing looks up."""
+"""Indexes that writing looks up."""
 INDEXES: Final = (
     "decisions_by_card ON decisions (card_id, event_us)",
     "decisions_by_merchant ON decisions (merchant_id, event_us)",

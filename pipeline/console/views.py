@@ -30,9 +30,9 @@ class QueueRow(NamedTuple):
     card_id: str
     status: CaseStatus
     raised_us: int
-    """When its first open alert was raised, in microseconds since 1970, like all times here."""
+    """Time at which its first open alert was raised, in microseconds since 1970, like all times here."""
     last_raised_us: int
-    """When its newest alert was raised."""
+    """Time at which its newest alert was raised."""
     alerts: int
     """Its open alerts; all of them where it is closed."""
     money_at_risk: float
@@ -47,7 +47,7 @@ class QueueRow(NamedTuple):
     holder_until_us: int | None
     snoozed_until_us: int | None
     blind: bool
-    """Whether its scores, reasons and rules are hidden until it is answered."""
+    """True if its scores, reasons and rules are hidden until it is answered."""
 
 
 class QueuePage(NamedTuple):
@@ -67,9 +67,9 @@ class LabelView(NamedTuple):
     topic: str
     """Without prefix."""
     known_us: int
-    """From when it counts: the later of its own time and its record's."""
+    """Time from which it counts: the later of its own and its record's."""
     holds: bool
-    """Whether it is the one that holds, by the rank of its source and then its time."""
+    """True if it is the one that holds, by the rank of its source and then its time."""
 
 
 class AlertView(NamedTuple):
@@ -77,7 +77,7 @@ class AlertView(NamedTuple):
 
     alert: Alert
     decision: Decision | None
-    """With the features as they were scored; None while its record has not been read."""
+    """Its decision, with the features as they were scored; None while that has not been read."""
     closed: bool
     labels: Sequence[LabelView]
     """The oldest first."""
@@ -132,7 +132,7 @@ class CaseView(NamedTuple):
 
     row: QueueRow
     alerts: Sequence[AlertView]
-    """By event time, the newest last; scores, severities, reasons, rules and features are empty where it is blind."""
+    """Its alerts by event time, the newest last; where it is blind, what scores and rules say is empty."""
     card: Sequence[TimelineEntry]
     """Transactions of the card, the newest first."""
     merchants: Sequence[TimelineEntry]
@@ -152,7 +152,7 @@ class SearchHit(NamedTuple):
 
 
 class StoreFigures(NamedTuple):
-    """What the store can say of the whole."""
+    """Figures of the whole."""
 
     decisions: int
     """Decisions that were read since the console started, which rates are taken of."""
@@ -167,7 +167,7 @@ class StoreFigures(NamedTuple):
     stream_us: int
     """Newest event time."""
     source_ends: dict[int, int]
-    """By partition of ``transactions``: offset behind the newest transaction that has a decision."""
+    """Offset behind the newest transaction that has a decision, by partition of ``transactions``."""
 
 
 class ShareRow(NamedTuple):
@@ -185,7 +185,7 @@ class ShareRow(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """How a score came to be."""
+    """An explanation of a score."""
 
     rows: Sequence[ShareRow]
     """The base first, then the largest; their shares sum to ``logit`` (within 1e-9)."""
@@ -195,7 +195,7 @@ class Explanation(NamedTuple):
     scored_again: float | None
     """The score computed anew from the features; None where a version can no longer be read."""
     equal: bool | None
-    """Whether both are the same to the last bit."""
+    """True if both are the same to the last bit."""
     versions: dict[str, str]
     threshold: float
     note: str | None
@@ -203,7 +203,7 @@ class Explanation(NamedTuple):
 
 
 class LearnedView(NamedTuple):
-    """What became of a label."""
+    """The progress of a label."""
 
     counts_from_us: int
     late: str | None

@@ -23,7 +23,7 @@ from pipeline.settings import Settings
 from schemas.codec import encode
 from schemas.messages import Message
 from schemas.topics import ALERTS, DECISIONS
-from tests.helpers.console import KEY, alert_of, console, decision_of
+from tests.helpers.case_topics import KEY, alert_of, console, decision_of
 from tests.helpers.topics import shared_producer
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -103,7 +103,7 @@ def looks(store: CaseStore, cases: int) -> dict[str, dict[str, float]]:
         "queue, behind 50,000": percentiles_ms(lambda number: store.queue(every._replace(after=50_000), now_us)),
         "queue, by loss": percentiles_ms(lambda number: store.queue(every._replace(least_loss=500.0), now_us)),
         "queue, by text": percentiles_ms(lambda number: store.queue(every._replace(text=f"card-{number}"), now_us)),
-        "next": percentiles_ms(lambda number: store.next_case(every, now_us, "ann")),
+        "next": percentiles_ms(lambda number: store.next_case(every, now_us)),
         "case": percentiles_ms(lambda number: store.case(f"case-{chance.randrange(cases)}", now_us)),
         "search": percentiles_ms(lambda number: store.search(f"t{number}")),
         "figures": percentiles_ms(lambda number: store.figures()),

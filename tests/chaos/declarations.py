@@ -23,7 +23,7 @@ FIRST = 100
 DAYS = 150.0
 """Event time of a history."""
 HORIZON_DAYS = 40.0
-"""Of labels and of repeats."""
+"""Horizon of labels and of repeats."""
 RESULT = "result.json"
 SUMMED = (
     "transactions",

@@ -41,7 +41,7 @@ class Feeder:
         self.sent = 0
         """How many were handed to the client."""
         self.limit = len(ledger)
-        """How many may be sent so far."""
+        """Return the number that may be sent so far."""
         self.ended_s = math.inf
         """When (monotonic) everything was sent."""
         self.ends: dict[tuple[str, int], int] = {}

@@ -220,7 +220,7 @@ def case_view(case_id: str, card_id: str, *, alerts: int = 2, blind: bool = Fals
 
 
 class Claimed(NamedTuple):
-    """Who holds a case after a claim."""
+    """The holder of a case after a claim."""
 
     held: bool
     holder: str | None
@@ -370,7 +370,7 @@ class Answers:
         self.river: str | None = None
         self.asked = 0
 
-    def explain(self, alert: Alert, decision: Decision) -> Explanation:
+    def explain(self, decision: Decision) -> Explanation:
         return Explanation(
             SHARES,
             LOGIT,

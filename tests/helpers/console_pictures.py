@@ -24,7 +24,7 @@ from tests.helpers.worker import ROOT, inherited_environment
 COMMAND: Final = (sys.executable, "-m", "pipeline.cli", "run", "--days", "0", "--day-seconds", "2")
 LINK: Final = re.compile(r"http://127\S+/link/\S+")
 STREAMED: Final = re.compile(r"day ([4-9]|\d\d) ")
-"""Days from which on labels have taught the online model something."""
+"""Days from which on the online model has learned from labels."""
 SIZE: Final = {"width": 1280, "height": 800}
 SHOWN: Final = 960
 """Width of the animation, in pixels."""

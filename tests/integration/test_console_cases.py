@@ -24,7 +24,7 @@ from pipeline.kafka.writers.producer import TransactionalProducer
 from pipeline.settings import Settings
 from schemas.messages import Alert, CaseEvent, Label
 from schemas.topics import CASE_EVENTS, LABELS
-from tests.helpers.console import KEY, NOON, alert_of, console, decision_of, event_of, label_of, publish, table_rows
+from tests.helpers.case_topics import KEY, NOON, alert_of, console, decision_of, event_of, label_of, publish, table_rows
 from tests.helpers.topics import Cluster
 from tests.helpers.waiting import eventually
 
@@ -60,7 +60,7 @@ class Desk:
         return any(view.alert.alert_id == alert.alert_id for view in views)
 
     def labelled(self) -> list[tuple[str, str, str]]:
-        """What labels say, oldest first, of the one transaction."""
+        """Labels of the one transaction, oldest first."""
         labels = [view.label for view in self.store.labels_of("t1", "card-1")]
         return [(label.source, label.label, label.analyst or "") for label in labels]
 

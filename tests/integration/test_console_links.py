@@ -9,7 +9,7 @@ from pipeline.console.links import LinkReader
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, ProfiledTransaction
 from schemas.topics import PROFILED
-from tests.helpers.console import NOON, alert_of, console, publish
+from tests.helpers.case_topics import NOON, alert_of, console, publish
 from tests.helpers.logs import block_of, golden, microseconds
 from tests.helpers.topics import Cluster
 from tests.helpers.waiting import eventually

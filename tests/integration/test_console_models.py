@@ -1,4 +1,4 @@
-"""What the console computes of models, on a real broker: scores of a run computed anew, labels, and the status line."""
+"""The console's work on models, on a real broker: scores of a run computed anew, labels, and the status line."""
 
 import threading
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def trained(as_of: datetime, maturity_days: float) -> LightGBMModel:
 
 
 class Figures:
-    """A store that counts what it is told."""
+    """A store whose figures a test sets."""
 
     def __init__(self) -> None:
         self.found = StoreFigures(0, 3, 8, 6, 5, 1, 0, {})
@@ -116,20 +116,20 @@ def test_scores_are_computed_anew_to_the_last_bit_through_learning_and_a_promoti
 
 def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decision]) -> None:
     for decision in decisions:
-        found = explainer.explain(alert, decision)
+        found = explainer.explain(decision)
         assert (found.note, found.equal, found.scored_again) == (None, True, decision.score)
         assert sum(row.share for row in found.rows) == pytest.approx(found.logit, abs=1e-9)
         assert float(sigmoid(np.array([found.logit]))[0]) == decision.score
         assert found.versions["river"] == decision.versions.river
     changed = dict(decisions[0].features or {})
     changed["amount"] = LARGE_AMOUNT * 7
-    other = explainer.explain(alert, msgspec.structs.replace(decisions[0], features=changed))
+    other = explainer.explain(msgspec.structs.replace(decisions[0], features=changed))
     assert other.equal is False or other.scored_again == decisions[0].score
     # From several threads, with nothing kept.
     anew = Explainer(explainer._versions._bootstrap, explainer._versions._settings)
     results: list[bool | None] = []
     threads = [
-        threading.Thread(target=lambda: results.extend(anew.explain(alert, each).equal for each in decisions[:40]))
+        threading.Thread(target=lambda: results.extend(anew.explain(each).equal for each in decisions[:40]))
         for _ in range(4)
     ]
     for thread in threads:
@@ -150,16 +150,16 @@ def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decis
         ({"kernel": "1-old"}, "computed by kernel 1-old"),
     ):
         lost = msgspec.structs.replace(decisions[0], versions=msgspec.structs.replace(versions, **changes))
-        found = explainer.explain(alert, lost)
+        found = explainer.explain(lost)
         assert why in (found.note or "")
         assert (found.rows, found.scored_again, found.equal) == ((), None, None)
         assert float(sigmoid(np.array([found.logit]))[0]) == pytest.approx(decisions[0].score)
     # Under another declaration names keep their meaning.
     other_kernel = msgspec.structs.replace(versions, kernel=f"{KERNEL_REVISION}-00000000")
-    found = explainer.explain(alert, msgspec.structs.replace(decisions[0], versions=other_kernel))
+    found = explainer.explain(msgspec.structs.replace(decisions[0], versions=other_kernel))
     assert found.equal is True
     assert "another declaration of features" in (found.note or "")
-    blind = explainer.explain(alert, msgspec.structs.replace(decisions[0], features=None))
+    blind = explainer.explain(msgspec.structs.replace(decisions[0], features=None))
     assert "no features" in (blind.note or "")
 
 
@@ -255,7 +255,7 @@ def test_without_brokers_the_status_line_keeps_its_figures_and_says_so(cluster: 
         eventually(lambda: line.figures().failure is not None)
         assert "no broker answers at 127.0.0.1:1" in (line.figures().failure or "")
         assert line.figures().alerts == 3
-    assert Explainer("127.0.0.1:1", cluster.settings).explain(*a_pair()).note is not None
+    assert Explainer("127.0.0.1:1", cluster.settings).explain(a_pair()[1]).note is not None
 
 
 def a_pair() -> tuple[Alert, Decision]:

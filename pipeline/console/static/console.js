@@ -29,13 +29,16 @@
     if (page) htmx.ajax("GET", page.dataset.url, { target: "#case", swap: "outerHTML" });
     else if (rows()) htmx.trigger(rows(), "show");
   };
-  // Without anybody's asking: rows that somebody has come to meanwhile stay.
-  let unasked = false;
-  const refresh = () => { unasked = true; show(); };
+  // Rows that somebody has come to while they were fetched stay, unless it was asked for them.
+  let asked = false;
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.target !== rows() || !unasked) return;
-    unasked = false;
-    if (isHeld()) { event.detail.shouldSwap = false; note(["?"]); }
+    const { target, requestConfig } = event.detail;
+    if (target !== rows() || requestConfig.verb !== "get") return;
+    if (!asked && isHeld()) {
+      event.detail.shouldSwap = false;
+      note(requestConfig.triggeringEvent?.detail?.data ?? ["?"]);
+    }
+    asked = false;
   });
   const showOnceFree = () => setTimeout(() => { if (changed.size && !paused && rows() && !isHeld()) show(); });
 
@@ -65,7 +68,7 @@
     if (!event.detail.data.open) return;
     // What changed between the page and its connection, the first one too, was reported to nobody.
     if (find("#case")) document.body.dispatchEvent(new CustomEvent("cases", { bubbles: true, detail: { data: [find("#case").dataset.case] } }));
-    else if (rows() && !paused && !isHeld()) refresh();
+    else if (rows() && !paused && !isHeld()) show();
     else if (rows() && event.detail.data.again) note(["?"]);
   });
   document.addEventListener("visibilitychange", showOnceFree);
@@ -176,7 +179,7 @@
     if (button.dataset.open) find(`#${button.dataset.open}`).showModal();
     if ("help" in button.dataset) find("#help").showModal();
     if ("close" in button.dataset) button.closest("dialog").close();
-    if (button.dataset.key === "r") { unasked = false; show(); }
+    if (button.dataset.key === "r") { asked = true; show(); }
     if ("pause" in button.dataset) {
       paused = !paused;
       button.setAttribute("aria-pressed", String(paused));

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -10,14 +9,13 @@ from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.cluster import ClusterIdentities, topic_identities
 from pipeline.kafka.cluster.errors import ClusterUnreachable
 from pipeline.kafka.cluster.log_offsets import partition_numbers
+from pipeline.kafka.readers.follower import FETCH_WAIT_MS
 from pipeline.kafka.readers.log_consumer import LogConsumer
 from pipeline.kafka.readers.topic_reader import PRESENCE_S, READ_BATCH, raise_unless_passing
 from pipeline.kafka.records.batch import Partition
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import Topic
-
-_FETCH_WAIT_MS: Final = 500
 
 
 class TopicsFollower:
@@ -35,7 +33,7 @@ class TopicsFollower:
         self._bootstrap = bootstrap
         self._names = [settings.topic(topic.name) for topic in topics]
         self._client = admin_client(bootstrap, settings=settings)
-        own = {"fetch.wait.max.ms": _FETCH_WAIT_MS}
+        own = {"fetch.wait.max.ms": FETCH_WAIT_MS}
         self._consumer = LogConsumer(bootstrap, settings, own, skip_unreadable=True)
         self._pending_ends: set[Partition] = set()
         self._behind: dict[Partition, int] = {}

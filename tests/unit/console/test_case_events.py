@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.console.case_events import CLAIM_LEASE_US, RecordedEvent, replay
 from schemas.messages import CaseEvent
-from tests.helpers.console import NOON, alert_of, event_of
+from tests.helpers.case_topics import NOON, alert_of, event_of
 from tests.helpers.logs import microseconds
 
 ALERT = alert_of(1)

@@ -19,7 +19,7 @@ from schemas.codec import encode
 from schemas.messages import CaseEvent, Label, LogPosition, RecordPosition
 from schemas.records import Record
 from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, LABELS
-from tests.helpers.console import KEY, NOON, Fed, alert_of, decision_of, event_of, label_of, table_rows
+from tests.helpers.case_topics import KEY, NOON, Fed, alert_of, decision_of, event_of, label_of, table_rows
 from tests.helpers.logs import microseconds
 
 NOW_US = microseconds(NOON)
@@ -57,8 +57,8 @@ def test_a_case_sleeps_until_its_time_and_is_held_for_its_lease(fed: Fed) -> Non
     assert (row.holder, row.holder_until_us) == ("ann", NOW_US + 600_000_000)
     assert ids(fed, EVERY._replace(holder="ann")) == ["case-1"]
     assert ids(fed, EVERY._replace(holder="-")) == []
-    assert fed.store.next_case(EVERY, NOW_US, "bob") is None
-    assert fed.store.next_case(EVERY, NOW_US + 600_000_000, "bob") == "case-1"
+    assert fed.store.next_case(EVERY, NOW_US) is None
+    assert fed.store.next_case(EVERY, NOW_US + 600_000_000) == "case-1"
     until = NOON + timedelta(hours=1)
     fed.feed(event_of(alert, "snoozed", until=until))
     assert (ids(fed), ids(fed, EVERY._replace(status="snoozed"))) == ([], ["case-1"])

@@ -20,24 +20,17 @@ from pipeline.console.accounts import (
     SessionEnded,
     TooManyAttempts,
 )
+from tests.helpers.clocks import SetClock
 from tests.helpers.consoles import AGENT, PASSWORD
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock(1_000_000.0)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def accounts(tmp_path: Path, clock: Clock) -> Iterator[Accounts]:
+def accounts(tmp_path: Path, clock: SetClock) -> Iterator[Accounts]:
     opened = Accounts(tmp_path / "console/accounts.sqlite", clock)
     yield opened
     opened.close()
@@ -124,7 +117,9 @@ def test_names_are_plain(accounts: Accounts, name: str) -> None:
         accounts.link("analyst", name)
 
 
-def test_attempts_are_limited_for_a_name_whatever_the_address(accounts: Accounts, clock: Clock, tmp_path: Path) -> None:
+def test_attempts_are_limited_for_a_name_whatever_the_address(
+    accounts: Accounts, clock: SetClock, tmp_path: Path
+) -> None:
     accounts.add("ana", "analyst", PASSWORD)
     for number in range(MOST_ATTEMPTS["name"]):
         assert accounts.verified("ana", "wrong", f"10.0.0.{number}") is None
@@ -181,7 +176,7 @@ def test_a_link_works_once_and_makes_its_account(accounts: Accounts) -> None:
     assert accounts.use_link("unknown") is None
 
 
-def test_a_link_expires(accounts: Accounts, clock: Clock) -> None:
+def test_a_link_expires(accounts: Accounts, clock: SetClock) -> None:
     token = accounts.link("supervisor", "sue")
     clock.now_s += LINK_S + 1
     assert accounts.find_link(token) is None
@@ -208,7 +203,7 @@ def test_a_link_is_used_once_by_many_at_the_same_time(accounts: Accounts) -> Non
     assert len([row for row in used if row is not None]) == 1
 
 
-def test_a_session_ends_when_idle(accounts: Accounts, clock: Clock) -> None:
+def test_a_session_ends_when_idle(accounts: Accounts, clock: SetClock) -> None:
     accounts.add("ana", "analyst", None)
     token = accounts.begin_session("ana", AGENT)
     for _ in range(2):
@@ -224,7 +219,7 @@ def test_a_session_ends_when_idle(accounts: Accounts, clock: Clock) -> None:
     assert accounts.session(token, AGENT, active=True) is None
 
 
-def test_a_session_ends_after_a_day(accounts: Accounts, clock: Clock) -> None:
+def test_a_session_ends_after_a_day(accounts: Accounts, clock: SetClock) -> None:
     accounts.add("ana", "analyst", None)
     token, begun_s = accounts.begin_session("ana", AGENT), clock.now_s
     while clock.now_s + 3_600 < begun_s + SESSION_S:

@@ -1,4 +1,4 @@
-"""What versions have learned, by the offsets and the times that topics name."""
+"""The examples that versions have learned, by the offsets and the times that topics name."""
 
 import pytest
 

@@ -13,25 +13,16 @@ import pytest
 
 from pipeline.observability.health import AGENT_STATES, Health, HealthReport
 from pipeline.observability.metrics import WorkerMetrics
-
-
-class Clock:
-    """Seconds that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.helpers.clocks import SetClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
-def health(clock: Clock) -> Health:
+def health(clock: SetClock) -> Health:
     return Health(("card", "score"), liveness_timeout_s=300, clock=clock)
 
 
@@ -63,7 +54,9 @@ def test_an_agent_in_any_other_state_is_not_ready_but_live(health: Health, state
     assert health.live().ok
 
 
-def test_a_short_silence_of_the_broker_is_reported_and_a_long_one_ends_readiness(health: Health, clock: Clock) -> None:
+def test_a_short_silence_of_the_broker_is_reported_and_a_long_one_ends_readiness(
+    health: Health, clock: SetClock
+) -> None:
     health.broker_answered()
     run_all(health)
     assert health.unreachable_s() == 0
@@ -86,7 +79,7 @@ def test_a_broker_that_never_answered_is_not_waited_for(health: Health) -> None:
     assert failing(health.ready()) == ["broker"]
 
 
-def test_a_watch_that_no_longer_asks_proves_nothing(health: Health, clock: Clock) -> None:
+def test_a_watch_that_no_longer_asks_proves_nothing(health: Health, clock: SetClock) -> None:
     health.broker_answered()
     run_all(health)
     clock.now_s += 11
@@ -96,7 +89,7 @@ def test_a_watch_that_no_longer_asks_proves_nothing(health: Health, clock: Clock
     assert "broker watch" in failing(health.live())
 
 
-def test_a_thread_that_does_not_come_round_is_not_live(health: Health, clock: Clock) -> None:
+def test_a_thread_that_does_not_come_round_is_not_live(health: Health, clock: SetClock) -> None:
     health.broker_answered()
     run_all(health)
     clock.now_s += 200
@@ -109,7 +102,7 @@ def test_a_thread_that_does_not_come_round_is_not_live(health: Health, clock: Cl
     assert health.live().ok
 
 
-def test_a_broker_that_is_away_kills_no_worker(health: Health, clock: Clock) -> None:
+def test_a_broker_that_is_away_kills_no_worker(health: Health, clock: SetClock) -> None:
     health.broker_answered()
     run_all(health)
     for _ in range(1_000):
@@ -127,7 +120,7 @@ def test_a_broker_that_is_away_kills_no_worker(health: Health, clock: Clock) -> 
     assert failing(health.live()) == ["agent card", "agent score"]
 
 
-def test_a_start_says_what_it_waits_for_and_stays_live_while_it_comes_round(health: Health, clock: Clock) -> None:
+def test_a_start_says_what_it_waits_for_and_stays_live_while_it_comes_round(health: Health, clock: SetClock) -> None:
     health.broker_answered()
     health.state("card", "running")
     for _ in range(3):
@@ -158,7 +151,7 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_probes_answer_with_a_line_for_each_check(health: Health, clock: Clock, served: int) -> None:
+def test_probes_answer_with_a_line_for_each_check(health: Health, clock: SetClock, served: int) -> None:
     status, body = get(served, "/readyz")
     assert status == 503
     report = json.loads(body)
@@ -179,7 +172,7 @@ def test_probes_answer_with_a_line_for_each_check(health: Health, clock: Clock, 
     assert get(served, "/readyz")[0] == 200
 
 
-def test_health_is_among_the_metrics(health: Health, clock: Clock, served: int) -> None:
+def test_health_is_among_the_metrics(health: Health, clock: SetClock, served: int) -> None:
     health.broker_answered()
     health.state("card", "restoring")
     clock.now_s += 4
