@@ -56,7 +56,7 @@ def _checked_us(time: datetime) -> int:
     """Return a time in microseconds since 1970; raises InvalidMessage where no page could show it."""
     time_us = timestamp_us(time)
     if not EARLIEST_US <= time_us < LATEST_US:
-        raise InvalidMessage("time_impossible", "A time is not between 1970 and 2200.")
+        raise InvalidMessage("event_time_impossible", "A time is not between 1970 and 2200.")
     return time_us
 
 
@@ -222,7 +222,7 @@ class BatchWriter:
             if time is not None:
                 _checked_us(time)
         if record.arrived_us >= LATEST_US:
-            raise InvalidMessage("time_impossible", "The record's time is not between 1970 and 2200.")
+            raise InvalidMessage("event_time_impossible", "The record's time is not between 1970 and 2200.")
         self.broker_us = max(self.broker_us, record.arrived_us)
         self._connection.execute(
             "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)",

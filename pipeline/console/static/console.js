@@ -5,6 +5,8 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   // A style attribute would be refused by the policy of the pages.
   htmx.config.attributesToSettle = ["class"];
+  // What is swapped in works at once: a key pressed in between would be lost.
+  htmx.config.defaultSettleDelay = 0;
   const changed = new Set();
   let paused = false, busy = 0, waitingKey = null;
 
@@ -79,11 +81,6 @@
   let kept = null;
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { requestConfig, target, xhr } = event.detail;
-    if (target === rows() && requestConfig.triggeringEvent?.type === "cases" && isHeld()) {
-      event.detail.shouldSwap = false;
-      note(requestConfig.triggeringEvent.detail.data);
-      return;
-    }
     if (!event.detail.shouldSwap || (target.id !== "rows" && target.id !== "case")) return;
     const ticked = requestConfig.verb === "get" ? all("input[type=checkbox]", target) : [];
     kept = {
