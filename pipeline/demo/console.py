@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.broker.local import is_free
-from pipeline.demo.processes import WorkerProcess, log_tail, start_command, stop_workers
+from pipeline.demo.processes import WorkerProcess, log_tail, running_command
 from pipeline.demo.view import COMMAND_INDENT
 from pipeline.settings import Settings
 
@@ -52,9 +52,5 @@ class ConsoleProcess:
 def running_console(settings: Settings, log_dir: Path) -> Iterator[ConsoleProcess]:
     """Run a console of the cluster of ``settings``; it is stopped at the end, however that comes."""
     port = PORT if is_free(PORT, "127.0.0.1") else 0
-    own = settings.model_copy(update={"instance": "console"})
-    process = start_command(own, log_dir, "console", "--port", str(port))
-    try:
+    with running_command(settings, log_dir, "console", "console", "--port", str(port)) as process:
         yield ConsoleProcess(process, settings.data_dir / "console" / "accounts.sqlite")
-    finally:
-        stop_workers([process])

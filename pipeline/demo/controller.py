@@ -17,9 +17,9 @@ from pipeline.demo.console import ConsoleProcess, running_console
 from pipeline.demo.environment import run_cluster
 from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, RunState, summary_json
-from pipeline.demo.first_models import train_on
+from pipeline.demo.first_models import alerts_per_day, train_on
 from pipeline.demo.monitor import Monitor
-from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
+from pipeline.demo.processes import WorkerProcess, check_alive, running_command, running_workers
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.text import count_text
 from pipeline.demo.view import (
@@ -160,13 +160,17 @@ class Controller:
         """Train, stream, and stay for a look where that is wanted."""
         with (
             Monitor(servers, settings, self._state.figures) as self._monitor,
-            running_workers(settings, self._options.workers, log_dir) as self._workers,
+            running_workers(settings, self._options.workers, log_dir) as workers,
             self._stopping("stopping the workers"),
         ):
-            self._state.workers = len(self._workers)
+            self._workers, self._state.workers = workers, len(workers)
             self._learn_first(settings, servers)
-            self._stream(settings, servers)
-            self._let_work()
+            budget = f"{alerts_per_day(self._options.world):g}"
+            with running_command(settings, log_dir, "pace", "pace", "--budget-per-day", budget) as pace:
+                self._workers = [*workers, pace]
+                self._view.print_line(f"The threshold follows a budget of {budget} cases a simulated day.")
+                self._stream(settings, servers)
+                self._let_work()
         if self._options.keep:
             self._let_look(settings)
 

@@ -87,6 +87,16 @@ def running_workers(settings: Settings, count: int, log_dir: Path) -> Iterator[l
         stop_workers(workers)
 
 
+@contextmanager
+def running_command(settings: Settings, log_dir: Path, name: str, *command: str) -> Iterator[WorkerProcess]:
+    """Run a ``fraud-pipeline`` command under a name of its own; it is stopped at the end, however that comes."""
+    process = start_command(settings.model_copy(update={"instance": name}), log_dir, *command)
+    try:
+        yield process
+    finally:
+        stop_workers([process])
+
+
 def check_alive(workers: Sequence[WorkerProcess]) -> None:
     """Raise `WorkerDied`, with the end of its log, if one of ``workers`` has ended."""
     for worker in workers:
