@@ -13,6 +13,8 @@ CLAIM_LEASE_US: Final = 600 * US_PER_SECOND
 CLAIMED, NOTED, CLOSED, SNOOZED, REOPENED, UNDONE = (
     "claimed", "noted", "closed", "snoozed", "reopened", "undone",
 )  # fmt: skip
+FORGOTTEN: Final = "forgotten"
+"""Kind of an event of a card, and of no case: no console holds anything of the card, before it or behind it."""
 EARLIEST_US: Final = 0
 """Start of 1970: a time that is earlier is none."""
 LATEST_US: Final = timestamp_us(datetime(2200, 1, 1, tzinfo=UTC))

@@ -4,13 +4,16 @@ import hashlib
 import hmac
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from pipeline.console.case_events import CLOSED, CaseState, RecordedEvent, replay
-from pipeline.console.tables import partition_range
+from pipeline.console.tables import open_database, partition_range
 from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
+from pipeline.protection.tokens import CARD_ID
 from schemas.codec import timestamp_us
 from schemas.messages import CaseEvent, Label
 from schemas.times import US_PER_DAY
@@ -196,3 +199,31 @@ def delete_cases(connection: sqlite3.Connection, case_ids: Sequence[str]) -> Non
     )
     for table in ("alerts", "identifiers", "companions", "cases"):
         connection.executemany(f"DELETE FROM {table} WHERE case_id = ?", ids)  # noqa: S608
+
+
+def forget_cards(connection: sqlite3.Connection, card_ids: Collection[str]) -> list[str]:
+    """Delete everything of cards; return the cases that are gone."""
+    cards = [(card_id,) for card_id in card_ids]
+    query = "SELECT case_id FROM alerts WHERE card_id = :card UNION SELECT case_id FROM decisions WHERE card_id = :card"
+    case_ids: list[str] = [case_id for (card,) in cards for (case_id,) in connection.execute(query, {"card": card})]
+    delete_cases(connection, case_ids)
+    for table in ("decision_bodies", "events"):
+        connection.executemany(f"DELETE FROM {table} WHERE case_id = ?", [(case_id,) for case_id in case_ids])  # noqa: S608
+    for table in ("decisions", "labels", "events"):
+        connection.executemany(f"DELETE FROM {table} WHERE card_id = ?", cards)  # noqa: S608
+    return case_ids
+
+
+def forget_value(path: Path, field: str, value: str) -> int:
+    """Delete what a console's database holds of a card, or of a text that links cases; return the number of cases."""
+    with closing(open_database(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            if field == CARD_ID:
+                found = len(forget_cards(connection, [value]))
+            else:
+                query = "DELETE FROM identifiers WHERE value = ? AND field = ?"
+                found = connection.execute(query, (value, field)).rowcount
+        # Else a copy would stay in the log of the database for a while.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return found

@@ -17,6 +17,7 @@ from pipeline.console import queries
 from pipeline.console.batches import BatchWriter
 from pipeline.console.cases import (
     cutoff_us,
+    forget_cards,
     prune_cases,
     prune_decisions,
     prune_events,
@@ -107,6 +108,7 @@ class CaseStore:
                 self._database.execute("PRAGMA synchronous = OFF")
                 self._rebuilding = own
                 self._writer.stream_us = self._writer.broker_us = 0
+                self._writer.forgotten.clear()
                 self._pruned_us = 0, 0
         return self.positions()
 
@@ -126,12 +128,14 @@ class CaseStore:
         with self._writing:
             with self._transaction():
                 touched: Collection[str] = self._writer.write(records)
+                forgotten = self._writer.to_delete if caught_up or not self._rebuilding else ()
+                gone = forget_cards(self._database, forgotten)
                 if self._rebuilding:
                     touched = self._all_cases() if caught_up else ()
                 refresh(self._database, touched, self._key)
                 if self._rebuilding and caught_up:
                     make_indexes(self._database)
-                touched = {*touched, *self._prune(caught_up=caught_up, changed=bool(touched))}
+                touched = {*touched, *gone, *self._prune(caught_up=caught_up, changed=bool(touched))}
                 self._database.executemany(
                     "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                     [(topic, partition, behind) for (topic, partition), behind in positions.items()],
@@ -140,6 +144,10 @@ class CaseStore:
                 self._count(touched)
             if self._rebuilding and caught_up:
                 self._end_rebuilding()
+            if forgotten:
+                # Else a copy would stay in the log of the database for a while.
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._writer.to_delete.clear()
         self._notify()
         return frozenset(touched)
 

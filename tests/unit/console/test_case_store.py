@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.console.batches import BatchWriter
-from pipeline.console.cases import blind_rank
+from pipeline.console.cases import blind_rank, forget_value
 from pipeline.console.queries import BLIND_EVERY
 from pipeline.console.store import CaseStore
-from pipeline.console.tables import forget_value
 from pipeline.console.views import QueueFilter
 from pipeline.settings import Settings
 from schemas.codec import encode
@@ -348,6 +347,34 @@ def test_a_forgotten_card_is_gone_and_the_others_stay(fed: Fed, tmp_path: Path) 
     assert ids(fed) == ["case-2"]
     for path in tmp_path.glob("console.sqlite*"):
         assert b"card-1" not in path.read_bytes(), path
+
+
+def test_a_file_made_anew_without_a_forgotten_card_equals_the_one_that_followed(tmp_path: Path) -> None:
+    followed = Fed(tmp_path / "followed.sqlite")
+    alerts = [alert_of(n, n // 3, selection="audit" if n % 4 == 0 else "score") for n in range(30)]
+    forgotten = event_of(alerts[0], "forgotten", case_id="card-0")
+    late = [event_of(alerts[1], "noted", note="late"), decision_of(alerts[2]), label_of(alerts[0], note="late")]
+    made = [*alerts, *map(decision_of, alerts), event_of(alerts[0], "noted", note="called"), forgotten, *late]
+    for message in made:
+        followed.feed(message)
+    anew = Fed(tmp_path / "anew.sqlite")
+    records = [anew.record(message) for message in made]
+    # Readers take the topics in any order.
+    chance = random.Random(6)
+    by_topic = [[record for record in records if record.topic == topic] for topic in {r.topic for r in records}]
+    while by_topic:
+        part = chance.choice(by_topic)
+        anew.store.apply([part.pop(0)], {}, caught_up=False)
+        by_topic = [part for part in by_topic if part]
+    anew.store.apply([], dict(anew._ends), caught_up=True)
+    assert table_rows(anew.store) == table_rows(followed.store)
+    left = {name for name, rows in table_rows(anew.store).items() if "card-0" in repr(rows) or "called" in repr(rows)}
+    assert left == {"forgotten"}
+    assert "case-0" not in ids(anew)
+    again = CaseStore(anew.store.path, anew.settings, KEY)
+    again.begin({"cluster": "c"})
+    again.apply([anew.record(alerts[0])], {}, caught_up=True)
+    assert "case-0" not in {row.case_id for row in again.queue(EVERY, NOW_US).rows}
 
 
 def test_figures_are_of_the_whole(fed: Fed) -> None:
