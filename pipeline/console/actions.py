@@ -354,7 +354,7 @@ class CaseActions:
 
         def is_read() -> bool:
             found = self._store.labels_by_id(events[0].card_id, label_ids)
-            return len(found) == len(label_ids) and all(self._store.event(event.event_id) for event in events)
+            return len(found) == len(label_ids) and self._store.has_events([event.event_id for event in events])
 
         if not self._waiting.acquire(blocking=False):
             raise ActionRefused("Many actions wait for the brokers: try again in a moment.")

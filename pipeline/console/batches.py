@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from pipeline.console.case_events import EARLIEST_US, FORGOTTEN, LATEST_US
-from pipeline.console.cases import choose_companion, cutoff_us, decode_event
+from pipeline.console.cases import choose_companion, cutoff_us, decode_event, note_known
 from pipeline.console.tables import row_id
 from pipeline.settings import Settings
 from schemas.codec import decode_label, timestamp_us
@@ -215,6 +215,7 @@ class BatchWriter:
                 record.value,
             ),
         )  # fmt: skip
+        note_known(self._connection, alert.transaction_id, alert.card_id)
         named = {
             "case": case_id,
             "card": alert.card_id,
@@ -264,8 +265,4 @@ class BatchWriter:
                 record.value,
             ),
         )  # fmt: skip
-        found = self._connection.execute(
-            "SELECT DISTINCT case_id FROM alerts WHERE transaction_id = ? AND card_id = ?",
-            (label.transaction_id, label.card_id),
-        )
-        return [case_id for (case_id,) in found]
+        return note_known(self._connection, label.transaction_id, label.card_id)

@@ -1,6 +1,6 @@
 """The state of a case as the replay of what people did with it, in the order of the log."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -48,11 +48,7 @@ class Snooze(NamedTuple):
 
     until_us: int
     alerts: frozenset[str]
-    """Alerts that sleep; none: all of them."""
-
-    def ends_by(self, open_alerts: Collection[str]) -> bool:
-        """Return whether an alert has come since, which wakes the case."""
-        return bool(self.alerts) and not self.alerts.issuperset(open_alerts)
+    """Alerts that sleep, so that another one wakes the case; none: all of them."""
 
 
 class CaseState(NamedTuple):

@@ -1,5 +1,6 @@
 """A case's page: why it was scored, what surrounds it, and what people do with it."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.queries import ALERTS_SHOWN
 from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
 from pipeline.console.roles import Action, allowed, check_allowed, requires
 from pipeline.console.views import AlertView, CaseView, Explanation, HistoryEntry, LabelView, LearnedView
@@ -24,14 +26,16 @@ POLL_S: Final = (1, 1, 2, 2, 3, 5, 5, 10, 15, 30)
 """Seconds between questions what has learned a label; the last one for all that follow."""
 
 
-def find_case(request: Request) -> CaseView:
-    """Return the case of an address.
+def find_case(request: Request, most: int = ALERTS_SHOWN) -> CaseView:
+    """Return the case of an address, with ``most`` alerts.
 
     Raises:
         HTTPException: There is none (404).
     """
     try:
-        found: CaseView = request.app.state.parts.store.case(request.path_params["case_id"], time.time_ns() // 1_000)
+        found: CaseView = request.app.state.parts.store.case(
+            request.path_params["case_id"], time.time_ns() // 1_000, most
+        )
     except KeyError:
         raise HTTPException(404, "There is no such case: search for its card or its transaction.") from None
     return found
@@ -91,7 +95,7 @@ def show_case(request: Request) -> Response:
 @requires(Action.EXPORT)
 def export_case(request: Request) -> Response:
     """Send a case as one file that needs nothing else."""
-    case = find_case(request)
+    case = find_case(request, sys.maxsize)
     explained = [_explained(request, case, view.alert.alert_id) for view in case.alerts]
     data = presentation.record(case).decode()
     values = _case_values(request, case, None) | {"explained": explained, "record": data}

@@ -23,6 +23,8 @@ from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 
 ABSENT: Final = "\u2013"
 """Shown where there is no value."""
+MOST_ENTRIES: Final = 100
+"""Notes, and actions, that a case's page shows at most."""
 HIDDEN: Final = "hidden"
 """Shown in place of a value that would give away the score of a blind case."""
 BLIND_SENTENCE: Final = "Judge this one without the score: it is part of an audit."

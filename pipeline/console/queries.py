@@ -13,7 +13,7 @@ import msgspec
 from msgspec import structs
 
 from pipeline.console.case_events import CaseState, ReplayedEvent
-from pipeline.console.cases import AUDIT, decode_event, decode_label, events_in, holding_label, labels_in
+from pipeline.console.cases import AUDIT, decode_event, decode_label, events_in, holding_label, json_text, labels_in
 from pipeline.console.views import (
     AlertView,
     CaseStatus,
@@ -34,6 +34,8 @@ from schemas.times import US_PER_DAY
 
 BLIND_EVERY: Final = 5
 """Each row of this number is a blind case, from the top on, as long as there are any."""
+ALERTS_SHOWN: Final = 200
+"""Alerts of a case's page at most: the open ones first, then the newest."""
 TIMELINE: Final = 200
 """Transactions of a timeline at most."""
 _LINKS: Final = 50
@@ -161,14 +163,21 @@ def row_of(connection: sqlite3.Connection, case_id: str) -> sqlite3.Row:
 # --- A case ------------------------------------------------------------------------------------------------------
 
 
-def case_view(connection: sqlite3.Connection, case_id: str, now_us: int) -> CaseView:
-    """Return a case with all that its page shows; raises KeyError."""
+def case_view(connection: sqlite3.Connection, case_id: str, now_us: int, most: int = ALERTS_SHOWN) -> CaseView:
+    """Return a case with all that its page shows, ``most`` alerts among it; raises KeyError."""
     row, state = row_of(connection, case_id), events_in(connection, case_id)
-    found = connection.execute("SELECT * FROM alerts WHERE case_id = ? ORDER BY event_us, id", (case_id,)).fetchall()
-    merchants = sorted({alert["merchant_id"] for alert in found})
+    # Without their bodies: of thousands, these take the time.
+    query = "SELECT id, alert_id, merchant_id FROM alerts WHERE case_id = ? ORDER BY event_us DESC, id DESC"
+    known = connection.execute(query, (case_id,)).fetchall()
+    known.sort(key=lambda alert: alert["alert_id"] in state.closed_alerts)
+    chosen = [alert["id"] for alert in known[:most]]
+    query = "SELECT * FROM alerts WHERE id IN (SELECT value FROM json_each(?)) ORDER BY event_us, id"
+    found = connection.execute(query, (json_text(chosen),)).fetchall()
+    merchants = sorted({alert["merchant_id"] for alert in known})
     return CaseView(
         row=queue_row(row, now_us),
         alerts=[_alert_view(connection, alert, state, blind=row["blind"]) for alert in found],
+        alerts_of_all=len(known),
         card=_timeline(connection, "card_id", [row["card_id"]], blind=row["blind"]),
         merchants=_timeline(connection, "merchant_id", merchants, blind=row["blind"]),
         links=_links(connection, case_id, now_us),
@@ -222,18 +231,18 @@ def _author(label: Label) -> str:
 
 def _timeline(connection: sqlite3.Connection, column: str, values: Sequence[str], *, blind: int) -> list[TimelineEntry]:
     """Return the newest transactions with one of some values; whatever blind case they are of hides their scores."""
+    query = f"SELECT event_us, id FROM decisions WHERE {column} = ? ORDER BY event_us DESC, id DESC LIMIT {TIMELINE}"  # noqa: S608
+    newest = sorted(tuple(row) for value in values[:_LINKS] for row in connection.execute(query, (value,)))[-TIMELINE:]
     query = (
-        "SELECT decisions.*, alerts.case_id AS alert_case, cases.blind AS is_blind, EXISTS ("  # noqa: S608
+        "SELECT decisions.*, alerts.case_id AS alert_case, cases.blind AS is_blind, EXISTS ("
         "SELECT 1 FROM labels WHERE labels.transaction_id = decisions.transaction_id "
         "AND labels.card_id = decisions.card_id) AS is_labelled FROM decisions "
         "LEFT JOIN alerts ON alerts.transaction_id = decisions.transaction_id AND alerts.card_id = decisions.card_id "
         "AND alerts.case_id = decisions.case_id LEFT JOIN cases ON cases.case_id = alerts.case_id "
-        f"WHERE decisions.{column} = ? ORDER BY decisions.event_us DESC, decisions.id DESC LIMIT {TIMELINE}"
+        "WHERE decisions.id IN (SELECT value FROM json_each(?)) ORDER BY decisions.event_us DESC, decisions.id DESC"
     )
-    rows = [row for value in values[:_LINKS] for row in connection.execute(query, (value,))]
-    rows.sort(key=lambda row: (row["event_us"], row["id"]), reverse=True)
     entries = []
-    for row in rows[:TIMELINE]:
+    for row in connection.execute(query, (json_text(number for _, number in newest),)):
         hides = blind or row["is_blind"]
         labels = labels_in(connection, row["transaction_id"], row["card_id"]) if row["is_labelled"] else []
         held = holding_label(decode_label(body) for _, _, body in labels)
@@ -276,6 +285,12 @@ def _links(connection: sqlite3.Connection, case_id: str, now_us: int) -> list[Li
 def history(state: CaseState) -> list[HistoryEntry]:
     """Return what people did with a case, the oldest first."""
     return [HistoryEntry(*entry[:4]) for entry in state.history]
+
+
+def has_events(connection: sqlite3.Connection, event_ids: Collection[str]) -> bool:
+    """Return whether all of some actions have been read."""
+    query = "SELECT 1 FROM events WHERE event_id = ? LIMIT 1"
+    return all(connection.execute(query, (event_id,)).fetchone() for event_id in event_ids)
 
 
 def replayed(connection: sqlite3.Connection, event_id: str) -> ReplayedEvent | None:

@@ -282,14 +282,14 @@ class CaseStore:
         with self._reading() as connection:
             return queries.next_case(connection, wanted, now_us, passed)
 
-    def case(self, case_id: str, now_us: int) -> CaseView:
-        """Return a case with all that its page shows.
+    def case(self, case_id: str, now_us: int, most: int = queries.ALERTS_SHOWN) -> CaseView:
+        """Return a case with all that its page shows, ``most`` alerts among it.
 
         Raises:
             KeyError: There is no such case.
         """
         with self._reading() as connection:
-            return queries.case_view(connection, case_id, now_us)
+            return queries.case_view(connection, case_id, now_us, most)
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
         """Return the cases that an identifier, or its beginning, leads to; the exact ones come first."""
@@ -302,6 +302,11 @@ class CaseStore:
         with self._reading() as connection:
             entry = queries.replayed(connection, event_id)
         return None if entry is None else HistoryEntry(*entry[:4])
+
+    def has_events(self, event_ids: Collection[str]) -> bool:
+        """Return whether all of some actions have been read back."""
+        with self._reading() as connection:
+            return queries.has_events(connection, event_ids)
 
     def is_new_claim(self, event_id: str) -> bool:
         """Return whether an event is a claim that holds, of a case that its account did not hold before."""

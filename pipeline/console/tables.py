@@ -46,6 +46,8 @@ _FIRST_INDEXES: Final = (
     "alerts_by_transaction ON alerts (transaction_id, card_id)",
     "labels_by_transaction ON labels (transaction_id, card_id)",
     "events_by_case ON events (case_id)",
+    "alerts_of_case ON alerts (case_id, alert_id, known, selection, event_us, raised_us, amount_base, severity, "
+    "reason_weight)",
 )
 """Indexes that writing looks up."""
 INDEXES: Final = (

@@ -140,6 +140,8 @@ class CaseView(NamedTuple):
     links: Sequence[LinkedCase]
     history: Sequence[HistoryEntry]
     """The oldest first."""
+    alerts_of_all: int
+    """Number of all its alerts, of which ``alerts`` has the open ones first, and then the newest."""
 
 
 class SearchHit(NamedTuple):

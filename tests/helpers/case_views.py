@@ -216,7 +216,7 @@ def case_view(case_id: str, card_id: str, *, alerts: int = 2, blind: bool = Fals
         LinkedCase("device_id", "d-93f1c0", "card-303-1", "card-303", "closed", 3),
         LinkedCase("ip", "203.0.113.40", "card-303-1", "card-303", "closed", 3),
     ]
-    return CaseView(row, views, card, merchants, links, [])
+    return CaseView(row, views, card, merchants, links, [], alerts)
 
 
 class Claimed(NamedTuple):
@@ -254,7 +254,7 @@ class CasesInMemory:
         rows.sort(key=lambda row: -(row.expected_loss if row.expected_loss is not None else 1e6))
         return QueuePage(rows[wanted.after : wanted.after + wanted.limit], len(rows), self.revision)
 
-    def case(self, case_id: str, now_us: int) -> CaseView:
+    def case(self, case_id: str, now_us: int, most: int = 0) -> CaseView:
         return self.cases[case_id]
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.console.batches import BatchWriter
 from pipeline.console.cases import blind_rank, forget_value
-from pipeline.console.queries import BLIND_EVERY
+from pipeline.console.queries import ALERTS_SHOWN, BLIND_EVERY
 from pipeline.console.store import CaseStore
 from pipeline.console.views import QueueFilter
 from pipeline.settings import Settings
@@ -375,6 +375,19 @@ def test_a_file_made_anew_without_a_forgotten_card_equals_the_one_that_followed(
     again.begin({"cluster": "c"})
     again.apply([anew.record(alerts[0])], {}, caught_up=True)
     assert "case-0" not in {row.case_id for row in again.queue(EVERY, NOW_US).rows}
+
+
+def test_of_many_alerts_the_open_ones_are_shown_first_and_all_where_it_is_asked(fed: Fed) -> None:
+    alerts = [alert_of(number, 1, event_time=NOON, raised_at=NOON) for number in range(ALERTS_SHOWN + 100)]
+    fed.feed(*alerts, *map(decision_of, alerts))
+    newest = [alert.alert_id for alert in alerts[100:]]
+    view = fed.store.case("case-1", NOW_US)
+    assert (view.alerts_of_all, [each.alert.alert_id for each in view.alerts]) == (ALERTS_SHOWN + 100, newest)
+    fed.feed(event_of(alerts[0], "closed", alerts=newest))
+    view = fed.store.case("case-1", NOW_US)
+    assert (view.row.alerts, len(view.alerts)) == (100, ALERTS_SHOWN)
+    assert [each.alert.alert_id for each in view.alerts if not each.closed] == [each.alert_id for each in alerts[:100]]
+    assert len(fed.store.case("case-1", NOW_US, 10_000).alerts) == ALERTS_SHOWN + 100
 
 
 def test_figures_are_of_the_whole(fed: Fed) -> None:
