@@ -151,11 +151,10 @@ def healthz(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """Stream what changes, as server-sent events."""
     parts: Parts = request.app.state.parts
-    agent = request.headers.get("user-agent", "")
 
     def is_valid() -> bool:
         try:
-            return parts.accounts.session(request.state.token, agent, active=False) is not None
+            return parts.accounts.session(request.state.token, None, active=False) is not None
         except SessionEnded as ended:
             audit(request.scope, "session ended", reason=str(ended))
             return False

@@ -23,6 +23,7 @@ from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
+_MOST_AMOUNT: Final = 1e15
 _MOST_WHOLE: Final = 2**31
 """Partitions and rows from here on are no position of a log."""
 
@@ -58,6 +59,11 @@ def _checked_us(time: datetime) -> int:
     if not EARLIEST_US <= time_us < LATEST_US:
         raise InvalidMessage("event_time_impossible", "A time is not between 1970 and 2200.")
     return time_us
+
+
+def _bounded(amount: float) -> float:
+    """Return an amount within bounds, so that no sum is infinite: a case with an absurd one is shown like others."""
+    return min(max(amount, -_MOST_AMOUNT), _MOST_AMOUNT)
 
 
 def _check_identifiers(alert: Alert) -> None:
@@ -170,7 +176,7 @@ class BatchWriter:
             number, source = row_id(record.partition, record.offset), head.source
             rows.append((
                 number, head.transaction_id, head.card_id, head.merchant_id, event_us, str(head.amount), head.currency,
-                head.amount_base, head.score, head.action, head.case_id,
+                _bounded(head.amount_base), head.score, head.action, head.case_id,
             ))  # fmt: skip
             self.stream_us = max(self.stream_us, event_us)
             self._check_forgotten(head.card_id)
@@ -209,8 +215,8 @@ class BatchWriter:
             _INSERT_ALERT,
             (
                 number, alert.alert_id, case_id, alert.card_id, alert.transaction_id, alert.merchant_id,
-                event_us, raised_us, alert.amount_base, alert.base_currency,
-                alert.severity, alert.selection, reason.sentence if reason else "",
+                event_us, raised_us, _bounded(alert.amount_base), alert.base_currency,
+                _bounded(alert.severity), alert.selection, reason.sentence if reason else "",
                 reason.contribution if reason else 0.0, position_text(alert.source), *on_log, on_log[1] < 0, None,
                 record.value,
             ),

@@ -194,7 +194,8 @@ def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -
 
 
 def _snooze(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
-    end = presentation.snooze_end(str(form.get("until", "")), str(form.get("own", "")), datetime.now(UTC))
+    own = f"{form.get('own', '')}{form.get('offset', '')}"
+    end = presentation.snooze_end(str(form.get("until", "")), own, datetime.now(UTC))
     actions.snooze(case_id, by, event_id, end, str(form.get("note", "")).strip()[:LONGEST_NOTE])
 
 

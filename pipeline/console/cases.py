@@ -128,11 +128,10 @@ def _refresh_case(connection: sqlite3.Connection, case_id: str, key: bytes) -> N
         f"total(severity) FILTER (WHERE known IS NULL) {shown}"
     )
     raised_us, last_raised_us, number, money, loss = connection.execute(query, values).fetchone()
-    query = (
-        "SELECT card_id, currency, (SELECT reason FROM alerts WHERE id = "
-        f"(SELECT id {shown} ORDER BY reason_weight DESC, id LIMIT 1)) FROM alerts WHERE id = :first"  # noqa: S608
-    )
-    card_id, currency, reason = connection.execute(query, values | {"first": first}).fetchone()
+    query = "SELECT card_id, currency FROM alerts WHERE id = ?"
+    card_id, currency = connection.execute(query, (first,)).fetchone()
+    query = f"SELECT reason FROM alerts WHERE id = (SELECT id {shown} ORDER BY reason_weight DESC, id LIMIT 1)"  # noqa: S608
+    (reason,) = connection.execute(query, values).fetchone()
     # Whoever has answered has seen the score since, whatever became of the answer.
     is_seen = any(entry.event.kind == CLOSED and entry.counted for entry in state.history)
     query = "SELECT 1 FROM companions WHERE case_id = ?"

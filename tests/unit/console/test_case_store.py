@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.console import presentation
 from pipeline.console.batches import BatchWriter
 from pipeline.console.cases import blind_rank, forget_value
 from pipeline.console.queries import ALERTS_SHOWN, BLIND_EVERY
@@ -388,6 +389,17 @@ def test_of_many_alerts_the_open_ones_are_shown_first_and_all_where_it_is_asked(
     assert (view.row.alerts, len(view.alerts)) == (100, ALERTS_SHOWN)
     assert [each.alert.alert_id for each in view.alerts if not each.closed] == [each.alert_id for each in alerts[:100]]
     assert len(fed.store.case("case-1", NOW_US, 10_000).alerts) == ALERTS_SHOWN + 100
+
+
+def test_absurd_severities_make_no_sum_infinite(fed: Fed) -> None:
+    amounts = (1.7e308, 1.7e308, -1.7e308)
+    fed.feed(*(alert_of(n, 1, severity=amount, amount_base=amount) for n, amount in enumerate(amounts)))
+    fed.feed(*(decision_of(alert_of(n, 1, amount_base=amount)) for n, amount in enumerate(amounts)))
+    (row,) = fed.store.queue(EVERY, NOW_US).rows
+    assert (row.expected_loss, row.money_at_risk) == (1e15, 1e15)
+    view = fed.store.case("case-1", NOW_US)
+    assert all(abs(entry.amount_base) <= 1e15 for entry in view.card)
+    assert presentation.record(view)
 
 
 def test_figures_are_of_the_whole(fed: Fed) -> None:

@@ -37,6 +37,21 @@ def test_a_snooze_ends_at_the_chosen_time(choice: str, own: str, end: str) -> No
     assert presentation.snooze_end(choice, own, NOON) == datetime.fromisoformat(f"{end}+00:00")
 
 
+def test_an_own_time_has_an_offset_or_is_utc() -> None:
+    end = datetime(2026, 3, 5, 7, tzinfo=UTC)
+    for own in ("2026-03-05T08:00+01:00", "2026-03-05T07:00+00:00", "2026-03-05T07:00", "2026-03-05T01:30-05:30"):
+        assert presentation.snooze_end("own", own, NOON) == end
+    with pytest.raises(ValueError, match="offset"):
+        presentation.snooze_end("own", "0001-01-01T00:00+12:00", NOON)
+
+
+def test_absurd_amounts_are_written() -> None:
+    for value in (float("inf"), float("-inf"), float("nan"), 1e308, -1e308):
+        assert presentation.number(value)
+        assert 0 <= float(presentation.bar(value, float("inf"))) <= 100
+        assert 0 <= float(presentation.bar(value, 1.0)) <= 100
+
+
 def test_tonight_is_the_next_evening() -> None:
     late = NOON.replace(hour=19)
     assert presentation.snooze_end("tonight", "", late) == datetime(2026, 3, 5, 18, tzinfo=UTC)
