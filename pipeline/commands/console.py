@@ -116,10 +116,9 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
     from pipeline.console.actions import CaseActions
     from pipeline.console.app import Changes, Parts
     from pipeline.console.explanation import Explainer
-    from pipeline.console.learned import LabelProgress
     from pipeline.console.links import LinkReader
     from pipeline.console.reader import TopicsReader
-    from pipeline.console.status import StatusLine
+    from pipeline.console.status import ClusterView
     from pipeline.console.store import CaseStore
     from pipeline.console.tables import database_file
 
@@ -134,14 +133,13 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
                 "FRAUD_PIPELINE_DATA_DIR"
             ) from None
         store = stack.enter_context(closing(CaseStore(database_file(settings), settings, accounts.blind_key)))
-        progress = stack.enter_context(closing(LabelProgress(bootstrap, settings)))
-        status = stack.enter_context(closing(StatusLine(bootstrap, settings, store)))
+        status = stack.enter_context(closing(ClusterView(bootstrap, settings, store)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
         for thread in (reader, LinkReader(bootstrap, settings, store, changes.publish)):
             thread.start()
             stack.callback(thread.stop)
         actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
-        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes, reader)
+        yield Parts(settings, store, actions, explainer, status, accounts, changes, reader)
 
 
 def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:

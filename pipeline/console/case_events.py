@@ -39,7 +39,7 @@ class ReplayedEvent(NamedTuple):
     counted: bool
     """False where it changed nothing: of a case that somebody else held or had closed, or of an unknown kind."""
     undone: bool
-    renewed: bool
+    renewed: bool = False
     """True for a claim of a case that its account held already."""
 
 

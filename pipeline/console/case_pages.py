@@ -15,10 +15,11 @@ from starlette.routing import Route
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.case_events import ReplayedEvent
 from pipeline.console.queries import ALERTS_SHOWN
 from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
 from pipeline.console.roles import Action, allowed, check_allowed, requires
-from pipeline.console.views import AlertView, CaseView, Explanation, HistoryEntry, LabelView, LearnedView
+from pipeline.console.views import AlertView, CaseView, Explanation, LabelView, LearnedView
 from pipeline.kafka.writers.producer import DeliveryFailed
 
 LONGEST_NOTE: Final = 10_000
@@ -50,7 +51,7 @@ def _explained(request: Request, case: CaseView, alert_id: str | None) -> tuple[
     return view, request.app.state.parts.explainer.explain(view.decision)
 
 
-def _undoable(request: Request, case: CaseView) -> HistoryEntry | None:
+def _undoable(request: Request, case: CaseView) -> ReplayedEvent | None:
     account = request.state.account
     everybody = allowed(account.role, Action.WITHDRAW_OTHERS)
     return presentation.last_undoable(case.history, None if everybody else account.name)
@@ -135,7 +136,7 @@ def _learned(request: Request, case: CaseView, label_ids: Sequence[str]) -> list
             continue
         labels = parts.store.labels_of(entry.transaction_id, entry.card_id)
         found |= {str(item.label.label_id): item for item in labels if item.label.label_id in wanted}
-    return [parts.progress.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
+    return [parts.status.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
 
 
 def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], object]) -> Callable[..., Any]:
@@ -175,12 +176,7 @@ def _check_own(request: Request, event_id: str) -> None:
 
 
 def _claim(actions: Any, case_id: str, by: str, event_id: str, _form: FormData) -> None:
-    result = actions.claim(case_id, by, event_id)
-    if result.holder is None:
-        raise ActionRefused("The claim has ended already: load the case again.")
-    if not result.held:
-        until = presentation.moment(result.until_us)
-        raise ActionRefused(f"{result.holder} holds this case until {until} UTC: take another one with N.")
+    actions.claim(case_id, by, event_id)
 
 
 def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:

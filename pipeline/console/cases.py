@@ -12,9 +12,8 @@ import msgspec
 
 from pipeline.console.case_events import CLOSED, CaseState, RecordedEvent, replay
 from pipeline.console.tables import open_database, partition_range
-from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
+from pipeline.learning.labels import NOTHING, holding_label, known_value
 from pipeline.protection.tokens import CARD_ID
-from schemas.codec import timestamp_us
 from schemas.messages import CaseEvent, Label
 from schemas.times import US_PER_DAY
 
@@ -36,17 +35,6 @@ def cutoff_us(stream_us: int) -> int:
 def blind_rank(key: bytes, case_id: str) -> int:
     """Return the keyed hash of a case, which orders blind cases and chooses their companions."""
     return int.from_bytes(hmac.digest(key, case_id.encode(), hashlib.sha256)[:_RANK_BYTES])
-
-
-def label_order(label: Label) -> tuple[int, int, int]:
-    """Return a sort key of the labels of a transaction: of those that are no rule's the largest holds."""
-    return source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
-
-
-def holding_label(labels: Iterable[Label]) -> Label | None:
-    """Return the label that holds."""
-    known = [label for label in labels if source_rank(label.source) != SOURCE_RANK["rule"]]
-    return max(known, key=label_order, default=None)
 
 
 def json_text(values: Iterable[object]) -> str:

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
-from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
+from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE, ReplayedEvent
+from pipeline.console.views import CaseView, QueueRow, TimelineEntry
 from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
 from pipeline.features.catalogue import BY_NAME
@@ -213,7 +213,7 @@ def labels_by_id(case: CaseView) -> dict[str, Label]:
     return {label.label_id: label for label in known if label.label_id is not None}
 
 
-def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
+def sentence(entry: ReplayedEvent, labels: dict[str, Label]) -> str:
     """Return an action as the rest of a sentence that begins with the account.
 
     Args:
@@ -232,7 +232,7 @@ def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
     return f"{text} (undone)" if entry.undone else text
 
 
-def last_undoable(history: Sequence[HistoryEntry], account: str | None) -> HistoryEntry | None:
+def last_undoable(history: Sequence[ReplayedEvent], account: str | None) -> ReplayedEvent | None:
     """Return the newest action that can be undone.
 
     Args:

@@ -115,11 +115,11 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
-    """Make all tables, empty and without `INDEXES`; ``meta`` keeps the revision alone."""
+    """Make all tables, empty and without `INDEXES`."""
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         connection.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
-        connection.execute("DELETE FROM meta WHERE name != 'revision'")
+        connection.execute("DELETE FROM meta")
         for name, columns in TABLES.items():
             connection.execute(f"DROP TABLE IF EXISTS {name}")
             suffix = " WITHOUT ROWID" if name in NO_ROWID else ""

@@ -45,7 +45,7 @@ def holds(path: Path, text: str) -> bool:
 
 def pages(store: CaseStore, directory: Path, case_id: str) -> dict[str, tuple[int, str]]:
     answers = Answers()
-    parts = stand_in_parts(directory, store=store, explainer=answers, progress=answers, status=answers)
+    parts = stand_in_parts(directory, store=store, explainer=answers, status=answers)
     paths = ("/", "/?state=closed", case_url(case_id), case_url(case_id, "/export.html"))
     with served(parts, routes=[*queue_pages.ROUTES, *case_pages.ROUTES]) as running:
         client = running.signed_in("supervisor")

@@ -92,7 +92,7 @@ def desk(browser: Browser, tmp_path: Path) -> Iterator[Desk]:
             case = case._replace(row=case.row._replace(expected_loss=1_000.0 - 10 * number))
         cases.append(case)
     memory, answers = CasesInMemory(cases), Answers()
-    parts = stand_in_parts(tmp_path, store=memory, actions=memory, explainer=answers, progress=answers, status=answers)
+    parts = stand_in_parts(tmp_path, store=memory, actions=memory, explainer=answers, status=answers)
     with served(parts, routes=[*queue_pages.ROUTES, *case_pages.ROUTES]) as console:
         yield Desk(console, memory, answers, browser)
 
@@ -138,8 +138,8 @@ def test_every_page_meets_the_rules_of_accessibility(desk: Desk, scheme: Any, vi
         check("help")
         for name, path in {
             "empty": "/?q=nothing",
-            "search": "/search?q=card-10",
-            "nothing": "/search?q=none",
+            "search": "/?state=any&q=card-10",
+            "nothing": "/?state=any&q=none",
             "blind": case_url(case_id(BLIND)),
             "unknown": "/cases/none",
             "case": case_url(case_id(0)),
@@ -207,7 +207,7 @@ def test_keys_work_at_twice_the_size(desk: Desk) -> None:
 
 def test_all_works_at_twice_the_size(desk: Desk) -> None:
     with desk.page("/", viewport={"width": 640, "height": 400}, device_scale_factor=2) as page:
-        for path in ("/", case_url(case_id(0)), case_url(case_id(BLIND)), "/search?q=card"):
+        for path in ("/", case_url(case_id(0)), case_url(case_id(BLIND)), "/?state=any&q=card"):
             desk.open(page, path)
             assert page.evaluate(WIDER) == 0
         page.goto(desk.address + case_url(case_id(0)))
@@ -549,7 +549,7 @@ def test_a_blind_case_shows_no_score_anywhere(desk: Desk) -> None:
             "/",
             "/queue",
             "/queue.csv",
-            "/search?q=card",
+            "/?state=any&q=card",
             case_url(case_id(BLIND)),
             case_url(case_id(BLIND), "/export.html"),
         )
@@ -579,7 +579,7 @@ def test_identifiers_with_markup_stay_text(desk: Desk) -> None:
             assert page.evaluate(WIDER) == 0
             assert page.locator("main img, main i, #case b").count() == 0
             assert page.locator("script:not([src]):not([type='application/json'])").count() == 0
-        for path in ("/search?q=" + "%3Cimg%20src%3Dx%3E", "/?q=%22%3E%3Cimg%3E"):
+        for path in ("/?state=any&q=" + "%3Cimg%20src%3Dx%3E", "/?q=%22%3E%3Cimg%3E"):
             desk.open(page, path)
             assert page.locator("main img").count() == 0
 

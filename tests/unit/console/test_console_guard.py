@@ -158,7 +158,7 @@ def test_a_stolen_cookie_ends_its_session(console: RunningConsole, caplog: pytes
 def test_the_log_has_no_cookie_token_or_identifier(console: RunningConsole, caplog: pytest.LogCaptureFixture) -> None:
     client = console.signed_in("auditor")
     client.post(f"/cases/{quote('4111111111111111', safe='')}/note", {"text": "secret note"})
-    client.get("/search?q=4111111111111111")
+    client.get("/?q=4111111111111111")
     token = console.accounts.link("analyst", "ana")
     for _ in range(2):
         console.client().post(f"/link/{token}")

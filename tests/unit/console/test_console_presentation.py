@@ -11,16 +11,16 @@ import msgspec
 import pytest
 
 from pipeline.console import app, presentation
-from pipeline.console.views import HistoryEntry
+from pipeline.console.case_events import ReplayedEvent
 from schemas.messages import CaseEvent
 from tests.helpers.case_views import HOSTILE, NOW, case_view, us
 
 NOON = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)
 
 
-def entry(kind: str, by: str = "anna", *, counted: bool = True, undone: bool = False, **more: object) -> HistoryEntry:
+def entry(kind: str, by: str = "anna", *, counted: bool = True, undone: bool = False, **more: object) -> ReplayedEvent:
     event = CaseEvent(event_id=f"{kind}-{by}", case_id="c", card_id="k", kind=kind, by=by, at=NOW, **more)  # type: ignore[arg-type]
-    return HistoryEntry(event, us(NOW), counted, undone)
+    return ReplayedEvent(event, us(NOW), counted, undone)
 
 
 @pytest.mark.parametrize(
