@@ -53,6 +53,9 @@ class CaseStore(CaseReader):
         self._settings, self._key = settings, blind_key
         self._writing = threading.RLock()
         self._changed = threading.Condition()
+        self.awaited = threading.Event()
+        """Set while somebody waits for a write."""
+        self._waiters = 0
         self._database = open_database(path)
         self._writer = BatchWriter(self._database, settings, blind_key)
         self._writer.stream_us, self._writer.broker_us = self._meta("stream_us", 0), self._meta("broker_us", 0)
@@ -198,12 +201,16 @@ class CaseStore(CaseReader):
         """Wait until a condition holds that only a write can bring about; return whether it does."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            while not condition():
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    return False
-                self._changed.wait(min(left_s, _WAIT_S))
-        return True
+            self._waiters += 1
+            self.awaited.set()
+            try:
+                while not (found := condition()) and (left_s := deadline_s - time.monotonic()) > 0:
+                    self._changed.wait(min(left_s, _WAIT_S))
+            finally:
+                self._waiters -= 1
+                if not self._waiters:
+                    self.awaited.clear()
+        return found
 
     # --- Reading -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The console at its largest: how long topics take to be read, pages to be read and rendered, and a pipeline beside it.
 
 python -m tests.benchmarks.console --decisions 1000000 --cases 100000
-FRAUD_PIPELINE_FEATURES_FILE=tests/features.toml python -m tests.benchmarks.console --beside --decisions 200000 --cases 100000
+export FRAUD_PIPELINE_FEATURES_FILE=tests/features.toml
+python -m tests.benchmarks.console --beside --decisions 200000 --cases 100000
 python -m tests.benchmarks.console --one-case
 """
 

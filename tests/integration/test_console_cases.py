@@ -358,10 +358,11 @@ def test_two_consoles_give_no_case_twice_and_lose_none(
     open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, what_dies: str
 ) -> None:
     desks = {"ann": open_desk("one"), "bob": open_desk("two")}
-    desks["ann"].add(
-        *(alert_of(number, selection="audit" if number % 20 == 0 else "score") for number in range(2 * CLAIMS))
-    )
-    eventually(lambda: desks["bob"].store.figures().open_cases == 2 * CLAIMS)
+    times = {"event_time": NOON, "raised_at": NOON}
+    alerts = [alert_of(n, selection="audit" if n % 20 == 0 else "score", **times) for n in range(2 * CLAIMS)]
+    publish(desks["ann"].settings, *alerts, *map(decision_of, alerts))
+    for desk in desks.values():
+        eventually(lambda desk=desk: desk.store.figures().open_cases == 2 * CLAIMS)  # type: ignore[misc]
     given: dict[str, list[str | None]] = {name: [] for name in desks}
     again = Counter[str]()
 
