@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import click
 
-from tests.evaluation import attacks, compared, over_time, variants, worlds
+from tests.evaluation import attacks, compared, feature_groups, over_time, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
 
 PARTS: Final[dict[str, Part]] = {
     "variants": variants.PART,
     "published": compared.PART,
     "attacks": attacks.PART,
-    "features": worlds.PART,
+    "features": feature_groups.PART,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
 }

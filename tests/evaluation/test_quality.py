@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.simulation.simulator import Scenario
 from pipeline.training.fit import TrainingConfig
-from tests.evaluation import attacks, compared, detection, over_time, quality, variants, worlds
+from tests.evaluation import attacks, compared, detection, feature_groups, over_time, quality, variants
 from tests.evaluation.detection import Variant
 from tests.evaluation.gate import gated
 from tests.evaluation.parts import Unit
@@ -140,19 +140,23 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
 
 
 def test_sets_of_features_are_compared_in_worlds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = worlds.World(1, Scenario(merchant_days=5, card_days=5), cards=150, merchants=300, days=40, measured_days=6)
-    monkeypatch.setattr(worlds, "WORLDS", {"tiny": tiny})
-    monkeypatch.setattr(worlds, "SMALLER", SMALL)
-    monkeypatch.setattr(worlds, "sets", lambda: {"all": FEATURES, "amount alone": ("amount",)})
-    monkeypatch.setitem(quality.PARTS, "features", worlds.PART._replace(items=("folds", "tiny")))
+    tiny = feature_groups.World(
+        1, Scenario(merchant_days=5, card_days=5), cards=150, merchants=300, days=40, measured_days=6
+    )
+    monkeypatch.setattr(feature_groups, "WORLDS", {"tiny": tiny})
+    monkeypatch.setattr(feature_groups, "SMALLER", SMALL)
+    monkeypatch.setattr(feature_groups, "sets", lambda: {"all": FEATURES, "amount alone": ("amount",)})
+    monkeypatch.setitem(quality.PARTS, "features", feature_groups.PART._replace(items=("folds", "tiny")))
     result = run(file, "features", "--only", "tiny")
     assert "| features | tiny |" in result.output
     assert "| amount alone | " in result.output
 
 
 def test_groups_hold_each_feature_once() -> None:
-    assert sorted(name for group in worlds.GROUPS.values() for name in group) == sorted({*FEATURES} - {"amount"})
-    for name, features in worlds.sets().items():
+    assert sorted(name for group in feature_groups.GROUPS.values() for name in group) == sorted(
+        {*FEATURES} - {"amount"}
+    )
+    for name, features in feature_groups.sets().items():
         assert name == "all" or set(features) != set(DEFAULT_FEATURES)
         assert "amount" in features
 
