@@ -17,12 +17,14 @@ import click
 
 from tests.evaluation import attacks, compared, feature_groups, over_time, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
+from tests.evaluation.worlds.part import PART as WORLDS
 
 PARTS: Final[dict[str, Part]] = {
     "variants": variants.PART,
     "published": compared.PART,
     "attacks": attacks.PART,
     "features": feature_groups.PART,
+    "worlds": WORLDS,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
 }
