@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from tests.evaluation import attacks, compared, feature_groups, over_time, variants
+from tests.evaluation import attacks, compared, over_time, selection, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
 from tests.evaluation.worlds.part import PART as WORLDS
 
@@ -23,7 +23,7 @@ PARTS: Final[dict[str, Part]] = {
     "variants": variants.PART,
     "published": compared.PART,
     "attacks": attacks.PART,
-    "features": feature_groups.PART,
+    "features": selection.PART,
     "worlds": WORLDS,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
