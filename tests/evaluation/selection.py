@@ -20,7 +20,7 @@ from tests.evaluation.detection import FRAUDS, Data, at, difference
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 from tests.evaluation.worlds.families import CHOOSING, FAMILIES
-from tests.evaluation.worlds.part import history_of_world, judged_days, measure
+from tests.evaluation.worlds.part import history_of_world, measure, scored_days
 
 SEEDS: Final = (11, 12, 13)
 """Others than those of the part ``worlds``, so that its table is not of what was chosen on."""
@@ -96,7 +96,7 @@ def _history(file: Path) -> History:
 def of_world(family: str, seed: int) -> Found:
     """Return the figures of each set in a seed's world."""
     history = history_of_world(FAMILIES[family].frame(seed))
-    start, end = judged_days(history.data)
+    start, end = scored_days(history.data)
     rows = history.rows(start, end)
     return {
         name: measure(history.data, rows, history.logit(history.version(start, chosen, SMALLER)[0], rows))
@@ -127,13 +127,13 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     }
     columns = {column: source for column, source in columns.items() if source}
     base = {column: source[DEFAULT] for column, source in columns.items()}
-    judged = verdicts(columns)
+    results = verdicts(columns)
     rows = [[DEFAULT, *(f"{np.nanmean(row):.4f}" for row in base.values()), "", ""]]
     for name in next(iter(columns.values())):
         if name == DEFAULT:
             continue
         cells = [compared(source[name], base[column]) for column, source in columns.items()]
-        verdict = judged.get(name)
+        verdict = results.get(name)
         rows.append([name, *cells, *(("", "") if verdict is None else (f"{verdict.p:.4f}", "*" * verdict.enters))])
     yield markdown("Sets of features: average precision", ("features", *columns, "p", "enters"), rows)
 
@@ -159,15 +159,15 @@ def verdicts(columns: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, Verdic
     }
     p = np.array([[_p_of(found[name][family]) for family in families] for name in names]).reshape(len(names), -1)
     corrected = holm(p.ravel()).reshape(p.shape)
-    judged = {}
+    results = {}
     for number, name in enumerate(names):
         low = {column: difference(row, np.zeros(len(row)))["low"] for column, row in found[name].items()}
         helped = [family for family, value in zip(families, corrected[number], strict=True) if value < LEVEL]
         harmless = any(
             all((low[column] or 0.0) > -LARGEST_LOSS for column in columns if column != family) for family in helped
         )
-        judged[name] = Verdict(harmless, float(corrected[number].min()))
-    return judged
+        results[name] = Verdict(harmless, float(corrected[number].min()))
+    return results
 
 
 def _p_of(more: NDArray[np.float64]) -> float:

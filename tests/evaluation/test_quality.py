@@ -168,11 +168,11 @@ def test_a_candidate_enters_that_helps_somewhere_and_harms_nowhere() -> None:
         "collusion": {"default": level, "with a": level + much, "with b": level + much, "with c": level + days[1]},
         "folds": {"default": level, "with a": level + days[2], "with b": level - 0.01, "with c": level + 0.01},
     }
-    judged = selection.verdicts(columns)
-    assert {name: verdict.enters for name, verdict in judged.items()} == {
+    results = selection.verdicts(columns)
+    assert {name: verdict.enters for name, verdict in results.items()} == {
         "with a": True, "with b": False, "with c": False,
     }  # fmt: skip
-    assert judged["with a"].p < 0.001 < judged["with c"].p
+    assert results["with a"].p < 0.001 < results["with c"].p
     assert selection.holm(np.array([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 

@@ -19,7 +19,7 @@ from tests.evaluation.worlds.shopping import legitimate
 
 START: Final = datetime(2024, 1, 1)  # noqa: DTZ001
 """Midnight of day 0 (UTC)."""
-JUDGED_DAYS: Final = judging.JUDGED_DAYS
+SCORED_DAYS: Final = judging.SCORED_DAYS
 """Last days of a world, which are scored."""
 
 

@@ -22,7 +22,7 @@ from tests.evaluation.worlds.schemes import (
 )
 from tests.evaluation.worlds.shopping import usual_amounts, usual_seconds
 
-JUDGED_DAYS = 28
+SCORED_DAYS = 28
 
 
 def first_party(generator: Generator, population: Population, legitimate: Events) -> Events:
@@ -105,11 +105,11 @@ def triangulation(generator: Generator, population: Population, legitimate: Even
 
 
 def holiday_calendar(generator: Generator, days: int) -> Calendar:
-    """Return a calendar with sales and holidays, of which one lies among the judged days."""
+    """Return a calendar with sales and holidays, of which one lies among the scored days."""
     plain = draw_calendar(generator, days)
     activity, price, sale = plain.activity.copy(), plain.price.copy(), plain.sale.copy()
-    begins = [int(generator.integers(days - JUDGED_DAYS + 1, days - 7))]
-    begins += generator.integers(0, days - JUDGED_DAYS, int(generator.integers(0, 3))).tolist()
+    begins = [int(generator.integers(days - SCORED_DAYS + 1, days - 7))]
+    begins += generator.integers(0, days - SCORED_DAYS, int(generator.integers(0, 3))).tolist()
     for begin in begins:
         span = slice(begin, begin + int(generator.integers(3, 8)))
         activity[span] *= drawn(generator, 1.3, 2.2)

@@ -21,7 +21,7 @@ from schemas.times import US_PER_DAY
 from tests.evaluation.detection import FOLDS, FRAUDS, Data, difference
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
-from tests.evaluation.worlds.families import CHOOSING, FAMILIES, JUDGED_DAYS
+from tests.evaluation.worlds.families import CHOOSING, FAMILIES, SCORED_DAYS
 from tests.evaluation.worlds.rivals import DEFAULT, scores
 from tests.helpers.files import load_transactions
 
@@ -73,16 +73,16 @@ def begin_of(data: Data) -> datetime:
     return EPOCH + timedelta(days=int(data.times[0] // US_PER_DAY))
 
 
-def judged_days(data: Data) -> tuple[datetime, datetime]:
+def scored_days(data: Data) -> tuple[datetime, datetime]:
     """Return the first of the days that are scored, and the end of the last one."""
     end = EPOCH + timedelta(days=int(data.times[-1] // US_PER_DAY) + 1)
-    return end - timedelta(days=JUDGED_DAYS), end
+    return end - timedelta(days=SCORED_DAYS), end
 
 
 def of_frame(frame: pd.DataFrame) -> Found:
     """Return the figures of each model on the last days of a frame, trained on what was known before them."""
     history = history_of_world(frame)
-    data, (start, end) = history.data, judged_days(history.data)
+    data, (start, end) = history.data, scored_days(history.data)
     rows = history.rows(start, end)
     train_from = begin_of(data) + timedelta(days=_WARM_UP_DAYS)
     return {name: measure(data, rows, score) for name, score in scores(history, train_from, start, end).items()}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.detection import Data
 from tests.evaluation.worlds.events import SECONDS_PER_DAY, Events, Ints
-from tests.evaluation.worlds.families import CHOOSING, FAMILIES, JUDGED_DAYS, JUDGING, START
+from tests.evaluation.worlds.families import CHOOSING, FAMILIES, JUDGING, SCORED_DAYS, START
 from tests.evaluation.worlds.population import NAMES, Population, Size
 from tests.evaluation.worlds.schemes import KINDS, day_of
 
@@ -58,8 +58,8 @@ def test_a_world_has_transactions_and_frauds_on_every_day(name: str, tmp_path: P
     for seed in SEEDS:
         _, events = world(name, seed)
         assert len(events) / SMALL.days == pytest.approx(SMALL.transactions_a_day, rel=0.25)
-        judged = day_of(events.second[events.kind > 0]) >= SMALL.days - JUDGED_DAYS
-        a_day = np.count_nonzero(judged) / JUDGED_DAYS
+        scored = day_of(events.second[events.kind > 0]) >= SMALL.days - SCORED_DAYS
+        a_day = np.count_nonzero(scored) / SCORED_DAYS
         assert 4 < a_day < 70
         assert len(np.unique(day_of(events.second))) == SMALL.days
         assert events.minor.min() > 0
@@ -165,7 +165,7 @@ def test_sales_bring_transactions_and_no_fraud_beside_the_usual() -> None:
     for seed in (1, 2, 3, 4):
         population, events = world("holidays", seed)
         sale = population.calendar.sale > 0
-        assert sale[-JUDGED_DAYS:].any()
+        assert sale[-SCORED_DAYS:].any()
         day = day_of(events.second)
         a_day = np.bincount(day, minlength=SMALL.days)
         assert a_day[sale].mean() > 1.2 * a_day[~sale].mean()
