@@ -18,7 +18,7 @@ from tests.helpers.features import history_of
 FIRST_DAY = 19_800
 """Days from 1970 to the first one."""
 DAYS = 110
-SETTLED_DAYS = 45
+FULL_DAYS = 45
 """From here on every window of 30 days is full, and so is what is known of its frauds seven days later."""
 MOST_TREND = 0.1
 CARDS, MERCHANTS, A_DAY = 250, 60, 400
@@ -55,10 +55,10 @@ def days_of(frame: pd.DataFrame) -> NDArray[np.float64]:
 
 def trend(day: NDArray[np.float64], value: NDArray[np.float64]) -> float:
     """Return the rank correlation of a feature with time, once windows are full; 0 for one that never changes."""
-    settled = (day >= SETTLED_DAYS) & ~np.isnan(value)
-    if len(np.unique(value[settled])) < 2:
+    full = (day >= FULL_DAYS) & ~np.isnan(value)
+    if len(np.unique(value[full])) < 2:
         return 0.0
-    return float(spearmanr(day[settled], value[settled]).statistic)
+    return float(spearmanr(day[full], value[full]).statistic)
 
 
 def test_no_default_feature_grows_with_the_calendar(frame: pd.DataFrame) -> None:
