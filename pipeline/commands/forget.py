@@ -43,13 +43,13 @@ def command(value: str | None, field: str) -> None:
         token = keys.token(name)
         if token is None:
             raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
-        is_told = field != CARD_ID or tell_consoles(settings, token)
+        is_reported = field != CARD_ID or report_to_consoles(settings, token)
         keys.forget(name)
     click.echo(
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
         "is used again."
     )
-    if not is_told:
+    if not is_reported:
         click.echo(
             "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases again."
         )
@@ -70,7 +70,7 @@ def command(value: str | None, field: str) -> None:
         click.echo(line)
 
 
-def tell_consoles(settings: Settings, token: str) -> bool:
+def report_to_consoles(settings: Settings, token: str) -> bool:
     """Write to ``case-events`` that a card is forgotten; return False where no cluster is named and none runs here.
 
     Raises:

@@ -1,10 +1,12 @@
 """Part ``features``: candidates added to the default set, on the families that choose and on folds of the file.
 
-A feature enters if it helps in one family and does no harm elsewhere (`Verdict`). Families that judge are never read.
+A feature enters if it helps in one family and does no harm elsewhere (`Admission`).
+Families that judge are never read.
 """
 
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,7 +29,7 @@ SEEDS: Final = (11, 12, 13)
 FOLDS: Final = "folds"
 DEFAULT: Final = "default"
 SMALLER: Final = TrainingConfig(legitimate_rows=30_000)
-"""What all sets are trained by: half of the time, and what is compared are features."""
+"""Hyperparameters of all sets: half of the time, and what is compared are features."""
 LARGEST_LOSS: Final = 0.002
 """Average precision that no family may lose, by the lower end of the interval."""
 LEVEL: Final = 0.05
@@ -42,7 +44,7 @@ _CANDIDATES: Final = Path(__file__).with_name("candidates.toml")
 _MEASURE: Final = "average_precision"
 
 
-class Verdict(NamedTuple):
+class Admission(NamedTuple):
     """Whether a candidate enters.
 
     Attributes:
@@ -80,12 +82,7 @@ def _ordered(chosen: Collection[str]) -> tuple[str, ...]:
 
 def of_fold(file: Path, start: str, end: str) -> Found:
     """Return the figures of each set on a fold."""
-    history = _history(file)
-    rows = history.rows(at(start), at(end))
-    return {
-        name: measure(history.data, rows, history.logit(history.version(at(start), chosen, SMALLER)[0], rows))
-        for name, chosen in sets().items()
-    }
+    return _figures(_history(file), at(start), at(end))
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +93,10 @@ def _history(file: Path) -> History:
 def of_world(family: str, seed: int) -> Found:
     """Return the figures of each set in a seed's world."""
     history = history_of_world(FAMILIES[family].frame(seed))
-    start, end = scored_days(history.data)
+    return _figures(history, *scored_days(history.data))
+
+
+def _figures(history: History, start: datetime, end: datetime) -> Found:
     rows = history.rows(start, end)
     return {
         name: measure(history.data, rows, history.logit(history.version(start, chosen, SMALLER)[0], rows))
@@ -127,14 +127,16 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     }
     columns = {column: source for column, source in columns.items() if source}
     base = {column: source[DEFAULT] for column, source in columns.items()}
-    results = verdicts(columns)
+    results = admissions(columns)
     rows = [[DEFAULT, *(f"{np.nanmean(row):.4f}" for row in base.values()), "", ""]]
     for name in next(iter(columns.values())):
         if name == DEFAULT:
             continue
         cells = [compared(source[name], base[column]) for column, source in columns.items()]
-        verdict = results.get(name)
-        rows.append([name, *cells, *(("", "") if verdict is None else (f"{verdict.p:.4f}", "*" * verdict.enters))])
+        result = results.get(name)
+        rows.append(
+            [name, *cells, *(("", "") if result is None else (f"{result.p:.4f}", "*" * result.enters))]
+        )
     yield markdown("Sets of features: average precision", ("features", *columns, "p", "enters"), rows)
 
 
@@ -145,8 +147,8 @@ def _pooled(units: Sequence[Found]) -> dict[str, NDArray[np.float64]]:
     return {name: np.concatenate([unit[name][_MEASURE] for unit in units]) for name in units[0]}
 
 
-def verdicts(columns: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, Verdict]:
-    """Return the verdict on each set that adds a candidate.
+def admissions(columns: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, Admission]:
+    """Return for each set that adds a candidate whether it enters.
 
     Args:
         columns: Average precision of each day, by set, by family; `FOLDS` may be one of them.
@@ -166,7 +168,7 @@ def verdicts(columns: Mapping[str, Mapping[str, ArrayLike]]) -> dict[str, Verdic
         harmless = any(
             all((low[column] or 0.0) > -LARGEST_LOSS for column in columns if column != family) for family in helped
         )
-        results[name] = Verdict(harmless, float(corrected[number].min()))
+        results[name] = Admission(harmless, float(corrected[number].min()))
     return results
 
 

@@ -168,8 +168,8 @@ def test_a_candidate_enters_that_helps_somewhere_and_harms_nowhere() -> None:
         "collusion": {"default": level, "with a": level + much, "with b": level + much, "with c": level + days[1]},
         "folds": {"default": level, "with a": level + days[2], "with b": level - 0.01, "with c": level + 0.01},
     }
-    results = selection.verdicts(columns)
-    assert {name: verdict.enters for name, verdict in results.items()} == {
+    results = selection.admissions(columns)
+    assert {name: admission.enters for name, admission in results.items()} == {
         "with a": True, "with b": False, "with c": False,
     }  # fmt: skip
     assert results["with a"].p < 0.001 < results["with c"].p

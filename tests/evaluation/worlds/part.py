@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from pipeline.history.files import resolve_mapping
 from pipeline.replay.replayer import EPOCH
 from pipeline.training.score_metrics import days_of
 from schemas.times import US_PER_DAY
@@ -96,7 +97,7 @@ def of_world(family: str, seed: int) -> Found:
 def of_file(file: Path, final: bool) -> Found:
     """Return the figures of each model on a file; of the Handbook's, ``final`` alone reads the last weeks."""
     frame = load_transactions(file)
-    if not final and _HANDBOOK_TIME in Data(file).mapping.columns.values():
+    if not final and _HANDBOOK_TIME in resolve_mapping(file).columns.values():
         frame = frame[frame["event_time"] < pd.Timestamp(FOLDS[-1][1], tz="UTC")]
     return of_frame(frame)
 

@@ -56,7 +56,7 @@ def codes(names: Sequence[str]) -> Ints:
 
 
 class Size(NamedTuple):
-    """How much there is of everything."""
+    """Transactions a day, merchants and days of a world."""
 
     transactions_a_day: float = 6_000.0
     merchants: int = 3_600
@@ -65,7 +65,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calendar:
-    """What differs from day to day; arrays of shape (days,)."""
+    """Activity, prices and sales of each day; arrays of shape (days,)."""
 
     weekday: Ints
     """0 for Monday."""

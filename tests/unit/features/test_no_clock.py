@@ -19,7 +19,7 @@ FIRST_DAY = 19_800
 """Days from 1970 to the first one."""
 DAYS = 110
 FULL_DAYS = 45
-"""From here on every window of 30 days is full, and so is what is known of its frauds seven days later."""
+"""The first day on which every window of 30 days, and what is known of its frauds seven days later, is full."""
 MOST_TREND = 0.1
 CARDS, MERCHANTS, A_DAY = 250, 60, 400
 
