@@ -134,9 +134,7 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
             continue
         cells = [compared(source[name], base[column]) for column, source in columns.items()]
         result = results.get(name)
-        rows.append(
-            [name, *cells, *(("", "") if result is None else (f"{result.p:.4f}", "*" * result.enters))]
-        )
+        rows.append([name, *cells, *(("", "") if result is None else (f"{result.p:.4f}", "*" * result.enters))])
     yield markdown("Sets of features: average precision", ("features", *columns, "p", "enters"), rows)
 
 
