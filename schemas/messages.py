@@ -516,7 +516,7 @@ class CaseEvent(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The card's identifier and what follows it."""
     card_id: Identifier
     kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    """``claimed``, ``noted``, ``closed``, ``snoozed``, ``reopened`` or ``undone``; open."""
+    """``claimed``, ``noted``, ``closed``, ``snoozed``, ``reopened`` or ``undone``; ``forgotten`` of a card; open."""
     by: Identifier
     """Account of the console."""
     at: Timestamp

@@ -1,6 +1,8 @@
 """``fraud-pipeline console``: the analysts' console in a browser, its accounts, and links to sign in by."""
 
+import asyncio
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -14,6 +16,7 @@ import click
 try:
     import uvicorn
     from starlette.routing import BaseRoute
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from pipeline.console.accounts import LINK_S, Accounts, check_name
     from pipeline.console.options import ConsoleError, ConsoleOptions
@@ -36,7 +39,11 @@ if TYPE_CHECKING:
 
 STOP_S: Final = 2
 """Seconds that requests have to end when the console stops."""
+PRIORITY: Final = 10
+"""Niceness of the console: where the machine is full, a pipeline beside it goes first."""
 MOST_CONNECTIONS: Final = 1_000
+HEAD_S: float = 10.0
+"""Seconds in which a connection has to send the head of its first request, or of the next one that it has begun."""
 role_option = click.option(
     "--role", type=click.Choice(ROLES), default="supervisor", show_default=True, help="Its role."
 )
@@ -112,14 +119,15 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
     from pipeline.console.actions import CaseActions
     from pipeline.console.app import Changes, Parts
     from pipeline.console.explanation import Explainer
-    from pipeline.console.learned import LabelProgress
     from pipeline.console.links import LinkReader
     from pipeline.console.reader import TopicsReader
-    from pipeline.console.status import StatusLine
+    from pipeline.console.status import ClusterView
     from pipeline.console.store import CaseStore
     from pipeline.console.tables import database_file
 
     bootstrap, changes = find_cluster(settings), Changes()
+    # Before there are threads, which take it over.
+    os.setpriority(os.PRIO_PROCESS, 0, max(PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
     instance = options.instance or f"{settings.instance}-{options.port}"
     with ExitStack() as stack:
         try:
@@ -130,14 +138,13 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
                 "FRAUD_PIPELINE_DATA_DIR"
             ) from None
         store = stack.enter_context(closing(CaseStore(database_file(settings), settings, accounts.blind_key)))
-        progress = stack.enter_context(closing(LabelProgress(bootstrap, settings)))
-        status = stack.enter_context(closing(StatusLine(bootstrap, settings, store)))
+        status = stack.enter_context(closing(ClusterView(bootstrap, settings, store)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
         for thread in (reader, LinkReader(bootstrap, settings, store, changes.publish)):
             thread.start()
             stack.callback(thread.stop)
         actions, explainer = CaseActions(bootstrap, settings, store, instance), Explainer(bootstrap, settings)
-        yield Parts(settings, store, actions, explainer, progress, status, accounts, changes, reader)
+        yield Parts(settings, store, actions, explainer, status, accounts, changes, reader)
 
 
 def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[BaseRoute] = ()) -> uvicorn.Config:
@@ -148,6 +155,7 @@ def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[Base
         logging.getLogger(name).setLevel(logging.WARNING)
     config = uvicorn.Config(
         make_app(parts, options, routes),
+        http=TimedConnection,
         ws="none",
         log_config=None,
         access_log=False,
@@ -164,6 +172,38 @@ def server_config(parts: "Parts", options: ConsoleOptions, routes: Sequence[Base
     except (ssl.SSLError, OSError) as error:
         raise ConsoleError(f"certificate and key cannot be used ({error}): give others") from None
     return config
+
+
+class TimedConnection(H11Protocol):
+    """A connection that ends where no request is complete in time: idle ones would take the places of others."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; wait for the rest of a request that they begin."""
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the wait."""
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_wait()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _end_wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class ConsoleServer(uvicorn.Server):

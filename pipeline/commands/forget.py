@@ -2,18 +2,27 @@
 
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Final
+from uuid import uuid4
 
 import click
 
-from pipeline.console.tables import database_file, forget_value
+from pipeline.broker.running import ClusterNotFound, find_cluster
+from pipeline.commands.shared_options import user_name
+from pipeline.console.case_events import FORGOTTEN
+from pipeline.console.cases import forget_value
+from pipeline.console.tables import database_file
 from pipeline.kafka.cluster.admin import topic_retentions
 from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
+from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
-from schemas.times import MS_PER_DAY
-from schemas.topics import CONTROL, MODELS, PROGRESS
+from schemas.codec import encode, timestamp_us
+from schemas.messages import CaseEvent
+from schemas.times import MS_PER_DAY, US_PER_MS
+from schemas.topics import CASE_EVENTS, CONTROL, MODELS, PROGRESS
 
 HOLD_NO_CARD: Final = (MODELS, CONTROL, PROGRESS)
 
@@ -30,16 +39,21 @@ def command(value: str | None, field: str) -> None:
     settings = Settings()
     with TokenKeys.from_settings(settings) as keys:
         name = (field, value if value is not None else click.prompt(field, hide_input=True))
-        # Made before the key is gone: afterwards nobody can find what the console holds.
+        # Made before the key is gone: afterwards nobody can find what consoles hold.
         token = keys.token(name)
-        found = keys.forget(name)
-    if not found:
-        raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
+        if token is None:
+            raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
+        is_told = field != CARD_ID or tell_consoles(settings, token)
+        keys.forget(name)
     click.echo(
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
         "is used again."
     )
-    if token is not None and database_file(settings).exists():
+    if not is_told:
+        click.echo(
+            "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases again."
+        )
+    if database_file(settings).exists():
         try:
             cases = forget_value(database_file(settings), field, token)
         except sqlite3.Error as error:
@@ -54,6 +68,29 @@ def command(value: str | None, field: str) -> None:
         raise click.ClickException(f"what remains where is not known: {error}") from error
     for line in remains(settings, retentions):
         click.echo(line)
+
+
+def tell_consoles(settings: Settings, token: str) -> bool:
+    """Write to ``case-events`` that a card is forgotten; return False where no cluster is named and none runs here.
+
+    Raises:
+        ClusterNotFound: The cluster does not answer.
+        DeliveryFailed: It was not written.
+    """
+    try:
+        bootstrap = find_cluster(settings)
+    except ClusterNotFound:
+        if settings.kafka_bootstrap_servers is not None:
+            raise
+        return False
+    now = datetime.now(UTC)
+    event = CaseEvent(
+        event_id=uuid4().hex, case_id=token, card_id=token, kind=FORGOTTEN, by=user_name() or "forget", at=now
+    )
+    with RecordProducer(bootstrap, settings) as producer:
+        topic = settings.topic(CASE_EVENTS.name)
+        producer.produce(topic, token.encode(), encode(event), timestamp_us(now) // US_PER_MS)
+    return True
 
 
 def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:

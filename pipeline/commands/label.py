@@ -18,7 +18,7 @@ from pipeline.demo.text import wrapped
 from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.readers.simulated_clock import simulated_now
 from pipeline.kafka.writers.producer import RecordProducer
-from pipeline.learning.labels import source_rank, too_late
+from pipeline.learning.labels import label_order, too_late
 from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import printable, printable_json
 from pipeline.settings import Settings
@@ -59,16 +59,12 @@ class LocatedCard:
 
 def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
     """Return a warning where the ``earlier`` label that held says something else and is not the same person's."""
-
-    def order(each: Label) -> tuple[int, datetime]:
-        return source_rank(each.source), each.labelled_at
-
     named = (label.transaction_id, label.card_id)
     same = [other for other in earlier if (other.transaction_id, other.card_id) == named]
-    held = max(same, key=order, default=None)
+    held = max(same, key=label_order, default=None)
     if held is None or held.label == label.label or (held.source, held.analyst) == (label.source, label.analyst):
         return None
-    outcome = "yours takes its place" if order(label) > order(held) else "it still holds"
+    outcome = "yours takes its place" if label_order(label) > label_order(held) else "it still holds"
     return f"Somebody said otherwise: {label_text(held)}; {outcome}."
 
 

@@ -120,9 +120,10 @@ def change_password(request: Request) -> Response:
     if _field(request, "password") != _field(request, "again"):
         return _accounts_page(request, own=True, error="The two passwords differ: type them again.", status=400)
     row = accounts.account(name)
-    client = request.client.host if request.client else ""
+    # What others try from this address keeps nobody who has signed in from a change.
+    subject = f"session of {name}"
     try:
-        if row is None or (row.has_password and accounts.verified(name, _field(request, "current"), client) is None):
+        if row is None or (row.has_password and accounts.verified(name, _field(request, "current"), subject) is None):
             audit(request.scope, "refused", status=403, reason="wrong password")
             return _accounts_page(request, own=True, error="Your present password is wrong: type it again.", status=403)
         accounts.set_password(name, _field(request, "password"))

@@ -1,6 +1,7 @@
 """Accounts, sessions and one-time links of the console, in a file that no topic and nobody else may read."""
 
 import hashlib
+import math
 import re
 import secrets
 import sqlite3
@@ -25,9 +26,13 @@ IDLE_S: Final = 8 * 3_600
 SESSION_S: Final = 24 * 3_600
 """Seconds after which a session ends in any case."""
 ATTEMPTS_S: Final = 15 * 60
-"""Seconds for which an attempt to sign in counts."""
+"""Seconds for which an attempt to sign in counts for its address; longest wait for the next one."""
+COUNTED_S: Final = 24 * 3_600
+"""Seconds for which it counts for its address and name together."""
 MOST_ATTEMPTS: Final = {"name": 10, "address": 30}
-"""Attempts to sign in within `ATTEMPTS_S` that an account's name, and a client's address, have."""
+"""Attempts at a name from one address without a wait; attempts of an address at all names within `ATTEMPTS_S`."""
+DELAY_S: Final = 30
+"""Wait after the last of these attempts at a name; it doubles with each one that follows."""
 LEAST_PASSWORD: Final = 12
 """Characters of a password."""
 MOST_PASSWORD: Final = 1_024
@@ -220,12 +225,13 @@ class Accounts:
         Args:
             name: Name as it was typed.
             password: Password as it was typed.
-            address: Address of the client, which has its own limit.
+            address: Address of the client. It bounds the attempts at a name together with the name, so that nobody
+                keeps others from signing in elsewhere.
 
         Raises:
-            TooManyAttempts: The name or the address has had its attempts.
+            TooManyAttempts: The address has had its attempts, or those at this name.
         """
-        subjects = {"name": f"name {digest(name).hex()}", "address": f"address {address}"}
+        subjects = {"name": f"name {digest(name).hex()} from {address}", "address": f"address {address}"}
         # Counted first: attempts at the same time are all counted.
         counted = self._count_attempt(subjects)
         with self._lock:
@@ -253,14 +259,21 @@ class Accounts:
         """Return the row of an attempt that was counted for the address."""
         now_s = self._clock()
         with self._changing() as database:
-            database.execute("DELETE FROM attempts WHERE at_s < ?", (now_s - ATTEMPTS_S,))
-            for kind, subject in subjects.items():
-                query = "SELECT count(*) FROM attempts WHERE subject = ?"
-                if database.execute(query, (subject,)).fetchone()[0] >= MOST_ATTEMPTS[kind]:
-                    raise TooManyAttempts(
-                        f"There were too many attempts to sign in: wait {ATTEMPTS_S // 60} minutes, or ask for a link "
-                        "(`fraud-pipeline console link`)."
-                    )
+            database.execute("DELETE FROM attempts WHERE at_s < ?", (now_s - COUNTED_S,))
+            query = "SELECT count(*), max(at_s) FROM attempts WHERE subject = ? AND at_s >= ?"
+            times, newest_s = database.execute(query, (subjects["name"], 0)).fetchone()
+            more = times - MOST_ATTEMPTS["name"]
+            wait_s = 0.0 if more < 0 else newest_s + min(DELAY_S * 2.0 ** min(more, 10), ATTEMPTS_S) - now_s
+            if (
+                database.execute(query, (subjects["address"], now_s - ATTEMPTS_S)).fetchone()[0]
+                >= MOST_ATTEMPTS["address"]
+            ):
+                wait_s = ATTEMPTS_S
+            if wait_s > 0:
+                raise TooManyAttempts(
+                    f"There were too many attempts to sign in: wait {math.ceil(wait_s)} seconds, or ask for a link "
+                    "(`fraud-pipeline console link`)."
+                )
             insert = "INSERT INTO attempts VALUES (?, ?)"
             return [database.execute(insert, (subject, now_s)).lastrowid for subject in subjects.values()][-1]
 
@@ -309,17 +322,18 @@ class Accounts:
             database.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         return token
 
-    def session(self, token: str, agent: str, active: bool) -> Account | None:
+    def session(self, token: str, agent: str | None, active: bool) -> Account | None:
         """Return the account of a session; None where there is none.
 
         Args:
             token: Token of the cookie.
-            agent: Name that the browser gives itself.
+            agent: Name that the browser gives itself; None where it is not looked at.
             active: Whether a person acts; a page that refreshes itself does not keep a session.
 
         Raises:
             SessionEnded: It was too old, or its token comes from another browser, so that it was stolen.
         """
+        own = None if agent is None else digest(agent)
         query = (
             "SELECT name, role, csrf, agent, seen_s, expires_s FROM sessions JOIN accounts ON name = account "
             "WHERE token = ? AND NOT disabled"
@@ -330,7 +344,7 @@ class Accounts:
         if found is None:
             return None
         *values, browser, seen_s, expires_s = found
-        if (stolen := browser != digest(agent)) or now_s >= min(expires_s, seen_s + IDLE_S):
+        if (stolen := own not in (None, browser)) or now_s >= min(expires_s, seen_s + IDLE_S):
             self.end_session(token)
             raise SessionEnded(
                 f"the session of {values[0]} {'was used by another browser' if stolen else 'is too old'}"

@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from pipeline.console.cases import AUDIT, label_order
+from pipeline.console.cases import AUDIT
 from pipeline.console.queries import KnownTransaction
 from pipeline.console.views import LabelView
 from pipeline.kafka.writers.producer import TopicRecord
+from pipeline.learning.labels import label_order
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.errors import InvalidMessage
@@ -28,18 +29,6 @@ class ActionRefused(Exception):
     """An action that cannot be done; the text is a sentence for who asked for it."""
 
 
-class ActionClock(NamedTuple):
-    """The time of an action."""
-
-    labelled_at: datetime
-    """Now, or the topics' own time where their clock is a simulated one."""
-
-    @property
-    def known_ms(self) -> int:
-        """Milliseconds since 1970 that a label's record bears on topics that producers stamp."""
-        return timestamp_us(self.labelled_at) // US_PER_MS
-
-
 def derived_id(event_id: str, name: str) -> str:
     """Return an identifier that is the same whenever an action is repeated."""
     return hashlib.sha256(f"{event_id}\0{name}".encode()).hexdigest()[:_ID_DIGITS]
@@ -54,7 +43,7 @@ def event_record(settings: Settings, event: CaseEvent) -> TopicRecord:
     return TopicRecord(settings.topic(CASE_EVENTS.name), event.case_id.encode(), _checked(event))
 
 
-def label_record(settings: Settings, label: Label, clock: ActionClock) -> TopicRecord:
+def label_record(settings: Settings, label: Label, now: datetime) -> TopicRecord:
     """Return a label as a record of the topic that speaks for its source.
 
     Raises:
@@ -64,12 +53,12 @@ def label_record(settings: Settings, label: Label, clock: ActionClock) -> TopicR
         topic = settings.label_sources.topic_for(label.source)
     except InvalidMessage as error:
         raise ActionRefused(f"The label cannot be written: {error}") from error
-    if label.labelled_at - clock.labelled_at > timedelta(seconds=settings.future_tolerance_s):
+    if label.labelled_at - now > timedelta(seconds=settings.future_tolerance_s):
         raise ActionRefused(
             f"An earlier label of transaction {label.transaction_id} lies in the future, at "
             f"{label.labelled_at:%Y-%m-%d %H:%M:%S} UTC: label it again after that time."
         )
-    known_ms = max(clock.known_ms, timestamp_us(label.labelled_at) // US_PER_MS)
+    known_ms = timestamp_us(max(now, label.labelled_at)) // US_PER_MS
     return TopicRecord(settings.topic(topic), label.card_id.encode(), _checked(label), timestamp_ms=known_ms)
 
 
@@ -82,16 +71,14 @@ def _checked(message: CaseEvent | Label) -> bytes:
     return value
 
 
-def new_labels(
-    known: Mapping[str, KnownTransaction], outcome: str, event: CaseEvent, clock: ActionClock
-) -> list[Label]:
+def new_labels(known: Mapping[str, KnownTransaction], outcome: str, event: CaseEvent, now: datetime) -> list[Label]:
     """Return the labels of an answer: of source ``audit`` where an audit selected the transaction's alert.
 
     Args:
         known: Transactions to label.
         outcome: ``fraud`` or ``legitimate``.
         event: Event that closes the case.
-        clock: Times of the action.
+        now: Time of the action.
     """
     labels = []
     for transaction_id, transaction in known.items():
@@ -102,7 +89,7 @@ def new_labels(
                 card_id=event.card_id,
                 label=outcome,
                 source=source,
-                labelled_at=_later(clock.labelled_at, transaction.labels, source),
+                labelled_at=_later(now, transaction.labels, source),
                 label_id=derived_id(event.event_id, transaction_id),
                 alert_id=transaction.alert_id,
                 analyst=event.by,
@@ -118,7 +105,7 @@ def _later(at: datetime, before: Sequence[LabelView], source: str) -> datetime:
 
 
 def undoing_label(
-    undone: Label, labels: Sequence[LabelView], own: Collection[str], event: CaseEvent, clock: ActionClock
+    undone: Label, labels: Sequence[LabelView], own: Collection[str], event: CaseEvent, now: datetime
 ) -> Label:
     """Return the label that says again what its source said before another one; ``unknown`` where it said nothing.
 
@@ -130,7 +117,7 @@ def undoing_label(
         labels: All labels of its transaction.
         own: Identifiers of the labels of the event that is undone.
         event: Event that undoes it.
-        clock: Times of the action.
+        now: Time of the action.
 
     Raises:
         ActionRefused: A newer label of the same source has changed it meanwhile.
@@ -147,7 +134,7 @@ def undoing_label(
         undone,
         label=before.label if before is not None else UNKNOWN,
         fraud_type=before.fraud_type if before is not None else None,
-        labelled_at=_later(clock.labelled_at, labels, undone.source),
+        labelled_at=_later(now, labels, undone.source),
         label_id=derived_id(event.event_id, undone.transaction_id),
         analyst=event.by,
         note=event.note,

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.console.action_records import (
-    ActionClock,
     ActionRefused,
     derived_id,
     event_record,
@@ -47,16 +46,6 @@ class ActionPending(ActionRefused):
     """An action that was written and not read back; a repetition finds it, and writes nothing twice."""
 
 
-class ClaimResult(NamedTuple):
-    """The holder of a case."""
-
-    held: bool
-    """True if it is the account of the claim."""
-    holder: str | None
-    until_us: int | None
-    """End of the lease, in microseconds since 1970."""
-
-
 class ShownAlerts(NamedTuple):
     """The open alerts of a case, as a row of the queue shows them."""
 
@@ -68,18 +57,6 @@ class ShownAlerts(NamedTuple):
 
 NONE_SHOWN: Final[Mapping[str, ShownAlerts]] = MappingProxyType({})
 """Nothing is said of what was shown."""
-
-
-class ActionResult(NamedTuple):
-    """The outcome of an action."""
-
-    event_id: str
-    case_ids: tuple[str, ...]
-    """Cases that it has changed."""
-    labels: tuple[str, ...] = ()
-    """Identifiers of the labels that it wrote."""
-    events: tuple[str, ...] = ()
-    """Identifiers of its events."""
 
 
 class CaseActions:
@@ -102,16 +79,13 @@ class CaseActions:
         self._producer: TransactionalProducer | None = None
         self._own_clock: bool | None = None
 
-    def claim(self, case_id: str, by: str, event_id: str) -> ClaimResult:
+    def claim(self, case_id: str, by: str, event_id: str) -> None:
         """Claim a case, or renew the claim; it holds once it is read back as the first."""
-        if self._store.event(event_id) is None:
-            row = self._case(case_id).row
-            if row.holder not in (None, by):
-                return ClaimResult(False, row.holder, row.holder_until_us)
-            self._write([_event(self._case(case_id), by, event_id, CLAIMED)])
-        row, entry = self._case(case_id).row, self._store.event(event_id)
-        held = entry is not None and entry.counted and entry.event.case_id == case_id and row.holder == by
-        return ClaimResult(held, row.holder, row.holder_until_us)
+        if not self._done([event_id], [case_id]):
+            self._write([_event(self._free(case_id, by), by, event_id, CLAIMED)])
+        self._free(case_id, by)
+        if self._case(case_id).row.holder != by:
+            raise ActionRefused("The claim has ended already: load the case again.")
 
     def claim_next(self, wanted: QueueFilter, by: str, event_id: str) -> str | None:
         """Claim the first case of a queue that nobody holds; try the next one where somebody else was first.
@@ -137,7 +111,8 @@ class CaseActions:
                     passed.add(case_id)
                     continue
             attempt += 1
-            if self._store.is_new_claim(own_id):
+            entry = self._store.event(own_id)
+            if entry is not None and entry.counted and not entry.renewed:
                 return case_id
             passed.add(case_id)
         return None
@@ -151,7 +126,7 @@ class CaseActions:
         transactions: Sequence[str],
         note: str = "",
         alerts: Sequence[str] = (),
-    ) -> ActionResult:
+    ) -> CaseEvent:
         """Label transactions of a case's card, and close those of its alerts that were shown.
 
         Args:
@@ -163,8 +138,8 @@ class CaseActions:
             note: Text for the next person, on the labels too.
             alerts: Alerts that were shown to who answers; others stay open. None: all open ones.
         """
-        if (done := self._done([event_id], [case_id])) is not None:
-            return self._counted(done, by)
+        if done := self._done([event_id], [case_id]):
+            return self._counted(done, by)[0]
         case = self._free(case_id, by)
         if not case.open_alerts:
             raise ActionRefused("The case is closed: reopen it, or undo what closed it.")
@@ -181,8 +156,8 @@ class CaseActions:
             raise ActionRefused("Label every alert of this case: it is part of an audit.")
         label_ids = [derived_id(event_id, name) for name in known]
         event = _event(case, by, event_id, CLOSED, note=note or None, alerts=sorted(answered), labels=label_ids)
-        clock = self._clock()
-        return self._counted(self._write([event], new_labels(known, outcome, event, clock), clock), by)
+        now = self._now()
+        return self._counted(self._write([event], new_labels(known, outcome, event, now), now), by)[0]
 
     def close(
         self,
@@ -191,8 +166,10 @@ class CaseActions:
         event_id: str,
         reason: str,
         shown: Mapping[str, ShownAlerts] = NONE_SHOWN,
-    ) -> ActionResult:
-        """Close cases without labels; those that are closed, held by somebody else, or blind stay as they are.
+    ) -> list[CaseEvent]:
+        """Close cases without labels; return what closed them.
+
+        Those that are closed, held by somebody else, or blind stay as they are.
 
         Args:
             case_ids: The cases.
@@ -203,8 +180,8 @@ class CaseActions:
                 case is closed as it is.
         """
         ids = {case_id: derived_id(event_id, case_id) for case_id in dict.fromkeys(case_ids)}
-        if (done := self._done(ids.values(), case_ids)) is not None:
-            return self._counted(done, by)._replace(event_id=event_id)
+        if done := self._done(ids.values(), case_ids):
+            return self._counted(done, by)
         if not reason.strip():
             raise ActionRefused("Say why the cases are closed.")
         cases = [
@@ -223,12 +200,12 @@ class CaseActions:
             _event(case, by, ids[case.row.case_id], CLOSED, note=reason, alerts=sorted(case.open_alerts))
             for case in cases
         ]
-        return self._counted(self._write(events), by)._replace(event_id=event_id)
+        return self._counted(self._write(events), by)
 
-    def snooze(self, case_id: str, by: str, event_id: str, until: datetime, note: str = "") -> ActionResult:
+    def snooze(self, case_id: str, by: str, event_id: str, until: datetime, note: str = "") -> CaseEvent:
         """Take a case out of the queue until a time, or until it gets another alert."""
-        if (done := self._done([event_id], [case_id])) is not None:
-            return self._counted(done, by)
+        if done := self._done([event_id], [case_id]):
+            return self._counted(done, by)[0]
         case = self._free(case_id, by)
         if until <= datetime.now(UTC):
             raise ActionRefused("The time until which the case sleeps has passed: name a later one.")
@@ -237,26 +214,26 @@ class CaseActions:
         if not case.open_alerts:
             raise ActionRefused("The case is closed, and need not sleep.")
         event = _event(case, by, event_id, SNOOZED, until=until, note=note or None, alerts=sorted(case.open_alerts))
-        return self._counted(self._write([event]), by)
+        return self._counted(self._write([event]), by)[0]
 
-    def note(self, case_id: str, by: str, event_id: str, text: str) -> ActionResult:
+    def note(self, case_id: str, by: str, event_id: str, text: str) -> CaseEvent:
         """Add a note to a case, whoever holds it; a note of its holder renews the lease."""
-        if (done := self._done([event_id], [case_id])) is not None:
-            return done
+        if done := self._done([event_id], [case_id]):
+            return done[0]
         if not text.strip():
             raise ActionRefused("The note is empty: write something.")
-        return self._write([_event(self._case(case_id), by, event_id, NOTED, note=text)])
+        return self._write([_event(self._case(case_id), by, event_id, NOTED, note=text)])[0]
 
-    def reopen(self, case_id: str, by: str, event_id: str) -> ActionResult:
+    def reopen(self, case_id: str, by: str, event_id: str) -> CaseEvent:
         """Open all alerts of a case again, or wake it; its labels stay."""
-        if (done := self._done([event_id], [case_id])) is not None:
-            return done
+        if done := self._done([event_id], [case_id]):
+            return done[0]
         case = self._case(case_id)
         if not case.closed_alerts and case.row.status != "snoozed":
             raise ActionRefused("The case is open already.")
-        return self._write([_event(case, by, event_id, REOPENED, alerts=sorted(case.closed_alerts))])
+        return self._write([_event(case, by, event_id, REOPENED, alerts=sorted(case.closed_alerts))])[0]
 
-    def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> ActionResult:
+    def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> CaseEvent:
         """Undo an action on a case: its alerts are open again, and newer labels say what their source said before.
 
         Args:
@@ -265,8 +242,8 @@ class CaseActions:
             event_id: Identifier of this action.
             undoes: Identifier of the action that is undone. It is refused where a newer label has changed its labels.
         """
-        if (done := self._done([event_id], [case_id])) is not None:
-            return done
+        if done := self._done([event_id], [case_id]):
+            return done[0]
         case = self._free(case_id, by)
         target = next((entry for entry in case.history if entry.event.event_id == undoes), None)
         if target is None or target.undone or not target.counted or target.event.kind not in UNDOABLE:
@@ -277,45 +254,40 @@ class CaseActions:
             raise ActionPending("The labels of that action have not been read yet: try again in a moment.")
         label_ids = [derived_id(event_id, label.transaction_id) for label in undone.values()]
         event = _event(case, by, event_id, UNDONE, undoes=undoes, alerts=target.event.alerts, labels=label_ids)
-        clock = self._clock()
+        now = self._now()
         labels = [
-            undoing_label(label, self._store.labels_of(label.transaction_id, label.card_id), own, event, clock)
+            undoing_label(label, self._store.labels_of(label.transaction_id, label.card_id), own, event, now)
             for label in undone.values()
         ]
-        return self._write([event], labels, clock)
+        return self._write([event], labels, now)[0]
 
     # --- What is known -----------------------------------------------------------------------------------------
 
-    def _done(self, event_ids: Iterable[str], case_ids: Collection[str]) -> ActionResult | None:
-        """Return what an action has done before, by its events.
-
-        Raises:
-            ActionRefused: It was done on another case.
-        """
+    def _done(self, event_ids: Iterable[str], case_ids: Collection[str]) -> list[CaseEvent]:
+        """Return what an action has written before; raises ActionRefused where that was on another case."""
         found = [entry.event for event_id in event_ids if (entry := self._store.event(event_id)) is not None]
         if any(event.case_id not in case_ids for event in found):
             raise ActionRefused("This form was sent for another case: load the page again.")
-        return _result(found) if found else None
+        return found
 
-    def _counted(self, result: ActionResult, by: str) -> ActionResult:
-        """Return a result with the cases alone that are as the account left them.
+    def _counted(self, events: Sequence[CaseEvent], by: str) -> list[CaseEvent]:
+        """Return the events whose cases are as the account left them.
 
         Raises:
             ActionRefused: There is none: on the log, somebody else was first.
         """
-        lost = {case_id: self._first(case_id, by, result.events) for case_id in result.case_ids}
-        left = tuple(case_id for case_id, other in lost.items() if other is None)
-        if not left:
-            other = next(iter(lost.values()))
-            stands = "The label stands, but the case" if result.labels else "The case"
-            raise ActionRefused(f"{other} was a moment earlier. {stands} is as {other} has it: load it again.")
-        return result._replace(case_ids=left)
+        others = [self._first(event, by) for event in events]
+        counted = [event for event, other in zip(events, others, strict=True) if other is None]
+        if not counted:
+            stands = "The label stands, but the case" if events[0].labels else "The case"
+            raise ActionRefused(f"{others[0]} was a moment earlier. {stands} is as {others[0]} has it: load it again.")
+        return counted
 
-    def _first(self, case_id: str, by: str, event_ids: Collection[str]) -> str | None:
-        """Return who was earlier, where an event of a case did not count; None where it did."""
+    def _first(self, event: CaseEvent, by: str) -> str | None:
+        """Return who was earlier, where an event did not count; None where it did."""
         other = "Somebody else"
-        for entry in self._case(case_id).history:
-            if entry.event.event_id in event_ids:
+        for entry in self._case(event.case_id).history:
+            if entry.event.event_id == event.event_id:
                 return None if entry.counted else other
             if entry.counted and entry.event.by != by and entry.event.kind in (CLAIMED, CLOSED):
                 other = entry.event.by
@@ -331,30 +303,32 @@ class CaseActions:
         """Return a case that nobody else holds."""
         case = self._case(case_id)
         if case.row.holder not in (None, by):
-            raise ActionRefused(f"{case.row.holder} holds this case: wait until that has ended, or ask.")
+            until = datetime.fromtimestamp((case.row.holder_until_us or 0) / US_PER_SECOND, UTC)
+            raise ActionRefused(f"{case.row.holder} holds this case until {until:%H:%M} UTC: ask, or take another one.")
         return case
 
-    def _clock(self) -> ActionClock:
+    def _now(self) -> datetime:
+        """Return the time of an action: the topics' own where their clock is a simulated one."""
         now, stream_us = datetime.now(UTC), self._store.stream_us
         if self._own_clock is None:
             self._own_clock = has_own_clock(self._bootstrap, self._settings)
         newest = datetime.fromtimestamp(stream_us / US_PER_SECOND, UTC)
-        return ActionClock((if_simulated(newest, now) if self._own_clock and stream_us else None) or now)
+        return (if_simulated(newest, now) if self._own_clock and stream_us else None) or now
 
     # --- Writing -----------------------------------------------------------------------------------------------
 
     def _write(
-        self, events: Sequence[CaseEvent], labels: Sequence[Label] = (), clock: ActionClock | None = None
-    ) -> ActionResult:
-        """Write events and labels in one transaction, and wait until they are read back."""
+        self, events: Sequence[CaseEvent], labels: Sequence[Label] = (), now: datetime | None = None
+    ) -> Sequence[CaseEvent]:
+        """Write events and labels in one transaction, and return the events once all is read back."""
         records = [event_record(self._settings, event) for event in events]
-        if clock is not None:
-            records += [label_record(self._settings, label, clock) for label in labels]
+        if now is not None:
+            records += [label_record(self._settings, label, now) for label in labels]
         label_ids = [label.label_id or "" for label in labels]
 
         def is_read() -> bool:
             found = self._store.labels_by_id(events[0].card_id, label_ids)
-            return len(found) == len(label_ids) and all(self._store.event(event.event_id) for event in events)
+            return len(found) == len(label_ids) and self._store.has_events([event.event_id for event in events])
 
         if not self._waiting.acquire(blocking=False):
             raise ActionRefused("Many actions wait for the brokers: try again in a moment.")
@@ -368,7 +342,7 @@ class CaseActions:
                 )
         finally:
             self._waiting.release()
-        return _result(events)
+        return events
 
     def _transact(self, records: Sequence[TopicRecord], event_id: str) -> None:
         """Write records once, whatever becomes of the connection meanwhile; raises DeliveryFailed."""
@@ -417,12 +391,6 @@ def _has_more(case: CaseSummary, shown: ShownAlerts | None) -> bool:
     return shown is not None and (
         len(case.open_alerts) > shown.alerts or case.row.last_raised_us > shown.last_raised_us
     )
-
-
-def _result(events: Sequence[CaseEvent]) -> ActionResult:
-    case_ids = tuple(event.case_id for event in events)
-    labels = tuple(label for event in events for label in event.labels)
-    return ActionResult(events[0].event_id, case_ids, labels, tuple(event.event_id for event in events))
 
 
 def _now_us() -> int:

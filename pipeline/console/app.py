@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -26,11 +27,10 @@ from pipeline.console.accounts import Accounts, SessionEnded
 from pipeline.console.actions import CaseActions
 from pipeline.console.explanation import Explainer
 from pipeline.console.guard import SECURITY_HEADERS, Guard, Refusal, audit, local_path
-from pipeline.console.learned import LabelProgress
 from pipeline.console.options import ConsoleError, ConsoleOptions
 from pipeline.console.reader import TopicsReader
 from pipeline.console.roles import Action, allowed, requires
-from pipeline.console.status import StatusLine
+from pipeline.console.status import ClusterView
 from pipeline.console.store import CaseStore
 from pipeline.observability.error_text import explained
 from pipeline.settings import Settings
@@ -47,7 +47,8 @@ class Changes:
     """Tells any number of pages which cases have changed; a slow one hears of all of them, later."""
 
     def __init__(self) -> None:
-        self._listeners: set[_Listener] = set()
+        self._listeners: dict[asyncio.Event, dict[str, None]] = {}
+        """Cases that a page has not heard of yet, by the event that wakes it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
 
@@ -58,17 +59,17 @@ class Changes:
     def publish(self, case_ids: Iterable[str]) -> None:
         """Report changed cases, from any thread; nobody listens before the server has begun."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._add, frozenset(case_ids))
+            self._loop.call_soon_threadsafe(self._wake, dict.fromkeys(case_ids))
 
-    def _add(self, case_ids: frozenset[str]) -> None:
-        for listener in self._listeners:
-            listener.add(case_ids)
+    def _wake(self, case_ids: dict[str, None]) -> None:
+        for woken, pending in self._listeners.items():
+            pending.update(case_ids)
+            woken.set()
 
     def close(self) -> None:
         """End all streams of events, which a server that stops would wait for; called in the loop."""
         self.closed = True
-        for listener in self._listeners:
-            listener.woken.set()
+        self._wake({})
 
     async def events(self, with_cases: bool, is_valid: Callable[[], bool]) -> AsyncIterator[str]:
         """Yield server-sent events until closed.
@@ -77,52 +78,29 @@ class Changes:
             with_cases: Whether the page may know of cases; if not, it only gets the events of the status line.
             is_valid: Returns whether the page's session lasts; the events end with it.
         """
-        listener = _Listener()
-        self._listeners.add(listener)
+        woken, pending, status_s = asyncio.Event(), dict[str, None](), float("-inf")
+        self._listeners[woken] = pending
         try:
             yield _RETRY
-            status_s = 0.0
             while not self.closed and is_valid():
-                if (changed := listener.take()) and with_cases:
+                changed = list(islice(pending, IDS_A_MESSAGE))
+                for case_id in changed:
+                    del pending[case_id]
+                if not pending:
+                    woken.clear()
+                if changed and with_cases:
                     yield f"event: cases\ndata: {json.dumps(changed)}\n\n"
                 now_s = asyncio.get_running_loop().time()
                 if now_s - status_s >= STATUS_INTERVAL_S:
                     status_s = now_s
                     yield "event: status\ndata: {}\n\n"
-                await listener.wait(STATUS_INTERVAL_S - (now_s - status_s))
+                # Changes of this time come together.
+                await asyncio.sleep(CHANGES_INTERVAL_S)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(status_s + STATUS_INTERVAL_S):
+                        await woken.wait()
         finally:
-            self._listeners.discard(listener)
-
-
-class _Listener:
-    """The cases that a page has not heard of yet: as many as there are at most."""
-
-    def __init__(self) -> None:
-        self._pending: dict[str, None] = {}
-        self.woken = asyncio.Event()
-
-    def add(self, case_ids: frozenset[str]) -> None:
-        """Add changed cases."""
-        self._pending |= dict.fromkeys(case_ids)
-        self.woken.set()
-
-    def take(self) -> list[str]:
-        """Take as many as a message has."""
-        taken = list(self._pending)[:IDS_A_MESSAGE]
-        for case_id in taken:
-            del self._pending[case_id]
-        if not self._pending:
-            self.woken.clear()
-        return taken
-
-    async def wait(self, timeout_s: float) -> None:
-        """Wait for changes, and let those of `CHANGES_INTERVAL_S` come together."""
-        await asyncio.sleep(CHANGES_INTERVAL_S)
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s - CHANGES_INTERVAL_S)):
-                await self.woken.wait()
-        except TimeoutError:
-            return
+            del self._listeners[woken]
 
 
 class Parts(NamedTuple):
@@ -132,8 +110,7 @@ class Parts(NamedTuple):
     store: CaseStore
     actions: CaseActions
     explainer: Explainer
-    progress: LabelProgress
-    status: StatusLine
+    status: ClusterView
     accounts: Accounts
     changes: Changes
     reader: TopicsReader | None = None
@@ -151,11 +128,10 @@ def healthz(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """Stream what changes, as server-sent events."""
     parts: Parts = request.app.state.parts
-    agent = request.headers.get("user-agent", "")
 
     def is_valid() -> bool:
         try:
-            return parts.accounts.session(request.state.token, agent, active=False) is not None
+            return parts.accounts.session(request.state.token, None, active=False) is not None
         except SessionEnded as ended:
             audit(request.scope, "session ended", reason=str(ended))
             return False

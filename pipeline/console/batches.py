@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from pipeline.console.case_events import EARLIEST_US, LATEST_US
-from pipeline.console.cases import choose_companion, cutoff_us, decode_event
+from pipeline.console.case_events import EARLIEST_US, FORGOTTEN, LATEST_US
+from pipeline.console.cases import choose_companion, cutoff_us, decode_event, note_known
 from pipeline.console.tables import row_id
 from pipeline.settings import Settings
 from schemas.codec import decode_label, timestamp_us
@@ -23,6 +23,7 @@ from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, TRANSACTIONS
 
 log = logging.getLogger(__name__)
 
+_MOST_AMOUNT: Final = 1e15
 _MOST_WHOLE: Final = 2**31
 """Partitions and rows from here on are no position of a log."""
 
@@ -60,6 +61,11 @@ def _checked_us(time: datetime) -> int:
     return time_us
 
 
+def _bounded(amount: float) -> float:
+    """Return an amount within bounds, so that no sum is infinite: a case with an absurd one is shown like others."""
+    return min(max(amount, -_MOST_AMOUNT), _MOST_AMOUNT)
+
+
 def _check_identifiers(alert: Alert) -> None:
     """Raise InvalidMessage where no event could name an alert's case, or no label its transaction."""
     for name, longest in _LONGEST.items():
@@ -94,6 +100,10 @@ class BatchWriter:
         """Newest time of an event's record."""
         self.oldest_label_us = 2**63 - 1
         """Least ``known_us`` of the labels of the last batch."""
+        self.forgotten = {card_id for (card_id,) in connection.execute("SELECT card_id FROM forgotten")}
+        """Cards of which nothing may stay."""
+        self.to_delete: set[str] = set()
+        """Those of them of which something was inserted, or was there before."""
 
     def write(self, records: Iterable[Record]) -> set[str]:
         """Insert records, in the order of their logs.
@@ -131,6 +141,11 @@ class BatchWriter:
                 record.topic, record.partition, record.offset, type(error).__name__,
             )  # fmt: skip
 
+    def _check_forgotten(self, card_id: str) -> None:
+        """Note a card to delete; its alerts are inserted first: the choice of blind cases depends on all."""
+        if card_id in self.forgotten:
+            self.to_delete.add(card_id)
+
     def _event_us(self, record: Record, event_time: datetime) -> int:
         """Return an event time, which no record can be far ahead of: everything older than the newest one is dropped.
 
@@ -161,9 +176,10 @@ class BatchWriter:
             number, source = row_id(record.partition, record.offset), head.source
             rows.append((
                 number, head.transaction_id, head.card_id, head.merchant_id, event_us, str(head.amount), head.currency,
-                head.amount_base, head.score, head.action, head.case_id,
+                _bounded(head.amount_base), head.score, head.action, head.case_id,
             ))  # fmt: skip
             self.stream_us = max(self.stream_us, event_us)
+            self._check_forgotten(head.card_id)
             if source.topic == TRANSACTIONS.name and source.partition < _MOST_WHOLE:
                 ends[source.partition] = max(ends.get(source.partition, 0), source.offset)
             if body is not None:
@@ -191,6 +207,7 @@ class BatchWriter:
         if min(on_log) < 0 or max(alert.log.partition, alert.log.row) >= _MOST_WHOLE:
             on_log = (-1, -1, -1)
         self.stream_us = max(self.stream_us, event_us)
+        self._check_forgotten(alert.card_id)
         reason = max(alert.reasons, key=lambda reason: reason.contribution, default=None)
         number, case_id = row_id(record.partition, record.offset), alert.case_id
         choose_companion(self._connection, self._key, record.partition, case_id, alert.selection)
@@ -198,12 +215,13 @@ class BatchWriter:
             _INSERT_ALERT,
             (
                 number, alert.alert_id, case_id, alert.card_id, alert.transaction_id, alert.merchant_id,
-                event_us, raised_us, alert.amount_base, alert.base_currency,
-                alert.severity, alert.selection, reason.sentence if reason else "",
+                event_us, raised_us, _bounded(alert.amount_base), alert.base_currency,
+                _bounded(alert.severity), alert.selection, reason.sentence if reason else "",
                 reason.contribution if reason else 0.0, position_text(alert.source), *on_log, on_log[1] < 0, None,
                 record.value,
             ),
         )  # fmt: skip
+        note_known(self._connection, alert.transaction_id, alert.card_id)
         named = {
             "case": case_id,
             "card": alert.card_id,
@@ -224,9 +242,16 @@ class BatchWriter:
         if record.arrived_us >= LATEST_US:
             raise InvalidMessage("event_time_impossible", "The record's time is not between 1970 and 2200.")
         self.broker_us = max(self.broker_us, record.arrived_us)
+        if event.kind == FORGOTTEN:
+            self._connection.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (event.card_id,))
+            self.forgotten.add(event.card_id)
+            self.to_delete.add(event.card_id)
+            return ()
+        self._check_forgotten(event.card_id)
+        number = row_id(record.partition, record.offset)
         self._connection.execute(
-            "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)",
-            (row_id(record.partition, record.offset), event.event_id, event.case_id, record.arrived_us, record.value),
+            "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
+            (number, event.event_id, event.case_id, event.card_id, record.arrived_us, record.value),
         )
         return (event.case_id,)
 
@@ -236,6 +261,7 @@ class BatchWriter:
             record.value, record_timestamp_us=record.arrived_us, future_tolerance_us=self._tolerance_us
         )
         self._sources.check(topic, label.source)
+        self._check_forgotten(label.card_id)
         known_us = max(timestamp_us(label.labelled_at), record.arrived_us)
         self.oldest_label_us = min(self.oldest_label_us, known_us)
         self._connection.execute(
@@ -245,8 +271,4 @@ class BatchWriter:
                 record.value,
             ),
         )  # fmt: skip
-        found = self._connection.execute(
-            "SELECT DISTINCT case_id FROM alerts WHERE transaction_id = ? AND card_id = ?",
-            (label.transaction_id, label.card_id),
-        )
-        return [case_id for (case_id,) in found]
+        return note_known(self._connection, label.transaction_id, label.card_id)

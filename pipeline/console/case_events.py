@@ -1,6 +1,6 @@
 """The state of a case as the replay of what people did with it, in the order of the log."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -13,6 +13,8 @@ CLAIM_LEASE_US: Final = 600 * US_PER_SECOND
 CLAIMED, NOTED, CLOSED, SNOOZED, REOPENED, UNDONE = (
     "claimed", "noted", "closed", "snoozed", "reopened", "undone",
 )  # fmt: skip
+FORGOTTEN: Final = "forgotten"
+"""Kind of an event of a card, and of no case: no console holds anything of the card, before it or behind it."""
 EARLIEST_US: Final = 0
 """Start of 1970: a time that is earlier is none."""
 LATEST_US: Final = timestamp_us(datetime(2200, 1, 1, tzinfo=UTC))
@@ -37,7 +39,7 @@ class ReplayedEvent(NamedTuple):
     counted: bool
     """False where it changed nothing: of a case that somebody else held or had closed, or of an unknown kind."""
     undone: bool
-    renewed: bool
+    renewed: bool = False
     """True for a claim of a case that its account held already."""
 
 
@@ -46,11 +48,7 @@ class Snooze(NamedTuple):
 
     until_us: int
     alerts: frozenset[str]
-    """Alerts that sleep; none: all of them."""
-
-    def ends_by(self, open_alerts: Collection[str]) -> bool:
-        """Return whether an alert has come since, which wakes the case."""
-        return bool(self.alerts) and not self.alerts.issuperset(open_alerts)
+    """Alerts that sleep, so that another one wakes the case; none: all of them."""
 
 
 class CaseState(NamedTuple):

@@ -1,5 +1,6 @@
 """A case's page: why it was scored, what surrounds it, and what people do with it."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,9 +15,11 @@ from starlette.routing import Route
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
+from pipeline.console.case_events import ReplayedEvent
+from pipeline.console.queries import ALERTS_SHOWN
 from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
 from pipeline.console.roles import Action, allowed, check_allowed, requires
-from pipeline.console.views import AlertView, CaseView, Explanation, HistoryEntry, LabelView, LearnedView
+from pipeline.console.views import AlertView, CaseView, Explanation, LabelView, LearnedView
 from pipeline.kafka.writers.producer import DeliveryFailed
 
 LONGEST_NOTE: Final = 10_000
@@ -24,14 +27,16 @@ POLL_S: Final = (1, 1, 2, 2, 3, 5, 5, 10, 15, 30)
 """Seconds between questions what has learned a label; the last one for all that follow."""
 
 
-def find_case(request: Request) -> CaseView:
-    """Return the case of an address.
+def find_case(request: Request, most: int = ALERTS_SHOWN) -> CaseView:
+    """Return the case of an address, with ``most`` alerts.
 
     Raises:
         HTTPException: There is none (404).
     """
     try:
-        found: CaseView = request.app.state.parts.store.case(request.path_params["case_id"], time.time_ns() // 1_000)
+        found: CaseView = request.app.state.parts.store.case(
+            request.path_params["case_id"], time.time_ns() // 1_000, most
+        )
     except KeyError:
         raise HTTPException(404, "There is no such case: search for its card or its transaction.") from None
     return found
@@ -46,7 +51,7 @@ def _explained(request: Request, case: CaseView, alert_id: str | None) -> tuple[
     return view, request.app.state.parts.explainer.explain(view.decision)
 
 
-def _undoable(request: Request, case: CaseView) -> HistoryEntry | None:
+def _undoable(request: Request, case: CaseView) -> ReplayedEvent | None:
     account = request.state.account
     everybody = allowed(account.role, Action.WITHDRAW_OTHERS)
     return presentation.last_undoable(case.history, None if everybody else account.name)
@@ -91,7 +96,7 @@ def show_case(request: Request) -> Response:
 @requires(Action.EXPORT)
 def export_case(request: Request) -> Response:
     """Send a case as one file that needs nothing else."""
-    case = find_case(request)
+    case = find_case(request, sys.maxsize)
     explained = [_explained(request, case, view.alert.alert_id) for view in case.alerts]
     data = presentation.record(case).decode()
     values = _case_values(request, case, None) | {"explained": explained, "record": data}
@@ -131,7 +136,7 @@ def _learned(request: Request, case: CaseView, label_ids: Sequence[str]) -> list
             continue
         labels = parts.store.labels_of(entry.transaction_id, entry.card_id)
         found |= {str(item.label.label_id): item for item in labels if item.label.label_id in wanted}
-    return [parts.progress.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
+    return [parts.status.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
 
 
 def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], object]) -> Callable[..., Any]:
@@ -171,12 +176,7 @@ def _check_own(request: Request, event_id: str) -> None:
 
 
 def _claim(actions: Any, case_id: str, by: str, event_id: str, _form: FormData) -> None:
-    result = actions.claim(case_id, by, event_id)
-    if result.holder is None:
-        raise ActionRefused("The claim has ended already: load the case again.")
-    if not result.held:
-        until = presentation.moment(result.until_us)
-        raise ActionRefused(f"{result.holder} holds this case until {until} UTC: take another one with N.")
+    actions.claim(case_id, by, event_id)
 
 
 def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
@@ -190,7 +190,8 @@ def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -
 
 
 def _snooze(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
-    end = presentation.snooze_end(str(form.get("until", "")), str(form.get("own", "")), datetime.now(UTC))
+    own = f"{form.get('own', '')}{form.get('offset', '')}"
+    end = presentation.snooze_end(str(form.get("until", "")), own, datetime.now(UTC))
     actions.snooze(case_id, by, event_id, end, str(form.get("note", "")).strip()[:LONGEST_NOTE])
 
 

@@ -4,14 +4,16 @@ import hashlib
 import hmac
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from pipeline.console.case_events import CLOSED, CaseState, RecordedEvent, replay
-from pipeline.console.tables import partition_range
-from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, known_value, source_rank
-from schemas.codec import timestamp_us
+from pipeline.console.tables import open_database, partition_range
+from pipeline.learning.labels import NOTHING, holding_label, known_value
+from pipeline.protection.tokens import CARD_ID
 from schemas.messages import CaseEvent, Label
 from schemas.times import US_PER_DAY
 
@@ -35,15 +37,9 @@ def blind_rank(key: bytes, case_id: str) -> int:
     return int.from_bytes(hmac.digest(key, case_id.encode(), hashlib.sha256)[:_RANK_BYTES])
 
 
-def label_order(label: Label) -> tuple[int, int, int]:
-    """Return a sort key of the labels of a transaction: of those that are no rule's the largest holds."""
-    return source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
-
-
-def holding_label(labels: Iterable[Label]) -> Label | None:
-    """Return the label that holds."""
-    known = [label for label in labels if source_rank(label.source) != SOURCE_RANK["rule"]]
-    return max(known, key=label_order, default=None)
+def json_text(values: Iterable[object]) -> str:
+    """Return values as text for SQLite's ``json_each``."""
+    return msgspec.json.encode(list(values)).decode()
 
 
 def labels_in(connection: sqlite3.Connection, transaction_id: str, card_id: str) -> list[sqlite3.Row]:
@@ -88,63 +84,58 @@ def choose_companion(connection: sqlite3.Connection, key: bytes, partition: int,
         connection.execute("INSERT OR IGNORE INTO companions VALUES (?)", (case_id,))
 
 
+def note_known(connection: sqlite3.Connection, transaction_id: str, card_id: str) -> list[str]:
+    """Note on the alerts of a transaction what its labels say; return their cases."""
+    key = (transaction_id, card_id)
+    held = holding_label(decode_label(body) for _, _, body in labels_in(connection, *key))
+    known = None if held is None or known_value(held.label) == NOTHING else held.label
+    query = "UPDATE alerts SET known = ? WHERE transaction_id = ? AND card_id = ? RETURNING case_id"
+    return [case_id for (case_id,) in connection.execute(query, (known, *key))]
+
+
 def refresh(connection: sqlite3.Connection, case_ids: Collection[str], key: bytes) -> None:
-    """Compute anew the rows of cases to which something was added."""
+    """Compute anew the rows of cases to which something was added; the index ``alerts_of_case`` has all it reads."""
     for case_id in case_ids:
-        alerts = connection.execute(
-            "SELECT id, alert_id, card_id, transaction_id, event_us, raised_us, amount_base, currency, severity, "
-            "selection, reason, reason_weight, known, EXISTS (SELECT 1 FROM labels WHERE "
-            "labels.transaction_id = alerts.transaction_id AND labels.card_id = alerts.card_id) "
-            "FROM alerts WHERE case_id = ? ORDER BY id",
-            (case_id,),
-        ).fetchall()
-        if alerts:
-            _refresh_case(connection, case_id, alerts, _refresh_known(connection, alerts), key)
+        _refresh_case(connection, case_id, key)
 
 
-def _refresh_known(connection: sqlite3.Connection, alerts: Sequence[sqlite3.Row]) -> set[str]:
-    """Note the labels that hold; return the ids of the alerts that have one."""
-    labelled = set()
-    for alert in alerts:
-        rows = labels_in(connection, alert[3], alert[2]) if alert[13] else []
-        held = holding_label(decode_label(body) for _, _, body in rows)
-        known = None if held is None or known_value(held.label) == NOTHING else held.label
-        if known != alert[12]:
-            connection.execute("UPDATE alerts SET known = ? WHERE id = ?", (known, alert[0]))
-        if known is not None:
-            labelled.add(alert[1])
-    return labelled
-
-
-def _refresh_case(
-    connection: sqlite3.Connection, case_id: str, alerts: Sequence[sqlite3.Row], labelled: Collection[str], key: bytes
-) -> None:
+def _refresh_case(connection: sqlite3.Connection, case_id: str, key: bytes) -> None:
     state = events_in(connection, case_id)
-    opened = [alert for alert in alerts if alert[1] not in state.closed_alerts]
-    shown = opened or alerts
+    values = {"case": case_id, "closed": json_text(state.closed_alerts)}
+    is_open = "alert_id NOT IN (SELECT value FROM json_each(:closed))" if state.closed_alerts else "1"
+    of_case = "FROM alerts WHERE case_id = :case"
+    sums = f"sum({is_open}), max(selection = '{AUDIT}' AND {is_open}), min(id), min(event_us), max(event_us)"
+    query = f"SELECT {sums} {of_case}"
+    opened, audited, first, *event_times = connection.execute(query, values).fetchone()
+    if first is None:
+        return
+    shown = f"{of_case} AND {is_open}" if opened else of_case
+    # Of what is known already nothing can be saved.
+    query = (
+        "SELECT min(raised_us), max(raised_us), count(*), total(amount_base) FILTER (WHERE known IS NULL), "
+        f"total(severity) FILTER (WHERE known IS NULL) {shown}"
+    )
+    raised_us, last_raised_us, number, money, loss = connection.execute(query, values).fetchone()
+    query = "SELECT card_id, currency FROM alerts WHERE id = ?"
+    card_id, currency = connection.execute(query, (first,)).fetchone()
+    query = f"SELECT reason FROM alerts WHERE id = (SELECT id {shown} ORDER BY reason_weight DESC, id LIMIT 1)"  # noqa: S608
+    (reason,) = connection.execute(query, values).fetchone()
     # Whoever has answered has seen the score since, whatever became of the answer.
     is_seen = any(entry.event.kind == CLOSED and entry.counted for entry in state.history)
-    blind = (
-        bool(opened)
-        and not is_seen
-        and (
-            any(alert[9] == AUDIT for alert in opened)
-            or connection.execute("SELECT 1 FROM companions WHERE case_id = ?", (case_id,)).fetchone() is not None
-        )
-    )
-    snooze = state.snooze
-    snoozed_us = None if snooze is None or snooze.ends_by([alert[1] for alert in opened]) else snooze.until_us
-    # Of what is known already nothing can be saved.
-    unknown = [alert for alert in shown if alert[1] not in labelled]
-    heaviest = max(shown, key=lambda alert: alert[11])
+    query = "SELECT 1 FROM companions WHERE case_id = ?"
+    blind = bool(opened and not is_seen and (audited or connection.execute(query, (case_id,)).fetchone()))
+    snoozed_us = None if state.snooze is None else state.snooze.until_us
+    if state.snooze is not None and state.snooze.alerts:
+        # An alert that has come since wakes the case.
+        asleep = "alert_id NOT IN (SELECT value FROM json_each(:asleep))"
+        query = f"SELECT 1 {of_case} AND {is_open} AND {asleep} LIMIT 1"
+        woken = connection.execute(query, values | {"asleep": json_text(state.snooze.alerts)}).fetchone()
+        snoozed_us = None if woken else snoozed_us
     connection.execute(
         _INSERT_CASE,
         (
-            case_id, alerts[0][2], bool(opened), blind, blind_rank(key, case_id),
-            min(alert[5] for alert in shown), max(alert[5] for alert in shown), len(shown),
-            sum(alert[6] for alert in unknown), alerts[0][7], sum(alert[8] for alert in unknown), heaviest[10],
-            state.holder, state.holder_until_us, snoozed_us,
-            min(alert[4] for alert in alerts), max(alert[4] for alert in alerts),
+            case_id, card_id, bool(opened), blind, blind_rank(key, case_id), raised_us, last_raised_us, number, money,
+            currency, loss, reason, state.holder, state.holder_until_us, snoozed_us, *event_times,
             max((entry.broker_us for entry in state.history), default=0),
         ),
     )  # fmt: skip
@@ -196,3 +187,31 @@ def delete_cases(connection: sqlite3.Connection, case_ids: Sequence[str]) -> Non
     )
     for table in ("alerts", "identifiers", "companions", "cases"):
         connection.executemany(f"DELETE FROM {table} WHERE case_id = ?", ids)  # noqa: S608
+
+
+def forget_cards(connection: sqlite3.Connection, card_ids: Collection[str]) -> list[str]:
+    """Delete everything of cards; return the cases that are gone."""
+    cards = [(card_id,) for card_id in card_ids]
+    query = "SELECT case_id FROM alerts WHERE card_id = :card UNION SELECT case_id FROM decisions WHERE card_id = :card"
+    case_ids: list[str] = [case_id for (card,) in cards for (case_id,) in connection.execute(query, {"card": card})]
+    delete_cases(connection, case_ids)
+    for table in ("decision_bodies", "events"):
+        connection.executemany(f"DELETE FROM {table} WHERE case_id = ?", [(case_id,) for case_id in case_ids])  # noqa: S608
+    for table in ("decisions", "labels", "events"):
+        connection.executemany(f"DELETE FROM {table} WHERE card_id = ?", cards)  # noqa: S608
+    return case_ids
+
+
+def forget_value(path: Path, field: str, value: str) -> int:
+    """Delete what a console's database holds of a card, or of a text that links cases; return the number of cases."""
+    with closing(open_database(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            if field == CARD_ID:
+                found = len(forget_cards(connection, [value]))
+            else:
+                query = "DELETE FROM identifiers WHERE value = ? AND field = ?"
+                found = connection.execute(query, (value, field)).rowcount
+        # Else a copy would stay in the log of the database for a while.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return found

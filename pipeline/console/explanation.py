@@ -4,9 +4,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from itertools import chain, islice
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,6 +38,8 @@ READ_S: Final = 5.0
 """Longest time for which a page waits for brokers that do not answer."""
 AGAIN_S: Final = 30.0
 """Time after which a version that could not be read is looked for again."""
+VERSIONS_KEPT: Final = 64
+"""Loaded versions that are kept, besides those of River."""
 DECISIONS_KEPT: Final = 256
 """Sets of versions that are kept."""
 RIVERS_KEPT: Final = 1_000
@@ -72,11 +73,6 @@ class Recent(Generic[K, V]):
             self._values.popitem(last=False)
         return value
 
-    def once(self, key: K, make: Callable[[], V]) -> V:
-        """Return a value, made where there is none."""
-        found = self.get(key)
-        return self.put(key, make()) if found is None else found
-
 
 class DecisionVersions:
     """The models that decisions name, read from ``models`` and kept; used from one thread at a time."""
@@ -88,8 +84,7 @@ class DecisionVersions:
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), not_counted)
         self._published = PublishedVersions(settings, (), self._contents, waiting=self._deadline)
         self._registry = Registry(settings.registry_path)
-        self._lightgbm, self._policies = Recent[str, LightGBMModel](8), Recent[str, Policy](64)
-        self._others = Recent[tuple[str, str], Scorer](64)
+        self._loaded = Recent[tuple[str, str], Any](VERSIONS_KEPT)
         self._rivers = Recent[str, bytes](RIVERS_KEPT)
 
     def models(self, decision: Decision) -> ActiveModels:
@@ -105,26 +100,24 @@ class DecisionVersions:
         for kind in BESIDE:
             version = getattr(versions, kind.name)
             if kind.load is not None and version != Unpublished().version:
-                load = partial(self._loaded, kind.load, kind.name, version)
-                others[kind.name] = self._others.once((kind.name, version), load)
-        return ActiveModels(
-            self._lightgbm.once(
-                versions.lightgbm,
-                partial(self._loaded, LightGBMModel.from_payload, LIGHTGBM.name, versions.lightgbm),
-            ),
-            self._river(decision),
-            self._policies.once(versions.policy, partial(self._loaded, Policy.from_payload, "policy", versions.policy)),
-            others,
-        )
+                others[kind.name] = self._load(kind.load, kind.name, version)
+        lightgbm = self._load(LightGBMModel.from_payload, LIGHTGBM.name, versions.lightgbm)
+        policy = self._load(Policy.from_payload, "policy", versions.policy)
+        return ActiveModels(lightgbm, self._river(decision), policy, others)
 
-    def _loaded(self, load: Callable[[bytes], V], name: str, version: str) -> V:
+    def _load(self, load: Callable[[bytes], V], name: str, version: str) -> V:
+        found: V | None = self._loaded.get((name, version))
+        if found is not None:
+            return found
         payload = self._published.payload(name, version)
         if payload is None:
             self._published.add(list(self._control.read(self._deadline)))
             payload = self._published.payload(name, version)
         if payload is None:
             raise ModelError(f"{name} version {version} cannot be read on topic {self._settings.topic(MODELS.name)}")
-        return load(payload)
+        loaded = load(payload)
+        self._loaded.put((name, version), loaded)
+        return loaded
 
     def _river(self, decision: Decision) -> Scorer:
         version, classifier = decision.versions.river, self._settings.river_classifier

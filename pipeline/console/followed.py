@@ -2,7 +2,6 @@
 
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
@@ -57,38 +56,6 @@ class Deadline:
             raise ClusterUnreachable(f"no broker answers at {self._bootstrap}: see whether it runs")
 
 
-class Background(ABC):
-    """A thread that follows the brokers from the first question on; its methods may be called from any thread.
-
-    Args:
-        bootstrap: Addresses of the brokers, for errors.
-        name: Name of the thread.
-        first_s: Longest wait for what it finds first, in seconds.
-    """
-
-    def __init__(self, bootstrap: str, name: str, first_s: float) -> None:
-        self._deadline, self._name, self._first_s = Deadline(bootstrap), name, first_s
-        self._lock, self._ending, self._ready = threading.Lock(), self._deadline.ending, threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @abstractmethod
-    def _follow(self) -> None:
-        """Follow until ``_ending`` is set; set ``_ready`` once questions can be answered."""
-
-    def _await_first(self) -> None:
-        with self._lock:
-            if self._thread is None and not self._ending.is_set():
-                self._thread = threading.Thread(target=self._follow, name=self._name, daemon=True)
-                self._thread.start()
-        self._ready.wait(self._first_s)
-
-    def close(self) -> None:
-        """Stop following."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-
-
 class LearnedExample(NamedTuple):
     """The newest example of a transaction."""
 
@@ -135,17 +102,14 @@ class FollowedVersions:
     """The active versions, and the examples that online versions have learned; used from one thread.
 
     ``control`` is read whole, of the others only what is new.
-
-    Args:
-        examples: Whether ``examples`` is followed.
     """
 
-    def __init__(self, bootstrap: str, settings: Settings, *, examples: bool = False) -> None:
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
         self._bootstrap, self._settings = bootstrap, settings
         self._trusted = TrustedRecords(settings, not_counted)
         self._contents = VersionContents(bootstrap, settings)
         self._followers: dict[str, TopicFollower] = {}
-        self._before = {CONTROL: None, MODELS: MODELS_BEFORE} | ({EXAMPLES: EXAMPLES_BEFORE} if examples else {})
+        self._before = {CONTROL: None, MODELS: MODELS_BEFORE, EXAMPLES: EXAMPLES_BEFORE}
         self._metadata: dict[str, dict[str, Any]] = {}
         self.history = VersionHistory()
         self.active: dict[str, VersionReference] = {}
@@ -176,8 +140,7 @@ class FollowedVersions:
             learned_to = version.version.rpartition("@")[2]
             if version.name == RIVER and learned_to.isdecimal():
                 self.rivers.append((int(learned_to), version.version))
-        if EXAMPLES.name in self._followers:
-            self._take_examples(self._followers[EXAMPLES.name].poll(timeout_s))
+        self._take_examples(self._followers[EXAMPLES.name].poll(timeout_s))
 
     @property
     def caught_up(self) -> bool:

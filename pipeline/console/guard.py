@@ -20,7 +20,8 @@ from pipeline.console.accounts import Account, Accounts, SessionEnded
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Final = 256 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""More than a page of the longest identifiers has, of the queue or of a case."""
 MAX_FIELDS: Final = 2_000
 BODY_TIMEOUT_S: Final = 10.0
 RATE_PER_S: Final = 20.0
@@ -181,7 +182,8 @@ class Guard:
         token = request.cookies.get(self._hosts.cookie)
         if token is None:
             return
-        agent = request.headers.get("user-agent", "")
+        # The shared worker of some browsers has another name than their pages; it hears which cases have changed.
+        agent = None if request.scope["path"] == "/events" else request.headers.get("user-agent", "")
         # A page that lies open asks for what is new: that keeps no session.
         by_page = request.scope["path"] == "/events" or (request.method == "GET" and "hx-request" in request.headers)
         request.state.token = token
@@ -208,8 +210,10 @@ class Guard:
         kind = request.headers.get("content-type", _FORM).partition(";")[0].strip().lower()
         if kind != _FORM:
             return Refusal(415, "The console takes forms of its own pages only.")
+        if body.count(b"&") >= MAX_FIELDS:
+            return Refusal(400, f"The form has more than {MAX_FIELDS:,} fields: tick less, and send it in parts.")
         try:
-            fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+            fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
         except ValueError:
             return Refusal(400, "The form cannot be read: send it anew from its page.")
         request.state.form = FormData(list(fields))

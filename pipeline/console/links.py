@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from pipeline.console.queries import UnlinkedAlert
 from pipeline.console.reader import StoreThread
-from pipeline.console.store import UnlinkedAlert
 from pipeline.engine.encoding.blocks import BlockError, original_of
 from pipeline.engine.records.accept import text_of
 from pipeline.features.catalogue import ACTIVE

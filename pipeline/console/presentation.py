@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE
-from pipeline.console.views import CaseView, HistoryEntry, QueueRow, TimelineEntry
+from pipeline.console.case_events import CLAIMED, CLOSED, NOTED, REOPENED, SNOOZED, UNDOABLE, UNDONE, ReplayedEvent
+from pipeline.console.views import CaseView, QueueRow, TimelineEntry
 from pipeline.decision.reason_texts import ago
 from pipeline.features.built_in import COUNT, MONEY, MULTIPLE, SECONDS
 from pipeline.features.catalogue import BY_NAME
@@ -23,11 +23,18 @@ from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
 
 ABSENT: Final = "\u2013"
 """Shown where there is no value."""
+MOST_ENTRIES: Final = 100
+"""Notes, and actions, that a case's page shows at most."""
 HIDDEN: Final = "hidden"
 """Shown in place of a value that would give away the score of a blind case."""
 BLIND_SENTENCE: Final = "Judge this one without the score: it is part of an audit."
 EVENING_HOUR, MORNING_HOUR = 18, 8
-SNOOZES: Final = {"hour": "1 hour", "tonight": "Tonight", "tomorrow": "Tomorrow", "days": "3 days"}
+SNOOZES: Final = {
+    "hour": "1 hour",
+    "tonight": f"Tonight, {EVENING_HOUR}:00 UTC",
+    "tomorrow": f"Tomorrow, {MORNING_HOUR}:00 UTC",
+    "days": "3 days",
+}
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Characters that make a spreadsheet compute a cell."""
 CSV_COLUMNS: Final = (
@@ -110,6 +117,8 @@ def number(value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return ABSENT
+    if math.isinf(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
@@ -152,7 +161,8 @@ def percent(share: float | None) -> str:
 
 def bar(value: float | None, largest: float) -> str:
     """Return the width of a bar, 0 to 100."""
-    return "0" if not value or not largest else f"{min(100 * abs(value) / largest, 100):.1f}"
+    share = abs(value) / largest if value and largest else 0.0
+    return f"{min(100 * share, 100):.1f}" if share > 0 else "0"
 
 
 def counted(number_of: int, noun: str) -> str:
@@ -169,7 +179,7 @@ def snooze_end(choice: str, own: str, now: datetime) -> datetime:
 
     Args:
         choice: A key of `SNOOZES`, or ``own``.
-        own: Own time as a form has it, in UTC, such as ``2026-01-31T08:00``.
+        own: Own time as a form has it, such as ``2026-01-31T08:00+01:00``; without an offset it is in UTC.
         now: The present, in UTC.
 
     Raises:
@@ -186,9 +196,12 @@ def snooze_end(choice: str, own: str, now: datetime) -> datetime:
         case "days":
             return now + timedelta(days=3)
     try:
-        end = datetime.fromisoformat(own).replace(tzinfo=UTC)
-    except ValueError:
-        raise ValueError("Give the end of the snooze as a date and a time.") from None
+        given = datetime.fromisoformat(own)
+        end = given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "Give the end of the snooze as a date, a time and an offset from UTC, such as +01:00."
+        ) from None
     if end <= now:
         raise ValueError("The snooze would end in the past: give a later time.")
     return end
@@ -200,7 +213,7 @@ def labels_by_id(case: CaseView) -> dict[str, Label]:
     return {label.label_id: label for label in known if label.label_id is not None}
 
 
-def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
+def sentence(entry: ReplayedEvent, labels: dict[str, Label]) -> str:
     """Return an action as the rest of a sentence that begins with the account.
 
     Args:
@@ -219,7 +232,7 @@ def sentence(entry: HistoryEntry, labels: dict[str, Label]) -> str:
     return f"{text} (undone)" if entry.undone else text
 
 
-def last_undoable(history: Sequence[HistoryEntry], account: str | None) -> HistoryEntry | None:
+def last_undoable(history: Sequence[ReplayedEvent], account: str | None) -> ReplayedEvent | None:
     """Return the newest action that can be undone.
 
     Args:

@@ -18,13 +18,12 @@ from pipeline.console.action_records import ActionRefused
 from pipeline.console.actions import ShownAlerts
 from pipeline.console.guard import audit
 from pipeline.console.roles import Action, requires
-from pipeline.console.views import CaseStatus, QueueFilter
+from pipeline.console.views import QueueFilter, QueueState
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 
 PAGE_ROWS: Final = 100
 CSV_ROWS: Final = 100_000
-SEARCH_HITS: Final = 50
 MOST_BULK_CASES: Final = 1_000
 NOTHING_LEFT: Final = "No case of this queue is left that nobody holds."
 UNCONFIRMED: Final = "The brokers did not confirm it. Try again: what you typed is kept, and a repeat changes nothing."
@@ -55,7 +54,7 @@ def queue_filter(values: QueryParams | Any, limit: int = PAGE_ROWS) -> QueueFilt
     Raises:
         HTTPException: A number is none (400).
     """
-    status: CaseStatus = next((known for known in get_args(CaseStatus) if known == values.get("state")), "open")
+    status: QueueState = next((known for known in get_args(QueueState) if known == values.get("state")), "open")
     try:
         least_loss, after = float(values.get("min_loss") or 0), int(values.get("after") or 0)
     except ValueError:
@@ -96,8 +95,10 @@ def _queue_values(request: Request, wanted: QueueFilter) -> dict[str, Any]:
 
 @requires(Action.QUEUE)
 def queue(request: Request) -> Response:
-    """Show the queue."""
-    return render(request, "queue.html.jinja", _queue_values(request, queue_filter(request.query_params)))
+    """Show the queue; the number of a card is searched by its token, which takes its place."""
+    wanted = queue_filter(request.query_params)
+    wanted = wanted._replace(text=_tokenised(request, wanted.text.strip()))
+    return render(request, "queue.html.jinja", _queue_values(request, wanted))
 
 
 @requires(Action.QUEUE)
@@ -177,25 +178,17 @@ def close_cases(request: Request) -> Response:
     if not is_fragment(request):
         return RedirectResponse(f"/?{query}" if query else "/", 303)
     values = _queue_values(request, queue_filter(QueryParams(query)))
-    values["notice"] = f"Closed {presentation.counted(len(done.case_ids), 'case')}."
-    if left := len(set(cases)) - len(done.case_ids):
+    values["notice"] = f"Closed {presentation.counted(len(done), 'case')}."
+    if left := len(set(cases)) - len(done):
         values["notice"] += f" Left {presentation.counted(left, 'case')}: closed, held, blind, or with new alerts."
     values["with_notice"] = True
     return render(request, "queue_rows.html.jinja", values)
 
 
-@requires(Action.SEARCH)
-def search(request: Request) -> Response:
-    """Show the cases that an identifier leads to."""
-    text = request.query_params.get("q", "").strip()
-    parts = request.app.state.parts
-    wanted = _tokenised(request, text) if text and parts.settings.token_secret_file is not None else text
-    hits = parts.store.search(wanted, SEARCH_HITS) if wanted else []
-    return render(request, "search.html.jinja", {"text": text, "hits": hits, "most": SEARCH_HITS})
-
-
 def _tokenised(request: Request, text: str) -> str:
     """Return the token of a card's number, or the text where it has none; the log gets the token alone."""
+    if not text or request.app.state.parts.settings.token_secret_file is None:
+        return text
     with TokenKeys.from_settings(request.app.state.parts.settings) as keys:
         token = keys.token((CARD_ID, text))
     if token is not None:
@@ -219,6 +212,5 @@ ROUTES: Final[Sequence[Route]] = (
     Route("/queue.csv", queue_csv),
     Route("/next", next_case, methods=["POST"]),
     Route("/close", close_cases, methods=["POST"]),
-    Route("/search", search),
     Route("/status", status),
 )

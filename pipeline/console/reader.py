@@ -15,6 +15,8 @@ from schemas.topics import ALERTS, CASE_EVENTS, DECISIONS, Topic
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
+GATHER_S: Final = 0.1
+"""Time for which records gather while no action waits for one."""
 AGAIN_S: Final = 2.0
 """Time after which topics that could not be read are tried again."""
 
@@ -101,3 +103,6 @@ class TopicsReader(StoreThread):
                 self.caught_up.set()
             if changed:
                 self._on_change(changed)
+            if follower.caught_up:
+                # Few large batches cost the machine less than many small ones.
+                self._store.awaited.wait(GATHER_S)

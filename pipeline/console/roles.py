@@ -24,7 +24,6 @@ class Action(Enum):
     STATUS = "see the status line"
     QUEUE = "see the queue"
     CASE = "see a case"
-    SEARCH = "search"
     EXPORT = "export cases"
     CLAIM = "claim a case"
     LABEL = "label transactions"
@@ -38,7 +37,7 @@ class Action(Enum):
 
 
 _EVERYBODY: Final = frozenset({Action.PUBLIC, Action.SESSION, Action.STATUS})
-_READER: Final = _EVERYBODY | {Action.QUEUE, Action.CASE, Action.SEARCH, Action.EXPORT}
+_READER: Final = _EVERYBODY | {Action.QUEUE, Action.CASE, Action.EXPORT}
 _ANALYST: Final = _READER | {Action.CLAIM, Action.LABEL, Action.SNOOZE, Action.NOTE, Action.WITHDRAW}
 ACTIONS_OF_ROLES: Final[Mapping[Role, frozenset[Action]]] = {
     "analyst": _ANALYST,

@@ -3,38 +3,29 @@
 import hashlib
 import hmac
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
-from pipeline.console import queries
 from pipeline.console.batches import BatchWriter
 from pipeline.console.cases import (
     cutoff_us,
+    forget_cards,
     prune_cases,
     prune_decisions,
     prune_events,
     prune_labels,
     refresh,
 )
-from pipeline.console.tables import make_indexes, make_tables, open_database, open_for_reading
-from pipeline.console.views import (
-    CaseView,
-    HistoryEntry,
-    LabelView,
-    QueueFilter,
-    QueuePage,
-    SearchHit,
-    StoreFigures,
-)
+from pipeline.console.queries import CaseReader, UnlinkedAlert
+from pipeline.console.tables import make_indexes, make_tables, open_database
+from pipeline.console.views import StoreFigures
 from pipeline.settings import Settings
-from schemas.messages import Label
 from schemas.records import Record
 
 log = logging.getLogger(__name__)
@@ -45,17 +36,7 @@ T = TypeVar("T")
 _WAIT_S: Final = 0.5
 
 
-class UnlinkedAlert(NamedTuple):
-    """An alert whose transaction has not been looked up on ``profiled``."""
-
-    number: int
-    """Id of its row."""
-    partition: int
-    offset: int
-    row: int
-
-
-class CaseStore:
+class CaseStore(CaseReader):
     """One SQLite file, made anew from the topics wherever it does not fit them.
 
     One thread writes (`apply`); any threads read. What the file holds depends on the topics, the settings and the key
@@ -68,14 +49,15 @@ class CaseStore:
     """
 
     def __init__(self, path: Path, settings: Settings, blind_key: bytes) -> None:
-        self.path, self._settings, self._key = path, settings, blind_key
+        super().__init__(path)
+        self._settings, self._key = settings, blind_key
         self._writing = threading.RLock()
         self._changed = threading.Condition()
+        self.awaited = threading.Event()
+        """Set while somebody waits for a write."""
+        self._waiters = 0
         self._database = open_database(path)
         self._writer = BatchWriter(self._database, settings, blind_key)
-        self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
-        self._revision = self._meta("revision", 0)
         self._writer.stream_us, self._writer.broker_us = self._meta("stream_us", 0), self._meta("broker_us", 0)
         self._rebuilding = ""
         """Identity of the topics that the file is made from, until it has caught up with them."""
@@ -107,6 +89,7 @@ class CaseStore:
                 self._database.execute("PRAGMA synchronous = OFF")
                 self._rebuilding = own
                 self._writer.stream_us = self._writer.broker_us = 0
+                self._writer.forgotten.clear()
                 self._pruned_us = 0, 0
         return self.positions()
 
@@ -126,20 +109,25 @@ class CaseStore:
         with self._writing:
             with self._transaction():
                 touched: Collection[str] = self._writer.write(records)
+                forgotten = self._writer.to_delete if caught_up or not self._rebuilding else ()
+                gone = forget_cards(self._database, forgotten)
                 if self._rebuilding:
                     touched = self._all_cases() if caught_up else ()
                 refresh(self._database, touched, self._key)
                 if self._rebuilding and caught_up:
                     make_indexes(self._database)
-                touched = {*touched, *self._prune(caught_up=caught_up, changed=bool(touched))}
+                touched = {*touched, *gone, *self._prune(caught_up=caught_up, changed=bool(touched))}
                 self._database.executemany(
                     "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
                     [(topic, partition, behind) for (topic, partition), behind in positions.items()],
                 )
                 self._set_meta(stream_us=self._writer.stream_us, broker_us=self._writer.broker_us)
-                self._count(touched)
             if self._rebuilding and caught_up:
                 self._end_rebuilding()
+            if forgotten:
+                # Else a copy would stay in the log of the database for a while.
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._writer.to_delete.clear()
         self._notify()
         return frozenset(touched)
 
@@ -189,7 +177,6 @@ class CaseStore:
                         "INSERT OR IGNORE INTO identifiers VALUES (?, ?, ?)",
                         [(value, field, row[0]) for field, value in values.items()],
                     )
-            self._count(touched)
         self._notify()
         return frozenset(touched)
 
@@ -198,11 +185,6 @@ class CaseStore:
         self._database.execute("BEGIN IMMEDIATE")
         with self._database:
             yield
-
-    def _count(self, touched: Collection[str]) -> None:
-        if touched:
-            self._revision += 1
-            self._set_meta(revision=self._revision)
 
     def _meta(self, name: str, otherwise: T) -> T:
         row = self._database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -219,33 +201,18 @@ class CaseStore:
         """Wait until a condition holds that only a write can bring about; return whether it does."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            while not condition():
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    return False
-                self._changed.wait(min(left_s, _WAIT_S))
-        return True
+            self._waiters += 1
+            self.awaited.set()
+            try:
+                while not (found := condition()) and (left_s := deadline_s - time.monotonic()) > 0:
+                    self._changed.wait(min(left_s, _WAIT_S))
+            finally:
+                self._waiters -= 1
+                if not self._waiters:
+                    self.awaited.clear()
+        return found
 
     # --- Reading -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this thread, within which everything is of one state."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = open_for_reading(self.path)
-            with self._writing:
-                self._readers.append(connection)
-        connection.execute("BEGIN")
-        try:
-            yield connection
-        finally:
-            connection.execute("COMMIT")
-
-    @property
-    def revision(self) -> int:
-        """Grows with each batch that changes a case."""
-        return self._revision
 
     @property
     def stream_us(self) -> int:
@@ -257,89 +224,11 @@ class CaseStore:
         """Records that could not be read since the start."""
         return sum(self._writer.refused.values())
 
-    def queue(self, wanted: QueueFilter, now_us: int) -> QueuePage:
-        """Return a part of the queue."""
-        with self._reading() as connection:
-            rows, total = queries.queue_rows(connection, wanted, now_us)
-        return QueuePage(rows, total, self._revision)
-
-    def next_case(self, wanted: QueueFilter, now_us: int, passed: Collection[str] = ()) -> str | None:
-        """Return the first case of the queue that nobody holds.
-
-        Args:
-            wanted: The queue.
-            now_us: Time by which leases end.
-            passed: Cases to pass over.
-        """
-        with self._reading() as connection:
-            return queries.next_case(connection, wanted, now_us, passed)
-
-    def case(self, case_id: str, now_us: int) -> CaseView:
-        """Return a case with all that its page shows.
-
-        Raises:
-            KeyError: There is no such case.
-        """
-        with self._reading() as connection:
-            return queries.case_view(connection, case_id, now_us)
-
-    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Return the cases that an identifier, or its beginning, leads to; the exact ones come first."""
-        now_us = time.time_ns() // 1_000
-        with self._reading() as connection:
-            return queries.search(connection, text, limit, now_us)
-
-    def event(self, event_id: str) -> HistoryEntry | None:
-        """Return an action, once it has been read back."""
-        with self._reading() as connection:
-            entry = queries.replayed(connection, event_id)
-        return None if entry is None else HistoryEntry(*entry[:4])
-
-    def is_new_claim(self, event_id: str) -> bool:
-        """Return whether an event is a claim that holds, of a case that its account did not hold before."""
-        with self._reading() as connection:
-            entry = queries.replayed(connection, event_id)
-        return entry is not None and entry.counted and not entry.renewed
-
-    def summary(self, case_id: str, now_us: int) -> queries.CaseSummary:
-        """Return what actions need of a case; raises KeyError."""
-        with self._reading() as connection:
-            return queries.summary(connection, case_id, now_us)
-
-    def transaction(self, transaction_id: str, card_id: str) -> queries.KnownTransaction | None:
-        """Return what is known of a transaction; None where the card has none of this name."""
-        with self._reading() as connection:
-            return queries.transaction(connection, transaction_id, card_id)
-
-    def labels_by_id(self, card_id: str, label_ids: Collection[str]) -> dict[str, Label]:
-        """Return labels of a card by their identifiers, as far as they have been read."""
-        with self._reading() as connection:
-            return queries.labels_by_id(connection, card_id, label_ids)
-
     def unlinked_alerts(self, limit: int) -> list[UnlinkedAlert]:
         """Return alerts whose transactions have not been looked up, in the order of ``profiled``."""
         # Until the file has caught up there is no index for this.
-        if self._rebuilding:
-            return []
-        query = (
-            "SELECT id, log_partition, log_offset, log_row FROM alerts WHERE linked = 0 "
-            "ORDER BY log_partition, log_offset LIMIT ?"
-        )
-        with self._reading() as connection:
-            return [UnlinkedAlert(*row) for row in connection.execute(query, (limit,))]
-
-    def positions(self) -> dict[Partition, int]:
-        """Return the offsets behind what has been read, by partition."""
-        with self._reading() as connection:
-            rows = connection.execute("SELECT topic, partition, behind FROM positions").fetchall()
-        return {(topic, partition): behind for topic, partition, behind in rows}
-
-    def labels_of(self, transaction_id: str, card_id: str) -> list[LabelView]:
-        """Return the labels of a transaction, the oldest first."""
-        with self._reading() as connection:
-            return queries.labels_of(connection, transaction_id, card_id)
+        return [] if self._rebuilding else super().unlinked_alerts(limit)
 
     def figures(self) -> StoreFigures:
-        """Return what can be said of the whole."""
-        with self._reading() as connection:
-            return queries.figures(connection, self._writer.decisions, self._writer.stream_us)
+        """Return figures of the whole."""
+        return super().figures()._replace(decisions=self._writer.decisions)

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from pipeline.protection.tokens import CARD_ID
 from pipeline.settings import Settings
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Another one has the file built anew from the topics."""
 BUSY_S: Final = 30.0
 _PARTITION_BITS: Final = 47
@@ -28,7 +27,7 @@ TABLES: Final = {
     "labels": """
         topic TEXT, partition INTEGER, position INTEGER, card_id TEXT, transaction_id TEXT, label_id TEXT,
         known_us INTEGER, body BLOB, PRIMARY KEY (topic, partition, position)""",
-    "events": "id INTEGER PRIMARY KEY, event_id TEXT, case_id TEXT, broker_us INTEGER, body BLOB",
+    "events": "id INTEGER PRIMARY KEY, event_id TEXT, case_id TEXT, card_id TEXT, broker_us INTEGER, body BLOB",
     "cases": """
         case_id TEXT PRIMARY KEY, card_id TEXT, is_open INTEGER, blind INTEGER, blind_rank INTEGER, raised_us INTEGER,
         last_raised_us INTEGER, alerts INTEGER, money REAL, currency TEXT, loss REAL, reason TEXT, holder TEXT,
@@ -39,13 +38,16 @@ TABLES: Final = {
     "source_ends": "partition INTEGER PRIMARY KEY, behind INTEGER",
     "positions": "topic TEXT, partition INTEGER, behind INTEGER, PRIMARY KEY (topic, partition)",
     "owed_companions": "partition INTEGER PRIMARY KEY, owed INTEGER",
+    "forgotten": "card_id TEXT PRIMARY KEY",
 }
 """Columns by table."""
-NO_ROWID: Final = ("labels", "companions", "identifiers", "positions")
+NO_ROWID: Final = ("labels", "companions", "identifiers", "positions", "forgotten")
 _FIRST_INDEXES: Final = (
     "alerts_by_transaction ON alerts (transaction_id, card_id)",
     "labels_by_transaction ON labels (transaction_id, card_id)",
     "events_by_case ON events (case_id)",
+    "alerts_of_case ON alerts (case_id, alert_id, known, selection, event_us, raised_us, amount_base, severity, "
+    "reason_weight)",
 )
 """Indexes that writing looks up."""
 INDEXES: Final = (
@@ -113,11 +115,11 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def make_tables(connection: sqlite3.Connection) -> None:
-    """Make all tables, empty and without `INDEXES`; ``meta`` keeps the revision alone."""
+    """Make all tables, empty and without `INDEXES`."""
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         connection.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
-        connection.execute("DELETE FROM meta WHERE name != 'revision'")
+        connection.execute("DELETE FROM meta")
         for name, columns in TABLES.items():
             connection.execute(f"DROP TABLE IF EXISTS {name}")
             suffix = " WITHOUT ROWID" if name in NO_ROWID else ""
@@ -129,33 +131,6 @@ def make_indexes(connection: sqlite3.Connection, indexes: Iterable[str] = INDEXE
     """Make indexes; those that only reading needs take less time once the tables are full."""
     for index in indexes:
         connection.execute(f"CREATE INDEX {index}")
-
-
-def forget_value(path: Path, field: str, value: str) -> int:
-    """Delete what a console's database holds of a card, or of a text that links cases; return the number of cases.
-
-    Events stay on their topic, and with them their notes. A console may be running: it does not read them again.
-    """
-    connection = _opened(path)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        with connection:
-            of_card = field == CARD_ID
-            query = "SELECT case_id FROM identifiers WHERE value = ? AND field = ?"
-            rows = connection.execute(query, (value, "card" if of_card else field)).fetchall()
-            if of_card:
-                for table in ("decisions", "labels", "decision_bodies", "events", "companions", "cases", "alerts"):
-                    column = "card_id" if table in ("decisions", "labels") else "case_id"
-                    named = [(value,)] if column == "card_id" else rows
-                    connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", named)  # noqa: S608
-                connection.executemany("DELETE FROM identifiers WHERE case_id = ?", rows)
-            else:
-                connection.execute("DELETE FROM identifiers WHERE value = ? AND field = ?", (value, field))
-        # Else a copy would stay in the log of the database for a while.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
-    return len(rows)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

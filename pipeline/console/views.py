@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from schemas.messages import Alert, CaseEvent, Decision, Label
+from pipeline.console.case_events import ReplayedEvent
+from schemas.messages import Alert, Decision, Label
 
 CaseStatus = Literal["open", "snoozed", "closed"]
+QueueState = Literal["open", "snoozed", "closed", "any"]
 
 
 class QueueFilter(NamedTuple):
     """The cases of a queue."""
 
     text: str = ""
-    """Beginning of an identifier of the case, its card, its merchants or its transactions; empty for all."""
-    status: CaseStatus = "open"
+    """Beginning of an identifier of the case, its card, its merchants or its alerts' transactions, or the whole one of
+    another transaction of it; empty for all."""
+    status: QueueState = "open"
     holder: str = ""
     """``account``'s name, ``-`` for cases that nobody holds; empty for all."""
     least_loss: float = 0.0
@@ -56,8 +59,6 @@ class QueuePage(NamedTuple):
     rows: Sequence[QueueRow]
     total: int
     """Number of cases that the filter finds."""
-    revision: int
-    """Grows whenever a case changes."""
 
 
 class LabelView(NamedTuple):
@@ -116,17 +117,6 @@ class LinkedCase(NamedTuple):
     alerts: int
 
 
-class HistoryEntry(NamedTuple):
-    """An action of a person on a case."""
-
-    event: CaseEvent
-    broker_us: int
-    """Time of its record, by the broker's clock."""
-    counted: bool
-    """False where it changed nothing: a claim of a case that somebody else held."""
-    undone: bool
-
-
 class CaseView(NamedTuple):
     """A case with all that its page shows."""
 
@@ -138,17 +128,10 @@ class CaseView(NamedTuple):
     merchants: Sequence[TimelineEntry]
     """Transactions at the merchants of the case's alerts, of any card, the newest first."""
     links: Sequence[LinkedCase]
-    history: Sequence[HistoryEntry]
+    history: Sequence[ReplayedEvent]
     """The oldest first."""
-
-
-class SearchHit(NamedTuple):
-    """A case that an identifier leads to."""
-
-    case_id: str
-    found: str
-    """``case``, ``card``, ``merchant``, ``transaction`` or the name of a declared text."""
-    row: QueueRow
+    alerts_of_all: int
+    """Number of all its alerts, of which ``alerts`` has the open ones first, and then the newest."""
 
 
 class StoreFigures(NamedTuple):
@@ -205,7 +188,6 @@ class Explanation(NamedTuple):
 class LearnedView(NamedTuple):
     """The progress of a label."""
 
-    counts_from_us: int
     late: str | None
     """Sentence where it comes too late to count."""
     river: str | None

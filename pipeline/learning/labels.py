@@ -5,7 +5,7 @@ a correction is a new, later label. Because a maximum is taken, what holds does 
 arrive, and a repeated label changes nothing. Only the number of changes depends on it: it counts what happened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
@@ -13,6 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.codec import timestamp_us
+from schemas.messages import Label
 from schemas.times import utc_text
 
 SOURCE_RANK: Final[dict[str, int]] = {
@@ -68,6 +70,16 @@ def source_rank(source: str) -> int:
     True
     """
     return SOURCE_RANK.get(source, UNKNOWN_SOURCE_RANK)
+
+
+def label_order(label: Label) -> tuple[int, int, int]:
+    """Return a sort key of the labels of a transaction: of those that are no rule's the largest holds."""
+    return source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+
+
+def holding_label(labels: Iterable[Label]) -> Label | None:
+    """Return the label of a transaction that holds."""
+    return max((label for label in labels if source_rank(label.source) != _RULE), key=label_order, default=None)
 
 
 def too_late(event_time: datetime | None, known_at: datetime, grace_days: float) -> str | None:

@@ -4,22 +4,20 @@ import threading
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.console.action_records import ActionRefused
-from pipeline.console.actions import ActionResult
+from pipeline.console.case_events import ReplayedEvent
 from pipeline.console.views import (
     AlertView,
     CaseView,
     Explanation,
-    HistoryEntry,
     LabelView,
     LearnedView,
     LinkedCase,
     QueueFilter,
     QueuePage,
     QueueRow,
-    SearchHit,
     ShareRow,
     StatusView,
     TimelineEntry,
@@ -216,15 +214,7 @@ def case_view(case_id: str, card_id: str, *, alerts: int = 2, blind: bool = Fals
         LinkedCase("device_id", "d-93f1c0", "card-303-1", "card-303", "closed", 3),
         LinkedCase("ip", "203.0.113.40", "card-303-1", "card-303", "closed", 3),
     ]
-    return CaseView(row, views, card, merchants, links, [])
-
-
-class Claimed(NamedTuple):
-    """The holder of a case after a claim."""
-
-    held: bool
-    holder: str | None
-    until_us: int | None
+    return CaseView(row, views, card, merchants, links, [], alerts)
 
 
 class CasesInMemory:
@@ -232,7 +222,6 @@ class CasesInMemory:
 
     def __init__(self, cases: Sequence[CaseView]) -> None:
         self.cases = {case.row.case_id: case for case in cases}
-        self.revision = 0
         self.calls: list[tuple[str, str]] = []
         self.filters: list[QueueFilter] = []
         self.failure: Exception | None = None
@@ -246,26 +235,21 @@ class CasesInMemory:
         rows = [
             case.row
             for case in self.cases.values()
-            if case.row.status == wanted.status
+            if wanted.status in ("any", case.row.status)
             and wanted.text in case.row.card_id
             and wanted.holder in ("", case.row.holder or "-")
             and (case.row.expected_loss or 0) >= wanted.least_loss
         ]
         rows.sort(key=lambda row: -(row.expected_loss if row.expected_loss is not None else 1e6))
-        return QueuePage(rows[wanted.after : wanted.after + wanted.limit], len(rows), self.revision)
+        return QueuePage(rows[wanted.after : wanted.after + wanted.limit], len(rows))
 
-    def case(self, case_id: str, now_us: int) -> CaseView:
+    def case(self, case_id: str, now_us: int, most: int = 0) -> CaseView:
         return self.cases[case_id]
-
-    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        return [
-            SearchHit(case.row.case_id, "card", case.row) for case in self.cases.values() if text in case.row.card_id
-        ][:limit]
 
     def labels_of(self, transaction_id: str, card_id: str) -> list[LabelView]:
         return []
 
-    def event(self, event_id: str) -> HistoryEntry | None:
+    def event(self, event_id: str) -> ReplayedEvent | None:
         entries = (entry for case in self.cases.values() for entry in case.history)
         return next((entry for entry in entries if entry.event.event_id == event_id), None)
 
@@ -274,7 +258,6 @@ class CasesInMemory:
     def change(self, case_id: str, **changes: Any) -> None:
         case = self.cases[case_id]
         self.cases[case_id] = case._replace(row=case.row._replace(**changes))
-        self.revision += 1
 
     def _act(self, kind: str, case_id: str, by: str, event_id: str, **more: Any) -> CaseView | None:
         """Add an event; None where it is a repeat."""
@@ -288,19 +271,16 @@ class CasesInMemory:
         event = CaseEvent(
             event_id=event_id, case_id=case_id, card_id=case.row.card_id, kind=kind, by=by, at=NOW, **more
         )
-        case = case._replace(history=[*case.history, HistoryEntry(event, us(datetime.now(UTC)), True, False)])
+        case = case._replace(history=[*case.history, ReplayedEvent(event, us(datetime.now(UTC)), True, False, False)])
         self.cases[case_id] = case
-        self.revision += 1
         return case
 
-    def claim(self, case_id: str, by: str, event_id: str) -> Claimed:
+    def claim(self, case_id: str, by: str, event_id: str) -> None:
         row = self.cases[case_id].row
         if row.holder not in (None, by):
-            return Claimed(False, row.holder, row.holder_until_us)
+            raise ActionRefused(f"{row.holder} holds this case: take another one.")
         self._act("claimed", case_id, by, event_id)
-        until_us = us(datetime.now(UTC) + timedelta(minutes=10))
-        self.change(case_id, holder=by, holder_until_us=until_us)
-        return Claimed(True, by, until_us)
+        self.change(case_id, holder=by, holder_until_us=us(datetime.now(UTC) + timedelta(minutes=10)))
 
     def claim_next(self, wanted: QueueFilter, by: str, event_id: str, passed: Collection[str] = ()) -> str | None:
         if self.failure is not None:
@@ -347,11 +327,11 @@ class CasesInMemory:
         if self._act("reopened", case_id, by, event_id):
             self.change(case_id, status="open", snoozed_until_us=None)
 
-    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str, *_shown: Any) -> ActionResult:
+    def close(self, case_ids: Sequence[str], by: str, event_id: str, reason: str, *_shown: Any) -> Sequence[str]:
         for case_id in case_ids:
             self._act("closed", case_id, by, f"{event_id}-{case_id}", note=reason)
             self.change(case_id, status="closed")
-        return ActionResult(event_id, tuple(case_ids))
+        return case_ids
 
     def withdraw(self, case_id: str, by: str, event_id: str, undoes: str) -> None:
         case = self._act("undone", case_id, by, event_id, undoes=undoes)
@@ -390,9 +370,7 @@ class Answers:
             else "The online model has not learned it yet."
         )
         counts = f"Counts since {NOW:%Y-%m-%d %H:%M} UTC."
-        return LearnedView(
-            us(NOW), None, self.river, None, f"{counts} {text} LightGBM learns it with its next version."
-        )
+        return LearnedView(None, self.river, None, f"{counts} {text} LightGBM learns it with its next version.")
 
     def figures(self) -> StatusView:
         return StatusView(

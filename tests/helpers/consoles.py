@@ -105,7 +105,7 @@ def stand_in_parts(directory: Path, **changes: Any) -> Parts:
     """Return parts whose accounts and changes are real."""
     status = SimpleNamespace(figures=lambda: SimpleNamespace(failure=None))
     own = {"accounts": Accounts(directory / "accounts.sqlite"), "changes": Changes(), "status": status}
-    others = dict.fromkeys(("store", "actions", "explainer", "progress"))
+    others = dict.fromkeys(("store", "actions", "explainer"))
     return Parts(**{"settings": Settings(data_dir=directory), **others, **own, **changes})
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.console import followed
 from pipeline.console.explanation import Explainer
-from pipeline.console.learned import LabelProgress
-from pipeline.console.status import StatusLine
+from pipeline.console.status import ClusterView
 from pipeline.console.views import LabelView, LearnedView, StatusView, StoreFigures
 from pipeline.features.built_in import KERNEL_REVISION
 from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active, publish_champion
@@ -53,8 +52,8 @@ class Figures:
 
 
 @contextmanager
-def status_line(cluster: Cluster, store: Figures, bootstrap: str | None = None) -> Iterator[StatusLine]:
-    with closing(StatusLine(bootstrap or cluster.bootstrap, cluster.settings, store)) as line:
+def status_line(cluster: Cluster, store: Figures, bootstrap: str | None = None) -> Iterator[ClusterView]:
+    with closing(ClusterView(bootstrap or cluster.bootstrap, cluster.settings, store)) as line:
         yield line
 
 
@@ -71,7 +70,7 @@ def test_scores_are_computed_anew_to_the_last_bit_through_learning_and_a_promoti
         worker.until(lambda: len(cluster.decisions()) >= len(bought))
 
     decided()
-    explainer, progress = Explainer(cluster.bootstrap, settings), LabelProgress(cluster.bootstrap, settings)
+    explainer, progress = Explainer(cluster.bootstrap, settings), ClusterView(cluster.bootstrap, settings, Figures())
     key = next(key for key in bought if int(key[1][1:]) % 25 == 24)
     before = progress.learned(view_of(key, after(1)), None)
     assert (before.river, before.lightgbm) == (None, None)
@@ -163,7 +162,7 @@ def check_explanations(explainer: Explainer, alert: Alert, decisions: list[Decis
     assert "no features" in (blind.note or "")
 
 
-def check_progress(cluster: Cluster, progress: LabelProgress, key: Key, decision: Decision) -> None:
+def check_progress(cluster: Cluster, progress: ClusterView, key: Key, decision: Decision) -> None:
     def now() -> LearnedView:
         return progress.learned(view_of(key, after(1)), decision)
 
@@ -215,7 +214,7 @@ def test_what_lies_far_back_and_what_is_held_is_said_so(cluster: Cluster, monkey
         item = written[number]
         return progress.learned(view_of((item.card_id, item.transaction_id), item.known_at), None).sentence
 
-    with closing(LabelProgress(cluster.bootstrap, cluster.settings)) as progress:
+    with closing(ClusterView(cluster.bootstrap, cluster.settings, Figures())) as progress:
         assert "is not looked at any more" in sentence(0)
         assert "has not learned it yet" in sentence(4)
         assert "held as part of a surge" in sentence(5)

@@ -92,7 +92,7 @@ def desk(browser: Browser, tmp_path: Path) -> Iterator[Desk]:
             case = case._replace(row=case.row._replace(expected_loss=1_000.0 - 10 * number))
         cases.append(case)
     memory, answers = CasesInMemory(cases), Answers()
-    parts = stand_in_parts(tmp_path, store=memory, actions=memory, explainer=answers, progress=answers, status=answers)
+    parts = stand_in_parts(tmp_path, store=memory, actions=memory, explainer=answers, status=answers)
     with served(parts, routes=[*queue_pages.ROUTES, *case_pages.ROUTES]) as console:
         yield Desk(console, memory, answers, browser)
 
@@ -138,8 +138,8 @@ def test_every_page_meets_the_rules_of_accessibility(desk: Desk, scheme: Any, vi
         check("help")
         for name, path in {
             "empty": "/?q=nothing",
-            "search": "/search?q=card-10",
-            "nothing": "/search?q=none",
+            "search": "/?state=any&q=card-10",
+            "nothing": "/?state=any&q=none",
             "blind": case_url(case_id(BLIND)),
             "unknown": "/cases/none",
             "case": case_url(case_id(0)),
@@ -166,9 +166,48 @@ def test_a_case_is_one_screen(desk: Desk) -> None:
         assert page.locator(".chart canvas").count() == 2
 
 
+@pytest.mark.parametrize("width", [390, 320])
+def test_no_page_is_wider_than_a_telephone(desk: Desk, width: int) -> None:
+    desk.console.accounts.add("n" * 64, "supervisor", None)
+    with desk.page("/", viewport={"width": width, "height": 844}) as page:
+        for path in ("/", case_url(case_id(0)), case_url(case_id(BLIND)), "/?q=none", "/accounts", "/account"):
+            desk.open(page, path)
+            assert page.evaluate(WIDER) == 0, path
+        desk.open(page, case_url(case_id(0)))
+        page.keyboard.press("s")
+        expect(page.locator("#snooze")).to_be_visible()
+        assert page.evaluate(WIDER) == 0
+
+
+def test_keys_work_at_twice_the_size(desk: Desk) -> None:
+    """A window of 1280 pixels at 200 % has 640 of CSS."""
+    with desk.page("/", viewport={"width": 640, "height": 400}, device_scale_factor=2) as page:
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        expect(page.locator("table.cases tbody tr").nth(1).locator("a")).to_be_focused()
+        expect(page.locator("table.cases tbody tr").nth(1).locator("a")).to_be_in_viewport()
+        page.keyboard.press("n")
+        expect(page.locator("h1")).to_contain_text(f"card-{100 + BLIND}")
+        expect(page.locator("#status dl")).to_be_visible()
+        for key, dialog in (("?", "#help"), ("s", "#snooze")):
+            page.keyboard.press(key)
+            expect(page.locator(dialog)).to_be_visible()
+            box = page.locator(dialog).bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 640
+            page.keyboard.press("Escape")
+        page.keyboard.press("f")
+        expect(page.locator("[data-done]")).to_contain_text("Labelled 2 transactions as fraud.")
+        expect(page.locator("[data-done]")).to_be_in_viewport()
+        page.keyboard.press("u")
+        expect(page.locator("h1")).to_contain_text("open")
+        assert page.evaluate(WIDER) == 0
+
+
 def test_all_works_at_twice_the_size(desk: Desk) -> None:
     with desk.page("/", viewport={"width": 640, "height": 400}, device_scale_factor=2) as page:
-        for path in ("/", case_url(case_id(0)), case_url(case_id(BLIND)), "/search?q=card"):
+        for path in ("/", case_url(case_id(0)), case_url(case_id(BLIND)), "/?state=any&q=card"):
             desk.open(page, path)
             assert page.evaluate(WIDER) == 0
         page.goto(desk.address + case_url(case_id(0)))
@@ -358,12 +397,17 @@ def test_a_snooze_has_its_times_and_an_own_one(desk: Desk) -> None:
         assert until is not None
         assert timedelta(days=2) < until - datetime.now(UTC) <= timedelta(days=3)
         page.keyboard.press("s")
-        page.get_by_label("Own time, UTC").fill("2020-01-01T08:00")
+        page.get_by_label("Own time").fill("2020-01-01T08:00")
         page.get_by_role("button", name="Snooze until then").click()
         expect(page.locator("#snooze [data-notice]")).to_contain_text("in the past")
-        page.get_by_label("Own time, UTC").fill("2099-01-01T08:00")
+        page.get_by_label("Own time").fill("2099-01-01T08:00")
         page.get_by_role("button", name="Snooze until then").click()
         expect(page.locator("[data-done]")).to_contain_text("2099-01-01 08:00 UTC")
+        page.keyboard.press("s")
+        page.get_by_label("Own time").fill("2099-01-01T08:00")
+        page.get_by_label("Offset from UTC").fill("+01:00")
+        page.get_by_role("button", name="Snooze until then").click()
+        expect(page.locator("[data-done]")).to_contain_text("2099-01-01 07:00 UTC")
 
 
 def test_a_note_outlives_a_reload_and_a_session_and_is_gone_once_saved(desk: Desk) -> None:
@@ -505,7 +549,7 @@ def test_a_blind_case_shows_no_score_anywhere(desk: Desk) -> None:
             "/",
             "/queue",
             "/queue.csv",
-            "/search?q=card",
+            "/?state=any&q=card",
             case_url(case_id(BLIND)),
             case_url(case_id(BLIND), "/export.html"),
         )
@@ -535,7 +579,7 @@ def test_identifiers_with_markup_stay_text(desk: Desk) -> None:
             assert page.evaluate(WIDER) == 0
             assert page.locator("main img, main i, #case b").count() == 0
             assert page.locator("script:not([src]):not([type='application/json'])").count() == 0
-        for path in ("/search?q=" + "%3Cimg%20src%3Dx%3E", "/?q=%22%3E%3Cimg%3E"):
+        for path in ("/?state=any&q=" + "%3Cimg%20src%3Dx%3E", "/?q=%22%3E%3Cimg%3E"):
             desk.open(page, path)
             assert page.locator("main img").count() == 0
 

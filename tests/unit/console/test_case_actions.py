@@ -34,9 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def console(tmp_path: Path, settings: Settings, memory: CasesInMemory) -> Iterator[RunningConsole]:
     answers = Answers()
-    parts = stand_in_parts(
-        tmp_path, settings=settings, store=memory, actions=memory, explainer=answers, progress=answers, status=answers
-    )
+    parts = stand_in_parts(tmp_path, settings=settings, store=memory, actions=memory, explainer=answers, status=answers)
     with served(parts, routes=[*queue_pages.ROUTES, *case_pages.ROUTES]) as running:
         yield running
 
@@ -80,8 +78,8 @@ def test_a_search_looks_for_the_token_of_a_card_and_logs_nothing_else(
     case = case_view("tokenised-1730", token)
     memory.cases[case.row.case_id] = case
     client = console.signed_in("analyst")
-    assert "tokenised-1730" in client.get(f"/search?q={number}").text
-    assert "card-1-1730" in client.get("/search?q=card-1").text, "what has no token is looked for as it is"
+    assert "tokenised-1730" in client.get(f"/?state=any&q={number}").text
+    assert "card-1-1730" in client.get("/?state=any&q=card-1").text, "what has no token is looked for as it is"
     logged = "\n".join(record.getMessage() for record in caplog.records)
     assert token in logged
     assert number not in logged

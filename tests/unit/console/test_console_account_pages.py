@@ -97,6 +97,17 @@ def test_a_password_is_set_and_changed(console: RunningConsole) -> None:
     assert console.accounts.verified("uma", PASSWORD + "2", "::1") is not None
 
 
+def test_what_others_guess_keeps_nobody_who_has_signed_in_from_a_new_password(console: RunningConsole) -> None:
+    console.accounts.add("zoe", "analyst", PASSWORD)
+    client = console.client()
+    assert client.post("/login", {"name": "zoe", "password": PASSWORD}).status == 303
+    client.get("/account")
+    guessing = [console.client().post("/login", {"name": "zoe", "password": str(n)}).status for n in range(11)]
+    assert guessing[-1] == 429
+    newer = {"current": PASSWORD, "password": PASSWORD + "2", "again": PASSWORD + "2"}
+    assert client.post("/account", newer).status == 303
+
+
 def test_a_supervisor_changes_accounts(console: RunningConsole, supervisor: Client) -> None:
     page = supervisor.post("/accounts", {"step": "link", "name": "new", "role": "analyst"})
     (address,) = re.findall(r'value="http://127\.0\.0\.1:\d+(/link/[^"]+)"', page.text)

@@ -11,6 +11,7 @@ from argon2 import PasswordHasher
 
 from pipeline.console.accounts import (
     ATTEMPTS_S,
+    DELAY_S,
     IDLE_S,
     LINK_S,
     MOST_ATTEMPTS,
@@ -117,17 +118,26 @@ def test_names_are_plain(accounts: Accounts, name: str) -> None:
         accounts.link("analyst", name)
 
 
-def test_attempts_are_limited_for_a_name_whatever_the_address(
+def test_attempts_at_a_name_wait_longer_and_longer_at_their_address_alone(
     accounts: Accounts, clock: SetClock, tmp_path: Path
 ) -> None:
     accounts.add("ana", "analyst", PASSWORD)
-    for number in range(MOST_ATTEMPTS["name"]):
-        assert accounts.verified("ana", "wrong", f"10.0.0.{number}") is None
+    for _ in range(MOST_ATTEMPTS["name"]):
+        assert accounts.verified("ana", "wrong", "10.0.0.1") is None
     again = Accounts(tmp_path / "console/accounts.sqlite", clock)
-    with pytest.raises(TooManyAttempts):
-        again.verified("ana", PASSWORD, "10.0.1.1")
-    clock.now_s += ATTEMPTS_S + 1
-    assert again.verified("ana", PASSWORD, "10.0.1.1") is not None
+    for wait_s in (DELAY_S, 2 * DELAY_S, 4 * DELAY_S, 8 * DELAY_S, 16 * DELAY_S, ATTEMPTS_S, ATTEMPTS_S):
+        with pytest.raises(TooManyAttempts, match=f"wait {wait_s} seconds"):
+            again.verified("ana", PASSWORD, "10.0.0.1")
+        clock.now_s += wait_s - 1
+        with pytest.raises(TooManyAttempts, match="wait 1 seconds"):
+            again.verified("ana", PASSWORD, "10.0.0.1")
+        clock.now_s += 1
+        assert again.verified("ana", "wrong", "10.0.0.1") is None
+    # Whoever guesses keeps nobody out who sits elsewhere.
+    assert again.verified("ana", PASSWORD, "10.0.0.2") is not None
+    clock.now_s += ATTEMPTS_S
+    assert again.verified("ana", PASSWORD, "10.0.0.1") is not None
+    assert again.verified("ana", "wrong", "10.0.0.1") is None
     again.close()
 
 

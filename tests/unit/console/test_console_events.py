@@ -95,6 +95,16 @@ def test_the_stream_ends_with_its_session(console: RunningConsole) -> None:
         assert {name for name, _ in heard} <= {"status"}
 
 
+def test_a_worker_of_another_name_than_its_page_hears_and_ends_no_session(console: RunningConsole) -> None:
+    client = console.signed_in("analyst")
+    worker = console.client("a worker of the same browser")
+    worker.cookies = client.cookies
+    with stream(worker) as response:
+        heard = events(response)
+        assert [next(heard) for _ in range(2)] == [("status", {})] * 2
+    assert client.get("/account").status == 200
+
+
 def test_the_stream_ends_with_the_server(tmp_path: Path) -> None:
     with served(stand_in_parts(tmp_path)) as other:
         client = other.client()

@@ -4,14 +4,19 @@ import json
 import logging
 import re
 import socket
-from urllib.parse import quote
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
 
+from pipeline.commands import console as console_command
 from pipeline.console import guard
-from pipeline.console.guard import BURST, MAX_BODY_BYTES, local_path
-from tests.helpers.consoles import PASSWORD, Client, RunningConsole
-from tests.helpers.waiting import eventually
+from pipeline.console.guard import BURST, MAX_BODY_BYTES, MAX_FIELDS, local_path
+from pipeline.console.queries import ALERTS_SHOWN, TIMELINE
+from pipeline.console.queue_pages import PAGE_ROWS
+from tests.helpers.consoles import PASSWORD, Client, RunningConsole, served, stand_in_parts
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +158,7 @@ def test_a_stolen_cookie_ends_its_session(console: RunningConsole, caplog: pytes
 def test_the_log_has_no_cookie_token_or_identifier(console: RunningConsole, caplog: pytest.LogCaptureFixture) -> None:
     client = console.signed_in("auditor")
     client.post(f"/cases/{quote('4111111111111111', safe='')}/note", {"text": "secret note"})
-    client.get("/search?q=4111111111111111")
+    client.get("/?q=4111111111111111")
     token = console.accounts.link("analyst", "ana")
     for _ in range(2):
         console.client().post(f"/link/{token}")
@@ -339,3 +344,41 @@ def test_the_session_of_a_server_does_not_reach_another(console: RunningConsole)
     other = Client(console.port)
     other.cookies = {"console-1": next(iter(client.cookies.values()))}
     assert other.get("/").status == 303
+
+
+def test_a_form_of_too_many_fields_says_so_and_those_of_the_largest_pages_have_room(console: RunningConsole) -> None:
+    client = console.signed_in("analyst")
+    answer = client.post("/stand-in/LABEL", {f"field{number}": "" for number in range(MAX_FIELDS)})
+    assert (answer.status, f"more than {MAX_FIELDS:,} fields" in answer.text) == (400, True)
+    queue = [("case", "\U0001f4b3" * 75), ("shown", f"10 {2**53} " + "\U0001f4b3" * 75)] * PAGE_ROWS
+    case = [("alert", "x" * 256), ("transaction", "x" * 256)] * ALERTS_SHOWN + [("transaction", "x" * 256)] * TIMELINE
+    for fields in (queue, case):
+        form = urlencode([("csrf", client.csrf), ("event_id", "0" * 32), ("reason", "r" * 1_000), *fields])
+        answer = client.request("POST", "/stand-in/LABEL", form, Content_Type="application/x-www-form-urlencoded")
+        assert answer.status == 200
+
+
+def test_connections_that_send_no_request_end_and_leave_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_command, "HEAD_S", 0.3)
+    monkeypatch.setattr(console_command, "MOST_CONNECTIONS", 20)
+    with served(stand_in_parts(tmp_path)) as other, ExitStack() as stack:
+        silent = []
+        for number in range(20):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", other.port)))
+            if number % 2:
+                connection.sendall(b"GET /login HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+            silent.append(connection)
+        eventually(lambda: other.client().get("/login").status == 200)
+        for connection in silent:
+            connection.settimeout(TIMEOUT_S)
+            assert connection.recv(1) == b""
+        # A page that hears of changes stays, and so does one whose answer takes its time.
+        client = other.client()
+        assert client.post(f"/link/{other.accounts.link('analyst', 'ana')}").status == 303
+        listening = client.connection()
+        listening.request("GET", "/events", None, client.headers())
+        response = listening.getresponse()
+        assert [response.readline() for _ in range(12)][-1]
+        listening.close()

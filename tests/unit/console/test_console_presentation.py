@@ -11,16 +11,16 @@ import msgspec
 import pytest
 
 from pipeline.console import app, presentation
-from pipeline.console.views import HistoryEntry
+from pipeline.console.case_events import ReplayedEvent
 from schemas.messages import CaseEvent
 from tests.helpers.case_views import HOSTILE, NOW, case_view, us
 
 NOON = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)
 
 
-def entry(kind: str, by: str = "anna", *, counted: bool = True, undone: bool = False, **more: object) -> HistoryEntry:
+def entry(kind: str, by: str = "anna", *, counted: bool = True, undone: bool = False, **more: object) -> ReplayedEvent:
     event = CaseEvent(event_id=f"{kind}-{by}", case_id="c", card_id="k", kind=kind, by=by, at=NOW, **more)  # type: ignore[arg-type]
-    return HistoryEntry(event, us(NOW), counted, undone)
+    return ReplayedEvent(event, us(NOW), counted, undone)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,21 @@ def entry(kind: str, by: str = "anna", *, counted: bool = True, undone: bool = F
 )
 def test_a_snooze_ends_at_the_chosen_time(choice: str, own: str, end: str) -> None:
     assert presentation.snooze_end(choice, own, NOON) == datetime.fromisoformat(f"{end}+00:00")
+
+
+def test_an_own_time_has_an_offset_or_is_utc() -> None:
+    end = datetime(2026, 3, 5, 7, tzinfo=UTC)
+    for own in ("2026-03-05T08:00+01:00", "2026-03-05T07:00+00:00", "2026-03-05T07:00", "2026-03-05T01:30-05:30"):
+        assert presentation.snooze_end("own", own, NOON) == end
+    with pytest.raises(ValueError, match="offset"):
+        presentation.snooze_end("own", "0001-01-01T00:00+12:00", NOON)
+
+
+def test_absurd_amounts_are_written() -> None:
+    for value in (float("inf"), float("-inf"), float("nan"), 1e308, -1e308):
+        assert presentation.number(value)
+        assert 0 <= float(presentation.bar(value, float("inf"))) <= 100
+        assert 0 <= float(presentation.bar(value, 1.0)) <= 100
 
 
 def test_tonight_is_the_next_evening() -> None:
