@@ -176,7 +176,8 @@ quality: $(INSTALLED) ## Measure detection on the Handbook's transactions (DATA=
 	  echo "Name a file with the columns of the Fraud Detection Handbook: make quality DATA=/path/to/file.parquet" >&2; \
 	  exit 1; \
 	fi
-	@"$(PYTHON_OF_VENV)" -m tests.evaluation.quality "$(DATA)" $(ARGS)
+	@FRAUD_PIPELINE_FEATURES_FILE="$${FRAUD_PIPELINE_FEATURES_FILE:-tests/evaluation/candidates.toml}" \
+	  "$(PYTHON_OF_VENV)" -m tests.evaluation.quality "$(DATA)" $(ARGS)
 
 # Root may mount the small file system that the snapshots fill; without it that one fault is left out.
 chaos: $(INSTALLED) ## Kill and starve a running pipeline, then prove that nothing shows (SECONDS, KILLS, SEED, BROKERS)

@@ -42,10 +42,11 @@ class History:
     Args:
         data: The file.
         regime: Which labels there are, and when.
+        train_from: The first day that is trained on; `detection.TRAIN_FROM` without one.
     """
 
-    def __init__(self, data: Data, regime: LabelRegime) -> None:
-        self.data, self.regime = data, regime
+    def __init__(self, data: Data, regime: LabelRegime, train_from: datetime | None = None) -> None:
+        self.data, self.regime, self._train_from = data, regime, train_from
         self._set = history_of(data.frame, regime).training_set()
 
     def rows(self, start: datetime, end: datetime) -> NDArray[np.int64]:
@@ -63,7 +64,7 @@ class History:
     ) -> tuple[LightGBMModel, float]:
         """Return the version that is trained at a time, and the threshold that is chosen for it."""
         period = TrainingPeriod(
-            from_us=_us(at(detection.TRAIN_FROM)),
+            from_us=_us(self._train_from or at(detection.TRAIN_FROM)),
             known_us=_us(known),
             gap_us=round(self.regime.maturity_days * US_PER_DAY),
             validation_us=round(VALIDATION_DAYS * US_PER_DAY),

@@ -15,14 +15,16 @@ from typing import Any, Final
 
 import click
 
-from tests.evaluation import attacks, compared, over_time, variants, worlds
+from tests.evaluation import attacks, compared, over_time, selection, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
+from tests.evaluation.worlds.part import PART as WORLDS
 
 PARTS: Final[dict[str, Part]] = {
     "variants": variants.PART,
     "published": compared.PART,
     "attacks": attacks.PART,
-    "features": worlds.PART,
+    "features": selection.PART,
+    "worlds": WORLDS,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
 }

@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
-from pipeline.simulation.simulator import Scenario
 from pipeline.training.fit import TrainingConfig
-from tests.evaluation import attacks, compared, detection, over_time, quality, variants, worlds
+from tests.evaluation import attacks, compared, detection, over_time, quality, selection, variants
 from tests.evaluation.detection import Variant
 from tests.evaluation.gate import gated
 from tests.evaluation.parts import Unit
+from tests.evaluation.worlds.families import FAMILIES
+from tests.evaluation.worlds.population import Size
 from tests.helpers.handbook import handbook_frame
 
 SMALL = TrainingConfig(trees=20, leaves=6)
@@ -139,22 +140,40 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
     assert np.array_equal(harmed, telling)
 
 
-def test_sets_of_features_are_compared_in_worlds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = worlds.World(1, Scenario(merchant_days=5, card_days=5), cards=150, merchants=300, days=40, measured_days=6)
-    monkeypatch.setattr(worlds, "WORLDS", {"tiny": tiny})
-    monkeypatch.setattr(worlds, "SMALLER", SMALL)
-    monkeypatch.setattr(worlds, "sets", lambda: {"all": FEATURES, "amount alone": ("amount",)})
-    monkeypatch.setitem(quality.PARTS, "features", worlds.PART._replace(items=("folds", "tiny")))
-    result = run(file, "features", "--only", "tiny")
-    assert "| features | tiny |" in result.output
-    assert "| amount alone | " in result.output
+def test_candidates_are_added_to_the_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SMALLER", SMALL)
+    monkeypatch.setattr(selection, "SEEDS", (1,))
+    added = {"default": DEFAULT_FEATURES, "with weekday": FEATURES, "without hour": ("amount",)}
+    monkeypatch.setattr(selection, "sets", lambda: added)
+    family = FAMILIES["collusion"]
+    monkeypatch.setitem(FAMILIES, "collusion", family._replace(size=Size(900, 900, 63)))
+    output = run(file, "features", "--only", "collusion", "--only", "folds").output
+    assert "| features | collusion | folds | p | enters |" in output
+    assert "| with weekday | " in output
+    assert list(newest(file, "features")["units"])[-1] == "collusion 1"
 
 
-def test_groups_hold_each_feature_once() -> None:
-    assert sorted(name for group in worlds.GROUPS.values() for name in group) == sorted({*FEATURES} - {"amount"})
-    for name, features in worlds.sets().items():
-        assert name == "all" or set(features) != set(DEFAULT_FEATURES)
+def test_sets_add_candidates_and_leave_features_out() -> None:
+    assert {"merchant_surge", "weekday", "card_amount_deviation"} <= set(selection.candidates())
+    for name, features in selection.sets().items():
+        assert (name == "default") == (features == DEFAULT_FEATURES)
+        assert len(features) - len(DEFAULT_FEATURES) == {"with": 1, "without": -1, "default": 0}[name.split()[0]]
         assert "amount" in features
+
+
+def test_a_candidate_enters_that_helps_somewhere_and_harms_nowhere() -> None:
+    days = np.random.default_rng(1).normal(0, 0.0005, (3, 60))
+    level, much = np.full(60, 0.5), days[0] + 0.01
+    columns = {
+        "collusion": {"default": level, "with a": level + much, "with b": level + much, "with c": level + days[1]},
+        "folds": {"default": level, "with a": level + days[2], "with b": level - 0.01, "with c": level + 0.01},
+    }
+    judged = selection.verdicts(columns)
+    assert {name: verdict.enters for name, verdict in judged.items()} == {
+        "with a": True, "with b": False, "with c": False,
+    }  # fmt: skip
+    assert judged["with a"].p < 0.001 < judged["with c"].p
+    assert selection.holm(np.array([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
 def test_months_and_ages_are_measured(file: Path) -> None:

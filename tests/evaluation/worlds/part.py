@@ -1,0 +1,146 @@
+"""Part ``worlds``: the default beside what a user would take instead, in each family of worlds and on the file.
+
+A case is a card's day. Half as many cases a day are opened as cards have fraud on it: with more, models find all that
+there is and cannot be told apart.
+"""
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from pipeline.replay.replayer import EPOCH
+from pipeline.training.score_metrics import days_of
+from schemas.times import US_PER_DAY
+from tests.evaluation.detection import FOLDS, FRAUDS, Data, difference
+from tests.evaluation.histories import History
+from tests.evaluation.parts import Found, Part, Table, Unit, markdown
+from tests.evaluation.worlds.families import CHOOSING, FAMILIES, JUDGED_DAYS
+from tests.evaluation.worlds.rivals import DEFAULT, scores
+from tests.helpers.files import load_transactions
+
+SEEDS: Final = (1, 2, 3, 4, 5)
+FILE: Final = "file"
+MEASURES: Final = ("average_precision", "frauds", "money")
+_WARM_UP_DAYS: Final = 7
+"""Days of a world in which no label could be known."""
+_HANDBOOK_TIME: Final = "TX_DATETIME"
+
+
+def measure(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> dict[str, list[float]]:
+    """Return for each day its average precision, and the frauds and the money in half as many cases as have fraud.
+
+    Args:
+        data: Truth.
+        rows: Rows in order of time, shape (n,).
+        score: Their scores, shape (n,).
+    """
+    found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "frauds_of_day", "money_of_day")}
+    fraud, card = data.fraud[rows], data.card[rows]
+    money = np.where(fraud, data.frame["amount_minor"].to_numpy()[rows] / 100, 0.0)
+    for _, day in days_of(data.times[rows]):
+        cards, case = np.unique(card[day], return_inverse=True)
+        highest = np.full(len(cards), -np.inf)
+        np.maximum.at(highest, case, score[day])
+        frauds, of_money = (np.bincount(case, values[day], len(cards)) for values in (fraud.astype(float), money))
+        opened = np.argsort(-highest, kind="stable")[: max(1, round(np.count_nonzero(frauds) / 2))]
+        precision = average_precision_score(fraud[day], score[day]) if fraud[day].any() else np.nan
+        for name, value in zip(
+            found,
+            (precision, frauds[opened].sum(), of_money[opened].sum(), frauds.sum(), of_money.sum()),
+            strict=True,
+        ):
+            found[name].append(float(value))
+    return found
+
+
+def history_of_world(frame: pd.DataFrame) -> History:
+    """Return the features of a world, in the canonical columns, of which frauds alone are reported after seven days."""
+    with tempfile.TemporaryDirectory() as directory:
+        frame.to_parquet(path := Path(directory, "transactions.parquet"))
+        data = Data(path)
+    return History(data, FRAUDS, begin_of(data) + timedelta(days=_WARM_UP_DAYS))
+
+
+def begin_of(data: Data) -> datetime:
+    """Return midnight of the first day."""
+    return EPOCH + timedelta(days=int(data.times[0] // US_PER_DAY))
+
+
+def judged_days(data: Data) -> tuple[datetime, datetime]:
+    """Return the first of the days that are scored, and the end of the last one."""
+    end = EPOCH + timedelta(days=int(data.times[-1] // US_PER_DAY) + 1)
+    return end - timedelta(days=JUDGED_DAYS), end
+
+
+def of_frame(frame: pd.DataFrame) -> Found:
+    """Return the figures of each model on the last days of a frame, trained on what was known before them."""
+    history = history_of_world(frame)
+    data, (start, end) = history.data, judged_days(history.data)
+    rows = history.rows(start, end)
+    train_from = begin_of(data) + timedelta(days=_WARM_UP_DAYS)
+    return {name: measure(data, rows, score) for name, score in scores(history, train_from, start, end).items()}
+
+
+def of_world(family: str, seed: int) -> Found:
+    """Return the figures of each model in a seed's world."""
+    return of_frame(FAMILIES[family].frame(seed))
+
+
+def of_file(file: Path, final: bool) -> Found:
+    """Return the figures of each model on a file; of the Handbook's, ``final`` alone reads the last weeks."""
+    frame = load_transactions(file)
+    if not final and _HANDBOOK_TIME in Data(file).mapping.columns.values():
+        frame = frame[frame["event_time"] < pd.Timestamp(FOLDS[-1][1], tz="UTC")]
+    return of_frame(frame)
+
+
+def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
+    """Return a unit for the file and for each family and seed; ``final`` alone measures families that judge."""
+    families = FAMILIES.values() if final else CHOOSING
+    found = [Unit(FILE, of_file, (file, final))] if FILE in only else []
+    return found + [
+        Unit(f"{family.name} {seed}", of_world, (family.name, seed))
+        for family in families
+        if family.name in only
+        for seed in SEEDS
+    ]
+
+
+def tables(found: Mapping[str, Found]) -> Iterator[Table]:
+    """Yield a table for the file and for each family, with the differences of the default from every other model."""
+    for name in (FILE, *FAMILIES):
+        of_seeds = [source for unit, source in found.items() if unit == name or unit.rpartition(" ")[0] == name]
+        if not of_seeds:
+            continue
+        pooled = {
+            model: {key: np.concatenate([seed[model][key] for seed in of_seeds]) for key in of_seeds[0][model]}
+            for model in of_seeds[0]
+        }
+        base = pooled[DEFAULT]
+        head = ("model", "average precision", "frauds in half the cases", "money in half the cases")
+        title = (
+            f"{name}: {np.mean(base['frauds_of_day']):.1f} frauds a day of {np.mean(base['money_of_day']):,.0f}, "
+            f"{len(of_seeds)} seeds"
+        )
+        yield markdown(title, head, [[model, *_cells(row, base, model)] for model, row in pooled.items()])
+
+
+def _cells(row: Mapping[str, Any], base: Mapping[str, Any], model: str) -> Iterator[str]:
+    """Yield each measure, and how much more the default has."""
+    for measure_name, digits in zip(MEASURES, (4, 1, 0), strict=True):
+        cell = f"{np.nanmean(row[measure_name]):,.{digits}f}"
+        if model != DEFAULT:
+            source = difference(base[measure_name], row[measure_name])
+            ends = ", ".join(f"{source[end]:+,.{digits}f}" for end in ("low", "high"))
+            cell += f" [{ends}]"
+        yield cell
+
+
+PART: Final = Part((FILE, *FAMILIES), units, tables)
