@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import ssl
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 STOP_S: Final = 2
 """Seconds that requests have to end when the console stops."""
-PRIORITY: Final = 10
-"""Niceness of the console: where the machine is full, a pipeline beside it goes first."""
 MOST_CONNECTIONS: Final = 1_000
 HEAD_S: float = 10.0
 """Seconds in which a connection has to send the head of its first request, or of the next one that it has begun."""
@@ -126,8 +123,6 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
     from pipeline.console.tables import database_file
 
     bootstrap, changes = find_cluster(settings), Changes()
-    # Before there are threads, which take it over.
-    os.setpriority(os.PRIO_PROCESS, 0, max(PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
     instance = options.instance or f"{settings.instance}-{options.port}"
     with ExitStack() as stack:
         try:

@@ -62,10 +62,6 @@ class CaseState(NamedTuple):
     history: tuple[ReplayedEvent, ...]
     """The oldest first, each event once."""
 
-    def held_by(self, now_us: int) -> str | None:
-        """Return the account whose lease lasts."""
-        return self.holder if now_us < self.holder_until_us else None
-
     def entry(self, event_id: str) -> ReplayedEvent | None:
         """Return what came of an event of this case."""
         return next((entry for entry in self.history if entry.event.event_id == event_id), None)

@@ -145,8 +145,6 @@ class StoreFigures(NamedTuple):
     """Alerts of the last 30 days with a label that is fraud or legitimate."""
     confirmed_alerts: int
     """Those of them that are fraud."""
-    open_cases: int
-    blind_cases: int
     stream_us: int
     """Newest event time."""
     source_ends: dict[int, int]

@@ -148,7 +148,7 @@ def rebuilt(settings: Settings, decisions: int, cases: int) -> None:
         say(
             rebuilt_s=round(time.perf_counter() - began_s, 1),
             processor_s=round(time.process_time() - used_s, 1),
-            open=store.figures().open_cases,
+            open=store.queue(QueueFilter(), 0).total,
         )
         for name, taken in looks(store, cases).items():
             say(**{name: taken})

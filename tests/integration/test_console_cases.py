@@ -102,7 +102,7 @@ def test_a_deleted_file_is_made_again_from_the_topics(
     eventually(lambda: desk.store.event(events(cluster)[-1].event_id) is not None)
     with console(cluster.settings, tmp_path / "anew.sqlite") as (anew, _):
         eventually(lambda: table_rows(anew) == table_rows(desk.store))
-        assert anew.figures().open_cases == 10
+        assert anew.queue(QueueFilter(), 0).total == 10
 
 
 def test_a_reader_goes_on_where_it_stopped(cluster: Cluster, tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_a_reader_goes_on_where_it_stopped(cluster: Cluster, tmp_path: Path) -> 
     publish(cluster.settings, alert_of(1))
     with console(cluster.settings, path) as (store, _):
         positions = store.positions()
-        assert store.figures().open_cases == 1
+        assert store.queue(QueueFilter(), 0).total == 1
     publish(cluster.settings, alert_of(2))
     changed: list[frozenset[str]] = []
     with console(cluster.settings, path, on_change=changed.append) as (store, _):
-        assert store.figures().open_cases == 2
+        assert store.queue(QueueFilter(), 0).total == 2
         assert changed == [{"case-2"}]
         assert all(store.positions()[name] >= behind for name, behind in positions.items())
 
@@ -362,7 +362,7 @@ def test_two_consoles_give_no_case_twice_and_lose_none(
     alerts = [alert_of(n, selection="audit" if n % 20 == 0 else "score", **times) for n in range(2 * CLAIMS)]
     publish(desks["ann"].settings, *alerts, *map(decision_of, alerts))
     for desk in desks.values():
-        eventually(lambda desk=desk: desk.store.figures().open_cases == 2 * CLAIMS)  # type: ignore[misc]
+        eventually(lambda desk=desk: desk.store.queue(QueueFilter(), 0).total == 2 * CLAIMS)  # type: ignore[misc]
     given: dict[str, list[str | None]] = {name: [] for name in desks}
     again = Counter[str]()
 
@@ -486,7 +486,7 @@ def test_a_reader_says_when_no_broker_answers_and_goes_on_afterwards(tmp_path: P
             assert store.case("case-1", 0).row.case_id == "case-1"
             broker.start()
             publish(settings, alert_of(2))
-            eventually(lambda: store.figures().open_cases == 2)
+            eventually(lambda: store.queue(QueueFilter(), 0).total == 2)
             eventually(lambda: reader.failure_text is None)
             began_s = time.monotonic()
             reader.stop()

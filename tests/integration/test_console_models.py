@@ -45,7 +45,7 @@ class Figures:
     """A store whose figures a test sets."""
 
     def __init__(self) -> None:
-        self.found = StoreFigures(0, 3, 8, 6, 5, 1, 0, {})
+        self.found = StoreFigures(0, 3, 8, 6, 0, {})
 
     def figures(self) -> StoreFigures:
         return self.found
