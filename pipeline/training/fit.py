@@ -302,13 +302,12 @@ class _Trees:
         kept = fraud | (self._draws[rows] < rate)
         return rows[kept], np.where(fraud, weight, weight / rate)[kept]
 
-    def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64] | float:
+    def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return what age leaves of each row's weight, shape (len(rows),)."""
-        if not self._config.half_life_days:
-            return 1.0
-        time_us = self._data.event_time_us[rows]
-        half_lives = (time_us.max() - time_us) / (self._config.half_life_days * US_PER_DAY)
-        return np.maximum(np.exp2(-half_lives), LEAST_RECENCY)
+        time_us, half_life_us = self._data.event_time_us[rows], self._config.half_life_days * US_PER_DAY
+        if not half_life_us:
+            return np.ones(len(rows))
+        return np.asarray(np.maximum(np.exp2((time_us - time_us.max()) / half_life_us), LEAST_RECENCY), np.float64)
 
     def dataset(
         self, rows: NDArray[np.intp], weight: NDArray[np.float64], reference: lightgbm.Dataset | None = None
