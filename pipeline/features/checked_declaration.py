@@ -351,9 +351,10 @@ class _Check:
         added = list[str]()
         condition = "" if where is None else f", where {text_of(where)}"
         for window in windows:
-            meaning = table.meaning.strip() or aggregate.meaning.format(entity=table.entity, field=field or "amount")
+            words = aggregate.meaning.format(entity=table.entity, field=field or "amount")
+            words = f"{table.meaning.strip() or words} in {spoken(window)}{'' if table.meaning.strip() else condition}"
             feature = Feature(
-                table.entity, label, _unit(aggregate, field), f"{meaning} in {spoken(window)}{condition}",
+                table.entity, label, _unit(aggregate, field), words,
                 f"{aggregate.definition.format(field=field)}{condition}", WINDOW_REASON, window,
             )  # fmt: skip
             stated = aggregate, given, spans[window]

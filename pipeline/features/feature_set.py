@@ -163,8 +163,10 @@ class FeatureSet:
     def _carried(self) -> Iterable[Feature]:
         for given in self.merchant_inputs:
             if self._column(given) == given.column:
+                # The definition has the condition; a sentence for analysts has no names of features.
+                words = given.field or "whether a condition holds"
                 yield Feature(
-                    "transaction", given.column, NUMBER, f"{given}, as windows of merchants read it",
+                    "transaction", given.column, NUMBER, f"{words}, as windows of merchants read it",
                     f"`{given}`; of a text, 52 bits of its hash", FIELD_REASON,
                 )  # fmt: skip
 
