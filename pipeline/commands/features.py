@@ -44,15 +44,15 @@ def list_features() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(file: Path) -> None:
     """Say which features FILE declares, or what is wrong with it, and on which line."""
-    from pipeline.features.feature_set import FeatureSet
+    from pipeline.features.feature_set import TRAINED, FeatureSet
 
     features = FeatureSet(read_features_file(file.read_bytes(), str(file)))
+    own = {*features.attribute_features, *features.window_features} - TRAINED
     for feature in features.declared:
-        if feature.name in features.attribute_features or feature.name in features.window_features:
+        if feature.name in own:
             click.echo(f"{feature.name} ({feature.unit})")
             click.echo(f"    {printable(feature.meaning)}")
-    own = len(features.attribute_features) + len(features.window_features)
-    click.echo(f"{own} of your own, {len(features.declared) - own} built in or carried")
+    click.echo(f"{len(own)} of your own, {len(features.declared) - len(own)} packaged, built in or carried")
 
 
 @command.command()

@@ -14,6 +14,7 @@ from pipeline.commands.shared_options import bootstrap_option, registry_option
 from pipeline.models.description import Facts, facts_of, gains, lightgbm_facts
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.model_card import CardSources, card_page, model_card
+from pipeline.models.recipes import ABSENT_HYPERPARAMETERS
 from pipeline.models.registry import LIGHTGBM, Registry
 from pipeline.models.version_history import VersionHistory
 from pipeline.observability.terminal import printable_lines
@@ -114,7 +115,7 @@ def _arguments(facts: Facts) -> dict[str, Any]:
         raise ModelError(
             f"LightGBM version {facts['version']} was trained on topics; only a file can be trained on again"
         )
-    return arguments
+    return ABSENT_HYPERPARAMETERS | arguments
 
 
 def train_again(arguments: dict[str, Any], file: Path, registry_dir: Path) -> None:

@@ -175,6 +175,8 @@ class _Check:
         self._built_in: set[str] = set()
         self._own: dict[str, Feature] = {}
         self._groups: dict[str, list[Group]] = {"card": [], "merchant": []}
+        self._windows: dict[str, tuple[Aggregate, Input | None, int]] = {}
+        """What each feature of `_groups` is of: a later table may name it again."""
         self._ratios: dict[str, list[Ratio]] = {"card": [], "merchant": []}
         self._functions: list[FunctionFeature] = []
         self._chosen: set[str] = set()
@@ -346,17 +348,26 @@ class _Check:
         given = None if where is None and field in ("", "amount") else Input(field, where, kind)
         windows = sorted(spans, key=spans.__getitem__)
         label = table.name or "_".join(filter(None, (aggregate.name, table.field)))
-        names = tuple(f"{table.entity}_{label}_{window}" for window in windows)
+        added = list[str]()
         condition = "" if where is None else f", where {text_of(where)}"
         for window in windows:
-            meaning = table.meaning.strip() or aggregate.meaning.format(entity=table.entity, field=field or "amount")
-            self._add(
-                Feature(
-                    table.entity, label, _unit(aggregate, field), f"{meaning} in {spoken(window)}{condition}",
-                    f"{aggregate.definition.format(field=field)}{condition}", WINDOW_REASON, window,
-                )
+            words = aggregate.meaning.format(entity=table.entity, field=field or "amount")
+            words = f"{table.meaning.strip() or words} in {spoken(window)}{'' if table.meaning.strip() else condition}"
+            feature = Feature(
+                table.entity, label, _unit(aggregate, field), words,
+                f"{aggregate.definition.format(field=field)}{condition}", WINDOW_REASON, window,
             )  # fmt: skip
-        self._groups[table.entity].append(Group(aggregate, given, tuple(spans[window] for window in windows), names))
+            stated = aggregate, given, spans[window]
+            if self._windows.get(feature.name) == stated:
+                # As of built-in features, the last table says whether it is trained on.
+                self._chosen.add(feature.name)
+                continue
+            self._add(feature)
+            self._windows[feature.name] = stated
+            added.append(window)
+        if added:
+            names = tuple(f"{table.entity}_{label}_{window}" for window in added)
+            self._groups[table.entity].append(Group(aggregate, given, tuple(spans[window] for window in added), names))
 
     def _ratio(self, table: DeclaredFeature) -> DeclaredFeature:
         if table.entity == "transaction" or len(table.inputs) != 2 or not table.name:

@@ -6,7 +6,6 @@ whether it can be used.
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -122,8 +121,8 @@ def declaration_of(tables: Mapping[str, Any]) -> Declaration:
 
 @cache
 def packaged_declaration() -> Declaration:
-    """Return the default set, which is a file of this package."""
-    return declaration_of(tomllib.loads(files("pipeline").joinpath("data/features.toml").read_text(encoding="utf-8")))
+    """Return the default set: ``data/features.json``, which holds ``data/features.toml`` with its filters as trees."""
+    return msgspec.json.decode(files("pipeline").joinpath("data/features.json").read_bytes(), type=Declaration)
 
 
 def resolved(declaration: Declaration) -> Declaration:

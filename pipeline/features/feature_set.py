@@ -102,8 +102,10 @@ class FeatureSet:
         spans = [us for groups in checked.groups.values() for group in groups for us in group.windows_us]
         self.longest_window_us = max(MONTH_US, *spans) if spans else MONTH_US
         self.horizon_us = self.longest_window_us + LATENESS_US
-        filtered = any(given.where is not None for given in self.merchant_inputs)
-        self.reach_us = self.longest_window_us + (2 if filtered else 1) * MONTH_US
+        card_us = max([2 * MONTH_US, *(us for group in checked.groups["card"] for us in group.windows_us)])
+        filtered = [group for group in checked.groups["merchant"] if group.input and group.input.where is not None]
+        of_filters = [us + card_us for group in filtered for us in group.windows_us]
+        self.reach_us = max([self.longest_window_us + MONTH_US, *of_filters])
         """Reach of features into the past: ``card_outlier_count_30d`` counts transactions of its window, each of which
         was an outlier among those of its own; a filter of merchants may read such a feature."""
         self.kernel_version = f"{KERNEL_REVISION}-{_digest(self.features, [*self.definitions.items()])}"
@@ -163,8 +165,10 @@ class FeatureSet:
     def _carried(self) -> Iterable[Feature]:
         for given in self.merchant_inputs:
             if self._column(given) == given.column:
+                # The definition has the condition; a sentence for analysts has no names of features.
+                words = given.field or "whether a condition holds"
                 yield Feature(
-                    "transaction", given.column, NUMBER, f"{given}, as windows of merchants read it",
+                    "transaction", given.column, NUMBER, f"{words}, as windows of merchants read it",
                     f"`{given}`; of a text, 52 bits of its hash", FIELD_REASON,
                 )  # fmt: skip
 

@@ -17,6 +17,8 @@ RECIPE: Final = "recipe"
 """The figure of a proposal that has its recipe's digest."""
 AGAINST_RECIPE: Final = "against_recipe"
 """The figure that has the digest of the recipe that was active."""
+ABSENT_HYPERPARAMETERS: Final = {"half_life_days": 0.0}
+"""Hyperparameters of versions that do not name them: earlier releases knew no others."""
 _NO_RECIPE: Final = frozenset({"threads", "seed"})
 """Settings of a training that another recipe does not follow from."""
 
@@ -34,7 +36,11 @@ def recipe_digest(training: Mapping[str, Any], features: Sequence[str], handling
     True
     """
     parts = (
-        {name: value for name, value in training.items() if name not in _NO_RECIPE},
+        {
+            name: value
+            for name, value in training.items()
+            if name not in _NO_RECIPE and ABSENT_HYPERPARAMETERS.get(name) != value
+        },
         sorted(features),
         {name: value for name, value in handling.items() if value is not None},
     )

@@ -15,7 +15,7 @@ from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import FALLBACK, ReportDelays, described_by_source
 from pipeline.learning.trained_labels import LABELS, TrainedLabels
 from pipeline.models.publish import VersionToPublish
-from pipeline.models.recipes import LABEL_HANDLING, TREELESS, inherited, recipe_digest
+from pipeline.models.recipes import ABSENT_HYPERPARAMETERS, LABEL_HANDLING, TREELESS, inherited, recipe_digest
 from pipeline.retraining.gate import GateLimits, Judgement, judge, rescored
 from pipeline.retraining.paired import Scorings
 from pipeline.scoring.blend import sigmoid
@@ -257,7 +257,7 @@ def recipe_of(model: LightGBMModel) -> Recipe:
         ModelError: What it says makes no sense.
     """
     try:
-        config = msgspec.convert(model.metadata.get("training", {}), TrainingConfig)
+        config = msgspec.convert(ABSENT_HYPERPARAMETERS | model.metadata.get("training", {}), TrainingConfig)
         handling = msgspec.convert(model.metadata.get(LABEL_HANDLING, {}), _Handling)
     except msgspec.ValidationError as error:
         raise ModelError(

@@ -32,7 +32,7 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-from pipeline.scoring.tree_layout import POINTS, Paths
+from pipeline.scoring.tree_layout import NEAR_ZERO, POINTS, Paths
 
 
 def path_contributions(paths: Paths, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,7 +160,11 @@ def _contributions(
     for r in range(features.shape[0]):
         for c in range(columns.shape[0]):
             value = features[r, columns[c]]
-            values[c] = column_missing[c] if np.isnan(value) else value
+            if np.isnan(value):
+                value = column_missing[c]
+            elif abs(value) <= NEAR_ZERO:
+                value = 0.0
+            values[c] = value
         added[:] = 0.0
         for tree in range(tree_passes.shape[0]):
             first, nodes = tree_node[tree], tree_node[tree + 1] - tree_node[tree]

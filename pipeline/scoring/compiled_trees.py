@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pipeline.features.compiled import lowest_bit
-from pipeline.scoring.tree_layout import Forest
+from pipeline.scoring.tree_layout import NEAR_ZERO, Forest
 
 _BLOCK: Final = 64
 """Rows that go through a tree together."""
@@ -116,7 +116,11 @@ def _sums(
         for c in range(columns.shape[0]):
             for r in range(rows):
                 value = features[start + r, columns[c]]
-                values[c, r] = column_missing[c] if np.isnan(value) else value
+                if np.isnan(value):
+                    value = column_missing[c]
+                elif abs(value) <= NEAR_ZERO:
+                    value = 0.0
+                values[c, r] = value
         for r in range(rows):
             out[start + r] = 0.0
         for tree in range(tree_leaf.shape[0] - 1):

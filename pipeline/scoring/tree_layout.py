@@ -14,6 +14,8 @@ from pipeline.scoring.trees import Tree, leaf_order
 
 COMPILED_LEAVES: Final = 64
 """A tree's leaves are the bits of one integer; the sum over larger ones is left to LightGBM."""
+NEAR_ZERO: Final = float(np.float32(1e-35))
+"""LightGBM takes values of this size and below, of either sign, as 0."""
 POINTS: Final = 8
 """Quadrature points that go through a tree together; one pass of them is exact for 16 features on a path."""
 

@@ -32,6 +32,8 @@ LEAST_AUC: Final = 0.55
 """Area under the ROC curve on the validation period below which a model says no more than chance."""
 LEGITIMATE_PER_FRAUD: Final = 10
 """Legitimate rows to grow on for each fraud, at least, where there are so many."""
+LEAST_RECENCY: Final = 0.05
+"""Least weight that age leaves to a transaction, so that a kind of fraud that comes seldom is not forgotten."""
 DEFAULT_BUDGET: Final = 100.0
 """Alerts a day that a threshold is chosen for, where nobody says how many."""
 
@@ -52,6 +54,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="Sample about so many legitimate transactions to grow trees on.")
     ] = 100_000
     """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
+    half_life_days: Annotated[
+        float,
+        Meta(ge=0, description="Age at which a transaction weighs half as much to grow trees; 0: all weigh alike."),
+    ] = 60.0
+    """No weight falls below `LEAST_RECENCY`; calibration, threshold and metrics weigh all transactions alike."""
     threads: Annotated[int, Meta(ge=1, description="To train.")] = 1
     """LightGBM's threads spin while they wait: more of them than free cores are slower than one."""
     seed: Annotated[int, Meta(ge=0, description="Of all sampling.")] = 20_180_401
@@ -231,14 +238,14 @@ class _Trees:
         self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None] = lambda _: None
     ) -> tuple[lightgbm.Booster, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
-        first = self._dataset(*self.sampled(training))
+        first = self.dataset(*self.sampled(training))
         if not self._config.early_stopping_rounds:
             return lightgbm.train(self._parameters(), first, num_boost_round=self._config.trees), self._config.trees
         booster = lightgbm.train(
             self._parameters(),
             first,
             num_boost_round=self._config.trees,
-            valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
+            valid_sets=[self.dataset(validation, self._data.weight[validation], first)],
             callbacks=[
                 lightgbm.early_stopping(self._config.early_stopping_rounds, verbose=False),
                 lambda at: report(f"{at.iteration + 1} trees of at most {self._config.trees} are grown and checked"),
@@ -250,19 +257,19 @@ class _Trees:
 
     def precision_by_trees(self, training: NDArray[np.intp], validation: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return the average precision on some rows after each tree that is grown on others; shape (trees,)."""
-        first, curves = self._dataset(*self.sampled(training)), dict[str, dict[str, list[float]]]()
+        first, curves = self.dataset(*self.sampled(training)), dict[str, dict[str, list[float]]]()
         lightgbm.train(
             self._parameters(),
             first,
             num_boost_round=self._config.trees,
-            valid_sets=[self._dataset(validation, self._data.weight[validation], first)],
+            valid_sets=[self.dataset(validation, self._data.weight[validation], first)],
             callbacks=[lightgbm.record_evaluation(curves)],
         )
         return np.array(curves["valid_0"]["average_precision"])
 
     def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
         """Return LightGBM's text of so many trees."""
-        booster = lightgbm.train(self._parameters(), self._dataset(*self.sampled(rows)), num_boost_round=rounds)
+        booster = lightgbm.train(self._parameters(), self.dataset(*self.sampled(rows)), num_boost_round=rounds)
         text: str = booster.model_to_string()
         return text
 
@@ -295,11 +302,21 @@ class _Trees:
         kept = fraud | (self._draws[rows] < rate)
         return rows[kept], np.where(fraud, weight, weight / rate)[kept]
 
-    def _dataset(
+    def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return what age leaves of each row's weight, shape (len(rows),)."""
+        time_us, half_life_us = self._data.event_time_us[rows], self._config.half_life_days * US_PER_DAY
+        if not half_life_us:
+            return np.ones(len(rows))
+        return np.asarray(np.maximum(np.exp2((time_us - time_us.max()) / half_life_us), LEAST_RECENCY), np.float64)
+
+    def dataset(
         self, rows: NDArray[np.intp], weight: NDArray[np.float64], reference: lightgbm.Dataset | None = None
     ) -> lightgbm.Dataset:
+        """Return rows to grow trees on, the older ones at less weight; with ``reference``, rows to check them on."""
         columns = self._data.wide(rows)
         columns[:, self._others] = 0.0
+        if reference is None:
+            weight = weight * self._recency(rows)
         return lightgbm.Dataset(
             columns,
             self._data.fraud[rows].astype(np.float64),

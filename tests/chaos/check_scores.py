@@ -11,7 +11,17 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from tests.chaos.arithmetic import LOGARITHMS, LOGIT_BOUND, MISSING, ZERO, Layer, identity, sample_position, sigmoid
+from tests.chaos.arithmetic import (
+    LOGARITHMS,
+    LOGIT_BOUND,
+    MISSING,
+    WINDOWS,
+    ZERO,
+    Layer,
+    identity,
+    sample_position,
+    sigmoid,
+)
 from tests.chaos.run import Check, Run, key_of, log_of
 
 Features = dict[str, float | None]
@@ -206,6 +216,7 @@ def _digest(kernel: str) -> str:
     hours = ["below 4", "4 to 8", "8 to 12", "12 to 16", "16 to 20", "from 20"]
     inputs = [*LOGARITHMS, *(f"no {name}" for name in MISSING), *(f"{name} is 0" for name in ZERO)]
     inputs += [*(f"amount {band}" for band in amounts), *(f"hour {band}" for band in hours)]
+    inputs += [*WINDOWS, *(f"no {name}" for name in WINDOWS)]
     return configuration_digest(
         {"inputs": inputs, "learning_rate": 0.001, "input_bound": 3.0, "revision": 3, "kernel": kernel}
     )

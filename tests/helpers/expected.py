@@ -2,16 +2,19 @@
 
 import math
 import sys
+import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pandas as pd
 
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import FEATURES, WINDOW_FEATURES
 from schemas.messages import (
     DecisionFeatures,
     ProfiledLabel,
@@ -22,9 +25,18 @@ from schemas.messages import (
 )
 from schemas.records import Record
 from tests.helpers.logs import EPOCH, microseconds
+from tests.reference.declared import features_of
 from tests.reference.features import card_features, merchant_features
 
 Key = tuple[str, str]
+PACKAGED: dict[str, Any] = {
+    "features": [
+        table
+        for table in tomllib.loads(Path("pipeline/data/features.toml").read_text(encoding="utf-8"))["features"]
+        if "where" in table or table["aggregate"] == "usual_hour"
+    ]
+}
+"""Windows that the packaged set declares: all that is not built in."""
 COUNTING = ("purchase", "cash")
 READS = ("transactions", "rerouted")
 
@@ -54,9 +66,20 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
     for _, of_partition in groupby(in_reading_order, lambda message: (message.read or message.source).partition):
         stated = [transaction_row(decode_transaction(message.transaction)) for message in of_partition]
         compute(stated, card_features)
+        compute(stated, lambda frame: windows_of("card", frame))
     for _, of_log in groupby(messages, lambda item: item[0]):
-        compute([merchant_row(message) for _, message in of_log], merchant_features)
+        rows = [merchant_row(message) for _, message in of_log]
+        compute(rows, merchant_features)
+        # Filters of merchants read features of the card.
+        bought = [{**row, **features[row["transaction"]]} for row in rows if row["kind"] == "transaction"]  # type: ignore[index]
+        compute(bought, lambda frame: windows_of("merchant", frame))
     return features
+
+
+def windows_of(entity: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the windows that the packaged set declares of an entity, of rows of one partition."""
+    found = features_of(entity, PACKAGED, frame.assign(**{f"{entity}_partition": 0}))
+    return found[[name for name in found if name in WINDOW_FEATURES]]
 
 
 class _ReadingOrder:
@@ -86,6 +109,9 @@ def differences(rows: Iterable[DecisionFeatures], expected: Mapping[Key, Mapping
         if tuple(decision.features) != FEATURES:
             found.append(f"{key} has other features than the kernel")
         for name, served in decision.features.items():
+            if name.startswith("input_"):
+                # What only travels to the merchants' windows.
+                continue
             right = expected[key][name]
             same = math.isnan(right) if served is None else math.isclose(served, right, rel_tol=1e-9, abs_tol=1e-9)
             if not same:

@@ -6,14 +6,17 @@ all of them.
 
 import ast
 import json
+import os
 import re
 import socket
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import msgspec
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
@@ -21,10 +24,12 @@ from agents.topology import AGENTS
 from pipeline.expressions.trees import type_name
 from pipeline.features.aggregates import AGGREGATES, Aggregate
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
-from pipeline.features.feature_set import TRAINED
+from pipeline.features.declaration import packaged_declaration
+from pipeline.features.feature_set import TRAINED, FeatureSet
 from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
+from pipeline.settings.features_file import read_features_file
 from schemas.export import MESSAGES
 from schemas.fields import DECLARED_FIELDS, READ_FIELDS, Kind
 from schemas.topics import TOPICS, Topic
@@ -155,11 +160,24 @@ def _field_of(aggregate: Aggregate) -> str:
 
 
 def features_table() -> str:
-    """Every built-in feature with its unit and meaning; the page defines it above."""
+    """Every built-in feature and packaged window with its unit and meaning; the page defines it above."""
     return _table(
         ("feature", "by default", "unit", "meaning"),
-        ((f"`{of.name}`", "yes" if of.name in TRAINED else "", of.unit, of.meaning) for of in _BUILT_IN),
+        (
+            (f"`{of.name}`", "yes" if of.name in TRAINED else "", of.unit, of.meaning)
+            for of in (*_BUILT_IN, *_packaged_windows())
+        ),
     )
+
+
+def packaged_windows_table() -> str:
+    """Definitions of the windows that the default set declares."""
+    return _table(("feature", "value"), ((f"`{of.name}`", of.definition) for of in _packaged_windows()))
+
+
+def _packaged_windows() -> list[Feature]:
+    packaged = FeatureSet(packaged_declaration())
+    return [feature for feature in packaged.declared if feature.name in packaged.window_features]
 
 
 def _section(feature: Feature) -> str:
@@ -292,11 +310,21 @@ def _summary(package: str) -> str:
     return " ".join(text.replace("``", "`").split())
 
 
+PACKAGED_FEATURES: Final = ROOT / "pipeline/data/features.json"
+
+
+def packaged_features() -> str:
+    """Return the default set as the package reads it: no parser of filters is loaded where none is needed."""
+    content = read_features_file(PACKAGED_FEATURES.with_suffix(".toml").read_bytes(), "features.toml").content
+    return msgspec.json.format(content, indent=1).decode() + "\n"
+
+
 PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"topology": topology},
     "docs/architecture.md": {"topology": topology, "layers": layers_diagram, "packages": packages_table},
     "docs/features.md": {
         **{section: partial(definitions_table, section) for section in map(_section, _BUILT_IN)},
+        "packaged-windows": packaged_windows_table,
         "features": features_table,
     },
     "docs/declaring-features.md": {"aggregates": aggregates_table},
@@ -328,5 +356,9 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
+    if (packaged := packaged_features()) != PACKAGED_FEATURES.read_text(encoding="utf-8"):
+        PACKAGED_FEATURES.write_text(packaged, encoding="utf-8")
+        # The pages tell of the features of another process, which has read the file.
+        os.execv(sys.executable, [sys.executable, "-m", "tests.helpers.generated"])
     for path in PARTS:
         (ROOT / path).write_text(filled(path), encoding="utf-8")

@@ -13,7 +13,7 @@ from pipeline.cli import COMMANDS
 from pipeline.commands.models import SUBCOMMANDS
 from pipeline.settings import Settings
 from schemas.messages import Versions
-from tests.helpers.generated import PARTS, filled
+from tests.helpers.generated import PACKAGED_FEATURES, PARTS, filled, packaged_features
 
 ROOT = Path(__file__).resolve().parents[2]
 # The metrics of a process come from /proc, which only Linux has.
@@ -30,6 +30,11 @@ def table_rows(page: str, first_cell: str) -> list[str]:
 @pytest.mark.parametrize("page", PARTS_HERE)
 def test_generated_parts_are_as_the_code_is(page: str) -> None:
     assert filled(page) == (ROOT / page).read_text(encoding="utf-8"), "run `python -m tests.helpers.generated`"
+
+
+def test_the_packaged_features_are_those_of_the_file() -> None:
+    found = PACKAGED_FEATURES.read_text(encoding="utf-8")
+    assert packaged_features() == found, "run `python -m tests.helpers.generated`"
 
 
 def test_every_command_is_listed() -> None:

@@ -59,6 +59,10 @@ def test_recipes_are_told_apart_by_what_versions_keep_of_them() -> None:
         "label_handling": model.metadata["label_handling"],
     }
     assert recipe_of_facts(facts) == other.digest
+    # Versions of earlier releases do not name what those did not know.
+    of_before = msgspec.structs.replace(active.config, half_life_days=0.0)
+    named = {name: value for name, value in msgspec.to_builtins(of_before).items() if name != "half_life_days"}
+    assert recipe_of_facts(facts | {"hyperparameters": named}) == other._replace(config=of_before).digest
 
 
 def test_a_recipe_that_knows_more_is_accepted_and_one_that_knows_less_is_not() -> None:

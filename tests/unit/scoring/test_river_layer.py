@@ -8,7 +8,7 @@ from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LOGIT_BOUND
-from pipeline.scoring.river_inputs import INPUTS, LOGIT, SOURCE_COLUMNS, SOURCES, river_inputs
+from pipeline.scoring.river_inputs import INPUTS, LOGIT, OWN, SOURCE_COLUMNS, SOURCES, river_inputs
 from pipeline.scoring.river_layer import INPUT_BOUND, RiverLayer, Scale
 from pipeline.scoring.river_learner import LEAST_WEIGHT, LayerLearner
 from pipeline.scoring.training_updates import MOST_UNDONE, importance_aware_weight
@@ -224,9 +224,12 @@ def test_rollbacking_is_bounded_whatever_was_learned_since() -> None:
 def test_inputs_are_bounded_whatever_the_features_are(values: list[float]) -> None:
     inputs = river_inputs(np.array([values]))
     assert np.isfinite(inputs).all()
-    assert inputs.min() >= 0.0
-    assert inputs.max() < 50.0
-    assert inputs[0, INPUTS.index("amount below 10") :].sum() == 2.0
+    own = [INPUTS.index(name) for name in OWN]
+    assert np.delete(inputs, own, axis=1).min() >= 0.0
+    assert np.abs(inputs).max() < 50.0
+    # Of the bands of amounts, and of those of hours, one each.
+    bands = INPUTS.index("amount below 10"), INPUTS.index("hour from 20") + 1
+    assert inputs[0, slice(*bands)].sum() == 2.0
 
 
 def test_inputs_say_what_the_features_are() -> None:

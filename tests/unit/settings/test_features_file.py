@@ -38,17 +38,19 @@ where = "channel = 'web' and amount > 50"
 entity = "merchant"
 aggregate = "share"
 windows = ["1d"]
-where = "card_merchant_count = 0"
-name = "strangers"
+where = "card_merchant_count = 0 and amount > 100"
+name = "large_to_strangers"
 """
 OWN = (
-    "attribute_device_risk", "card_distinct_country_1h", "card_distinct_country_7d", "merchant_strangers_1d",
+    "attribute_device_risk", "card_distinct_country_1h", "card_distinct_country_7d",
+    "merchant_large_to_strangers_1d",
 )  # fmt: skip
 
 
 def test_fields_and_windows_become_features() -> None:
     features = FeatureSet(read_features_file(FILE, "f"))
-    assert (*features.attribute_features, *features.window_features) == OWN
+    own = (*features.attribute_features, *features.window_features)
+    assert tuple(name for name in own if name not in TRAINED) == OWN
     assert {*OWN, *TRAINED} == {*features.default_features}
     assert features.texts == ("shop",)
     words = {feature.name: feature.meaning for feature in features.declared}
@@ -84,6 +86,17 @@ def test_a_record_holds_a_declaration_in_full(content: bytes) -> None:
 
 def trained(text: str) -> set[str]:
     return {*FeatureSet(read_features_file(text.encode(), "f")).default_features}
+
+
+def test_a_window_may_be_declared_again() -> None:
+    """As one that the extended set has, so that a file need not know what that declares."""
+    window = "[[features]]\nentity = 'card'\naggregate = 'min'\nwindows = ['2d']\nwhere = 'hour < 6'\nname = 'night'\n"
+    assert trained(2 * window) == trained(window) == TRAINED | {"card_night_2d"}
+    assert trained(f"{2 * window}train = false\n") == TRAINED
+    wider = trained(window + window.replace("['2d']", "['2d', '3d']"))
+    assert wider == TRAINED | {"card_night_2d", "card_night_3d"}
+    with pytest.raises(FeaturesError, match="another feature is called card_night_2d"):
+        trained(window + window.replace("< 6", "< 7"))
 
 
 def test_the_last_table_of_a_feature_says_whether_it_is_trained_on() -> None:
@@ -148,11 +161,12 @@ def test_a_declaration_of_nearly_nothing_is_enough_to_score(tmp_path: Path) -> N
         ('["7d", "1h"]', '["7d"]\ninputs = ["a"]', "only a ratio or a function has inputs"),
         ("device_risk", "card_distinct_country_1h", "another feature is called card_distinct_country_1h"),
         (
-            'aggregate = "share"\nwindows = ["1d"]\nwhere = "card_merchant_count = 0"\nname = "strangers"',
+            'aggregate = "share"\nwindows = ["1d"]\nwhere = "card_merchant_count = 0 and amount > 100"\n'
+            'name = "large_to_strangers"',
             'aggregate = "count"\nwindows = ["1d"]\nmeaning = "m"',
             "a built-in feature has a meaning of its own",
         ),
-        ('name = "strangers"', 'name = "count"', "another feature is called merchant_count_1d"),
+        ('name = "large_to_strangers"', 'name = "count"', "another feature is called merchant_count_1d"),
         ('aggregate = "share"', 'aggregate = "known_fraud"', "known_fraud has neither a field nor a filter"),
         ('windows = ["1d"]', "", "it needs windows"),
         ('windows = ["1d"]', 'windows = "1d"', "f, line 17: feature 2: windows: expected `array`, got `str`"),

