@@ -357,13 +357,13 @@ class _Check:
                 table.entity, label, _unit(aggregate, field), words,
                 f"{aggregate.definition.format(field=field)}{condition}", WINDOW_REASON, window,
             )  # fmt: skip
-            stated = aggregate, given, spans[window]
-            if self._windows.get(feature.name) == stated:
+            reading = aggregate, given, spans[window]
+            if self._windows.get(feature.name) == reading:
                 # As of built-in features, the last table says whether it is trained on.
                 self._chosen.add(feature.name)
                 continue
             self._add(feature)
-            self._windows[feature.name] = stated
+            self._windows[feature.name] = reading
             added.append(window)
         if added:
             names = tuple(f"{table.entity}_{label}_{window}" for window in added)

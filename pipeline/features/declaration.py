@@ -83,6 +83,9 @@ class Declaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
         return self.digest
 
 
+_decode_declaration: Final = msgspec.json.Decoder(Declaration).decode
+
+
 class DeclarationError(ValueError):
     """A declaration that cannot be used: the table at fault, and why.
 
@@ -122,7 +125,7 @@ def declaration_of(tables: Mapping[str, Any]) -> Declaration:
 @cache
 def packaged_declaration() -> Declaration:
     """Return the default set: ``data/features.json``, which holds ``data/features.toml`` with its filters as trees."""
-    return msgspec.json.decode(files("pipeline").joinpath("data/features.json").read_bytes(), type=Declaration)
+    return _decode_declaration(files("pipeline").joinpath("data/features.json").read_bytes())
 
 
 def resolved(declaration: Declaration) -> Declaration:
