@@ -3,22 +3,25 @@
 Conditions have three values: true, false and unknown. Only true selects a row. A missing value is NULL, and so is a
 number that is not finite: NaN, a division by zero, an overflow. This is DuckDB's logic, in which only numbers differ:
 DuckDB keeps infinities.
+
+Numbers are columns of float64. A test of texts is made once for each distinct text of a column.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.expressions.trees import COMPARISONS, Condition, Node
 
-Column: TypeAlias = NDArray[np.float64] | pa.Array
-"""Values of a field: float64, in which NaN is NULL, or an array of pyarrow strings."""
+Column: TypeAlias = NDArray[np.float64] | pa.Array | Sequence[str | None]
+"""Values of a field: float64, in which NaN is NULL; or texts, as an array of pyarrow strings or a list with None."""
+_LISTED: Final = 256
+"""Rows up to which Python numbers the distinct texts of an array faster than pyarrow."""
 
 
 def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[np.bool_]:
@@ -26,7 +29,7 @@ def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[
 
     Args:
         tree: The condition.
-        columns: Values of each field of the tree, shape (n,): float64 for numbers, pyarrow strings for texts.
+        columns: Values of each field of the tree, shape (n,).
         n: Number of rows.
 
     Returns:
@@ -37,15 +40,79 @@ def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[
         KeyError: A field has no column.
         ValueError: A column does not have n values.
     """
-    rows = _Rows(columns, n)
+    return evaluate_all([tree], columns, n)[0]
+
+
+def evaluate_all(trees: Sequence[Condition], columns: Mapping[str, Column], n: int) -> list[NDArray[np.bool_]]:
+    """Return which rows each of several conditions selects; arguments and errors as of `evaluate`.
+
+    What trees of `shared` have in common is evaluated once.
+    """
+    rows = _Rows(columns, n, {})
     with np.errstate(all="ignore"):
-        selected = _selected(tree.root, True, rows)
-    return selected if isinstance(selected, np.ndarray) else np.full(n, selected)
+        found = [_selected(tree.root, True, rows) for tree in trees]
+    return [selected if isinstance(selected, np.ndarray) else np.full(n, selected) for selected in found]
+
+
+def shared(trees: Iterable[Condition]) -> list[Condition]:
+    """Return conditions in which equal parts are one object, which `evaluate_all` evaluates once."""
+    known: dict[Node, Node] = {}
+
+    def one(node: Node) -> Node:
+        parts = tuple(one(part) if isinstance(part, tuple) else part for part in node)
+        return known.setdefault(parts, parts)
+
+    return [Condition(one(tree.root)) for tree in trees]
+
+
+class _Texts(NamedTuple):
+    """Texts of n rows."""
+
+    codes: Any
+    """Shape (n,): number of each row's text among the words; a scalar where all rows have the same."""
+    words: Sequence[str | None]
+    """None for NULL."""
+    numbers: Mapping[str | None, int] | None = None
+    """Number of each word, where all of them differ."""
+
+    def tested(self, test: Callable[[str], bool]) -> Any:
+        """Return which rows have a text that fulfils a test; NULL does not."""
+        return np.array([word is not None and test(word) for word in self.words], np.bool_)[self.codes]
+
+    def among(self, choices: Sequence[str], wanted: bool) -> Any:
+        """Return which rows have one of some texts, or surely none of them."""
+        if self.numbers is None:
+            return self.tested(lambda word: (word in choices) is wanted)
+        table = np.full(len(self.words), not wanted)
+        for number in (self.numbers.get(choice) for choice in choices):
+            if number is not None:
+                table[number] = wanted
+        if (null := self.numbers.get(None)) is not None:
+            table[null] = False
+        return table[self.codes]
 
 
 class _Rows(NamedTuple):
     columns: Mapping[str, Column]
     n: int
+    known: dict[Any, Any]
+    """Results of nodes by their identities, and by whether true or false was asked for."""
+
+    def field(self, name: str) -> Any:
+        column = self.columns[name]
+        if len(column) != self.n:
+            raise ValueError(f"column {name} has {len(column)} values, not {self.n}")
+        if isinstance(column, np.ndarray):
+            return _finite(column)
+        if isinstance(column, pa.Array):
+            if self.n > _LISTED:
+                encoded = column.dictionary_encode()
+                words = [*encoded.dictionary.to_pylist(), None]
+                codes = encoded.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+                return _Texts(codes, words, {word: number for number, word in enumerate(words)})
+            column = column.to_pylist()
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(column))}
+        return _Texts(np.fromiter(map(numbers.__getitem__, column), np.intp, self.n), [*numbers], numbers)
 
 
 def _selected(node: Node, wanted: bool, rows: _Rows) -> Any:
@@ -53,6 +120,13 @@ def _selected(node: Node, wanted: bool, rows: _Rows) -> Any:
 
     Where it is unknown, it is neither. So `not` asks its operand for the opposite, and no mask of NULLs is needed.
     """
+    key = id(node), wanted
+    if (found := rows.known.get(key)) is None:
+        found = rows.known[key] = _tested(node, wanted, rows)
+    return found
+
+
+def _tested(node: Node, wanted: bool, rows: _Rows) -> Any:
     name, *operands = node
     if name == "not":
         return _selected(operands[0], not wanted, rows)
@@ -60,16 +134,25 @@ def _selected(node: Node, wanted: bool, rows: _Rows) -> Any:
         both = (name == "and") is wanted
         masks = [_selected(operand, wanted, rows) for operand in operands]
         return _joined(masks, both)
-    values = [_value(operand, rows) for operand in operands]
-    if name == "between":
-        low = _compared(">=" if wanted else "<", values[0], values[1])
-        return _joined([low, _compared("<=" if wanted else ">", values[0], values[2])], wanted)
-    if name in COMPARISONS:
-        return _compared(name if wanted else _OPPOSITES[name], values[0], values[1])
+    first = _value(operands[0], rows)
+    if name == "like":
+        pattern = operands[1][1]
+        return first.tested(lambda word: like(word, pattern) is wanted)
     if name == "is null":
-        return _known(values[0]) ^ wanted
-    found = _in(values[0], operands[1:]) if name == "in" else _like(values[0], operands[1][1])
-    return found if wanted else ~found & _known(values[0])
+        return _is_null(first) == wanted
+    if name == "in":
+        choices = [literal[1] for literal in operands[1:]]
+        if isinstance(first, _Texts):
+            return first.among(choices, wanted)
+        found = _joined([first == choice for choice in choices], both=False)
+        return found if wanted else ~found & ~np.isnan(first)
+    if name in ("=", "<>") and isinstance(first, _Texts) and operands[1][0] == "text":
+        return first.among([operands[1][1]], wanted is (name == "="))
+    values = [_value(operand, rows) for operand in operands[1:]]
+    if name == "between":
+        low = _compared(">=" if wanted else "<", first, values[0])
+        return _joined([low, _compared("<=" if wanted else ">", first, values[1])], wanted)
+    return _compared(name if wanted else _OPPOSITES[name], first, values[0])
 
 
 def _joined(masks: list[Any], both: bool) -> Any:
@@ -80,9 +163,9 @@ def _joined(masks: list[Any], both: bool) -> Any:
 
 
 _OPPOSITES: Final = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
-_NUMBERS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+_SIGNS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "=": operator.eq,
-    "<>": lambda left, right: (left < right) | (left > right),  # Unlike !=, false beside NaN.
+    "<>": operator.ne,
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -92,45 +175,44 @@ _NUMBERS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "*": operator.mul,
     "/": operator.truediv,
 }
-_FALSE: Final = pa.scalar(False)
-_TEXTS: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "=": pc.equal,
-    "<>": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 
 
 def _value(node: Node, rows: _Rows) -> Any:
-    """Return numbers as float64 or texts of pyarrow; a scalar if no field occurs."""
+    """Return numbers as float64, or texts; a scalar if no field occurs."""
+    if (found := rows.known.get(id(node))) is None:
+        found = rows.known[id(node)] = _made(node, rows)
+    return found
+
+
+def _made(node: Node, rows: _Rows) -> Any:
     name, *operands = node
     if name == "field":
-        column = rows.columns[operands[0]]
-        if len(column) != rows.n:
-            raise ValueError(f"column {operands[0]} has {len(column)} values, not {rows.n}")
-        return _finite(column) if isinstance(column, np.ndarray) else column
+        return rows.field(operands[0])
     if name == "number":
         return np.float64(operands[0])
     if name == "text":
-        return _text(operands[0])
+        return _Texts(0, operands)
+    if name == "case":
+        whens = range(0, len(operands) - 1, 2)
+        tests = [_selected(operands[at], True, rows) for at in whens]
+        values = [_value(operands[at + 1], rows) for at in whens]
+        otherwise = _value(operands[-1], rows) if len(operands) % 2 else _null_like(values[0])
+        for test, value in zip(reversed(tests), reversed(values), strict=True):
+            otherwise = _chosen(test, value, otherwise)
+        return otherwise
     values = [_value(operand, rows) for operand in operands]
     if name == "coalesce":
-        return _coalesced(values)
+        chosen = values[-1]
+        for value in reversed(values[:-1]):
+            chosen = _chosen(_is_null(value), chosen, value)
+        return chosen
     if name == "lower":
-        return pc.utf8_lower(values[0])
+        return _Texts(values[0].codes, [None if word is None else lower(word) for word in values[0].words])
     if name == "abs":
         return np.abs(values[0])
     if name == "negate":
         return -values[0]
-    return _finite(_NUMBERS[name](values[0], values[1]))
-
-
-@lru_cache(1_000)
-def _text(literal: str) -> Any:
-    """Return a text of pyarrow. Making one takes as long as comparing 500 rows with it."""
-    return pa.scalar(literal)
+    return _finite(_SIGNS[name](values[0], values[1]))
 
 
 def _finite(numbers: Any) -> Any:
@@ -138,42 +220,70 @@ def _finite(numbers: Any) -> Any:
     return numbers + (numbers - numbers)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.float64)
+def _null_like(value: Any) -> Any:
+    return _Texts(0, [None]) if isinstance(value, _Texts) else np.float64(np.nan)
 
 
-def _coalesced(values: list[Any]) -> Any:
-    if not _is_number(values[0]):
-        return pc.coalesce(*values)
-    first = values[0]
-    for value in values[1:]:
-        first = np.where(np.isnan(first), value, first)[()]
-    return first
+def _chosen(test: Any, value: Any, otherwise: Any) -> Any:
+    """Return ``value`` where a test holds, and ``otherwise`` elsewhere."""
+    if isinstance(value, _Texts):
+        codes = np.where(test, value.codes, otherwise.codes + len(value.words))[()]
+        return _Texts(codes, [*value.words, *otherwise.words])
+    return np.where(test, value, otherwise)[()]
+
+
+def _is_null(value: Any) -> Any:
+    if isinstance(value, _Texts):
+        return np.array([word is None for word in value.words])[value.codes]
+    return np.isnan(value)
 
 
 def _compared(sign: str, left: Any, right: Any) -> Any:
-    return _NUMBERS[sign](left, right) if _is_number(left) else _mask(_TEXTS[sign](left, right))
+    if not isinstance(left, _Texts):
+        # Beside NaN all are false but this one.
+        return (left < right) | (left > right) if sign == "<>" else _SIGNS[sign](left, right)
+    compare, words = _SIGNS[sign], right.words
+    if len(words) == 1 and (word := words[0]) is not None:
+        return left.tested(lambda other: compare(other, word))
+    pairs, places = np.unique(left.codes * len(words) + right.codes, return_inverse=True)
+    split = [(left.words[pair // len(words)], words[pair % len(words)]) for pair in pairs.tolist()]
+    table = np.array([one is not None and other is not None and compare(one, other) for one, other in split], np.bool_)
+    return table[places.reshape(np.shape(left.codes + right.codes))]
 
 
-def _known(value: Any) -> Any:
-    return ~np.isnan(value) if _is_number(value) else _mask(pc.is_valid(value))
+@lru_cache(1_000)
+def _parts(pattern: str) -> list[str]:
+    return pattern.split("%")
 
 
-def _in(value: Any, literals: list[Node]) -> Any:
-    choices = [literal[1] for literal in literals]
-    if not _is_number(value):
-        return _mask(pc.is_in(value, value_set=pa.array(choices, value.type)))
-    return np.isin(value, choices)[()]
+def like(text: str, pattern: str) -> bool:
+    """Return whether a whole text is like a pattern: ``%`` is any text, ``_`` any character; in linear steps.
+
+    >>> like("gift card", "gift%"), like("gift", "g_ft"), like("gift", "ift")
+    (True, True, False)
+    """
+    first, *rest = _parts(pattern)
+    if not rest:
+        return len(text) == len(first) and _fits(text, first, 0)
+    last, at = rest.pop(), len(first)
+    if len(text) < at + len(last) or not _fits(text, first, 0):
+        return False
+    end = len(text) - len(last)
+    for part in rest:
+        while at + len(part) <= end and not _fits(text, part, at):
+            at += 1
+        at += len(part)
+        if at > end:
+            return False
+    return _fits(text, last, end)
 
 
-def _like(value: Any, pattern: str) -> Any:
-    # SQL has no escape unless one is declared; pyarrow always has the backslash.
-    return _mask(pc.match_like(value, pattern.replace("\\", "\\\\")))
+def _fits(text: str, part: str, at: int) -> bool:
+    if "_" not in part:
+        return text.startswith(part, at)
+    return all(sign in ("_", text[at + number]) for number, sign in enumerate(part))
 
 
-def _mask(result: Any) -> Any:
-    """Return conditions of pyarrow as booleans, unknown as false."""
-    if isinstance(result, pa.Scalar):
-        return np.bool_(result.as_py() or False)
-    known = pc.coalesce(result, _FALSE) if result.null_count else result
-    return known.to_numpy(zero_copy_only=False)
+def lower(text: str) -> str:
+    """Return a text in lower case, one character for each: a letter's own case, whatever stands beside it."""
+    return text.lower() if text.isascii() else "".join(character.lower()[0] for character in text)

@@ -1,12 +1,13 @@
 """Parser of conditions in SQL, for commands. A worker loads checked trees and never imports sqlglot.
 
-The text is split into tokens here first: only the words and signs of the grammar pass, fields are quoted, and
-nesting is bounded. sqlglot then sees a small language, and gives the order in which the operators bind.
+The text is split into tokens here first: only the words and signs of the grammar pass, nesting is bounded, and a
+quoted number stands in place of each field and literal. sqlglot then sees a small language, and gives the order in
+which the operators bind.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipeline.expressions.trees import (
     FUNCTIONS,
@@ -21,7 +22,7 @@ from pipeline.expressions.trees import (
 )
 from schemas.toml_files import shown, suggestion
 
-MAX_LENGTH: Final = 1_000
+MAX_LENGTH: Final = 4_000
 """Longest text, in characters."""
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<text>'(?:[^']|'')*+')|(?P<quoted>"(?:[^"]|"")*+")|(?P<word>[^\W\d]\w*)"""
@@ -34,7 +35,7 @@ _NAMES: Final = {
     "EQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">=", "Like": "like",
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "And": "and", "Or": "or", "Is": "is null",
     "Neg": "negate", "Not": "not", "Between": "between", "In": "in", "Abs": "abs", "Lower": "lower",
-    "Coalesce": "coalesce",
+    "Coalesce": "coalesce", "Case": "case",
 }  # fmt: skip
 """Operators of ours by the nodes of sqlglot that may occur."""
 _ARGUMENTS: Final = {
@@ -42,17 +43,26 @@ _ARGUMENTS: Final = {
     **dict.fromkeys(("Neg", "Not", "Abs", "Lower", "Paren", "Column"), ("this",)),
     **dict.fromkeys(("In", "Coalesce"), ("this", "expressions")),
     "Between": ("this", "low", "high"),
-    "Literal": ("this", "is_string"),
+    "Case": ("this", "ifs", "default"),
+    "If": ("this", "true"),
 }
 """Arguments that a node may have. Any other, such as the escape of like, is refused rather than ignored."""
 _NULL: Final = "a comparison with null is never true; write is null or is not null"
-_NOT: Final = frozenset({"not"})
 _PREFIXES: Final = frozenset({"not", "-", "+"})
-_BRACKETS: Final = {"(": 1, ")": -1}
+_BRACKETS: Final = {"(": 1, "case": 1, ")": -1, "end": -1}
 _BEFORE_VALUE: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/"})
 """Signs after which `not` would nest without brackets."""
 _NOT_READ: Final = "the condition cannot be read; write it like channel = 'web' and amount > 50"
 _TOO_DEEP: Final = f"the condition is nested deeper than {MAX_NESTING} levels; simplify it"
+
+
+class _Token(NamedTuple):
+    sql: str
+    """A word or sign of the grammar, or the number of this token in double quotes."""
+    position: int
+    """Number of its first character in the text."""
+    leaf: list[Any] | None = None
+    """Leaf of the tree; None for a word or sign."""
 
 
 def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
@@ -67,49 +77,43 @@ def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
         The checked tree. `text_of` writes it as SQL again.
 
     Raises:
-        ExpressionError: The text is no condition over these fields, or too long. Its text is one sentence.
+        ExpressionError: The text is no condition over these fields, or too long. Its text is one sentence, and its
+            ``position`` the character at fault.
     """
     if len(text) > MAX_LENGTH:
-        raise ExpressionError(f"the condition has {len(text):,} characters, and may have {MAX_LENGTH:,}")
+        error = f"the condition has {len(text):,} characters, and may have {MAX_LENGTH:,}"
+        raise ExpressionError(error, position=MAX_LENGTH)
     if not text.strip():
-        raise ExpressionError("the condition is empty; write one, such as amount > 50")
-    sql = _restricted_sql(text, fields)
-
-    import sqlglot
-    from sqlglot.errors import SqlglotError
-
-    try:
-        parsed = sqlglot.parse_one(sql, dialect="duckdb")
-    except (SqlglotError, RecursionError):
-        raise ExpressionError(_NOT_READ) from None
-    return check_tree({"grammar": GRAMMAR, "tree": _node(parsed, 0)}, fields)
+        raise ExpressionError("the condition is empty; write one, such as amount > 50", position=0)
+    return _Parser(_tokens(text, fields)).condition(fields)
 
 
-def _restricted_sql(text: str, fields: Mapping[str, ValueKind]) -> str:
-    """Return SQL of known tokens only, joined by spaces; refuse any other, and nesting that is too deep."""
-    tokens: list[str] = []
-    brackets = prefixes = position = 0
+def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
+    """Return the tokens of a text; refuse unknown ones, and nesting that is too deep."""
+    tokens: list[_Token] = []
+    brackets = prefixes = end = 0
     text = text.rstrip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None or match.lastgroup is None:
-            raise _unreadable(text[position:].lstrip())
-        position = match.end()
-        kind, token = match.lastgroup, match[match.lastgroup]
-        if kind == "refused":
-            raise ExpressionError(f"{token} is not understood; {_REFUSED[token]}")
-        if kind in ("word", "quoted"):
-            token = _name(token, text[position:].lstrip().startswith("("), fields)
-        elif kind == "number":
-            token = repr(float(token)) if float(token) < float("inf") else "1e999"
-        if token in _NOT and tokens and tokens[-1] in _BEFORE_VALUE:
-            raise ExpressionError(f"put what follows {tokens[-1]} in brackets: {tokens[-1]} (not ...)")
-        prefixes = prefixes + 1 if token in _PREFIXES else 0
-        brackets += _BRACKETS.get(token, 0)
-        if brackets > MAX_NESTING or prefixes > MAX_NESTING:
-            raise ExpressionError(_TOO_DEEP)
-        tokens.append(token)
-    return " ".join(tokens)
+    while end < len(text):
+        match = _TOKEN.match(text, end)
+        position = end + len(text[end:]) - len(text[end:].lstrip())
+        try:
+            if match is None or match.lastgroup is None:
+                raise _unreadable(text[position:])
+            end = match.end()
+            token = _token(match.lastgroup, match[match.lastgroup], text[end:].lstrip().startswith("("), fields)
+            sign, before = token if isinstance(token, str) else "", tokens[-1].sql if tokens else ""
+            if sign == "not" and before in _BEFORE_VALUE:
+                raise ExpressionError(f"put what follows {before} in brackets: {before} (not ...)")
+            prefixes = prefixes + 1 if sign in _PREFIXES else 0
+            brackets += _BRACKETS.get(sign, 0)
+            if brackets > MAX_NESTING or prefixes > MAX_NESTING:
+                raise ExpressionError(_TOO_DEEP)
+        except ExpressionError as error:
+            error.position = position
+            raise
+        leaf = token if isinstance(token, list) else None
+        tokens.append(_Token(sign or f'"{len(tokens)}"', position, leaf))
+    return tokens
 
 
 def _unreadable(rest: str) -> ExpressionError:
@@ -118,51 +122,133 @@ def _unreadable(rest: str) -> ExpressionError:
     return ExpressionError(f"{shown(rest)} is not understood; use names of fields, numbers, and texts in single quotes")
 
 
-def _name(token: str, is_call: bool, fields: Mapping[str, ValueKind]) -> str:
-    """Return the token of a keyword, a function or a field, the last in double quotes."""
-    quoted = token.startswith('"')
-    name = token[1:-1].replace('""', '"') if quoted else token
-    if not quoted and (name.lower() in KEYWORDS or (is_call and name.lower() in FUNCTIONS)):
+def _token(kind: str, token: str, is_call: bool, fields: Mapping[str, ValueKind]) -> str | list[Any]:
+    """Return a word or sign of the grammar, or the leaf of a field or literal."""
+    if kind == "refused":
+        raise ExpressionError(f"{token} is not understood; {_REFUSED[token]}")
+    if kind == "sign":
+        return token
+    if kind == "number":
+        return ["number", float(token)]
+    name = token[1:-1].replace(token[0] * 2, token[0]) if kind in ("text", "quoted") else token
+    if kind == "text":
+        return ["text", name]
+    if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in FUNCTIONS)):
         return name.lower()
     if is_call:
         raise ExpressionError(f"there is no function {shown(name)}; {suggestion(name.lower(), FUNCTIONS)}")
     if name not in fields:
         error = unknown_field(name, fields)
-        raise ExpressionError(f"{error}; write text in single quotes") if quoted else error
-    return '"' + name.replace('"', '""') + '"'
+        raise ExpressionError(f"{error}; write text in single quotes") if kind == "quoted" else error
+    return ["field", name]
 
 
-def _node(parsed: object, depth: int) -> list[Any]:
-    """Return a node of sqlglot as one of ours; refuse what the grammar does not have."""
-    from sqlglot import expressions as exp
+class _Parser:
+    """Makes a tree of tokens.
 
-    if depth > 3 * MAX_NESTING:  # Brackets count here too; `check_tree` holds the tree itself to its limit.
-        raise ExpressionError(_TOO_DEEP)
-    name = type(parsed).__name__
-    if not isinstance(parsed, exp.Expr) or name not in _ARGUMENTS:
-        raise ExpressionError(_NULL if isinstance(parsed, exp.Null) else _NOT_READ)
-    arguments = {key for key, value in parsed.args.items() if value}
-    if arguments - {"negate", *_ARGUMENTS[name]}:
-        raise ExpressionError(_NOT_READ)
-    if "negate" in arguments:  # This is how sqlglot writes not like; it has no such flag on in and between.
-        return ["not", _node(type(parsed)(**{**parsed.args, "negate": False}), depth)]
-    if isinstance(parsed, exp.Paren):
-        return _node(parsed.this, depth + 1)
-    if isinstance(parsed, exp.Column):
-        return ["field", parsed.name]
-    if isinstance(parsed, exp.Literal):
-        return ["text", parsed.this] if parsed.is_string else ["number", float(parsed.this)]
-    if isinstance(parsed, exp.Neg) and isinstance(parsed.this, exp.Literal) and not parsed.this.is_string:
-        return ["number", -float(parsed.this.this)]
-    if isinstance(parsed, exp.Is):
-        if not isinstance(parsed.expression, exp.Null):
-            raise ExpressionError("is stands before null and not null only; write = to compare")
-        return ["is null", _node(parsed.this, depth + 1)]
-    if isinstance(parsed, exp.And | exp.Or):
-        return [name.lower(), *(_node(operand, depth + 1) for operand in _chain(parsed))]
-    operands = [parsed.args.get(key) for key in _ARGUMENTS[name]]
-    flat = [each for operand in operands for each in (operand if isinstance(operand, list) else [operand])]
-    return [_NAMES[name], *(_node(operand, depth + 1) for operand in flat)]
+    Args:
+        tokens: At least one.
+    """
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self._tokens = tokens
+        self._positions: dict[int, int] = {}
+        """Position of the first leaf of each node, by the node's identity."""
+
+    def condition(self, fields: Mapping[str, ValueKind]) -> Condition:
+        import sqlglot
+        from sqlglot.errors import ParseError, SqlglotError
+
+        tree: list[Any] = []
+        try:
+            tree = self._node(sqlglot.parse_one(" ".join(token.sql for token in self._tokens), dialect="duckdb"), 0)
+            return check_tree({"grammar": GRAMMAR, "tree": tree}, fields)
+        except ParseError as error:
+            raise ExpressionError(_NOT_READ, position=self._position_in_sql(error)) from None
+        except (SqlglotError, RecursionError):
+            raise ExpressionError(_NOT_READ, position=0) from None
+        except ExpressionError as error:
+            if error.position is None:
+                error.position = self._positions.get(id(error.at), self._tokens[0].position)
+            raise
+
+    def _position_in_sql(self, error: Any) -> int:
+        """Return the position of the token at which sqlglot stopped."""
+        end, column = 0, (error.errors or [{}])[0].get("col") or 0
+        for token in self._tokens:
+            end += len(token.sql) + 1
+            if end > column:
+                return token.position
+        return self._tokens[-1].position
+
+    def _node(self, parsed: object, depth: int) -> list[Any]:
+        """Return a node of sqlglot as one of ours; refuse what the grammar does not have."""
+        try:
+            node, first = self._made(parsed, depth)
+        except ExpressionError as error:
+            if error.position is None:
+                error.position = self._first_position(parsed)
+            raise
+        self._positions[id(node)] = first
+        return node
+
+    def _first_position(self, parsed: Any) -> int | None:
+        from sqlglot import expressions as exp
+
+        columns = parsed.find_all(exp.Column) if isinstance(parsed, exp.Expr) else ()
+        found = [int(column.name) for column in columns if column.name.isdecimal()]
+        return self._tokens[min(found)].position if found else None
+
+    def _made(self, parsed: object, depth: int) -> tuple[list[Any], int]:
+        from sqlglot import expressions as exp
+
+        if depth > 3 * MAX_NESTING:  # Brackets count here too; `check_tree` holds the tree itself to its limit.
+            raise ExpressionError(_TOO_DEEP)
+        name = type(parsed).__name__
+        if not isinstance(parsed, exp.Expr) or name not in _ARGUMENTS:
+            raise ExpressionError(_NULL if isinstance(parsed, exp.Null) else _NOT_READ)
+        arguments = {key for key, value in parsed.args.items() if value}
+        if arguments - {"negate", *_ARGUMENTS[name]}:
+            raise ExpressionError(_NOT_READ)
+        if "negate" in arguments:  # This is how sqlglot writes not like; it has no such flag on in and between.
+            operator, operands = "not", [type(parsed)(**{**parsed.args, "negate": False})]
+        elif isinstance(parsed, exp.Paren):
+            node = self._node(parsed.this, depth + 1)
+            return node, self._positions[id(node)]
+        elif isinstance(parsed, exp.Column):
+            if not parsed.name.isdecimal():  # A keyword of ours where sqlglot takes it for a name.
+                raise ExpressionError(_NOT_READ)
+            token = self._tokens[int(parsed.name)]
+            return list(token.leaf or ()), token.position
+        else:
+            operator, operands = self._operation(parsed, name)
+        nodes = [self._node(operand, depth + 1) for operand in operands]
+        first = self._positions[id(nodes[0])] if nodes else self._tokens[0].position
+        if operator == "negate" and nodes[0][0] == "number" and isinstance(operands[0], exp.Column):
+            return ["number", -nodes[0][1]], first
+        return [operator, *nodes], first
+
+    def _operation(self, parsed: Any, name: str) -> tuple[str, list[Any]]:
+        """Return an operator of ours and its operands."""
+        from sqlglot import expressions as exp
+
+        if isinstance(parsed, exp.Is):
+            if not isinstance(parsed.expression, exp.Null):
+                raise ExpressionError("is stands before null and not null only; write = to compare")
+            return "is null", [parsed.this]
+        if isinstance(parsed, exp.And | exp.Or):
+            return name.lower(), _chain(parsed)
+        if isinstance(parsed, exp.Case):
+            tests = [exp.EQ(this=parsed.this, expression=when.this) if parsed.this else when.this
+                     for when in parsed.args["ifs"]]  # fmt: skip
+            values = [when.args.get("true") for when in parsed.args["ifs"]]
+            default = parsed.args.get("default")
+            pairs = [part for pair in zip(tests, values, strict=True) for part in pair]
+            return "case", [*pairs, *([] if default is None else [default])]
+        operands = [parsed.args.get(key) for key in _ARGUMENTS[name]]
+        return _NAMES[name], [
+            each for operand in operands for each in (operand if isinstance(operand, list) else [operand])
+        ]
 
 
 def _chain(parsed: Any) -> list[object]:

@@ -23,7 +23,16 @@ type_name = {"text": "a text", "number": "a number", "boolean": "a condition"}._
 
 
 class ExpressionError(ValueError):
-    """A condition that cannot be used; the text says what to change."""
+    """A condition that cannot be used; the text says what to change.
+
+    Attributes:
+        at: The part of the tree at fault, as `check_tree` was given it; None where no part is.
+        position: Number of the character of the text at which the fault lies, from 0; None where no text was parsed.
+    """
+
+    def __init__(self, text: str, at: object = None, position: int | None = None) -> None:
+        super().__init__(text)
+        self.at, self.position = at, position
 
 
 class ValueKind(StrEnum):
@@ -93,10 +102,14 @@ OPERATORS: Final = {
     "*": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 6),
     "/": Operator(_NUMBERS, ValueKind.NUMBER, 2, 2, 6),
     "negate": Operator(_NUMBERS, ValueKind.NUMBER, 1, 1, 7),
+    "case": Operator(_VALUES, None, 2, MAX_NODES, 8),
     **FUNCTIONS,
 }
-"""Operators of the grammar. What follows the first operand of `in` and `like` are literals."""
-KEYWORDS: Final = frozenset({"and", "or", "not", "in", "is", "null", "between", "like"})
+"""Operators of the grammar. What follows the first operand of `in` and `like` are literals. Operands of `case` are a
+condition and its value, again and again, and then the value of `else` if there is one: without it, NULL."""
+KEYWORDS: Final = frozenset(
+    {"and", "or", "not", "in", "is", "null", "between", "like", "case", "when", "then", "else", "end"}
+)
 
 
 def check_tree(data: object, fields: Mapping[str, ValueKind]) -> Condition:
@@ -148,7 +161,14 @@ class _Checker:
         self._count = 0
 
     def node(self, data: object, depth: int) -> tuple[Node, ValueKind]:
-        """Return a node and its kind."""
+        """Return a node and its kind; an error names the innermost part at fault."""
+        try:
+            return self._node(data, depth)
+        except ExpressionError as error:
+            error.at = data if error.at is None else error.at
+            raise
+
+    def _node(self, data: object, depth: int) -> tuple[Node, ValueKind]:
         self._count += 1
         if self._count > MAX_NODES:
             raise ExpressionError(f"the condition has more than {MAX_NODES} parts; shorten it")
@@ -172,18 +192,25 @@ class _Checker:
             wanted = f"{operator.least}" if operator.least == operator.most else f"at least {operator.least}"
             raise ExpressionError(f"{name} takes {wanted} operands, and has {len(operands)}")
         nodes, kinds = zip(*(self.node(operand, depth + 1) for operand in operands), strict=True)
-        for node, kind in zip(nodes, kinds, strict=True):
-            if kind not in operator.operands:
-                wanted = " or ".join(type_name(each) for each in sorted(operator.operands, reverse=True))
-                raise ExpressionError(f"{name} takes {wanted}; {_part(node)} is {type_name(kind)}")
-            if kind is not kinds[0]:
+        values = _values_of(name, len(nodes))
+        first = values[0]
+        for at, (node, kind) in enumerate(zip(nodes, kinds, strict=True)):
+            allowed = operator.operands if at in values else _CONDITIONS
+            if kind not in allowed:
+                wanted = " or ".join(type_name(each) for each in sorted(allowed, reverse=True))
+                raise ExpressionError(f"{name} takes {wanted}; {_part(node)} is {type_name(kind)}", operands[at])
+            if at in values and kind is not kinds[first]:
                 raise ExpressionError(
-                    f"{name} mixes {_part(nodes[0])}, {type_name(kinds[0])}, and {_part(node)}, {type_name(kind)}; "
-                    "give both the same kind"
+                    f"{name} mixes {_part(nodes[first])}, {type_name(kinds[first])}, and {_part(node)}, "
+                    f"{type_name(kind)}; give both the same kind",
+                    operands[at],
                 )
-        if name in ("in", "like") and any(node[0] not in ("text", "number") for node in nodes[1:]):
-            raise ExpressionError(f"{name} takes texts or numbers on its right, no fields and no calculations")
-        return (name, *nodes), operator.result or kinds[0]
+        if name in ("in", "like"):
+            for node, operand in zip(nodes[1:], operands[1:], strict=True):
+                if node[0] not in ("text", "number"):
+                    text = f"{name} takes texts or numbers on its right, no fields and no calculations"
+                    raise ExpressionError(text, operand)
+        return (name, *nodes), operator.result or kinds[first]
 
     def _field(self, name: object) -> tuple[Node, ValueKind]:
         if not isinstance(name, str) or name not in self._fields:
@@ -223,6 +250,11 @@ def unknown_field(name: str, fields: Mapping[str, ValueKind]) -> ExpressionError
     return ExpressionError(f"there is no field {shown(name)}; {words}")
 
 
+def _values_of(name: str, count: int) -> range | list[int]:
+    """Return which of an operator's operands have its kind; the others, of `case` alone, are conditions."""
+    return range(count) if name != "case" else [*range(1, count, 2), *([count - 1] if count % 2 else [])]
+
+
 def _lists(node: Node) -> list[Any]:
     return [_lists(part) if isinstance(part, tuple) else part for part in node]
 
@@ -249,6 +281,11 @@ def _sql(node: Node) -> tuple[str, int]:
     if name == "number":
         return repr(operands[0]).removesuffix(".0"), 8 if operands[0] >= 0 else 7
     level = OPERATORS[name].level
+    if name == "case":
+        parts = [_sql(operand)[0] for operand in operands]
+        whens = [f" when {parts[at]} then {parts[at + 1]}" for at in range(0, len(parts) - 1, 2)]
+        otherwise = f" else {parts[-1]}" if len(parts) % 2 else ""
+        return f"case{''.join(whens)}{otherwise} end", level
     if name in FUNCTIONS:
         return f"{name}({', '.join(_sql(operand)[0] for operand in operands)})", level
     if name == "negate":
