@@ -21,6 +21,8 @@ COUNTED: Final = {
     "example": "examples",
     "training_update": "training_updates",
     "rerouted": "rerouted",
+    "active_hit": "rule_hits",
+    "shadow_hit": "shadow_rule_hits",
 }
 """Counters by the kind of `pipeline.engine.records.results.Result.counts`; the detail is their label."""
 COUNTED_BY_AGENT: Final = {"label": "labels", "dead_letter": "dead_letters", "quarantined": "quarantined"}

@@ -15,6 +15,7 @@ import numpy as np
 
 from agents.topology import CARD, FEEDBACK, LABEL, LEARN, SCORE
 from pipeline.decision.policy import Policy
+from pipeline.decision.rules import Rule, RuleSet
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
@@ -155,4 +156,8 @@ def _models() -> ActiveModels:
         f"feature_infos={' '.join(['none'] * len(FEATURES))}\ntree_sizes={len(tree)}\n\n"
     )
     forest = LightGBMModel(f"{header}{tree}end of trees\n")
-    return ActiveModels(forest, first_river(), Policy(0.0, blend=0.5, audit_rate=0.5))
+    rule = Rule(
+        code="any", owner="", reason="", severity="low", action="tag", state="active", expression="amount > 0",
+        tree={"grammar": 1, "tree": [">", ["field", "amount"], ["number", 0.0]]},
+    )  # fmt: skip
+    return ActiveModels(forest, first_river(), Policy(0.0, blend=0.5, audit_rate=0.5), rules=RuleSet([rule]))

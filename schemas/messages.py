@@ -195,14 +195,16 @@ class ModelScores(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     river: float
 
 
-class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The versions that scored a transaction; enough to score it again."""
+class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """The versions that decided a transaction; enough to decide it again."""
 
     lightgbm: str
     river: str
     policy: str
     kernel: str
     rates: str
+    rules: str = ""
+    """The set of rules; absent without rules."""
 
 
 class Decision(Message, frozen=True, kw_only=True):
@@ -231,6 +233,10 @@ class Decision(Message, frozen=True, kw_only=True):
     """Why an alert was raised: ``score``, ``rule`` or ``audit``."""
     selection_probability: float = 1.0
     """Probability with which this transaction would be put before an analyst."""
+    rule_hits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """Codes of the active rules that hit; absent where none does. With ``shadow_hits`` 20 at most."""
+    shadow_hits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """Codes of the rules in shadow that hit; they raise no alert."""
     threshold: float
     features: dict[str, float | None] | None = None
     """Sent where ``selection`` is set, or in every decision (``FRAUD_PIPELINE_DECISION_FEATURES``).
@@ -355,7 +361,7 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """
 
     name: str
-    """``lightgbm``, ``river``, ``policy``, ``rates`` or ``mapping``."""
+    """``lightgbm``, ``river``, ``policy``, ``rates``, ``mapping``, ``features`` or ``rules``."""
     version: str
     digest: str
     """SHA-256 of the payload, hexadecimal."""

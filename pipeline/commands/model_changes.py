@@ -15,7 +15,7 @@ from pipeline.commands.shared_options import (
     print_facts,
 )
 from pipeline.decision.audit_sample import Audit, with_key
-from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
+from pipeline.decision.policy import LARGEST_THRESHOLD
 from pipeline.models import held_labels
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.description import policy_facts
@@ -261,15 +261,6 @@ def show_policy(bootstrap: str | None, as_json: bool) -> None:
 @click.option("--audit-rate", type=FiniteRange(0, 1), help="Share of all transactions that is audited.")
 @click.option("--audit-key-id", help="Key of FRAUD_PIPELINE_AUDIT_KEYS that orders it.  [default: the active policy's]")
 @click.option("--max-reasons", type=click.IntRange(min=1), help="Most reasons of an alert.")
-@click.option(
-    "--rule",
-    "rules",
-    type=(str, str, str, float, str),
-    multiple=True,
-    metavar="CODE FEATURE OP VALUE SENTENCE",
-    help="Add a rule, or replace the one of this code; may be repeated.",
-)
-@click.option("--remove-rule", "removed", multiple=True, metavar="CODE", help="Remove a rule; may be repeated.")
 @change_options
 def set_policy(
     threshold: float | None,
@@ -277,8 +268,6 @@ def set_policy(
     audit_rate: float | None,
     audit_key_id: str | None,
     max_reasons: int | None,
-    rules: tuple[tuple[str, str, str, float, str], ...],
-    removed: tuple[str, ...],
     change: ChangeAuthor,
     at: Cluster,
 ) -> None:
@@ -287,8 +276,8 @@ def set_policy(
         raise click.UsageError("--audit-key-id orders an audit: give its --audit-rate too")
     named = {"threshold": threshold, "blend": blend, "audit_rate": audit_rate, "max_reasons": max_reasons}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    if not given and not rules and not removed:
-        raise click.UsageError("give what to change: --threshold, --blend, --audit-rate, --max-reasons or a rule")
+    if not given:
+        raise click.UsageError("give what to change: --threshold, --blend, --audit-rate or --max-reasons")
     servers, settings = at()
     changes = VersionChanges.on(servers, settings)
     before = changes.active_policy()
@@ -298,22 +287,5 @@ def set_policy(
             "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
             "audit_rate": 0.0,
         }
-    if rules or removed:
-        given["rules"] = changed_rules(before, rules, removed)
     after = changes.set_policy(given, change)
     click.echo(f"Active: policy {after.version} (was {before.version}).")
-
-
-def changed_rules(
-    before: Policy, rules: tuple[tuple[str, str, str, float, str], ...], removed: tuple[str, ...]
-) -> tuple[Rule, ...]:
-    """Return a policy's rules without those removed, and with those added; a usage error for one that is not there."""
-    there = {rule.code: rule for rule in before.rules}
-    for code in removed:
-        if code not in there:
-            listed = ", ".join(there) or "none"
-            raise click.UsageError(f"policy {before.version} has no rule {code!r}; it has {listed}")
-        del there[code]
-    for code, feature, op, value, sentence in rules:
-        there[code] = Rule(code=code, feature=feature, op=op, value=value, sentence=sentence)
-    return tuple(there.values())

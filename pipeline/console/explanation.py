@@ -14,6 +14,7 @@ from pipeline.console.followed import Deadline
 from pipeline.console.shares import parts_of, share_rows
 from pipeline.console.views import Explanation
 from pipeline.decision.policy import Policy
+from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.features.feature_set import is_comparable
@@ -103,7 +104,8 @@ class DecisionVersions:
                 others[kind.name] = self._load(kind.load, kind.name, version)
         lightgbm = self._load(LightGBMModel.from_payload, LIGHTGBM.name, versions.lightgbm)
         policy = self._load(Policy.from_payload, "policy", versions.policy)
-        return ActiveModels(lightgbm, self._river(decision), policy, others)
+        rules = self._load(RuleSet.from_payload, RULES, versions.rules) if versions.rules else NO_RULES
+        return ActiveModels(lightgbm, self._river(decision), policy, others, rules)
 
     def _load(self, load: Callable[[bytes], V], name: str, version: str) -> V:
         found: V | None = self._loaded.get((name, version))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.audit_sample import Audit, check_audit, key_check
-from pipeline.decision.comparisons import check_comparison, compared
+from pipeline.decision.rules import PolicyRule
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, RIVER
@@ -22,33 +22,13 @@ LARGEST_THRESHOLD: Final = math.nextafter(1.0, 2.0)
 FIRST_BLEND: Final = 0.0
 """Blend of a new policy: the online model learns and is scored beside LightGBM, which decides alone until the gate of
 `pipeline.decision.online_gate` lets the online model in."""
-MOST_RULES: Final = 100
 MOST_REASONS: Final = 100
-LONGEST_CODE: Final = 100
-"""Characters of a rule's code, and of the name of a LightGBM version."""
-LONGEST_SENTENCE: Final = 1_000
-"""Characters of what an analyst reads of a rule."""
+_LONGEST_VERSION: Final = 100
+"""Characters of the name of a LightGBM version."""
 
 BY_SCORE: Final = "score"
 BY_RULE: Final = "rule"
 BY_AUDIT: Final = "audit"
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """An alert whatever the score says, where ``feature`` ``op`` ``value`` holds; a missing value never fulfils it."""
-
-    code: str
-    """Stable; it becomes the code of the alert's reason."""
-    feature: str
-    op: str
-    """``>``, ``>=``, ``<``, ``<=``, ``==`` or ``!=``."""
-    value: float
-    sentence: str
-    """The sentence that an analyst reads."""
-
-    def matches(self, features: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Shape (n,), for features of shape (n, len(FEATURES))."""
-        return compared(features, self.feature, self.op, self.value)
 
 
 class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +36,6 @@ class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     blend: float
     audit_rate: float
-    rules: tuple[Rule, ...]
     max_reasons: int
     lightgbm_version: str | None
     metadata: dict[str, Any]
@@ -64,6 +43,8 @@ class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     """Left out where there is none, so that policies without one keep their versions."""
     weights: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     """Likewise."""
+    old_rules: tuple[PolicyRule, ...] | msgspec.UnsetType = msgspec.field(name="rules", default=msgspec.UNSET)
+    """Likewise; policies of earlier releases have them."""
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_PolicyPayload)
@@ -80,18 +61,18 @@ class PolicyDecisions(NamedTuple):
 
 
 class Policy:
-    """Threshold, blend, audit and rules.
+    """Threshold, blend and audit.
 
     Args:
         threshold: Score at or above which a transaction becomes an alert: 0 to `LARGEST_THRESHOLD`.
         blend: Share of the online model, 0 to 1, in what ``weights`` leave; LightGBM has the rest.
         audit_rate: Share of all transactions to audit, 0 to 1; must be 0 beside an ``audit``.
-        rules: At most `MOST_RULES`; each alerts whatever the score says.
         max_reasons: Most reasons of an alert, 1 to `MOST_REASONS`.
         lightgbm_version: The version for whose scores the threshold was chosen; None: not said.
         metadata: What describes the choice, as JSON can hold it; None: nothing.
         audit: Takes the place of ``audit_rate``; one with a key decides only after `keyed`.
         weights: Those of further kinds of models in the score, by name: 0 or more, at most 1 together; None: none.
+        old_rules: Rules of an earlier release, which are evaluated with the set of rules until they are adopted.
 
     Raises:
         ModelError: They make no sense.
@@ -103,24 +84,24 @@ class Policy:
         *,
         blend: float = FIRST_BLEND,
         audit_rate: float = 0.0,
-        rules: tuple[Rule, ...] = (),
         max_reasons: int = 5,
         lightgbm_version: str | None = None,
         metadata: dict[str, Any] | None = None,
         audit: Audit | None = None,
         weights: Mapping[str, float] | None = None,
+        old_rules: tuple[PolicyRule, ...] = (),
     ) -> None:
         content = _PolicyPayload(
             kind=POLICY_KIND,
             threshold=float(threshold),
             blend=float(blend),
             audit_rate=float(audit_rate),
-            rules=tuple(rules),
             max_reasons=max_reasons,
             lightgbm_version=lightgbm_version,
             metadata=metadata or {},
             audit=msgspec.UNSET if audit is None else audit,
             weights={name: float(weight) for name, weight in weights.items()} if weights else msgspec.UNSET,
+            old_rules=old_rules or msgspec.UNSET,
         )
         self._load(content, encode_payload(content))
 
@@ -129,19 +110,23 @@ class Policy:
         self.threshold = content.threshold
         self.blend = content.blend
         self.audit_rate = content.audit_rate
-        self.rules = content.rules
         self.max_reasons = content.max_reasons
         self.lightgbm_version = content.lightgbm_version
         self.metadata = content.metadata
         self.audit: Audit | None = None if content.audit is msgspec.UNSET else content.audit
         self.weights: dict[str, float] = {} if content.weights is msgspec.UNSET else content.weights
+        self.old_rules: tuple[PolicyRule, ...] = () if content.old_rules is msgspec.UNSET else content.old_rules
         self._key: bytes | None = None
         self.payload: bytes = payload
         self.digest: str = payload_digest(payload)
         self.version: str = self.digest[:VERSION_DIGITS]
 
     def decide(
-        self, score: NDArray[np.float64], features: NDArray[np.float64], identity: NDArray[np.uint64]
+        self,
+        score: NDArray[np.float64],
+        features: NDArray[np.float64],
+        identity: NDArray[np.uint64],
+        matched: NDArray[np.bool_] | None = None,
     ) -> PolicyDecisions:
         """Decide n transactions.
 
@@ -152,6 +137,7 @@ class Policy:
             score: Shape (n,).
             features: Shape (n, len(FEATURES)), NaN for no value.
             identity: Shape (n,), `transaction_hash` values; only those of a policy that `audits` are read.
+            matched: Shape (n,), whether an active rule alerts; None: none does.
 
         Raises:
             ModelError: The audit has a key, and the policy is not `keyed`.
@@ -159,10 +145,7 @@ class Policy:
         certain = score >= self.threshold
         selection: list[str | None] = [None] * len(score)
         _fill(selection, certain, BY_SCORE)
-        if self.rules:
-            matched = np.zeros(len(score), bool)
-            for rule in self.rules:
-                matched |= rule.matches(features)
+        if matched is not None:
             _fill(selection, matched & ~certain, BY_RULE)
             certain = certain | matched
         alert = certain
@@ -252,7 +235,8 @@ def compared_features(payload: bytes) -> set[str]:
     """Return the features that rules and strata of a policy compare; raises `ModelError` for a payload that is none."""
     content = decode_payload(payload, _PAYLOAD, "a policy")
     strata = () if content.audit is msgspec.UNSET else content.audit.strata
-    return {*(rule.feature for rule in content.rules), *(stratum.feature for stratum in strata)}
+    olds = () if content.old_rules is msgspec.UNSET else content.old_rules
+    return {*(rule.feature for rule in olds), *(stratum.feature for stratum in strata)}
 
 
 def _check(content: _PolicyPayload) -> None:
@@ -265,21 +249,12 @@ def _check(content: _PolicyPayload) -> None:
         raise ModelError(
             f"an alert has at least one reason and at most {MOST_REASONS}; max_reasons is {content.max_reasons}"
         )
-    if len(content.lightgbm_version or "") > LONGEST_CODE:
-        raise ModelError(f"a policy's lightgbm_version has at most {LONGEST_CODE} characters")
-    if len(content.rules) > MOST_RULES:
-        raise ModelError(f"a policy has at most {MOST_RULES} rules, not {len(content.rules)}")
+    if len(content.lightgbm_version or "") > _LONGEST_VERSION:
+        raise ModelError(f"a policy's lightgbm_version has at most {_LONGEST_VERSION} characters")
     check_metadata(content.metadata)
     if content.audit is not msgspec.UNSET:
         if content.audit_rate:
             raise ModelError("a policy has an audit rate or an audit, not both: leave audit_rate at 0")
         check_audit(content.audit)
-    for rule in content.rules:
-        check_comparison(f"rule {rule.code!r}", rule.feature, rule.op, rule.value)
-        if not rule.code or not rule.sentence:
-            raise ModelError("a rule needs a code and a sentence that an analyst can read")
-        if len(rule.code) > LONGEST_CODE or len(rule.sentence) > LONGEST_SENTENCE:
-            raise ModelError(
-                f"rule {rule.code!r} has a code of more than {LONGEST_CODE} characters or a sentence of more than "
-                f"{LONGEST_SENTENCE}"
-            )
+    for rule in () if content.old_rules is msgspec.UNSET else content.old_rules:
+        rule.adopted("policy")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, Policy
 from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
+from pipeline.decision.rules import COLUMNS, RuleSet, condition_of
+from pipeline.expressions.trees import fields_in
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, ModelKind, Scorer
@@ -49,12 +51,18 @@ class ScoringModels(Protocol):
         """The policy that selected them."""
         ...
 
+    @property
+    def evaluated_rules(self) -> RuleSet:
+        """The rules that were evaluated."""
+        ...
+
 
 def explain(
     features: NDArray[np.float64],
     logit: NDArray[np.float64],
     models: ScoringModels,
     selections: Sequence[str | None],
+    hits: Sequence[tuple[int, ...]] | NDArray[np.object_],
     currency: str = "",
     home_amounts: Sequence[str] | None = None,
 ) -> list[list[Reason]]:
@@ -68,6 +76,7 @@ def explain(
         logit: Shape (n,), LightGBM's log-odds as scored.
         models: The versions that scored them.
         selections: Why each was raised.
+        hits: Numbers of the rules that hit each, of ``models.evaluated_rules``.
         currency: Code of the base currency, for the sentences.
         home_amounts: Amounts in other currencies, each with its code; ``""`` where it is the base currency.
     """
@@ -77,20 +86,9 @@ def explain(
         (kind, weight * (model.logit(features, logit) - logit), model.evidence(features, logit))
         for kind, model, weight in zip(BESIDE, models.beside.values(), policy.model_weights, strict=True)
     ]
-    matched = [(rule, rule.matches(features)) for rule in policy.rules]
-    reasons = []
+    rules, reasons = models.evaluated_rules, []
     for i, row in enumerate(features):
-        first = [
-            Reason(
-                code=rule.code,
-                feature=rule.feature,
-                value=_value(row[FEATURES.index(rule.feature)]),
-                contribution=0.0,
-                sentence=rule.sentence,
-            )
-            for rule, matches in matched
-            if matches[i]
-        ]
+        first = [_rule_reason(rules, number, row) for number in hits[i] if number < rules.alerting]
         if selections[i] == BY_AUDIT:
             first.append(_AUDIT)
         reasons.append(
@@ -152,6 +150,14 @@ def explain_row(
         }
     found = [*first, *sorted(raised.values(), key=_by_contribution)]
     return (found or candidates[:1])[:max_reasons]
+
+
+def _rule_reason(rules: RuleSet, number: int, row: NDArray[np.float64]) -> Reason:
+    """Return the reason of a rule that hit, with the value of the first feature that it reads."""
+    rule = rules.evaluated[number]
+    names = sorted(fields_in(condition_of(rule)), key=lambda name: (name not in COLUMNS, rule.expression.find(name)))
+    value = _value(row[COLUMNS[names[0]]]) if names and names[0] in COLUMNS else None
+    return Reason(code=rule.code, feature=names[0] if names else "", value=value, contribution=0.0, sentence=rule.reason)
 
 
 def _by_contribution(reason: Reason) -> tuple[float, str]:

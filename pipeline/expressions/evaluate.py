@@ -8,15 +8,15 @@ Numbers are columns of float64. A test of texts is made once for each distinct t
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import COMPARISONS, Condition, Node
+from pipeline.expressions.trees import Condition, Node
 
 Column: TypeAlias = NDArray[np.float64] | pa.Array | Sequence[str | None]
 """Values of a field: float64, in which NaN is NULL; or texts, as an array of pyarrow strings or a list with None."""
@@ -40,29 +40,9 @@ def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[
         KeyError: A field has no column.
         ValueError: A column does not have n values.
     """
-    return evaluate_all([tree], columns, n)[0]
-
-
-def evaluate_all(trees: Sequence[Condition], columns: Mapping[str, Column], n: int) -> list[NDArray[np.bool_]]:
-    """Return which rows each of several conditions selects; arguments and errors as of `evaluate`.
-
-    What trees of `shared` have in common is evaluated once.
-    """
-    rows = _Rows(columns, n, {})
     with np.errstate(all="ignore"):
-        found = [_selected(tree.root, True, rows) for tree in trees]
-    return [selected if isinstance(selected, np.ndarray) else np.full(n, selected) for selected in found]
-
-
-def shared(trees: Iterable[Condition]) -> list[Condition]:
-    """Return conditions in which equal parts are one object, which `evaluate_all` evaluates once."""
-    known: dict[Node, Node] = {}
-
-    def one(node: Node) -> Node:
-        parts = tuple(one(part) if isinstance(part, tuple) else part for part in node)
-        return known.setdefault(parts, parts)
-
-    return [Condition(one(tree.root)) for tree in trees]
+        selected = _selected(tree.root, True, _Rows(columns, n, {}))
+    return selected if isinstance(selected, np.ndarray) else np.full(n, selected)
 
 
 class _Texts(NamedTuple):
@@ -95,10 +75,15 @@ class _Texts(NamedTuple):
 class _Rows(NamedTuple):
     columns: Mapping[str, Column]
     n: int
-    known: dict[Any, Any]
-    """Results of nodes by their identities, and by whether true or false was asked for."""
+    known: dict[str, Any]
+    """Values of the fields that were read, by name."""
 
     def field(self, name: str) -> Any:
+        if name not in self.known:
+            self.known[name] = self._read(name)
+        return self.known[name]
+
+    def _read(self, name: str) -> Any:
         column = self.columns[name]
         if len(column) != self.n:
             raise ValueError(f"column {name} has {len(column)} values, not {self.n}")
@@ -120,13 +105,6 @@ def _selected(node: Node, wanted: bool, rows: _Rows) -> Any:
 
     Where it is unknown, it is neither. So `not` asks its operand for the opposite, and no mask of NULLs is needed.
     """
-    key = id(node), wanted
-    if (found := rows.known.get(key)) is None:
-        found = rows.known[key] = _tested(node, wanted, rows)
-    return found
-
-
-def _tested(node: Node, wanted: bool, rows: _Rows) -> Any:
     name, *operands = node
     if name == "not":
         return _selected(operands[0], not wanted, rows)
@@ -136,8 +114,8 @@ def _tested(node: Node, wanted: bool, rows: _Rows) -> Any:
         return _joined(masks, both)
     first = _value(operands[0], rows)
     if name == "like":
-        pattern = operands[1][1]
-        return first.tested(lambda word: like(word, pattern) is wanted)
+        is_like = like(operands[1][1])
+        return first.tested(is_like if wanted else lambda word: not is_like(word))
     if name == "is null":
         return _is_null(first) == wanted
     if name == "in":
@@ -179,12 +157,6 @@ _SIGNS: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 def _value(node: Node, rows: _Rows) -> Any:
     """Return numbers as float64, or texts; a scalar if no field occurs."""
-    if (found := rows.known.get(id(node))) is None:
-        found = rows.known[id(node)] = _made(node, rows)
-    return found
-
-
-def _made(node: Node, rows: _Rows) -> Any:
     name, *operands = node
     if name == "field":
         return rows.field(operands[0])
@@ -252,30 +224,35 @@ def _compared(sign: str, left: Any, right: Any) -> Any:
 
 
 @lru_cache(1_000)
-def _parts(pattern: str) -> list[str]:
-    return pattern.split("%")
+def like(pattern: str) -> Callable[[str], bool]:
+    """Return the test of whole texts for a pattern: ``%`` is any text, ``_`` any character; in linear steps.
 
-
-def like(text: str, pattern: str) -> bool:
-    """Return whether a whole text is like a pattern: ``%`` is any text, ``_`` any character; in linear steps.
-
-    >>> like("gift card", "gift%"), like("gift", "g_ft"), like("gift", "ift")
+    >>> like("gift%")("gift card"), like("g_ft")("gift"), like("ift")("gift")
     (True, True, False)
     """
-    first, *rest = _parts(pattern)
-    if not rest:
-        return len(text) == len(first) and _fits(text, first, 0)
-    last, at = rest.pop(), len(first)
-    if len(text) < at + len(last) or not _fits(text, first, 0):
-        return False
-    end = len(text) - len(last)
-    for part in rest:
-        while at + len(part) <= end and not _fits(text, part, at):
-            at += 1
-        at += len(part)
-        if at > end:
+    first, *rest = pattern.split("%")
+    if "_" not in pattern:
+        if not rest:
+            return partial(operator.eq, first)
+        if rest == [""]:
+            return lambda text: text.startswith(first)
+    last = rest.pop() if rest else None
+
+    def test(text: str) -> bool:
+        if last is None:
+            return len(text) == len(first) and _fits(text, first, 0)
+        at, end = len(first), len(text) - len(last)
+        if end < at or not _fits(text, first, 0):
             return False
-    return _fits(text, last, end)
+        for part in rest:
+            while at + len(part) <= end and not _fits(text, part, at):
+                at += 1
+            at += len(part)
+            if at > end:
+                return False
+        return _fits(text, last, end)
+
+    return test
 
 
 def _fits(text: str, part: str, at: int) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, TEXTS_READ
+from pipeline.features.catalogue import ACTIVE, ATTRIBUTES
 
 
 class AttributeColumns(NamedTuple):
@@ -17,15 +17,14 @@ class AttributeColumns(NamedTuple):
     numbers: NDArray[np.float64] | None
     """Shape (n, len(ATTRIBUTES)), NaN for one that is absent, null or text; None where none is declared."""
     texts: dict[str, pa.Array]
-    """Those that features read by name, null for one that is absent, null or a number."""
+    """By name, null for one that is absent, null or a number."""
 
 
 Attributes = Mapping[str, str | float | None]
 COLUMNS: Final = {f"attribute_{name}": name for name in ACTIVE.declaration.fields}
 """Names of declared fields by those of their columns in files and exports."""
-READ: Final = bool(ATTRIBUTES) or bool(TEXTS_READ & {*ACTIVE.texts})
-"""True if features read any of them."""
-_TEXTS: Final = tuple(name for name in ACTIVE.texts if name in TEXTS_READ)
+READ: Final = bool(ATTRIBUTES) or bool(ACTIVE.texts)
+"""True if any is declared."""
 
 
 def attribute_columns(rows: Sequence[Attributes | None]) -> AttributeColumns:
@@ -38,7 +37,7 @@ def attribute_columns(rows: Sequence[Attributes | None]) -> AttributeColumns:
                 if isinstance(value := (attributes or {}).get(name), float):
                     row[column] = value
     return AttributeColumns(
-        numbers, {name: pa.array([_text(row, name) for row in rows], pa.string()) for name in _TEXTS}
+        numbers, {name: pa.array([_text(row, name) for row in rows], pa.string()) for name in ACTIVE.texts}
     )
 
 

@@ -33,8 +33,6 @@ CARD_INPUTS: Final = ACTIVE.card_inputs
 MERCHANT_INPUTS: Final = ACTIVE.merchant_inputs
 INPUT_COLUMNS: Final = ACTIVE.input_columns
 """Columns of `FEATURES` that bring `MERCHANT_INPUTS`."""
-TEXTS_READ: Final = ACTIVE.texts_read
-"""Names of the texts that values and filters read."""
 CARD_PLAN: Final = ACTIVE.card_plan
 MERCHANT_PLAN: Final = ACTIVE.merchant_plan
 LONGEST_WINDOW_US: Final = ACTIVE.longest_window_us

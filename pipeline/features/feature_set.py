@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import check_tree, fields_in
+from pipeline.expressions.trees import check_tree
 from pipeline.features.built_in import (
     BUILT_IN_CARD,
     BUILT_IN_MERCHANT,
@@ -118,19 +118,6 @@ class FeatureSet:
     def count(self) -> int:
         """Number of features, without what only travels to the merchants' windows."""
         return len(self.features) - len(self.carried)
-
-    @cached_property
-    def fields_read(self) -> frozenset[str]:
-        """Names of all that values and filters read."""
-        inputs = (*self.card_inputs, *self.merchant_inputs)
-        read = {given.field for given in inputs}
-        return frozenset(read.union(*(fields_in(given.where) for given in inputs if given.where is not None)) - {""})
-
-    @cached_property
-    def texts_read(self) -> frozenset[str]:
-        """Names of the texts among them."""
-        texts = {name for name, kind in CONTRACT_FIELDS.items() if kind.name == "TEXT"} | {*self.texts}
-        return self.fields_read & texts
 
     @cached_property
     def card_plan(self) -> Plan:

@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import NOT_CONVERTED, RateTerms, convert, rate_terms
-from pipeline.engine.encoding.json_scanner import COLUMNS_READ, FAST_PATH_TIMES_US, NO_TIME
-from pipeline.engine.records.accept import FIELDS_READ, transaction_columns
+from pipeline.engine.encoding.json_scanner import FAST_PATH_TIMES_US, NO_TIME
+from pipeline.engine.records.accept import transaction_columns
 from pipeline.engine.records.columns import Transactions
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.catalogue import ATTRIBUTE_FEATURES
 from pipeline.history.canonical_columns import NO_NUMBER, UnusableSource, in_zone, numbers, whole_units
 from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
+from schemas.fields import READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Timestamp
 from schemas.money import RateTable
 
@@ -93,16 +94,16 @@ def texts_within(values: pa.Array, least: float, most: float) -> tuple[pa.Array,
     return names, fast
 
 
-_TEXTS: Final = {field.name for field in COLUMNS_READ}
+_TEXTS: Final = {field.name for field in TEXT_COLUMNS}
 
 
 class TransactionTable(NamedTuple):
     """The transactions of a table, read as far as they are plain."""
 
     raw: dict[str, pa.Array]
-    """Columns of `FIELDS_READ` as the table has them."""
+    """Columns of `READ_FIELDS` as the table has them."""
     fields: dict[str, pa.Array]
-    """Columns of `COLUMNS_READ`."""
+    """Columns of `TEXT_COLUMNS`."""
     read: Transactions
     plain: Mask
     """Shape (n,): rows that were read."""
@@ -133,14 +134,14 @@ def read_table(table: pa.Table, rates: RateTable, time_zone: str, first_row: int
     """Read the transactions of a table.
 
     Args:
-        table: Columns of `FIELDS_READ`, and attributes; others decide nothing.
+        table: Columns of `READ_FIELDS`, and attributes; others decide nothing.
         rates: Table that converts the amounts.
         time_zone: Zone of times without an offset.
         first_row: Number of its first row.
     """
-    raw = {field.name: column(table, field.name) for field in FIELDS_READ}
+    raw = {field.name: column(table, field.name) for field in READ_FIELDS}
     plain, fields = np.ones(table.num_rows, np.bool_), {}
-    for field in COLUMNS_READ:
+    for field in TEXT_COLUMNS:
         found, fast = texts_within(raw[field.name], field.least, field.most)
         fields[field.name] = found if field.default is None else pc.fill_null(found, field.default)
         plain &= fast if field.required else fast | missing(raw[field.name])

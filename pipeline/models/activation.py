@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from pipeline.decision.rules import RULES
 from pipeline.engine.scores.active_models import ModelSet
 from pipeline.scoring import kinds
 from pipeline.scoring.errors import ModelError
@@ -12,7 +13,7 @@ from schemas.messages import Activation, ModelVersion, VersionReference
 
 log = logging.getLogger(__name__)
 
-ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy"})
+ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy", RULES})
 """Names whose active version an `Activation` says; it may name files besides (`pipeline.models.published_files`)."""
 RIVER: Final = kinds.RIVER.name
 

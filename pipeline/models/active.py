@@ -164,6 +164,8 @@ class ModelSubscriber:
             return
         for name, model in after.named.items():
             old, new = None if before is None else before.named[name].version, model.version
+            if not new:
+                continue
             self._metrics.model_version(name, new)
             if new == old:
                 continue

@@ -180,7 +180,7 @@ class VersionChanges:
         return bundle
 
     def approve(self, version: str, author: ChangeAuthor) -> Active:
-        """Make a version active that somebody else has proposed, with the rules, audit and blend of now.
+        """Make a version active that somebody else has proposed, with the audit and blend of now.
 
         It must have been accepted against the active recipe. Somebody else signs with another key, where records are
         signed.
@@ -365,6 +365,6 @@ def _refuse_proposer(history: VersionHistory, proposal: Assessment, by: str, key
 
 def changed_fields(before: Policy, after: Policy) -> dict[str, dict[str, Any]]:
     """Return the fields in which two policies differ, each with its value before and after."""
-    fields = ("threshold", "blend", "weights", "audit_rate", "audit", "max_reasons", "rules", "lightgbm_version")
+    fields = ("threshold", "blend", "weights", "audit_rate", "audit", "max_reasons", "old_rules", "lightgbm_version")
     pairs = {name: tuple(msgspec.to_builtins(getattr(version, name)) for version in (before, after)) for name in fields}
     return {name: {"before": old, "after": new} for name, (old, new) in pairs.items() if old != new}

@@ -115,7 +115,7 @@ def policy_facts(known: KnownVersion) -> Facts:
         "audit_rate": policy.audit_rate,
         "audit": None if policy.audit is None else msgspec.to_builtins(policy.audit),
         "max_reasons": policy.max_reasons,
-        "rules": {rule.code: f"{rule.feature} {rule.op} {rule.value:g}: {rule.sentence}" for rule in policy.rules},
+        "old_rules": [rule.code for rule in policy.old_rules],
         "lightgbm_version": policy.lightgbm_version,
         "metadata": policy.metadata,
     }

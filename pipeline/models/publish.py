@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from pipeline.decision.policy import Policy
+from pipeline.decision.rules import RULES, RuleSet
 from pipeline.engine.feedback.learn import model_record
 from pipeline.kafka.cluster.log_offsets import log_ranges
 from pipeline.kafka.session.quarantine import control_record
@@ -42,10 +43,10 @@ class VersionToPublish(NamedTuple):
     """A JSON object."""
 
     @classmethod
-    def from_models(cls, *versions: LightGBMModel | Policy) -> list[Self]:
-        """Return LightGBM versions and policies as they are published."""
-        names = ["policy" if isinstance(version, Policy) else "lightgbm" for version in versions]
-        return [cls(name, version.version, version.to_payload()) for name, version in zip(names, versions, strict=True)]
+    def from_models(cls, *versions: LightGBMModel | Policy | RuleSet) -> list[Self]:
+        """Return LightGBM versions, policies and sets of rules as they are published."""
+        names = {LightGBMModel: "lightgbm", Policy: "policy", RuleSet: RULES}
+        return [cls(names[type(version)], version.version, version.to_payload()) for version in versions]
 
 
 class ModelChange(NamedTuple):

@@ -49,6 +49,8 @@ WORKER_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     "alerts": _counter(
         "selection", "Alerts, by what selected the transaction: `score`, `rule` or `audit`.", "score rule audit"
     ),
+    "rule_hits": _counter("rule", "Hits of active rules, by the rule's code: those that alert, and those that tag."),
+    "shadow_rule_hits": _counter("rule", "Hits of rules in shadow, by the rule's code; they raise nothing."),
     "dead_letters": _counter(
         "stage code", "Records written to `dead-letters`, by the stage that refused them and the class of error."
     ),

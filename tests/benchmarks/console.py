@@ -275,7 +275,7 @@ def pages(client: Client, cases: int, count: int) -> dict[str, dict[str, float]]
 def beside(settings: Settings, directory: Path, decisions: int, cases: int, rounds: int, backlog: int) -> None:
     """Time pages while a worker runs, and the worker's rate with a console that follows and one that stands still."""
     assert settings.kafka_bootstrap_servers is not None
-    publish_champion(settings.kafka_bootstrap_servers, settings, small_model(), policy(0.999, rules=()))
+    publish_champion(settings.kafka_bootstrap_servers, settings, small_model(), policy(0.999))
     decided, traffic = Ends(settings, DECISIONS), Traffic(settings)
     desk = settings.model_copy(update={"data_dir": directory / "desk"})
     with process(settings, directory, *WORKER) as (worker, _):

@@ -201,7 +201,7 @@ def _reproduce(
 def _select(policy: dict[str, Any], score: float, features: Features, number: int) -> tuple[str | None, float]:
     if score >= policy["threshold"]:
         return "score", 1.0
-    for rule in policy["rules"]:
+    for rule in policy.get("rules", ()):
         value = features[rule["feature"]]
         if value is not None and COMPARISONS[rule["op"]](value, rule["value"]):
             return "rule", 1.0

@@ -9,7 +9,8 @@ import lightgbm
 import numpy as np
 
 from pipeline.broker import embedded_broker
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
+from pipeline.decision.rules import PolicyRule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.feature_set import FeatureSet
@@ -104,8 +105,8 @@ class DeclaredChaos(Chaos):
         """Publish models first, then the next declaration."""
         shared = set.intersection(*(set(one.names) for one in self.declared.values()))
         model = model_of({name for name in shared if not name.startswith("input_")})
-        rule = Rule(code="large", feature="amount", op=">=", value=200.0, sentence="The amount is 200 or more.")
-        policy = Policy(0.6, blend=0.9, audit_rate=0.03, rules=(rule,), lightgbm_version=model.version)
+        rule = PolicyRule(code="large", feature="amount", op=">=", value=200.0, sentence="The amount is 200 or more.")
+        policy = Policy(0.6, blend=0.9, audit_rate=0.03, old_rules=(rule,), lightgbm_version=model.version)
         # Each time: no declaration is published while the last activation names contents that nobody can read.
         publish_champion(self.settings.kafka_bootstrap_servers or "", self.settings, model, policy)
         self.hostile.good = Content("policy", policy.version, policy.digest, policy.to_payload())

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 from confluent_kafka import IsolationLevel
 
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
+from pipeline.decision.rules import PolicyRule
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import last_offsets
@@ -535,12 +536,12 @@ def publish(bootstrap: str, settings: Settings, version: int) -> Content:
     if version == 2:
         payload: dict[str, Any] = {"made": "for the second half"}
         model = LightGBMModel(_text(model), Calibration(slope=0.9, intercept=-0.1), payload)
-    rule = Rule(code="large", feature="amount", op=">=", value=200.0, sentence="The amount is 200 or more.")
+    rule = PolicyRule(code="large", feature="amount", op=">=", value=200.0, sentence="The amount is 200 or more.")
     policy = Policy(
         (0.6, 0.5, 0.55)[version],
         blend=(1.0, 0.7, 0.9)[version],
         audit_rate=0.03,
-        rules=(rule,),
+        old_rules=(rule,),
         lightgbm_version=model.version,
     )
     publish_champion(bootstrap, settings, model, policy)

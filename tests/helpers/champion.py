@@ -2,33 +2,44 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
+from pipeline.decision.rules import FIELDS, Rule, RuleSet
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
+from pipeline.expressions.parse import parse_expression
 from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.river_factory import first_river, load_river
 from schemas.records import Record
 from tests.helpers.models import small_model
 
 LARGE_AMOUNT = 900.0
-"""From here on the policy's rule raises an alert, whatever the score."""
+"""From here on the rule raises an alert, whatever the score."""
+
+
+def rule(code: str, expression: str, **changes: Any) -> Rule:
+    """An active rule that alerts."""
+    tree = parse_expression(expression, FIELDS).data()
+    given = {"owner": "tests", "reason": f"Because of {code}.", "severity": "medium", "action": "alert"}
+    return Rule(**{"code": code, "state": "active", "expression": expression, "tree": tree, **given, **changes})
+
+
+LARGE = rule("large-amount", f"amount >= {LARGE_AMOUNT}", reason="The amount is 900 or more.")
+RULES = RuleSet([LARGE])
 
 
 def policy(threshold: float = 0.6, **changes: object) -> Policy:
-    """A threshold, and one rule by amount."""
-    rule = Rule(
-        code="large-amount", feature="amount", op=">=", value=LARGE_AMOUNT, sentence="The amount is 900 or more."
-    )
-    return Policy(threshold, **{"blend": 1.0, "rules": (rule,), "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
+    """A threshold."""
+    return Policy(threshold, **{"blend": 1.0, "lightgbm_version": small_model().version, **changes})  # type: ignore[arg-type]
 
 
-def active(river: Scorer | None = None, **changes: object) -> ActiveModels:
-    """The small champion with its policy; ``changes`` are the policy's."""
+def active(river: Scorer | None = None, rules: RuleSet = RULES, **changes: object) -> ActiveModels:
+    """The small champion with its policy and one rule by amount; ``changes`` are the policy's."""
     model = small_model()
-    return ActiveModels(model, river or first_river(), policy(**changes))  # type: ignore[arg-type]
+    return ActiveModels(model, river or first_river(), policy(**changes), rules=rules)  # type: ignore[arg-type]
 
 
 def decide(state: ScorePartition, records: Sequence[Record], models: ActiveModels, now: datetime) -> Result:

@@ -107,7 +107,7 @@ def main() -> None:
     from tests.helpers.models import small_model
     from tests.unit.engine.test_engine_score import NOW, profile, score
 
-    weighted = policy(0.2, blend=BLEND, weights={NAME: WEIGHT}, rules=())
+    weighted = policy(0.2, blend=BLEND, weights={NAME: WEIGHT})
     payloads = {
         "lightgbm": small_model().to_payload(),
         "policy": weighted.to_payload(),

@@ -19,12 +19,12 @@ from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import producer_config
 from pipeline.kafka.cluster.errors import ClusterUnreachable, TopicError
 from pipeline.kafka.readers.topic_reader import read_topic
-from pipeline.models.publish import publish_champion
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.settings import Settings
 from schemas.messages import Alert, Decision, DecisionFeatures, Example, ModelVersion
 from schemas.records import Record
 from schemas.topics import ALERTS, DECISION_FEATURES, DECISIONS, EXAMPLES, LABELS, MODELS, TRANSACTIONS, Topic
-from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.champion import LARGE_AMOUNT, RULES, policy
 from tests.helpers.logs import after, label, microseconds, transaction
 from tests.helpers.models import small_model
 from tests.helpers.offsets import committed_offsets
@@ -100,7 +100,8 @@ class Cluster:
         self.write(LABELS, value, card.encode(), at)
 
     def publish(self, item: Policy | None = None) -> None:
-        publish_champion(self.bootstrap, self.settings, small_model(), item or policy())
+        versions = VersionToPublish.from_models(small_model(), item or policy(), RULES)
+        publish_active(self.bootstrap, self.settings, versions)
 
     def read(self, topic: Topic) -> list[Record]:
         return list(read_topic(self.bootstrap, self.settings.topic(topic.name), settings=self.settings))

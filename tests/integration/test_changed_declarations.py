@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from pipeline.broker.local import STATE_NAME, read_json, running_broker, serving
-from pipeline.decision.policy import Rule
+from pipeline.decision.rules import PolicyRule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.active import active_declaration
 from pipeline.features.catalogue import FEATURES
@@ -174,8 +174,8 @@ def test_an_older_declaration_can_be_published_again(cluster: Cluster, tmp_path:
 def test_no_declaration_is_published_that_an_active_version_or_a_name_contradicts(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    stated = Rule(code="own", feature="merchant_count_1d", op=">", value=1e9, sentence="It is busy.")
-    cluster.publish(policy(rules=(stated,)))
+    stated = PolicyRule(code="own", feature="merchant_count_1d", op=">", value=1e9, sentence="It is busy.")
+    cluster.publish(policy(old_rules=(stated,)))
     cluster.command("features", "publish", written(tmp_path), code=0)
     lacking = written(tmp_path, 'extends = "none"\n')
     refused = cluster.command("features", "publish", lacking, code=1).output

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.commands.drift import DRIFTED
 from pipeline.decision.audit_sample import Audit
-from pipeline.decision.policy import LARGEST_THRESHOLD, Policy, Rule
+from pipeline.decision.policy import LARGEST_THRESHOLD, Policy
+from pipeline.decision.rules import PolicyRule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions
@@ -104,8 +105,8 @@ def test_drift_is_found_on_topics_and_served_to_prometheus(cluster: Cluster, tmp
 def test_a_worker_audits_by_its_key_and_the_figures_come_from_topics(cluster: Cluster, start: Starter) -> None:
     """Amounts above 500 alert by a rule, half of all others are audited; a tenth is fraud that nobody reports."""
     audit = Audit(rate=0.5, key_id="k1")
-    rule = Rule(code="LARGE", feature="amount", op=">", value=500.0, sentence="More than 500.")
-    cluster.publish(Policy(LARGEST_THRESHOLD, rules=(rule,), audit=audit))
+    rule = PolicyRule(code="LARGE", feature="amount", op=">", value=500.0, sentence="More than 500.")
+    cluster.publish(Policy(LARGEST_THRESHOLD, old_rules=(rule,), audit=audit))
     for number in range(120):
         cluster.buy(
             number, after(hours=2 * number), card_id=f"c{number % 7}", amount="900" if number % 12 == 0 else "9"

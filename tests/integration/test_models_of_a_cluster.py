@@ -65,16 +65,15 @@ def metric(address: str, name: str, **labels: str) -> float | None:
     )
 
 
-def test_a_trained_version_takes_over_rules_blend_and_audit_from_the_cluster(
+def test_a_trained_version_takes_over_blend_and_audit_from_the_cluster(
     cluster: Cluster, models: Callable[..., str], tmp_path: Path
 ) -> None:
     cluster.settings = cluster.settings.model_copy(update={"audit_keys": {"k1": "secret"}})
     registry = Registry(cluster.settings.registry_path)
-    registry.activate(POLICY, registry.register(POLICY, policy(0.9, rules=(), blend=0.75).to_payload()))
+    registry.activate(POLICY, registry.register(POLICY, policy(0.9, blend=0.75).to_payload()))
     cluster.publish(FIRST)
-    changed = ("--blend", "0.25", "--audit-rate", "0.01", "--audit-key-id", "k1", "--remove-rule", "large-amount")
-    rule = ("--rule", "tiny", "amount", "<", "1", "The amount is below 1.")
-    models("policy", "set", *changed, *rule, reason="Cards are tested.")
+    changed = ("--blend", "0.25", "--audit-rate", "0.01", "--audit-key-id", "k1")
+    models("policy", "set", *changed, reason="Cards are tested.")
     file = tmp_path / "history.parquet"
     history = simulate_days(make_profiles(np.random.default_rng(4), 70, 140, Scenario()), 4, 0, 24)
     history[history["amount_minor"] > 0].to_parquet(file, index=False)
@@ -93,7 +92,7 @@ def test_a_trained_version_takes_over_rules_blend_and_audit_from_the_cluster(
     shown = json.loads(models("policy", "show", "--json"))
     assert shown["version"] == json.loads(trained.stdout)["policy"]
     assert shown["lightgbm_version"] == json.loads(trained.stdout)["lightgbm"]
-    assert (shown["blend"], [*shown["rules"]], shown["audit"]["rate"]) == (0.25, ["tiny"], 0.01)
+    assert (shown["blend"], shown["audit"]["rate"]) == (0.25, 0.01)
 
 
 def test_who_has_read_before_somebody_else_wrote_writes_nothing(cluster: Cluster, models: Callable[..., str]) -> None:

@@ -81,7 +81,7 @@ class Engine:
             merchant_partition=found.merchant_partition,
             wait_us=found.wait_us,
             features=found.features,
-            **decided(models, found.features, found.transactions.identities)._asdict(),
+            **decided(models, found.features, found.transactions)._asdict(),
             case_start_us=found.case_start_us,
             case_sequence=found.case_sequence,
             models=models,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.json_scanner import NO_TIME
-from pipeline.engine.records.accept import FIELDS_READ, completed
+from pipeline.engine.records.accept import completed
 from pipeline.engine.records.accept import accept_transactions as accept_records
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
@@ -27,11 +27,12 @@ from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
+from schemas.fields import READ_FIELDS
 from schemas.mapping import Mapper
 from schemas.money import RateTable
 from schemas.times import US_PER_MS
 
-TRANSACTION_FIELDS: Final = tuple(field.name for field in FIELDS_READ)
+TRANSACTION_FIELDS: Final = tuple(field.name for field in READ_FIELDS)
 """Fields of a transaction that are read, besides declared attributes."""
 LABEL_FIELDS: Final = ("transaction_id", "card_id", "label", "source", "labelled_at")
 

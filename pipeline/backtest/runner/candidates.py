@@ -60,7 +60,8 @@ def candidates_of(
     for name, (variant, every_us) in schedules.items():
         grown = trained[variant]
         if grown.trained is not None:
-            known[name] = ActiveModels(grown.trained.model, library.untrained_river(), grown.trained.policy)
+            river, rules = library.untrained_river(), library.rules()
+            known[name] = ActiveModels(grown.trained.model, river, grown.trained.policy, rules=rules)
             parameters[name] = _training_parameters(grown.trained, grown.period, request, every_us)
     found = {}
     for name, active in known.items():
@@ -98,7 +99,7 @@ def _schedules(request: Request, trained: Mapping[str, VariantTraining]) -> dict
 
 
 def policy_to_train(request: Request, library: ModelLibrary) -> Policy | None:
-    """The policy whose rules, blend and audit rate a trained model is given; None where none is active."""
+    """The policy whose blend and audit rate a trained model is given; None where none is active."""
     policy = library.active_policy() if request.policy is None else library.policy(request.policy)
     return policy if request.online.blend is None else _blended(request, policy or Policy(0.5))
 
@@ -144,6 +145,7 @@ def _version(request: Request, library: ModelLibrary, version: str) -> ActiveMod
         else library.river(request.river, lightgbm.version),
         library.policy_for(lightgbm.version) if request.policy is None else library.policy(request.policy),
         library.others(),
+        library.rules(),
     )
 
 

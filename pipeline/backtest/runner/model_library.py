@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 from pipeline.decision.policy import Policy
+from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
@@ -35,6 +36,7 @@ class ModelLibrary:
         self._lightgbm: dict[str, LightGBMModel] = {}
         self._policies: dict[str, Policy] = {}
         self._rivers: dict[str, Scorer] = {}
+        self._rules: dict[str, RuleSet] = {}
 
     def lightgbm(self, version: str) -> LightGBMModel:
         """A LightGBM version, or the active one (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
@@ -96,7 +98,17 @@ class ModelLibrary:
                 for kind in BESIDE
                 if kind.load is not None and (version := getattr(versions, kind.name)) != Unpublished().version
             },
+            self._named_rules(versions.rules),
         )
+
+    def rules(self) -> RuleSet:
+        """Return the active rules of the cluster."""
+        return NO_RULES if self._cluster is None else self._cluster.model_set.rules
+
+    def _named_rules(self, version: str) -> RuleSet:
+        if not version:
+            return NO_RULES
+        return _once(self._rules, version, lambda: RuleSet.from_payload(self._payload(RULES, version)))
 
     def others(self) -> Mapping[str, Scorer]:
         """Return the active models of kinds besides LightGBM and River, by name."""

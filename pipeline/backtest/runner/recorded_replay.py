@@ -28,7 +28,7 @@ from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import BlockError
 from pipeline.engine.partition_state.state import MemoryStore, PartitionState
-from pipeline.engine.records.columns import Transactions
+from pipeline.engine.records.columns import EXTRA_TEXTS, Transactions
 from pipeline.engine.records.partitioner import partition_of
 from pipeline.engine.records.results import Result
 from pipeline.engine.records.subjects import Subjects
@@ -288,6 +288,7 @@ class RecordedReplay:
             counts=wholes[col.COUNTS].astype(np.bool_),
             hour=_feature("hour", features),
             weekday=_feature("weekday", features),
+            declared={name: _texts(texts) for name, texts in subjects.text_lists(EXTRA_TEXTS).items()},
         )
         starts_s = [int(case.rpartition("-")[2]) for case in subjects.strings(col.CASE)]
         return Decisions(
@@ -297,7 +298,7 @@ class RecordedReplay:
             merchant_partition=wholes[col.LOG_PARTITION],
             wait_us=wholes[col.KNOWN_AT_US],
             features=features,
-            **decided(models, features, taken.identities)._asdict(),
+            **decided(models, features, taken)._asdict(),
             case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
             case_sequence=wholes[col.CASE_SEQUENCE],
             models=models,
@@ -334,5 +335,5 @@ def _feature(name: str, features: NDArray[np.float64]) -> NDArray[np.float64]:
     return features[:, FEATURES.index(name)].copy() if name in FEATURES else np.full(len(features), np.nan)
 
 
-def _texts(values: Sequence[str]) -> pa.Array:
+def _texts(values: Sequence[str | None]) -> pa.Array:
     return pa.array(values, pa.string())

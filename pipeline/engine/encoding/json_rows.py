@@ -48,7 +48,8 @@ one_of = partial(Field, _ONE_OF)
 
 Shape = Mapping[str, Any]
 """The members of an object in their order: a `Field`, bytes of JSON that never change, the shape of an object, or a
-tuple of fields and bytes that make one string."""
+tuple of fields and bytes that make one string. A field without a name holds whole members, each behind a comma, or
+nothing; it is not the first one."""
 
 
 class Rows(NamedTuple):
@@ -143,7 +144,8 @@ def _flat(shape: Shape) -> list[tuple[bytes, Field]]:
     def lay_out(members: Shape) -> None:
         nonlocal before
         for position, (name, value) in enumerate(members.items()):
-            before += (b"," if position else b"{") + _encode(name) + b":"
+            if name:
+                before += (b"," if position else b"{") + _encode(name) + b":"
             if isinstance(value, Field):
                 quote = b'"' if value.kind in _STRINGS else b""
                 parts.append((before + quote, value))

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import TEXTS_READ
 from pipeline.features.compiled import compiled
 from schemas.codec import MAX_NAMES
 from schemas.fields import DECLARED_FIELDS, TEXT_COLUMNS, FieldDeclaration, Kind
@@ -32,13 +31,8 @@ _LONGEST_VALUE: Final = 16_384
 
 IntArray = NDArray[np.integer[Any]]
 
-COLUMNS_READ: Final = (
-    *(field for field in TEXT_COLUMNS if field.column),
-    *(field for field in TEXT_COLUMNS if not field.column and field.name in TEXTS_READ),
-)
-"""Texts of which transactions have columns: those of the contract, and those that declared features read."""
 # What compiled code has as constants comes first: it is kept on disk for all declarations.
-SPANS: Final = ("amount", "attributes", *(field.name for field in COLUMNS_READ))
+SPANS: Final = ("amount", "attributes", *(field.name for field in TEXT_COLUMNS))
 """Names of the columns of spans: those of texts, and of what is read otherwise too."""
 AMOUNT, ATTRIBUTES, CURRENCY = map(SPANS.index, ("amount", "attributes", "currency"))
 _TEXT, _NUMBER, _TIME, _CLOCK, _AMOUNT, _WHOLE, _ATTRIBUTES = map(int, Kind)
@@ -47,7 +41,7 @@ _UNKNOWN: Final = len(Kind)
 _NULL_TOO, _NUMBER_TOO = 1, 2
 _NEEDED: Final = sum(1 << number for number, field in enumerate(DECLARED_FIELDS) if field.required)
 """A bit for each field that a record must have."""
-_DEFAULTS: Final = {SPANS.index(field.name): field.default for field in COLUMNS_READ if field.default is not None}
+_DEFAULTS: Final = {SPANS.index(field.name): field.default for field in TEXT_COLUMNS if field.default is not None}
 _MOST_LENGTH: Final = 2**31
 _MOST_DIGITS: Final = 15
 _MOST_WHOLE_DIGITS: Final = 9

@@ -18,23 +18,21 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.amounts import rate_terms, read_amounts
 from pipeline.engine.encoding.block_writing import copied_texts
-from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, COLUMNS_READ, CURRENCY, SPANS, ScanResult, scan
+from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, SPANS, ScanResult, scan
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.clock import hours, weekdays
 from pipeline.learning.labels import KNOWN, known_value, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
-from schemas.fields import READ_FIELDS, TEXT_COLUMNS
+from schemas.fields import TEXT_COLUMNS
 from schemas.messages import Label
 from schemas.money import RateTable
 from schemas.records import Record
 
 T = TypeVar("T")
 
-FIELDS_READ: Final = tuple(field for field in READ_FIELDS if field in COLUMNS_READ or field not in TEXT_COLUMNS)
-"""Fields that decide something, besides attributes."""
-_SPANS_READ: Final = tuple(SPANS.index(field.name) for field in COLUMNS_READ)
+_SPANS_READ: Final = tuple(SPANS.index(field.name) for field in TEXT_COLUMNS)
 COUNTING_TYPES: Final = pa.array(["purchase", "cash"])
 """Types of transaction that enter windows."""
 _MINUTE: Final = timedelta(minutes=1)
@@ -53,7 +51,7 @@ def transaction_columns(
 
     Args:
         row: Shape (n,): number of each in the input.
-        fields: Columns of `COLUMNS_READ` by name, null for no value.
+        fields: Columns of `TEXT_COLUMNS` by name, null for no value.
         event_time_us: Shape (n,).
         clock_us: Shape (n,): local time, in microseconds since 1970.
         amounts: Minor units of each one's currency, and of the base currency; shape (n,).
@@ -209,7 +207,7 @@ def read_fast_path(
     )  # fmt: skip
     row = np.flatnonzero(on_fast_path)
     texts = _texts(found, row, [*_SPANS_READ, *([AMOUNT] if producer_fields else [])])
-    fields = {field.name: column for field, column in zip(COLUMNS_READ, texts, strict=False)}
+    fields = {field.name: column for field, column in zip(TEXT_COLUMNS, texts, strict=False)}
     event_us, clock_us = found.event_time_us, found.clock_us
     if len(row) < n:
         event_us, clock_us, minor, base = event_us[row], clock_us[row], minor[row], base[row]
@@ -261,7 +259,7 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, produce
     messages = [item.message for item in items]
     fields = {
         field.name: _strings(map(text_of, values) if field.stands_for_text else values)
-        for field, values in zip(COLUMNS_READ, zip(*map(_columns, messages), strict=True), strict=True)
+        for field, values in zip(TEXT_COLUMNS, zip(*map(_columns, messages), strict=True), strict=True)
     }
     event_us, clock_us, minor, base = np.array([*zip(*map(_wholes, items), strict=True)], np.int64)
     attributes = attribute_columns([message.attributes for message in messages])
@@ -276,7 +274,7 @@ def _transactions(decoded: Sequence[tuple[int, AcceptedTransaction]], *, produce
     return read
 
 
-_columns: Final = attrgetter(*(field.name for field in COLUMNS_READ))
+_columns: Final = attrgetter(*(field.name for field in TEXT_COLUMNS))
 _wholes: Final = attrgetter("event_time_us", "clock_us", "amount_minor", "amount_base_minor")
 
 

@@ -1,6 +1,6 @@
 """Accepted transactions and labels as columns, and the hashes of their names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, NamedTuple, Self
 
@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.partition_state.layout import DIGEST_BYTES
-from pipeline.features.catalogue import TEXTS_READ
+from pipeline.features.catalogue import ACTIVE
 from pipeline.features.xxh3 import hash_joined, hash_pairs, hash_spans, hash_texts
+from schemas.fields import TEXT_COLUMNS
 
 
 class Reject(NamedTuple):
@@ -113,10 +114,14 @@ class Transactions(_Columns):
     attributes: NDArray[np.float64] | None = None
     """Shape (n, len(ATTRIBUTE_FEATURES)), NaN for no value; None where none is declared."""
     declared: Mapping[str, pa.Array] = field(default_factory=dict)
-    """Texts that declared features read and that have no column here (`EXTRA_TEXTS`), by name; null for no value."""
+    """Texts that have no column here (`EXTRA_TEXTS`), by name; null for no value."""
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def text_lists(self, names: Iterable[str]) -> dict[str, list[str | None]]:
+        """Return texts of the contract and of declared attributes by name, None for no value."""
+        return {name: self.text(name).to_pylist() for name in names}
 
     def text(self, name: str) -> pa.Array:
         """Return a column of texts, of the contract or of declared attributes."""
@@ -147,7 +152,7 @@ class Labels(_Columns):
         return len(self.row)
 
 
-EXTRA_TEXTS: Final = tuple(sorted(TEXTS_READ - {*Transactions.__dataclass_fields__}))
+EXTRA_TEXTS: Final = (*(field.name for field in TEXT_COLUMNS if not field.column), *ACTIVE.texts)
 """Names of the columns of `Transactions.declared`."""
 
 

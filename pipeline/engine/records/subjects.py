@@ -1,15 +1,26 @@
 """Transactions as messages about them name them, as columns: texts as places in bytes, and whole numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.encoding.row_columns import CARD, ID, TEXTS, WHOLES
-from pipeline.engine.records.columns import identities
+from pipeline.engine.encoding.row_columns import CARD, CURRENCY, ID, MERCHANT, ORIGINAL, TEXTS, TYPE, WHOLES
+from pipeline.engine.records.accept import text_of
+from pipeline.engine.records.columns import EXTRA_TEXTS, identities
+from pipeline.features.catalogue import ACTIVE
+from schemas.messages import Description
+
+_OWN: Final = {"card_id": CARD, "merchant_id": MERCHANT, "currency": CURRENCY, "transaction_type": TYPE}
+"""Texts that have a column of their own."""
+_OTHERS: Final = [(name, Description | None, None) for name in EXTRA_TEXTS if name not in ACTIVE.texts]
+_ATTRIBUTES: Final = ("attributes", dict[str, str | float | None] | None, None)
+_decode: Final = msgspec.json.Decoder(msgspec.defstruct("OriginalTexts", _OTHERS)).decode
+_decode_all: Final = msgspec.json.Decoder(msgspec.defstruct("OriginalAttributes", [*_OTHERS, _ATTRIBUTES])).decode
 
 
 class Subjects(NamedTuple):
@@ -47,6 +58,24 @@ class Subjects(NamedTuple):
     def strings(self, column: int) -> list[str]:
         """Return the texts of a column as strings."""
         return [text.decode() for text in self.texts(column)]
+
+    def text_lists(self, names: Iterable[str]) -> dict[str, list[str | None]]:
+        """Return texts of the contract and of declared attributes by name, None for no value."""
+        found: dict[str, list[str | None]] = {}
+        originals: list[Any] = []
+        for name in names:
+            if name in _OWN:
+                found[name] = [*self.strings(_OWN[name])]
+                continue
+            if not originals:
+                decode = _decode if {*names}.isdisjoint(ACTIVE.texts) else _decode_all
+                originals = [*map(decode, self.texts(ORIGINAL))]
+            if name in ACTIVE.texts:
+                values = ((original.attributes or {}).get(name) for original in originals)
+                found[name] = [value if isinstance(value, str) else None for value in values]
+            else:
+                found[name] = [text_of(getattr(original, name)) for original in originals]
+        return found
 
     def take(self, rows: NDArray[np.intp]) -> "Subjects":
         """Return some rows."""

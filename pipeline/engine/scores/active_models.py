@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.decision.policy import Policy
+from pipeline.decision.rules import NO_RULES, RULES, RuleSet, joined
 from pipeline.features.catalogue import KERNEL_VERSION
 from pipeline.scoring.kinds import BESIDE, BY_NAME, LIGHTGBM, RIVER, Scorer, Unpublished
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -28,6 +29,12 @@ class ActiveModels:
     policy: Policy
     others: Mapping[str, Scorer] = field(default_factory=dict)
     """Models of further kinds, by name."""
+    rules: RuleSet = NO_RULES
+
+    @property
+    def evaluated_rules(self) -> RuleSet:
+        """The rules, and those that the policy has from an earlier release."""
+        return joined(self.rules, self.policy.old_rules) if self.policy.old_rules else self.rules
 
     @property
     def beside(self) -> dict[str, Scorer]:
@@ -35,9 +42,9 @@ class ActiveModels:
         return {kind.name: self.river if kind is RIVER else self.others.get(kind.name, _UNPUBLISHED) for kind in BESIDE}
 
     @property
-    def named(self) -> dict[str, LightGBMModel | Scorer | Policy]:
+    def named(self) -> dict[str, LightGBMModel | Scorer | Policy | RuleSet]:
         """All that decides, by its name in ``versions``."""
-        return {LIGHTGBM.name: self.lightgbm, **self.beside, "policy": self.policy}
+        return {LIGHTGBM.name: self.lightgbm, **self.beside, "policy": self.policy, RULES: self.rules}
 
     def versions(self, rates: str) -> Versions:
         """Return the versions that a decision names, enough to score it again."""
@@ -65,6 +72,7 @@ class ModelSet:
     active: ActiveModels | None = None
     others: Mapping[str, Scorer] = field(default_factory=dict)
     """Models of further kinds, by name."""
+    rules: RuleSet = NO_RULES
     audit_keys: Mapping[str, str] | None = field(default=None, repr=False)
     """Keys of audit samples by id; a policy that names another one cannot be used. None for programs that decide
     nothing: they need no key."""
@@ -87,6 +95,8 @@ class ModelSet:
         if version.name == "policy":
             policy = Policy.from_payload(payload)
             return replace(self, policy=policy if self.audit_keys is None else policy.keyed(self.audit_keys))
+        if version.name == RULES:
+            return replace(self, rules=RuleSet.from_payload(payload))
         kind = BY_NAME.get(version.name)
         if kind is LIGHTGBM:
             return replace(self, lightgbm=LightGBMModel.from_payload(payload))
@@ -100,4 +110,4 @@ class ModelSet:
         if self.lightgbm is None or self.policy is None:
             return self
         river = self.river if self.river is not None else self.first_river()
-        return replace(self, active=ActiveModels(self.lightgbm, river, self.policy, self.others))
+        return replace(self, active=ActiveModels(self.lightgbm, river, self.policy, self.others, self.rules))

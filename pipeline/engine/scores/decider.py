@@ -1,5 +1,6 @@
 """Decides profiled transactions: the models, the policy, and the reasons of alerts."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
@@ -62,7 +63,7 @@ class Decider:
             is_all = len(taken) == rows.subjects.rows
             features = rows.features if is_all else rows.features[taken]
             subjects = rows.subjects if is_all else rows.subjects.take(taken)
-            batch = DecisionBatch(subjects, features, decided(models, features, subjects.identities), models, now)
+            batch = DecisionBatch(subjects, features, decided(models, features, subjects), models, now)
             self._publish(batch, result)
         return result
 
@@ -74,6 +75,9 @@ class Decider:
         ]
         result.outputs += encode_features(batch, keys, self._card_partitions)
         result.latencies_s += ((timestamp_us(batch.now) - subjects.wholes[INGESTED_US]) / 1_000_000).tolist()
+        for codes, state in zip(_hit_codes(batch), ("active", "shadow"), strict=True):
+            for code, count in codes.items():
+                result.counts[f"{state}_hit", code] += count
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)
         result.counts["decision", "allow"] += subjects.rows - len(alerted)
@@ -82,3 +86,12 @@ class Decider:
             for row, value in zip(alerted.tolist(), self._writer.alerts(raised), strict=True):
                 result.outputs.append(Output(ALERTS, keys[row], value))
                 result.counts["alert", SELECTIONS[selection[row]]] += 1
+
+
+def _hit_codes(batch: DecisionBatch) -> tuple[Counter[str], Counter[str]]:
+    """Count the hits of each rule by its code: those of active rules, and those of rules in shadow."""
+    rules, active, shadow = batch.models.evaluated_rules, Counter[str](), Counter[str]()
+    for numbers, count in Counter(batch.decided.hits.tolist()).items():
+        for number in numbers:
+            (active if number < rules.active else shadow)[rules.evaluated[number].code] += count
+    return active, shadow

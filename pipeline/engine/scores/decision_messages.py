@@ -33,10 +33,10 @@ from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
 
 _ALERT_ID, _REASONS = len(col.TEXTS), len(col.TEXTS) + 1
-_ACTION, _SELECTION, _VERSIONS = range(len(col.WHOLES), len(col.WHOLES) + 3)
+_ACTION, _SELECTION, _VERSIONS, _HITS = range(len(col.WHOLES), len(col.WHOLES) + 4)
 """Columns behind those of a row."""
 _BASE_CURRENCY, _THRESHOLD, _NOW, _ALLOW, _ALERT, _UNSELECTED = range(6)
-"""Constants of a batch; behind them are those of `SELECTIONS`, and versions."""
+"""Constants of a batch; behind them are those of `SELECTIONS`, versions, and members that name hits of rules."""
 _FIRST_VERSIONS: Final = _UNSELECTED + 1 + len(SELECTIONS)
 _AMOUNT_BASE, _SCORE, _PROBABILITY, _FIRST_SCORE = range(4)
 _FIRST_LOG_ODDS: Final = _FIRST_SCORE + len(KINDS)
@@ -72,6 +72,7 @@ DECISION: Final[Shape] = {
     "action": one_of(_ACTION),
     "selection": one_of(_SELECTION),
     "selection_probability": number(_PROBABILITY),
+    "": one_of(_HITS),
     "threshold": same(_THRESHOLD),
     "features": {name: number(_NUMBERS + column) for column, name in enumerate(FEATURES)},
     "versions": one_of(_VERSIONS),
@@ -162,7 +163,8 @@ class DecisionWriter:
         selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
         home = self._home_amounts(subjects)
         reasons = explain(
-            batch.features, batch.decided.logits[:, 0], batch.models, selections, self._base_currency, home
+            batch.features, batch.decided.logits[:, 0], batch.models, selections, batch.decided.hits,
+            self._base_currency, home,
         )
         sources = subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].T.tolist()
         identified = zip(subjects.identities().tolist(), sources, strict=True)
@@ -186,10 +188,13 @@ class DecisionWriter:
         ]
 
     def _decided(self, batch: DecisionBatch) -> tuple[NDArray[np.int64], list[bytes]]:
-        """Return action, selection and versions of each row, shape (3, n), and the JSON that they are numbers of."""
+        """Return action, selection, versions and hits of each row, and the JSON that they are numbers of.
+
+        Shape (4, n).
+        """
         subjects, selection = batch.subjects, batch.decided.selection
-        decided = np.empty((3, subjects.rows), np.int64)
-        action, selected, versions = decided
+        decided = np.empty((4, subjects.rows), np.int64)
+        action, selected, versions, hits = decided
         action[:] = np.where(selection < 0, _ALLOW, _ALERT)
         selected[:] = selection + (_UNSELECTED + 1)
         codes, versions[:] = subjects.wholes[col.SAME_RATES], _FIRST_VERSIONS
@@ -198,6 +203,9 @@ class DecisionWriter:
             _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
             versions += inverse
         rates = [subjects.text[start:end] for start, end in subjects.spans[col.RATES, first[: subjects.rows]].tolist()]
+        named: dict[tuple[int, ...], int] = {}
+        first_hits = _FIRST_VERSIONS + len(rates)
+        hits[:] = [named.setdefault(numbers, first_hits + len(named)) for numbers in batch.decided.hits]
         return decided, [
             _encode(self._base_currency),
             _encode(batch.models.policy.threshold),
@@ -207,6 +215,7 @@ class DecisionWriter:
             b"null",
             *_SELECTIONS,
             *(self._versions(batch.models, version) for version in rates),
+            *(_hit_members(*batch.models.evaluated_rules.named(numbers)) for numbers in named),
         ]
 
     def _versions(self, models: ActiveModels, rates: bytes) -> bytes:
@@ -215,6 +224,12 @@ class DecisionWriter:
         if rates not in self._encoded:
             self._encoded[rates] = _encode(models.versions(rates.decode()))
         return self._encoded[rates]
+
+
+def _hit_members(active: list[str], shadow: list[str]) -> bytes:
+    """Return the members of a decision that name its hits; nothing where there are none."""
+    lists = ((b',"rule_hits":', active), (b',"shadow_hits":', shadow))
+    return b"".join(name + _encode(codes) for name, codes in lists if codes)
 
 
 def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:

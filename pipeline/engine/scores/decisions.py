@@ -1,7 +1,6 @@
 """Decisions as columns."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -12,7 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
+from pipeline.decision.rules import COLUMNS, TEXTS, no_hits
 from pipeline.engine.records.columns import Reject, Transactions
+from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import blend, sigmoid
@@ -46,6 +47,8 @@ class Decisions:
     selection: NDArray[np.int8]
     """Index of `SELECTIONS`, -1 for no alert."""
     selection_probability: NDArray[np.float64]
+    hits: NDArray[np.object_]
+    """Numbers of the rules that hit, of `ActiveModels.evaluated_rules`."""
     case_start_us: NDArray[np.int64]
     case_sequence: NDArray[np.int64]
     models: ActiveModels
@@ -66,7 +69,7 @@ class Decisions:
 
     def under(self, models: ActiveModels) -> "Decisions":
         """The same transactions with the same features, decided by other models."""
-        columns = decided(models, self.features, self.transactions.identities)._asdict()
+        columns = decided(models, self.features, self.transactions)._asdict()
         return replace(self, models=models, feedback=Counter(), **columns)
 
     def under_policy(self, policy: Policy) -> "Decisions":
@@ -74,7 +77,8 @@ class Decisions:
         own = self.models.policy
         if (policy.blend, policy.weights) != (own.blend, own.weights):
             policy = policy.replace(blend=own.blend, weights=own.weights)
-        selection, probability = _selected(policy, self.score, self.features, self.transactions.identities)
+        matched = self.models.evaluated_rules.alerts(self.hits)
+        selection, probability = _selected(policy, self.score, self.features, self.transactions, matched)
         return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
@@ -125,6 +129,7 @@ class Decisions:
             **{kind.log_odds: self.logits[:, column] for column, kind in WITH_LOG_ODDS},
             **outcome_columns(self.selection),
             "selection_probability": self.selection_probability,
+            **self._hit_columns(),
             "threshold": np.full(n, self.models.policy.threshold),
             "case_id": pc.binary_join_element_wise(taken.card_id, started, "-"),
             "case_sequence": self.case_sequence,
@@ -138,6 +143,15 @@ class Decisions:
         frame: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=types.get)
         return frame
 
+    def _hit_columns(self) -> dict[str, pa.Array]:
+        """Return the codes of the rules that hit, as decisions name them."""
+        rules, known = self.models.evaluated_rules, dict[tuple[int, ...], tuple[list[str], list[str]]]()
+        named = [known.setdefault(numbers, rules.named(numbers)) for numbers in self.hits]
+        return {
+            name: pa.array([codes[column] for codes in named], pa.list_(pa.string()))
+            for column, name in enumerate(("rule_hits", "shadow_hits"))
+        }
+
     def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
         """Return the reasons of the alerts, or of ``rows``: milliseconds each.
 
@@ -145,7 +159,9 @@ class Decisions:
         """
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
-        return explain(self.features[rows], self.logit[rows], self.models, selections, self.base_currency)
+        return explain(
+            self.features[rows], self.logit[rows], self.models, selections, self.hits[rows], self.base_currency
+        )
 
 
 def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray]:
@@ -164,21 +180,45 @@ class PolicyResult(NamedTuple):
     score: NDArray[np.float64]
     selection: NDArray[np.int8]
     selection_probability: NDArray[np.float64]
+    hits: NDArray[np.object_]
 
 
-def decided(
-    models: ActiveModels, features: NDArray[np.float64], identities: Callable[[], NDArray[np.uint64]]
-) -> PolicyResult:
-    """Score transactions, and let the policy decide.
+def decided(models: ActiveModels, features: NDArray[np.float64], about: Subjects | Transactions) -> PolicyResult:
+    """Score transactions, evaluate the rules, and let the policy decide.
 
     Args:
         models: What decides.
         features: Shape (n, len(FEATURES)).
-        identities: Gives the `transaction_hash` of each, shape (n,), where the policy asks.
+        about: The transactions: their identities are read where the policy asks, and their texts where rules do.
     """
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
-    return PolicyResult(logits, score, *_selected(models.policy, score, features, identities))
+    hits = rule_hits(models, features, logits, score, about)
+    matched = models.evaluated_rules.alerts(hits)
+    return PolicyResult(logits, score, *_selected(models.policy, score, features, about, matched), hits)
+
+
+def rule_hits(
+    models: ActiveModels,
+    features: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    score: NDArray[np.float64],
+    about: Subjects | Transactions,
+) -> NDArray[np.object_]:
+    """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
+    rules, scores = models.evaluated_rules, {kind.name: column for column, kind in enumerate(KINDS)}
+    if not rules.evaluated:
+        return no_hits(len(score))
+    texts = about.text_lists(rules.texts)
+
+    def read(name: str) -> Any:
+        if name in TEXTS:
+            return texts[name]
+        if name == "score":
+            return score
+        return sigmoid(logits[:, scores[name]]) if name in scores else features[:, COLUMNS[name]]
+
+    return rules.hits(read, len(score))
 
 
 def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -191,11 +231,12 @@ def _selected(
     policy: Policy,
     score: NDArray[np.float64],
     features: NDArray[np.float64],
-    identities: Callable[[], NDArray[np.uint64]],
+    about: Subjects | Transactions,
+    matched: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     # Nothing but the audit sample asks who a transaction is.
-    identity = identities() if policy.audits else np.zeros(len(score), np.uint64)
-    decided = policy.decide(score, features, identity)
+    identity = about.identities() if policy.audits else np.zeros(len(score), np.uint64)
+    decided = policy.decide(score, features, identity, matched)
     selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(decided.alert).tolist():
         selection[row] = SELECTIONS.index(decided.selection[row])

@@ -21,7 +21,8 @@ from pathlib import Path
 from numba.core.dispatcher import Dispatcher
 
 from agents.preparation import prepare_kernels
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
+from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
@@ -52,8 +53,8 @@ prepare_kernels(Settings(label_topics=of_bank), RATES, directory / "prepare")
 assert not (directory / "prepare").exists()
 prepared = compiled()
 base = small_model()
-rule = Rule(code="any", feature="amount", op=">", value=1_000, sentence="Any amount.")
-models = ActiveModels(base, first_river(), Policy(0.5, blend=0.7, audit_rate=0.05, rules=(rule,)))
+rules = RuleSet([rule("any", "amount > 1000 and country = 'DE'")])
+models = ActiveModels(base, first_river(), Policy(0.5, blend=0.7, audit_rate=0.05), rules=rules)
 options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 1)
 feedback = FeedbackOptions(8 * DAY, 5 * DAY, 0.5)
 live = Live(models, options, feedback)

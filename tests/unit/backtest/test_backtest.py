@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from pipeline.backtest import Decisions, Learning, Order, replay
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
+from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.active_models import ActiveModels
@@ -36,9 +37,15 @@ def models() -> ActiveModels:
     weights = tuple(np.random.default_rng(5).normal(0.3, 0.2, len(INPUTS)).tolist())
     scale = Scale(weight=100.0, means=(1.0,) * len(INPUTS), squares=(200.0,) * len(INPUTS))
     river = RiverLayer(LayerConfig(), weights, -0.2, scale, 17)
-    rules = (Rule(code="foreign", feature="card_count_1h", op=">", value=0, sentence="Many within the hour."),)
-    policy = Policy(0.5, blend=0.7, audit_rate=0.05, rules=rules, lightgbm_version=base.version)
-    return ActiveModels(base, river, policy)
+    rules = RuleSet(
+        [
+            rule("busy", "card_count_1h > 0"),
+            rule("abroad", "country <> 'DE' and river > 0 and score between 0 and 1 and amount > 10", state="shadow"),
+            rule("device", "device_id like 'd%1' or merchant_id = 'm1' or channel is null", action="tag"),
+        ]
+    )
+    policy = Policy(0.5, blend=0.7, audit_rate=0.05, lightgbm_version=base.version)
+    return ActiveModels(base, river, policy, rules=rules)
 
 
 def options(partitions: int = 1, dedup: int = 5 * DAY, label: int = 8 * DAY) -> CardOptions:

@@ -142,15 +142,3 @@ def test_differences_read_in_words() -> None:
     ]
     newer = other | {"libraries": {"numpy": "3"}}
     assert list(difference_lines(differences(item, newer), "x", "y"))[-1] == "libraries.numpy: 2 -> 3"
-
-
-def test_rules_are_added_replaced_and_removed() -> None:
-    before = policy()
-    (large,) = before.rules
-    added = changed_rules(before, (("night", "hour", "<", 4.0, "It is night."),), ())
-    assert [rule.code for rule in added] == ["large-amount", "night"]
-    (replaced,) = changed_rules(before, (("large-amount", "amount", ">", 5.0, "More."),), ())
-    assert (replaced.code, replaced.value) == (large.code, 5.0)
-    assert changed_rules(before, (), ("large-amount",)) == ()
-    with pytest.raises(click.UsageError, match="has no rule 'small'; it has large-amount"):
-        changed_rules(before, (), ("small",))

@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
 from pipeline.decision.reason_texts import REASON_TEXTS, Facts, pattern
 from pipeline.decision.reasons import CODES, explain, explain_row, score_reason
+from pipeline.decision.rules import NO_RULES, RuleSet
 from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.scoring.kinds import RIVER, Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
@@ -16,6 +17,7 @@ from pipeline.scoring.river_inputs import INPUTS, describe
 from pipeline.scoring.river_layer import RiverLayer
 from pipeline.scoring.river_learner import LayerLearner
 from schemas.messages import Alert, Reason
+from tests.helpers.champion import rule
 from tests.helpers.models import COLUMN, example, matrix, small_model
 
 GOLDEN = Path(__file__).parents[3] / "schemas/golden/v1/alert.json"
@@ -27,15 +29,16 @@ class Models:
     lightgbm: LightGBMModel
     beside: dict[str, Scorer]
     policy: Policy
+    evaluated_rules: RuleSet = NO_RULES
 
 
 def online(weight: float, evidence: str = "") -> Reason:
     return score_reason(RIVER, weight, evidence)
 
 
-def models(policy: Policy | None = None, river: Scorer | None = None) -> Models:
+def models(policy: Policy | None = None, river: Scorer | None = None, rules: RuleSet = NO_RULES) -> Models:
     model = small_model()
-    return Models(model, {"river": river or RiverLayer.identity()}, policy or Policy(0.5))
+    return Models(model, {"river": river or RiverLayer.identity()}, policy or Policy(0.5), rules)
 
 
 def row(**values: float) -> np.ndarray:
@@ -260,18 +263,26 @@ def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
     many = Policy(0.5, blend=0.6, max_reasons=50)
     base = small_model().logit(features) - small_model().contributions(features).sum(axis=1)
     blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
-    for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, "EUR")):
+    for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, [()] * 20, "EUR")):
         # The parts that lower the score are not in words: what is may only exceed the sum.
         assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(REASON_TEXTS) + 1)
         assert all(reason.contribution >= 0.25 for reason in reasons) or len(reasons) == 1
 
 
 def test_rules_and_audits_come_first() -> None:
-    rule = Rule(code="SMALL_HOURS", feature="hour", op=">=", value=0.0, sentence="A house rule.")
-    policy = Policy(0.5, rules=(rule,), audit_rate=0.1, max_reasons=2)
+    rules = RuleSet(
+        [
+            rule("SMALL_HOURS", "hour >= 0 and country = 'DE'", reason="A house rule."),
+            rule("TAGGED", "hour >= 0", action="tag"),
+        ]
+    )
+    policy = Policy(0.5, audit_rate=0.1, max_reasons=2)
     features = matrix(40)
     selections = ["audit", *["rule"] * 39]
-    by_audit, *by_rule = explain(features, small_model().logit(features), models(policy), selections, "EUR")
+    logit, hits = small_model().logit(features), [(0, 1)] * 40
+    by_audit, *by_rule = explain(features, logit, models(policy, rules=rules), selections, hits, "EUR")
     assert all((found[0].code, found[0].sentence) == ("SMALL_HOURS", "A house rule.") for found in by_rule)
+    values = [(found[0].feature, found[0].value) for found in by_rule]
+    assert values == [("hour", round(hour, 4)) for hour in features[1:, COLUMN["hour"]].tolist()]
     assert [reason.code for reason in by_audit] == ["SMALL_HOURS", "AUDIT_SAMPLE"]
     assert max(map(len, by_rule)) == 2

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.blocks import KernelMismatch
@@ -209,7 +210,7 @@ def test_a_long_number_in_an_unknown_field_comes_through_both_hops_as_it_is(numb
 
 
 def test_an_audit_puts_a_share_before_an_analyst() -> None:
-    models = active(threshold=math.nextafter(1.0, 2.0), audit_rate=0.2, rules=())
+    models = active(threshold=math.nextafter(1.0, 2.0), audit_rate=0.2, rules=RuleSet())
     found = decisions(decide(score(), profile(purchases(200).records).records, models, NOW))
     audited = [decision for decision in found if decision.selection == "audit"]
     assert 20 < len(audited) < 60

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.decision.audit_sample import Audit, Stratum
-from pipeline.decision.policy import Rule
+from pipeline.decision.rules import PolicyRule
 from pipeline.features.built_in import BUILT_IN_MERCHANT
 from pipeline.features.checked_declaration import load_declaration
 from pipeline.features.declaration import Declaration, packaged_declaration
@@ -171,8 +171,8 @@ def test_what_the_active_versions_need_is_declared(cluster: Cluster) -> None:
 def test_what_a_policy_compares_is_declared(cluster: Cluster, by: str) -> None:
     busy = BUILT_IN_MERCHANT[0].name
     stratum = Stratum(feature=busy, op=">", value=1.0, rate=0.5)
-    rule = Rule(code="busy", feature=busy, op=">", value=1.0, sentence="It is busy.")
-    made = policy(rules=(rule,)) if by == "rule" else policy(rules=(), audit=Audit(rate=0.1, strata=(stratum,)))
+    rule = PolicyRule(code="busy", feature=busy, op=">", value=1.0, sentence="It is busy.")
+    made = policy(old_rules=(rule,)) if by == "rule" else policy(audit=Audit(rate=0.1, strata=(stratum,)))
     cluster.publish(small_model(), made)
     history = cluster.published()
     needs = dict(needed(history.history, KnownVersions(cluster.registry, history)))

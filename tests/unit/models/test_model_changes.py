@@ -264,8 +264,8 @@ def test_a_policy_changes_in_what_is_given_alone(cluster: Cluster) -> None:
     after = cluster.changes().set_policy({"threshold": 0.3, "audit_rate": 0.01}, DANA)
     assert now_active(cluster) == (MODEL.version, after.version)
     active = cluster.changes().active_policy()
-    kept = (active.blend, active.rules, active.max_reasons, active.lightgbm_version)
-    assert kept == (FIRST.blend, FIRST.rules, FIRST.max_reasons, FIRST.lightgbm_version)
+    kept = (active.blend, active.max_reasons, active.lightgbm_version)
+    assert kept == (FIRST.blend, FIRST.max_reasons, FIRST.lightgbm_version)
     assert cluster.items[-1].figures["changes"] == {
         "threshold": {"before": 0.6, "after": 0.3},
         "audit_rate": {"before": 0.0, "after": 0.01},
@@ -370,7 +370,7 @@ def test_a_proposed_version_is_approved_by_somebody_else(tmp_path: Path) -> None
     # The policy is the active one with the threshold of the proposal.
     made = cluster.published().model_set.policy
     assert made is not None
-    assert (made.threshold, made.rules, made.lightgbm_version) == (SECOND.threshold, FIRST.rules, OTHER.version)
+    assert (made.threshold, made.lightgbm_version) == (SECOND.threshold, OTHER.version)
     with pytest.raises(ModelError, match="was active already"):
         cluster.changes().approve(OTHER.version, DANA)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.decision.budget import budget_threshold
-from pipeline.decision.policy import FIRST_BLEND, Policy, Rule
+from pipeline.decision.policy import FIRST_BLEND, Policy
 from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import control_record
 from pipeline.learning.regimes import NEVER_US
@@ -46,7 +46,6 @@ BUDGET = 15.0
 LIMITS = GateLimits(alerts_per_day=BUDGET)
 OPTIONS = CycleOptions(maturity_days=7.0, compare_days=10, validation_days=5.0)
 FEATURES = ("amount", "card_amount_to_usual", "merchant_fraud_run_seconds", "merchant_unreported_since_fraud", "hour")
-RULE = Rule(code="large", feature="amount", op=">=", value=5_000.0, sentence="The amount is 5,000 or more.")
 NOW_US = int(HISTORY.event_time_us[-1])
 START_US = int(HISTORY.event_time_us[0])
 
@@ -57,7 +56,7 @@ def champion() -> Champion:
     as_of_us = compared_days(HISTORY.served(small_model()), OPTIONS)[0] - US_PER_DAY
     rows = HISTORY.served(small_model(), as_of_us)
     config = TrainingConfig(trees=60, leaves=7, learning_rate=0.1)
-    policy = Policy(0.5, rules=(RULE,), audit_rate=0.01, metadata={"alerts_per_day": BUDGET})
+    policy = Policy(0.5, audit_rate=0.01, metadata={"alerts_per_day": BUDGET})
     found = train(
         rows.training_set(as_of_us),
         rows.split(as_of_us, 7 * US_PER_DAY, 5.0),
@@ -81,7 +80,7 @@ def test_a_challenger_takes_over_the_recipe_and_what_the_policy_keeps() -> None:
     for name, value in (("trees", 60), ("leaves", 7), ("learning_rate", 0.1)):
         assert model.metadata["training"][name] == value
     assert model.trained_on == champion().model.trained_on == FEATURES
-    assert (policy.rules, policy.audit_rate, policy.blend) == ((RULE,), 0.01, champion().policy.blend)
+    assert (policy.audit_rate, policy.blend) == (0.01, champion().policy.blend)
     assert policy.lightgbm_version == model.version
     assert policy.metadata["alerts_per_day"] == BUDGET
     # It has learned what is known by now, of everything that is mature.

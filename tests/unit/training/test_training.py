@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.cli import main
 from pipeline.decision.budget import budget_threshold
-from pipeline.decision.policy import Policy, Rule
+from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import ReportDelays
@@ -256,10 +256,9 @@ def test_patterns_that_choose_nothing_are_refused() -> None:
         select_features(["amount", "-*"])
 
 
-def test_the_new_policy_keeps_rules_blend_and_audit() -> None:
-    rule = Rule(code="X", feature="amount", op=">", value=9_000.0, sentence="X.")
-    policy = trained(synthetic(), policy=Policy(0.9, blend=0.7, audit_rate=0.01, rules=(rule,))).policy
-    assert (policy.blend, policy.audit_rate, policy.rules) == (0.7, 0.01, (rule,))
+def test_the_new_policy_keeps_blend_and_audit() -> None:
+    policy = trained(synthetic(), policy=Policy(0.9, blend=0.7, audit_rate=0.01)).policy
+    assert (policy.blend, policy.audit_rate) == (0.7, 0.01)
 
 
 def test_sampled_negatives_are_calibrated_back() -> None:
