@@ -157,7 +157,8 @@ def _rule_reason(rules: RuleSet, number: int, row: NDArray[np.float64]) -> Reaso
     rule = rules.evaluated[number]
     names = sorted(fields_in(condition_of(rule)), key=lambda name: (name not in COLUMNS, rule.expression.find(name)))
     value = _value(row[COLUMNS[names[0]]]) if names and names[0] in COLUMNS else None
-    return Reason(code=rule.code, feature=names[0] if names else "", value=value, contribution=0.0, sentence=rule.reason)
+    name = names[0] if names else ""
+    return Reason(code=rule.code, feature=name, value=value, contribution=0.0, sentence=rule.reason)
 
 
 def _by_contribution(reason: Reason) -> tuple[float, str]:

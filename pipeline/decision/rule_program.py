@@ -1,9 +1,9 @@
 """Many conditions over a batch at once: a program of steps over columns, run by compiled code.
 
-It gives what `pipeline.expressions.evaluate` gives, which takes a microsecond a row for each condition. Equal parts of
-conditions are one step. Truth is a number: 0 for false, 1/2 for unknown and 1 for true, so that `and` is the smaller and
-`or` the larger one. A text is the number of the literal that it equals; any other test of texts is made by `evaluate`,
-once for each distinct text of a column.
+It gives what `pipeline.expressions.evaluate` gives, which takes 40 us for each condition of a batch. Equal parts of
+conditions are one step. Truth is a number: 0 for false, 1/2 for unknown and 1 for true, so that `and` is the smaller
+and `or` the larger one. A text is the number of the literal that it equals; any other test of texts is made by
+`evaluate`, once for each distinct text of a column.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -211,7 +211,7 @@ def run_program(program: Any, constants: Any, inputs: Any, roots: Any, values: A
     ``program`` (s, 4) has a step and its operands, which are numbers of steps before it, of an input or of a constant;
     ``inputs`` (i, n); ``roots`` (c,): the steps whose truth ``found`` (c, n) gets; ``values`` (s, b) is room.
     """
-    n, b = inputs.shape[1], values.shape[1]
+    b = values.shape[1]
     for start in range(0, found.shape[1], b):
         rows = min(b, found.shape[1] - start)
         for number in range(program.shape[0]):
@@ -222,7 +222,7 @@ def run_program(program: Any, constants: Any, inputs: Any, roots: Any, values: A
                     out[row] = constants[a]
             elif step == _INPUT:
                 for row in range(rows):
-                    value = inputs[a, start + row] if n else 0.0
+                    value = inputs[a, start + row]
                     out[row] = value + (value - value)
             elif step <= _NEGATE:
                 for row in range(rows):
@@ -251,7 +251,7 @@ def run_program(program: Any, constants: Any, inputs: Any, roots: Any, values: A
                         holds = x < y
                     else:
                         holds = x <= y
-                    out[row] = 0.5 if (x != x) | (y != y) else 1.0 if holds else 0.0
+                    out[row] = 0.5 if np.isnan(x) | np.isnan(y) else 1.0 if holds else 0.0
             elif step == _AND:
                 for row in range(rows):
                     out[row] = min(values[a, row], values[other, row])
@@ -263,7 +263,7 @@ def run_program(program: Any, constants: Any, inputs: Any, roots: Any, values: A
                     out[row] = 1.0 - values[a, row]
             elif step == _IS_NULL:
                 for row in range(rows):
-                    out[row] = 1.0 if values[a, row] != values[a, row] else 0.0
+                    out[row] = 1.0 if np.isnan(values[a, row]) else 0.0
             else:
                 for row in range(rows):
                     out[row] = values[other, row] if values[a, row] == 1.0 else values[third, row]

@@ -166,7 +166,7 @@ class RuleSet:
         return next((rule for rule in self.rules if (rule.code, rule.is_active) == (code, active)), None)
 
     def hits(self, read: Read, n: int) -> NDArray[np.object_]:
-        """Return for each of n rows the numbers of the rules in ``evaluated`` that hit, ascending; see `RuleProgram`."""
+        """Return the numbers of the rules in ``evaluated`` that hit each of n rows, ascending; see `RuleProgram`."""
         found = no_hits(n)
         if self.evaluated:
             rows, numbers = np.nonzero(self.program.hits(read, n).T)

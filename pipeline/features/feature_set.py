@@ -21,7 +21,6 @@ from pipeline.features.built_in import (
     Feature,
 )
 from pipeline.features.checked_declaration import (
-    CONTRACT_FIELDS,
     FIELD_REASON,
     Group,
     Input,

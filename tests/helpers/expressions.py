@@ -43,9 +43,19 @@ def _node(*operands: Any) -> st.SearchStrategy[list[Any]]:
     return st.tuples(*(each if isinstance(each, st.SearchStrategy) else st.just(each) for each in operands)).map(list)
 
 
+def _cases(values: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[list[Any]]:
+    tests = st.one_of(_node("is null", values), _node(st.sampled_from(["=", "<"]), values, values))
+    pairs = st.lists(st.tuples(tests, values), min_size=1, max_size=2)
+    drawn = st.tuples(pairs, st.none() | values)
+    return drawn.map(
+        lambda each: ["case", *(part for pair in each[0] for part in pair), *([each[1]] if each[1] else [])]
+    )
+
+
 numbers = st.recursive(
     _leaves(ValueKind.NUMBER),
     lambda inner: st.one_of(
+        _cases(inner),
         _node(st.sampled_from("+-*/"), inner, inner),
         _node(st.sampled_from(["negate", "abs"]), inner),
         st.lists(inner, min_size=2, max_size=3).map(lambda each: ["coalesce", *each]),
@@ -55,7 +65,9 @@ numbers = st.recursive(
 texts = st.recursive(
     _leaves(ValueKind.TEXT),
     lambda inner: st.one_of(
-        _node("lower", inner), st.lists(inner, min_size=2, max_size=3).map(lambda each: ["coalesce", *each])
+        _cases(inner),
+        _node("lower", inner),
+        st.lists(inner, min_size=2, max_size=3).map(lambda each: ["coalesce", *each]),
     ),
     max_leaves=3,
 )

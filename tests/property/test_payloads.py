@@ -21,6 +21,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import MAX_METADATA_BYTES, payload_kind
 from pipeline.scoring.river_factory import load_river, resume_learner
 from pipeline.scoring.river_layer import RiverLayer
+from tests.helpers.champion import rule
 from tests.helpers.models import grown, matrix
 
 CLASSIFIER = "river.naive_bayes.GaussianNB"
@@ -43,6 +44,7 @@ PAYLOADS: dict[str, bytes] = {
         metadata={"why": ["test", {"is": 1}]},
     ).to_payload(),
     "layer": RiverLayer.identity().to_payload(),
+    "rules": RuleSet([rule("LARGE", "amount > 5 and country in ('DE', 'FR')")]).to_payload(),
     "reference": ConfiguredRiverModel(ClassifierConfig(classifier=CLASSIFIER), STATE, 9).to_payload(),
     "lightgbm": LightGBMModel(
         grown(trees=1, leaves=3).model_to_string(), distributions=distributions_of(ROWS, np.ones(3))
@@ -74,6 +76,7 @@ READERS: tuple[Callable[[bytes], object], ...] = (
     use_policy,
     use_lightgbm,
     use_river,
+    RuleSet.from_payload,
     payload_kind,
     lambda payload: load_river(payload, CLASSIFIER, file_of_the_registry),
     lambda payload: resume_learner(payload, None, file_of_the_registry),

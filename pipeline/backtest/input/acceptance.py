@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.engine.encoding.json_scanner import NO_TIME
-from pipeline.engine.records.accept import completed
 from pipeline.engine.records.accept import accept_transactions as accept_records
+from pipeline.engine.records.accept import completed
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.exports.rows import ERROR, VALUE
 from pipeline.features.attributes import READ

@@ -163,8 +163,13 @@ class DecisionWriter:
         selections = [SELECTIONS[code] for code in batch.decided.selection.tolist()]
         home = self._home_amounts(subjects)
         reasons = explain(
-            batch.features, batch.decided.logits[:, 0], batch.models, selections, batch.decided.hits,
-            self._base_currency, home,
+            batch.features,
+            batch.decided.logits[:, 0],
+            batch.models,
+            selections,
+            batch.decided.hits,
+            self._base_currency,
+            home,
         )
         sources = subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].T.tolist()
         identified = zip(subjects.identities().tolist(), sources, strict=True)

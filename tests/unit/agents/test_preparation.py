@@ -33,6 +33,7 @@ from pipeline.state.mapped import MappedStorage
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore, StoreMemory
 from tests.contract.records import RATES
+from tests.helpers.champion import rule
 from tests.helpers.histories import DAY, busy_history, play
 from tests.helpers.live import Live
 from tests.helpers.models import small_model

@@ -24,6 +24,7 @@ from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.scoring.river_learner import LayerLearner
 from schemas.messages import Example, LogPosition, Reason
 from tests.contract.records import RATES
+from tests.helpers.champion import rule
 from tests.helpers.histories import DAY, HOUR, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live
 from tests.helpers.models import small_model

@@ -37,7 +37,7 @@ from pipeline.training.fit import Trained, TrainingConfig, train
 from schemas.codec import timestamp_us
 from schemas.times import US_PER_DAY
 from tests.helpers.backtest_inputs import backtest_of
-from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.champion import LARGE_AMOUNT, RULES, active, policy
 from tests.helpers.features import compute_features, history_of
 from tests.helpers.files import load_transactions
 from tests.helpers.models import registered, small_model
@@ -329,7 +329,8 @@ def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(
     def with_large_amounts(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(amount=np.where(frame.index % 300 == 7, LARGE_AMOUNT, frame["amount"]))
 
-    result = asked(with_large_amounts, budgets=[2, 20], models={"now": "active"}).run()
+    now = active(rules=RULES)
+    result = asked(with_large_amounts, budgets=[2, 20], models={"now": now}).run()
     assert [variant.name for variant in result.variants] == ["now at 2 a day", "now at 20 a day"]
     before = (
         asked(with_large_amounts, start=start + 22 * DAY, end=start + 28 * DAY).run().variants[0].decisions["score"]

@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.commands.model_changes import changed_rules
 from pipeline.commands.model_text import difference_lines, event_lines, table_lines
 from pipeline.models.description import differences
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry

@@ -1,6 +1,6 @@
-from msgspec.structs import replace
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from pipeline.decision.audit_sample import Audit, Stratum, with_key
 from pipeline.decision.policy import Policy
@@ -65,10 +65,21 @@ def test_the_samples_are_independent_and_one_by_one_the_same() -> None:
 
 def test_a_payload_gives_the_same_policy() -> None:
     policy = Policy(
-        0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), max_reasons=3, lightgbm_version="abc", metadata={"why": "test"}
+        0.25,
+        blend=0.5,
+        audit_rate=0.01,
+        old_rules=(RULE,),
+        max_reasons=3,
+        lightgbm_version="abc",
+        metadata={"why": "test"},
     )
     again = Policy.from_payload(policy.to_payload())
-    assert (again.version, again.old_rules, again.blend, again.metadata) == (policy.version, (RULE,), 0.5, {"why": "test"})
+    assert (again.version, again.old_rules, again.blend, again.metadata) == (
+        policy.version,
+        (RULE,),
+        0.5,
+        {"why": "test"},
+    )
     assert policy.replace(threshold=0.3).version != policy.version
     assert policy.replace(threshold=0.3).old_rules == (RULE,)
 
@@ -118,9 +129,9 @@ def audited_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_policies_leave_out_what_they_do_not_have() -> None:
-    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), lightgbm_version="abc", metadata={"why": "test"})
+    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), lightgbm_version="abc", metadata={"a": "b"})
     assert policy.payload == (
-        b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,"max_reasons":5,"lightgbm_version":"abc",'
+        b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,"max_reasons":5,"lightgbm_version":null,'
         b'"metadata":{"why":"test"},"rules":[{"code":"LARGE","feature":"amount","op":">","value":5000.0,'
         b'"sentence":"More than 5,000."}]}'
     )
